@@ -1,0 +1,45 @@
+# Two commands: `make demo` trains and scores a robot policy, `make test` passes the tests. Both set up all they need.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/installed
+# The simulator renders off-screen; tests are short, and several threads for each only get in one another's way.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: install demo test test-fast lint format bench schema clean
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Keel needs Python 3.11 or newer; make PYTHON=python3.12 …"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[sim,dev]'
+	@touch $@
+
+demo: install
+	PY=$(PY) bash scripts/demo.sh
+
+test: install lint
+	$(TEST_ENV) $(PY) -m pytest -q -n 2 --dist worksteal
+
+test-fast: install
+	$(TEST_ENV) $(PY) -m pytest -q -n 2 --dist worksteal -m 'not slow'
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: install
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: install
+	for benchmark in benchmarks/*.py; do $(PY) $$benchmark || exit 1; done
+
+# The schema that editors read; it follows the installed TrainingArguments.
+schema: install
+	$(PY) train.py --print_schema > configs/schema.json
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,106 @@
+"""From the command line to a RunConfig, or to the answer that was asked for instead of training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from .errors import ConfigError, did_you_mean
+from .hyper import CommandArguments, flag_lines, help_text, parse_flags, parser_class
+from .run_config import RunConfig, resolve
+from .schema import keys_of
+from .validate import out_of_bounds
+
+CONFIG_ERROR = 2
+Built = TypeVar("Built")
+Flags = TypeVar("Flags")
+
+
+def run_config_or_exit(arguments: list[str] | None = None) -> RunConfig:
+    """The run that the command line describes.
+
+    Answers `--help`, `--check`, `--print_config` and `--print_schema` and leaves with exit code 0; leaves with
+    exit code 2 and one line for each problem when the configuration cannot be run.
+    """
+    outcome = _answer_or_resolve(arguments)
+    if isinstance(outcome, RunConfig):
+        return outcome
+    raise SystemExit(outcome)
+
+
+def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
+    try:
+        hyper, command, asked_for_help = parse_flags(arguments)
+        if asked_for_help:
+            print(help_text())
+            return 0
+        if command.print_schema:
+            from .show import json_schema
+
+            print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
+            return 0
+        run = resolve(hyper, command.set)
+        return _answer(run, command)
+    except ConfigError as error:
+        print_problems(error.problems)
+        return CONFIG_ERROR
+
+
+def _answer(run: RunConfig, command: CommandArguments) -> RunConfig | int:
+    """The printed answer's exit code, or the checked run when none was asked for."""
+    from . import checks, show
+
+    if command.print_config:
+        print(show.as_json(run) if command.print_config == "json" else show.as_yaml(run), end="")
+        return 0
+    problems = checks.check_run(run)
+    if problems:
+        raise ConfigError(problems)
+    if command.check:
+        print(show.summary(run))
+        return 0
+    return run
+
+
+def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about: str | None) -> Flags:
+    """The flags of another entry (prepare.py, eval.py) as an instance of its dataclass.
+
+    Answers `--help` with exit code 0; leaves with exit code 2 and one line when a flag is unknown, of the wrong type
+    or out of its bounds.
+    """
+    parser = parser_class()(kind, allow_abbrev=False, prog=prog, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
+
+    def parsed() -> Flags:
+        namespace, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            hint = did_you_mean(unknown[0], parser._option_string_actions)
+            raise ConfigError(f"unknown flag `{unknown[0]}`{hint or f'; {prog} --help lists the flags'}")
+        given = vars(namespace)
+        if given.pop("help", False):
+            print("\n".join([about or "", "", *flag_lines(kind)]))
+            raise SystemExit(0)
+        for name, key in keys_of(kind).items():
+            if name in given and (wanted := out_of_bounds(given[name], key.bounds)):
+                raise ConfigError(f"flag `--{name} {given[name]}` must be {wanted}")
+        return kind(**given)
+
+    return refusing(parsed)
+
+
+def print_problems(problems: Iterable[str]) -> None:
+    """Each problem as one `error:` line on stderr."""
+    for line in problems:
+        print(f"error: {line}", file=sys.stderr)
+
+
+def refusing(build: Callable[..., Built], *arguments: object) -> Built:
+    """`build(*arguments)`; a ValueError of it is the user's input, not a crash: one line, exit code 2."""
+    try:
+        return build(*arguments)
+    except ValueError as error:
+        print_problems(getattr(error, "problems", None) or [" ".join(str(error).split())])
+        raise SystemExit(CONFIG_ERROR) from error

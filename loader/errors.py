@@ -1,0 +1,45 @@
+"""Problems in what the user wrote: collected, then shown together, one line each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """What the user wrote cannot be run. `problems` holds one line per fault: value, place, remedy."""
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(dict.fromkeys(problems))
+        super().__init__("\n".join(self.problems))
+
+
+class Problems:
+    """Collects faults while a configuration is read, so that the user sees all of them at once."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, line: str) -> None:
+        self.lines.append(" ".join(line.split()))
+
+    def raise_if_any(self) -> None:
+        if self.lines:
+            raise ConfigError(self.lines)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name most like `word`, or None when nothing is close."""
+    matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(word: str, known: Iterable[str], mark: str = "`") -> str:
+    """`; did you mean …?` for an error line, or nothing when no known name is close."""
+    match = nearest(word, known)
+    return f"; did you mean {mark}{match}{mark}?" if match else ""
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names as a readable list: `a`, `b`, `c`."""
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,170 @@
+"""The files and flags of one run as layers, lowest first, each a tree whose values know their place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .component import ROOT
+from .errors import ConfigError, Problems, did_you_mean, quoted
+from .hyper import HyperArguments
+from .schema import FILE_SECTIONS, FREE_SECTIONS, SECTIONS, keys_of, scalar_keys
+from .sources import display_path, read_scalar, read_yaml
+from .tree import CLI, DEFAULT, SET, Node, at_path, merge, node_of
+
+DEFAULT_FILE = ROOT / "configs" / "training" / "default.yaml"
+
+# `optimizer` may spell what has a key of its own; one value has one home, so each layer is rewritten on reading.
+OPTIMIZER_WORDS = {
+    "lr": "learning_rate",
+    "weight_decay": "weight_decay",
+    "eps": "adam_epsilon",
+    "name": "optim",
+}
+
+
+def find_file(kind: str, name: str, place: str = "") -> Path:
+    """The YAML file called `name` in configs/<kind>/ (of the working folder, then Keel's own), or at that path.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    path = Path(os.path.expanduser(name))
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        for candidate in (path, ROOT / path):
+            if candidate.exists():
+                return candidate
+        if kind == "training" or len(path.parts) > 1:
+            raise ConfigError(f"configuration file {display_path(path)}{place} does not exist")
+    folders = [Path("configs") / kind, ROOT / "configs" / kind]
+    for folder in folders:
+        candidate = folder / f"{path.stem if path.suffix in ('.yaml', '.yml') else name}.yaml"
+        if candidate.is_file():
+            return candidate
+    known = sorted({each.stem for folder in folders for each in folder.glob("*.yaml")})
+    remedy = did_you_mean(name, known) or (f"; there are: {quoted(known)}" if known else "; there are none")
+    raise ConfigError(f"`{name}`{place}: no such {kind} in configs/{kind}/{remedy}")
+
+
+def built_in_layer() -> Node:
+    """The lowest layer: the defaults of the hyper and process keys."""
+    from .schema import ProcessArguments
+
+    keys = {**keys_of(HyperArguments), **keys_of(ProcessArguments)}
+    return node_of({name: key.default for name, key in keys.items()}, DEFAULT)
+
+
+def training_layers(path: str | os.PathLike, problems: Problems) -> list[Node]:
+    """A training file and everything it extends, the furthest ancestor first."""
+    return [_prepared(layer, problems) for layer in _chain(Path(path), [])]
+
+
+def file_layer(kind: str, path: Path, problems: Problems) -> Node:
+    """A task or model file; keys that belong elsewhere are refused with the place they belong in."""
+    tree = read_yaml(path)
+    allowed = FILE_SECTIONS[kind]
+    for key, node in list(tree.value.items()):
+        if key in allowed:
+            continue
+        belongs = "a training file (configs/training/)" if key in scalar_keys() or key in SECTIONS else None
+        where = f"it belongs in {belongs}" if belongs else f"a {kind} file holds {quoted(allowed)}"
+        problems.add(f"`{key}`{node.origin.place} cannot stand in a {kind} file; {where}")
+        del tree.value[key]
+    return _prepared(tree, problems)
+
+
+def flag_layer(hyper: HyperArguments) -> Node:
+    """The flags that were given."""
+    return node_of({name: getattr(hyper, name) for name in sorted(hyper.given)}, CLI)
+
+
+def set_layer(settings: list[str], problems: Problems) -> Node:
+    """`--set key.path=value …`; a later setting of the same key wins."""
+    layer = Node({}, SET)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not all(path.split(".")):
+            problems.add(f"`--set {setting}` is not of the form key.path=value")
+            continue
+        try:
+            layer = merge(layer, at_path(path.strip(), read_scalar(text, SET)))
+        except ConfigError as error:
+            problems.add(f"`--set {setting}`: {error}")
+    return _prepared(layer, problems)
+
+
+def _chain(path: Path, below: list[Path]) -> list[Node]:
+    """`path` and its ancestors, ancestors first. `below` are the files that led here, to find a cycle."""
+    shown = [display_path(each) for each in [*below, path]]
+    if path.resolve() in [each.resolve() for each in below]:
+        raise ConfigError(f"`extends` goes in a circle: {' -> '.join(shown)}")
+    tree = read_yaml(path)
+    parents = tree.value.pop("extends", None)
+    if parents is None or parents.value is None:
+        return [tree]
+    names = parents.value if isinstance(parents.value, list) else [parents]
+    layers: list[Node] = []
+    for name in names:
+        if not isinstance(name.value, str):
+            raise ConfigError(f"`extends`{parents.origin.place} takes a file name or a list of them")
+        beside = path.parent / os.path.expanduser(name.value)
+        found = beside if beside.is_file() else find_file("training", name.value, parents.origin.place)
+        layers += _chain(found, [*below, path])
+    return [*layers, tree]
+
+
+def _prepared(tree: Node, problems: Problems) -> Node:
+    """Named sets read in, and every value moved to its one home."""
+    if "training_config" in tree.value:
+        place = tree.value.pop("training_config").origin.place
+        problems.add(f"`training_config`{place} is a flag; a file builds on another with `extends: FILE`")
+    model = tree.value.get("model")
+    if model is not None and isinstance(model.value, str):
+        # `model: act` names the network; as for every choice, the last layer that names one wins.
+        tree.value.setdefault("model_config", tree.value.pop("model"))
+    for section in SECTIONS:
+        node = tree.value.get(section)
+        if node is not None and isinstance(node.value, str):
+            tree.value[section] = _named_set(section, node)
+    _move_optimizer_words(tree, problems)
+    return tree
+
+
+def _named_set(section: str, node: Node) -> Node:
+    """`optimizer: adafactor` -> the mapping in configs/optimizer/adafactor.yaml."""
+    path = find_file(section, node.value, node.origin.place)
+    tree = read_yaml(path)
+    if list(tree.value) != [section]:
+        raise ConfigError(f"{display_path(path)} must hold one mapping, `{section}:`; it holds {quoted(tree.value)}")
+    chosen = tree.value[section]
+    chosen.replaces = True
+    return chosen
+
+
+def _move_optimizer_words(tree: Node, problems: Problems) -> None:
+    optimizer, scheduler = (tree.value.get(section) for section in FREE_SECTIONS)
+    moves = []
+    if optimizer is not None and optimizer.is_mapping:
+        moves += [(optimizer, "optimizer", word, home) for word, home in OPTIMIZER_WORDS.items()]
+        betas = optimizer.value.get("betas")
+        if betas is not None and isinstance(betas.value, list) and len(betas.value) == 2:
+            del optimizer.value["betas"]
+            for home, beta in zip(("adam_beta1", "adam_beta2"), betas.value, strict=True):
+                _move(tree, "optimizer.betas", home, beta, problems)
+    if scheduler is not None and scheduler.is_mapping:
+        moves.append((scheduler, "scheduler", "name", "lr_scheduler_type"))
+    for section, name, word, home in moves:
+        if word in section.value:
+            node = section.value.pop(word)
+            if node.value is not None:
+                _move(tree, f"{name}.{word}", home, node, problems)
+
+
+def _move(tree: Node, spelled: str, home: str, node: Node, problems: Problems) -> None:
+    if home in tree.value:
+        if tree.value[spelled.split(".")[0]].replaces:
+            return  # a key written beside a named set wins over what the set says
+        other = tree.value[home].origin
+        problems.add(f"`{spelled}`{node.origin.place} and `{home}`{other.place} are the same setting; keep one")
+        return
+    tree.value[home] = node

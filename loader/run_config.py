@@ -1,0 +1,274 @@
+"""The resolved configuration of one run, and how it is resolved: layers -> one tree -> typed values."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import layers
+from .component import Component, component_module, shipped
+from .errors import ConfigError, Problems, did_you_mean, quoted
+from .hyper import HyperArguments
+from .schema import (
+    COMPONENTS,
+    FREE_SECTIONS,
+    SECTIONS,
+    TAKEN_OVER,
+    ParameterGroup,
+    ProcessArguments,
+    keys_of,
+    scalar_keys,
+    yaml_keys,
+)
+from .tree import CLI, DEFAULT, SET, Node, find, leaves, merge, node_of
+from .validate import check_dataclass, check_value
+
+# Keys that name files: they choose what is read and are not settings of the run itself.
+FILE_KEYS = ("task_name", "training_config", "model_config")
+
+
+@dataclass
+class RunConfig:
+    """Everything one run was told, typed, with the origin of every value.
+
+    `tree` is the merged configuration; `hyper`, `process`, `trainer` (further TrainingArguments fields that were set),
+    `optimizer`/`scheduler` (constructor arguments), `param_groups`, and the components `dataset`, `model` and `env` are
+    views on it.
+    """
+
+    tree: Node
+    layers: list[Node]
+    hyper: HyperArguments
+    process: ProcessArguments
+    trainer: dict[str, Any]
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    param_groups: list[ParameterGroup] = field(default_factory=list)
+    dataset: Component | None = None
+    env: Component | None = None
+    model: Component | None = None
+
+    @property
+    def seed(self) -> int:
+        return self.hyper.seed
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where prepared data lives: `cache_dir`, else $KEEL_HOME, else ~/.cache/keel."""
+        folder = self.process.cache_dir or os.environ.get("KEEL_HOME") or "~/.cache/keel"
+        return Path(os.path.expanduser(folder)).absolute()
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(os.path.expanduser(self.hyper.output_dir))
+
+    @property
+    def task(self) -> str:
+        """The task's name: its file's stem."""
+        return Path(self.hyper.task_name).stem
+
+    def place(self, path: str) -> str:
+        """` at FILE:LINE:COLUMN` of a key, for an error line; nothing when it has its default."""
+        node = find(self.tree, path)
+        return node.origin.place if node is not None else ""
+
+    def origins(self) -> dict[str, str]:
+        """`{"key.path": "default" | "FILE:LINE" | "cli" | "set"}` for every value."""
+        return {path: str(node.origin) for path, node in leaves(self.tree)}
+
+    def was_set(self, path: str) -> bool:
+        """Whether a file of the user's, a flag or --set gave this key (its value may equal the default)."""
+        return self.rank(path) > 1
+
+    def on_command_line(self, path: str) -> bool:
+        """Whether a flag or --set gave this key."""
+        node = find(self.tree, path)
+        return node is not None and node.origin in (CLI, SET)
+
+    def rank(self, path: str) -> int:
+        """Which layer a key's value comes from: 0 built-in, 1 default.yaml, then upwards."""
+        found = [rank for rank, layer in enumerate(self.layers) if find(layer, path) is not None]
+        return found[-1] if found else 0
+
+
+def resolve(
+    hyper: HyperArguments | None = None,
+    settings: list[str] | None = None,
+    training_config: str | os.PathLike | None = None,
+) -> RunConfig:
+    """Flags, YAML and `--set` overrides as one validated RunConfig.
+
+    Args:
+        hyper: The flags that were given; all others leave the word to YAML.
+        settings: `key.path=value` strings, the strongest layer.
+        training_config: The training file; `hyper.training_config` where None.
+
+    Raises:
+        ConfigError: with every problem found, one line each.
+    """
+    hyper, problems = hyper or HyperArguments(), Problems()
+    flags, overrides = layers.flag_layer(hyper), layers.set_layer(settings or [], problems)
+    chosen = training_config or hyper.training_config
+    training = []
+    if chosen is not None:
+        path = layers.find_file("training", os.fspath(chosen))
+        if path.resolve() != layers.DEFAULT_FILE.resolve():
+            training = layers.training_layers(path, problems)
+    below = [layers.built_in_layer(), *layers.training_layers(layers.DEFAULT_FILE, problems)]
+    above = [*training, flags, overrides]
+    stack = [*below, *_task_and_model_layers(below, above, problems), *above]
+    return _typed(stack, problems)
+
+
+def read_saved(path: str | os.PathLike) -> RunConfig:
+    """The RunConfig of an earlier run from its run.yaml alone: no task, model or default file is read again."""
+    problems = Problems()
+    return _typed([layers.built_in_layer(), *layers.training_layers(path, problems)], problems)
+
+
+def _merged(stack: list[Node]) -> Node:
+    """The layers as one tree. A layer that names another component leaves the earlier one's keys behind."""
+    tree = Node({}, DEFAULT)
+    for layer in stack:
+        for section in COMPONENTS:
+            before, now = find(tree, f"{section}.name"), find(layer, f"{section}.name")
+            if before is not None and now is not None and before.value != now.value:
+                del tree.value[section]
+        tree = merge(tree, layer)
+    return tree
+
+
+def _task_and_model_layers(below: list[Node], above: list[Node], problems: Problems) -> list[Node]:
+    """The files that `task_name` and `model_config` name, whichever layer names them last."""
+    found: list[Node] = []
+    for kind, key in (("task", "task_name"), ("model", "model_config")):
+        named = _merged([*below, *found, *above]).value.get(key)
+        if named is None or not isinstance(named.value, str):
+            continue
+        try:
+            path = layers.find_file(kind, named.value, named.origin.place)
+            found.insert(0, layers.file_layer(kind, path, problems))  # a task may override its model's keys
+        except ConfigError as error:
+            problems.lines += error.problems
+    return found
+
+
+def _typed(stack: list[Node], problems: Problems) -> RunConfig:
+    """One tree of positions -> typed views on it."""
+    tree = _merged(stack)
+    values = _scalars(tree, problems)
+    parts: dict[str, Any] = {}
+    for section, kind in FREE_SECTIONS.items():
+        node = _mapping(tree, section, problems)
+        checked = check_dataclass(section, node, kind, problems, free=True) if node else None
+        parts[section] = checked.extra if checked else {}
+    parts["param_groups"] = _parameter_groups(tree, problems)
+    for section in COMPONENTS:
+        parts[section] = _component(tree, section, problems)
+    problems.raise_if_any()
+    hyper = HyperArguments(**{name: values[name] for name in keys_of(HyperArguments)})
+    process = ProcessArguments(**{name: values[name] for name in keys_of(ProcessArguments)})
+    own = {*keys_of(HyperArguments), *keys_of(ProcessArguments)}
+    trainer = {name: value for name, value in values.items() if name not in own}
+    return RunConfig(tree, stack, hyper, process, trainer, **parts)
+
+
+def _scalars(tree: Node, problems: Problems) -> dict[str, Any]:
+    """Every top-level key that is not a section, checked; unknown keys are problems."""
+    keys, values = scalar_keys(), {}
+    for name, node in tree.value.items():
+        if name in SECTIONS:
+            continue
+        if name in TAKEN_OVER:
+            problems.add(f"`{name}`{node.origin.place} has no effect here: {TAKEN_OVER[name]}")
+        elif name in keys:
+            values[name] = check_value(name, node, keys[name], problems)
+        else:
+            problems.add(f"unknown key `{name}`{node.origin.place}{_remedy(name)}")
+    return values
+
+
+def _remedy(name: str) -> str:
+    """Where an unknown top-level key belongs, or the nearest known one."""
+    for section in COMPONENTS:
+        for component in shipped(section):
+            if name in keys_of(component_module(section, component).Config):
+                return f"; it is a key of `{section}`: write it under `{section}:`"
+    return did_you_mean(name, yaml_keys()) or "; --print_schema lists every key"
+
+
+def _mapping(tree: Node, section: str, problems: Problems) -> Node | None:
+    node = tree.value.get(section)
+    if node is None or node.value is None:
+        return None
+    if not node.is_mapping:
+        problems.add(f"`{section}`{node.origin.place} must be a mapping, or the name of a file in configs/{section}/")
+        return None
+    return node
+
+
+def _parameter_groups(tree: Node, problems: Problems) -> list[ParameterGroup]:
+    node = tree.value.get("param_groups")
+    if node is None or node.value is None:
+        return []
+    if not isinstance(node.value, list) or not all(each.is_mapping for each in node.value):
+        problems.add(
+            f"`param_groups`{node.origin.place} must be a list of mappings with `pattern` and `lr` or `lr_factor`"
+        )
+        return []
+    checked = [
+        check_dataclass(f"param_groups[{index}]", each, ParameterGroup, problems)
+        for index, each in enumerate(node.value)
+    ]
+    return [each for each in checked if each is not None]
+
+
+def _component(tree: Node, section: str, problems: Problems) -> Component | None:
+    """The `name` of a section as a module, its other keys as that module's Config."""
+    node = _mapping(tree, section, problems)
+    if node is None:
+        return None
+    name = node.value.get("name")
+    if name is None or not isinstance(name.value, str):
+        place = node.origin.place if node.origin is not SET else ""
+        problems.add(f"`{section}`{place} has no `name`; shipped: {quoted(shipped(section))}")
+        return None
+    try:
+        module = component_module(section, name.value, name.origin.place)
+    except ConfigError as error:
+        problems.lines += error.problems
+        return None
+    rest = Node({key: child for key, child in node.value.items() if key != "name"}, node.origin)
+    config = check_dataclass(section, rest, module.Config, problems)
+    if config is None:
+        return None
+    for key in keys_of(module.Config):  # the component's own defaults belong to what the run was told
+        if key not in node.value:
+            node.value[key] = node_of(getattr(config, key), DEFAULT)
+    return Component(name.value, module, config)
+
+
+def with_dims(run: RunConfig, dims: dict[str, int]) -> Any:
+    """The model's config with what the data knows (action_dim, chunk_size …) filled in.
+
+    Raises:
+        ConfigError: YAML gives a dimension that contradicts the data; names both places.
+    """
+    assert run.model is not None
+    filled, problems = {}, Problems()
+    for name, value in dims.items():
+        if not hasattr(run.model.config, name):
+            continue
+        stated = getattr(run.model.config, name)
+        if stated is not None and stated != value:
+            data = run.place("dataset.path") or run.place("dataset.name")
+            problems.add(
+                f"`model.{name}: {stated}`{run.place(f'model.{name}')} contradicts the data (dataset{data}), which has "
+                f"{value}; leave `model.{name}` out"
+            )
+        filled[name] = value
+    problems.raise_if_any()
+    return dataclasses.replace(run.model.config, **filled)

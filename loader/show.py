@@ -1,0 +1,147 @@
+"""A resolved configuration as text: YAML with origins (also run.yaml), JSON, the `--check` summary, the JSON schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from .checks import evaluates, max_steps, resume_target, warmup
+from .component import component_module, shipped
+from .run_config import RunConfig
+from .schema import COMPONENTS, FREE_SECTIONS, TAKEN_OVER, Key, ParameterGroup, keys_of, scalar_keys
+from .trainer_fields import REQUIRED
+from .tree import Node, leaves
+
+# `training_config` names the file that was read; its content is what is shown. A token is nobody's to read.
+LEFT_OUT = ("training_config", "hub_token")
+
+
+def as_yaml(run: RunConfig) -> str:
+    """The merged configuration, each value followed by `# origin`. The text is itself a valid training file."""
+    return "".join(_yaml_lines(run.tree, 0))
+
+
+def as_json(run: RunConfig) -> str:
+    """`{"key.path": {"value": …, "origin": …}}`."""
+    shown = {
+        path: {"value": node.plain(), "origin": str(node.origin)}
+        for path, node in leaves(run.tree)
+        if path not in LEFT_OUT
+    }
+    return json.dumps(shown, indent=2, ensure_ascii=False)
+
+
+def _yaml_lines(node: Node, depth: int) -> Iterator[str]:
+    for key, child in node.value.items():
+        if depth == 0 and key in LEFT_OUT:
+            continue
+        indent = "  " * depth
+        if child.is_mapping and child.value:
+            yield f"{indent}{_flow(key)}:\n"
+            yield from _yaml_lines(child, depth + 1)
+        else:
+            yield f"{indent}{_flow(key)}: {_flow(child.plain())}  # {child.origin}\n"
+
+
+def _flow(value: Any) -> str:
+    """One value on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...").strip()
+
+
+def summary(run: RunConfig) -> str:
+    """What a run would do, for `--check`."""
+    hyper = run.hyper
+    steps = max_steps(run)
+    length = f"{steps} steps" if steps > 0 else f"{hyper.num_train_epochs:g} epochs"
+    accumulation = run.trainer.get("gradient_accumulation_steps", 1)
+    batch = f"{hyper.per_device_train_batch_size} per device"
+    batch += f" × {accumulation} accumulated" if accumulation > 1 else ""
+    warm = warmup(run)
+    warm_text = f", warm-up {warm:g} steps" if warm >= 1 else f", warm-up {warm:.0%} of the run" if warm > 0 else ""
+    evaluation = {"no": "none", "epoch": "each epoch"}.get(
+        evaluates(run), f"every {hyper.eval_steps or hyper.save_steps:g} steps"
+    )
+    source = resume_target(run)
+    rows = {
+        "task": hyper.task_name,
+        "data": f"{run.dataset.name} {getattr(run.dataset.config, 'path', None) or '(recorded on first use)'}",
+        "model": run.model.name,
+        "length": f"{length}, batch {batch}",
+        "optimizer": f"{hyper.optim}, learning rate {hyper.learning_rate:g}, {hyper.lr_scheduler_type}{warm_text}",
+        "evaluation": evaluation,
+        "output": f"{run.output_dir}" + (f", resumed from {source.name}" if source else ""),
+    }
+    changed = sum(run.was_set(path) for path, _ in leaves(run.tree))
+    lines = [f"{name:<11} {value}" for name, value in rows.items()]
+    return "\n".join([*lines, f"configuration ok: {len(run.origins())} values, {changed} beyond the defaults"])
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a training file: every key with its type, bounds, default and help text."""
+    properties: dict[str, Any] = {
+        "extends": {
+            "description": "Training file(s) this one builds on; later keys win.",
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+        }
+    }
+    for name, key in scalar_keys().items():
+        if name not in TAKEN_OVER and name != "training_config":
+            properties[name] = _key_schema(key)
+    for section in COMPONENTS:
+        choices = [_component_schema(section, name) for name in shipped(section)]
+        outside = {"type": "object", "properties": {"name": {"type": "string", "pattern": r"\."}}, "required": ["name"]}
+        # An override of a component that another file names carries no `name` of its own.
+        override = {"type": "object", "not": {"required": ["name"]}}
+        properties[section] = {
+            "description": f"The {section}: `name` and its own keys, or a name in configs/{section}/.",
+            "anyOf": [{"type": "string"}, *choices, outside, override],
+        }
+    for section, kind in FREE_SECTIONS.items():
+        properties[section] = {
+            "description": " ".join((kind.__doc__ or "").split()),
+            "anyOf": [{"type": "string"}, {**_dataclass_schema(kind), "additionalProperties": True}],
+        }
+    groups = {"type": "array", "items": _dataclass_schema(ParameterGroup), "description": ParameterGroup.__doc__}
+    properties["param_groups"] = groups
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Keel training file",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _component_schema(section: str, name: str) -> dict[str, Any]:
+    schema = _dataclass_schema(component_module(section, name).Config)
+    schema["properties"] = {"name": {"const": name}, **schema["properties"]}
+    schema["required"] = ["name"]
+    return schema
+
+
+def _dataclass_schema(kind: type) -> dict[str, Any]:
+    properties = {name: _key_schema(key) for name, key in keys_of(kind).items()}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _key_schema(key: Key) -> dict[str, Any]:
+    nested = [each for each in typing.get_args(key.annotation) or (key.annotation,) if dataclasses.is_dataclass(each)]
+    if nested:
+        schema: dict[str, Any] = {"anyOf": [_dataclass_schema(nested[0]), {"type": "null"}]}
+    else:
+        from pydantic import TypeAdapter
+
+        schema = TypeAdapter(key.annotation).json_schema()
+    words = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+    schema |= {words[name]: bound for name, bound in key.bounds.items()}
+    if key.help:
+        schema["description"] = key.help
+    if key.default is not REQUIRED and isinstance(key.default, (str, int, float, bool, list, dict, type(None))):
+        schema["default"] = key.default
+    return schema

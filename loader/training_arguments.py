@@ -1,0 +1,93 @@
+"""RunConfig -> `transformers.TrainingArguments`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from .checks import evaluates, max_steps, warmup
+from .errors import ConfigError
+from .hyper import HyperArguments
+from .run_config import FILE_KEYS, RunConfig
+from .schema import keys_of
+from .trainer_fields import trainer_fields
+
+# What Keel's trainer wants where nobody says otherwise.
+OWN_DEFAULTS: dict[str, Any] = {
+    "logging_nan_inf_filter": False,  # it turns a NaN loss into a finite one in the log, and syncs the GPU every step
+    "ddp_find_unused_parameters": False,  # a search through the graph each step
+}
+# Fields of hyper that TrainingArguments lacks, or that take another form in it.
+NOT_PASSED = {*FILE_KEYS, "warmup_steps", "warmup_ratio", "logging_dir", "optim", "report_to", "resume_from_checkpoint"}
+
+
+def training_arguments(run: RunConfig) -> Any:
+    """The `TrainingArguments` of a run, for the installed version of transformers.
+
+    `warmup_ratio` and `logging_dir`, gone from newer versions, keep working: the ratio is passed as a fractional
+    `warmup_steps`, the directory through the variable that replaced it.
+
+    Raises:
+        ConfigError: TrainingArguments refuses a value (an unsupported precision on this hardware, say).
+    """
+    from transformers import TrainingArguments
+
+    values = argument_values(run)
+    if run.hyper.logging_dir and "logging_dir" not in values:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = os.path.expanduser(run.hyper.logging_dir)
+    else:
+        os.environ.pop("TENSORBOARD_LOGGING_DIR", None)
+    for line in _for_this_machine(values, run.was_set("dataloader_pin_memory")):
+        print(line, flush=True)
+    try:
+        arguments = TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise ConfigError(f"TrainingArguments refuses this configuration: {' '.join(str(error).split())}") from error
+    return arguments
+
+
+def argument_values(run: RunConfig) -> dict[str, Any]:
+    """The keyword arguments for TrainingArguments; torch-free, so that `--check` can look at them."""
+    fields, hyper = trainer_fields(), run.hyper
+    values = {**OWN_DEFAULTS, **run.trainer}
+    values |= {name: getattr(hyper, name) for name in keys_of(HyperArguments) if name not in NOT_PASSED}
+    values["output_dir"] = str(run.output_dir)
+    values["max_steps"] = max_steps(run)
+    values["warmup_steps"] = warmup(run)
+    values["report_to"] = hyper.report_to if hyper.report_to is not None else "none"
+    values["eval_strategy"] = evaluates(run)
+    values["eval_steps"] = hyper.eval_steps if hyper.eval_steps is not None else hyper.save_steps
+    values["optim"] = hyper.optim if _is_trainer_optimizer(hyper.optim) else fields["optim"].default or "adamw_torch"
+    if run.scheduler:
+        values["lr_scheduler_kwargs"] = {**(values.get("lr_scheduler_kwargs") or {}), **run.scheduler}
+    if "logging_dir" in fields and hyper.logging_dir:
+        values["logging_dir"] = hyper.logging_dir
+    if "disable_tqdm" not in values:
+        values["disable_tqdm"] = not sys.stderr.isatty()  # a bar in a log file is a thousand lines of noise
+    for old, new in (("gradient_checkpointing", "activation_checkpointing"),):
+        for suffix in ("", "_kwargs"):
+            if values.get(old + suffix) is not None and new + suffix in fields:
+                values.setdefault(new + suffix, values.pop(old + suffix))
+    return {name: value for name, value in values.items() if name in fields}
+
+
+def _is_trainer_optimizer(name: str) -> bool:
+    import typing
+
+    return name in typing.get_args(trainer_fields()["optim"].annotation)
+
+
+def _for_this_machine(values: dict[str, Any], pinning_asked_for: bool) -> list[str]:
+    """Adapts what only makes sense with an accelerator; returns a line for each thing asked for and not honoured."""
+    import torch
+
+    if torch.accelerator.is_available() and not values.get("use_cpu"):
+        return []
+    lines = []
+    if values["dataloader_pin_memory"] and pinning_asked_for:
+        lines.append("dataloader_pin_memory: no accelerator is used, so memory is not pinned")
+    values["dataloader_pin_memory"] = False
+    if values.get("bf16") or values.get("bf16_full_eval"):
+        values["use_cpu"] = True  # else TrainingArguments takes bfloat16 to mean a GPU that it cannot find
+    return lines

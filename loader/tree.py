@@ -1,0 +1,100 @@
+"""The tree of configuration values, each with the place that set it, and how a later layer wins over an earlier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value came from: `default`, `cli`, `set`, or a line of a file."""
+
+    source: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        """As recorded: `default`, `cli`, `set`, `FILE:LINE`."""
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+    @property
+    def place(self) -> str:
+        """As pointed at in an error: ` at FILE:LINE:COLUMN`, ` in --set`, nothing for a flag's own value."""
+        if self.line is not None:
+            return f" at {self.source}:{self.line}:{self.column}"
+        return {"set": " in --set", "cli": " on the command line"}.get(self.source, "")
+
+
+DEFAULT, CLI, SET = Origin("default"), Origin("cli"), Origin("set")
+
+
+@dataclass
+class Node:
+    """One value. `value` is a scalar, a list of Nodes or a dict of Nodes.
+
+    `text` keeps what an unquoted scalar looked like in the file: YAML reads a bare `no` as false, and a key that
+    takes words (`save_strategy: no`) wants the word back.
+    """
+
+    value: Any
+    origin: Origin
+    text: str | None = None
+    replaces: bool = False  # a named set: takes the place of an earlier mapping instead of merging into it
+
+    @property
+    def is_mapping(self) -> bool:
+        return isinstance(self.value, dict)
+
+    def plain(self) -> Any:
+        """The value alone, in plain Python lists and dicts."""
+        if isinstance(self.value, dict):
+            return {key: child.plain() for key, child in self.value.items()}
+        if isinstance(self.value, list):
+            return [child.plain() for child in self.value]
+        return self.value
+
+
+def node_of(value: Any, origin: Origin) -> Node:
+    """A plain Python value as a tree in which everything has the same origin."""
+    if isinstance(value, dict):
+        return Node({str(key): node_of(child, origin) for key, child in value.items()}, origin)
+    if isinstance(value, (list, tuple)):
+        return Node([node_of(child, origin) for child in value], origin)
+    return Node(value, origin)
+
+
+def merge(earlier: Node, later: Node) -> Node:
+    """Mappings merge key by key; anything else, and a named set, is replaced by the later value, whole."""
+    if later.replaces or not (earlier.is_mapping and later.is_mapping):
+        return later
+    merged = dict(earlier.value)
+    for key, node in later.value.items():
+        merged[key] = merge(merged[key], node) if key in merged else node
+    return Node(merged, later.origin, replaces=earlier.replaces)
+
+
+def leaves(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
+    """`(key.path, node)` of every value that is not a (non-empty) mapping, in the order written."""
+    if node.is_mapping and (node.value or not path):
+        for key, child in node.value.items():
+            yield from leaves(child, f"{path}.{key}" if path else key)
+    else:
+        yield path, node
+
+
+def find(node: Node, path: str) -> Node | None:
+    """The node at a dotted path, or None."""
+    for key in path.split("."):
+        if not node.is_mapping or key not in node.value:
+            return None
+        node = node.value[key]
+    return node
+
+
+def at_path(path: str, node: Node) -> Node:
+    """`node` placed under a dotted path: the layer that sets just this one value."""
+    for key in reversed(path.split(".")):
+        node = Node({key: node}, node.origin)
+    return node

@@ -1,0 +1,31 @@
+"""What all tests share: a KEEL_HOME of their own, and the path of the shared folder beside the repository."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_keel_home(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's prepared data."""
+    monkeypatch.setenv("KEEL_HOME", str(tmp_path_factory.mktemp("keel_home")))
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+
+
+@pytest.fixture
+def in_root(monkeypatch):
+    """The working folder is the repository's root, as in the documents' examples."""
+    monkeypatch.chdir(ROOT)
+    return ROOT
+
+
+@pytest.fixture
+def shared():
+    """The folder with specifications and data; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("KEEL_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared folder at {folder}")
+    return folder

@@ -1,0 +1,103 @@
+"""The flags: spec 001's list, presence, booleans, and what a mistake is answered with."""
+
+import copy
+import dataclasses
+import pickle
+import re
+
+import pytest
+
+from loader.errors import ConfigError
+from loader.hyper import HyperArguments, help_text, parse_flags
+
+ADDED = {"task_name", "training_config", "model_config"}
+
+
+def test_the_flags_are_exactly_the_documents(shared):
+    text = next((shared / "specs").glob("001*")).read_text()
+    section = text.split("### Command-line Suitable Parameters")[1].split("###")[0]
+    named = {name for line in section.splitlines() if line.startswith("- ") for name in re.findall(r"`(\w+)`", line)}
+    assert named == {each.name for each in dataclasses.fields(HyperArguments)} - ADDED
+
+
+def test_no_arguments_means_nothing_given():
+    assert HyperArguments().given == frozenset()
+    assert parse_flags([])[0].given == frozenset()
+
+
+def test_given_is_presence_not_a_comparison_with_the_default():
+    assert HyperArguments(learning_rate=5e-5).given == {"learning_rate"}
+    assert parse_flags(["--learning_rate", "5e-5"])[0].given == {"learning_rate"}
+    assert HyperArguments("a_task").given == {"task_name"}
+
+
+def test_given_survives_assignment_copies_and_pickles():
+    hyper = HyperArguments(seed=1)
+    hyper.max_steps = 7
+    assert hyper.given == {"seed", "max_steps"}
+    for twin in (copy.copy(hyper), copy.deepcopy(hyper), pickle.loads(pickle.dumps(hyper))):
+        assert twin.given == hyper.given and twin == hyper
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        (["--do_eval"], True),
+        (["--do_eval", "false"], False),
+        (["--do_eval=true"], True),
+        (["--no_do_eval"], False),
+        (["--no-do-eval"], False),
+        (["--no_remove_unused_columns"], None),
+    ],
+)
+def test_booleans(arguments, value):
+    hyper = parse_flags(arguments)[0]
+    if value is None:
+        assert hyper.given == {"remove_unused_columns"} and hyper.remove_unused_columns is False
+    else:
+        assert hyper.given == {"do_eval"} and hyper.do_eval is value
+
+
+def test_spellings():
+    hyper = parse_flags(
+        ["--policy", "act", "--learning-rate=1e-3", "--report_to", "wandb", "tensorboard", "--max_steps", "-1"]
+    )[0]
+    assert (hyper.model_config, hyper.learning_rate, hyper.max_steps) == ("act", 1e-3, -1)
+    assert hyper.report_to == ["wandb", "tensorboard"]
+    assert parse_flags(["--resume_from_checkpoint"])[0].resume_from_checkpoint == "auto"
+
+
+def test_set_collects_over_several_uses():
+    command = parse_flags(["--set", "a=1", "b=2", "--set", "c=3", "--check", "--print_config", "json"])[1]
+    assert command.set == ["a=1", "b=2", "c=3"] and command.check and command.print_config == "json"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--max_step", "5"], "unknown flag `--max_step`; did you mean `--max_steps`"),  # no prefix matching
+        (["--lerning_rate", "1"], "did you mean `--learning_rate`"),
+        (
+            ["--lora_enable", "true"],
+            "`lora_enable` is a process parameter: put it in YAML .* or use --set lora_enable=",
+        ),
+        (["--gradient_accumulation_steps=4"], "is a process parameter"),
+        (["--model.hidden_dim", "3"], "is a process parameter"),
+        (["--learning_rate", "fast"], "`--learning_rate`.*'fast'"),
+        (["--save_strategy", "sometimes"], "`--save_strategy`.*'sometimes'.*'no', 'steps', 'epoch'"),
+        (["stray"], "`stray` is not a flag"),
+        (["--xyzzy"], "unknown flag `--xyzzy`"),
+        (["--seed"], "`--seed`"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, says):
+    with pytest.raises(ConfigError, match=says) as raised:
+        parse_flags(arguments)
+    assert len(raised.value.problems) == 1 and "\n" not in raised.value.problems[0]
+
+
+def test_help_names_every_flag_and_its_default():
+    text = help_text()
+    for each in dataclasses.fields(HyperArguments):
+        assert f"--{each.name} " in text
+    assert "[5e-05]" in text and "(--policy)" in text and "default.yaml" in text

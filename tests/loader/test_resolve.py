@@ -1,0 +1,348 @@
+"""Layers: which value wins, where it came from, and what is refused."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from loader import checks, show
+from loader.errors import ConfigError
+from loader.hyper import HyperArguments
+from loader.run_config import resolve, with_dims
+
+STATE = "sim_transfer_cube_state"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(text, name="run.yaml"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write_file
+
+
+def origin(run, key):
+    return run.origins()[key]
+
+
+def test_later_layers_win_and_say_so(in_root, write):
+    path = write("learning_rate: 0.0005\nmax_steps: 2000\nhistory_images_length: 2\nmodel:\n  hidden_dim: 64\n")
+    run = resolve(HyperArguments(max_steps=7), ["model.hidden_dim=32"], training_config=path)
+    assert run.hyper.learning_rate == 0.0005 and origin(run, "learning_rate").endswith("run.yaml:1")
+    assert run.hyper.max_steps == 7 and origin(run, "max_steps") == "cli"
+    assert run.model.config.hidden_dim == 32 and origin(run, "model.hidden_dim") == "set"
+    assert run.process.history_images_length == 2
+    assert origin(run, "seed") == "default"
+    assert origin(run, "preload_data") == "configs/training/default.yaml:7"
+    assert origin(run, "dataset.name") == f"configs/task/{STATE}.yaml:9"
+
+
+def test_a_flag_typed_with_the_default_still_beats_yaml(in_root, write):
+    run = resolve(HyperArguments(learning_rate=5e-5), training_config=write("learning_rate: 0.1\n"))
+    assert run.hyper.learning_rate == 5e-5 and origin(run, "learning_rate") == "cli"
+
+
+def test_naming_default_yaml_changes_nothing(in_root):
+    named = resolve(HyperArguments(training_config="configs/training/default.yaml"))
+    bare = resolve()
+    assert {**named.origins(), "training_config": ""} == {**bare.origins(), "training_config": ""}
+
+
+def test_default_yaml_has_every_process_key_at_its_default(in_root):
+    from loader.schema import ProcessArguments, keys_of
+
+    written = yaml.safe_load((in_root / "configs/training/default.yaml").read_text())
+    assert written == {name: key.default for name, key in keys_of(ProcessArguments).items()}
+
+
+def test_process_keys_are_exactly_the_documents(shared):
+    import re
+
+    from loader.schema import ProcessArguments, keys_of
+
+    text = next((shared / "specs").glob("001*")).read_text()
+    section = text.split("### Stable Process Parameters")[1].split("## Creating")[0]
+    named = {name for line in section.splitlines() if line.startswith("- ") for name in re.findall(r"`(\w+)`", line)}
+    assert named == set(keys_of(ProcessArguments))
+
+
+def test_extends_is_a_chain(in_root, write):
+    write("learning_rate: 0.1\nmax_steps: 5\nseed: 1\n", "grandparent.yaml")
+    write("extends: grandparent.yaml\nmax_steps: 6\n", "parent.yaml")
+    run = resolve(training_config=write("extends: parent.yaml\nseed: 3\n"))
+    assert (run.hyper.learning_rate, run.hyper.max_steps, run.hyper.seed) == (0.1, 6, 3)
+    assert origin(run, "max_steps").endswith("parent.yaml:2")
+
+
+def test_extends_takes_a_list_and_names_in_configs(in_root, write):
+    write("seed: 1\nmax_steps: 5\n", "a.yaml")
+    write("seed: 2\n", "b.yaml")
+    run = resolve(training_config=write("extends: [a.yaml, b.yaml, default]\n"))
+    assert (run.hyper.seed, run.hyper.max_steps) == (2, 5)
+
+
+def test_extends_cycle(in_root, write):
+    write("extends: b.yaml\n", "a.yaml")
+    path = write("extends: a.yaml\n", "b.yaml")
+    with pytest.raises(ConfigError, match="circle: .*b.yaml -> .*a.yaml -> .*b.yaml"):
+        resolve(training_config=path)
+
+
+def test_extends_of_a_missing_file_names_the_line(in_root, write):
+    with pytest.raises(ConfigError, match=r"none.yaml at .*run.yaml:1:1 does not exist"):
+        resolve(training_config=write("extends: none.yaml\n"))
+
+
+def test_named_sets_and_keys_beside_them(in_root, write):
+    run = resolve(training_config=write("optimizer: adafactor\n"))
+    assert run.hyper.optim == "adafactor" and origin(run, "optim").startswith("configs/optimizer/adafactor.yaml:")
+    run = resolve(training_config=write("optimizer: adamw\nlearning_rate: 0.2\n"))
+    assert run.hyper.learning_rate == 0.2
+    with pytest.raises(
+        ConfigError, match="`adamx` at .*:1:1: no such optimizer in configs/optimizer/; did you mean `adamw`"
+    ):
+        resolve(training_config=write("optimizer: adamx\n"))
+
+
+def test_the_optimizer_section_is_the_same_setting_as_the_flag(in_root, write):
+    path = write("optimizer: {name: SGD, lr: 0.3, momentum: 0.9, betas: [0.8, 0.9]}\n")
+    run = resolve(training_config=path)
+    assert (run.hyper.optim, run.hyper.learning_rate, run.optimizer) == ("SGD", 0.3, {"momentum": 0.9})
+    assert (run.hyper.adam_beta1, run.hyper.adam_beta2) == (0.8, 0.9)
+    assert resolve(HyperArguments(learning_rate=0.1), training_config=path).hyper.learning_rate == 0.1
+    with pytest.raises(ConfigError, match="`optimizer.lr` at .* and `learning_rate` at .* are the same setting"):
+        resolve(training_config=write("learning_rate: 1\noptimizer: {lr: 2}\n"))
+
+
+def test_the_scheduler_section(in_root, write):
+    run = resolve(training_config=write("scheduler: {name: cosine_with_min_lr, min_lr: 1e-6}\n"))
+    assert run.hyper.lr_scheduler_type == "cosine_with_min_lr" and run.scheduler == {"min_lr": 1e-6}
+
+
+@pytest.mark.parametrize("written", ["mlp", "configs/model/mlp.yaml"])
+def test_the_last_word_on_the_model_wins(in_root, write, written):
+    assert resolve().model.name == "act"  # the task's
+    assert resolve(training_config=write("model: mlp\n")).model.name == "mlp"
+    assert resolve(HyperArguments(model_config=written)).model.name == "mlp"
+    assert resolve(HyperArguments(model_config="act"), training_config=write("model: mlp\n")).model.name == "act"
+
+
+def test_words_that_yaml_takes_for_something_else(in_root, write):
+    run = resolve(training_config=write("save_strategy: no\nrun_name: 2024\nlogging_strategy: 'no'\n"))
+    assert run.hyper.save_strategy == "no" and run.trainer["run_name"] == "2024"
+
+
+def test_every_trainer_field_is_a_yaml_key(in_root, write):
+    text = "gradient_accumulation_steps: 4\nbf16: true\ntf32: true\nmax_grad_norm: 0.5\ntorch_compile: false\n"
+    text += "gradient_checkpointing: true\nlr_scheduler_kwargs: {num_cycles: 2}\n"
+    run = resolve(training_config=write(text))
+    assert run.trainer == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("lerning_rate: 1\n", r"unknown key `lerning_rate` at .*:1:1; did you mean `learning_rate`\?"),
+        ("hidden_dim: 1\n", "it is a key of `model`: write it under `model:`"),
+        ("model: {hiden_dim: 8}\n", "unknown key `model.hiden_dim` at .*:1:9; did you mean `hidden_dim`"),
+        ("dataset: {chunk_size: 0}\n", "`dataset.chunk_size: 0` at .* must be at least 1"),
+        ("learning_rate: -1\n", "`learning_rate: -1` at .*:1:1 must be at least 0"),
+        ("learning_rate: fast\n", "`learning_rate: fast` at .* must be a number"),
+        ("learning_rate: .nan\n", "must be a finite number"),
+        ("max_steps: 1.5\n", "`max_steps: 1.5` at .* must be a whole number"),
+        ("max_steps: true\n", "must be a whole number"),
+        ("preload_data: 'maybe'\n", "must be true or false"),
+        ("preload_data: 2\n", "must be true or false"),
+        ("bits: 5\n", "`bits: 5` at .* must be one of 4, 8, 16"),
+        ("lr_scheduler_type: cosin\n", "must be one of .*; did you mean `cosine`"),
+        ("gradient_accumulation_steps: 0\n", "must be at least 1"),
+        ("bf16: [1]\n", "`bf16.* must be true or false"),
+        ("model: [act]\n", "`model` at .* must be a mapping"),
+        ("model: {name: act, kl_weight: {a: 1}}\n", "`model.kl_weight.* must be a number"),
+        ("model: {name: nets.nowhere}\n", "no module `nets.nowhere`"),
+        ("model: {name: atc}\n", "no module `models.atc`; did you mean `act`"),
+        ("model: {name: '../act'}\n", "is not a module name"),
+        ("env: {name: aloha, task: juggling}\n", "`env.task: juggling` at .* must be one of transfer_cube, insertion"),
+        (
+            "task_name: sim_transfer_cub_state\n",
+            "no such task in configs/task/; did you mean `sim_transfer_cube_state`",
+        ),
+        ("model_config: atc\n", "no such model in configs/model/; did you mean `act`"),
+        ("training_config: x.yaml\n", "is a flag; a file builds on another with `extends"),
+        ("do_predict: true\n", "`do_predict` at .* has no effect here"),
+        ("param_groups: {pattern: x}\n", "`param_groups` at .* must be a list"),
+        ("param_groups: [{patern: x}]\n", r"unknown key `param_groups\[0\].patern`"),
+        ("param_groups: [{pattern: x, lr: 1, lr_factor: 2}]\n", "`lr` and `lr_factor` are both given"),
+    ],
+)
+def test_refusals(in_root, write, text, says):
+    with pytest.raises(ConfigError, match=says) as raised:
+        resolve(training_config=write(text))
+    assert all("\n" not in line for line in raised.value.problems)
+
+
+def test_all_problems_are_told_together(in_root, write):
+    with pytest.raises(ConfigError) as raised:
+        resolve(
+            HyperArguments(task_name="nowhere"), ["x"], training_config=write("bits: 5\nlerning_rate: 1\nseed: a\n")
+        )
+    assert len(raised.value.problems) >= 5
+
+
+def test_keys_in_the_wrong_kind_of_file(in_root, write):
+    task = write("learning_rate: 1\nmodel: act\nnonsense: 2\n", "task.yaml")
+    with pytest.raises(ConfigError) as raised:
+        resolve(HyperArguments(task_name=str(task)))
+    first, second = raised.value.problems[:2]
+    assert "`learning_rate`" in first and "it belongs in a training file" in first
+    assert "`nonsense`" in second and "a task file holds `dataset`, `env`, `model`" in second
+
+
+def test_an_outside_component_and_its_own_failing_import(in_root, write, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    write("import module_that_is_nowhere\n", "my_lab/broken.py")
+    source = "from dataclasses import dataclass\n@dataclass\nclass Config:\n    width: int = 3\n"
+    write(source, "my_lab/nets.py")
+    write("", "my_lab/__init__.py")
+    assert resolve(training_config=write("model: {name: my_lab.nets, width: 5}\n")).model.config.width == 5
+    with pytest.raises(ConfigError, match="`my_lab.broken` exists, but importing it failed.*module_that_is_nowhere"):
+        resolve(training_config=write("model: {name: my_lab.broken}\n"))
+    with pytest.raises(ConfigError, match="no module `my_lab.nowhere`"):
+        resolve(training_config=write("model: {name: my_lab.nowhere}\n"))
+
+
+def problems(*settings, **flags):
+    return "\n".join(checks.check_run(resolve(HyperArguments(**flags), list(settings))))
+
+
+def test_process_keys_nothing_can_use_are_refused(in_root):
+    """Nothing is silently dead: each key is live for the chosen parts, or only its neutral value is accepted."""
+    from loader.schema import ProcessArguments, keys_of
+
+    run = resolve()
+    live = {"cache_dir"} | run.dataset.module.PROCESS_KEYS | run.model.module.PROCESS_KEYS
+    for name, key in keys_of(ProcessArguments).items():
+        other = {bool: not key.default, str: "x", int: 8, float: 0.5}.get(type(key.default), "0.5")
+        other = {"image_aspect_ratio": "pad", "lora_bias": "all", "quant_type": "fp4", "bits": 8}.get(name, other)
+        said = problems(f"{name}={str(other).lower()}")
+        assert (f"`{name}:" in said and "would do nothing" in said) == (name not in live), name
+
+
+def test_conflicts_and_lengths(in_root, tmp_path):
+    out = str(tmp_path / "out")
+    assert problems(output_dir=out) == ""
+    assert "`max_steps: 0` on the command line would train nothing" in problems(output_dir=out, max_steps=0)
+    assert "both set the same length" in problems(output_dir=out, max_steps=5, num_train_epochs=2.0)
+    assert "both set the same length" in problems(output_dir=out, warmup_steps=5, warmup_ratio=0.1)
+    assert "not shorter than the run" in problems(output_dir=out, warmup_steps=50, max_steps=50)
+    assert "are both true" in problems("bf16=true", "fp16=true", output_dir=out)
+    assert "needs evaluation" in problems("load_best_model_at_end=true", output_dir=out, do_eval=False)
+    assert "needs worker processes" in problems("dataloader_prefetch_factor=2", output_dir=out)
+    assert "does not exist" in problems("dataset.path=/no/such/folder", output_dir=out)
+
+
+def test_the_later_of_two_lengths_wins(in_root, write):
+    path = write("max_steps: 500\nwarmup_steps: 100\n")
+    assert checks.max_steps(resolve(training_config=path)) == 500
+    longer = resolve(HyperArguments(num_train_epochs=3.0, warmup_ratio=0.25), training_config=path)
+    assert checks.max_steps(longer) == -1 and checks.warmup(longer) == 0.25
+    assert checks.warmup(resolve(HyperArguments(warmup_ratio=0.25))) == 0.25
+
+
+def test_output_dir(in_root, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is a file; name a folder" in problems(output_dir=str(tmp_path / "file"))
+    assert "cannot be made" in problems(output_dir=str(tmp_path / "file" / "below"))
+    used = tmp_path / "used"
+    (used / "checkpoint-5").mkdir(parents=True)
+    said = problems(output_dir=str(used))
+    assert "already holds a run (checkpoint-5)" in said
+    assert "--resume_from_checkpoint auto" in said and "another --output_dir" in said
+    (used / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    assert problems(output_dir=str(used), resume_from_checkpoint="auto") == ""
+    assert problems(output_dir=str(tmp_path / "fresh"), resume_from_checkpoint="auto") == ""
+    assert "is not a checkpoint folder" in problems(output_dir=str(used), resume_from_checkpoint=str(tmp_path / "no"))
+    assert "has no trainer_state.json" in problems(output_dir=str(used), resume_from_checkpoint=str(tmp_path))
+
+
+def test_checkpoints_are_ordered_by_step(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-100", "checkpoint-20", "checkpoint-x", "checkpoint-7.tmp"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checks.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-20", "checkpoint-100"]
+
+
+def test_model_dims_that_contradict_the_data_name_both_places(in_root, write):
+    run = resolve(training_config=write("model: {action_dim: 7}\n"))
+    with pytest.raises(
+        ConfigError, match=r"`model.action_dim: 7` at .*:1:9 contradicts the data \(dataset at .*\), which has 14"
+    ):
+        with_dims(run, {"action_dim": 14, "state_dim": 14})
+    assert with_dims(resolve(), {"action_dim": 14, "unheard_of": 1}).action_dim == 14
+
+
+def test_printed_configuration_is_a_valid_training_file_with_the_same_meaning(in_root, write):
+    original = resolve(HyperArguments(max_steps=30, do_eval=False), ["model.kl_weight=2", "save_strategy=no"])
+    again = resolve(training_config=write(show.as_yaml(original)))
+    assert again.hyper == original.hyper and again.process == original.process
+    assert again.model.config == original.model.config and again.dataset.config == original.dataset.config
+    assert checks.check_run(again) == []
+
+
+def test_printed_json_has_value_and_origin(in_root):
+    shown = json.loads(show.as_json(resolve(HyperArguments(max_steps=30))))
+    assert shown["max_steps"] == {"value": 30, "origin": "cli"}
+    assert shown["model.hidden_dim"]["origin"].startswith("configs/model/act.yaml:")
+
+
+def test_secrets_are_not_printed(in_root, monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "hunter2")
+    run = resolve(settings=["hub_token=${env:A_TOKEN}"])
+    assert run.trainer["hub_token"] == "hunter2"
+    assert "hunter2" not in show.as_yaml(run) + show.as_json(run)
+
+
+def test_schema_accepts_what_ships_and_refuses_what_is_wrong(in_root):
+    import jsonschema
+
+    schema = show.json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for path in sorted(in_root.glob("configs/*/*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        assert list(validator.iter_errors(content)) == [], path
+        assert path.read_text().startswith("# yaml-language-server: $schema=../schema.json"), path
+    for wrong in ({"lerning_rate": 1}, {"bits": 5}, {"learning_rate": -1}, {"model": {"name": "act", "x": 1}}):
+        assert list(validator.iter_errors(wrong)), wrong
+    from loader.schema import TAKEN_OVER, yaml_keys
+
+    assert set(schema["properties"]) == yaml_keys() - set(TAKEN_OVER) - {"training_config"}
+
+
+def test_shipped_schema_is_the_printed_one(in_root):
+    """Under the locked transformers; another version has other fields."""
+    import transformers
+
+    locked = (in_root / "constraints.txt").read_text()
+    if f"transformers=={transformers.__version__}" not in locked:
+        pytest.skip("another transformers than the locked one is installed")
+    assert json.loads((in_root / "configs/schema.json").read_text()) == json.loads(json.dumps(show.json_schema()))
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--check"], ["--print_config"], ["--print_schema"]])
+def test_answers_without_importing_torch_or_transformers(in_root, tmp_path, flags):
+    """What makes them fast is what they do not load; the clock itself is left to the benchmarks."""
+    code = (
+        "import sys, train\n"
+        f"try: train.main({[*flags, '--output_dir', str(tmp_path / 'out')]!r})\n"
+        "except SystemExit as leave: assert leave.code == 0, leave.code\n"
+        "heavy = {'torch', 'transformers', 'h5py', 'mujoco', 'cv2'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=in_root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout and not (tmp_path / "out").exists()

@@ -1,0 +1,33 @@
+"""The fields read from the source are those of the imported class."""
+
+import dataclasses
+import typing
+
+from transformers import TrainingArguments
+
+from loader.trainer_fields import REQUIRED, trainer_fields
+
+
+def test_names_and_constant_defaults_equal_the_imported_class():
+    imported = {each.name: each for each in dataclasses.fields(TrainingArguments) if each.init}
+    read = trainer_fields()
+    assert list(read) == list(imported)
+    for name, each in imported.items():
+        if each.default is not dataclasses.MISSING and isinstance(each.default, (int, float, str, bool)):
+            expected = getattr(each.default, "value", each.default)  # enumerations: their word
+            if read[name].default is not None:  # None: computed when transformers is imported
+                assert read[name].default == expected, name
+
+
+def test_enumerations_are_lists_of_words():
+    words = typing.get_args(trainer_fields()["lr_scheduler_type"].annotation)
+    assert {"linear", "cosine", "constant"} <= set(words)
+    from transformers.training_args import OptimizerNames
+
+    assert set(typing.get_args(trainer_fields()["optim"].annotation)) == {each.value for each in OptimizerNames}
+
+
+def test_types():
+    assert trainer_fields()["bf16"].annotation is bool
+    assert trainer_fields()["max_grad_norm"].annotation is float
+    assert REQUIRED not in [each.default for each in trainer_fields().values()]

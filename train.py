@@ -1,0 +1,93 @@
+"""Train anything: `python train.py --task_name TASK --training_config FILE --flag value …`.
+
+Read top to bottom, this is a whole run: flags and YAML -> RunConfig -> TrainingArguments -> data -> model -> Trainer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loader.cli import refusing, run_config_or_exit
+from loader.hyper import HyperArguments
+from loader.run_config import RunConfig, with_dims
+
+__all__ = ["HyperArguments", "main"]
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Trains what the command line describes; returns the Trainer, its final model saved in the run's folder."""
+    run = run_config_or_exit(arguments)  # also answers --help, --check, --print_config, --print_schema
+
+    # torch and transformers are imported from here on: what came before answers in a fraction of a second.
+    from transformers import set_seed
+
+    from loader.checks import resume_target
+    from loader.training_arguments import training_arguments
+    from prepare import with_prepared_data
+
+    args = refusing(training_arguments, run)
+    with args.main_process_first(local=True, desc="data preparation"):
+        run = refusing(with_prepared_data, run)
+        bundle = refusing(run.dataset.module.build, run.dataset.config, run)
+    set_seed(run.seed)
+    model = refusing(build_model, run, bundle)
+    trainer = refusing(build_trainer, run, args, bundle, model)
+    if trainer.is_world_process_zero():
+        print("\n".join([*bundle.summary, f"model: {run.model.name}, {_millions(model)} parameters"]), flush=True)
+        trainer.begin_run_folder()
+    checkpoint = resume_target(run)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        print(f"final model in {run.output_dir}", flush=True)
+    return trainer
+
+
+def build_model(run: RunConfig, bundle: Any) -> Any:
+    """The network, built for the data's dimensions."""
+    return run.model.module.build(with_dims(run, bundle.dims), run.process)
+
+
+def build_trainer(run: RunConfig, args: Any, bundle: Any, model: Any) -> Any:
+    """The Trainer of a run; a ValueError where data and settings do not fit one another."""
+    from loader import show
+    from trainer.trainer import Trainer
+
+    batch = args.train_batch_size
+    if args.dataloader_drop_last and len(bundle.train_dataset) < batch * args.world_size:
+        raise ValueError(
+            f"a batch of {batch * args.world_size} is larger than the data ({len(bundle.train_dataset)} samples), and "
+            f"`dataloader_drop_last`{run.place('dataloader_drop_last')} drops what does not fill one; lower "
+            "--per_device_train_batch_size"
+        )
+    if not bundle.eval_datasets and args.eval_strategy != "no":
+        asked = [key for key in ("do_eval", "eval_strategy", "eval_steps") if run.on_command_line(key)]
+        if asked:
+            place = run.place(asked[0])
+            raise ValueError(
+                f"`{asked[0]}`{place} has nothing to evaluate on; hold data out with dataset.eval_fraction"
+            )
+        print("no evaluation: the data holds nothing out (dataset.eval_fraction)", flush=True)
+        args.eval_strategy = type(args.eval_strategy)("no")
+    sets = bundle.eval_datasets
+    return Trainer(
+        model,
+        args,
+        train_dataset=bundle.train_dataset,
+        eval_dataset=next(iter(sets.values())) if len(sets) == 1 else sets or None,
+        collate=bundle.collate,
+        sampler=bundle.sampler,
+        files={**bundle.files, "run.yaml": show.as_yaml(run)},
+        optimizer_name=run.hyper.optim,
+        optimizer_options=run.optimizer,
+        param_groups=run.param_groups,
+        parts=getattr(run.model.module, "PARTS", {}),
+    )
+
+
+def _millions(model: Any) -> str:
+    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f}M"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The HuggingFace Trainer with what it lacks: named losses, a run folder, parameter groups, logs a person can read."""

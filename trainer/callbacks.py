@@ -1,0 +1,99 @@
+"""What a run shows and keeps while it trains: metrics.jsonl, lines in a log file, a bar on a terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from .run_folder import write_text
+
+
+class MetricsFile(TrainerCallback):
+    """`OUT/metrics.jsonl`: one JSON object for each log event, with `step`. Only the first process writes."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed run writes on from its checkpoint: lines of steps that will be repeated are dropped."""
+        if state.is_world_process_zero and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if _step(line) <= state.global_step]
+            if len(kept) < len(lines):
+                write_text(self.path, "".join(kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"step": state.global_step, **{name: _json_number(value) for name, value in logs.items()}}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _step(line: str) -> float:
+    """A line's step; a torn last line (the process was killed while writing it) counts as beyond any step."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _json_number(value: Any) -> Any:
+    """JSON has no NaN: a loss that is not a number is written as the word, not as broken JSON."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Console(TrainerCallback):
+    """Progress: a bar on a terminal, one plain line for each log event everywhere."""
+
+    SHOWN = ("loss", "eval_loss", "learning_rate", "grad_norm", "samples_per_second")
+
+    def __init__(self, bar: bool):
+        self.bar_wanted, self.bar = bar, None
+        self.started, self.first_step = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started, self.first_step = time.monotonic(), state.global_step
+        if state.is_world_process_zero and self.bar_wanted:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        line = self.line(state, logs)
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def line(self, state: Any, logs: dict[str, Any]) -> str:
+        """`step 200/2000  loss 0.1204  kl 0.003  lr 9.5e-05  …  eta 1:42`."""
+        words = [f"step {state.global_step}/{state.max_steps}"]
+        for name, value in logs.items():
+            if name in self.SHOWN or "loss_" in name:
+                shown = name.replace("learning_rate", "lr").replace("samples_per_second", "samples/s")
+                words.append(
+                    f"{shown.replace('loss_', '')} {value:.4g}" if isinstance(value, float) else f"{shown} {value}"
+                )
+        done = state.global_step - self.first_step
+        if done and "loss" in logs:
+            left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
+            words.append(f"eta {int(left // 60)}:{int(left % 60):02d}")
+        return "  ".join(words)

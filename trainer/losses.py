@@ -1,0 +1,31 @@
+"""Averages of named scalars between two log lines, kept on the device so that no step waits for the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+class NamedMeans:
+    """Running means of a model's loss terms: `{"action": …, "kl": …}` of every micro-batch since the last `take`."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, terms: Mapping[str, torch.Tensor]) -> None:
+        """Adds each term, a scalar tensor, without moving it off its device."""
+        for name, value in terms.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self, average: Callable[[torch.Tensor], torch.Tensor] = lambda value: value) -> dict[str, float]:
+        """The means so far, averaged over processes by `average`; starts anew."""
+        names = sorted(self.sums)
+        if not names:
+            return {}
+        means = average(torch.stack([self.sums[name] / self.counts[name] for name in names]))
+        self.sums, self.counts = {}, {}
+        return dict(zip(names, means.tolist(), strict=True))
