@@ -41,8 +41,7 @@ class CheckpointPolicy:
     def __init__(self, folder: Path, device: str):
         self.run = read_saved(folder / "run.yaml")
         self.model = self.run.model.module.load(folder).to(device).eval()
-        with open(folder / "statistics.json", encoding="utf-8") as file:
-            statistics = json.load(file)
+        statistics = read_statistics(folder / "statistics.json")
         encoder = self.run.dataset.module.ObservationEncoder
         self.encoder = encoder.from_files(self.run.dataset.config, self.run.process, statistics)
         self.device = device
@@ -57,6 +56,19 @@ class CheckpointPolicy:
         inputs = {name: tensor.to(self.device) for name, tensor in self.encoder.encode(observation).items()}
         action = self.model.select_action(inputs)
         return self.encoder.decode_action(action.float().cpu().numpy())
+
+
+def read_statistics(path: Path) -> dict[str, Any]:
+    """The normalization saved with the model. Never guessed: without it every action would be wrong.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
+        raise ValueError(f"{path} cannot be read ({reason}); restore it from the run, or train again") from error
 
 
 def load_policy(folder: str, device: str) -> CheckpointPolicy:

@@ -53,10 +53,10 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, model: Any) -> Any:
     from loader import show
     from trainer.trainer import Trainer
 
-    batch = args.train_batch_size
-    if args.dataloader_drop_last and len(bundle.train_dataset) < batch * args.world_size:
+    batch, samples = args.train_batch_size * args.world_size, len(bundle.sampler(run.seed))
+    if args.dataloader_drop_last and samples < batch:
         raise ValueError(
-            f"a batch of {batch * args.world_size} is larger than the data ({len(bundle.train_dataset)} samples), and "
+            f"a batch of {batch} is larger than the data ({samples} samples an epoch), and "
             f"`dataloader_drop_last`{run.place('dataloader_drop_last')} drops what does not fill one; lower "
             "--per_device_train_batch_size"
         )
@@ -70,19 +70,23 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, model: Any) -> Any:
         print("no evaluation: the data holds nothing out (dataset.eval_fraction)", flush=True)
         args.eval_strategy = type(args.eval_strategy)("no")
     sets = bundle.eval_datasets
-    return Trainer(
-        model,
-        args,
-        train_dataset=bundle.train_dataset,
-        eval_dataset=next(iter(sets.values())) if len(sets) == 1 else sets or None,
-        collate=bundle.collate,
-        sampler=bundle.sampler,
-        files={**bundle.files, "run.yaml": show.as_yaml(run)},
-        optimizer_name=run.hyper.optim,
-        optimizer_options=run.optimizer,
-        param_groups=run.param_groups,
-        parts=getattr(run.model.module, "PARTS", {}),
-    )
+    try:
+        return Trainer(
+            model,
+            args,
+            train_dataset=bundle.train_dataset,
+            eval_dataset=next(iter(sets.values())) if len(sets) == 1 else sets or None,
+            collate=bundle.collate,
+            sampler=bundle.sampler,
+            files={**bundle.files, "run.yaml": show.as_yaml(run)},
+            optimizer_name=run.hyper.optim,
+            optimizer_options=run.optimizer,
+            param_groups=run.param_groups,
+            parts=getattr(run.model.module, "PARTS", {}),
+        )
+    except OSError as error:
+        place = run.place("output_dir")
+        raise ValueError(f"`output_dir: {run.output_dir}`{place} cannot be made: {error.strerror}") from error
 
 
 def _millions(model: Any) -> str:

@@ -98,9 +98,9 @@ def print_problems(problems: Iterable[str]) -> None:
 
 
 def refusing(build: Callable[..., Built], *arguments: object) -> Built:
-    """`build(*arguments)`; a ValueError of it is the user's input, not a crash: one line, exit code 2."""
+    """`build(*arguments)`; its ValueError or OSError is the user's input, not a crash: one line, exit code 2."""
     try:
         return build(*arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print_problems(getattr(error, "problems", None) or [" ".join(str(error).split())])
         raise SystemExit(CONFIG_ERROR) from error

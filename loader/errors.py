@@ -19,6 +19,7 @@ class Problems:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.file_missing = False  # then what that file would have held is not reported missing as well
 
     def add(self, line: str) -> None:
         self.lines.append(" ".join(line.split()))

@@ -153,6 +153,7 @@ def _task_and_model_layers(below: list[Node], above: list[Node], problems: Probl
             found.insert(0, layers.file_layer(kind, path, problems))  # a task may override its model's keys
         except ConfigError as error:
             problems.lines += error.problems
+            problems.file_missing = True
     return found
 
 
@@ -233,8 +234,8 @@ def _component(tree: Node, section: str, problems: Problems) -> Component | None
         return None
     name = node.value.get("name")
     if name is None or not isinstance(name.value, str):
-        place = node.origin.place if node.origin is not SET else ""
-        problems.add(f"`{section}`{place} has no `name`; shipped: {quoted(shipped(section))}")
+        if not problems.file_missing:
+            problems.add(f"`{section}`{node.origin.place} has no `name`; shipped: {quoted(shipped(section))}")
         return None
     try:
         module = component_module(section, name.value, name.origin.place)

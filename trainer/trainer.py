@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from .callbacks import Console, MetricsFile
 from .losses import NamedMeans
 from .optimizers import GroupSpec, parameter_groups, torch_optimizer
+from .module_walks import restore_walks, spare_walks
 from .run_folder import write_files
 
 
@@ -57,8 +58,10 @@ class Trainer(transformers.Trainer):
         self.optimizer_name, self.optimizer_options = optimizer_name or args.optim, dict(optimizer_options or {})
         self.train_terms, self.eval_terms = NamedMeans(), None
         self.last_log: tuple[float, int] | None = None
+        # What is wrong with the optimizer's settings is said now, before the run's folder is made.
         if not _is_hf_name(self.optimizer_name):
-            torch_optimizer(self.optimizer_name, self.optimizer_options)  # a wrong name must not wait for the data
+            torch_optimizer(self.optimizer_name, self.optimizer_options)
+        parameter_groups(model, args.learning_rate, args.weight_decay, self.param_groups, self.parts)
         super().__init__(
             model=model, args=args, data_collator=collate, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
@@ -111,6 +114,12 @@ class Trainer(transformers.Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the stock estimate walks every parameter on every micro-step and knows only tokens."""
         return 0
+
+    def _prepare_for_training(self, *arguments: Any, **options: Any) -> tuple[nn.Module, Any]:
+        model, loader = super()._prepare_for_training(*arguments, **options)
+        if self.accelerator.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
+            spare_walks(model)
+        return model, loader
 
     # ---- losses ----
 
@@ -177,7 +186,10 @@ class Trainer(transformers.Trainer):
 
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
         self.last_log = None
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+        finally:
+            restore_walks(self.model_wrapped)
 
     def begin_run_folder(self) -> None:
         """run.yaml and the other small files, before the first step: a run that dies still says what it was."""

@@ -1,0 +1,32 @@
+"""What every kind of data hands to the trainer."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Bundle:
+    """Everything a run needs from its data, in plain values.
+
+    Attributes:
+        train_dataset: map-style, with `__len__`, `__getitem__` and the vectorised `__getitems__(indices)`.
+        eval_datasets: held-out sets by name; empty when nothing is held out.
+        collate: picklable; turns what a dataset's `__getitems__` returned, or a list of single samples, into
+            one dict of batch tensors.
+        sampler: seed -> iterable of training indices with `__len__`, `set_epoch(epoch)` and
+            `set_position(samples_done)`; its order is a pure function of (seed, epoch).
+        dims: sizes the model is built for.
+        files: file name -> JSON value, saved beside the model so that it can be used without the data.
+        summary: lines for people.
+        metrics: predictions -> named values, where the loss is not the whole story.
+    """
+
+    train_dataset: Any
+    eval_datasets: dict[str, Any]
+    collate: Callable[[Any], dict[str, Any]]
+    sampler: Callable[[int], Iterable[int]]
+    dims: dict[str, int]
+    files: dict[str, dict]
+    summary: list[str] = field(default_factory=list)
+    metrics: Callable[[Any], dict[str, float]] | None = None

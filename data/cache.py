@@ -1,0 +1,166 @@
+"""Folders of prepared data, named by the content they were made from.
+
+A folder is complete or absent: it is built under another name and renamed once. Processes that need the
+same one at the same time take turns on a lock file; the second finds it done.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+SAMPLED_BLOCKS = 16
+BLOCK_BYTES = 16 * 1024
+
+
+def file_identity(path: Path, name: str) -> dict:
+    """What tells a file's content apart: relative name, size, modification time, digest of sampled bytes.
+
+    The modification time catches every ordinary edit and the sampled bytes a restored time stamp; reading all
+    bytes of a large set at every start would cost more than the cache saves.
+    """
+    status = path.stat()
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in range(SAMPLED_BLOCKS + 1):
+            stream.seek(max(0, status.st_size - BLOCK_BYTES) * block // SAMPLED_BLOCKS)
+            digest.update(stream.read(BLOCK_BYTES))
+    return {
+        "name": name,
+        "size": status.st_size,
+        "modified_ns": status.st_mtime_ns,
+        "digest": digest.hexdigest(),
+    }
+
+
+def key_of(description: dict) -> str:
+    """Folder name for a JSON description of everything that decides the prepared content."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def open_or_build(root: Path, key: str, build: Callable[[Path], dict]) -> tuple[Path, dict]:
+    """The complete folder `root/key` and its manifest; `build(temporary folder) -> manifest` makes it."""
+    folder = root / key
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / f"{key}.lock").touch()
+    except OSError as error:
+        raise ValueError(
+            f"cannot keep prepared data in {root}: {error.strerror}; set cache_dir to a folder you may "
+            f"write to, or lazy_preprocess: true to do without a cache"
+        ) from None
+    with lock(root / f"{key}.lock") as locked:
+        manifest = read_manifest(folder)
+        if manifest is None:
+            remove_leftovers(root, key, locked)
+            build_once(root, key, build)
+            manifest = read_manifest(folder)
+    assert manifest is not None, f"{folder} was just built"
+    return folder, manifest
+
+
+def build_once(root: Path, key: str, build: Callable[[Path], dict]) -> None:
+    staging = Path(tempfile.mkdtemp(prefix=f"{key}.building-", dir=root))
+    try:
+        manifest = build(staging)
+        sizes = {entry.name: entry.stat().st_size for entry in staging.iterdir()}
+        (staging / MANIFEST).write_text(json.dumps({**manifest, "file_sizes": sizes}))
+        for entry in staging.iterdir():
+            sync(entry)
+        sync(staging)
+        os.chmod(staging, 0o755)
+        try:
+            os.rename(staging, root / key)
+        except OSError:
+            if read_manifest(root / key) is None:  # else, without working locks, another process was faster
+                raise
+        sync(root)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of a complete folder; None where there is none or a file lost bytes since."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        whole = all((folder / name).stat().st_size == size for name, size in manifest["file_sizes"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return manifest if whole else None
+
+
+def remove_leftovers(root: Path, key: str, locked: bool) -> None:
+    """Drop a damaged folder and, where the lock says that nobody is at it, what a killed build left."""
+    for leftover in [root / key, *(root.glob(f"{key}.building-*") if locked else [])]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[bool]:
+    """Hold an exclusive lock that ends with the process, however it ends; yields whether locks work here."""
+    locked = True
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(
+                f"waiting for another process that prepares {path.with_suffix('')}",
+                file=sys.stderr,
+                flush=True,
+            )
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError:
+            locked = False  # some network file systems: both build and one rename wins, slower but correct
+        yield locked
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to disk, so that the rename that follows never shows an empty one."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_disk(folder: Path, needed: int, what: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"{what} needs {in_gigabytes(needed)} on disk but {folder} has {in_gigabytes(free)} free; "
+            f"set cache_dir to a larger disk, or lazy_preprocess: true to do without a cache"
+        )
+
+
+def require_memory(needed: int) -> None:
+    """Refuse to preload what does not fit; every process of this machine holds its own copy."""
+    copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    free = free_memory()
+    if needed * copies > free:
+        raise ValueError(
+            f"preload_data needs {in_gigabytes(needed * copies)} of memory but {in_gigabytes(free)} "
+            f"is free; set preload_data: false"
+        )
+
+
+def free_memory() -> int:
+    """Bytes this process may still use: the machine's available memory, or what its control group leaves."""
+    with open("/proc/meminfo") as stream:
+        fields = dict(line.split(":", 1) for line in stream)
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # "max", or another kind of control group: no limit known
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
+    return free
+
+
+def in_gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -1,0 +1,140 @@
+"""Samples and batches of demonstrations.
+
+Shapes: B samples, C actions a chunk, S state and A action dimensions, K images (cameras x history), h and w
+in training, E episodes.
+"""
+
+import numpy as np
+import torch
+
+from data.demonstrations.encoder import ObservationEncoder
+from data.demonstrations.source import Source
+
+
+class Demonstrations(torch.utils.data.Dataset):
+    """Every step of the chosen episodes of one or several sources, episode after episode.
+
+    Args:
+        chosen: for each source the numbers of its episodes that belong to this dataset.
+        first_ids: for each source the number its first episode has among all sources' episodes.
+        texts: of "instruction", "reasoning" those a batch carries.
+        use_prev_subtask: append the subtask of the step before to the instruction.
+    """
+
+    def __init__(
+        self,
+        sources: list[Source],
+        chosen: list[np.ndarray],
+        first_ids: list[int],
+        encoder: ObservationEncoder,
+        chunk_size: int,
+        texts: tuple[str, ...],
+        use_prev_subtask: bool,
+    ):
+        self.sources, self.encoder, self.texts, self.use_prev_subtask = (
+            sources,
+            encoder,
+            texts,
+            use_prev_subtask,
+        )
+        self.chunk = np.arange(chunk_size)
+        self.source = np.concatenate([np.full(len(ids), s) for s, ids in enumerate(chosen)])  # (E,)
+        self.starts = np.concatenate(
+            [source.arrays["offsets"][ids] for source, ids in zip(sources, chosen, strict=True)]
+        )
+        lengths = [source.lengths()[ids] for source, ids in zip(sources, chosen, strict=True)]
+        self.group_lengths = [group.tolist() for group in lengths]
+        self.lengths = np.concatenate(lengths)  # (E,)
+        self.ids = np.concatenate([first + ids for first, ids in zip(first_ids, chosen, strict=True)])  # (E,)
+        self.ends = np.cumsum(self.lengths)  # (E,)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> dict:
+        """One sample: the batch of one, without its batch axis."""
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict:
+        """The batch of these samples at once, ready for a model:
+
+        state (B, S) float32, actions (B, C, A) float32, is_pad (B, C) bool, episode and timestep (B,) int64;
+        images (B, K, 3, h, w) uint8 if there are any; instruction, reasoning lists of B texts if asked for.
+        Steps after an episode's end repeat its last action, and is_pad is true for them.
+        """
+        index = np.asarray(indices)
+        if index.min() < 0 or index.max() >= len(self):
+            raise IndexError(f"sample {index.min()}…{index.max()} of {len(self)}")
+        episode = np.searchsorted(self.ends, index, side="right")  # (B,)
+        timestep = index - (self.ends - self.lengths)[episode]
+        start, source = self.starts[episode], self.source[episode]
+        ahead = timestep[:, None] + self.chunk  # (B, C)
+        last = self.lengths[episode, None] - 1
+        rows = start[:, None] + np.minimum(ahead, last)
+        batch = {
+            "state": torch.from_numpy(
+                self.encoder.state.encode(self.gather("states", source, start + timestep))
+            ),
+            "actions": torch.from_numpy(self.encoder.action.encode(self.gather("actions", source, rows))),
+            "is_pad": torch.from_numpy(ahead > last),
+            "episode": torch.from_numpy(self.ids[episode]),
+            "timestep": torch.from_numpy(timestep),
+        }
+        if self.encoder.fit is not None:
+            batch["images"] = self.images(source, start, timestep)
+        for kind in self.texts:
+            batch[kind] = [
+                self.text(kind, *at)
+                for at in zip(source.tolist(), start.tolist(), timestep.tolist(), strict=True)
+            ]
+        return batch
+
+    def gather(self, name: str, source: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Rows (B, …) of an array of each sample's source (B,); -> (B, …, dimensions) float64."""
+        if len(self.sources) == 1:
+            return self.sources[0].arrays[name][rows]
+        values = np.empty((*rows.shape, self.sources[0].arrays[name].shape[1]))
+        for number in np.unique(source):
+            values[source == number] = self.sources[number].arrays[name][rows[source == number]]
+        return values
+
+    def images(self, source: np.ndarray, start: np.ndarray, timestep: np.ndarray) -> torch.Tensor:
+        """(B, K, 3, h, w) uint8: camera-major, oldest frame first, an episode's first frame repeated."""
+        fit, cameras, history = self.encoder.fit, len(self.encoder.image_keys), self.encoder.history
+        images = torch.empty((len(source), cameras * history, 3, fit.height, fit.width), dtype=torch.uint8)
+        out = images.numpy()
+        for number in np.unique(source):
+            where = np.flatnonzero(source == number)
+            for past in range(history):
+                rows = start[where] + np.maximum(timestep[where] - (history - 1 - past), 0)
+                for camera in range(cameras):
+                    self.copy_frames(self.sources[number], out, where, camera * history + past, camera, rows)
+        return images
+
+    @staticmethod
+    def copy_frames(
+        source: Source, out: np.ndarray, where: np.ndarray, k: int, camera: int, rows: np.ndarray
+    ) -> None:
+        if len(where) == len(out):
+            return source.frames.copy_to(out[:, k], camera, rows)
+        for sample, row in zip(where.tolist(), rows, strict=True):
+            source.frames.copy_to(out[sample : sample + 1, k], camera, row[None])
+
+    def text(self, kind: str, source: int, start: int, timestep: int) -> str:
+        text = self.sources[source].text(kind, start + timestep)
+        if kind == "instruction" and self.use_prev_subtask and timestep > 0:
+            # The step before, since at the robot that is the last subtask a policy has named.
+            text += f" Previous subtask: {self.sources[source].text('subtask', start + timestep - 1)}"
+        return text.strip()
+
+
+def collate(samples: dict | list[dict]) -> dict:
+    """A batch as `__getitems__` made it, or one made of single samples."""
+    if isinstance(samples, dict):
+        return samples
+    return {
+        key: torch.stack([torch.as_tensor(sample[key]) for sample in samples])
+        if not isinstance(value, str)
+        else [sample[key] for sample in samples]
+        for key, value in samples[0].items()
+    }

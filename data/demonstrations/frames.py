@@ -1,0 +1,139 @@
+"""The frames of one folder: from prepared arrays, or from the episode files one by one; and preparing them.
+
+Shapes: N steps of a folder, F frames, B rows asked for, h and w in training.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from data.demonstrations.images import FrameFit
+from data.demonstrations.layouts import reading, unreadable
+
+BLOCK_FRAMES = 16  # read at once: some 15 MB of 480x640 frames
+SERIAL_FRAMES = 2000  # fewer are prepared here, before other processes would have started
+OPEN_FILES = 256  # far below the usual limit of 1024 for one process
+
+
+class ArrayFrames:
+    """Frames already at training size: one array (N, 3, h, w) uint8 a camera, on disk or in memory."""
+
+    def __init__(self, arrays: list[np.ndarray]):
+        self.arrays = arrays
+
+    def copy_to(self, out: np.ndarray, camera: int, rows: np.ndarray) -> None:
+        """Frames at `rows` (B,) into out (B, 3, h, w)."""
+        array = self.arrays[camera]
+        for target, row in zip(out, rows.tolist(), strict=True):  # one plain copy each, no buffer in between
+            target[...] = array[row]
+
+
+class FileFrames:
+    """Frames read and fitted when asked for. Keeps its files open, each process its own."""
+
+    def __init__(self, files: list[Path], offsets: np.ndarray, keys: list[str], fit: FrameFit):
+        self.files, self.offsets, self.keys, self.fit = files, offsets, keys, fit
+        self.handles: OrderedDict[int, h5py.File] = OrderedDict()
+        self.process = os.getpid()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "handles": OrderedDict()}
+
+    def copy_to(self, out: np.ndarray, camera: int, rows: np.ndarray) -> None:
+        """Frames at `rows` (B,) into out (B, 3, h, w)."""
+        episodes = np.searchsorted(self.offsets, rows, side="right") - 1
+        for target, row, episode in zip(out, rows.tolist(), episodes.tolist(), strict=True):
+            step = row - int(self.offsets[episode])
+            try:
+                frame = self.handle(episode)[self.keys[camera]][step]
+            except (OSError, RuntimeError) as error:
+                raise unreadable(self.files[episode], error) from None
+            target[...] = self.fit(frame[None])[0]
+
+    def handle(self, episode: int) -> h5py.File:
+        if self.process != os.getpid():  # HDF5 handles do not survive a fork
+            self.handles, self.process = OrderedDict(), os.getpid()
+        if episode not in self.handles:
+            if len(self.handles) == OPEN_FILES:
+                self.handles.popitem(last=False)[1].close()
+            self.handles[episode] = h5py.File(self.files[episode], "r")
+        self.handles.move_to_end(episode)
+        return self.handles[episode]
+
+
+def write_episode(
+    file: Path, keys: list[str], targets: list[np.ndarray | Path], start: int, fit: FrameFit
+) -> int:
+    """Fit all frames of one episode into rows `start`… of each camera's array; returns its steps."""
+    with reading(file) as root:
+        for key, target in zip(keys, targets, strict=True):
+            array = np.load(target, mmap_mode="r+") if isinstance(target, Path) else target
+            frames = root[key]
+            for first in range(0, len(frames), BLOCK_FRAMES):
+                block = fit(frames[first : first + BLOCK_FRAMES])
+                array[start + first : start + first + len(block)] = block
+        return len(root[keys[0]])
+
+
+def write_all(files: list[Path], offsets: np.ndarray, keys: list[str], targets: list, fit: FrameFit) -> None:
+    """Fit the frames of all episodes into `targets`: arrays in memory, or .npy files written by all cores."""
+    jobs = [(file, keys, targets, int(start), fit) for file, start in zip(files, offsets[:-1], strict=True)]
+    workers = min(len(os.sched_getaffinity(0)), len(jobs))
+    parallel = workers > 1 and offsets[-1] * len(keys) > SERIAL_FRAMES and can_start_processes()
+    done = run_parallel(jobs, workers) if parallel and isinstance(targets[0], Path) else map(run_job, jobs)
+    with progress(int(offsets[-1]), str(files[0].parent)) as advance:
+        for steps in done:
+            advance(steps)
+
+
+def run_job(job: tuple) -> int:
+    return write_episode(*job)
+
+
+def run_parallel(jobs: list[tuple], workers: int) -> Iterator[int]:
+    # Not forked: a fork would copy the locks of threads that OpenCV or torch run in this process.
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=use_one_thread)
+    try:
+        for future in as_completed([executor.submit(run_job, job) for job in jobs]):
+            yield future.result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def use_one_thread() -> None:
+    """OpenCV would start as many threads in every process as the machine has cores."""
+    try:
+        import cv2
+    except ImportError:
+        return
+    cv2.setNumThreads(1)
+
+
+def can_start_processes() -> bool:
+    """A program read from standard input cannot be imported again by the processes it starts."""
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    return main is None or os.path.exists(main)
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[int], object]]:
+    """A bar on a terminal, two plain lines in a log file; yields what to call with the steps done."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=f"preparing images of {what}", unit=" steps") as bar:
+            yield bar.update
+        return
+    start = time.perf_counter()
+    print(f"preparing images of {what}: {total} steps", file=sys.stderr, flush=True)
+    yield lambda steps: None
+    print(f"prepared images of {what} in {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)

@@ -1,0 +1,185 @@
+"""Bad data: one line that names the value, the place and the remedy, and nothing written."""
+
+import h5py
+import numpy as np
+import pytest
+from demonstration_files import run_in, write_act_episode, write_act_folder, write_il_studio_episode
+
+from data.demonstrations import Config, build
+
+
+def refusal(tmp_path, process=None, **config) -> str:
+    """The one-line message that `build` ends with; nothing may be left half prepared."""
+    with pytest.raises(ValueError) as caught:
+        build(Config(**{"path": str(tmp_path / "act")} | config), run_in(tmp_path / "cache", **process or {}))
+    assert not list((tmp_path / "cache").glob("*/*/*")), "a failed build leaves no folder"
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_paths(tmp_path):
+    assert "dataset.path is not set" in refusal(tmp_path, path=None)
+    assert "act does not exist; correct the path, or record" in refusal(tmp_path)
+    assert not (tmp_path / "act").exists(), "a mistyped path is never created"
+    (tmp_path / "act").mkdir()
+    assert "holds no episode" in refusal(tmp_path)
+    (tmp_path / "act/.episode_0.hdf5").touch()
+    assert "holds no episode" in refusal(tmp_path)
+    (tmp_path / "file").touch()
+    assert "file is a file, not a folder" in refusal(tmp_path, path=str(tmp_path / "file"))
+    assert "empty list" in refusal(tmp_path, path=[])
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_truncated_and_corrupt_files_are_named(tmp_path, lazy):
+    write_act_folder(tmp_path / "act", cameras={"top": (24, 32)})
+    file = tmp_path / "act/episode_1.hdf5"
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"not hdf5 at all" * 100):
+        file.write_bytes(content)
+        message = refusal(tmp_path, {"lazy_preprocess": lazy})
+        assert f"cannot read {file}: " in message and "truncated or corrupt" in message
+
+
+def corrupt_last_frame(file) -> None:
+    with h5py.File(file) as root:
+        frames = root["observations/images/top"]
+        place = frames.id.get_chunk_info(len(frames) - 1)
+    with file.open("r+b") as stream:
+        stream.seek(place.byte_offset)
+        stream.write(b"\xff" * place.size)
+
+
+@pytest.mark.parametrize("process", [{}, {"lazy_preprocess": True, "preload_data": True}])
+def test_corrupt_frames_are_named_while_preparing(tmp_path, process):
+    write_act_folder(tmp_path / "act", cameras={"top": (24, 32)}, compression="gzip")
+    corrupt_last_frame(tmp_path / "act/episode_2.hdf5")
+    assert f"cannot read {tmp_path / 'act/episode_2.hdf5'}: " in refusal(tmp_path, process)
+
+
+def test_corrupt_frames_are_named_while_training(tmp_path):
+    write_act_folder(tmp_path / "act", cameras={"top": (24, 32)}, compression="gzip")
+    corrupt_last_frame(tmp_path / "act/episode_2.hdf5")
+    bundle = build(Config(path=str(tmp_path / "act")), run_in(tmp_path / "cache", lazy_preprocess=True))
+    assert bundle.train_dataset[0]["images"].shape[0] == 1
+    with pytest.raises(ValueError, match=r"cannot read .*episode_2.hdf5: "):
+        bundle.train_dataset[len(bundle.train_dataset) - 1]
+
+
+def test_missing_keys_say_which_exist(tmp_path):
+    write_act_folder(tmp_path / "act")
+    write_act_episode(tmp_path / "act/episode_1.hdf5", replace={"observations/qpos": None})
+    message = refusal(tmp_path)
+    assert "episode_1.hdf5 has no `observations/qpos`; it has action, observations/env_state" in message
+    assert "no `observations/eef`" in refusal(tmp_path, state_keys=["observations/eef"])
+    assert "no `target`" in refusal(tmp_path, action_key="target")
+    assert "no `action_joint`" in refusal(tmp_path, layout="il_studio")
+    assert "ACT's layout, which has joint actions alone" in refusal(tmp_path, control="ee")
+
+
+@pytest.mark.parametrize("signal", ["action", "observations/qpos"])
+def test_differing_dims_name_both_files(tmp_path, signal):
+    write_act_folder(tmp_path / "act")
+    write_act_episode(tmp_path / "act/episode_1.hdf5", 20, replace={signal: np.ones((20, 7))})
+    message = refusal(tmp_path)
+    name = "actions" if signal == "action" else "states"
+    assert f"{name} have 14 dimensions in {tmp_path / 'act/episode_0.hdf5'} but 7 in" in message
+    assert "episode_1.hdf5" in message
+
+
+def test_differing_dims_of_folders_name_both_files(tmp_path):
+    write_act_folder(tmp_path / "act")
+    write_act_folder(tmp_path / "other", dims=(14, 7))
+    with pytest.raises(
+        ValueError, match="14 dimensions in .*act/episode_0.hdf5 but 7 in .*other/episode_0.hdf5"
+    ):
+        build(Config(path=[str(tmp_path / "act"), str(tmp_path / "other")]), run_in(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("key", ["action", "observations/qpos"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_name_file_and_step(tmp_path, key, value):
+    arrays = write_act_folder(tmp_path / "act")
+    spoiled = arrays[1][key].copy()
+    spoiled[7, 3] = value
+    write_act_episode(tmp_path / "act/episode_1.hdf5", 12, replace={key: spoiled})
+    assert f"episode_1.hdf5: {key} is {value} at step 7" in refusal(tmp_path)
+
+
+def test_lengths_and_shapes_that_do_not_fit(tmp_path):
+    write_act_folder(tmp_path / "act")
+    file = tmp_path / "act/episode_2.hdf5"
+    write_act_episode(file, 10, replace={"observations/qpos": np.ones((9, 14))})
+    assert "observations/qpos has 9 steps but action has 10" in refusal(tmp_path)
+    write_act_episode(file, 10, replace={"action": np.ones((0, 14))})
+    assert "action holds float64 of shape (0, 14)" in refusal(tmp_path)
+    write_act_folder(tmp_path / "act", cameras={"top": (8, 8)})
+    write_act_episode(file, 10, replace={"observations/images/top": np.zeros((10, 500), np.uint8)})
+    assert "top holds uint8 of shape (10, 500), expected uint8 frames" in refusal(tmp_path)
+
+
+def test_cameras(tmp_path):
+    write_act_folder(tmp_path / "act", cameras={"top": (24, 32), "wrist": (24, 32)})
+    message = refusal(tmp_path, cameras=["top", "tpo"])
+    assert "no camera `tpo`" in message and "observations/images has top, wrist" in message
+    write_act_episode(tmp_path / "act/episode_2.hdf5", cameras={"top": (24, 32)})
+    assert "episode_2.hdf5 has no `observations/images/wrist`" in refusal(tmp_path)
+
+
+def test_frames_of_differing_size(tmp_path):
+    write_act_folder(tmp_path / "act", cameras={"top": (24, 32)})
+    write_act_episode(tmp_path / "act/episode_1.hdf5", cameras={"top": (12, 16)})
+    for mode in ("keep", "square"):
+        message = refusal(tmp_path, {"image_aspect_ratio": mode})
+        assert "frames are 24x32 in" in message and "but 12x16 in" in message and "image_size" in message
+    build(Config(path=str(tmp_path / "act"), image_size=[8, 8]), run_in(tmp_path / "cache"))
+    (tmp_path / "cache").rename(tmp_path / "used")
+    assert "cannot be had with image_aspect_ratio: keep" in refusal(
+        tmp_path, {"image_aspect_ratio": "keep"}, image_size=[8, 8]
+    )
+
+
+def test_folders_with_differing_cameras(tmp_path):
+    write_act_folder(tmp_path / "act", cameras={"top": (24, 32)})
+    write_il_studio_episode(tmp_path / "other/episode_0.hdf5", cameras={"primary": (24, 32)})
+    write_act_folder(tmp_path / "small", cameras={"top": (12, 16)})
+
+    def mixed(other):
+        paths = [str(tmp_path / "act"), str(tmp_path / other)]
+        with pytest.raises(ValueError) as caught:
+            build(Config(path=paths, state_keys=None), run_in(tmp_path / "cache"))
+        return str(caught.value)
+
+    assert "14 dimensions in" in mixed("other")
+    assert "images are 24x24 from" in mixed("small")
+    write_act_folder(tmp_path / "small", cameras={"wrist": (24, 32)})
+    assert "has top but" in mixed("small")
+
+
+def test_holding_out_everything(tmp_path):
+    write_act_folder(tmp_path / "act", (5, 5))
+    assert "eval_fraction 0.9 leaves none of the 2 episodes" in refusal_after_build(
+        tmp_path, eval_fraction=0.9
+    )
+
+
+def refusal_after_build(tmp_path, **config) -> str:
+    with pytest.raises(ValueError) as caught:
+        build(Config(path=str(tmp_path / "act"), **config), run_in(tmp_path / "cache"))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"path": ["a", "b"], "weights": [1.0]}, "weights has 1 entries but dataset.path names 2 folders"),
+        ({"path": ["a", "b"], "weights": [1.0, 0.0]}, "an entry that is not positive"),
+        ({"image_size": [240]}, r"dataset.image_size \[240\] is not \[height, width\]"),
+        ({"cameras": ["top", "top"]}, "names one entry twice"),
+        ({"state_keys": []}, "dataset.state_keys is empty"),
+    ],
+)
+def test_configurations_that_contradict_themselves(config, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**config)
