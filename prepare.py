@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from loader.cli import entry_flags, refusing
 from loader.errors import ConfigError
@@ -40,17 +41,26 @@ def main(arguments: list[str] | None = None) -> None:
 def with_prepared_data(run: RunConfig) -> RunConfig:
     """The run with `dataset.path` filled in; a task that records its own data does so on first use.
 
-    A recording that was begun with another number of episodes is taken as it is: `prepare.py` extends it.
+    An interrupted recording is completed to the number of episodes it was begun for.
     """
     config = run.dataset.config
     if run.env is None or getattr(config, "path", "") is not None:
         return run
     folder = recording_folder(run)
-    if not any(folder.glob("episode_*.hdf5")) or not (folder / "recording.json").exists():
+    found = recorder(run).recorded(run.env.config, folder)
+    if found is None:
         print(f"no data for {run.task} yet: recording {DEFAULT_EPISODES} episodes into {folder}", flush=True)
         record_episodes(run, DEFAULT_EPISODES, seed=0, num_workers=None)
+    elif found.kept < found.wanted:
+        print(f"the recording in {folder} was interrupted at {found.kept} of {found.wanted} episodes: going on", flush=True)
+        record_episodes(run, found.wanted, found.seed, num_workers=None)
     config = dataclasses.replace(config, path=str(folder))
     return dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, config=config))
+
+
+def recorder(run: RunConfig) -> ModuleType:
+    """The module that records in the run's environment: `record`, beside it."""
+    return importlib.import_module(f"{run.env.module.__package__}.record")
 
 
 def recording_folder(run: RunConfig) -> Path:
@@ -68,10 +78,9 @@ def record_episodes(run: RunConfig, num_episodes: int, seed: int, num_workers: i
         raise ConfigError(f"task `{run.hyper.task_name}` has no `env` to record demonstrations in")
     if run.dataset is not None and getattr(run.dataset.config, "path", None) is not None:
         raise ConfigError(f"`dataset.path`{run.place('dataset.path')} names data of its own; leave it out to record")
-    recorder = importlib.import_module(f"{run.env.module.__package__}.record")
     folder = recording_folder(run)
     with locked(folder):
-        report = recorder.record(run.env.config, folder, num_episodes, seed, num_workers)
+        report = recorder(run).record(run.env.config, folder, num_episodes, seed, num_workers)
     print(
         f"recorded {report.recorded} episodes in {report.seconds:.0f} s ({report.kept} in the folder, "
         f"{report.discarded} failed attempts discarded)",

@@ -1,0 +1,174 @@
+"""Scripted experts: each hand follows time-stamped waypoints that depend on where the parts lie.
+
+The expert plans in a scene whose hands follow poses, and what it plans is the sequence of joint targets that
+reproduces the motion under joint control. The phases follow the scripted policies published with ACT
+(arXiv:2304.13705, appendix); waypoints and timings are tuned for MuJoCo 3.
+
+Shapes: T control steps, O length of the free bodies' poses (7 cube, 14 peg then socket).
+A hand command is (8,): position in metres (3), quaternion w, x, y, z (4), gripper opening 0 .. 1 (1).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.aloha import Config, simulator
+
+OPEN, SHUT = 1.0, 0.0
+
+
+@dataclass(frozen=True)
+class Waypoint:
+    """Where a hand is at a control step; between two waypoints it moves in a straight line."""
+
+    step: float
+    position: np.ndarray
+    """(3,) metres"""
+    rotation: np.ndarray
+    """(4,) quaternion"""
+    gripper: float
+
+
+def rotation(axis: str, degrees: float) -> np.ndarray:
+    """The quaternion (4,) of a turn about x, y or z."""
+    half = np.radians(degrees) / 2
+    quaternion = np.zeros(4)
+    quaternion[0], quaternion[1 + "xyz".index(axis)] = np.cos(half), np.sin(half)
+    return quaternion
+
+
+Track = tuple[list[Waypoint], list[Waypoint]]  # of the left hand, of the right hand
+
+
+@dataclass
+class Jitter:
+    """Random differences between demonstrations: a policy sees more than one way of doing the task."""
+
+    random: np.random.Generator
+    scale: float
+
+    def metres(self, x: float, y: float, z: float) -> np.ndarray:
+        """An offset (3,) drawn uniformly within ± the given metres."""
+        return self.scale * self.random.uniform(-1, 1, 3) * (x, y, z)
+
+    def steps(self, most: float) -> float:
+        return self.scale * self.random.uniform(-most, most)
+
+
+def transfer_cube(poses: np.ndarray, start: np.ndarray, jitter: Jitter) -> Track:
+    """The right hand lifts the cube to the middle, where the left hand takes it over."""
+    cube = poses[:3]
+    pick, roll = rotation("y", -60), rotation("x", 90)
+    meet = np.array([0, 0.5, 0.25]) + jitter.metres(0.01, 0.01, 0.01)
+    lift = jitter.steps(8)  # both hands reach the meeting point together, sooner or later
+    above = cube + [0, 0, 0.08] + jitter.metres(0.01, 0.01, 0.01)
+    grasp = cube + [0, 0, -0.015] + jitter.metres(0.003, 0.003, 0.002)
+    right = [
+        Waypoint(0, start[1, :3], start[1, 3:7], SHUT),
+        Waypoint(90 + jitter.steps(6), above, pick, OPEN),
+        Waypoint(130 + jitter.steps(4), grasp, pick, OPEN),
+        Waypoint(170, grasp, pick, SHUT),
+        Waypoint(200 + lift, meet + [0.05, 0, 0], pick, SHUT),
+        Waypoint(220 + lift, meet, pick, SHUT),
+        Waypoint(315 + lift, meet, pick, SHUT),  # lets go only once the left hand has shut at 310
+        Waypoint(345 + lift, meet, pick, OPEN),
+        Waypoint(380 + lift, meet + [0.1, 0, 0], pick, OPEN),
+    ]
+    wait = meet + [-0.1, 0, -0.02] + jitter.metres(0.01, 0.01, 0.01)
+    # 2 cm higher than the right hand: any lower, and a finger knocks the cube out of the right hand's grip.
+    take = meet + [0.02, 0, 0.02]
+    left = [
+        Waypoint(0, start[0, :3], start[0, 3:7], SHUT),
+        Waypoint(100 + jitter.steps(8), wait, roll, OPEN),
+        Waypoint(260 + lift, take, roll, OPEN),
+        Waypoint(310 + lift, take, roll, SHUT),
+        Waypoint(345 + lift, take, roll, SHUT),
+        Waypoint(380 + lift, meet + [-0.1, 0, 0], roll, SHUT),
+    ]
+    return left, right
+
+
+def insertion(poses: np.ndarray, start: np.ndarray, jitter: Jitter) -> Track:
+    """Each hand lifts its part by the middle, left the socket and right the peg; then they push together."""
+    peg, socket = poses[:3], poses[7:10]
+    meet = np.array([0, 0.5, 0.15]) + jitter.metres(0.01, 0.01, 0.01)
+    together = jitter.steps(6)
+
+    def hand(side: int, part: np.ndarray, pick: np.ndarray, raised: float) -> list[Waypoint]:
+        """`side` -1 left, +1 right: the direction in x from the meeting point to this arm."""
+        first = start[(side + 1) // 2]
+        above = part + [0, 0, 0.08] + jitter.metres(0.01, 0.01, 0.01)
+        grasp = part + [0, 0, -0.03] + jitter.metres(0.002, 0.002, 0.001)
+        apart = meet + [side * 0.1, 0, raised]
+        joined = meet + [side * 0.05, 0, raised]
+        return [
+            Waypoint(0, first[:3], first[3:7], SHUT),
+            Waypoint(120 + jitter.steps(6), above, pick, OPEN),
+            Waypoint(170 + jitter.steps(4), grasp, pick, OPEN),
+            Waypoint(220, grasp, pick, SHUT),
+            Waypoint(285 + together, apart, pick, SHUT),
+            Waypoint(340 + together, joined, pick, SHUT),
+        ]
+
+    left = hand(-1, socket, rotation("y", 60), 0.0)
+    right = hand(1, peg, rotation("y", -60), 0.00715)
+    return left, right
+
+
+PLANS = {"transfer_cube": transfer_cube, "insertion": insertion}
+
+
+def commands(waypoints: list[Waypoint], steps: int) -> np.ndarray:
+    """Hand commands (T, 8) along the waypoints; after the last one the hand stays."""
+    times = [waypoint.step for waypoint in waypoints]
+    assert times == sorted(times), f"waypoints out of order: {times}"
+    corners = np.array([[*w.position, *w.rotation, w.gripper] for w in waypoints])  # (waypoints, 8)
+    moments = np.arange(1, steps + 1)  # command t is where the hand should be at the end of step t
+    track = np.stack([np.interp(moments, times, column) for column in corners.T], axis=1)
+    track[:, 3:7] /= np.linalg.norm(track[:, 3:7], axis=1, keepdims=True)
+    return track
+
+
+@functools.cache
+def _hands(task: str):
+    """The end-effector scene of this process: the expert resets it for every plan."""
+    return simulator().EndEffectorEnvironment(task)
+
+
+def plan(config: Config, poses: np.ndarray, random: np.random.Generator, jitter: float) -> np.ndarray:
+    """Joint targets (T, 14) that do the task from `poses` (O,).
+
+    `jitter` scales the waypoints' random offsets: 0 is always the same motion, 1 the default of recordings.
+    """
+    hands = _hands(config.task)
+    start = hands.reset(poses)
+    left, right = PLANS[config.task](poses, start, Jitter(random, jitter))
+    both = np.stack([commands(left, config.episode_steps), commands(right, config.episode_steps)], axis=1)
+    return np.stack([hands.step(pair) for pair in both])  # both: (T, 2, 8)
+
+
+class ExpertPolicy:
+    """The scripted expert for `rollout`: plans on an episode's first observation, then replays it blind.
+
+    Its score is an upper bound for a policy trained on its demonstrations.
+    """
+
+    def __init__(self, config: Config, jitter: float = 0.0) -> None:
+        self.config, self.jitter = config, jitter
+        self.reset()
+
+    def reset(self) -> None:
+        self._actions = None
+        self._step = 0
+
+    def __call__(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        if self._actions is None:
+            poses = observation["observations/env_state"]
+            random = np.random.default_rng(poses.view(np.uint32))  # the same start draws the same jitter
+            self._actions = plan(self.config, poses, random, self.jitter)
+        action = self._actions[self._step]
+        self._step += 1
+        return action

@@ -1,0 +1,269 @@
+"""Records the scripted expert's demonstrations, one HDF5 file an episode in ACT's layout.
+
+    episode_0.hdf5   /action (T, 14) float64, /observations/qpos (T, 14) …; action[t] is stored with the
+                     observation before it; attributes sim, seed, success, strict_success, task and
+                     discarded_attempts, the failures before this success
+    recording.json   the settings that all episodes share, and the counts
+
+An episode depends on the settings, the seed and its index alone: not on the number of workers, nor on
+whether the recording was interrupted. Shapes: T control steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from sim import expert
+from sim.aloha import Config, make, simulator
+from sim.workers import progress, run
+
+MOST_ATTEMPTS = 50
+MOST_JITTER = 3  # beyond it an expert's waypoints may change their order in time
+EPISODE = re.compile(r"episode_\d+\.hdf5")
+
+
+@dataclasses.dataclass
+class RecordReport:
+    kept: int
+    """episodes in the folder now"""
+    discarded: int
+    """attempts, over all these episodes, that missed the strict criterion"""
+    recorded: int
+    """episodes that were missing and are recorded now"""
+    seconds: float
+
+
+def record(
+    config: Config,
+    directory: Path,
+    num_episodes: int,
+    seed: int,
+    num_workers: int | None = None,
+    jitter: float = 1.0,
+    report: Callable[[str], None] = print,
+) -> RecordReport:
+    """Records those of the episodes 0 … num_episodes - 1 that `directory` lacks; others stay as they are.
+
+    Each is a strict success: attempts that fail are discarded, counted, and tried again from another start.
+    `jitter` scales the random variation of the expert's waypoints, 0 for none. `num_workers` None takes a
+    process for each core, 0 records in this process.
+
+    Raises:
+        ValueError: an argument is out of range, the simulator is missing, the folder holds a recording made
+            with other settings or episodes of unknown origin, or cannot be written.
+    """
+    began = time.monotonic()
+    if num_episodes < 1 or seed < 0 or not 0 <= jitter <= MOST_JITTER:
+        raise ValueError(
+            f"a recording needs num_episodes >= 1, seed >= 0 and jitter from 0 to {MOST_JITTER}, "
+            f"got {num_episodes}, {seed} and {jitter:g}"
+        )
+    simulator()  # a missing package is reported before the folder is made
+    settings = {"config": dataclasses.asdict(config), "seed": seed, "jitter": jitter}
+    _open_folder(directory, settings)
+    missing = [i for i in range(num_episodes) if not (directory / f"episode_{i}.hdf5").exists()]
+    if missing:
+        _write_recording(directory, settings, num_episodes)
+    start = functools.partial(_recorder, config, directory, seed, jitter)
+    with contextlib.closing(run(start, missing, num_workers)) as results:
+        for _ in progress(results, len(missing), "recorded", report):
+            pass
+    kept, discarded = _write_recording(directory, settings, num_episodes) if missing else _count(directory)
+    return RecordReport(kept, discarded, len(missing), time.monotonic() - began)
+
+
+@dataclasses.dataclass
+class Recorded:
+    kept: int
+    """whole episodes in the folder"""
+    wanted: int
+    """episodes the last recording into it was asked for: more than `kept` when it was interrupted"""
+    seed: int
+
+
+def recorded(config: Config, directory: Path) -> Recorded | None:
+    """What a folder holds, read without the simulator; None when nothing was recorded into it.
+
+    Raises:
+        ValueError: it was recorded with another config.
+    """
+    path = directory / "recording.json"
+    if not path.exists():
+        return None
+    stored = _stored_settings(path)
+    _refuse_other_settings(directory, stored["config"], dataclasses.asdict(config))
+    kept = sum(bool(EPISODE.fullmatch(name)) for name in os.listdir(directory))
+    return Recorded(kept, stored["wanted"], stored["seed"])
+
+
+def _recorder(config: Config, directory: Path, seed: int, jitter: float) -> Callable[[int], None]:
+    """One worker's function: records the episode of an index."""
+    environment = make(config)
+
+    def record_episode(index: int) -> None:
+        for attempt in range(MOST_ATTEMPTS):
+            start = int(np.random.SeedSequence([seed, index, attempt]).generate_state(1)[0])
+            episode = demonstrate(environment, start, jitter)
+            if environment.strict_success:
+                attributes = {
+                    "sim": True,
+                    "seed": start,
+                    "success": True,
+                    "strict_success": True,
+                    "task": config.task,
+                    "discarded_attempts": attempt,
+                }
+                write_episode(directory / f"episode_{index}.hdf5", episode, attributes)
+                return
+        raise ValueError(
+            f"{directory}: {MOST_ATTEMPTS} attempts at episode {index} failed; use a jitter below {jitter:g} "
+            f"or more than {config.episode_steps} episode_steps"
+        )
+
+    return record_episode
+
+
+def demonstrate(environment, seed: int, jitter: float) -> dict[str, np.ndarray]:
+    """Replays the expert's plan under joint control; `environment` is left at the episode's last step.
+
+    Returns:
+        arrays (T, …) under `action` and the observations' keys.
+    """
+    observation = environment.reset(seed)
+    poses = observation["observations/env_state"]
+    actions = expert.plan(environment.config, poses, np.random.default_rng(seed), jitter)
+    episode = {key: np.empty((len(actions), *value.shape), value.dtype) for key, value in observation.items()}
+    for step, action in enumerate(actions):
+        for key, value in observation.items():
+            episode[key][step] = value
+        observation = environment.step(action)
+    return {"action": actions, **episode}
+
+
+def write_episode(path: Path, episode: dict[str, np.ndarray], attributes: dict) -> None:
+    """Writes the file complete or not at all: readers and interrupted runs never see a part of it."""
+    import h5py
+
+    with _published(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(attributes)
+        for key, values in episode.items():
+            # A frame a chunk, so that reading one step decompresses one frame.
+            frames = {"chunks": (1, *values.shape[1:]), "compression": "lzf"} if values.ndim == 4 else {}
+            file.create_dataset(key, data=values, **frames)
+
+
+@contextlib.contextmanager
+def _published(path: Path):
+    """A temporary path to write; on leaving, its content is on the disk and is the file at `path`."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_folder(directory: Path, settings: dict) -> None:
+    """Makes the folder, or checks that what it holds was recorded with these settings."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot record into {directory}: {error.strerror}; choose another folder") from None
+    _remove_stale(directory)
+    path = directory / "recording.json"
+    if not path.exists():
+        if any(EPISODE.fullmatch(name) for name in os.listdir(directory)):
+            raise ValueError(f"{directory} holds episodes but no recording.json: record into another folder")
+        return
+    stored = _stored_settings(path)
+    theirs = {**stored["config"], "seed": stored["seed"], "jitter": stored["jitter"]}
+    ours = {**settings["config"], "seed": settings["seed"], "jitter": settings["jitter"]}
+    _refuse_other_settings(directory, theirs, ours)
+
+
+def _stored_settings(path: Path) -> dict:
+    """Config, seed and jitter of a recording, and the number of episodes it was asked for."""
+    try:
+        content = json.loads(path.read_text())
+        settings = content["settings"]
+        return {"wanted": content["wanted"], **{key: settings[key] for key in ("config", "seed", "jitter")}}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a recording's settings ({error!r}): use another folder") from None
+
+
+def _refuse_other_settings(directory: Path, theirs: dict, ours: dict) -> None:
+    for key, value in ours.items():
+        if theirs.get(key) != value:
+            raise ValueError(
+                f"{directory} was recorded with {key} {theirs.get(key)!r}, not {value!r}: "
+                "record into another folder, or remove this one"
+            )
+
+
+def _write_recording(directory: Path, settings: dict, wanted: int) -> tuple[int, int]:
+    """Writes recording.json and returns its counts (kept, discarded)."""
+    kept, discarded = _count(directory)
+    versions = {package: metadata.version(package) for package in ("mujoco", "dm_control", "gym-aloha")}
+    content = {"settings": settings, "wanted": wanted, "kept": kept, "discarded": discarded, "versions": versions}
+    with _published(directory / "recording.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    return kept, discarded
+
+
+def _count(directory: Path) -> tuple[int, int]:
+    """Episodes in the folder, and the attempts that failed before them."""
+    import h5py
+
+    kept = discarded = 0
+    for name in os.listdir(directory):
+        if EPISODE.fullmatch(name):
+            try:
+                with h5py.File(directory / name, "r") as file:
+                    discarded += int(file.attrs["discarded_attempts"])
+            except (OSError, KeyError) as error:
+                raise ValueError(
+                    f"{directory / name} is not an episode recorded here ({error}): remove it and record again"
+                ) from None
+            kept += 1
+    return kept, discarded
+
+
+def _remove_stale(directory: Path) -> None:
+    """Removes temporary files left by writers of this machine that are no longer alive."""
+    leftover = re.compile(rf"\..*\.{re.escape(socket.gethostname())}\.(\d+)\.tmp")
+    for name in os.listdir(directory):
+        match = leftover.fullmatch(name)
+        if match and not _alive(int(match[1])):
+            (directory / name).unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is another user's
+        return True
+    return True

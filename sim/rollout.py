@@ -1,0 +1,136 @@
+"""Rolls a policy out in the simulator on seeds it has not seen, and scores it.
+
+Shapes: T control steps, Q = 16 arm joints and fingers + 7 a free body.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from sim.aloha import Config, make
+from sim.workers import progress, run
+
+
+class Policy(Protocol):
+    def reset(self) -> None:
+        """Forgets the last episode."""
+
+    def __call__(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        """Joint targets (14,) for an observation of `sim.aloha`."""
+
+
+@dataclasses.dataclass
+class EpisodeResult:
+    seed: int
+    success: bool
+    """reward 4 was reached at some step: the standard criterion"""
+    strict_success: bool
+    """the goal still held at the last step"""
+    steps_to_success: int | None
+    """control steps until reward 4 was first reached"""
+    max_reward: int
+    episode_return: int
+    """sum of the rewards of all steps"""
+    trajectory: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    """(T + 1, Q) simulator positions, kept for the episodes to be filmed"""
+
+
+def rollout(
+    make_policy: Callable[[], Policy],
+    config: Config,
+    num_episodes: int,
+    seed: int,
+    num_workers: int | None = None,
+    film_episodes: int = 0,
+    report: Callable[[str], None] = print,
+) -> list[EpisodeResult]:
+    """Results of the episodes with seeds seed … seed + num_episodes - 1, in this order.
+
+    `make_policy` is called once in each worker process, so it must pickle: a function of a module, or a
+    `functools.partial` of one. `num_workers` None takes a process for each core, 0 runs in this one. Their
+    number changes no result, provided the policy acts on its observations since `reset` alone.
+    The first `film_episodes` results carry the trajectory that `sim.film` draws.
+
+    Raises:
+        ValueError: a seed out of range, the simulator is missing, or the policy's action is unusable.
+    """
+    if num_episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {num_episodes}")
+    if not 0 <= seed <= 2**32 - num_episodes:
+        raise ValueError(f"seed must be from 0 to {2**32 - num_episodes}, got {seed}")
+    start = functools.partial(_roller, make_policy, config)
+    tasks = [(seed + i, i < film_episodes) for i in range(num_episodes)]
+    with contextlib.closing(run(start, tasks, num_workers)) as pairs:
+        results = dict(progress(pairs, num_episodes, "scored", report))
+    return [results[task] for task in tasks]
+
+
+def _roller(make_policy: Callable[[], Policy], config: Config) -> Callable[[tuple[int, bool]], EpisodeResult]:
+    environment, policy = make(config), make_policy()
+    return lambda task: _episode(environment, policy, *task)
+
+
+def _episode(environment, policy: Policy, seed: int, keep_trajectory: bool) -> EpisodeResult:
+    observation = environment.reset(seed)
+    policy.reset()
+    rewards, positions = [], [environment.positions]
+    while not environment.done:
+        try:
+            observation = environment.step(policy(observation))
+        except ValueError as error:
+            raise ValueError(f"episode with seed {seed}: {error}") from error
+        rewards.append(environment.reward)
+        if keep_trajectory:
+            positions.append(environment.positions)
+    return EpisodeResult(
+        seed=seed,
+        success=environment.success,
+        strict_success=environment.strict_success,
+        steps_to_success=environment.steps_to_success,
+        max_reward=max(rewards),
+        episode_return=sum(rewards),
+        trajectory=np.stack(positions) if keep_trajectory else None,
+    )
+
+
+def score(results: Sequence[EpisodeResult]) -> dict[str, float | int | None]:
+    """Success rates with their Wilson 95 % intervals, ready for JSON; every episode counts."""
+    episodes = len(results)
+    assert episodes, "score needs at least one episode"
+    successes = sum(result.success for result in results)
+    strict = sum(result.strict_success for result in results)
+    low, high = wilson_interval(successes, episodes)
+    strict_low, strict_high = wilson_interval(strict, episodes)
+    steps = [result.steps_to_success for result in results if result.steps_to_success is not None]
+    return {
+        "success_rate": successes / episodes,
+        "success_low": low,
+        "success_high": high,
+        "strict_success_rate": strict / episodes,
+        "strict_success_low": strict_low,
+        "strict_success_high": strict_high,
+        "mean_steps_to_success": sum(steps) / len(steps) if steps else None,
+        "mean_max_reward": sum(result.max_reward for result in results) / episodes,
+        "mean_return": sum(result.episode_return for result in results) / episodes,
+        "episodes": episodes,
+    }
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The score interval of a proportion (Wilson 1927, JASA 22, p. 209); z is the normal's 97.5 % quantile.
+
+    Unlike the normal approximation it stays within 0 … 1 and has a width at 0 and at 100 % success.
+    """
+    assert 0 <= successes <= trials and trials > 0
+    rate = successes / trials
+    centre = rate + z * z / (2 * trials)
+    spread = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

@@ -1,0 +1,156 @@
+"""The environment against gym-aloha's own tasks, and what may not be imported or loaded."""
+
+import numpy as np
+import pytest
+from fresh_interpreter import python
+from simulated_policies import HOME
+
+from sim.aloha import Config, make, simulator
+
+
+def test_importing_the_configuration_loads_nothing_heavy():
+    loaded = python(
+        "import sys, sim.aloha, sim.expert, sim.record, sim.rollout, sim.film; print(sorted(set(sys.modules) & "
+        "{'mujoco', 'dm_control', 'gym_aloha', 'gymnasium', 'h5py', 'torch', 'PIL', 'imageio_ffmpeg', 'OpenGL'}))"
+    )
+    assert loaded == "[]"
+
+
+@pytest.mark.parametrize("backend", ["egl", "nonsense"])
+def test_state_needs_no_opengl(backend):
+    """Steps with every OpenGL binding blocked, whatever MUJOCO_GL says, and leaves the variable alone."""
+    printed = python(
+        "import sys, os\n"
+        "for name in ('OpenGL', 'glfw', 'mujoco.egl', 'mujoco.osmesa', 'mujoco.glfw'): sys.modules[name] = None\n"
+        "import numpy as np\n"
+        "from sim.aloha import Config, make\n"
+        "environment = make(Config(task='transfer_cube'))\n"
+        "environment.reset(0); environment.step(np.zeros(14))\n"
+        "print(environment.steps, os.environ['MUJOCO_GL'])",
+        MUJOCO_GL=backend,
+    )
+    assert printed == f"1 {backend}"
+
+
+@pytest.mark.parametrize("package", ["dm_control", "gym_aloha", "mujoco"])
+def test_a_missing_package_is_one_line_with_the_remedy(package):
+    printed = python(
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from sim.aloha import Config, make\n"
+        "try: make(Config(task='insertion'))\n"
+        "except ValueError as error: print(error)"
+    )
+    assert f"'{package}" in printed and "pip install -e .[sim]" in printed and "\n" not in printed
+
+
+def test_cameras_are_checked():
+    with pytest.raises(ValueError, match="no camera 'front'; this scene has top, angle"):
+        Config(task="insertion", cameras=["top", "front"])
+    with pytest.raises(ValueError, match="twice"):
+        Config(task="insertion", cameras=["top", "top"])
+
+
+@pytest.mark.parametrize(("task", "poses"), [("transfer_cube", 7), ("insertion", 14)])
+def test_an_observation_has_the_documented_arrays(task, poses):
+    observation = make(Config(task=task)).reset(5)
+    assert {key: (value.shape, value.dtype.name) for key, value in observation.items()} == {
+        "observations/qpos": ((14,), "float64"),
+        "observations/qvel": ((14,), "float64"),
+        "observations/env_state": ((poses,), "float64"),
+    }
+
+
+@pytest.mark.parametrize("task", ["transfer_cube", "insertion"])
+def test_steps_as_gym_aloha_does(task, monkeypatch):
+    """Same seed, same actions: positions, rewards and poses of gym-aloha's own environment, not rendering."""
+    simulator()
+    import gym_aloha.env
+    from gym_aloha.tasks import sim as tasks
+
+    def state(self, physics):
+        images = {"top": np.zeros((480, 640, 3), np.uint8)}
+        return {"agent_pos": self.get_qpos(physics), "poses": self.get_env_state(physics), "images": images}
+
+    monkeypatch.setattr(tasks.BimanualViperXTask, "get_observation", state)
+    theirs = gym_aloha.env.AlohaEnv(task)
+    theirs.reset(seed=11)
+    ours = make(Config(task=task))
+    ours.reset(11)
+    random = np.random.default_rng(0)
+    for _ in range(25):
+        action = HOME + random.uniform(-0.3, 0.3, 14)
+        observation = ours.step(action)
+        _, reward, _, _, _ = theirs.step(action)
+        physics = theirs._env.physics
+        assert np.array_equal(observation["observations/qpos"], theirs._env.task.get_qpos(physics))
+        assert np.array_equal(observation["observations/env_state"], theirs._env.task.get_env_state(physics))
+        assert ours.reward == reward
+
+
+def test_a_reset_leaves_nothing_of_the_last_episode():
+    environment = make(Config(task="transfer_cube"))
+    first = environment.reset(3)
+    for _ in range(10):
+        environment.step(HOME + 0.3)
+    again = environment.reset(3)
+    assert all(np.array_equal(first[key], again[key]) for key in first)
+    assert (environment.steps, environment.reward, environment.success) == (0, 0, False)
+
+
+def test_two_environments_of_a_process_do_not_share_their_state():
+    one, two = make(Config(task="transfer_cube")), make(Config(task="transfer_cube"))
+    one.reset(1)
+    kept = one.positions
+    two.reset(2)
+    two.step(HOME)
+    assert np.array_equal(one.positions, kept)
+
+
+def test_actions_beyond_one_are_not_clipped():
+    environment = make(Config(task="transfer_cube"))
+    environment.reset(0)
+    action = HOME.copy()
+    action[0] = 2.5  # left waist, whose joint turns to ±3.14
+    for _ in range(100):
+        observation = environment.step(action)
+    assert observation["observations/qpos"][0] > 2.3
+
+
+@pytest.mark.parametrize("action", [np.zeros(7), np.full(14, np.nan), np.full(14, np.inf)])
+def test_an_unusable_action_is_refused(action):
+    environment = make(Config(task="transfer_cube"))
+    environment.reset(0)
+    with pytest.raises(ValueError, match="action at step 0 must be 14 finite"):
+        environment.step(action)
+
+
+def test_strict_success_of_the_cube_is_read_off_the_contacts(monkeypatch):
+    """By hand: every combination of the three facts, of which one is the goal."""
+    module = simulator()
+    environment = make(Config(task="transfer_cube"))
+    environment.reset(0)
+    environment.steps_to_success = 1
+    left = ("red_box", "vx300s_left/10_left_gripper_finger")
+    right = ("red_box", "vx300s_right/10_left_gripper_finger")
+    table = ("red_box", "table")
+    for touching in ({left}, {left, right}, {left, table}, {right}, {table}, set(), {left, right, table}):
+        monkeypatch.setattr(module, "contacts", lambda physics, touching=touching: touching)
+        assert environment.strict_success == (touching == {left})
+
+
+def test_peg_to_pin_by_hand():
+    """The pin's face is 40 mm from the socket's middle, the peg's end 60 mm from the peg's."""
+    module = simulator()
+    environment = make(Config(task="insertion"))
+    environment.reset(0)
+    physics = environment.physics
+
+    def distance(peg: list[float]) -> float:
+        physics.data.qpos[16:] = [*peg, 1, 0, 0, 0, -0.1, 0.5, 0.2, 1, 0, 0, 0]
+        physics.forward()
+        return module.peg_to_pin(physics)
+
+    assert distance([0.0, 0.5, 0.2]) == pytest.approx(0.0)  # 100 mm apart: touching
+    assert distance([0.003, 0.501, 0.2]) == pytest.approx(0.003)
+    assert distance([0.03, 0.5, 0.2]) == np.inf  # still outside
+    assert distance([0.0, 0.53, 0.2]) == np.inf  # beside the socket

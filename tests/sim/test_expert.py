@@ -1,0 +1,74 @@
+"""The scripted experts: that they succeed, and their geometry against MuJoCo's."""
+
+import numpy as np
+import pytest
+
+from sim import expert
+from sim.aloha import Config, make, simulator
+from sim.record import demonstrate
+
+
+@pytest.mark.parametrize("axis", ["x", "y", "z"])
+def test_rotation_agrees_with_mujoco(axis):
+    simulator()
+    import mujoco
+
+    theirs = np.zeros(4)
+    mujoco.mju_axisAngle2Quat(theirs, np.eye(3)["xyz".index(axis)], np.radians(-60))
+    assert np.allclose(expert.rotation(axis, -60), theirs)
+
+
+def test_commands_pass_through_the_waypoints_in_straight_lines():
+    turn = expert.rotation("x", 90)
+    track = expert.commands(
+        [
+            expert.Waypoint(0, np.zeros(3), expert.rotation("x", 0), 0.0),
+            expert.Waypoint(4, np.array([0.4, 0, -0.8]), turn, 1.0),
+        ],
+        steps=6,
+    )
+    assert track.shape == (6, 8)
+    assert np.allclose(track[0, :3], [0.1, 0, -0.2])  # a quarter of the way
+    assert np.allclose(track[:, 7], [0.25, 0.5, 0.75, 1, 1, 1])
+    assert np.allclose(track[3:, 3:7], turn)  # stays after the last waypoint
+    assert np.allclose(np.linalg.norm(track[:, 3:7], axis=1), 1)
+
+
+@pytest.mark.parametrize("task", ["transfer_cube", "insertion"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_expert_succeeds_with_jitter(task, seed):
+    environment = make(Config(task=task))
+    demonstrate(environment, seed, jitter=1.0)
+    assert environment.success and environment.strict_success and environment.done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["transfer_cube", "insertion"])
+def test_the_expert_succeeds_on_nearly_every_start(task):
+    environment = make(Config(task=task))
+    strict = 0
+    for seed in range(1000, 1040):
+        demonstrate(environment, seed, jitter=1.0)
+        strict += environment.strict_success
+    assert strict >= 38
+
+
+def test_jitter_varies_the_motion_and_zero_does_not():
+    config = Config(task="transfer_cube", episode_steps=120)
+    poses = simulator().sample_poses("transfer_cube", 0)
+
+    def plan(random, jitter):
+        return expert.plan(config, poses, np.random.default_rng(random), jitter)
+
+    assert np.array_equal(plan(0, 0.0), plan(1, 0.0))
+    assert np.array_equal(plan(0, 1.0), plan(0, 1.0))
+    assert np.abs(plan(0, 1.0) - plan(1, 1.0)).max() > 0.01
+
+
+def test_joint_targets_are_reached_angles_and_commanded_grippers():
+    """The right gripper squeezes the cube: told 0, it stays well open, and the target must say 0."""
+    environment = make(Config(task="transfer_cube"))
+    episode = demonstrate(environment, 0, jitter=0.0)
+    assert episode["action"].shape == (400, 14)
+    assert np.allclose(episode["action"][190:300, 13], 0, atol=1e-9)
+    assert episode["observations/qpos"][250, 13] > 0.3

@@ -1,0 +1,193 @@
+"""Recordings: layout, determinism, interruption, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from simulated_policies import HOME
+
+from sim import expert
+from sim.aloha import Config, make
+from sim.record import Recorded, record, recorded
+
+ROOT = Path(__file__).resolve().parents[2]
+STATE = Config(task="transfer_cube")
+
+
+def quiet(line):
+    pass
+
+
+def contents(path):
+    """All arrays and attributes of an episode file."""
+    with h5py.File(path, "r") as file:
+        arrays = {}
+        file.visititems(lambda name, node: arrays.update({name: node[()]}) if hasattr(node, "dtype") else None)
+        return arrays, dict(file.attrs)
+
+
+def assert_same_episodes(one, other, count):
+    for index in range(count):
+        (arrays, attributes), (arrays2, attributes2) = (
+            contents(folder / f"episode_{index}.hdf5") for folder in (one, other)
+        )
+        assert attributes == attributes2 and arrays.keys() == arrays2.keys()
+        assert all(np.array_equal(arrays[key], arrays2[key]) for key in arrays)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """Three episodes recorded by two processes; tests only read it."""
+    folder = tmp_path_factory.mktemp("recording")
+    report = record(STATE, folder, 3, seed=7, num_workers=2, report=quiet)
+    assert (report.kept, report.recorded) == (3, 3)
+    return folder
+
+
+def test_layout(recording):
+    arrays, attributes = contents(recording / "episode_1.hdf5")
+    assert {key: (value.shape, value.dtype.name) for key, value in arrays.items()} == {
+        "action": ((400, 14), "float64"),
+        "observations/qpos": ((400, 14), "float64"),
+        "observations/qvel": ((400, 14), "float64"),
+        "observations/env_state": ((400, 7), "float64"),
+    }
+    assert attributes["sim"] and attributes["success"] and attributes["strict_success"]
+    assert attributes["task"] == "transfer_cube"
+    names = sorted(os.listdir(recording))
+    assert names == ["episode_0.hdf5", "episode_1.hdf5", "episode_2.hdf5", "recording.json"]
+    assert json.loads((recording / "recording.json").read_text())["kept"] == 3
+
+
+def test_replaying_the_actions_gives_the_observations_before_them(recording):
+    arrays, attributes = contents(recording / "episode_2.hdf5")
+    environment = make(STATE)
+    observation = environment.reset(int(attributes["seed"]))
+    for step, action in enumerate(arrays["action"]):
+        assert np.array_equal(observation["observations/qpos"], arrays["observations/qpos"][step])
+        observation = environment.step(action)
+    assert environment.strict_success
+
+
+def test_episodes_depend_on_neither_the_number_of_workers_nor_how_many_are_asked(recording, tmp_path):
+    record(STATE, tmp_path, 2, seed=7, num_workers=0, report=quiet)
+    assert_same_episodes(recording, tmp_path, 2)
+
+
+def test_other_seeds_and_indices_give_other_episodes(recording, tmp_path):
+    record(STATE, tmp_path, 1, seed=8, num_workers=0, report=quiet)
+    paths = [tmp_path / "episode_0.hdf5", recording / "episode_0.hdf5", recording / "episode_1.hdf5"]
+    starts = [contents(path)[0]["observations/env_state"][0] for path in paths]
+    assert len({tuple(start) for start in starts}) == 3
+
+
+@pytest.mark.slow
+def test_a_killed_recording_leaves_whole_episodes_and_is_completed(tmp_path):
+    """SIGKILL to the parent in the middle; then the same command again, compared with an undisturbed one."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    code = (
+        "import sys; from pathlib import Path; from sim.aloha import Config; from sim.record import record\n"
+        "record(Config(task='transfer_cube'), Path(sys.argv[1]), 6, seed=0, num_workers=2)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, killed], cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(killed.glob("episode_*.hdf5")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1.5)  # its workers notice once they report their episode
+    survivors = list(killed.glob("episode_*.hdf5"))
+    assert 1 <= len(survivors) < 6
+    assert all(contents(path)[0]["action"].shape == (400, 14) for path in survivors)
+    report = record(STATE, killed, 6, seed=0, report=quiet)
+    assert report.kept == 6 and report.recorded == 6 - len(survivors)
+    assert not list(killed.glob(".*.tmp"))
+    record(STATE, whole, 6, seed=0, report=quiet)
+    assert_same_episodes(killed, whole, 6)
+
+
+def test_more_episodes_than_asked_are_kept(recording):
+    report = record(STATE, recording, 1, seed=7, report=quiet)
+    assert (report.kept, report.recorded) == (3, 0)
+
+
+def test_failures_are_discarded_counted_and_tried_again(tmp_path, monkeypatch):
+    """The expert stands still on the first two attempts of each episode."""
+    genuine, calls = expert.plan, []
+
+    def clumsy(config, poses, random, jitter):
+        calls.append(poses)
+        if len(calls) % 3:
+            return np.tile(HOME, (400, 1))
+        return genuine(config, poses, random, jitter)
+
+    monkeypatch.setattr(expert, "plan", clumsy)
+    report = record(STATE, tmp_path, 2, seed=0, num_workers=0, report=quiet)
+    assert (report.kept, report.discarded) == (2, 4)
+    assert contents(tmp_path / "episode_1.hdf5")[1]["discarded_attempts"] == 2
+    assert json.loads((tmp_path / "recording.json").read_text())["discarded"] == 4
+    assert len({tuple(poses) for poses in calls}) == 6  # every attempt from another start
+
+
+def test_an_expert_that_never_succeeds_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="50 attempts at episode 0 failed; use a jitter below 1 or more than 5"):
+        record(Config(task="transfer_cube", episode_steps=5), tmp_path, 1, seed=0, num_workers=0)
+    assert not list(tmp_path.glob("episode*"))
+
+
+@pytest.mark.parametrize(
+    ("config", "seed", "jitter", "message"),
+    [
+        (STATE, 8, 1.0, "recorded with seed 7, not 8"),
+        (STATE, 7, 0.5, "recorded with jitter 1.0, not 0.5"),
+        (Config(task="insertion"), 7, 1.0, "recorded with task 'transfer_cube', not 'insertion'"),
+        (Config(task="transfer_cube", cameras=["top"]), 7, 1.0, r"recorded with cameras \[\], not \['top'\]"),
+    ],
+)
+def test_another_recording_in_the_folder_is_refused(recording, config, seed, jitter, message):
+    with pytest.raises(ValueError, match=message):
+        record(config, recording, 5, seed=seed, jitter=jitter, report=quiet)
+
+
+def test_bad_arguments_and_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="num_episodes >= 1"):
+        record(STATE, tmp_path / "new", 0, seed=0)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="jitter from 0 to 3, got 1, 0 and 4"):
+        record(STATE, tmp_path / "new", 1, seed=0, jitter=4.0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot record into .*file"):
+        record(STATE, tmp_path / "file", 1, seed=0)
+    (tmp_path / "episode_0.hdf5").write_text("")
+    with pytest.raises(ValueError, match=r"holds episodes but no recording\.json"):
+        record(STATE, tmp_path, 1, seed=0)
+
+
+def test_only_temporary_files_of_dead_writers_are_removed(recording):
+    host = os.uname().nodename
+    dead = recording / f".episode_9.hdf5.{host}.999999999.tmp"
+    living = recording / f".episode_9.hdf5.{host}.{os.getpid()}.tmp"
+    elsewhere = recording / ".episode_9.hdf5.another-machine.999999999.tmp"
+    for path in (dead, living, elsewhere):
+        path.write_text("part of an episode")
+    record(STATE, recording, 3, seed=7, report=quiet)
+    assert [path.exists() for path in (dead, living, elsewhere)] == [False, True, True]
+    living.unlink()
+    elsewhere.unlink()
+
+
+def test_what_a_folder_holds_is_told_without_the_simulator(tmp_path):
+    assert recorded(STATE, tmp_path) is None
+    record(STATE, tmp_path, 2, seed=3, num_workers=0, report=quiet)
+    assert recorded(STATE, tmp_path) == Recorded(kept=2, wanted=2, seed=3)
+    (tmp_path / "episode_1.hdf5").unlink()  # as after an interruption
+    assert recorded(STATE, tmp_path) == Recorded(kept=1, wanted=2, seed=3)
+    with pytest.raises(ValueError, match="was recorded with episode_steps"):
+        recorded(Config(task="transfer_cube", episode_steps=390), tmp_path)

@@ -1,0 +1,52 @@
+"""The worker processes: results, errors, deaths and endings."""
+
+import multiprocessing
+import os
+
+import pytest
+from simulated_policies import doubling
+
+from sim.workers import default_workers, run
+
+
+def test_results_come_with_their_tasks_from_as_many_processes():
+    pairs = dict(run(doubling, range(6), num_workers=2))
+    assert {task: result[0] for task, result in pairs.items()} == {task: 2 * task for task in range(6)}
+    processes = {result[1] for result in pairs.values()}
+    assert 1 <= len(processes) <= 2 and os.getpid() not in processes
+
+
+def test_a_worker_computes_with_one_thread_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [result[2] for _, result in run(doubling, [1], num_workers=1)] == ["1"]
+    assert "OMP_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert [result[2] for _, result in run(doubling, [1], num_workers=1)] == ["3"]
+
+
+def test_zero_workers_is_this_process():
+    assert {result[1] for _, result in run(doubling, [1, 2], num_workers=0)} == {os.getpid()}
+    assert list(run(doubling, [], num_workers=None)) == []
+    assert 1 <= default_workers() <= os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "message"),
+    [
+        (13, ValueError, "^thirteen is unlucky$"),
+        (14, RuntimeError, "KeyError: 'no fourteen'"),
+        (15, RuntimeError, "process died"),
+    ],
+)
+def test_errors_and_deaths_reach_the_caller_and_leave_no_process(task, kind, message):
+    with pytest.raises(kind, match=message):
+        list(run(doubling, [1, 2, task, 3], num_workers=2))
+    assert multiprocessing.active_children() == []
+
+
+def test_closing_early_ends_all_workers():
+    results = run(doubling, range(100), num_workers=2)
+    next(results)
+    assert len(multiprocessing.active_children()) == 2
+    results.close()
+    assert multiprocessing.active_children() == []

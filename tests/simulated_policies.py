@@ -1,0 +1,44 @@
+"""Policies and tasks for worker processes: what a spawned process runs must live in a module it can import."""
+
+import os
+import signal
+
+import numpy as np
+
+HOME = np.array([0, -0.96, 1.16, 0, -0.3, 0, 0.1] * 2)  # joint targets of the arms' starting posture
+
+
+class Still:
+    """Keeps both arms where they start."""
+
+    def reset(self):
+        pass
+
+    def __call__(self, observation):
+        return HOME
+
+
+class Broken(Still):
+    def __call__(self, observation):
+        return np.full(14, np.nan)
+
+
+def counted_still(log):
+    """Makes a policy and says so in a file, a line each time."""
+    with open(log, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    return Still()
+
+
+def doubling():
+    return double
+
+
+def double(number):
+    if number == 13:
+        raise ValueError("thirteen is unlucky")
+    if number == 14:
+        raise KeyError("no fourteen")
+    if number == 15:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * number, os.getpid(), os.environ.get("OMP_NUM_THREADS")
