@@ -17,6 +17,9 @@ from loader.hyper import HyperArguments, flag
 from loader.run_config import RunConfig, resolve
 
 DEFAULT_EPISODES = 50
+# Of the expert's full variation: enough that no two demonstrations are alike, little enough that the same start still
+# means nearly the same motion, which is what fifty demonstrations can teach.
+DEFAULT_JITTER = 0.3
 
 
 @dataclass
@@ -26,6 +29,7 @@ class PrepareArguments:
     task_name: str = flag("sim_transfer_cube_state", "Task: a file in configs/task/, or a path.")
     num_episodes: int = flag(DEFAULT_EPISODES, "Episodes the folder shall hold; those already recorded are kept.", ge=1)
     seed: int = flag(0, "Seed of the recording: start positions and the expert's variation.", ge=0)
+    jitter: float = flag(DEFAULT_JITTER, "Random variation of the expert's motion; 0 for none, 1 for much.", ge=0, le=3)
     num_workers: int | None = flag(None, "Recording processes. Default: one a core.", ge=1)
     set: list[str] = flag([], "Override any key of the configuration: --set env.cameras=[top].")
 
@@ -34,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Records what is missing and prints where the data lies."""
     asked = entry_flags(PrepareArguments, arguments, "prepare.py", __doc__)
     run = refusing(resolve, HyperArguments(task_name=asked.task_name), asked.set)
-    folder = refusing(record_episodes, run, asked.num_episodes, asked.seed, asked.num_workers)
+    folder = refusing(record_episodes, run, asked.num_episodes, asked.seed, asked.jitter, asked.num_workers)
     print(f"data of {run.task} in {folder}")
 
 
@@ -50,10 +54,10 @@ def with_prepared_data(run: RunConfig) -> RunConfig:
     found = recorder(run).recorded(run.env.config, folder)
     if found is None:
         print(f"no data for {run.task} yet: recording {DEFAULT_EPISODES} episodes into {folder}", flush=True)
-        record_episodes(run, DEFAULT_EPISODES, seed=0, num_workers=None)
+        record_episodes(run, DEFAULT_EPISODES, seed=0, jitter=DEFAULT_JITTER)
     elif found.kept < found.wanted:
         print(f"the recording in {folder} was interrupted at {found.kept} of {found.wanted} episodes: going on", flush=True)
-        record_episodes(run, found.wanted, found.seed, num_workers=None)
+        record_episodes(run, found.wanted, found.seed, found.jitter)
     config = dataclasses.replace(config, path=str(folder))
     return dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, config=config))
 
@@ -68,7 +72,9 @@ def recording_folder(run: RunConfig) -> Path:
     return run.cache_dir / "datasets" / run.task
 
 
-def record_episodes(run: RunConfig, num_episodes: int, seed: int, num_workers: int | None) -> Path:
+def record_episodes(
+    run: RunConfig, num_episodes: int, seed: int, jitter: float = DEFAULT_JITTER, num_workers: int | None = None
+) -> Path:
     """Records the episodes that the task's folder lacks.
 
     Raises:
@@ -80,7 +86,7 @@ def record_episodes(run: RunConfig, num_episodes: int, seed: int, num_workers: i
         raise ConfigError(f"`dataset.path`{run.place('dataset.path')} names data of its own; leave it out to record")
     folder = recording_folder(run)
     with locked(folder):
-        report = recorder(run).record(run.env.config, folder, num_episodes, seed, num_workers)
+        report = recorder(run).record(run.env.config, folder, num_episodes, seed, num_workers, jitter)
     print(
         f"recorded {report.recorded} episodes in {report.seconds:.0f} s ({report.kept} in the folder, "
         f"{report.discarded} failed attempts discarded)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -45,7 +46,8 @@ def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
         run = resolve(hyper, command.set)
         return _answer(run, command)
     except ConfigError as error:
-        print_problems(error.problems)
+        if process_rank() == 0:  # every process of a launch reads the same flags: once is enough
+            print_problems(error.problems)
         return CONFIG_ERROR
 
 
@@ -92,9 +94,15 @@ def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about
 
 
 def print_problems(problems: Iterable[str]) -> None:
-    """Each problem as one `error:` line on stderr."""
+    """Each problem as one `error:` line on stderr; other processes than the first say which they are."""
+    prefix = f"[rank {process_rank()}] " if process_rank() else ""
     for line in problems:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"{prefix}error: {line}", file=sys.stderr)
+
+
+def process_rank() -> int:
+    """This process's number in a distributed launch, 0 outside one."""
+    return int(os.environ.get("RANK") or 0)
 
 
 def refusing(build: Callable[..., Built], *arguments: object) -> Built:

@@ -91,6 +91,7 @@ class Recorded:
     wanted: int
     """episodes the last recording into it was asked for: more than `kept` when it was interrupted"""
     seed: int
+    jitter: float
 
 
 def recorded(config: Config, directory: Path) -> Recorded | None:
@@ -105,7 +106,7 @@ def recorded(config: Config, directory: Path) -> Recorded | None:
     stored = _stored_settings(path)
     _refuse_other_settings(directory, stored["config"], dataclasses.asdict(config))
     kept = sum(bool(EPISODE.fullmatch(name)) for name in os.listdir(directory))
-    return Recorded(kept, stored["wanted"], stored["seed"])
+    return Recorded(kept, stored["wanted"], stored["seed"], stored["jitter"])
 
 
 def _recorder(config: Config, directory: Path, seed: int, jitter: float) -> Callable[[int], None]:

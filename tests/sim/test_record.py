@@ -186,8 +186,8 @@ def test_only_temporary_files_of_dead_writers_are_removed(recording):
 def test_what_a_folder_holds_is_told_without_the_simulator(tmp_path):
     assert recorded(STATE, tmp_path) is None
     record(STATE, tmp_path, 2, seed=3, num_workers=0, report=quiet)
-    assert recorded(STATE, tmp_path) == Recorded(kept=2, wanted=2, seed=3)
+    assert recorded(STATE, tmp_path) == Recorded(kept=2, wanted=2, seed=3, jitter=1.0)
     (tmp_path / "episode_1.hdf5").unlink()  # as after an interruption
-    assert recorded(STATE, tmp_path) == Recorded(kept=1, wanted=2, seed=3)
+    assert recorded(STATE, tmp_path) == Recorded(kept=1, wanted=2, seed=3, jitter=1.0)
     with pytest.raises(ValueError, match="was recorded with episode_steps"):
         recorded(Config(task="transfer_cube", episode_steps=390), tmp_path)

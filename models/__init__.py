@@ -1,0 +1,1 @@
+"""Networks: the file or folder name is the name a configuration uses (`model: {name: act}`)."""

@@ -1,0 +1,109 @@
+"""The image backbone of the policies: a ResNet from transformers, over the images of a sample.
+
+Shapes: B batch, K images, H × W pixels, h × w cells of the feature map (1/32 of the pixels), F its channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import ResNetBackbone, ResNetConfig
+
+from models.policy import PolicyConfig
+from models.pretrained import refuse_unfilled
+
+# Layer type, channels of the first stage (doubled in each next one), layers per stage.
+ARCHITECTURES = {
+    "resnet10": ("basic", 64, [1, 1, 1, 1]),
+    "resnet18": ("basic", 64, [2, 2, 2, 2]),
+    "resnet34": ("basic", 64, [3, 4, 6, 3]),
+    "resnet50": ("bottleneck", 256, [3, 4, 6, 3]),
+    "resnet101": ("bottleneck", 256, [3, 4, 23, 3]),
+}
+# Channel means and deviations of ImageNet, 0 to 1: what pretrained backbones expect.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm whose statistics and scales are buffers: neither gradient nor data changes them.
+
+    With the few, alike images of a robot's batch, running statistics would drift from the pretrained ones.
+    """
+
+    def __init__(self, source: nn.BatchNorm2d):
+        super().__init__()
+        self.eps = source.eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(source, name).detach().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        statistics = (self.running_mean, self.running_var)
+        return F.batch_norm(features, *statistics, self.weight, self.bias, training=False, eps=self.eps)
+
+
+class ImageBackbone(nn.Module):
+    """uint8 images -> feature maps. One ResNet sees all views, as in ACT."""
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__()
+        layer_type, channels, depths = ARCHITECTURES[config.backbone]
+        self.resnet = ResNetBackbone(
+            ResNetConfig(
+                layer_type=layer_type,
+                hidden_sizes=[channels * 2**stage for stage in range(4)],
+                depths=depths,
+                out_features=["stage4"],
+            )
+        )
+        self.out_channels = channels * 8
+        self.register_buffer("pixel_mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("pixel_std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1))
+        if freezes_norms(config):
+            freeze_norms(self.resnet)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, K, 3, H, W) uint8 -> (B, K, F, h, w)."""
+        pixels = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        features = self.resnet(pixels.flatten(0, 1)).feature_maps[-1]
+        return features.unflatten(0, images.shape[:2])
+
+
+def freezes_norms(config: PolicyConfig) -> bool:
+    """Whether `backbone_norm` means frozen batch norms."""
+    if config.backbone_norm == "auto":
+        return config.backbone_weights is not None
+    return config.backbone_norm == "frozen"
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Replace every batch norm inside `module`, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm2d(child))
+        else:
+            freeze_norms(child)
+
+
+def load_backbone_weights(backbone: ImageBackbone, weights: str, cache_dir: str | None) -> None:
+    """Fill `backbone` from `weights`, a hub id or the folder of any transformers ResNet.
+
+    Raises:
+        ValueError: nothing found there, or weights of another architecture.
+    """
+    place = f"model.backbone_weights: {weights}"
+    try:
+        pretrained, report = ResNetBackbone.from_pretrained(
+            weights,
+            config=ResNetConfig.from_dict(backbone.resnet.config.to_dict()),
+            cache_dir=cache_dir,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, in one line
+        )
+    except OSError as error:
+        raise ValueError(f"{place}: {str(error).splitlines()[0]}") from error
+    refuse_unfilled(report, place)
+    # A frozen norm has no count of batches; every other tensor must find its place.
+    wanted = backbone.resnet.state_dict().keys()
+    backbone.resnet.load_state_dict({k: v for k, v in pretrained.state_dict().items() if k in wanted})

@@ -1,0 +1,121 @@
+"""Policies that predict chunks of actions: their training error, and how a chunk is executed.
+
+Shapes: B batch, C chunk size, A action dim, K images.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def masked_mean(errors: Tensor, is_pad: Tensor | None) -> Tensor:
+    """Mean of errors (B, C, A) over the steps that is_pad (B, C) does not mark.
+
+    Padded steps leave the denominator too: else the real steps near an episode's end would count for less.
+    """
+    errors = errors.float()
+    if is_pad is None:
+        return errors.mean()
+    kept = (~is_pad)[..., None].to(errors.dtype)
+    # A batch without any real step has error 0; the clamp keeps 0 / 0 away without a branch on data.
+    return (errors * kept).sum() / (kept.sum() * errors.shape[-1]).clamp(min=1)
+
+
+class ChunkQueue:
+    """Executes the first `steps` actions of a chunk, then asks for the next chunk."""
+
+    def __init__(self, steps: int):
+        assert steps >= 1, steps
+        self.steps = steps
+        self.waiting: list[Tensor] = []
+
+    @property
+    def needs_chunk(self) -> bool:
+        return not self.waiting
+
+    def add(self, chunk: Tensor) -> None:
+        """chunk (C, A)"""
+        self.waiting = list(chunk[: self.steps])
+
+    def next(self) -> Tensor:
+        """(A,)"""
+        return self.waiting.pop(0)
+
+
+class TemporalEnsemble:
+    """Asks for a chunk at every step; the action is the weighted mean of all predictions made for that step.
+
+    Weights are exp(-m·i) with i = 0 for the oldest prediction, so a larger m trusts new observations less.
+    Source: Zhao et al. 2023, arXiv:2304.13705, section IV-A.
+    """
+
+    needs_chunk = True
+
+    def __init__(self, coefficient: float, chunk_size: int):
+        self.weights = torch.exp(-coefficient * torch.arange(chunk_size, dtype=torch.float64))  # (C,)
+        self.count = torch.zeros(chunk_size, dtype=torch.long)  # predictions held, per coming step
+        self.total: Tensor | None = None  # (C, A) weighted sum of those predictions
+
+    def add(self, chunk: Tensor) -> None:
+        """chunk (C, A)"""
+        chunk = chunk.double().cpu()
+        self.total = torch.zeros_like(chunk) if self.total is None else self.total
+        self.total = self.total + self.weights[self.count, None] * chunk
+        self.count = self.count + 1
+
+    def next(self) -> Tensor:
+        """(A,)"""
+        action = self.total[0] / self.weights[: self.count[0]].sum()
+        # The far end of the window enters with no prediction yet.
+        self.total = torch.cat((self.total[1:], torch.zeros_like(self.total[:1])))
+        self.count = torch.cat((self.count[1:], torch.zeros_like(self.count[:1])))
+        return action.float()
+
+
+class ChunkPolicy(PreTrainedModel):
+    """What policies share: checks of a batch's images, and acting one step at a time.
+
+    A subclass has a `PolicyConfig`-shaped config and `forward(state, actions, is_pad, images)` that returns
+    {"actions": (B, C, A)} when no actions are given.
+    """
+
+    main_input_name = "state"
+    supports_gradient_checkpointing = True
+    # `forward` takes any further batch key, which the HF Trainer would read as «sums its loss over
+    # accumulated batches by itself» and then no longer divide by the gradient accumulation steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all predictions; call it at the start of an episode."""
+        if self.config.temporal_ensemble_coeff is not None:
+            self._plan = TemporalEnsemble(self.config.temporal_ensemble_coeff, self.config.chunk_size)
+        else:
+            self._plan = ChunkQueue(self.config.n_action_steps or self.config.chunk_size)
+
+    @torch.no_grad()
+    def select_action(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The next (A,) normalised action, on the CPU, for `state` (1, state dim) and perhaps `images`."""
+        assert not self.training, "call eval() first: dropout would act"
+        assert inputs["state"].shape[0] == 1, inputs["state"].shape
+        if self._plan.needs_chunk:
+            inputs = {key: value.to(self.device) for key, value in inputs.items() if torch.is_tensor(value)}
+            self._plan.add(self(**inputs)["actions"][0].float().cpu())
+        return self._plan.next()
+
+    def check_images(self, images: Tensor | None) -> None:
+        """Raise ValueError if a batch's images (B, K, 3, H, W) are not those the network was built for."""
+        config = self.config
+        size = (config.num_images, 3, config.image_height, config.image_width)
+        expected = size if config.num_images else "none"
+        found = "none" if images is None else tuple(images.shape[1:])
+        if found != expected:
+            raise ValueError(
+                f"images per sample: the model was built for {expected}, the batch has {found}; use the data "
+                "settings that the model was trained with"
+            )

@@ -1,0 +1,53 @@
+"""The plain baseline: a perceptron from the state (and pooled image features) to a chunk of actions.
+
+Importing this needs neither torch nor transformers; `build` and `load` bring them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from models.policy import PolicyConfig, require_dims
+
+if TYPE_CHECKING:
+    from models.mlp.network import MLP
+
+PROCESS_KEYS: frozenset[str] = frozenset({"cache_dir"})
+
+# Part name -> regular expression over parameter and module names.
+PARTS: dict[str, str] = {
+    "backbone": r"^backbone(\.|$)",
+    "vision_tower": r"^backbone(\.|$)",  # the same, in the words of vision-language models
+    "trunk": r"^trunk(\.|$)",
+    "head": r"^head(\.|$)",
+}
+
+
+@dataclass
+class Config(PolicyConfig):
+    """Keys of `model: {name: mlp}`."""
+
+    hidden_dim: int = field(default=512, metadata={"help": "width of each hidden layer", "ge": 1})
+    hidden_layers: int = field(default=2, metadata={"help": "hidden layers", "ge": 1})
+    dropout: float = field(default=0.0, metadata={"help": "after each hidden layer", "ge": 0, "lt": 1})
+    loss: Literal["l1", "mse"] = field(
+        default="l1", metadata={"help": "error of an action: absolute or squared difference"}
+    )
+
+
+def build(config: Config, process: Any) -> MLP:
+    """A new network for the data's dims; arguments and errors as `models.act.build`."""
+    require_dims(config)
+    from models.mlp.network import build_network
+
+    return build_network(config, process.cache_dir)
+
+
+def load(folder: str | Path) -> MLP:
+    """The network saved in `folder`, in evaluation mode."""
+    from models.mlp.network import MLP
+    from models.pretrained import load_checkpoint
+
+    return load_checkpoint(MLP, folder)

@@ -1,0 +1,87 @@
+"""A multi-layer perceptron that predicts a chunk of actions.
+
+Shapes: B batch, C chunk size, A action dim, K images, F channels of the image features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from models.backbone import ImageBackbone, load_backbone_weights
+from models.chunking import ChunkPolicy, masked_mean
+from models.mlp import Config
+from models.pretrained import pretrained_config
+
+MLPConfig = pretrained_config(Config, "mlp", "MLPConfig", __name__)
+
+
+def build_network(config: Config, cache_dir: str | None) -> MLP:
+    """See `models.mlp.build`."""
+    model = MLP(MLPConfig(**asdict(config)))
+    if config.num_images and config.backbone_weights:
+        load_backbone_weights(model.backbone, config.backbone_weights, cache_dir)
+    return model
+
+
+class MLP(ChunkPolicy):
+    """State and, if there are images, their average-pooled features -> hidden layers -> chunk."""
+
+    config_class = MLPConfig
+    supports_gradient_checkpointing = False
+
+    def __init__(self, config: MLPConfig):
+        super().__init__(config)
+        width = config.state_dim
+        if config.num_images:
+            self.backbone = ImageBackbone(config)
+            width += config.num_images * self.backbone.out_channels
+        layers: list[nn.Module] = []
+        for _ in range(config.hidden_layers):
+            layers += [nn.Linear(width, config.hidden_dim), nn.ReLU(), nn.Dropout(config.dropout)]
+            width = config.hidden_dim
+        self.trunk = nn.Sequential(*layers)
+        self.head = nn.Linear(width, config.chunk_size * config.action_dim)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, nonlinearity="relu")
+            init.zeros_(module.bias)
+
+    def forward(
+        self,
+        state: Tensor,
+        actions: Tensor | None = None,
+        is_pad: Tensor | None = None,
+        images: Tensor | None = None,
+        **context: Any,
+    ) -> dict[str, Any]:
+        """Arguments as `models.act.network.ACT.forward`.
+
+        Returns:
+            Without actions {"actions": (B, C, A)}; with them {"loss", "losses": {"action"}}, and in
+            evaluation mode the prediction too.
+        """
+        self.check_images(images)
+        predicted = self.predict(state.to(self.dtype), images)
+        if actions is None:
+            return {"actions": predicted}
+        difference = predicted.float() - actions.float()
+        loss = masked_mean(difference.abs() if self.config.loss == "l1" else difference.square(), is_pad)
+        output = {"loss": loss, "losses": {"action": loss.detach()}}
+        return output if self.training else {**output, "actions": predicted}
+
+    def predict(self, state: Tensor, images: Tensor | None) -> Tensor:
+        """state (B, state dim), images (B, K, 3, H, W) -> (B, C, A)."""
+        features = state
+        if images is not None:
+            pooled = self.backbone(images).mean(dim=(-2, -1)).flatten(1)  # (B, K·F)
+            features = torch.cat((state.to(pooled.dtype), pooled), dim=-1)
+        chunk = self.head(self.trunk(features))
+        return chunk.unflatten(-1, (self.config.chunk_size, self.config.action_dim))

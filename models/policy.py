@@ -1,0 +1,79 @@
+"""Configuration keys that every policy predicting chunks of actions shares. Importing this needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+DIMS = ("state_dim", "action_dim", "chunk_size", "num_images", "image_height", "image_width")
+POSITIVE_DIMS = DIMS[:3]  # the other three are 0 for data without images
+
+
+def dim(help_text: str, ge: int) -> int | None:
+    """A size that the data fills in; it has no default, because a wrong shape must never pass unnoticed."""
+    return field(default=None, metadata={"help": f"{help_text}; filled in from the data", "ge": ge})
+
+
+@dataclass
+class PolicyConfig:
+    """Sizes known from the data, the image backbone, and how predicted chunks are executed."""
+
+    state_dim: int | None = dim("numbers in the state", 1)
+    action_dim: int | None = dim("numbers in an action", 1)
+    chunk_size: int | None = dim("actions per chunk, in control steps", 1)
+    num_images: int | None = dim("images per sample: cameras × frames of history; 0: none", 0)
+    image_height: int | None = dim("pixels", 0)
+    image_width: int | None = dim("pixels", 0)
+
+    backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = field(
+        default="resnet18", metadata={"help": "image backbone; not built when the data has no images"}
+    )
+    backbone_weights: str | None = field(
+        default=None,
+        metadata={"help": "pretrained weights of the backbone: hub id or folder; null: random weights"},
+    )
+    backbone_norm: Literal["auto", "frozen", "batch"] = field(
+        default="auto",
+        metadata={
+            "help": "frozen: batch norms keep the statistics and scales they were loaded with; batch: they "
+            "learn; auto: frozen exactly when backbone_weights is set"
+        },
+    )
+    n_action_steps: int | None = field(
+        default=None,
+        metadata={"help": "actions executed of each chunk before the next is predicted; null: all", "ge": 1},
+    )
+    temporal_ensemble_coeff: float | None = field(
+        default=None,
+        metadata={
+            "help": "m of temporal ensembling: predict at every step and average with weights exp(-m·i), "
+            "i = 0 the oldest prediction; the paper's value is 0.01; null: execute chunks instead",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.temporal_ensemble_coeff is not None and self.n_action_steps not in (None, 1):
+            raise ValueError(
+                f"model.temporal_ensemble_coeff predicts at every step, model.n_action_steps: "
+                f"{self.n_action_steps} does not; set one of the two to null"
+            )
+        if None not in (self.n_action_steps, self.chunk_size) and self.n_action_steps > self.chunk_size:
+            raise ValueError(
+                f"model.n_action_steps: {self.n_action_steps} is more than the data's chunk_size "
+                f"{self.chunk_size}; lower it or set it to null"
+            )
+
+
+def require_dims(config: PolicyConfig) -> None:
+    """Raise ValueError unless the data has filled in every size, and they fit together."""
+    missing = [name for name in DIMS if getattr(config, name) is None]
+    if missing:
+        raise ValueError(f"model: {', '.join(missing)} missing; the data set's dims must give them")
+    empty = [name for name in POSITIVE_DIMS if getattr(config, name) < 1]
+    if empty:
+        raise ValueError(f"model: {', '.join(empty)} must be at least 1; the data set's dims give them")
+    if config.num_images and min(config.image_height, config.image_width) < 32:
+        raise ValueError(
+            f"model: images of {config.image_height}×{config.image_width} pixels are too small for a ResNet; "
+            "record or resize them to at least 32×32"
+        )

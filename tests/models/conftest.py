@@ -1,0 +1,73 @@
+"""Small networks and batches that the tests of this folder share."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import models.act
+import models.mlp
+
+STATE, ACTION, CHUNK, HEIGHT, WIDTH = 6, 3, 5, 32, 64
+SMALL = {
+    "act": dict(
+        hidden_dim=16,
+        num_heads=2,
+        feedforward_dim=24,
+        encoder_layers=2,
+        cvae_layers=2,
+        latent_dim=4,
+        dropout=0.0,
+    ),
+    "mlp": dict(hidden_dim=16),
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """These networks are so small that handing work to a second thread takes longer than doing it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def build():
+    """build(name, num_images, **keys) -> a small network with the data's sizes above."""
+
+    def make(name: str = "act", num_images: int = 0, **keys):
+        torch.manual_seed(0)
+        module = {"act": models.act, "mlp": models.mlp}[name]
+        size = (
+            dict(image_height=HEIGHT, image_width=WIDTH)
+            if num_images
+            else dict(image_height=0, image_width=0)
+        )
+        dims = dict(state_dim=STATE, action_dim=ACTION, chunk_size=CHUNK, num_images=num_images, **size)
+        config = module.Config(**{**dims, **SMALL[name], "backbone": "resnet10", **keys})
+        return module.build(config, SimpleNamespace(cache_dir=None))
+
+    return make
+
+
+@pytest.fixture
+def batch():
+    """batch(num_images, size) -> a batch as data would collate it; the second sample ends in padding."""
+
+    def make(num_images: int = 0, size: int = 2) -> dict[str, torch.Tensor]:
+        random = torch.Generator().manual_seed(1)
+        made = {
+            "state": torch.randn(size, STATE, generator=random),
+            "actions": torch.randn(size, CHUNK, ACTION, generator=random),
+            "is_pad": torch.zeros(size, CHUNK, dtype=torch.bool),
+            "episode": torch.arange(size),
+            "timestep": torch.arange(size),
+        }
+        made["is_pad"][1, 3:] = True
+        if num_images:
+            shape = (size, num_images, 3, HEIGHT, WIDTH)
+            made["images"] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+        return made
+
+    return make

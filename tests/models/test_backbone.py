@@ -1,0 +1,118 @@
+"""The image backbone: pixel scaling, frozen norms, pretrained weights."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification
+
+import models.act
+from models.backbone import FrozenBatchNorm2d, ImageBackbone
+from models.policy import PolicyConfig
+
+SIZES = {"hidden_sizes": [64, 128, 256, 512], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+
+
+@pytest.fixture
+def classifier_folder(tmp_path):
+    """A saved classifier of `resnet10`'s shape, as a hub would give it, with random statistics."""
+    torch.manual_seed(3)
+    net = ResNetForImageClassification(ResNetConfig(**SIZES))
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                tensor.data.uniform_(0.5, 1.5)
+    net.save_pretrained(tmp_path)
+    return tmp_path, net.eval()
+
+
+def test_frozen_norm_equals_batch_norm_in_evaluation():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    nn.init.normal_(norm.weight)
+    frozen, features = FrozenBatchNorm2d(norm).train(), torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(frozen(features), norm.eval()(features))
+    assert not list(frozen.parameters())
+
+
+def test_pixels_are_scaled_as_imagenet_models_expect():
+    backbone, seen = ImageBackbone(PolicyConfig(backbone="resnet10")), []
+    backbone.resnet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.randint(0, 256, (2, 3, 3, 32, 32), dtype=torch.uint8)
+    features = backbone(images)
+    assert features.shape == (2, 3, 512, 1, 1)
+    pixels = images[1, 2].numpy().astype(np.float64) / 255
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = (pixels - mean[:, None, None]) / std[:, None, None]
+    np.testing.assert_allclose(seen[0][5].numpy(), expected, atol=1e-5)
+
+
+def test_pretrained_weights_are_loaded_and_their_norms_frozen(build, batch, classifier_folder, tmp_path):
+    folder, classifier = classifier_folder
+    net = build("act", 1, backbone_weights=str(folder)).train()
+    images = batch(1)["images"]
+    seen = []
+    net.backbone.resnet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features = net.backbone(images)[:, 0]
+    expected = classifier.resnet(seen[0]).last_hidden_state
+    torch.testing.assert_close(features, expected)  # in training mode: the statistics are fixed
+
+    before = {key: value.clone() for key, value in net.backbone.named_buffers()}
+    net(**batch(1))["loss"].backward()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    assert all(torch.equal(before[key], value) for key, value in net.backbone.named_buffers())
+
+    # A checkpoint holds the backbone: reloading looks nowhere else.
+    net.save_pretrained(tmp_path / "saved")
+    for path in folder.glob("*.*"):
+        path.unlink()
+    loaded = models.act.load(tmp_path / "saved")
+    torch.testing.assert_close(loaded.backbone(images), net.backbone(images))
+
+
+def test_random_weights_keep_batch_norm(build, batch):
+    net, data = build("act", 1).train(), batch(1)
+    before = net.backbone.resnet.embedder.embedder.normalization.running_mean.clone()
+    net(**data)
+    assert not torch.equal(before, net.backbone.resnet.embedder.embedder.normalization.running_mean)
+
+
+@pytest.mark.parametrize(("norm", "frozen"), [("frozen", True), ("batch", False), ("auto", False)])
+def test_norm_key(norm, frozen):
+    backbone = ImageBackbone(PolicyConfig(backbone="resnet10", backbone_norm=norm))
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in backbone.modules()) == frozen
+    assert any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()) != frozen
+
+
+def test_weights_of_another_architecture_are_refused(build, classifier_folder):
+    folder, _ = classifier_folder
+    with pytest.raises(ValueError, match="backbone_weights.*missing or of another shape"):
+        build("act", 1, backbone="resnet18", backbone_weights=str(folder))
+
+
+def test_weights_that_are_nowhere_are_refused(build, tmp_path):
+    with pytest.raises(ValueError, match="backbone_weights: .*nowhere"):
+        build("act", 1, backbone_weights=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_architectures_have_the_published_sizes(name):
+    """Millions of parameters in torchvision's tables, which count a 1000-class head."""
+    published = {"resnet18": 11.69, "resnet34": 21.80, "resnet50": 25.56}[name]
+    with torch.device("meta"):
+        backbone = ImageBackbone(PolicyConfig(backbone=name))
+    head = 1000 * (backbone.out_channels + 1)
+    count = sum(p.numel() for p in backbone.parameters())
+    assert (count + head) / 1e6 == pytest.approx(published, abs=0.01)
+
+
+def test_no_weights_are_fetched_without_images():
+    config = models.act.Config(
+        state_dim=2, action_dim=2, chunk_size=2, num_images=0, image_height=0, image_width=0,
+        hidden_dim=16, backbone_weights="nowhere/at-all",
+    )  # fmt: skip
+    models.act.build(config, SimpleNamespace(cache_dir=None))
