@@ -56,7 +56,10 @@ def with_prepared_data(run: RunConfig) -> RunConfig:
         print(f"no data for {run.task} yet: recording {DEFAULT_EPISODES} episodes into {folder}", flush=True)
         record_episodes(run, DEFAULT_EPISODES, seed=0, jitter=DEFAULT_JITTER)
     elif found.kept < found.wanted:
-        print(f"the recording in {folder} was interrupted at {found.kept} of {found.wanted} episodes: going on", flush=True)
+        print(
+            f"the recording in {folder} was interrupted at {found.kept} of {found.wanted} episodes: going on",
+            flush=True,
+        )
         record_episodes(run, found.wanted, found.seed, found.jitter)
     config = dataclasses.replace(config, path=str(folder))
     return dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, config=config))

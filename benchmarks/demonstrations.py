@@ -59,10 +59,7 @@ class OpenReadResize(torch.utils.data.Dataset):
         file, step = self.index[number]
         with h5py.File(file, "r") as root:
             state, actions = root["observations/qpos"][step], root["action"][()][step:][: self.chunk]
-            frames = [
-                cv2.resize(root[key][step], self.size, interpolation=cv2.INTER_AREA)
-                for key in self.image_keys
-            ]
+            frames = [cv2.resize(root[key][step], self.size, interpolation=cv2.INTER_AREA) for key in self.image_keys]
         padded = np.zeros((self.chunk, actions.shape[1]))
         padded[: len(actions)] = actions
         return {
@@ -74,9 +71,7 @@ class OpenReadResize(torch.utils.data.Dataset):
 
 
 def samples_per_second(dataset, batch_size: int, order: list[int], collate) -> float:
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_size, sampler=order, collate_fn=collate, drop_last=True
-    )
+    loader = torch.utils.data.DataLoader(dataset, batch_size, sampler=order, collate_fn=collate, drop_last=True)
     samples, start = 0, time.perf_counter()
     for batch in loader:
         samples += len(batch["state"])
@@ -93,14 +88,10 @@ def compare(path: Path, cache_dir: Path, arguments: argparse.Namespace) -> dict:
     prepared = time.perf_counter() - start
     details = bundle.train_dataset.sources[0].details
     baseline = OpenReadResize(bundle, [path / name for name in details["names"]], details["image_keys"])
-    orders = (
-        np.random.default_rng(0).integers(len(baseline), size=(arguments.rounds, arguments.samples)).tolist()
-    )
+    orders = np.random.default_rng(0).integers(len(baseline), size=(arguments.rounds, arguments.samples)).tolist()
     ours, theirs = [], []
     for order in orders:
-        ours.append(
-            samples_per_second(bundle.train_dataset, arguments.batch_size, order * 10, bundle.collate)
-        )
+        ours.append(samples_per_second(bundle.train_dataset, arguments.batch_size, order * 10, bundle.collate))
         theirs.append(samples_per_second(baseline, arguments.batch_size, order, None))
     figures = {
         "samples_per_s": np.median(ours),
@@ -121,12 +112,8 @@ def write_episodes(folder: Path, episodes: int, steps: int, compression: str | N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--path", type=Path, help="folder of recorded episodes; without it synthetic ones are made"
-    )
-    parser.add_argument(
-        "--image_size", type=int, nargs=2, default=[240, 320], help="[height width] in training"
-    )
+    parser.add_argument("--path", type=Path, help="folder of recorded episodes; without it synthetic ones are made")
+    parser.add_argument("--image_size", type=int, nargs=2, default=[240, 320], help="[height width] in training")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--samples", type=int, default=256, help="read per round the usual way")
     parser.add_argument("--rounds", type=int, default=3)
@@ -144,9 +131,7 @@ def main() -> None:
                 "plain": write_episodes(scratch / "plain", 5, 200, None),
                 "gzip": write_episodes(scratch / "gzip", 5, 200, "gzip"),
             }
-            results = {
-                name: compare(folder, scratch / "cache", arguments) for name, folder in folders.items()
-            }
+            results = {name: compare(folder, scratch / "cache", arguments) for name, folder in folders.items()}
     size = {"image_size": arguments.image_size, "batch_size": arguments.batch_size, "workers": 0}
     ratio = min(result["ratio"] for result in results.values())
     print(json.dumps({"benchmark": "demonstrations", "ratio": ratio, **size, **results}))

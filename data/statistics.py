@@ -57,9 +57,7 @@ class Normalizer:
             )
         mask = np.ones(dimensions, bool) if mask is None else np.asarray(mask, bool)
         shift, scale = affine(statistics, kind, minimum_std)
-        return cls(
-            kind, mask, minimum_std, statistics, np.where(mask, shift, 0.0), np.where(mask, scale, 1.0)
-        )
+        return cls(kind, mask, minimum_std, statistics, np.where(mask, shift, 0.0), np.where(mask, scale, 1.0))
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Raw (…, D) -> normalised (…, D) float32."""

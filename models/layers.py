@@ -153,9 +153,7 @@ class DecoderLayer(GradientCheckpointingLayer):
 class Encoder(nn.Module):
     """A stack of encoder layers; with `pre_norm` a last layer norm, as nothing else bounds its output."""
 
-    def __init__(
-        self, num_layers: int, dim: int, num_heads: int, feedforward_dim: int, dropout: float, pre_norm: bool
-    ):
+    def __init__(self, num_layers: int, dim: int, num_heads: int, feedforward_dim: int, dropout: float, pre_norm: bool):
         super().__init__()
         self.layers = nn.ModuleList(
             EncoderLayer(dim, num_heads, feedforward_dim, dropout, pre_norm) for _ in range(num_layers)

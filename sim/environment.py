@@ -148,6 +148,7 @@ class Environment:
         self.reward = 0
         self.steps = 0
         self.steps_to_success: int | None = None
+        self.diverged = False
 
     @property
     def physics(self) -> Physics:
@@ -156,14 +157,17 @@ class Environment:
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         """Starts the episode of `seed`, 0 <= seed < 2**32, in the poses of gym-aloha's `reset(seed=seed)`."""
         joint_tasks.BOX_POSE[0] = sample_poses(self.config.task, seed)  # where the package's tasks look
-        self.reward, self.steps, self.steps_to_success = 0, 0, None
-        return self._observe(self._environment.reset())
+        self.reward, self.steps, self.steps_to_success, self.diverged = 0, 0, None, False
+        self._last = self._observe(self._environment.reset())
+        return self._last
 
     def step(self, action: np.ndarray) -> dict[str, np.ndarray]:
         """Applies joint targets (14,) for 0.02 s.
 
         Raises:
             ValueError: the action has another shape or is not finite.
+
+        Targets so wild that the simulation diverges end the episode as a failure (`diverged`).
         """
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (14,) or not np.isfinite(action).all():
@@ -171,16 +175,21 @@ class Environment:
                 f"the policy's action at step {self.steps} must be 14 finite joint targets, got "
                 f"shape {action.shape}: {np.array2string(action, precision=3, threshold=14)}"
             )
-        time_step = self._environment.step(action)
+        try:
+            time_step = self._environment.step(action)
+        except control.PhysicsError:
+            self.diverged, self.reward = True, 0
+            return self._last
         self.reward = int(time_step.reward)
         self.steps += 1
         if self.reward == MAX_REWARD and self.steps_to_success is None:
             self.steps_to_success = self.steps
-        return self._observe(time_step)
+        self._last = self._observe(time_step)
+        return self._last
 
     @property
     def success(self) -> bool:
-        return self.steps_to_success is not None
+        return self.steps_to_success is not None and not self.diverged
 
     @property
     def strict_success(self) -> bool:
@@ -193,7 +202,7 @@ class Environment:
 
     @property
     def done(self) -> bool:
-        return self.steps >= self.config.episode_steps
+        return self.diverged or self.steps >= self.config.episode_steps
 
     def _observe(self, time_step) -> dict[str, np.ndarray]:
         observation = dict(time_step.observation)

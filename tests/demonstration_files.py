@@ -43,9 +43,7 @@ def frames(generator: np.random.Generator, steps: int, height: int, width: int) 
     rows, columns = np.mgrid[0:height, 0:width]
     colours = generator.uniform(0.5, 1.0, size=3)
     phase = generator.uniform(0, 6)
-    waves = [
-        np.sin(rows / 17 + columns / 23 + phase + step / 9)[..., None] * colours for step in range(steps)
-    ]
+    waves = [np.sin(rows / 17 + columns / 23 + phase + step / 9)[..., None] * colours for step in range(steps)]
     return (np.stack(waves) * 100 + 128).astype(np.uint8)
 
 

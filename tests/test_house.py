@@ -75,7 +75,15 @@ def test_components_are_checked_without_heavy_imports():
 
 def test_every_shipped_training_file_passes_check(tmp_path):
     for path in sorted((ROOT / "configs/training").glob("*.yaml")):
-        words = [sys.executable, "train.py", "--training_config", str(path), "--check", "--output_dir", str(tmp_path / "o")]
+        words = [
+            sys.executable,
+            "train.py",
+            "--training_config",
+            str(path),
+            "--check",
+            "--output_dir",
+            str(tmp_path / "o"),
+        ]
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, (path.name, done.stderr)
 
@@ -110,7 +118,18 @@ def test_the_wheel_holds_the_code_and_the_configuration_and_nothing_else(tmp_pat
         if (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             (tree / name).write_bytes((ROOT / name).read_bytes())
-    words = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(tree)]
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(tmp_path),
+        str(tree),
+    ]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")

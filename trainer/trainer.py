@@ -19,8 +19,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .callbacks import Console, MetricsFile
 from .losses import NamedMeans
-from .optimizers import GroupSpec, parameter_groups, torch_optimizer
 from .module_walks import restore_walks, spare_walks
+from .optimizers import GroupSpec, parameter_groups, torch_optimizer
 from .run_folder import write_files
 
 
@@ -31,8 +31,8 @@ class Trainer(transformers.Trainer):
         model: Returns a dict with `loss`.
         args: TrainingArguments.
         collate: List of samples (or what the data set's `__getitems__` returns) -> batch.
-        sampler: `sampler(seed)` -> an index sampler with `set_epoch`; its order is a function of seed and epoch, so that
-            a resumed run sees the samples the uninterrupted one would have seen. None: transformers' own.
+        sampler: `sampler(seed)` -> an index sampler with `set_epoch`; its order is a function of seed and epoch, so
+            that a resumed run sees the samples the uninterrupted one would have seen. None: transformers' own.
         files: Saved beside the model in every checkpoint: file name -> text or JSON value.
         optimizer_name, optimizer_options: A torch.optim class and its options; a TrainingArguments name otherwise.
         param_groups, parts: See `optimizers.parameter_groups`.

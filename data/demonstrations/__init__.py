@@ -59,9 +59,7 @@ class Config:
         "the layout's own"
     )
     action_key: str | None = described("HDF5 path of the actions; unset: the layout's own")
-    cameras: list[str] | None = described(
-        "cameras, in the model's order; unset: all the files have; []: none"
-    )
+    cameras: list[str] | None = described("cameras, in the model's order; unset: all the files have; []: none")
     image_size: list[int] | None = described(
         "[height, width] of images in training, in pixels; unset: a square of the frame's shorter side (of "
         "its longer side with image_aspect_ratio pad)"
@@ -77,9 +75,7 @@ class Config:
         "which episodes are held out; apart from the run's seed, so that runs stay comparable", 0, ge=0
     )
     max_episodes: int | None = described("use only the first so many episodes of each folder", ge=1)
-    samples_per_epoch: int | None = described(
-        "samples in an epoch; unset: the number of training steps", ge=1
-    )
+    samples_per_epoch: int | None = described("samples in an epoch; unset: the number of training steps", ge=1)
     normalization: dict[Literal["state", "action"], NORMALIZATION_KINDS] = described(
         "kind for state and action: zscore; min_max (to [-1, 1]); percentiles (1 % and 99 % to [-1, 1], not "
         "clipped); identity",
@@ -151,8 +147,7 @@ def folder_problem(path: str) -> str | None:
         return f"dataset.path: {path} is a file, not a folder of episodes; name the folder it lies in"
     if next(episode_files(folder), None) is None:
         return (
-            f"dataset.path: {path} holds no episode (*.hdf5 or *.h5); record some with prepare.py, or "
-            f"correct the path"
+            f"dataset.path: {path} holds no episode (*.hdf5 or *.h5); record some with prepare.py, or correct the path"
         )
     return None
 

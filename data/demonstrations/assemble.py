@@ -25,16 +25,12 @@ class Sampling:
     samples_per_epoch: int | None
 
     def __call__(self, seed: int) -> MixtureSampler:
-        return MixtureSampler(
-            self.group_lengths, self.weights, self.episode_first, self.samples_per_epoch, seed
-        )
+        return MixtureSampler(self.group_lengths, self.weights, self.episode_first, self.samples_per_epoch, seed)
 
 
 def assemble(config: Config, run) -> Bundle:
     process = run.process
-    sources = [
-        prepare(path, config, process, Path(run.cache_dir) / "demonstrations") for path in config.paths()
-    ]
+    sources = [prepare(path, config, process, Path(run.cache_dir) / "demonstrations") for path in config.paths()]
     for other in sources[1:]:
         refuse_mixture(sources[0], other)
     texts = wanted_texts(sources, process)
@@ -45,14 +41,10 @@ def assemble(config: Config, run) -> Bundle:
     first_ids = [sum(counts[:number]) for number in range(len(sources))]
 
     def dataset(chosen: list[np.ndarray]) -> Demonstrations:
-        return Demonstrations(
-            sources, chosen, first_ids, encoder, config.chunk_size, texts, process.use_prev_subtask
-        )
+        return Demonstrations(sources, chosen, first_ids, encoder, config.chunk_size, texts, process.use_prev_subtask)
 
     train_dataset = dataset(train)
-    sampling = Sampling(
-        train_dataset.group_lengths, config.weights, process.episode_first, config.samples_per_epoch
-    )
+    sampling = Sampling(train_dataset.group_lengths, config.weights, process.episode_first, config.samples_per_epoch)
     return Bundle(
         train_dataset,
         eval_sets(sources, held_out, dataset),
@@ -130,9 +122,7 @@ def fit_statistics(sources: list[Source], train: list[np.ndarray], config: Confi
     """
     statistics = {"version": 1}
     for signal, name in (("state", "states"), ("action", "actions")):
-        values = np.concatenate(
-            [rows_of(source, name, chosen) for source, chosen in zip(sources, train, strict=True)]
-        )
+        values = np.concatenate([rows_of(source, name, chosen) for source, chosen in zip(sources, train, strict=True)])
         try:
             normalizer = Normalizer.fit(
                 values,

@@ -72,9 +72,7 @@ class Demonstrations(torch.utils.data.Dataset):
         last = self.lengths[episode, None] - 1
         rows = start[:, None] + np.minimum(ahead, last)
         batch = {
-            "state": torch.from_numpy(
-                self.encoder.state.encode(self.gather("states", source, start + timestep))
-            ),
+            "state": torch.from_numpy(self.encoder.state.encode(self.gather("states", source, start + timestep))),
             "actions": torch.from_numpy(self.encoder.action.encode(self.gather("actions", source, rows))),
             "is_pad": torch.from_numpy(ahead > last),
             "episode": torch.from_numpy(self.ids[episode]),
@@ -84,8 +82,7 @@ class Demonstrations(torch.utils.data.Dataset):
             batch["images"] = self.images(source, start, timestep)
         for kind in self.texts:
             batch[kind] = [
-                self.text(kind, *at)
-                for at in zip(source.tolist(), start.tolist(), timestep.tolist(), strict=True)
+                self.text(kind, *at) for at in zip(source.tolist(), start.tolist(), timestep.tolist(), strict=True)
             ]
         return batch
 
@@ -112,9 +109,7 @@ class Demonstrations(torch.utils.data.Dataset):
         return images
 
     @staticmethod
-    def copy_frames(
-        source: Source, out: np.ndarray, where: np.ndarray, k: int, camera: int, rows: np.ndarray
-    ) -> None:
+    def copy_frames(source: Source, out: np.ndarray, where: np.ndarray, k: int, camera: int, rows: np.ndarray) -> None:
         if len(where) == len(out):
             return source.frames.copy_to(out[:, k], camera, rows)
         for sample, row in zip(where.tolist(), rows, strict=True):

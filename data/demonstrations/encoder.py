@@ -62,9 +62,7 @@ class ObservationEncoder:
             refuse_change("image_aspect_ratio", process.image_aspect_ratio, seen["image_aspect_ratio"])
             if seen["resizer"] == "opencv":
                 require_opencv()
-            fit = FrameFit(
-                seen["image_aspect_ratio"], seen["image_height"], seen["image_width"], seen["resizer"]
-            )
+            fit = FrameFit(seen["image_aspect_ratio"], seen["image_height"], seen["image_width"], seen["resizer"])
         return cls(state, action, seen["state_keys"], seen["image_keys"], fit, seen["history"])
 
     def reset(self) -> None:
@@ -75,9 +73,7 @@ class ObservationEncoder:
         """-> tensors state (1, S) float32 and, where the model sees images, images (1, K, 3, h, w) uint8."""
         import torch
 
-        values = [
-            np.asarray(self.entry(observation, key), dtype=np.float64).reshape(-1) for key in self.state_keys
-        ]
+        values = [np.asarray(self.entry(observation, key), dtype=np.float64).reshape(-1) for key in self.state_keys]
         state = np.concatenate(values)
         if state.shape != self.state.shift.shape:
             raise ValueError(
@@ -113,9 +109,7 @@ class ObservationEncoder:
 
 def refuse_change(key: str, now: object, trained: object) -> None:
     if now != trained:
-        raise ValueError(
-            f"{key} is {now} but the model was trained with {trained}; use the run's own configuration"
-        )
+        raise ValueError(f"{key} is {now} but the model was trained with {trained}; use the run's own configuration")
 
 
 def require_opencv() -> None:

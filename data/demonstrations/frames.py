@@ -70,9 +70,7 @@ class FileFrames:
         return self.handles[episode]
 
 
-def write_episode(
-    file: Path, keys: list[str], targets: list[np.ndarray | Path], start: int, fit: FrameFit
-) -> int:
+def write_episode(file: Path, keys: list[str], targets: list[np.ndarray | Path], start: int, fit: FrameFit) -> int:
     """Fit all frames of one episode into rows `start`… of each camera's array; returns its steps."""
     with reading(file) as root:
         for key, target in zip(keys, targets, strict=True):

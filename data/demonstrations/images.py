@@ -28,8 +28,7 @@ class FrameFit:
         frames = np.asarray(frames)
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise ValueError(
-                f"frames are {frames.dtype} of shape {frames.shape}; expected uint8 (frames, height, "
-                f"width, 3)"
+                f"frames are {frames.dtype} of shape {frames.shape}; expected uint8 (frames, height, width, 3)"
             )
         if self.mode == "keep" and frames.shape[1:3] != (self.height, self.width):
             raise ValueError(
@@ -79,9 +78,7 @@ def resize(frame: np.ndarray, height: int, width: int, resizer: str) -> np.ndarr
         import cv2
 
         shrinks = height < frame.shape[0] and width < frame.shape[1]
-        return cv2.resize(
-            frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        )
+        return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     from PIL import Image
 
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))

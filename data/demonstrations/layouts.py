@@ -60,9 +60,7 @@ def reading(file: Path) -> Iterator[h5py.File]:
 
 def unreadable(file: Path, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())
-    return ValueError(
-        f"cannot read {file}: {reason}; the file is truncated or corrupt, record it again or remove it"
-    )
+    return ValueError(f"cannot read {file}: {reason}; the file is truncated or corrupt, record it again or remove it")
 
 
 def is_mirrored(root: h5py.File, name: str) -> bool:
@@ -94,9 +92,7 @@ def resolve_images(root: h5py.File, file: Path, config: Config, group: str) -> d
     cameras = available if config.cameras is None else config.cameras
     for camera in cameras:
         if camera not in available:
-            raise ValueError(
-                f"dataset.cameras: no camera `{camera}` in {file}; {group} has {listed(available)}"
-            )
+            raise ValueError(f"dataset.cameras: no camera `{camera}` in {file}; {group} has {listed(available)}")
     return {camera: f"{group}/{camera}" for camera in cameras}
 
 
@@ -137,9 +133,7 @@ def read_signal(root: h5py.File, file: Path, key: str) -> np.ndarray:
     if not finite.all():
         step = int(np.argmin(finite))
         bad = values[step][~np.isfinite(values[step])][0]
-        raise ValueError(
-            f"{file}: {key} is {bad} at step {step}; record the episode again or remove the file"
-        )
+        raise ValueError(f"{file}: {key} is {bad} at step {step}; record the episode again or remove the file")
     return values
 
 
@@ -175,9 +169,7 @@ def read_texts(root: h5py.File, file: Path, steps: int) -> dict[str, list[str]]:
         if entries:
             several = len(entries) > 1
             texts["reasoning"] = [
-                "\n".join(
-                    f"{name}: {text}" if several else text for name, text in zip(entries, step, strict=True)
-                )
+                "\n".join(f"{name}: {text}" if several else text for name, text in zip(entries, step, strict=True))
                 for step in zip(*entries.values(), strict=True)
             ]
         if "subtask" in entries:
@@ -189,9 +181,7 @@ def read_texts(root: h5py.File, file: Path, steps: int) -> dict[str, list[str]]:
 
 def per_step(stored: h5py.Dataset | str | bytes, file: Path, key: str, steps: int) -> list[str]:
     """One text a step, from one text or as many as there are steps."""
-    values = np.atleast_1d(
-        stored[()] if isinstance(stored, h5py.Dataset) else np.asarray(stored, dtype=object)
-    )
+    values = np.atleast_1d(stored[()] if isinstance(stored, h5py.Dataset) else np.asarray(stored, dtype=object))
     lines = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
     if len(lines) not in (1, steps):
         raise ValueError(f"{file}: {key} has {len(lines)} texts for {steps} steps; it needs 1 or {steps}")

@@ -69,9 +69,7 @@ class Source:
 def prepare(path: str, config: Config, process, cache_root: Path) -> Source:
     """The source of one folder, in the way `lazy_preprocess` and `preload_data` ask for."""
     folder = Path(path).expanduser()
-    files = sorted_files(
-        folder
-    )  # listed once: a recording that goes on must not slip in after the key is made
+    files = sorted_files(folder)  # listed once: a recording that goes on must not slip in after the key is made
     if process.lazy_preprocess:
         source = from_files(path, folder, files, config, process)
     else:
@@ -120,9 +118,7 @@ def scan(folder: Path, files: list[Path], config: Config, process) -> tuple[dict
             episodes.append(read_episode(root, file, keys))
             refuse_difference(episodes[0], episodes[-1])
     if not episodes:
-        raise ValueError(
-            f"{folder} holds {left_out} mirrored episodes and no other; set skip_mirrored_data: false"
-        )
+        raise ValueError(f"{folder} holds {left_out} mirrored episodes and no other; set skip_mirrored_data: false")
     fit = common_fit(episodes, config, process.image_aspect_ratio)
     vocabulary, codes = encode_texts(episodes)
     offsets = np.cumsum([0] + [len(episode.actions) for episode in episodes])
@@ -189,9 +185,7 @@ def encode_texts(episodes: list[Episode]) -> tuple[list[str], dict[str, np.ndarr
     numbers, codes = {"": 0}, {}
     for kind in TEXTS:
         if any(kind in episode.texts for episode in episodes):
-            lines = [
-                line for episode in episodes for line in episode.texts.get(kind, [""] * len(episode.actions))
-            ]
+            lines = [line for episode in episodes for line in episode.texts.get(kind, [""] * len(episode.actions))]
             codes[kind] = np.asarray([numbers.setdefault(line, len(numbers)) for line in lines], np.int32)
     return list(numbers), codes
 
@@ -201,9 +195,7 @@ def from_files(path: str, folder: Path, files: list[Path], config: Config, proce
     details, arrays = scan(folder, files, config, process)
     source = Source(path, details, arrays, None)
     if source.fit is not None:
-        source.frames = FileFrames(
-            files_of(folder, details), arrays["offsets"], details["image_keys"], source.fit
-        )
+        source.frames = FileFrames(files_of(folder, details), arrays["offsets"], details["image_keys"], source.fit)
     return source
 
 
@@ -211,9 +203,7 @@ def write(staging: Path, folder: Path, files: list[Path], config: Config, proces
     """Fill a cache folder; returns its manifest."""
     details, arrays = scan(folder, files, config, process)
     source = Source(str(folder), details, arrays, None)
-    cache.require_disk(
-        staging, source.image_bytes() + sum(array.nbytes for array in arrays.values()), str(folder)
-    )
+    cache.require_disk(staging, source.image_bytes() + sum(array.nbytes for array in arrays.values()), str(folder))
     for name, array in arrays.items():
         np.save(staging / f"{name}.npy", array)
     if source.fit is not None:

@@ -39,9 +39,7 @@ class Config(PolicyConfig):
 
     hidden_dim: int = field(default=512, metadata={"help": "width of every token", "ge": 4})
     num_heads: int = field(default=8, metadata={"help": "attention heads; divides hidden_dim", "ge": 1})
-    feedforward_dim: int = field(
-        default=3200, metadata={"help": "inner width of feed-forward blocks", "ge": 1}
-    )
+    feedforward_dim: int = field(default=3200, metadata={"help": "inner width of feed-forward blocks", "ge": 1})
     encoder_layers: int = field(default=4, metadata={"help": "layers over latent, state and images", "ge": 1})
     decoder_layers: int = field(
         default=1,

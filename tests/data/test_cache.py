@@ -69,9 +69,7 @@ def test_two_processes_build_once(tmp_path):
         print(cache.open_or_build(root, "key", build)[1]["by"])
     """)
     command = [sys.executable, "-c", program, str(tmp_path)]
-    started = [
-        subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    started = [subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = [process.communicate(timeout=60)[0] for process in started]
     assert answers[0] == answers[1] != "" and len(list(tmp_path.glob("built-*"))) == 1
 

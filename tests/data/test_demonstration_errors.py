@@ -91,9 +91,7 @@ def test_differing_dims_name_both_files(tmp_path, signal):
 def test_differing_dims_of_folders_name_both_files(tmp_path):
     write_act_folder(tmp_path / "act")
     write_act_folder(tmp_path / "other", dims=(14, 7))
-    with pytest.raises(
-        ValueError, match="14 dimensions in .*act/episode_0.hdf5 but 7 in .*other/episode_0.hdf5"
-    ):
+    with pytest.raises(ValueError, match="14 dimensions in .*act/episode_0.hdf5 but 7 in .*other/episode_0.hdf5"):
         build(Config(path=[str(tmp_path / "act"), str(tmp_path / "other")]), run_in(tmp_path / "cache"))
 
 
@@ -159,9 +157,7 @@ def test_folders_with_differing_cameras(tmp_path):
 
 def test_holding_out_everything(tmp_path):
     write_act_folder(tmp_path / "act", (5, 5))
-    assert "eval_fraction 0.9 leaves none of the 2 episodes" in refusal_after_build(
-        tmp_path, eval_fraction=0.9
-    )
+    assert "eval_fraction 0.9 leaves none of the 2 episodes" in refusal_after_build(tmp_path, eval_fraction=0.9)
 
 
 def refusal_after_build(tmp_path, **config) -> str:

@@ -45,9 +45,7 @@ def test_image_size_follows_from_the_frames(tmp_path):
 
 def test_is_multimodal_and_cameras_choose_the_images(tmp_path, written):
     blind = build_act(tmp_path, {"is_multimodal": False})
-    assert (
-        "images" not in blind.train_dataset[0] and blind.dims["num_images"] == blind.dims["image_height"] == 0
-    )
+    assert "images" not in blind.train_dataset[0] and blind.dims["num_images"] == blind.dims["image_height"] == 0
     assert "images" not in build_act(tmp_path, cameras=[]).train_dataset[0]
     both = build_act(tmp_path, cameras=["wrist", "top"]).train_dataset[5]["images"]
     for number, camera in enumerate(["wrist", "top"]):

@@ -39,14 +39,10 @@ def test_every_sample_is_what_the_file_holds(tmp_path, written):
         for step in range(LENGTHS[episode]):
             sample = bundle.train_dataset[index]
             assert (sample["episode"], sample["timestep"]) == (episode, step)
-            np.testing.assert_array_equal(
-                sample["state"], arrays["observations/qpos"][step].astype(np.float32)
-            )
+            np.testing.assert_array_equal(sample["state"], arrays["observations/qpos"][step].astype(np.float32))
             ahead = arrays["action"][step : step + 8].astype(np.float32)
             np.testing.assert_array_equal(sample["actions"][: len(ahead)], ahead)
-            np.testing.assert_array_equal(
-                sample["actions"][len(ahead) :], np.tile(ahead[-1], (8 - len(ahead), 1))
-            )
+            np.testing.assert_array_equal(sample["actions"][len(ahead) :], np.tile(ahead[-1], (8 - len(ahead), 1)))
             assert sample["is_pad"].tolist() == [False] * len(ahead) + [True] * (8 - len(ahead))
             images = [arrays[f"observations/images/{camera}"][step].transpose(2, 0, 1) for camera in CAMERAS]
             np.testing.assert_array_equal(sample["images"], np.stack(images))
@@ -67,10 +63,7 @@ def test_a_batch_is_its_samples_and_the_dims_fit(tmp_path, written):
     assert batch["actions"].shape == (7, dims["chunk_size"], dims["action_dim"])
     shape = (7, dims["num_images"], 3, dims["image_height"], dims["image_width"])
     assert batch["images"].shape == shape == (7, 2, 3, 12, 16) and batch["images"].dtype == torch.uint8
-    assert (
-        batch["is_pad"].dtype == torch.bool
-        and batch["episode"].dtype == batch["timestep"].dtype == torch.int64
-    )
+    assert batch["is_pad"].dtype == torch.bool and batch["episode"].dtype == batch["timestep"].dtype == torch.int64
 
 
 def test_skip_mirrored_data_by_name_and_attribute(tmp_path):
@@ -88,20 +81,13 @@ def test_skip_mirrored_data_by_name_and_attribute(tmp_path):
 def test_held_out_episodes_are_whole_and_stay_the_same(tmp_path, written):
     write_act_folder(tmp_path / "act", (5,) * 10)
     bundle = build_act(tmp_path, eval_fraction=0.3)
-    train, validation = (
-        everything(dataset) for dataset in (bundle.train_dataset, bundle.eval_datasets["validation"])
-    )
+    train, validation = (everything(dataset) for dataset in (bundle.train_dataset, bundle.eval_datasets["validation"]))
     held_out = set(validation["episode"].tolist())
     assert len(held_out) == 3 and held_out | set(train["episode"].tolist()) == set(range(10))
     assert not held_out & set(train["episode"].tolist()) and len(validation["episode"]) == 15
-    other_run = build(
-        Config(path=str(tmp_path / "act"), eval_fraction=0.3), run_in(tmp_path / "cache", seed=9)
-    )
+    other_run = build(Config(path=str(tmp_path / "act"), eval_fraction=0.3), run_in(tmp_path / "cache", seed=9))
     assert set(everything(other_run.eval_datasets["validation"])["episode"].tolist()) == held_out
-    splits = [
-        build_act(tmp_path, eval_fraction=0.3, split_seed=seed).eval_datasets["validation"]
-        for seed in range(4)
-    ]
+    splits = [build_act(tmp_path, eval_fraction=0.3, split_seed=seed).eval_datasets["validation"] for seed in range(4)]
     assert len({tuple(everything(split)["episode"].tolist()) for split in splits}) > 1
 
 
@@ -114,9 +100,7 @@ def test_statistics_are_of_the_training_split_alone(tmp_path, written):
     np.testing.assert_allclose(statistics["state"]["std"], states.std(axis=0))
     np.testing.assert_array_equal(statistics["action"]["max"], actions.max(axis=0))
     everywhere = everything(bundle.train_dataset)
-    np.testing.assert_allclose(
-        everywhere["state"].numpy(), (states - states.mean(0)) / states.std(0), atol=1e-5
-    )
+    np.testing.assert_allclose(everywhere["state"].numpy(), (states - states.mean(0)) / states.std(0), atol=1e-5)
     assert everywhere["actions"].abs().max() == 1
 
 
@@ -127,13 +111,9 @@ def test_normalization_mask_and_minimum_std_reach_the_samples(tmp_path, written)
     plain = build_act(tmp_path, normalization=kinds).train_dataset[0]
     floored = build_act(tmp_path, normalization=kinds, minimum_std=1e6).train_dataset[0]
     assert sample["state"][0] == np.float32(written[0]["observations/qpos"][0, 0]) != plain["state"][0]
-    assert torch.equal(sample["state"][1:], plain["state"][1:]) and torch.equal(
-        sample["actions"], plain["actions"]
-    )
+    assert torch.equal(sample["state"][1:], plain["state"][1:]) and torch.equal(sample["actions"], plain["actions"])
     assert floored["state"].abs().max() < 1e-3 < plain["state"].abs().max()
-    with pytest.raises(
-        ValueError, match="dataset.normalization_mask.action: .* 1 entries but the signal has 14"
-    ):
+    with pytest.raises(ValueError, match="dataset.normalization_mask.action: .* 1 entries but the signal has 14"):
         build_act(tmp_path, normalization_mask={"action": [True]})
 
 
@@ -179,9 +159,7 @@ def test_folders_are_mixed_by_weight(tmp_path, written):
     batch = bundle.train_dataset.__getitems__([sum(LENGTHS) + 40 + 7, 3])
     assert batch["episode"].tolist() == [4, 0] and batch["timestep"].tolist() == [7, 3]
     for row, arrays, step in [(0, others[1], 7), (1, written[0], 3)]:
-        np.testing.assert_array_equal(
-            batch["state"][row], arrays["observations/qpos"][step].astype(np.float32)
-        )
+        np.testing.assert_array_equal(batch["state"][row], arrays["observations/qpos"][step].astype(np.float32))
         np.testing.assert_array_equal(batch["actions"][row, 2], arrays["action"][step + 2].astype(np.float32))
         frames = [arrays[f"observations/images/{camera}"][t] for camera in CAMERAS for t in (step - 1, step)]
         np.testing.assert_array_equal(batch["images"][row], np.stack(frames).transpose(0, 3, 1, 2))
@@ -205,9 +183,7 @@ def write_il_studio_folder(tmp_path, **options) -> dict:
 def test_il_studio_layout(tmp_path, control):
     arrays = write_il_studio_folder(tmp_path)
     for layout in ("auto", "il_studio"):
-        bundle = build_act(
-            tmp_path, path=str(tmp_path / "il"), layout=layout, control=control, image_size=[24, 32]
-        )
+        bundle = build_act(tmp_path, path=str(tmp_path / "il"), layout=layout, control=control, image_size=[24, 32])
         sample = bundle.train_dataset[2]
         np.testing.assert_array_equal(sample["state"], arrays[f"observations/state_{control}"][2])
         np.testing.assert_array_equal(sample["actions"][1], arrays[f"action_{control}"][3])

@@ -66,9 +66,7 @@ def test_observations_that_do_not_fit(tmp_path):
     (arrays,) = write_act_folder(tmp_path / "data", (9,), cameras={"top": (24, 32)})
     _, encoder = built(tmp_path, {"image_aspect_ratio": "keep"})
     good = observation(arrays, 0)
-    with pytest.raises(
-        ValueError, match="no `observations/images/top`, which the model was trained on; it has act"
-    ):
+    with pytest.raises(ValueError, match="no `observations/images/top`, which the model was trained on; it has act"):
         encoder.encode({key: value for key, value in good.items() if "images" not in key})
     with pytest.raises(ValueError, match="has 7 dimensions but the model was trained on 14"):
         encoder.encode(good | {"observations/qpos": np.zeros(7)})
@@ -89,9 +87,7 @@ def test_another_configuration_than_the_trained_one_is_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=key):
             ObservationEncoder.from_files(Config(), run_in(tmp_path, **process).process, statistics)
-    with pytest.raises(
-        ValueError, match="dataset.normalization.state is identity but .* trained with zscore"
-    ):
+    with pytest.raises(ValueError, match="dataset.normalization.state is identity but .* trained with zscore"):
         config = Config(normalization={"state": "identity"})
         ObservationEncoder.from_files(config, run_in(tmp_path).process, statistics)
 

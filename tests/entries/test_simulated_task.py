@@ -27,7 +27,8 @@ def run(words, home, check=0, **environment):
 
 
 def can_render():
-    code = "from sim.aloha import Config, make; make(Config(task='transfer_cube', cameras=['top'], episode_steps=1)).reset(0)"
+    code = "from sim.aloha import Config, make\n"
+    code += "make(Config(task='transfer_cube', cameras=['top'], episode_steps=1)).reset(0)"
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 
 
@@ -36,7 +37,15 @@ def trained(home):
     """A small ACT, five steps on three recorded episodes: enough to be scored, not to succeed."""
     run(["prepare.py", "--task_name", "sim_transfer_cube_state", "--num_episodes", "3"], home)
     out = home / "out"
-    words = ["train.py", "--training_config", "configs/training/act_state.yaml", "--output_dir", out, "--max_steps", "5"]
+    words = [
+        "train.py",
+        "--training_config",
+        "configs/training/act_state.yaml",
+        "--output_dir",
+        out,
+        "--max_steps",
+        "5",
+    ]
     words += ["--warmup_steps", "1", "--report_to", "none", "--save_steps", "5", "--eval_steps", "5"]
     run([*words, "--set", *SMALL], home)
     return out
@@ -153,7 +162,15 @@ def test_every_step_of_the_vision_recipe_runs(tmp_path):
     home, out = tmp_path / "home", tmp_path / "out"
     short = ["env.episode_steps=400", "env.image_height=48", "env.image_width=64"]
     run(["prepare.py", "--task_name", "sim_transfer_cube_scripted", "--num_episodes", "2", "--set", *short], home)
-    words = ["train.py", "--training_config", "configs/training/act_vision.yaml", "--output_dir", out, "--max_steps", "3"]
+    words = [
+        "train.py",
+        "--training_config",
+        "configs/training/act_vision.yaml",
+        "--output_dir",
+        out,
+        "--max_steps",
+        "3",
+    ]
     words += ["--per_device_train_batch_size", "4", "--warmup_steps", "1", "--report_to", "none", "--save_steps", "3"]
     words += ["--dataloader_num_workers", "1", "--no_do_eval", "--logging_steps", "1"]
     small = [*SMALL, "model.backbone=resnet10", "dataset.image_size=[48, 64]", "dataset.max_episodes=2"]

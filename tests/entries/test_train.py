@@ -1,4 +1,4 @@
-"""`train.py` from end to end on small synthetic demonstrations, and every bad input: one line, exit 2, nothing written."""
+"""`train.py` from end to end on small synthetic data, and every bad input: one line, exit 2, nothing written."""
 
 import json
 import os
@@ -51,9 +51,13 @@ def log(folder):
 def test_a_run_leaves_a_self_contained_folder(command, tmp_path, capfd):
     trainer = train.main(command(eval_steps=2, report_to="tensorboard"))
     out = tmp_path / "out"
-    assert {"run.yaml", "metrics.jsonl", "statistics.json", "config.json", "model.safetensors", "runs"} <= set(os.listdir(out))
+    assert {"run.yaml", "metrics.jsonl", "statistics.json", "config.json", "model.safetensors", "runs"} <= set(
+        os.listdir(out)
+    )
     assert [line["step"] for line in log(out) if "loss" in line] == [2, 4]
-    assert all({"loss_action", "loss_kl", "grad_norm", "learning_rate"} <= line.keys() for line in log(out) if "loss" in line)
+    assert all(
+        {"loss_action", "loss_kl", "grad_norm", "learning_rate"} <= line.keys() for line in log(out) if "loss" in line
+    )
     assert [line["step"] for line in log(out) if "eval_loss" in line] == [2, 4]
     shown = capfd.readouterr()
     assert "4 episodes" in shown.out and "step 4/4" in shown.err and "Warning" not in shown.err
@@ -100,7 +104,11 @@ def test_resume_auto_starts_fresh_where_there_is_nothing(command, tmp_path):
 
 def test_settings_reach_the_optimizer_and_the_parts(command):
     trainer = train.main(
-        command("optimizer={name: SGD, momentum: 0.5}", "param_groups=[{pattern: encoder, lr_factor: 0.1}]", learning_rate=0.1)
+        command(
+            "optimizer={name: SGD, momentum: 0.5}",
+            "param_groups=[{pattern: encoder, lr_factor: 0.1}]",
+            learning_rate=0.1,
+        )
     )
     rates = {group["initial_lr"]: len(group["params"]) for group in trainer.optimizer.param_groups}
     assert set(rates) == {0.1, 0.1 * 0.1} and trainer.optimizer.param_groups[0]["momentum"] == 0.5
@@ -120,7 +128,11 @@ def test_images_history_and_gradient_checkpointing(command, tmp_path, in_root):
     settings = ("dataset.cameras=[top]", "dataset.image_size=[32, 32]", "model.backbone=resnet10")
     settings += ("dataset.state_keys=[observations/qpos]", "history_images_length=2", "gradient_checkpointing=true")
     trainer = train.main(command(*settings, data=folder, max_steps=1, per_device_train_batch_size=2))
-    assert trainer.model.config.num_images == 2 and getattr(trainer.model, "is_activation_checkpointing", None) or trainer.model.is_gradient_checkpointing
+    assert (
+        trainer.model.config.num_images == 2
+        and getattr(trainer.model, "is_activation_checkpointing", None)
+        or trainer.model.is_gradient_checkpointing
+    )
 
 
 def test_trainer_settings_reach_training_arguments(command):
@@ -223,10 +235,19 @@ def test_an_output_dir_that_cannot_be_made(command, capsys):
 def test_a_broken_file_named_on_a_real_command_line(in_root, tmp_path):
     """The whole process: exit code, one line on stderr, no traceback, nothing on stdout."""
     (tmp_path / "bad.yaml").write_text("learning_rate: 0.1\nlerning_rate: 0.1\n")
-    words = [sys.executable, "train.py", "--training_config", str(tmp_path / "bad.yaml"), "--output_dir", str(tmp_path / "o")]
+    words = [
+        sys.executable,
+        "train.py",
+        "--training_config",
+        str(tmp_path / "bad.yaml"),
+        "--output_dir",
+        str(tmp_path / "o"),
+    ]
     done = subprocess.run(words, cwd=in_root, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert re.fullmatch(r"error: unknown key `lerning_rate` at .*bad.yaml:2:1; did you mean `learning_rate`\?\n", done.stderr)
+    assert re.fullmatch(
+        r"error: unknown key `lerning_rate` at .*bad.yaml:2:1; did you mean `learning_rate`\?\n", done.stderr
+    )
 
 
 def test_hyper_arguments_is_importable_from_train():

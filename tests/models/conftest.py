@@ -10,16 +10,16 @@ import models.mlp
 
 STATE, ACTION, CHUNK, HEIGHT, WIDTH = 6, 3, 5, 32, 64
 SMALL = {
-    "act": dict(
-        hidden_dim=16,
-        num_heads=2,
-        feedforward_dim=24,
-        encoder_layers=2,
-        cvae_layers=2,
-        latent_dim=4,
-        dropout=0.0,
-    ),
-    "mlp": dict(hidden_dim=16),
+    "act": {
+        "hidden_dim": 16,
+        "num_heads": 2,
+        "feedforward_dim": 24,
+        "encoder_layers": 2,
+        "cvae_layers": 2,
+        "latent_dim": 4,
+        "dropout": 0.0,
+    },
+    "mlp": {"hidden_dim": 16},
 }
 
 
@@ -39,11 +39,7 @@ def build():
     def make(name: str = "act", num_images: int = 0, **keys):
         torch.manual_seed(0)
         module = {"act": models.act, "mlp": models.mlp}[name]
-        size = (
-            dict(image_height=HEIGHT, image_width=WIDTH)
-            if num_images
-            else dict(image_height=0, image_width=0)
-        )
+        size = {"image_height": HEIGHT, "image_width": WIDTH} if num_images else {"image_height": 0, "image_width": 0}
         dims = dict(state_dim=STATE, action_dim=ACTION, chunk_size=CHUNK, num_images=num_images, **size)
         config = module.Config(**{**dims, **SMALL[name], "backbone": "resnet10", **keys})
         return module.build(config, SimpleNamespace(cache_dir=None))

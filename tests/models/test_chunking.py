@@ -43,18 +43,21 @@ def test_ensemble_equals_the_naive_table(coefficient):
 
 def policy(**keys):
     torch.manual_seed(0)
-    sizes = dict(
-        state_dim=3, action_dim=ACTION, chunk_size=CHUNK, num_images=0, image_height=0, image_width=0
-    )
+    sizes = {
+        "state_dim": 3,
+        "action_dim": ACTION,
+        "chunk_size": CHUNK,
+        "num_images": 0,
+        "image_height": 0,
+        "image_width": 0,
+    }
     config = models.mlp.Config(**sizes, hidden_dim=8, **keys)
     return models.mlp.build(config, SimpleNamespace(cache_dir=None)).eval()
 
 
 @torch.no_grad()
 def roll(net, states):
-    return torch.stack(
-        [net.select_action({"state": state[None], "instruction": ["lift"]}) for state in states]
-    )
+    return torch.stack([net.select_action({"state": state[None], "instruction": ["lift"]}) for state in states])
 
 
 def test_select_action_predicts_once_per_executed_chunk():

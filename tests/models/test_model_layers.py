@@ -41,9 +41,7 @@ def padding(*lengths: int, total: int) -> torch.Tensor:
 def test_encoder_layer_equals_torch(pre_norm):
     torch.manual_seed(0)
     ours = randomise(EncoderLayer(DIM, HEADS, FEEDFORWARD, 0.0, pre_norm))
-    theirs = nn.TransformerEncoderLayer(
-        DIM, HEADS, FEEDFORWARD, dropout=0.0, batch_first=True, norm_first=pre_norm
-    )
+    theirs = nn.TransformerEncoderLayer(DIM, HEADS, FEEDFORWARD, dropout=0.0, batch_first=True, norm_first=pre_norm)
     copy_attention(theirs.self_attn, ours.attention)
     theirs.linear1.load_state_dict(ours.feedforward[0].state_dict())
     theirs.linear2.load_state_dict(ours.feedforward[3].state_dict())
@@ -62,9 +60,7 @@ def test_encoder_layer_equals_torch(pre_norm):
 def test_decoder_layer_equals_torch(pre_norm):
     torch.manual_seed(0)
     ours = randomise(DecoderLayer(DIM, HEADS, FEEDFORWARD, 0.0, pre_norm))
-    theirs = nn.TransformerDecoderLayer(
-        DIM, HEADS, FEEDFORWARD, dropout=0.0, batch_first=True, norm_first=pre_norm
-    )
+    theirs = nn.TransformerDecoderLayer(DIM, HEADS, FEEDFORWARD, dropout=0.0, batch_first=True, norm_first=pre_norm)
     copy_attention(theirs.self_attn, ours.self_attention)
     copy_attention(theirs.multihead_attn, ours.cross_attention)
     theirs.linear1.load_state_dict(ours.feedforward[0].state_dict())

@@ -153,9 +153,7 @@ def test_runs_in_bfloat16_weights(build, batch, name):
     net, data = build(name, 1).bfloat16().train(), batch(1)
     net(**data)["loss"].backward()
     assert net.eval()(**data)["actions"].dtype == torch.bfloat16
-    assert (
-        net.select_action({"state": data["state"][:1], "images": data["images"][:1]}).dtype == torch.float32
-    )
+    assert net.select_action({"state": data["state"][:1], "images": data["images"][:1]}).dtype == torch.float32
 
 
 @pytest.mark.parametrize(("name", "num_images"), [("act", 0), ("act", 2), ("mlp", 1)])

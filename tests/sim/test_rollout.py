@@ -3,10 +3,11 @@
 import functools
 import math
 
+import numpy as np
 import pytest
 from simulated_policies import Broken, Still, counted_still
 
-from sim.aloha import Config
+from sim.aloha import Config, make
 from sim.expert import ExpertPolicy
 from sim.rollout import EpisodeResult, rollout, score, wilson_interval
 
@@ -110,3 +111,26 @@ def test_a_broken_policy_names_the_episode_and_the_step(num_workers):
 def test_arguments_out_of_range_are_refused(episodes, seed, workers, message):
     with pytest.raises(ValueError, match=message):
         rollout(Still, SHORT, episodes, seed=seed, num_workers=workers)
+
+
+def test_a_diverging_simulation_is_a_failed_episode_not_a_crash(monkeypatch):
+    """Whether wild targets make MuJoCo diverge depends on its version, so the error itself is brought about."""
+    from dm_control.rl import control
+
+    environment = make(Config(task="transfer_cube"))
+    observation = environment.reset(0)
+    genuine, calls = environment._environment.step, []
+
+    def step(action):
+        calls.append(action)
+        if len(calls) == 3:
+            raise control.PhysicsError("mjWARN_BADQACC")
+        return genuine(action)
+
+    monkeypatch.setattr(environment._environment, "step", step)
+    while not environment.done:
+        observation = environment.step(np.zeros(14))
+    assert environment.diverged and not environment.success and not environment.strict_success
+    assert len(calls) == 3 and np.isfinite(observation["observations/qpos"]).all()
+    environment.reset(0)
+    assert not environment.diverged and not environment.done

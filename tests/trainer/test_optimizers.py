@@ -41,7 +41,9 @@ def test_norms_are_known_by_type_and_biases_by_name():
 def test_every_trainable_parameter_is_in_exactly_one_group():
     model = Regression()
     model.norm.weight.requires_grad_(False)
-    groups = parameter_groups(model, 1e-3, 0.1, [spec("^head", lr=5e-4), spec("linear", lr_factor=0.1, weight_decay=0.3)])
+    groups = parameter_groups(
+        model, 1e-3, 0.1, [spec("^head", lr=5e-4), spec("linear", lr_factor=0.1, weight_decay=0.3)]
+    )
     together = [name for group in groups for name in named(model, group)]
     assert sorted(together) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
     settings = {frozenset(named(model, group)): (group["lr"], group["weight_decay"]) for group in groups}
@@ -57,7 +59,10 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
 def test_patterns_may_be_parts_and_must_match():
     model, parts = Regression(), {"top": r"^head\."}
     assert parameter_groups(model, 1.0, 0.0, [spec("top", lr=2.0)], parts)[-1]["lr"] == 2.0
-    with pytest.raises(ValueError, match=r"param_groups\[0\].pattern `backbone` matches no trainable parameter; parts of this model: top"):
+    with pytest.raises(
+        ValueError,
+        match=r"param_groups\[0\].pattern `backbone` matches no trainable parameter; parts of this model: top",
+    ):
         parameter_groups(model, 1.0, 0.0, [spec("backbone", lr=2.0)], parts)
     with pytest.raises(ValueError, match="is not a regular expression"):
         parameter_groups(model, 1.0, 0.0, [spec("(", lr=2.0)], parts)
