@@ -58,6 +58,7 @@ class Trainer(transformers.Trainer):
         self.optimizer_name, self.optimizer_options = optimizer_name or args.optim, dict(optimizer_options or {})
         self.train_terms, self.eval_terms = NamedMeans(), None
         self.last_log: tuple[float, int] | None = None
+        self.clipped_parameters: list[nn.Parameter] | None = None
         # What is wrong with the optimizer's settings is said now, before the run's folder is made.
         if not _is_hf_name(self.optimizer_name):
             torch_optimizer(self.optimizer_name, self.optimizer_options)
@@ -119,7 +120,15 @@ class Trainer(transformers.Trainer):
         model, loader = super()._prepare_for_training(*arguments, **options)
         if self.accelerator.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
             spare_walks(model)
+            self.clipped_parameters = list(model.parameters())
         return model, loader
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        """Clips in place and returns the norm before it; for unsharded parameters without a walk to find them."""
+        if self.clipped_parameters is None:
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        return nn.utils.clip_grad_norm_(self.clipped_parameters, self.args.max_grad_norm)
 
     # ---- losses ----
 
@@ -190,6 +199,7 @@ class Trainer(transformers.Trainer):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
         finally:
             restore_walks(self.model_wrapped)
+            self.clipped_parameters = None
 
     def begin_run_folder(self) -> None:
         """run.yaml and the other small files, before the first step: a run that dies still says what it was."""
