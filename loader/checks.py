@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import typing
 from pathlib import Path
 
 from .component import component_module, shipped
-from .errors import Problems, quoted
+from .errors import Problems, did_you_mean, quoted
 from .hyper import HyperArguments
+from .installed import backend_is_installed, reporting_backends, torch_optimizers
 from .run_config import RunConfig
 from .schema import COMPONENTS, SWITCHES, ProcessArguments, keys_of
+from .trainer_fields import trainer_fields
 
 # What marks a folder as the output of an earlier run.
 RUN_FILES = ("run.yaml", "metrics.jsonl", "config.json", "model.safetensors", "adapter_config.json")
@@ -24,6 +27,7 @@ def check_run(run: RunConfig) -> list[str]:
     problems = Problems()
     _length(run, problems)
     _strategies(run, problems)
+    _names(run, problems)
     _process_keys(run, problems)
     _components(run, problems)
     _output_dir(run, problems)
@@ -123,6 +127,28 @@ def _strategies(run: RunConfig, problems: Problems) -> None:
         )
 
 
+def _names(run: RunConfig, problems: Problems) -> None:
+    """Optimizers and reporting backends are words that only the installed packages know."""
+    known = (*typing.get_args(trainer_fields()["optim"].annotation), *torch_optimizers())
+    if run.hyper.optim not in known and torch_optimizers():
+        folded = {name.lower(): name for name in known}
+        near = folded.get(run.hyper.optim.lower())
+        hint = f"; did you mean `{near}`?" if near else did_you_mean(run.hyper.optim, known)
+        problems.add(
+            f"`optim: {run.hyper.optim}`{run.place('optim')} is neither a TrainingArguments name nor a torch.optim "
+            f"class{hint or '; torch.optim has ' + ', '.join(torch_optimizers())}"
+        )
+    asked = run.hyper.report_to
+    for name in [asked] if isinstance(asked, str) else asked or []:
+        if name in ("none", "all"):
+            continue
+        if name not in reporting_backends():
+            hint = did_you_mean(name, reporting_backends()) or f"; there are {quoted(reporting_backends())}, none, all"
+            problems.add(f"`report_to: {name}`{run.place('report_to')} is not a reporting backend{hint}")
+        elif not backend_is_installed(name):
+            problems.add(f"`report_to: {name}`{run.place('report_to')} is not installed; pip install {name}, or none")
+
+
 def _process_keys(run: RunConfig, problems: Problems) -> None:
     """A process key that nothing in this run can use must be at its default: no setting is silently dead."""
     chosen = [part for part in (run.dataset, run.model, run.env) if part is not None]
@@ -167,6 +193,13 @@ def _components(run: RunConfig, problems: Problems) -> None:
         problems.add(f"no data: the task `{run.hyper.task_name}` has no `dataset`; name another with --task_name")
     elif hasattr(run.dataset.module, "check") and not _recordable(run):
         problems.lines += run.dataset.module.check(run.dataset.config, run)
+    for name in keys_of(type(run.model.config)) if run.model and run.dataset else ():
+        stated, given = getattr(run.model.config, name), getattr(run.dataset.config, name, None)
+        if None not in (stated, given) and stated != given:
+            problems.add(
+                f"`model.{name}: {stated}`{run.place(f'model.{name}')} contradicts `dataset.{name}: {given}`"
+                f"{run.place(f'dataset.{name}')}; leave `model.{name}` out"
+            )
     if run.model is None:
         problems.add(f"no model: name one with --model_config; there are {quoted(shipped('model'))}")
 
@@ -178,6 +211,9 @@ def _recordable(run: RunConfig) -> bool:
 
 def _output_dir(run: RunConfig, problems: Problems) -> None:
     folder, place = run.output_dir, run.place("output_dir")
+    if not run.hyper.output_dir.strip():
+        problems.add(f"`output_dir`{place} is empty; name a folder")
+        return
     if folder.exists() and not folder.is_dir():
         problems.add(f"`output_dir: {folder}`{place} is a file; name a folder")
         return

@@ -26,7 +26,12 @@ def run_config_or_exit(arguments: list[str] | None = None) -> RunConfig:
     Answers `--help`, `--check`, `--print_config` and `--print_schema` and leaves with exit code 0; leaves with
     exit code 2 and one line for each problem when the configuration cannot be run.
     """
-    outcome = _answer_or_resolve(arguments)
+    try:
+        outcome = _answer_or_resolve(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `--print_config | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     if isinstance(outcome, RunConfig):
         return outcome
     raise SystemExit(outcome)

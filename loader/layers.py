@@ -29,6 +29,8 @@ def find_file(kind: str, name: str, place: str = "") -> Path:
     Raises:
         ConfigError: there is none; names the nearest.
     """
+    if not name.strip():
+        raise ConfigError(f"the name of a {kind} file{place} is empty")
     path = Path(os.path.expanduser(name))
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         for candidate in (path, ROOT / path):

@@ -46,6 +46,8 @@ def read_yaml(path: str | os.PathLike) -> Node:
     if root is None:
         return Node({}, Origin(shown, 1, 1))
     tree = _Builder(shown).build(root)
+    if tree.value is None:
+        return Node({}, tree.origin)  # an empty document
     if not tree.is_mapping:
         kind = "list" if isinstance(tree.value, list) else "single value"
         raise ConfigError(f"{shown} is a {kind}; a configuration is a mapping of `key: value` lines")

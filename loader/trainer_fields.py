@@ -33,7 +33,7 @@ class TrainerField:
 @cache
 def trainer_fields() -> dict[str, TrainerField]:
     """Name -> field, in the order of the installed version's source."""
-    folder = _transformers_folder()
+    folder = transformers_folder()
     source = (folder / "training_args.py").read_text(encoding="utf-8")
     fields = {}
     for statement in _class_body(source, "TrainingArguments"):
@@ -46,7 +46,8 @@ def trainer_fields() -> dict[str, TrainerField]:
     return fields
 
 
-def _transformers_folder() -> Path:
+def transformers_folder() -> Path:
+    """Where the installed transformers lies, found without importing it."""
     found = importlib.util.find_spec("transformers")
     if found is None or not found.submodule_search_locations:
         raise ConfigError("transformers is not installed: run `make install`, or pip install -e .")

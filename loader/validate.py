@@ -175,7 +175,7 @@ def out_of_bounds(value: Any, bounds: dict[str, float]) -> str | None:
     }
     if all(holds[name](bound) for name, bound in bounds.items()):
         return None
-    return " and ".join(f"{BOUND_WORDS[name]} {bound:g}" for name, bound in bounds.items())
+    return " and ".join(f"{BOUND_WORDS[name]} {bound}" for name, bound in bounds.items())
 
 
 def _short(value: Any, most: int = 80) -> str:

@@ -1,5 +1,6 @@
 """Layers: which value wins, where it came from, and what is refused."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -246,6 +247,40 @@ def test_conflicts_and_lengths(in_root, tmp_path):
     assert "does not exist" in problems("dataset.path=/no/such/folder", output_dir=out)
 
 
+def test_names_that_only_installed_packages_know(in_root, tmp_path):
+    out = str(tmp_path / "out")
+    assert problems(output_dir=out, optim="RMSprop") == problems(output_dir=out, optim="adafactor") == ""
+    assert "did you mean `AdamW`" in problems(output_dir=out, optim="Adamw")
+    assert "neither a TrainingArguments name nor a torch.optim class" in problems(output_dir=out, optim="nonsense")
+    assert problems(output_dir=out, report_to=["none"]) == ""
+    assert "did you mean `tensorboard`" in problems(output_dir=out, report_to=["tensorbord"])
+    assert "`report_to: 5` in --set is not a reporting backend" in problems("report_to=5", output_dir=out)
+    if importlib.util.find_spec("dvclive") is None:
+        assert "is not installed; pip install dvclive" in problems(output_dir=out, report_to=["dvclive"])
+
+
+def test_names_read_from_source_are_those_of_the_packages():
+    import torch
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    from loader.installed import reporting_backends, torch_optimizers
+
+    assert set(reporting_backends()) == set(INTEGRATION_TO_CALLBACK)
+    classes = {name for name, kind in vars(torch.optim).items() if isinstance(kind, type)} - {"Optimizer"}
+    assert set(torch_optimizers()) == classes
+
+
+def test_dims_that_contradict_are_found_without_the_data(in_root):
+    said = problems("model.chunk_size=7")
+    assert "`model.chunk_size: 7` in --set contradicts `dataset.chunk_size: 100` at configs/task/" in said
+
+
+def test_a_reader_that_leaves_early_is_no_error(in_root):
+    words = f"{sys.executable} train.py --print_schema | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", words], cwd=in_root, capture_output=True, text=True)
+    assert done.stdout == "{\n0\n" and done.stderr == ""
+
+
 def test_the_later_of_two_lengths_wins(in_root, write):
     path = write("max_steps: 500\nwarmup_steps: 100\n")
     assert checks.max_steps(resolve(training_config=path)) == 500
@@ -257,6 +292,7 @@ def test_the_later_of_two_lengths_wins(in_root, write):
 def test_output_dir(in_root, tmp_path):
     (tmp_path / "file").write_text("")
     assert "is a file; name a folder" in problems(output_dir=str(tmp_path / "file"))
+    assert "`output_dir` on the command line is empty" in problems(output_dir=" ")
     assert "cannot be made" in problems(output_dir=str(tmp_path / "file" / "below"))
     used = tmp_path / "used"
     (used / "checkpoint-5").mkdir(parents=True)

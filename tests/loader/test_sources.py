@@ -106,6 +106,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="not UTF-8"):
         read_yaml(tmp_path / "latin.yaml")
     assert read_yaml(write(tmp_path, "# only a comment\n")).plain() == {}
+    assert read_yaml(write(tmp_path, "---\n")).plain() == {}
 
 
 def test_set_values_are_typed_as_yaml_types_them():
