@@ -81,5 +81,9 @@ def test_yaml_values_reach_training_arguments_and_a_given_flag_beats_them(in_roo
     path.write_text("learning_rate: 1e-4\nmax_steps: 7\ngradient_accumulation_steps: 3\nlora_r: 64\n")
     config = load_training_config(path)
     assert config["learning_rate"] == 1e-4 and config.origins["learning_rate"].endswith("x.yaml:1")
+    with open(path, "a") as file:
+        file.write("torch_compile: true\ngradient_checkpointing: true\nbf16: true\nddp_timeout: 60\n")
     args = create_training_arguments(path, HyperArguments(learning_rate=5e-5))
+    assert args.torch_compile and args.bf16 and args.ddp_timeout == 60
+    assert getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing
     assert (args.learning_rate, args.max_steps, args.gradient_accumulation_steps) == (5e-5, 7, 3)
