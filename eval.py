@@ -29,7 +29,7 @@ class EvalArguments:
     seed: int = flag(1000, "First seed; recordings draw theirs from elsewhere, so these are unseen.", ge=0)
     num_workers: int | None = flag(None, "Simulator processes. Default: one a core.", ge=0)
     device: str | None = flag(None, "Where the policy runs: cpu, cuda … Default: an accelerator where there is one.")
-    video: bool = flag(False, "Write a film and a contact sheet of the first episodes.")
+    video: bool = flag(False, "Write a film and a contact sheet of the first episodes; --video_dir implies it.")
     video_episodes: int = flag(1, "How many episodes --video films.", ge=1)
     video_dir: str | None = flag(None, "Where the films go. Default: CHECKPOINT/eval/.")
     json: str | None = flag(None, "Also write the scores to this file.")
@@ -39,8 +39,13 @@ class CheckpointPolicy:
     """A saved policy from raw observation to raw action: the model, and around it the normalization saved with it."""
 
     def __init__(self, folder: Path, device: str):
+        from safetensors import SafetensorError
+
         self.run = read_saved(folder / "run.yaml")
-        self.model = self.run.model.module.load(folder).to(device).eval()
+        try:
+            self.model = self.run.model.module.load(folder).to(device).eval()
+        except SafetensorError as error:
+            raise ValueError(f"{folder}: the model's weights are damaged ({error}); score another checkpoint") from None
         statistics = read_statistics(folder / "statistics.json")
         encoder = self.run.dataset.module.ObservationEncoder
         self.encoder = encoder.from_files(self.run.dataset.config, self.run.process, statistics)
@@ -87,21 +92,25 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Rolls the policy out, prints its scores and returns them."""
     asked = entry_flags(EvalArguments, arguments, "eval.py", __doc__)
     folder, run = refusing(checkpoint_run, asked.checkpoint)
+    video = asked.video or asked.video_dir is not None
+    video_dir = Path(asked.video_dir) if asked.video_dir else folder / "eval"
+    device = refusing(usable_device, asked.device)
     if asked.json:
         refusing(check_writable, asked.json)
+    if video:
+        refusing(video_dir.mkdir, 0o777, True, True)
     room = run.env.module.__package__
     rollout = importlib.import_module(f"{room}.rollout")
-    make_policy = functools.partial(load_policy, str(folder), asked.device or default_device())
-    films = asked.video_episodes if asked.video else 0
+    make_policy = functools.partial(load_policy, str(folder), device)
+    films = asked.video_episodes if video else 0
     results = refusing(
         rollout.rollout, make_policy, run.env.config, asked.episodes, asked.seed, asked.num_workers, films
     )
     scores = {"task": run.task, "checkpoint": str(folder), "seed": asked.seed, **rollout.score(results)}
+    print_scores(scores)
     if films:
-        video_dir = Path(asked.video_dir) if asked.video_dir else folder / "eval"
         for path in importlib.import_module(f"{room}.film").film(run.env.config, results, video_dir):
             print(f"film: {path}", flush=True)
-    print_scores(scores)
     if asked.json:
         Path(asked.json).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(scores), flush=True)
@@ -132,16 +141,26 @@ def checkpoint_run(name: str | None) -> tuple[Path, RunConfig]:
 
 def check_writable(path: str) -> None:
     """Raises ConfigError where the scores could not be written: known before the hour of rollouts, not after it."""
-    folder = Path(path).absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
+    file, folder = Path(path), Path(path).absolute().parent
+    if not folder.is_dir() or file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
         raise ConfigError(f"`--json {path}` cannot be written; name a file in a folder that exists")
 
 
-def default_device() -> str:
-    """An accelerator where there is one."""
+def usable_device(name: str | None) -> str:
+    """The named device, or by default an accelerator where there is one.
+
+    Raises:
+        ConfigError: this machine or this build of torch has no such device.
+    """
     import torch
 
-    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    if name is None:
+        return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"`--device {name}` cannot be used: {str(error).splitlines()[0]}") from None
+    return name
 
 
 def print_scores(scores: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> Any:
     # torch and transformers are imported from here on: what came before answers in a fraction of a second.
     from transformers import set_seed
 
-    from loader.checks import resume_target
+    from loader.resume import finished, resume_target, skipped
     from loader.training_arguments import training_arguments
     from prepare import with_prepared_data
 
@@ -32,11 +32,18 @@ def main(arguments: list[str] | None = None) -> Any:
     set_seed(run.seed)
     model = refusing(build_model, run, bundle)
     trainer = refusing(build_trainer, run, args, bundle, model)
-    if trainer.is_world_process_zero():
-        print("\n".join([*bundle.summary, f"model: {run.model.name}, {_millions(model)} parameters"]), flush=True)
-        trainer.begin_run_folder()
     checkpoint = resume_target(run)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.is_world_process_zero():
+        print(
+            "\n".join([*skipped(run), *bundle.summary, f"model: {run.model.name}, {_millions(model)} parameters"]),
+            flush=True,
+        )
+        trainer.begin_run_folder()
+    if checkpoint and finished(checkpoint):
+        print(f"{checkpoint.name} is the run's last step: nothing is left to train", flush=True)
+        trainer._load_from_checkpoint(str(checkpoint))
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
     if trainer.is_world_process_zero():
         print(f"final model in {run.output_dir}", flush=True)
@@ -67,6 +74,9 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, model: Any) -> Any:
             raise ValueError(
                 f"`{asked[0]}`{place} has nothing to evaluate on; hold data out with dataset.eval_fraction"
             )
+        if args.eval_on_start or args.load_best_model_at_end:
+            key = "eval_on_start" if args.eval_on_start else "load_best_model_at_end"
+            raise ValueError(f"`{key}`{run.place(key)} needs evaluation; hold data out with dataset.eval_fraction")
         print("no evaluation: the data holds nothing out (dataset.eval_fraction)", flush=True)
         args.eval_strategy = type(args.eval_strategy)("no")
     sets = bundle.eval_datasets

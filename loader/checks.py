@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import typing
-from pathlib import Path
 
 from .component import component_module, shipped
 from .errors import Problems, did_you_mean, quoted
-from .hyper import HyperArguments
 from .installed import backend_is_installed, reporting_backends, torch_optimizers
+from .resume import check_resume, checkpoints, resume_target, wants_resume
 from .run_config import RunConfig
 from .schema import COMPONENTS, SWITCHES, ProcessArguments, keys_of
 from .trainer_fields import trainer_fields
 
-# What marks a folder as the output of an earlier run.
-RUN_FILES = ("run.yaml", "metrics.jsonl", "config.json", "model.safetensors", "adapter_config.json")
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# What marks a folder as the output of an earlier run. (run.yaml alone is left by a start that failed.)
+RUN_FILES = ("metrics.jsonl", "config.json", "model.safetensors", "adapter_config.json")
+NO_WARMUP = {"constant": "constant_with_warmup", "reduce_lr_on_plateau": "linear", "greedy": "linear"}
 # Process keys that the trainer itself honours, whatever the model and data.
 TRAINER_PROCESS_KEYS = frozenset({"cache_dir"})
 
@@ -35,50 +33,19 @@ def check_run(run: RunConfig) -> list[str]:
 
 
 def warmup(run: RunConfig) -> float:
-    """Warm-up as TrainingArguments takes it: steps, or below 1 a share of all steps. The later of two settings wins."""
-    steps, ratio = run.hyper.warmup_steps, run.hyper.warmup_ratio
-    by_ratio = ratio > 0 and (steps == 0 or run.rank("warmup_ratio") > run.rank("warmup_steps"))
+    """Warm-up as TrainingArguments takes it: steps, or below 1 a share of all steps."""
     # A ratio of 1 would read as «one step»; the largest number below it means all of them.
-    return min(ratio, 1 - 2**-53) if by_ratio else steps
-
-
-def max_steps(run: RunConfig) -> int:
-    """Steps to train; -1 when the number of epochs decides. The later of two settings wins."""
-    if run.hyper.max_steps > 0 and run.rank("num_train_epochs") > run.rank("max_steps"):
-        return -1
-    return run.hyper.max_steps
+    return min(run.hyper.warmup_ratio, 1 - 2**-53) if run.hyper.warmup_ratio > 0 else run.hyper.warmup_steps
 
 
 def evaluates(run: RunConfig) -> str:
     """The evaluation strategy: `eval_strategy` where YAML sets it, else every `eval_steps` when do_eval."""
-    if run.rank("do_eval") > run.rank("eval_strategy") and not run.hyper.do_eval:
-        return "no"
-    if "eval_strategy" in run.trainer:
-        return run.trainer["eval_strategy"]
-    return "steps" if run.hyper.do_eval else "no"
+    return run.trainer.get("eval_strategy") or ("steps" if run.hyper.do_eval else "no")
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The `checkpoint-N` folders in a run's folder, by step, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if path.is_dir() and CHECKPOINT.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def resume_target(run: RunConfig) -> Path | None:
-    """The checkpoint to resume from, or None for a fresh start. `auto` without a checkpoint starts fresh."""
-    asked = run.hyper.resume_from_checkpoint
-    if asked in (None, False) or str(asked).lower() in ("false", "no"):
-        return None
-    if asked is True or str(asked).lower() in ("auto", "true", "yes"):
-        return next(reversed(checkpoints(run.output_dir)), None)
-    return Path(os.path.expanduser(asked))
-
-
-def wants_resume(run: RunConfig) -> bool:
-    asked = run.hyper.resume_from_checkpoint
-    return not (asked in (None, False) or str(asked).lower() in ("false", "no"))
+def holds_nothing_out(run: RunConfig) -> bool:
+    """Whether the data's settings already say that there will be no evaluation set."""
+    return run.dataset is not None and getattr(run.dataset.config, "eval_fraction", None) == 0
 
 
 def _length(run: RunConfig, problems: Problems) -> None:
@@ -87,18 +54,17 @@ def _length(run: RunConfig, problems: Problems) -> None:
         problems.add(
             f"`max_steps: 0`{run.place('max_steps')} would train nothing; give a positive number, or -1 for epochs"
         )
-    for first, second in (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio")):
-        same_layer = run.was_set(first) and run.rank(first) == run.rank(second)
-        stated = getattr(hyper, second) != keys_of(HyperArguments)[second].default  # a saved run.yaml states both
-        if same_layer and stated and getattr(hyper, first) > 0:
-            problems.add(
-                f"`{first}`{run.place(first)} and `{second}`{run.place(second)} both set the same length; keep one"
-            )
-    steps, warm = max_steps(run), warmup(run)
+    steps, warm = hyper.max_steps, warmup(run)
     if steps > 0 and warm >= steps and warm >= 1:
         problems.add(
             f"`warmup_steps: {warm:g}`{run.place('warmup_steps')} is not shorter than the run of {steps} steps"
             f" (`max_steps`{run.place('max_steps')}); the learning rate would never be reached"
+        )
+    if warm > 0 and hyper.lr_scheduler_type in NO_WARMUP:
+        key = "warmup_ratio" if hyper.warmup_ratio > 0 else "warmup_steps"
+        problems.add(
+            f"`{key}`{run.place(key)} would do nothing: lr_scheduler_type {hyper.lr_scheduler_type} has no warm-up; "
+            f"{NO_WARMUP[hyper.lr_scheduler_type]} has"
         )
     if 1 <= warm != int(warm):
         problems.add(f"`warmup_steps: {warm:g}`{run.place('warmup_steps')} must be a whole number, or a share below 1")
@@ -109,12 +75,21 @@ def _length(run: RunConfig, problems: Problems) -> None:
 
 
 def _strategies(run: RunConfig, problems: Problems) -> None:
+    for key, why in _dead_flags(run):
+        problems.add(f"`{key}`{run.place(key)} would do nothing: {why}")
     if run.trainer.get("fp16") and run.trainer.get("bf16"):
         problems.add(f"`fp16`{run.place('fp16')} and `bf16`{run.place('bf16')} are both true; keep one")
     needs_metric = run.trainer.get("load_best_model_at_end") or run.hyper.save_strategy == "best"
-    if needs_metric and evaluates(run) == "no":
+    if needs_metric and (evaluates(run) == "no" or holds_nothing_out(run)):
         key = "load_best_model_at_end" if run.trainer.get("load_best_model_at_end") else "save_strategy"
-        problems.add(f"`{key}`{run.place(key)} needs evaluation to know what is best; set do_eval: true")
+        problems.add(f"`{key}`{run.place(key)} needs evaluation to know what is best; hold data out, and set do_eval")
+    if run.hyper.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and (
+        evaluates(run) == "no" or holds_nothing_out(run)
+    ):
+        kind = f"`lr_scheduler_type: {run.hyper.lr_scheduler_type}`{run.place('lr_scheduler_type')}"
+        problems.add(f"{kind} follows the evaluation loss; hold data out, and set do_eval")
+    if run.hyper.save_strategy == "best" and not run.trainer.get("metric_for_best_model"):
+        problems.add(f"`save_strategy: best`{run.place('save_strategy')} needs metric_for_best_model (loss, say)")
     if run.trainer.get("dataloader_prefetch_factor") and run.hyper.dataloader_num_workers == 0:
         problems.add(
             f"`dataloader_prefetch_factor`{run.place('dataloader_prefetch_factor')} needs worker processes; "
@@ -125,6 +100,26 @@ def _strategies(run: RunConfig, problems: Problems) -> None:
             f"`dataloader_persistent_workers`{run.place('dataloader_persistent_workers')} needs worker processes; "
             "set dataloader_num_workers above 0"
         )
+
+
+def _dead_flags(run: RunConfig) -> list[tuple[str, str]]:
+    """Flags typed although another setting takes away what they act on; YAML may hold such project defaults."""
+    hyper, strategy = run.hyper, evaluates(run)
+    backends = [hyper.report_to] if isinstance(hyper.report_to, str) else hyper.report_to or []
+    # save_steps is also how often a run evaluates that sets no eval_steps.
+    saves_dead = hyper.save_strategy != "steps" and (hyper.eval_steps is not None or strategy != "steps")
+    dead = {
+        "eval_steps": (strategy != "steps", f"evaluation is `{strategy}`"),
+        "save_steps": (saves_dead, f"save_strategy is {hyper.save_strategy}"),
+        "save_total_limit": (hyper.save_strategy == "no", "save_strategy is no"),
+        "logging_steps": (hyper.logging_strategy != "steps", f"logging_strategy is {hyper.logging_strategy}"),
+        "logging_dir": (not {"tensorboard", "all"} & set(backends), "report_to has no tensorboard"),
+        "do_eval": (
+            hyper.do_eval and holds_nothing_out(run),
+            "the data holds nothing out (dataset.eval_fraction is 0)",
+        ),
+    }
+    return [(key, why) for key, (is_dead, why) in dead.items() if is_dead and run.on_command_line(key)]
 
 
 def _names(run: RunConfig, problems: Problems) -> None:
@@ -191,6 +186,8 @@ def _shown(value: object) -> str:
 def _components(run: RunConfig, problems: Problems) -> None:
     if run.dataset is None:
         problems.add(f"no data: the task `{run.hyper.task_name}` has no `dataset`; name another with --task_name")
+    elif getattr(run.dataset.config, "path", "") is None and run.env is None:
+        problems.add(f"`dataset.path`{run.place('dataset.path')} is not set, and there is no `env` to record data in")
     elif hasattr(run.dataset.module, "check") and not _recordable(run):
         problems.lines += run.dataset.module.check(run.dataset.config, run)
     for name in keys_of(type(run.model.config)) if run.model and run.dataset else ():
@@ -224,22 +221,15 @@ def _output_dir(run: RunConfig, problems: Problems) -> None:
         problems.add(f"`output_dir: {folder}`{place} cannot be made: {existing} is a file")
     elif not os.access(existing, os.W_OK | os.X_OK):
         problems.add(f"`output_dir: {folder}`{place} is not writable ({existing}); name a folder you may write to")
-    elif wants_resume(run):
-        _resume(run, problems)
-    elif used := [path.name for path in (*map(folder.joinpath, RUN_FILES), *checkpoints(folder)) if path.exists()]:
+        return
+    target = resume_target(run)
+    if wants_resume(run):
+        check_resume(run, problems)
+    own = wants_resume(run) and (target is None or target.absolute().parent == folder.absolute())
+    if not own and (
+        used := [path.name for path in (*map(folder.joinpath, RUN_FILES), *checkpoints(folder)) if path.exists()]
+    ):
         problems.add(
             f"`output_dir: {folder}`{place} already holds a run ({used[0]}); continue it with "
             "--resume_from_checkpoint auto, or name another --output_dir"
-        )
-
-
-def _resume(run: RunConfig, problems: Problems) -> None:
-    target, place = resume_target(run), run.place("resume_from_checkpoint")
-    if target is None:
-        return
-    if not target.is_dir():
-        problems.add(f"`resume_from_checkpoint: {target}`{place} is not a checkpoint folder")
-    elif not (target / "trainer_state.json").is_file():
-        problems.add(
-            f"`resume_from_checkpoint: {target}`{place} has no trainer_state.json; name a folder checkpoint-N of a run"
         )

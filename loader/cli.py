@@ -26,6 +26,9 @@ def run_config_or_exit(arguments: list[str] | None = None) -> RunConfig:
     Answers `--help`, `--check`, `--print_config` and `--print_schema` and leaves with exit code 0; leaves with
     exit code 2 and one line for each problem when the configuration cannot be run.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII-only log must not turn help into a traceback
     try:
         outcome = _answer_or_resolve(arguments)
         sys.stdout.flush()
@@ -53,6 +56,11 @@ def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
     except ConfigError as error:
         if process_rank() == 0:  # every process of a launch reads the same flags: once is enough
             print_problems(error.problems)
+        return CONFIG_ERROR
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a name too long, a working folder that is gone, a full disk behind stdout
+        print_problems([f"{error.strerror or error}: {str(error.filename or '')[:200]}"])
         return CONFIG_ERROR
 
 
@@ -107,7 +115,8 @@ def print_problems(problems: Iterable[str]) -> None:
 
 def process_rank() -> int:
     """This process's number in a distributed launch, 0 outside one."""
-    return int(os.environ.get("RANK") or 0)
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdigit() else 0
 
 
 def refusing(build: Callable[..., Built], *arguments: object) -> Built:

@@ -36,13 +36,15 @@ def find_file(kind: str, name: str, place: str = "") -> Path:
         for candidate in (path, ROOT / path):
             if candidate.exists():
                 return candidate
-        if kind == "training" or len(path.parts) > 1:
+        if len(path.parts) > 1:
             raise ConfigError(f"configuration file {display_path(path)}{place} does not exist")
     folders = [Path("configs") / kind, ROOT / "configs" / kind]
     for folder in folders:
         candidate = folder / f"{path.stem if path.suffix in ('.yaml', '.yml') else name}.yaml"
         if candidate.is_file():
             return candidate
+    if path.suffix:
+        raise ConfigError(f"configuration file {name}{place} does not exist, nor in configs/{kind}/")
     known = sorted({each.stem for folder in folders for each in folder.glob("*.yaml")})
     remedy = did_you_mean(name, known) or (f"; there are: {quoted(known)}" if known else "; there are none")
     raise ConfigError(f"`{name}`{place}: no such {kind} in configs/{kind}/{remedy}")
@@ -89,10 +91,16 @@ def set_layer(settings: list[str], problems: Problems) -> Node:
             problems.add(f"`--set {setting}` is not of the form key.path=value")
             continue
         try:
-            layer = merge(layer, at_path(path.strip(), read_scalar(text, SET)))
+            keys = [key.strip() for key in path.split(".")]
+            if keys == ["extends"]:
+                raise ConfigError("a file is built on with `extends` in the file itself, or --training_config")
+            if len(keys) > 20:
+                raise ConfigError("no key is that deep")
+            # One setting at a time: `--set model=mlp model.hidden_dim=32` chooses first, then overrides.
+            layer = merge(layer, _prepared(at_path(".".join(keys), read_scalar(text, SET)), problems))
         except ConfigError as error:
             problems.add(f"`--set {setting}`: {error}")
-    return _prepared(layer, problems)
+    return layer
 
 
 def _chain(path: Path, below: list[Path]) -> list[Node]:
@@ -122,8 +130,13 @@ def _prepared(tree: Node, problems: Problems) -> Node:
         problems.add(f"`training_config`{place} is a flag; a file builds on another with `extends: FILE`")
     model = tree.value.get("model")
     if model is not None and isinstance(model.value, str):
+        named = tree.value.get("model_config")
+        if named is not None and named.value != model.value:
+            problems.add(
+                f"`model`{model.origin.place} and `model_config`{named.origin.place} name two models; keep one"
+            )
         # `model: act` names the network; as for every choice, the last layer that names one wins.
-        tree.value.setdefault("model_config", tree.value.pop("model"))
+        tree.value["model_config"] = tree.value.pop("model")
     for section in SECTIONS:
         node = tree.value.get(section)
         if node is not None and isinstance(node.value, str):
@@ -149,7 +162,13 @@ def _move_optimizer_words(tree: Node, problems: Problems) -> None:
     if optimizer is not None and optimizer.is_mapping:
         moves += [(optimizer, "optimizer", word, home) for word, home in OPTIMIZER_WORDS.items()]
         betas = optimizer.value.get("betas")
-        if betas is not None and isinstance(betas.value, list) and len(betas.value) == 2:
+        if (
+            betas is not None
+            and betas.value is not None
+            and not (isinstance(betas.value, list) and len(betas.value) == 2)
+        ):
+            problems.add(f"`optimizer.betas`{betas.origin.place} must be a list of two numbers")
+        elif betas is not None and betas.value is not None:
             del optimizer.value["betas"]
             for home, beta in zip(("adam_beta1", "adam_beta2"), betas.value, strict=True):
                 _move(tree, "optimizer.betas", home, beta, problems)

@@ -23,11 +23,14 @@ from .schema import (
     scalar_keys,
     yaml_keys,
 )
-from .tree import CLI, DEFAULT, SET, Node, find, leaves, merge, node_of
+from .settle import settle
+from .tree import CLI, DEFAULT, SET, Node, find, leaves, merge, node_of, rank
 from .validate import check_dataclass, check_value
 
 # Keys that name files: they choose what is read and are not settings of the run itself.
 FILE_KEYS = ("task_name", "training_config", "model_config")
+# Choosing another optimizer or schedule leaves the earlier one's constructor arguments behind.
+CHOSEN_BY = {"optim": "optimizer", "lr_scheduler_type": "scheduler"}
 
 
 @dataclass
@@ -90,8 +93,7 @@ class RunConfig:
 
     def rank(self, path: str) -> int:
         """Which layer a key's value comes from: 0 built-in, 1 default.yaml, then upwards."""
-        found = [rank for rank, layer in enumerate(self.layers) if find(layer, path) is not None]
-        return found[-1] if found else 0
+        return rank(self.layers, path)
 
 
 def resolve(
@@ -110,6 +112,7 @@ def resolve(
         ConfigError: with every problem found, one line each.
     """
     hyper, problems = hyper or HyperArguments(), Problems()
+    settings = [settings] if isinstance(settings, str) else settings
     flags, overrides = layers.flag_layer(hyper), layers.set_layer(settings or [], problems)
     chosen = training_config or hyper.training_config
     training = []
@@ -137,6 +140,10 @@ def _merged(stack: list[Node]) -> Node:
             before, now = find(tree, f"{section}.name"), find(layer, f"{section}.name")
             if before is not None and now is not None and before.value != now.value:
                 del tree.value[section]
+        for key, section in CHOSEN_BY.items():
+            before, now = tree.value.get(key), layer.value.get(key)
+            if now is not None and (before is None or before.value != now.value):
+                tree.value.pop(section, None)
         tree = merge(tree, layer)
     return tree
 
@@ -146,10 +153,10 @@ def _task_and_model_layers(below: list[Node], above: list[Node], problems: Probl
     found: list[Node] = []
     for kind, key in (("task", "task_name"), ("model", "model_config")):
         named = _merged([*below, *found, *above]).value.get(key)
-        if named is None or not isinstance(named.value, str):
+        if named is None or named.value is None or isinstance(named.value, (list, dict)):
             continue
         try:
-            path = layers.find_file(kind, named.value, named.origin.place)
+            path = layers.find_file(kind, str(named.text or named.value), named.origin.place)
             found.insert(0, layers.file_layer(kind, path, problems))  # a task may override its model's keys
         except ConfigError as error:
             problems.lines += error.problems
@@ -160,6 +167,7 @@ def _task_and_model_layers(below: list[Node], above: list[Node], problems: Probl
 def _typed(stack: list[Node], problems: Problems) -> RunConfig:
     """One tree of positions -> typed views on it."""
     tree = _merged(stack)
+    settle(tree, stack, problems)
     values = _scalars(tree, problems)
     parts: dict[str, Any] = {}
     for section, kind in FREE_SECTIONS.items():
@@ -246,9 +254,9 @@ def _component(tree: Node, section: str, problems: Problems) -> Component | None
     config = check_dataclass(section, rest, module.Config, problems)
     if config is None:
         return None
-    for key in keys_of(module.Config):  # the component's own defaults belong to what the run was told
-        if key not in node.value:
-            node.value[key] = node_of(getattr(config, key), DEFAULT)
+    # The component's own defaults belong to what the run was told; the layers' own nodes stay as they are.
+    defaults = {key: node_of(getattr(config, key), DEFAULT) for key in keys_of(module.Config) if key not in node.value}
+    tree.value[section] = Node({**node.value, **defaults}, node.origin)
     return Component(name.value, module, config)
 
 

@@ -11,6 +11,7 @@ A key is one of
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -102,6 +103,10 @@ class ParameterGroup:
     def __post_init__(self) -> None:
         if not self.pattern:
             raise ValueError("`pattern` is missing: name a part of the model or a regex over parameter names")
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"`pattern: {self.pattern}` is not a regular expression: {error}") from None
         if self.lr is not None and self.lr_factor is not None:
             raise ValueError("`lr` and `lr_factor` are both given; keep one")
 

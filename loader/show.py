@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from .checks import evaluates, max_steps, resume_target, warmup
+from .checks import evaluates, holds_nothing_out, warmup
 from .component import component_module, shipped
+from .resume import resume_target
 from .run_config import RunConfig
 from .schema import COMPONENTS, FREE_SECTIONS, TAKEN_OVER, Key, ParameterGroup, keys_of, scalar_keys
 from .trainer_fields import REQUIRED
@@ -23,7 +24,8 @@ LEFT_OUT = ("training_config", "hub_token")
 
 def as_yaml(run: RunConfig) -> str:
     """The merged configuration, each value followed by `# origin`. The text is itself a valid training file."""
-    return "".join(_yaml_lines(run.tree, 0))
+    left_out = {"num_train_epochs"} if run.hyper.max_steps > 0 else set()  # it has no say, and read again it would
+    return "".join(line for line in _yaml_lines(run.tree, 0) if line.split(":")[0] not in left_out)
 
 
 def as_json(run: RunConfig) -> str:
@@ -51,22 +53,24 @@ def _yaml_lines(node: Node, depth: int) -> Iterator[str]:
 def _flow(value: Any) -> str:
     """One value on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...").strip()
+    return text.removesuffix("\n").removesuffix("\n...").strip().replace("${env:", "$${env:")
 
 
 def summary(run: RunConfig) -> str:
     """What a run would do, for `--check`."""
     hyper = run.hyper
-    steps = max_steps(run)
+    steps = hyper.max_steps
     length = f"{steps} steps" if steps > 0 else f"{hyper.num_train_epochs:g} epochs"
     accumulation = run.trainer.get("gradient_accumulation_steps", 1)
     batch = f"{hyper.per_device_train_batch_size} per device"
     batch += f" × {accumulation} accumulated" if accumulation > 1 else ""
     warm = warmup(run)
     warm_text = f", warm-up {warm:g} steps" if warm >= 1 else f", warm-up {warm:.0%} of the run" if warm > 0 else ""
-    evaluation = {"no": "none", "epoch": "each epoch"}.get(
-        evaluates(run), f"every {hyper.eval_steps or hyper.save_steps:g} steps"
-    )
+    every = hyper.eval_steps or hyper.save_steps
+    by_step = f"every {every:g} steps" if every >= 1 else f"every {every:.0%} of the run"
+    evaluation = {"no": "none", "epoch": "each epoch"}.get(evaluates(run), by_step)
+    if holds_nothing_out(run):
+        evaluation = "none: the data holds nothing out"
     source = resume_target(run)
     rows = {
         "task": hyper.task_name,
@@ -77,7 +81,7 @@ def summary(run: RunConfig) -> str:
         "evaluation": evaluation,
         "output": f"{run.output_dir}" + (f", resumed from {source.name}" if source else ""),
     }
-    changed = sum(run.was_set(path) for path, _ in leaves(run.tree))
+    changed = sum(run.was_set(path) and str(node.origin) != "default" for path, node in leaves(run.tree))
     lines = [f"{name:<11} {value}" for name, value in rows.items()]
     return "\n".join([*lines, f"configuration ok: {len(run.origins())} values, {changed} beyond the defaults"])
 

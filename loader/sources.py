@@ -15,7 +15,7 @@ from .tree import SET, Node, Origin
 # More nodes than any configuration needs: aliases that multiply one another ("billion laughs") end here.
 MOST_NODES = 50_000
 
-ENVIRONMENT = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::([^}]*))?\}")
+ENVIRONMENT = re.compile(r"\$?\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::([^}]*))?\}")
 DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)")
 EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
 PREFIX = "tag:yaml.org,2002:"
@@ -74,7 +74,8 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         return yaml.compose(text, Loader=Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark and source != SET.source else "the value"
+        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        where = "the value" if source == SET.source else where
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
         hint = "; YAML is indented with spaces, this line has a tab" if "\t" in line else ""
@@ -147,6 +148,8 @@ class _Builder:
         """`${env:NAME}` and `${env:NAME:default}`; an unset name without a default is an error."""
 
         def replace(match: re.Match) -> str:
+            if match[0].startswith("$$"):
+                return match[0][1:]  # `$${env:NAME}` is how the text `${env:NAME}` itself is written
             name, default = match.groups()
             if name in os.environ:
                 return os.environ[name]
@@ -177,7 +180,7 @@ def _bare_value(text: str, tag: str) -> Any:
     if EXPONENT.fullmatch(text):
         return float(text)
     if tag == "int":
-        return int(text.replace("_", ""), 0) if DECIMAL.fullmatch(text) else text
+        return int(text.replace("_", ""), 0) if DECIMAL.fullmatch(text) and len(text) < 1000 else text
     if tag == "float":
         if ":" in text:
             return text

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from .checks import evaluates, max_steps, warmup
+from .checks import evaluates, warmup
 from .errors import ConfigError
 from .hyper import HyperArguments
 from .run_config import FILE_KEYS, RunConfig
@@ -53,7 +53,6 @@ def argument_values(run: RunConfig) -> dict[str, Any]:
     values = {**OWN_DEFAULTS, **run.trainer}
     values |= {name: getattr(hyper, name) for name in keys_of(HyperArguments) if name not in NOT_PASSED}
     values["output_dir"] = str(run.output_dir)
-    values["max_steps"] = max_steps(run)
     values["warmup_steps"] = warmup(run)
     values["report_to"] = hyper.report_to if hyper.report_to is not None else "none"
     values["eval_strategy"] = evaluates(run)

@@ -15,6 +15,7 @@ from .trainer_fields import REQUIRED
 from .tree import Node
 
 UNION_TYPES = (typing.Union, types.UnionType)
+SECRETS = ("hub_token",)  # never shown
 BOUND_WORDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
 
 
@@ -37,6 +38,9 @@ def check_value(path: str, node: Node, key: Key, problems: Problems) -> Any:
     if fault is None:
         _write_back(node, value)
         return value
+    if path in SECRETS:
+        problems.add(f"`{path}`{node.origin.place} must be {fault}")
+        return None
     shown = node.text if node.text is not None and not node.is_mapping else repr(plain)
     hint = ""
     words = [

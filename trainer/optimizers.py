@@ -19,6 +19,12 @@ NORMALIZATIONS = (
 )
 
 
+UNFIT = {
+    "LBFGS": "evaluates the loss several times a step, which a Trainer's step does not do",
+    "SparseAdam": "takes sparse gradients only, which no model here has",
+}
+
+
 class GroupSpec(Protocol):
     """One entry of `param_groups`."""
 
@@ -95,6 +101,8 @@ def torch_optimizer(name: str, options: Mapping[str, Any]) -> type[torch.optim.O
         match = folded.get(name.lower()) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
         remedy = f"did you mean `{match}`?" if match else f"torch.optim has {', '.join(known)}"
         raise ValueError(f"optimizer `{name}` is neither a TrainingArguments name nor a torch.optim class; {remedy}")
+    if name in UNFIT:
+        raise ValueError(f"optimizer `{name}` {UNFIT[name]}")
     takes = list(inspect.signature(kind).parameters)[1:]
     unknown = [option for option in options if option not in takes]
     if unknown:

@@ -59,10 +59,7 @@ class Trainer(transformers.Trainer):
         self.train_terms, self.eval_terms = NamedMeans(), None
         self.last_log: tuple[float, int] | None = None
         self.clipped_parameters: list[nn.Parameter] | None = None
-        # What is wrong with the optimizer's settings is said now, before the run's folder is made.
-        if not _is_hf_name(self.optimizer_name):
-            torch_optimizer(self.optimizer_name, self.optimizer_options)
-        parameter_groups(model, args.learning_rate, args.weight_decay, self.param_groups, self.parts)
+        self.try_optimization(model, args)
         super().__init__(
             model=model, args=args, data_collator=collate, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
@@ -93,24 +90,46 @@ class Trainer(transformers.Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            model = self.model if model is None else model
-            groups = parameter_groups(
-                model, self.args.learning_rate, self.args.weight_decay, self.param_groups, self.parts
-            )
-            kind, options = self.optimizer_class(model)
-            self.optimizer = kind(groups, **options)
+            self.optimizer = self.new_optimizer(self.model if model is None else model, self.args)
         return self.optimizer
 
-    def optimizer_class(self, model: nn.Module) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-        """The optimizer's class and its constructor's arguments, without the parameters."""
+    def new_optimizer(self, model: nn.Module, args: transformers.TrainingArguments) -> torch.optim.Optimizer:
+        """The named optimizer over the model's parameter groups."""
+        groups = parameter_groups(model, args.learning_rate, args.weight_decay, self.param_groups, self.parts)
         if not _is_hf_name(self.optimizer_name):
-            kind, args = torch_optimizer(self.optimizer_name, self.optimizer_options), self.args
+            kind = torch_optimizer(self.optimizer_name, self.optimizer_options)
             takes = inspect.signature(kind).parameters
             known = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-            return kind, {name: value for name, value in known.items() if name in takes} | self.optimizer_options
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            # `eps` is a pair in some classes; theirs stays as it is.
+            fits = {
+                k: v
+                for k, v in known.items()
+                if k in takes and not (k == "eps" and isinstance(takes[k].default, tuple))
+            }
+            return kind(groups, **fits | self.optimizer_options)
+        kind, options = self.get_optimizer_cls_and_kwargs(args, model)
         options = {name: value for name, value in options.items() if name not in ("params", "model", "optimizer_dict")}
-        return kind, options | self.optimizer_options
+        return kind(groups, **options | self.optimizer_options)
+
+    def try_optimization(self, model: nn.Module, args: transformers.TrainingArguments) -> None:
+        """Builds optimizer and schedule once to throw them away: what is wrong with them is said before the run's
+        folder is made, not after the data is loaded.
+
+        Raises:
+            ValueError: a name, an option or a parameter group does not fit; a package that one needs is missing.
+        """
+        try:
+            self.new_optimizer(model, args)
+            transformers.get_scheduler(
+                args.lr_scheduler_type,
+                torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate),
+                num_warmup_steps=1,
+                num_training_steps=2,
+                scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            )
+        except (TypeError, ImportError, RuntimeError, NotImplementedError) as error:
+            where = f"optimizer `{self.optimizer_name}` or schedule `{args.lr_scheduler_type.value}`"
+            raise ValueError(f"{where} cannot be built: {' '.join(str(error).split())}") from error
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the stock estimate walks every parameter on every micro-step and knows only tokens."""

@@ -130,6 +130,7 @@ def test_curves(trained):
         ("broken statistics", r"statistics.json cannot be read \(not JSON"),
         ("missing statistics key", "statistics.json"),
         ("no weights", "model.safetensors|weights"),
+        ("truncated weights", "weights are damaged"),
     ],
 )
 def test_a_damaged_checkpoint_is_one_line(home, trained, tmp_path, damage, says):
@@ -148,10 +149,22 @@ def test_a_damaged_checkpoint_is_one_line(home, trained, tmp_path, damage, says)
         del content["action"]
         (copy / "statistics.json").write_text(json.dumps(content))
     else:
+        content = (copy / "model.safetensors").read_bytes()
         (copy / "model.safetensors").unlink()
+        if damage == "truncated weights":
+            (copy / "model.safetensors").write_bytes(content[: len(content) // 2])
     done = run(["eval.py", "--checkpoint", copy, "--episodes", "1", "--num_workers", "1"], home, check=2)
     errors = [line for line in done.stderr.splitlines() if line]
     assert len(errors) == 1 and re.search(says, errors[0]) and errors[0].startswith("error: "), done.stderr
+
+
+@pytest.mark.slow
+def test_eval_refuses_before_it_rolls_out(home, trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = ["eval.py", "--checkpoint", trained, "--episodes", "1"]
+    for wrong in (["--device", "foo"], ["--video_dir", tmp_path / "file"], ["--json", tmp_path / "none" / "x.json"]):
+        done = run([*words, *wrong], home, check=2)
+        assert done.stdout == "" and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
 
 
 @pytest.mark.slow

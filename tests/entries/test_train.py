@@ -171,8 +171,12 @@ def refused(words, capsys):
         ((), {"optim": "Adamw"}, "did you mean `AdamW`"),
         (("tf32=true",), {}, "tf32"),
         (("optimizer={name: SGD, momentun: 1}",), {}, "takes no `momentun`"),
+        (("optimizer.bogus=1",), {}, "bogus"),
+        (("scheduler.bogus=1",), {}, "bogus"),
+        ((), {"optim": "Muon"}, "Muon"),
+        ((), {"optim": "LBFGS"}, "LBFGS"),
         (("param_groups=[{pattern: nowhere, lr: 1}]",), {}, "matches no trainable parameter; parts of this model"),
-        (("dataset.eval_fraction=0",), {"do_eval": "true"}, "has nothing to evaluate on"),
+        (("dataset.eval_fraction=0",), {"do_eval": "true"}, "the data holds nothing out"),
     ],
 )
 def test_refused_before_anything_is_written(command, tmp_path, capsys, settings, flags, says):
@@ -252,3 +256,96 @@ def test_a_broken_file_named_on_a_real_command_line(in_root, tmp_path):
 
 def test_hyper_arguments_is_importable_from_train():
     assert train.HyperArguments is HyperArguments
+
+
+# ---- resuming ----
+
+
+def saved_twice(command, tmp_path, out="out", **flags):
+    """A finished run of 6 steps with checkpoint-3 and checkpoint-6, and what resuming it with `auto` takes."""
+    flags = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, **flags}
+    train.main(command(out=out, **flags))
+    return command(out=out, **flags, resume_from_checkpoint="auto"), tmp_path / out
+
+
+TORN = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"]
+
+
+@pytest.mark.parametrize("torn", TORN)
+@pytest.mark.parametrize("how", ["gone", "cut"])
+def test_auto_takes_the_newest_whole_checkpoint(command, tmp_path, capsys, torn, how):
+    if (torn, how) == ("rng_state.pth", "cut"):
+        pytest.skip("its absence is what a kill leaves")
+    words, out = saved_twice(command, tmp_path)
+    whole = load_file(out / "model.safetensors")
+    path = out / "checkpoint-6" / torn
+    content = path.read_bytes()
+    path.unlink()
+    if how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    capsys.readouterr()
+    train.main(words)
+    assert re.search(r"^skipping checkpoint-6: it has", capsys.readouterr().out, re.MULTILINE)
+    resumed = load_file(out / "model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_finished_run_is_not_trained_further(command, tmp_path, capsys):
+    words, out = saved_twice(command, tmp_path, lr_scheduler_type="constant")
+    before, lines = load_file(out / "model.safetensors"), log(out)
+    (out / "model.safetensors").unlink()  # killed between the last checkpoint and the final save
+    train.main(words)
+    after = load_file(out / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before) and log(out) == lines
+    assert "nothing is left to train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "says"),
+    [
+        (
+            (),
+            {"learning_rate": 0.1},
+            "`learning_rate: 0.1` on the command line is not what checkpoint-3",
+        ),
+        ((), {"max_steps": 9}, r"`max_steps: 9`.*\(6\)"),
+        (("model.kl_weight=3",), {}, "`model.kl_weight: 3.0`"),
+        ((), {"optim": "SGD"}, "`optim: SGD`"),
+        (("gradient_accumulation_steps=2",), {}, r"`gradient_accumulation_steps: 2`.*\(null\)"),
+    ],
+)
+def test_a_run_resumes_as_it_was_begun(command, tmp_path, capsys, settings, flags, says):
+    _, out = saved_twice(command, tmp_path)
+    subprocess.run(["rm", "-r", str(out / "checkpoint-6")], check=True)
+    capsys.readouterr()
+    changed = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "resume_from_checkpoint": "auto", **flags}
+    (line,) = refused(command(*settings, **changed), capsys)
+    assert re.search(says, line), line
+
+
+def test_what_does_not_change_the_course_may_change_on_resume(command, tmp_path):
+    _, out = saved_twice(command, tmp_path)
+    subprocess.run(["rm", "-r", str(out / "checkpoint-6")], check=True)
+    train.main(command(max_steps=6, per_device_eval_batch_size=3, resume_from_checkpoint="auto"))
+    assert [line["step"] for line in log(out) if "loss" in line] == [2, 4, 6]
+
+
+def test_a_checkpoint_of_another_run_does_not_overwrite_this_one(command, tmp_path, capsys):
+    saved_twice(command, tmp_path, out="one")
+    saved_twice(command, tmp_path, out="two")
+    capsys.readouterr()
+    flags = {"max_steps": 6, "resume_from_checkpoint": str(tmp_path / "one" / "checkpoint-3")}
+    assert "already holds a run" in refused(command(out="two", **flags), capsys)[0]
+    train.main(command(out="three", **flags))
+    assert (tmp_path / "three" / "model.safetensors").exists()
+
+
+def test_a_start_that_failed_does_not_use_up_its_folder(command, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.yaml").write_text("seed: 1\n")
+    train.main(command())
+
+
+def test_classes_with_a_pair_for_eps(command):
+    trainer = train.main(command(optim="Adafactor", learning_rate=0.01))
+    assert type(trainer.optimizer.optimizer) is torch.optim.Adafactor

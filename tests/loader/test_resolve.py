@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from loader import checks, show
+from loader import checks, resume, show
 from loader.errors import ConfigError
 from loader.hyper import HyperArguments
 from loader.run_config import resolve, with_dims
@@ -218,7 +218,10 @@ def test_an_outside_component_and_its_own_failing_import(in_root, write, tmp_pat
 
 
 def problems(*settings, **flags):
-    return "\n".join(checks.check_run(resolve(HyperArguments(**flags), list(settings))))
+    try:
+        return "\n".join(checks.check_run(resolve(HyperArguments(**flags), list(settings))))
+    except ConfigError as error:
+        return str(error)
 
 
 def test_process_keys_nothing_can_use_are_refused(in_root):
@@ -283,9 +286,9 @@ def test_a_reader_that_leaves_early_is_no_error(in_root):
 
 def test_the_later_of_two_lengths_wins(in_root, write):
     path = write("max_steps: 500\nwarmup_steps: 100\n")
-    assert checks.max_steps(resolve(training_config=path)) == 500
+    assert resolve(training_config=path).hyper.max_steps == 500
     longer = resolve(HyperArguments(num_train_epochs=3.0, warmup_ratio=0.25), training_config=path)
-    assert checks.max_steps(longer) == -1 and checks.warmup(longer) == 0.25
+    assert longer.hyper.max_steps == -1 and checks.warmup(longer) == 0.25
     assert checks.warmup(resolve(HyperArguments(warmup_ratio=0.25))) == 0.25
 
 
@@ -299,17 +302,16 @@ def test_output_dir(in_root, tmp_path):
     said = problems(output_dir=str(used))
     assert "already holds a run (checkpoint-5)" in said
     assert "--resume_from_checkpoint auto" in said and "another --output_dir" in said
-    (used / "checkpoint-5" / "trainer_state.json").write_text("{}")
-    assert problems(output_dir=str(used), resume_from_checkpoint="auto") == ""
+    assert problems(output_dir=str(used), resume_from_checkpoint="auto") == ""  # a torn one: the run starts fresh
     assert problems(output_dir=str(tmp_path / "fresh"), resume_from_checkpoint="auto") == ""
     assert "is not a checkpoint folder" in problems(output_dir=str(used), resume_from_checkpoint=str(tmp_path / "no"))
-    assert "has no trainer_state.json" in problems(output_dir=str(used), resume_from_checkpoint=str(tmp_path))
+    assert "has no model weights" in problems(output_dir=str(used), resume_from_checkpoint=str(used / "checkpoint-5"))
 
 
 def test_checkpoints_are_ordered_by_step(tmp_path):
     for name in ("checkpoint-9", "checkpoint-100", "checkpoint-20", "checkpoint-x", "checkpoint-7.tmp"):
         (tmp_path / name).mkdir()
-    assert [path.name for path in checks.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-20", "checkpoint-100"]
+    assert [path.name for path in resume.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-20", "checkpoint-100"]
 
 
 def test_model_dims_that_contradict_the_data_name_both_places(in_root, write):
@@ -382,3 +384,114 @@ def test_answers_without_importing_torch_or_transformers(in_root, tmp_path, flag
     done = subprocess.run([sys.executable, "-c", code], cwd=in_root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout and not (tmp_path / "out").exists()
+
+
+# ---- what a hostile reader found ----
+
+
+def reloaded(run, write):
+    return resolve(training_config=write(show.as_yaml(run), "again.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("max_steps: 6000\nwarmup_steps: 100\n", {"num_train_epochs": 2.0, "warmup_ratio": 0.1}),
+        ("max_steps: 6000\n", {"num_train_epochs": 3.0}),  # the default's value, typed
+        ("num_train_epochs: 7\n", {"max_steps": 5}),
+        ("eval_strategy: epoch\n", {"do_eval": False}),
+        ("eval_strategy: no\n", {"do_eval": True}),
+        ("eval_strategy: no\n", {"eval_steps": 7.0}),
+        ("run_name: $${env:HOME}\n", {}),
+        ("optimizer: {name: SGD, momentum: 0.9}\n", {"optim": "AdamW"}),
+    ],
+)
+def test_a_printed_configuration_means_the_same_when_read_again(in_root, write, text, flags):
+    from loader.training_arguments import argument_values
+
+    run = resolve(HyperArguments(**flags), training_config=write(text))
+    again = reloaded(run, write)
+    assert argument_values(again) == argument_values(run) and again.optimizer == run.optimizer
+    assert again.hyper == run.hyper
+
+
+def test_a_flag_beats_the_evaluation_strategy_of_a_file(in_root, write):
+    path = write("eval_strategy: no\n")
+    assert checks.evaluates(resolve(training_config=path)) == "no"
+    assert checks.evaluates(resolve(HyperArguments(do_eval=True), training_config=path)) == "steps"
+    assert (
+        checks.evaluates(resolve(HyperArguments(do_eval=False), training_config=write("eval_strategy: epoch\n")))
+        == "no"
+    )
+
+
+def test_two_lengths_in_one_layer_even_at_the_defaults_value(in_root):
+    assert "both set the same length" in problems(max_steps=100, num_train_epochs=3.0)
+
+
+def test_settings_choose_first_and_override_after(in_root):
+    run = resolve(settings=["model=mlp", "model.hidden_dim=32", "optimizer=adafactor", "optimizer.lr=0.5"])
+    assert (run.model.name, run.model.config.hidden_dim) == ("mlp", 32)
+    assert (run.hyper.optim, run.hyper.learning_rate) == ("adafactor", 0.5)
+
+
+def test_another_optimizer_leaves_the_earlier_ones_options_behind(in_root, write):
+    write("optimizer: adafactor\n", "p.yaml")
+    run = resolve(training_config=write("extends: p.yaml\noptimizer: {name: SGD, momentum: 0.9}\n"))
+    assert run.optimizer == {"momentum": 0.9}
+    assert resolve(HyperArguments(optim="SGD"), training_config=write("optimizer: adafactor\n")).optimizer == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["optimizer.betas=[1]"], "`optimizer.betas` in --set must be a list of two numbers"),
+        (["param_groups=[{pattern: '('}]"], "is not a regular expression"),
+        (["env=null"], "there is no `env` to record data in"),
+        (["extends=x"], "a file is built on with `extends` in the file itself"),
+        ([".".join("a" * 3000) + "=1"], "no key is that deep"),
+        (["seed=" + "9" * 5000], "`seed: 999"),
+        (["model_config=5"], "`5` in --set: no such model"),
+        (["hub_token=[secret]"], "`hub_token` in --set must be"),
+    ],
+)
+def test_settings_that_once_slipped_through(in_root, settings, says):
+    said = problems(*settings)
+    assert says in said and "secret" not in said
+
+
+def test_flags_that_would_do_nothing(in_root, tmp_path):
+    out = str(tmp_path / "out")
+    assert "`eval_steps` on the command line would do nothing" in problems(
+        "eval_strategy=epoch", output_dir=out, eval_steps=5
+    )
+    assert "`save_total_limit`" in problems(output_dir=out, save_strategy="no", save_total_limit=3)
+    assert "`logging_dir`" in problems(output_dir=out, logging_dir="x", report_to=["none"])
+    assert "`logging_steps`" in problems(output_dir=out, logging_strategy="epoch", logging_steps=5)
+    assert "`do_eval`" in problems("dataset.eval_fraction=0", output_dir=out, do_eval=True)
+
+
+def test_two_names_for_the_model_in_one_file(in_root, write):
+    with pytest.raises(ConfigError, match="name two models; keep one"):
+        resolve(training_config=write("model: mlp\nmodel_config: act\n"))
+
+
+def test_a_file_name_is_looked_up_in_configs_from_anywhere(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    assert resolve(training_config="act_state.yaml").hyper.max_steps == 6000
+    assert resolve(training_config=write("extends: act_state.yaml\n")).hyper.max_steps == 6000
+
+
+@pytest.mark.parametrize("flag", ["--output_dir", "--task_name", "--training_config", "--resume_from_checkpoint"])
+def test_names_too_long_for_the_file_system(in_root, flag):
+    words = [sys.executable, "train.py", "--check", flag, "a" * 5000]
+    done = subprocess.run(words, cwd=in_root, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.count("error:") == 1
+
+
+def test_an_ascii_only_log(in_root):
+    import os
+
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "train.py", "--help"], cwd=in_root, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr

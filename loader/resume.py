@@ -1,0 +1,142 @@
+"""Which checkpoint a run goes on from, whether it is whole, and whether the run is still the one that wrote it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+
+from .errors import Problems
+from .run_config import RunConfig, read_saved
+from .tree import leaves
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+NO_WORDS, AUTO_WORDS = ("false", "no", "none"), ("auto", "true", "yes")
+
+# What decides where the training goes: changed in mid-run, the result is that of neither configuration.
+# fmt: off
+TRAJECTORY = (
+    "seed", "data_seed", "max_steps", "num_train_epochs", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "learning_rate", "weight_decay", "warmup_steps", "warmup_ratio",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "max_grad_norm", "bf16", "fp16", "dataloader_drop_last", "optimizer", "scheduler",
+    "param_groups", "model", "dataset", "episode_first", "is_multimodal", "image_aspect_ratio",
+    "skip_mirrored_data", "history_images_length",
+)
+# fmt: on
+NOT_TRAJECTORY = ("dataset.path", "model.n_action_steps", "model.temporal_ensemble_coeff")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The `checkpoint-N` folders in a run's folder, by step, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.is_dir() and CHECKPOINT.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def wants_resume(run: RunConfig) -> bool:
+    asked = run.hyper.resume_from_checkpoint
+    return asked is not None and str(asked).lower() not in NO_WORDS
+
+
+def resume_target(run: RunConfig) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh start. `auto` takes the newest whole one, if there is any."""
+    if not wants_resume(run):
+        return None
+    asked = str(run.hyper.resume_from_checkpoint)
+    if asked.lower() in AUTO_WORDS:
+        return next((path for path in reversed(checkpoints(run.output_dir)) if fault(path) is None), None)
+    return Path(os.path.expanduser(asked))
+
+
+def skipped(run: RunConfig) -> list[str]:
+    """A line for each checkpoint newer than the one that `auto` takes: why it is not taken."""
+    target = resume_target(run)
+    if str(run.hyper.resume_from_checkpoint).lower() not in AUTO_WORDS:
+        return []
+    newer = [path for path in checkpoints(run.output_dir) if target is None or path.name != target.name]
+    lines = [f"skipping {path.name}: it {why}" for path in reversed(newer) if (why := fault(path))]
+    return lines
+
+
+def fault(checkpoint: Path) -> str | None:
+    """What a checkpoint lacks to continue exactly (`has no optimizer.pt`), or None when it is whole."""
+    weights = next((checkpoint / name for name in WEIGHTS if (checkpoint / name).is_file()), None)
+    if weights is None:
+        return "has no model weights"
+    if weights.suffix == ".safetensors" and not _whole_safetensors(weights):
+        return f"has a truncated {weights.name}"
+    for name in ("optimizer.pt", "scheduler.pt"):
+        if not (checkpoint / name).is_file():
+            return f"has no {name}"
+        if not zipfile.is_zipfile(checkpoint / name):
+            return f"has a truncated {name}"
+    if not list(checkpoint.glob("rng_state*.pth")):
+        return "has no rng_state.pth"
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    except FileNotFoundError:
+        return "has no trainer_state.json"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "has a damaged trainer_state.json"
+    return None
+
+
+def finished(checkpoint: Path) -> bool:
+    """Whether the checkpoint stands at the run's last step already."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return state["global_step"] >= state["max_steps"] > 0
+
+
+def check_resume(run: RunConfig, problems: Problems) -> None:
+    """Problems of resuming: no such checkpoint, a torn one, or a run that is no longer the one that wrote it."""
+    target, place = resume_target(run), run.place("resume_from_checkpoint")
+    if not str(run.hyper.resume_from_checkpoint).strip():
+        problems.add(f"`resume_from_checkpoint`{place} is empty; give auto, a checkpoint folder, or leave it out")
+    elif target is None:
+        return
+    elif not target.is_dir():
+        problems.add(f"`resume_from_checkpoint: {target}`{place} is not a checkpoint folder")
+    elif why := fault(target):
+        problems.add(f"`resume_from_checkpoint: {target}`{place} {why}; name a whole checkpoint-N, or auto to find one")
+    elif (target / "run.yaml").is_file():
+        _same_run(run, target, problems)
+
+
+def _same_run(run: RunConfig, target: Path, problems: Problems) -> None:
+    then, now = _trajectory(read_saved(target / "run.yaml")), _trajectory(run)
+    for path in dict.fromkeys([*now, *then]):
+        before, after = then.get(path), now.get(path)
+        if before != after:
+            shown = f"`{path}: {_shown(after)}`{run.place(path)}"
+            problems.add(
+                f"{shown} is not what {target.name} was trained with ({_shown(before)}); a run resumes as it was begun"
+            )
+
+
+def _trajectory(run: RunConfig) -> dict[str, object]:
+    return {
+        path: node.plain()
+        for path, node in leaves(run.tree)
+        if path.split(".")[0] in TRAJECTORY and path not in NOT_TRAJECTORY
+    }
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _whole_safetensors(path: Path) -> bool:
+    """Whether the file is as long as its header says."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < 10**8 else {}
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        return path.stat().st_size == 8 + length + end
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
