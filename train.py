@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> Any:
         )
         trainer.begin_run_folder()
     if checkpoint and finished(checkpoint):
-        print(f"{checkpoint.name} is the run's last step: nothing is left to train", flush=True)
+        if trainer.is_world_process_zero():
+            print(f"{checkpoint.name} is the run's last step: nothing is left to train", flush=True)
         trainer._load_from_checkpoint(str(checkpoint))
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -60,8 +60,9 @@ def _length(run: RunConfig, problems: Problems) -> None:
             f"`warmup_steps: {warm:g}`{run.place('warmup_steps')} is not shorter than the run of {steps} steps"
             f" (`max_steps`{run.place('max_steps')}); the learning rate would never be reached"
         )
-    if warm > 0 and hyper.lr_scheduler_type in NO_WARMUP:
-        key = "warmup_ratio" if hyper.warmup_ratio > 0 else "warmup_steps"
+    key = "warmup_ratio" if hyper.warmup_ratio > 0 else "warmup_steps"
+    chosen_over_it = run.rank("lr_scheduler_type") > run.rank(key)  # a file's warm-up, another layer's schedule
+    if warm > 0 and hyper.lr_scheduler_type in NO_WARMUP and not chosen_over_it:
         problems.add(
             f"`{key}`{run.place(key)} would do nothing: lr_scheduler_type {hyper.lr_scheduler_type} has no warm-up; "
             f"{NO_WARMUP[hyper.lr_scheduler_type]} has"

@@ -471,6 +471,18 @@ def test_flags_that_would_do_nothing(in_root, tmp_path):
     assert "`do_eval`" in problems("dataset.eval_fraction=0", output_dir=out, do_eval=True)
 
 
+def test_a_schedule_without_warmup(in_root, write, tmp_path):
+    out = str(tmp_path / "out")
+    assert "has no warm-up; constant_with_warmup has" in problems(
+        output_dir=out, lr_scheduler_type="constant", warmup_steps=5
+    )
+    run = resolve(
+        HyperArguments(output_dir=out, lr_scheduler_type="constant"), training_config=write("warmup_steps: 5\n")
+    )
+    assert checks.check_run(run) == []  # the file's default for other schedules
+    assert "follows the evaluation loss" in problems(output_dir=out, lr_scheduler_type="greedy", do_eval=False)
+
+
 def test_two_names_for_the_model_in_one_file(in_root, write):
     with pytest.raises(ConfigError, match="name two models; keep one"):
         resolve(training_config=write("model: mlp\nmodel_config: act\n"))

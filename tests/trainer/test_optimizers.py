@@ -100,3 +100,21 @@ def test_groups_reach_the_schedule(tmp_path):
     trainer.train()
     rates = {round(group["initial_lr"], 6) for group in trainer.optimizer.param_groups}
     assert rates == {0.05, 0.5}
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "polynomial", "inverse_sqrt", "constant", "reduce_lr_on_plateau"])
+def test_every_schedule_passes_the_trial_and_trains(tmp_path, kind):
+    evaluation = {"eval_strategy": "steps", "eval_steps": 2}
+    make_trainer(tmp_path, max_steps=4, lr_scheduler_type=kind, **evaluation).train()
+
+
+def test_the_trial_names_what_cannot_be_built(tmp_path):
+    with pytest.raises(ValueError, match="schedule `cosine` cannot be built: .*bogus"):
+        make_trainer(tmp_path / "out", lr_scheduler_type="cosine", lr_scheduler_kwargs={"bogus": 1})
+    with pytest.raises(ValueError, match="optimizer `adamw_torch` .*cannot be built: .*bogus"):
+        make_trainer(
+            tmp_path / "out", optimizer_name="adamw_torch", optimizer_options={"bogus": 1}, optim="adamw_torch"
+        )
+    with pytest.raises(ValueError, match="`LBFGS` evaluates the loss several times"):
+        make_trainer(tmp_path / "out", optimizer_name="LBFGS")
+    assert not (tmp_path / "out").exists()
