@@ -32,7 +32,9 @@ def draw_curves(run_folder: Path, picture: Path) -> Path:
             steps, values = zip(*series[name], strict=True)
             axis.plot(steps, values, label=name, linewidth=1.4, marker="." if len(steps) < 12 else None)
         shown = [value for name in filter(belongs, series) for _, value in series[name]]
-        if title != "learning rate" and shown and min(shown) > 0:
+        if (
+            title != "learning rate" and shown and min(shown) > 1e-6 * max(shown)
+        ):  # a vanished term would flatten the rest
             axis.set_yscale("log")
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
