@@ -27,8 +27,6 @@ from .settle import settle
 from .tree import CLI, DEFAULT, SET, Node, find, leaves, merge, node_of, rank
 from .validate import check_dataclass, check_value
 
-# Keys that name files: they choose what is read and are not settings of the run itself.
-FILE_KEYS = ("task_name", "training_config", "model_config")
 # Choosing another optimizer or schedule leaves the earlier one's constructor arguments behind.
 CHOSEN_BY = {"optim": "optimizer", "lr_scheduler_type": "scheduler"}
 

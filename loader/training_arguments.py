@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import typing
 from typing import Any
 
 from .checks import evaluates, warmup
 from .errors import ConfigError
 from .hyper import HyperArguments
-from .run_config import FILE_KEYS, RunConfig
+from .run_config import RunConfig
 from .schema import keys_of
 from .trainer_fields import trainer_fields
 
@@ -18,6 +19,8 @@ OWN_DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,  # it turns a NaN loss into a finite one in the log, and syncs the GPU every step
     "ddp_find_unused_parameters": False,  # a search through the graph each step
 }
+# Keys that name files: they choose what is read and are not settings of the run itself.
+FILE_KEYS = ("task_name", "training_config", "model_config")
 # Fields of hyper that TrainingArguments lacks, or that take another form in it.
 NOT_PASSED = {*FILE_KEYS, "warmup_steps", "warmup_ratio", "logging_dir", "optim", "report_to", "resume_from_checkpoint"}
 
@@ -64,16 +67,14 @@ def argument_values(run: RunConfig) -> dict[str, Any]:
         values["logging_dir"] = hyper.logging_dir
     if "disable_tqdm" not in values:
         values["disable_tqdm"] = not sys.stderr.isatty()  # a bar in a log file is a thousand lines of noise
-    for old, new in (("gradient_checkpointing", "activation_checkpointing"),):
-        for suffix in ("", "_kwargs"):
-            if values.get(old + suffix) is not None and new + suffix in fields:
-                values.setdefault(new + suffix, values.pop(old + suffix))
+    for suffix in ("", "_kwargs"):  # newer versions warn at the old name
+        old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
+        if values.get(old) is not None and new in fields:
+            values.setdefault(new, values.pop(old))
     return {name: value for name, value in values.items() if name in fields}
 
 
 def _is_trainer_optimizer(name: str) -> bool:
-    import typing
-
     return name in typing.get_args(trainer_fields()["optim"].annotation)
 
 
