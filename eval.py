@@ -41,9 +41,11 @@ class CheckpointPolicy:
     def __init__(self, folder: Path, device: str):
         from safetensors import SafetensorError
 
+        from models.adapt import load_adapted
+
         self.run = read_saved(folder / "run.yaml")
         try:
-            self.model = self.run.model.module.load(folder).to(device).eval()
+            self.model = load_adapted(folder, self.run.model.module, device)
         except SafetensorError as error:
             raise ValueError(f"{folder}: the model's weights are damaged ({error}); score another checkpoint") from None
         statistics = read_statistics(folder / "statistics.json")
@@ -128,11 +130,11 @@ def checkpoint_run(name: str | None) -> tuple[Path, RunConfig]:
     folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
         raise ConfigError(f"checkpoint {folder} is not a folder; name a run's output directory or a checkpoint-N in it")
-    for file in ("run.yaml", "config.json"):
-        if not (folder / file).is_file():
+    for files in (("run.yaml",), ("config.json", "adapter_config.json")):
+        if not any((folder / file).is_file() for file in files):
             inside = sorted(path.name for path in folder.glob("checkpoint-*"))
             hint = f"; score one of its checkpoints: {', '.join(inside)}" if inside else ""
-            raise ConfigError(f"checkpoint {folder} has no {file}: it is not a finished run{hint}")
+            raise ConfigError(f"checkpoint {folder} has no {files[0]}: it is not a finished run{hint}")
     run = read_saved(folder / "run.yaml")
     if run.env is None or run.model is None or run.dataset is None:
         raise ConfigError(f"{folder / 'run.yaml'} names no environment to roll the policy out in (section `env`)")

@@ -1,13 +1,17 @@
 """Train anything: `python train.py --task_name TASK --training_config FILE --flag value …`.
 
-Read top to bottom, this is a whole run: flags and YAML -> RunConfig -> TrainingArguments -> data -> model -> Trainer.
+Read top to bottom, this is a whole run: flags and YAML -> RunConfig -> TrainingArguments -> data -> model -> adapted ->
+Trainer.
 """
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import Any
 
-from loader.cli import refusing, run_config_or_exit
+from loader.cli import CRASHED, print_problems, refusing, run_config_or_exit
 from loader.hyper import HyperArguments
 from loader.run_config import RunConfig, with_dims
 
@@ -20,47 +24,84 @@ def main(arguments: list[str] | None = None) -> Any:
 
     # torch and transformers are imported from here on: what came before answers in a fraction of a second.
     from transformers import set_seed
+    from transformers.utils import logging
 
-    from loader.resume import finished, resume_target, skipped
+    from loader.resume import resume_target, skipped
     from loader.training_arguments import training_arguments
     from prepare import with_prepared_data
+    from trainer.nonfinite import TrainingDiverged
 
     args = refusing(training_arguments, run)
+    if args.disable_tqdm:
+        logging.disable_progress_bar()  # loading and saving weights show one too
     with args.main_process_first(local=True, desc="data preparation"):
         run = refusing(with_prepared_data, run)
         bundle = refusing(run.dataset.module.build, run.dataset.config, run)
     set_seed(run.seed)
-    model = refusing(build_model, run, bundle)
-    trainer = refusing(build_trainer, run, args, bundle, model)
+    adapted = refusing(build_model, run, bundle, args)
+    trainer = refusing(build_trainer, run, args, bundle, adapted)
     checkpoint = resume_target(run)
+    refusing(settle_batch_size, run, trainer, checkpoint)
+    rates = trainer.learning_rates()
+    report, table = adapted.report(rates), adapted.table(rates)  # what is frozen, quantized, adapted, and how it trains
+    trainer.files["run.yaml"] = recorded(run, trainer, adapted)
     if trainer.is_world_process_zero():
-        print(
-            "\n".join([*skipped(run), *bundle.summary, f"model: {run.model.name}, {_millions(model)} parameters"]),
-            flush=True,
-        )
-        trainer.begin_run_folder()
-    if checkpoint and finished(checkpoint):
+        print("\n".join([*run.notes, *skipped(run), *bundle.summary, *adapted.lines, *table]), flush=True)
+        trainer.begin_run_folder(adaptation=report)
+    if checkpoint and (why := nothing_left(run, checkpoint)):
         if trainer.is_world_process_zero():
-            print(f"{checkpoint.name} is the run's last step: nothing is left to train", flush=True)
-        trainer._load_from_checkpoint(str(checkpoint))
+            print(f"{checkpoint.name} {why}: nothing is left to train", flush=True)
+        trainer.restore(checkpoint)
     else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except TrainingDiverged as error:
+            print_problems([str(error)])
+            raise SystemExit(CRASHED) from error
     trainer.save_model()
     if trainer.is_world_process_zero():
         print(f"final model in {run.output_dir}", flush=True)
     return trainer
 
 
-def build_model(run: RunConfig, bundle: Any) -> Any:
-    """The network, built for the data's dimensions."""
-    return run.model.module.build(with_dims(run, bundle.dims), run.process)
+def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
+    """The network, built for the data's dimensions and adapted: weights loaded, quantized, frozen, LoRA."""
+    from models.adapt import build_adapted
+
+    half = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+    config, on_gpu = with_dims(run, bundle.dims), args.device.type == "cuda"
+    return build_adapted(run.model.module, config, run.process, autocast=half, on_gpu=on_gpu)
 
 
-def build_trainer(run: RunConfig, args: Any, bundle: Any, model: Any) -> Any:
+def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any) -> Any:
     """The Trainer of a run; a ValueError where data and settings do not fit one another."""
-    from loader import show
     from trainer.trainer import Trainer
 
+    fit_to_data(run, args, bundle)
+    if run.logging is not None:
+        from trainer.loggers import logger_environment
+
+        os.environ.update(logger_environment(run.logging, run.output_dir))
+    sets = bundle.eval_datasets
+    try:
+        return Trainer(
+            adapted.model,
+            args,
+            train_dataset=bundle.train_dataset,
+            eval_dataset=next(iter(sets.values())) if len(sets) == 1 else sets or None,
+            collate=bundle.collate,
+            sampler=bundle.sampler,
+            files=bundle.files,
+            settings=trainer_settings(run, adapted),
+            adapted=adapted,
+        )
+    except OSError as error:
+        place = run.place("output_dir")
+        raise ValueError(f"`output_dir: {run.output_dir}`{place} cannot be made: {error.strerror}") from error
+
+
+def fit_to_data(run: RunConfig, args: Any, bundle: Any) -> None:
+    """Refuses what the data cannot serve; evaluation that was not asked for is left out where nothing is held out."""
     batch, samples = args.train_batch_size * args.world_size, len(bundle.sampler(run.seed))
     if args.dataloader_drop_last and samples < batch:
         raise ValueError(
@@ -68,40 +109,108 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, model: Any) -> Any:
             f"`dataloader_drop_last`{run.place('dataloader_drop_last')} drops what does not fill one; lower "
             "--per_device_train_batch_size"
         )
-    if not bundle.eval_datasets and args.eval_strategy != "no":
-        asked = [key for key in ("do_eval", "eval_strategy", "eval_steps") if run.on_command_line(key)]
-        if asked:
-            place = run.place(asked[0])
-            raise ValueError(
-                f"`{asked[0]}`{place} has nothing to evaluate on; hold data out with dataset.eval_fraction"
-            )
-        if args.eval_on_start or args.load_best_model_at_end:
-            key = "eval_on_start" if args.eval_on_start else "load_best_model_at_end"
-            raise ValueError(f"`{key}`{run.place(key)} needs evaluation; hold data out with dataset.eval_fraction")
-        print("no evaluation: the data holds nothing out (dataset.eval_fraction)", flush=True)
-        args.eval_strategy = type(args.eval_strategy)("no")
-    sets = bundle.eval_datasets
-    try:
-        return Trainer(
-            model,
-            args,
-            train_dataset=bundle.train_dataset,
-            eval_dataset=next(iter(sets.values())) if len(sets) == 1 else sets or None,
-            collate=bundle.collate,
-            sampler=bundle.sampler,
-            files={**bundle.files, "run.yaml": show.as_yaml(run)},
-            optimizer_name=run.hyper.optim,
-            optimizer_options=run.optimizer,
-            param_groups=run.param_groups,
-            parts=getattr(run.model.module, "PARTS", {}),
-        )
-    except OSError as error:
-        place = run.place("output_dir")
-        raise ValueError(f"`output_dir: {run.output_dir}`{place} cannot be made: {error.strerror}") from error
+    if bundle.eval_datasets or (args.eval_strategy == "no" and run.process.check_val_every_n_epoch is None):
+        return
+    asked = [key for key in ("do_eval", "eval_strategy", "eval_steps") if run.on_command_line(key)]
+    asked += [key for key in ("check_val_every_n_epoch",) if run.was_set(key)]
+    if asked:
+        place = run.place(asked[0])
+        raise ValueError(f"`{asked[0]}`{place} has nothing to evaluate on; hold data out with dataset.eval_fraction")
+    if args.eval_on_start or args.load_best_model_at_end:
+        key = "eval_on_start" if args.eval_on_start else "load_best_model_at_end"
+        raise ValueError(f"`{key}`{run.place(key)} needs evaluation; hold data out with dataset.eval_fraction")
+    run.notes.append("no evaluation: the data holds nothing out (dataset.eval_fraction)")
+    args.eval_strategy = type(args.eval_strategy)("no")
 
 
-def _millions(model: Any) -> str:
-    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f}M"
+def trainer_settings(run: RunConfig, adapted: Any) -> Any:
+    """The RunConfig in the Trainer's words."""
+    from trainer.schedules import SchedulePlan
+    from trainer.settings import Settings
+
+    from loader.checks import takes_epochs, warmup
+
+    process, logging = run.process, run.logging
+    plan = SchedulePlan(
+        name=run.hyper.lr_scheduler_type,
+        options={**(run.trainer.get("lr_scheduler_kwargs") or {}), **run.scheduler},
+        interval=run.schedule.interval or ("epoch" if takes_epochs(run) else "step"),
+        frequency=run.schedule.frequency,
+        monitor=run.schedule.monitor,
+        warmup_steps=warmup(run),
+        warmup_epochs=process.warmup_epochs,
+        min_lr=run.hyper.min_lr,
+        decay_steps=run.hyper.lr_decay_iters,
+        learning_rate=run.hyper.learning_rate,
+    )
+    csv_dir = Path(logging.save_dir or run.output_dir) if logging and logging.logger_type == "CSVLogger" else None
+    return Settings(
+        optimizer_name=run.hyper.optim,
+        optimizer_options=run.optimizer,
+        param_groups=[*run.param_groups, *adapted.groups],
+        parts=adapted.parts,
+        schedule=plan,
+        no_decay_verbose=process.no_decay_verbose,
+        ema=averaging(run),
+        early_stopping=run.early_stopping,
+        min_epochs=process.min_epochs,
+        checkpointing=run.checkpointing,
+        checkpoint_dir=run.checkpoint_dir,
+        check_val_every_n_epoch=process.check_val_every_n_epoch,
+        limit_train_batches=process.limit_train_batches,
+        limit_val_batches=process.limit_val_batches,
+        shuffle=process.shuffle,
+        eval_shuffle=process.eval_shuffle,
+        eval_num_workers=process.eval_num_workers,
+        stop_after_nonfinite=process.stop_after_nonfinite,
+        grad_clip_threshold=process.grad_clip_threshold,
+        benchmark_train_step=process.benchmark_train_step,
+        resume_lr=process.resume_lr,
+        resume_weight_decay=process.resume_weight_decay,
+        validate_before_resume=process.validate_before_resume,
+        callbacks=run.callbacks,
+        csv_dir=csv_dir,
+    )
+
+
+def averaging(run: RunConfig) -> Any:
+    """The settings of the averaged weights, or None."""
+    from loader.sections import EmaSection
+
+    return (run.ema or EmaSection()) if run.process.using_ema else None
+
+
+def settle_batch_size(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
+    """`tune_batch_size`: the largest batch that fits; a resumed run keeps the size that its checkpoint was trained with."""
+    if not run.process.tune_batch_size:
+        return
+    from trainer.batch_size import tune_batch_size
+
+    if checkpoint is not None:
+        size = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["train_batch_size"]
+    else:
+        size = tune_batch_size(trainer, run.hyper.per_device_train_batch_size, 2**16)
+    trainer.use_batch_size(size)
+
+
+def recorded(run: RunConfig, trainer: Any, adapted: Any) -> str:
+    """run.yaml: the configuration with its origins, headed by what was chosen while the run was set up."""
+    from loader import show
+
+    effective = dict(adapted.effective)
+    if run.process.tune_batch_size:
+        effective["per_device_train_batch_size"] = str(trainer.args.per_device_train_batch_size)
+    return "".join(f"# effective: {name} {value}\n" for name, value in effective.items()) + show.as_yaml(run)
+
+
+def nothing_left(run: RunConfig, checkpoint: Path) -> str | None:
+    """Why a resumed run has nothing to train: its last step is done, or it had stopped early."""
+    from loader.resume import finished
+    from trainer.early_stopping import already_stopped
+
+    if finished(checkpoint):
+        return "is the run's last step"
+    return already_stopped(checkpoint, run.early_stopping) if run.early_stopping is not None else None
 
 
 if __name__ == "__main__":

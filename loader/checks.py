@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import typing
 
-from .component import component_module, shipped
-from .errors import Problems, did_you_mean, quoted
-from .installed import backend_is_installed, reporting_backends, torch_optimizers
+from .component import shipped
+from .errors import Problems, quoted
+from .hardware import check_hardware
+from .live_keys import check_process_keys
+from .names import check_names
 from .resume import check_resume, checkpoints, resume_target, wants_resume
 from .run_config import RunConfig
-from .schema import COMPONENTS, SWITCHES, ProcessArguments, keys_of
+from .schema import keys_of
 from .trainer_fields import trainer_fields
 
 # What marks a folder as the output of an earlier run. (run.yaml alone is left by a start that failed.)
 RUN_FILES = ("metrics.jsonl", "config.json", "model.safetensors", "adapter_config.json")
-NO_WARMUP = {"constant": "constant_with_warmup", "reduce_lr_on_plateau": "linear", "greedy": "linear"}
-# Process keys that the trainer itself honours, whatever the model and data.
-TRAINER_PROCESS_KEYS = frozenset({"cache_dir"})
+PLATEAUS = ("reduce_lr_on_plateau", "greedy", "ReduceLROnPlateau")
+# Schedules that neither end anywhere nor fall towards anything.
+WITHOUT_HORIZON = ("constant", "constant_with_warmup", *PLATEAUS)
+TRAINING_METRICS = ("loss", "train_loss", "train/loss", "grad_norm", "learning_rate")
 
 
 def check_run(run: RunConfig) -> list[str]:
@@ -25,8 +28,10 @@ def check_run(run: RunConfig) -> list[str]:
     problems = Problems()
     _length(run, problems)
     _strategies(run, problems)
-    _names(run, problems)
-    _process_keys(run, problems)
+    _rules(run, problems)
+    check_names(run, problems)
+    check_process_keys(run, problems)
+    check_hardware(run, problems)
     _components(run, problems)
     _output_dir(run, problems)
     return problems.lines
@@ -40,7 +45,14 @@ def warmup(run: RunConfig) -> float:
 
 def evaluates(run: RunConfig) -> str:
     """The evaluation strategy: `eval_strategy` where YAML sets it, else every `eval_steps` when do_eval."""
+    if run.process.check_val_every_n_epoch is not None and run.hyper.do_eval:
+        return "epoch"
     return run.trainer.get("eval_strategy") or ("steps" if run.hyper.do_eval else "no")
+
+
+def takes_epochs(run: RunConfig) -> bool:
+    """Whether the schedule counts epochs where nothing is said: the classes of torch.optim.lr_scheduler do."""
+    return run.hyper.lr_scheduler_type not in typing.get_args(trainer_fields()["lr_scheduler_type"].annotation)
 
 
 def holds_nothing_out(run: RunConfig) -> bool:
@@ -54,18 +66,23 @@ def _length(run: RunConfig, problems: Problems) -> None:
         problems.add(
             f"`max_steps: 0`{run.place('max_steps')} would train nothing; give a positive number, or -1 for epochs"
         )
+    if hyper.num_train_epochs <= 0 and hyper.num_train_epochs != -1:
+        problems.add(
+            f"`num_train_epochs: {hyper.num_train_epochs:g}`{run.place('num_train_epochs')} must be greater than 0, or "
+            "-1 to train until something stops it"
+        )
+    _endless(run, problems)
+    for name in ("limit_train_batches", "limit_val_batches"):
+        share = getattr(run.process, name)
+        if isinstance(share, float) and share > 1:
+            problems.add(
+                f"`{name}: {share:g}`{run.place(name)} must be a share of at most 1.0, or a whole number of batches"
+            )
     steps, warm = hyper.max_steps, warmup(run)
     if steps > 0 and warm >= steps and warm >= 1:
         problems.add(
             f"`warmup_steps: {warm:g}`{run.place('warmup_steps')} is not shorter than the run of {steps} steps"
             f" (`max_steps`{run.place('max_steps')}); the learning rate would never be reached"
-        )
-    key = "warmup_ratio" if hyper.warmup_ratio > 0 else "warmup_steps"
-    chosen_over_it = run.rank("lr_scheduler_type") > run.rank(key)  # a file's warm-up, another layer's schedule
-    if warm > 0 and hyper.lr_scheduler_type in NO_WARMUP and not chosen_over_it:
-        problems.add(
-            f"`{key}`{run.place(key)} would do nothing: lr_scheduler_type {hyper.lr_scheduler_type} has no warm-up; "
-            f"{NO_WARMUP[hyper.lr_scheduler_type]} has"
         )
     if 1 <= warm != int(warm):
         problems.add(f"`warmup_steps: {warm:g}`{run.place('warmup_steps')} must be a whole number, or a share below 1")
@@ -73,6 +90,67 @@ def _length(run: RunConfig, problems: Problems) -> None:
         value = getattr(hyper, name)
         if value is not None and value > 1 and value != int(value):
             problems.add(f"`{name}: {value:g}`{run.place(name)} must be a whole number, or a share below 1")
+
+
+def _endless(run: RunConfig, problems: Problems) -> None:
+    """A run without an end has nothing to reckon shares and falling rates from."""
+    hyper = run.hyper
+    if run.process.min_epochs > hyper.num_train_epochs > 0 >= hyper.max_steps:
+        problems.add(
+            f"`min_epochs: {run.process.min_epochs:g}`{run.place('min_epochs')} is more than num_train_epochs "
+            f"{hyper.num_train_epochs:g}{run.place('num_train_epochs')}; raise one or lower the other"
+        )
+    if not run.is_endless:
+        return
+    place = run.place("num_train_epochs")
+    if hyper.lr_scheduler_type not in WITHOUT_HORIZON and hyper.lr_decay_iters is None and not run.scheduler:
+        problems.add(
+            f"`num_train_epochs: -1`{place} has no end, towards which lr_scheduler_type {hyper.lr_scheduler_type}"
+            f"{run.place('lr_scheduler_type')} would fall; set lr_decay_iters, or lr_scheduler_type constant"
+        )
+    shares = {name: getattr(hyper, name) for name in ("logging_steps", "save_steps", "eval_steps", "warmup_steps")}
+    for name, value in {**shares, "warmup_ratio": hyper.warmup_ratio}.items():
+        if value is not None and 0 < value < 1:
+            problems.add(f"`{name}: {value:g}`{run.place(name)} is a share of a run without end ({place.strip()})")
+
+
+def _rules(run: RunConfig, problems: Problems) -> None:
+    """Sections that another setting makes pointless, or that need what is not there."""
+    blind = evaluates(run) == "no" or holds_nothing_out(run)
+    stopping, checkpointing = run.early_stopping, run.checkpointing
+    if stopping is not None and blind and stopping.monitor not in TRAINING_METRICS:
+        problems.add(
+            f"`early_stopping`{run.place('early_stopping')} follows {stopping.monitor}, and there is no evaluation; "
+            "hold data out, and set do_eval"
+        )
+    if stopping is not None and stopping.monitor in TRAINING_METRICS and not stopping.check_on_train_epoch_end:
+        if blind:
+            problems.add(
+                f"`early_stopping.monitor: {stopping.monitor}`{run.place('early_stopping.monitor')} is checked after each "
+                "evaluation, and there is none; set check_on_train_epoch_end: true"
+            )
+    if checkpointing is not None and checkpointing.monitors and blind:
+        problems.add(
+            f"`checkpointing.monitor`{run.place('checkpointing.monitor')} needs evaluation; hold data out, set do_eval"
+        )
+    if run.ema is not None and not run.process.using_ema:
+        problems.add(f"`ema`{run.place('ema')} would do nothing while `using_ema` is false")
+    horizonless = run.hyper.lr_scheduler_type in WITHOUT_HORIZON
+    for name in ("lr_decay_iters", "min_lr"):
+        floor_of_plateau = name == "min_lr" and run.hyper.lr_scheduler_type in PLATEAUS
+        if getattr(run.hyper, name) is not None and horizonless and not floor_of_plateau:
+            if run.rank(name) >= run.rank("lr_scheduler_type"):
+                problems.add(
+                    f"`{name}`{run.place(name)} would do nothing: lr_scheduler_type {run.hyper.lr_scheduler_type} does "
+                    "not fall towards an end"
+                )
+    if run.optimizer.get("relative_step"):
+        for name in ("lr_scheduler_type", "warmup_steps", "warmup_ratio", "warmup_epochs", "min_lr", "lr_decay_iters"):
+            if run.was_set(name):
+                problems.add(
+                    f"`{name}`{run.place(name)} would do nothing: adafactor without a learning rate takes relative "
+                    "steps, its own schedule; set learning_rate"
+                )
 
 
 def _strategies(run: RunConfig, problems: Problems) -> None:
@@ -84,18 +162,16 @@ def _strategies(run: RunConfig, problems: Problems) -> None:
     if needs_metric and (evaluates(run) == "no" or holds_nothing_out(run)):
         key = "load_best_model_at_end" if run.trainer.get("load_best_model_at_end") else "save_strategy"
         problems.add(f"`{key}`{run.place(key)} needs evaluation to know what is best; hold data out, and set do_eval")
-    if run.hyper.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and (
-        evaluates(run) == "no" or holds_nothing_out(run)
+    follows_training = run.schedule.monitor in TRAINING_METRICS and run.hyper.lr_scheduler_type == "ReduceLROnPlateau"
+    if (
+        run.hyper.lr_scheduler_type in PLATEAUS
+        and not follows_training
+        and (evaluates(run) == "no" or holds_nothing_out(run))
     ):
         kind = f"`lr_scheduler_type: {run.hyper.lr_scheduler_type}`{run.place('lr_scheduler_type')}"
         problems.add(f"{kind} follows the evaluation loss; hold data out, and set do_eval")
     if run.hyper.save_strategy == "best" and not run.trainer.get("metric_for_best_model"):
         problems.add(f"`save_strategy: best`{run.place('save_strategy')} needs metric_for_best_model (loss, say)")
-    if run.trainer.get("dataloader_prefetch_factor") and run.hyper.dataloader_num_workers == 0:
-        problems.add(
-            f"`dataloader_prefetch_factor`{run.place('dataloader_prefetch_factor')} needs worker processes; "
-            "set dataloader_num_workers above 0"
-        )
     if run.trainer.get("dataloader_persistent_workers") and run.hyper.dataloader_num_workers == 0:
         problems.add(
             f"`dataloader_persistent_workers`{run.place('dataloader_persistent_workers')} needs worker processes; "
@@ -121,67 +197,6 @@ def _dead_flags(run: RunConfig) -> list[tuple[str, str]]:
         ),
     }
     return [(key, why) for key, (is_dead, why) in dead.items() if is_dead and run.on_command_line(key)]
-
-
-def _names(run: RunConfig, problems: Problems) -> None:
-    """Optimizers and reporting backends are words that only the installed packages know."""
-    known = (*typing.get_args(trainer_fields()["optim"].annotation), *torch_optimizers())
-    if run.hyper.optim not in known and torch_optimizers():
-        folded = {name.lower(): name for name in known}
-        near = folded.get(run.hyper.optim.lower())
-        hint = f"; did you mean `{near}`?" if near else did_you_mean(run.hyper.optim, known)
-        problems.add(
-            f"`optim: {run.hyper.optim}`{run.place('optim')} is neither a TrainingArguments name nor a torch.optim "
-            f"class{hint or '; torch.optim has ' + ', '.join(torch_optimizers())}"
-        )
-    asked = run.hyper.report_to
-    for name in [asked] if isinstance(asked, str) else asked or []:
-        if name in ("none", "all"):
-            continue
-        if name not in reporting_backends():
-            hint = did_you_mean(name, reporting_backends()) or f"; there are {quoted(reporting_backends())}, none, all"
-            problems.add(f"`report_to: {name}`{run.place('report_to')} is not a reporting backend{hint}")
-        elif not backend_is_installed(name):
-            problems.add(f"`report_to: {name}`{run.place('report_to')} is not installed; pip install {name}, or none")
-
-
-def _process_keys(run: RunConfig, problems: Problems) -> None:
-    """A process key that nothing in this run can use must be at its default: no setting is silently dead."""
-    chosen = [part for part in (run.dataset, run.model, run.env) if part is not None]
-    live = TRAINER_PROCESS_KEYS.union(*(getattr(part.module, "PROCESS_KEYS", ()) for part in chosen))
-    for name, key in keys_of(ProcessArguments).items():
-        value = getattr(run.process, name)
-        if value == key.default:
-            continue
-        if name not in live:
-            users = _users(name)
-            able = f"; used by {users}" if users else " yet"
-            problems.add(
-                f"`{name}: {_shown(value)}`{run.place(name)} would do nothing: no model or data here uses `{name}`"
-                f"{able}; set it to {_shown(key.default)}"
-            )
-            continue
-        for switch, dependents in SWITCHES.items():
-            if name in dependents and not getattr(run.process, switch):
-                problems.add(f"`{name}: {_shown(value)}`{run.place(name)} would do nothing while `{switch}` is false")
-
-
-def _users(name: str) -> str:
-    """Shipped components that use a process key, for the error that says who could."""
-    found = []
-    for section in COMPONENTS:
-        for component in shipped(section):
-            if name in getattr(component_module(section, component), "PROCESS_KEYS", ()):
-                found.append(f"{section} {component}")
-    return quoted(found)
-
-
-def _shown(value: object) -> str:
-    return (
-        {True: "true", False: "false", None: "null"}.get(value, str(value))
-        if not isinstance(value, float)
-        else f"{value:g}"
-    )
 
 
 def _components(run: RunConfig, problems: Problems) -> None:
@@ -226,10 +241,10 @@ def _output_dir(run: RunConfig, problems: Problems) -> None:
     target = resume_target(run)
     if wants_resume(run):
         check_resume(run, problems)
-    own = wants_resume(run) and (target is None or target.absolute().parent == folder.absolute())
-    if not own and (
-        used := [path.name for path in (*map(folder.joinpath, RUN_FILES), *checkpoints(folder)) if path.exists()]
-    ):
+    home = run.checkpoint_dir
+    own = wants_resume(run) and (target is None or target.absolute().parent in (folder.absolute(), home.absolute()))
+    files = (*map(folder.joinpath, RUN_FILES), *checkpoints(folder), *(checkpoints(home) if home != folder else ()))
+    if not own and (used := [path.name for path in files if path.exists()]):
         problems.add(
             f"`output_dir: {folder}`{place} already holds a run ({used[0]}); continue it with "
             "--resume_from_checkpoint auto, or name another --output_dir"

@@ -15,7 +15,7 @@ from .run_config import RunConfig, resolve
 from .schema import keys_of
 from .validate import out_of_bounds
 
-CONFIG_ERROR = 2
+CRASHED, CONFIG_ERROR = 1, 2
 Built = TypeVar("Built")
 Flags = TypeVar("Flags")
 

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from .errors import ConfigError, did_you_mean, quoted
-from .schema import COMPONENTS
+from .sections import COMPONENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -19,10 +19,15 @@ class Problems:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.notes: list[str] = []  # what is worth saying once although nothing is wrong
         self.file_missing = False  # then what that file would have held is not reported missing as well
 
     def add(self, line: str) -> None:
         self.lines.append(" ".join(line.split()))
+
+    def note(self, line: str) -> None:
+        if line not in self.notes:
+            self.notes.append(line)
 
     def raise_if_any(self) -> None:
         if self.lines:

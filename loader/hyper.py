@@ -19,8 +19,8 @@ BOUNDS = ("ge", "gt", "le", "lt")
 def flag(default: Any, help: str, **metadata: Any) -> Any:
     """A dataclass field with its help text and, in `metadata`, bounds (`ge`, `gt`, `le`, `lt`) and `aliases`."""
     metadata["help"] = help
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -69,7 +69,7 @@ class HyperArguments(_RemembersGiven):
     )
     seed: int = flag(42, "Random seed: weights, sample order, dropout.", ge=0, lt=2**32)
     # How long, on how much
-    num_train_epochs: float = flag(3.0, "Number of training epochs.", gt=0)
+    num_train_epochs: float = flag(3.0, "Number of training epochs; -1 trains until something stops it.", ge=-1)
     max_steps: int = flag(-1, "Maximum number of training steps; -1 leaves the length to num_train_epochs.", ge=-1)
     per_device_train_batch_size: int = flag(8, "Training batch size per device.", ge=1)
     per_device_eval_batch_size: int = flag(8, "Evaluation batch size per device.", ge=1)
@@ -78,8 +78,14 @@ class HyperArguments(_RemembersGiven):
     weight_decay: float = flag(0.0, "Weight decay; biases and normalization weights are left out.", ge=0)
     warmup_steps: float = flag(0, "Number of warmup steps (below 1: a share of all steps).", ge=0)
     warmup_ratio: float = flag(0.0, "Share of all steps that warms up.", ge=0, le=1)
-    lr_scheduler_type: str = flag("linear", "Learning rate scheduler type: linear, cosine, constant …")
-    optim: str = flag("adamw_torch_fused", "Optimizer type: a name of TrainingArguments, or a torch.optim class.")
+    lr_scheduler_type: str = flag(
+        "linear", "Learning rate scheduler type: linear, cosine, constant …, or a torch.optim.lr_scheduler class."
+    )
+    min_lr: float | None = flag(None, "Learning rate that the schedule decays to, or never goes below.", ge=0)
+    lr_decay_iters: int | None = flag(None, "Steps after which the schedule ends; default: the whole run.", ge=1)
+    optim: str = flag(
+        "adamw_torch_fused", "Optimizer type: a name of TrainingArguments, a torch.optim or pytorch-optimizer class."
+    )
     adam_beta1: float = flag(0.9, "Adam's first beta.", ge=0, lt=1)
     adam_beta2: float = flag(0.999, "Adam's second beta.", ge=0, lt=1)
     adam_epsilon: float = flag(1e-8, "Adam's epsilon.", ge=0)

@@ -8,9 +8,11 @@ from pathlib import Path
 from .component import ROOT
 from .errors import ConfigError, Problems, did_you_mean, quoted
 from .hyper import HyperArguments
-from .schema import FILE_SECTIONS, FREE_SECTIONS, SECTIONS, keys_of, scalar_keys
+from .schema import FILE_SECTIONS, keys_of, scalar_keys
+from .sections import FREE_SECTIONS, OPTIONAL_SECTIONS, SECTIONS
 from .sources import display_path, read_scalar, read_yaml
 from .tree import CLI, DEFAULT, SET, Node, at_path, merge, node_of
+from .vocabulary import translate
 
 DEFAULT_FILE = ROOT / "configs" / "training" / "default.yaml"
 
@@ -21,6 +23,8 @@ OPTIMIZER_WORDS = {
     "eps": "adam_epsilon",
     "name": "optim",
 }
+# What people call an optimizer that goes by several names here.
+OPTIMIZER_SYNONYMS = {"adamw": "adamw_torch_fused", "adam": "Adam"}
 
 
 def find_file(kind: str, name: str, place: str = "") -> Path:
@@ -52,7 +56,7 @@ def find_file(kind: str, name: str, place: str = "") -> Path:
 
 def built_in_layer() -> Node:
     """The lowest layer: the defaults of the hyper and process keys."""
-    from .schema import ProcessArguments
+    from .process import ProcessArguments
 
     keys = {**keys_of(HyperArguments), **keys_of(ProcessArguments)}
     return node_of({name: key.default for name, key in keys.items()}, DEFAULT)
@@ -128,6 +132,7 @@ def _prepared(tree: Node, problems: Problems) -> Node:
     if "training_config" in tree.value:
         place = tree.value.pop("training_config").origin.place
         problems.add(f"`training_config`{place} is a flag; a file builds on another with `extends: FILE`")
+    translate(tree, problems)
     model = tree.value.get("model")
     if model is not None and isinstance(model.value, str):
         named = tree.value.get("model_config")
@@ -141,19 +146,67 @@ def _prepared(tree: Node, problems: Problems) -> Node:
         node = tree.value.get(section)
         if node is not None and isinstance(node.value, str):
             tree.value[section] = _named_set(section, node)
+        elif section == "scheduler" and node is not None and isinstance(node.value, list):
+            tree.value[section] = _sequence(node)
+    _short_forms(tree, problems)
     _move_optimizer_words(tree, problems)
     return tree
 
 
 def _named_set(section: str, node: Node) -> Node:
     """`optimizer: adafactor` -> the mapping in configs/optimizer/adafactor.yaml."""
-    path = find_file(section, node.value, node.origin.place)
+    try:
+        path = find_file(section, node.value, node.origin.place)
+    except ConfigError:
+        if section not in FREE_SECTIONS or not node.value.isidentifier():
+            raise
+        return Node({"name": node}, node.origin, replaces=True)  # no such set: the name of an optimizer or a schedule
     tree = read_yaml(path)
     if list(tree.value) != [section]:
         raise ConfigError(f"{display_path(path)} must hold one mapping, `{section}:`; it holds {quoted(tree.value)}")
     chosen = tree.value[section]
     chosen.replaces = True
     return chosen
+
+
+def _sequence(node: Node) -> Node:
+    """A list of schedules is one after the other: `[{name: LinearLR, length: 100}, {name: CosineAnnealingLR}]`."""
+    milestones, total = [], 0
+    for index, each in enumerate(node.value):
+        if not each.is_mapping:
+            raise ConfigError(f"`scheduler[{index}]`{each.origin.place} must be a mapping with `name`")
+        length = each.value.pop("length", None)
+        last = index == len(node.value) - 1
+        if (length is None) != last or (length is not None and not isinstance(length.value, int)):
+            raise ConfigError(
+                f"`scheduler[{index}]`{each.origin.place} {'takes no' if last else 'needs a whole number as'} `length`: "
+                "every schedule of a list but the last says after how many steps or epochs the next begins"
+            )
+        if length is not None:
+            total += length.value
+            milestones.append(node_of(total, length.origin))
+    keys = {"name": node_of("SequentialLR", node.origin), "schedulers": Node(node.value, node.origin)}
+    shared = {}
+    for each in node.value:
+        for key in ("interval", "frequency"):
+            if key in each.value:
+                shared[key] = each.value.pop(key)
+    return Node({**keys, "milestones": Node(milestones, node.origin), **shared}, node.origin, replaces=True)
+
+
+def _short_forms(tree: Node, problems: Problems) -> None:
+    """`early_stopping: true` or a patience instead of a mapping; `false` and `null` take an optional section away."""
+    node = tree.value.get("early_stopping")
+    if node is not None and isinstance(node.value, int) and not isinstance(node.value, bool):
+        tree.value["early_stopping"] = Node({"patience": Node(node.value, node.origin)}, node.origin)
+    for section in OPTIONAL_SECTIONS:
+        node = tree.value.get(section)
+        if node is not None and isinstance(node.value, bool):
+            if section in ("early_stopping", "ema", "checkpointing"):
+                tree.value[section] = Node({}, node.origin) if node.value else Node(None, node.origin)
+            else:
+                problems.add(f"`{section}`{node.origin.place} must be a mapping")
+                del tree.value[section]
 
 
 def _move_optimizer_words(tree: Node, problems: Problems) -> None:
@@ -176,9 +229,17 @@ def _move_optimizer_words(tree: Node, problems: Problems) -> None:
         moves.append((scheduler, "scheduler", "name", "lr_scheduler_type"))
     for section, name, word, home in moves:
         if word in section.value:
+            if word == "lr" and section.value[word].value is None:
+                # «The optimizer's own rate» is a choice that `settle` weighs against the other layers.
+                if section.replaces and home in tree.value:
+                    del section.value[word]  # a key written beside a named set wins over what the set says
+                continue
             node = section.value.pop(word)
             if node.value is not None:
                 _move(tree, f"{name}.{word}", home, node, problems)
+    optim = tree.value.get("optim")
+    if optim is not None and optim.value in OPTIMIZER_SYNONYMS:
+        tree.value["optim"] = Node(OPTIMIZER_SYNONYMS[optim.value], optim.origin)
 
 
 def _move(tree: Node, spelled: str, home: str, node: Node, problems: Problems) -> None:

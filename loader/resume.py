@@ -24,10 +24,19 @@ TRAJECTORY = (
     "lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "adam_beta1", "adam_beta2",
     "adam_epsilon", "max_grad_norm", "bf16", "fp16", "dataloader_drop_last", "optimizer", "scheduler",
     "param_groups", "model", "dataset", "episode_first", "is_multimodal", "image_aspect_ratio",
-    "skip_mirrored_data", "history_images_length",
+    "skip_mirrored_data", "history_images_length", "min_lr", "lr_decay_iters", "warmup_epochs", "shuffle",
+    "limit_train_batches", "weights_dtype", "using_ema", "ema", "freeze_vision_tower", "freeze_backbone", "freeze",
+    "tune_mm_mlp_adapter", "lora_enable", "lora_module", "lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_lr",
+    "lora_options", "use_quantization", "bits", "double_quant", "quant_type", "model_name_or_path", "load_pretrain",
+    "is_pretrained", "early_stopping",
+)
+NOT_TRAJECTORY = (
+    "dataset.path", "model.n_action_steps", "model.temporal_ensemble_coeff", "early_stopping.verbose",
+    "early_stopping.log_rank_zero_only",
 )
 # fmt: on
-NOT_TRAJECTORY = ("dataset.path", "model.n_action_steps", "model.temporal_ensemble_coeff")
+# A changed key -> the one that changes it on resume.
+ON_RESUME = {"learning_rate": "resume_lr", "weight_decay": "resume_weight_decay"}
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -49,7 +58,7 @@ def resume_target(run: RunConfig) -> Path | None:
         return None
     asked = str(run.hyper.resume_from_checkpoint)
     if asked.lower() in AUTO_WORDS:
-        return next((path for path in reversed(checkpoints(run.output_dir)) if fault(path) is None), None)
+        return next((path for path in reversed(checkpoints(run.checkpoint_dir)) if fault(path) is None), None)
     return Path(os.path.expanduser(asked))
 
 
@@ -58,7 +67,7 @@ def skipped(run: RunConfig) -> list[str]:
     target = resume_target(run)
     if str(run.hyper.resume_from_checkpoint).lower() not in AUTO_WORDS:
         return []
-    newer = [path for path in checkpoints(run.output_dir) if target is None or path.name != target.name]
+    newer = [path for path in checkpoints(run.checkpoint_dir) if target is None or path.name != target.name]
     lines = [f"skipping {path.name}: it {why}" for path in reversed(newer) if (why := fault(path))]
     return lines
 
@@ -113,8 +122,10 @@ def _same_run(run: RunConfig, target: Path, problems: Problems) -> None:
         before, after = then.get(path), now.get(path)
         if before != after:
             shown = f"`{path}: {_shown(after)}`{run.place(path)}"
+            remedy = f"; on resume, {ON_RESUME[path]} changes it" if path in ON_RESUME else ""
             problems.add(
                 f"{shown} is not what {target.name} was trained with ({_shown(before)}); a run resumes as it was begun"
+                f"{remedy}"
             )
 
 

@@ -12,20 +12,24 @@ from . import layers
 from .component import Component, component_module, shipped
 from .errors import ConfigError, Problems, did_you_mean, quoted
 from .hyper import HyperArguments
-from .schema import (
+from .process import ProcessArguments
+from .schema import TAKEN_OVER, keys_of, scalar_keys, yaml_keys
+from .sections import (
     COMPONENTS,
     FREE_SECTIONS,
+    OPTIONAL_SECTIONS,
     SECTIONS,
-    TAKEN_OVER,
+    CheckpointingSection,
+    EarlyStoppingSection,
+    EmaSection,
+    LoggingSection,
     ParameterGroup,
-    ProcessArguments,
-    keys_of,
-    scalar_keys,
-    yaml_keys,
+    SchedulerSection,
 )
 from .settle import settle
 from .tree import CLI, DEFAULT, SET, Node, find, leaves, merge, node_of, rank
 from .validate import check_dataclass, check_value
+from .vocabulary import TRACKING, TRACKING_MODEL_KEYS
 
 # Choosing another optimizer or schedule leaves the earlier one's constructor arguments behind.
 CHOSEN_BY = {"optim": "optimizer", "lr_scheduler_type": "scheduler"}
@@ -36,8 +40,9 @@ class RunConfig:
     """Everything one run was told, typed, with the origin of every value.
 
     `tree` is the merged configuration; `hyper`, `process`, `trainer` (further TrainingArguments fields that were set),
-    `optimizer`/`scheduler` (constructor arguments), `param_groups`, and the components `dataset`, `model` and `env` are
-    views on it.
+    `optimizer`/`scheduler` (constructor arguments), `schedule` (what the scheduler counts), `param_groups`, `callbacks`,
+    the optional sections, and the components `dataset`, `model` and `env` are views on it. `notes` are lines to print
+    once: what other systems' words became.
     """
 
     tree: Node
@@ -47,7 +52,14 @@ class RunConfig:
     trainer: dict[str, Any]
     optimizer: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
+    schedule: SchedulerSection = field(default_factory=SchedulerSection)
     param_groups: list[ParameterGroup] = field(default_factory=list)
+    callbacks: list[str | dict[str, Any]] = field(default_factory=list)
+    ema: EmaSection | None = None
+    early_stopping: EarlyStoppingSection | None = None
+    checkpointing: CheckpointingSection | None = None
+    logging: LoggingSection | None = None
+    notes: list[str] = field(default_factory=list)
     dataset: Component | None = None
     env: Component | None = None
     model: Component | None = None
@@ -65,6 +77,16 @@ class RunConfig:
     @property
     def output_dir(self) -> Path:
         return Path(os.path.expanduser(self.hyper.output_dir))
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where the checkpoint-N folders lie: `checkpointing.dirpath`, else output_dir."""
+        folder = self.checkpointing.dirpath if self.checkpointing is not None else None
+        return Path(os.path.expanduser(folder)) if folder else self.output_dir
+
+    @property
+    def is_endless(self) -> bool:
+        return self.hyper.max_steps <= 0 and self.hyper.num_train_epochs == -1
 
     @property
     def task(self) -> str:
@@ -172,7 +194,13 @@ def _typed(stack: list[Node], problems: Problems) -> RunConfig:
         node = _mapping(tree, section, problems)
         checked = check_dataclass(section, node, kind, problems, free=True) if node else None
         parts[section] = checked.extra if checked else {}
+        if kind is SchedulerSection and checked:
+            parts["schedule"] = checked
+    for section, kind in OPTIONAL_SECTIONS.items():
+        node = _mapping(tree, section, problems)
+        parts[section] = check_dataclass(section, node, kind, problems) if node else None
     parts["param_groups"] = _parameter_groups(tree, problems)
+    parts["callbacks"] = _callbacks(tree, problems)
     for section in COMPONENTS:
         parts[section] = _component(tree, section, problems)
     problems.raise_if_any()
@@ -180,7 +208,7 @@ def _typed(stack: list[Node], problems: Problems) -> RunConfig:
     process = ProcessArguments(**{name: values[name] for name in keys_of(ProcessArguments)})
     own = {*keys_of(HyperArguments), *keys_of(ProcessArguments)}
     trainer = {name: value for name, value in values.items() if name not in own}
-    return RunConfig(tree, stack, hyper, process, trainer, **parts)
+    return RunConfig(tree, stack, hyper, process, trainer, notes=problems.notes, **parts)
 
 
 def _scalars(tree: Node, problems: Problems) -> dict[str, Any]:
@@ -233,6 +261,24 @@ def _parameter_groups(tree: Node, problems: Problems) -> list[ParameterGroup]:
     return [each for each in checked if each is not None]
 
 
+def _callbacks(tree: Node, problems: Problems) -> list[str | dict[str, Any]]:
+    """`callbacks`: import paths, or mappings with `name` and the constructor's arguments."""
+    node = tree.value.get("callbacks")
+    if node is None or node.value is None:
+        return []
+    if not isinstance(node.value, list):
+        problems.add(f"`callbacks`{node.origin.place} must be a list of import paths, or of mappings with `name`")
+        return []
+    for index, each in enumerate(node.value):
+        name = each.value.get("name") if each.is_mapping else each
+        if name is None or not isinstance(name.value, str) or "." not in name.value:
+            problems.add(
+                f"`callbacks[{index}]`{each.origin.place} must be an import path (my_lab.callbacks.Mine), or a mapping "
+                "with such a `name` and the arguments"
+            )
+    return [each.plain() for each in node.value]
+
+
 def _component(tree: Node, section: str, problems: Problems) -> Component | None:
     """The `name` of a section as a module, its other keys as that module's Config."""
     node = _mapping(tree, section, problems)
@@ -249,6 +295,9 @@ def _component(tree: Node, section: str, problems: Problems) -> Component | None
         problems.lines += error.problems
         return None
     rest = Node({key: child for key, child in node.value.items() if key != "name"}, node.origin)
+    if section == "model":
+        for key in [key for key in TRACKING_MODEL_KEYS if key in rest.value and key not in keys_of(module.Config)]:
+            problems.add(f"not available yet: `model.{key}`{rest.value.pop(key).origin.place}: {TRACKING}")
     config = check_dataclass(section, rest, module.Config, problems)
     if config is None:
         return None

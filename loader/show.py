@@ -14,9 +14,11 @@ from .checks import evaluates, holds_nothing_out, warmup
 from .component import component_module, shipped
 from .resume import resume_target
 from .run_config import RunConfig
-from .schema import COMPONENTS, FREE_SECTIONS, TAKEN_OVER, Key, ParameterGroup, keys_of, scalar_keys
+from .schema import TAKEN_OVER, Key, keys_of, scalar_keys
+from .sections import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS, ParameterGroup
 from .trainer_fields import REQUIRED
 from .tree import Node, leaves
+from .vocabulary import foreign_words
 
 # `training_config` names the file that was read; its content is what is shown. A token is nobody's to read.
 LEFT_OUT = ("training_config", "hub_token")
@@ -64,6 +66,7 @@ def summary(run: RunConfig) -> str:
     accumulation = run.trainer.get("gradient_accumulation_steps", 1)
     batch = f"{hyper.per_device_train_batch_size} per device"
     batch += f" × {accumulation} accumulated" if accumulation > 1 else ""
+    length = "until something stops it" if run.is_endless else length
     warm = warmup(run)
     warm_text = f", warm-up {warm:g} steps" if warm >= 1 else f", warm-up {warm:.0%} of the run" if warm > 0 else ""
     every = hyper.eval_steps or hyper.save_steps
@@ -83,6 +86,7 @@ def summary(run: RunConfig) -> str:
     }
     changed = sum(run.was_set(path) and str(node.origin) != "default" for path, node in leaves(run.tree))
     lines = [f"{name:<11} {value}" for name, value in rows.items()]
+    lines += [f"{'read as':<11} {note}" for note in run.notes]
     return "\n".join([*lines, f"configuration ok: {len(run.origins())} values, {changed} beyond the defaults"])
 
 
@@ -111,6 +115,19 @@ def json_schema() -> dict[str, Any]:
             "description": " ".join((kind.__doc__ or "").split()),
             "anyOf": [{"type": "string"}, {**_dataclass_schema(kind), "additionalProperties": True}],
         }
+    for section, kind in OPTIONAL_SECTIONS.items():
+        short = {"early_stopping": [{"type": "boolean"}, {"type": "integer"}], "logging": []}
+        properties[section] = {
+            "description": " ".join((kind.__doc__ or "").split()),
+            "anyOf": [_dataclass_schema(kind), {"type": "null"}, *short.get(section, [{"type": "boolean"}])],
+        }
+    properties["callbacks"] = {
+        "description": "Further transformers callbacks: import paths, or mappings with `name` and arguments.",
+        "type": "array",
+        "items": {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]},
+    }
+    for word in sorted(foreign_words() - set(properties)):
+        properties[word] = {"description": "Another system's word, read as ours; the run says what it became."}
     groups = {"type": "array", "items": _dataclass_schema(ParameterGroup), "description": ParameterGroup.__doc__}
     properties["param_groups"] = groups
     return {

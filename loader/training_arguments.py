@@ -9,6 +9,7 @@ from typing import Any
 
 from .checks import evaluates, warmup
 from .errors import ConfigError
+from .hardware import apply_hardware
 from .hyper import HyperArguments
 from .run_config import RunConfig
 from .schema import keys_of
@@ -19,10 +20,14 @@ OWN_DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,  # it turns a NaN loss into a finite one in the log, and syncs the GPU every step
     "ddp_find_unused_parameters": False,  # a search through the graph each step
 }
+ENDLESS_EPOCHS = 10.0**7  # more than any run sees; what `num_train_epochs: -1` comes to
 # Keys that name files: they choose what is read and are not settings of the run itself.
 FILE_KEYS = ("task_name", "training_config", "model_config")
 # Fields of hyper that TrainingArguments lacks, or that take another form in it.
-NOT_PASSED = {*FILE_KEYS, "warmup_steps", "warmup_ratio", "logging_dir", "optim", "report_to", "resume_from_checkpoint"}
+NOT_PASSED = {
+    *FILE_KEYS, "warmup_steps", "warmup_ratio", "logging_dir", "optim", "report_to", "resume_from_checkpoint", "min_lr",
+    "lr_decay_iters", "lr_scheduler_type",
+}  # fmt: skip
 
 
 def training_arguments(run: RunConfig) -> Any:
@@ -41,8 +46,8 @@ def training_arguments(run: RunConfig) -> Any:
         os.environ["TENSORBOARD_LOGGING_DIR"] = os.path.expanduser(run.hyper.logging_dir)
     else:
         os.environ.pop("TENSORBOARD_LOGGING_DIR", None)
-    for line in _for_this_machine(values, run.was_set("dataloader_pin_memory")):
-        print(line, flush=True)
+    for line in [*apply_hardware(run, values), *_for_this_machine(values, run)]:
+        run.notes.append(line)
     try:
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError, OSError) as error:
@@ -61,8 +66,13 @@ def argument_values(run: RunConfig) -> dict[str, Any]:
     values["eval_strategy"] = evaluates(run)
     values["eval_steps"] = hyper.eval_steps if hyper.eval_steps is not None else hyper.save_steps
     values["optim"] = hyper.optim if _is_trainer_optimizer(hyper.optim) else fields["optim"].default or "adamw_torch"
-    if run.scheduler:
-        values["lr_scheduler_kwargs"] = {**(values.get("lr_scheduler_kwargs") or {}), **run.scheduler}
+    words = typing.get_args(fields["lr_scheduler_type"].annotation)
+    # The Trainer's own schedule is built from the RunConfig; this is what transformers records and reports.
+    values["lr_scheduler_type"] = hyper.lr_scheduler_type if hyper.lr_scheduler_type in words else "constant"
+    if run.is_endless:
+        values["num_train_epochs"] = ENDLESS_EPOCHS
+    if (run.process.check_val_every_n_epoch or 1) > 1 and evaluates(run) == "epoch":
+        values["eval_strategy"] = "no"  # a callback evaluates at the end of every n-th epoch
     if "logging_dir" in fields and hyper.logging_dir:
         values["logging_dir"] = hyper.logging_dir
     if "disable_tqdm" not in values:
@@ -78,14 +88,17 @@ def _is_trainer_optimizer(name: str) -> bool:
     return name in typing.get_args(trainer_fields()["optim"].annotation)
 
 
-def _for_this_machine(values: dict[str, Any], pinning_asked_for: bool) -> list[str]:
-    """Adapts what only makes sense with an accelerator; returns a line for each thing asked for and not honoured."""
+def _for_this_machine(values: dict[str, Any], run: RunConfig) -> list[str]:
+    """Adapts what only makes sense with workers or an accelerator; a line for each thing asked for and not honoured."""
     import torch
 
-    if torch.accelerator.is_available() and not values.get("use_cpu"):
-        return []
     lines = []
-    if values["dataloader_pin_memory"] and pinning_asked_for:
+    if values.get("dataloader_prefetch_factor") and not values["dataloader_num_workers"]:
+        lines.append("dataloader_prefetch_factor: no worker processes, so no batch is fetched ahead")
+        values["dataloader_prefetch_factor"] = None
+    if torch.accelerator.is_available() and not values.get("use_cpu"):
+        return lines
+    if values["dataloader_pin_memory"] and run.was_set("dataloader_pin_memory"):
         lines.append("dataloader_pin_memory: no accelerator is used, so memory is not pinned")
     values["dataloader_pin_memory"] = False
     if values.get("bf16") or values.get("bf16_full_eval"):

@@ -46,6 +46,8 @@ def grid_positions(height: int, width: int, dim: int, device: torch.device | Non
 class Attention(nn.Module):
     """Multi-head attention with separate projections, so that LoRA can name each of them."""
 
+    flash_attention: Callable[..., Tensor] | None = None
+
     def __init__(self, dim: int, num_heads: int, dropout: float):
         super().__init__()
         assert dim % num_heads == 0, (dim, num_heads)
@@ -56,15 +58,23 @@ class Attention(nn.Module):
         self.value = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
 
+    def use_flash_attention(self) -> None:
+        """From here on compute with flash-attention 2 wherever it can: half precision, no padding mask."""
+        from flash_attn import flash_attn_func
+
+        self.flash_attention = flash_attn_func
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, is_pad: Tensor | None = None) -> Tensor:
         """query (B or 1, T, D), key, value (B, S, D), is_pad (B, S) true where not to look -> (B, T, D)."""
-        attended = F.scaled_dot_product_attention(
-            self._heads(self.query(query)).expand(key.shape[0], -1, -1, -1),
-            self._heads(self.key(key)),
-            self._heads(self.value(value)),
-            attn_mask=None if is_pad is None else ~is_pad[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        query = self._heads(self.query(query)).expand(key.shape[0], -1, -1, -1)
+        key, value = self._heads(self.key(key)), self._heads(self.value(value))
+        dropout = self.dropout if self.training else 0.0
+        if self.flash_attention is not None and is_pad is None and query.dtype in (torch.bfloat16, torch.float16):
+            # Its own order of axes is (B, S, H, D / H).
+            heads = (tokens.transpose(1, 2) for tokens in (query, key, value))
+            return self.output(self.flash_attention(*heads, dropout_p=dropout).flatten(2))
+        mask = None if is_pad is None else ~is_pad[:, None, None, :]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         return self.output(attended.transpose(1, 2).flatten(2))
 
     def _heads(self, tokens: Tensor) -> Tensor:

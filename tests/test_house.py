@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from loader.component import component_module, shipped
-from loader.schema import COMPONENTS, ProcessArguments, keys_of
+from loader.process import ProcessArguments
+from loader.schema import keys_of
+from loader.sections import COMPONENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("loader", "models", "data", "trainer", "sim")

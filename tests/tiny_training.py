@@ -1,9 +1,12 @@
 """A model and data small enough to check a trainer by hand."""
 
+import dataclasses
+
 import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from trainer.settings import Settings
 from trainer.trainer import Trainer
 
 
@@ -58,9 +61,9 @@ class EpochSampler(torch.utils.data.Sampler):
 
 
 def make_trainer(folder, model=None, count=22, eval_count=7, files=None, sampler=True, **settings):
-    """A Trainer on `Samples`; `settings` with a Trainer's own keyword go there, all others to TrainingArguments."""
-    own = ("optimizer_name", "optimizer_options", "param_groups", "parts")
-    options = {name: settings.pop(name) for name in own if name in settings}
+    """A Trainer on `Samples`; keywords that `Settings` has go there, all others to TrainingArguments."""
+    own = [each.name for each in dataclasses.fields(Settings) if each.name in settings]
+    options = {name: settings.pop(name) for name in own}
     defaults = {
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 4,
@@ -83,5 +86,5 @@ def make_trainer(folder, model=None, count=22, eval_count=7, files=None, sampler
         collate=torch.utils.data.default_collate,
         sampler=(lambda seed: EpochSampler(count, seed)) if sampler else None,
         files=files,
-        **options,
+        settings=Settings(**options),
     )

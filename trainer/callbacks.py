@@ -54,7 +54,18 @@ def _json_number(value: Any) -> Any:
 class Console(TrainerCallback):
     """Progress: a bar on a terminal, one plain line for each log event everywhere."""
 
-    SHOWN = ("loss", "eval_loss", "learning_rate", "grad_norm", "samples_per_second")
+    SHOWN = {
+        "loss": "loss",
+        "eval_loss": "eval_loss",
+        "learning_rate": "lr",
+        "grad_norm": "grad_norm",
+        "skipped_steps": "skipped",
+        "samples_per_second": "samples/s",
+        "step_ms": "step ms",
+        "data_wait_ms": "waiting ms",
+        "peak_memory_mb": "peak MB",
+        "mfu": "mfu",
+    }
 
     def __init__(self, bar: bool):
         self.bar_wanted, self.bar = bar, None
@@ -88,10 +99,8 @@ class Console(TrainerCallback):
         words = [f"step {state.global_step}/{state.max_steps}"]
         for name, value in logs.items():
             if name in self.SHOWN or "loss_" in name:
-                shown = name.replace("learning_rate", "lr").replace("samples_per_second", "samples/s")
-                words.append(
-                    f"{shown.replace('loss_', '')} {value:.4g}" if isinstance(value, float) else f"{shown} {value}"
-                )
+                shown = self.SHOWN.get(name) or name.replace("loss_", "")
+                words.append(f"{shown} {value:.4g}" if isinstance(value, float) else f"{shown} {value}")
         done = state.global_step - self.first_step
         if done and "loss" in logs:
             left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)

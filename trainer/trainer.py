@@ -6,22 +6,37 @@ scalars that are averaged into the log as `loss_<name>`.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .callbacks import Console, MetricsFile
+from .early_stopping import EarlyStopping
+from .ema import AveragedWeights
+from .keep import KeepCheckpoints
+from .limits import EveryNEpochs, eval_shuffle_sampler, limited_dataset, limited_sampler
+from .loggers import CsvLog
 from .losses import NamedMeans
+from .metric_names import find_metric
 from .module_walks import restore_walks, spare_walks
-from .optimizers import GroupSpec, parameter_groups, torch_optimizer
+from .named_callbacks import named_callbacks
+from .nonfinite import IndexedCollate, IndexedSamples, NonfiniteGuard
+from .optimizers import build_optimizer, group_rates, no_decay_lines, parameter_groups
+from .performance import GradientNormLog, StepMeter, TimedSteps, flops_per_sample
 from .run_folder import write_files
+from .schedules import Schedule, SchedulePlan, check_plan, is_training_loss
+from .settings import Settings
+
+UNSHARDED = ("NO", "MULTI_GPU", "MULTI_CPU")  # every process holds all parameters whole
 
 
 class Trainer(transformers.Trainer):
@@ -34,8 +49,12 @@ class Trainer(transformers.Trainer):
         sampler: `sampler(seed)` -> an index sampler with `set_epoch`; its order is a function of seed and epoch, so
             that a resumed run sees the samples the uninterrupted one would have seen. None: transformers' own.
         files: Saved beside the model in every checkpoint: file name -> text or JSON value.
-        optimizer_name, optimizer_options: A torch.optim class and its options; a TrainingArguments name otherwise.
-        param_groups, parts: See `optimizers.parameter_groups`.
+        settings: Everything else that a run asks for.
+        adapted: Saves and loads the model's files, `save(folder, state_dict)` and `load(folder)`; None: transformers'
+            own way.
+
+    Raises:
+        ValueError: a setting does not fit the model, the data or the installed packages.
     """
 
     def __init__(
@@ -48,99 +67,214 @@ class Trainer(transformers.Trainer):
         collate: Callable[[Any], dict[str, Any]],
         sampler: Callable[[int], Any] | None = None,
         files: Mapping[str, Any] | None = None,
-        optimizer_name: str | None = None,
-        optimizer_options: Mapping[str, Any] | None = None,
-        param_groups: Sequence[GroupSpec] = (),
-        parts: Mapping[str, str] | None = None,
+        settings: Settings | None = None,
+        adapted: Any = None,
     ):
+        self.settings, self.adapted = settings or Settings(), adapted
         self.sampler, self.files = sampler, dict(files or {})
-        self.param_groups, self.parts = param_groups, dict(parts or {})
-        self.optimizer_name, self.optimizer_options = optimizer_name or args.optim, dict(optimizer_options or {})
-        self.train_terms, self.eval_terms = NamedMeans(), None
-        self.last_log: tuple[float, int] | None = None
-        self.clipped_parameters: list[nn.Parameter] | None = None
+        self.optimizer_name = self.settings.optimizer_name or getattr(args.optim, "value", args.optim)
+        self.plan = self.settings.schedule or _plan_of(args)
+        self.checkpoint_dir = Path(self.settings.checkpoint_dir or args.output_dir)
         self.try_optimization(model, args)
+        self.train_terms, self.eval_terms = NamedMeans(), None
+        self.guard = NonfiniteGuard(self.settings.stop_after_nonfinite, self.checkpoint_dir)
+        self.norms = GradientNormLog(self.settings.grad_clip_threshold)
+        self.ema = _averaged_weights(model, self.settings.ema)
+        self.meter: StepMeter | None = None
+        self.clipped_parameters: list[nn.Parameter] | None = None
+        self.skipped_update: bool | torch.Tensor = False
+        self.steps_per_epoch, self.followed_steps = 1, 0
+        self.eval_on_start, self.save_total_limit = args.eval_on_start, args.save_total_limit
+        args.save_total_limit = None  # `KeepCheckpoints` deletes: by step, never the newest or a best one
         super().__init__(
             model=model, args=args, data_collator=collate, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
-        # `**context` in a forward means «what else the batch knows», not «num_items_in_batch scales my loss».
-        self.model_accepts_loss_kwargs = getattr(model, "accepts_loss_kwargs", False)
-        if args.disable_tqdm:
-            transformers.logging.disable_progress_bar()  # saving shows one too
+        self._limit_evaluation()
+        inner = _without_adapter(model)
+        if not type(inner).__module__.startswith("transformers."):
+            # `**context` in a forward means «what else the batch knows», not «num_items_in_batch scales my loss».
+            self.model_accepts_loss_kwargs = getattr(inner, "accepts_loss_kwargs", False)
+        self._add_callbacks()
+
+    def _add_callbacks(self) -> None:
+        """In the order in which an event reaches them: what writes, what asks for evaluations, what decides on them."""
+        settings, args = self.settings, self.args
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
+        self.add_callback(_Hooks(self))
         self.add_callback(MetricsFile(Path(args.output_dir) / "metrics.jsonl"))
+        if settings.csv_dir is not None:
+            self.add_callback(CsvLog(settings.csv_dir))
+        if settings.benchmark_train_step:
+            self.add_callback(TimedSteps(self.log))
+        if (settings.check_val_every_n_epoch or 1) > 1:
+            self.add_callback(EveryNEpochs(settings.check_val_every_n_epoch))
+        if settings.early_stopping is not None:
+            self.add_callback(EarlyStopping(settings.early_stopping, settings.min_epochs))
+        self.add_callback(KeepCheckpoints(settings.checkpointing, self.checkpoint_dir, self.save_total_limit))
+        for callback in named_callbacks(settings.callbacks):
+            self.add_callback(callback)
         self.add_callback(Console(bar=not args.disable_tqdm))
 
     # ---- data ----
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.sampler is None:
-            return super()._get_train_sampler(train_dataset)
-        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        return self.sampler(seed)
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if not self.settings.shuffle:
+            sampler = torch.utils.data.SequentialSampler(dataset)
+        elif self.sampler is None:
+            sampler = super()._get_train_sampler(train_dataset)
+        else:
+            sampler = self.sampler(self.args.data_seed if self.args.data_seed is not None else self.args.seed)
+        batch = self._train_batch_size * self.args.world_size
+        return limited_sampler(sampler, self.settings.limit_train_batches, batch, self.args.dataloader_drop_last)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if self.settings.eval_shuffle:
+            return eval_shuffle_sampler(eval_dataset, self.args.seed)
+        return super()._get_eval_sampler(eval_dataset)
+
+    def _limit_evaluation(self) -> None:
+        share, batch = self.settings.limit_val_batches, self.args.eval_batch_size * self.args.world_size
+        if self.eval_dataset is None or (isinstance(share, float) and share == 1.0):
+            return
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: limited_dataset(each, share, batch) for name, each in self.eval_dataset.items()}
+        else:
+            self.eval_dataset = limited_dataset(self.eval_dataset, share, batch)
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        **more: Any,
+    ) -> Any:
+        if is_training:
+            return super()._get_dataloader(
+                IndexedSamples(dataset), description, batch_size, sampler_fn, is_training, **more
+            )
+        with self._evaluation_loader():
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **more)
+
+    @contextlib.contextmanager
+    def _evaluation_loader(self) -> Iterator[None]:
+        """Evaluation sees every sample, and may have workers of its own."""
+        names = (
+            "dataloader_drop_last",
+            "dataloader_num_workers",
+            "dataloader_prefetch_factor",
+            "dataloader_persistent_workers",
+        )
+        before = {name: getattr(self.args, name) for name in names}
+        self.args.dataloader_drop_last = False
+        if self.settings.eval_num_workers is not None:
+            self.args.dataloader_num_workers = self.settings.eval_num_workers
+        if not self.args.dataloader_num_workers:
+            self.args.dataloader_prefetch_factor, self.args.dataloader_persistent_workers = None, False
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self.args, name, value)
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
-        """`remove_unused_columns` on whole batches: keys that the model's forward does not name are left out."""
-        if not self.args.remove_unused_columns:
-            return data_collator
-        return _OnlyNamedKeys(data_collator, frozenset(_forward_names(self.model)))
+        """`remove_unused_columns` on whole batches: keys that the model's forward does not name are left out.
+
+        Training batches also say which samples they hold.
+        """
+        if self.args.remove_unused_columns:
+            data_collator = _OnlyNamedKeys(data_collator, frozenset(_forward_names(self.model)))
+        return IndexedCollate(data_collator) if (description or "").lower() == "training" else data_collator
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        self.meter.started_step()
+        began = time.perf_counter()
+        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.meter.waited(time.perf_counter() - began)
+        return batches
 
     # ---- optimization ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = self.new_optimizer(self.model if model is None else model, self.args)
+            if self.settings.no_decay_verbose and self.is_world_process_zero():
+                print("\n".join(no_decay_lines(self.model)), flush=True)
         return self.optimizer
 
     def new_optimizer(self, model: nn.Module, args: transformers.TrainingArguments) -> torch.optim.Optimizer:
         """The named optimizer over the model's parameter groups."""
-        groups = parameter_groups(model, args.learning_rate, args.weight_decay, self.param_groups, self.parts)
-        if not _is_hf_name(self.optimizer_name):
-            kind = torch_optimizer(self.optimizer_name, self.optimizer_options)
-            takes = inspect.signature(kind).parameters
-            known = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-            # `eps` is a pair in some classes; theirs stays as it is.
-            fits = {
-                k: v
-                for k, v in known.items()
-                if k in takes and not (k == "eps" and isinstance(takes[k].default, tuple))
-            }
-            return kind(groups, **fits | self.optimizer_options)
-        kind, options = self.get_optimizer_cls_and_kwargs(args, model)
-        options = {name: value for name, value in options.items() if name not in ("params", "model", "optimizer_dict")}
-        return kind(groups, **options | self.optimizer_options)
+        settings = self.settings
+        return build_optimizer(
+            model,
+            self.optimizer_name,
+            settings.optimizer_options,
+            args=args,
+            specs=settings.param_groups,
+            parts=settings.parts,
+        )
 
     def try_optimization(self, model: nn.Module, args: transformers.TrainingArguments) -> None:
-        """Builds optimizer and schedule once to throw them away: what is wrong with them is said before the run's
-        folder is made, not after the data is loaded.
+        """Builds the optimizer once to throw it away: what is wrong with it or with the schedule is said before the
+        run's folder is made, not after the data is loaded.
 
         Raises:
             ValueError: a name, an option or a parameter group does not fit; a package that one needs is missing.
         """
+        check_plan(self.plan)
         try:
-            self.new_optimizer(model, args)
-            transformers.get_scheduler(
-                args.lr_scheduler_type,
-                torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate),
-                num_warmup_steps=1,
-                num_training_steps=2,
-                scheduler_specific_kwargs=args.lr_scheduler_kwargs,
-            )
+            optimizer = self.new_optimizer(model, args)
+            Schedule(optimizer, self.plan, max(args.max_steps, 1000), 100)  # any length will do
         except (TypeError, ImportError, RuntimeError, NotImplementedError) as error:
-            where = f"optimizer `{self.optimizer_name}` or schedule `{args.lr_scheduler_type.value}`"
+            where = f"optimizer `{self.optimizer_name}` or schedule `{self.plan.name}`"
             raise ValueError(f"{where} cannot be built: {' '.join(str(error).split())}") from error
+
+    def set_initial_training_values(self, *arguments: Any, **options: Any) -> Any:
+        values = super().set_initial_training_values(*arguments, **options)
+        self.steps_per_epoch = max(1, values[1])
+        return values
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Schedule:
+        if self.lr_scheduler is None:
+            steps = self.steps_per_epoch
+            self.lr_scheduler = Schedule(optimizer or self.optimizer, self.plan, num_training_steps, steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def learning_rates(self) -> dict[str, float]:
+        """Parameter name -> the rate of its group at the height of the schedule; frozen ones are not in it."""
+        settings, args = self.settings, self.args
+        groups = parameter_groups(
+            self.model, args.learning_rate, args.weight_decay, settings.param_groups, settings.parts
+        )
+        return group_rates(self.model, groups)
+
+    def use_batch_size(self, size: int) -> None:
+        """Samples per device and micro-batch, from now on."""
+        self.args.per_device_train_batch_size = self._train_batch_size = size
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the stock estimate walks every parameter on every micro-step and knows only tokens."""
         return 0
 
     def _prepare_for_training(self, *arguments: Any, **options: Any) -> tuple[nn.Module, Any]:
+        self.followed_loss = torch.zeros((), device=self.args.device)
         model, loader = super()._prepare_for_training(*arguments, **options)
-        if self.accelerator.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        if self.is_unsharded:
             spare_walks(model)
-            self.clipped_parameters = list(model.parameters())
+            self.clipped_parameters = [each for each in model.parameters() if each.requires_grad]
+        elif self.ema is not None:
+            raise ValueError(
+                "using_ema works with whole weights in each process, not with FSDP or DeepSpeed; turn it off"
+            )
         return model, loader
+
+    @property
+    def is_unsharded(self) -> bool:
+        return self.accelerator.distributed_type in UNSHARDED
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Clips in place and returns the norm before it; for unsharded parameters without a walk to find them."""
@@ -149,15 +283,51 @@ class Trainer(transformers.Trainer):
         self.accelerator.unscale_gradients()
         return nn.utils.clip_grad_norm_(self.clipped_parameters, self.args.max_grad_norm)
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm, which is also where a step that is not finite is stopped: the optimizer's step comes next."""
+        if grad_norm is None and self.clipped_parameters is not None:
+            self.accelerator.unscale_gradients()
+            gradients = [each.grad for each in self.clipped_parameters if each.grad is not None]
+            grad_norm = nn.utils.get_total_norm(gradients)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.norms.add(norm)
+        self.skipped_update = self.guard.before_update(self.state.global_step + 1, self.optimizer, norm)
+        return norm
+
+    def after_update(self) -> None:
+        """What follows the weights: the averaged ones."""
+        if self.ema is not None and self.skipped_update is not True:
+            self.ema.update(self.state.global_step + 1)
+
+    def after_step(self) -> None:
+        """What follows the training loss: a plateau schedule that has no evaluation to follow."""
+        schedule = self.lr_scheduler
+        if not isinstance(schedule, Schedule) or not is_training_loss(schedule.needs_metric):
+            return
+        self.followed_steps += 1
+        every = self.plan.frequency * (self.steps_per_epoch if self.plan.interval == "epoch" else 1)
+        if self.state.global_step % every == 0:
+            schedule.observe(self._mean_over_processes(self.followed_loss / self.followed_steps).item())
+            self.followed_loss.zero_()
+            self.followed_steps = 0
+
     # ---- losses ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        self.guard.begin(inputs.pop(IndexedCollate.KEY, None), self._tr_loss, self.followed_loss)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.followed_loss += loss
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         terms = outputs.get("losses") if isinstance(outputs, dict) else None
-        if terms and model.training:
-            self.train_terms.add(terms)
+        if model.training:
+            loss = self.guard.protect(loss, terms)
+            if terms:
+                self.train_terms.add(terms)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -171,15 +341,18 @@ class Trainer(transformers.Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        if self.eval_terms is not None and outputs.get("losses"):
-            names = sorted(outputs["losses"])
-            terms = torch.stack([outputs["losses"][name].detach().float() for name in names])
+        terms = outputs.get("losses") if isinstance(outputs, dict) else None
+        if self.eval_terms is not None and terms:
+            names = sorted(terms)
+            values = torch.stack([terms[name].detach().float() for name in names])
             # Each sample carries its batch's mean, so that a short last batch weighs what it should.
-            gathered = self.gather_function(terms.repeat(self.args.eval_batch_size, 1))
+            gathered = self.gather_function(values.repeat(self.args.eval_batch_size, 1))
             self.eval_terms.append(
                 dict(zip(names, gathered.double().sum(0).tolist(), strict=True)) | {"": len(gathered)}
             )
         return loss.detach().mean(), None, None
+
+    # ---- evaluation ----
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
         self.eval_terms = []
@@ -191,49 +364,183 @@ class Trainer(transformers.Trainer):
         self.eval_terms = None
         return output
 
-    # ---- logs and files ----
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        with self._not_training(), self.averaged():
+            return super().evaluate(*arguments, **options)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        if skip_scheduler and self.state.global_step:  # a look at a resumed run: nothing is decided on it
+            with self._without(EarlyStopping, KeepCheckpoints):
+                return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        schedule = self.lr_scheduler
+        if not skip_scheduler and isinstance(schedule, Schedule) and (wanted := schedule.needs_metric):
+            if not is_training_loss(wanted):
+                found = find_metric(wanted, metrics)
+                if found is None:
+                    raise ValueError(
+                        f"scheduler.monitor `{wanted}` is not evaluated; there are {', '.join(sorted(metrics))}"
+                    )
+                schedule.observe(metrics[found])
+        return metrics
+
+    @contextlib.contextmanager
+    def _without(self, *kinds: type[TrainerCallback]) -> Iterator[None]:
+        before = self.callback_handler.callbacks
+        self.callback_handler.callbacks = [each for each in before if not isinstance(each, kinds)]
+        try:
+            yield
+        finally:
+            self.callback_handler.callbacks = before
+
+    @contextlib.contextmanager
+    def _not_training(self) -> Iterator[None]:
+        """The time spent here is not training time."""
+        if self.meter is None:
+            yield
+            return
+        self.meter.pause()
+        try:
+            yield
+        finally:
+            self.meter.resume()
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The model holds the averaged weights inside, where there are any."""
+        return self.ema.swapped() if self.ema is not None else contextlib.nullcontext()
+
+    # ---- logs ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            averaged = self.train_terms.take(self._mean_over_processes)
-            logs |= {f"loss_{name}": value for name, value in averaged.items()}
-            now, step = time.monotonic(), self.state.global_step
-            if self.last_log is not None and step > self.last_log[1]:
-                samples = (step - self.last_log[1]) * self.get_total_train_batch_size(self.args)
-                logs["samples_per_second"] = round(samples / (now - self.last_log[0]), 2)
-            self.last_log = (now, step)
+            steps = self.norms.steps
+            factor, skipped = self.guard.take(steps)
+            logs["loss"] *= factor
+            logs |= {f"loss_{name}": value for name, value in self.train_terms.take(self._mean_over_processes).items()}
+            logs |= {**self.norms.take(), **skipped}
+            if self.meter is not None:
+                logs |= self.meter.take(steps, steps * self.get_total_train_batch_size(self.args))
+            logs["weight_decay"] = max((group.get("weight_decay", 0.0) for group in self._groups()), default=0.0)
         logs.pop("total_flos", None)
         super().log(logs, start_time)
 
-    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        began = time.monotonic()
-        metrics = super().evaluate(*arguments, **options)
-        if self.last_log is not None:  # the time spent here is not training time
-            self.last_log = (self.last_log[0] + time.monotonic() - began, self.last_log[1])
-        return metrics
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups if self.optimizer is not None else []
+
+    def _mean_over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(values.to(self.args.device), reduction="mean")
+
+    # ---- training ----
 
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
-        self.last_log = None
+        resuming = bool(resume_from_checkpoint)
+        self.args.eval_on_start = self.settings.validate_before_resume if resuming else self.eval_on_start
+        processes = self.args.world_size
+        self.meter = StepMeter(self.args.device, flops_per_sample(self.model), processes)
         try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+            outcome = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+            self.guard.settle()
+            return outcome
         finally:
             restore_walks(self.model_wrapped)
-            self.clipped_parameters = None
+            self.clipped_parameters, self.meter = None, None
 
-    def begin_run_folder(self) -> None:
-        """run.yaml and the other small files, before the first step: a run that dies still says what it was."""
-        write_files(Path(self.args.output_dir), self.files)
+    def begin_run_folder(self, **further: Any) -> None:
+        """run.yaml and the other small files, before the first step: a run that dies still says what it was.
+
+        Args:
+            further: Also written, but not into checkpoints: file name without `.json` -> JSON value.
+        """
+        more = {f"{name}.json": value for name, value in further.items()}
+        write_files(Path(self.args.output_dir), {**self.files, **more})
+
+    # ---- checkpoints ----
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.checkpoint_dir) if trial is None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self._not_training():
+            self.guard.settle()
+            super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """The model, and beside it what is needed to use it again. No pickled arguments: run.yaml holds them."""
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        super()._save(str(folder), state_dict)
+        with self.averaged():
+            if self.adapted is None or not self.is_unsharded:
+                super()._save(str(folder), state_dict)
+            elif self.args.should_save:
+                self.adapted.save(folder, state_dict)
         if self.args.should_save:
             (folder / "training_args.bin").unlink(missing_ok=True)
             write_files(folder, self.files)
 
-    def _mean_over_processes(self, values: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.reduce(values.to(self.args.device), reduction="mean")
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.guard.save(output_dir)
+            if self.ema is not None:
+                self.ema.save(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.adapted is None or model is not None or not self.is_unsharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.adapted.load(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self.guard.load(checkpoint)
+        if self.ema is not None:
+            self.ema.load(checkpoint)
+        self._change_on_resume()
+
+    def _change_on_resume(self) -> None:
+        """`resume_lr` and `resume_weight_decay`: new bases for the groups that follow the run's own values."""
+        rate, decay = self.settings.resume_lr, self.settings.resume_weight_decay
+        if rate is None and decay is None:
+            return
+        new = parameter_groups(
+            self.model,
+            self.args.learning_rate if rate is None else rate,
+            self.args.weight_decay if decay is None else decay,
+            self.settings.param_groups,
+            self.settings.parts,
+        )
+        of = {id(each): group for group in new for each in group["params"]}
+        groups = [(group, of[id(group["params"][0])]) for group in self.optimizer.param_groups]
+        if decay is not None:
+            for group, fresh in groups:
+                group["weight_decay"] = fresh["weight_decay"]
+        if rate is not None:
+            self.lr_scheduler.rebase([fresh["lr"] for _, fresh in groups])
+
+    def _load_best_model(self) -> None:
+        if not self.is_unsharded:
+            super()._load_best_model()
+        else:
+            self.restore(self.state.best_model_checkpoint)
+
+    def restore(self, checkpoint: str | Path) -> None:
+        """The model as a checkpoint's files hold it: what its evaluation saw."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.ema = None
+
+
+class _Hooks(TrainerCallback):
+    """Passes two moments of a step on to the Trainer, which has no methods of its own for them."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.after_update()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.after_step()
 
 
 class _OnlyNamedKeys:
@@ -248,10 +555,27 @@ class _OnlyNamedKeys:
 
 def _forward_names(model: nn.Module) -> list[str]:
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [name for name, each in inspect.signature(model.forward).parameters.items() if each.kind in named]
+    return [
+        name
+        for name, each in inspect.signature(_without_adapter(model).forward).parameters.items()
+        if each.kind in named
+    ]
 
 
-def _is_hf_name(name: Any) -> bool:
-    from transformers.training_args import OptimizerNames
+def _without_adapter(model: nn.Module) -> nn.Module:
+    """PEFT's wrapper passes everything on, so it is the model inside that says what it takes."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    return getattr(name, "value", name) in {each.value for each in OptimizerNames}
+
+def _averaged_weights(model: nn.Module, spec: Any) -> AveragedWeights | None:
+    return None if spec is None else AveragedWeights(model, spec.decay, spec.warmup, spec.update_every)
+
+
+def _plan_of(args: transformers.TrainingArguments) -> SchedulePlan:
+    """The schedule that TrainingArguments alone describe."""
+    return SchedulePlan(
+        name=getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
+        options=dict(args.lr_scheduler_kwargs or {}),
+        warmup_steps=args.warmup_steps,
+        learning_rate=args.learning_rate,
+    )

@@ -10,7 +10,7 @@ import pytest
 from loader.errors import ConfigError
 from loader.hyper import HyperArguments, help_text, parse_flags
 
-ADDED = {"task_name", "training_config", "model_config"}
+ADDED = {"min_lr", "lr_decay_iters", "task_name", "training_config", "model_config"}
 
 
 def test_the_flags_are_exactly_the_documents(shared):

@@ -1,13 +1,30 @@
 """Parameter groups and optimizers by name."""
 
+import io
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from tiny_training import Regression, make_trainer
 from torch import nn
 
-from trainer.optimizers import parameter_groups, torch_optimizer, undecayed_names
+import trainer.optimizers as optimizers
+from loader.installed import pytorch_optimizers
+from trainer.optimizers import (
+    PACKAGE_UNFIT,
+    build_optimizer,
+    group_rates,
+    ignores_learning_rate,
+    no_decay_lines,
+    optimizer_class,
+    package_optimizers,
+    parameter_groups,
+    undecayed_names,
+    unused_adam_keys,
+)
+from trainer.plain_state import from_plain, to_plain
 
 
 def spec(pattern, lr=None, lr_factor=None, weight_decay=None):
@@ -19,6 +36,79 @@ def named(model, group):
     return {names[id(parameter)] for parameter in group["params"]}
 
 
+def arguments(**settings):
+    """What `build_optimizer` reads of TrainingArguments, at its defaults."""
+    defaults = {"optim": "adamw_torch", "optim_args": None, "learning_rate": 0.01, "weight_decay": 0.0}
+    return SimpleNamespace(**{**defaults, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, **settings})
+
+
+class Words(nn.Module):
+    """One of everything: embedding, convolution, normalization, matrix, output head, scalar."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(7, 4)
+        self.mix = nn.Conv1d(4, 4, 3, padding=1)
+        self.norm = nn.LayerNorm(4)
+        self.linear = nn.Linear(4, 6)
+        self.head = nn.Linear(6, 2)
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, words):
+        mixed = self.mix(self.embedding(words).transpose(1, 2)).transpose(1, 2)
+        return self.scale * self.head(torch.tanh(self.linear(self.norm(mixed)))).mean(1)
+
+
+def train(model, optimizer, seeds):
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        words, target = torch.randint(0, 7, (8, 5), generator=generator), torch.randn(8, 2, generator=generator)
+        optimizer.zero_grad()
+        ((model(words) - target) ** 2).mean().backward()
+        optimizer.step()
+
+
+def assert_same(one, other):
+    for (name, ours), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def as_saved(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def assert_resumes(build, steps=4):
+    """Through a file read with weights_only, on a new model: as the run that was not interrupted."""
+    whole, resumed = Words(), Words()
+    first = build(whole)
+    train(whole, first, range(steps))
+    second = build(resumed)
+    second.load_state_dict(second.state_dict())  # as accelerate does with every new optimizer
+    resumed.load_state_dict(whole.state_dict())
+    second.load_state_dict(as_saved(first.state_dict()))
+    for model, optimizer in ((whole, first), (resumed, second)):
+        torch.manual_seed(3)  # some draw random numbers
+        train(model, optimizer, range(steps, 2 * steps))
+    assert_same(whole, resumed)
+
+
+HEAD = {"head": r"^head\."}
+
+
+class RMSNormGated(nn.Module):  # as other libraries call theirs
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+
+class ConvNextV2GRN(RMSNormGated):
+    pass
+
+
 def test_norms_are_known_by_type_and_biases_by_name():
     class Oddly(nn.Module):
         def __init__(self):
@@ -27,8 +117,15 @@ def test_norms_are_known_by_type_and_biases_by_name():
             self.ln_1 = nn.RMSNorm(3)
             self.normal = nn.Linear(3, 3)  # nor does this one's name make it one
             self.attention = nn.MultiheadAttention(4, 2)
+            self.recurrent = nn.LSTM(2, 2)
+            self.gated = RMSNormGated(3)
+            self.response = ConvNextV2GRN(3)
 
     assert undecayed_names(Oddly()) == {
+        "gated.weight",
+        "response.weight",
+        "recurrent.bias_ih_l0",
+        "recurrent.bias_hh_l0",
         "scale.weight",
         "scale.bias",
         "ln_1.weight",
@@ -68,14 +165,368 @@ def test_patterns_may_be_parts_and_must_match():
         parameter_groups(model, 1.0, 0.0, [spec("(", lr=2.0)], parts)
 
 
-def test_torch_optimizers_by_class_name():
-    assert torch_optimizer("SGD", {"momentum": 0.9}) is torch.optim.SGD
-    with pytest.raises(ValueError, match="did you mean `AdamW`"):
-        torch_optimizer("Adamw", {})
-    with pytest.raises(ValueError, match="takes no `momentun`; it takes lr, momentum"):
-        torch_optimizer("SGD", {"momentun": 0.9})
-    with pytest.raises(ValueError, match="neither a TrainingArguments name nor"):
-        torch_optimizer("lr_scheduler", {})
+def test_what_is_printed_of_groups():
+    model = Regression()
+    model.norm.weight.requires_grad_(False)
+    assert no_decay_lines(model) == [
+        "no weight decay on 3 of 5 trained parameters (7 values)",
+        "  norm.bias (4,)",
+        "  linear.bias (2,)",
+        "  head.bias (1,)",
+    ]
+    groups = parameter_groups(model, 1e-3, 0.1, [spec("^head", lr=5e-4)])
+    head = {"head.weight": 5e-4, "head.bias": 5e-4}
+    assert group_rates(model, groups) == {"norm.bias": 1e-3, "linear.weight": 1e-3, "linear.bias": 1e-3} | head
+
+
+# ---- names ----
+
+
+def test_classes_by_name():
+    assert optimizer_class("SGD") is torch.optim.SGD
+    for name, text in {
+        "Adamw": "did you mean `AdamW`",
+        "ADAMW_TORCH": "did you mean `adamw_torch`",
+        "Adammm": "did you mean `Adam`",
+        "lr_scheduler": "neither a TrainingArguments name nor",
+        "LBFGS": "`LBFGS` evaluates the loss several times",
+        "SparseAdam": "sparse gradients only",
+    }.items():
+        with pytest.raises(ValueError, match=text):
+            optimizer_class(name)
+    for name in ("lomo", "galore_adamw_layerwise"):
+        with pytest.raises(ValueError, match=f"`{name}` updates inside the backward pass"):
+            build_optimizer(Words(), name, {}, args=arguments())
+
+
+def test_options_are_those_of_the_constructor():
+    for name, options, text in [
+        ("SGD", {"momentun": 0.9}, "`SGD` takes no `momentun`; did you mean `momentum`. It takes lr, momentum"),
+        ("adamw_torch", {"bogus": 1}, "`adamw_torch` takes no `bogus`; it takes lr, betas"),
+        ("SGD", {"lr": 0.1}, "has its `lr` from `learning_rate`; set that"),
+        ("SGD", {"weight_decay": 0.1}, "has its `weight_decay` from `weight_decay`"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            build_optimizer(Words(), name, options, args=arguments())
+    with pytest.raises(ValueError, match="`Rprop` has no weight decay; set weight_decay: 0"):
+        build_optimizer(Words(), "Rprop", {}, args=arguments(weight_decay=0.1))
+
+
+def test_without_the_package_its_names_say_what_to_install(monkeypatch):
+    monkeypatch.setattr(optimizers, "package_optimizers", dict)
+    assert optimizer_class("Adam") is torch.optim.Adam
+    with pytest.raises(ValueError, match="pip install pytorch-optimizer"):
+        optimizer_class("lion")
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "sgd", "rmsprop", "adagrad"])
+def test_a_trainers_name_needs_no_other_argument(name):
+    """`args.optim` may still say something else."""
+    model = Words()
+    built = build_optimizer(
+        model, name, {}, args=arguments(optim="adafactor", weight_decay=0.1), specs=[spec("head", lr=0.5)]
+    )
+    kinds = {"sgd": "SGD", "rmsprop": "RMSprop", "adagrad": "Adagrad", "adamw_torch": "AdamW"}
+    assert type(built).__name__ == kinds[name]
+    assert {(group["lr"], group["weight_decay"]) for group in built.param_groups} == {
+        (0.01, 0.1), (0.01, 0.0), (0.5, 0.1), (0.5, 0.0),
+    }  # fmt: skip
+
+
+def test_adams_numbers_reach_who_listens_and_spare_tuned_defaults():
+    def settings(name, **given):
+        group = build_optimizer(Words(), name, {}, args=arguments(**given)).param_groups[0]
+        return tuple(group["betas"]), group.get("eps")
+
+    assert settings("Adam") == ((0.9, 0.999), 1e-8)
+    assert settings("Adam", adam_beta1=0.7, adam_epsilon=1e-5) == ((0.7, 0.999), 1e-5)
+    assert build_optimizer(Words(), "Adagrad", {}, args=arguments()).param_groups[0]["eps"] == 1e-10
+    adafactor = build_optimizer(Words(), "Adafactor", {}, args=arguments(adam_epsilon=1e-5))
+    assert adafactor.param_groups[0]["eps"] == (None, 1e-3)  # another thing than Adam's
+    pytest.importorskip("pytorch_optimizer")
+    assert settings("lion")[0] == (0.9, 0.99)
+    assert settings("lion", adam_beta1=0.8)[0] == (0.8, 0.99)
+    assert settings("Adan", adam_beta1=0.8)[0] == (0.98, 0.92, 0.99)
+    options = {"betas": [0.5, 0.6, 0.7]}  # YAML has no tuples
+    assert build_optimizer(Words(), "Adan", options, args=arguments()).param_groups[0]["betas"] == (0.5, 0.6, 0.7)
+
+
+def test_who_does_not_listen_to_adams_numbers():
+    betas = ["adam_beta1", "adam_beta2"]
+    assert unused_adam_keys("adamw_torch") == unused_adam_keys("Adam") == unused_adam_keys("Muon") == []
+    assert unused_adam_keys("sgd") == unused_adam_keys("SGD") == [*betas, "adam_epsilon"]
+    assert unused_adam_keys("RMSprop") == betas
+    assert unused_adam_keys("Adafactor") == unused_adam_keys("adafactor") == [*betas, "adam_epsilon"]
+    pytest.importorskip("pytorch_optimizer")
+    assert unused_adam_keys("lion") == ["adam_epsilon"]
+    assert unused_adam_keys("adamuon") == []
+
+
+def test_a_rate_that_nobody_chose_is_the_optimizers_own():
+    def rates(name, given):
+        built = build_optimizer(
+            Words(), name, {}, args=arguments(learning_rate=0.5), specs=[spec("head", lr_factor=0.1)], rates_given=given
+        )
+        return {group["lr"] for group in built.param_groups}
+
+    assert rates("AdamW", False) == rates("adamw_torch", False) == {1e-3, 1e-4}
+    assert rates("AdamW", True) == {0.5, 0.05}
+    assert rates("adafactor", False) == {0.5, 0.05}  # its own is none
+
+
+def test_adafactor_has_a_rate_or_steps_of_its_own():
+    kind = transformers.optimization.Adafactor
+    for options, truth in [
+        ({}, {"lr": 0.01, "relative_step": False, "scale_parameter": False}),
+        ({"relative_step": True}, {"lr": None}),
+        ({"relative_step": True, "scale_parameter": False}, {"lr": None, "scale_parameter": False}),
+    ]:
+        model, other = Words(), Words()
+        built = build_optimizer(model, "adafactor", options, args=arguments())
+        assert all(isinstance(group["lr"], float) for group in built.param_groups)  # what a schedule multiplies
+        original = kind(other.parameters(), **truth)
+        train(model, built, range(3))
+        train(other, original, range(3))
+        for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-7)
+        assert ignores_learning_rate("adafactor", options) == bool(options)
+    assert not ignores_learning_rate("AdamW", {})
+
+
+def test_the_adafactor_of_the_package_follows_the_rate():
+    pytest.importorskip("pytorch_optimizer")
+    models = [Words(), Words()]
+    for model, rate in zip(models, (0.01, 0.02), strict=True):
+        train(model, build_optimizer(model, "AdaFactor", {}, args=arguments(learning_rate=rate)), range(2))
+    assert not torch.equal(models[0].linear.weight, models[1].linear.weight)
+    assert ignores_learning_rate("A2Grad", {}) and not ignores_learning_rate("lion", {})
+
+
+def test_low_rank_settings_reach_their_parameters(monkeypatch):
+    """GaLore's and APOLLO's names come with groups that say which weights are projected, and how far."""
+
+    class LowRank(torch.optim.SGD):
+        pass
+
+    def found(args, model):
+        groups = [{"params": [model.head.bias]}, {"params": [model.linear.weight], "rank": 2}]
+        return LowRank, {"lr": args.learning_rate, "params": groups}
+
+    monkeypatch.setattr(transformers.Trainer, "get_optimizer_cls_and_kwargs", staticmethod(found))
+    model = Words()
+    built = build_optimizer(model, "galore_adamw", {}, args=arguments(weight_decay=0.1))
+    projected = [group for group in built.param_groups if "rank" in group]
+    assert [named(model, group) for group in projected] == [{"linear.weight"}] and projected[0]["rank"] == 2
+    assert projected[0]["weight_decay"] == 0.1
+    assert sum(len(group["params"]) for group in built.param_groups) == len(list(model.parameters()))
+
+
+# ---- pytorch-optimizer ----
+
+
+def package_options(name):
+    return {"ranger21": {"num_iterations": 100}, "adammini": {"num_embeds": 4, "num_heads": 2}}.get(name, {})
+
+
+@pytest.mark.parametrize("name", pytorch_optimizers())
+def test_every_optimizer_of_the_package(name):
+    """By the lower-case name too: it trains, saves plainly and goes on exactly; or it says why it cannot."""
+    if name in ("SGD", "Adam", "AdamW", "NAdam", "RMSprop"):
+        assert optimizer_class(name.lower()) is optimizer_class(name) is getattr(torch.optim, name)
+        return
+    word = name.lower()
+    if name in PACKAGE_UNFIT or name == "LBFGS":
+        reason = PACKAGE_UNFIT.get(name, optimizers.UNFIT.get(name))
+        with pytest.raises(ValueError, match=f"optimizer `{word}` {reason.split('(')[0]}"):
+            build_optimizer(Words(), f" {word}".strip(), package_options(word), args=arguments())
+        return
+    if name == "LoRARite":  # has a test of its own
+        return
+
+    def build(model):
+        torch.manual_seed(2)
+        args = arguments(weight_decay=0.0)
+        return build_optimizer(model, word, package_options(word), args=args, parts=HEAD)
+
+    # RAdam takes no step before the sixth, AdaShift's queue is full after ten.
+    steps = 12 if name in ("RAdam", "AdaShift", "ScheduleFreeRAdam") else 3
+    model, before = Words(), Words()
+    optimizer = build(model)
+    train(model, optimizer, range(steps))
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    changed = [not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)]
+    assert any(changed), "no parameter moved"
+    assert all(group["lr"] == 0.01 for group in optimizer.param_groups), "the schedule's rate is overwritten"
+    assert_resumes(build, steps)
+    idle = Words()
+    optimizer = build(idle)
+    for group in optimizer.param_groups:  # where a warm-up starts
+        group["lr"] = 0.0
+    train(idle, optimizer, range(2))
+    assert all(torch.isfinite(parameter).all() for parameter in idle.parameters())
+
+
+def test_the_package_agrees_with_its_own_constructor():
+    package = pytest.importorskip("pytorch_optimizer")
+    ours, theirs = Words(), Words()
+    train(ours, build_optimizer(ours, "Lion", {"weight_decouple": False}, args=arguments()), range(3))
+    train(theirs, package.Lion(theirs.parameters(), lr=0.01, weight_decouple=False), range(3))
+    assert_same(ours, theirs)
+
+
+def test_what_does_not_fit_exists_and_torchs_own_come_first():
+    pytest.importorskip("pytorch_optimizer")
+    assert set(PACKAGE_UNFIT) <= set(package_optimizers())
+    assert optimizer_class("Muon") is torch.optim.Muon
+    assert optimizer_class("muon") is package_optimizers()["Muon"]
+
+
+def test_lora_pairs_only():
+    pytest.importorskip("pytorch_optimizer")
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.lora_A, self.lora_B = nn.Linear(4, 2, bias=False), nn.Linear(2, 3, bias=False)
+
+    with pytest.raises(ValueError, match="pairs of LoRA matrices and nothing else; set lora_enable"):
+        build_optimizer(Words(), "LoRARite", {}, args=arguments())
+    model = Pair()
+    before = model.lora_B.weight.clone()
+    optimizer = build_optimizer(model, "LoRARite", {}, args=arguments())
+    model.lora_B(model.lora_A(torch.randn(5, 4))).pow(2).sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, model.lora_B.weight) and torch.isfinite(model.lora_B.weight).all()
+
+
+def test_ranger21_asks_for_its_length():
+    pytest.importorskip("pytorch_optimizer")
+    with pytest.raises(ValueError, match="needs the option `num_iterations`"):
+        build_optimizer(Words(), "Ranger21", {}, args=arguments())
+
+
+def test_adam_mini_has_our_rates_and_decays():
+    pytest.importorskip("pytorch_optimizer")
+    model = Words()
+    args = arguments(weight_decay=0.1)
+    options = package_options("adammini")
+    built = build_optimizer(model, "AdamMini", options, args=args, specs=[spec("^head", lr=0.5)])
+    found = {name: (g["lr"], g["weight_decay"]) for g in built.param_groups for name in named(model, g)}
+    undecayed = undecayed_names(model)
+    assert found == {
+        name: (0.5 if name.startswith("head") else 0.01, 0.0 if name in undecayed else 0.1)
+        for name, _ in model.named_parameters()
+    }
+
+
+def test_only_the_packages_objects_are_rebuilt():
+    state = {"queue": __import__("collections").deque([torch.ones(1), 2], maxlen=4), "pair": (1, [2.0, None])}
+    back = from_plain(as_saved(to_plain(state)))
+    assert list(back["queue"]) == [torch.ones(1), 2] and back["queue"].maxlen == 4 and back["pair"] == (1, [2.0, None])
+    with pytest.raises(ValueError, match="names the class `subprocess:Popen`"):
+        from_plain({"state": [{"__object__": "subprocess:Popen", "__attributes__": {}}]})
+
+
+# ---- Muon ----
+
+
+def muon(model, **settings):
+    return build_optimizer(model, "Muon", settings, args=arguments(weight_decay=0.1, adam_beta2=0.95), parts=HEAD)
+
+
+def test_muon_trains_matrices_and_adamw_the_rest():
+    """Equal to torch's two optimizers, made and stepped by hand."""
+    model, other = Words(), Words()
+    built = muon(model, momentum=0.9)
+    hidden = [other.linear.weight]
+    decayed = [other.embedding.weight, other.mix.weight, other.head.weight]
+    plain = [each for each in other.parameters() if not any(each is known for known in (*hidden, *decayed))]
+    matrices = torch.optim.Muon(hidden, lr=0.01, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    # `scale` is no bias and no norm, so it is decayed.
+    plain = [each for each in plain if each is not other.scale]
+    groups = [{"params": [*decayed, other.scale], "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    rest = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95))
+    for step in range(5):
+        rate = 0.01 * (step + 1)
+        for group in (*built.param_groups, *matrices.param_groups, *rest.param_groups):  # as a schedule would
+            group["lr"] = rate
+        train(model, built, [step])
+        other.zero_grad()
+        train(other, SimpleNamespace(zero_grad=lambda: None, step=lambda: (matrices.step(), rest.step())), [step])
+        assert_same(model, other)
+
+
+def test_muon_is_saved_and_resumed_exactly():
+    assert_resumes(muon)
+    built = muon(Words())
+    one_short = built.state_dict()
+    one_short["param_groups"] = one_short["param_groups"][:-1]
+    with pytest.raises(ValueError, match="saved optimizer has 2 parameter groups, this one 3"):
+        built.load_state_dict(one_short)
+
+
+def test_muon_under_accelerate_and_a_loss_scaler():
+    from accelerate.optimizer import AcceleratedOptimizer
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState(cpu=True)
+    bare, wrapped = Words(), Words()
+    train(bare, muon(bare), range(3))
+    accelerated = AcceleratedOptimizer(muon(wrapped))
+    train(wrapped, accelerated, range(3))
+    assert_same(bare, wrapped)
+    groups = accelerated.param_groups
+    assert all(
+        any(g is each for member in accelerated.optimizer.members for each in member.param_groups) for g in groups
+    )
+
+    scaled, scaler = Words(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = muon(scaled)
+    before = scaled.linear.weight.clone()
+    scaler.scale(scaled(torch.zeros(2, 3, dtype=torch.long)).sum() * math.nan).backward()
+    scaler.step(optimizer)  # a step that is not finite is skipped for both members
+    assert torch.equal(before, scaled.linear.weight) and not optimizer.state
+
+
+def test_muon_and_what_is_an_output():
+    class Tied(Words):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(4, 7, bias=False)
+
+        def get_output_embeddings(self):
+            return self.out
+
+    model = Tied()
+    built = build_optimizer(model, "Muon", {}, args=arguments(), parts={})
+    in_muon = {name for group in built.members[0].param_groups for name in named(model, group)}
+    assert in_muon == {"linear.weight", "head.weight"}  # `out` says it is one; nothing here says that `head` is
+    with pytest.raises(ValueError, match="trains weight matrices, and this model has none"):
+        build_optimizer(nn.LayerNorm(3), "Muon", {}, args=arguments())
+
+
+def test_muon_takes_the_options_of_both():
+    built = muon(Words(), ns_steps=3, betas=[0.8, 0.9], eps=1e-6)
+    matrices, rest = built.members
+    assert matrices.defaults["ns_steps"] == 3 and matrices.defaults["eps"] == 1e-6
+    assert rest.defaults["betas"] == (0.8, 0.9) and rest.defaults["eps"] == 1e-8
+    with pytest.raises(ValueError, match="`Muon` takes no `ns_step`; did you mean `ns_steps`"):
+        muon(Words(), ns_step=3)
+
+
+def test_one_step_of_muon_is_as_large_as_adamws():
+    """So that one learning rate fits both: root mean square of the update, 0.2 to 0.4 of the rate, against 1."""
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 32, bias=False)
+    before = layer.weight.detach().clone()
+    optimizer = build_optimizer(layer, "Muon", {}, args=arguments())
+    layer(torch.randn(8, 64)).pow(2).sum().backward()
+    optimizer.step()
+    assert 0.1 < (layer.weight - before).pow(2).mean().sqrt().item() / 0.01 < 0.4
+
+
+# ---- in a Trainer ----
 
 
 def test_the_trainer_uses_the_named_optimizer_with_its_options(tmp_path):

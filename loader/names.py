@@ -1,0 +1,122 @@
+"""Words that only installed packages know: optimizers, schedules, their options, reporting backends, callbacks."""
+
+from __future__ import annotations
+
+import importlib.util
+import typing
+
+from .errors import Problems, did_you_mean, quoted
+from .installed import (
+    backend_is_installed,
+    constructor_options,
+    pytorch_optimizers,
+    reporting_backends,
+    torch_optimizers,
+    torch_schedulers,
+)
+from .run_config import RunConfig
+from .trainer_fields import trainer_fields
+
+ADAM_KEYS = {"adam_beta1": "betas", "adam_beta2": "betas", "adam_epsilon": "eps"}
+
+
+def check_names(run: RunConfig, problems: Problems) -> None:
+    """Adds a line for each name that nothing installed answers to, and each option that its constructor lacks."""
+    _optimizer(run, problems)
+    _schedule(run, problems)
+    _backends(run, problems)
+    _callbacks(run, problems)
+
+
+def _optimizer(run: RunConfig, problems: Problems) -> None:
+    name, words = run.hyper.optim, typing.get_args(trainer_fields()["optim"].annotation)
+    classes = (*torch_optimizers(), *pytorch_optimizers())
+    known = (*classes, *words, *(each.lower() for each in pytorch_optimizers()))
+    if name not in known and torch_optimizers():
+        hint = _near(name, known) or "; torch.optim has " + ", ".join(torch_optimizers())
+        problems.add(
+            f"`optim: {name}`{run.place('optim')} is neither a TrainingArguments name nor a class of torch.optim or "
+            f"pytorch-optimizer{hint}"
+        )
+    if name in words:
+        return
+    takes = constructor_options("optimizer", name)
+    if takes is None:
+        return
+    for option in run.optimizer:
+        if option not in takes:
+            place = run.place(f"optimizer.{option}")
+            hint = did_you_mean(option, takes) or f"; it takes {', '.join(takes)}"
+            problems.add(f"`optimizer.{option}`{place}: {name} takes no such option{hint}")
+    for key, option in ADAM_KEYS.items():
+        if run.on_command_line(key) and option not in takes:
+            problems.add(f"`{key}`{run.place(key)} would do nothing: optimizer {name} has no `{option}`")
+
+
+def _schedule(run: RunConfig, problems: Problems) -> None:
+    name, words = run.hyper.lr_scheduler_type, typing.get_args(trainer_fields()["lr_scheduler_type"].annotation)
+    known = (*words, *torch_schedulers())
+    place = run.place("lr_scheduler_type")
+    if name not in known:
+        hint = _near(name, known) or f"; there are {', '.join(words)}, and torch's {', '.join(torch_schedulers())}"
+        problems.add(
+            f"`lr_scheduler_type: {name}`{place} is neither a TrainingArguments name nor a class of "
+            f"torch.optim.lr_scheduler{hint}"
+        )
+    if name in words:
+        for key in ("interval", "frequency", "monitor"):
+            if run.was_set(f"scheduler.{key}") and getattr(run.schedule, key) not in (None, 1, "step"):
+                problems.add(
+                    f"`scheduler.{key}`{run.place(f'scheduler.{key}')} would do nothing: {name} moves every step; a class "
+                    "of torch.optim.lr_scheduler takes it"
+                )
+        return
+    if run.schedule.monitor is not None and name != "ReduceLROnPlateau":
+        problems.add(
+            f"`scheduler.monitor`{run.place('scheduler.monitor')} would do nothing: {name} follows no metric; "
+            "ReduceLROnPlateau does"
+        )
+    takes = constructor_options("scheduler", name)
+    for option in run.scheduler if takes is not None else ():
+        if option not in takes:
+            hint = did_you_mean(option, takes) or f"; it takes {', '.join(takes)}"
+            problems.add(f"`scheduler.{option}`{run.place(f'scheduler.{option}')}: {name} takes no such option{hint}")
+
+
+def _backends(run: RunConfig, problems: Problems) -> None:
+    asked = run.hyper.report_to
+    for name in [asked] if isinstance(asked, str) else asked or []:
+        if name in ("none", "all"):
+            continue
+        if name not in reporting_backends():
+            hint = did_you_mean(name, reporting_backends()) or f"; there are {quoted(reporting_backends())}, none, all"
+            problems.add(f"`report_to: {name}`{run.place('report_to')} is not a reporting backend{hint}")
+        elif not backend_is_installed(name):
+            problems.add(f"`report_to: {name}`{run.place('report_to')} is not installed; pip install {name}, or none")
+    if run.logging and run.logging.logger_type == "WandbLogger" and not backend_is_installed("wandb"):
+        place = run.place("logging.logger_type")
+        problems.add(
+            f"`logging.logger_type: WandbLogger`{place} needs wandb; pip install wandb, or take another logger"
+        )
+
+
+def _callbacks(run: RunConfig, problems: Problems) -> None:
+    """Whether the modules can be found; the classes are looked at when the run starts, for that imports torch."""
+    for entry in run.callbacks:
+        name = entry if isinstance(entry, str) else entry["name"]
+        module = name.rpartition(".")[0]
+        try:
+            found = importlib.util.find_spec(module) is not None
+        except ModuleNotFoundError:
+            found = False
+        except Exception:  # it exists, and importing its parent fails: said when the run starts
+            found = True
+        if not found:
+            problems.add(f"`callbacks`{run.place('callbacks')}: no module `{module}` for `{name}`")
+
+
+def _near(name: str, known: tuple[str, ...]) -> str:
+    """`; did you mean …?`, where a word in another case counts as the nearest."""
+    folded = {each.lower(): each for each in reversed(known)}
+    near = folded.get(name.lower())
+    return f"; did you mean `{near}`?" if near else did_you_mean(name, known)

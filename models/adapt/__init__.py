@@ -1,0 +1,81 @@
+"""Adapting any model: load its weights, quantize, freeze, add LoRA, and say what came of it.
+
+Importing this needs neither torch nor transformers nor peft; `build_adapted` and `load_adapted` bring them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .checks import check
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .adapted import Adapted
+
+__all__ = ["PROCESS_KEYS", "build_adapted", "check", "load_adapted"]
+
+# Process keys that are honoured for any model, whatever its own module says.
+PROCESS_KEYS: frozenset[str] = frozenset(
+    {
+        "model_name_or_path",
+        "is_pretrained",
+        "load_pretrain",
+        "cache_dir",
+        "trust_remote_code",
+        "weights_dtype",
+        "flash_attn",
+        "freeze",
+        "freeze_vision_tower",
+        "freeze_backbone",
+        "tune_mm_mlp_adapter",
+        "lora_enable",
+        "lora_module",
+        "lora_task_type",
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_weight_path",
+        "lora_bias",
+        "lora_lr",
+        "lora_options",
+        "use_quantization",
+        "bits",
+        "double_quant",
+        "quant_type",
+    }
+)
+
+
+def build_adapted(
+    module: ModuleType, config: Any, process: Any, *, autocast: str | None = None, on_gpu: bool | None = None
+) -> Adapted:
+    """The model of a run: built, its weights loaded, quantized, frozen and given adapters as `process` says.
+
+    Args:
+        module: a model component (`models.act` …): `build(config, process)`, `load(folder)`, perhaps `PARTS`.
+        config: the module's `Config`, with every dim filled in.
+        process: process parameters; those in PROCESS_KEYS are read.
+        autocast: the type that training computes in ("bfloat16", "float16"); None: the weights' own.
+        on_gpu: whether the model will run on a GPU. Default: if there is one.
+
+    Raises:
+        ValueError: a pattern matches nothing, weights do not fit, a package is missing, nothing is left to train.
+    """
+    from .build import build
+
+    return build(module, config, process, autocast, on_gpu)
+
+
+def load_adapted(folder: str | Path, module: ModuleType, device: str = "cpu") -> nn.Module:
+    """The model of a saved run or checkpoint, in evaluation mode: with its adapter, quantized as it was in training.
+
+    Raises:
+        ValueError: the folder or its base model is missing, or weights do not fit.
+    """
+    from .saved import load
+
+    return load(Path(folder), module, device)

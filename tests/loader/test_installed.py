@@ -1,0 +1,107 @@
+"""Names and options read from source equal those that the imported packages have."""
+
+import inspect
+import subprocess
+import sys
+import time
+
+import pytest
+
+from loader.installed import (
+    _source,
+    constructor_options,
+    pytorch_optimizers,
+    torch_optimizers,
+    torch_schedulers,
+)
+
+
+def parameters(called, *given):
+    return [
+        name
+        for name, each in inspect.signature(called).parameters.items()
+        if name not in given and each.kind != each.VAR_KEYWORD
+    ]
+
+
+def test_names_are_those_of_the_imported_packages():
+    import torch
+    from torch.optim import lr_scheduler
+
+    base = torch.optim.Optimizer
+    truth = {n for n, k in vars(torch.optim).items() if isinstance(k, type) and issubclass(k, base) and k is not base}
+    assert set(torch_optimizers()) == truth
+    known = {
+        n for n, k in vars(lr_scheduler).items() if isinstance(k, type) and issubclass(k, lr_scheduler.LRScheduler)
+    }
+    assert set(torch_schedulers()) == known - {"LRScheduler", "_LRScheduler", "LambdaLR", "MultiplicativeLR"}
+
+
+def test_the_packages_classes_are_all_known():
+    package = pytest.importorskip("pytorch_optimizer.optimizer")
+    truth = {name for name in package.__all__ if isinstance(getattr(package, name), type)}
+    truth |= {kind.__name__ for kind in package.OPTIMIZERS.values()}
+    assert set(pytorch_optimizers()) == truth and len(truth) > 120
+
+
+def test_options_are_the_constructors():
+    import torch
+    from torch.optim import lr_scheduler
+
+    from trainer.optimizers import optimizer_class, package_optimizers, taken_options
+
+    for name in torch_schedulers():
+        assert list(constructor_options("scheduler", name)) == parameters(
+            getattr(lr_scheduler, name), "optimizer", "last_epoch"
+        ), name
+    for name in torch_optimizers():
+        assert list(constructor_options("optimizer", name)) == list(taken_options(getattr(torch.optim, name))), name
+    for name in package_optimizers():
+        for word in (name, name.lower()):
+            try:
+                kind = optimizer_class(word)
+            except ValueError:  # not to be had; see trainer.optimizers
+                continue
+            assert list(constructor_options("optimizer", word)) == list(taken_options(kind)), word
+
+
+def test_options_of_the_trainers_schedules():
+    from transformers.trainer_utils import SchedulerType
+
+    from trainer.schedules import taken_options
+
+    for each in SchedulerType:
+        assert list(constructor_options("scheduler", each.value)) == list(taken_options(each.value)), each.value
+
+
+def test_what_is_not_known_is_none():
+    assert constructor_options("optimizer", "adamw_torch") is None
+    assert constructor_options("optimizer", "NoSuchThing") is None
+    assert constructor_options("scheduler", "NoSuchThing") is None
+
+
+def test_a_package_that_is_not_installed_has_no_names(monkeypatch):
+    monkeypatch.setattr("loader.installed._folder", lambda package: None)
+    for each in (_source, pytorch_optimizers, torch_optimizers):
+        each.cache_clear()
+    try:
+        assert pytorch_optimizers() == () and torch_optimizers() == ()
+        assert constructor_options.__wrapped__("optimizer", "Lion") is None
+    finally:
+        for each in (_source, pytorch_optimizers, torch_optimizers):
+            each.cache_clear()
+
+
+def test_reading_imports_nothing_and_is_quick():
+    program = """
+import sys, time
+from loader import installed
+began = time.perf_counter()
+installed.constructor_options("optimizer", "adamuon"), installed.constructor_options("optimizer", "SGD")
+installed.constructor_options("scheduler", "OneCycleLR"), installed.constructor_options("scheduler", "cosine")
+print(time.perf_counter() - began, *sorted({"torch", "transformers", "pytorch_optimizer"} & set(sys.modules)))
+"""
+    began = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert out[1:] == []
+    assert float(out[0]) < 0.5, f"{out[0]} s to read, {time.perf_counter() - began:.2f} s in all"

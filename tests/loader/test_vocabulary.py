@@ -1,0 +1,205 @@
+"""Other systems' words: what each becomes, and what is refused."""
+
+import pytest
+import yaml
+
+from loader import show
+from loader.checks import check_run, evaluates
+from loader.errors import ConfigError
+from loader.hyper import HyperArguments
+from loader.run_config import resolve
+from loader.training_arguments import argument_values
+
+LIGHTNING = """
+dataloader:
+  batch_size: 4
+  num_workers: 2
+  prefetch_factor: 4
+  pin_memory: true
+  persistent_workers: true
+  drop_last: true
+lightning:
+  lr: 2.0e-4
+  weight_decay: 0.1
+  compile: false
+  lr_warmup: {steps: 1000, interval: step}
+  lr_scheduler: {class_name: CosineAnnealingLR, eta_min: 1.0e-5, T_max: 100}
+trainer:
+  max_epochs: 100
+  accelerator: cuda
+  precision: bf16-mixed
+  gradient_clip_val: 1.0
+  log_every_n_steps: 100
+  early_stopping: {monitor: val/loss, patience: 5}
+"""
+
+
+@pytest.fixture
+def read(tmp_path, in_root):
+    def resolved(text, *settings, **flags):
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return resolve(HyperArguments(**{"output_dir": str(tmp_path / "out"), **flags}), list(settings), path)
+
+    return resolved
+
+
+def test_lightning_sections_are_read_as_ours(read):
+    run = read(LIGHTNING)
+    hyper, trainer = run.hyper, run.trainer
+    assert (hyper.per_device_train_batch_size, hyper.per_device_eval_batch_size) == (4, 4)
+    assert (hyper.dataloader_num_workers, trainer["dataloader_prefetch_factor"]) == (2, 4)
+    assert hyper.dataloader_pin_memory and trainer["dataloader_persistent_workers"] and trainer["dataloader_drop_last"]
+    assert (hyper.learning_rate, hyper.weight_decay, hyper.warmup_steps) == (2e-4, 0.1, 1000)
+    assert (hyper.lr_scheduler_type, run.scheduler) == ("CosineAnnealingLR", {"eta_min": 1e-5, "T_max": 100})
+    assert (hyper.num_train_epochs, hyper.logging_steps) == (100, 100)
+    assert trainer["bf16"] is True and trainer["max_grad_norm"] == 1.0 and trainer["torch_compile"] is False
+    assert (run.early_stopping.monitor, run.early_stopping.patience) == ("val/loss", 5)
+    assert run.process.accelerator == "cuda"
+    # The value keeps the line it stands on, and the run says once what each word became.
+    assert run.origins()["learning_rate"].endswith("run.yaml:10")
+    assert any("lightning.lr" in note and "`learning_rate`: 0.0002" in note for note in run.notes)
+    assert "read as" in show.summary(run)
+
+
+def test_what_is_printed_means_the_same_run(read, tmp_path):
+    run = read(LIGHTNING)
+    saved = tmp_path / "again.yaml"
+    saved.write_text(show.as_yaml(run))
+    again = resolve(HyperArguments(), [], saved)
+    assert again.hyper == run.hyper and again.trainer == run.trainer and again.scheduler == run.scheduler
+    assert again.early_stopping == run.early_stopping and again.process == run.process
+
+
+@pytest.mark.parametrize(
+    ("word", "became"),
+    [
+        ("32", {"bf16": False, "fp16": False}),
+        ("bf16-mixed", {"bf16": True}),
+        ("16-mixed", {"fp16": True}),
+        ("bf16-true", {"weights_dtype": "bfloat16"}),
+        ("64-true", {"weights_dtype": "float64"}),
+    ],
+)
+def test_precision(read, word, became):
+    run = read(f"precision: {word}\n")
+    values = {**run.trainer, "weights_dtype": run.process.weights_dtype}
+    assert {key: values[key] for key in became} == became
+
+
+def test_short_forms(read):
+    assert read("trainer: {early_stopping: 7}\n").early_stopping.patience == 7
+    assert read("trainer: {early_stopping: true}\n").early_stopping.patience == 10
+    assert read("early_stopping: {patience: 3}\n", "early_stopping=false").early_stopping is None
+    assert read("trainer: {early_stopping: null}\n").early_stopping is None
+    assert read("lr_warmup: 12\n").hyper.warmup_steps == 12
+    assert read("lightning: {lr_warmup: {steps: 2, interval: epoch}}\n").process.warmup_epochs == 2
+    assert read("gradient_clip_val: null\n").trainer["max_grad_norm"] == 0.0
+    assert read("trainer: {enable_checkpointing: false}\n").hyper.save_strategy == "no"
+    assert read("checkpoint_every: 5\n").checkpointing.every_n_epochs == 5
+    assert read("trainer: {checkpoint_cadence_epochs: 2}\n").checkpointing.every_n_epochs == 2
+    assert read("epochs: 9\n").hyper.num_train_epochs == 9
+    assert read("max_epochs: -1\nlr_scheduler_type: constant\n").is_endless
+
+
+def test_a_foreign_word_loses_to_a_later_flag(read):
+    run = read("lightning: {lr: 0.5}\n", learning_rate=0.25)
+    assert run.hyper.learning_rate == 0.25 and run.origins()["learning_rate"] == "cli"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lightning: {lr: 0.5}\nlearning_rate: 0.1\n", "`lightning.lr`.*`learning_rate`.*are the same setting"),
+        ("trainer: {max_epoch: 3}\n", "unknown key `trainer.max_epoch`.*did you mean"),
+        ("trainer: {precision: bf61}\n", r"`trainer.precision: bf61`.*must be one of"),
+        ("trainer: {num_nodes: 2}\n", "not available; it may be 1"),
+        ("lightning: {resume_context: {rope_theta: 1}}\n", "not available yet: `lightning.resume_context`"),
+        ("dataloader_class: MixupDataLoader\n", "not available yet: .*MixUp"),
+        ("dataloader_class: NoSuchLoader\n", "it may be DataLoader or null"),
+        ("loss: {epsilon: 0.1}\n", "not available yet: `loss.epsilon`"),
+        ("model: {nhead: 2}\n", "not available yet: `model.nhead`"),
+        ("lightning: {lr_warmup: {stepz: 2}}\n", "has no key `stepz`; did you mean `steps`"),
+    ],
+)
+def test_refusals(read, text, message):
+    with pytest.raises(ConfigError, match=message):
+        read(text)
+
+
+def test_null_says_nothing_about_what_is_not_there_yet(read):
+    run = read("lightning: {resume_context: null, resume_token_corruption: null}\nmodel: {ckpt_path: null}\n")
+    assert check_run(run) == []
+
+
+def test_builder_groups_and_named_sets(read):
+    run = read("optimizer_builder: {optimizer_name: adafactor, lr: null, weight_decay: 0.01}\n")
+    assert run.hyper.optim == "adafactor" and run.optimizer["relative_step"] is True
+    assert run.hyper.weight_decay == 0.01
+    run = read("scheduler_builder: {scheduler_name: exponential, gamma: 0.5}\n")
+    assert (run.hyper.lr_scheduler_type, run.scheduler) == ("ExponentialLR", {"gamma": 0.5})
+    run = read("scheduler_builder: reducelronplateau\n")
+    assert run.hyper.lr_scheduler_type == "ReduceLROnPlateau" and run.scheduler["patience"] == 5
+    assert read("scheduler: none\n").hyper.lr_scheduler_type == "constant"
+
+
+def test_an_optimizers_own_rate_against_ours(read):
+    assert read("optimizer: adamw\n").hyper.learning_rate == 1e-3
+    assert read("optimizer: adamw\n", learning_rate=0.5).hyper.learning_rate == 0.5
+    assert read("optimizer: adafactor\n").optimizer["relative_step"] is True
+    assert "relative_step" not in read("optimizer: adafactor\n", learning_rate=0.5).optimizer
+    assert "relative_step" not in read("optimizer: adafactor\nlearning_rate: 0.5\n").optimizer
+    said = check_run(read("optimizer: adafactor\nwarmup_steps: 5\n"))
+    assert any("`warmup_steps`" in line and "relative" in line for line in said)
+
+
+def test_a_name_without_a_file_of_its_own(read):
+    run = read("optimizer: SGD\nscheduler: StepLR\n")
+    assert (run.hyper.optim, run.hyper.lr_scheduler_type) == ("SGD", "StepLR")
+
+
+def test_a_list_of_schedules_is_one_after_the_other(read):
+    text = "scheduler:\n- {name: LinearLR, length: 3}\n- {name: StepLR, step_size: 2, interval: step}\n"
+    run = read(text)
+    assert run.hyper.lr_scheduler_type == "SequentialLR" and run.schedule.interval == "step"
+    assert run.scheduler == {
+        "schedulers": [{"name": "LinearLR"}, {"name": "StepLR", "step_size": 2}],
+        "milestones": [3],
+    }
+    with pytest.raises(ConfigError, match="needs a whole number as `length`"):
+        read("scheduler: [{name: LinearLR}, {name: StepLR, step_size: 2}]\n")
+
+
+def test_when_to_evaluate_and_save(read):
+    run = read("check_val_every_n_epoch: 3\n")
+    assert evaluates(run) == "epoch" and argument_values(run)["eval_strategy"] == "no"
+    assert argument_values(read("check_val_every_n_epoch: 1\n"))["eval_strategy"] == "epoch"
+    assert evaluates(read("check_val_every_n_epoch: 3\n", eval_steps=5)) == "steps"
+    with pytest.raises(ConfigError, match="both say when to evaluate"):
+        read("check_val_every_n_epoch: 3\neval_steps: 5\n")
+    assert read("checkpointing: {monitor: [val_loss]}\n").hyper.save_strategy == "no"
+    assert read("checkpointing: {monitor: [val_loss]}\n", save_steps=5).hyper.save_strategy == "steps"
+
+
+def test_loggers(read):
+    assert read("logging: {logger_type: CSVLogger}\n").hyper.report_to == ["none"]
+    assert read("logging: {logger_type: null}\n").hyper.report_to == ["none"]
+    run = read("logging: {logger_type: TensorBoardLogger, name: first}\n")
+    assert run.hyper.report_to == ["tensorboard"] and run.trainer["run_name"] == "first"
+    assert read("logging: {logger_type: CSVLogger}\n", report_to=["tensorboard"]).hyper.report_to == ["tensorboard"]
+
+
+def test_every_target_of_the_table_exists():
+    """A word that is read as a key of ours which is no longer there would be an error of ours, not of the user's."""
+    from loader.schema import yaml_keys
+    from loader.vocabulary import TABLE
+
+    for path, home in TABLE.items():
+        if isinstance(home, str) and not type(home).__name__ == "NotYet":
+            assert home.split(".")[0] in yaml_keys(), path
+
+
+def test_the_schema_knows_them(read):
+    properties = show.json_schema()["properties"]
+    assert {"lightning", "trainer", "dataloader", "epochs", "early_stopping", "checkpointing", "ema"} <= set(properties)
+    assert yaml.safe_load(LIGHTNING).keys() <= properties.keys()

@@ -1,0 +1,547 @@
+"""Adapting a model without quantization: parts, freezing, LoRA against plain PEFT, weights from elsewhere, files."""
+
+import importlib.machinery
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from adapting import (
+    MODULES,
+    batch_of,
+    build_adapted,
+    config_of,
+    disturb,
+    outputs,
+    process_of,
+    trained,
+)
+
+import models.act
+from models import adapt
+from models.adapt.parts import base_name, parts_of, select
+from models.adapt.saved import plain_model
+
+ROOT = Path(__file__).resolve().parents[2]
+every_model = pytest.mark.parametrize("name", list(MODULES))
+
+
+def plain(name, **changes):
+    torch.manual_seed(0)
+    return MODULES[name].build(config_of(name, **changes), process_of())
+
+
+# ---- nothing asked, nothing done ----
+
+
+@every_model
+def test_without_adaptation_the_model_is_the_built_one(name):
+    adapted = build_adapted(name)
+    torch.testing.assert_close(outputs(adapted.model, name), outputs(plain(name), name), rtol=0, atol=0)
+    assert adapted.lines == [] and adapted.groups == [] and adapted.effective == {"attention": "sdpa"}
+    assert trained(adapted.model) == {each for each, _ in adapted.model.named_parameters()}
+
+
+def test_importing_is_light():
+    heavy = "torch", "transformers", "peft", "bitsandbytes"
+    code = "import sys, models.adapt, models.auto, models.export\n"
+    code += f"print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---- parts and freezing ----
+
+
+def test_derived_parts_of_foreign_models():
+    llama, vit = parts_of(plain("llama"), {}), parts_of(plain("vit"), None)
+    assert set(llama) == {"llm", "backbone", "embeddings", "head"}
+    assert set(vit) == {"vision_tower", "backbone", "embeddings", "head"}
+    net = plain("vit")
+    heads = {each for each, _ in net.named_parameters() if re.search(vit["head"], each)}
+    assert heads == {"classifier.weight", "classifier.bias"}
+    towers = {each for each, _ in net.named_parameters() if re.search(vit["vision_tower"], each)}
+    assert towers == {each for each, _ in net.named_parameters()} - heads
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["encoder"], lambda each: not each.startswith(("encoder.", "token_positions."))),  # a part
+        (["query"], lambda each: ".query." not in each),  # every module of that name
+        (["decoder.layers.0.norm_missing|^head"], lambda each: not each.startswith("head")),  # a regex
+        (["head.bias"], lambda each: each != "head.bias"),  # a parameter
+    ],
+)
+def test_freeze_by_part_module_regex_and_parameter(words, kept):
+    model = build_adapted("act", freeze=words).model
+    assert trained(model) == {each for each, _ in model.named_parameters() if kept(each)}
+
+
+def test_frozen_weights_stay_and_the_others_move():
+    adapted = build_adapted("llama", freeze_backbone=True)
+    before = {each: value.clone() for each, value in adapted.model.named_parameters()}
+    adapted.model.train()(**batch_of("llama"))["loss"].backward()
+    torch.optim.SGD([p for p in adapted.model.parameters() if p.requires_grad], lr=0.1).step()
+    moved = {each for each, value in adapted.model.named_parameters() if not torch.equal(value, before[each])}
+    assert moved == {"lm_head.weight"}
+
+
+def test_freeze_vision_tower_and_tune_the_projector():
+    images = {"num_images": 1, "image_height": 32, "image_width": 32, "backbone": "resnet10"}
+    model = build_adapted("act", images, freeze_vision_tower=True).model
+    assert not [each for each in trained(model) if each.startswith("backbone")]
+    model = build_adapted("act", freeze=["projector", "cvae_encoder"], tune_mm_mlp_adapter=True).model
+    still = {each.split(".")[0] for each in trained(model)}
+    assert {"state_projection", "latent_projection"} <= still and "cvae_encoder" not in still
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        (
+            "act",
+            {"freeze": ["encodr"]},
+            "`freeze: encodr` matches nothing.*its parts: backbone.*did you mean `encoder`",
+        ),
+        ("act", {"freeze": ["("]}, "not a regular expression"),
+        ("act", {"freeze_backbone": True}, "`freeze_backbone: backbone` matches nothing"),  # built without images
+        ("llama", {"freeze_vision_tower": True}, "`freeze_vision_tower: vision_tower` matches nothing"),
+        ("vit", {"tune_mm_mlp_adapter": True}, "`tune_mm_mlp_adapter: projector` matches nothing"),
+        ("act", {"freeze": ["."]}, "`freeze: .` matches nothing"),
+        ("act", {"freeze": [".*"]}, "nothing is left to train"),
+        ("act", {"lora_enable": True, "lora_module": "llm"}, "this model has no part `llm`"),
+        ("llama", {"lora_enable": True, "lora_module": "q_projj"}, "did you mean `q_proj`"),
+        ("llama", {"lora_enable": True, "freeze_backbone": True}, "`lora_module: all-linear` matches no layer"),
+        ("act", {"lora_enable": True, "lora_task_type": "CAUSAL"}, "did you mean `CAUSAL_LM`"),
+        ("act", {"lora_enable": True, "lora_options": {"use_rslore": True}}, "did you mean `use_rslora`"),
+        ("act", {"lora_enable": True, "lora_options": {"r": 3}}, "has a key of its own: `lora_r`"),
+        ("act", {"model_name_or_path": "x/y"}, "set `is_pretrained`.*or `load_pretrain`"),
+        ("act", {"is_pretrained": True}, "`is_pretrained` needs `model_name_or_path`"),
+        ("act", {"use_quantization": True}, "`bits: 16` quantizes nothing"),
+    ],
+)
+def test_errors_name_the_key_and_the_remedy(name, settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        build_adapted(name, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistyped_part_is_not_read_as_a_regex():
+    with pytest.raises(ValueError, match="`freeze: encode` matches nothing"):
+        select(plain("act"), "encode", models.act.PARTS, "freeze")
+    assert select(plain("act"), "^encode", models.act.PARTS, "freeze")
+
+
+# ---- LoRA ----
+
+
+def linears(model):
+    return {each for each, module in model.named_modules() if type(module) is torch.nn.Linear}
+
+
+@every_model
+def test_all_linear_by_hand(name):
+    adapted, net = build_adapted(name, lora_enable=True), plain(name)
+    head = {"act": "head", "llama": "lm_head", "vit": "classifier"}[name]
+    sizes = [net.get_submodule(each) for each in linears(net) - {head}]
+    by_hand = sum(4 * (each.in_features + each.out_features) for each in sizes)
+    total = adapted.report({})["total"]
+    assert total["adapter"] == by_hand and total["adapted"] == len(sizes)
+    assert total["parameters"] == sum(each.numel() for each in net.parameters())
+    assert total["trained"] == sum(each.numel() for each in net.get_submodule(head).parameters())  # a new head
+    assert trained(adapted.model) == {
+        each for each, _ in adapted.model.named_parameters() if ".lora_" in each or "modules_to_save" in each
+    }
+
+
+@every_model
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}])
+def test_equals_plain_peft(name, options):
+    adapted = build_adapted(name, lora_enable=True, lora_options=options)
+    net = plain(name)
+    head = {"act": "head", "llama": "lm_head", "vit": "classifier"}[name]
+    pattern = "|".join(map(re.escape, sorted(linears(net) - {head})))
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=f"({pattern})", modules_to_save=[head], **options)
+    reference = peft.PeftModel(net, config)
+    ours, theirs = dict(adapted.model.named_parameters()), dict(reference.named_parameters())
+    assert ours.keys() == theirs.keys() and trained(adapted.model) == trained(reference)
+    for each in ours:
+        assert torch.equal(ours[each], theirs[each]), each
+    disturb(adapted.model)
+    disturb(reference)
+    torch.testing.assert_close(outputs(adapted.model, name), outputs(reference, name), rtol=0, atol=1e-6)
+    for model in (adapted.model, reference):
+        torch.manual_seed(1)
+        model.train()(**batch_of(name))["loss"].backward()
+    for each in trained(reference):
+        torch.testing.assert_close(ours[each].grad, theirs[each].grad)
+
+
+@every_model
+def test_the_adapter_loads_in_plain_peft(name, tmp_path):
+    adapted = build_adapted(
+        name, lora_enable=True, lora_task_type="CAUSAL_LM" if name == "llama" else "FEATURE_EXTRACTION"
+    )
+    disturb(adapted.model)
+    adapted.save(tmp_path)
+    expected = outputs(adapted.model, name)
+    base = MODULES[name].load(tmp_path / "base")
+    reloaded = peft.PeftModel.from_pretrained(base, str(tmp_path))
+    torch.testing.assert_close(outputs(reloaded, name), expected, rtol=0, atol=1e-6)
+    if name == "act":  # by the adapter's folder alone
+        auto = peft.AutoPeftModel.from_pretrained(str(tmp_path), import_allowlist=["models.act.network"])
+        torch.testing.assert_close(outputs(auto, name), expected, rtol=0, atol=1e-6)
+    again = adapt.load_adapted(tmp_path, MODULES[name])
+    assert not again.training and not any(each.requires_grad for each in again.parameters())
+    torch.testing.assert_close(outputs(again, name), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(outputs(plain_model(tmp_path, MODULES[name]), name), expected, rtol=0, atol=1e-5)
+
+
+def test_policies_act_and_language_models_write_under_lora():
+    policy = build_adapted("act", lora_enable=True).model.eval()
+    policy.reset()
+    assert policy.select_action({"state": torch.zeros(1, 6)}).shape == (3,)
+    language = build_adapted("llama", lora_enable=True).model.eval()
+    assert language.generate(input_ids=torch.tensor([[1, 2]]), max_new_tokens=3, do_sample=False).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("cvae_encoder", lambda each: each.startswith("cvae_encoder.")),
+        ("query", lambda each: each.endswith(".query")),
+        (
+            ["query", "encoder.layers.0.attention.value"],
+            lambda each: each.endswith((".query",)) or each.endswith("encoder.layers.0.attention.value"),
+        ),
+        (r"^decoder\..*(key|value)$", lambda each: each.startswith("decoder.") and each.endswith(("key", "value"))),
+        ("encoder", lambda each: each.startswith("encoder.")),  # cvae_encoder.encoder is another part
+    ],
+)
+def test_lora_module_takes_parts_names_regexes_and_lists(word, expected):
+    adapted = build_adapted("act", lora_enable=True, lora_module=word)
+    found = {
+        base_name(each).removesuffix(".lora_A.default.weight") for each in trained(adapted.model) if "lora_A" in each
+    }
+    assert found == {each for each in linears(plain("act")) if expected(each)}
+
+
+def test_convolutional_backbones_can_be_adapted():
+    images = {"num_images": 1, "image_height": 32, "image_width": 32, "backbone": "resnet10"}
+    adapted = build_adapted("act", images, lora_enable=True, lora_module="vit")
+    names = [base_name(each) for each in trained(adapted.model) if "lora_A" in each]
+    assert names and all(each.startswith("backbone.") for each in names)
+
+
+def test_frozen_parts_get_no_adapter_and_the_projector_trains_whole():
+    adapted = build_adapted("act", lora_enable=True, freeze=["decoder", "head"], tune_mm_mlp_adapter=True)
+    names = {base_name(each).split(".")[0] for each in trained(adapted.model)}
+    assert names == {"encoder", "cvae_encoder", "state_projection", "latent_projection"}
+    whole = {each for each in trained(adapted.model) if "modules_to_save" in each}
+    assert {base_name(each) for each in whole if "latent" in each} == {
+        "latent_projection.weight",
+        "latent_projection.bias",
+    }
+    assert any("cvae_encoder.state_projection` is trained too" in each for each in adapted.lines)
+
+
+def test_lora_bias_trains_biases_except_frozen_ones():
+    adapted = build_adapted("act", lora_enable=True, lora_bias="all", freeze=["decoder"])
+    biases = {base_name(each) for each in trained(adapted.model) if each.endswith(".bias")}
+    assert "encoder.layers.0.feedforward.0.bias" in biases and not [
+        each for each in biases if each.startswith("decoder")
+    ]
+
+
+def test_lora_lr_is_a_group_over_the_adapter_only():
+    (group,) = build_adapted("llama", lora_enable=True, lora_lr=0.5).groups
+    adapted = build_adapted("llama", lora_enable=True, lora_lr=0.5)
+    hits = {each for each in trained(adapted.model) if re.search(group.pattern, each)}
+    assert group.lr == 0.5 and hits == {each for each in trained(adapted.model) if "lora_" in each}
+    assert trained(adapted.model) - hits == {"base_model.model.lm_head.modules_to_save.default.weight"}
+
+
+@every_model
+def test_parts_cover_the_names_of_a_peft_model(name):
+    before, after = build_adapted(name), build_adapted(name, lora_enable=True)
+    assert before.parts.keys() == after.parts.keys()
+    for part, regex in after.parts.items():
+        original = {each for each, _ in before.model.named_parameters() if re.search(before.parts[part], each)}
+        found = {each for each, _ in after.model.named_parameters() if re.search(regex, each)}
+        assert original == {base_name(each) for each in found if "lora_" not in each}, part
+
+
+def test_lora_weight_path_starts_from_an_adapter(tmp_path):
+    first = build_adapted("llama", lora_enable=True, lora_r=2, lora_alpha=6.0)
+    disturb(first.model)
+    first.save(tmp_path)
+    second = build_adapted("llama", lora_enable=True, lora_weight_path=str(tmp_path))
+    torch.testing.assert_close(outputs(second.model, "llama"), outputs(first.model, "llama"), rtol=0, atol=1e-6)
+    assert trained(second.model) == trained(first.model)
+    assert any("r 2, alpha 6" in line for line in second.lines)
+    with pytest.raises(ValueError, match="`lora_r: 3` contradicts the adapter at lora_weight_path, which has 2"):
+        build_adapted("llama", lora_enable=True, lora_weight_path=str(tmp_path), lora_r=3)
+    with pytest.raises(ValueError, match="`lora_module: q_proj` means other modules"):
+        build_adapted("llama", lora_enable=True, lora_weight_path=str(tmp_path), lora_module="q_proj")
+
+
+def test_a_tied_head_is_no_new_head(tmp_path):
+    adapted = build_adapted("llama", {"tie_word_embeddings": True}, lora_enable=True)
+    assert any("tied to the embeddings" in line for line in adapted.lines)
+    assert all("lora_" in each for each in trained(adapted.model))
+    both = build_adapted(
+        "llama", {"tie_word_embeddings": True}, lora_enable=True, lora_module=["embed_tokens", "q_proj"]
+    )
+    disturb(both.model)
+    both.save(tmp_path / "run")
+    merged = plain_model(tmp_path / "run", MODULES["llama"])
+    merged.save_pretrained(tmp_path / "merged")  # and loads as two weights again
+    for model in (merged, MODULES["llama"].load(tmp_path / "merged")):
+        torch.testing.assert_close(outputs(model, "llama"), outputs(both.model, "llama"), rtol=0, atol=1e-5)
+
+
+# ---- saving and resuming ----
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_enable": True}, {"freeze": ["head"]}])
+@every_model
+def test_resume_restores_the_trained_weights(name, settings, tmp_path):
+    first = build_adapted(name, **settings)
+    disturb(first.model)
+    first.save(tmp_path)
+    again = build_adapted(name, **settings)
+    again.load(tmp_path)
+    for each, value in first.model.named_parameters():
+        assert torch.equal(value, dict(again.model.named_parameters())[each]), each
+    with pytest.raises(ValueError, match="first"):
+        # A network of another size: its weights do not fit.
+        other = {"act": {"hidden_dim": 8}, "llama": {"hidden_size": 32}, "vit": {"hidden_size": 16}}[name]
+        build_adapted(name, other, **settings).load(tmp_path)
+
+
+def test_resume_refuses_missing_and_unexpected_weights_and_another_base(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    adapted = build_adapted("llama", lora_enable=True)
+    adapted.save(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    state = load_file(file)
+    gone = min(state)
+    save_file({each: value for each, value in state.items() if each != gone}, file)
+    with pytest.raises(ValueError, match=f"lacks 1 weights, first {re.escape(gone)}"):
+        adapted.load(tmp_path)
+    save_file({**state, "more": state[gone].clone()}, file)
+    with pytest.raises(ValueError, match="first more"):
+        adapted.load(tmp_path)
+    torch.manual_seed(1)
+    other = adapt.build_adapted(MODULES["llama"], config_of("llama"), process_of(lora_enable=True))
+    with pytest.raises(ValueError, match="other base weights.*same `seed`"):
+        other.load(tmp_path)
+
+
+def test_the_base_is_written_once_and_linked(tmp_path):
+    adapted = build_adapted("act", lora_enable=True)
+    for step in (1, 2, 3):
+        adapted.save(tmp_path / f"checkpoint-{step}")
+    inodes = {os.stat(each).st_ino for each in tmp_path.glob("*/base/model.safetensors")}
+    assert len(list(tmp_path.glob("*/base/model.safetensors"))) == 3 and len(inodes) == 1
+    settings = json.loads((tmp_path / "checkpoint-1/adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "checkpoint-1/base")
+    expected = outputs(adapted.model, "act")
+    (tmp_path / "checkpoint-2").rename(tmp_path / "moved")
+    torch.testing.assert_close(outputs(adapt.load_adapted(tmp_path / "moved", models.act), "act"), expected)
+
+
+def test_links_fail_and_the_base_is_copied(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    build_adapted("act", lora_enable=True).save(tmp_path)
+    assert (tmp_path / "base/model.safetensors").is_file()
+
+
+def test_weights_given_are_the_ones_saved(tmp_path):
+    adapted = build_adapted("act", lora_enable=True)
+    zeros = {each: torch.zeros_like(value) for each, value in adapted.model.state_dict().items()}
+    adapted.save(tmp_path, zeros)
+    from safetensors.torch import load_file
+
+    assert all(not value.any() for value in load_file(tmp_path / "adapter_model.safetensors").values())
+
+
+# ---- first weights from elsewhere ----
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_enable": True}])
+def test_is_pretrained_takes_all_weights_adapters_merged(settings, tmp_path):
+    first = build_adapted("act", **settings)
+    disturb(first.model)
+    first.save(tmp_path)
+    torch.manual_seed(5)
+    second = adapt.build_adapted(
+        models.act, config_of("act"), process_of(model_name_or_path=str(tmp_path), is_pretrained=True)
+    )
+    torch.testing.assert_close(outputs(second.model, "act"), outputs(first.model, "act"), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="`is_pretrained`: .*first queries.weight: 5×16 there, 4×16 here"):
+        adapt.build_adapted(
+            models.act,
+            config_of("act", chunk_size=4),
+            process_of(model_name_or_path=str(tmp_path), is_pretrained=True),
+        )
+
+
+def test_load_pretrain_takes_what_fits_and_says_what_does_not(tmp_path):
+    first = build_adapted("act")
+    first.save(tmp_path)
+    adapted = build_adapted("act", {"action_dim": 4}, model_name_or_path=str(tmp_path), load_pretrain=True)
+    ours, theirs = adapted.model.state_dict(), first.model.state_dict()
+    differing = {each for each in ours if ours[each].shape != theirs[each].shape}
+    assert differing == {"head.weight", "head.bias", "cvae_encoder.action_projection.weight"}
+    assert all(torch.equal(ours[each], theirs[each]) for each in ours if each not in differing)
+    assert "3 stay new: cvae_encoder.action_projection.weight" in adapted.lines[0]
+    with pytest.raises(ValueError, match="no weight of .* fits"):
+        small = {"hidden_dim": 8, "feedforward_dim": 12, "latent_dim": 2, "action_dim": 2, "state_dim": 5}
+        build_adapted("act", small, model_name_or_path=str(tmp_path), load_pretrain=True)
+
+
+def test_new_heads_of_load_pretrain_train_whole_under_lora(tmp_path):
+    build_adapted("act").save(tmp_path)
+    adapted = build_adapted(
+        "act", {"action_dim": 4}, model_name_or_path=str(tmp_path), load_pretrain=True, lora_enable=True
+    )
+    whole = {base_name(each) for each in trained(adapted.model) if "modules_to_save" in each}
+    assert {"head.weight", "head.bias"} <= whole
+
+
+@pytest.mark.parametrize("name", ["act", "llama"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_weights_dtype(name, lora, tmp_path):
+    adapted = build_adapted(name, weights_dtype="bfloat16", lora_enable=lora)
+    kinds = {value.dtype for each, value in adapted.model.named_parameters() if "lora_" not in each}
+    assert kinds == {torch.bfloat16}
+    adapted.model.train()(**batch_of(name))["loss"].backward()
+    adapted.save(tmp_path)
+    again = adapt.load_adapted(tmp_path, MODULES[name])
+    assert torch.equal(outputs(again, name), outputs(adapted.model, name))
+
+
+# ---- attention ----
+
+
+def attend_by_hand(query, key, value, dropout_p=0.0):
+    """(B, S, H, D) as flash-attention takes them."""
+    scores = torch.einsum("bthd,bshd->bhts", query, key) / query.shape[-1] ** 0.5
+    return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), value)
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """flash-attention as if it were installed, on a GPU that can; counts its calls."""
+    calls = []
+
+    def flash_attn_func(*arguments, **options):
+        calls.append(arguments[0].shape)
+        return attend_by_hand(*arguments, **options)
+
+    module = types.ModuleType("flash_attn")
+    module.flash_attn_func = flash_attn_func
+    module.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    return calls
+
+
+def test_flash_attention_in_our_own_attention(flash):
+    adapted = build_adapted("act", weights_dtype="bfloat16", flash_attn=True)
+    assert adapted.effective == {"attention": "flash_attention_2"} and adapted.lines == []
+    found = outputs(adapted.model, "act")
+    assert flash
+    torch.testing.assert_close(
+        found, outputs(build_adapted("act", weights_dtype="bfloat16").model, "act"), rtol=0, atol=0.05
+    )
+    count = len(flash)
+    exact = outputs(adapted.model.float(), "act")
+    assert len(flash) == count  # full precision goes another way
+    adapted.model.bfloat16().train()(**batch_of("act"))
+    with_mask = adapted.model.cvae_encoder.encoder.layers[0].attention
+    flash.clear()
+    tokens = torch.randn(2, 7, 16, dtype=torch.bfloat16)
+    with_mask(tokens, tokens, tokens, torch.zeros(2, 7, dtype=torch.bool))
+    assert not flash and exact.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "reason"), [((7, 5), "bfloat16", "below 8.0"), ((8, 0), None, "bfloat16 or float16 only")]
+)
+def test_flash_attention_falls_back_with_one_line(flash, monkeypatch, capability, dtype, reason):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    adapted = build_adapted("act", weights_dtype=dtype, flash_attn=True)
+    (line,) = adapted.lines
+    assert line.startswith("flash_attn: ") and reason in line and line.endswith("; SDPA is used")
+    outputs(adapted.model, "act")
+    assert not flash and adapted.effective == {"attention": "sdpa"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="it is installed")
+@pytest.mark.parametrize("name", ["act", "llama"])
+def test_flash_attention_not_installed(name):
+    (line,) = build_adapted(name, flash_attn=True).lines
+    assert line == "flash_attn: flash-attention is not installed (pip install flash-attn); SDPA is used"
+
+
+# ---- what is said ----
+
+
+def test_report_by_hand(tmp_path):
+    adapted = build_adapted("vit", lora_enable=True, lora_module="q_proj", lora_lr=0.01)
+    rates = {each: 0.01 if "lora_" in each else 0.001 for each in trained(adapted.model)}
+    found = adapted.report(rates)
+    tower = found["parts"]["vision_tower, backbone"]
+    assert tower["adapter"] == 4 * (32 + 32) and tower["adapted"] == 1 and tower["learning_rate"] == [0.01]
+    head = found["parts"]["head"]
+    assert head["parameters"] == head["trained"] == 32 * 3 + 3 and head["learning_rate"] == [0.001]
+    assert head["bytes"] == 2 * 4 * 99  # with the untouched copy that PEFT keeps
+    numbers = sum(each.numel() for each in adapted.model.parameters())
+    assert found["total"]["bytes"] == 4 * numbers
+    assert found["lora"]["modules"] == ["vit.layers.0.attention.q_proj"]
+    table = adapted.table(rates)
+    assert len(table) == len(found["parts"]) + 2 and len({len(line) for line in table}) == 1
+    adapted.save(tmp_path)
+    assert json.loads((tmp_path / "adaptation.json").read_text()) == json.loads(json.dumps(found))
+
+
+def test_check_finds_contradictions_without_torch():
+    def found(**settings):
+        return adapt.check(models.act.PARTS, process_of(**settings), models.act.PROCESS_KEYS)
+
+    assert found() == []
+    (both,) = found(is_pretrained=True, load_pretrain=True, model_name_or_path=str(ROOT))
+    assert "exclude each other" in both
+    assert "needs `model_name_or_path`" in found(load_pretrain=True)[0]
+    assert "is not a folder" in found(is_pretrained=True, model_name_or_path="./missing")[0]
+    assert "set `is_pretrained`" in found(model_name_or_path="a/b")[0]
+    assert "`bits: 16` quantizes nothing" in found(use_quantization=True)[0]
+    assert found(freeze=["llm", "head"]) == [
+        "`freeze`: this model has no part `llm`; it has " + ", ".join(models.act.PARTS)
+    ]
+    assert "`lora_weight_path: ./missing`" in found(lora_enable=True, lora_weight_path="./missing")[0]
+    without = {"head": "^head"}
+    lines = adapt.check(without, process_of(freeze_backbone=True, freeze_vision_tower=True, tune_mm_mlp_adapter=True))
+    assert [line.split("`")[1] for line in lines] == ["freeze_vision_tower", "freeze_backbone", "tune_mm_mlp_adapter"]
+
+
+def test_check_names_missing_packages(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    asked = process_of(use_quantization=True, bits=4, lora_enable=True)
+    lines = adapt.check(models.act.PARTS, asked)
+    assert "pip install bitsandbytes" in lines[0] and "pip install peft" in lines[1]

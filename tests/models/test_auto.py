@@ -1,0 +1,131 @@
+"""`model: {name: auto}`: models of transformers from a configuration or a folder."""
+
+import typing
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+from adapting import LLAMA, batch_of, build_adapted, config_of, disturb, outputs, process_of, trained
+
+import models.auto
+from models import adapt
+from models.adapt.parts import base_name
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def build(config, **settings):
+    torch.manual_seed(0)
+    return models.auto.build(config, process_of(**settings))
+
+
+def test_every_task_is_a_class_of_transformers():
+    tasks = typing.get_args(models.auto.Task)
+    assert models.auto.class_name("causal_lm") == "AutoModelForCausalLM"
+    assert models.auto.class_name("seq2seq_lm") == "AutoModelForSeq2SeqLM"
+    for task in tasks:
+        assert hasattr(transformers, models.auto.class_name(task)), task
+
+
+def test_a_new_model_is_transformers_own():
+    model = build(config_of("llama"))
+    torch.manual_seed(0)
+    own = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "model_type"}, vocab_size=96)
+    )
+    torch.testing.assert_close(outputs(model, "llama"), outputs(own, "llama"), rtol=0, atol=0)
+    assert model(**batch_of("llama"))["loss"].isfinite()
+
+
+def test_sizes_come_from_the_data():
+    assert build(config_of("vit")).classifier.out_features == 3
+    assert build(config_of("llama")).lm_head.out_features == 96
+    with pytest.raises(ValueError, match="`model.config.vocab_size: 50` contradicts 96"):
+        build(config_of("llama", vocab_size=50))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "lama"}, "`model.config.model_type: lama` is not a model type.*did you mean `llama`"),
+        (
+            {"model_type": "llama", "hiden_size": 4},
+            "`model.config.hiden_size` is not a field.*did you mean `hidden_size`",
+        ),
+        ({"model_type": "vit"}, "cannot be built as AutoModelForCausalLM"),
+        ({"model_type": "llama", "hidden_size": 10, "num_attention_heads": 4}, "`model.config`"),
+        ({"hidden_size": 4}, "needs a model_type"),
+        (None, "needs either `model_name_or_path`"),
+    ],
+)
+def test_configurations_that_cannot_be(config, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        build(models.auto.Config(config=config))
+    assert "\n" not in str(caught.value)
+
+
+def test_pretrained_by_path(tmp_path):
+    first = build(config_of("llama"))
+    first.save_pretrained(tmp_path)
+    again = build(models.auto.Config(), model_name_or_path=str(tmp_path))
+    torch.testing.assert_close(outputs(again, "llama"), outputs(first, "llama"), rtol=0, atol=0)
+    assert again.new_weights == set()
+    assert torch.equal(outputs(models.auto.load(tmp_path), "llama"), outputs(first, "llama"))
+    with pytest.raises(ValueError, match="`model.config` describes a new model"):
+        build(config_of("llama"), model_name_or_path=str(tmp_path))
+
+
+def test_a_hub_id_that_cannot_be_reached(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="`model_name_or_path: nobody/nothing` cannot be loaded") as caught:
+        build(models.auto.Config(), model_name_or_path="nobody/nothing", cache_dir=str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_new_head_on_a_pretrained_trunk_is_saved_with_the_adapter(quantized, tmp_path):
+    """As from a hub: the base stays where it is, and the head that it lacks comes with the adapter."""
+    build(config_of("llama")).save_pretrained(tmp_path / "hub")
+    extra = {"use_quantization": True, "bits": 4} if quantized else {}
+    torch.manual_seed(0)
+    adapted = adapt.build_adapted(
+        models.auto,
+        models.auto.Config(task="sequence_classification", num_labels=5),
+        process_of(model_name_or_path=str(tmp_path / "hub"), lora_enable=True, lora_task_type="SEQ_CLS", **extra),
+    )
+    adapted.model.config.pad_token_id = adapted.model.get_base_model().config.pad_token_id = 0
+    assert "score.weight" in {base_name(each) for each in trained(adapted.model)}
+    disturb(adapted.model)
+    expected = outputs_of(adapted.model)
+    adapted.save(tmp_path / "run")
+    assert not (tmp_path / "run/base").exists()
+    again = adapt.load_adapted(tmp_path / "run", models.auto)
+    torch.testing.assert_close(outputs_of(again), expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def outputs_of(model):
+    return model.eval()(input_ids=batch_of("llama")["input_ids"])["logits"]
+
+
+def test_our_own_checkpoints_give_their_architecture(tmp_path):
+    first = build_adapted("llama", lora_enable=True)
+    disturb(first.model)
+    first.save(tmp_path)
+    torch.manual_seed(4)
+    second = adapt.build_adapted(
+        models.auto, models.auto.Config(), process_of(model_name_or_path=str(tmp_path), is_pretrained=True)
+    )
+    torch.testing.assert_close(outputs(second.model, "llama"), outputs(first.model, "llama"), rtol=0, atol=1e-5)
+
+
+def test_shipped_yaml_shows_the_defaults():
+    text = (ROOT / "configs/model/auto.yaml").read_text(encoding="utf-8")
+    shown = yaml.safe_load(text)["model"]
+    assert shown.pop("name") == "auto"
+    assert models.auto.Config(**shown) == models.auto.Config()
+    assert shown.keys() == models.auto.Config.__dataclass_fields__.keys()

@@ -1,0 +1,102 @@
+"""`python -m models.export`: plain weights whose outputs are the checkpoint's, and folders that stand alone."""
+
+import json
+import shutil
+
+import peft
+import pytest
+import torch
+from adapting import MODULES, build_adapted, disturb, outputs
+
+from models import adapt, export
+from models.adapt import quantize
+
+
+def checkpoint(name, folder, **settings):
+    adapted = build_adapted(name, **settings)
+    disturb(adapted.model)
+    adapted.save(folder)
+    (folder / "statistics.json").write_text('{"mean": 1}')
+    (folder / "run.yaml").write_text("model:\n  name: act\n")
+    for left in ("optimizer.pt", "trainer_state.json", "rng_state.pth", "ema.safetensors"):
+        (folder / left).write_text("{}")
+    return outputs(adapted.model, name)
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        ({}, 0),
+        ({"lora_enable": True}, 1e-5),
+        ({"lora_enable": True, "lora_options": {"use_dora": True}}, 1e-5),
+        ({"lora_enable": True, "use_quantization": True, "bits": 4}, 1e-5),
+        ({"lora_enable": True, "lora_options": {"use_dora": True}, "use_quantization": True, "bits": 4}, 1e-5),
+    ],
+)
+def test_merged_weights_give_the_checkpoints_outputs(name, settings, tolerance, tmp_path):
+    expected = checkpoint(name, tmp_path / "run", **settings)
+    export.main(["--checkpoint", str(tmp_path / "run"), "--merge", "--out", str(tmp_path / "out")])
+    shutil.rmtree(tmp_path / "run")  # nothing is left to lean on
+    model = MODULES[name].load(tmp_path / "out")
+    torch.testing.assert_close(outputs(model, name), expected, rtol=0, atol=tolerance)
+    assert "lora" not in "".join(model.state_dict()) and not quantize.quantized_layers(model)
+    files = {each.name for each in (tmp_path / "out").iterdir()} - {"generation_config.json"}
+    assert files == {"config.json", "model.safetensors", "statistics.json", "run.yaml"}
+    torch.testing.assert_close(outputs(adapt.load_adapted(tmp_path / "out", MODULES[name]), name), outputs(model, name))
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_enable": True}])
+def test_a_copy_stands_alone(settings, tmp_path):
+    expected = checkpoint("act", tmp_path / "run", **settings)
+    export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    shutil.rmtree(tmp_path / "run")
+    found = outputs(adapt.load_adapted(tmp_path / "out", MODULES["act"]), "act")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    left = {each.name for each in (tmp_path / "out").iterdir()}
+    assert not left & {"optimizer.pt", "trainer_state.json", "rng_state.pth", "ema.safetensors"}
+    if settings:
+        config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+        base = MODULES["act"].load(config["base_model_name_or_path"])
+        reloaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "out"))
+        torch.testing.assert_close(outputs(reloaded, "act"), expected, rtol=0, atol=1e-6)
+
+
+def test_a_quantized_copy_without_lora(tmp_path):
+    expected = checkpoint("act", tmp_path / "run", freeze=["encoder"], use_quantization=True, bits=4)
+    export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    model = adapt.load_adapted(tmp_path / "out", MODULES["act"])
+    assert quantize.quantized_layers(model) and torch.equal(outputs(model, "act"), expected)
+
+
+def test_runs_from_before_adaptation_are_found_by_run_yaml(tmp_path):
+    expected = checkpoint("act", tmp_path / "run")
+    (tmp_path / "run/adaptation.json").unlink()
+    export.main(["--checkpoint", str(tmp_path / "run"), "--merge", "--out", str(tmp_path / "out")])
+    assert torch.equal(outputs(MODULES["act"].load(tmp_path / "out"), "act"), expected)
+
+
+def refused(capsys, *arguments):
+    capsys.readouterr()  # progress bars of what came before
+    with pytest.raises(SystemExit) as caught:
+        export.main(list(map(str, arguments)))
+    line = capsys.readouterr().err
+    assert caught.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
+    return line
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+    checkpoint("act", tmp_path / "run", lora_enable=True)
+    run, full = tmp_path / "run", tmp_path / "full"
+    full.mkdir()
+    (full / "x").write_text("")
+    assert "is not an empty folder" in refused(capsys, "--checkpoint", run, "--merge", "--out", full)
+    assert "holds no config.json" in refused(capsys, "--checkpoint", full, "--merge", "--out", tmp_path / "o")
+    shutil.rmtree(run / "base")
+    assert "base is missing" in refused(capsys, "--checkpoint", run, "--merge", "--out", tmp_path / "o")
+    (run / "adaptation.json").write_text('{"module": "models.nowhere"}')
+    assert "cannot be imported" in refused(capsys, "--checkpoint", run, "--merge", "--out", tmp_path / "o")
+    (run / "adaptation.json").unlink()
+    (run / "run.yaml").unlink()
+    assert "neither adaptation.json nor a run.yaml" in refused(capsys, "--checkpoint", run, "--out", tmp_path / "o")
+    assert not (tmp_path / "o").exists()

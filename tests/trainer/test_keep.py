@@ -1,0 +1,361 @@
+"""Which checkpoints there are, told a second time from the rules, and after kills and resumes."""
+
+import json
+import os
+import random
+from types import SimpleNamespace
+
+import pytest
+from tiny_training import make_trainer
+from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from trainer import keep
+from trainer.keep import KeepCheckpoints, checkpoint_names, monitor_modes, rotate
+
+LOSSES = [9, 5, 4, 4.5, 4.2, 3.9, 4.0, 4.1, float("nan"), 3.95, 3.0, 3.5, 3.2]  # by step, up to two epochs of six
+SCORES = [0, 1, 3, 2, 7, 7, 1, 2, 3, 6, 5, 4, 8]
+
+
+def settings(monitor="val/loss", mode="min", save_top_k=-1, save_last=True, every_n_epochs=0):
+    return SimpleNamespace(
+        monitor=monitor, mode=mode, save_top_k=save_top_k, save_last=save_last, every_n_epochs=every_n_epochs
+    )
+
+
+def run(folder, chosen, limit=None, checkpoint=None, extra=(), **options):
+    """Two epochs of six steps, evaluated at every step unless told otherwise."""
+    defaults = {"num_train_epochs": 2, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = make_trainer(folder / "out", **defaults | options)
+
+    def evaluation_loop(*arguments, metric_key_prefix="eval", **keywords):
+        step = trainer.state.global_step
+        found = {"loss": LOSSES[step], "score": SCORES[step]}
+        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_{name}": value for name, value in found.items()}, 7)
+
+    trainer.evaluation_loop = evaluation_loop
+    for callback in extra:
+        trainer.add_callback(callback)
+    trainer.add_callback(KeepCheckpoints(chosen, folder / "out", limit))
+    trainer.train(resume_from_checkpoint=checkpoint and str(folder / "out" / checkpoint))
+    return trainer
+
+
+def steps(folder):
+    return [int(name.split("-")[1]) for name in checkpoint_names(folder / "out")]
+
+
+def listing(folder):
+    return json.loads((folder / "out" / "checkpoints.json").read_text())
+
+
+def link(folder, name):
+    path = folder / "out" / name
+    return os.readlink(path) if path.is_symlink() else None
+
+
+class SavesAt(TrainerCallback):
+    """Somebody else's wish to save."""
+
+    def __init__(self, *at):
+        self.at = at
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = control.should_save or state.global_step in self.at
+
+
+@pytest.mark.parametrize(
+    ("chosen", "limit", "left"),
+    [
+        # every finite evaluation; the last step's is among them
+        (settings(), None, [1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12]),
+        (settings(), 3, [10, 11, 12]),  # the best, 3.0, is at step 10: it stays whatever is newest
+        (settings(), 2, [10, 12]),
+        (settings(save_top_k=1, save_last=False), None, [10]),
+        (settings(save_top_k=2, save_last=False), None, [10, 12]),
+        (settings(save_top_k=2), None, [10, 12]),
+        (settings(save_top_k=1), None, [10, 12]),  # 12 is where the training ended
+        (settings(save_top_k=3), 1, [10, 11, 12]),  # the best stay whatever the limit
+        (settings(save_top_k=0), None, [12]),
+        (settings(save_top_k=0, save_last=False), None, []),
+        (settings(save_top_k=0, save_last=False, every_n_epochs=1), None, [12]),
+        (settings(save_top_k=1, save_last=False, every_n_epochs=1), None, [10, 12]),
+        (settings(save_top_k=1, save_last=False, every_n_epochs=2), None, [10, 12]),
+        (settings(monitor=None, every_n_epochs=1), None, [6, 12]),
+        (settings(monitor=[], every_n_epochs=2, save_last=False), None, [12]),
+        (settings(monitor=None, every_n_epochs=1), 1, [12]),
+        (settings(monitor=None, every_n_epochs=None), None, [12]),
+        (
+            settings(monitor=["val_loss", "val_score"], mode=["min", "max"], save_top_k=1, save_last=False),
+            None,
+            [10, 12],
+        ),
+        (settings(monitor=["loss", "score"], mode={"loss": "max", "score": "min"}, save_top_k=1), None, [1, 12]),
+    ],
+)
+def test_what_is_left_in_the_end(tmp_path, chosen, limit, left):
+    run(tmp_path, chosen, limit)
+    assert steps(tmp_path) == left
+    assert not [name for name in os.listdir(tmp_path / "out") if name.startswith(".")]
+
+
+def test_links_and_listing(tmp_path):
+    run(tmp_path, settings(monitor=["val/score", "val/loss"], mode=["max", "min"], save_top_k=2))
+    assert listing(tmp_path) == {
+        "folder": ".",
+        "monitors": {
+            "eval_score": {
+                "mode": "max",
+                "best": [
+                    {"checkpoint": "checkpoint-12", "step": 12, "value": 8.0},
+                    {"checkpoint": "checkpoint-4", "step": 4, "value": 7.0},  # of two sevens the earlier
+                ],
+            },
+            "eval_loss": {
+                "mode": "min",
+                "best": [
+                    {"checkpoint": "checkpoint-10", "step": 10, "value": 3.0},
+                    {"checkpoint": "checkpoint-12", "step": 12, "value": 3.2},
+                ],
+            },
+        },
+        "last": {"checkpoint": "checkpoint-12", "step": 12},
+    }
+    assert steps(tmp_path) == [4, 10, 12]
+    links = ("best-checkpoint", "best-eval_score", "best-eval_loss", "last-checkpoint")
+    assert [link(tmp_path, name) for name in links] == [f"checkpoint-{step}" for step in (12, 12, 10, 12)]
+    assert (tmp_path / "out" / "best-eval_loss" / "model.safetensors").is_file()
+
+
+def test_no_last_link_unless_asked(tmp_path):
+    run(tmp_path, settings(save_top_k=1, save_last=False))
+    assert link(tmp_path, "last-checkpoint") is None and link(tmp_path, "best-checkpoint") == "checkpoint-10"
+
+
+def test_another_folder(tmp_path):
+    trainer = make_trainer(tmp_path / "out", max_steps=6)
+    trainer._get_output_dir = lambda trial: str(tmp_path / "models")
+    trainer.add_callback(KeepCheckpoints(settings(monitor=None, every_n_epochs=1), tmp_path / "models"))
+    trainer.train()
+    assert listing(tmp_path)["folder"] == os.path.join("..", "models")
+    assert os.readlink(tmp_path / "models" / "last-checkpoint") == "checkpoint-6"
+
+
+def test_without_links_one_line(tmp_path, monkeypatch, capfd):
+    def refuse(*arguments, **options):
+        raise OSError("Operation not supported")
+
+    monkeypatch.setattr("pathlib.Path.symlink_to", refuse)
+    run(tmp_path, settings(save_top_k=2))
+    assert capfd.readouterr().err.count("Operation not supported") == 1
+    assert steps(tmp_path) == [10, 12] and link(tmp_path, "best-checkpoint") is None
+
+
+def test_what_others_save_stays_within_the_limit(tmp_path):
+    """`save_steps` beside the best: transformers keeps those it saves, up to save_total_limit."""
+    options = {"save_strategy": "steps", "save_steps": 3}
+    run(tmp_path / "a", settings(save_top_k=1), **options)
+    assert steps(tmp_path / "a") == [3, 6, 9, 10, 12]
+    run(tmp_path / "b", settings(save_top_k=1), limit=2, **options)
+    assert steps(tmp_path / "b") == [10, 12]
+    run(tmp_path / "c", settings(save_top_k=1), extra=[SavesAt(2, 7)])
+    assert steps(tmp_path / "c") == [2, 7, 10, 12]
+
+
+def test_a_save_at_the_epochs_last_step_holds_the_epochs_evaluation(tmp_path):
+    trainer = run(tmp_path, settings(), eval_strategy="epoch", save_strategy="steps", save_steps=6)
+    assert steps(tmp_path) == [6, 12]
+    stored = json.loads((tmp_path / "out" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert [line["eval_loss"] for line in stored["log_history"] if "eval_loss" in line] == [4.0]
+    assert stored["stateful_callbacks"]["kept checkpoints"]["monitors"]["eval_loss"]["best"] == [[4.0, 6]]
+    assert trainer.state.global_step == 12
+
+
+def test_without_the_section_transformers_saves_are_limited(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    run(tmp_path / "a", None, **options)
+    assert steps(tmp_path / "a") == [2, 4, 6, 8, 10, 12]
+    run(tmp_path / "b", None, limit=2, **options)
+    assert steps(tmp_path / "b") == [10, 12]
+    run(tmp_path / "c", None, num_train_epochs=1)
+    assert steps(tmp_path / "c") == []
+
+
+def test_an_early_stop_is_saved(tmp_path):
+    class Stops(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step >= 6
+
+    run(tmp_path / "a", settings(save_top_k=0), extra=[Stops()], eval_strategy="epoch")
+    assert steps(tmp_path / "a") == [6]
+    run(tmp_path / "b", settings(save_top_k=0), extra=[Stops()], eval_steps=7)
+    assert steps(tmp_path / "b") == [7]
+    run(tmp_path / "c", settings(save_top_k=0, save_last=False), extra=[Stops()], eval_strategy="epoch")
+    assert steps(tmp_path / "c") == []
+
+
+def test_epochs_are_counted_whole(tmp_path):
+    """A training that ends within an epoch has not reached that epoch's end."""
+    run(tmp_path, settings(monitor=None, every_n_epochs=2, save_last=False), num_train_epochs=5, max_steps=10)
+    assert steps(tmp_path) == []
+    run(tmp_path, settings(monitor=None, every_n_epochs=1, save_last=False), num_train_epochs=5, max_steps=10)
+    assert steps(tmp_path) == [6]
+
+
+CHOICES = [
+    (settings(save_top_k=2), None, {}),
+    (settings(save_top_k=1, every_n_epochs=1, save_last=False), None, {"save_strategy": "steps", "save_steps": 5}),
+    (settings(monitor=["val_loss", "val_score"], mode=["min", "max"], save_top_k=3), 3, {}),
+    (settings(save_top_k=-1), 2, {"save_strategy": "steps", "save_steps": 5}),
+    (settings(save_top_k=1), None, {"restore_callback_states_from_checkpoint": True}),
+]
+
+
+@pytest.mark.parametrize(("chosen", "limit", "options"), CHOICES)
+@pytest.mark.parametrize("kill", [5, 6])
+def test_resumed_keeps_what_the_uninterrupted_run_keeps(tmp_path, chosen, limit, options, kill):
+    run(tmp_path / "whole", chosen, limit, **options)
+
+    class Dies(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == kill + 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", chosen, limit, extra=[Dies()], **options)
+    there = steps(tmp_path / "parts")
+    run(tmp_path / "parts", chosen, limit, checkpoint=f"checkpoint-{there[-1]}", **options)
+    assert steps(tmp_path / "parts") == steps(tmp_path / "whole")
+    assert listing(tmp_path / "parts") == listing(tmp_path / "whole")
+
+
+def test_a_monitor_that_the_checkpoint_does_not_know(tmp_path, capfd):
+    run(tmp_path, settings(save_top_k=2), max_steps=5)
+    run(tmp_path, settings(monitor="val_score", mode="max", save_top_k=1), checkpoint="checkpoint-5")
+    assert "checkpointing: val_score (max) counts from step 5 on" in capfd.readouterr().err
+    assert listing(tmp_path)["monitors"]["eval_score"]["best"][0]["step"] == 12
+
+
+def test_missing_metrics(tmp_path, capfd):
+    with pytest.raises(ValueError, match="`checkpointing.monitor: val_acuracy` is not logged; .*eval_score"):
+        run(tmp_path / "a", settings(monitor=["loss", "val_acuracy"]))
+    run(tmp_path / "b", settings(save_top_k=1), eval_strategy="no")
+    assert "no best checkpoint: val/loss was not evaluated" in capfd.readouterr().err
+
+
+def test_evaluation_sets_apart(tmp_path):
+    """Each set is reported on its own, the monitors belong to different ones; training's values work too."""
+    chosen = settings(
+        monitor=["val/left/loss", "val/right/score", "train/loss"], mode=["min", "max", "min"], save_top_k=1
+    )
+    trainer = make_trainer(tmp_path / "out", max_steps=5, eval_strategy="steps", eval_steps=1, logging_steps=1)
+    trainer.eval_dataset = {"left": trainer.eval_dataset, "right": trainer.eval_dataset}
+
+    def evaluation_loop(*arguments, metric_key_prefix, **keywords):
+        step = trainer.state.global_step
+        found = {"loss": LOSSES[step]} if "left" in metric_key_prefix else {"score": SCORES[step]}
+        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_{name}": each for name, each in found.items()}, 7)
+
+    trainer.evaluation_loop = evaluation_loop
+    trainer.add_callback(KeepCheckpoints(chosen, tmp_path / "out"))
+    trainer.train()
+    losses = {line["step"]: line["loss"] for line in trainer.state.log_history if "loss" in line}
+    best = {name: entry["best"][0]["step"] for name, entry in listing(tmp_path)["monitors"].items()}
+    assert best == {"eval_left_loss": 5, "eval_right_score": 4, "loss": min(losses, key=losses.get)}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"monitor": ["a", "b"], "mode": ["min"]}, "`checkpointing.mode` has 1 entries for 2 monitors"),
+        ({"monitor": ["a"], "mode": {"b": "min"}}, "must name the same; `a` is in one only"),
+        ({"mode": "low"}, "`checkpointing.mode: low` must be min or max"),
+        ({"monitor": None, "save_top_k": 2}, "`checkpointing.save_top_k: 2` needs `checkpointing.monitor`"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        KeepCheckpoints(settings(**given), tmp_path)
+
+
+def test_modes_keep_the_monitors_order():
+    assert list(monitor_modes(settings(monitor=["b", "a"], mode={"a": "min", "b": "max"})).items()) == [
+        ("b", "max"),
+        ("a", "min"),
+    ]
+
+
+# ---- rotation ----
+
+
+def made(folder, numbers):
+    for age, number in enumerate(numbers):
+        path = folder / f"checkpoint-{number}"
+        path.mkdir()
+        (path / "model.safetensors").write_text("x")
+        os.utime(path, (1e9 + age, 1e9 + age))
+
+
+@pytest.mark.parametrize(
+    ("limit", "protected", "gone"),
+    [
+        (None, set(), []),
+        (0, set(), []),
+        (9, set(), []),
+        (2, set(), [5, 20]),
+        (1, set(), [5, 20, 100]),
+        (1, {"checkpoint-5"}, [20, 100]),
+        (2, {"checkpoint-5", "checkpoint-20", "checkpoint-100"}, []),
+        (3, {"checkpoint-5"}, [20]),
+    ],
+)
+def test_the_oldest_go_by_number(tmp_path, limit, protected, gone):
+    """Neither by the time of change (100 was touched first here) nor by the name's spelling."""
+    made(tmp_path, [100, 1000, 5, 20])
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-7").write_text("a file")
+    names = [f"checkpoint-{number}" for number in gone]
+    assert rotate(tmp_path, limit=limit, protected=protected) == names
+    left = [f"checkpoint-{number}" for number in (5, 20, 100, 1000) if number not in gone]
+    assert checkpoint_names(tmp_path) == left
+    assert sorted(os.listdir(tmp_path)) == sorted([*left, "checkpoint-best", "checkpoint-7"])
+
+
+def test_rotation_keeps_to_the_limit_whatever_the_numbers(tmp_path):
+    generator = random.Random(1)
+    for trial in range(30):
+        folder = tmp_path / str(trial)
+        folder.mkdir()
+        numbers = generator.sample(range(1, 2000), 6)
+        made(folder, numbers)
+        protected = set(generator.sample(numbers, 2))
+        limit = generator.randrange(1, 7)
+        rotate(folder, limit=limit, protected={f"checkpoint-{number}" for number in protected})
+        kept = protected | {max(numbers)}
+        kept |= set(sorted(set(numbers) - kept)[len(numbers) - max(limit, len(kept)) :])
+        assert [f"checkpoint-{number}" for number in sorted(kept)] == checkpoint_names(folder)
+
+
+def test_killed_while_deleting(tmp_path, monkeypatch):
+    """What a reader finds under a checkpoint's name is whole; the next run finishes the deletion."""
+    made(tmp_path, [1, 2, 3])
+
+    def killed(path, ignore_errors=False):
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keep.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rotate(tmp_path, limit=1, protected=set())
+    assert checkpoint_names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
+    assert sorted(os.listdir(tmp_path)) == [".deleting-checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    made(tmp_path, [1])  # the resumed run saves it anew
+    assert rotate(tmp_path, limit=1, protected=set()) == ["checkpoint-1", "checkpoint-2"]
+    assert os.listdir(tmp_path) == ["checkpoint-3"]
+
+
+def test_a_fresh_start_sweeps(tmp_path):
+    (tmp_path / "out" / ".deleting-checkpoint-1").mkdir(parents=True)
+    run(tmp_path, settings(save_top_k=0), max_steps=1)
+    assert sorted(name for name in os.listdir(tmp_path / "out") if "checkpoint-1" in name) == ["checkpoint-1"]

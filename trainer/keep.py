@@ -1,0 +1,372 @@
+"""Which checkpoints a run saves, which it keeps, and how the others are deleted."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from .metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
+from .run_folder import write_files
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+STATE_KEY = "kept checkpoints"
+DELETING = ".deleting-"  # a checkpoint on its way out; never a name that is looked for
+
+
+class Settings(Protocol):
+    """The section `checkpointing`."""
+
+    monitor: str | Sequence[str] | None
+    mode: str | Sequence[str] | Mapping[str, str]  # min or max: for all, in the monitors' order, or by monitor
+    save_top_k: int  # best checkpoints kept for each monitor; -1: all, 0: none
+    save_last: bool
+    every_n_epochs: int | None  # 0 or None: no periodic saves
+
+
+@dataclass
+class _Nothing:
+    """A training file without the section."""
+
+    monitor: None = None
+    mode: str = "min"
+    save_top_k: int = -1
+    save_last: bool = False
+    every_n_epochs: None = None
+
+
+Best = list[tuple[float, int]]  # (value, step), the best first
+
+
+class KeepCheckpoints(TrainerCallback):
+    """Asks for checkpoints after evaluations and epochs, and deletes those that are no longer wanted.
+
+    Saved are: after an evaluation, one whose value is among the best k of a monitor (k = -1: every one); the end of
+    each n-th epoch; with `save_last` the end of the training; and whatever others ask for (`save_steps`, a signal).
+
+    Kept are: the best k of each monitor, the newest, and what others asked for; with k = -1 all. One that is neither
+    best nor newest any more is deleted, so that periodic saves do not pile up behind `save_top_k: 2`. Of all that is
+    left, the oldest go when there are more than `save_total_limit`; never the newest, never one of the best k (k = -1:
+    the best), nor transformers' `best_model_checkpoint`. A value that is not finite is never best; of equal values the
+    earlier stays. Checkpoints of another origin in the folder count for `save_total_limit` alone.
+
+    `OUT/checkpoints.json` lists them; beside the checkpoints lie the links `best-checkpoint` (of the first monitor),
+    `best-<metric>` for each, and with `save_last` `last-checkpoint`.
+
+    What it knows is stored in each checkpoint's `trainer_state.json` (why not by `ExportableState`: see EarlyStopping).
+    Must come after EarlyStopping and the callbacks that ask for evaluations at an epoch's end.
+
+    Args:
+        settings: None: nothing is saved by itself, and `save_total_limit` alone says what is deleted.
+        checkpoint_dir: Holds the `checkpoint-N`.
+
+    Raises:
+        ValueError: `mode` does not fit `monitor`, `save_top_k` has no monitor; a metric is not there when training
+            goes on.
+    """
+
+    def __init__(self, settings: Settings | None, checkpoint_dir: Path, save_total_limit: int | None = None):
+        self.settings, self.folder, self.limit = settings or _Nothing(), Path(checkpoint_dir), save_total_limit
+        self.modes = monitor_modes(self.settings)
+        if self.settings.save_top_k > 0 and not self.modes:
+            raise ValueError(
+                f"`checkpointing.save_top_k: {self.settings.save_top_k}` needs `checkpointing.monitor` to say what is "
+                "best; to keep the newest few, set save_total_limit"
+            )
+        self.latest, self.training, self.can_link, self.output_dir = LatestMetrics(), False, True, self.folder
+        self._forget()
+
+    def _forget(self) -> None:
+        self.best: dict[str, Best] = {name: [] for name in self.modes}
+        self.metrics: dict[str, str] = {}  # monitor -> the logged key that it means
+        self.checked = dict.fromkeys(self.modes, 0)  # step of the last value
+        self.saved: list[int] = []  # steps of the checkpoints that exist, oldest first
+        self.others: list[int] = []  # those of them that others asked for
+        self.missing: set[str] = set()
+        self.ours_at = self.others_at = self.held_at = -1  # the step at which a save was asked for, or put off
+
+    # ---- what is saved ----
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._forget()
+        self.training, self.output_dir = True, Path(args.output_dir)
+        self.latest.begin(state.log_history)
+        self._restore(state.stateful_callbacks.get(STATE_KEY), state)
+        if state.is_world_process_zero:
+            sweep(self.folder)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for monitor in sorted(self.missing):  # every evaluation set has had its turn by now
+            metric_or_error(monitor, self.latest.values, "checkpointing.monitor")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.latest.add(logs or {})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A save at an epoch's last step waits for the epoch's end: the checkpoint shall hold its evaluation, which a
+        resumed run does not repeat."""
+        if not control.should_save:
+            return
+        self._note_others(state, control)
+        if _whole(state.epoch):
+            control.should_save, self.held_at = False, state.global_step
+        self._store(state)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._note_others(state, control)
+        cut_short = control.should_training_stop and not _whole(state.epoch)
+        period, epochs = self.settings.every_n_epochs, math.ceil(state.epoch - 1e-6)
+        periodic = bool(period) and epochs % period == 0 and not cut_short
+        last = self.settings.save_last and control.should_training_stop
+        if periodic or last:
+            self.ours_at = state.global_step
+        is_saved = self.saved[-1:] == [state.global_step] and not control.should_evaluate
+        if (periodic or last or self.held_at == state.global_step) and not is_saved:
+            control.should_save = True
+        self._store(state)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        """Called once for each evaluation set, with that set's metrics alone."""
+        if not self.training:
+            return
+        self._note_others(state, control)
+        self.latest.add(metrics)
+        for monitor in self.modes:
+            name = find_metric(monitor, self.latest.values)
+            if name is None:
+                self.missing |= set() if self.latest.may_still_come(monitor) else {monitor}
+            elif name in metrics or not is_evaluation(name):
+                self.missing.discard(monitor)
+                if self._enters(monitor, name, state.global_step):
+                    control.should_save, self.ours_at = True, state.global_step
+        if self.settings.save_last and control.should_training_stop:  # an early stop: no epoch's end comes any more
+            control.should_save, self.ours_at = True, state.global_step
+        self._store(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.training = False
+        unseen = [name for name in self.modes if name not in self.metrics and self.settings.save_top_k]
+        if unseen and state.is_world_process_zero:
+            tqdm.write(
+                f"no best checkpoint: {', '.join(unseen)} was not evaluated with a finite value", file=sys.stderr
+            )
+
+    def _enters(self, monitor: str, name: str, step: int) -> bool:
+        """Whether the newest value is among the best k now. A step counts once, the untrained model never."""
+        value, size = self.latest.values[name], self.settings.save_top_k
+        if self.checked[monitor] == step or not math.isfinite(value):
+            return False
+        self.checked[monitor], self.metrics[monitor] = step, name
+        sign = 1 if self.modes[monitor] == "min" else -1
+        ranked = sorted([*self.best[monitor], (value, step)], key=lambda entry: (sign * entry[0], entry[1]))
+        self.best[monitor] = ranked if size < 0 else ranked[:size]
+        return (value, step) in self.best[monitor]
+
+    def _note_others(self, state: Any, control: Any) -> None:
+        if control.should_save and self.ours_at != state.global_step:
+            self.others_at = state.global_step
+
+    # ---- what is kept ----
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.after_save(state)
+
+    def after_save(self, state: Any) -> None:
+        """Lists and links the checkpoint that has just been written, and deletes those it makes superfluous."""
+        step = state.global_step
+        self._count_saved(step)
+        if state.is_world_process_zero:
+            gone = self._tidy(step, os.path.basename(state.best_model_checkpoint or ""))
+            steps = {_step(name) for name in gone}
+            self.saved = [each for each in self.saved if each not in steps]
+            self.others = [each for each in self.others if each not in steps]
+        self._store(state)
+
+    def _count_saved(self, step: int) -> None:
+        self.saved = sorted({*self.saved, step})
+        if self.others_at == step or self.ours_at != step:
+            self.others = sorted({*self.others, step})
+
+    def protected(self, newest: int) -> set[str]:
+        """Names of the checkpoints that no limit may delete: the newest and the best."""
+        size = self.settings.save_top_k
+        best = {step for entries in self.best.values() for _, step in entries[: 1 if size < 0 else size]}
+        return {f"checkpoint-{step}" for step in best | {newest}}
+
+    def obsolete(self, newest: int) -> list[str]:
+        """Names of the checkpoints that this callback had saved and has no more use for, oldest first."""
+        if self.settings.save_top_k < 0:
+            return []
+        kept = self.protected(newest) | {f"checkpoint-{step}" for step in self.others}
+        return [name for step in self.saved if (name := f"checkpoint-{step}") not in kept]
+
+    def _tidy(self, step: int, also: str) -> list[str]:
+        """The list and the links first: a process killed before the deletions leaves nothing that points nowhere."""
+        unwanted = [name for name in self.obsolete(step) if name != also]
+        doomed = overdue(self.folder, self.limit, self.protected(step) | {also}, set(unwanted))
+        gone = [*unwanted, *doomed]
+        write_files(self.output_dir, {"checkpoints.json": self.listing(step, gone)})
+        self._link_all(step, gone)
+        return delete(self.folder, gone)
+
+    def listing(self, newest: int, gone: Collection[str] = ()) -> dict[str, Any]:
+        """What `checkpoints.json` says, without the checkpoints that are `gone`."""
+        monitors = {}
+        for monitor, entries in self.best.items():
+            there = [(value, step) for value, step in entries if self._exists(step, gone)]
+            monitors[self.metrics.get(monitor, monitor)] = {
+                "mode": self.modes[monitor],
+                "best": [{"checkpoint": f"checkpoint-{step}", "step": step, "value": value} for value, step in there],
+            }
+        folder = os.path.relpath(self.folder, self.output_dir)
+        return {"folder": folder, "monitors": monitors, "last": {"checkpoint": f"checkpoint-{newest}", "step": newest}}
+
+    def _exists(self, step: int, gone: Collection[str] = ()) -> bool:
+        return f"checkpoint-{step}" not in gone and (self.folder / f"checkpoint-{step}").is_dir()
+
+    def _link_all(self, newest: int, gone: Collection[str]) -> None:
+        first = next(iter(self.modes), None)
+        for monitor, entries in self.best.items():
+            step = next((step for _, step in entries if self._exists(step, gone)), None)
+            if step is not None:
+                self._link("best-" + re.sub(r"[^\w.-]", "_", self.metrics[monitor]), step)
+                if monitor == first:
+                    self._link("best-checkpoint", step)
+        if self.settings.save_last:
+            self._link("last-checkpoint", newest)
+
+    def _link(self, name: str, step: int) -> None:
+        """A relative link, replaced in one rename; where the file system has none, one line says so."""
+        if not self.can_link:
+            return
+        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
+        try:
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(f"checkpoint-{step}", target_is_directory=True)
+            os.replace(temporary, self.folder / name)
+        except (OSError, NotImplementedError) as error:
+            self.can_link = False
+            temporary.unlink(missing_ok=True)
+            line = f"no link {name} in {self.folder} ({error}); checkpoints.json says which checkpoint is which"
+            tqdm.write(line, file=sys.stderr)
+
+    # ---- state ----
+
+    def _store(self, state: Any) -> None:
+        monitors = {
+            normal_form(name): {"mode": mode, "best": self.best[name], "checked": self.checked[name]}
+            | {"metric": self.metrics.get(name)}
+            for name, mode in self.modes.items()
+        }
+        steps = {"saved": self.saved, "others": self.others, "ours_at": self.ours_at, "others_at": self.others_at}
+        state.stateful_callbacks[STATE_KEY] = {"monitors": monitors, **steps}
+
+    def _restore(self, stored: Mapping[str, Any] | None, state: Any) -> None:
+        if stored:
+            self.saved, self.others = list(stored["saved"]), list(stored["others"])
+            self.ours_at, self.others_at = stored["ours_at"], stored["others_at"]
+            self._count_saved(state.global_step)  # a checkpoint's own file was written before it was there
+        size = self.settings.save_top_k
+        for name, mode in self.modes.items():
+            entry = stored["monitors"].get(normal_form(name)) if stored else None
+            if entry and entry["mode"] == mode:
+                self.best[name] = [(value, step) for value, step in entry["best"]][: None if size < 0 else size]
+                self.checked[name] = entry["checked"]
+                self.metrics |= {name: entry["metric"]} if entry["metric"] else {}
+            elif state.global_step and state.is_world_process_zero:
+                line = f"checkpointing: {name} ({mode}) counts from step {state.global_step} on"
+                tqdm.write(f"{line}: the checkpoint has no values of it", file=sys.stderr)
+        self._store(state)
+
+
+def monitor_modes(settings: Settings) -> dict[str, str]:
+    """Each monitor with its mode.
+
+    Raises:
+        ValueError: `mode` names no monitor or too few of them, or is neither min nor max.
+    """
+    monitors = [settings.monitor] if isinstance(settings.monitor, str) else list(settings.monitor or [])
+    mode = settings.mode
+    if isinstance(mode, Mapping):
+        different = sorted(set(mode) ^ set(monitors))
+        if different:
+            raise ValueError(
+                f"`checkpointing.mode` and `checkpointing.monitor` must name the same; `{different[0]}` is in one only"
+            )
+        modes = dict(mode)
+    elif isinstance(mode, str):
+        modes = dict.fromkeys(monitors, mode)
+    else:
+        if len(mode) != len(monitors):
+            raise ValueError(f"`checkpointing.mode` has {len(mode)} entries for {len(monitors)} monitors")
+        modes = dict(zip(monitors, mode, strict=True))
+    wrong = next((each for each in modes.values() if each not in ("min", "max")), None)
+    if wrong is not None:
+        raise ValueError(f"`checkpointing.mode: {wrong}` must be min or max")
+    return {name: modes[name] for name in monitors}
+
+
+# ---- deleting ----
+
+
+def rotate(folder: Path, *, limit: int | None, protected: Collection[str]) -> list[str]:
+    """Deletes the oldest checkpoints, by step number, until `limit` are left; returns their names.
+
+    Never the newest nor a protected one, even if more than `limit` stay. None or 0: nothing is deleted.
+    """
+    sweep(folder)
+    return delete(folder, overdue(folder, limit, protected))
+
+
+def overdue(folder: Path, limit: int | None, protected: Collection[str], without: Collection[str] = ()) -> list[str]:
+    """The checkpoints that are too many for `limit`, oldest first; those in `without` are taken as deleted."""
+    names = [name for name in checkpoint_names(folder) if name not in without]
+    excess = len(names) - limit if limit else 0
+    candidates = [name for name in names[:-1] if name not in protected]
+    return candidates[: max(excess, 0)]
+
+
+def checkpoint_names(folder: Path) -> list[str]:
+    """The `checkpoint-N` folders, oldest first by N: a copied or touched folder is no newer for it."""
+    if not folder.is_dir():
+        return []
+    names = [path.name for path in folder.iterdir() if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(names, key=_step)
+
+
+def delete(folder: Path, names: Sequence[str]) -> list[str]:
+    """Each is renamed first: whoever looks sees a whole checkpoint or none, also if this process is killed midway."""
+    gone = []
+    for name in names:
+        hidden = folder / f"{DELETING}{name}"
+        shutil.rmtree(hidden, ignore_errors=True)  # left by a killed process
+        with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+            os.rename(folder / name, hidden)
+        gone.append(name)
+        shutil.rmtree(hidden, ignore_errors=True)
+    return gone
+
+
+def sweep(folder: Path) -> None:
+    """Finishes deletions in which a process was killed."""
+    if folder.is_dir():
+        for path in folder.glob(f"{DELETING}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _step(name: str) -> int:
+    return int(name.rpartition("-")[2])
+
+
+def _whole(epoch: float) -> bool:
+    return abs(epoch - round(epoch)) < 1e-6

@@ -1,0 +1,97 @@
+"""Which logged value a written name means: `val/loss`, `val_loss` and `eval_loss` are one metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+EVALUATION, TRAINING = ("val", "valid", "eval"), ("train",)
+
+
+def find_metric(name: str, metrics: Mapping[str, Any]) -> str | None:
+    """The key of `metrics` that `name` means, or None.
+
+    `/` and `_` are the same. `val/x`, `valid/x` and `eval/x` are the evaluation's `eval_x`, `train/x` is the training
+    log's `x`. A bare `x` is `eval_x` where there is one, else `x`; where several evaluation sets have an `x` of their
+    own (`eval_left_x`, `eval_right_x`) a bare name means none of them: it must name one.
+    """
+    known = {_word(each): each for each in metrics}
+    word = _word(name)
+    ambiguous = any(is_evaluation(each) and each.endswith(f"_{word}") for each in known)
+    if _split(word)[0] is None and f"eval_{word}" not in known and ambiguous:
+        return None
+    return next((known[each] for each in _readings(word) if each in known), None)
+
+
+def metric_or_error(name: str, metrics: Mapping[str, Any], asked_by: str) -> str:
+    """`find_metric`, or an error that names what there is.
+
+    Args:
+        asked_by: The setting that holds the name, for the message: `early_stopping.monitor`.
+
+    Raises:
+        ValueError: `name` means none of the metrics.
+    """
+    import difflib
+
+    if (found := find_metric(name, metrics)) is not None:
+        return found
+    logged = [each for each in metrics if each not in ("epoch", "step")]
+    words = {_word(each): each for each in logged}
+    close = difflib.get_close_matches(normal_form(name), words, n=1, cutoff=0.5)
+    remedy = f"did you mean `{words[close[0]]}`? " if close else ""
+    raise ValueError(f"`{asked_by}: {name}` is not logged; {remedy}logged: {', '.join(sorted(logged)) or 'nothing'}")
+
+
+def normal_form(name: str) -> str:
+    """One spelling for all that surely mean the same: `val/loss` -> `eval_loss`; a bare name stays bare."""
+    word = _word(name)
+    kind, rest = _split(word)
+    return word if kind is None else f"{kind}_{rest}"
+
+
+def is_evaluation(key: str) -> bool:
+    """Whether a logged key is an evaluation's."""
+    return key.startswith("eval_")
+
+
+class LatestMetrics:
+    """The newest value of every logged name, training's and evaluation's."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def begin(self, log_history: Sequence[Mapping[str, Any]]) -> None:
+        """Starts from what a resumed run had logged before its checkpoint."""
+        self.values = {}
+        for record in log_history:
+            self.add(record)
+
+    def add(self, logs: Mapping[str, Any]) -> None:
+        self.values |= {name: float(value) for name, value in logs.items() if isinstance(value, (int, float))}
+
+    def may_still_come(self, name: str) -> bool:
+        """Whether nothing of the kind that `name` asks for has been logged yet: no evaluation, no training step."""
+        kind = _split(_word(name))[0]
+        evaluated = any(map(is_evaluation, self.values))
+        return (kind != "train" and not evaluated) or (kind != "eval" and "loss" not in self.values)
+
+
+def _word(name: str) -> str:
+    return name.replace("/", "_")
+
+
+def _split(word: str) -> tuple[str | None, str]:
+    """`val_loss` -> (`eval`, `loss`); a bare word -> (None, itself)."""
+    prefix, _, rest = word.partition("_")
+    kind = "eval" if prefix in EVALUATION else "train" if prefix in TRAINING else None
+    return (kind, rest) if kind and rest else (None, word)
+
+
+def _readings(word: str) -> tuple[str, ...]:
+    """What a word may mean, the likeliest first. The last of each covers an evaluation set that is called `val`, and a
+    training metric whose own name begins with `train_`."""
+    kind, rest = _split(word)
+    if kind == "eval":
+        return f"eval_{rest}", f"eval_{word}"
+    return (rest, word) if kind == "train" else (f"eval_{word}", word)

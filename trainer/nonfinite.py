@@ -1,0 +1,351 @@
+"""Steps whose loss or gradient is not finite: never applied, told with their samples; too many in a row end the run.
+
+The decision comes from the gradient norm alone. A loss that is not finite makes its gradients so (`protect`), and under
+DDP the all-reduced gradients and with them the norm, so that all processes decide alike without talking about it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed
+
+from .run_folder import write_text
+
+FACTS = "skipped_steps.json"
+SHOWN_SAMPLES, SHOWN_BATCHES = 64, 4
+FUSED_WITH_FLAG = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+class Batch(NamedTuple):
+    """A micro-batch as it was used, held by reference: fetched from the device only if its step was bad."""
+
+    samples: torch.Tensor | None  # (batch,) int64
+    loss: torch.Tensor
+    terms: Mapping[str, torch.Tensor]
+
+
+class Update(NamedTuple):
+    """An optimizer step whose norm the host has not looked at yet."""
+
+    step: int
+    norm: torch.Tensor  # pinned host memory, on its way
+    arrived: Any  # the event after which `norm` is there
+    batches: list[Batch]
+
+
+class NonfiniteGuard:
+    """Keeps the weights finite.
+
+    In each micro-batch `begin`, then `protect` with its loss; `before_update` with the norm, before the update.
+
+    On CUDA with a fused torch optimizer nothing waits: the flag stays on the device, the optimizer's kernels read it,
+    and the host looks at its copy one step later. Every other optimizer steps when the host says so, which waits for
+    the norm. With a gradient scaler (float16) the scaler's own skipping of overflows stands, and only a step whose
+    loss was not finite counts here.
+
+    The learning rate schedule and the step number go on over a skipped step; optimizer state does not.
+
+    Args:
+        stop_after: Skipped steps in a row that end the run with `TrainingDiverged`.
+        run_folder: Where checkpoints lie, for the message.
+        show: Told one line for each skipped step, on the main process.
+    """
+
+    def __init__(
+        self, stop_after: int, run_folder: Path | str | None = None, show: Callable[[str], None] | None = None
+    ):
+        if stop_after < 1:
+            raise ValueError(f"stopping after {stop_after} non-finite steps in a row makes no sense; give at least 1")
+        self.stop_after, self.show = stop_after, show or _to_stderr
+        self.run_folder = None if run_folder is None else Path(run_folder)
+        self.in_a_row, self.skipped, self.skipped_since_log = 0, 0, 0
+        self.samples: torch.Tensor | None = None
+        self.batches: list[Batch] = []
+        self.sums: tuple[torch.Tensor, ...] = ()
+        self.before: list[torch.Tensor] = []
+        self.waiting: Update | None = None
+
+    # ---- in each micro-batch ----
+
+    def begin(self, samples: torch.Tensor | None, *sums: torch.Tensor) -> bool:
+        """A micro-batch begins; returns whether it is the first of its step.
+
+        Args:
+            samples: (batch,) int64, indices in the data set, for the message.
+            sums: Running sums that the step adds to in place; if it is skipped they are put back.
+        """
+        self.samples, first = samples, not self.batches
+        if first:
+            self.sums, self.before = sums, [each.clone() for each in sums]
+        return first
+
+    def protect(self, loss: torch.Tensor, terms: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """The same loss, bit for bit, if it is finite; otherwise NaN, as is each gradient that comes from it.
+
+        Args:
+            loss: Scalar.
+            terms: Named parts of the loss, scalars, for the message.
+        """
+        value = loss.detach()
+        detached = {name: each.detach() for name, each in (terms or {}).items()}
+        self.batches.append(Batch(self.samples, value, detached))
+        return loss * value.mul(0).add_(1)  # 0 * inf is NaN, so the factor is 1 or NaN
+
+    # ---- in each optimizer step ----
+
+    def before_update(self, step: int, optimizer: Any, norm: torch.Tensor | float) -> bool | torch.Tensor:
+        """Sees to it that an update that is not finite is not made.
+
+        Args:
+            step: Number of the step being made, from 1.
+            optimizer: Whose `step()` comes next, in accelerate's wrapper or bare.
+            norm: Norm of the gradients before clipping, a scalar; the same on all processes.
+
+        Returns:
+            Whether the update is skipped; where the host does not know yet, a bool tensor on the device.
+
+        Raises:
+            TrainingDiverged: this made the last of `stop_after` skipped steps in a row.
+        """
+        self.settle()
+        batches, self.batches = self.batches, []
+        inner = getattr(optimizer, "optimizer", optimizer)
+        scaled = getattr(optimizer, "scaler", None) is not None
+        if not scaled and self.should_not_wait(norm) and skips_by_flag(inner):
+            return self._skip_by_flag(step, inner, norm.detach(), batches)
+        self.release(optimizer)  # the host decides: no flag of an earlier step may
+        norm = float(norm)
+        if math.isfinite(norm):
+            self.in_a_row = 0
+            return False
+        found = self._everyone(batches)
+        if scaled and all(math.isfinite(batch["loss"]) for batch in found):
+            return False  # an overflow of float16, which the scaler skips and learns from
+        if not scaled:  # the scaler looks at the gradients itself
+            drop_update(optimizer)
+        for total, before in zip(self.sums, self.before, strict=True):
+            total.copy_(before)
+        self._count(step, norm, found)
+        return True
+
+    @staticmethod
+    def should_not_wait(norm: torch.Tensor | float) -> bool:
+        """Whether reading the norm would stop the host until the device is there."""
+        return isinstance(norm, torch.Tensor) and norm.device.type == "cuda"
+
+    def _skip_by_flag(self, step: int, inner: Any, norm: torch.Tensor, batches: list[Batch]) -> torch.Tensor:
+        """The optimizer's kernels read `found_inf`, as under a gradient scaler; the host reads the norm later."""
+        bad = torch.isfinite(norm).logical_not()
+        inner.found_inf = bad.float()
+        for total, before in zip(self.sums, self.before, strict=True):
+            total.copy_(torch.where(bad, before, total))
+        if norm.device.type == "cuda":
+            host = torch.empty((), dtype=norm.dtype, pin_memory=True)
+            host.copy_(norm, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        else:
+            host, arrived = norm.clone(), None
+        self.waiting = Update(step, host, arrived, batches)
+        return bad
+
+    def settle(self) -> None:
+        """Looks at the step that the host has not seen yet, if there is one; before logs, checkpoints and the end.
+
+        All processes call it alike, since they exchange sample ids when the step was bad. Its norm was computed a step
+        ago, so the device goes on working meanwhile.
+
+        Raises:
+            TrainingDiverged: see `before_update`.
+        """
+        update, self.waiting = self.waiting, None
+        if update is None:
+            return
+        if update.arrived is not None:
+            update.arrived.synchronize()
+        norm = float(update.norm)
+        if math.isfinite(norm):
+            self.in_a_row = 0
+        else:
+            self._count(update.step, norm, self._everyone(update.batches))
+
+    def release(self, optimizer: Any) -> None:
+        """The optimizer is used by others from here on."""
+        vars(getattr(optimizer, "optimizer", optimizer)).pop("found_inf", None)
+
+    # ---- what is told ----
+
+    def take(self, steps: int) -> tuple[float, dict[str, int]]:
+        """For a log line over `steps` optimizer steps: what to multiply its loss by, and `skipped_steps` if any were.
+
+        A skipped step's loss is not in the sum, which the Trainer divides by all steps: loss * steps / applied is the
+        mean over the applied ones. NaN if there was none.
+        """
+        self.settle()
+        skipped, self.skipped_since_log = self.skipped_since_log, 0
+        if not skipped:
+            return 1.0, {}
+        return (steps / (steps - skipped) if steps > skipped else math.nan), {"skipped_steps": skipped}
+
+    def _count(self, step: int, norm: float, found: list[dict[str, Any]]) -> None:
+        self.in_a_row += 1
+        self.skipped += 1
+        self.skipped_since_log += 1
+        main = not _distributed() or torch.distributed.get_rank() == 0
+        what = f"step {step} skipped: gradient norm {norm:.4g}, {describe(found)}"
+        if main:
+            self.show(f"{what}; {self.in_a_row} in a row, {self.skipped} in all")
+        if self.in_a_row >= self.stop_after:
+            raise TrainingDiverged(
+                f"{self.in_a_row} steps in a row were not finite, the last: {what}. None was applied, the weights are "
+                f"those of step {step - self.in_a_row}{self._newest_checkpoint()}; look at these samples, or lower the "
+                "learning rate"
+            )
+
+    def _newest_checkpoint(self) -> str:
+        found = self.run_folder.glob("checkpoint-*") if self.run_folder is not None else ()
+        numbered = [(int(each.name[11:]), each) for each in found if each.name[11:].isdigit()]
+        return f"; the last checkpoint is {max(numbered)[1]}" if numbered else ""
+
+    def _everyone(self, batches: Sequence[Batch]) -> list[dict[str, Any]]:
+        """The batches of all processes as plain values. Only called for a bad step, which all processes see alike."""
+        own = [
+            {
+                "loss": float(batch.loss.float().mean()),
+                "terms": {name: float(value.float().mean()) for name, value in batch.terms.items()},
+                "samples": [] if batch.samples is None else batch.samples.flatten().tolist(),
+            }
+            for batch in batches
+        ]
+        if not _distributed():
+            return own
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, own)
+        return [batch for each in gathered for batch in each]
+
+    # ---- across a resume ----
+
+    def save(self, folder: Path | str) -> None:
+        """skipped_steps.json, in a checkpoint of a run that skipped any; after all processes called `settle`."""
+        assert self.waiting is None, "the newest step is not counted yet"
+        if self.skipped:
+            facts = {"in_a_row": self.in_a_row, "skipped": self.skipped}
+            write_text(Path(folder) / FACTS, json.dumps(facts) + "\n")
+
+    def load(self, folder: Path | str) -> None:
+        """Counts on where the checkpoint stopped."""
+        path = Path(folder) / FACTS
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.in_a_row, self.skipped = facts.get("in_a_row", 0), facts.get("skipped", 0)
+
+
+def describe(batches: Sequence[Mapping[str, Any]]) -> str:
+    """`loss nan (error nan, size 0.31) on samples 12, 7`: the batches with a bad loss, or all if each is finite."""
+    bad = [batch for batch in batches if not math.isfinite(batch["loss"])]
+    words = []
+    for batch in (bad or batches)[:SHOWN_BATCHES]:
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in batch["terms"].items())
+        ids = batch["samples"]
+        samples = ", ".join(map(str, ids[:SHOWN_SAMPLES])) + (", …" if len(ids) > SHOWN_SAMPLES else "")
+        words.append(
+            f"loss {batch['loss']:.4g}" + (f" ({terms})" if terms else "") + (f" on samples {samples}" if ids else "")
+        )
+    more = len(bad or batches) - SHOWN_BATCHES
+    return "; ".join(words) + (f"; and {more} more batches" if more > 0 else "")
+
+
+def skips_by_flag(optimizer: Any) -> bool:
+    """Whether the optimizer's kernels leave weights and state alone where its `found_inf` says so.
+
+    Not SGD before its first momentum: it would keep uninitialized memory as momentum.
+    """
+    groups = optimizer.param_groups
+    if type(optimizer) not in FUSED_WITH_FLAG or not all(group.get("fused") for group in groups):
+        return False
+    if isinstance(optimizer, torch.optim.SGD) and any(group["momentum"] for group in groups):
+        trained = (each for group in groups for each in group["params"] if each.grad is not None)
+        return all(optimizer.state[each].get("momentum_buffer") is not None for each in trained)
+    return True
+
+
+def drop_update(optimizer: Any) -> None:
+    """Removes the gradients, and makes the next `step()` do nothing: some optimizers count steps without gradients."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+    own = vars(optimizer).get("step")  # a schedule puts one there
+
+    def skip(*arguments: Any, **options: Any) -> None:
+        if own is None:
+            del optimizer.step
+        else:
+            optimizer.step = own
+        optimizer._opt_called = True  # a schedule warns when it steps before its optimizer did
+
+    optimizer.step = skip
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# ---- which samples a batch holds ----
+
+
+class Fetched(NamedTuple):
+    """What a data set gave, and for which indices."""
+
+    indices: Any
+    samples: Any
+
+
+class IndexedSamples(torch.utils.data.Dataset):
+    """A map-style data set that remembers the indices it was asked for; every other attribute is the data set's."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Fetched:
+        return Fetched([index], self.dataset[index])
+
+    def __getitems__(self, indices: Sequence[Any]) -> Fetched:
+        whole = getattr(self.dataset, "__getitems__", None)
+        return Fetched(indices, whole(indices) if whole else [self.dataset[index] for index in indices])
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset" or name.startswith("__"):  # not there yet while it is being unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class IndexedCollate:
+    """`collate`, and `sample_index` (batch,) int64 in the batch; picklable for loader workers if `collate` is."""
+
+    KEY = "sample_index"
+
+    def __init__(self, collate: Callable[[Any], dict[str, Any]]):
+        self.collate = collate
+
+    def __call__(self, fetched: Any) -> dict[str, Any]:
+        if not isinstance(fetched, Fetched):  # of a stream, whose samples have no index
+            return self.collate(fetched)
+        batch = self.collate(fetched.samples)
+        return {**batch, self.KEY: torch.as_tensor(fetched.indices, dtype=torch.int64).flatten()}

@@ -1,0 +1,181 @@
+"""How fast a run goes, without making it slower: what a step costs is read where the run waits anyway, at a log line.
+
+Units: `_ms` milliseconds of one optimizer step, `_mb` mebibytes (2**20 bytes).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+# Dense bfloat16 (float16 for Volta and Turing) matrix products in TFLOP/s, from the makers' data sheets. The first name
+# that is part of the device's counts, so the special comes before the general.
+PEAK_TFLOPS = (
+    ("B200", 2250.0),
+    ("GH200", 989.0),
+    ("H200", 989.0),
+    ("H100 PCIe", 756.0),
+    ("H100 NVL", 835.0),
+    ("H100", 989.0),
+    ("H800", 989.0),
+    ("A100", 312.0),
+    ("A800", 312.0),
+    ("L40S", 362.0),
+    ("L40", 181.0),
+    ("L4", 121.0),
+    ("A40", 149.7),
+    ("A10G", 70.0),
+    ("A10", 125.0),
+    ("RTX 6000 Ada", 364.2),
+    ("RTX A6000", 154.8),
+    ("RTX 4090", 165.2),
+    ("RTX 3090", 71.0),
+    ("V100", 125.0),
+    ("T4", 65.0),
+)
+
+
+class StepMeter:
+    """Speed, waiting for data, memory and model FLOPs utilization (MFU) between two log lines.
+
+    Evaluation and saving do not count: `pause` and `resume` frame them.
+
+    Args:
+        device: Where the model trains; names the memory that is meant and the peak.
+        flops_per_sample: Floating-point operations for one sample, forward and backward. None: no MFU.
+        processes: Of how many processes the samples are counted.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        flops_per_sample: float | None = None,
+        processes: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.device, self.clock = device, clock
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        peak = peak_flops(name)
+        self.share_per_rate = flops_per_sample / (peak * processes) if flops_per_sample and peak else None
+        self.began: float | None = None
+        self.paused_at, self.pauses = 0.0, 0
+        self.waited_s = 0.0
+
+    def started_step(self) -> None:
+        """Before the first batch of a step is asked for. Time counts from the first of these on."""
+        if self.began is None:
+            self.began = self.clock()
+
+    def waited(self, seconds: float) -> None:
+        """The loop stood still for a batch."""
+        self.waited_s += seconds
+
+    def pause(self) -> None:
+        """What follows is not training. Pauses nest."""
+        if not self.pauses:
+            self.paused_at = self.clock()
+        self.pauses += 1
+
+    def resume(self) -> None:
+        """Training goes on, once every pause is over."""
+        assert self.pauses, "resumed without a pause"
+        self.pauses -= 1
+        if not self.pauses and self.began is not None:
+            self.began += self.clock() - max(self.paused_at, self.began)
+
+    def take(self, steps: int, samples: int) -> dict[str, float]:
+        """What the `steps` optimizer steps over `samples` samples (of all processes) since the last call took."""
+        now = self.clock()
+        if self.began is None or steps < 1 or now <= self.began:
+            return {}
+        began, waited, self.began, self.waited_s = self.began, self.waited_s, now, 0.0
+        rate = samples / (now - began)
+        taken = {
+            "samples_per_second": round(rate, 2),
+            "step_ms": round(1e3 * (now - began) / steps, 3),
+            "data_wait_ms": round(1e3 * waited / steps, 3),
+            "peak_memory_mb": round(peak_memory(self.device) / 2**20, 1),
+        }
+        if self.share_per_rate is not None:
+            taken["mfu"] = round(rate * self.share_per_rate, 4)
+        return taken
+
+
+def flops_per_sample(model: nn.Module) -> float | None:
+    """What the model says one sample costs, forward and backward: its attribute or method `flops_per_sample`."""
+    given = getattr(model, "flops_per_sample", None)
+    given = given() if callable(given) else given
+    return None if given is None else float(given)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """FLOP/s a GPU of this name reaches at most; None for one that is not in the table."""
+    return next((1e12 * tflops for name, tflops in PEAK_TFLOPS if name in device_name), None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a GPU, elsewhere the most that the process had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on every system
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class TimedSteps(TrainerCallback):
+    """`train_step_ms` of every single step: forward, backward and update, without the wait for data.
+
+    It waits for the device before and after each step, which a run that is not measured should not do.
+
+    Args:
+        log: Called with `{"train_step_ms": …}` at the end of each step.
+    """
+
+    def __init__(self, log: Callable[[dict[str, float]], None]):
+        self.log, self.began = log, 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        _wait_for(args.device)
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        _wait_for(args.device)
+        self.log({"train_step_ms": round(1e3 * (time.perf_counter() - self.began), 3)})
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class GradientNormLog:
+    """How often the gradient norm before clipping was above a threshold, counted on the device.
+
+    A norm that is not a number is not above it; an infinite one is.
+    """
+
+    def __init__(self, threshold: float):
+        self.threshold, self.steps = threshold, 0
+        self.over: torch.Tensor | int = 0
+
+    def add(self, norm: torch.Tensor | float) -> None:
+        """One step's norm, a scalar; nothing waits for it."""
+        over = norm > self.threshold
+        self.over = self.over + (over.detach().long() if isinstance(over, torch.Tensor) else int(over))
+        self.steps += 1
+
+    def take(self) -> dict[str, float]:
+        """`grad_clip_pct`: percent of the steps since the last call."""
+        if not self.steps:
+            return {}
+        share = 100 * float(self.over) / self.steps
+        self.over, self.steps = 0, 0
+        return {"grad_clip_pct": round(share, 2)}

@@ -1,0 +1,53 @@
+"""What a run asks of its Trainer beyond `TrainingArguments`, in plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .schedules import SchedulePlan
+
+
+@dataclass
+class Settings:
+    """Every field has the value that changes nothing.
+
+    Attributes:
+        optimizer_name, optimizer_options: See `optimizers.build_optimizer`; None takes `args.optim`.
+        param_groups, parts: See `optimizers.parameter_groups`.
+        schedule: The learning rate's course; None takes what `args` says.
+        ema: `decay`, `warmup`, `update_every` of the averaged weights; None keeps none.
+        early_stopping, min_epochs: See `early_stopping.EarlyStopping`.
+        checkpointing, checkpoint_dir: See `keep.KeepCheckpoints`; None: `args.output_dir`.
+        resume_lr, resume_weight_decay, validate_before_resume: Act when a run is resumed, and only then.
+        callbacks: As in YAML, see `named_callbacks.named_callbacks`.
+        csv_dir: Where metrics.csv goes; None writes none.
+    """
+
+    optimizer_name: str | None = None
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    param_groups: Sequence[Any] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
+    schedule: SchedulePlan | None = None
+    no_decay_verbose: bool = False
+    ema: Any = None
+    early_stopping: Any = None
+    min_epochs: float = 0.0
+    checkpointing: Any = None
+    checkpoint_dir: Path | None = None
+    check_val_every_n_epoch: int | None = None
+    limit_train_batches: int | float = 1.0
+    limit_val_batches: int | float = 1.0
+    shuffle: bool = True
+    eval_shuffle: bool = False
+    eval_num_workers: int | None = None
+    stop_after_nonfinite: int = 10
+    grad_clip_threshold: float = 1.0
+    benchmark_train_step: bool = False
+    resume_lr: float | None = None
+    resume_weight_decay: float | None = None
+    validate_before_resume: bool = False
+    callbacks: Sequence[Any] = ()
+    csv_dir: Path | None = None
