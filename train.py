@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from loader.cli import CRASHED, print_problems, refusing, run_config_or_exit
+from loader.cli import CONFIG_ERROR, CRASHED, print_problems, refusing, run_config_or_exit
 from loader.hyper import HyperArguments
 from loader.run_config import RunConfig, with_dims
 
@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> Any:
     from loader.resume import resume_target, skipped
     from loader.training_arguments import training_arguments
     from prepare import with_prepared_data
+    from trainer.metric_names import UnknownMetric
     from trainer.nonfinite import TrainingDiverged
 
     args = refusing(training_arguments, run)
@@ -55,9 +56,9 @@ def main(arguments: list[str] | None = None) -> Any:
     else:
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except TrainingDiverged as error:
+        except (TrainingDiverged, UnknownMetric) as error:
             print_problems([str(error)])
-            raise SystemExit(CRASHED) from error
+            raise SystemExit(CRASHED if isinstance(error, TrainingDiverged) else CONFIG_ERROR) from error
     trainer.save_model()
     if trainer.is_world_process_zero():
         print(f"final model in {run.output_dir}", flush=True)
@@ -81,7 +82,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any) -> Any:
     if run.logging is not None:
         from trainer.loggers import logger_environment
 
-        os.environ.update(logger_environment(run.logging, run.output_dir))
+        os.environ.update(logger_environment(run.logging, run.output_dir, args.report_to))
     sets = bundle.eval_datasets
     try:
         return Trainer(
@@ -125,10 +126,10 @@ def fit_to_data(run: RunConfig, args: Any, bundle: Any) -> None:
 
 def trainer_settings(run: RunConfig, adapted: Any) -> Any:
     """The RunConfig in the Trainer's words."""
+    from loader.checks import takes_epochs, warmup
+    from trainer.loggers import log_folder
     from trainer.schedules import SchedulePlan
     from trainer.settings import Settings
-
-    from loader.checks import takes_epochs, warmup
 
     process, logging = run.process, run.logging
     plan = SchedulePlan(
@@ -143,7 +144,7 @@ def trainer_settings(run: RunConfig, adapted: Any) -> Any:
         decay_steps=run.hyper.lr_decay_iters,
         learning_rate=run.hyper.learning_rate,
     )
-    csv_dir = Path(logging.save_dir or run.output_dir) if logging and logging.logger_type == "CSVLogger" else None
+    wants_csv = logging is not None and logging.logger_type == "CSVLogger"
     return Settings(
         optimizer_name=run.hyper.optim,
         optimizer_options=run.optimizer,
@@ -169,7 +170,7 @@ def trainer_settings(run: RunConfig, adapted: Any) -> Any:
         resume_weight_decay=process.resume_weight_decay,
         validate_before_resume=process.validate_before_resume,
         callbacks=run.callbacks,
-        csv_dir=csv_dir,
+        csv_dir=log_folder(logging, run.output_dir) if wants_csv else None,
     )
 
 
@@ -181,7 +182,7 @@ def averaging(run: RunConfig) -> Any:
 
 
 def settle_batch_size(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
-    """`tune_batch_size`: the largest batch that fits; a resumed run keeps the size that its checkpoint was trained with."""
+    """`tune_batch_size`: the largest batch that fits; a resumed run keeps the size of its checkpoint."""
     if not run.process.tune_batch_size:
         return
     from trainer.batch_size import tune_batch_size

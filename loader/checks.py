@@ -123,27 +123,37 @@ def _rules(run: RunConfig, problems: Problems) -> None:
             f"`early_stopping`{run.place('early_stopping')} follows {stopping.monitor}, and there is no evaluation; "
             "hold data out, and set do_eval"
         )
-    if stopping is not None and stopping.monitor in TRAINING_METRICS and not stopping.check_on_train_epoch_end:
-        if blind:
-            problems.add(
-                f"`early_stopping.monitor: {stopping.monitor}`{run.place('early_stopping.monitor')} is checked after each "
-                "evaluation, and there is none; set check_on_train_epoch_end: true"
-            )
+    follows_training = stopping is not None and stopping.monitor in TRAINING_METRICS
+    if follows_training and not stopping.check_on_train_epoch_end and blind:
+        problems.add(
+            f"`early_stopping.monitor: {stopping.monitor}`{run.place('early_stopping.monitor')} is checked after "
+            "each evaluation, and there is none; set check_on_train_epoch_end: true"
+        )
     if checkpointing is not None and checkpointing.monitors and blind:
         problems.add(
             f"`checkpointing.monitor`{run.place('checkpointing.monitor')} needs evaluation; hold data out, set do_eval"
+        )
+    if checkpointing is not None and run.hyper.save_strategy == "best":
+        problems.add(
+            f"`save_strategy: best`{run.place('save_strategy')} and `checkpointing`{run.place('checkpointing')} both say "
+            "which checkpoints are best; keep one"
+        )
+    if checkpointing is not None and checkpointing.dirpath and run.logging is not None and run.logging.log_model:
+        problems.add(
+            f"`logging.log_model`{run.place('logging.log_model')} looks for checkpoints in output_dir, not in "
+            f"`checkpointing.dirpath`{run.place('checkpointing.dirpath')}; leave one out"
         )
     if run.ema is not None and not run.process.using_ema:
         problems.add(f"`ema`{run.place('ema')} would do nothing while `using_ema` is false")
     horizonless = run.hyper.lr_scheduler_type in WITHOUT_HORIZON
     for name in ("lr_decay_iters", "min_lr"):
         floor_of_plateau = name == "min_lr" and run.hyper.lr_scheduler_type in PLATEAUS
-        if getattr(run.hyper, name) is not None and horizonless and not floor_of_plateau:
-            if run.rank(name) >= run.rank("lr_scheduler_type"):
-                problems.add(
-                    f"`{name}`{run.place(name)} would do nothing: lr_scheduler_type {run.hyper.lr_scheduler_type} does "
-                    "not fall towards an end"
-                )
+        chosen_over_it = run.rank("lr_scheduler_type") > run.rank(name)  # a file's value, another layer's schedule
+        if getattr(run.hyper, name) is not None and horizonless and not floor_of_plateau and not chosen_over_it:
+            problems.add(
+                f"`{name}`{run.place(name)} would do nothing: lr_scheduler_type {run.hyper.lr_scheduler_type} does not "
+                "fall towards an end"
+            )
     if run.optimizer.get("relative_step"):
         for name in ("lr_scheduler_type", "warmup_steps", "warmup_ratio", "warmup_epochs", "min_lr", "lr_decay_iters"):
             if run.was_set(name):

@@ -40,8 +40,8 @@ def check_hardware(run: RunConfig, problems: Problems) -> None:
         problems.add(f"`devices: {process.devices}`{place} must be a number of processes, -1, auto, or a list of GPUs")
     elif asked is not None and asked != launched:
         problems.add(
-            f"`devices: {process.devices}`{place} asks for {asked} process(es), and {launched} was launched; start it as "
-            f"accelerate launch --num_processes {asked} train.py …, or leave `devices` out"
+            f"`devices: {process.devices}`{place} asks for {asked} process(es), and {launched} was launched; start it "
+            f"as accelerate launch --num_processes {asked} train.py …, or leave `devices` out"
         )
 
 

@@ -179,8 +179,8 @@ def _sequence(node: Node) -> Node:
         last = index == len(node.value) - 1
         if (length is None) != last or (length is not None and not isinstance(length.value, int)):
             raise ConfigError(
-                f"`scheduler[{index}]`{each.origin.place} {'takes no' if last else 'needs a whole number as'} `length`: "
-                "every schedule of a list but the last says after how many steps or epochs the next begins"
+                f"`scheduler[{index}]`{each.origin.place} {'takes no' if last else 'needs a whole number as'} "
+                "`length`: every schedule of a list but the last says after how many steps or epochs the next begins"
             )
         if length is not None:
             total += length.value

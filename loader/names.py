@@ -17,6 +17,7 @@ from .installed import (
 from .run_config import RunConfig
 from .trainer_fields import trainer_fields
 
+PLATEAUS = ("reduce_lr_on_plateau", "greedy")
 ADAM_KEYS = {"adam_beta1": "betas", "adam_beta2": "betas", "adam_epsilon": "eps"}
 
 
@@ -49,7 +50,7 @@ def _optimizer(run: RunConfig, problems: Problems) -> None:
             hint = did_you_mean(option, takes) or f"; it takes {', '.join(takes)}"
             problems.add(f"`optimizer.{option}`{place}: {name} takes no such option{hint}")
     for key, option in ADAM_KEYS.items():
-        if run.on_command_line(key) and option not in takes:
+        if run.on_command_line(key) and not {option, f"adamw_{option}"} & set(takes):
             problems.add(f"`{key}`{run.place(key)} would do nothing: optimizer {name} has no `{option}`")
 
 
@@ -64,11 +65,12 @@ def _schedule(run: RunConfig, problems: Problems) -> None:
             f"torch.optim.lr_scheduler{hint}"
         )
     if name in words:
-        for key in ("interval", "frequency", "monitor"):
+        unfit = ("interval",) if name in PLATEAUS else ("interval", "frequency", "monitor")
+        for key in unfit:
             if run.was_set(f"scheduler.{key}") and getattr(run.schedule, key) not in (None, 1, "step"):
                 problems.add(
-                    f"`scheduler.{key}`{run.place(f'scheduler.{key}')} would do nothing: {name} moves every step; a class "
-                    "of torch.optim.lr_scheduler takes it"
+                    f"`scheduler.{key}`{run.place(f'scheduler.{key}')} would do nothing: {name} moves every step; a "
+                    "class of torch.optim.lr_scheduler takes it"
                 )
         return
     if run.schedule.monitor is not None and name != "ReduceLROnPlateau":

@@ -40,9 +40,9 @@ class RunConfig:
     """Everything one run was told, typed, with the origin of every value.
 
     `tree` is the merged configuration; `hyper`, `process`, `trainer` (further TrainingArguments fields that were set),
-    `optimizer`/`scheduler` (constructor arguments), `schedule` (what the scheduler counts), `param_groups`, `callbacks`,
-    the optional sections, and the components `dataset`, `model` and `env` are views on it. `notes` are lines to print
-    once: what other systems' words became.
+    `optimizer`/`scheduler` (constructor arguments), `schedule` (what the scheduler counts), `param_groups`,
+    `callbacks`, the optional sections, and the components `dataset`, `model` and `env` are views on it. `notes` are
+    lines to print once: what other systems' words became.
     """
 
     tree: Node

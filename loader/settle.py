@@ -27,7 +27,7 @@ def settle(tree: Node, layers: list[Node], problems: Problems) -> None:
 
 
 def _one_of(tree: Node, layers: list[Node], names: tuple[str, ...], problems: Problems) -> None:
-    """Of several keys that set one length, the one that the latest layer sets above zero; of equals, the first named."""
+    """Of several keys that set one length, the one that the latest layer sets above zero; of equals, the first."""
     said = [name for name in names if _positive(tree.value[name])]
     if len(said) < 2:
         return

@@ -69,6 +69,8 @@ def argument_values(run: RunConfig) -> dict[str, Any]:
     words = typing.get_args(fields["lr_scheduler_type"].annotation)
     # The Trainer's own schedule is built from the RunConfig; this is what transformers records and reports.
     values["lr_scheduler_type"] = hyper.lr_scheduler_type if hyper.lr_scheduler_type in words else "constant"
+    if run.logging is not None and run.logging.project:
+        values["project"] = run.logging.project
     if run.is_endless:
         values["num_train_epochs"] = ENDLESS_EPOCHS
     if (run.process.check_val_every_n_epoch or 1) > 1 and evaluates(run) == "epoch":

@@ -1,7 +1,7 @@
 """Other systems' words for our settings: one table from their keys to ours, and what is not available yet.
 
-Lightning's sections (`trainer`, `lightning`, `dataloader`), Hydra's builder groups and the short names of older scripts are
-read as if our own keys had been written in their place; the run prints once what each became.
+Lightning's sections (`trainer`, `lightning`, `dataloader`), Hydra's builder groups and the short names of older scripts
+are read as if our own keys had been written in their place; the run prints once what each became.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from .errors import ConfigError, Problems, did_you_mean
-from .sections import OPTIONAL_SECTIONS, SchedulerSection
-from .tree import Node, find, leaves, node_of
+from .sections import OPTIONAL_SECTIONS
+from .tree import Node, find, node_of
 
 Moved = list[tuple[str, Node]]
 
@@ -68,7 +68,7 @@ def _checkpointing_switch(node: Node) -> Moved:
 
 
 def _warm_up(node: Node) -> Moved:
-    """An integer is a number of steps; a mapping holds `steps`, `epochs` or `ratio`, and may count `steps` in epochs."""
+    """A number counts steps; a mapping holds `steps`, `epochs` or `ratio`, and may count `steps` in epochs."""
     if not node.is_mapping:
         return [("warmup_steps", node)] if node.value is not None else []
     homes = {"steps": "warmup_steps", "epochs": "warmup_epochs", "ratio": "warmup_ratio"}

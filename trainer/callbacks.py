@@ -83,6 +83,8 @@ class Console(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
+        if not any(name in self.SHOWN or "loss_" in name for name in logs):
+            return
         line = self.line(state, logs)
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)

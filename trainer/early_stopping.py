@@ -68,13 +68,13 @@ class EarlyStopping(TrainerCallback):
             raise ValueError(f"`early_stopping.mode: {settings.mode}` must be min or max")
         self.settings, self.min_epochs = settings, min_epochs or 0
         self.progress, self.latest = Progress(), LatestMetrics()
-        self.training = self.epoch_ended = self.is_missing = self.said_missing = self.said_early = False
+        self.epoch_ended = self.is_missing = self.said_missing = self.said_early = False
         self.logged_step = -1  # the last step with a training log
 
     # ---- events ----
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.training, self.epoch_ended, self.is_missing, self.logged_step = True, False, False, -1
+        self.epoch_ended, self.is_missing, self.logged_step = False, False, -1
         self.latest.begin(state.log_history)
         stored = state.stateful_callbacks.get(self.key)
         self.progress = Progress(**stored["progress"]) if stored else Progress()
@@ -96,7 +96,7 @@ class EarlyStopping(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         """Called once for each evaluation set, with that set's metrics alone."""
-        if not self.training or (self.settings.check_on_train_epoch_end and not self.epoch_ended):
+        if self.settings.check_on_train_epoch_end and not self.epoch_ended:
             return
         self.latest.add(metrics)
         name = find_metric(self.settings.monitor, self.latest.values)
@@ -111,7 +111,6 @@ class EarlyStopping(TrainerCallback):
             self._check(args, state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.training = False
         if self.progress.metric is None:  # nothing is left to stop: a trained model is not thrown away for it
             self._missing(args, state, fatal=False)
 

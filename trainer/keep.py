@@ -83,7 +83,7 @@ class KeepCheckpoints(TrainerCallback):
                 f"`checkpointing.save_top_k: {self.settings.save_top_k}` needs `checkpointing.monitor` to say what is "
                 "best; to keep the newest few, set save_total_limit"
             )
-        self.latest, self.training, self.can_link, self.output_dir = LatestMetrics(), False, True, self.folder
+        self.latest, self.can_link, self.output_dir = LatestMetrics(), True, self.folder
         self._forget()
 
     def _forget(self) -> None:
@@ -99,7 +99,7 @@ class KeepCheckpoints(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._forget()
-        self.training, self.output_dir = True, Path(args.output_dir)
+        self.output_dir = Path(args.output_dir)
         self.latest.begin(state.log_history)
         self._restore(state.stateful_callbacks.get(STATE_KEY), state)
         if state.is_world_process_zero:
@@ -137,8 +137,6 @@ class KeepCheckpoints(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         """Called once for each evaluation set, with that set's metrics alone."""
-        if not self.training:
-            return
         self._note_others(state, control)
         self.latest.add(metrics)
         for monitor in self.modes:
@@ -154,7 +152,6 @@ class KeepCheckpoints(TrainerCallback):
         self._store(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.training = False
         unseen = [name for name in self.modes if name not in self.metrics and self.settings.save_top_k]
         if unseen and state.is_world_process_zero:
             tqdm.write(

@@ -12,7 +12,8 @@ class NamedMeans:
 
     def __init__(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, int | torch.Tensor] = {}
+        self.mark()
 
     def add(self, terms: Mapping[str, torch.Tensor]) -> None:
         """Adds each term, a scalar tensor, without moving it off its device."""
@@ -20,6 +21,20 @@ class NamedMeans:
             value = value.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
             self.counts[name] = self.counts.get(name, 0) + 1
+
+    def mark(self) -> None:
+        """A step begins: `undo` comes back here."""
+        self.marked = dict(self.sums), dict(self.counts)
+
+    def undo(self, skipped: bool | torch.Tensor) -> None:
+        """Leaves out what was added since `mark` if the step was skipped; a bool tensor says so on the device."""
+        sums, counts = self.marked
+        if skipped is True:
+            self.sums, self.counts = sums, counts
+        elif skipped is not False:
+            for name, total in self.sums.items():
+                self.sums[name] = torch.where(skipped, sums.get(name, torch.zeros_like(total)), total)
+                self.counts[name] = torch.where(skipped, counts.get(name, 0), self.counts[name])
 
     def take(self, average: Callable[[torch.Tensor], torch.Tensor] = lambda value: value) -> dict[str, float]:
         """The means so far, averaged over processes by `average`; starts anew."""

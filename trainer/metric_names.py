@@ -8,6 +8,10 @@ from typing import Any
 EVALUATION, TRAINING = ("val", "valid", "eval"), ("train",)
 
 
+class UnknownMetric(ValueError):
+    """A setting names a metric that is not logged; known only once there are metrics."""
+
+
 def find_metric(name: str, metrics: Mapping[str, Any]) -> str | None:
     """The key of `metrics` that `name` means, or None.
 
@@ -30,7 +34,7 @@ def metric_or_error(name: str, metrics: Mapping[str, Any], asked_by: str) -> str
         asked_by: The setting that holds the name, for the message: `early_stopping.monitor`.
 
     Raises:
-        ValueError: `name` means none of the metrics.
+        UnknownMetric: `name` means none of the metrics.
     """
     import difflib
 
@@ -40,7 +44,7 @@ def metric_or_error(name: str, metrics: Mapping[str, Any], asked_by: str) -> str
     words = {_word(each): each for each in logged}
     close = difflib.get_close_matches(normal_form(name), words, n=1, cutoff=0.5)
     remedy = f"did you mean `{words[close[0]]}`? " if close else ""
-    raise ValueError(f"`{asked_by}: {name}` is not logged; {remedy}logged: {', '.join(sorted(logged)) or 'nothing'}")
+    raise UnknownMetric(f"`{asked_by}: {name}` is not logged; {remedy}logged: {', '.join(sorted(logged)) or 'nothing'}")
 
 
 def normal_form(name: str) -> str:

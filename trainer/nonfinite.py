@@ -181,8 +181,9 @@ class NonfiniteGuard:
             self._count(update.step, norm, self._everyone(update.batches))
 
     def release(self, optimizer: Any) -> None:
-        """The optimizer is used by others from here on."""
-        vars(getattr(optimizer, "optimizer", optimizer)).pop("found_inf", None)
+        """The optimizer, if there is one yet, is used by others from here on."""
+        if optimizer is not None:
+            vars(getattr(optimizer, "optimizer", optimizer)).pop("found_inf", None)
 
     # ---- what is told ----
 

@@ -59,6 +59,13 @@ PAIRED = ("Muon", "SpectralSphere")  # matrices only: AdamW takes the rest, and 
 FLAGGED = ("Muon", "AdaMuon", "AdaGO", "NorMuon")  # pytorch-optimizer's own: groups say `use_muon`, AdamW is inside
 WITH_OBJECTS = ("AdaShift", "Conda", "SCION", "SCIONLight", "ScalableShampoo")
 RATE_FREE = ("A2Grad",)
+# Options that the groups decide, and the key that decides them.
+FROM_GROUPS = {
+    "lr": "learning_rate",
+    "weight_decay": "weight_decay",
+    "adamw_lr": "learning_rate",
+    "adamw_wd": "weight_decay",
+}
 
 
 class GroupSpec(Protocol):
@@ -304,8 +311,8 @@ def _adam_settings(parameters: Mapping[str, inspect.Parameter], prefix: str, arg
 
 def _check_options(name: str, options: Mapping[str, Any], takes: Sequence[str]) -> None:
     for option in options:
-        if option in ("lr", "weight_decay"):
-            key = {"lr": "learning_rate"}.get(option, option)
+        if option in FROM_GROUPS:
+            key = FROM_GROUPS[option]
             raise ValueError(f"optimizer `{name}` has its `{option}` from `{key}`; set that instead of an option")
         if option not in takes:
             match = next(iter(difflib.get_close_matches(option, takes, n=1)), None)

@@ -196,10 +196,11 @@ class Schedule:
         if floor > rate:
             raise ValueError(f"min_lr {floor:g} is above the learning rate, {rate:g}; lower it")
         self.floors = [floor * (base / rate) if rate else 0.0 for base in base_lrs]
-        kind = TrainerCurve if self.plan.warms_up_itself else TorchCurve
-        units = self._moves(self.horizon)
         try:
-            self.curve = kind(self.plan, base_lrs, rate, self.warmup, self.horizon, units, self.optimizer)
+            if self.plan.warms_up_itself:
+                self.curve = TrainerCurve(self.plan, base_lrs, rate, self.warmup, self.horizon)
+            else:
+                self.curve = TorchCurve(self.plan, base_lrs, rate, self._moves(self.horizon), self.optimizer)
         except (TypeError, ValueError, KeyError, ZeroDivisionError, AttributeError) as error:
             raise _cannot(self.plan, error) from error
 
@@ -242,9 +243,14 @@ class Schedule:
 
 
 class TrainerCurve:
-    """A schedule of transformers with its own warm-up: the rate is a function of the step alone."""
+    """A schedule of transformers with its own warm-up: the rate is a function of the step alone.
 
-    def __init__(self, plan, base_lrs, rate, warmup, horizon, units, optimizer):
+    Args:
+        rate: The run's learning rate.
+        warmup, horizon: In steps.
+    """
+
+    def __init__(self, plan: SchedulePlan, base_lrs: Sequence[float], rate: float, warmup: int, horizon: int):
         self.base_lrs = base_lrs
         options = dict(plan.options)
         if plan.min_lr is not None and plan.name in END_OPTION:
@@ -270,11 +276,23 @@ class TorchCurve:
 
     Without a metric its rates are a function of how often it has moved on: a resumed run moves it as often again
     (some 6 µs each), and needs no more state than that.
+
+    Args:
+        rate: The run's learning rate.
+        units: How often it will move on in the whole run.
+        optimizer: The real one, for its momenta.
     """
 
     STATE = ("best", "num_bad_epochs", "num_good_epochs", "cooldown_counter", "warmup_counter", "reset_start")
 
-    def __init__(self, plan, base_lrs, rate, warmup, horizon, units, optimizer):
+    def __init__(
+        self,
+        plan: SchedulePlan,
+        base_lrs: Sequence[float],
+        rate: float,
+        units: int,
+        optimizer: torch.optim.Optimizer,
+    ):
         self.stand_in = _stand_in(base_lrs, rate, optimizer)
         self.metric, self.moves = plan.follows_metric, 0
         self.scheduler = _made(plan.name, plan.options, self.stand_in, max(1, units), rate)
@@ -291,13 +309,14 @@ class TorchCurve:
         return [float(group["lr"]) for group in self.stand_in.param_groups]
 
     def observe(self, value: float) -> None:
-        smooths = getattr(self.scheduler, "smooth", False)
-        if not math.isfinite(value):
-            value = math.nan  # worse than anything for both modes; an average would never recover from it
+        # Not a number is worse than anything, in both modes; and a running average would never recover from one.
+        value = value if math.isfinite(value) else math.nan
+        averages = getattr(self.scheduler, "smooth", False)
+        if averages and math.isnan(value):
             self.scheduler.smooth = False
         self.scheduler.step(value)
-        if hasattr(self.scheduler, "smooth"):
-            self.scheduler.smooth = smooths
+        if averages:
+            self.scheduler.smooth = True
 
     def momenta(self, index: int) -> dict[str, Any]:
         """What a cycle sets besides the rate: `momentum`, or Adam's `betas`."""

@@ -26,14 +26,14 @@ from .keep import KeepCheckpoints
 from .limits import EveryNEpochs, eval_shuffle_sampler, limited_dataset, limited_sampler
 from .loggers import CsvLog
 from .losses import NamedMeans
-from .metric_names import find_metric
+from .metric_names import metric_or_error
 from .module_walks import restore_walks, spare_walks
 from .named_callbacks import named_callbacks
 from .nonfinite import IndexedCollate, IndexedSamples, NonfiniteGuard
 from .optimizers import build_optimizer, group_rates, no_decay_lines, parameter_groups
 from .performance import GradientNormLog, StepMeter, TimedSteps, flops_per_sample
 from .run_folder import write_files
-from .schedules import Schedule, SchedulePlan, check_plan, is_training_loss
+from .schedules import Schedule, SchedulePlan, check_plan, is_training_loss, plan_lines
 from .settings import Settings
 
 UNSHARDED = ("NO", "MULTI_GPU", "MULTI_CPU")  # every process holds all parameters whole
@@ -106,7 +106,7 @@ class Trainer(transformers.Trainer):
         if settings.csv_dir is not None:
             self.add_callback(CsvLog(settings.csv_dir))
         if settings.benchmark_train_step:
-            self.add_callback(TimedSteps(self.log))
+            self.add_callback(TimedSteps(self.log_beside))
         if (settings.check_val_every_n_epoch or 1) > 1:
             self.add_callback(EveryNEpochs(settings.check_val_every_n_epoch))
         if settings.early_stopping is not None:
@@ -242,6 +242,8 @@ class Trainer(transformers.Trainer):
             steps = self.steps_per_epoch
             self.lr_scheduler = Schedule(optimizer or self.optimizer, self.plan, num_training_steps, steps)
             self._created_lr_scheduler = True
+            if self.is_world_process_zero():
+                print("\n".join(plan_lines(self.plan, num_training_steps, steps)), flush=True)
         return self.lr_scheduler
 
     def learning_rates(self) -> dict[str, float]:
@@ -292,6 +294,7 @@ class Trainer(transformers.Trainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self.norms.add(norm)
         self.skipped_update = self.guard.before_update(self.state.global_step + 1, self.optimizer, norm)
+        self.train_terms.undo(self.skipped_update)
         return norm
 
     def after_update(self) -> None:
@@ -305,7 +308,7 @@ class Trainer(transformers.Trainer):
         if not isinstance(schedule, Schedule) or not is_training_loss(schedule.needs_metric):
             return
         self.followed_steps += 1
-        every = self.plan.frequency * (self.steps_per_epoch if self.plan.interval == "epoch" else 1)
+        every = self.steps_per_epoch if self.plan.interval == "epoch" else 1
         if self.state.global_step % every == 0:
             schedule.observe(self._mean_over_processes(self.followed_loss / self.followed_steps).item())
             self.followed_loss.zero_()
@@ -314,7 +317,8 @@ class Trainer(transformers.Trainer):
     # ---- losses ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        self.guard.begin(inputs.pop(IndexedCollate.KEY, None), self._tr_loss, self.followed_loss)
+        if self.guard.begin(inputs.pop(IndexedCollate.KEY, None), self._tr_loss, self.followed_loss):
+            self.train_terms.mark()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.followed_loss += loss
         return loss
@@ -373,16 +377,16 @@ class Trainer(transformers.Trainer):
             with self._without(EarlyStopping, KeepCheckpoints):
                 return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        schedule = self.lr_scheduler
-        if not skip_scheduler and isinstance(schedule, Schedule) and (wanted := schedule.needs_metric):
-            if not is_training_loss(wanted):
-                found = find_metric(wanted, metrics)
-                if found is None:
-                    raise ValueError(
-                        f"scheduler.monitor `{wanted}` is not evaluated; there are {', '.join(sorted(metrics))}"
-                    )
-                schedule.observe(metrics[found])
+        if not skip_scheduler:
+            self._show_to_schedule(metrics)
         return metrics
+
+    def _show_to_schedule(self, metrics: Mapping[str, float]) -> None:
+        """A plateau's metric, if it follows one of the evaluation's."""
+        schedule = self.lr_scheduler
+        wanted = schedule.needs_metric if isinstance(schedule, Schedule) else None
+        if wanted is not None and not is_training_loss(wanted):
+            schedule.observe(metrics[metric_or_error(wanted, metrics, "scheduler.monitor")])
 
     @contextlib.contextmanager
     def _without(self, *kinds: type[TrainerCallback]) -> Iterator[None]:
@@ -424,6 +428,12 @@ class Trainer(transformers.Trainer):
         logs.pop("total_flos", None)
         super().log(logs, start_time)
 
+    def log_beside(self, logs: dict[str, float]) -> None:
+        """A record of its own; the log line that may be due at this step stays due."""
+        due = self.control.should_log
+        self.log(logs)
+        self.control.should_log = due
+
     def _groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups if self.optimizer is not None else []
 
@@ -444,6 +454,8 @@ class Trainer(transformers.Trainer):
         finally:
             restore_walks(self.model_wrapped)
             self.clipped_parameters, self.meter = None, None
+            if self.optimizer is not None:
+                self.guard.release(self.optimizer)
 
     def begin_run_folder(self, **further: Any) -> None:
         """run.yaml and the other small files, before the first step: a run that dies still says what it was.

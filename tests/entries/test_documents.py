@@ -6,8 +6,8 @@ import shlex
 
 import pytest
 import yaml
-
 from documents import SHARED, blocks, filled
+
 from loader.cli import run_config_or_exit
 
 DOCUMENTS = sorted((SHARED / "specs").glob("*.txt")) if SHARED.is_dir() else []

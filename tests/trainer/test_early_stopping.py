@@ -269,6 +269,20 @@ def test_training_losses_seen_at_the_epochs_ends(tmp_path, evaluation, logging):
     assert stopping.progress.best == min(seen[: check or 4])
 
 
+def test_a_resumed_run_knows_what_was_logged_before(tmp_path):
+    """Nothing is logged between the resume at step 11 and the epoch's end at 12, which looks back at step 10's loss."""
+    stoppings = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-11")):
+        options = {"logging_steps": 5, "save_strategy": "steps", "save_steps": 1, "max_steps": 12}
+        trainer = scripted(tmp_path, VALUES, **options)
+        chosen = settings(monitor="train/loss", mode="max", patience=9, check_on_train_epoch_end=True)
+        stoppings.append(EarlyStopping(chosen))
+        trainer.add_callback(stoppings[-1])
+        trainer.train(resume_from_checkpoint=checkpoint)
+    whole, resumed = stoppings
+    assert whole.progress == resumed.progress and whole.progress.checked_step == 12
+
+
 def test_the_mode_is_checked():
     with pytest.raises(ValueError, match="`early_stopping.mode: low` must be min or max"):
         EarlyStopping(settings(mode="low"))

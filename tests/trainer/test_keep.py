@@ -12,6 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from trainer import keep
 from trainer.keep import KeepCheckpoints, checkpoint_names, monitor_modes, rotate
+from trainer.limits import EveryNEpochs
 
 LOSSES = [9, 5, 4, 4.5, 4.2, 3.9, 4.0, 4.1, float("nan"), 3.95, 3.0, 3.5, 3.2]  # by step, up to two epochs of six
 SCORES = [0, 1, 3, 2, 7, 7, 1, 2, 3, 6, 5, 4, 8]
@@ -26,7 +27,7 @@ def settings(monitor="val/loss", mode="min", save_top_k=-1, save_last=True, ever
 def run(folder, chosen, limit=None, checkpoint=None, extra=(), **options):
     """Two epochs of six steps, evaluated at every step unless told otherwise."""
     defaults = {"num_train_epochs": 2, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
-    trainer = make_trainer(folder / "out", **defaults | options)
+    trainer = make_trainer(folder / "out", checkpointing=chosen, save_total_limit=limit, **defaults | options)
 
     def evaluation_loop(*arguments, metric_key_prefix="eval", **keywords):
         step = trainer.state.global_step
@@ -34,9 +35,7 @@ def run(folder, chosen, limit=None, checkpoint=None, extra=(), **options):
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_{name}": value for name, value in found.items()}, 7)
 
     trainer.evaluation_loop = evaluation_loop
-    for callback in extra:
-        trainer.add_callback(callback)
-    trainer.add_callback(KeepCheckpoints(chosen, folder / "out", limit))
+    trainer.callback_handler.callbacks[1:1] = extra  # whoever asks for saves or for the end comes first
     trainer.train(resume_from_checkpoint=checkpoint and str(folder / "out" / checkpoint))
     return trainer
 
@@ -133,9 +132,8 @@ def test_no_last_link_unless_asked(tmp_path):
 
 
 def test_another_folder(tmp_path):
-    trainer = make_trainer(tmp_path / "out", max_steps=6)
-    trainer._get_output_dir = lambda trial: str(tmp_path / "models")
-    trainer.add_callback(KeepCheckpoints(settings(monitor=None, every_n_epochs=1), tmp_path / "models"))
+    chosen = settings(monitor=None, every_n_epochs=1)
+    trainer = make_trainer(tmp_path / "out", max_steps=6, checkpointing=chosen, checkpoint_dir=tmp_path / "models")
     trainer.train()
     assert listing(tmp_path)["folder"] == os.path.join("..", "models")
     assert os.readlink(tmp_path / "models" / "last-checkpoint") == "checkpoint-6"
@@ -163,12 +161,10 @@ def test_what_others_save_stays_within_the_limit(tmp_path):
 
 
 def test_a_save_at_the_epochs_last_step_holds_the_epochs_evaluation(tmp_path):
-    trainer = run(tmp_path, settings(), eval_strategy="epoch", save_strategy="steps", save_steps=6)
+    run(tmp_path, None, eval_strategy="epoch", save_strategy="steps", save_steps=6)
     assert steps(tmp_path) == [6, 12]
     stored = json.loads((tmp_path / "out" / "checkpoint-6" / "trainer_state.json").read_text())
     assert [line["eval_loss"] for line in stored["log_history"] if "eval_loss" in line] == [4.0]
-    assert stored["stateful_callbacks"]["kept checkpoints"]["monitors"]["eval_loss"]["best"] == [[4.0, 6]]
-    assert trainer.state.global_step == 12
 
 
 def test_without_the_section_transformers_saves_are_limited(tmp_path):
@@ -179,6 +175,11 @@ def test_without_the_section_transformers_saves_are_limited(tmp_path):
     assert steps(tmp_path / "b") == [10, 12]
     run(tmp_path / "c", None, num_train_epochs=1)
     assert steps(tmp_path / "c") == []
+
+
+def test_a_step_that_is_evaluated_twice_counts_once(tmp_path):
+    run(tmp_path, settings("val_score", "max", save_top_k=2, save_last=False), extra=[EveryNEpochs(1)])
+    assert [entry["step"] for entry in listing(tmp_path)["monitors"]["eval_score"]["best"]] == [12, 4]
 
 
 def test_an_early_stop_is_saved(tmp_path):
@@ -248,7 +249,8 @@ def test_evaluation_sets_apart(tmp_path):
     chosen = settings(
         monitor=["val/left/loss", "val/right/score", "train/loss"], mode=["min", "max", "min"], save_top_k=1
     )
-    trainer = make_trainer(tmp_path / "out", max_steps=5, eval_strategy="steps", eval_steps=1, logging_steps=1)
+    options = {"max_steps": 5, "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 1}
+    trainer = make_trainer(tmp_path / "out", checkpointing=chosen, **options)
     trainer.eval_dataset = {"left": trainer.eval_dataset, "right": trainer.eval_dataset}
 
     def evaluation_loop(*arguments, metric_key_prefix, **keywords):
@@ -257,7 +259,6 @@ def test_evaluation_sets_apart(tmp_path):
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_{name}": each for name, each in found.items()}, 7)
 
     trainer.evaluation_loop = evaluation_loop
-    trainer.add_callback(KeepCheckpoints(chosen, tmp_path / "out"))
     trainer.train()
     losses = {line["step"]: line["loss"] for line in trainer.state.log_history if "loss" in line}
     best = {name: entry["best"][0]["step"] for name, entry in listing(tmp_path)["monitors"].items()}

@@ -1,0 +1,188 @@
+"""Each flag of a run, flipped: what the run then does otherwise. Rates and counts are reckoned by hand."""
+
+import math
+import multiprocessing
+import os
+
+import pytest
+import torch
+import yaml
+from demonstration_files import write_act_episode
+from small_runs import SmallRuns, weights
+from transformers import TrainerCallback
+
+RATE = 0.01
+
+
+@pytest.fixture
+def run(in_root, tmp_path):
+    return SmallRuns(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Weights of the run that changes nothing."""
+    return weights(SmallRuns(tmp_path_factory.mktemp("plain"))())
+
+
+def differ(one, other):
+    return any(not torch.equal(one[name], other[name]) for name in one)
+
+
+# ---- what to run ----
+
+
+def test_task_name_and_model_config_choose_data_and_network(run, tmp_path):
+    for index in range(2):
+        write_act_episode(tmp_path / "others" / f"episode_{index}.hdf5", steps=9, dims=(5, 2), seed=index)
+    (tmp_path / "other.yaml").write_text(f"dataset: {{name: demonstrations, path: {tmp_path / 'others'}}}\n")
+    (tmp_path / "net.yaml").write_text("model: {name: mlp, hidden_dim: 4}\n")
+    trainer = run(task_name=tmp_path / "other.yaml", model_config=tmp_path / "net.yaml", max_steps=1)
+    config = trainer.model.config
+    assert (config.state_dim, config.action_dim, len(trainer.train_dataset)) == (5, 2, 18)
+    assert run(out="second").model.config.action_dim == 14
+
+
+def test_training_config_and_output_dir(run, tmp_path):
+    trainer = run("max_steps: 2", out="here")
+    assert trainer.state.global_step == 2 and (tmp_path / "here" / "model.safetensors").exists()
+
+
+def test_seed(run, plain):
+    assert not differ(weights(run(seed=42)), plain) and differ(weights(run(out="other", seed=43)), plain)
+
+
+def test_resume_from_checkpoint(run, plain, tmp_path):
+    run(out="out", save_strategy="steps", save_steps=2)
+    again = run(out="on", resume_from_checkpoint=tmp_path / "out" / "checkpoint-2")
+    assert list(run.log("loss", "on")) == [3, 4] and not differ(weights(again), plain)
+
+
+# ---- how long, on how much ----
+
+
+def test_length_and_batch_sizes(run, tmp_path):
+    assert run(out="a", num_train_epochs=2).state.global_step == 6
+    assert run(out="b", max_steps=5).state.global_step == 5
+    assert run(out="c", num_train_epochs=1, per_device_train_batch_size=5).state.global_step == 3
+    assert run(out="d", num_train_epochs=1, per_device_train_batch_size=2).state.global_step == 6
+
+    class Counts(TrainerCallback):
+        batches = 0
+
+        def on_prediction_step(self, *arguments, **options):
+            self.batches += 1
+
+    trainer = run(out="e", max_steps=1, per_device_eval_batch_size=6)
+    counts = Counts()
+    trainer.add_callback(counts)
+    trainer.evaluate()
+    assert counts.batches == 2  # 12 held-out samples
+
+
+# ---- optimization ----
+
+
+def rates(run, out):
+    return list(run.log("learning_rate", out).values())
+
+
+def test_the_learning_rates_course(run):
+    """Each course by its formula; the log shows the rate that the next step will have, so it begins with the second."""
+    run(out="rate", learning_rate=0.02)
+    assert rates(run, "rate") == pytest.approx([0.02] * 4)
+    run(out="warmup", warmup_steps=3)
+    assert rates(run, "warmup") == pytest.approx([RATE * step / 3 for step in range(4)])
+    run(out="ratio", warmup_ratio=0.5)
+    assert rates(run, "ratio") == pytest.approx([0, RATE / 2, RATE, RATE])
+    run(out="linear", lr_scheduler_type="linear")
+    assert rates(run, "linear") == pytest.approx([RATE * (1 - step / 4) for step in range(4)])
+    run(out="floor", lr_scheduler_type="cosine", min_lr=0.002)
+    cosine = [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    assert rates(run, "floor") == pytest.approx([0.002 + (RATE - 0.002) * each for each in cosine])
+    run(out="short", lr_scheduler_type="linear", lr_decay_iters=2)
+    assert rates(run, "short") == pytest.approx([RATE, RATE / 2, 0, 0], abs=1e-12)
+
+
+def test_optim_and_weight_decay(run, plain):
+    """Decay pulls matrices towards zero and leaves biases alone, which have no gradient from it."""
+    assert type(run(out="sgd", optim="SGD", max_steps=1).optimizer.optimizer) is torch.optim.SGD
+    frozen = {
+        name: weights(run(out=f"decay{decay}", max_steps=1, learning_rate=0.1, weight_decay=decay, optim="SGD"))
+        for name, decay in (("without", 0), ("with", 0.5))
+    }
+    start = weights(run(out="start", max_steps=1, learning_rate=0, optim="SGD"))
+    for name, before in start.items():
+        pulled = frozen["without"][name] - (0.1 * 0.5 * before if name.endswith("weight") else 0)
+        torch.testing.assert_close(frozen["with"][name], pulled, msg=name)
+
+
+def test_adams_numbers(run, plain):
+    flags = {"adam_beta1": 0.5, "adam_beta2": 0.6, "adam_epsilon": 0.1}
+    for name, value in flags.items():
+        assert differ(weights(run(out=name, **{name: value})), plain), name
+    group = run(out="all", **flags).optimizer.param_groups[0]
+    assert (group["betas"], group["eps"]) == ((0.5, 0.6), 0.1)
+
+
+# ---- logging and saving ----
+
+
+def test_when_to_log_and_where(run, tmp_path):
+    run(out="steps", logging_steps=2)
+    assert list(run.log("loss", "steps")) == [2, 4]
+    run("logging_strategy: epoch", out="epochs", num_train_epochs=2)
+    assert list(run.log("loss", "epochs")) == [3, 6]
+    run(out="board", report_to="tensorboard", logging_dir=tmp_path / "events")
+    assert any("tfevents" in name for name in os.listdir(tmp_path / "events"))
+    assert not (tmp_path / "board" / "runs").exists() and not (tmp_path / "steps" / "runs").exists()
+
+
+def test_when_to_save(run):
+    run(out="steps", save_strategy="steps", save_steps=2)
+    assert run.checkpoints("steps") == [2, 4]
+    run(out="epochs", save_strategy="epoch", num_train_epochs=2)
+    assert run.checkpoints("epochs") == [3, 6]
+    run(out="few", save_strategy="steps", save_steps=1, save_total_limit=2)
+    assert run.checkpoints("few") == [3, 4]
+    run(out="none", save_strategy="no")
+    assert run.checkpoints("none") == []
+
+
+# ---- data loading ----
+
+
+def test_workers_load_the_data(run, plain, capfd):
+    trainer = run(dataloader_num_workers=1, dataloader_pin_memory="true", do_eval="false")
+    assert not differ(weights(trainer), plain)
+    loader = iter(trainer.get_train_dataloader())
+    batch = next(loader)
+    assert len(multiprocessing.active_children()) == 1
+    if torch.cuda.is_available():
+        assert all(value.is_pinned() or value.is_cuda for value in batch.values())
+    else:
+        assert "dataloader_pin_memory: no accelerator is used" in capfd.readouterr().out
+
+
+def test_remove_unused_columns(run):
+    """A forward that names `state` and not `timestep` gets the one and not the other."""
+    for wanted in ("true", "false"):
+        batch = next(iter(run(out=wanted, max_steps=1, remove_unused_columns=wanted).get_train_dataloader()))
+        assert "state" in batch and ("timestep" in batch) == (wanted == "false")
+
+
+# ---- evaluation ----
+
+
+def test_when_to_evaluate(run):
+    run(out="never", do_eval="false", max_steps=2)
+    assert run.log("eval_loss", "never") == {}
+    run(out="often", eval_steps=2)
+    assert list(run.log("eval_loss", "often")) == [2, 4]
+
+
+def test_a_flags_default_in_yaml(run, tmp_path):
+    """What a file says of a hyper key counts until a flag says otherwise."""
+    assert run("max_steps: 3", out="a").state.global_step == 3
+    assert run("max_steps: 3", out="b", max_steps=2).state.global_step == 2
+    assert yaml.safe_load((tmp_path / "b" / "run.yaml").read_text())["max_steps"] == 2

@@ -1,0 +1,349 @@
+"""Process keys and sections that rule a training, written in YAML and flipped: what the run then does otherwise."""
+
+import csv
+import json
+import multiprocessing
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import STEPS_PER_EPOCH, SmallRuns, weights
+from torch import nn
+
+RATE = 0.01
+
+
+@pytest.fixture
+def run(in_root, tmp_path):
+    return SmallRuns(tmp_path)
+
+
+def order(loader):
+    return [step for batch in loader for step in batch["timestep"].tolist()]
+
+
+# ---- data ----
+
+
+def test_shuffle_and_eval_shuffle(run):
+    plain, flipped = run(max_steps=1), run("shuffle: false\neval_shuffle: true", out="flipped", max_steps=1)
+    assert order(flipped.get_train_dataloader()) == order(plain.get_eval_dataloader()) == list(range(12))
+    for loader in (plain.get_train_dataloader(), flipped.get_eval_dataloader()):
+        assert order(loader) != list(range(12)) and sorted(order(loader)) == list(range(12))
+
+
+def test_eval_num_workers(run):
+    trainer = run("eval_num_workers: 1", max_steps=1)
+    next(iter(trainer.get_train_dataloader()))
+    assert not multiprocessing.active_children()
+    batches = iter(trainer.get_eval_dataloader())
+    next(batches)
+    assert len(multiprocessing.active_children()) == 1
+
+
+@pytest.mark.parametrize(("limit", "batches"), [("2", 2), ("0.34", 1), ("1.0", 3)])
+def test_limit_train_batches_and_limit_val_batches(run, limit, batches):
+    trainer = run(f"limit_train_batches: {limit}\nlimit_val_batches: {limit}", num_train_epochs=2)
+    assert trainer.state.global_step == 2 * batches and len(trainer.get_eval_dataloader()) == batches
+
+
+def test_chunk_size_and_cache_dir(run, tmp_path):
+    batch = next(iter(run("dataset: {chunk_size: 5}").get_train_dataloader()))
+    assert batch["actions"].shape == (4, 5, 14)
+    assert not (tmp_path / "elsewhere").exists()
+    run(f"cache_dir: {tmp_path / 'elsewhere'}", out="other", max_steps=1)
+    assert any(files for _, _, files in os.walk(tmp_path / "elsewhere"))
+
+
+# ---- optimizer, schedule, groups ----
+
+
+def test_the_optimizer_section(run):
+    section = "{name: AdamW, lr: 0.02, weight_decay: 0.3, betas: [0.5, 0.6], eps: 0.1, amsgrad: true}"
+    optimizer = run(f"optimizer: {section}").optimizer
+    group = optimizer.param_groups[0]
+    assert type(optimizer.optimizer) is torch.optim.AdamW
+    found = {name: group[name] for name in ("lr", "weight_decay", "betas", "eps", "amsgrad")}
+    assert found == {"lr": 0.02, "weight_decay": 0.3, "betas": (0.5, 0.6), "eps": 0.1, "amsgrad": True}
+    assert list(run.log("learning_rate").values()) == [0.02] * 4
+
+
+@pytest.mark.parametrize(
+    ("section", "halvings"),
+    [
+        ("interval: step", [0, 1, 2, 3, 4, 5]),
+        ("interval: step, frequency: 2", [0, 0, 1, 1, 2, 2]),
+        ("interval: epoch", [0, 0, 0, 1, 1, 1]),
+        ("name: ExponentialLR, interval: epoch, step_size: null", [0, 0, 0, 1, 1, 1]),
+    ],
+)
+def test_scheduler_name_interval_and_frequency(run, section, halvings):
+    own = {"name": "StepLR", "step_size": 1, "gamma": 0.5}
+    own |= dict(pair.split(": ") for pair in section.split(", "))
+    text = ", ".join(f"{key}: {value}" for key, value in own.items() if value != "null")
+    run(f"scheduler: {{{text}}}", max_steps=6)
+    assert list(run.log("learning_rate").values()) == pytest.approx([RATE * 0.5**each for each in halvings])
+
+
+@pytest.mark.parametrize(("monitor", "key"), [("loss", "loss"), ("eval_loss", "eval_loss")])
+def test_scheduler_monitor(run, monitor, key):
+    """torch's own schedule, shown what the run logged, comes to the rates that the run had."""
+    text = f"{{name: ReduceLROnPlateau, monitor: {monitor}, interval: step, mode: max, patience: 1, factor: 0.5}}"
+    run(f"scheduler: {text}", max_steps=8, eval_steps=1)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=RATE)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=1, factor=0.5)
+    expected = []
+    for value in run.log(key).values():
+        expected.append(optimizer.param_groups[0]["lr"])
+        schedule.step(value)
+    assert list(run.log("learning_rate").values()) == pytest.approx(expected) and expected[-1] < RATE
+
+
+def test_param_groups(run):
+    """A group whose rate is zero stays where it started; the others have the rates and decays that they name."""
+    start = weights(run(out="start", max_steps=1, learning_rate=0))
+    trainer = run(
+        "param_groups: [{pattern: head, lr: 0}, {pattern: trunk, lr_factor: 0.5, weight_decay: 0.25}]", out="groups"
+    )
+    after = weights(trainer)
+    assert {name for name in start if torch.equal(start[name], after[name])} == {"head.weight", "head.bias"}
+    groups = {(group["initial_lr"], group["weight_decay"]) for group in trainer.optimizer.param_groups}
+    assert groups == {(0.0, 0.0), (RATE / 2, 0.25), (RATE / 2, 0.0)}
+
+
+def test_warmup_epochs(run):
+    run("warmup_epochs: 1")
+    assert list(run.log("learning_rate").values()) == pytest.approx([0, RATE / 3, 2 * RATE / 3, RATE])
+
+
+def test_no_decay_verbose(run, capfd):
+    run(out="plain", max_steps=1)
+    assert "trunk.0.bias" not in capfd.readouterr().out
+    run("no_decay_verbose: true", out="verbose", max_steps=1)
+    assert "trunk.0.bias" in capfd.readouterr().out
+
+
+# ---- steps ----
+
+
+def test_grad_clip_threshold(run):
+    run(out="low", max_steps=2)
+    norms = run.log("grad_norm", "low").values()
+    run(f"grad_clip_threshold: {min(norms) / 2}", out="low2", max_steps=2)
+    run(f"grad_clip_threshold: {max(norms) * 2}", out="high", max_steps=2)
+    assert list(run.log("grad_clip_pct", "low2").values()) == [100, 100]
+    assert list(run.log("grad_clip_pct", "high").values()) == [0, 0]
+
+
+def test_stop_after_nonfinite(run, capfd):
+    """A rate without bounds: the first step goes beyond what float32 holds, and every later one is left out."""
+    assert run("", out="goes_on", learning_rate=1e38, do_eval="false").state.global_step == 4
+    with pytest.raises(SystemExit) as left:
+        run("stop_after_nonfinite: 2", out="stops", learning_rate=1e38, do_eval="false")
+    assert left.value.code == 1 and "2 steps in a row were not finite" in capfd.readouterr().err
+    assert list(run.log("loss", "stops")) == [1, 2]
+
+
+def test_tune_batch_size(run, tmp_path, monkeypatch):
+    """Doubled from 2 while a step has memory for it, here up to 4 samples; else up to what twelve samples allow."""
+    plain = {"max_steps": 1, "per_device_train_batch_size": 2}
+    assert run("tune_batch_size: true", out="all", **plain).args.per_device_train_batch_size == 8
+    import trainer.trainer
+
+    step = trainer.trainer.Trainer.training_step
+
+    def too_large(self, model, inputs, *more):
+        if len(inputs["state"]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, model, inputs, *more)
+
+    monkeypatch.setattr(trainer.trainer.Trainer, "training_step", too_large)
+    made = run("tune_batch_size: true", **plain)
+    assert made.args.per_device_train_batch_size == 4
+    assert "# effective: per_device_train_batch_size 4" in (tmp_path / "out" / "run.yaml").read_text()
+
+
+def test_benchmark_train_step(run):
+    run(out="plain", max_steps=2, logging_steps=2)
+    before = (run.folder / "plain" / "metrics.jsonl").read_text()
+    run("benchmark_train_step: true", out="timed", max_steps=2, logging_steps=2)
+    lines = [json.loads(line) for line in (run.folder / "timed" / "metrics.jsonl").read_text().splitlines()]
+    timed = [line for line in lines if "train_step_ms" in line]
+    assert [line["step"] for line in timed] == [1, 2] and "train_step_ms" not in before
+
+
+# ---- resuming ----
+
+
+def test_what_a_resumed_run_may_change(run):
+    run(save_strategy="steps", save_steps=2)
+    checkpoint = run.folder / "out" / "checkpoint-2"
+    run("resume_lr: 0.005\nresume_weight_decay: 0.2", out="changed", resume_from_checkpoint=checkpoint)
+    assert run.log("learning_rate", "changed") == {3: 0.005, 4: 0.005}
+    assert run.log("weight_decay", "changed") == {3: 0.2, 4: 0.2} != run.log("weight_decay")
+    assert list(run.log("eval_loss", "changed")) == [4]
+    run("validate_before_resume: true", out="looked", resume_from_checkpoint=checkpoint)
+    assert list(run.log("eval_loss", "looked")) == [2, 4]
+    run("resume_lr: 0.005\nresume_weight_decay: 0.2\nvalidate_before_resume: true", out="fresh", max_steps=1)
+    assert run.log("learning_rate", "fresh") == {1: RATE} and list(run.log("eval_loss", "fresh")) == [1]
+
+
+# ---- averaged weights ----
+
+
+def test_the_averaged_weights_by_hand(run, tmp_path):
+    """Shadow of two steps: w0, w1, w2 are the weights before, between and after them."""
+    w0, w1, w2 = (
+        weights(run(out=out, max_steps=steps, learning_rate=rate))
+        for out, steps, rate in (("w0", 1, 0), ("w1", 1, RATE), ("w2", 2, RATE))
+    )
+
+    def mixed(first, second):
+        """Two updates with these shares of the old."""
+        return {name: second * (first * w0[name] + (1 - first) * w1[name]) + (1 - second) * w2[name] for name in w0}
+
+    for out, section, expected in (
+        ("decay", "{decay: 0.5, warmup: false}", mixed(0.5, 0.5)),
+        ("warm", "{decay: 0.9, warmup: true}", mixed(1 / 10, 2 / 11)),
+        ("seldom", "{decay: 0.5, warmup: false, update_every: 2}", {name: (w0[name] + w2[name]) / 2 for name in w0}),
+    ):
+        run(f"using_ema: true\nema: {section}", out=out, max_steps=2)
+        saved = load_file(tmp_path / out / "model.safetensors")
+        for name, value in expected.items():
+            torch.testing.assert_close(saved[name], value, msg=f"{out} {name}")
+
+
+# ---- early stopping ----
+
+
+@pytest.fixture(scope="module")
+def curve(tmp_path_factory):
+    """Evaluation losses of nine steps without any rule."""
+    runs = SmallRuns(tmp_path_factory.mktemp("curve"))
+    runs(max_steps=9, eval_steps=1, learning_rate=0.1)
+    return runs.log("eval_loss"), runs.log("loss")
+
+
+def first_stop(values, patience=10, mode="min", min_delta=0.0, reached=None, worse=None):
+    """The step after which the rules, told once more, end the run; the last one if none does."""
+    best, bad, sign = float("inf"), 0, 1 if mode == "min" else -1
+    for step, value in values.items():
+        bad = 0 if sign * value < best - min_delta else bad + 1
+        best = sign * value if bad == 0 else best
+        beyond = (reached is not None and value <= reached) or (worse is not None and value > worse)
+        if bad >= patience or beyond:
+            return step
+    return step
+
+
+def test_early_stopping(run, curve):
+    evaluated, trained = curve
+    middle = sorted(evaluated.values())[4]
+    ends = set()
+    for index, (section, expected) in enumerate(
+        [
+            ("{patience: 2}", first_stop(evaluated, 2)),
+            ("{mode: max, patience: 1}", first_stop(evaluated, 1, "max")),
+            ("{mode: max, patience: 3}", first_stop(evaluated, 3, "max")),
+            ("{patience: 2, min_delta: 100}", first_stop(evaluated, 2, min_delta=100)),
+            (f"{{stopping_threshold: {middle}}}", first_stop(evaluated, reached=middle)),
+            (f"{{divergence_threshold: {middle}}}", first_stop(evaluated, worse=middle)),
+            ("{monitor: loss, mode: max, patience: 1}", first_stop(trained, 1, "max")),
+            (
+                "{mode: max, patience: 1, check_on_train_epoch_end: true}",
+                first_stop({step: evaluated[step] for step in (3, 6, 9)}, 1, "max"),
+            ),
+        ]
+    ):
+        trainer = run(f"early_stopping: {section}", out=str(index), max_steps=9, eval_steps=1, learning_rate=0.1)
+        assert trainer.state.global_step == expected, section
+        ends.add(expected)
+    assert len(ends) > 3
+
+
+def test_early_stopping_strict_and_verbose(run, capfd):
+    assert run("early_stopping: {monitor: val_accuracy, strict: false}", out="a", eval_steps=1).state.global_step == 4
+    with pytest.raises((ValueError, SystemExit)):
+        run("early_stopping: {monitor: val_accuracy}", out="b", eval_steps=1)
+    assert "improved" not in capfd.readouterr().err
+    run("early_stopping: {verbose: true}", out="c", eval_steps=1)
+    assert "eval_loss improved to" in capfd.readouterr().err
+
+
+def test_min_epochs_and_patience(run, curve):
+    """A threshold that is met at once ends the run at the first evaluation, or after the epochs it waits for."""
+    rule = "early_stopping: {stopping_threshold: 1000}"
+    assert run(rule, out="a", eval_steps=1).state.global_step == 1
+    waited = run(f"{rule}\nmin_epochs: 2", out="b", eval_steps=1, max_steps=9)
+    assert waited.state.global_step == 2 * STEPS_PER_EPOCH
+
+
+def test_check_val_every_n_epoch(run):
+    for every, steps in ((1, [3, 6, 9, 12]), (2, [6, 12]), (3, [9])):
+        run(f"check_val_every_n_epoch: {every}\neval_steps: null", out=str(every), num_train_epochs=4)
+        assert list(run.log("eval_loss", str(every))) == steps
+
+
+# ---- checkpoints ----
+
+
+def test_checkpointing(run, curve):
+    evaluated, trained = curve
+    by_loss = sorted(evaluated, key=evaluated.get)
+    only = "save_last: false, every_n_epochs: 0"
+    for index, (section, kept) in enumerate(
+        [
+            (f"monitor: val_loss, save_top_k: 1, {only}", by_loss[:1]),
+            (f"monitor: val_loss, save_top_k: 1, mode: max, {only}", by_loss[-1:]),
+            (f"monitor: val_loss, save_top_k: 3, {only}", by_loss[:3]),
+            (f"monitor: loss, save_top_k: 1, mode: max, {only}", [max(trained, key=trained.get)]),
+            (f"monitor: val_loss, save_top_k: 0, {only}", []),
+            ("monitor: val_loss, save_top_k: 1, every_n_epochs: 0", [by_loss[0], 9]),
+            ("save_last: false", [3, 6, 9]),
+            ("save_last: false, every_n_epochs: 2", [6]),
+        ]
+    ):
+        run(f"checkpointing: {{{section}}}", out=str(index), max_steps=9, eval_steps=1, learning_rate=0.1)
+        assert run.checkpoints(str(index)) == sorted(set(kept)), section
+
+
+def test_checkpointing_dirpath(run):
+    run(f"checkpointing: {{dirpath: {run.folder / 'elsewhere'}}}", max_steps=3)
+    assert run.checkpoints("elsewhere") == [3] and run.checkpoints() == []
+
+
+# ---- logging, callbacks ----
+
+
+def test_a_table_as_logger_and_its_folder(run, capfd):
+    run(f"logging: {{logger_type: CSVLogger, save_dir: {run.folder / 'tables'}}}", max_steps=2)
+    with open(run.folder / "tables" / "metrics.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["loss"]] == ["1", "2"]
+    assert not (run.folder / "out" / "metrics.csv").exists()
+
+
+def test_callbacks(run):
+    assert run("callbacks: [{name: small_runs.StopsAfter, step: 2}]").state.global_step == 2
+
+
+# ---- machine ----
+
+
+def test_accelerator_and_strategy(run, capfd):
+    assert run("accelerator: cpu", out="cpu", max_steps=1).args.use_cpu
+    plain = run(out="plain", max_steps=1).args
+    assert not plain.use_cpu and plain.ddp_find_unused_parameters is False
+    if not torch.cuda.is_available():
+        run("accelerator: gpu", out="gpu", max_steps=1)
+        assert "there is no CUDA device here" in capfd.readouterr().out
+    found = run("strategy: ddp_find_unused_parameters_true", out="ddp", max_steps=1).args
+    assert found.ddp_find_unused_parameters is True
+
+
+def test_devices(run, capfd, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert run("devices: 1", max_steps=1).args.world_size == 1
+    with pytest.raises(SystemExit):
+        run("devices: 2", out="two")
+    assert "`devices: 2`" in capfd.readouterr().err
