@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> Any:
     report, table = adapted.report(rates), adapted.table(rates)  # what is frozen, quantized, adapted, and how it trains
     trainer.files["run.yaml"] = recorded(run, trainer, adapted)
     if trainer.is_world_process_zero():
-        print("\n".join([*run.notes, *skipped(run), *bundle.summary, *adapted.lines, *table]), flush=True)
+        said = [*run.notes, *skipped(run), *bundle.summary, f"model: {run.model.name}", *adapted.lines, *table]
+        print("\n".join(said), flush=True)
         trainer.begin_run_folder(adaptation=report)
     if checkpoint and (why := nothing_left(run, checkpoint)):
         if trainer.is_world_process_zero():

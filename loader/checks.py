@@ -134,9 +134,9 @@ def _rules(run: RunConfig, problems: Problems) -> None:
             f"`checkpointing.monitor`{run.place('checkpointing.monitor')} needs evaluation; hold data out, set do_eval"
         )
     if checkpointing is not None and run.hyper.save_strategy == "best":
+        section = f"`checkpointing`{run.place('checkpointing')}"
         problems.add(
-            f"`save_strategy: best`{run.place('save_strategy')} and `checkpointing`{run.place('checkpointing')} both say "
-            "which checkpoints are best; keep one"
+            f"`save_strategy: best`{run.place('save_strategy')} and {section} both say which checkpoints are best; keep one"
         )
     if checkpointing is not None and checkpointing.dirpath and run.logging is not None and run.logging.log_model:
         problems.add(

@@ -5,9 +5,12 @@ Twelve samples to train on and twelve held out; in batches of 4 an epoch has thr
 
 import gc
 import json
+import signal
 
+import torch
 from demonstration_files import write_act_episode
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 import train
 
@@ -81,3 +84,36 @@ class StopsAfter(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step >= self.step
+
+
+class Counts(TrainerCallback, ExportableState):
+    """How many steps it has seen, kept in checkpoints; to be named in YAML."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps += 1
+
+    def state(self):
+        return {"args": {}, "attributes": {"steps": self.steps}}
+
+
+class Looks(TrainerCallback):
+    """What a training and its evaluations were seen with; to be named in YAML."""
+
+    def __init__(self):
+        self.dtypes, self.deterministic, self.terminates = set(), None, None
+
+    def on_prediction_step(self, args, state, control, model=None, **kwargs):
+        self.dtypes |= {parameter.dtype for parameter in model.parameters()}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.deterministic = torch.are_deterministic_algorithms_enabled()
+        self.terminates = signal.getsignal(signal.SIGTERM)
+
+
+def named(trainer, kind):
+    """A trainer's callback of a class; the module may have been imported twice, so the class's name decides."""
+    (found,) = (each for each in trainer.callback_handler.callbacks if type(each).__name__ == kind.__name__)
+    return found

@@ -99,13 +99,14 @@ def test_it_runs_resumes_evaluates_and_merges(command, tmp_path, in_root):
     stored, adapter = load_file(whole / "checkpoint-6/ema.safetensors"), load_file(whole / "adapter_model.safetensors")
     key = next(key for key in adapter if "lora_B" in key)
     inner = key.replace(".weight", ".default.weight")
-    assert torch.equal(stored[f"shadow.{inner}"], adapter[key]) and not torch.equal(stored[f"trained.{inner}"], adapter[key])
+    assert torch.equal(stored[f"shadow.{inner}"], adapter[key])
+    assert not torch.equal(stored[f"trained.{inner}"], adapter[key])
     # frozen, quantized and adapted, as the report says
     report = json.loads((whole / "adaptation.json").read_text())
     assert report and os.path.samefile(whole / "best-checkpoint", whole / "best-eval_loss")
     # merged: plain weights with the same outputs
-    words = [sys.executable, "-m", "models.export", "--checkpoint", str(whole), "--merge", "--out", str(tmp_path / "merged")]
-    done = subprocess.run(words, cwd=in_root, capture_output=True, text=True)
+    words = ["--checkpoint", str(whole), "--merge", "--out", str(tmp_path / "merged")]
+    done = subprocess.run([sys.executable, "-m", "models.export", *words], cwd=in_root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     batch = next(iter(trainer.get_eval_dataloader()))
     batch = {name: value for name, value in batch.items() if name not in ("labels", "actions", "is_pad")}

@@ -74,7 +74,9 @@ def test_dropout_makes_two_passes_of_training_differ(name):
 
 
 def test_lora_r_alpha_and_dropout():
-    plain, wide = (build_adapted("llama", lora_enable=True, **more).model for more in ({}, {"lora_r": 2, "lora_alpha": 6}))
+    plain, wide = (
+        build_adapted("llama", lora_enable=True, **more).model for more in ({}, {"lora_r": 2, "lora_alpha": 6})
+    )
     for model, rank, scale in ((plain, 4, 2.0), (wide, 2, 3.0)):
         layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
         assert layer.lora_A["default"].out_features == rank and layer.scaling["default"] == scale
@@ -87,10 +89,12 @@ def test_lora_r_alpha_and_dropout():
         assert torch.equal(one, other) == alike
 
 
-def test_lora_task_type_chooses_pefts_class():
+def test_lora_task_type_chooses_pefts_class(tmp_path):
     kinds = {"CAUSAL_LM": peft.PeftModelForCausalLM, "FEATURE_EXTRACTION": peft.PeftModelForFeatureExtraction}
     for task, kind in kinds.items():
-        assert type(build_adapted("llama", lora_enable=True, lora_task_type=task).model) is kind
+        build_adapted("llama", lora_enable=True, lora_task_type=task).save(tmp_path / task)
+        base = models.auto.load(tmp_path / task / "base")
+        assert type(peft.PeftModel.from_pretrained(base, str(tmp_path / task))) is kind
 
 
 OWN_CODE = """
@@ -112,7 +116,10 @@ def test_trust_remote_code(tmp_path, monkeypatch):
     models.auto.build(config_of("llama"), process_of()).save_pretrained(folder)
     (folder / "own.py").write_text(OWN_CODE)
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "own-llama", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    config |= {
+        "model_type": "own-llama",
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     process = process_of(model_name_or_path=str(folder), trust_remote_code=True)
     model = models.auto.build(models.auto.Config(), process)

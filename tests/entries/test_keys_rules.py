@@ -7,9 +7,13 @@ import os
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from small_runs import STEPS_PER_EPOCH, SmallRuns, weights
 from torch import nn
+
+from loader.run_config import resolve
+from models.mlp.network import MLP
 
 RATE = 0.01
 
@@ -35,11 +39,13 @@ def test_shuffle_and_eval_shuffle(run):
 
 def test_eval_num_workers(run):
     trainer = run("eval_num_workers: 1", max_steps=1)
-    next(iter(trainer.get_train_dataloader()))
-    assert not multiprocessing.active_children()
+    before = set(multiprocessing.active_children())
+    batches = iter(trainer.get_train_dataloader())
+    next(batches)
+    assert set(multiprocessing.active_children()) == before
     batches = iter(trainer.get_eval_dataloader())
     next(batches)
-    assert len(multiprocessing.active_children()) == 1
+    assert len(set(multiprocessing.active_children()) - before) == 1
 
 
 @pytest.mark.parametrize(("limit", "batches"), [("2", 2), ("0.34", 1), ("1.0", 3)])
@@ -54,6 +60,19 @@ def test_chunk_size_and_cache_dir(run, tmp_path):
     assert not (tmp_path / "elsewhere").exists()
     run(f"cache_dir: {tmp_path / 'elsewhere'}", out="other", max_steps=1)
     assert any(files for _, _, files in os.walk(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize("section", ["dataset", "env", "model"])
+def test_a_name_chooses_the_module(in_root, tmp_path, monkeypatch, section):
+    """`dataset.name`, `env.name` and `model.name`: one that ships, or a module of one's own."""
+    (tmp_path / "my_lab.py").write_text(
+        "from dataclasses import dataclass\nPROCESS_KEYS = frozenset()\n@dataclass\nclass Config:\n    width: int = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    shipped = {"dataset": "data.demonstrations", "env": "sim.aloha", "model": "models.act"}[section]
+    assert getattr(resolve(), section).module.__name__ == shipped
+    found = getattr(resolve(settings=[f"{section}={{name: my_lab, width: 5}}"]), section)
+    assert found.module.__name__ == "my_lab" and found.config.width == 5
 
 
 # ---- optimizer, schedule, groups ----
@@ -147,20 +166,18 @@ def test_stop_after_nonfinite(run, capfd):
 
 def test_tune_batch_size(run, tmp_path, monkeypatch):
     """Doubled from 2 while a step has memory for it, here up to 4 samples; else up to what twelve samples allow."""
-    plain = {"max_steps": 1, "per_device_train_batch_size": 2}
+    plain = {"max_steps": 1, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 4}
     assert run("tune_batch_size: true", out="all", **plain).args.per_device_train_batch_size == 8
-    import trainer.trainer
+    forward = MLP.forward
 
-    step = trainer.trainer.Trainer.training_step
-
-    def too_large(self, model, inputs, *more):
-        if len(inputs["state"]) > 4:
+    def too_large(self, state, *more, **options):
+        if len(state) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return step(self, model, inputs, *more)
+        return forward(self, state, *more, **options)
 
-    monkeypatch.setattr(trainer.trainer.Trainer, "training_step", too_large)
+    monkeypatch.setattr(MLP, "forward", too_large)
     made = run("tune_batch_size: true", **plain)
-    assert made.args.per_device_train_batch_size == 4
+    assert made.args.per_device_train_batch_size == 4 and made.state.global_step == 1
     assert "# effective: per_device_train_batch_size 4" in (tmp_path / "out" / "run.yaml").read_text()
 
 
@@ -321,6 +338,19 @@ def test_a_table_as_logger_and_its_folder(run, capfd):
     with open(run.folder / "tables" / "metrics.csv", newline="") as file:
         assert [row["step"] for row in csv.DictReader(file) if row["loss"]] == ["1", "2"]
     assert not (run.folder / "out" / "metrics.csv").exists()
+
+
+def test_what_loggers_are_told(run, monkeypatch):
+    """The section in each logger's own words; the loggers themselves are not started here."""
+    monkeypatch.setattr(transformers.trainer, "get_reporting_integration_callbacks", lambda names: [])
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    section = "name: n, project: p, entity: e, group: g, notes: a note, log_model: all"
+    args = run(f"logging: {{logger_type: WandbLogger, {section}}}", out="wandb", max_steps=1).args
+    words = {"PROJECT": "p", "ENTITY": "e", "RUN_GROUP": "g", "NOTES": "a note", "LOG_MODEL": "checkpoint"}
+    assert {name: os.environ.get(f"WANDB_{name}") for name in words} == words
+    assert args.run_name == "n" and args.report_to == ["wandb"]
+    args = run("logging: {name: n, project: p}\nreport_to: trackio", out="trackio", max_steps=1).args
+    assert (args.run_name, args.project, args.report_to) == ("n", "p", ["trackio"])
 
 
 def test_callbacks(run):

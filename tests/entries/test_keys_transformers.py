@@ -1,0 +1,319 @@
+"""Fields of TrainingArguments in a training file, flipped: transformers' own machinery still does what they say."""
+
+import math
+import multiprocessing
+import signal
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from small_runs import Counts, Looks, SmallRuns, named, weights
+from tiny_training import make_trainer
+
+from models.mlp.network import MLP
+
+RATE = 0.01
+
+
+@pytest.fixture
+def run(in_root, tmp_path):
+    return SmallRuns(tmp_path)
+
+
+@pytest.fixture
+def as_before():
+    """Settings of the whole process are put back."""
+    verbosity, handler = transformers.logging.get_verbosity(), signal.getsignal(signal.SIGTERM)
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    torch.use_deterministic_algorithms(False)
+    signal.signal(signal.SIGTERM, handler)
+    torch._dynamo.reset()
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ---- optimization ----
+
+
+def test_lr_scheduler_kwargs(run):
+    run("lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 2}")
+    assert list(run.log("learning_rate").values()) == pytest.approx([RATE, RATE / 2, RATE, RATE / 2])
+
+
+def test_gradient_accumulation_steps_and_drop_last(run):
+    assert run("gradient_accumulation_steps: 3", out="a", num_train_epochs=2).state.global_step == 2
+    assert (
+        run("dataloader_drop_last: true", out="b", num_train_epochs=1, per_device_train_batch_size=5).state.global_step
+        == 2
+    )
+    assert run(out="c", num_train_epochs=1, per_device_train_batch_size=5).state.global_step == 3
+
+
+def test_max_grad_norm(run):
+    """One step of SGD is as long as the rate times the norm that gradients are cut to."""
+    start = weights(run(out="start", max_steps=1, learning_rate=0, optim="SGD"))
+    after = weights(run("max_grad_norm: 0.125", out="cut", max_steps=1, learning_rate=1, optim="SGD"))
+    length = math.sqrt(sum(float((after[name] - start[name]).square().sum()) for name in start))
+    assert run.log("grad_norm", "cut")[1] > 0.125 and length == pytest.approx(0.125, rel=1e-4)
+
+
+def test_bf16(run):
+    """Half precision inside, float32 weights: losses close to, but not, the exact ones."""
+    run(out="exact", max_steps=1)
+    trainer = run("bf16: true", out="rough", max_steps=1)
+    exact, rough = run.log("loss", "exact")[1], run.log("loss", "rough")[1]
+    assert rough == pytest.approx(exact, rel=0.02) and rough != exact and trainer.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "gradient_checkpointing: true\ngradient_checkpointing_kwargs: {use_reentrant: true}",
+        "activation_checkpointing: true\nactivation_checkpointing_kwargs: {use_reentrant: true}",
+    ],
+)
+def test_checkpointing_of_activations(run, settings):
+    if not hasattr(transformers.TrainingArguments, settings.split(":")[0]):
+        pytest.skip("another version of transformers")
+    flags = {"model_config": "act", "max_steps": 1}
+    text = "model: {hidden_dim: 16, num_heads: 2, feedforward_dim: 16, encoder_layers: 1, cvae_layers: 1}"
+    base = (run.folder / "base.yaml").read_text().replace("model: {hidden_dim: 8, hidden_layers: 1}\n", "")
+    (run.folder / "base.yaml").write_text(base)
+    assert not run(text, out="plain", **flags).model.is_gradient_checkpointing
+    model = run(f"{text}\n{settings}", out="flipped", **flags).model
+    functions = {
+        each._gradient_checkpointing_func for each in model.modules() if hasattr(each, "_gradient_checkpointing_func")
+    }
+    assert model.is_gradient_checkpointing and all(each.keywords["use_reentrant"] for each in functions)
+
+
+def test_torch_compile(run, as_before):
+    plain = weights(run(out="plain"))
+    torch._dynamo.utils.counters.clear()
+    compiled = weights(run("torch_compile: true\ntorch_compile_backend: eager", out="compiled"))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert compiled.keys() == plain.keys() == load_file(run.folder / "compiled" / "model.safetensors").keys()
+    for name in plain:
+        torch.testing.assert_close(compiled[name], plain[name])
+
+
+def test_torch_empty_cache_steps(run, monkeypatch):
+    calls = []
+    monkeypatch.setattr(transformers.trainer, "clear_device_cache", lambda *_: calls.append(1))
+    run(out="plain")
+    assert not calls
+    run("torch_empty_cache_steps: 2", out="flipped")
+    assert len(calls) == 2
+
+
+def test_full_determinism(run, as_before, monkeypatch):
+    for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "ASCEND_LAUNCH_BLOCKING", "HCCL_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")
+    for name in ("FLASH_ATTENTION_DETERMINISTIC",):
+        monkeypatch.setenv(name, "")
+    looks = "callbacks: [small_runs.Looks]"
+    assert named(run(looks, out="a", max_steps=1), Looks).deterministic is False
+    assert named(run(f"{looks}\nfull_determinism: true", out="b", max_steps=1), Looks).deterministic is True
+
+
+def test_data_seed(run):
+    """Another order of the samples from the same start."""
+    start = [weights(run(f"data_seed: {seed}", out=f"start{seed}", max_steps=1, learning_rate=0)) for seed in (1, 2)]
+    after = [weights(run(f"data_seed: {seed}", out=f"after{seed}", max_steps=1)) for seed in (1, 2)]
+    assert same(*start) and not same(*after)
+
+
+# ---- loading ----
+
+
+def test_workers_prefetch_persist_and_start(run):
+    def loaded(text):
+        """A loader, read to its end, and the workers that are still there."""
+        text += "\ndataloader_num_workers: 1\ndo_eval: false"
+        loader = run(text, out=f"run{len(text)}", max_steps=1).get_train_dataloader()
+        before = set(multiprocessing.active_children())
+        assert sum(len(batch["state"]) for batch in loader) == 12
+        return loader, set(multiprocessing.active_children()) - before
+
+    loader, left = loaded("")
+    assert (loader.prefetch_factor, loader.in_order, left) == (2, True, set())
+    loader, left = loaded(
+        "dataloader_prefetch_factor: 3\ndataloader_in_order: false\ndataloader_persistent_workers: true"
+    )
+    assert (loader.prefetch_factor, loader.in_order, len(left)) == (3, False, 1)
+
+
+def test_dataloader_multiprocessing_context(tmp_path):
+    """How workers are started, where there are any: evaluation may have none where training has some."""
+    settings = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "forkserver", "eval_num_workers": 0}
+    trainer = make_trainer(tmp_path, **settings)
+    assert trainer.get_train_dataloader().multiprocessing_context.get_start_method() == "forkserver"
+    assert trainer.get_eval_dataloader().num_workers == 0
+
+
+# ---- logging ----
+
+
+def test_logging_first_step(run):
+    run("logging_first_step: true", logging_steps=3)
+    assert list(run.log("loss")) == [1, 3]
+
+
+def test_logging_nan_inf_filter(run, monkeypatch):
+    """The mean over an evaluation, with or without the batches whose loss is not a number."""
+    forward = MLP.forward
+
+    def spoiled(self, state, *more, **options):
+        output = forward(self, state, *more, **options)
+        if not self.training and options["timestep"].min() == 0:
+            output["loss"] = output["loss"] * math.nan
+        return output
+
+    monkeypatch.setattr(MLP, "forward", spoiled)
+    run(out="plain", max_steps=1)
+    run("logging_nan_inf_filter: true", out="filtered", max_steps=1)
+    assert run.log("eval_loss", "plain") == {1: "nan"} and math.isfinite(run.log("eval_loss", "filtered")[1])
+
+
+def test_log_level(run, as_before):
+    run("log_level: error", max_steps=1)
+    assert transformers.logging.get_verbosity() == transformers.logging.ERROR
+
+
+def test_disable_tqdm(run, capfd):
+    run("disable_tqdm: true", out="lines", max_steps=1)
+    assert "step/s" not in capfd.readouterr().err
+    run("disable_tqdm: false", out="bar", max_steps=1)
+    assert "1/1 [" in capfd.readouterr().err
+
+
+def test_skip_memory_metrics(run):
+    run(out="plain", max_steps=1)
+    run("skip_memory_metrics: false", out="told", max_steps=1)
+    assert not run.log("train_mem_cpu_alloc_delta", "plain") and run.log("train_mem_cpu_alloc_delta", "told")
+
+
+def test_use_cache(run):
+    assert run(out="a", max_steps=1).model.config.use_cache is False
+    assert run("use_cache: true", out="b", max_steps=1).model.config.use_cache is True
+
+
+def test_debug_underflow_overflow(run):
+    """Every module is watched, and the first one that overflows is named."""
+    run(out="plain", learning_rate=1e38, do_eval="false")
+    with pytest.raises(ValueError, match="DebugUnderflowOverflow"):
+        run("debug: underflow_overflow", out="watched", learning_rate=1e38, do_eval="false")
+
+
+# ---- evaluation ----
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("eval_strategy: epoch\nmax_steps: 6", [3, 6]),
+        ("eval_strategy: 'no'", []),
+        ("eval_steps: 1\neval_delay: 3", [3, 4]),
+        ("eval_steps: 2\neval_on_start: true", [0, 2, 4]),
+        ("check_val_every_n_epoch: 1\neval_steps: null\neval_delay: 2\nnum_train_epochs: 3\nmax_steps: -1", [6, 9]),
+        ("check_val_every_n_epoch: 2\neval_steps: null\neval_delay: 3\nnum_train_epochs: 4\nmax_steps: -1", [12]),
+    ],
+)
+def test_when_to_evaluate(run, text, steps):
+    base = (
+        (run.folder / "base.yaml")
+        .read_text()
+        .replace("eval_steps: 100\n", "" if "eval_strategy" in text else "eval_steps: 100\n")
+    )
+    (run.folder / "base.yaml").write_text(base)
+    run(text)
+    assert list(run.log("eval_loss")) == steps
+
+
+def test_bf16_full_eval(run):
+    """An evaluation sees bfloat16 weights, and the training goes on with its own."""
+    looks = "callbacks: [small_runs.Looks]\neval_steps: 2"
+    assert named(run(looks, out="plain", max_steps=2), Looks).dtypes == {torch.float32}
+    trainer = run(f"{looks}\nbf16_full_eval: true", out="flipped", max_steps=2)
+    assert named(trainer, Looks).dtypes == {torch.bfloat16} and trainer.model.dtype == torch.float32
+
+
+# ---- checkpoints ----
+
+EACH_STEP = "save_strategy: steps\nsave_steps: 1\neval_steps: 1\nlearning_rate: 0.1\nmax_steps: 6"
+
+
+def test_the_best_model_at_the_end(run):
+    for out, text, choose in (
+        ("loss", "metric_for_best_model: loss", min),
+        ("greater", "metric_for_best_model: loss\ngreater_is_better: true", max),
+        ("action", "metric_for_best_model: loss_action\ngreater_is_better: false", min),
+    ):
+        run(f"{EACH_STEP}\nload_best_model_at_end: true\n{text}", out=out)
+        values = run.log("eval_loss", out)
+        best = choose(values, key=values.get)
+        final, kept = (load_file(run.folder / out / name / "model.safetensors") for name in ("", f"checkpoint-{best}"))
+        assert same(final, kept), out
+    last = load_file(run.folder / "loss" / "checkpoint-6" / "model.safetensors")
+    assert not same(last, load_file(run.folder / "greater" / "model.safetensors"))
+
+
+def test_saving_only_the_best(run):
+    run(
+        f"{EACH_STEP}\nmetric_for_best_model: loss".replace(
+            "save_strategy: steps\nsave_steps: 1", "save_strategy: best"
+        )
+    )
+    best, expected = math.inf, []
+    for step, value in run.log("eval_loss").items():
+        if value < best:
+            best, expected = value, [*expected, step]
+    assert run.checkpoints() == expected
+
+
+def test_save_only_model(run):
+    for wanted in ("true", "false"):
+        run(f"{EACH_STEP}\nsave_only_model: {wanted}", out=wanted, max_steps=1)
+        there = {path.name for path in (run.folder / wanted / "checkpoint-1").iterdir()}
+        assert "model.safetensors" in there and ("optimizer.pt" in there) == (wanted == "false")
+
+
+# ---- resuming ----
+
+
+def test_ignore_data_skip(run):
+    """A resumed run starts its epoch anew instead of behind the batches that were already seen."""
+    run(f"{EACH_STEP}\nmax_steps: 4".replace("\nmax_steps: 6", ""), out="whole")
+    seen = {}
+    for wanted in ("false", "true"):
+        text = f"{EACH_STEP}\nignore_data_skip: {wanted}".replace("max_steps: 6", "max_steps: 4")
+        seen[wanted] = run(text, out=wanted, resume_from_checkpoint=run.folder / "whole" / "checkpoint-2")
+    assert same(weights(seen["false"]), load_file(run.folder / "whole" / "model.safetensors"))
+    assert not same(weights(seen["true"]), weights(seen["false"]))
+
+
+def test_restore_callback_states_from_checkpoint(run):
+    run(f"{EACH_STEP}\ncallbacks: [small_runs.Counts]", out="whole")
+    for wanted, steps in (("false", 2), ("true", 6)):
+        text = f"{EACH_STEP}\ncallbacks: [small_runs.Counts]\nrestore_callback_states_from_checkpoint: {wanted}"
+        trainer = run(text, out=wanted, resume_from_checkpoint=run.folder / "whole" / "checkpoint-4")
+        assert named(trainer, Counts).steps == steps
+
+
+def test_enable_jit_checkpoint(run, as_before):
+    """A training told to end saves first, so it listens for the signal."""
+    looks = "callbacks: [small_runs.Looks]"
+    plain = named(run(looks, out="a", max_steps=1), Looks).terminates
+    listening = named(run(f"{looks}\nenable_jit_checkpoint: true", out="b", max_steps=1), Looks).terminates
+    assert plain in (signal.SIG_DFL, signal.default_int_handler) and callable(listening)
+    assert "jit_checkpoint" in type(listening.__self__).__module__
+
+
+def test_optim_args(run):
+    """Options in transformers' own spelling reach the optimizer, or are refused."""
+    trainer = run("optim: SGD\noptim_args: momentum=0.5", max_steps=1)
+    assert trainer.optimizer.param_groups[0]["momentum"] == 0.5
