@@ -80,6 +80,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any) -> Any:
     from trainer.trainer import Trainer
 
     fit_to_data(run, args, bundle)
+    fit_to_model(run, args, adapted.model)
     if run.logging is not None:
         from trainer.loggers import logger_environment
 
@@ -125,6 +126,17 @@ def fit_to_data(run: RunConfig, args: Any, bundle: Any) -> None:
     args.eval_strategy = type(args.eval_strategy)("no")
 
 
+def fit_to_model(run: RunConfig, args: Any, model: Any) -> None:
+    """Refuses what the network cannot do."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for key in ("gradient_checkpointing", "activation_checkpointing"):
+        able = any(isinstance(each, GradientCheckpointingLayer) for each in model.modules())
+        if getattr(args, key, False) and run.was_set(key) and not able:
+            name, place = run.model.name, run.place(key)
+            raise ValueError(f"`{key}`{place}: model {name} has no layers to recompute; leave it out")
+
+
 def trainer_settings(run: RunConfig, adapted: Any) -> Any:
     """The RunConfig in the Trainer's words."""
     from loader.checks import takes_epochs, warmup
@@ -148,7 +160,7 @@ def trainer_settings(run: RunConfig, adapted: Any) -> Any:
     wants_csv = logging is not None and logging.logger_type == "CSVLogger"
     return Settings(
         optimizer_name=run.hyper.optim,
-        optimizer_options=run.optimizer,
+        optimizer_options=run.optimizer_options,
         param_groups=[*run.param_groups, *adapted.groups],
         parts=adapted.parts,
         schedule=plan,

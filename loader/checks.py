@@ -136,7 +136,8 @@ def _rules(run: RunConfig, problems: Problems) -> None:
     if checkpointing is not None and run.hyper.save_strategy == "best":
         section = f"`checkpointing`{run.place('checkpointing')}"
         problems.add(
-            f"`save_strategy: best`{run.place('save_strategy')} and {section} both say which checkpoints are best; keep one"
+            f"`save_strategy: best`{run.place('save_strategy')} and {section} both say which checkpoints are "
+            "best; keep one"
         )
     if checkpointing is not None and checkpointing.dirpath and run.logging is not None and run.logging.log_model:
         problems.add(

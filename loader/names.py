@@ -44,9 +44,9 @@ def _optimizer(run: RunConfig, problems: Problems) -> None:
     takes = constructor_options("optimizer", name)
     if takes is None:
         return
-    for option in run.optimizer:
+    for option in run.optimizer_options:
         if option not in takes:
-            place = run.place(f"optimizer.{option}")
+            place = run.place(f"optimizer.{option}") or run.place("optim_args")
             hint = did_you_mean(option, takes) or f"; it takes {', '.join(takes)}"
             problems.add(f"`optimizer.{option}`{place}: {name} takes no such option{hint}")
     for key, option in ADAM_KEYS.items():

@@ -78,7 +78,9 @@ class ProcessArguments:
     )
     tune_batch_size: bool = flag(False, "Double the batch size per device until memory says no, then train with it.")
     benchmark_train_step: bool = flag(False, "Log the duration of every step (waits for the GPU each step).")
-    validate_before_resume: bool = flag(False, "Evaluate once before a resumed run goes on.")
+    validate_before_resume: bool = flag(
+        False, "Evaluate once before a resumed run goes on (eval_on_start: a fresh one)."
+    )
     resume_lr: float | None = flag(None, "On resume: the learning rate from here on.", ge=0)
     resume_weight_decay: float | None = flag(None, "On resume: the weight decay from here on.", ge=0)
     # Machine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from .sections import (
     SchedulerSection,
 )
 from .settle import settle
+from .sources import read_scalar
+from .trainer_fields import trainer_fields
 from .tree import CLI, DEFAULT, SET, Node, find, leaves, merge, node_of, rank
 from .validate import check_dataclass, check_value
 from .vocabulary import TRACKING, TRACKING_MODEL_KEYS
@@ -83,6 +86,14 @@ class RunConfig:
         """Where the checkpoint-N folders lie: `checkpointing.dirpath`, else output_dir."""
         folder = self.checkpointing.dirpath if self.checkpointing is not None else None
         return Path(os.path.expanduser(folder)) if folder else self.output_dir
+
+    @property
+    def optimizer_options(self) -> dict[str, Any]:
+        """The optimizer's constructor arguments: its section, and for a class `optim_args` (`momentum=0.5, …`) too."""
+        if self.hyper.optim in typing.get_args(trainer_fields()["optim"].annotation):
+            return self.optimizer  # transformers reads optim_args itself
+        said = [each.partition("=") for each in (self.trainer.get("optim_args") or "").split(",") if each.strip()]
+        return {name.strip(): read_scalar(value, DEFAULT).plain() for name, _, value in said} | self.optimizer
 
     @property
     def is_endless(self) -> bool:

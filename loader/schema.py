@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from .hyper import BOUNDS, HyperArguments
 from .process import ProcessArguments
@@ -31,13 +31,14 @@ TRAINER_BOUNDS: dict[str, dict[str, float]] = {
     "eval_delay": {"ge": 0},
     "dataloader_prefetch_factor": {"ge": 1},
     "torch_empty_cache_steps": {"ge": 1},
-    "eval_accumulation_steps": {"ge": 1},
     "data_seed": {"ge": 0},
     "ddp_timeout": {"gt": 0},
 }
 
+LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+
 # Fields of TrainingArguments that would do nothing here, and what to use instead.
-TAKEN_OVER = {
+TAKEN_OVER: dict[str, str] = {
     "do_train": "train.py always trains",
     "do_predict": "score a checkpoint with eval.py",
     "train_sampling_strategy": "the data set decides the order of its samples (episode_first, weights)",
@@ -49,6 +50,21 @@ TAKEN_OVER = {
     "neftune_noise_alpha": "no model here embeds tokens yet",
     "use_liger_kernel": "no model here is one Liger knows yet",
     "liger_kernel_config": "no model here is one Liger knows yet",
+    "bf16_full_eval": "evaluation computes as the training does; set bf16, or weights_dtype",
+    "fp16_full_eval": "evaluation computes as the training does; set fp16, or weights_dtype",
+    **dict.fromkeys(
+        (
+            "prediction_loss_only",
+            "include_for_metrics",
+            "batch_eval_metrics",
+            "eval_accumulation_steps",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "label_names",
+        ),
+        "an evaluation gathers the losses alone; eval.py scores predictions",
+    ),
+    "parallelism_config": "it is an object of accelerate's; set it in the file given to accelerate launch",
 }
 
 
@@ -92,6 +108,8 @@ def scalar_keys() -> dict[str, Key]:
     keys["report_to"] = dataclasses.replace(report_to, annotation=str | list[str] | None)
     resume = keys["resume_from_checkpoint"]
     keys["resume_from_checkpoint"] = dataclasses.replace(resume, annotation=str | bool | None)
+    for name in ("log_level", "log_level_replica"):
+        keys[name] = dataclasses.replace(keys[name], annotation=Literal[LOG_LEVELS])
     return keys
 
 

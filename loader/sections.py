@@ -43,7 +43,7 @@ class EmaSection:
     """`ema`: the moving average that `using_ema: true` keeps."""
 
     decay: float = flag(0.999, "Share of the old average kept at each update.", ge=0, lt=1)
-    warmup: bool = flag(True, "Start from a smaller decay, (1 + n) / (10 + n) at the n-th update.")
+    warmup: bool = flag(True, "Start from a smaller decay, (1 + n) / (10 + n) after n updates.")
     update_every: int = flag(1, "Update the average once in this many steps.", ge=1)
 
 

@@ -15,6 +15,23 @@ OWN_RATE = 1e-3  # of an optimizer whose `lr` is null; Adafactor then takes its 
 USERS_FIRST = 1  # the layers up to this one are built-in and default.yaml
 WARM_UPS = ("warmup_steps", "warmup_ratio", "warmup_epochs")
 
+# Keys that only act through another: key -> (that other key, what must be in it; None: anything but nothing).
+ACTS_THROUGH = {
+    **{
+        f"hub_{each}": ("push_to_hub", True)
+        for each in ("model_id", "strategy", "private_repo", "always_push", "revision")
+    },
+    "greater_is_better": ("metric_for_best_model", None),
+    "gradient_checkpointing_kwargs": ("gradient_checkpointing", True),
+    "activation_checkpointing_kwargs": ("activation_checkpointing", True),
+    "fsdp_config": ("fsdp", None),
+    "run_name": ("report_to", None),
+    "project": ("report_to", "trackio"),
+    "trackio_space_id": ("report_to", "trackio"),
+    "trackio_bucket_id": ("report_to", "trackio"),
+    "trackio_static_space_id": ("report_to", "trackio"),
+}
+
 
 def settle(tree: Node, layers: list[Node], problems: Problems) -> None:
     """Resolves the pairs in place; two of a pair in one layer are a problem."""
@@ -24,6 +41,7 @@ def settle(tree: Node, layers: list[Node], problems: Problems) -> None:
     _saving(tree, layers)
     _own_rate(tree, layers)
     _logger(tree, layers)
+    _without_effect(tree, layers, problems)
 
 
 def _one_of(tree: Node, layers: list[Node], names: tuple[str, ...], problems: Problems) -> None:
@@ -108,8 +126,37 @@ def _logger(tree: Node, layers: list[Node]) -> None:
         backends = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
         if kind.value in (None, "CSVLogger", *backends):
             tree.value["report_to"] = Node([Node(backends.get(kind.value, "none"), kind.origin)], kind.origin)
-    if name is not None and name.value is not None:
+    reports = _reports(tree.value["report_to"].plain())
+    if name is not None and name.value is not None and reports:
         tree.value["run_name"] = Node(name.value, name.origin, name.text)
+
+
+def _without_effect(tree: Node, layers: list[Node], problems: Problems) -> None:
+    """A key that acts through another: where a later layer switched that off the key goes, else it is a problem."""
+    for key, (switch, wanted) in ACTS_THROUGH.items():
+        node = tree.value.get(key)
+        if node is None or node.value in (None, False) or node.plain() in ({}, []):
+            continue
+        other = tree.value.get(switch)
+        value = other.plain() if other is not None else None
+        if switch == "report_to":
+            reports = _reports(value)
+            is_on = bool(reports) if wanted is None else bool({wanted, "all"} & set(reports))
+        else:
+            is_on = bool(value)
+        if is_on:
+            continue
+        if rank(layers, switch) > rank(layers, key):
+            del tree.value[key]
+        else:
+            needs = f"`{switch}`" if wanted in (None, True) else f"`{switch}: {wanted}`"
+            problems.add(f"`{key}`{node.origin.place} would do nothing without {needs}; set that, or leave it out")
+
+
+def _reports(value: object) -> list[str]:
+    """The reporting backends in use."""
+    words = value if isinstance(value, list) else [value]
+    return [each for each in words if isinstance(each, str) and each != "none"]
 
 
 def _said(tree: Node, name: str) -> bool:

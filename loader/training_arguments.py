@@ -98,6 +98,9 @@ def _for_this_machine(values: dict[str, Any], run: RunConfig) -> list[str]:
     if values.get("dataloader_prefetch_factor") and not values["dataloader_num_workers"]:
         lines.append("dataloader_prefetch_factor: no worker processes, so no batch is fetched ahead")
         values["dataloader_prefetch_factor"] = None
+    if values.get("dataloader_multiprocessing_context") and not values["dataloader_num_workers"]:
+        lines.append("dataloader_multiprocessing_context: there are no worker processes to start")
+        values["dataloader_multiprocessing_context"] = None
     if torch.accelerator.is_available() and not values.get("use_cpu"):
         return lines
     if values["dataloader_pin_memory"] and run.was_set("dataloader_pin_memory"):

@@ -16,7 +16,6 @@ QUANTIZED = "tests/models/test_adapt_quantized.py::test_"
 ACT = "tests/models/test_act.py::test_"
 BACKBONE = "tests/models/test_backbone.py::test_"
 CHUNKING = "tests/models/test_chunking.py::test_"
-LOGGERS = "tests/trainer/test_loggers.py::test_"
 
 
 def each(place: str, words: str, before: str = "", after: str = "") -> dict[str, str]:
@@ -119,8 +118,7 @@ SECTIONS = {
     **each(f"{RULES}checkpointing", "monitor mode save_top_k save_last every_n_epochs", "checkpointing."),
     "checkpointing.dirpath": f"{RULES}checkpointing_dirpath",
     **each(f"{RULES}a_table_as_logger_and_its_folder", "logger_type save_dir", "logging."),
-    **each(f"{LOGGERS}wandb_offline_knows_the_run", "name project entity group notes", "logging."),
-    "logging.log_model": f"{LOGGERS}what_wandb_uploads",
+    **each(f"{RULES}what_loggers_are_told", "name project entity group notes log_model", "logging."),
     **each(f"{RULES}param_groups", "pattern lr lr_factor weight_decay", "param_groups."),
     "callbacks": f"{RULES}callbacks",
     "extends": "tests/loader/test_resolve.py::test_extends_is_a_chain",
@@ -190,7 +188,6 @@ PASSED_ON = {
     ),
     "max_grad_norm": f"{TRANSFORMERS}max_grad_norm",
     "bf16": f"{TRANSFORMERS}bf16",
-    "bf16_full_eval": f"{TRANSFORMERS}bf16_full_eval",
     **each(
         f"{TRANSFORMERS}checkpointing_of_activations",
         "gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs",
@@ -220,24 +217,18 @@ PASSED_ON = {
         )
     },
     "debug": f"{TRANSFORMERS}debug_underflow_overflow",
-    **each(f"{LOGGERS}mlflow_and_trackio_by_report_to", "run_name project"),
+    **each(f"{RULES}what_loggers_are_told", "run_name project"),
 }  # fmt: skip
 # What shows only on other hardware, over a network or between processes: that it gets there is all that is seen here.
 ONLY_ARRIVES = each(
     ARRIVES,
-    "fp16 fp16_full_eval tf32 torch_compile_mode average_tokens_across_devices "
+    "fp16 tf32 torch_compile_mode average_tokens_across_devices "
     "log_on_each_node log_level_replica save_on_each_node "
     "trackio_space_id trackio_bucket_id trackio_static_space_id "
     "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision "
-    "use_cpu accelerator_config parallelism_config ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers "
+    "use_cpu accelerator_config ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers "
     "ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed",
 )
-# They arrive, and nothing that runs here reads them: each should become live or be refused.
-DEAD = each(
-    ARRIVES,
-    "prediction_loss_only include_for_metrics batch_eval_metrics eval_accumulation_steps eval_do_concat_batches "
-    "eval_use_gather_object label_names",
-)
 OBSERVED = {
-    **HYPER, **DATA, **ADAPTATION, **TRAINING, **SECTIONS, **COMPONENTS, **PASSED_ON, **ONLY_ARRIVES, **DEAD
+    **HYPER, **DATA, **ADAPTATION, **TRAINING, **SECTIONS, **COMPONENTS, **PASSED_ON, **ONLY_ARRIVES
 }  # fmt: skip

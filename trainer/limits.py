@@ -98,7 +98,10 @@ def eval_shuffle_sampler(dataset: Dataset | Sized, seed: int) -> SeededOrder:
 
 
 class EveryNEpochs(TrainerCallback):
-    """Asks for an evaluation at the end of each n-th epoch; an epoch that the training's end cuts short has no end."""
+    """Asks for an evaluation at the end of each n-th epoch; an epoch that the training's end cuts short has no end.
+
+    As for transformers' own evaluations, none comes before `eval_delay` epochs.
+    """
 
     def __init__(self, epochs: int):
         if epochs < 1:
@@ -107,5 +110,6 @@ class EveryNEpochs(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         cut_short = control.should_training_stop and abs(state.epoch - round(state.epoch)) > 1e-6
-        if math.ceil(state.epoch - 1e-6) % self.epochs == 0 and not cut_short:
+        due = math.ceil(state.epoch - 1e-6) % self.epochs == 0 and state.epoch >= args.eval_delay
+        if due and not cut_short:
             control.should_evaluate = True

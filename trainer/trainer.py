@@ -163,6 +163,7 @@ class Trainer(transformers.Trainer):
     def _evaluation_loader(self) -> Iterator[None]:
         """Evaluation sees every sample, and may have workers of its own."""
         names = (
+            "dataloader_multiprocessing_context",
             "dataloader_drop_last",
             "dataloader_num_workers",
             "dataloader_prefetch_factor",
@@ -174,6 +175,7 @@ class Trainer(transformers.Trainer):
             self.args.dataloader_num_workers = self.settings.eval_num_workers
         if not self.args.dataloader_num_workers:
             self.args.dataloader_prefetch_factor, self.args.dataloader_persistent_workers = None, False
+            self.args.dataloader_multiprocessing_context = None
         try:
             yield
         finally:
@@ -412,6 +414,12 @@ class Trainer(transformers.Trainer):
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """The model holds the averaged weights inside, where there are any."""
         return self.ema.swapped() if self.ema is not None else contextlib.nullcontext()
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        wanted = self.args.metric_for_best_model
+        if wanted is not None:  # `val/loss` is `eval_loss`; one that is not there is told with those that are
+            self.args.metric_for_best_model = metric_or_error(wanted, metrics, "metric_for_best_model")
+        return super()._determine_best_metric(metrics, trial)
 
     # ---- logs ----
 

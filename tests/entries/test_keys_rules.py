@@ -65,14 +65,16 @@ def test_chunk_size_and_cache_dir(run, tmp_path):
 @pytest.mark.parametrize("section", ["dataset", "env", "model"])
 def test_a_name_chooses_the_module(in_root, tmp_path, monkeypatch, section):
     """`dataset.name`, `env.name` and `model.name`: one that ships, or a module of one's own."""
-    (tmp_path / "my_lab.py").write_text(
+    lab = f"lab_of_{section}s"
+    (tmp_path / lab).mkdir()
+    (tmp_path / lab / "own.py").write_text(
         "from dataclasses import dataclass\nPROCESS_KEYS = frozenset()\n@dataclass\nclass Config:\n    width: int = 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     shipped = {"dataset": "data.demonstrations", "env": "sim.aloha", "model": "models.act"}[section]
     assert getattr(resolve(), section).module.__name__ == shipped
-    found = getattr(resolve(settings=[f"{section}={{name: my_lab, width: 5}}"]), section)
-    assert found.module.__name__ == "my_lab" and found.config.width == 5
+    found = getattr(resolve(settings=[f"{section}={{name: {lab}.own, width: 5}}"]), section)
+    assert found.module.__name__ == f"{lab}.own" and found.config.width == 5
 
 
 # ---- optimizer, schedule, groups ----
@@ -281,7 +283,7 @@ def test_early_stopping(run, curve):
 
 def test_early_stopping_strict_and_verbose(run, capfd):
     assert run("early_stopping: {monitor: val_accuracy, strict: false}", out="a", eval_steps=1).state.global_step == 4
-    with pytest.raises((ValueError, SystemExit)):
+    with pytest.raises((ValueError, SystemExit)):  # said at the first evaluation, which is when it is known
         run("early_stopping: {monitor: val_accuracy}", out="b", eval_steps=1)
     assert "improved" not in capfd.readouterr().err
     run("early_stopping: {verbose: true}", out="c", eval_steps=1)
@@ -333,11 +335,13 @@ def test_checkpointing_dirpath(run):
 # ---- logging, callbacks ----
 
 
-def test_a_table_as_logger_and_its_folder(run, capfd):
+def test_a_table_as_logger_and_its_folder(run):
     run(f"logging: {{logger_type: CSVLogger, save_dir: {run.folder / 'tables'}}}", max_steps=2)
     with open(run.folder / "tables" / "metrics.csv", newline="") as file:
         assert [row["step"] for row in csv.DictReader(file) if row["loss"]] == ["1", "2"]
     assert not (run.folder / "out" / "metrics.csv").exists()
+    run(f"logging: {{logger_type: CSVLogger, name: nick, save_dir: {run.folder / 'tables'}}}", out="named", max_steps=1)
+    assert (run.folder / "tables" / "nick" / "metrics.csv").exists()
 
 
 def test_what_loggers_are_told(run, monkeypatch):
