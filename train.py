@@ -42,18 +42,27 @@ def main(arguments: list[str] | None = None) -> Any:
     adapted = refusing(build_model, run, bundle, args)
     trainer = refusing(build_trainer, run, args, bundle, adapted)
     checkpoint = resume_target(run)
+    trainer.is_resuming = checkpoint is not None
     refusing(settle_batch_size, run, trainer, checkpoint)
     rates = trainer.learning_rates()
     report, table = adapted.report(rates), adapted.table(rates)  # what is frozen, quantized, adapted, and how it trains
     trainer.files["run.yaml"] = recorded(run, trainer, adapted)
     if trainer.is_world_process_zero():
-        said = [*run.notes, *skipped(run), *bundle.summary, f"model: {run.model.name}", *adapted.lines, *table]
+        said = [
+            *run.notes,
+            *skipped(run),
+            *resumed_lines(run, checkpoint),
+            *bundle.summary,
+            f"model: {run.model.name}",
+            *adapted.lines,
+            *table,
+        ]
         print("\n".join(said), flush=True)
         trainer.begin_run_folder(adaptation=report)
     if checkpoint and (why := nothing_left(run, checkpoint)):
         if trainer.is_world_process_zero():
             print(f"{checkpoint.name} {why}: nothing is left to train", flush=True)
-        trainer.restore(checkpoint)
+        trainer.restore(best_of(args, checkpoint))
     else:
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -215,6 +224,32 @@ def recorded(run: RunConfig, trainer: Any, adapted: Any) -> str:
     if run.process.tune_batch_size:
         effective["per_device_train_batch_size"] = str(trainer.args.per_device_train_batch_size)
     return "".join(f"# effective: {name} {value}\n" for name, value in effective.items()) + show.as_yaml(run)
+
+
+def resumed_lines(run: RunConfig, checkpoint: Path | None) -> list[str]:
+    """Where a run goes on; checkpoints of a course that it leaves are renamed, lest they pass for its own later."""
+    from loader.resume import superseded
+
+    if checkpoint is None:
+        return []
+    lines = [f"resuming from {checkpoint}"]
+    for path in superseded(run, checkpoint):
+        aside = path.with_name(f"superseded-{path.name}")
+        number = 2
+        while aside.exists():
+            aside = path.with_name(f"superseded-{number}-{path.name}")
+            number += 1
+        path.rename(aside)
+        lines.append(f"{path.name} is of the course that is left here: renamed {aside.name}")
+    return lines
+
+
+def best_of(args: Any, checkpoint: Path) -> Path:
+    """The checkpoint whose model is a finished run's: with load_best_model_at_end the best one that is still there."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    best = Path(state.get("best_model_checkpoint") or checkpoint)
+    best = best if best.is_dir() else checkpoint.parent / best.name  # the run may have been moved
+    return best if args.load_best_model_at_end and best.is_dir() else checkpoint
 
 
 def nothing_left(run: RunConfig, checkpoint: Path) -> str | None:

@@ -8,7 +8,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from .errors import Problems
+from .errors import ConfigError, Problems
 from .run_config import RunConfig, read_saved
 from .tree import leaves
 
@@ -44,7 +44,7 @@ def checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if path.is_dir() and CHECKPOINT.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(found, key=_step)
 
 
 def wants_resume(run: RunConfig) -> bool:
@@ -74,25 +74,69 @@ def skipped(run: RunConfig) -> list[str]:
 
 def fault(checkpoint: Path) -> str | None:
     """What a checkpoint lacks to continue exactly (`has no optimizer.pt`), or None when it is whole."""
-    weights = next((checkpoint / name for name in WEIGHTS if (checkpoint / name).is_file()), None)
-    if weights is None:
+    there = {path.name for path in checkpoint.iterdir()}
+    if not there & set(WEIGHTS):
         return "has no model weights"
-    if weights.suffix == ".safetensors" and not _whole_safetensors(weights):
-        return f"has a truncated {weights.name}"
-    for name in ("optimizer.pt", "scheduler.pt"):
-        if not (checkpoint / name).is_file():
+    needed = ["optimizer.pt", "scheduler.pt", "trainer_state.json", "run.yaml"]
+    if "adapter_model.safetensors" in there:
+        needed += ["adapter_config.json", "adaptation.json"]
+    if there & {"ema.json", "ema.safetensors"}:
+        needed += ["ema.json", "ema.safetensors"]
+    for name in needed:
+        if name not in there:
             return f"has no {name}"
-        if not zipfile.is_zipfile(checkpoint / name):
-            return f"has a truncated {name}"
     if not list(checkpoint.glob("rng_state*.pth")):
         return "has no rng_state.pth"
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-    except FileNotFoundError:
-        return "has no trainer_state.json"
-    except (OSError, ValueError, KeyError, TypeError):
+    for path in sorted([*checkpoint.iterdir(), *checkpoint.glob("base/*")]):
+        name = str(path.relative_to(checkpoint))
+        if path.suffix == ".safetensors" and not _whole_safetensors(path):
+            return f"has a truncated {name}"
+        if path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):
+            return f"has a truncated {name}"
+        if path.suffix == ".json" and not _is_json(path):
+            return f"has a damaged {name}"
+    return _inconsistent(checkpoint)
+
+
+def _inconsistent(checkpoint: Path) -> str | None:
+    """What files that can be read say of one another."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or not {"global_step", "max_steps"} <= state.keys():
         return "has a damaged trainer_state.json"
+    try:
+        run = read_saved(checkpoint / "run.yaml")
+    except (ConfigError, OSError, ValueError):
+        return "has a damaged run.yaml"
+    if run.process.using_ema and not (checkpoint / "ema.json").is_file():
+        return "has no ema.json, although its run averaged the weights"
+    if run.process.lora_enable and not (checkpoint / "adapter_model.safetensors").is_file():
+        return "has no adapter_model.safetensors"
+    quantized = run.process.use_quantization and not run.process.lora_enable
+    if quantized and not (checkpoint / "quantized.safetensors").is_file():
+        return "has no quantized.safetensors"
     return None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def superseded(run: RunConfig, target: Path) -> list[Path]:
+    """Checkpoints of a course that a run leaves by going on from an earlier one that was named. (Those that `auto`
+    passes over are damaged, and are written anew.)"""
+    named = str(run.hyper.resume_from_checkpoint).lower() not in AUTO_WORDS
+    inside = target.parent.absolute() == run.checkpoint_dir.absolute() and CHECKPOINT.fullmatch(target.name)
+    if not (named and inside):
+        return []
+    return [path for path in checkpoints(run.checkpoint_dir) if _step(path) > _step(target)]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def finished(checkpoint: Path) -> bool:

@@ -270,7 +270,9 @@ class KeepCheckpoints(TrainerCallback):
 
     def _restore(self, stored: Mapping[str, Any] | None, state: Any) -> None:
         if stored:
-            self.saved, self.others = list(stored["saved"]), list(stored["others"])
+            # Written before the deletions that the checkpoint's own save brought.
+            self.saved = [step for step in stored["saved"] if self._exists(step)]
+            self.others = [step for step in stored["others"] if self._exists(step)]
             self.ours_at, self.others_at = stored["ours_at"], stored["others_at"]
             self._count_saved(state.global_step)  # a checkpoint's own file was written before it was there
         size = self.settings.save_top_k

@@ -7,7 +7,9 @@ scalars that are averaged into the log as `loss_<name>`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +25,8 @@ from .callbacks import Console, MetricsFile
 from .early_stopping import EarlyStopping
 from .ema import AveragedWeights
 from .keep import KeepCheckpoints
-from .limits import EveryNEpochs, eval_shuffle_sampler, limited_dataset, limited_sampler
+from .limits import EveryNEpochs, eval_shuffle_sampler, limited_count, limited_dataset, limited_sampler
+from .log_interval import load_interval, save_interval
 from .loggers import CsvLog
 from .losses import NamedMeans
 from .metric_names import metric_or_error
@@ -75,7 +78,7 @@ class Trainer(transformers.Trainer):
         self.optimizer_name = self.settings.optimizer_name or getattr(args.optim, "value", args.optim)
         self.plan = self.settings.schedule or _plan_of(args)
         self.checkpoint_dir = Path(self.settings.checkpoint_dir or args.output_dir)
-        self.try_optimization(model, args)
+        self.try_optimization(model, args, self._samples_per_epoch(train_dataset, args))
         self.train_terms, self.eval_terms = NamedMeans(), None
         self.guard = NonfiniteGuard(self.settings.stop_after_nonfinite, self.checkpoint_dir)
         self.norms = GradientNormLog(self.settings.grad_clip_threshold)
@@ -83,7 +86,9 @@ class Trainer(transformers.Trainer):
         self.meter: StepMeter | None = None
         self.clipped_parameters: list[nn.Parameter] | None = None
         self.skipped_update: bool | torch.Tensor = False
-        self.steps_per_epoch, self.followed_steps = 1, 0
+        self.steps_per_epoch, self.followed_steps, self.samples, self.measured_steps = 1, 0, 0, 0
+        self.resumed_from: str | None = None
+        self.is_resuming = False  # said by whoever knows, before the first rates are shown
         self.eval_on_start, self.save_total_limit = args.eval_on_start, args.save_total_limit
         args.save_total_limit = None  # `KeepCheckpoints` deletes: by step, never the newest or a best one
         super().__init__(
@@ -117,6 +122,12 @@ class Trainer(transformers.Trainer):
         self.add_callback(Console(bar=not args.disable_tqdm))
 
     # ---- data ----
+
+    def _samples_per_epoch(self, dataset: Any, args: transformers.TrainingArguments) -> int:
+        whole = len(self.sampler(args.seed)) if self.sampler is not None and self.settings.shuffle else len(dataset)
+        batch = args.train_batch_size * args.world_size
+        share, drop_last = self.settings.limit_train_batches, args.dataloader_drop_last
+        return limited_count(whole, share, batch, drop_last, "limit_train_batches")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
@@ -153,9 +164,10 @@ class Trainer(transformers.Trainer):
         **more: Any,
     ) -> Any:
         if is_training:
-            return super()._get_dataloader(
-                IndexedSamples(dataset), description, batch_size, sampler_fn, is_training, **more
-            )
+            indexed = IndexedSamples(dataset)
+            loader = super()._get_dataloader(indexed, description, batch_size, sampler_fn, is_training, **more)
+            loader.generator = torch.Generator().manual_seed(self.args.seed)
+            return loader
         with self._evaluation_loader():
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **more)
 
@@ -219,18 +231,27 @@ class Trainer(transformers.Trainer):
             parts=settings.parts,
         )
 
-    def try_optimization(self, model: nn.Module, args: transformers.TrainingArguments) -> None:
-        """Builds the optimizer once to throw it away: what is wrong with it or with the schedule is said before the
-        run's folder is made, not after the data is loaded.
+    def try_optimization(self, model: nn.Module, args: transformers.TrainingArguments, samples: int) -> None:
+        """Builds optimizer and schedule once to throw them away: what is wrong with them is said before the run's
+        folder is made. `samples` are those of an epoch.
 
         Raises:
             ValueError: a name, an option or a parameter group does not fit; a package that one needs is missing.
         """
         check_plan(self.plan)
+        steps = updates_per_epoch(args, samples)
+        total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
+        warm = self.plan.warmup_length(total, steps)
+        if warm >= total:
+            raise ValueError(
+                f"the warm-up of {warm} steps is not shorter than the run of {total}; the learning rate would never be "
+                "reached"
+            )
         try:
-            optimizer = self.new_optimizer(model, args)
-            Schedule(optimizer, self.plan, max(args.max_steps, 1000), 100)  # any length will do
-        except (TypeError, ImportError, RuntimeError, NotImplementedError) as error:
+            Schedule(self.new_optimizer(model, args), self.plan, total, steps)
+        except (TypeError, ValueError, ImportError, RuntimeError, NotImplementedError) as error:
+            if isinstance(error, ValueError) and "`" in str(error):
+                raise  # ours: it names what is wrong
             where = f"optimizer `{self.optimizer_name}` or schedule `{self.plan.name}`"
             raise ValueError(f"{where} cannot be built: {' '.join(str(error).split())}") from error
 
@@ -245,14 +266,21 @@ class Trainer(transformers.Trainer):
             self.lr_scheduler = Schedule(optimizer or self.optimizer, self.plan, num_training_steps, steps)
             self._created_lr_scheduler = True
             if self.is_world_process_zero():
-                print("\n".join(plan_lines(self.plan, num_training_steps, steps)), flush=True)
+                rate = self.shown_rate()
+                shown = dataclasses.replace(self.plan, learning_rate=rate)
+                print("\n".join(plan_lines(shown, num_training_steps, steps)), flush=True)
         return self.lr_scheduler
+
+    def shown_rate(self) -> float:
+        """The learning rate at the height of the schedule: `resume_lr` where a resumed run has one."""
+        new = self.settings.resume_lr if self.is_resuming else None
+        return self.args.learning_rate if new is None else new
 
     def learning_rates(self) -> dict[str, float]:
         """Parameter name -> the rate of its group at the height of the schedule; frozen ones are not in it."""
         settings, args = self.settings, self.args
         groups = parameter_groups(
-            self.model, args.learning_rate, args.weight_decay, settings.param_groups, settings.parts
+            self.model, self.shown_rate(), args.weight_decay, settings.param_groups, settings.parts
         )
         return group_rates(self.model, groups)
 
@@ -299,6 +327,19 @@ class Trainer(transformers.Trainer):
         self.train_terms.undo(self.skipped_update)
         return norm
 
+    def begin_training(self) -> None:
+        """The Trainer has set its sums to zero; those of a resumed run's unfinished log interval are taken up again."""
+        if self.resumed_from is not None:
+            load_interval(self, self.resumed_from)
+            self.resumed_from = None
+
+    def begin_epoch(self) -> None:
+        """The loader's own random numbers follow from seed and epoch, whatever happened before: none come from the
+        generator that dropout draws from, so that workers, kept or new, change nothing for a resumed run."""
+        generator = getattr(self.callback_handler.train_dataloader, "generator", None)
+        if generator is not None:
+            generator.manual_seed((self.args.seed << 20) + int(self.state.epoch or 0))
+
     def after_update(self) -> None:
         """What follows the weights: the averaged ones."""
         if self.ema is not None and self.skipped_update is not True:
@@ -306,6 +347,7 @@ class Trainer(transformers.Trainer):
 
     def after_step(self) -> None:
         """What follows the training loss: a plateau schedule that has no evaluation to follow."""
+        self.measured_steps += 1
         schedule = self.lr_scheduler
         if not isinstance(schedule, Schedule) or not is_training_loss(schedule.needs_metric):
             return
@@ -319,7 +361,9 @@ class Trainer(transformers.Trainer):
     # ---- losses ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        if self.guard.begin(inputs.pop(IndexedCollate.KEY, None), self._tr_loss, self.followed_loss):
+        indices = inputs.pop(IndexedCollate.KEY, None)
+        self.samples += 0 if indices is None else len(indices)
+        if self.guard.begin(indices, self._tr_loss, self.followed_loss):
             self.train_terms.mark()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.followed_loss += loss
@@ -431,7 +475,8 @@ class Trainer(transformers.Trainer):
             logs |= {f"loss_{name}": value for name, value in self.train_terms.take(self._mean_over_processes).items()}
             logs |= {**self.norms.take(), **skipped}
             if self.meter is not None:
-                logs |= self.meter.take(steps, steps * self.get_total_train_batch_size(self.args))
+                logs |= self.meter.take(self.measured_steps, self.samples * self.args.world_size)
+                self.samples = self.measured_steps = 0
             logs["weight_decay"] = max((group.get("weight_decay", 0.0) for group in self._groups()), default=0.0)
         logs.pop("total_flos", None)
         super().log(logs, start_time)
@@ -451,9 +496,10 @@ class Trainer(transformers.Trainer):
     # ---- training ----
 
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
-        resuming = bool(resume_from_checkpoint)
+        self.is_resuming = resuming = bool(resume_from_checkpoint)
         self.args.eval_on_start = self.settings.validate_before_resume if resuming else self.eval_on_start
         processes = self.args.world_size
+        self.samples = self.measured_steps = 0
         self.meter = StepMeter(self.args.device, flops_per_sample(self.model), processes)
         try:
             outcome = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
@@ -502,6 +548,7 @@ class Trainer(transformers.Trainer):
             self.guard.save(output_dir)
             if self.ema is not None:
                 self.ema.save(output_dir)
+        save_interval(self, output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.adapted is None or model is not None or not self.is_unsharded:
@@ -513,6 +560,7 @@ class Trainer(transformers.Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
+        self.resumed_from = checkpoint
         self.guard.load(checkpoint)
         if self.ema is not None:
             self.ema.load(checkpoint)
@@ -551,10 +599,16 @@ class Trainer(transformers.Trainer):
 
 
 class _Hooks(TrainerCallback):
-    """Passes two moments of a step on to the Trainer, which has no methods of its own for them."""
+    """Passes moments of the training on to the Trainer, which has no methods of its own for them."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin_training()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin_epoch()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.after_update()
@@ -571,6 +625,14 @@ class _OnlyNamedKeys:
 
     def __call__(self, samples: Any) -> dict[str, Any]:
         return {name: value for name, value in self.collate(samples).items() if name in self.names}
+
+
+def updates_per_epoch(args: transformers.TrainingArguments, samples: int) -> int:
+    """Optimizer updates that each process makes in an epoch of so many samples."""
+    full, rest = divmod(samples, args.train_batch_size)
+    batches = full if args.dataloader_drop_last else full + (rest > 0)
+    own = batches // args.world_size if args.dataloader_drop_last else math.ceil(batches / args.world_size)
+    return max(1, math.ceil(own / args.gradient_accumulation_steps))
 
 
 def _forward_names(model: nn.Module) -> list[str]:

@@ -353,6 +353,7 @@ def test_what_loggers_are_told(run, monkeypatch):
     words = {"PROJECT": "p", "ENTITY": "e", "RUN_GROUP": "g", "NOTES": "a note", "LOG_MODEL": "checkpoint"}
     assert {name: os.environ.get(f"WANDB_{name}") for name in words} == words
     assert args.run_name == "n" and args.report_to == ["wandb"]
+    monkeypatch.setattr("loader.names.backend_is_installed", lambda name: True)
     args = run("logging: {name: n, project: p}\nreport_to: trackio", out="trackio", max_steps=1).args
     assert (args.run_name, args.project, args.report_to) == ("n", "p", ["trackio"])
 

@@ -19,6 +19,7 @@ def blocks(document, language):
     return [body for kind, body in FENCE.findall(document) if kind == language]
 
 
+@pytest.mark.slow
 def test_the_python_snippet_runs_verbatim(document, in_root):
     (snippet,) = blocks(document, "python")
     check = "\nassert training_args.learning_rate == hyper_args.learning_rate\nassert config['lora_enable'] is False\n"

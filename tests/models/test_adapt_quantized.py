@@ -1,5 +1,6 @@
 """Quantization of any model: bytes and values by hand, gradients, files and merging."""
 
+import importlib.util
 import json
 
 import pytest
@@ -11,7 +12,10 @@ from models.adapt import quantize
 from models.adapt.report import resident_bytes
 from models.adapt.saved import plain_model
 
-pytest.importorskip("bitsandbytes")
+pytestmark = [
+    pytest.mark.slow,  # importing bitsandbytes and its kernels takes seconds
+    pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"),
+]
 every_model = pytest.mark.parametrize("name", list(MODULES))
 HEADS = {"act": "head", "llama": "lm_head", "vit": "classifier"}
 # How far an 8-bit layer's rounding of its inputs, which plain weights do not have, moves an output.

@@ -46,6 +46,7 @@ def test_evaluation_is_deterministic_and_never_sees_the_actions(build, batch, na
     assert torch.equal(output["loss"], net(**data)["loss"])
 
 
+@pytest.mark.slow
 @every_policy
 def test_overfits_a_tiny_batch(build, batch, name):
     torch.manual_seed(0)
@@ -133,6 +134,7 @@ def test_no_images_no_backbone(build, name):
     assert not any("backbone" in key or "image" in key for key in build(name).state_dict())
 
 
+@pytest.mark.slow
 @every_policy
 @with_and_without_images
 def test_autocast_stays_close_to_float32(build, batch, name, num_images):
@@ -156,6 +158,7 @@ def test_runs_in_bfloat16_weights(build, batch, name):
     assert net.select_action({"state": data["state"][:1], "images": data["images"][:1]}).dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "num_images"), [("act", 0), ("act", 2), ("mlp", 1)])
 def test_compiles_to_one_graph(build, batch, name, num_images):
     net, data = build(name, num_images).train(), batch(num_images)

@@ -34,6 +34,7 @@ def test_commands_pass_through_the_waypoints_in_straight_lines():
     assert np.allclose(np.linalg.norm(track[:, 3:7], axis=1), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["transfer_cube", "insertion"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_expert_succeeds_with_jitter(task, seed):

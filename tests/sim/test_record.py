@@ -118,6 +118,7 @@ def test_more_episodes_than_asked_are_kept(recording):
     assert (report.kept, report.recorded) == (3, 0)
 
 
+@pytest.mark.slow
 def test_failures_are_discarded_counted_and_tried_again(tmp_path, monkeypatch):
     """The expert stands still on the first two attempts of each episode."""
     genuine, calls = expert.plan, []

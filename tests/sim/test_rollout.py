@@ -19,6 +19,7 @@ def quiet(line):
     pass
 
 
+@pytest.mark.slow
 def test_the_expert_scores_the_same_with_any_number_of_workers():
     make_policy = functools.partial(ExpertPolicy, CUBE, jitter=1.0)
     alone, two = (rollout(make_policy, CUBE, 3, seed=1000, num_workers=count, report=quiet) for count in (0, 2))

@@ -212,6 +212,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chosen", "limit", "options"), CHOICES)
 @pytest.mark.parametrize("kill", [5, 6])
 def test_resumed_keeps_what_the_uninterrupted_run_keeps(tmp_path, chosen, limit, options, kill):

@@ -110,6 +110,7 @@ def test_what_wandb_uploads(tmp_path, log_model, word):
     assert word is None or WandbLogModel(word).value == word  # a word that transformers knows
 
 
+@pytest.mark.slow
 def test_wandb_offline_knows_the_run(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     given = {"project": "our-project", "entity": "our-team", "group": "our-group", "notes": "what we wanted to know"}

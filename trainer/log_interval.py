@@ -1,0 +1,54 @@
+"""What has been summed up since the last log line: kept in a checkpoint, so that a resumed run's next line is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .run_folder import write_text
+
+FILE = "log_interval.json"
+
+
+def save_interval(trainer: Any, folder: Path | str) -> None:
+    """Writes the running sums, averaged over processes; every process calls it, the saving one writes."""
+    terms = trainer.train_terms
+    names = sorted(terms.sums)
+    sums = [trainer._tr_loss, trainer.followed_loss, *(terms.sums[name] for name in names)]
+    counts = [torch.as_tensor(terms.counts[name], dtype=torch.float32) for name in names]
+    device = trainer.args.device
+    values = torch.stack([each.detach().to(device, torch.float32) for each in [*sums, *counts]])
+    loss, followed, *rest = trainer._mean_over_processes(values).tolist()
+    facts = {
+        "last_logged": trainer._globalstep_last_logged,
+        "loss": loss,
+        "followed_loss": followed,
+        "followed_steps": trainer.followed_steps,
+        "terms": {name: [rest[i], rest[len(names) + i]] for i, name in enumerate(names)},
+        "norms": [int(trainer.norms.over), trainer.norms.steps],
+        "skipped": trainer.guard.skipped_since_log,
+    }
+    if trainer.args.should_save:
+        write_text(Path(folder) / FILE, json.dumps(facts) + "\n")
+
+
+def load_interval(trainer: Any, folder: Path | str) -> None:
+    """Takes the sums up again; called once the Trainer has set its own to zero."""
+    path = Path(folder) / FILE
+    if not path.is_file():  # a checkpoint of an earlier version: the next line covers what comes after it
+        return
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    device = trainer.args.device
+    trainer._globalstep_last_logged = facts["last_logged"]
+    trainer._tr_loss.fill_(facts["loss"])
+    trainer.followed_loss.fill_(facts["followed_loss"])
+    trainer.followed_steps = facts["followed_steps"]
+    terms = trainer.train_terms
+    terms.sums = {name: torch.tensor(total, device=device) for name, (total, _) in facts["terms"].items()}
+    terms.counts = {name: int(count) for name, (_, count) in facts["terms"].items()}
+    terms.mark()
+    trainer.norms.over, trainer.norms.steps = facts["norms"]
+    trainer.guard.skipped_since_log = facts["skipped"]
