@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import typing
+from pathlib import Path
 
 from .component import shipped
 from .errors import Problems, quoted
@@ -155,6 +156,12 @@ def _rules(run: RunConfig, problems: Problems) -> None:
                 f"`{name}`{run.place(name)} would do nothing: lr_scheduler_type {run.hyper.lr_scheduler_type} does not "
                 "fall towards an end"
             )
+    lowest, resumed = run.hyper.min_lr, run.process.resume_lr
+    if lowest is not None and resumed is not None and resumed < lowest:
+        problems.add(
+            f"`resume_lr: {resumed:g}`{run.place('resume_lr')} is below `min_lr: {lowest:g}`{run.place('min_lr')}; "
+            "lower min_lr too"
+        )
     if run.optimizer.get("relative_step"):
         for name in ("lr_scheduler_type", "warmup_steps", "warmup_ratio", "warmup_epochs", "min_lr", "lr_decay_iters"):
             if run.was_set(name):
@@ -238,16 +245,11 @@ def _output_dir(run: RunConfig, problems: Problems) -> None:
     if not run.hyper.output_dir.strip():
         problems.add(f"`output_dir`{place} is empty; name a folder")
         return
-    if folder.exists() and not folder.is_dir():
-        problems.add(f"`output_dir: {folder}`{place} is a file; name a folder")
-        return
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        problems.add(f"`output_dir: {folder}`{place} cannot be made: {existing} is a file")
-    elif not os.access(existing, os.W_OK | os.X_OK):
-        problems.add(f"`output_dir: {folder}`{place} is not writable ({existing}); name a folder you may write to")
+    if run.checkpoint_dir != folder:
+        _writable("checkpointing.dirpath", run.checkpoint_dir, run, problems)
+    if run.logging is not None and run.logging.save_dir:
+        _writable("logging.save_dir", Path(os.path.expanduser(run.logging.save_dir)), run, problems)
+    if not _writable("output_dir", folder, run, problems):
         return
     target = resume_target(run)
     if wants_resume(run):
@@ -260,3 +262,19 @@ def _output_dir(run: RunConfig, problems: Problems) -> None:
             f"`output_dir: {folder}`{place} already holds a run ({used[0]}); continue it with "
             "--resume_from_checkpoint auto, or name another --output_dir"
         )
+
+
+def _writable(key: str, folder: Path, run: RunConfig, problems: Problems) -> bool:
+    """Whether a folder is there to write to, or can be made."""
+    existing, place = folder, run.place(key)
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if folder.exists() and not folder.is_dir():
+        problems.add(f"`{key}: {folder}`{place} is a file; name a folder")
+    elif not existing.is_dir():
+        problems.add(f"`{key}: {folder}`{place} cannot be made: {existing} is a file")
+    elif not os.access(existing, os.W_OK | os.X_OK) or existing.is_relative_to("/proc"):
+        problems.add(f"`{key}: {folder}`{place} is not writable ({existing}); name a folder you may write to")
+    else:
+        return True
+    return False

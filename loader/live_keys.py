@@ -40,6 +40,11 @@ def check_process_keys(run: RunConfig, problems: Problems) -> None:
         parts, own = getattr(module, "PARTS", None), getattr(module, "PROCESS_KEYS", ())
         for line in adapt.check(parts, run.process, own):
             problems.add(_placed(line, run))
+    for name in ("quant_type", "double_quant"):
+        if run.process.use_quantization and run.process.bits == 8 and run.was_set(name):
+            problems.add(
+                f"`{name}`{run.place(name)} would do nothing with `bits: 8`{run.place('bits')}; it is of 4 bits"
+            )
     for name, key in keys_of(ProcessArguments).items():
         value = getattr(run.process, name)
         if value == key.default:

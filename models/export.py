@@ -2,7 +2,7 @@
 
 With --merge an adapter's weights are added to its base's, and quantized weights become plain numbers: config.json and
 model.safetensors, which load anywhere and whose outputs are the checkpoint's (up to rounding in the weights' type:
-about 1e-5 in float32, 1e-2 in bfloat16; an 8-bit layer also rounds what enters it, so there up to 5e-2). Without it an
+about 1e-5 in float32, 5e-2 in bfloat16; an 8-bit layer also rounds what enters it, so there up to 5e-2). Without it an
 adapter stays an adapter, with everything it needs beside it. Statistics, run.yaml and tokenizer files come along.
 """
 
@@ -21,7 +21,10 @@ from models.adapt.checks import ADAPTATION, BASE, QUANTIZED
 
 # What belongs to training, or is written anew.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-LEFT_BEHIND = {"trainer_state.json", "metrics.jsonl", "model.safetensors.index.json", "adapter_config.json", ADAPTATION}
+LEFT_BEHIND = {
+    "trainer_state.json", "metrics.jsonl", "metrics.csv", "checkpoints.json", "ema.json", "skipped_steps.json",
+    "log_interval.json", "model.safetensors.index.json", "adapter_config.json", ADAPTATION,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     try:
         export(asked.checkpoint.expanduser(), asked.out.expanduser(), asked.merge)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     print(f"{'merged weights' if asked.merge else 'a copy'} of {asked.checkpoint} in {asked.out}")
@@ -51,6 +54,7 @@ def export(checkpoint: Path, out: Path, merge: bool) -> None:
         raise ValueError(f"{checkpoint} holds no config.json: it is not a finished run or checkpoint")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} is not an empty folder; name a new one")
+    check_files(checkpoint)
     module = component_of(checkpoint)
     if merge:
         from models.adapt.saved import plain_model
@@ -67,6 +71,33 @@ def export(checkpoint: Path, out: Path, merge: bool) -> None:
             shutil.copy2(file, out / file.name)
 
 
+def check_files(checkpoint: Path) -> None:
+    """Refuses a folder with a file that cannot be read, before anything is written.
+
+    Raises:
+        ValueError: names the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = [*sorted(checkpoint.iterdir()), *sorted(checkpoint.glob(f"{BASE}/*"))]
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    for file in files:
+        try:
+            if file.suffix == ".json":
+                told = json.loads(file.read_text(encoding="utf-8"))
+                assert isinstance(told, dict) and (told or file.name != "config.json")
+            elif file in weights:
+                with safe_open(file, framework="pt") as opened:
+                    opened.keys()
+        except (ValueError, OSError, SafetensorError, AssertionError) as error:
+            raise ValueError(f"{file} is damaged ({error or 'not a mapping'}); export another checkpoint") from None
+    names = {file.name for file in files}
+    if not weights and not names & {"model.safetensors.index.json"}:
+        raise ValueError(f"{checkpoint} holds no weights (*.safetensors); export a finished run or checkpoint")
+    if "adapter_model.safetensors" in names and "adapter_config.json" not in names:
+        raise ValueError(f"{checkpoint} has an adapter and no adapter_config.json; export another checkpoint")
+
+
 def component_of(checkpoint: Path) -> ModuleType:
     """The module that the checkpoint's model comes from, by adaptation.json or else by run.yaml.
 
@@ -76,10 +107,15 @@ def component_of(checkpoint: Path) -> ModuleType:
     name = None
     if (checkpoint / ADAPTATION).is_file():
         name = json.loads((checkpoint / ADAPTATION).read_text(encoding="utf-8")).get("module")
+        if not isinstance(name, str):
+            raise ValueError(f"{checkpoint / ADAPTATION} does not say which module its model is of (`module`)")
     elif (checkpoint / "run.yaml").is_file():
         import yaml
 
-        told = (yaml.safe_load((checkpoint / "run.yaml").read_text(encoding="utf-8")).get("model") or {}).get("name")
+        try:
+            told = yaml.safe_load((checkpoint / "run.yaml").read_text(encoding="utf-8"))["model"]["name"]
+        except (yaml.YAMLError, TypeError, KeyError):
+            raise ValueError(f"{checkpoint / 'run.yaml'} does not name the model (`model: {{name: …}}`)") from None
         name = told if told is None or "." in told else f"models.{told}"
     if not name:
         raise ValueError(f"{checkpoint} has neither {ADAPTATION} nor a run.yaml that names its model")

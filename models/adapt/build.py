@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import tempfile
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -97,6 +99,14 @@ def _quantize(model: nn.Module, record: Record, parts: dict[str, str], trained: 
     record.quantization = {**settings, "modules": names}
 
 
+def _sweep_bases() -> None:
+    """Removes the bases of processes that were killed before they could."""
+    for left in Path(tempfile.gettempdir()).glob("keel-base-*-*"):
+        owner = left.name.split("-")[2]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _keep_base(model: nn.Module) -> tempfile.TemporaryDirectory | None:
     """The model as it is now, in a folder of its own: an adapter means nothing without these very weights.
 
@@ -104,6 +114,7 @@ def _keep_base(model: nn.Module) -> tempfile.TemporaryDirectory | None:
     """
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
         return None
-    folder = tempfile.TemporaryDirectory(prefix="keel-base-")
+    _sweep_bases()
+    folder = tempfile.TemporaryDirectory(prefix=f"keel-base-{os.getpid()}-")
     model.save_pretrained(folder.name)
     return folder

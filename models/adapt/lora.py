@@ -91,8 +91,25 @@ def plan(
                 f"`lora_module: {word}` matches no layer that can have an adapter: linear layers, convolutions and "
                 "embeddings that are neither frozen nor trained whole"
             )
+        if process.lora_options.get("use_dora"):
+            found = _with_a_direction(model, word, found, lines)
         adapted |= dict.fromkeys(found)
     return LoraPlan(list(adapted), saved, lines)
+
+
+def _with_a_direction(model: nn.Module, word: str, found: list[str], lines: list[str]) -> list[str]:
+    """DoRA divides by the norm of each row of a weight: layers with a row of zeros would only give NaN."""
+    modules = dict(model.named_modules())
+    kept = [name for name in found if bool(modules[name].weight.flatten(1).any(dim=1).all())]
+    left_out = [name for name in found if name not in kept]
+    if not kept:
+        raise ValueError(
+            f"`lora_options: use_dora` divides by the norms of weights, and those of `lora_module: {word}` are zero "
+            f"({', '.join(left_out)}); leave one of the two out"
+        )
+    if left_out:
+        lines.append(f"use_dora: {', '.join(left_out)} without an adapter: weights that are zero have no direction")
+    return kept
 
 
 def _candidates(model: nn.Module, word: str, parts: Mapping[str, str]) -> list[str]:
@@ -225,7 +242,7 @@ def _one_line(place: str) -> Iterator[None]:
     """Errors of PEFT as one line that names the key."""
     try:
         yield
-    except (ValueError, TypeError, ImportError, NotImplementedError, KeyError) as error:
+    except (ValueError, TypeError, ImportError, NotImplementedError, KeyError, AttributeError) as error:
         raise ValueError(f"`{place}`: PEFT refuses: {' '.join(str(error).split())}") from error
 
 
