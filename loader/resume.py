@@ -107,6 +107,8 @@ def _inconsistent(checkpoint: Path) -> str | None:
         run = read_saved(checkpoint / "run.yaml")
     except (ConfigError, OSError, ValueError):
         return "has a damaged run.yaml"
+    if run.model is None or run.dataset is None:
+        return "has a truncated run.yaml"
     if run.process.using_ema and not (checkpoint / "ema.json").is_file():
         return "has no ema.json, although its run averaged the weights"
     if run.process.lora_enable and not (checkpoint / "adapter_model.safetensors").is_file():

@@ -79,7 +79,10 @@ def check_files(checkpoint: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    files = [*sorted(checkpoint.iterdir()), *sorted(checkpoint.glob(f"{BASE}/*"))]
+    needed = {"adapter_config.json", ADAPTATION}
+    training = [name for name in LEFT_BEHIND - needed if not name.startswith("model.")]
+    files = [file for file in sorted(checkpoint.iterdir()) if file.name not in (*training, "ema.safetensors")]
+    files += sorted(checkpoint.glob(f"{BASE}/*"))
     weights = [file for file in files if file.suffix == ".safetensors"]
     for file in files:
         try:

@@ -78,6 +78,7 @@ class EarlyStopping(TrainerCallback):
         self.latest.begin(state.log_history)
         stored = state.stateful_callbacks.get(self.key)
         self.progress = Progress(**stored["progress"]) if stored else Progress()
+        self.epoch_ended = bool(stored and stored.get("epoch_ended"))
         self.progress.reason = None
         if state.global_step and not stored:
             self._print(args, state, f"early stopping counts from step {state.global_step} on: the checkpoint has none")
@@ -109,6 +110,7 @@ class EarlyStopping(TrainerCallback):
         log_is_due = control.should_log and self.logged_step != state.global_step
         if self.epoch_ended and not control.should_evaluate and not log_is_due:
             self._check(args, state, control)
+        self._store(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.progress.metric is None:  # nothing is left to stop: a trained model is not thrown away for it
@@ -180,7 +182,11 @@ class EarlyStopping(TrainerCallback):
         return state_key(self.settings)
 
     def _store(self, state: Any) -> None:
-        state.stateful_callbacks[self.key] = {"progress": asdict(self.progress), "settings": _deciding(self.settings)}
+        state.stateful_callbacks[self.key] = {
+            "progress": asdict(self.progress),
+            "settings": _deciding(self.settings),
+            "epoch_ended": self.epoch_ended,  # an epoch's check that still waits for its metric
+        }
 
     def _missing(self, args: Any, state: Any, fatal: bool = True) -> None:
         self.is_missing = False

@@ -166,10 +166,16 @@ class Trainer(transformers.Trainer):
         if is_training:
             indexed = IndexedSamples(dataset)
             loader = super()._get_dataloader(indexed, description, batch_size, sampler_fn, is_training, **more)
-            loader.generator = torch.Generator().manual_seed(self.args.seed)
-            return loader
+            return self._with_own_generator(loader)
         with self._evaluation_loader():
-            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **more)
+            loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **more)
+        return self._with_own_generator(loader)
+
+    def _with_own_generator(self, loader: Any) -> Any:
+        """A loader draws its workers' seed whenever it makes workers, which kept ones spare: not from the generator
+        that dropout draws from, or a resumed run, which makes them anew, would go another way."""
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
     @contextlib.contextmanager
     def _evaluation_loader(self) -> Iterator[None]:
@@ -334,8 +340,7 @@ class Trainer(transformers.Trainer):
             self.resumed_from = None
 
     def begin_epoch(self) -> None:
-        """The loader's own random numbers follow from seed and epoch, whatever happened before: none come from the
-        generator that dropout draws from, so that workers, kept or new, change nothing for a resumed run."""
+        """The workers' seed follows from seed and epoch, whatever happened before."""
         generator = getattr(self.callback_handler.train_dataloader, "generator", None)
         if generator is not None:
             generator.manual_seed((self.args.seed << 20) + int(self.state.epoch or 0))

@@ -100,3 +100,29 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     (run / "run.yaml").unlink()
     assert "neither adaptation.json nor a run.yaml" in refused(capsys, "--checkpoint", run, "--out", tmp_path / "o")
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("merge", [["--merge"], []])
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("adapter_model.safetensors", b"\x00\x01", "adapter_model.safetensors is damaged"),
+        ("base/model.safetensors", b"", "model.safetensors is damaged"),
+        ("config.json", b"{", "config.json is damaged"),
+        ("adapter_config.json", b"[", "adapter_config.json is damaged"),
+        ("adapter_config.json", None, "no adapter_config.json"),
+        ("adaptation.json", b"[]", "adaptation.json is damaged"),
+        ("adaptation.json", b'{"module": 3}', "does not say which module"),
+    ],
+)
+def test_a_damaged_folder_is_told_before_anything_is_written(name, content, says, merge, tmp_path, capsys):
+    checkpoint("act", tmp_path / "run", lora_enable=True)
+    file = tmp_path / "run" / name
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SystemExit) as left:
+        export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out"), *merge])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert left.value.code == 2 and says in line
+    assert not (tmp_path / "out").exists()
