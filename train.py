@@ -124,7 +124,7 @@ def fit_to_data(run: RunConfig, args: Any, bundle: Any) -> None:
     if bundle.eval_datasets or (args.eval_strategy == "no" and run.process.check_val_every_n_epoch is None):
         return
     asked = [key for key in ("do_eval", "eval_strategy", "eval_steps") if run.on_command_line(key)]
-    asked += [key for key in ("check_val_every_n_epoch",) if run.was_set(key)]
+    asked += ["check_val_every_n_epoch"] if run.process.check_val_every_n_epoch is not None else []
     if asked:
         place = run.place(asked[0])
         raise ValueError(f"`{asked[0]}`{place} has nothing to evaluate on; hold data out with dataset.eval_fraction")

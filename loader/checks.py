@@ -13,14 +13,12 @@ from .live_keys import check_process_keys
 from .names import check_names
 from .resume import check_resume, checkpoints, resume_target, wants_resume
 from .run_config import RunConfig
-from .schema import keys_of
+from .schema import keys_of, scalar_keys
+from .settle import PLATEAUS, WITHOUT_HORIZON
 from .trainer_fields import trainer_fields
 
 # What marks a folder as the output of an earlier run. (run.yaml alone is left by a start that failed.)
 RUN_FILES = ("metrics.jsonl", "config.json", "model.safetensors", "adapter_config.json")
-PLATEAUS = ("reduce_lr_on_plateau", "greedy", "ReduceLROnPlateau")
-# Schedules that neither end anywhere nor fall towards anything.
-WITHOUT_HORIZON = ("constant", "constant_with_warmup", *PLATEAUS)
 TRAINING_METRICS = ("loss", "train_loss", "train/loss", "grad_norm", "learning_rate")
 
 
@@ -145,6 +143,18 @@ def _rules(run: RunConfig, problems: Problems) -> None:
             f"`logging.log_model`{run.place('logging.log_model')} looks for checkpoints in output_dir, not in "
             f"`checkpointing.dirpath`{run.place('checkpointing.dirpath')}; leave one out"
         )
+    if run.logging is not None and run.logging.logger_type in ("CSVLogger", "TensorBoardLogger"):
+        for key in ("project", "entity", "group", "notes", "log_model"):
+            if getattr(run.logging, key):
+                place = run.place(f"logging.{key}")
+                problems.add(f"`logging.{key}`{place} means nothing to {run.logging.logger_type}; WandbLogger has it")
+    half = run.process.weights_dtype in ("float16", "float64")
+    for key in ("bf16", "fp16"):
+        if half and run.trainer.get(key):
+            problems.add(
+                f"`{key}`{run.place(key)} and `weights_dtype: {run.process.weights_dtype}`{run.place('weights_dtype')} "
+                "exclude each other; keep one"
+            )
     if run.ema is not None and not run.process.using_ema:
         problems.add(f"`ema`{run.place('ema')} would do nothing while `using_ema` is false")
     horizonless = run.hyper.lr_scheduler_type in WITHOUT_HORIZON
@@ -164,7 +174,9 @@ def _rules(run: RunConfig, problems: Problems) -> None:
         )
     if run.optimizer.get("relative_step"):
         for name in ("lr_scheduler_type", "warmup_steps", "warmup_ratio", "warmup_epochs", "min_lr", "lr_decay_iters"):
-            if run.was_set(name):
+            neutral = scalar_keys()[name].default
+            value = getattr(run.process if name == "warmup_epochs" else run.hyper, name)
+            if run.was_set(name) and value not in (neutral, "constant"):
                 problems.add(
                     f"`{name}`{run.place(name)} would do nothing: adafactor without a learning rate takes relative "
                     "steps, its own schedule; set learning_rate"
@@ -247,6 +259,8 @@ def _output_dir(run: RunConfig, problems: Problems) -> None:
         return
     if run.checkpoint_dir != folder:
         _writable("checkpointing.dirpath", run.checkpoint_dir, run, problems)
+    if run.hyper.logging_dir:
+        _writable("logging_dir", Path(os.path.expanduser(run.hyper.logging_dir)), run, problems)
     if run.logging is not None and run.logging.save_dir:
         _writable("logging.save_dir", Path(os.path.expanduser(run.logging.save_dir)), run, problems)
     if not _writable("output_dir", folder, run, problems):

@@ -110,7 +110,7 @@ def print_problems(problems: Iterable[str]) -> None:
     """Each problem as one `error:` line on stderr; other processes than the first say which they are."""
     prefix = f"[rank {process_rank()}] " if process_rank() else ""
     for line in problems:
-        print(f"{prefix}error: {line}", file=sys.stderr)
+        print(f"{prefix}error: {' '.join(line.split())}", file=sys.stderr)
 
 
 def process_rank() -> int:

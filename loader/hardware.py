@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .errors import Problems, did_you_mean
+from .errors import ConfigError, Problems, did_you_mean
 from .run_config import RunConfig
 
 AS_LAUNCHED = ("auto", -1, "-1")
@@ -50,15 +50,15 @@ def wanted_processes(devices: int | str | list[int]) -> int | None:
     if devices in AS_LAUNCHED:
         return None
     if isinstance(devices, list):
-        return len(devices)
-    number = int(devices) if str(devices).isdigit() else 0
-    return max(number, 0)
+        return len(devices) if all(each >= 0 for each in devices) else 0
+    text = str(devices)
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
 
 
 def launched_processes() -> int:
     """Processes of this launch: 1 without a launcher."""
     size = os.environ.get("WORLD_SIZE", "")
-    return int(size) if size.isdigit() else 1
+    return int(size) if size.isascii() and size.isdecimal() else 1
 
 
 def apply_hardware(run: RunConfig, values: dict[str, Any]) -> list[str]:
@@ -74,6 +74,11 @@ def apply_hardware(run: RunConfig, values: dict[str, Any]) -> list[str]:
     if devices not in AS_LAUNCHED and launched_processes() == 1:
         chosen = devices[0] if isinstance(devices, list) else 0
         visible = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+        if visible and chosen >= len(visible):
+            raise ConfigError(
+                f"`devices: {devices}`{run.place('devices')} names a GPU that this process does not see "
+                f"(CUDA_VISIBLE_DEVICES is {','.join(visible)}); count from 0 within it"
+            )
         # One process that sees several GPUs would spread over all of them.
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[chosen] if chosen < len(visible) else str(chosen)
     import torch

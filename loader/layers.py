@@ -69,7 +69,7 @@ def training_layers(path: str | os.PathLike, problems: Problems) -> list[Node]:
 
 def file_layer(kind: str, path: Path, problems: Problems) -> Node:
     """A task or model file; keys that belong elsewhere are refused with the place they belong in."""
-    tree = read_yaml(path)
+    tree = _without_blanks(read_yaml(path))
     allowed = FILE_SECTIONS[kind]
     for key, node in list(tree.value.items()):
         if key in allowed:
@@ -107,12 +107,22 @@ def set_layer(settings: list[str], problems: Problems) -> Node:
     return layer
 
 
+def _without_blanks(tree: Node) -> Node:
+    """The tree without keys that were left blank: what stands there is the default, as where the key is left out."""
+    kept = {}
+    for key, child in tree.value.items():
+        if child.value is None and child.text == "":
+            continue
+        kept[key] = _without_blanks(child) if child.is_mapping else child
+    return Node(kept, tree.origin, tree.text, tree.replaces)
+
+
 def _chain(path: Path, below: list[Path]) -> list[Node]:
     """`path` and its ancestors, ancestors first. `below` are the files that led here, to find a cycle."""
     shown = [display_path(each) for each in [*below, path]]
     if path.resolve() in [each.resolve() for each in below]:
         raise ConfigError(f"`extends` goes in a circle: {' -> '.join(shown)}")
-    tree = read_yaml(path)
+    tree = _without_blanks(read_yaml(path))
     parents = tree.value.pop("extends", None)
     if parents is None or parents.value is None:
         return [tree]
@@ -173,11 +183,12 @@ def _sequence(node: Node) -> Node:
     """A list of schedules is one after the other: `[{name: LinearLR, length: 100}, {name: CosineAnnealingLR}]`."""
     milestones, total = [], 0
     for index, each in enumerate(node.value):
-        if not each.is_mapping:
+        if not each.is_mapping or not isinstance(each.value.get("name", each).value, str):
             raise ConfigError(f"`scheduler[{index}]`{each.origin.place} must be a mapping with `name`")
         length = each.value.pop("length", None)
         last = index == len(node.value) - 1
-        if (length is None) != last or (length is not None and not isinstance(length.value, int)):
+        whole = length is not None and isinstance(length.value, int) and not isinstance(length.value, bool)
+        if (length is None) != last or not (last or (whole and length.value > 0)):
             raise ConfigError(
                 f"`scheduler[{index}]`{each.origin.place} {'takes no' if last else 'needs a whole number as'} "
                 "`length`: every schedule of a list but the last says after how many steps or epochs the next begins"
@@ -190,7 +201,13 @@ def _sequence(node: Node) -> Node:
     for each in node.value:
         for key in ("interval", "frequency"):
             if key in each.value:
-                shared[key] = each.value.pop(key)
+                own = each.value.pop(key)
+                if key in shared and shared[key].value != own.value:
+                    raise ConfigError(
+                        f"`scheduler`{own.origin.place}: all schedules of a list have one `{key}`; these have "
+                        f"{shared[key].value} and {own.value}"
+                    )
+                shared[key] = own
     return Node({**keys, "milestones": Node(milestones, node.origin), **shared}, node.origin, replaces=True)
 
 
@@ -215,13 +232,10 @@ def _move_optimizer_words(tree: Node, problems: Problems) -> None:
     if optimizer is not None and optimizer.is_mapping:
         moves += [(optimizer, "optimizer", word, home) for word, home in OPTIMIZER_WORDS.items()]
         betas = optimizer.value.get("betas")
-        if (
-            betas is not None
-            and betas.value is not None
-            and not (isinstance(betas.value, list) and len(betas.value) == 2)
-        ):
-            problems.add(f"`optimizer.betas`{betas.origin.place} must be a list of two numbers")
-        elif betas is not None and betas.value is not None:
+        count = len(betas.value) if betas is not None and isinstance(betas.value, list) else 0
+        if betas is not None and betas.value is not None and count not in (2, 3):
+            problems.add(f"`optimizer.betas`{betas.origin.place} must be a list of two numbers (some take three)")
+        elif count == 2:
             del optimizer.value["betas"]
             for home, beta in zip(("adam_beta1", "adam_beta2"), betas.value, strict=True):
                 _move(tree, "optimizer.betas", home, beta, problems)
@@ -238,7 +252,7 @@ def _move_optimizer_words(tree: Node, problems: Problems) -> None:
             if node.value is not None:
                 _move(tree, f"{name}.{word}", home, node, problems)
     optim = tree.value.get("optim")
-    if optim is not None and optim.value in OPTIMIZER_SYNONYMS:
+    if optim is not None and isinstance(optim.value, str) and optim.value in OPTIMIZER_SYNONYMS:
         tree.value["optim"] = Node(OPTIMIZER_SYNONYMS[optim.value], optim.origin)
 
 

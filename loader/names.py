@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import typing
 
 from .errors import Problems, did_you_mean, quoted
@@ -27,6 +28,10 @@ def check_names(run: RunConfig, problems: Problems) -> None:
     _schedule(run, problems)
     _backends(run, problems)
     _callbacks(run, problems)
+    for section, options in (("optimizer", run.optimizer_options), ("scheduler", run.scheduler)):
+        for option in _not_finite(options):
+            place = run.place(f"{section}.{option}")
+            problems.add(f"`{section}.{option}`{place} must be made of finite numbers")
 
 
 def _optimizer(run: RunConfig, problems: Problems) -> None:
@@ -106,15 +111,22 @@ def _callbacks(run: RunConfig, problems: Problems) -> None:
     """Whether the modules can be found; the classes are looked at when the run starts, for that imports torch."""
     for entry in run.callbacks:
         name = entry if isinstance(entry, str) else entry["name"]
-        module = name.rpartition(".")[0]
-        try:
-            found = importlib.util.find_spec(module) is not None
-        except ModuleNotFoundError:
-            found = False
-        except Exception:  # it exists, and importing its parent fails: said when the run starts
-            found = True
-        if not found:
-            problems.add(f"`callbacks`{run.place('callbacks')}: no module `{module}` for `{name}`")
+        package = name.partition(".")[0]  # looking further in would import it, and torch with it
+        if not package.isidentifier() or importlib.util.find_spec(package) is None:
+            problems.add(f"`callbacks`{run.place('callbacks')}: no module `{package}` for `{name}`")
+
+
+def _not_finite(options: dict[str, object]) -> list[str]:
+    """Options with a number in them that is infinite or none: rates computed from it would be so too."""
+
+    def bad(value: object) -> bool:
+        if isinstance(value, (list, tuple)):
+            return any(map(bad, value))
+        if isinstance(value, dict):
+            return any(map(bad, value.values()))
+        return isinstance(value, float) and not math.isfinite(value)
+
+    return [name for name, value in options.items() if bad(value)]
 
 
 def _near(name: str, known: tuple[str, ...]) -> str:

@@ -205,6 +205,8 @@ def _typed(stack: list[Node], problems: Problems) -> RunConfig:
         node = _mapping(tree, section, problems)
         checked = check_dataclass(section, node, kind, problems, free=True) if node else None
         parts[section] = checked.extra if checked else {}
+        if getattr(checked, "betas", None):  # three of them: the constructor's own; two are adam_beta1 and adam_beta2
+            parts[section]["betas"] = checked.betas
         if kind is SchedulerSection and checked:
             parts["schedule"] = checked
     for section, kind in OPTIONAL_SECTIONS.items():

@@ -119,6 +119,8 @@ class ParameterGroup:
             re.compile(self.pattern)
         except re.error as error:
             raise ValueError(f"`pattern: {self.pattern}` is not a regular expression: {error}") from None
+        if self.lr is None and self.lr_factor is None and self.weight_decay is None:
+            raise ValueError("changes nothing: give `lr`, `lr_factor` or `weight_decay`")
         if self.lr is not None and self.lr_factor is not None:
             raise ValueError("`lr` and `lr_factor` are both given; keep one")
 

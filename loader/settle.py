@@ -13,6 +13,9 @@ from .tree import DEFAULT, Node, find, rank
 
 OWN_RATE = 1e-3  # of an optimizer whose `lr` is null; Adafactor then takes its relative steps instead
 USERS_FIRST = 1  # the layers up to this one are built-in and default.yaml
+PLATEAUS = ("reduce_lr_on_plateau", "greedy", "ReduceLROnPlateau")
+# Schedules that neither end anywhere nor fall towards anything.
+WITHOUT_HORIZON = ("constant", "constant_with_warmup", *PLATEAUS)
 WARM_UPS = ("warmup_steps", "warmup_ratio", "warmup_epochs")
 
 # Keys that only act through another: key -> (that other key, what must be in it; None: anything but nothing).
@@ -40,18 +43,29 @@ def settle(tree: Node, layers: list[Node], problems: Problems) -> None:
     _evaluation(tree, layers, problems)
     _saving(tree, layers)
     _own_rate(tree, layers)
-    _logger(tree, layers)
+    _logger(tree, layers, problems)
+    _horizon(tree, layers)
     _without_effect(tree, layers, problems)
 
 
 def _one_of(tree: Node, layers: list[Node], names: tuple[str, ...], problems: Problems) -> None:
-    """Of several keys that set one length, the one that the latest layer sets above zero; of equals, the first."""
-    said = [name for name in names if _positive(tree.value[name])]
+    """Of several keys that set one length, the one that the latest layer sets counts, and of equals the first named.
+
+    Zero in a later layer takes the length away; so does -1 epochs, which has no end.
+    """
+    ranks = {name: rank(layers, name) for name in names}
+    top = max(ranks.values())
+    latest = [name for name in names if ranks[name] == top > USERS_FIRST]
+    said = [name for name in names if _number(tree.value[name]) > 0]
+    if latest and not set(latest) & set(said) and latest != ["max_steps"]:
+        for name in set(said) - set(latest):
+            if _number(tree.value[name]) > 0:
+                tree.value[name] = Node(_default(name), DEFAULT)
+        return
     if len(said) < 2:
         return
-    ranks = {name: rank(layers, name) for name in said}
     winner = max(said, key=lambda name: (ranks[name], -names.index(name)))
-    rivals = [name for name in said if name != winner and ranks[name] == ranks[winner] > 1]
+    rivals = [name for name in said if name != winner and ranks[name] == ranks[winner] > USERS_FIRST]
     if rivals:
         places = [f"`{name}`{tree.value[name].origin.place}" for name in (winner, *rivals)]
         problems.add(f"{' and '.join(places)} both set the same length; keep one")
@@ -62,25 +76,8 @@ def _one_of(tree: Node, layers: list[Node], names: tuple[str, ...], problems: Pr
 
 def _evaluation(tree: Node, layers: list[Node], problems: Problems) -> None:
     """`eval_strategy`, where a file sets it, `check_val_every_n_epoch`, `do_eval` and `eval_steps`: who came last."""
-    every = tree.value["check_val_every_n_epoch"]
     ranks = {name: rank(layers, name) for name in ("eval_strategy", "do_eval", "eval_steps", "check_val_every_n_epoch")}
-    if every.value is not None:
-        rivals = [name for name in ("eval_steps", "eval_strategy") if _said(tree, name)]
-        for name in rivals:
-            node = tree.value[name]
-            if name == "eval_strategy" and node.value == "epoch":
-                continue
-            if ranks[name] == ranks["check_val_every_n_epoch"]:
-                problems.add(
-                    f"`check_val_every_n_epoch`{every.origin.place} and `{name}`{node.origin.place} both say when to "
-                    "evaluate; keep one"
-                )
-            elif ranks[name] > ranks["check_val_every_n_epoch"]:
-                tree.value["check_val_every_n_epoch"] = Node(None, DEFAULT)
-                every = tree.value["check_val_every_n_epoch"]
-            else:
-                tree.value.pop("eval_strategy", None)
-                tree.value["eval_steps"] = Node(None, DEFAULT)
+    _every_n_epochs(tree, ranks, problems)
     strategy = tree.value.get("eval_strategy")
     if strategy is None:
         return
@@ -91,6 +88,31 @@ def _evaluation(tree: Node, layers: list[Node], problems: Problems) -> None:
         for name, node, asks in (("do_eval", do_eval, do_eval.value is True), ("eval_steps", steps, steps.value)):
             if asks and ranks[name] > ranks["eval_strategy"]:
                 tree.value["eval_strategy"] = Node("steps", node.origin)
+
+
+def _every_n_epochs(tree: Node, ranks: dict[str, int], problems: Problems) -> None:
+    """`check_val_every_n_epoch` against the two other ways to say when to evaluate."""
+    every, mine = tree.value["check_val_every_n_epoch"], ranks["check_val_every_n_epoch"]
+    if every.value is None:
+        return
+    for name in ("eval_steps", "eval_strategy"):
+        node = tree.value.get(name)
+        if node is None or node.value is None:
+            continue
+        agrees = name == "eval_strategy" and node.value == "epoch" and ranks[name] <= mine
+        if agrees:
+            continue
+        if ranks[name] == mine > USERS_FIRST:
+            problems.add(
+                f"`check_val_every_n_epoch`{every.origin.place} and `{name}`{node.origin.place} both say when to "
+                "evaluate; keep one"
+            )
+        elif ranks[name] > mine:
+            tree.value["check_val_every_n_epoch"] = Node(None, DEFAULT)
+        elif name == "eval_strategy":
+            del tree.value[name]
+        else:
+            tree.value[name] = Node(None, DEFAULT)
 
 
 def _saving(tree: Node, layers: list[Node]) -> None:
@@ -108,8 +130,10 @@ def _own_rate(tree: Node, layers: list[Node]) -> None:
     if own is None or own.value is not None:
         return
     section = tree.value["optimizer"].value
-    adafactor = str(tree.value["optim"].value).lower() == "adafactor"
-    if rank(layers, "learning_rate") > rank(layers, "optimizer.lr"):
+    adafactor = tree.value["optim"].value == "adafactor"
+    # A named set's «own rate» is its file's word, not the user's: any rate that was set counts more.
+    least = USERS_FIRST if tree.value["optimizer"].replaces else rank(layers, "optimizer.lr")
+    if rank(layers, "learning_rate") > least:
         del section["lr"]
     elif adafactor:
         section.setdefault("relative_step", Node(True, own.origin))
@@ -119,16 +143,36 @@ def _own_rate(tree: Node, layers: list[Node]) -> None:
         tree.value["learning_rate"] = Node(OWN_RATE, own.origin)
 
 
-def _logger(tree: Node, layers: list[Node]) -> None:
+def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
     """`logging: {logger_type, name}` against `report_to` and `run_name`: the section says the same in its own words."""
+    section = tree.value.get("logging")
+    if section is not None and section.value is None:  # `logging: null` is no logger
+        section = tree.value["logging"] = Node({"logger_type": Node(None, section.origin)}, section.origin)
     kind, name = find(tree, "logging.logger_type"), find(tree, "logging.name")
-    if kind is not None and rank(layers, "logging.logger_type") >= rank(layers, "report_to"):
-        backends = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
-        if kind.value in (None, "CSVLogger", *backends):
-            tree.value["report_to"] = Node([Node(backends.get(kind.value, "none"), kind.origin)], kind.origin)
+    ranks = rank(layers, "report_to"), max(rank(layers, "logging.logger_type"), _null_rank(layers))
+    if kind is not None:
+        backends = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", None: "none", "CSVLogger": "none"}
+        meant, said = backends.get(kind.value), tree.value["report_to"]
+        agree = _reports(said.plain()) == _reports(meant)
+        if ranks[0] == ranks[1] > USERS_FIRST and not agree:
+            problems.add(
+                f"`logging.logger_type`{kind.origin.place} and `report_to`{said.origin.place} name two loggers; "
+                "keep one"
+            )
+        elif ranks[0] > ranks[1] and not agree:
+            del section.value["logger_type"]
+        elif meant is not None and not agree:
+            tree.value["report_to"] = Node([Node(meant, kind.origin)], kind.origin)
     reports = _reports(tree.value["report_to"].plain())
-    if name is not None and name.value is not None and reports:
+    later = rank(layers, "run_name") > rank(layers, "logging.name")
+    if name is not None and name.value is not None and reports and not later:
         tree.value["run_name"] = Node(name.value, name.origin, name.text)
+
+
+def _null_rank(layers: list[Node]) -> int:
+    """The highest layer that says `logging: null`."""
+    found = [i for i, layer in enumerate(layers) if "logging" in layer.value and layer.value["logging"].value is None]
+    return found[-1] if found else 0
 
 
 def _without_effect(tree: Node, layers: list[Node], problems: Problems) -> None:
@@ -146,7 +190,10 @@ def _without_effect(tree: Node, layers: list[Node], problems: Problems) -> None:
             is_on = bool(value)
         if is_on:
             continue
-        if rank(layers, switch) > rank(layers, key):
+        decided = rank(layers, switch)
+        if switch == "report_to":
+            decided = max(decided, rank(layers, "logging.logger_type"), _null_rank(layers))
+        if decided > rank(layers, key):
             del tree.value[key]
         else:
             needs = f"`{switch}`" if wanted in (None, True) else f"`{switch}: {wanted}`"
@@ -159,9 +206,13 @@ def _reports(value: object) -> list[str]:
     return [each for each in words if isinstance(each, str) and each != "none"]
 
 
-def _said(tree: Node, name: str) -> bool:
-    node = tree.value.get(name)
-    return node is not None and node.value not in (None, False, "no")
+def _horizon(tree: Node, layers: list[Node]) -> None:
+    """A later layer's schedule that falls towards no end leaves behind where an earlier one was to end."""
+    name = tree.value["lr_scheduler_type"].value
+    for key in ("lr_decay_iters", "min_lr"):
+        floor = key == "min_lr" and name in PLATEAUS
+        if name in WITHOUT_HORIZON and not floor and rank(layers, "lr_scheduler_type") > rank(layers, key):
+            tree.value[key] = Node(None, DEFAULT)
 
 
 def _default(name: str) -> object:
@@ -169,5 +220,11 @@ def _default(name: str) -> object:
     return keys[name].default
 
 
-def _positive(node: Node) -> bool:
-    return isinstance(node.value, (int, float)) and not isinstance(node.value, bool) and node.value > 0
+def _number(node: Node) -> float:
+    """A node's number, written as one or as text; 0 for anything else, which the type check refuses."""
+    if isinstance(node.value, bool) or not isinstance(node.value, (int, float, str)):
+        return 0
+    try:
+        return float(node.value)
+    except (ValueError, OverflowError):
+        return 0

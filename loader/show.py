@@ -113,7 +113,12 @@ def json_schema() -> dict[str, Any]:
     for section, kind in FREE_SECTIONS.items():
         properties[section] = {
             "description": " ".join((kind.__doc__ or "").split()),
-            "anyOf": [{"type": "string"}, {**_dataclass_schema(kind), "additionalProperties": True}],
+            "anyOf": [
+                {"type": "string"},
+                {"type": "null"},
+                {**_dataclass_schema(kind), "additionalProperties": True},
+                *([{"type": "array", "items": {"type": "object"}}] if section == "scheduler" else []),
+            ],
         }
     for section, kind in OPTIONAL_SECTIONS.items():
         short = {"early_stopping": [{"type": "boolean"}, {"type": "integer"}], "logging": []}
@@ -123,7 +128,7 @@ def json_schema() -> dict[str, Any]:
         }
     properties["callbacks"] = {
         "description": "Further transformers callbacks: import paths, or mappings with `name` and arguments.",
-        "type": "array",
+        "type": ["array", "null"],
         "items": {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]},
     }
     for word in sorted(foreign_words() - set(properties)):

@@ -151,7 +151,10 @@ def _coerce(value: Any, annotation: Any) -> tuple[Any, str | None]:
     ):
         return None, describe(annotation)
     try:
-        return _adapter(annotation).validate_python(value), None
+        typed = _adapter(annotation).validate_python(value)
+        if isinstance(typed, float) and not math.isfinite(typed):  # written as text: "inf", "1e999"
+            return None, f"a finite {describe(annotation).removeprefix('a ')}"
+        return typed, None
     except Exception:  # pydantic's own wording speaks of its internals; ours names the type
         return None, describe(annotation)
 

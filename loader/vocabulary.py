@@ -27,7 +27,7 @@ def _only(*neutral: object) -> Callable[[Node], Moved]:
     """A key whose neutral values change nothing here; any other is refused."""
 
     def move(node: Node) -> Moved:
-        if node.value not in neutral:
+        if node.plain() not in neutral:
             shown = " or ".join("null" if each is None else str(each) for each in neutral)
             raise ConfigError(f"is not available; it may be {shown}")
         return []
@@ -41,22 +41,23 @@ def _switch(node: Node) -> bool:
     return node.value
 
 
-PRECISIONS = {
-    "32": {"bf16": False, "fp16": False},
-    "16": {"fp16": True},
-    "bf16": {"bf16": True},
-    "64": {"weights_dtype": "float64"},
+# Word -> (bf16, fp16, weights_dtype): each says all three, so that a later word undoes an earlier one.
+PRECISIONS: dict[str, tuple[bool, bool, str | None]] = {
+    **dict.fromkeys(("32", "32-true"), (False, False, None)),
+    **dict.fromkeys(("16", "16-mixed"), (False, True, None)),
+    **dict.fromkeys(("bf16", "bf16-mixed"), (True, False, None)),
+    **dict.fromkeys(("64", "64-true"), (False, False, "float64")),
+    "bf16-true": (False, False, "bfloat16"),
+    "16-true": (False, False, "float16"),
 }
-PRECISIONS |= {"32-true": PRECISIONS["32"], "16-mixed": PRECISIONS["16"], "bf16-mixed": PRECISIONS["bf16"]}
-PRECISIONS |= {"64-true": PRECISIONS["64"], "bf16-true": {"weights_dtype": "bfloat16"}}
-PRECISIONS |= {"16-true": {"weights_dtype": "float16"}}
 
 
 def _precision(node: Node) -> Moved:
-    word = str(node.value)
+    word = str(node.plain())
     if word not in PRECISIONS:
         raise ConfigError(f"must be one of {', '.join(PRECISIONS)}{did_you_mean(word, PRECISIONS)}")
-    return [(key, _value(node, value)) for key, value in PRECISIONS[word].items()]
+    keys = ("bf16", "fp16", "weights_dtype")
+    return [(key, _value(node, value)) for key, value in zip(keys, PRECISIONS[word], strict=True)]
 
 
 def _clip(node: Node) -> Moved:
@@ -70,7 +71,7 @@ def _checkpointing_switch(node: Node) -> Moved:
 def _warm_up(node: Node) -> Moved:
     """A number counts steps; a mapping holds `steps`, `epochs` or `ratio`, and may count `steps` in epochs."""
     if not node.is_mapping:
-        return [("warmup_steps", node)] if node.value is not None else []
+        return [("warmup_steps", _value(node, 0) if node.value is None else node)]
     homes = {"steps": "warmup_steps", "epochs": "warmup_epochs", "ratio": "warmup_ratio"}
     interval = node.value.get("interval")
     if interval is not None and interval.value not in ("step", "epoch"):
@@ -80,9 +81,13 @@ def _warm_up(node: Node) -> Moved:
     unknown = [name for name in node.value if name not in (*homes, "interval")]
     if unknown:
         raise ConfigError(f"has no key `{unknown[0]}`{did_you_mean(unknown[0], (*homes, 'interval'))}")
-    return [(homes[name], child) for name, child in node.value.items() if name != "interval"]
+    lengths = [(homes[name], child) for name, child in node.value.items() if name != "interval"]
+    if not lengths:
+        raise ConfigError("needs `steps`, `epochs` or `ratio`")
+    return lengths
 
 
+SCHEDULER_SETS = ("none", "exponential", "reducelronplateau")  # files in configs/scheduler/
 SCHEDULER_WORDS = {
     "none": "constant",
     "exponential": "ExponentialLR",
@@ -93,7 +98,9 @@ SCHEDULER_WORDS = {
 
 
 def _scheduler_word(node: Node) -> Moved:
-    word = "none" if node.value is None else str(node.value)
+    word = "none" if node.value is None else str(node.plain())
+    if word in SCHEDULER_SETS:
+        return [("scheduler", _value(node, word))]
     return [("lr_scheduler_type", _value(node, SCHEDULER_WORDS.get(word, word)))]
 
 
@@ -101,8 +108,14 @@ def _lr_scheduler(node: Node) -> Moved:
     """A word, or Lightning's mapping with `class_name`."""
     if not node.is_mapping:
         return _scheduler_word(node)
-    keys = {("name" if key == "class_name" else key): child for key, child in node.value.items()}
-    return [("scheduler", Node(keys, node.origin))]
+    return [("scheduler", Node(_renamed(node, "class_name"), node.origin))]
+
+
+def _renamed(node: Node, name_key: str) -> dict[str, Node]:
+    """The mapping with `name` in place of the other word for it."""
+    if name_key in node.value and "name" in node.value:
+        raise ConfigError(f"has `{name_key}` and `name`; keep one")
+    return {("name" if key == name_key else key): child for key, child in node.value.items()}
 
 
 def _optimizer_word(node: Node) -> Moved:
@@ -115,10 +128,13 @@ def _builder(section: str, name_key: str) -> Callable[[Node], Moved]:
     def move(node: Node) -> Moved:
         if not node.is_mapping:
             return [(section, node)] if node.value is not None else []
-        keys = {("name" if key == name_key else key): child for key, child in node.value.items()}
+        keys = _renamed(node, name_key)
         name = keys.get("name")
         if section == "scheduler" and name is not None:
-            keys["name"] = _scheduler_word(name)[0][1]
+            if name.value == "exponential":
+                keys.setdefault("gamma", _value(name, 0.9))
+            word = "none" if name.value is None else str(name.plain())
+            keys["name"] = _value(name, SCHEDULER_WORDS.get(word, word))
         return [(section, Node(keys, node.origin))]
 
     return move
@@ -131,10 +147,12 @@ def _batch_size(node: Node) -> Moved:
 def _sanity_check(node: Node) -> Moved:
     if isinstance(node.value, bool) or not isinstance(node.value, int):
         raise ConfigError("must be a whole number")
-    return [("eval_on_start", _value(node, True))] if node.value else []
+    return [("eval_on_start", _value(node, node.value != 0))]
 
 
 def _validation_interval(node: Node) -> Moved:
+    if node.value == 1.0 and isinstance(node.value, float):  # once an epoch, their default
+        return [("check_val_every_n_epoch", _value(node, 1))]
     if isinstance(node.value, bool) or not isinstance(node.value, int):
         raise ConfigError(
             "is a number of steps here; a share of an epoch is not available, use check_val_every_n_epoch"
@@ -151,6 +169,8 @@ def _cadence(node: Node) -> Moved:
 
 
 def _logger(node: Node) -> Moved:
+    if node.value is True:
+        return []
     if node.value is False or node.value is None:
         return [("logging", _value(node, {"logger_type": None}))]
     raise ConfigError("is written as the section `logging: {logger_type: …}`")
@@ -296,6 +316,10 @@ FOREIGN_SECTIONS = (
 )  # fmt: skip
 
 
+# Keys that null takes away again; of any other key null says nothing.
+NULLABLE = {*OPTIONAL_SECTIONS, "resume_lr", "resume_weight_decay", "strategy", "callbacks", "check_val_every_n_epoch"}
+
+
 def foreign_words() -> frozenset[str]:
     """Top-level keys that are read as ours."""
     return frozenset(path.split(".")[0] for path in TABLE if "." not in path) | frozenset(FOREIGN_SECTIONS)
@@ -303,8 +327,8 @@ def foreign_words() -> frozenset[str]:
 
 def translate(tree: Node, problems: Problems) -> None:
     """Replaces other systems' keys in one layer by ours, in place; what each became goes to `problems.notes`."""
-    if "dataloader_builder" in tree.value:
-        tree.value.setdefault("dataloader", tree.value.pop("dataloader_builder"))
+    _dataloader_builder(tree, problems)
+    _inherited_interval(tree)
     for path, node in list(_foreign(tree, "")):
         home = TABLE.get(path)
         if path == "dataloader_class":
@@ -320,6 +344,33 @@ def translate(tree: Node, problems: Problems) -> None:
         _remove(tree, path)
     for section in FOREIGN_SECTIONS:
         tree.value.pop(section, None)
+
+
+def _dataloader_builder(tree: Node, problems: Problems) -> None:
+    """`dataloader_builder:` holds what `dataloader:` holds."""
+    builder = tree.value.pop("dataloader_builder", None)
+    if builder is None:
+        return
+    section = tree.value.setdefault("dataloader", Node({}, builder.origin))
+    if section.is_mapping and builder.is_mapping:
+        for key, child in builder.value.items():
+            if key in section.value:
+                problems.add(
+                    f"`dataloader_builder.{key}`{child.origin.place} and `dataloader.{key}` are the same; keep one"
+                )
+            section.value.setdefault(key, child)
+
+
+def _inherited_interval(tree: Node) -> None:
+    """A warm-up without an interval has that of the scheduler beside it, where one is given."""
+    section = tree.value.get("lightning")
+    if section is None or not section.is_mapping:
+        return
+    warm, scheduler = section.value.get("lr_warmup"), section.value.get("lr_scheduler")
+    if warm is not None and scheduler is not None and warm.is_mapping and scheduler.is_mapping:
+        interval = scheduler.value.get("interval")
+        if interval is not None:
+            warm.value.setdefault("interval", interval)
 
 
 def _foreign(node: Node, path: str) -> Iterator[tuple[str, Node]]:
@@ -346,10 +397,13 @@ def _put(tree: Node, path: str, node: Node, home: object, problems: Problems) ->
             problems.add(f"`{shown}`{node.origin.place} {error}")
             return
     else:
-        moved = [(home, node)] if node.value is not None or home in OPTIONAL_SECTIONS else []
+        moved = [(home, node)] if node.value is not None or home in NULLABLE else []
     for target, value in moved:
         other = find(tree, target)
-        if other is not None and not (other.is_mapping and value.is_mapping):
+        disjoint = (
+            other is not None and other.is_mapping and value.is_mapping and not set(other.value) & set(value.value)
+        )
+        if other is not None and not disjoint:
             problems.add(
                 f"`{path}`{node.origin.place} and `{target}`{other.origin.place} are the same setting; keep one"
             )

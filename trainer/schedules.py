@@ -36,6 +36,7 @@ UNFIT = {
     "LRScheduler": "is only the base of the others",
 }
 FILLED = ("T_max", "max_lr")  # required by torch, known here
+ENDLESS = 10**7  # steps; a run without an end has more
 TRAINING_LOSS = ("loss", "train_loss", "train/loss")
 # Where torch's default is not what a reader of the configuration would expect.
 PLATEAU_DEFAULTS = {"factor": 0.5, "patience": 5, "threshold": 1e-3}
@@ -369,7 +370,9 @@ def planned_rates(
 def plan_lines(plan: SchedulePlan, total_steps: int, steps_per_epoch: int) -> list[str]:
     """The schedule in two lines: what it is; and its rate at the start, after warm-up, at the quarters and the end."""
     schedule = Schedule(_stand_in([plan.learning_rate], plan.learning_rate), plan, total_steps, steps_per_epoch)
-    shown = {0, schedule.warmup, total_steps // 4, total_steps // 2, 3 * total_steps // 4, total_steps - 1}
+    shown = {0, schedule.warmup}
+    if total_steps < ENDLESS:  # else there are no quarters, and walking to them would take hours
+        shown |= {total_steps // 4, total_steps // 2, 3 * total_steps // 4, total_steps - 1}
     if plan.decay_steps:
         shown.add(plan.decay_steps)
     points = []

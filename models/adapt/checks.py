@@ -83,6 +83,8 @@ def _lora(process: Any) -> list[str]:
     found, path = [], process.lora_weight_path
     if not _installed("peft"):
         found.append(INSTALL_PEFT)
+    if not words_of(process.lora_module) or not all(words_of(process.lora_module)):
+        found.append("`lora_module` is empty; name parts or modules, or all-linear")
     if path and _looks_local(path) and not Path(os.path.expanduser(path)).is_dir():
         found.append(f"`lora_weight_path: {path}` is not a folder; name a folder with an adapter_config.json")
     return found

@@ -11,6 +11,8 @@ from small_runs import SmallRuns, weights
 import train
 from loader.resume import fault
 
+pytestmark = pytest.mark.slow  # whole small runs, many of them
+
 BEST = "load_best_model_at_end: true\nsave_strategy: steps\neval_steps: 2\nsave_steps: 2"
 
 

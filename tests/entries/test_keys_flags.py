@@ -13,6 +13,8 @@ from transformers import TrainerCallback
 
 import train
 
+pytestmark = pytest.mark.slow  # whole small runs, many of them
+
 RATE = 0.01
 
 

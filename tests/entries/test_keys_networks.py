@@ -14,6 +14,8 @@ import models.act
 import models.auto
 import models.mlp
 
+pytestmark = pytest.mark.slow  # whole small runs, many of them
+
 NETWORKS = {"act": models.act, "mlp": models.mlp}
 SMALL = {"act": ACT, "mlp": {"hidden_dim": 16, "hidden_layers": 1}}
 

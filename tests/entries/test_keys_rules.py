@@ -15,6 +15,8 @@ from torch import nn
 from loader.run_config import resolve
 from models.mlp.network import MLP
 
+pytestmark = pytest.mark.slow  # whole small runs, many of them
+
 RATE = 0.01
 
 

@@ -14,6 +14,8 @@ from tiny_training import make_trainer
 
 from models.mlp.network import MLP
 
+pytestmark = pytest.mark.slow  # whole small runs, many of them
+
 RATE = 0.01
 
 

@@ -203,3 +203,101 @@ def test_the_schema_knows_them(read):
     properties = show.json_schema()["properties"]
     assert {"lightning", "trainer", "dataloader", "epochs", "early_stopping", "checkpointing", "ema"} <= set(properties)
     assert yaml.safe_load(LIGHTNING).keys() <= properties.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "setting", "look", "value"),
+    [
+        ("max_steps: 6000\n", "num_train_epochs=-1", lambda run: run.is_endless, True),
+        ("max_steps: 6000\n", "num_train_epochs='5'", lambda run: run.hyper.max_steps, -1),
+        ("warmup_ratio: 0.5\n", "warmup_steps=0", lambda run: run.hyper.warmup_ratio, 0.0),
+        ("check_val_every_n_epoch: 2\n", "eval_strategy=no", evaluates, "no"),
+        ("check_val_every_n_epoch: 2\n", "eval_strategy=epoch", lambda run: run.process.check_val_every_n_epoch, None),
+        ("fp16: true\n", "precision=bf16-mixed", lambda run: (run.trainer["fp16"], run.trainer["bf16"]), (0, 1)),
+        ("weights_dtype: bfloat16\n", "precision=32", lambda run: run.process.weights_dtype, None),
+        ("lr_warmup: 50\n", "lightning.lr_warmup=null", lambda run: run.hyper.warmup_steps, 0),
+        ("resume_lr: 0.1\n", "lightning.resume_lr=null", lambda run: run.process.resume_lr, None),
+        ("callbacks: [os.Foo]\n", "trainer.callbacks=null", lambda run: run.callbacks, []),
+        ("eval_on_start: true\n", "trainer.num_sanity_val_steps=0", lambda run: run.trainer["eval_on_start"], False),
+        ("logging: {name: bar}\n", "run_name=foo", lambda run: run.trainer["run_name"], "foo"),
+        ("min_lr: 0.1\n", "lr_scheduler_type=constant", lambda run: run.hyper.min_lr, None),
+        ("logging: null\n", "seed=1", lambda run: run.hyper.report_to, ["none"]),
+        ("early_stopping: {patience: }\nlearning_rate:\n", "seed=1", lambda run: run.early_stopping.patience, 10),
+        ("scheduler_name: exponential\n", "seed=1", lambda run: run.scheduler, {"gamma": 0.9}),
+        ("optimizer: {name: Adan, betas: [0.98, 0.92, 0.99]}\n", "seed=1", lambda run: run.optimizer["betas"][2], 0.99),
+    ],
+)  # fmt: skip
+def test_the_later_word_wins_in_every_vocabulary(read, text, setting, look, value):
+    assert look(read(text, setting)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("logging: {logger_type: CSVLogger}\n", {"report_to": ["tensorboard"]}),
+        ("logging: {logger_type: TensorBoardLogger}\n", {"report_to": ["none"]}),
+        ("optimizer: adafactor\n", {}),
+        ("optimizer: adafactor\n", {"learning_rate": 0.5}),
+        ("min_lr: 0.1\nlr_decay_iters: 5\n", {"lr_scheduler_type": "constant"}),
+        ("run_name: foo\nreport_to: tensorboard\n", {"report_to": ["none"]}),
+        ("checkpointing: {monitor: [val_loss]}\n", {"save_steps": 5}),
+        ("trainer: {max_epochs: -1}\nlr_scheduler_type: constant\n", {}),
+        (LIGHTNING, {"learning_rate": 1.0}),
+    ],
+)
+def test_a_printed_configuration_read_again_is_the_same_run(read, tmp_path, text, flags):
+    run = read(text, **flags)
+    assert check_run(run) == [] or "not installed" in check_run(run)[0]
+    (tmp_path / "again.yaml").write_text(show.as_yaml(run))
+    again = resolve(HyperArguments(), [], tmp_path / "again.yaml")
+    for part in ("process", "trainer", "optimizer", "scheduler", "schedule", "early_stopping", "checkpointing"):
+        assert getattr(again, part) == getattr(run, part), part
+    assert {**vars(again.hyper), "given": 0} == {**vars(run.hyper), "given": 0} and check_run(again) == check_run(run)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("early_stopping: {patience: 7}\ntrainer: {early_stopping: {patience: 3}}\n", "are the same setting"),
+        ("lr_scheduler: {class_name: StepLR, name: ExponentialLR}\n", "has `class_name` and `name`"),
+        ("dataloader: {batch_size: 2}\ndataloader_builder: {batch_size: 3}\n", "are the same; keep one"),
+        ("max_steps: '100'\nnum_train_epochs: '2'\n", "both set the same length"),
+        ("report_to: tensorboard\nlogging: {logger_type: CSVLogger}\n", "name two loggers"),
+        (
+            "scheduler: [{name: LinearLR, length: 2, interval: step}, {name: StepLR, interval: epoch}]\n",
+            "one `interval`",
+        ),
+        ("scheduler: [{name: LinearLR, length: true}, {name: StepLR}]\n", "whole number"),
+        ("learning_rate: 'inf'\n", "must be a finite number"),
+        ("eval_steps: '1e999'\n", "must be a finite number"),
+        ("optim: [a]\n", "`optim"),
+        ("trainer: {precision: [16]}\n", "must be one of"),
+        ("param_groups: [{pattern: encoder}]\n", "changes nothing"),
+        ("devices: '²'\n", None),
+        ("scheduler: {name: ExponentialLR, gamma: .nan}\n", None),
+        ("devices: [-1]\n", None),
+        ("logging: {logger_type: CSVLogger, project: p}\n", None),
+        ("lora_enable: true\nlora_module: ''\n", None),
+    ],
+)
+def test_more_refusals(read, text, message):
+    if message is None:  # a setting of the right type that cannot be used
+        assert len(check_run(read(text))) == 1
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check_run(read(text))
+
+
+def test_looking_at_callbacks_imports_nothing(read):
+    import subprocess
+    import sys
+
+    code = "from loader.run_config import resolve; from loader.checks import check_run; import sys\n"
+    code += "check_run(resolve(None, ['callbacks=[torch.optim.Foo]'])); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_interval_is_inherited(read):
+    text = "lightning: {lr_warmup: {steps: 5}, lr_scheduler: {class_name: StepLR, interval: epoch, step_size: 1}}\n"
+    assert read(text).process.warmup_epochs == 5

@@ -10,6 +10,8 @@ from tiny_training import Regression, Samples, make_trainer
 from trainer import batch_size
 from trainer.batch_size import available_bytes, resident_bytes, restored, tune_batch_size
 
+pytestmark = pytest.mark.slow  # whole small runs, many of them
+
 
 class Restless(Regression):
     """A model with everything that a trial step could disturb."""

@@ -14,6 +14,8 @@ from trainer import keep
 from trainer.keep import KeepCheckpoints, checkpoint_names, monitor_modes, rotate
 from trainer.limits import EveryNEpochs
 
+pytestmark = pytest.mark.slow  # whole small runs, many of them
+
 LOSSES = [9, 5, 4, 4.5, 4.2, 3.9, 4.0, 4.1, float("nan"), 3.95, 3.0, 3.5, 3.2]  # by step, up to two epochs of six
 SCORES = [0, 1, 3, 2, 7, 7, 1, 2, 3, 6, 5, 4, 8]
 

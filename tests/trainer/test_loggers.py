@@ -11,6 +11,8 @@ from tiny_training import make_trainer
 
 from trainer.loggers import CsvLog, log_folder, logger_arguments, logger_environment
 
+pytestmark = pytest.mark.slow  # whole small runs, many of them
+
 
 def settings(**given):
     keys = ("logger_type", "name", "project", "entity", "group", "notes", "log_model", "save_dir")
