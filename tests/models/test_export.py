@@ -11,6 +11,8 @@ from adapting import MODULES, build_adapted, disturb, outputs
 from models import adapt, export
 from models.adapt import quantize
 
+pytestmark = pytest.mark.slow  # many models are built, saved and merged
+
 
 def checkpoint(name, folder, **settings):
     adapted = build_adapted(name, **settings)
