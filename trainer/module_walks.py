@@ -5,6 +5,8 @@ On a small network they cost several percent of a step. A model is patched for t
 
 from __future__ import annotations
 
+import functools
+
 from torch import nn
 
 METHODS = ("train", "zero_grad")
@@ -26,6 +28,15 @@ def spare_walks(model: nn.Module) -> None:
                 parameter.grad = parameter.grad.detach().zero_()
 
     model.train, model.zero_grad = train, zero_grad
+
+
+def spare_lookups() -> None:
+    """accelerate searches the import path for a package at every backward and every step; the answer stays the same."""
+    from accelerate.utils import imports
+
+    lookup = getattr(imports, "_is_package_available", None)
+    if lookup is not None and not hasattr(lookup, "cache_info"):
+        imports._is_package_available = functools.cache(lookup)
 
 
 def restore_walks(model: nn.Module) -> None:

@@ -30,7 +30,7 @@ from .log_interval import load_interval, save_interval
 from .loggers import CsvLog
 from .losses import NamedMeans
 from .metric_names import metric_or_error
-from .module_walks import restore_walks, spare_walks
+from .module_walks import restore_walks, spare_lookups, spare_walks
 from .named_callbacks import named_callbacks
 from .nonfinite import IndexedCollate, IndexedSamples, NonfiniteGuard
 from .optimizers import build_optimizer, group_rates, no_decay_lines, parameter_groups
@@ -303,6 +303,7 @@ class Trainer(transformers.Trainer):
         model, loader = super()._prepare_for_training(*arguments, **options)
         if self.is_unsharded:
             spare_walks(model)
+            spare_lookups()
             self.clipped_parameters = [each for each in model.parameters() if each.requires_grad]
         elif self.ema is not None:
             raise ValueError(

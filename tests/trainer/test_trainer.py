@@ -223,3 +223,14 @@ def test_precision_and_checkpointing_reach_the_training(tmp_path):
     trainer = make_trainer(tmp_path, Spy(), max_steps=1, bf16=True)
     trainer.train()
     assert seen == [torch.bfloat16] and trainer.model.linear.weight.dtype == torch.float32
+
+
+def test_a_step_looks_for_no_package(tmp_path, monkeypatch):
+    """accelerate asks for one at every backward: a search of the import path, once is enough."""
+    from accelerate.utils import imports
+
+    asked, original = [], imports._is_package_available
+    original = getattr(original, "__wrapped__", original)
+    monkeypatch.setattr(imports, "_is_package_available", lambda *names: asked.append(names) or original(*names))
+    make_trainer(tmp_path, max_steps=6).train()
+    assert len(asked) < 6
