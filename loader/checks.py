@@ -28,6 +28,8 @@ def check_run(run: RunConfig) -> list[str]:
     _length(run, problems)
     _strategies(run, problems)
     _rules(run, problems)
+    _exclusions(run, problems)
+    _horizons(run, problems)
     check_names(run, problems)
     check_process_keys(run, problems)
     check_hardware(run, problems)
@@ -143,6 +145,12 @@ def _rules(run: RunConfig, problems: Problems) -> None:
             f"`logging.log_model`{run.place('logging.log_model')} looks for checkpoints in output_dir, not in "
             f"`checkpointing.dirpath`{run.place('checkpointing.dirpath')}; leave one out"
         )
+    if run.ema is not None and not run.process.using_ema:
+        problems.add(f"`ema`{run.place('ema')} would do nothing while `using_ema` is false")
+
+
+def _exclusions(run: RunConfig, problems: Problems) -> None:
+    """Settings of which one says that another cannot be meant."""
     if run.logging is not None and run.logging.logger_type in ("CSVLogger", "TensorBoardLogger"):
         for key in ("project", "entity", "group", "notes", "log_model"):
             if getattr(run.logging, key):
@@ -155,8 +163,10 @@ def _rules(run: RunConfig, problems: Problems) -> None:
                 f"`{key}`{run.place(key)} and `weights_dtype: {run.process.weights_dtype}`{run.place('weights_dtype')} "
                 "exclude each other; keep one"
             )
-    if run.ema is not None and not run.process.using_ema:
-        problems.add(f"`ema`{run.place('ema')} would do nothing while `using_ema` is false")
+
+
+def _horizons(run: RunConfig, problems: Problems) -> None:
+    """Where a schedule is to end, for schedules that do not fall or have a course of their own."""
     horizonless = run.hyper.lr_scheduler_type in WITHOUT_HORIZON
     for name in ("lr_decay_iters", "min_lr"):
         floor_of_plateau = name == "min_lr" and run.hyper.lr_scheduler_type in PLATEAUS
