@@ -170,8 +170,7 @@ def _horizons(run: RunConfig, problems: Problems) -> None:
     horizonless = run.hyper.lr_scheduler_type in WITHOUT_HORIZON
     for name in ("lr_decay_iters", "min_lr"):
         floor_of_plateau = name == "min_lr" and run.hyper.lr_scheduler_type in PLATEAUS
-        chosen_over_it = run.rank("lr_scheduler_type") > run.rank(name)  # a file's value, another layer's schedule
-        if getattr(run.hyper, name) is not None and horizonless and not floor_of_plateau and not chosen_over_it:
+        if getattr(run.hyper, name) is not None and horizonless and not floor_of_plateau:
             problems.add(
                 f"`{name}`{run.place(name)} would do nothing: lr_scheduler_type {run.hyper.lr_scheduler_type} does not "
                 "fall towards an end"

@@ -1,4 +1,5 @@
-"""Spares two walks through all modules in every step: `train()` before each forward, `zero_grad()` after each update.
+"""Spares what every step would do again: two walks through all modules, `train()` before each forward and `zero_grad()`
+after each update, and accelerate's search for a package.
 
 On a small network they cost several percent of a step. A model is patched for the time of its training only.
 """
