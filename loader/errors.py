@@ -49,3 +49,8 @@ def did_you_mean(word: str, known: Iterable[str], mark: str = "`") -> str:
 def quoted(names: Iterable[str]) -> str:
     """Names as a readable list: `a`, `b`, `c`."""
     return ", ".join(f"`{name}`" for name in names)
+
+
+def shown(value: object) -> str:
+    """A value as YAML writes it: null, true, false."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

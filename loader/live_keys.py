@@ -7,7 +7,7 @@ import re
 from types import ModuleType
 
 from .component import component_module, shipped
-from .errors import Problems, quoted
+from .errors import Problems, quoted, shown
 from .process import SWITCHES, ProcessArguments
 from .run_config import RunConfig
 from .schema import keys_of
@@ -53,13 +53,13 @@ def check_process_keys(run: RunConfig, problems: Problems) -> None:
             users = _users(name)
             able = f"; used by {users}" if users else " yet"
             problems.add(
-                f"`{name}: {_shown(value)}`{run.place(name)} would do nothing: no model or data here uses `{name}`"
-                f"{able}; set it to {_shown(key.default)}"
+                f"`{name}: {shown(value)}`{run.place(name)} would do nothing: no model or data here uses `{name}`"
+                f"{able}; set it to {shown(key.default)}"
             )
             continue
         for switch, dependents in SWITCHES.items():
             if name in dependents and not getattr(run.process, switch):
-                problems.add(f"`{name}: {_shown(value)}`{run.place(name)} would do nothing while `{switch}` is false")
+                problems.add(f"`{name}: {shown(value)}`{run.place(name)} would do nothing while `{switch}` is false")
 
 
 def _placed(line: str, run: RunConfig) -> str:
@@ -76,11 +76,3 @@ def _users(name: str) -> str:
             if name in getattr(component_module(section, component), "PROCESS_KEYS", ()):
                 found.append(f"{section} {component}")
     return quoted(found)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, (bool, type(None))):
-        return {True: "true", False: "false", None: "null"}[value]
-    return str(value)

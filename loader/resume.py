@@ -8,7 +8,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from .errors import ConfigError, Problems
+from .errors import ConfigError, Problems, shown
 from .run_config import RunConfig, read_saved
 from .tree import leaves
 
@@ -167,10 +167,10 @@ def _same_run(run: RunConfig, target: Path, problems: Problems) -> None:
     for path in dict.fromkeys([*now, *then]):
         before, after = then.get(path), now.get(path)
         if before != after:
-            shown = f"`{path}: {_shown(after)}`{run.place(path)}"
+            setting = f"`{path}: {shown(after)}`{run.place(path)}"
             remedy = f"; on resume, {ON_RESUME[path]} changes it" if path in ON_RESUME else ""
             problems.add(
-                f"{shown} is not what {target.name} was trained with ({_shown(before)}); a run resumes as it was begun"
+                f"{setting} is not what {target.name} was trained with ({shown(before)}); a run resumes as it was begun"
                 f"{remedy}"
             )
 
@@ -181,10 +181,6 @@ def _trajectory(run: RunConfig) -> dict[str, object]:
         for path, node in leaves(run.tree)
         if path.split(".")[0] in TRAJECTORY and path not in NOT_TRAJECTORY
     }
-
-
-def _shown(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _whole_safetensors(path: Path) -> bool:
