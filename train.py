@@ -223,7 +223,8 @@ def recorded(run: RunConfig, trainer: Any, adapted: Any) -> str:
     effective = dict(adapted.effective)
     if run.process.tune_batch_size:
         effective["per_device_train_batch_size"] = str(trainer.args.per_device_train_batch_size)
-    return "".join(f"# effective: {name} {value}\n" for name, value in effective.items()) + show.as_yaml(run)
+    head = "".join(f"# effective: {name} {value}\n" for name, value in effective.items())
+    return f"{head}{show.as_yaml(run)}{show.END}"
 
 
 def resumed_lines(run: RunConfig, checkpoint: Path | None) -> list[str]:

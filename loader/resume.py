@@ -103,12 +103,14 @@ def _inconsistent(checkpoint: Path) -> str | None:
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     if not isinstance(state, dict) or not {"global_step", "max_steps"} <= state.keys():
         return "has a damaged trainer_state.json"
+    if not (checkpoint / "run.yaml").read_bytes().endswith(b"\n...\n"):  # a cut YAML is often still YAML
+        return "has a truncated run.yaml"
     try:
         run = read_saved(checkpoint / "run.yaml")
     except (ConfigError, OSError, ValueError):
         return "has a damaged run.yaml"
     if run.model is None or run.dataset is None:
-        return "has a truncated run.yaml"
+        return "has a damaged run.yaml"
     if run.process.using_ema and not (checkpoint / "ema.json").is_file():
         return "has no ema.json, although its run averaged the weights"
     if run.process.lora_enable and not (checkpoint / "adapter_model.safetensors").is_file():

@@ -23,6 +23,9 @@ from .vocabulary import foreign_words
 # `training_config` names the file that was read; its content is what is shown. A token is nobody's to read.
 LEFT_OUT = ("training_config", "hub_token")
 
+# The last line of a run.yaml (YAML's end of a document): a file cut short, wherever that was, has lost it.
+END = "...\n"
+
 
 def as_yaml(run: RunConfig) -> str:
     """The merged configuration, each value followed by `# origin`. The text is itself a valid training file."""
