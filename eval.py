@@ -1,6 +1,7 @@
-"""Score a checkpoint on its task: `python eval.py --checkpoint OUT --episodes 50 --seed 1000 [--video] [--json FILE]`.
+"""Score a checkpoint on its task: `python eval.py --checkpoint OUT [--episodes 50 --video] [--samples 3] [--json FILE]`.
 
-Needs the checkpoint's folder and the simulator, nothing else: not the demonstrations, not the configuration files.
+A policy is rolled out in its simulator: that and the checkpoint's folder are all it needs, not the demonstrations. A
+model of any other task is scored on its held-out data: loss, and of text perplexity, bits per byte and samples.
 The last line printed is one JSON object.
 """
 
@@ -14,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loader.cli import entry_flags, refusing
+from loader.cli import CONFIG_ERROR, entry_flags, print_problems, refusing
 from loader.errors import ConfigError
 from loader.hyper import flag
 from loader.run_config import RunConfig, read_saved
+from loader.schema import keys_of
 
 
 @dataclass
@@ -26,12 +28,20 @@ class EvalArguments:
 
     checkpoint: str | None = flag(None, "A run's output directory, or a checkpoint-N folder in it.")
     episodes: int = flag(50, "Episodes, one for each of the seeds seed, seed + 1, …", ge=1)
-    seed: int = flag(1000, "First seed; recordings draw theirs from elsewhere, so these are unseen.", ge=0)
+    seed: int = flag(
+        1000, "First seed; recordings draw theirs from elsewhere, so these are unseen. Also of samples.", ge=0
+    )
     num_workers: int | None = flag(None, "Simulator processes. Default: one a core.", ge=0)
     device: str | None = flag(None, "Where the policy runs: cpu, cuda … Default: an accelerator where there is one.")
     video: bool = flag(False, "Write a film and a contact sheet of the first episodes; --video_dir implies it.")
     video_episodes: int = flag(1, "How many episodes --video films.", ge=1)
     video_dir: str | None = flag(None, "Where the films go. Default: CHECKPOINT/eval/.")
+    batch_size: int = flag(64, "Held-out samples at a time, for tasks without a simulator.", ge=1)
+    samples: int = flag(0, "Texts that a language model shall write.", ge=0)
+    prompt: str = flag("\n", "What they go on from.")
+    tokens: int = flag(256, "New tokens of each.", ge=1)
+    temperature: float = flag(0.8, "Temperature of sampling; 0: always the likeliest token.", ge=0)
+    top_k: int | None = flag(200, "Sample from the k likeliest tokens.", ge=1)
     json: str | None = flag(None, "Also write the scores to this file.")
 
 
@@ -39,15 +49,8 @@ class CheckpointPolicy:
     """A saved policy from raw observation to raw action: the model, and around it the normalization saved with it."""
 
     def __init__(self, folder: Path, device: str):
-        from safetensors import SafetensorError
-
-        from models.adapt import load_adapted
-
         self.run = read_saved(folder / "run.yaml")
-        try:
-            self.model = load_adapted(folder, self.run.model.module, device)
-        except SafetensorError as error:
-            raise ValueError(f"{folder}: the model's weights are damaged ({error}); score another checkpoint") from None
+        self.model = load_model(folder, self.run, device)
         statistics = read_statistics(folder / "statistics.json")
         encoder = self.run.dataset.module.ObservationEncoder
         self.encoder = encoder.from_files(self.run.dataset.config, self.run.process, statistics)
@@ -91,14 +94,82 @@ def load_policy(folder: str, device: str) -> CheckpointPolicy:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Rolls the policy out, prints its scores and returns them."""
+    """Scores the checkpoint, prints its scores and returns them."""
     asked = entry_flags(EvalArguments, arguments, "eval.py", __doc__)
     folder, run = refusing(checkpoint_run, asked.checkpoint)
+    refusing(check_flags, asked, run)
+    if asked.json:
+        refusing(check_writable, asked.json)
+    scores = (held_out_scores if run.env is None else rollout_scores)(asked, folder, run)
+    if asked.json:
+        Path(asked.json).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(scores), flush=True)
+    return scores
+
+
+def check_flags(asked: EvalArguments, run: RunConfig) -> None:
+    """Raises ConfigError for a flag that would do nothing for this task."""
+    of_rollouts = ("episodes", "num_workers", "video", "video_episodes", "video_dir")
+    of_text = ("batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
+    dead, kind = (of_rollouts, "rolls policies out") if run.env is None else (of_text, "scores held-out data")
+    for name in dead:
+        if getattr(asked, name) != keys_of(EvalArguments)[name].default:
+            raise ConfigError(
+                f"`--{name} {getattr(asked, name)}` would do nothing: task {run.task} is not one that {kind}"
+            )
+
+
+def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
+    """Loss on what the run held out, what the data derives from it, and samples where they are asked for."""
+    from prepare import with_prepared_data
+    from trainer.held_out import mean_losses
+
+    device = refusing(usable_device, asked.device)
+    run = refusing(with_prepared_data, run)
+    bundle = refusing(run.dataset.module.build, run.dataset.config, run)
+    if not bundle.eval_datasets:
+        print_problems([f"{folder}: its run held nothing out to be scored on (dataset.eval_fraction)"])
+        raise SystemExit(CONFIG_ERROR)
+    model = refusing(load_model, folder, run, device)
+    scores: dict[str, Any] = {"task": run.task, "checkpoint": str(folder)}
+    for name, each in bundle.eval_datasets.items():
+        found = mean_losses(model, each, bundle.collate, asked.batch_size, device)
+        found |= bundle.metrics(name, found["loss"]) if bundle.metrics is not None else {}
+        print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in found.items()))
+        scores |= found if len(bundle.eval_datasets) == 1 else {f"{name}_{key}": value for key, value in found.items()}
+    if asked.samples:
+        scores["samples"] = refusing(written_samples, asked, model, bundle.tokenizer)
+        print("\n---\n".join(scores["samples"]), flush=True)
+    return scores
+
+
+def written_samples(asked: EvalArguments, model: Any, tokenizer: Any) -> list[str]:
+    """Texts by the model; a ValueError where it has no tokenizer to write with."""
+    from trainer.samples import Sampling, sample_texts
+
+    if tokenizer is None:
+        raise ValueError("--samples: the data has no single tokenizer to write text with; leave it out")
+    sampling = Sampling(asked.tokens, asked.prompt, asked.samples, asked.temperature, asked.top_k)
+    return sample_texts(model, tokenizer, sampling, asked.seed)
+
+
+def load_model(folder: Path, run: RunConfig, device: str) -> Any:
+    """The checkpoint's model, in evaluation mode on `device`."""
+    from safetensors import SafetensorError
+
+    from models.adapt import load_adapted
+
+    try:
+        return load_adapted(folder, run.model.module, device)
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: the model's weights are damaged ({error}); score another checkpoint") from None
+
+
+def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
+    """The policy's success over episodes in its simulator, and films of the first where they are asked for."""
     video = asked.video or asked.video_dir is not None
     video_dir = Path(asked.video_dir) if asked.video_dir else folder / "eval"
     device = refusing(usable_device, asked.device)
-    if asked.json:
-        refusing(check_writable, asked.json)
     if video:
         refusing(video_dir.mkdir, 0o777, True, True)
     room = run.env.module.__package__
@@ -113,9 +184,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if films:
         for path in importlib.import_module(f"{room}.film").film(run.env.config, results, video_dir):
             print(f"film: {path}", flush=True)
-    if asked.json:
-        Path(asked.json).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(scores), flush=True)
     return scores
 
 
@@ -123,7 +191,7 @@ def checkpoint_run(name: str | None) -> tuple[Path, RunConfig]:
     """The checkpoint's folder and the run that wrote it.
 
     Raises:
-        ConfigError: no such folder, no finished checkpoint in it, or a task without a simulator.
+        ConfigError: no such folder, or no finished checkpoint in it.
     """
     if name is None:
         raise ConfigError("name the checkpoint to score: --checkpoint OUT")
@@ -136,8 +204,8 @@ def checkpoint_run(name: str | None) -> tuple[Path, RunConfig]:
             hint = f"; score one of its checkpoints: {', '.join(inside)}" if inside else ""
             raise ConfigError(f"checkpoint {folder} has no {files[0]}: it is not a finished run{hint}")
     run = read_saved(folder / "run.yaml")
-    if run.env is None or run.model is None or run.dataset is None:
-        raise ConfigError(f"{folder / 'run.yaml'} names no environment to roll the policy out in (section `env`)")
+    if run.model is None or run.dataset is None:
+        raise ConfigError(f"{folder / 'run.yaml'} names no model or no data; it is not a whole run's")
     return folder, run
 
 

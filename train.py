@@ -104,7 +104,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any) -> Any:
             collate=bundle.collate,
             sampler=bundle.sampler,
             files=bundle.files,
-            settings=trainer_settings(run, adapted),
+            settings=trainer_settings(run, bundle, adapted),
             adapted=adapted,
         )
     except OSError as error:
@@ -146,7 +146,7 @@ def fit_to_model(run: RunConfig, args: Any, model: Any) -> None:
             raise ValueError(f"`{key}`{place}: model {name} has no layers to recompute; leave it out")
 
 
-def trainer_settings(run: RunConfig, adapted: Any) -> Any:
+def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
     """The RunConfig in the Trainer's words."""
     from loader.checks import takes_epochs, warmup
     from trainer.loggers import log_folder
@@ -166,6 +166,11 @@ def trainer_settings(run: RunConfig, adapted: Any) -> Any:
         decay_steps=run.hyper.lr_decay_iters,
         learning_rate=run.hyper.learning_rate,
     )
+    names = list(bundle.eval_datasets)
+
+    def metrics(split: str, loss: float) -> dict[str, float]:
+        return bundle.metrics(names[0] if split == "eval" else split, loss)
+
     wants_csv = logging is not None and logging.logger_type == "CSVLogger"
     return Settings(
         optimizer_name=run.hyper.optim,
@@ -193,7 +198,59 @@ def trainer_settings(run: RunConfig, adapted: Any) -> Any:
         validate_before_resume=process.validate_before_resume,
         callbacks=run.callbacks,
         csv_dir=log_folder(logging, run.output_dir) if wants_csv else None,
+        metrics=metrics if bundle.metrics is not None else None,
+        tokens_per_sample=bundle.tokens_per_sample,
+        tokenizer=bundle.tokenizer,
+        sampling=sampling(run, bundle),
+        first_optimizer=first_optimizer(run),
     )
+
+
+def sampling(run: RunConfig, bundle: Any) -> Any:
+    """How samples are written in mid-training, or None; a ValueError where a prompt cannot be read."""
+    from trainer.samples import Sampling, prompt_ids
+
+    process = run.process
+    if not process.sample_tokens or not bundle.eval_datasets:
+        return None
+    if bundle.tokenizer is None:
+        if run.on_command_line("sample_tokens"):
+            place = run.place("sample_tokens")
+            raise ValueError(
+                f"`sample_tokens`{place}: this data has no single tokenizer to write text with; set it to 0"
+            )
+        run.notes.append("no samples: the data has no single tokenizer to write text with")
+        return None
+    prompt_ids(bundle.tokenizer, process.sample_prompt)
+    return Sampling(
+        process.sample_tokens,
+        process.sample_prompt,
+        process.sample_count,
+        process.sample_temperature,
+        process.sample_top_k,
+    )
+
+
+def first_optimizer(run: RunConfig) -> Path | None:
+    """`load_optimizer`: the newest optimizer.pt of the run at model_name_or_path.
+
+    Raises:
+        ValueError: it saved none, or trained with another optimizer.
+    """
+    if not run.process.load_optimizer:
+        return None
+    from loader.resume import checkpoints
+    from loader.run_config import read_saved
+
+    folder = Path(os.path.expanduser(run.process.model_name_or_path))
+    found = [path for path in (folder, *reversed(checkpoints(folder))) if (path / "optimizer.pt").is_file()]
+    place = run.place("load_optimizer")
+    if not found:
+        raise ValueError(f"`load_optimizer`{place}: {folder} and its checkpoints hold no optimizer.pt")
+    before = read_saved(found[0] / "run.yaml").hyper.optim
+    if before != run.hyper.optim:
+        raise ValueError(f"`load_optimizer`{place}: {found[0]} was trained with optim {before}, not {run.hyper.optim}")
+    return found[0] / "optimizer.pt"
 
 
 def averaging(run: RunConfig) -> Any:

@@ -19,7 +19,9 @@ class Bundle:
         dims: sizes the model is built for.
         files: file name -> JSON value, saved beside the model so that it can be used without the data.
         summary: lines for people.
-        metrics: predictions -> named values, where the loss is not the whole story.
+        metrics: (`train` or an evaluation set's name, mean loss) -> further named values, such as perplexity.
+        tokens_per_sample: tokens that a model predicts for one sample, where samples are text.
+        tokenizer: of transformers; saved beside the model, and what generated tokens are read with.
     """
 
     train_dataset: Any
@@ -29,4 +31,6 @@ class Bundle:
     dims: dict[str, int]
     files: dict[str, dict]
     summary: list[str] = field(default_factory=list)
-    metrics: Callable[[Any], dict[str, float]] | None = None
+    metrics: Callable[[str, float], dict[str, float]] | None = None
+    tokens_per_sample: int | None = None
+    tokenizer: Any = None

@@ -42,7 +42,7 @@ def run_config_or_exit(arguments: list[str] | None = None) -> RunConfig:
 
 def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
     try:
-        hyper, command, asked_for_help = parse_flags(arguments)
+        hyper, command, words, asked_for_help = parse_flags(arguments)
         if asked_for_help:
             print(help_text())
             return 0
@@ -51,7 +51,7 @@ def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
 
             print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
             return 0
-        run = resolve(hyper, command.set)
+        run = resolve(hyper, command.set, words=words)
         return _answer(run, command)
     except ConfigError as error:
         if process_rank() == 0:  # every process of a launch reads the same flags: once is enough

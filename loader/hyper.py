@@ -9,11 +9,12 @@ import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from .errors import ConfigError, did_you_mean
 
 BOUNDS = ("ge", "gt", "le", "lt")
+NOT_OF_ARGPARSE = (*BOUNDS, "path")  # `path`: see words.py
 
 
 def flag(default: Any, help: str, **metadata: Any) -> Any:
@@ -65,7 +66,7 @@ class HyperArguments(_RemembersGiven):
     )
     output_dir: str = flag("ckpt/training_output", "Output directory for checkpoints, logs and the final model.")
     resume_from_checkpoint: str | None = flag(
-        None, "Resume: `auto` (newest checkpoint in output_dir, if any), a checkpoint folder, or true/false."
+        None, "Resume: auto (newest checkpoint, if any), newest (there must be one), a checkpoint folder, true, false."
     )
     seed: int = flag(42, "Random seed: weights, sample order, dropout.", ge=0, lt=2**32)
     # How long, on how much
@@ -154,7 +155,7 @@ def parser_class() -> type[argparse.ArgumentParser]:
         @staticmethod
         def _parse_dataclass_field(parser: argparse.ArgumentParser, each: dataclasses.Field) -> None:
             before = set(map(id, parser._actions))
-            aliases = {key: value for key, value in each.metadata.items() if key not in BOUNDS}
+            aliases = {key: value for key, value in each.metadata.items() if key not in NOT_OF_ARGPARSE}
             default = each.default if each.default is not dataclasses.MISSING else each.default_factory()
             bare = dataclasses.field(default=each.default, default_factory=each.default_factory, metadata=aliases)
             bare.name, bare.type = each.name, each.type
@@ -162,7 +163,9 @@ def parser_class() -> type[argparse.ArgumentParser]:
             for action in parser._actions:
                 if id(action) not in before:
                     action.default = argparse.SUPPRESS
-            if each.type is bool and default is False:
+                    if each.type == bool | None:
+                        action.nargs, action.const = "?", True
+            if (each.type is bool and default is False) or each.type == bool | None:
                 hyphens = each.name.replace("_", "-")
                 parser.add_argument(
                     f"--no_{each.name}",
@@ -178,7 +181,10 @@ def parser_class() -> type[argparse.ArgumentParser]:
 @cache
 def argument_parser() -> argparse.ArgumentParser:
     """The parser of every entry flag. No prefix matching; a flag that is not given leaves no trace."""
-    parser = parser_class()((HyperArguments, CommandArguments), allow_abbrev=False, prog="train.py", add_help=False)
+    from .words import WordArguments
+
+    kinds = (HyperArguments, CommandArguments, WordArguments)
+    parser = parser_class()(kinds, allow_abbrev=False, prog="train.py", add_help=False)
     actions = {action.dest: action for action in parser._actions if not isinstance(action, argparse._StoreFalseAction)}
     actions["resume_from_checkpoint"].nargs, actions["resume_from_checkpoint"].const = "?", "auto"
     actions["print_config"].nargs, actions["print_config"].const = "?", "yaml"
@@ -196,8 +202,17 @@ class _ExtendAction(argparse._ExtendAction):
     """`--set a=1 --set b=2` collects both, also when nothing was there before."""
 
 
-def parse_flags(arguments: list[str] | None = None) -> tuple[HyperArguments, CommandArguments, bool]:
-    """Command line -> what was given. Returns (hyper, command, help asked for).
+class Given(NamedTuple):
+    """What a command line said: hyper flags, command, words of other scripts (`words.py`), whether help was asked."""
+
+    hyper: HyperArguments
+    command: CommandArguments
+    words: dict[str, Any]
+    asked_for_help: bool
+
+
+def parse_flags(arguments: list[str] | None = None) -> Given:
+    """Command line -> what was given.
 
     Raises:
         ConfigError: an unknown flag (with the nearest one, or where the key belongs), or a value of the wrong type.
@@ -208,10 +223,9 @@ def parse_flags(arguments: list[str] | None = None) -> tuple[HyperArguments, Com
         raise ConfigError(_unknown_flags(unknown))
     given = vars(namespace)
     asked_for_help = given.pop("help", False)
-    command_names = {each.name for each in dataclasses.fields(CommandArguments)}
-    command = CommandArguments(**{name: value for name, value in given.items() if name in command_names})
-    hyper = HyperArguments(**{name: value for name, value in given.items() if name not in command_names})
-    return hyper, command, asked_for_help
+    names = {kind: {each.name for each in dataclasses.fields(kind)} for kind in (HyperArguments, CommandArguments)}
+    hyper, command = (kind(**{name: given.pop(name) for name in own & given.keys()}) for kind, own in names.items())
+    return Given(hyper, command, given, asked_for_help)
 
 
 def flag_lines(kind: type, names: list[str] | None = None) -> list[str]:
@@ -223,6 +237,7 @@ def flag_lines(kind: type, names: list[str] | None = None) -> list[str]:
         default = each.default if each.default is not dataclasses.MISSING else " ".join(each.default_factory())
         shown = "" if default in (None, "") else f" [{str(default).lower() if isinstance(default, bool) else default}]"
         alias = f" ({each.metadata['aliases'][0]})" if "aliases" in each.metadata else ""
+        alias += f" (= {each.metadata['path']})" if each.metadata.get("path") not in (None, each.name) else ""
         lines.append(f"  --{each.name:<28} {each.metadata['help']}{shown}{alias}")
     return lines
 
@@ -273,7 +288,11 @@ def help_text() -> str:
     names = [each.name for each in dataclasses.fields(HyperArguments)]
     for title, (first, last) in GROUPS.items():
         lines += ["", f"{title}:", *flag_lines(HyperArguments, names[names.index(first) : names.index(last) + 1])]
-    lines += ["", "instead of training, and single overrides:", *flag_lines(CommandArguments)]
+    from .words import WordArguments
+
+    lines += ["", "the same in the words of language-model scripts; with --dataset and no task, text is trained on:"]
+    lines += [*flag_lines(WordArguments), "", "instead of training, and single overrides:"]
+    lines += flag_lines(CommandArguments)
     lines += [
         "",
         "Process parameters (data processing, LoRA, quantization, freezing, …) with their comments:",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .component import ROOT
 from .errors import ConfigError, Problems, did_you_mean, quoted
@@ -13,6 +15,7 @@ from .sections import FREE_SECTIONS, OPTIONAL_SECTIONS, SECTIONS
 from .sources import display_path, read_scalar, read_yaml
 from .tree import CLI, DEFAULT, SET, Node, at_path, merge, node_of
 from .vocabulary import translate
+from .words import SECTION_WORDS, word_paths
 
 DEFAULT_FILE = ROOT / "configs" / "training" / "default.yaml"
 
@@ -54,12 +57,12 @@ def find_file(kind: str, name: str, place: str = "") -> Path:
     raise ConfigError(f"`{name}`{place}: no such {kind} in configs/{kind}/{remedy}")
 
 
-def built_in_layer() -> Node:
-    """The lowest layer: the defaults of the hyper and process keys."""
+def built_in_layer(**others: Any) -> Node:
+    """The lowest layer: the defaults of the hyper and process keys, or what stands in for them."""
     from .process import ProcessArguments
 
     keys = {**keys_of(HyperArguments), **keys_of(ProcessArguments)}
-    return node_of({name: key.default for name, key in keys.items()}, DEFAULT)
+    return node_of({name: key.default for name, key in keys.items()} | others, DEFAULT)
 
 
 def training_layers(path: str | os.PathLike, problems: Problems) -> list[Node]:
@@ -81,9 +84,15 @@ def file_layer(kind: str, path: Path, problems: Problems) -> Node:
     return _prepared(tree, problems)
 
 
-def flag_layer(hyper: HyperArguments) -> Node:
-    """The flags that were given."""
-    return node_of({name: getattr(hyper, name) for name in sorted(hyper.given)}, CLI)
+def flag_layer(hyper: HyperArguments, words: Mapping[str, Any], problems: Problems) -> Node:
+    """The flags that were given, words of other scripts among them."""
+    layer = node_of({name: getattr(hyper, name) for name in sorted(hyper.given)}, CLI)
+    file = layer.value.pop("training_config", None)
+    for name, value in words.items():
+        path = word_paths()[name] if name in SECTION_WORDS else name
+        layer = merge(layer, at_path(path, node_of(value, CLI)))
+    layer = _prepared(layer, problems)
+    return layer if file is None else merge(layer, at_path("training_config", file))
 
 
 def set_layer(settings: list[str], problems: Problems) -> Node:

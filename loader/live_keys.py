@@ -20,6 +20,7 @@ TRAINER_PROCESS_KEYS = frozenset(
         "limit_val_batches", "warmup_epochs", "min_epochs", "check_val_every_n_epoch", "no_decay_verbose",
         "grad_clip_threshold", "stop_after_nonfinite", "tune_batch_size", "benchmark_train_step",
         "validate_before_resume", "resume_lr", "resume_weight_decay", "accelerator", "devices", "strategy",
+        "load_optimizer",
     }
 )  # fmt: skip
 
@@ -59,7 +60,8 @@ def check_process_keys(run: RunConfig, problems: Problems) -> None:
             continue
         for switch, dependents in SWITCHES.items():
             if name in dependents and not getattr(run.process, switch):
-                problems.add(f"`{name}: {shown(value)}`{run.place(name)} would do nothing while `{switch}` is false")
+                off = shown(getattr(run.process, switch))
+                problems.add(f"`{name}: {shown(value)}`{run.place(name)} would do nothing while `{switch}` is {off}")
 
 
 def _placed(line: str, run: RunConfig) -> str:

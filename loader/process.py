@@ -36,6 +36,7 @@ class ProcessArguments:
     model_name_or_path: str | None = flag(None, "Base weights: a hub id or a folder.")
     is_pretrained: bool = flag(False, "model_name_or_path is one of our own checkpoints.")
     load_pretrain: bool = flag(False, "Start from an earlier policy's weights, not its optimizer or step.")
+    load_optimizer: bool = flag(False, "With is_pretrained: start with that run's optimizer state too, at step 0.")
     trust_remote_code: bool = flag(False, "Run code that comes with a model folder or hub id.")
     weights_dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = flag(
         None, "Type of the weights themselves; null: as built or loaded."
@@ -83,6 +84,12 @@ class ProcessArguments:
     )
     resume_lr: float | None = flag(None, "On resume: the learning rate from here on.", ge=0)
     resume_weight_decay: float | None = flag(None, "On resume: the weight decay from here on.", ge=0)
+    # Samples of language models
+    sample_tokens: int = flag(0, "Tokens to generate whenever the validation loss improves; 0: none.", ge=0)
+    sample_prompt: str = flag("\n", "Text that a sample goes on from.")
+    sample_count: int = flag(1, "Samples each time.", ge=1)
+    sample_temperature: float = flag(0.8, "Temperature of sampling; 0: always the likeliest token.", ge=0)
+    sample_top_k: int | None = flag(200, "Sample from the k likeliest tokens; null: from all.", ge=1)
     # Machine
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu", "ipu", "hpu"] = flag(
         "auto", "Kind of device; auto: what there is."
@@ -99,4 +106,6 @@ class ProcessArguments:
 SWITCHES = {
     "lora_enable": tuple(each for each in ProcessArguments.__annotations__ if each.startswith("lora_"))[1:],
     "use_quantization": ("bits", "double_quant", "quant_type"),
+    "sample_tokens": ("sample_prompt", "sample_count", "sample_temperature", "sample_top_k"),
+    "is_pretrained": ("load_optimizer",),
 }

@@ -14,7 +14,8 @@ from .tree import leaves
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
-NO_WORDS, AUTO_WORDS = ("false", "no", "none"), ("auto", "true", "yes")
+NEWEST = "newest"  # as auto, but a run without a checkpoint is a mistake
+NO_WORDS, AUTO_WORDS = ("false", "no", "none"), ("auto", "true", "yes", NEWEST)
 
 # What decides where the training goes: changed in mid-run, the result is that of neither configuration.
 # fmt: off
@@ -155,7 +156,11 @@ def check_resume(run: RunConfig, problems: Problems) -> None:
     if not str(run.hyper.resume_from_checkpoint).strip():
         problems.add(f"`resume_from_checkpoint`{place} is empty; give auto, a checkpoint folder, or leave it out")
     elif target is None:
-        return
+        if str(run.hyper.resume_from_checkpoint).lower() == NEWEST:
+            problems.add(
+                f"`resume_from_checkpoint: {NEWEST}`{place}: {run.checkpoint_dir} holds no whole checkpoint to go on "
+                "from; name the folder of a run that was saved, or leave it out (init_from resume says the same)"
+            )
     elif not target.is_dir():
         problems.add(f"`resume_from_checkpoint: {target}`{place} is not a checkpoint folder")
     elif why := fault(target):

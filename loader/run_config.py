@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from .trainer_fields import trainer_fields
 from .tree import CLI, DEFAULT, SET, Node, find, leaves, merge, node_of, rank
 from .validate import check_dataclass, check_value
 from .vocabulary import TRACKING, TRACKING_MODEL_KEYS
+from .words import OF_TEXT, TEXT_TASK
 
 # Choosing another optimizer or schedule leaves the earlier one's constructor arguments behind.
 CHOSEN_BY = {"optim": "optimizer", "lr_scheduler_type": "scheduler"}
@@ -131,30 +133,72 @@ def resolve(
     hyper: HyperArguments | None = None,
     settings: list[str] | None = None,
     training_config: str | os.PathLike | None = None,
+    words: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Flags, YAML and `--set` overrides as one validated RunConfig.
 
     Args:
         hyper: The flags that were given; all others leave the word to YAML.
         settings: `key.path=value` strings, the strongest layer.
-        training_config: The training file; `hyper.training_config` where None.
+        training_config: The training file; `hyper.training_config` where None, else the one that the task names.
+        words: Flags in the words of language-model scripts, see `words.WordArguments`.
 
     Raises:
         ConfigError: with every problem found, one line each.
     """
-    hyper, problems = hyper or HyperArguments(), Problems()
+    hyper, words, problems = hyper or HyperArguments(), words or {}, Problems()
     settings = [settings] if isinstance(settings, str) else settings
-    flags, overrides = layers.flag_layer(hyper), layers.set_layer(settings or [], problems)
+    flags, overrides = layers.flag_layer(hyper, words, problems), layers.set_layer(settings or [], problems)
     chosen = training_config or hyper.training_config
-    training = []
-    if chosen is not None:
-        path = layers.find_file("training", os.fspath(chosen))
-        if path.resolve() != layers.DEFAULT_FILE.resolve():
-            training = layers.training_layers(path, problems)
-    below = [layers.built_in_layer(), *layers.training_layers(layers.DEFAULT_FILE, problems)]
+    if chosen is None and words.get("init_from") == "resume" and "task_name" not in hyper.given:
+        chosen = _resumed_file(flags)
+    training = _training(chosen, problems) if chosen is not None else []
+    implied = {"task_name": TEXT_TASK} if words.keys() & set(OF_TEXT) else {}
+    below = [layers.built_in_layer(**implied), *layers.training_layers(layers.DEFAULT_FILE, problems)]
     above = [*training, flags, overrides]
-    stack = [*below, *_task_and_model_layers(below, above, problems), *above]
+    found = _task_and_model_layers(below, above, problems)
+    recipe = [layer.value.pop("training") for layer in found if "training" in layer.value]
+    if recipe and chosen is None:  # the task's own recipe, where the command line names none
+        path = layers.find_file("training", str(recipe[-1].value), recipe[-1].origin.place)
+        above = [*_training(path, problems), flags, overrides]
+        found = _task_and_model_layers(below, above, problems)
+        for layer in found:
+            layer.value.pop("training", None)
+    stack = [*below, *found, *_earlier_model([*below, *found, *above]), *above]
     return _typed(stack, problems)
+
+
+def _earlier_model(stack: list[Node]) -> list[Node]:
+    """With `is_pretrained` the model's settings are those that its weights were trained with, unless others are set."""
+    tree = _merged(stack)
+    path, name = tree.value["model_name_or_path"].value, find(tree, "model.name")
+    if tree.value["is_pretrained"].value is not True or not isinstance(path, str) or name is None:
+        return []
+    file = Path(os.path.expanduser(path)) / "run.yaml"
+    try:
+        model = layers.training_layers(file, Problems())[-1].value.get("model") if file.is_file() else None
+    except ConfigError:
+        model = None  # whoever loads the weights says what is wrong with the folder
+    before = find(model, "name") if model is not None and model.is_mapping else None
+    return [Node({"model": model}, model.origin)] if before is not None and before.value == name.value else []
+
+
+def _training(chosen: str | os.PathLike, problems: Problems) -> list[Node]:
+    """The layers of a training file; none for default.yaml, which is always there."""
+    path = layers.find_file("training", os.fspath(chosen))
+    return layers.training_layers(path, problems) if path.resolve() != layers.DEFAULT_FILE.resolve() else []
+
+
+def _resumed_file(flags: Node) -> Path:
+    """run.yaml of the run that `--init_from resume` goes on with: its flags need not be given again."""
+    folder = flags.value.get("output_dir")
+    path = Path(os.path.expanduser(str(folder.value) if folder is not None else "out")) / "run.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"`--init_from resume`: there is no run to go on with in {path.parent} (no run.yaml); name its folder with "
+            "--out_dir"
+        )
+    return path
 
 
 def read_saved(path: str | os.PathLike) -> RunConfig:

@@ -21,7 +21,7 @@ from .sections import SECTIONS
 from .trainer_fields import REQUIRED, trainer_fields
 
 # Kinds of file, and the top-level keys each may hold. A training file may hold any of them.
-FILE_SECTIONS = {"task": ("dataset", "env", "model"), "model": ("model",)}
+FILE_SECTIONS = {"task": ("dataset", "env", "model", "training"), "model": ("model",)}
 
 # Bounds that TrainingArguments checks late or not at all.
 TRAINER_BOUNDS: dict[str, dict[str, float]] = {
@@ -43,13 +43,13 @@ TAKEN_OVER: dict[str, str] = {
     "do_predict": "score a checkpoint with eval.py",
     "train_sampling_strategy": "the data set decides the order of its samples (episode_first, weights)",
     "length_column_name": "the data set decides the order of its samples",
-    "label_smoothing_factor": "no model here takes class labels yet",
+    "label_smoothing_factor": "every model here computes its own loss",
     "local_rank": "the launcher sets it",
     "auto_find_batch_size": "it changes the batch size, and so the result, unasked; set per_device_train_batch_size",
-    "include_num_input_tokens_seen": "no model here reads tokens yet",
-    "neftune_noise_alpha": "no model here embeds tokens yet",
-    "use_liger_kernel": "no model here is one Liger knows yet",
-    "liger_kernel_config": "no model here is one Liger knows yet",
+    "include_num_input_tokens_seen": "the log of a language model has `tokens`, at no cost",
+    "neftune_noise_alpha": "noise on embeddings is not available",
+    "use_liger_kernel": "Liger's kernels are not available",
+    "liger_kernel_config": "Liger's kernels are not available",
     "bf16_full_eval": "evaluation computes as the training does; set bf16, or weights_dtype",
     "fp16_full_eval": "evaluation computes as the training does; set fp16, or weights_dtype",
     **dict.fromkeys(

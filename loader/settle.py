@@ -45,6 +45,7 @@ def settle(tree: Node, layers: list[Node], problems: Problems) -> None:
     _own_rate(tree, layers)
     _logger(tree, layers, problems)
     _horizon(tree, layers)
+    _floor(tree, layers)
     _without_effect(tree, layers, problems)
 
 
@@ -213,6 +214,13 @@ def _horizon(tree: Node, layers: list[Node]) -> None:
         floor = key == "min_lr" and name in PLATEAUS
         if name in WITHOUT_HORIZON and not floor and rank(layers, "lr_scheduler_type") > rank(layers, key):
             tree.value[key] = Node(None, DEFAULT)
+
+
+def _floor(tree: Node, layers: list[Node]) -> None:
+    """A later layer's learning rate below an earlier one's floor leaves the floor behind."""
+    rate, floor = tree.value["learning_rate"], tree.value["min_lr"]
+    if _number(floor) > _number(rate) and rank(layers, "learning_rate") > rank(layers, "min_lr"):
+        tree.value["min_lr"] = Node(None, DEFAULT)
 
 
 def _default(name: str) -> object:

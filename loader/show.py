@@ -134,6 +134,10 @@ def json_schema() -> dict[str, Any]:
         "type": ["array", "null"],
         "items": {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]},
     }
+    properties["training"] = {
+        "description": "In a task file: the recipe where no training file is named.",
+        "type": "string",
+    }
     for word in sorted(foreign_words() - set(properties)):
         properties[word] = {"description": "Another system's word, read as ours; the run says what it became."}
     groups = {"type": "array", "items": _dataclass_schema(ParameterGroup), "description": ParameterGroup.__doc__}

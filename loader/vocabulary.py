@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from .errors import ConfigError, Problems, did_you_mean
 from .sections import OPTIONAL_SECTIONS
 from .tree import Node, find, node_of
+from .words import translate_words, word_paths, word_table
 
 Moved = list[tuple[str, Node]]
 
@@ -300,6 +301,7 @@ TABLE: dict[str, object] = {
     "eval_runner": SIGNALS,
     "model.ckpt_path": "resume_from_checkpoint",
     **{f"loss.{key}": TRACKING for key in ("neg_unmatched", "epsilon", "asso_weight")},
+    **word_table(),
     **{f"dataset.{key}": TRACKING for key in ("train_dataset", "val_dataset", "test_dataset")},
     "model.embedding_meta": TRACKING,
     "model.encoder_cfg": TRACKING,
@@ -322,13 +324,15 @@ NULLABLE = {*OPTIONAL_SECTIONS, "resume_lr", "resume_weight_decay", "strategy", 
 
 def foreign_words() -> frozenset[str]:
     """Top-level keys that are read as ours."""
-    return frozenset(path.split(".")[0] for path in TABLE if "." not in path) | frozenset(FOREIGN_SECTIONS)
+    words = {name for name, path in word_paths().items() if path is None}
+    return frozenset(path for path in TABLE if "." not in path) | frozenset(FOREIGN_SECTIONS) | words
 
 
 def translate(tree: Node, problems: Problems) -> None:
     """Replaces other systems' keys in one layer by ours, in place; what each became goes to `problems.notes`."""
     _dataloader_builder(tree, problems)
     _inherited_interval(tree)
+    translate_words(tree, problems)
     for path, node in list(_foreign(tree, "")):
         home = TABLE.get(path)
         if path == "dataloader_class":

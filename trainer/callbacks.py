@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from .run_folder import write_text
+from .run_folder import drop_later_lines
 
 
 class MetricsFile(TrainerCallback):
@@ -23,11 +23,8 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A resumed run writes on from its checkpoint: lines of steps that will be repeated are dropped."""
-        if state.is_world_process_zero and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if _step(line) <= state.global_step]
-            if len(kept) < len(lines):
-                write_text(self.path, "".join(kept))
+        if state.is_world_process_zero:
+            drop_later_lines(self.path, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
@@ -36,14 +33,6 @@ class MetricsFile(TrainerCallback):
         record = {"step": state.global_step, **{name: _json_number(value) for name, value in logs.items()}}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-
-
-def _step(line: str) -> float:
-    """A line's step; a torn last line (the process was killed while writing it) counts as beyond any step."""
-    try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def _json_number(value: Any) -> Any:
@@ -60,7 +49,11 @@ class Console(TrainerCallback):
         "learning_rate": "lr",
         "grad_norm": "grad_norm",
         "skipped_steps": "skipped",
+        "better_than_chance": "× chance",
+        "eval_perplexity": "perplexity",
+        "eval_bits_per_byte": "bits/byte",
         "samples_per_second": "samples/s",
+        "tokens_per_second": "tokens/s",
         "step_ms": "step ms",
         "data_wait_ms": "waiting ms",
         "peak_memory_mb": "peak MB",
@@ -83,7 +76,7 @@ class Console(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
-        if not any(name in self.SHOWN or "loss_" in name for name in logs):
+        if not any(self.is_shown(name) for name in logs):
             return
         line = self.line(state, logs)
         if self.bar is not None:
@@ -96,11 +89,15 @@ class Console(TrainerCallback):
             self.bar.close()
             self.bar = None
 
+    def is_shown(self, name: str) -> bool:
+        """The usual figures, and every loss: terms (`loss_kl`) and those of single evaluation sets (`eval_a_loss`)."""
+        return name in self.SHOWN or "loss_" in name or name.endswith("_loss")
+
     def line(self, state: Any, logs: dict[str, Any]) -> str:
         """`step 200/2000  loss 0.1204  kl 0.003  lr 9.5e-05  …  eta 1:42`."""
         words = [f"step {state.global_step}/{state.max_steps}"]
         for name, value in logs.items():
-            if name in self.SHOWN or "loss_" in name:
+            if self.is_shown(name):
                 shown = self.SHOWN.get(name) or name.replace("loss_", "")
                 words.append(f"{shown} {value:.4g}" if isinstance(value, float) else f"{shown} {value}")
         done = state.global_step - self.first_step

@@ -85,7 +85,7 @@ class EarlyStopping(TrainerCallback):
         self._store(state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.is_missing:  # every evaluation set has had its turn by now
+        if self.is_missing:
             self._missing(args, state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -96,7 +96,7 @@ class EarlyStopping(TrainerCallback):
                 self._check(args, state, control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        """Called once for each evaluation set, with that set's metrics alone."""
+        """Called once for each evaluation, with the metrics of all its sets."""
         if self.settings.check_on_train_epoch_end and not self.epoch_ended:
             return
         self.latest.add(metrics)

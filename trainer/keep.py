@@ -136,7 +136,7 @@ class KeepCheckpoints(TrainerCallback):
         self._store(state)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        """Called once for each evaluation set, with that set's metrics alone."""
+        """Called once for each evaluation, with the metrics of all its sets."""
         self._note_others(state, control)
         self.latest.add(metrics)
         for monitor in self.modes:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .samples import Sampling
 from .schedules import SchedulePlan
 
 
@@ -24,6 +25,11 @@ class Settings:
         resume_lr, resume_weight_decay, validate_before_resume: Act when a run is resumed, and only then.
         callbacks: As in YAML, see `named_callbacks.named_callbacks`.
         csv_dir: Where metrics.csv goes; None writes none.
+        metrics: (`train`, `eval` or an evaluation set's name, mean loss) -> further named values for the log.
+        tokens_per_sample: Of text; tokens and tokens/s are logged then.
+        tokenizer: Saved beside the model.
+        sampling: See `samples.WriteSamples`; needs `tokenizer`. None writes no samples.
+        first_optimizer: optimizer.pt of an earlier run, from which a fresh run's optimizer starts.
     """
 
     optimizer_name: str | None = None
@@ -51,3 +57,8 @@ class Settings:
     validate_before_resume: bool = False
     callbacks: Sequence[Any] = ()
     csv_dir: Path | None = None
+    metrics: Callable[[str, float], dict[str, float]] | None = None
+    tokens_per_sample: int | None = None
+    tokenizer: Any = None
+    sampling: Sampling | None = None
+    first_optimizer: Path | None = None

@@ -24,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from .callbacks import Console, MetricsFile
 from .early_stopping import EarlyStopping
 from .ema import AveragedWeights
+from .first_optimizer import take_state
 from .keep import KeepCheckpoints
 from .limits import EveryNEpochs, eval_shuffle_sampler, limited_count, limited_dataset, limited_sampler
 from .log_interval import load_interval, save_interval
@@ -35,7 +36,9 @@ from .named_callbacks import named_callbacks
 from .nonfinite import IndexedCollate, IndexedSamples, NonfiniteGuard
 from .optimizers import build_optimizer, group_rates, no_decay_lines, parameter_groups
 from .performance import GradientNormLog, StepMeter, TimedSteps, flops_per_sample
+from .positions import positions_instead_of_skipping
 from .run_folder import write_files
+from .samples import WriteSamples
 from .schedules import Schedule, SchedulePlan, check_plan, is_training_loss, plan_lines
 from .settings import Settings
 
@@ -117,6 +120,10 @@ class Trainer(transformers.Trainer):
         if settings.early_stopping is not None:
             self.add_callback(EarlyStopping(settings.early_stopping, settings.min_epochs))
         self.add_callback(KeepCheckpoints(settings.checkpointing, self.checkpoint_dir, self.save_total_limit))
+        if settings.sampling is not None:
+            self.add_callback(
+                WriteSamples(self.model, settings.tokenizer, settings.sampling, Path(args.output_dir), args.seed)
+            )
         for callback in named_callbacks(settings.callbacks):
             self.add_callback(callback)
         self.add_callback(Console(bar=not args.disable_tqdm))
@@ -209,6 +216,10 @@ class Trainer(transformers.Trainer):
             data_collator = _OnlyNamedKeys(data_collator, frozenset(_forward_names(self.model)))
         return IndexedCollate(data_collator) if (description or "").lower() == "training" else data_collator
 
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        with positions_instead_of_skipping():
+            super()._run_epoch(*arguments, **options)
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         self.meter.started_step()
         began = time.perf_counter()
@@ -254,7 +265,10 @@ class Trainer(transformers.Trainer):
                 "reached"
             )
         try:
-            Schedule(self.new_optimizer(model, args), self.plan, total, steps)
+            optimizer = self.new_optimizer(model, args)
+            if self.settings.first_optimizer is not None:
+                take_state(optimizer, self.settings.first_optimizer)
+            Schedule(optimizer, self.plan, total, steps)
         except (TypeError, ValueError, ImportError, RuntimeError, NotImplementedError) as error:
             if isinstance(error, ValueError) and "`" in str(error):
                 raise  # ours: it names what is wrong
@@ -301,6 +315,8 @@ class Trainer(transformers.Trainer):
     def _prepare_for_training(self, *arguments: Any, **options: Any) -> tuple[nn.Module, Any]:
         self.followed_loss = torch.zeros((), device=self.args.device)
         model, loader = super()._prepare_for_training(*arguments, **options)
+        if self.settings.first_optimizer is not None and not self.is_resuming:
+            take_state(self.optimizer, self.settings.first_optimizer)
         if self.is_unsharded:
             spare_walks(model)
             spare_lookups()
@@ -418,11 +434,37 @@ class Trainer(transformers.Trainer):
         for name in sorted({name for terms in self.eval_terms for name in terms} - {""}):
             output.metrics[f"{prefix}_loss_{name}"] = sum(terms.get(name, 0.0) for terms in self.eval_terms) / samples
         self.eval_terms = None
+        if self.settings.metrics is not None and f"{prefix}_loss" in output.metrics:
+            further = self.settings.metrics(prefix.removeprefix("eval_"), output.metrics[f"{prefix}_loss"])
+            output.metrics |= {f"{prefix}_{name}": value for name, value in further.items()}
         return output
 
-    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        sets = self.eval_dataset if eval_dataset is None else eval_dataset
         with self._not_training(), self.averaged():
-            return super().evaluate(*arguments, **options)
+            if not isinstance(sets, dict):
+                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return self._evaluate_each(sets, eval_dataset is None, ignore_keys, metric_key_prefix)
+
+    def _evaluate_each(
+        self, sets: Mapping[str, Any], are_own: bool, ignore_keys: list[str] | None, prefix: str
+    ) -> dict[str, float]:
+        """Several sets: each one's metrics under its name, their mean loss, and one event that tells all of them."""
+        metrics: dict[str, float] = {}
+        handler = self.callback_handler
+        handler.on_evaluate = lambda args, state, control, metrics: control
+        try:
+            for name, each in sets.items():
+                metrics |= super().evaluate(name if are_own else each, ignore_keys, f"{prefix}_{name}")
+        finally:
+            del handler.on_evaluate
+        mean = {f"{prefix}_loss": sum(metrics[f"{prefix}_{name}_loss"] for name in sets) / len(sets)}
+        self.log(mean)
+        metrics |= mean
+        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         if skip_scheduler and self.state.global_step:  # a look at a resumed run: nothing is decided on it
@@ -483,9 +525,21 @@ class Trainer(transformers.Trainer):
             if self.meter is not None:
                 logs |= self.meter.take(self.measured_steps, self.samples * self.args.world_size)
                 self.samples = self.measured_steps = 0
+            self._log_text(logs)
             logs["weight_decay"] = max((group.get("weight_decay", 0.0) for group in self._groups()), default=0.0)
         logs.pop("total_flos", None)
         super().log(logs, start_time)
+
+    def _log_text(self, logs: dict[str, float]) -> None:
+        """`tokens` trained on so far, tokens/s, and what the data says of the loss."""
+        length = self.settings.tokens_per_sample
+        if length is not None:
+            batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+            logs["tokens"] = self.state.global_step * batch * length
+            if "samples_per_second" in logs:
+                logs["tokens_per_second"] = round(logs["samples_per_second"] * length, 1)
+        if self.settings.metrics is not None:
+            logs |= self.settings.metrics("train", logs["loss"])
 
     def log_beside(self, logs: dict[str, float]) -> None:
         """A record of its own; the log line that may be due at this step stays due."""
@@ -546,6 +600,8 @@ class Trainer(transformers.Trainer):
                 self.adapted.save(folder, state_dict)
         if self.args.should_save:
             (folder / "training_args.bin").unlink(missing_ok=True)
+            if self.settings.tokenizer is not None:
+                self.settings.tokenizer.save_pretrained(folder)
             write_files(folder, self.files)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

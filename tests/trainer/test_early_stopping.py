@@ -222,7 +222,7 @@ def test_a_missing_metric(tmp_path, capfd):
 
 
 def test_several_evaluation_sets(tmp_path):
-    """Each set is reported on its own; the metric may be that of the last one."""
+    """Each set is reported under its name; the metric may be any one's."""
     trainer = scripted(tmp_path, VALUES, **EACH_STEP)
     trainer.eval_dataset = {"left": trainer.eval_dataset, "right": trainer.eval_dataset}
     trainer.add_callback(EarlyStopping(settings(monitor="val/right/loss", patience=2)))
@@ -230,9 +230,22 @@ def test_several_evaluation_sets(tmp_path):
     assert trainer.state.global_step == 4
     bare = scripted(tmp_path / "b", VALUES, **EACH_STEP)
     bare.eval_dataset = {"left": bare.eval_dataset, "right": bare.eval_dataset}
-    bare.add_callback(EarlyStopping(settings(monitor="loss")))
-    with pytest.raises(ValueError, match="eval_left_loss.*eval_right_loss"):
+    bare.add_callback(EarlyStopping(settings(monitor="accuracy")))
+    with pytest.raises(ValueError, match="eval_left_loss.*eval_loss.*eval_right_loss"):
         bare.train()
+
+
+def test_the_mean_loss_of_several_sets(tmp_path):
+    trainer = scripted(tmp_path, VALUES, **EACH_STEP)
+    trainer.eval_dataset = {"left": trainer.eval_dataset, "right": trainer.eval_dataset}
+    trainer.add_callback(EarlyStopping(settings(monitor="eval_loss", patience=2)))
+    trainer.train()
+    lines = trainer.state.log_history
+    each = {name: [line[name] for line in lines if name in line] for name in ("eval_left_loss", "eval_right_loss")}
+    means = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert means == [(left + right) / 2 for left, right in zip(*each.values(), strict=True)]
+    best = means.index(min(means))
+    assert trainer.state.global_step == best + 3  # two checks without improvement
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,197 @@
+"""Flags in the words of language-model scripts: each sets what its document says, and contradictions are told."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from loader.errors import ConfigError
+from loader.hyper import parse_flags
+from loader.run_config import resolve
+from loader.words import WordArguments, word_paths
+from train import HyperArguments
+
+
+def run_of(line, **flags):
+    given = parse_flags(line.split())
+    return resolve(given.hyper, given.command.set, words=given.words, **flags)
+
+
+def problems_of(line):
+    with pytest.raises(ConfigError) as error:
+        run_of(line)
+    return error.value.problems
+
+
+# What the table of the fourth document says where nothing is given.
+DOCUMENTED = {
+    "dataset.path": "shakespeare_char",
+    "output_dir": "out",
+    "per_device_train_batch_size": 64,
+    "max_steps": 3500,
+    "learning_rate": 1e-3,
+    "eval_steps": 250,
+    "limit_val_batches": 200,
+    "logging_steps": 10,
+    "seed": 1337,
+    "weight_decay": 0.1,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.99,
+    "max_grad_norm": 1.0,
+    "optim": "adamw_torch_fused",
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 100,
+}
+
+
+def values(run):
+    from loader.tree import leaves
+
+    return {path: node.plain() for path, node in leaves(run.tree)}
+
+
+def test_the_documents_defaults(in_root):
+    run = run_of("--dataset shakespeare_char")
+    found = values(run)
+    assert {key: found[key] for key in DOCUMENTED} == DOCUMENTED
+    assert (run.task, run.dataset.name, run.model.name) == ("text", "text", "gpt")
+    decayed = values(run_of("--dataset shakespeare_char --decay_lr"))
+    assert (decayed["lr_scheduler_type"], decayed["min_lr"], decayed["warmup_steps"]) == ("cosine", 1e-4, 100)
+    assert decayed["lr_decay_iters"] is None  # the whole run: 3500 steps of 3500
+
+
+SET = {
+    "--dataset books": {"dataset.path": "books"},
+    "--training_mode multidataset --dataset_list a b": {"dataset.mode": "multidataset", "dataset.path": ["a", "b"]},
+    "--training_mode multicontext --multicontext_datasets a b": {
+        "dataset.mode": "multicontext",
+        "dataset.path": ["a", "b"],
+    },
+    "--training_mode multidataset --dataset_list a b --dataset_sampling_probs .25 .75": {
+        "dataset.sampling_probs": [0.25, 0.75]
+    },
+    "--training_mode multidataset --dataset_list a b --dataset_sampling_probs .5 .5 --dataset_sampling_probs_final 1 0 "
+    "--dataset_sampling_probs_transition_method cosine": {
+        "dataset.sampling_probs_final": [1.0, 0.0],
+        "dataset.sampling_transition": "cosine",
+    },
+    "--training_mode multidataset --dataset_list a b --dataset_interleaving": {"dataset.interleave": True},
+    "--training_mode multidataset --dataset_list a b --multidataset_wte": {"dataset.separate_embeddings": True},
+    "--block_size 32": {"dataset.block_size": 32},
+    "--dataset a --out_dir out/x": {"output_dir": "out/x"},
+    "--dataset a --batch_size 3": {"per_device_train_batch_size": 3, "per_device_eval_batch_size": 3},
+    "--dataset a --max_iters 7 --warmup_iters 2": {"max_steps": 7, "warmup_steps": 2},
+    "--dataset a --eval_interval 5": {"eval_steps": 5, "save_steps": 5},
+    "--dataset a --eval_interval 5 --save_steps 8": {"eval_steps": 5, "save_steps": 8},
+    "--dataset a --eval_iters 9": {"limit_val_batches": 9},
+    "--dataset a --log_interval 4": {"logging_steps": 4},
+    "--init_from scratch": {"model_name_or_path": None},
+    "--init_from gpt2": {"model.name": "gpt", "model_name_or_path": "gpt2"},
+    "--init_from gpt2-medium": {"model_name_or_path": "gpt2-medium"},
+    "--init_from gpt2 --gpt2_type gpt2-xl": {"model_name_or_path": "gpt2-xl"},
+    "--init_from org/small": {"model.name": "auto", "model_name_or_path": "org/small"},
+    "--init_from prev_run --prev_run_ckpt out/a": {
+        "is_pretrained": True,
+        "load_optimizer": True,
+        "model_name_or_path": "out/a",
+    },
+    "--n_layer 2 --n_head 2 --n_embd 32 --dropout 0.1 --bias": {
+        "model.n_layer": 2,
+        "model.n_head": 2,
+        "model.n_embd": 32,
+        "model.dropout": 0.1,
+        "model.bias": True,
+    },
+    "--dataset a --compile": {"torch_compile": True},
+    "--dataset a --optimizer sgd": {"optim": "sgd"},
+    "--dataset a --optimizer adamw": {"optim": "adamw_torch_fused", "learning_rate": 1e-3},
+    "--dataset a --beta1 .8 --beta2 .95": {"adam_beta1": 0.8, "adam_beta2": 0.95},
+    "--dataset a --grad_clip 0": {"max_grad_norm": 0.0},
+    "--dataset a --lr_scheduler cosine": {"lr_scheduler_type": "cosine", "min_lr": 1e-4},
+    "--dataset a --lr_scheduler exponential": {"lr_scheduler_type": "ExponentialLR"},
+    "--dataset a --lr_scheduler cosine --decay_lr": {"lr_scheduler_type": "cosine"},
+    "--dataset a --decay_lr --lr_decay_iters 50": {"lr_decay_iters": 50},
+    "--dataset a --no_decay_lr": {"lr_scheduler_type": "constant"},
+    "--dataset a --decay_lr --learning_rate 5e-5": {"min_lr": None},  # the recipe's floor is above it
+    "--dataset a --max_sample_tokens 5 --sample_start_tokens x --num_samples 2 --temperature 1 --top_k 3": {
+        "sample_tokens": 5,
+        "sample_prompt": "x",
+        "sample_count": 2,
+        "sample_temperature": 1.0,
+        "sample_top_k": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("line", SET)
+def test_a_word_sets(in_root, line):
+    found = values(run_of(line))
+    assert {key: found[key] for key in SET[line]} == SET[line]
+
+
+def test_every_word_is_in_the_list():
+    said = " ".join(SET).replace("--no_", "--").split()
+    assert {f"--{each.name}" for each in dataclasses.fields(WordArguments)} <= set(said)
+
+
+REFUSED = {
+    "--dataset a --max_iters 5 --max_steps 6": "`max_iters` on the command line and `max_steps` on the command line",
+    "--dataset a --out_dir x --output_dir y": "are the same setting",
+    "--dataset a --decay_lr --lr_scheduler none": "`decay_lr: true` on the command line contradicts `lr_scheduler:",
+    "--dataset a --no_decay_lr --lr_scheduler cosine": "contradicts `lr_scheduler: cosine`",
+    "--init_from scratch --gpt2_type gpt2-xl": "`gpt2_type: gpt2-xl` on the command line would do nothing",
+    "--dataset a --eval_interval 5 --eval_steps 6": "`eval_interval` on the command line and `eval_steps`",
+    "--dataset a --batch_size 5 --per_device_train_batch_size 6": "are the same setting",
+    "--init_from resume --out_dir /no/where": "there is no run to go on with in /no/where",
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_words_that_contradict_one_another(in_root, line):
+    (problem,) = problems_of(line)
+    assert REFUSED[line] in problem
+
+
+@pytest.mark.parametrize("line", ["--dataset", "--batch_size x", "--training_mode both", "--datset a", "--eval_iter 5"])
+def test_mistyped(in_root, line):
+    (problem,) = problems_of(line)
+    assert "flag `--" in problem
+
+
+def test_words_in_yaml(in_root, tmp_path):
+    """A word is a key of a training file too, with the place it stands at."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("task_name: text\nmax_iters: 9\neval_interval: 3\ndecay_lr: true\ninit_from: gpt2\n")
+    run = run_of(f"--training_config {file} --warmup_iters 1")
+    found = values(run)
+    assert (found["max_steps"], found["save_steps"], found["lr_scheduler_type"]) == (9, 3, "cosine")
+    assert run.origins()["max_steps"] == f"{file}:2" and found["model_name_or_path"] == "gpt2"
+    assert any("max_iters" in note and "`max_steps`: 9" in note for note in run.notes)
+    assert run.hyper.learning_rate == HyperArguments().learning_rate  # a file of one's own is the whole recipe
+
+
+def test_a_task_of_ones_own_stays(in_root):
+    """`--dataset` is the chosen task's data; only where none is chosen it means text."""
+    run = run_of("--task_name sim_transfer_cube_state --dataset /some/episodes")
+    assert run.dataset.name == "demonstrations" and run.dataset.config.path == "/some/episodes"
+    assert values(run)["max_steps"] == -1
+
+
+def test_resume_needs_only_the_folder(in_root, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    from loader import show
+
+    first = run_of(f"--dataset books --out_dir {out} --n_layer 3 --max_iters 40 --warmup_iters 4")
+    (out / "run.yaml").write_text(show.as_yaml(first) + show.END)
+    again = run_of(f"--init_from resume --out_dir {out}")
+    assert again.hyper.resume_from_checkpoint == "newest"
+    before, now = values(first), values(again)
+    changed = {key for key in {*before, *now} if before.get(key) != now.get(key)}
+    assert changed <= {"resume_from_checkpoint", "num_train_epochs"}
+    assert yaml.safe_load((out / "run.yaml").read_text())["model"]["n_layer"] == 3
+
+
+def test_every_word_has_a_home():
+    known = {"eval_interval", "init_from", "gpt2_type", "decay_lr"}
+    assert {name for name, path in word_paths().items() if path is None} == known

@@ -1,0 +1,39 @@
+"""The mean loss over a held-out set, against sums by hand."""
+
+import pytest
+import torch
+from tiny_training import Regression, Samples
+from torch.utils.data import default_collate
+
+from trainer.held_out import mean_losses
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
+def test_every_sample_counts_alike(batch_size):
+    model, data = Regression().eval(), Samples(11)
+    found = mean_losses(model, data, default_collate, batch_size, "cpu")
+    singly = [model(**default_collate([data[index]])) for index in range(11)]
+    error = sum(each["losses"]["error"].item() for each in singly) / 11
+    assert found["loss_error"] == pytest.approx(error, rel=1e-6)
+    assert found["loss"] == pytest.approx(sum(each["loss"].item() for each in singly) / 11, rel=1e-5)
+
+
+class Sequences:
+    """Sequences of which only some tokens carry loss."""
+
+    def __len__(self):
+        return 3
+
+    def __getitems__(self, indices):
+        rows = torch.tensor([[1, 2, -100, -100], [3, 4, 5, 6], [-100] * 4])
+        return {"input_ids": rows[indices], "shift_labels": rows[indices]}
+
+
+class Mean(torch.nn.Module):
+    def forward(self, input_ids, shift_labels):
+        return {"loss": shift_labels[shift_labels != -100].float().mean()}
+
+
+def test_every_token_of_text_counts_alike():
+    for size in (1, 2, 3):
+        assert mean_losses(Mean(), Sequences(), lambda batch: batch, size, "cpu") == {"loss": pytest.approx(21 / 6)}
