@@ -1,4 +1,9 @@
-"""Prepare a task's data, recorded in simulation: `python prepare.py --task_name TASK [--num_episodes 50]`."""
+"""Prepare data: robot demonstrations recorded in simulation, or a text as token ids.
+
+python prepare.py --task_name TASK [--num_episodes 50]
+python prepare.py --dataset NAME --text FILE|DIR|HF-dataset-id --tokenizer char|bytes|bpe:N|PATH-or-hub-id
+python prepare.py --dataset shakespeare_char          (or another data set that is known by name)
+"""
 
 from __future__ import annotations
 
@@ -6,48 +11,151 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from loader.cli import entry_flags, refusing
-from loader.errors import ConfigError
-from loader.hyper import HyperArguments, flag
+from loader.component import component_module, shipped
+from loader.errors import ConfigError, did_you_mean, quoted
+from loader.hyper import HyperArguments, RemembersGiven, flag
 from loader.run_config import RunConfig, resolve
 
 DEFAULT_EPISODES = 50
 # Of the expert's full variation: enough that no two demonstrations are alike, little enough that the same start still
 # means nearly the same motion, which is what fifty demonstrations can teach.
 DEFAULT_JITTER = 0.3
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
 
 @dataclass
-class PrepareArguments:
-    """What to prepare."""
+class PrepareArguments(RemembersGiven):
+    """What to prepare: a task's recording, or (--dataset) a text."""
 
+    # A recording
     task_name: str = flag("sim_transfer_cube_state", "Task: a file in configs/task/, or a path.")
     num_episodes: int = flag(DEFAULT_EPISODES, "Episodes the folder shall hold; those already recorded are kept.", ge=1)
     seed: int = flag(0, "Seed of the recording: start positions and the expert's variation.", ge=0)
     jitter: float = flag(DEFAULT_JITTER, "Random variation of the expert's motion; 0 for none, 1 for much.", ge=0, le=3)
-    num_workers: int | None = flag(None, "Recording processes. Default: one a core.", ge=1)
-    set: list[str] = flag([], "Override any key of the configuration: --set env.cameras=[top].")
+    set: list[str] = flag([], "Override any key of the task's configuration: --set env.cameras=[top].")
+    # A text
+    dataset: str | None = flag(None, "Text: name of the data set, as train.py --dataset finds it.")
+    text: str | None = flag(
+        None, "Text: a file, a folder of files, .jsonl, .parquet, or a dataset of the hub (org/name[:configuration])."
+    )
+    tokenizer: str | None = flag(None, "Text: char, bytes, bpe:N (learnt from the text), or a tokenizer's path or id.")
+    val_fraction: float = flag(
+        0.1, "Text: share that validates: a file's end, or every 10th document (0.1).", gt=0, lt=1
+    )
+    val_text: str | None = flag(None, "Text: a file or folder that validates, in place of a share.")
+    text_column: str | None = flag(None, "Text: the column of .jsonl, .parquet and hub datasets. Default: text.")
+    split: str | None = flag(None, "Text: split of a hub dataset. Default: train.")
+    out: str | None = flag(None, "Text: folder to write. Default: $KEEL_HOME/datasets/NAME.")
+    overwrite: bool = flag(False, "Text: prepare anew what was prepared from something else.")
+    # Both
+    num_workers: int | None = flag(None, "Recording or tokenizing processes. Default: one a core.", ge=1)
+
+
+OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "set")
+OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "split", "out", "overwrite")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Records what is missing and prints where the data lies."""
+    """Makes what is missing and prints where the data lies."""
     asked = entry_flags(PrepareArguments, arguments, "prepare.py", __doc__)
+    refusing(refuse_both, asked)
+    if asked.dataset is not None:
+        try:
+            refusing(prepare_dataset, asked)
+        except KeyboardInterrupt:
+            print("interrupted; the same line goes on where it stood", flush=True)
+            raise SystemExit(INTERRUPTED) from None
+        return
     run = refusing(resolve, HyperArguments(task_name=asked.task_name), asked.set)
     folder = refusing(record_episodes, run, asked.num_episodes, asked.seed, asked.jitter, asked.num_workers)
     print(f"data of {run.task} in {folder}")
 
 
-def with_prepared_data(run: RunConfig) -> RunConfig:
-    """The run with `dataset.path` filled in; a task that records its own data does so on first use.
+def refuse_both(asked: PrepareArguments) -> None:
+    """A recording's flags mean nothing for a text, and the other way round."""
+    wrong = [name for name in (OF_A_TEXT if asked.dataset is None else OF_A_RECORDING) if name in asked.given]
+    if wrong and asked.dataset is None:
+        raise ConfigError(f"flag `--{wrong[0]}` is for a text: name its data set with --dataset NAME")
+    if wrong:
+        raise ConfigError(f"flag `--{wrong[0]}` is for a recording in simulation; leave it out, or --dataset")
 
-    An interrupted recording is completed to the number of episodes it was begun for.
+
+def prepare_dataset(asked: PrepareArguments) -> None:
+    """A data set of the given name: a text's tokens, or what a kind of data makes by that name.
+
+    Raises:
+        ValueError: not a name, or nothing to make it from.
+    """
+    name = asked.dataset
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(f"`--dataset {name}` is not a plain name; --out gives the folder")
+    ready = ready_names()
+    kind = ready.get(name, "text")
+    cache_dir = resolve(HyperArguments()).cache_dir
+    folder = Path(asked.out).expanduser().absolute() if asked.out else cache_dir / "datasets" / name
+    if kind != "text" and asked.text is None:
+        wrong = [flag for flag in OF_A_TEXT if flag in asked.given and flag != "out"]
+        if wrong:
+            raise ConfigError(f"flag `--{wrong[0]}` has no meaning for {name}, which is made from something of its own")
+        component_module("dataset", kind).prepare(name, folder)
+        print(f"{name} is in {folder}")
+        return
+    prepare_text(asked, name if kind == "text" and name in ready else None, folder, cache_dir, sorted(ready))
+
+
+def ready_names() -> dict[str, str]:
+    """Data sets that are known by name -> the kind of data (a module of data/) that makes them."""
+    found = {}
+    for kind in shipped("dataset"):
+        found |= dict.fromkeys(getattr(component_module("dataset", kind), "READY", ()), kind)
+    return found
+
+
+def prepare_text(asked: PrepareArguments, ready: str | None, folder: Path, cache_dir: Path, names: list[str]) -> None:
+    """Tokenizes a text into `folder`; `ready` has a text and a tokenizer of its own.
+
+    Raises:
+        ValueError: the text, the tokenizer or the folder cannot be used, or is not named; one line.
+    """
+    from data.text.preparing import Settings, describe, is_prepared, plain, prepare
+    from data.text.ready import settings_of
+
+    keys = [each.name for each in dataclasses.fields(Settings)]
+    given = {key: getattr(asked, key) for key in keys if key in asked.given}
+    if {"val_text", "val_fraction"} <= given.keys():
+        raise ConfigError("`--val_text` is the whole validation split; leave --val_fraction out")
+    if asked.text is None and not asked.overwrite and is_prepared(folder, plain(given)):
+        print(f"{folder} is already prepared: {describe(folder)}")
+        return
+    if ready is None:
+        for key, remedy in (("text", "FILE, a folder or a dataset of the hub"), ("tokenizer", "char, bytes, bpe:N …")):
+            if key not in given:
+                known = did_you_mean(asked.dataset, names) or f"; known by name are {quoted(names)}"
+                known = known if key == "text" else ""
+                raise ConfigError(f"`--dataset {asked.dataset}` needs --{key}: {remedy}{known}")
+        settings = Settings(**given)
+    else:
+        settings = settings_of(ready, cache_dir, given)
+    prepare(folder, settings, asked.num_workers, asked.overwrite)
+
+
+def with_prepared_data(run: RunConfig) -> RunConfig:
+    """The run with `dataset.path` filled in; data that can be made is made on first use.
+
+    A task records its own, and an interrupted recording is completed to the number of episodes it was begun for; a kind
+    of data with ready names (`prepared`) makes those that are missing.
     """
     config = run.dataset.config
+    if hasattr(run.dataset.module, "prepared"):
+        config = run.dataset.module.prepared(config, run)
+        run = dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, config=config))
     if run.env is None or getattr(config, "path", "") is not None:
         return run
     folder = recording_folder(run)

@@ -7,6 +7,7 @@ Trainer.
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> Any:
     adapted = refusing(build_model, run, bundle, args)
     trainer = refusing(build_trainer, run, args, bundle, adapted)
     checkpoint = resume_target(run)
+    refusing(same_data, bundle, checkpoint)
     trainer.is_resuming = checkpoint is not None
     refusing(settle_batch_size, run, trainer, checkpoint)
     rates = trainer.learning_rates()
@@ -258,6 +260,34 @@ def averaging(run: RunConfig) -> Any:
     from loader.sections import EmaSection
 
     return (run.ema or EmaSection()) if run.process.using_ema else None
+
+
+def same_data(bundle: Any, checkpoint: Path | None) -> None:
+    """Refuses to go on with other data than a checkpoint was trained on: its files hold what was known of it."""
+    for name, now in bundle.files.items() if checkpoint is not None else ():
+        try:
+            before = json.loads((checkpoint / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        if place := first_difference(before, now):
+            raise ValueError(
+                f"the data is not what {checkpoint} was trained on: {place} ({name}); put that data back, or start a "
+                "new run from these weights (init_from prev_run, is_pretrained)"
+            )
+
+
+def first_difference(before: Any, now: Any, path: str = "") -> str | None:
+    """Where two JSON values differ, numbers by more than another machine's rounding; None: nowhere."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        pairs = [(f"{path}.{key}".strip("."), before.get(key), now.get(key)) for key in keys]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = [(f"{path}[{number}]", *pair) for number, pair in enumerate(zip(before, now, strict=True))]
+    elif isinstance(before, float) and isinstance(now, (int, float)):
+        return None if math.isclose(before, now, rel_tol=1e-4, abs_tol=1e-7) else f"{path} was {before:g}, is {now:g}"
+    else:
+        return None if before == now else f"{path} was {before}, is {now}"
+    return next(filter(None, (first_difference(*pair[1:], pair[0]) for pair in pairs)), None)
 
 
 def settle_batch_size(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:

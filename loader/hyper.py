@@ -25,7 +25,7 @@ def flag(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-class _RemembersGiven:
+class RemembersGiven:
     """Knows which fields were passed or assigned: «given» is presence, never a comparison with the default."""
 
     given: frozenset[str]
@@ -50,7 +50,7 @@ class _RemembersGiven:
 
 
 @dataclass
-class HyperArguments(_RemembersGiven):
+class HyperArguments(RemembersGiven):
     """What changes from run to run. A field that is not given leaves the word to YAML.
 
     `HyperArguments(learning_rate=5e-5)` counts as given although 5e-5 is the default, and beats YAML.

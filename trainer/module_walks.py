@@ -13,13 +13,18 @@ from torch import nn
 METHODS = ("train", "zero_grad")
 
 
-def spare_walks(model: nn.Module) -> None:
+def spare_walks(model: nn.Module, inner: nn.Module) -> None:
     """Until `restore_walks`: `model.train()` returns at once when the model is training, `zero_grad()` goes through a
-    list of the parameters made now."""
+    list of the parameters made now.
+
+    Args:
+        model: As it is trained, perhaps in a wrapper (DDP).
+        inner: The model itself. An evaluation puts it alone into evaluation mode, which its wrapper does not see.
+    """
     walk, parameters = type(model).train.__get__(model), list(model.parameters())
 
     def train(mode: bool = True) -> nn.Module:
-        return model if model.training == mode else walk(mode)
+        return model if model.training == mode == inner.training else walk(mode)
 
     def zero_grad(set_to_none: bool = True) -> None:
         for parameter in parameters:

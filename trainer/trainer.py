@@ -318,7 +318,7 @@ class Trainer(transformers.Trainer):
         if self.settings.first_optimizer is not None and not self.is_resuming:
             take_state(self.optimizer, self.settings.first_optimizer)
         if self.is_unsharded:
-            spare_walks(model)
+            spare_walks(model, self.model)
             spare_lookups()
             self.clipped_parameters = [each for each in model.parameters() if each.requires_grad]
         elif self.ema is not None:
@@ -436,7 +436,7 @@ class Trainer(transformers.Trainer):
         self.eval_terms = None
         if self.settings.metrics is not None and f"{prefix}_loss" in output.metrics:
             further = self.settings.metrics(prefix.removeprefix("eval_"), output.metrics[f"{prefix}_loss"])
-            output.metrics |= {f"{prefix}_{name}": value for name, value in further.items()}
+            output.metrics.update({f"{prefix}_{name}": value for name, value in further.items()})
         return output
 
     def evaluate(

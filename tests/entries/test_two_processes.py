@@ -1,16 +1,24 @@
-"""Two processes on a CPU, as `accelerate launch` starts them: one schedule, one decision, one set of files."""
+"""Two processes on a CPU: one schedule, one decision, one set of files.
+
+They are started by torch's launcher: `accelerate launch --cpu --num_processes 2` starts a single process.
+"""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from demonstration_files import write_act_episode
 from safetensors.torch import load_file
+from text_sets import SMALL, write_set
 
+import train
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPE = """
 model_config: act
 model: {hidden_dim: 16, num_heads: 2, feedforward_dim: 16, cvae_layers: 1, encoder_layers: 1}
@@ -28,7 +36,17 @@ learning_rate: 0.01
 per_device_train_batch_size: 4
 report_to: none
 """
-LAUNCH = ["--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def launched(port, *words):
+    """`train.py WORDS` in two processes; what they printed."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*start, "train.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -41,11 +59,8 @@ def test_schedule_averages_and_best_checkpoints_with_two_processes(tmp_path, in_
     port = str(20000 + os.getpid() % 10000)
 
     def launch(out, *more):
-        words = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, "--main_process_port", port, "train.py"]
-        words += ["--training_config", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / out), *more]
-        done = subprocess.run(words, cwd=in_root, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+        recipe = str(tmp_path / "recipe.yaml")
+        return launched(port, "--training_config", recipe, "--output_dir", str(tmp_path / out), *more)
 
     shown = launch("whole")
     whole = tmp_path / "whole"
@@ -68,3 +83,29 @@ def test_schedule_averages_and_best_checkpoints_with_two_processes(tmp_path, in_
     launch("parts", "--resume_from_checkpoint", "auto")
     again = load_file(tmp_path / "parts" / "model.safetensors")
     assert all(torch.equal(again[name], averaged[name]) for name in averaged)
+
+
+@pytest.mark.slow
+def test_text_on_two_processes(tmp_path, in_root, monkeypatch):
+    """Each takes its half of what one process would take in batches twice the size; resumed, they end the same."""
+    monkeypatch.setenv("KEEL_HOME", str(tmp_path / "home"))
+    for seed, name in enumerate("ab"):
+        write_set(tmp_path / "home" / "datasets" / name, seed)
+    port = str(20000 + os.getpid() % 10000)
+    small = SMALL.replace("--max_sample_tokens 4", "--grad_clip 0.5").split()
+
+    def launch(out, words, processes=2):
+        words = ["--out_dir", str(tmp_path / out), *words]
+        launched(port, *words) if processes > 1 else train.main(words)
+        return load_file(tmp_path / out / "model.safetensors")
+
+    two = launch("two", ["--dataset", "a", *small])
+    doubled = [{"4": "8"}.get(word, word) if small[at - 1] == "--batch_size" else word for at, word in enumerate(small)]
+    one = launch("one", ["--dataset", "a", *doubled], processes=1)
+    assert all(torch.allclose(two[name], one[name], atol=1e-5) for name in one)
+    separate = ["--training_mode", "multidataset", "--dataset_list", "a", "b", "--multidataset_wte", *small]
+    whole = launch("separate", separate)
+    shutil.rmtree(tmp_path / "separate" / "checkpoint-6")
+    (tmp_path / "separate" / "model.safetensors").unlink()
+    resumed = launch("separate", ["--init_from", "resume"])
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

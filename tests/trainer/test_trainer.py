@@ -234,3 +234,37 @@ def test_a_step_looks_for_no_package(tmp_path, monkeypatch):
     monkeypatch.setattr(imports, "_is_package_available", lambda *names: asked.append(names) or original(*names))
     make_trainer(tmp_path, max_steps=6).train()
     assert len(asked) < 6
+
+
+class Wrapper(torch.nn.Module):
+    """As DDP: the model inside is evaluated without it."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, **batch):
+        return self.module(**batch)
+
+
+def test_a_wrapped_model_trains_again_after_an_evaluation(tmp_path, monkeypatch):
+    """Its wrapper stays in training mode meanwhile, and must not say that nothing is to be done."""
+    trainer = make_trainer(tmp_path, model=Regression(dropout=0.5), max_steps=4, eval_strategy="steps", eval_steps=2)
+    prepare = type(trainer.accelerator).prepare
+    seen = []
+
+    def wrapped(accelerator, *objects, **options):
+        made = prepare(accelerator, *objects, **options)
+        first, *rest = made if isinstance(made, tuple) else (made,)
+        if first is trainer.model:
+            first = Wrapper(first).train()
+        return (first, *rest) if rest else first
+
+    forward = Regression.forward
+    monkeypatch.setattr(type(trainer.accelerator), "prepare", wrapped)
+    monkeypatch.setattr(
+        Regression, "forward", lambda self, **batch: seen.append(self.training) or forward(self, **batch)
+    )
+    trainer.train()
+    assert isinstance(trainer.model_wrapped, Wrapper)
+    assert seen == [True, True, False, False, True, True, False, False]

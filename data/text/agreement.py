@@ -1,0 +1,114 @@
+"""Whether several data sets fit one another and the configuration: tokenizers, lengths, window sizes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from data.text import SPLITS, Config
+from data.text.folder import Folder
+
+
+def disagreements(config: Config, folders: list[Folder]) -> list[str]:
+    """One line for each way in which the folders cannot be used together, or not with these settings."""
+    problems = [*_named_twice(config, folders), *_unused_vocabulary(config, folders), *_too_short(config, folders)]
+    first, others = folders[:1], folders[1:]
+    if config.mode == "multicontext":
+        problems += [line for one in first for other in others for line in _unaligned(config, one, other)]
+    elif config.mode == "multidataset" and not config.separate_embeddings:
+        problems += [line for one in first for other in others for line in _foreign_tokens(config, one, other)]
+    return problems
+
+
+def _named_twice(config: Config, folders: list[Folder]) -> list[str]:
+    places = [folder.path.resolve() for folder in folders]
+    return [
+        f"{config.named('path')}: {folder.path} is named twice, under two names; name each data set once"
+        for number, folder in enumerate(folders)
+        if places[number] in places[:number]
+    ]
+
+
+def _unused_vocabulary(config: Config, folders: list[Folder]) -> list[str]:
+    described = [folder for folder in folders if folder.source.startswith("meta")]
+    if config.vocab_size is None or not folders or len(described) < len(folders):
+        return []
+    found = described[0]
+    return [
+        f"{config.named('vocab_size')} {config.vocab_size} would do nothing: {found.path / found.source} says "
+        f"{found.vocab_size}; leave it out"
+    ]
+
+
+def _too_short(config: Config, folders: list[Folder]) -> list[str]:
+    """A window needs the token after its last one too."""
+    return [
+        f"{config.named('block_size')} {config.block_size} needs {config.block_size + 1} tokens but "
+        f"{folder.splits[name].path} holds {folder.splits[name].tokens}; set it to at most "
+        f"{folder.splits[name].tokens - 1}, or use a longer text"
+        for folder in folders
+        for name in SPLITS
+        if folder.splits[name].tokens <= config.block_size
+    ]
+
+
+def _unaligned(config: Config, one: Folder, other: Folder) -> list[str]:
+    return [
+        f"{config.named('mode')} multicontext reads position-aligned streams, but {one.splits[name].path} and "
+        f"{other.splits[name].path} hold {one.splits[name].tokens:,} and {other.splits[name].tokens:,} tokens; prepare "
+        "them from the same text, one token for one"
+        for name in SPLITS
+        if one.splits[name].tokens != other.splits[name].tokens
+    ]
+
+
+def _foreign_tokens(config: Config, one: Folder, other: Folder) -> list[str]:
+    """One embedding for both needs the same meaning of each id, not only as many of them."""
+    try:
+        if one.vocab_size != other.vocab_size:
+            how = f"have vocabularies of {one.vocab_size:,} and {other.vocab_size:,} tokens"
+        elif not same_tokenizer(one, other):
+            how = (
+                f"have different tokenizers (or no tokenizer.json to compare), though both of {one.vocab_size:,} tokens"
+            )
+        else:
+            return []
+    except ValueError as error:
+        return [f"{config.named('path')}: {error}"]
+    return [
+        f"{config.named('path')}: {one.path} and {other.path} {how}; prepare both with one tokenizer (--tokenizer "
+        f"{one.path}), or set {config.named('separate_embeddings')} true"
+    ]
+
+
+def same_tokenizer(one: Folder, other: Folder) -> bool:
+    """Whether each id means the same in both. Of folders without any list of tokens only the numbers can be compared,
+    which is enough for GPT-2's; one that names a tokenizer in its meta.json has to show it."""
+    if one.tokenizer_file and other.tokenizer_file:
+        return _tokenizer(one) == _tokenizer(other)
+    if one.symbols or other.symbols:
+        return _vocabulary(one) is not None and _vocabulary(one) == _vocabulary(other)
+    return "meta.json" not in (one.source, other.source)
+
+
+def _tokenizer(folder: Folder) -> dict[str, Any]:
+    """tokenizer.json without what decides on lengths alone.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        content = json.loads(folder.tokenizer_file.read_text(encoding="utf-8"))
+        return {key: value for key, value in content.items() if key not in ("version", "truncation", "padding")}
+    except (OSError, ValueError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{folder.tokenizer_file} cannot be read ({why}); prepare the data set again") from None
+
+
+def _vocabulary(folder: Folder) -> dict[str, int] | None:
+    """Token -> id, where a folder lists them."""
+    if folder.symbols:
+        return {symbol: number for number, symbol in enumerate(folder.symbols)}
+    if folder.tokenizer_file is None:
+        return None
+    return _tokenizer(folder).get("model", {}).get("vocab")

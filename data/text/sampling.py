@@ -1,0 +1,176 @@
+"""From the number of a sample to what it is: where its window starts, and of which data set it is.
+
+Samples are numbered through the whole run: epoch × samples of an epoch + position. What number n stands for follows
+from (seed, n) by a hash, so that nothing is permuted or remembered: a run of any length is resumed at once, and
+processes that take different numbers take different samples.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.text.proportions import interleaving, whole_proportions
+
+# SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 17).
+STEP, FIRST, SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+BY_30, BY_27, BY_31 = np.uint64(30), np.uint64(27), np.uint64(31)
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+
+def random_number(*what: int | str) -> int:
+    """One of 0 … 2^64 - 1, a function of `what` alone: a seed, what the number is for, and which one it is."""
+    words = " ".join(map(str, what))
+    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little")
+
+
+def random_numbers(key: np.uint64, numbers: np.ndarray) -> np.ndarray:
+    """The `numbers`-th members (uint64) of the sequence that begins at `key`, each uniform over 0 … 2^64 - 1."""
+    state = numbers * STEP + key  # unsigned products and sums wrap around, as they should
+    state = (state ^ (state >> BY_30)) * FIRST
+    state = (state ^ (state >> BY_27)) * SECOND
+    return state ^ (state >> BY_31)
+
+
+@dataclass(frozen=True)
+class RandomStarts:
+    """Every window of the data equally often, drawn with replacement."""
+
+    seed: int
+
+    def __call__(self, numbers: np.ndarray, tokens: int, block_size: int) -> np.ndarray:
+        """First tokens (B,) of the samples `numbers` (B,) uint64.
+
+        A remainder favours small values by at most one part in 2^64 / tokens: a millionth for 18 million million.
+        """
+        return random_numbers(self.key, numbers) % np.uint64(tokens - block_size)
+
+    @functools.cached_property
+    def key(self) -> np.uint64:
+        return np.uint64(random_number(self.seed, "window"))
+
+
+@dataclass(frozen=True)
+class StoredStarts:
+    """One window after another, from the start again after the last whole one."""
+
+    def __call__(self, numbers: np.ndarray, tokens: int, block_size: int) -> np.ndarray:
+        """First tokens (B,) of the samples `numbers` (B,) uint64."""
+        return numbers % np.uint64((tokens - 1) // block_size) * np.uint64(block_size)
+
+
+class Numbers:
+    """The sampler: the numbers of an epoch's samples, one after another.
+
+    It has no seed: the data set's own turns numbers into samples.
+    """
+
+    def __init__(self, samples: int):
+        self.samples, self.epoch, self.position = samples, 0, 0
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def set_position(self, samples_done: int) -> None:
+        """The next iteration starts after this many samples; the one after it at 0 again."""
+        assert 0 <= samples_done <= self.samples, samples_done
+        self.position = samples_done
+
+    def __iter__(self) -> Iterator[int]:
+        start, self.position = self.position, 0
+        first = self.epoch * self.samples
+        return iter(range(first + start, first + self.samples))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Seed -> sampler; a class, so that a bundle can be pickled. The seed is already in the data set."""
+
+    samples: int
+
+    def __call__(self, seed: int) -> Numbers:
+        return Numbers(self.samples)
+
+
+# ---- which data set a batch is of ----
+
+
+def probabilities(
+    first: list[float], final: list[float] | None, transition: str | None, progress: float
+) -> list[float]:
+    """Of each data set, when `progress` (0 to 1) of the run is done."""
+    if final is None:
+        return first
+    if transition == "exponential":
+        moved = [start * (end / start) ** progress for start, end in zip(first, final, strict=True)]
+        return [each / sum(moved) for each in moved]
+    share = (1 - math.cos(math.pi * progress)) / 2 if transition == "cosine" else progress
+    return [start + (end - start) * share for start, end in zip(first, final, strict=True)]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The data set of each batch is drawn, with the probabilities of that moment.
+
+    `batches` are those of the whole run, all processes and micro-batches counted; they matter only where there are
+    final probabilities.
+    """
+
+    seed: int
+    first: list[float]
+    final: list[float] | None = None
+    transition: str | None = None
+    batches: int = 1
+
+    def __call__(self, batch: int) -> int:
+        """Number of the data set of micro-batch `batch`."""
+        uniform = random_number(self.seed, "data set", batch) / 2**64
+        progress = min(1.0, batch / self.batches)
+        reached = list(itertools.accumulate(probabilities(self.first, self.final, self.transition, progress)))
+        # The quotient may round up to 1; from the right, so that a data set of probability 0 is never chosen.
+        return bisect.bisect_right(reached, min(uniform, 1 - 2**-53) * reached[-1])
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """The data sets take turns in a pattern that repeats: after k batches each had k × its share to within one."""
+
+    pattern: list[int]
+    before: np.ndarray  # (pattern length, data sets): batches of each before that place in the pattern
+    shares: np.ndarray  # (data sets,): batches of each in a whole pattern
+
+    @classmethod
+    def of(cls, first: list[float]) -> Interleaved:
+        pattern = interleaving(whole_proportions(first))
+        chosen = np.eye(len(first), dtype=np.int64)[pattern]
+        return cls(pattern, np.cumsum(chosen, axis=0) - chosen, chosen.sum(axis=0))
+
+    def __call__(self, batch: int) -> int:
+        """Number of the data set of micro-batch `batch`."""
+        return self.pattern[batch % len(self.pattern)]
+
+    def earlier(self, batch: int) -> int:
+        """How many micro-batches before `batch` were of its data set."""
+        rounds, place = divmod(batch, len(self.pattern))
+        data_set = self.pattern[place]
+        return int(rounds * self.shares[data_set] + self.before[place, data_set])
+
+
+# ---- the order of an evaluation ----
+
+
+def spread_stride(count: int) -> int:
+    """A stride through `count` windows, near the golden section and coprime to it: i × stride % count visits each once,
+    and the first few of them lie evenly over the whole."""
+    near = max(1, round(count * GOLDEN_RATIO))
+    return next(near + away for away in range(count + 1) if math.gcd(near + away, count) == 1)

@@ -1,0 +1,154 @@
+"""The tokens of a split, mapped into memory, and the check that each is an id of the vocabulary.
+
+Shapes: B samples, L tokens of a window, C streams read side by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.text.folder import Folder, Split
+
+CHUNK_TOKENS = 2**22
+
+
+def numpy_type(split: Split) -> np.dtype:
+    return np.dtype(split.dtype).newbyteorder("<")
+
+
+class Tokens:
+    """One split's tokens. Pickled it is the file's name: a loader worker maps the file again."""
+
+    def __init__(self, split: Split):
+        self.split = split
+        mapped = np.memmap(split.path, numpy_type(split), "r", split.offset, (split.tokens,))
+        self.array = np.asarray(mapped)  # memmap's own indexing costs several microseconds a call
+        self.windows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self.split.tokens
+
+    def rows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The windows from `starts` (B,) on, (B, L), of the file's type: a copy."""
+        if self.windows is None or self.windows.shape[1] != length:
+            self.windows = np.lib.stride_tricks.sliding_window_view(self.array, length)
+        return self.windows[starts]
+
+    def __getstate__(self) -> Split:
+        return self.split
+
+    def __setstate__(self, split: Split) -> None:
+        self.__init__(split)
+
+
+class AlignedTokens:
+    """Streams of equal length, read at the same offsets."""
+
+    def __init__(self, streams: list[Tokens]):
+        assert len({len(stream) for stream in streams}) == 1, [len(stream) for stream in streams]
+        self.streams = streams
+
+    def __len__(self) -> int:
+        return len(self.streams[0])
+
+    def rows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """(B, C, L): the same window of each stream."""
+        return np.stack([stream.rows(starts, length) for stream in self.streams], axis=1)
+
+
+def refuse_wrong_ids(folder: Folder, cache_dir: Path) -> None:
+    """Looks at every token of a data set once; later runs remember that it was done.
+
+    Raises:
+        ValueError: an id that the vocabulary does not have, with its place in the file.
+    """
+    for split in folder.splits.values():
+        if folder.source != "meta.json":
+            _refuse_wider_tokens(split)
+        if largest_id(split, cache_dir) >= folder.vocab_size:
+            raise ValueError(_wrong_id(folder, split))
+
+
+def _wrong_id(folder: Folder, split: Split) -> str:
+    position, value = next(
+        (first + int(wrong[0]), int(chunk[wrong[0]]))
+        for first, chunk in _chunks(split)
+        if len(wrong := np.flatnonzero(chunk >= folder.vocab_size))
+    )
+    byte = split.offset + position * numpy_type(split).itemsize
+    size = f"the vocabulary of {folder.vocab_size:,}"
+    remedy = "prepare the data set again"
+    if folder.source == "GPT-2":
+        size += " (GPT-2's, as there is no meta.json)"
+        remedy = "set dataset.vocab_size, or write a meta.json"
+    elif folder.source == "dataset.vocab_size":
+        size += " (dataset.vocab_size)"
+        remedy = "raise it, or write a meta.json"
+    return f"{split.path}: token {position:,} (byte {byte:,}) is {value:,}, not an id of {size}; {remedy}"
+
+
+def largest_id(split: Split, cache_dir: Path) -> int:
+    """The largest token id of a file, read in chunks: memory does not grow with it.
+
+    What was found is remembered in CACHE_DIR/text_checks for as long as the file's size and time stamp stay.
+    """
+    status = split.path.stat()
+    facts = {
+        "path": str(split.path.resolve()),
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "dtype": split.dtype,
+        "offset": split.offset,
+    }
+    name = hashlib.sha256(facts["path"].encode()).hexdigest()[:32]
+    note = cache_dir / "text_checks" / f"{name}.json"
+    known = _remembered(note)
+    if {key: known.get(key) for key in facts} == facts and isinstance(known.get("largest_id"), int):
+        return known["largest_id"]
+    largest = max(int(chunk.max()) for _, chunk in _chunks(split))
+    _remember(note, facts | {"largest_id": largest})
+    return largest
+
+
+def _chunks(split: Split):
+    """(position of the first token, tokens) of one piece of the file after another."""
+    with split.path.open("rb") as stream:
+        stream.seek(split.offset)
+        for first in range(0, split.tokens, CHUNK_TOKENS):
+            yield first, np.fromfile(stream, numpy_type(split), min(CHUNK_TOKENS, split.tokens - first))
+
+
+def _refuse_wider_tokens(split: Split) -> None:
+    """uint32 ids below 65,536, read as uint16, are the ids with a 0 after each: all valid, and all wrong."""
+    if split.dtype != "uint16" or split.tokens % 2:
+        return
+    _, chunk = next(_chunks(split))
+    if len(chunk) >= 64 and chunk.any() and not chunk[1::2].any():
+        raise ValueError(
+            f"{split.path}: every second uint16 is 0, so its tokens are uint32; say so in a meta.json (dtype: uint32)"
+        )
+
+
+def _remembered(note: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(note.read_text(encoding="utf-8"))
+        return known if isinstance(known, dict) else {}
+    return {}
+
+
+def _remember(note: Path, facts: dict[str, Any]) -> None:
+    """Written under another name and renamed: processes that do it at once leave one whole file."""
+    with contextlib.suppress(OSError):  # a folder that cannot be written to: looked at again the next time
+        note.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=note.parent, prefix=f".{note.stem}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(facts, stream)
+        os.replace(temporary, note)

@@ -1,0 +1,214 @@
+"""The tokenizers of the text data: made here, or opened from a folder or the hub.
+
+All are transformers' PreTrainedTokenizerFast, saved beside the tokens and opened again by AutoTokenizer. Those made
+here give any text back exactly: a character a token (`char`), a byte a token (`bytes`), or byte-level BPE (`bpe:N`).
+
+A block of text reaches its tokens through `block_encoder`, which needs the package `tokenizers` alone, and for
+characters and bytes is one look-up in a table: the same ids, hundreds of times faster.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+LEAST_BPE, MOST_BPE = 257, 2**18  # 256 bytes and the end of text; beyond, an embedding would be most of a model
+CODE_POINTS = 0x110000
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+Encode = Callable[[Sequence[bytes]], list[np.ndarray]]
+
+
+def char_tokenizer(symbols: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One token a character (Unicode code point); ids in the order in which the symbols come first.
+
+    A character that is not among them is an error when it is encoded, since the vocabulary has no unknown token.
+    """
+    return _for_transformers(_char_backend(list(dict.fromkeys(symbols))))
+
+
+def bytes_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a UTF-8 byte; the id is the byte's value, 0 to 255."""
+    return _for_transformers(_bytes_backend())
+
+
+def train_bpe(texts: Iterable[str], n: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of at most `n` tokens, the end of text (id 0) and the 256 bytes among them.
+
+    Split into words as GPT-2 splits them. Fewer tokens where the texts have no more pairs to merge.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=n,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return _for_transformers(backend, eos_token=END_OF_TEXT)
+
+
+def open_tokenizer(path_or_id: str, cache_dir: str | os.PathLike | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer's folder, its tokenizer.json, or an id of the hub (whose downloads `cache_dir` keeps).
+
+    Raises:
+        ValueError: nothing there, not a fast tokenizer, or one that wants to run code of its own.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = Path(path_or_id).expanduser()
+    try:
+        if path.is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(path), clean_up_tokenization_spaces=False)
+        local = path.is_dir()
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path) if local else path_or_id, cache_dir=cache_dir, local_files_only=local, trust_remote_code=False
+        )
+    except Exception as error:  # transformers, tokenizers and the hub's client each have their own
+        raise ValueError(f"tokenizer {path_or_id} cannot be opened: {_first_line(error)}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"tokenizer {path_or_id} has no fast version (tokenizer.json), which preparing text needs")
+    return tokenizer
+
+
+def check_word(word: str) -> None:
+    """Refuses a `--tokenizer` that is none of char, bytes, bpe:N, a path that exists and what may be a hub id."""
+    kind, colon, size = word.partition(":")
+    if kind == "bpe":
+        if not (size.isascii() and size.isdigit() and LEAST_BPE <= int(size) <= MOST_BPE):
+            raise ValueError(
+                f"tokenizer `{word}`: write bpe:N with N tokens, such as bpe:4096; at least {LEAST_BPE} (bytes and "
+                f"an end of text), at most {MOST_BPE}"
+            )
+    elif word not in ("char", "bytes") and not Path(word).expanduser().exists():
+        near = difflib.get_close_matches(word, ["char", "bytes", "bpe"], n=1, cutoff=0.6)
+        if near or not HUB_ID.fullmatch(word):
+            hint = f"; did you mean `{near[0]}`?" if near else ": no such path; there are char, bytes and bpe:N"
+            raise ValueError(f"unknown tokenizer `{word}`{hint}")
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """One more than the largest id: what an embedding needs, also where ids have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def block_encoder(folder: Path) -> Encode:
+    """The saved tokenizer as a function: blocks of UTF-8 text -> their token ids, one array a block.
+
+    No special token is added, and one that the text spells out is ordinary text. `tokenizers` alone is imported:
+    a worker process starts in a fraction of what transformers takes.
+
+    Raises (the function): ValueError: a character that a char tokenizer lacks; says where in the text.
+    """
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if _parts(backend) == _parts(_bytes_backend()):
+        return lambda blocks: [np.frombuffer(block, np.uint8) for block in blocks]
+    if (symbols := _symbols(backend)) is not None:
+        return _char_lookup(symbols)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+
+    def encode(blocks: Sequence[bytes]) -> list[np.ndarray]:
+        found = backend.encode_batch_fast([block.decode() for block in blocks], add_special_tokens=False)
+        return [np.asarray(each.ids, np.uint32) for each in found]
+
+    return encode
+
+
+def _char_lookup(symbols: list[str]) -> Encode:
+    ids = np.full(CODE_POINTS, -1, np.int32)
+    ids[[ord(symbol) for symbol in symbols]] = np.arange(len(symbols))
+
+    def encode(blocks: Sequence[bytes]) -> list[np.ndarray]:
+        found = [ids[code_points(block.decode())] for block in blocks]
+        for block, tokens in zip(blocks, found, strict=True):
+            if len(tokens) and tokens.min() < 0:
+                unknown = block.decode()[int(tokens.argmin())]
+                raise ValueError(
+                    f"the character {unknown!r} (U+{ord(unknown):04X}) is not among the {len(symbols)} symbols of the "
+                    f"tokenizer"
+                )
+        return found
+
+    return encode
+
+
+def code_points(text: str) -> np.ndarray:
+    """(characters,) uint32."""
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+
+
+def _symbols(backend: Tokenizer) -> list[str] | None:
+    """The symbols of a tokenizer that `char_tokenizer` made; None for any other."""
+    if _parts(backend)["model"]["type"] != "WordLevel":
+        return None
+    vocabulary = backend.get_vocab()
+    symbols = sorted(vocabulary, key=vocabulary.__getitem__)
+    if any(len(symbol) != 1 for symbol in symbols):
+        return None
+    return symbols if _parts(_char_backend(symbols)) == _parts(backend) else None
+
+
+def _parts(backend: Tokenizer) -> dict:
+    """All of a tokenizer that decides ids where no special token is added and nothing is cut or padded."""
+    parts = json.loads(backend.to_str())
+    return {key: value for key, value in parts.items() if key not in ("post_processor", "truncation", "padding")}
+
+
+def _char_backend(symbols: list[str]) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    # The unknown token is not in the vocabulary: a character that is missing becomes an error, not a hole.
+    backend = Tokenizer(models.WordLevel({symbol: index for index, symbol in enumerate(symbols)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return backend
+
+
+def _bytes_backend() -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    backend = Tokenizer(models.BPE({symbol: byte for byte, symbol in enumerate(_byte_symbols())}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _byte_symbols() -> list[str]:
+    """The character by which byte-level tokenizers write each byte: itself where it is printable Latin-1.
+
+    The others take the code points from 256 on, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _for_transformers(backend: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    # Clean-up would join « ,» and « n't» to the word before: decoding has to give the text back.
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

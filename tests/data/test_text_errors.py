@@ -1,0 +1,520 @@
+"""Bad data and bad settings: one line that names the value, the place and the remedy."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from text_folders import counting, text_run, write_split, write_text_folder
+
+from data.text import Config, build, check
+from data.text.token_file import CHUNK_TOKENS, largest_id
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def refusal(tmp_path, path=None, run=None, **config) -> str:
+    """The one-line message that `check` gives and `build` ends with."""
+    config = Config(path if path is not None else str(tmp_path / "a"), **{"block_size": 16} | config)
+    run = run or text_run(tmp_path / "cache")
+    problems = check(config, run)
+    with pytest.raises(ValueError) as caught:
+        build(config, run)
+    message = str(caught.value)
+    assert "\n" not in message and (not problems or message == problems[0])
+    return message
+
+
+def unusable(**config) -> str:
+    with pytest.raises(ValueError) as caught:
+        Config(**config)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# ---- settings ----
+
+TWO = {"path": ["a", "b"], "mode": "multidataset"}
+
+
+def test_path_and_mode():
+    assert "dataset.path (--dataset) names no data set" in unusable(path=[])
+    assert "names no data set" in unusable(path="")
+    assert "names 2 data sets but dataset.mode (--training_mode) is single" in unusable(path=["a", "b"])
+    assert "multidataset needs at least two data sets but dataset.path (--dataset_list) names a" in unusable(
+        path="a", mode="multidataset"
+    )
+    assert "multicontext needs at least two data sets but dataset.path (--multicontext_datasets)" in unusable(
+        path=["a"], mode="multicontext"
+    )
+    assert "names a twice" in unusable(path=["a", "b", "a"], mode="multicontext")
+    assert Config(["a"]).paths() == Config("a").paths() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("key", "flag", "value"),
+    [
+        ("sampling_probs", "--dataset_sampling_probs", [0.5, 0.5]),
+        ("sampling_probs_final", "--dataset_sampling_probs_final", [0.5, 0.5]),
+        ("sampling_transition", "--dataset_sampling_probs_transition_method", "cosine"),
+        ("interleave", "--dataset_interleaving", True),
+        ("separate_embeddings", "--multidataset_wte", True),
+    ],
+)
+def test_keys_of_a_mixture_alone(key, flag, value):
+    for mode in ({"path": "a"}, {"path": ["a", "b"], "mode": "multicontext"}):
+        assert f"dataset.{key} ({flag}) would do nothing in dataset.mode (--training_mode)" in unusable(
+            **mode, **{key: value}
+        )
+
+
+def test_probabilities():
+    probs = "dataset.sampling_probs (--dataset_sampling_probs)"
+    assert f"{probs} has 3 entries but dataset.path (--dataset_list) names 2" in unusable(
+        **TWO, sampling_probs=[1, 0, 0]
+    )
+    assert f"{probs} holds -0.5" in unusable(**TWO, sampling_probs=[1.5, -0.5][::-1])
+    assert f"{probs} holds nan" in unusable(**TWO, sampling_probs=[float("nan"), 0.5])
+    assert f"{probs} [2, 3]" not in unusable(**TWO, sampling_probs=[2, 3]), "each is out of bounds by itself"
+    assert f"{probs} [0.5, 0.6] sums to 1.1, not to 1; try [0.454545, 0.545455]" in unusable(
+        **TWO, sampling_probs=[0.5, 0.6]
+    )
+    assert "sums to 0, not to 1" in unusable(**TWO, sampling_probs=[0, 0])
+    assert "sums to 0.99999" in unusable(**TWO, sampling_probs=[0.5, 0.49999])
+    assert Config(**TWO, sampling_probs=[0.3333333, 0.6666667]).sampling_probs == [0.3333333, 0.6666667]
+    final = "dataset.sampling_probs_final (--dataset_sampling_probs_final)"
+    assert f"{final} [0.5, 0.6] sums to 1.1" in unusable(
+        **TWO, sampling_probs=[0.5, 0.5], sampling_probs_final=[0.5, 0.6]
+    )
+
+
+def test_transitions():
+    assert "sampling_probs_final (--dataset_sampling_probs_final) needs dataset.sampling_probs" in unusable(
+        **TWO, sampling_probs_final=[0.5, 0.5]
+    )
+    assert "cosine has nowhere to go; set dataset.sampling_probs_final" in unusable(
+        **TWO, sampling_probs=[0.5, 0.5], sampling_transition="cosine"
+    )
+    probs = {"sampling_probs": [1.0, 0.0], "sampling_probs_final": [0.5, 0.5]}
+    assert "[1, 0] holds a 0, which no factor leads from or to" in unusable(
+        **TWO, **probs, sampling_transition="exponential"
+    )
+    assert "dataset.interleave (--dataset_interleaving) keeps to fixed proportions" in unusable(
+        **TWO, **probs, interleave=True
+    )
+    three = {"path": ["a", "b", "c"], "mode": "multidataset", "interleave": True}
+    assert "[0.12345, 0.23456, 0.64199] make no pattern of at most 10,000 batches" in unusable(
+        **three, sampling_probs=[0.12345, 0.23456, 0.64199]
+    )
+
+
+def test_settings_of_the_run_that_a_mixture_cannot_have(tmp_path):
+    paths = [str(write_text_folder(tmp_path / name, counting(500, 60))) for name in "ab"]
+    base = {"path": paths, "mode": "multidataset", "separate_embeddings": True}
+    moving = {"sampling_probs": [0.5, 0.5], "sampling_probs_final": [0.9, 0.1]}
+
+    def message(config=None, **run):
+        return refusal(tmp_path, run=text_run(tmp_path / "cache", **run), **base, **config or {})
+
+    assert "tune_batch_size changes which data set" in message(tune_batch_size=True)
+    assert "shuffle: false reads the data in stored order" in message(shuffle=False)
+    assert "limit_train_batches: 0.5 leaves out" in message(moving, limit_train_batches=0.5)
+    assert "limit_train_batches: 1 leaves out" in message({"interleave": True}, limit_train_batches=1)
+    assert "num_train_epochs: -1 has none; set --max_steps" in message(moving, max_steps=-1, num_train_epochs=-1)
+    fine = text_run(tmp_path / "cache", limit_train_batches=0.5)
+    assert check(Config(**base, block_size=16), fine) == [], "drawn with fixed probabilities, any part will do"
+
+
+# ---- which data set ----
+
+
+def test_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = text_run(tmp_path / "cache")
+    write_text_folder(tmp_path / "data/my_novels", counting(100))
+    assert "no data set shakespeer_char here" in refusal(tmp_path, "shakespeer_char")
+    assert refusal(tmp_path, "shakespeer_char").endswith("did you mean shakespeare_char?")
+    assert refusal(tmp_path, "my_novel").endswith("did you mean my_novels?")
+    assert refusal(tmp_path, "openwebtext").endswith("prepare it: python prepare.py --dataset openwebtext --text FILE")
+    (tmp_path / "book.txt").write_text("x")
+    assert "book.txt is a file, not a folder of tokens" in refusal(tmp_path, "book.txt")
+    assert "--dataset book --text book.txt" in refusal(tmp_path, "book.txt")
+    (tmp_path / "empty").mkdir()
+    assert "the folder empty has neither train.bin nor val.bin" in refusal(tmp_path, "empty")
+    assert check(Config("python_stdlib"), run) == [], "prepared on first use"
+    assert "python_stdlib is not prepared yet; run python prepare.py --dataset python_stdlib" in refusal(
+        tmp_path, "python_stdlib"
+    )
+    same = [str(tmp_path / "data/my_novels"), "my_novels"]
+    assert "is named twice, under two names" in refusal(tmp_path, same, mode="multicontext")
+
+
+def test_all_problems_are_listed(tmp_path):
+    problems = check(Config(["no_such_one", "nor_this"], mode="multidataset"), text_run(tmp_path, shuffle=False))
+    assert len(problems) == 3
+
+
+# ---- files ----
+
+
+def test_files_that_are_missing_empty_or_cut_off(tmp_path):
+    folder = write_text_folder(tmp_path / "a", counting(500, 60), meta=False)
+    content = (folder / "val.bin").read_bytes()
+    (folder / "val.bin").unlink()
+    assert "a has no val.bin; prepare the data set again" in refusal(tmp_path)
+    (folder / "val.bin").write_bytes(b"")
+    assert "val.bin is empty; prepare" in refusal(tmp_path)
+    (folder / "val.bin").write_bytes(content[:-1])
+    assert "val.bin has 399 bytes, which is no whole number of uint16 tokens" in refusal(tmp_path)
+    (folder / "val.bin").write_bytes(content[:-2])
+    assert "val.bin has 398 bytes, which is no whole number of uint32 tokens" in refusal(tmp_path, vocab_size=70_000)
+    write_text_folder(tmp_path / "a", counting(500, 60))
+    (folder / "val.bin").write_bytes(content[:-2])
+    assert "val.bin holds 199 tokens but" in refusal(tmp_path) and "says 200; it is cut off" in refusal(tmp_path)
+
+
+def zstd() -> bytes:
+    return b"\x28\xb5\x2f\xfd" + bytes(60)
+
+
+def npy() -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.arange(500, dtype=np.uint16))
+    return stream.getvalue()
+
+
+def npz() -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, tokens=np.arange(500, dtype=np.uint16))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (npy(), "a NumPy array"),
+        (npz(), "a zip archive"),
+        (gzip.compress(bytes(range(256)) * 40), "compressed by gzip"),
+        (zstd(), "compressed by zstd"),
+    ],
+)
+def test_files_of_other_formats(tmp_path, content, what):
+    folder = write_text_folder(tmp_path / "a", counting(500, 60), meta=False)
+    (folder / "train.bin").write_bytes(content + bytes(len(content) % 2))
+    message = refusal(tmp_path)
+    assert f"train.bin is {what}" in message and "not bare token ids" in message
+
+
+def test_tokens_that_begin_like_gzip_are_tokens(tmp_path):
+    """35615 and 8 are tokens of GPT-2's, and look like gzip's first three bytes."""
+    write_text_folder(tmp_path / "a", [35615, 8, *range(9, 500)], counting(300), meta=False)
+    assert build(Config(str(tmp_path / "a"), block_size=16), text_run(tmp_path / "cache"))
+
+
+def test_headers(tmp_path):
+    folder = write_text_folder(tmp_path / "a", counting(500, 60), meta=False)
+    train = folder / "train.bin"
+    write_split(train, counting(500), magic=20240520, version=2)
+    assert "magic 20240520 and version 2; version 1 can be read" in refusal(tmp_path)
+    write_split(train, counting(500), "uint32", magic=20240801, version=1)
+    assert "magic 20240801 and version 1; version 7 can be read" in refusal(tmp_path)
+    write_split(train, counting(500), magic=20240522)
+    assert "header with magic 20240522; those of token files are 20240520 (uint16)" in refusal(tmp_path)
+    for counted in (499, 501, -5):
+        write_split(train, counting(500), magic=20240520, counted=counted)
+        assert f"its header counts {counted} uint16 tokens" in refusal(tmp_path)
+        assert "but the file has 2,024; it is cut off or damaged" in refusal(tmp_path)
+    write_split(train, [], magic=20240520)
+    assert "train.bin is empty: its header counts 0 tokens" in refusal(tmp_path)
+    write_text_folder(tmp_path / "a", counting(500, 60))
+    write_split(train, counting(500, 60), "uint32", magic=20240801, version=7)
+    assert "has the header of uint32 tokens but" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "version is 2, expected 1"),
+        ({"vocab_size": "65"}, "vocab_size is '65', not a positive whole number"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"dtype": "int8"}, "dtype is 'int8'; token files are uint16 or uint32"),
+        ({"vocab_size": 65537}, "uint16, which holds 65,536 ids, but vocab_size is 65,537"),
+        ({"tokenizer": 5}, "tokenizer is 5, not a name"),
+        ({"splits": {"train": {"tokens": "many"}}}, "splits.train is {'tokens': 'many'}"),
+        ({"splits": [1]}, "splits is [1], not a mapping"),
+    ],
+)
+def test_a_wrong_meta(tmp_path, change, message):
+    folder = write_text_folder(tmp_path / "a", counting(500, 60))
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | change))
+    found = refusal(tmp_path)
+    assert message in found and "meta.json" in found
+
+
+def test_a_meta_that_is_no_json(tmp_path):
+    folder = write_text_folder(tmp_path / "a", counting(500, 60))
+    for content in (b"{", b"\xff\xfe", b"[1]", b"null"):
+        (folder / "meta.json").write_bytes(content)
+        assert "meta.json" in refusal(tmp_path)
+
+
+def test_block_size_longer_than_a_split(tmp_path):
+    write_text_folder(tmp_path / "a", counting(500, 60), counting(40, 60))
+    message = refusal(tmp_path, block_size=40)
+    assert "dataset.block_size (--block_size) 40 needs 41 tokens but" in message
+    assert "val.bin holds 40; set it to at most 39" in message
+    assert check(Config(str(tmp_path / "a"), block_size=39), text_run(tmp_path)) == []
+    assert len(check(Config(str(tmp_path / "a"), block_size=500), text_run(tmp_path))) == 2
+
+
+# ---- vocabularies ----
+
+
+def test_a_token_that_the_vocabulary_does_not_have(tmp_path):
+    tokens = counting(500, 60)
+    tokens[[321, 400]] = 65
+    write_text_folder(tmp_path / "a", tokens, counting(100, 60))
+    message = refusal(tmp_path)
+    assert "train.bin: token 321 (byte 642) is 65, not an id of the vocabulary of 65" in message
+    write_split(tmp_path / "a/train.bin", tokens, magic=20240520)
+    assert "token 321 (byte 1,666) is 65" in refusal(tmp_path)
+    write_text_folder(tmp_path / "a", counting(500, 60), tokens)
+    assert "val.bin: token 321" in refusal(tmp_path)
+
+
+def test_wrong_tokens_are_found_past_the_first_chunk(tmp_path):
+    tokens = np.zeros(CHUNK_TOKENS + 10, np.uint16)
+    tokens[CHUNK_TOKENS + 3] = 999
+    write_text_folder(tmp_path / "a", tokens, counting(100, 60))
+    assert f"token {CHUNK_TOKENS + 3:,} (byte {2 * CHUNK_TOKENS + 6:,}) is 999" in refusal(tmp_path)
+
+
+def test_no_meta_means_gpt2_or_vocab_size(tmp_path):
+    tokens = counting(500)
+    tokens[77] = 50256
+    folder = write_text_folder(tmp_path / "a", tokens, counting(100), meta=False)
+    bundle = build(Config(str(folder), block_size=16), text_run(tmp_path / "cache"))
+    assert bundle.dims["vocab_size"] == 50257 and bundle.tokenizer is None
+    assert "no meta.json, taken to be GPT-2's tokens" in bundle.summary[1]
+    tokens[77] = 50257
+    write_split(folder / "train.bin", tokens)
+    assert "is 50,257, not an id of the vocabulary of 50,257 (GPT-2's" in refusal(tmp_path)
+    assert "set dataset.vocab_size" in refusal(tmp_path)
+    bundle = build(Config(str(folder), block_size=16, vocab_size=50300), text_run(tmp_path / "cache"))
+    assert bundle.dims["vocab_size"] == 50300 and "vocabulary 50,300" in bundle.summary[0]
+    assert "vocabulary of 50,000 (dataset.vocab_size); raise it" in refusal(tmp_path, vocab_size=50_000)
+    write_text_folder(tmp_path / "a", counting(500, 60))
+    assert "dataset.vocab_size 65 would do nothing:" in refusal(tmp_path, vocab_size=65)
+
+
+def test_wide_tokens_without_a_meta_are_noticed(tmp_path):
+    write_text_folder(tmp_path / "a", counting(500), dtype="uint32", meta=False)
+    assert "every second uint16 is 0, so its tokens are uint32" in refusal(tmp_path)
+
+
+def test_what_was_looked_at_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    import data.text.token_file as token_file
+
+    folder = write_text_folder(tmp_path / "a", counting(500, 60), counting(100, 60))
+    config, run = Config(str(folder), block_size=16), text_run(tmp_path / "cache")
+    build(config, run)
+    notes = sorted((tmp_path / "cache/text_checks").iterdir())
+    assert len(notes) == 2 and {json.loads(note.read_text())["largest_id"] for note in notes} == {59}
+    looked, chunks = [], token_file._chunks
+    monkeypatch.setattr(token_file, "_chunks", lambda split: looked.append(split.path.name) or chunks(split))
+    build(config, run)
+    assert looked == []
+    status = os.stat(folder / "train.bin")
+    write_split(folder / "train.bin", counting(500, 64))
+    os.utime(folder / "train.bin", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    build(config, run)
+    assert looked == ["train.bin"]
+    notes[0].write_text("{")  # a damaged note is no note
+    build(config, run)
+    assert len(looked) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    folder = write_text_folder(tmp_path / "a", counting(500, 60))
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    assert build(Config(str(folder), block_size=16), text_run(tmp_path / "cache"))
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """A quarter of a gigabyte of tokens is looked at in a process that may not take half of that."""
+    path = tmp_path / "train.bin"
+    with path.open("wb") as stream:
+        stream.truncate(2**28)
+    code = (
+        "import resource, sys; from pathlib import Path; import numpy\n"
+        "from data.text.folder import Split; from data.text.token_file import largest_id\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert largest_id(Split(Path(sys.argv[1]), 'uint16', 0, 2**27), Path(sys.argv[2])) == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    words = [sys.executable, "-c", code, str(path), str(tmp_path / "cache")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 64 * 1024  # kB
+
+
+def test_largest_id_by_hand(tmp_path):
+    folder = write_text_folder(tmp_path / "a", [3, 1, 4, 1, 5], vocab_size=6)
+    from data.text.folder import read_folder
+
+    assert largest_id(read_folder(folder).splits["train"], tmp_path / "cache") == 5
+
+
+# ---- several of them ----
+
+
+def test_data_sets_with_one_embedding_need_one_tokenizer(tmp_path):
+    def both(second=None, **config):
+        write_text_folder(tmp_path / "a", counting(500, 3), vocab_size=3, symbols={"x": 0, "y": 1, "z": 2})
+        write_text_folder(tmp_path / "b", counting(500, 3), **{"vocab_size": 3} | (second or {}))
+        paths = [str(tmp_path / "a"), str(tmp_path / "b")]
+        return {"path": paths, "mode": "multidataset", "block_size": 16, **config}
+
+    larger = refusal(tmp_path, **both({"vocab_size": 4, "symbols": {"x": 0}}))
+    assert "have vocabularies of 3 and 4 tokens; prepare both with one tokenizer (--tokenizer" in larger
+    assert "set dataset.separate_embeddings (--multidataset_wte) true" in larger
+    other = both({"symbols": {"x": 0, "z": 1, "y": 2}})
+    assert "have different tokenizers (or no tokenizer.json to compare), though both of 3 tokens" in refusal(
+        tmp_path, **other
+    )
+    run = text_run(tmp_path / "cache")
+    assert check(Config(**other | {"separate_embeddings": True}), run) == []
+    assert check(Config(**both({"symbols": {"z": 2, "x": 0, "y": 1}})), run) == []
+    (tmp_path / "b/tokenizer.json").write_text("{")
+    write = both()
+    assert "tokenizer.json cannot be read" in refusal(tmp_path, **write)
+    (tmp_path / "b/tokenizer.json").unlink()
+    assert "or no tokenizer.json to compare" in refusal(tmp_path, **write)
+
+
+def test_nanogpts_meta_and_ours_are_compared_by_their_symbols(tmp_path):
+    write_text_folder(tmp_path / "a", counting(500, 3), vocab_size=3, symbols={"x": 0, "y": 1, "z": 2})
+    write_text_folder(tmp_path / "b", counting(500, 3), meta=False)
+    for table, problems in (("xyz", 0), ("xzy", 1)):
+        write_pickle(tmp_path / "b/meta.pkl", {"vocab_size": 3, "itos": dict(enumerate(table))})
+        config = Config([str(tmp_path / "a"), str(tmp_path / "b")], mode="multidataset", block_size=16)
+        assert len(check(config, text_run(tmp_path / "cache"))) == problems
+
+
+def test_contexts_need_equal_lengths(tmp_path):
+    for name, train, val in (("a", 500, 200), ("b", 501, 199)):
+        write_text_folder(tmp_path / name, counting(train, 60), counting(val, 60))
+    config = Config([str(tmp_path / "a"), str(tmp_path / "b")], mode="multicontext", block_size=16)
+    problems = check(config, text_run(tmp_path / "cache"))
+    assert len(problems) == 2
+    assert "position-aligned streams" in problems[0] and "hold 500 and 501 tokens" in problems[0]
+    assert "hold 200 and 199 tokens" in problems[1]
+
+
+# ---- nanoGPT's meta.pkl ----
+
+
+def write_pickle(path, content) -> None:
+    path.write_bytes(pickle.dumps(content))
+
+
+def test_nanogpts_meta(tmp_path):
+    folder = write_text_folder(tmp_path / "a", counting(500, 5), meta=False)
+    symbols = dict(enumerate("\n abc"))
+    write_pickle(folder / "meta.pkl", {"vocab_size": 5, "itos": symbols, "stoi": {c: i for i, c in symbols.items()}})
+    bundle = build(Config(str(folder), block_size=16), text_run(tmp_path / "cache"))
+    assert bundle.dims["vocab_size"] == 5 and "vocabulary 5 (uint16, char)" in bundle.summary[0]
+    assert bundle.tokenizer.encode("a cab\n") == [2, 1, 4, 2, 3, 0]
+    assert bundle.tokenizer.decode([2, 1, 4, 2, 3, 0]) == "a cab\n"
+    write_pickle(folder / "meta.pkl", {"vocab_size": 50000, "tokenizer": "tiktoken"})
+    bundle = build(Config(str(folder), block_size=16), text_run(tmp_path / "cache"))
+    assert bundle.dims["vocab_size"] == 50000 and bundle.tokenizer is None
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+def test_a_pickle_runs_nothing(tmp_path):
+    folder = write_text_folder(tmp_path / "a", counting(500, 5), meta=False)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        content = pickle.dumps({"vocab_size": 5, "itos": Malicious(tmp_path / "harm")}, protocol)
+        (folder / "meta.pkl").write_bytes(content)
+        message = refusal(tmp_path)
+        assert "meta.pkl is not read: it asks for" in message and ".mkdir" in message
+        assert "Write a meta.json instead" in message
+    assert not (tmp_path / "harm").exists()
+    assert pickle.loads(content) and (tmp_path / "harm").exists(), "an ordinary loader would have run it"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.arange(3), "it asks for numpy"),
+        ({1, 2}, "has no vocab_size"),
+        ({"vocab_size": "5"}, "has no vocab_size that is a positive whole number"),
+        ({"vocab_size": 5, "itos": {0: "a"}}, "itos does not list the ids 0 to 4"),
+        ({"vocab_size": 2, "itos": {0: "a", 1: "a"}}, "gives one character two ids"),
+        (pickle, None),
+    ],
+)
+def test_pickles_without_a_vocabulary(tmp_path, content, message):
+    folder = write_text_folder(tmp_path / "a", counting(500, 5), meta=False)
+    if content is pickle:
+        (folder / "meta.pkl").write_bytes(b"\x80\x04no pickle")
+        message = "meta.pkl is not read: "
+    else:
+        write_pickle(folder / "meta.pkl", content)
+    assert message in refusal(tmp_path)
+
+
+# ---- what is imported ----
+
+
+def test_checking_needs_neither_numpy_nor_torch(tmp_path):
+    write_text_folder(tmp_path / "a", counting(500, 60))
+    write_text_folder(tmp_path / "b", counting(500, 60))
+    code = (
+        "import sys; from types import SimpleNamespace as S; from pathlib import Path\n"
+        "from data.text import Config, check\n"
+        "run = S(cache_dir=Path('none'), process=S(shuffle=True, tune_batch_size=False, limit_train_batches=1.0),\n"
+        "        hyper=S(max_steps=5, num_train_epochs=1))\n"
+        "config = Config(sys.argv[1:], mode='multidataset', block_size=16, interleave=True, sampling_probs=[.5, .5],\n"
+        "                separate_embeddings=True)\n"
+        "assert check(config, run) == [], check(config, run)\n"
+        "assert not {'numpy', 'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "a"), str(tmp_path / "b")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unreadable_tokenizer(tmp_path):
+    folder = write_text_folder(tmp_path / "a", counting(500, 60))
+    (folder / "tokenizer.json").write_text("{}")
+    assert "has a tokenizer that cannot be loaded" in refusal(tmp_path)
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    write_text_folder(tmp_path / "a", counting(500, 60))
+    opened = Path.open
+
+    def refusing(path, *arguments, **options):
+        if path.name == "train.bin":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    assert "train.bin cannot be read (Permission denied)" in refusal(tmp_path)

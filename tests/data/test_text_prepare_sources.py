@@ -1,0 +1,294 @@
+"""Where texts come from: what is read, in which pieces, and what is refused."""
+
+import importlib.machinery
+import io
+import json
+import os
+import sys
+import types
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from data.text import sources
+from data.text.sources import Folder, JsonLines, Rows, Symbols, TextFile, blocks_of, cut_of, open_source, split_of
+
+TENTH = Fraction(1, 10)
+
+
+def texts_of(source, share="train"):
+    """The documents, put together from their pieces."""
+    found, parts = [], []
+    for piece in source.pieces(source.survey(share, None), share):
+        parts.append(piece.text)
+        if piece.ends:
+            found.append(b"".join(parts).decode())
+            parts = []
+    assert not parts
+    return found
+
+
+def test_blocks_are_the_text_and_cut_no_character(monkeypatch):
+    monkeypatch.setattr(sources, "PIECE_BYTES", 16)
+    monkeypatch.setattr(sources, "CUT_WINDOW", 12)
+    for text in (
+        "a b c " * 20,
+        "word " * 30,
+        "abcdefgh" * 9,
+        "中文字漢" * 30,
+        "😀" * 25,
+        "é e\u0301 ü\n" * 20,
+        "\n" * 99,
+    ):
+        data = text.encode()
+        blocks = list(blocks_of(io.BytesIO(data), 0, len(data)))
+        assert "".join(block.decode() for block, _ in blocks) == text
+        assert [end for _, end in blocks] == np.cumsum([len(block) for block, _ in blocks]).tolist()
+        assert all(0 < len(block) <= 16 for block, _ in blocks)
+
+
+@pytest.mark.parametrize(
+    ("block", "before"),
+    [
+        ("one two thr", "one two"),  # the space belongs to the word that follows
+        ("one two  ", "one"),  # not inside a run of spaces
+        ("one two,\n  x", "one"),
+        ("first line\nse", "first"),
+        ("first\nsecond\nthi", "first\nsecond"),
+        ("nothing", "nothing"),
+        ("one \u0301two x \u0301", "one \u0301two"),  # a mark that joins the space
+    ],
+)
+def test_a_cut_lies_before_a_space_between_words(block, before):
+    assert block.encode()[: cut_of(block.encode())].decode() == before
+
+
+@pytest.mark.parametrize("symbol", ["a", "é", "中", "😀"])
+def test_a_cut_through_a_character_moves_before_it(symbol):
+    whole = ("x" + symbol).encode()
+    for end in range(2, len(whole) + 1):
+        assert cut_of(whole[:end]) == (len(whole) if end == len(whole) else 1)
+
+
+def test_documents_are_held_out_evenly():
+    assert [n for n in range(40) if split_of(n, TENTH) == "val"] == [9, 19, 29, 39]
+    for share in (Fraction(1, 3), Fraction(3, 10), Fraction(7, 100), Fraction(1, 2)):
+        held = np.cumsum([split_of(n, share) == "val" for n in range(500)])
+        assert all(count == int((n + 1) * share) for n, count in enumerate(held))
+    assert split_of(9, "train") == "train" and split_of(0, "val") == "val"
+
+
+def test_a_file_is_split_at_a_character(tmp_path, monkeypatch):
+    """Wherever the blocks of the reading pass fall."""
+    text = "aé中😀\r\n" * 50
+    (tmp_path / "t.txt").write_bytes(text.encode())
+    for size in (1, 2, 3, 5, 64, 10**6):
+        monkeypatch.setattr(sources, "READ_BYTES", size)
+        symbols = Symbols()
+        survey = TextFile(tmp_path / "t.txt").survey(Fraction("0.37"), symbols)
+        assert text.encode()[: survey["cut"]].decode() == text[: int(len(text) * (1 - 0.37))]
+        assert symbols.sorted() == sorted(set(text))
+
+
+def write_tree(folder):
+    """Two texts, and everything that is left out."""
+    for name, content in {
+        "b/one.txt": b"first",
+        "b.txt": "zweite ü".encode(),
+        "a/x/deep": b"third",
+        "binary.bin": b"ab\0cd",
+        "latin.txt": b"caf\xe9",
+        "empty.txt": b"",
+        ".hidden": b"no",
+        ".git/config": b"no",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("secret")
+    (folder / "link.txt").symlink_to(outside / "secret.txt")
+    (folder / "linked").symlink_to(outside)
+    os.mkfifo(folder / "pipe")
+
+
+def test_a_folder_gives_its_text_files_in_order_and_says_what_it_left_out(tmp_path):
+    write_tree(tmp_path / "tree")
+    source, symbols = Folder(tmp_path / "tree"), Symbols()
+    assert texts_of(source) == ["third", "first", "zweite ü"]
+    survey = source.survey("train", symbols)
+    assert survey["note"] == (
+        f"{tmp_path}/tree: 3 text files; left out: 2 hidden, 2 links, 1 special, 2 binary, 1 empty"
+    )
+    assert symbols.sorted() == sorted(set("thirdfirstzweite ü")), "none of a file that is left out"
+
+
+def test_a_folder_by_ending_and_without_some_subfolders(tmp_path):
+    write_tree(tmp_path / "tree")
+    assert texts_of(open_source(str(tmp_path / "tree"), only=".txt", without=("b",))) == ["zweite ü"]
+
+
+def test_a_folder_knows_when_it_changed(tmp_path):
+    write_tree(tmp_path / "tree")
+    before = Folder(tmp_path / "tree").identity()
+    assert Folder(tmp_path / "tree").identity() == before
+    (tmp_path / "tree/b/one.txt").write_text("other")
+    os.utime(tmp_path / "tree/b/one.txt", ns=(1, 1))
+    assert Folder(tmp_path / "tree").identity() != before
+
+
+def test_too_few_documents_for_a_validation_split(tmp_path):
+    write_tree(tmp_path / "tree")
+    with pytest.raises(ValueError, match="the val split is empty: .* has 3 documents and --val_fraction is 0.1"):
+        Folder(tmp_path / "tree").survey(TENTH, None)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/x").write_bytes(b"\0")
+    with pytest.raises(ValueError, match=r"none holds no text file \(left out: 1 binary\)"):
+        Folder(tmp_path / "none").survey(TENTH, None)
+
+
+def test_json_lines(tmp_path):
+    records = [{"text": "one"}, {"text": "", "n": 1}, {"text": "zwei ü\n😀"}, {"text": None}, {"text": "three"}]
+    lines = [json.dumps(records[0]), "", *map(json.dumps, records[1:])]
+    for name in ("a.jsonl", "b.json"):
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+        assert texts_of(open_source(str(tmp_path / name))) == ["one", "zwei ü\n😀", "three"]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"body": "x", "text": 1}) + "\n")
+    assert texts_of(open_source(str(tmp_path / "c.jsonl"), column="body")) == ["x"]
+
+
+def test_a_folder_of_json_lines_is_read_by_its_lines(tmp_path):
+    for number in (2, 1):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": f"of {number}"}) + "\n")
+    source = open_source(str(tmp_path))
+    assert isinstance(source, JsonLines) and texts_of(source) == ["of 1", "of 2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", r"x.jsonl:2 is not a line of JSON"),
+        ("[1]", r"x.jsonl:2 holds no JSON object but list"),
+        ('{"body": "x", "id": 1}', r"x.jsonl:2 has no `text`; it has body, id: --text_column"),
+        ('{"text": 3}', r"x.jsonl:2: `text` is int, not text"),
+        ('{"text": "\\ud83d"}', r"x.jsonl:2: `text` holds half a character \(U\+D83D\)"),
+        (b'{"text": "\xff"}', r"x.jsonl:2 is not a line of JSON"),
+    ],
+)
+def test_lines_that_cannot_be_used(tmp_path, line, words):
+    line = line if isinstance(line, bytes) else line.encode()
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": "fine"}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=words) as caught:
+        texts_of(open_source(str(tmp_path / "x.jsonl")))
+    assert "\n" not in str(caught.value)
+
+
+def test_pieces_go_on_from_the_end_of_any(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE_BYTES", 20)
+    monkeypatch.setattr(sources, "ROWS_AT_ONCE", 2)
+    write_tree(tmp_path / "tree")
+    (tmp_path / "tree/long.txt").write_text("a good many words, more than one piece takes " * 4)
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": "some words " * n}) + "\n" for n in (1, 9, 0, 4)))
+    (tmp_path / "y.jsonl").write_text(json.dumps({"text": "the last"}) + "\n")
+    rows = Rows("table", Table({"text": ["some words " * n for n in (3, 0, 7, 1, 2)]}), "text", None)
+    for source in (
+        TextFile(tmp_path / "tree/long.txt"),
+        Folder(tmp_path / "tree"),
+        JsonLines([tmp_path / "x.jsonl", tmp_path / "y.jsonl"], "text"),
+        rows,
+    ):
+        survey = source.survey(Fraction(1, 2), None)
+        pieces = list(source.pieces(survey, Fraction(1, 2)))
+        assert len(pieces) > 4
+        for done, piece in enumerate(pieces, 1):
+            position = json.loads(json.dumps(piece.position))
+            assert list(source.pieces(survey, Fraction(1, 2), position)) == pieces[done:]
+
+
+class Table:
+    """What is used of a `datasets.Dataset`."""
+
+    def __init__(self, columns):
+        self.columns, self.column_names = columns, list(columns)
+        self.data = types.SimpleNamespace(nbytes=100)
+
+    def __len__(self):
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, rows):
+        return {name: values[rows] for name, values in self.columns.items()}
+
+    def select_columns(self, names):
+        return Table({name: self.columns[name] for name in names})
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A `datasets` package with one data set, and what it was asked for."""
+    asked = []
+
+    def load_dataset(*arguments, **options):
+        asked.append((arguments, options))
+        if arguments[0] != "org/stories":
+            raise FileNotFoundError(f"Dataset '{arguments[0]}' doesn't exist on the Hub\nor cannot be accessed.")
+        return Table({"text": ["one", "two"], "id": [1, 2]})
+
+    package = types.ModuleType("datasets")
+    package.__spec__ = importlib.machinery.ModuleSpec("datasets", None)
+    package.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    return asked
+
+
+def test_a_dataset_of_the_hub(hub):
+    source = open_source("org/stories:short", split="validation")
+    assert hub == [(("org/stories", "short"), {"split": "validation"})]
+    hub.clear()
+    assert texts_of(open_source("org/stories")) == ["one", "two"]
+    assert hub == [(("org/stories", None), {"split": "train"})]
+    assert source.identity() == {"dataset": "org/stories:short", "split": "validation", "rows": 2}
+    with pytest.raises(ValueError, match="org/stories has no column `body`; it has text, id: --text_column"):
+        open_source("org/stories", column="body")
+    with pytest.raises(ValueError, match="org/stories row 0: `id` is int, not text"):
+        texts_of(open_source("org/stories", column="id"))
+
+
+def test_a_dataset_that_is_not_there_is_one_line(hub):
+    with pytest.raises(
+        ValueError, match="org/tales is no path, and as a dataset of the hub cannot be loaded"
+    ) as caught:
+        open_source("org/tales")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_package_it_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match="org/stories is no path.* needs the package `datasets`: pip install datasets"):
+        open_source("org/stories")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="x.parquet needs the package `datasets`"):
+        open_source(str(tmp_path / "x.parquet"))
+
+
+def test_a_parquet_file(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    from pyarrow import parquet, table
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    parquet.write_table(table({"text": ["one", "", "three", None], "id": [1, 2, 3, 4]}), tmp_path / "x.parquet")
+    assert texts_of(open_source(str(tmp_path / "x.parquet"))) == ["one", "three"]
+
+
+@pytest.mark.parametrize(
+    "name", ["x.txt", "./x", "../x/y", "/nowhere/x", "~/nowhere/x", "data/x", "a/b/c", "org/x.jsonl"]
+)
+def test_a_mistyped_path_is_no_dataset_of_the_hub(name, hub, in_root):
+    with pytest.raises(ValueError, match=f"^{name} does not exist$"):
+        open_source(name)
+    assert not hub
+
+
+def test_neither_file_nor_folder():
+    with pytest.raises(ValueError, match="/dev/null is neither a file nor a folder"):
+        open_source("/dev/null")

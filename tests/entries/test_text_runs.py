@@ -1,0 +1,247 @@
+"""Language models through the command line, in the words of the fourth document."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from text_sets import ALPHABET, SMALL, metrics, run, same_weights, write_set
+
+import eval as evaluation
+
+pytestmark = pytest.mark.slow
+
+MODES = {
+    "single": "--dataset a",
+    "multidataset": "--training_mode=multidataset --dataset_list a b --dataset_sampling_probs 0.5 0.5",
+    "annealed": "--training_mode=multidataset --dataset_list a b --dataset_sampling_probs 0.9 0.1 "
+    "--dataset_sampling_probs_final 0.1 0.9",
+    "interleaved": "--training_mode=multidataset --dataset_list a b --dataset_interleaving",
+    "separate": "--training_mode=multidataset --dataset_list a b --multidataset_wte",
+    "multicontext": "--training_mode=multicontext --multicontext_datasets a b",
+}
+
+MUTE = ("separate", "multicontext")  # several tokenizers: no samples
+
+
+def line_of(mode):
+    """The mode's command line, small; where there are several tokenizers without samples."""
+    return f"{MODES[mode]} {SMALL.replace('--max_sample_tokens 4', '') if mode in MUTE else SMALL}"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Data sets a and b found by name; runs go to the working folder's out/."""
+    monkeypatch.setenv("KEEL_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("ab"):
+        write_set(tmp_path / "home" / "datasets" / name, seed)
+    return tmp_path
+
+
+def out(home, name):
+    return home / "out" / name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resumed_run_is_the_uninterrupted_one(home, mode):
+    """Weights, log and samples, with dropout, from a checkpoint in mid-run; only the folder is named again."""
+    whole = run(f"{line_of(mode)} --dropout 0.2 --decay_lr --out_dir out/whole")
+    lines = (out(home, "whole") / "metrics.jsonl").read_text().splitlines()
+    shutil.rmtree(out(home, "whole") / "checkpoint-6")
+    (out(home, "whole") / "model.safetensors").unlink()
+    resumed = run("--init_from=resume --out_dir=out/whole")
+    assert resumed.state.global_step == 6 and same_weights(whole, resumed)
+
+    def steady(line):
+        record = json.loads(line)
+        return {key: value for key, value in record.items() if not key.endswith(("second", "_ms", "_mb", "runtime"))}
+
+    again = (out(home, "whole") / "metrics.jsonl").read_text().splitlines()
+    kept = [steady(line) for line in lines if "train_loss" not in line]
+    assert kept == [steady(line) for line in again if "train_loss" not in line]
+    if mode not in MUTE:
+        samples = (out(home, "whole") / "samples.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in samples] == sorted({json.loads(line)["step"] for line in samples})
+
+
+def test_other_data_under_the_same_name_is_no_resumed_run(home, capsys):
+    run(f"--dataset a {SMALL} --out_dir out/a")
+    shutil.rmtree(out(home, "a") / "checkpoint-6")
+    shutil.rmtree(home / "home/datasets/a")
+    write_set(home / "home/datasets/a", seed=5)
+    with pytest.raises(SystemExit) as left:
+        run("--init_from=resume --out_dir=out/a")
+    assert left.value.code == 2 and "the data is not what" in capsys.readouterr().err
+
+
+def test_what_is_logged(home):
+    trainer = run(f"--dataset a {SMALL} --out_dir out/a")
+    folder = out(home, "a")
+    assert metrics(folder, "tokens") == {step: step * 4 * 16 for step in range(1, 7)}
+    rates, samples = metrics(folder, "tokens_per_second"), metrics(folder, "samples_per_second")
+    assert all(rates[step] == pytest.approx(16 * samples[step], rel=1e-3) for step in rates) and rates
+    loss, chance = metrics(folder, "loss"), metrics(folder, "better_than_chance")
+    assert all(chance[step] == pytest.approx(len(ALPHABET) / math.exp(loss[step]), rel=1e-6) for step in loss)
+    evaluated = metrics(folder, "eval_loss")
+    assert list(evaluated) == [3, 6] and metrics(folder, "eval_perplexity")[6] == pytest.approx(math.exp(evaluated[6]))
+    assert metrics(folder, "eval_bits_per_byte")[6] == pytest.approx(evaluated[6] / math.log(2))
+    assert len(trainer.eval_dataset) == 2 * 4  # eval_iters batches
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert samples[0]["step"] == 3 and len(samples[0]["text"]) == 1 + 4
+
+
+def test_batch_and_block_size_and_log_interval(home):
+    trainer = run(f"--dataset a {SMALL} --out_dir out/a".replace("--log_interval 1", "--log_interval 2"))
+    assert list(metrics(out(home, "a"), "loss")) == [2, 4, 6]
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["input_ids"].shape == (4, 16)
+    assert torch.equal(batch["input_ids"][:, 1:], batch["shift_labels"][:, :-1])
+
+
+def test_losses_of_each_set_and_their_mean(home):
+    run(f"{MODES['multidataset']} {SMALL} --out_dir out/m")
+    each = [metrics(out(home, "m"), f"eval_{name}_loss") for name in "ab"]
+    mean = metrics(out(home, "m"), "eval_loss")
+    assert list(mean) == [3, 6]
+    assert mean[6] == pytest.approx(sum(losses[6] for losses in each) / 2) and each[0][6] != each[1][6]
+
+
+def test_losses_of_each_context(home):
+    run(f"{line_of('multicontext')} --out_dir out/c")
+    folder = out(home, "c")
+    for prefix in ("", "eval_"):
+        loss, each = metrics(folder, f"{prefix}loss"), [metrics(folder, f"{prefix}loss_{name}") for name in "ab"]
+        assert loss[6] == pytest.approx((each[0][6] + each[1][6]) / 2, rel=1e-4)
+
+
+def test_evaluation_by_hand(home, capsys):
+    """eval.py over all windows of val.bin, against the model called on each of them."""
+    trainer = run(f"--dataset a {SMALL} --out_dir out/a")
+    scores = evaluation.main(
+        ["--checkpoint", "out/a", "--samples", "2", "--tokens", "5", "--prompt", "ab", "--seed", "3"]
+    )
+    tokens = torch.from_numpy(np.fromfile(home / "home/datasets/a/val.bin", np.uint16).astype(np.int64))
+    windows = [tokens[start : start + 17] for start in range(0, len(tokens) - 16, 16)]
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = [trainer.model(input_ids=each[None, :-1])["logits"][0, :, : len(ALPHABET)] for each in windows]
+    losses = [torch.nn.functional.cross_entropy(each, window[1:]) for each, window in zip(logits, windows, strict=True)]
+    assert scores["loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
+    assert scores["bits_per_byte"] == pytest.approx(scores["loss"] / math.log(2))
+    assert len(scores["samples"]) == 2 and all(text.startswith("ab") and len(text) == 7 for text in scores["samples"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss"] == scores["loss"]
+    with pytest.raises(SystemExit) as left:
+        evaluation.main(["--checkpoint", "out/a", "--episodes", "3"])
+    assert left.value.code == 2 and "`--episodes 3` would do nothing" in capsys.readouterr().err
+
+
+def test_prev_run_takes_weights_and_optimizer_and_starts_at_step_0(home):
+    before = run(f"--dataset a {SMALL} --out_dir out/a")
+    words = SMALL.replace("--n_layer 1 --n_head 2 --n_embd 16 ", "")  # the network is the earlier run's
+    after = run(
+        f"--init_from=prev_run --prev_run_ckpt out/a --dataset b {words} --max_iters 1 --out_dir out/b".replace(
+            "--max_iters 6 --warmup_iters 2", "--warmup_iters 0"
+        )
+        + " --learning_rate 0"
+    )
+    assert after.state.global_step == 1 and same_weights(before, after)  # at rate 0 nothing moves
+    steps = {int(each["step"]) for each in after.optimizer.state_dict()["state"].values()}
+    assert steps == {7}
+
+
+def test_decay_lr_and_its_numbers(home):
+    """nanoGPT's course by hand: a linear warm-up, then half a cosine down to min_lr at lr_decay_iters."""
+    run(f"--dataset a {SMALL} --out_dir out/d --decay_lr --lr_decay_iters 5 --min_lr 2e-4 --learning_rate 1e-3")
+    rates = metrics(out(home, "d"), "learning_rate")
+
+    def by_hand(done):
+        if done < 2:
+            return 1e-3 * done / 2
+        share = min(1, (done - 2) / (5 - 2))
+        return 2e-4 + 0.5 * (1 + math.cos(math.pi * share)) * (1e-3 - 2e-4)
+
+    assert [rates[step] for step in range(1, 7)] == pytest.approx([by_hand(done) for done in range(6)], rel=1e-6)
+    run(f"--dataset a {SMALL} --out_dir out/n")
+    flat = metrics(out(home, "n"), "learning_rate")
+    assert [flat[step] for step in range(1, 7)] == pytest.approx([0, 5e-4, 1e-3, 1e-3, 1e-3, 1e-3])
+
+
+def test_weight_decay_grad_clip_and_betas_act(home):
+    whole = run(f"--dataset a {SMALL} --out_dir out/0")
+    groups = whole.optimizer.param_groups
+    assert {group["weight_decay"] for group in groups} == {0.1, 0.0} and groups[0]["betas"] == (0.9, 0.99)
+    for number, words in enumerate(("--weight_decay 0", "--grad_clip 0.01", "--beta1 0.5", "--beta2 0.5", "--seed 7")):
+        assert not same_weights(whole, run(f"--dataset a {SMALL} --out_dir out/x{number} {words}")), words
+
+
+def test_from_gpt2_of_any_size(home):
+    """A tiny GPT-2 of transformers on disk: the first evaluation sees its very loss, cropped to the block size."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 40}
+    theirs = GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+    theirs.save_pretrained(home / "tiny")
+    words = SMALL.replace("--n_layer 1 --n_head 2 --n_embd 16 ", "")
+    trainer = run(f"--init_from=gpt2 --gpt2_type {home / 'tiny'} --dataset=a {words} --out_dir=out/f --learning_rate 0")
+    batch = next(iter(trainer.get_eval_dataloader()))
+    logits = theirs(batch["input_ids"]).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["shift_labels"].flatten())
+    trainer.model.eval()
+    with torch.no_grad():
+        found = trainer.model(**{key: batch[key] for key in ("input_ids", "shift_labels", "labels")})["loss"]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_from_any_causal_language_model(home):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    theirs = LlamaForCausalLM(LlamaConfig(vocab_size=len(ALPHABET), max_position_embeddings=32, **sizes))
+    theirs.save_pretrained(home / "llama")
+    words = SMALL.replace("--n_layer 1 --n_head 2 --n_embd 16 ", "")
+    trainer = run(f"--init_from={home / 'llama'} --dataset=a {words} --out_dir=out/f --learning_rate 0")
+    assert type(trainer.model).__name__ == "LlamaForCausalLM"
+    ours = trainer.model.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in theirs.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--dataset c", "prepare.py --dataset c"),
+        ("--init_from=resume --out_dir=out/none", "no run to go on with"),
+        ("--training_mode=multidataset --dataset_list a b --dataset_sampling_probs 0.5 0.6", "sums to 1.1"),
+        ("--training_mode=multidataset --dataset_list a", "at least two data sets"),
+        ("--training_mode=multidataset --dataset_list a longer_alphabet", "tokenizer"),
+        ("--training_mode=multicontext --multicontext_datasets a longer", "1,200"),
+        ("--dataset a --block_size 400", "block_size"),
+        ("--dataset odd", "odd"),
+        ("--dataset beyond", "beyond"),
+        ("--dataset no_val", "val.bin"),
+    ],
+)
+def test_bad_data_is_one_line_and_nothing_is_written(home, capsys, line, says):
+    sets = home / "home" / "datasets"
+    write_set(sets / "longer", tokens=(1300, 400))
+    write_set(sets / "longer_alphabet", alphabet=ALPHABET + "XYZ")
+    for name in ("odd", "beyond", "no_val"):
+        write_set(sets / name)
+    with open(sets / "odd/train.bin", "ab") as file:
+        file.write(b"x")
+    ids = np.fromfile(sets / "beyond/train.bin", np.uint16)
+    ids[700] = 99
+    ids.tofile(sets / "beyond/train.bin")
+    (sets / "no_val/val.bin").write_bytes(b"")
+    small = " ".join(word for word in SMALL.replace("--block_size 16", "").split()) if "block_size" in line else SMALL
+    where = "" if "--out_dir" in line else " --out_dir out/x"
+    with pytest.raises(SystemExit) as left:
+        run(f"{line} {small}{where}")
+    errors = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    assert left.value.code == 2 and len(errors) == 1 and says in errors[0], errors
+    assert not (home / "out").exists()
