@@ -201,7 +201,7 @@ def find(name: str, cache_dir: str | Path) -> Path | None:
 
 def check(config: Config, run) -> list[str]:
     """Problems that can be seen from the files' sizes and first bytes, one line each."""
-    from data.text.agreement import disagreements
+    from data.text.agreement import disagreements, foreign_to_weights
     from data.text.folder import read_folder
 
     problems, folders = run_problems(config, run), []
@@ -214,6 +214,7 @@ def check(config: Config, run) -> list[str]:
             folders.append(read_folder(place, config.vocab_size))
         except ValueError as error:
             problems.append(f"{config.named('path')}: {error}")
+    problems += foreign_to_weights(config, folders, run.process.model_name_or_path)
     return problems + disagreements(config, folders)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from data.text import SPLITS, Config
@@ -78,6 +79,26 @@ def _foreign_tokens(config: Config, one: Folder, other: Folder) -> list[str]:
     return [
         f"{config.named('path')}: {one.path} and {other.path} {how}; prepare both with one tokenizer (--tokenizer "
         f"{one.path}), or set {config.named('separate_embeddings')} true"
+    ]
+
+
+def foreign_to_weights(config: Config, folders: list[Folder], weights: str | None) -> list[str]:
+    """Data whose ids mean other tokens than those that the first weights were trained on: all would be unlearnt.
+
+    Only a folder that holds its tokenizer can be compared.
+    """
+    file = Path(weights).expanduser() / "tokenizer.json" if weights else None
+    if file is None or not file.is_file() or config.separate_embeddings or config.mode == "multicontext":
+        return []
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8")).get("model", {}).get("vocab")
+        foreign = [folder for folder in folders if (own := _vocabulary(folder)) is not None and own != theirs]
+    except (OSError, ValueError, AttributeError):
+        return []  # a damaged file is told by whoever needs it
+    return [
+        f"{config.named('path')}: {folder.path} has other tokens than the weights at {weights} know; prepare "
+        f"it with theirs: python prepare.py --dataset NAME --text FILE --tokenizer {weights}"
+        for folder in foreign
     ]
 
 

@@ -518,3 +518,23 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", refusing)
     assert "train.bin cannot be read (Permission denied)" in refusal(tmp_path)
+
+
+# ---- the tokens of the first weights ----
+
+
+def test_tokens_that_the_weights_do_not_know(tmp_path):
+    """model_name_or_path names a folder with a tokenizer: its ids must mean what the data's do."""
+    symbols = {letter: number for number, letter in enumerate("abcde")}
+    folder = write_text_folder(tmp_path / "words", counting(500, 5), vocab_size=5, symbols=symbols)
+    same = write_text_folder(tmp_path / "same", counting(500, 5), vocab_size=5, symbols=symbols)
+    turned = dict(zip(symbols, reversed(symbols.values()), strict=True))
+    other = write_text_folder(tmp_path / "other", counting(500, 5), vocab_size=5, symbols=turned)
+
+    def problems(weights):
+        run = text_run(tmp_path / "cache", model_name_or_path=weights and str(weights))
+        return check(Config(str(folder), block_size=16), run)
+
+    assert problems(None) == problems(same) == problems(tmp_path / "nowhere") == []
+    (line,) = problems(other)
+    assert "words has other tokens than the weights at" in line and f"--tokenizer {other}" in line

@@ -93,6 +93,24 @@ def test_what_is_logged(home):
     assert samples[0]["step"] == 3 and len(samples[0]["text"]) == 1 + 4
 
 
+def test_sample_keys(home):
+    """Each key of the samples, seen in what is written: sample_tokens, sample_prompt, sample_count, sample_top_k,
+    sample_temperature."""
+
+    def texts(name, **keys):
+        settings = [f"{key}={value}" for key, value in keys.items()]
+        run(f"--dataset a {SMALL.replace('--max_sample_tokens 4', '')} --out_dir out/{name} --set", *settings)
+        path = out(home, name) / "samples.jsonl"
+        return [json.loads(line)["text"] for line in path.read_text().splitlines()] if path.exists() else None
+
+    assert texts("none", sample_tokens=0) is None
+    some = texts("some", sample_tokens=30, sample_prompt="abc", sample_count=2, sample_temperature=2.0, sample_top_k=10)
+    assert all(len(text) == 33 and text.startswith("abc") for text in some) and some[0] != some[1]
+    coldest = texts("cold", sample_tokens=30, sample_prompt="abc", sample_temperature=0)
+    greedy = texts("greedy", sample_tokens=30, sample_prompt="abc", sample_temperature=1.0, sample_top_k=1)
+    assert coldest == greedy and coldest[0] != some[0]
+
+
 def test_batch_and_block_size_and_log_interval(home):
     trainer = run(f"--dataset a {SMALL} --out_dir out/a".replace("--log_interval 1", "--log_interval 2"))
     assert list(metrics(out(home, "a"), "loss")) == [2, 4, 6]
@@ -140,6 +158,7 @@ def test_evaluation_by_hand(home, capsys):
 
 
 def test_prev_run_takes_weights_and_optimizer_and_starts_at_step_0(home):
+    """`load_optimizer` and `is_pretrained`, in one word."""
     before = run(f"--dataset a {SMALL} --out_dir out/a")
     words = SMALL.replace("--n_layer 1 --n_head 2 --n_embd 16 ", "")  # the network is the earlier run's
     after = run(
