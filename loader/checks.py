@@ -175,6 +175,7 @@ def _horizons(run: RunConfig, problems: Problems) -> None:
                 f"`{name}`{run.place(name)} would do nothing: lr_scheduler_type {run.hyper.lr_scheduler_type} does not "
                 "fall towards an end"
             )
+    _course(run, problems)
     lowest, resumed = run.hyper.min_lr, run.process.resume_lr
     if lowest is not None and resumed is not None and resumed < lowest:
         problems.add(
@@ -190,6 +191,21 @@ def _horizons(run: RunConfig, problems: Problems) -> None:
                     f"`{name}`{run.place(name)} would do nothing: adafactor without a learning rate takes relative "
                     "steps, its own schedule; set learning_rate"
                 )
+
+
+def _course(run: RunConfig, problems: Problems) -> None:
+    """Floor and end of a schedule against rate and warm-up."""
+    hyper, warm = run.hyper, warmup(run)
+    if hyper.min_lr is not None and hyper.min_lr > hyper.learning_rate:
+        problems.add(
+            f"`min_lr: {hyper.min_lr:g}`{run.place('min_lr')} is above `learning_rate: {hyper.learning_rate:g}`"
+            f"{run.place('learning_rate')}; lower it"
+        )
+    if hyper.lr_decay_iters is not None and warm >= 1 and hyper.lr_decay_iters <= warm:
+        problems.add(
+            f"`lr_decay_iters: {hyper.lr_decay_iters}`{run.place('lr_decay_iters')} lies within the warm-up "
+            f"(`warmup_steps: {warm:g}`{run.place('warmup_steps')}); raise one or lower the other"
+        )
 
 
 def _strategies(run: RunConfig, problems: Problems) -> None:

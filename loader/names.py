@@ -19,6 +19,15 @@ from .run_config import RunConfig
 from .trainer_fields import trainer_fields
 
 PLATEAUS = ("reduce_lr_on_plateau", "greedy")
+# Options without which torch's schedules cannot be made.
+NEEDED = {
+    "StepLR": ("step_size",),
+    "MultiStepLR": ("milestones",),
+    "ExponentialLR": ("gamma",),
+    "CyclicLR": ("base_lr",),
+}
+# Names of TrainingArguments whose optimizers have no betas.
+WITHOUT_BETAS = ("sgd", "adagrad", "rmsprop", "adafactor")
 ADAM_KEYS = {"adam_beta1": "betas", "adam_beta2": "betas", "adam_epsilon": "eps"}
 
 
@@ -44,6 +53,9 @@ def _optimizer(run: RunConfig, problems: Problems) -> None:
             f"`optim: {name}`{run.place('optim')} is neither a TrainingArguments name nor a class of torch.optim or "
             f"pytorch-optimizer{hint}"
         )
+    for key in ADAM_KEYS if name in WITHOUT_BETAS else ():
+        if run.on_command_line(key):
+            problems.add(f"`{key}`{run.place(key)} would do nothing: optimizer {name} is not of Adam's kind")
     if name in words:
         return
     takes = constructor_options("optimizer", name)
@@ -88,6 +100,12 @@ def _schedule(run: RunConfig, problems: Problems) -> None:
         if option not in takes:
             hint = did_you_mean(option, takes) or f"; it takes {', '.join(takes)}"
             problems.add(f"`scheduler.{option}`{run.place(f'scheduler.{option}')}: {name} takes no such option{hint}")
+    for option in NEEDED.get(name, ()):
+        if option not in run.scheduler and not (name == "ExponentialLR" and run.hyper.min_lr):
+            problems.add(
+                f"`lr_scheduler_type: {name}`{place} needs `{option}`: --set scheduler.{option}=…"
+                + (", or --min_lr to fall to" if name == "ExponentialLR" else "")
+            )
 
 
 def _backends(run: RunConfig, problems: Problems) -> None:

@@ -85,9 +85,9 @@ class ProcessArguments:
     resume_lr: float | None = flag(None, "On resume: the learning rate from here on.", ge=0)
     resume_weight_decay: float | None = flag(None, "On resume: the weight decay from here on.", ge=0)
     # Samples of language models
-    sample_tokens: int = flag(0, "Tokens to generate whenever the validation loss improves; 0: none.", ge=0)
+    sample_tokens: int = flag(0, "Tokens to generate whenever the validation loss improves; 0: none.", ge=0, le=100_000)
     sample_prompt: str = flag("\n", "Text that a sample goes on from.")
-    sample_count: int = flag(1, "Samples each time.", ge=1)
+    sample_count: int = flag(1, "Samples each time.", ge=1, le=1000)
     sample_temperature: float = flag(0.8, "Temperature of sampling; 0: always the likeliest token.", ge=0)
     sample_top_k: int | None = flag(200, "Sample from the k likeliest tokens; null: from all.", ge=1)
     # Machine

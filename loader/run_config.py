@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ from .trainer_fields import trainer_fields
 from .tree import CLI, DEFAULT, SET, Node, find, leaves, merge, node_of, rank
 from .validate import check_dataclass, check_value
 from .vocabulary import TRACKING, TRACKING_MODEL_KEYS
-from .words import OF_TEXT, TEXT_TASK
+from .words import OF_TEXT, TEXT_TASK, said_start, settle_words
 
+# Kinds of file that a key names.
+KINDS = (("task", "task_name"), ("model", "model_config"))
 # Choosing another optimizer or schedule leaves the earlier one's constructor arguments behind.
 CHOSEN_BY = {"optim": "optimizer", "lr_scheduler_type": "scheduler"}
 
@@ -150,22 +152,29 @@ def resolve(
     settings = [settings] if isinstance(settings, str) else settings
     flags, overrides = layers.flag_layer(hyper, words, problems), layers.set_layer(settings or [], problems)
     chosen = training_config or hyper.training_config
-    if chosen is None and words.get("init_from") == "resume" and "task_name" not in hyper.given:
+    if chosen is None and said_start([flags, overrides]) == "resume" and "task_name" not in hyper.given:
         chosen = _resumed_file(flags)
     training = _training(chosen, problems) if chosen is not None else []
-    implied = {"task_name": TEXT_TASK} if words.keys() & set(OF_TEXT) else {}
+    implied = {"task_name": TEXT_TASK} if (words.keys() | problems.words) & set(OF_TEXT) else {}
     below = [layers.built_in_layer(**implied), *layers.training_layers(layers.DEFAULT_FILE, problems)]
+    if chosen is None:  # the task's own recipe, where the command line names none
+        training = _recipe_of_task([*below, flags, overrides], problems)
     above = [*training, flags, overrides]
+    settle_words(above, problems)
     found = _task_and_model_layers(below, above, problems)
-    recipe = [layer.value.pop("training") for layer in found if "training" in layer.value]
-    if recipe and chosen is None:  # the task's own recipe, where the command line names none
-        path = layers.find_file("training", str(recipe[-1].value), recipe[-1].origin.place)
-        above = [*_training(path, problems), flags, overrides]
-        found = _task_and_model_layers(below, above, problems)
-        for layer in found:
-            layer.value.pop("training", None)
+    for layer in found:
+        layer.value.pop("training", None)
     stack = [*below, *found, *_earlier_model([*below, *found, *above]), *above]
     return _typed(stack, problems)
+
+
+def _recipe_of_task(stack: list[Node], problems: Problems) -> list[Node]:
+    """The layers of the training file that the task's file names."""
+    task = _task_and_model_layers(stack, [], Problems(), kinds=(("task", "task_name"),))
+    recipe = task[0].value.get("training") if task else None
+    if recipe is None:
+        return []
+    return _training(layers.find_file("training", str(recipe.value), recipe.origin.place), problems)
 
 
 def _earlier_model(stack: list[Node]) -> list[Node]:
@@ -204,7 +213,9 @@ def _resumed_file(flags: Node) -> Path:
 def read_saved(path: str | os.PathLike) -> RunConfig:
     """The RunConfig of an earlier run from its run.yaml alone: no task, model or default file is read again."""
     problems = Problems()
-    return _typed([layers.built_in_layer(), *layers.training_layers(path, problems)], problems)
+    saved = layers.training_layers(path, problems)
+    settle_words(saved, problems)
+    return _typed([layers.built_in_layer(), *saved], problems)
 
 
 def _merged(stack: list[Node]) -> Node:
@@ -223,10 +234,12 @@ def _merged(stack: list[Node]) -> Node:
     return tree
 
 
-def _task_and_model_layers(below: list[Node], above: list[Node], problems: Problems) -> list[Node]:
+def _task_and_model_layers(
+    below: list[Node], above: list[Node], problems: Problems, kinds: Sequence[tuple[str, str]] = KINDS
+) -> list[Node]:
     """The files that `task_name` and `model_config` name, whichever layer names them last."""
     found: list[Node] = []
-    for kind, key in (("task", "task_name"), ("model", "model_config")):
+    for kind, key in kinds:
         named = _merged([*below, *found, *above]).value.get(key)
         if named is None or named.value is None or isinstance(named.value, (list, dict)):
             continue

@@ -20,6 +20,8 @@ from .trainer_fields import REQUIRED
 from .tree import Node, leaves
 from .vocabulary import foreign_words
 
+# Line breaks to YAML that its writer leaves as they are.
+UNREADABLE = ("\x85", "\u2028", "\u2029")
 # `training_config` names the file that was read; its content is what is shown. A token is nobody's to read.
 LEFT_OUT = ("training_config", "hub_token")
 
@@ -57,7 +59,8 @@ def _yaml_lines(node: Node, depth: int) -> Iterator[str]:
 
 def _flow(value: Any) -> str:
     """One value on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
+    plain = not any(mark in str(value) for mark in UNREADABLE)
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=plain)
     return text.removesuffix("\n").removesuffix("\n...").strip().replace("${env:", "$${env:")
 
 

@@ -106,7 +106,12 @@ def _scheduler_word(node: Node) -> Moved:
 
 
 def _lr_scheduler(node: Node) -> Moved:
-    """A word, or Lightning's mapping with `class_name`."""
+    """A word, or Lightning's mapping with `class_name`.
+
+    Where scripts say `exponential`, the rate falls by equal factors every step, to min_lr at the end.
+    """
+    if not node.is_mapping and node.value == "exponential":
+        return [("scheduler", _value(node, {"name": "ExponentialLR", "interval": "step"}))]
     if not node.is_mapping:
         return _scheduler_word(node)
     return [("scheduler", Node(_renamed(node, "class_name"), node.origin))]

@@ -1,17 +1,18 @@
 """Flags in the words of language-model scripts (`--dataset`, `--max_iters`, `--eval_interval` …), and what each sets.
 
-A word is a flag for the command line and a key for YAML. Its `path` is the key of ours that it sets; words without one
-mean something together with others and are explained in `translate_words`.
+A word is a flag for the command line and a key for YAML. Its `path` is the key of ours that it sets; those without one
+set several keys, or mean something only together with others (`translate_words`, `settle_words`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from .errors import Problems
+from .errors import Problems, did_you_mean
 from .hyper import flag
 from .tree import Node, node_of
 
@@ -57,7 +58,7 @@ class WordArguments:
         "prev_run_ckpt, from step 0), gpt2, or any causal language model by hub id or path, GGUF too."
     )
     gpt2_type: str | None = word("Which GPT-2: gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder.")
-    prev_run_ckpt: str | None = word("The run that init_from prev_run starts from.", "model_name_or_path")
+    prev_run_ckpt: str | None = word("The run that init_from prev_run starts from.")
     # Model
     n_layer: int | None = word("Layers.", "model.n_layer")
     n_head: int | None = word("Attention heads of each layer.", "model.n_head")
@@ -89,11 +90,13 @@ OF_TEXT = (
     "n_embd",
 )  # fmt: skip
 TEXT_TASK = "text"
+START_WORDS = ("init_from", "gpt2_type", "prev_run_ckpt")
+GPT2_TYPES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 @cache
 def word_paths() -> dict[str, str | None]:
-    """Word -> the key that it sets; None where `translate_words` decides."""
+    """Word -> the key that it sets; None where `translate_words` or `settle_words` decides."""
     return {each.name: each.metadata["path"] for each in dataclasses.fields(WordArguments)}
 
 
@@ -103,70 +106,139 @@ def word_table() -> dict[str, str]:
 
 
 def translate_words(tree: Node, problems: Problems) -> None:
-    """The words of one layer whose meaning depends on one another, in place."""
-    _initial_weights(tree, problems)
-    _decay(tree, problems)
+    """The words of one layer that mean more than one key, in place. Those that mean something only together with others
+    (`START_WORDS`, `decay_lr`) stay for `settle_words`, which sees all layers."""
+    problems.words |= tree.value.keys() & word_paths().keys() - set(SECTION_WORDS)
+    _modes(tree, problems)
     interval = tree.value.pop("eval_interval", None)
-    if interval is not None:
-        if "eval_steps" in tree.value:
-            problems.add(_same("eval_interval", interval, "eval_steps", tree.value["eval_steps"]))
+    if interval is None:
+        return
+    if "eval_steps" in tree.value:
+        problems.add(_same("eval_interval", interval, "eval_steps", tree.value["eval_steps"]))
+    elif isinstance(interval.value, int) and interval.value < 1:
+        problems.add(f"`eval_interval: {interval.value}`{interval.origin.place} must be at least 1")
+    else:
         tree.value["eval_steps"] = interval
         tree.value.setdefault("save_steps", interval)
         problems.note(f"eval_interval ({interval.origin}) is `eval_steps` and `save_steps`: {interval.value}")
 
 
-def _initial_weights(tree: Node, problems: Problems) -> None:
-    """`init_from`, with `gpt2_type`: which network, and whose weights."""
-    start, kind = tree.value.pop("init_from", None), tree.value.pop("gpt2_type", None)
+def _modes(tree: Node, problems: Problems) -> None:
+    """Lists of data sets, each of one training mode."""
+    mode = tree.value.get("training_mode")
+    for word, its in (("dataset_list", "multidataset"), ("multicontext_datasets", "multicontext")):
+        node = tree.value.get(word)
+        if node is not None and mode is not None and mode.value != its:
+            problems.add(
+                f"`{word}`{node.origin.place} is of `training_mode: {its}`, not of {mode.value}{mode.origin.place}"
+            )
+
+
+def settle_words(layers: list[Node], problems: Problems) -> None:
+    """Words that mean something together, over all layers: the latest of each counts, and is written as our keys into
+    the layer that said it. In place; the words themselves are gone afterwards."""
+    _initial_weights(layers, problems)
+    _decay(layers, problems)
+
+
+def _taken(layers: list[Node], word: str) -> tuple[int, Node | None]:
+    """The number of the latest layer with a word, and its node; the word leaves all layers. A null says nothing."""
+    found: tuple[int, Node | None] = (-1, None)
+    for number, layer in enumerate(layers):
+        node = layer.value.pop(word, None)
+        if node is not None and node.value is not None:
+            found = number, node
+    return found
+
+
+def said_start(layers: list[Node]) -> str | None:
+    """What the latest `init_from` of all layers says."""
+    words = [layer.value["init_from"].value for layer in layers if "init_from" in layer.value]
+    return str(words[-1]) if words and words[-1] is not None else None
+
+
+def _initial_weights(layers: list[Node], problems: Problems) -> None:
+    """`init_from` with `gpt2_type` or `prev_run_ckpt`: which network, and whose weights."""
+    (at, start), (kind_at, kind), (earlier_at, earlier) = (_taken(layers, word) for word in START_WORDS)
+    for word, node in (("init_from", start), ("gpt2_type", kind), ("prev_run_ckpt", earlier)):
+        if node is not None and not str(node.value).strip():
+            problems.add(f"`{word}`{node.origin.place} is empty; leave it out")
+            return
+    name = "" if start is None else str(start.value)
+    is_gpt2 = name in GPT2_TYPES
+    for word, node, number, fits, needs in (
+        ("gpt2_type", kind, kind_at, is_gpt2, "gpt2"),
+        ("prev_run_ckpt", earlier, earlier_at, name == "prev_run", "prev_run"),
+    ):
+        if node is not None and not fits and number >= at:
+            beside = f" with `init_from: {name}`{start.origin.place}" if start is not None else ""
+            problems.add(
+                f"`{word}: {node.value}`{node.origin.place} would do nothing{beside}; set init_from {needs}, or leave "
+                "it out"
+            )
+            return
     if start is None:
-        if kind is not None:
-            _set(tree, {"model_name_or_path": kind.value}, "gpt2_type", kind, problems)
         return
-    name = str(start.value)
-    if kind is not None and not name.startswith("gpt2"):
-        problems.add(
-            f"`gpt2_type: {kind.value}`{kind.origin.place} would do nothing with `init_from: {name}`"
-            f"{start.origin.place}; leave it out, or set init_from gpt2"
-        )
-    if name == "scratch":
-        keys: dict[str, object] = {"model_name_or_path": None}
-    elif name == "resume":
+    keys: dict[str, object] = {"model_name_or_path": None, "is_pretrained": False, "load_optimizer": False}
+    if name == "resume":
         keys = {"resume_from_checkpoint": "newest"}
     elif name == "prev_run":
-        keys = {"is_pretrained": True, "load_optimizer": True}
-    elif name.startswith("gpt2") and "/" not in name:
-        keys = {"model_config": "gpt", "model_name_or_path": name if kind is None else kind.value}
-    else:
-        keys = {"model_config": "auto", "model_name_or_path": name}
-    _set(tree, keys, "init_from", start, problems)
+        if earlier is None:
+            problems.add(f"`init_from: prev_run`{start.origin.place} needs `prev_run_ckpt`, the run it starts from")
+            return
+        keys = {"model_name_or_path": str(earlier.value), "is_pretrained": True, "load_optimizer": True}
+    elif is_gpt2:
+        if kind is not None and kind_at == at and name != "gpt2" and name != kind.value:
+            problems.add(f"`init_from: {name}`{start.origin.place} and `gpt2_type: {kind.value}` contradict; keep one")
+            return
+        chosen = name if kind is None or kind_at < at and name != "gpt2" else str(kind.value)
+        if kind is not None and not _is_gpt2(chosen):
+            remedy = did_you_mean(chosen, GPT2_TYPES) or f"; there are {', '.join(GPT2_TYPES)}, a hub id, a folder"
+            problems.add(f"`gpt2_type: {chosen}`{kind.origin.place} is none of GPT-2's{remedy}")
+            return
+        keys |= {"model_config": "gpt", "model_name_or_path": chosen}
+    elif name != "scratch":
+        keys |= {"model_config": "auto", "model_name_or_path": name}
+    _write(layers[at], keys, start, problems)
 
 
-def _set(tree: Node, keys: dict[str, object], name: str, node: Node, problems: Problems) -> None:
+def _is_gpt2(word: str) -> bool:
+    return word in GPT2_TYPES or "/" in word or os.path.isdir(os.path.expanduser(word))
+
+
+def _write(layer: Node, keys: dict[str, object], start: Node, problems: Problems) -> None:
+    """What `init_from` comes to, in the layer that says it: later layers' own words still win."""
     for key, value in keys.items():
-        if key in tree.value:
-            problems.add(_same(name, node, key, tree.value[key]))
-        else:
-            tree.value[key] = node_of(value, node.origin)
-    became = ", ".join(f"`{key}: {'null' if value is None else str(value)}`" for key, value in keys.items())
-    problems.note(f"{name} {node.value} ({node.origin}) is {became}")
+        if key not in layer.value:
+            layer.value[key] = node_of(value, start.origin)
+        elif value not in (None, False):  # false and null only undo what an earlier layer said
+            problems.add(_same("init_from", start, key, layer.value[key]))
+    said = {key: value for key, value in keys.items() if value not in (None, False)}
+    became = ", ".join(f"`{key}: {value}`" for key, value in said.items()) or "random weights"
+    problems.note(f"init_from {start.value} ({start.origin}) is {became}")
 
 
-def _decay(tree: Node, problems: Problems) -> None:
-    """`decay_lr`: true is a cosine unless `lr_scheduler` names another schedule, false is none."""
-    decay, named = tree.value.pop("decay_lr", None), tree.value.get("lr_scheduler")
+def _decay(layers: list[Node], problems: Problems) -> None:
+    """`decay_lr`: true is a cosine unless another schedule is named, false is none."""
+    at, decay = _taken(layers, "decay_lr")
     if decay is None:
         return
     if not isinstance(decay.value, bool):
         problems.add(f"`decay_lr: {decay.text or decay.value}`{decay.origin.place} must be true or false")
         return
-    is_none = named is not None and named.value in (None, "none", "constant")
-    if named is not None and decay.value == is_none:
+    named = [number for number, layer in enumerate(layers) if "lr_scheduler_type" in layer.value]
+    last = named[-1] if named else -1
+    if last > at:
+        return  # a later layer names the schedule itself
+    schedule = layers[last].value["lr_scheduler_type"] if named else None
+    is_constant = schedule is not None and schedule.value == "constant"
+    if last == at and is_constant == decay.value:
         problems.add(
-            f"`decay_lr: {str(decay.value).lower()}`{decay.origin.place} contradicts `lr_scheduler: {named.value}`"
-            f"{named.origin.place}; leave one out"
+            f"`decay_lr: {str(decay.value).lower()}`{decay.origin.place} contradicts the schedule "
+            f"`{schedule.value}`{schedule.origin.place}; leave one out"
         )
-    elif named is None:
-        tree.value["lr_scheduler"] = node_of("cosine" if decay.value else "none", decay.origin)
+    elif (schedule is None or is_constant) if decay.value else not is_constant:
+        layers[at].value["lr_scheduler_type"] = node_of("cosine" if decay.value else "constant", decay.origin)
 
 
 def _same(one: str, first: Node, other: str, second: Node) -> str:

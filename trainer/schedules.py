@@ -49,7 +49,7 @@ class SchedulePlan:
     Options that are not given: CosineAnnealingLR's `T_max`, PolynomialLR's `total_iters` and OneCycleLR's `total_steps`
     are the length from the end of the warm-up to the horizon, in units of the interval (inside a SequentialLR, up to
     the next milestone); `max_lr` of OneCycleLR and CyclicLR is the learning rate; ReduceLROnPlateau has factor 0.5,
-    patience 5, threshold 1e-3.
+    patience 5, threshold 1e-3; `gamma` of an ExponentialLR leads to `min_lr` at the horizon.
     """
 
     name: str
@@ -76,6 +76,13 @@ class SchedulePlan:
     @property
     def follows_metric(self) -> bool:
         return self.name in FOLLOWS_METRIC
+
+    def filled(self, units: int = 1, rate: float | None = None) -> dict[str, Any]:
+        """The options, with what follows from the plan's other values; `units`: how often it will move on."""
+        rate = self.learning_rate if rate is None else rate
+        if self.name != "ExponentialLR" or "gamma" in self.options or not self.min_lr or not rate:
+            return dict(self.options)
+        return {**self.options, "gamma": (self.min_lr / rate) ** (1 / units)}
 
     @property
     def warms_up_itself(self) -> bool:
@@ -296,7 +303,7 @@ class TorchCurve:
     ):
         self.stand_in = _stand_in(base_lrs, rate, optimizer)
         self.metric, self.moves = plan.follows_metric, 0
-        self.scheduler = _made(plan.name, plan.options, self.stand_in, max(1, units), rate)
+        self.scheduler = _made(plan.name, plan.filled(max(1, units), rate), self.stand_in, max(1, units), rate)
         self.cycles_momentum = getattr(self.scheduler, "cycle_momentum", False)
         # A OneCycleLR raises past its end; its last step is its lowest.
         self.last_move = getattr(self.scheduler, "total_steps", math.inf) - 1
@@ -402,7 +409,7 @@ def check_plan(plan: SchedulePlan) -> None:
 
 def check_names(plan: SchedulePlan) -> None:
     """The part of `check_plan` that concerns names of schedules and of their options."""
-    _check_one(plan.name, plan.options)
+    _check_one(plan.name, plan.filled())
     if plan.interval not in (None, "step", "epoch"):
         raise ValueError(f"schedule `{plan.name}` has the interval `{plan.interval}`; it is step or epoch")
     if plan.monitor is not None and not plan.follows_metric:
@@ -467,7 +474,8 @@ def _check_one(name: str, options: dict[str, Any]) -> None:
     needed = [each for each, value in takes.items() if value.default is value.empty and each not in FILLED]
     missing = [each for each in needed if each not in options]
     if missing:
-        raise ValueError(f"schedule `{name}` needs the option `{missing[0]}`")
+        hint = ", or min_lr to fall to" if name == "ExponentialLR" else ""
+        raise ValueError(f"schedule `{name}` needs the option `{missing[0]}` (scheduler.{missing[0]}){hint}")
     if "schedulers" in takes:
         _check_list(name, options)
 

@@ -232,6 +232,7 @@ def test_process_keys_nothing_can_use_are_refused(in_root):
     live = TRAINER_PROCESS_KEYS | adaptation().PROCESS_KEYS
     live |= run.dataset.module.PROCESS_KEYS | run.model.module.PROCESS_KEYS
     dead = {"use_reasoning", "use_prev_subtask", "select_seg_token_mask", "llm_loss_weight"}
+    dead |= {"sample_tokens", "sample_prompt", "sample_count", "sample_temperature", "sample_top_k"}  # a policy's
     assert set(keys_of(ProcessArguments)) - live == dead
     for name, key in keys_of(ProcessArguments).items():
         if name in live and not any(name in dependents for dependents in SWITCHES.values()):
@@ -364,7 +365,7 @@ def test_schema_accepts_what_ships_and_refuses_what_is_wrong(in_root):
         assert list(validator.iter_errors(wrong)), wrong
     from loader.schema import TAKEN_OVER, yaml_keys
 
-    assert set(schema["properties"]) == yaml_keys() - set(TAKEN_OVER) - {"training_config"}
+    assert set(schema["properties"]) == yaml_keys() - set(TAKEN_OVER) - {"training_config"} | {"training"}
 
 
 def test_shipped_schema_is_the_printed_one(in_root):

@@ -134,11 +134,77 @@ def test_every_word_is_in_the_list():
     assert {f"--{each.name}" for each in dataclasses.fields(WordArguments)} <= set(said)
 
 
+# In a file -> on the command line -> what comes of it: the later word counts, whole, and with the others it needs.
+LAYERED = [
+    ("gpt2_type: gpt2-medium", "--init_from gpt2", {"model_name_or_path": "gpt2-medium"}),
+    ("init_from: gpt2\ngpt2_type: gpt2-xl", "--gpt2_type gpt2-large", {"model_name_or_path": "gpt2-large"}),
+    ("init_from: gpt2\ngpt2_type: gpt2-xl", "--init_from gpt2-medium", {"model_name_or_path": "gpt2-medium"}),
+    ("init_from: gpt2\ngpt2_type: gpt2-xl", "--init_from scratch", {"model_name_or_path": None, "model.name": "gpt"}),
+    ("init_from: org/small", "--init_from scratch", {"model_name_or_path": None, "model.name": "gpt"}),
+    ("init_from: prev_run\nprev_run_ckpt: out/a", "--init_from scratch", {"is_pretrained": False}),
+    (
+        "init_from: prev_run\nprev_run_ckpt: out/a",
+        "--init_from gpt2",
+        {"is_pretrained": False, "load_optimizer": False},
+    ),
+    ("init_from: prev_run", "--prev_run_ckpt out/b", {"model_name_or_path": "out/b", "is_pretrained": True}),
+    ("init_from: resume", "--init_from scratch", {"resume_from_checkpoint": None}),
+    ("init_from:", "--dataset a", {"model_name_or_path": None}),
+    ("lr_scheduler: linear", "--decay_lr", {"lr_scheduler_type": "linear"}),
+    ("lr_scheduler: exponential", "--decay_lr", {"lr_scheduler_type": "ExponentialLR"}),
+    ("scheduler: {name: linear}", "--decay_lr", {"lr_scheduler_type": "linear"}),
+    ("lr_scheduler: none", "--decay_lr", {"lr_scheduler_type": "cosine"}),
+    ("lr_scheduler: linear", "--no_decay_lr", {"lr_scheduler_type": "constant"}),
+    ("decay_lr: true", "--lr_scheduler none", {"lr_scheduler_type": "constant"}),
+    ("decay_lr: true", "--no_decay_lr", {"lr_scheduler_type": "constant"}),
+    ("", "--lr_scheduler linear --set decay_lr=true", {"lr_scheduler_type": "linear"}),
+    ("", "--lr_scheduler_type linear --decay_lr", {"lr_scheduler_type": "linear"}),
+    ("", "--set training_mode=multidataset dataset_list=[a,b]", {"dataset.mode": "multidataset"}),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "expected"), LAYERED)
+def test_words_in_several_layers(in_root, tmp_path, text, line, expected):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: gpt_base.yaml\n{text}\n")
+    found = values(run_of(f"--training_config {file} {line}"))
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_words_in_a_file_mean_text(in_root, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("training_mode: multidataset\ndataset_list: [a, b]\nn_layer: 1\n")
+    assert run_of(f"--training_config {file}").dataset.name == "text"
+
+
+def test_exponential_falls_to_min_lr(in_root):
+    from trainer.schedules import SchedulePlan, planned_rates
+
+    run = run_of("--dataset a --lr_scheduler exponential --max_iters 8 --warmup_iters 2 --lr_decay_iters 6")
+    assert (run.schedule.interval, run.scheduler, run.hyper.min_lr) == ("step", {}, 1e-4)
+    plan = SchedulePlan(
+        "ExponentialLR", interval="step", warmup_steps=2, min_lr=1e-4, decay_steps=6, learning_rate=1e-3
+    )
+    rates = [rate for (rate,) in planned_rates(plan, 8, 4)]
+    by_hand = [0, 5e-4, *(1e-3 * 0.1 ** (step / 4) for step in range(5)), 1e-4]
+    assert rates[:8] == pytest.approx(by_hand, rel=1e-6)
+
+
 REFUSED = {
+    "--init_from gpt2-medium --gpt2_type gpt2": "`init_from: gpt2-medium` on the command line and `gpt2_type: gpt2`",
+    "--init_from gpt2 --gpt2_type gpt2-huge": "`gpt2_type: gpt2-huge` on the command line is none of GPT-2's",
+    "--dataset a --gpt2_type gpt2-xl": "would do nothing; set init_from gpt2",
+    "--dataset a --prev_run_ckpt out/a": "would do nothing; set init_from prev_run",
+    "--init_from prev_run": "needs `prev_run_ckpt`",
+    "--init_from=": "`init_from` on the command line is empty",
+    "--init_from gpt2 --gpt2_type=": "`gpt2_type` on the command line is empty",
+    "--dataset a --lr_scheduler_type linear --decay_lr false": "contradicts the schedule `linear`",
+    "--dataset a --eval_interval 0": "`eval_interval: 0` on the command line must be at least 1",
+    "--training_mode multicontext --dataset_list a b": "`dataset_list` on the command line is of",
     "--dataset a --max_iters 5 --max_steps 6": "`max_iters` on the command line and `max_steps` on the command line",
     "--dataset a --out_dir x --output_dir y": "are the same setting",
-    "--dataset a --decay_lr --lr_scheduler none": "`decay_lr: true` on the command line contradicts `lr_scheduler:",
-    "--dataset a --no_decay_lr --lr_scheduler cosine": "contradicts `lr_scheduler: cosine`",
+    "--dataset a --decay_lr --lr_scheduler none": "on the command line contradicts the schedule `constant`",
+    "--dataset a --no_decay_lr --lr_scheduler cosine": "contradicts the schedule `cosine`",
     "--init_from scratch --gpt2_type gpt2-xl": "`gpt2_type: gpt2-xl` on the command line would do nothing",
     "--dataset a --eval_interval 5 --eval_steps 6": "`eval_interval` on the command line and `eval_steps`",
     "--dataset a --batch_size 5 --per_device_train_batch_size 6": "are the same setting",
@@ -192,6 +258,31 @@ def test_resume_needs_only_the_folder(in_root, tmp_path):
     assert yaml.safe_load((out / "run.yaml").read_text())["model"]["n_layer"] == 3
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--decay_lr --min_lr 0.5", "`min_lr: 0.5` on the command line is above `learning_rate: 0.001`"),
+        ("--decay_lr --lr_decay_iters 2 --warmup_iters 3", "`lr_decay_iters: 2` on the command line lies within"),
+        ("--lr_scheduler step", "needs `step_size`: --set scheduler.step_size=…"),
+        ("--optimizer sgd --beta1 0.5", "`adam_beta1` on the command line would do nothing"),
+    ],
+)
+def test_what_check_sees_of_the_course(in_root, tmp_path, line, says):
+    from loader.checks import check_run
+
+    found = check_run(run_of(f"--dataset shakespeare_char --out_dir {tmp_path / 'out'} {line}"))
+    assert len(found) == 1 and says in found[0]
+
+
+def test_a_line_break_of_another_kind_survives(in_root, tmp_path):
+    from loader import show
+
+    file = tmp_path / "again.yaml"
+    given = parse_flags(["--dataset", "a", "--max_sample_tokens", "5", "--sample_start_tokens", "x\x85y\u2028"])
+    file.write_text(show.as_yaml(resolve(given.hyper, words=given.words)))
+    assert resolve(training_config=file).process.sample_prompt == "x\x85y\u2028"
+
+
 def test_every_word_has_a_home():
-    known = {"eval_interval", "init_from", "gpt2_type", "decay_lr"}
+    known = {"eval_interval", "init_from", "gpt2_type", "prev_run_ckpt", "decay_lr"}
     assert {name for name, path in word_paths().items() if path is None} == known
