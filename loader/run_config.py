@@ -160,7 +160,10 @@ def resolve(
     if chosen is None:  # the task's own recipe, where the command line names none
         training = _recipe_of_task([*below, flags, overrides], problems)
     above = [*training, flags, overrides]
+    start = said_start(above)
     settle_words(above, problems)
+    if start == "prev_run":
+        above = [*_earlier_network(_merged([*below, *above])), *above]
     found = _task_and_model_layers(below, above, problems)
     for layer in found:
         layer.value.pop("training", None)
@@ -177,19 +180,29 @@ def _recipe_of_task(stack: list[Node], problems: Problems) -> list[Node]:
     return _training(layers.find_file("training", str(recipe.value), recipe.origin.place), problems)
 
 
+def _earlier_network(tree: Node) -> list[Node]:
+    """`init_from: prev_run` takes that run's network, unless another is named."""
+    model = _model_of(tree.value["model_name_or_path"].value)
+    return [] if model is None else [Node({"model_config": model.value["name"]}, model.origin)]
+
+
 def _earlier_model(stack: list[Node]) -> list[Node]:
     """With `is_pretrained` the model's settings are those that its weights were trained with, unless others are set."""
     tree = _merged(stack)
-    path, name = tree.value["model_name_or_path"].value, find(tree, "model.name")
-    if tree.value["is_pretrained"].value is not True or not isinstance(path, str) or name is None:
+    name, model = find(tree, "model.name"), _model_of(tree.value["model_name_or_path"].value)
+    if tree.value["is_pretrained"].value is not True or name is None or model is None:
         return []
-    file = Path(os.path.expanduser(path)) / "run.yaml"
+    return [Node({"model": model}, model.origin)] if model.value["name"].value == name.value else []
+
+
+def _model_of(path: Any) -> Node | None:
+    """The section `model` of the run in a folder, or None; whoever loads its weights says what is wrong with it."""
+    file = Path(os.path.expanduser(path)) / "run.yaml" if isinstance(path, str) else None
     try:
-        model = layers.training_layers(file, Problems())[-1].value.get("model") if file.is_file() else None
+        model = layers.training_layers(file, Problems())[-1].value.get("model") if file and file.is_file() else None
     except ConfigError:
-        model = None  # whoever loads the weights says what is wrong with the folder
-    before = find(model, "name") if model is not None and model.is_mapping else None
-    return [Node({"model": model}, model.origin)] if before is not None and before.value == name.value else []
+        return None
+    return model if model is not None and model.is_mapping and "name" in model.value else None
 
 
 def _training(chosen: str | os.PathLike, problems: Problems) -> list[Node]:

@@ -16,6 +16,11 @@ QUANTIZED = "tests/models/test_adapt_quantized.py::test_"
 ACT = "tests/models/test_act.py::test_"
 BACKBONE = "tests/models/test_backbone.py::test_"
 CHUNKING = "tests/models/test_chunking.py::test_"
+TEXT_RUNS = "tests/entries/test_text_runs.py::test_"
+TEXT = "tests/data/test_text.py::test_"
+MIXING = "tests/data/test_text_mixing.py::test_"
+RECORDS = "tests/data/test_records.py::test_"
+GPT = "tests/models/test_gpt.py::test_"
 
 
 def each(place: str, words: str, before: str = "", after: str = "") -> dict[str, str]:
@@ -100,6 +105,8 @@ TRAINING = {
     ),
     **each(f"{RULES}accelerator_and_strategy", "accelerator strategy"),
     "devices": f"{RULES}devices",
+    **each(f"{TEXT_RUNS}sample_keys", "sample_tokens sample_prompt sample_count sample_temperature sample_top_k"),
+    "load_optimizer": f"{TEXT_RUNS}prev_run_takes_weights_and_optimizer_and_starts_at_step_0",
     "using_ema": f"{RULES}the_averaged_weights_by_hand",
 }
 SECTIONS = {
@@ -177,6 +184,48 @@ COMPONENTS |= {
     "model(mlp).hidden_layers": "tests/models/test_mlp.py::test_hidden_layers_and_shapes",
     "model(mlp).loss": "tests/models/test_mlp.py::test_loss_by_hand",
     **each(f"{NETWORKS}a_foreign_model_for_another_task_and_size", "task config vocab_size num_labels", "model(auto)."),
+}
+COMPONENTS |= {
+    **each("tests/data/test_text_errors.py::test_path_and_mode", "path", "dataset(text)."),
+    "dataset(text).mode": f"{MIXING}multicontext_reads_the_same_offsets",
+    "dataset(text).block_size": f"{TEXT}block_size_and_what_the_model_is_built_for",
+    "dataset(text).sampling_probs": f"{MIXING}sampling_probs_are_reached",
+    **each(
+        f"{MIXING}sampling_probs_final_and_sampling_transition",
+        "sampling_probs_final sampling_transition",
+        "dataset(text).",
+    ),
+    "dataset(text).interleave": f"{MIXING}interleave_counts",
+    "dataset(text).separate_embeddings": f"{MIXING}separate_embeddings",
+    "dataset(text).vocab_size": "tests/data/test_text_errors.py::test_no_meta_means_gpt2_or_vocab_size",
+    "dataset(records).path": f"{RECORDS}names_in_the_home_folder",
+    **each(f"{RECORDS}held_out_by_default_by_folder_and_by_path", "eval_path eval_fraction", "dataset(records)."),
+    "dataset(records).tokenizer": f"{RECORDS}a_tokenizer_that_the_weights_do_not_know",
+    "dataset(records).block_size": f"{RECORDS}long_records_lose_their_end",
+    "dataset(records).packing": f"{RECORDS}packing_off",
+    "dataset(records).text_column": "tests/data/test_records_errors.py::test_text_column_must_be_there",
+    "dataset(records).loss_on": f"{RECORDS}loss_on_all",
+    "dataset(records).chat_template": f"{RECORDS}chat_template_from_settings",
+    **each(
+        f"{GPT}a_new_network_has_the_sizes_it_is_given_or_the_usual_ones", "n_layer n_head n_embd bias", "model(gpt)."
+    ),
+    **each(
+        f"{GPT}rope_rmsnorm_swiglu_qk_norm_and_grouped_queries_as_in_llama_and_qwen",
+        "position rope_theta norm mlp qk_norm n_kv_head",
+        "model(gpt).",
+    ),
+    "model(gpt).mlp_ratio": f"{GPT}widths_of_feed_forward_blocks",
+    "model(gpt).dropout": f"{GPT}dropout_acts_in_training_only",
+    "model(gpt).tie_head": f"{GPT}saved_and_loaded_bit_for_bit",
+    "model(gpt).block_size": f"{GPT}missing_sizes_and_too_long_inputs_are_told",
+    "model(gpt).vocab_size": f"{GPT}filled_up_rows_change_neither_loss_nor_gradient",
+    **each(
+        "tests/models/test_gpt_vocabularies.py::test_a_data_set_has_the_rows_of_its_own_vocabulary",
+        "vocab_sizes dataset_names",
+        "model(gpt).",
+    ),
+    "model(gpt).context_names": "tests/models/test_gpt_vocabularies.py::"
+    "test_contexts_are_added_and_each_has_its_own_loss",
 }
 # Fields of TrainingArguments that transformers acts on.
 PASSED_ON = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 from collections.abc import Sequence
@@ -421,6 +422,7 @@ def check_names(plan: SchedulePlan) -> None:
         )
 
 
+@functools.cache
 def is_trainer_schedule(name: str) -> bool:
     """Whether this is a lr_scheduler_type of transformers."""
     return name in {each.value for each in SchedulerType}

@@ -283,6 +283,17 @@ def test_a_line_break_of_another_kind_survives(in_root, tmp_path):
     assert resolve(training_config=file).process.sample_prompt == "x\x85y\u2028"
 
 
+def test_prev_run_is_that_runs_network(in_root, tmp_path):
+    """Its kind and its settings, unless others are said."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/run.yaml").write_text("model: {name: auto, task: masked_lm}\n")
+    line = f"--dataset a --init_from prev_run --prev_run_ckpt {tmp_path / 'a'}"
+    found = values(run_of(line))
+    assert (found["model.name"], found["model.task"]) == ("auto", "masked_lm")
+    assert run_of(f"{line} --model_config gpt").model.name == "gpt"
+    assert values(run_of(f"{line} --set model.task=causal_lm"))["model.task"] == "causal_lm"
+
+
 def test_every_word_has_a_home():
     known = {"eval_interval", "init_from", "gpt2_type", "prev_run_ckpt", "decay_lr"}
     assert {name for name, path in word_paths().items() if path is None} == known

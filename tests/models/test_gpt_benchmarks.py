@@ -1,0 +1,53 @@
+"""The benchmarks of the GPT run, in small, and say what they are for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["--n_layer", "1", "--n_head", "1", "--n_embd", "8", "--steps", "40", "--skip", "10", "--rounds", "1"]
+
+
+def run(*words):
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_step_benchmark_compares_three_loops():
+    done = run("benchmarks/gpt_step.py", *TINY)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["keel_ms"] / found["bare_loop_ms"] == pytest.approx(found["ratio"], abs=0.01)
+    assert found["keel_ms"] / found["nano_loop_ms"] == pytest.approx(found["nano_ratio"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_keels_trainer_and_the_bare_loop_train_the_same_weights_alike():
+    done = run("benchmarks/gpt_step.py", *TINY, "--verbose")
+    lines = done.stderr.splitlines()
+    bare = [float(line.split("norm ")[1]) for line in lines if line.startswith("step") and ", norm" in line]
+    keel = [float(line.split("grad_norm ")[1].split()[0]) for line in lines if "grad_norm" in line]
+    assert len(bare) == 4 and keel == pytest.approx(bare, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_goes_its_way_without_a_gpu():
+    done = run("benchmarks/gpu.py", "--tiny", "--device", "cpu", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for kind in ("compiled", "plain"):
+        rates = {name: found[kind][name]["tokens_per_second"] for name in ("bare", "keel")}
+        assert rates["keel"] / rates["bare"] == pytest.approx(found[kind]["ratio"], abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["--device", "cpu"], []])
+def test_the_gpu_benchmark_says_in_one_line_that_it_needs_a_gpu(words):
+    if not words and torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = run("benchmarks/gpu.py", *words)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "--tiny" in done.stderr
