@@ -65,6 +65,7 @@ OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "sp
 def main(arguments: list[str] | None = None) -> None:
     """Makes what is missing and prints where the data lies."""
     asked = entry_flags(PrepareArguments, arguments, "prepare.py", __doc__)
+    refusing(refuse_empty, asked)
     refusing(refuse_both, asked)
     if asked.dataset is not None:
         try:
@@ -76,6 +77,14 @@ def main(arguments: list[str] | None = None) -> None:
     run = refusing(resolve, HyperArguments(task_name=asked.task_name), asked.set)
     folder = refusing(record_episodes, run, asked.num_episodes, asked.seed, asked.jitter, asked.num_workers)
     print(f"data of {run.task} in {folder}")
+
+
+def refuse_empty(asked: PrepareArguments) -> None:
+    """A flag without a value, such as an unset variable of a shell script leaves, would mean the working folder."""
+    for name in sorted(asked.given):
+        value = getattr(asked, name)
+        if isinstance(value, str) and not value.strip():
+            raise ConfigError(f"`--{name}` is empty; give it a value, or leave it out")
 
 
 def refuse_both(asked: PrepareArguments) -> None:
@@ -96,6 +105,7 @@ def prepare_dataset(asked: PrepareArguments) -> None:
     name = asked.dataset
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ConfigError(f"`--dataset {name}` is not a plain name; --out gives the folder")
+    refuse_bad_paths(asked)
     ready = ready_names()
     kind = ready.get(name, "text")
     cache_dir = resolve(HyperArguments()).cache_dir
@@ -108,6 +118,18 @@ def prepare_dataset(asked: PrepareArguments) -> None:
         print(f"{name} is in {folder}")
         return
     prepare_text(asked, name if kind == "text" and name in ready else None, folder, cache_dir, sorted(ready))
+
+
+def refuse_bad_paths(asked: PrepareArguments) -> None:
+    """What no file system could hold, before it is looked for."""
+    from data.text import bad_path
+
+    for name in ("dataset", "text", "val_text", "tokenizer", "out"):
+        value = getattr(asked, name)
+        if name == "tokenizer" and (value or "").startswith("bpe:"):
+            continue  # the tokenizers know what is wrong with a size
+        if value is not None and (problem := bad_path(value)):
+            raise ConfigError(f"`--{name}` {problem}")
 
 
 def ready_names() -> dict[str, str]:

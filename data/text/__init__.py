@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -33,6 +34,9 @@ FLAGS = {
 }
 PATH_FLAGS = {"single": "--dataset", "multidataset": "--dataset_list", "multicontext": "--multicontext_datasets"}
 PROBABILITY_TOLERANCE = 1e-6
+MOST_IDS = 2**32  # as many as uint32 has; no token file holds more
+LONGEST_PATH = 4000  # bytes; Linux takes 4,095
+LONGEST_NAME = 240  # bytes; file systems take 255, and what is made beside a folder has a longer name
 
 
 @dataclass
@@ -92,6 +96,11 @@ class Config:
         self._check_paths()
         self._check_mode()
         self._check_probabilities()
+        if self.vocab_size is not None and self.vocab_size > MOST_IDS:
+            raise ValueError(
+                f"{self.named('vocab_size')} is {shortened(str(self.vocab_size))}; token ids are uint32, of which "
+                f"{MOST_IDS:,} exist"
+            )
 
     def paths(self) -> list[str]:
         return [self.path] if isinstance(self.path, str) else self.path
@@ -110,6 +119,9 @@ class Config:
         paths = self.paths()
         if not paths or not all(paths):
             raise ValueError(f"{self.named('path')} names no data set; give a name or a folder")
+        for path in paths:
+            if problem := bad_path(path):
+                raise ValueError(f"{self.named('path')} {problem}")
         if len(set(paths)) != len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
             raise ValueError(f"{self.named('path')} names {twice} twice; name each data set once")
@@ -190,6 +202,23 @@ def shown(values: list[float]) -> str:
     return "[" + ", ".join(f"{value:.6g}" for value in values) + "]"
 
 
+def shortened(word: str, most: int = 40) -> str:
+    """A word for an error line, which must stay readable."""
+    return word if len(word) <= most else f"{word[:most]}…"
+
+
+def bad_path(path: str) -> str | None:
+    """Why no file system could have such a path; None for one that may exist. For an error line, after its key."""
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        return f"{shortened(path)} is a path of {len(path):,} characters; shorten it"
+    longest = max((len(os.fsencode(part)) for part in Path(path).parts), default=0)
+    if longest > LONGEST_NAME:
+        return f"{shortened(path)} holds a name of {longest:,} bytes; at most {LONGEST_NAME} can be used: shorten it"
+    if path.startswith("~") and os.path.expanduser(path) == path:
+        return f"{shortened(path)} names the home folder of nobody known here; write it out"
+    return None
+
+
 def find(name: str, cache_dir: str | Path) -> Path | None:
     """The folder of a data set: `name` as a path, else data/NAME here, else CACHE_DIR/datasets/NAME.
 
@@ -214,6 +243,8 @@ def check(config: Config, run) -> list[str]:
             folders.append(read_folder(place, config.vocab_size))
         except ValueError as error:
             problems.append(f"{config.named('path')}: {error}")
+    if len(folders) == len(config.paths()):
+        problems += step_problems(config, folders, run)
     problems += foreign_to_weights(config, folders, run.process.model_name_or_path)
     return problems + disagreements(config, folders)
 
@@ -268,6 +299,28 @@ def run_problems(config: Config, run) -> list[str]:
             "set --max_steps"
         )
     return problems
+
+
+def samples_per_step(run) -> int:
+    """Samples that all processes together take for one optimizer step."""
+    accumulated = run.trainer.get("gradient_accumulation_steps", 1)
+    return run.hyper.per_device_train_batch_size * accumulated * int(os.environ.get("WORLD_SIZE", 1))
+
+
+def step_problems(config: Config, folders: list, run) -> list[str]:
+    """A step of more samples than the data has windows, counting those at every position: some would come twice for
+    certain. The numbers alone of a mistyped batch's samples can fill the memory."""
+    counted = folders[:1] if config.mode == "multicontext" else folders
+    windows = sum(max(0, folder.splits["train"].tokens - config.block_size) for folder in counted)
+    step = samples_per_step(run)
+    if not 0 < windows < step:
+        return []
+    batch = run.hyper.per_device_train_batch_size
+    return [
+        f"--per_device_train_batch_size (--batch_size) {batch} makes a step of {step:,} samples, with "
+        f"gradient_accumulation_steps and processes counted, but the text has {windows:,} windows of "
+        f"{config.block_size} tokens; lower it, or use a longer text"
+    ]
 
 
 def prepared(config: Config, run) -> Config:

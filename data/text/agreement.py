@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from data.text import SPLITS, Config
 from data.text.folder import Folder
+from data.user_json import parsed
 
 
 def disagreements(config: Config, folders: list[Folder]) -> list[str]:
@@ -91,7 +93,7 @@ def foreign_to_weights(config: Config, folders: list[Folder], weights: str | Non
     if file is None or not file.is_file() or config.separate_embeddings or config.mode == "multicontext":
         return []
     try:
-        theirs = json.loads(file.read_text(encoding="utf-8")).get("model", {}).get("vocab")
+        theirs = parsed(file.read_text(encoding="utf-8")).get("model", {}).get("vocab")
         foreign = [folder for folder in folders if (own := _vocabulary(folder)) is not None and own != theirs]
     except (OSError, ValueError, AttributeError):
         return []  # a damaged file is told by whoever needs it
@@ -112,6 +114,17 @@ def same_tokenizer(one: Folder, other: Folder) -> bool:
     return "meta.json" not in (one.source, other.source)
 
 
+def tokenizer_digest(folder: Folder) -> str | None:
+    """Differs where ids mean something else; None for a folder that does not say what they mean."""
+    if folder.symbols is not None:
+        meaning: Any = folder.symbols
+    elif folder.tokenizer_file is not None:
+        meaning = _tokenizer(folder)
+    else:
+        return None
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _tokenizer(folder: Folder) -> dict[str, Any]:
     """tokenizer.json without what decides on lengths alone.
 
@@ -119,7 +132,7 @@ def _tokenizer(folder: Folder) -> dict[str, Any]:
         ValueError: it is not JSON.
     """
     try:
-        content = json.loads(folder.tokenizer_file.read_text(encoding="utf-8"))
+        content = parsed(folder.tokenizer_file.read_text(encoding="utf-8"))
         return {key: value for key, value in content.items() if key not in ("version", "truncation", "padding")}
     except (OSError, ValueError, AttributeError) as error:
         why = " ".join(str(error).split())
@@ -132,4 +145,5 @@ def _vocabulary(folder: Folder) -> dict[str, int] | None:
         return {symbol: number for number, symbol in enumerate(folder.symbols)}
     if folder.tokenizer_file is None:
         return None
-    return _tokenizer(folder).get("model", {}).get("vocab")
+    model = _tokenizer(folder).get("model")
+    return model.get("vocab") if isinstance(model, dict) else None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.bundle import Bundle
-from data.text import Config, find
+from data.text import Config, find, samples_per_step
+from data.text.agreement import tokenizer_digest
 from data.text.dataset import EvalWindows, MixedWindows, TrainWindows, collate
 from data.text.folder import Folder, Split, read_folder
 from data.text.sampling import Drawn, Interleaved, RandomStarts, Sampling, StoredStarts
@@ -53,12 +53,6 @@ def unique_names(paths: list[Path]) -> list[str]:
 
 
 # ---- the length of an epoch and of the run ----
-
-
-def samples_per_step(run) -> int:
-    """Samples that all processes together take for one optimizer step."""
-    accumulated = run.trainer.get("gradient_accumulation_steps", 1)
-    return run.hyper.per_device_train_batch_size * accumulated * int(os.environ.get("WORLD_SIZE", 1))
 
 
 def samples_of_epoch(config: Config, folders: list[Folder], run) -> int:
@@ -116,11 +110,14 @@ def eval_windows(config: Config, folders: list[Folder], names: list[str]) -> dic
 
 
 def identity(config: Config, folders: list[Folder], names: list[str]) -> dict[str, Any]:
-    """What tells these tokens from others: saved with every checkpoint, so that a resumed run can see a change."""
+    """What tells these tokens from others: saved with every checkpoint, so that a resumed run can see a change.
+
+    Equal ids that stand for other symbols are other data: the tokenizer counts too.
+    """
     return {
         "block_size": config.block_size,
         "data": [
-            {"name": name, "vocab_size": folder.vocab_size}
+            {"name": name, "vocab_size": folder.vocab_size, "tokenizer": tokenizer_digest(folder)}
             | {split: [each.tokens, fingerprint(each)] for split, each in folder.splits.items()}
             for name, folder in zip(names, folders, strict=True)
         ],

@@ -7,15 +7,16 @@ so that `--check` can read it.
 
 from __future__ import annotations
 
-import json
+import reprlib
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.text import SPLITS
+from data.text import MOST_IDS, SPLITS
 from data.text.nanogpt_meta import read_meta_pickle
+from data.user_json import parsed
 
 GPT2_VOCABULARY = 50257
 WIDTHS = {"uint16": 2, "uint32": 4}  # bytes of a token
@@ -112,27 +113,31 @@ def _described_by_json(path: Path) -> Folder:
 def read_meta(path: Path) -> dict[str, Any]:
     """The content of a meta.json, each value of its right type."""
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({' '.join(str(error).split())})") from None
     if not isinstance(meta, dict) or meta.get("version") != 1:
         found = meta.get("version") if isinstance(meta, dict) else meta
-        raise ValueError(f"{path}: version is {found!r}, expected 1; prepare the data set again")
+        raise ValueError(f"{path}: version is {reprlib.repr(found)}, expected 1; prepare the data set again")
     size, dtype, splits = meta.get("vocab_size"), meta.get("dtype"), meta.get("splits", {})
     if not _is_count(size, 1):
-        raise ValueError(f"{path}: vocab_size is {size!r}, not a positive whole number")
-    if dtype not in WIDTHS:
-        raise ValueError(f"{path}: dtype is {dtype!r}; token files are uint16 or uint32")
+        raise ValueError(f"{path}: vocab_size is {reprlib.repr(size)}, not a positive whole number")
+    if size > MOST_IDS:
+        raise ValueError(
+            f"{path}: vocab_size is {reprlib.repr(size)}; token ids are uint32, of which {MOST_IDS:,} exist"
+        )
+    if not isinstance(dtype, str) or dtype not in WIDTHS:
+        raise ValueError(f"{path}: dtype is {reprlib.repr(dtype)}; token files are uint16 or uint32")
     if dtype == "uint16" and size > 65536:
         raise ValueError(f"{path}: dtype is uint16, which holds 65,536 ids, but vocab_size is {size:,}")
     if not isinstance(meta.get("tokenizer"), str | None):
-        raise ValueError(f"{path}: tokenizer is {meta['tokenizer']!r}, not a name")
+        raise ValueError(f"{path}: tokenizer is {reprlib.repr(meta['tokenizer'])}, not a name")
     for name in SPLITS if isinstance(splits, dict) else ():
         told = splits.get(name, {})
         if not isinstance(told, dict) or not all(_is_count(told.get(key, 0)) for key in ("tokens", "bytes")):
-            raise ValueError(f"{path}: splits.{name} is {told!r}; expected numbers of tokens and bytes")
+            raise ValueError(f"{path}: splits.{name} is {reprlib.repr(told)}; expected numbers of tokens and bytes")
     if not isinstance(splits, dict):
-        raise ValueError(f"{path}: splits is {splits!r}, not a mapping of train and val")
+        raise ValueError(f"{path}: splits is {reprlib.repr(splits)}, not a mapping of train and val")
     return meta
 
 

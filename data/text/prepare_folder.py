@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.user_json import parsed
+
 META = "meta.json"
 RECORD = "prepared.json"  # the settings and sources that a finished folder was made of
 
@@ -92,7 +94,7 @@ def finished(folder: Path) -> dict | None:
             raise ValueError(f"{folder} is a file; choose another --out")
         return None
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = parsed((folder / RECORD).read_text(encoding="utf-8"))
         expected = {*record["files"], RECORD}
         whole = all((folder / name).stat().st_size == size for name, size in record["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -124,7 +126,7 @@ def publish(work: Path, folder: Path, record: dict) -> None:
 def read_json(path: Path) -> Any:
     """A JSON file's content; None where it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import shutil
 import sys
 import time
@@ -67,7 +68,7 @@ def plain(settings: dict) -> dict:
     """Settings as JSON; a path that exists is absolute, so that one is the same from every working folder."""
     settings = json.loads(json.dumps(settings))
     for key in ("text", "val_text", "tokenizer"):
-        if settings.get(key) and Path(settings[key]).expanduser().exists():
+        if settings.get(key) and os.path.exists(os.path.expanduser(settings[key])):
             settings[key] = str(Path(settings[key]).expanduser().absolute())
     return settings
 

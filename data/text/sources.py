@@ -15,6 +15,7 @@ the whole.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import io
 import json
@@ -30,6 +31,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data.text.tokenizers import CODE_POINTS, code_points
+from data.user_json import parsed
 
 PIECE_BYTES = 2**18
 CUT_WINDOW = 2**14  # how far before its end a piece looks for a good place to end
@@ -162,7 +164,7 @@ class TextFile:
                 f"{float(share):g}; change it, or give --val_text"
             )
         offset, before = max(block for block in blocks if block[1] <= kept)
-        with self.path.open("rb") as stream:
+        with opened(self.path) as stream:
             stream.seek(offset)
             text, _ = codecs.utf_8_decode(stream.read(READ_BYTES + 4), "strict", False)
         return {"cut": offset + len(text[: kept - before].encode())}
@@ -170,7 +172,7 @@ class TextFile:
     def pieces(self, survey: dict, share: Share, begin: Position | None = None) -> Iterator[Piece]:
         """Position: the byte in the file."""
         (offset,) = begin or [0]
-        with self.path.open("rb") as stream:
+        with opened(self.path) as stream:
             for split, end in (("train", survey["cut"]), ("val", self.size)):
                 for block, after in blocks_of(stream, offset, end):
                     yield Piece(block, split, False, f"{self.path} after byte {offset}", len(block), [after])
@@ -246,7 +248,7 @@ class Folder:
         first, offset = begin or [0, 0]
         for number in range(first, len(survey["files"])):
             path = self.path / survey["files"][number]
-            with path.open("rb") as stream:
+            with opened(path) as stream:
                 end = os.fstat(stream.fileno()).st_size
                 for block, after in blocks_of(stream, offset, end):
                     ends = after == end
@@ -276,7 +278,7 @@ class JsonLines:
         """Position: documents before, number of the file, byte of the line, number of the line, byte in its text."""
         document, first, start, number, offset = begin or [0, 0, 0, 0, 0]
         for index in range(first, len(self.files)):
-            with self.files[index].open("rb") as stream:
+            with opened(self.files[index]) as stream:
                 stream.seek(start)
                 for line in stream:
                     number, after = number + 1, start + len(line)
@@ -354,6 +356,17 @@ def refuse_empty_split(documents: int, share: Share, name: str) -> None:
         )
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The file to read from; an error on the way, as of a disk that fails, names it, which Python's own does not."""
+    with path.open("rb") as stream:
+        try:
+            yield stream
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            raise
+
+
 def decoded(path: Path) -> Iterator[tuple[int, str]]:
     """(byte offset, text) of a file, in blocks of some megabytes.
 
@@ -361,7 +374,7 @@ def decoded(path: Path) -> Iterator[tuple[int, str]]:
         ValueError: a byte that is not UTF-8; says which.
     """
     offset, rest = 0, b""
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         while block := stream.read(READ_BYTES):
             data = rest + block
             try:
@@ -415,7 +428,7 @@ def cut_of(block: bytes) -> int:
 
 
 def _is_text(path: Path, symbols: Symbols | None) -> bool:
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         if b"\0" in stream.read(BINARY_PROBE):
             return False
     found = None if symbols is None else Symbols()  # a binary file's first blocks must leave none behind
@@ -435,7 +448,7 @@ def _text_of(line: bytes, column: str, place: str) -> bytes:
     if not line.strip():
         return b""
     try:
-        record = json.loads(line)
+        record = parsed(line)
     except ValueError as error:  # also bytes that are not UTF-8
         raise ValueError(f"{place} is not a line of JSON: {error}") from None
     if not isinstance(record, dict):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from data.text.folder import Folder, Split
+from data.user_json import parsed
 
 CHUNK_TOKENS = 2**22
 
@@ -139,7 +140,7 @@ def _refuse_wider_tokens(split: Split) -> None:
 
 def _remembered(note: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        known = json.loads(note.read_text(encoding="utf-8"))
+        known = parsed(note.read_text(encoding="utf-8"))
         return known if isinstance(known, dict) else {}
     return {}
 

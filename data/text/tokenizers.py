@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.text import shortened
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
+MOST_DIGITS = 9  # of what may be such a number: int() takes none of thousands
 LEAST_BPE, MOST_BPE = 257, 2**18  # 256 bytes and the end of text; beyond, an embedding would be most of a model
 CODE_POINTS = 0x110000
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -90,10 +93,10 @@ def check_word(word: str) -> None:
     """Refuses a `--tokenizer` that is none of char, bytes, bpe:N, a path that exists and what may be a hub id."""
     kind, colon, size = word.partition(":")
     if kind == "bpe":
-        if not (size.isascii() and size.isdigit() and LEAST_BPE <= int(size) <= MOST_BPE):
+        if not (size.isascii() and size.isdigit() and len(size) <= MOST_DIGITS and LEAST_BPE <= int(size) <= MOST_BPE):
             raise ValueError(
-                f"tokenizer `{word}`: write bpe:N with N tokens, such as bpe:4096; at least {LEAST_BPE} (bytes and "
-                f"an end of text), at most {MOST_BPE}"
+                f"tokenizer `{shortened(word)}`: write bpe:N with N tokens, such as bpe:4096; at least {LEAST_BPE} "
+                f"(bytes and an end of text), at most {MOST_BPE}"
             )
     elif word not in ("char", "bytes") and not Path(word).expanduser().exists():
         near = difflib.get_close_matches(word, ["char", "bytes", "bpe"], n=1, cutoff=0.6)
@@ -211,4 +214,6 @@ def _for_transformers(backend: Tokenizer, **special: str) -> PreTrainedTokenizer
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):  # a list follows, without which it says nothing
+        return " ".join(lines)
     return lines[0] if lines else type(error).__name__

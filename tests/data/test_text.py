@@ -1,5 +1,6 @@
 """Text: windows, their order, resuming, evaluation sets, metrics."""
 
+import json
 import math
 import pickle
 import time
@@ -72,6 +73,31 @@ def test_other_tokens_are_another_identity(tmp_path, folder):
     tokens[4000] += 1
     tokens.tofile(folder / "train.bin")
     assert identity() != before
+
+
+def test_equal_ids_of_other_symbols_are_another_identity(tmp_path):
+    """A text and the same one in a permuted alphabet: the token files are equal to the byte."""
+
+    def digest(symbols=None, meta=True, **changes):
+        folder = write_text_folder(tmp_path / "set", counting(500, 3), vocab_size=3, symbols=symbols, meta=meta)
+        if changes:
+            file = folder / "tokenizer.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | changes, indent=2))
+        identity = build(Config(str(folder), block_size=16), text_run(tmp_path)).files["data.json"]
+        assert json.loads(json.dumps(identity)) == identity
+        return identity["data"][0]["tokenizer"]
+
+    assert digest() is None
+    before = digest({"a": 0, "b": 1, "c": 2})
+    assert before == digest({"c": 2, "b": 1, "a": 0}) != digest({"a": 1, "b": 0, "c": 2})
+    assert before == digest({"a": 0, "b": 1, "c": 2}, padding=None), "how it is written does not matter"
+    for name in ("meta.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "set" / name).unlink()
+    found = []
+    for table in ("abc", "bac", "abc"):
+        (tmp_path / "set/meta.pkl").write_bytes(pickle.dumps({"vocab_size": 3, "itos": list(table)}))
+        found.append(digest(meta=False))
+    assert found[0] == found[2] != found[1] and None not in found
 
 
 def test_block_size_and_what_the_model_is_built_for(tmp_path, folder):

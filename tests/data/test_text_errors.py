@@ -135,6 +135,16 @@ def test_settings_of_the_run_that_a_mixture_cannot_have(tmp_path):
 # ---- which data set ----
 
 
+def test_names_that_no_file_system_has():
+    assert "dataset.path (--dataset) " + "x" * 40 + "… holds a name of 300 bytes; at most 240" in unusable(
+        path="x" * 300
+    )
+    assert "is a path of 5,000 characters; shorten it" in unusable(path="x/" * 2500)
+    assert "~nobody_known_here/x names the home folder of nobody" in unusable(path="~nobody_known_here/x")
+    assert "dataset.vocab_size is 1" + "0" * 30 + "; token ids are uint32" in unusable(vocab_size=10**30)
+    assert Config("~/x", vocab_size=2**32).paths() == ["~/x"]
+
+
 def test_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = text_run(tmp_path / "cache")
@@ -250,6 +260,9 @@ def test_headers(tmp_path):
         ({"tokenizer": 5}, "tokenizer is 5, not a name"),
         ({"splits": {"train": {"tokens": "many"}}}, "splits.train is {'tokens': 'many'}"),
         ({"splits": [1]}, "splits is [1], not a mapping"),
+        ({"vocab_size": 2**32 + 1, "dtype": "uint32"}, "vocab_size is 4294967297; token ids are uint32"),
+        ({"vocab_size": 10**4000, "dtype": "uint32"}, "000; token ids are uint32, of which 4,294,967,296 exist"),
+        ({"dtype": ["uint16"]}, "dtype is ['uint16']; token files are"),
     ],
 )
 def test_a_wrong_meta(tmp_path, change, message):
@@ -257,7 +270,7 @@ def test_a_wrong_meta(tmp_path, change, message):
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps(meta | change))
     found = refusal(tmp_path)
-    assert message in found and "meta.json" in found
+    assert message in found and "meta.json" in found and len(found) < 400
 
 
 def test_a_meta_that_is_no_json(tmp_path):
@@ -265,6 +278,8 @@ def test_a_meta_that_is_no_json(tmp_path):
     for content in (b"{", b"\xff\xfe", b"[1]", b"null"):
         (folder / "meta.json").write_bytes(content)
         assert "meta.json" in refusal(tmp_path)
+    (folder / "meta.json").write_text("[" * 100_000)
+    assert "meta.json cannot be read as JSON (lists or objects are nested too deeply)" in refusal(tmp_path)
 
 
 def test_block_size_longer_than_a_split(tmp_path):
@@ -274,6 +289,29 @@ def test_block_size_longer_than_a_split(tmp_path):
     assert "val.bin holds 40; set it to at most 39" in message
     assert check(Config(str(tmp_path / "a"), block_size=39), text_run(tmp_path)) == []
     assert len(check(Config(str(tmp_path / "a"), block_size=500), text_run(tmp_path))) == 2
+
+
+def test_a_step_of_more_samples_than_the_text_has_windows(tmp_path, monkeypatch):
+    """Such a batch's numbers alone would fill the memory."""
+    write_text_folder(tmp_path / "a", counting(500, 60))  # 484 windows of 16 tokens
+    write_text_folder(tmp_path / "b", counting(500, 60))
+    flag = "--per_device_train_batch_size (--batch_size)"
+    message = refusal(tmp_path, run=text_run(tmp_path / "cache", batch=10**14))
+    assert f"{flag} {10**14} makes a step of 100,000,000,000,000 samples" in message
+    assert "but the text has 484 windows of 16 tokens; lower it, or use a longer text" in message
+
+    def problems(batch, path="a", **trainer):
+        path = str(tmp_path / path) if isinstance(path, str) else [str(tmp_path / each) for each in path]
+        several = {"mode": "multidataset", "separate_embeddings": True} if isinstance(path, list) else {}
+        return check(Config(path, block_size=16, **several), text_run(tmp_path, batch=batch, trainer=trainer))
+
+    assert problems(484) == [] and len(problems(485)) == 1
+    assert problems(968, ["a", "b"]) == [] and len(problems(969, ["a", "b"])) == 1
+    assert problems(121, gradient_accumulation_steps=4) == []
+    (line,) = problems(122, gradient_accumulation_steps=4)
+    assert "122 makes a step of 488 samples" in line
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert problems(242) == [] and len(problems(243)) == 1
 
 
 # ---- vocabularies ----
@@ -396,6 +434,8 @@ def test_data_sets_with_one_embedding_need_one_tokenizer(tmp_path):
     (tmp_path / "b/tokenizer.json").write_text("{")
     write = both()
     assert "tokenizer.json cannot be read" in refusal(tmp_path, **write)
+    (tmp_path / "b/tokenizer.json").write_text("[" * 100_000)
+    assert "tokenizer.json cannot be read (lists or objects are nested too deeply)" in refusal(tmp_path, **write)
     (tmp_path / "b/tokenizer.json").unlink()
     assert "or no tokenizer.json to compare" in refusal(tmp_path, **write)
 
@@ -407,6 +447,8 @@ def test_nanogpts_meta_and_ours_are_compared_by_their_symbols(tmp_path):
         write_pickle(tmp_path / "b/meta.pkl", {"vocab_size": 3, "itos": dict(enumerate(table))})
         config = Config([str(tmp_path / "a"), str(tmp_path / "b")], mode="multidataset", block_size=16)
         assert len(check(config, text_run(tmp_path / "cache"))) == problems
+    (tmp_path / "a/tokenizer.json").write_text('{"model": []}')
+    assert len(check(config, text_run(tmp_path / "cache"))) == 1
 
 
 def test_contexts_need_equal_lengths(tmp_path):
@@ -467,6 +509,10 @@ def test_a_pickle_runs_nothing(tmp_path):
         ({"vocab_size": "5"}, "has no vocab_size that is a positive whole number"),
         ({"vocab_size": 5, "itos": {0: "a"}}, "itos does not list the ids 0 to 4"),
         ({"vocab_size": 2, "itos": {0: "a", 1: "a"}}, "gives one character two ids"),
+        ({"vocab_size": 5, "itos": [chr(0xD800 + each) for each in range(5)]}, "gives id 0 half a character (U+D800)"),
+        ({"vocab_size": 10**30}, "vocab_size is too large; token ids are uint32"),
+        ({"vocab_size": 10**5000, "itos": ["a"]}, "vocab_size is too large; token ids are uint32"),
+        ({"vocab_size": 2**32, "itos": ["a"]}, "itos does not list the ids 0 to 4294967295"),
         (pickle, None),
     ],
 )
@@ -489,8 +535,9 @@ def test_checking_needs_neither_numpy_nor_torch(tmp_path):
     code = (
         "import sys; from types import SimpleNamespace as S; from pathlib import Path\n"
         "from data.text import Config, check\n"
-        "run = S(cache_dir=Path('none'), process=S(shuffle=True, tune_batch_size=False, limit_train_batches=1.0),\n"
-        "        hyper=S(max_steps=5, num_train_epochs=1))\n"
+        "process = S(shuffle=True, tune_batch_size=False, limit_train_batches=1.0, model_name_or_path=None)\n"
+        "hyper = S(max_steps=5, num_train_epochs=1, per_device_train_batch_size=4)\n"
+        "run = S(cache_dir=Path('none'), process=process, hyper=hyper, trainer={})\n"
         "config = Config(sys.argv[1:], mode='multidataset', block_size=16, interleave=True, sampling_probs=[.5, .5],\n"
         "                separate_embeddings=True)\n"
         "assert check(config, run) == [], check(config, run)\n"
@@ -537,4 +584,6 @@ def test_tokens_that_the_weights_do_not_know(tmp_path):
 
     assert problems(None) == problems(same) == problems(tmp_path / "nowhere") == []
     (line,) = problems(other)
+    (other / "tokenizer.json").write_text("[" * 100_000)
+    assert problems(other) == [], "whoever reads the weights says so"
     assert "words has other tokens than the weights at" in line and f"--tokenizer {other}" in line

@@ -1,6 +1,7 @@
 """A prepared folder against the tokenizer applied to the whole text; interruptions, workers and disks that fill up."""
 
 import errno
+import io
 import json
 import os
 import threading
@@ -345,6 +346,48 @@ def test_a_full_disk_is_told_and_the_work_goes_on_later(tmp_path, text_file, sma
 def test_a_folder_that_cannot_be_made(tmp_path, text_file):
     with pytest.raises(ValueError, match=r"text.txt.*: Not a directory"):
         prepare(text_file / "set", Settings(str(text_file), "bytes"), report=quiet)
+
+
+@pytest.mark.parametrize("place", ["text.txt", "texts", "texts.jsonl"])
+def test_a_text_that_fails_while_it_is_read_is_named(tmp_path, text_file, monkeypatch, place):
+    """As a failing disk does: Python's error names no file."""
+    write_documents(tmp_path / "texts", 33)
+    write_lines(tmp_path / "texts.jsonl")
+    opened, failing = Path.open, {"text.txt": "text.txt", "texts": "015.txt", "texts.jsonl": "texts.jsonl"}[place]
+
+    class Failing(io.BytesIO):
+        def read(self, *_):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        __next__ = read
+
+    def open_(path, *words, **options):
+        return Failing() if path.name == failing else opened(path, *words, **options)
+
+    monkeypatch.setattr(Path, "open", open_)
+    with pytest.raises(ValueError, match=rf"{failing}: Input/output error$") as caught:
+        prepare(tmp_path / "set", Settings(str(tmp_path / place), "char"), report=quiet)
+    assert "preparing" not in str(caught.value) and not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("when", ["learning", "saving"])
+def test_interrupted_while_a_vocabulary_is_learnt_it_is_the_same_in_the_end(
+    tmp_path, text_file, small_pieces, monkeypatch, when
+):
+    settings = Settings(str(text_file), "bpe:300")
+    prepare(tmp_path / "whole" / "set", settings, report=quiet)
+
+    def interrupted(*_):
+        if when == "saving":
+            (tmp_path / "parts/.set.preparing/data/tokenizer.json").write_text('{"model"')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparing, "train_bpe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "parts" / "set", settings, report=quiet)
+    monkeypatch.undo()
+    prepare(tmp_path / "parts" / "set", settings, report=quiet)
+    assert contents(tmp_path / "parts/set") == contents(tmp_path / "whole/set")
 
 
 def test_killed_between_the_two_renames_loses_nothing(tmp_path, text_file, monkeypatch):

@@ -174,6 +174,8 @@ def test_a_folder_of_json_lines_is_read_by_its_lines(tmp_path):
         ('{"text": 3}', r"x.jsonl:2: `text` is int, not text"),
         ('{"text": "\\ud83d"}', r"x.jsonl:2: `text` holds half a character \(U\+D83D\)"),
         (b'{"text": "\xff"}', r"x.jsonl:2 is not a line of JSON"),
+        ('{"text": ' + "[" * 100_000, r"x.jsonl:2 is not a line of JSON: lists or objects are nested too deeply$"),
+        ('{"text": "x", "id": ' + "9" * 5000 + "}", r"JSON: a number has more than 4,300 digits$"),
     ],
 )
 def test_lines_that_cannot_be_used(tmp_path, line, words):

@@ -146,6 +146,12 @@ def test_sizes_of_bpe(word):
         check_word(word)
 
 
+def test_a_size_of_thousands_of_digits_is_one_short_line():
+    with pytest.raises(ValueError, match=r"^tokenizer `bpe:9{36}…`: write bpe:N") as caught:
+        check_word("bpe:" + "9" * 5000)
+    assert len(str(caught.value)) < 200
+
+
 def test_words(tmp_path):
     for word in ("char", "bytes", "bpe:257", "bpe:262144", "gpt2", "org/name", str(tmp_path)):
         check_word(word)
@@ -161,3 +167,7 @@ def test_what_cannot_be_opened_is_one_line(tmp_path):
         with pytest.raises(ValueError, match="cannot be opened") as caught:
             open_tokenizer(str(path))
         assert "\n" not in str(caught.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="cannot be opened: .{20,}") as caught:
+        open_tokenizer(str(tmp_path / "empty"))
+    assert "\n" not in str(caught.value) and not str(caught.value).endswith(":")

@@ -91,9 +91,42 @@ def test_what_belongs_to_a_recording_is_refused_for_a_text_and_the_other_way_rou
     assert not home.exists()
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".hidden", "", "/x", "-x"])
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".hidden", "/x", "-x"])
 def test_a_name_is_a_plain_name(capsys, home, name):
     assert f"`--dataset {name}` is not a plain name; --out gives the folder" in refusal(capsys, f"--dataset={name}")
+
+
+@pytest.mark.parametrize(
+    "flag", ["text", "val_text", "tokenizer", "text_column", "split", "out", "dataset", "task_name"]
+)
+def test_an_empty_value_is_no_value(capsys, home, text_file, flag):
+    """An unset variable of a script: an empty path would mean the working folder."""
+    words = {"dataset": "mine", "text": text_file, "tokenizer": "char"} | {flag: ""}
+    line = refusal(capsys, *(word for name, value in words.items() for word in (f"--{name}", value)))
+    assert line == f"error: `--{flag}` is empty; give it a value, or leave it out"
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("flag", ["text", "val_text", "tokenizer", "out", "dataset"])
+def test_names_that_no_file_system_has(capsys, home, text_file, flag):
+    words = {"dataset": "mine", "text": text_file, "tokenizer": "char"} | {flag: "x" * 300}
+    line = refusal(capsys, *(word for name, value in words.items() for word in (f"--{name}", value)))
+    assert line == f"error: `--{flag}` {'x' * 40}… holds a name of 300 bytes; at most 240 can be used: shorten it"
+    assert not home.exists()
+
+
+def test_a_vocabulary_of_thousands_of_digits(capsys, home, text_file):
+    words = ["--dataset", "mine", "--text", text_file, "--tokenizer", "bpe:" + "9" * 5000]
+    assert "tokenizer `bpe:9999" in (line := refusal(capsys, *words)) and "write bpe:N with N tokens" in line
+    prepare(*words[:-1], "bytes")
+    capsys.readouterr()
+    assert "was prepared with tokenizer bytes, not bpe:9" in refusal(capsys, *words[:2], *words[4:])
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file of Linux that fails when it is read")
+def test_a_text_that_cannot_be_read_is_named(capsys, home):
+    words = ["--dataset", "mine", "--tokenizer", "char", "--text", "/proc/self/mem"]
+    assert refusal(capsys, *words) == "error: /proc/self/mem: Input/output error"
 
 
 def test_what_is_missing_is_named(capsys, home, text_file):
@@ -161,17 +194,19 @@ def children_of(process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_and_started_again_it_ends_with_the_same_bytes(home, tmp_path, how):
+@pytest.mark.parametrize(("how", "kind"), [(signal.SIGINT, "path"), (signal.SIGKILL, "path"), (signal.SIGKILL, "bpe")])
+def test_stopped_and_started_again_it_ends_with_the_same_bytes(home, tmp_path, how, kind):
     """Two worker processes over 5 MB, stopped in the middle: no process stays, and the next run goes on."""
     draw = np.random.default_rng(0)
     words = ["".join(map(chr, draw.integers(97, 123, size=draw.integers(2, 9)))) for _ in range(20_000)]
     text = tmp_path / "text.txt"
     text.write_text(" ".join(words[each] for each in draw.integers(len(words), size=700_000)))
-    tokenizer = tmp_path / "tokenizer"
-    from data.text.tokenizers import train_bpe
+    tokenizer = "bpe:1000"
+    if kind == "path":
+        from data.text.tokenizers import train_bpe
 
-    train_bpe(words, 1000).save_pretrained(tokenizer)
+        tokenizer = tmp_path / "tokenizer"
+        train_bpe(words, 1000).save_pretrained(tokenizer)
     line = [
         sys.executable,
         "prepare.py",
