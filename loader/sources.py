@@ -1,7 +1,8 @@
-"""Reads YAML into trees that know their positions: safe tags only, no duplicate keys, environment expanded."""
+"""Reads YAML into trees that know their positions: safe tags only, no duplicate keys, `${env:…}` expanded."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -15,7 +16,10 @@ from .tree import SET, Node, Origin
 # More nodes than any configuration needs: aliases that multiply one another ("billion laughs") end here.
 MOST_NODES = 50_000
 
-ENVIRONMENT = re.compile(r"\$?\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::([^}]*))?\}")
+# A package's name has no dots here: to look up `a.b` Python imports `a`.
+EXPANDED = re.compile(
+    r"\$?\$\{(?:env:(?P<variable>[A-Za-z_]\w*)(?::(?P<default>[^}]*))?|package:(?P<package>[A-Za-z_]\w*))\}", re.ASCII
+)
 DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)")
 EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
 PREFIX = "tag:yaml.org,2002:"
@@ -27,7 +31,8 @@ def read_yaml(path: str | os.PathLike) -> Node:
 
     Raises:
         ConfigError: the file is missing or unreadable, is not a mapping, repeats a key, holds a tag that is not
-            plain YAML, or names an unset environment variable. One line, with the position where there is one.
+            plain YAML, or names an unset environment variable or a package that is not installed. One line, with the
+            position where there is one.
     """
     shown = display_path(path)
     try:
@@ -145,12 +150,17 @@ class _Builder:
         return Node(_bare_value(text, tag.removeprefix(PREFIX)), origin, text=text)
 
     def expand(self, text: str, origin: Origin) -> str:
-        """`${env:NAME}` and `${env:NAME:default}`; an unset name without a default is an error."""
+        """`${env:NAME}`, `${env:NAME:default}`, and `${package:NAME}`: the folder of an installed package.
+
+        An unset name without a default is an error.
+        """
 
         def replace(match: re.Match) -> str:
             if match[0].startswith("$$"):
                 return match[0][1:]  # `$${env:NAME}` is how the text `${env:NAME}` itself is written
-            name, default = match.groups()
+            name, default = match["variable"], match["default"]
+            if match["package"]:
+                return _package_folder(match["package"], origin)
             if name in os.environ:
                 return os.environ[name]
             if default is None:
@@ -160,7 +170,7 @@ class _Builder:
                 )
             return default
 
-        return ENVIRONMENT.sub(replace, text)
+        return EXPANDED.sub(replace, text)
 
     def only_plain_tag(self, node: yaml.Node, *names: str) -> None:
         if node.tag not in {PREFIX + name for name in names}:
@@ -173,6 +183,19 @@ class _Builder:
         if self.fixed_origin:
             return self.fixed_origin
         return Origin(self.source, node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def _package_folder(name: str, origin: Origin) -> str:
+    """Where an installed package lies; it is not imported."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # a module without a specification, such as __main__
+        spec = None
+    if spec is None:
+        raise ConfigError(f"package `{name}`{origin.place} is not installed: pip install {name.replace('_', '-')}")
+    if not spec.submodule_search_locations:
+        raise ConfigError(f"`{name}`{origin.place} is a module without a folder of its own; name a package")
+    return list(spec.submodule_search_locations)[0]
 
 
 def _bare_value(text: str, tag: str) -> Any:

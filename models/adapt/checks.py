@@ -51,7 +51,9 @@ def _weights(process: Any, module_keys: Collection[str]) -> list[str]:
         found.append(f"`{given[0]}` needs `model_name_or_path`: the folder of an earlier run or checkpoint")
     if path and not given and "model_name_or_path" not in module_keys:
         found.append(unused_path(path))
-    if path and (given or _looks_local(path)) and not Path(os.path.expanduser(path)).is_dir():
+    place = Path(os.path.expanduser(path or ""))
+    is_there = place.is_dir() or (place.is_file() and not given)  # a .gguf file
+    if path and (given or _looks_local(path) or path.endswith(".gguf")) and not is_there:
         found.append(f"`model_name_or_path: {path}` is not a folder; name one that exists, or a hub id")
     return found
 

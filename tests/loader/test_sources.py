@@ -62,6 +62,24 @@ def test_environment(tmp_path, monkeypatch):
     assert read_yaml(write(tmp_path, text)).plain() == {"a": 300, "b": "x/300/y", "c": 7, "d": "300"}
 
 
+def test_packages(tmp_path, monkeypatch):
+    """The folder of an installed package, which is looked for and not imported."""
+    (tmp_path / "keel_test_package").mkdir()
+    (tmp_path / "keel_test_package/__init__.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "a: ${package:keel_test_package}/x.gguf\nb: '$${package:keel_test_package}'\nc: ${package:a.b}\n"
+    assert read_yaml(write(tmp_path, text)).plain() == {
+        "a": f"{tmp_path}/keel_test_package/x.gguf",
+        "b": "${package:keel_test_package}",
+        "c": "${package:a.b}",  # looking a submodule up would import its parent
+    }
+
+
+def test_what_a_variable_holds_is_not_expanded_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEEL_TEST_TEXT", "${package:yaml}")
+    assert read_yaml(write(tmp_path, "a: ${env:KEEL_TEST_TEXT}\n")).plain() == {"a": "${package:yaml}"}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -72,6 +90,10 @@ def test_environment(tmp_path, monkeypatch):
         ("a: !!python/object/apply:os.system ['true']\n", "tag .*python.* is not allowed"),
         ("a: !custom 1\n", "tag `!custom` at .*:1:4 is not allowed"),
         ("a: ${env:KEEL_TEST_UNSET}\n", "variable `KEEL_TEST_UNSET` at .*:1:1 is not set"),
+        ("a:\n  b: ${package:keel_no_such}/x\n", "`keel_no_such` at .*:2:3 is not installed: pip install keel-no-such"),
+        ("a: ${package:__main__}\n", "`__main__` at .*:1:1"),
+        ("a: ${package:json5_or_other}\n", "pip install json5-or-other"),
+        ("a: ${package:abc}\n", "`abc` at .*:1:1 is a module without a folder"),
         ("a: {b: 1\n", "is not valid YAML"),
         ("? [1, 2]\n: 3\n", "a key at .*:1:3 is not text"),
         ("a: &a [*a]\n", "alias .*contains itself|not valid YAML"),

@@ -1,0 +1,113 @@
+"""`python_docstrings`: a small instruction set from the source of the installed standard library.
+
+A record asks for the docstring of a function, given without it; the answer is the first paragraph that its authors
+wrote. Modules are held out whole: functions of one module resemble one another.
+"""
+
+import ast
+import hashlib
+import inspect
+import json
+import sysconfig
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.cache import open_or_build
+from data.records.source import HELD_OUT_FILE, TRAIN_FILE
+
+INSTRUCTION = "Write a docstring for this Python function:"
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "lib2to3", "idlelib", "turtledemo"}
+SHORTEST_ANSWER, LONGEST_ANSWER, LONGEST_SOURCE = 20, 300, 600  # characters
+MOST_RECORDS = 2000
+HELD_OUT_SHARE = 10  # one module in so many
+
+
+def make(name: str, folder: Path) -> dict[str, int]:
+    """See `data.records.prepare`."""
+    if name != "python_docstrings":
+        raise ValueError(f"no records are made by the name {name}; there is python_docstrings")
+    if (folder / TRAIN_FILE).is_file():
+        return {split: _count(folder / file) for split, file in _FILES.items()}
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds other files; remove the folder, or name the records with dataset.path")
+    if folder.is_dir():
+        folder.rmdir()
+    _, manifest = open_or_build(folder.parent, folder.name, lambda staging: write(staging, library()))
+    return manifest["records"]
+
+
+_FILES = {"train": TRAIN_FILE, "val": HELD_OUT_FILE}
+
+
+def _count(file: Path) -> int:
+    with file.open("rb") as lines:
+        return sum(1 for _ in lines)
+
+
+def library() -> Path:
+    """The folder of the standard library's source."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def write(folder: Path, root: Path) -> dict:
+    """train.jsonl and val.jsonl of the functions below `root`; the same source gives the same files."""
+    found: dict[str, tuple[str, dict]] = {}
+    for module, source, answer in functions(root):
+        messages = [
+            {"role": "user", "content": f"{INSTRUCTION}\n\n```python\n{source}\n```"},
+            {"role": "assistant", "content": answer},
+        ]
+        found.setdefault(source, (module, {"messages": messages, "source": module}))
+    # A draw by content: whatever is added to the library elsewhere, what is drawn here stays.
+    kept = set(sorted(found, key=_digest)[:MOST_RECORDS])
+    counts = {}
+    for split, file in _FILES.items():
+        of_split = [each for each in found if each in kept and is_held_out(found[each][0]) == (split == "val")]
+        text = "".join(json.dumps(found[each][1], ensure_ascii=False) + "\n" for each in of_split)
+        (folder / file).write_text(text, encoding="utf-8")
+        counts[split] = len(of_split)
+    return {"records": counts, "instruction": INSTRUCTION}
+
+
+def is_held_out(module: str) -> bool:
+    return int(_digest(module), 16) % HELD_OUT_SHARE == 0
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def functions(root: Path) -> Iterator[tuple[str, str, str]]:
+    """(module's file, function without its docstring, first paragraph of the docstring), in a fixed order."""
+    for file in sorted(root.rglob("*.py")):
+        module = file.relative_to(root)
+        if LEFT_OUT & set(module.parts):
+            continue
+        try:
+            text = file.read_text(encoding="utf-8")
+            tree = ast.parse(text)
+        except (OSError, ValueError, SyntaxError):
+            continue  # not UTF-8, or broken on purpose
+        lines = text.splitlines()
+        for node in ast.walk(tree):
+            if isinstance(node, FUNCTIONS):
+                pair = without_docstring(node, lines)
+                if pair is not None:
+                    yield module.as_posix(), *pair
+
+
+def without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> tuple[str, str] | None:
+    """(source without the docstring, the docstring's first paragraph); None where one of them is not fit to learn."""
+    docstring = ast.get_docstring(node)
+    if docstring is None or len(node.body) < 2:
+        return None
+    expression = node.body[0]
+    if node.body[1].lineno <= expression.end_lineno:
+        return None  # `"""…"""; return …` on one line
+    paragraph = " ".join(inspect.cleandoc(docstring).split("\n\n")[0].split())
+    body = lines[node.lineno - 1 : expression.lineno - 1] + lines[expression.end_lineno : node.end_lineno]
+    source = textwrap.dedent("\n".join(body)).strip()
+    fits = SHORTEST_ANSWER <= len(paragraph) <= LONGEST_ANSWER and len(source) <= LONGEST_SOURCE
+    return (source, paragraph) if fits and paragraph[0].isalpha() else None

@@ -1,0 +1,442 @@
+"""Records for fine-tuning: which tokens are learned, rows, batches, splits and the cache."""
+
+import json
+import math
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+import data.records
+from data.records.chat import Encoded, Encoder
+from data.records.dataset import Rows, collate
+from data.records.packing import fill, first_fit
+
+SPECIAL = ["<pad>", "<s>", "<|im_start|>", "<|im_end|>"]
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# The same, with a default system message and with transformers' own marks.
+MARKED = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nHelp.<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
+    "{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Trims what is said, begins with a token of its own, has no prompt for an answer but a header.
+TRIMMED = (
+    "{{ '<s>' }}{% for message in messages %}{{ '[' + message['role'] + ']' }}{{ message['content'] | trim }}"
+    "{{ '<|im_end|>' if message['role'] == 'assistant' else '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+TALK = [
+    {"role": "user", "content": "How many legs has a spider?"},
+    {"role": "assistant", "content": "Eight legs, as ünder arachnids."},
+    {"role": "user", "content": "And an ant? assistant"},
+    {"role": "assistant", "content": "Six."},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    """A byte-level BPE tokenizer with real merges, and ChatML as its template."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train_from_iterator([json.dumps(TALK) * 4, "the assistant and the user of the spider"] * 4, trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="<|im_end|>", chat_template=CHATML
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tokenizer(tokenizer_folder):
+    return transformers.AutoTokenizer.from_pretrained(tokenizer_folder)
+
+
+@pytest.fixture
+def run(tmp_path, tokenizer_folder):
+    process = SimpleNamespace(model_name_or_path=str(tokenizer_folder), trust_remote_code=False, cache_dir=None)
+    return SimpleNamespace(seed=3, cache_dir=tmp_path / "cache", process=process)
+
+
+def write(folder, records, name="records.jsonl"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+    return str(folder / name)
+
+
+def learned_text(tokenizer, encoded):
+    """What the learned tokens say, run by run."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], encoded.learned.astype(int), [0]]))).reshape(-1, 2)
+    return [tokenizer.decode(encoded.ids[begin:end]) for begin, end in edges]
+
+
+# ---- which tokens are learned ----
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, TRIMMED], ids=["chatml", "marked", "trimmed"])
+def test_only_what_the_assistant_says_is_learned(tokenizer, template):
+    """Its words and its end of turn, neither the header before nor the line break after."""
+    tokenizer.chat_template = template
+    encoded = Encoder(tokenizer, "assistant", None)({"messages": TALK}, "x:1")
+    assert learned_text(tokenizer, encoded) == [TALK[1]["content"] + "<|im_end|>", "Six.<|im_end|>"]
+    whole = tokenizer.apply_chat_template(TALK, tokenize=False)
+    assert tokenizer.decode(encoded.ids) == whole  # and the model reads the whole chat
+    assert not encoded.is_open
+
+
+def test_marks_and_prefixes_agree(tokenizer):
+    tokenizer.chat_template = MARKED
+    by_marks = Encoder(tokenizer, "assistant", None)({"messages": TALK}, "x:1")
+    for mark in ("{% generation %}", "{% endgeneration %}"):
+        tokenizer.chat_template = tokenizer.chat_template.replace(mark, "")
+    by_prefix = Encoder(tokenizer, "assistant", None)({"messages": TALK}, "x:1")
+    assert np.array_equal(by_marks.ids, by_prefix.ids) and np.array_equal(by_marks.learned, by_prefix.learned)
+    assert by_marks.learned.any()
+
+
+def test_a_token_across_the_edge_of_a_turn(tokenizer):
+    """` spider` is one token, whose space is the template's: learned, as by transformers' marks."""
+    marked = (
+        "{% for message in messages %}{{ message['role'] + ': ' }}{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
+        "{{ message['content'] + ' ' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    talk = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "spider"}]
+    masks = []
+    for template in (marked, marked.replace("{% generation %}", "").replace("{% endgeneration %}", "")):
+        tokenizer.chat_template = template
+        masks.append(learned_text(tokenizer, Encoder(tokenizer, "assistant", None)({"messages": talk}, "x:1")))
+    assert masks == [[" spider<|im_end|>"]] * 2
+
+
+def test_loss_on_all(tokenizer):
+    """`loss_on: all`: every token but the first, which nothing predicts."""
+    encoded = Encoder(tokenizer, "all", None)({"messages": TALK}, "x:1")
+    assert encoded.learned[1:].all() and not encoded.learned[0]
+
+
+def test_a_template_that_renders_parts_otherwise_is_refused(tokenizer):
+    """This one shortens all but the last answer, as templates that leave out earlier thoughts do."""
+    tokenizer.chat_template = CHATML.replace(
+        "message['content']", "(message['content'] if loop.last else message['content'] | replace('legs', ''))"
+    )
+    encoder = Encoder(tokenizer, "assistant", None)
+    with pytest.raises(ValueError, match="^x:1: the chat template renders message 2 otherwise alone") as caught:
+        encoder({"messages": TALK}, "x:1")
+    assert "\n" not in str(caught.value)
+    assert learned_text(tokenizer, encoder({"messages": TALK[2:]}, "x:1")) == ["Six.<|im_end|>"]
+
+
+def test_a_template_without_an_end_of_turn_is_told(tokenizer):
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "")
+    encoded = Encoder(tokenizer, "assistant", None)({"messages": TALK[:2]}, "x:1")
+    assert encoded.is_open and learned_text(tokenizer, encoded) == [TALK[1]["content"] + "\n"]
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "says"),
+    [
+        (None, TALK, "^x:7: messages need a chat template.*dataset.chat_template"),
+        (CHATML, TALK[:1], "^x:7: no message of the role `assistant`, only of user"),
+        (
+            "{{ raise_exception('roles must alternate') }}",
+            TALK,
+            "^x:7: the chat template cannot render.*must alternate",
+        ),
+        (
+            CHATML.replace(
+                "{% for message in messages %}", "{% for message in messages if message.role != 'critic' %}"
+            ),
+            [*TALK, {"role": "critic", "content": "Too short."}],
+            "^x:7: the chat template leaves out messages of the role `critic`",
+        ),
+    ],
+)
+def test_chats_that_cannot_be_rendered(tokenizer, template, messages, says):
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=says) as caught:
+        Encoder(tokenizer, "assistant", None)({"messages": messages}, "x:7")
+    assert "\n" not in str(caught.value)
+
+
+def test_prompt_and_completion(tokenizer):
+    record = {"prompt": "Two and two make", "completion": " four"}
+    as_chat = Encoder(tokenizer, "assistant", None)(record, "x:1")
+    assert learned_text(tokenizer, as_chat) == [" four<|im_end|>"]
+    assert tokenizer.decode(as_chat.ids).startswith("<|im_start|>user\nTwo and two make<|im_end|>")
+    tokenizer.chat_template = None
+    plain = Encoder(tokenizer, "assistant", None)(record, "x:1")
+    assert tokenizer.decode(plain.ids) == "Two and two make four<|im_end|>"
+    assert learned_text(tokenizer, plain) == [" four<|im_end|>"]
+    assert Encoder(tokenizer, "all", None)(record, "x:1").learned.sum() == len(plain.ids) - 1
+
+
+def test_plain_text_is_learned_whole(tokenizer):
+    encoded = Encoder(tokenizer, "assistant", None)({"text": "Ünd so weiter"}, "x:1")
+    assert tokenizer.decode(encoded.ids) == "Ünd so weiter<|im_end|>"
+    assert encoded.learned[1:].all() and not encoded.learned[0]
+    other = Encoder(tokenizer, "assistant", "body")({"body": "Ünd so weiter", "messages": 3}, "x:1")
+    assert np.array_equal(other.ids, encoded.ids)
+
+
+# ---- rows ----
+
+
+def test_first_fit_against_the_plain_search():
+    lengths = np.random.default_rng(0).integers(1, 33, size=500).tolist()
+    rows, room = [], []
+    for number, length in enumerate(lengths):
+        row = next((row for row, left in enumerate(room) if left >= length), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(32)
+        rows[row].append(number)
+        room[row] -= length
+    assert first_fit(lengths, 32) == rows
+    assert sum(lengths) / (32 * len(rows)) > 0.9
+
+
+def test_rows_by_hand():
+    def record(*ids):
+        return Encoded(np.array(ids, np.int32), np.arange(len(ids)) > 0)
+
+    found = fill([record(5, 6, 7), record(8, 9), record(4)], [[0, 1], [2]], 7, pad=1)
+    assert found["input_ids"].tolist() == [[5, 6, 7, 8, 9, 1, 1], [4, 1, 1, 1, 1, 1, 1]]
+    assert found["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1], [0, 1, 2, 3, 4, 5, 6]]
+    assert found["learned"].astype(int).tolist() == [[0, 1, 1, 0, 1, 0, 0], [0] * 7]
+
+
+RECORDS = [{"text": " ".join(f"word{i * j % 7}" for j in range(1 + i % 6))} for i in range(40)]
+
+
+def test_labels_and_shift_labels(run, tmp_path):
+    bundle = data.records.build(data.records.Config(path=write(tmp_path, RECORDS), block_size=48), run)
+    rows = bundle.train_dataset
+    batch = rows.__getitems__(list(range(len(rows))))
+    assert all(each.dtype == torch.int64 and each.shape == (len(rows), 48) for each in batch.values())
+    first = batch["position_ids"] == 0
+    assert first.sum() > 2 * len(rows)  # several records in a row
+    assert (batch["labels"][first] == -100).all()
+    learned = batch["labels"] != -100
+    assert torch.equal(batch["labels"][learned], batch["input_ids"][learned]) and learned.sum() > 0
+    assert torch.equal(batch["shift_labels"][:, :-1], batch["labels"][:, 1:])
+    assert (batch["shift_labels"][:, -1] == -100).all()
+    one = rows[2]
+    assert all(torch.equal(one[name], batch[name][2]) for name in batch)
+    assert all(torch.equal(collate([rows[0], rows[1]])[name], batch[name][:2]) for name in batch)
+    copy = pickle.loads(pickle.dumps(rows))
+    assert torch.equal(copy.__getitems__([1])["input_ids"], rows.__getitems__([1])["input_ids"])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_records_do_not_see_one_another(run, tmp_path, attention):
+    """Logits and loss of packed rows are those of each record alone, in a model of transformers."""
+    bundle = data.records.build(data.records.Config(path=write(tmp_path, RECORDS), block_size=48), run)
+    batch = bundle.train_dataset.__getitems__([0, 1, 2])
+    torch.manual_seed(0)
+    settings = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=bundle.dims["vocab_size"], attn_implementation=attention,
+        use_cache=False,  # as the Trainer sets it; with a cache transformers does not look for packed rows
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(settings).eval()
+    losses, compared = [], 0
+    with torch.no_grad():
+        found = model(**batch)
+        mixed = model(input_ids=batch["input_ids"]).logits
+        for row in range(3):
+            begins = [*(batch["position_ids"][row] == 0).nonzero().flatten().tolist(), 48]
+            for begin, end in zip(begins, begins[1:], strict=False):
+                ids, labels = batch["input_ids"][row : row + 1, begin:end], batch["labels"][row : row + 1, begin:end]
+                alone = model(input_ids=ids)
+                torch.testing.assert_close(found.logits[row, begin:end], alone.logits[0], rtol=1e-4, atol=1e-5)
+                compared += begin > 0 and not torch.allclose(mixed[row, begin:end], alone.logits[0], atol=1e-3)
+                kept = labels[0, 1:] != -100
+                losses.append(
+                    torch.nn.functional.cross_entropy(alone.logits[0, :-1][kept], labels[0, 1:][kept], reduction="none")
+                )
+    assert compared > 5  # without positions they would see one another
+    torch.testing.assert_close(found.loss, torch.cat(losses).mean())
+
+
+def test_packing_off(run, tmp_path):
+    config = data.records.Config(path=write(tmp_path, RECORDS), block_size=48, packing=False, eval_fraction=0)
+    rows = data.records.build(config, run).train_dataset
+    batch = rows.__getitems__(list(range(len(rows))))
+    assert len(rows) == len(RECORDS) and torch.equal(batch["position_ids"][0], torch.arange(48))
+
+
+def test_long_records_lose_their_end(run, tmp_path, tokenizer):
+    long = {"prompt": "A tale of the spider.", "completion": " word" * 60}
+    hopeless = {"prompt": "word " * 100, "completion": "never seen"}
+    path = write(tmp_path, [long, hopeless, *RECORDS[:3]])
+    bundle = data.records.build(data.records.Config(path=path, block_size=64, packing=False, eval_fraction=0), run)
+    whole = Encoder(tokenizer, "assistant", None)(long, "x").ids
+    assert len(whole) > 64 and bundle.train_dataset[0]["input_ids"].tolist() == whole[:64].tolist()
+    assert len(bundle.train_dataset) == 4
+    told = "\n".join(bundle.summary)
+    assert "2 records are longer than 64 tokens" in told and "1 records have no token to learn" in told
+
+
+# ---- splits, the bundle, the cache ----
+
+
+def texts(tokenizer, rows):
+    ids = rows.__getitems__(list(range(len(rows))))["input_ids"]
+    return {
+        each for row in tokenizer.batch_decode(ids) for each in row.replace("<pad>", "").split("<|im_end|>") if each
+    }
+
+
+def test_the_draw_of_held_out_records_is_stable(run, tmp_path, tokenizer):
+    """By seed and content: other records may come and go, and a repeated one is on one side."""
+    records = [{"text": f"number {i}"} for i in range(200)]
+    sides = []
+    for number, chosen in enumerate([records, [*records[::-1][:150], {"text": "new"}, records[-1]]]):
+        path = write(tmp_path / str(number), chosen)
+        bundle = data.records.build(data.records.Config(path=path, block_size=32, eval_fraction=0.25), run)
+        sides.append([texts(tokenizer, bundle.train_dataset), texts(tokenizer, bundle.eval_datasets["validation"])])
+    assert 30 < len(sides[0][1]) < 70 and not sides[0][0] & sides[0][1]
+    assert sides[1][1] - {"new"} == sides[0][1] & (sides[1][0] | sides[1][1])
+    run.seed += 1
+    other = data.records.build(data.records.Config(path=path, block_size=32, eval_fraction=0.25), run)
+    assert texts(tokenizer, other.eval_datasets["validation"]) != sides[1][1]
+
+
+def test_held_out_by_default_by_folder_and_by_path(run, tmp_path, tokenizer):
+    path = write(tmp_path / "one", RECORDS)
+    assert len(data.records.build(data.records.Config(path=path, block_size=48), run).eval_datasets) == 1
+    write(tmp_path / "two", RECORDS, "train.jsonl")
+    other = write(tmp_path / "two", [{"text": "held out"}], "val.jsonl")
+    for config in ({"path": str(tmp_path / "two")}, {"path": path, "eval_path": other}):
+        bundle = data.records.build(data.records.Config(block_size=48, **config), run)
+        assert texts(tokenizer, bundle.eval_datasets["validation"]) == {"held out"}
+        assert len(texts(tokenizer, bundle.train_dataset)) == len({each["text"] for each in RECORDS})
+    nothing = data.records.Config(path=str(tmp_path / "two"), block_size=48, eval_fraction=0)
+    assert data.records.build(nothing, run).eval_datasets == {}
+
+
+def test_bundle(run, tmp_path, tokenizer_folder):
+    run.process.model_name_or_path = None
+    config = data.records.Config(path=write(tmp_path, RECORDS), block_size=48, tokenizer=str(tokenizer_folder))
+    bundle = data.records.build(config, run)
+    assert bundle.dims == {"vocab_size": len(bundle.tokenizer), "block_size": 48} and bundle.tokens_per_sample == 48
+    assert bundle.metrics("validation", 2.0) == {"perplexity": math.exp(2.0)} and bundle.metrics("train", 2.0) == {}
+    assert bundle.metrics("validation", 1e4) == {"perplexity": math.inf}
+    assert "40 records" not in bundle.summary[0] and "to train" in bundle.summary[0] and "learned" in bundle.summary[0]
+    sampler = bundle.sampler(5)
+    sampler.set_epoch(2)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(bundle.train_dataset))) and order != sorted(order)
+    sampler.set_position(2)
+    assert list(sampler) == order[2:] and list(sampler) == order
+
+
+def test_a_tokenizer_that_the_weights_do_not_know(run, tmp_path, tokenizer):
+    """Other numbers for the same tokens are refused; further tokens, or a model without a tokenizer, are not."""
+    config = data.records.Config(path=write(tmp_path, RECORDS), block_size=48, tokenizer=str(tmp_path / "own"))
+    tokenizer.add_tokens(["spider-like"])
+    tokenizer.save_pretrained(tmp_path / "own")
+    assert data.records.build(config, run).dims["vocab_size"] == len(tokenizer)
+    file = tmp_path / "own/tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="dataset.tokenizer: .* numbers tokens otherwise") as caught:
+        data.records.build(config, run)
+    assert "\n" not in str(caught.value)
+    run.process.model_name_or_path = str(tmp_path)
+    assert len(data.records.build(config, run).train_dataset)
+
+
+def test_tokens_are_prepared_once(run, tmp_path, monkeypatch):
+    path = write(tmp_path, RECORDS)
+    calls = []
+    encode = Encoder.__call__
+    monkeypatch.setattr(Encoder, "__call__", lambda self, *given: calls.append(1) or encode(self, *given))
+
+    def prepared(**keys):
+        calls.clear()
+        bundle = data.records.build(data.records.Config(**{"path": path, "block_size": 48, **keys}), run)
+        assert isinstance(bundle.train_dataset, Rows)
+        return bool(calls)
+
+    assert prepared() and not prepared()
+    for keys in (
+        {"block_size": 40},
+        {"packing": False},
+        {"loss_on": "all"},
+        {"eval_fraction": 0.2},
+        {"text_column": "text"},
+    ):
+        assert prepared(**keys), keys
+    assert prepared(chat_template=MARKED)
+    write(tmp_path, RECORDS[1:])
+    assert prepared() and not prepared()
+
+
+def test_chat_template_from_settings(run, tmp_path, tokenizer):
+    path = write(tmp_path, [{"messages": TALK}, {"messages": TALK[2:]}])
+    (tmp_path / "chat.jinja").write_text(TRIMMED)
+    for given in (TRIMMED, str(tmp_path / "chat.jinja")):
+        config = data.records.Config(path=path, block_size=64, chat_template=given, eval_fraction=0)
+        bundle = data.records.build(config, run)
+        assert bundle.tokenizer.chat_template == TRIMMED  # and is saved with the model
+        assert tokenizer.decode(bundle.train_dataset[0]["input_ids"]).startswith("<s>[user]How many")
+    with pytest.raises(ValueError, match="dataset.chat_template: nowhere.jinja is neither a file nor a Jinja template"):
+        data.records.build(data.records.Config(path=path, chat_template="nowhere.jinja"), run)
+
+
+def test_json_list_and_folder_of_files(run, tmp_path, tokenizer):
+    folder = tmp_path / "several"
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps(RECORDS[:9], indent=2))
+    write(folder, RECORDS[9:], "b.jsonl")
+    config = data.records.Config(path=str(folder), block_size=48, packing=False, eval_fraction=0)
+    rows = data.records.build(config, run).train_dataset
+    single = data.records.Config(path=write(tmp_path, RECORDS), block_size=48, packing=False, eval_fraction=0)
+    other = data.records.build(single, run).train_dataset
+    assert torch.equal(rows.__getitems__(range(40))["input_ids"], other.__getitems__(range(40))["input_ids"])
+
+
+def test_names_in_the_home_folder(run, tokenizer):
+    write(run.cache_dir / "datasets/mine", RECORDS, "train.jsonl")
+    config = data.records.Config(path="mine", block_size=48)
+    assert data.records.check(config, run) == []
+    assert len(data.records.build(config, run).train_dataset) > 1
+
+
+def test_hugging_face_data_sets(run, tokenizer, monkeypatch):
+    """By a stand-in for the package: its splits are read, and its held-out one is used."""
+    import importlib.machinery
+    import sys
+    import types
+
+    package = types.ModuleType("datasets")
+    package.__spec__ = importlib.machinery.ModuleSpec("datasets", None)
+    splits = {"train": RECORDS, "validation": [{"text": "held out"}], "test": [{"text": "unseen"}]}
+    package.load_dataset = lambda name: splits if name == "someone/talks" else {}["no such data set"]
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    bundle = data.records.build(data.records.Config(path="someone/talks", block_size=48), run)
+    assert texts(tokenizer, bundle.eval_datasets["validation"]) == {"held out"}
+    assert len(texts(tokenizer, bundle.train_dataset)) == len({each["text"] for each in RECORDS})
+    with pytest.raises(ValueError, match="dataset.path: someone/else cannot be loaded: .*no such data set"):
+        data.records.build(data.records.Config(path="someone/else"), run)

@@ -1,0 +1,164 @@
+"""Records that cannot be used: one line each, with the file and the line."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+import data.records
+from data.records import Config
+from data.records.source import Source, kind_of, read
+
+GOOD = {"text": "fine"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    process = SimpleNamespace(model_name_or_path="somewhere", trust_remote_code=False, cache_dir=None, flash_attn=False)
+    return SimpleNamespace(seed=3, cache_dir=tmp_path / "cache", process=process)
+
+
+def problems_of(path, column=None):
+    try:
+        for place, record in read(Source((path,))):
+            kind_of(record, place, column)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return str(error)
+    return None
+
+
+CHAT = {"messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ([1], "a record is a JSON object, this is a list"),
+        ("text", "a record is a JSON object, this is text"),
+        (
+            {"body": "x"},
+            "has neither `messages` nor `prompt` and `completion` nor `text` .its keys: `body`.*text_column",
+        ),
+        ({"messages": []}, "`messages` must be a list of at least one message"),
+        ({"messages": "x"}, "`messages` must be a list"),
+        ({"messages": ["x"]}, "message 1 is text, not an object with `role` and `content`"),
+        ({"messages": [*CHAT["messages"], {"content": "x"}]}, "`role` of message 2 is missing"),
+        ({"messages": [{"role": "user"}]}, "`content` of message 1 is missing"),
+        ({"messages": [{"role": "user", "content": None}]}, "`content` of message 1 is null, not text"),
+        ({"messages": [{"role": 3, "content": "x"}]}, "`role` of message 1 is a number, not text"),
+        ({"prompt": "x"}, "has no `completion` .a prompt goes with a completion"),
+        ({"completion": "x"}, "has no `prompt`"),
+        ({"prompt": "x", "completion": 4}, "`completion` is a number, not text"),
+        ({"text": ["x"]}, "`text` is a list, not text"),
+    ],
+)
+def test_malformed_records(tmp_path, record, says):
+    file = tmp_path / "records.jsonl"
+    file.write_text(f"{json.dumps(GOOD)}\n\n{json.dumps(record)}\n")
+    found = problems_of(file)
+    assert found.startswith(f"{file}:3: ")
+    with pytest.raises(ValueError, match=says):
+        raise ValueError(found)
+
+
+def test_text_column_must_be_there(tmp_path):
+    file = tmp_path / "records.jsonl"
+    file.write_text(f"{json.dumps(GOOD)}\n")
+    assert problems_of(file, "body") == f"{file}:1: has no `body` (dataset.text_column names it)"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "says"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', 2, "not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', 2, "not UTF-8 text .invalid start byte at byte 10"),
+        ("a.json", b'[\n {"text": "x"},\n {"text" "y"}\n]', 3, "not JSON"),
+        ("a.json", b'[\n {"text": "x"}\n {"text": "y"}\n]', 2, "not JSON .a list goes on with `,`"),
+        ("a.json", b'[\n {"text": "x"},\n {"text": "y"}\n', 3, "cut short"),
+    ],
+)
+def test_files_that_are_not_json(tmp_path, name, content, line, says):
+    (tmp_path / name).write_bytes(content)
+    found = problems_of(tmp_path / name)
+    assert found.startswith(f"{tmp_path / name}:{line}: ")
+    with pytest.raises(ValueError, match=says):
+        raise ValueError(found)
+
+
+def test_lines_of_a_list_are_those_its_records_begin_on(tmp_path):
+    records = [{"text": "a\nb"}, {"text": "c"}, {"nested": {"x": [1, 2]}}]
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(records, indent=1))
+    found = list(read(Source((file,))))
+    assert [value for _, value in found] == records
+    assert [place for place, _ in found] == [f"{file}:2", f"{file}:5", f"{file}:8"]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.json", "[]")])
+def test_empty_files(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert problems_of(tmp_path / name).startswith(f"{tmp_path / name}: holds no record")
+
+
+def test_what_check_sees_without_a_tokenizer(run, tmp_path):
+    def problems(**keys):
+        found = data.records.check(Config(**keys), run)
+        assert all("\n" not in each for each in found)
+        return found
+
+    good = tmp_path / "good.jsonl"
+    good.write_text(json.dumps(GOOD))
+    assert problems(path=str(good)) == [] and problems(path="python_docstrings") == []
+    assert "dataset.path is not set" in problems()[0]
+    assert f"dataset.path: {tmp_path}/no.jsonl does not exist" in problems(path=f"{tmp_path}/no.jsonl")[0]
+    assert "dataset.eval_path: /no/where does not exist" in problems(path=str(good), eval_path="/no/where")[0]
+    (tmp_path / "x.csv").write_text("a,b\n")
+    assert "is neither .jsonl nor .json" in problems(path=str(tmp_path / "x.csv"))[0]
+    (tmp_path / "empty").mkdir()
+    assert "holds no .jsonl or .json file" in problems(path=str(tmp_path / "empty"))[0]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(json.dumps({"body": "x"}))
+    assert problems(path=str(bad))[0].startswith(f"{bad}:1: has neither")
+    assert problems(path=str(bad), text_column="body") == []
+    run.process.flash_attn = True
+    assert "dataset.packing: true and flash_attn" in problems(path=str(good))[0]
+    assert problems(path=str(good), packing=False) == []
+    run.process = SimpleNamespace(model_name_or_path=None)
+    assert "no tokenizer is known" in problems(path=str(good))[0]
+    assert problems(path=str(good), tokenizer="x") == []
+
+
+def test_held_out_records_that_contradict(run, tmp_path):
+    with pytest.raises(ValueError, match="dataset.eval_path .* so dataset.eval_fraction 0.2 would draw none"):
+        Config(path="x", eval_path="y", eval_fraction=0.2)
+    for name in ("train.jsonl", "val.jsonl"):
+        (tmp_path / name).write_text(json.dumps(GOOD))
+    found = data.records.check(Config(path=str(tmp_path), eval_fraction=0.2), run)
+    assert "dataset.eval_fraction 0.2 would hold out more than" in found[0]
+
+
+def test_no_network_is_asked_for_what_looks_like_a_path(run, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = data.records.check(Config(path="someone/talks"), run)
+    assert "needs the package datasets" in found[0]
+
+
+def test_tokenizers_that_cannot_be_loaded(run, tmp_path):
+    path = tmp_path / "good.jsonl"
+    path.write_text(json.dumps(GOOD))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x.gguf").write_bytes(b"not one")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\x00")
+    for name, says in (
+        ("folder", "cannot be loaded"),
+        ("x.gguf", "is not a GGUF file"),
+        ("cut.gguf", "cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.* {says}|{name} {says}") as caught:
+            data.records.build(Config(path=str(path), tokenizer=str(tmp_path / name)), run)
+        assert "\n" not in str(caught.value)
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / "folder" / name).write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match="holds 2 .gguf files"):
+        data.records.build(Config(path=str(path), tokenizer=str(tmp_path / "folder")), run)

@@ -1,0 +1,235 @@
+"""Models and tokenizers out of .gguf files: a tiny one is written here by the package `gguf` itself."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from adapting import disturb, process_of
+
+import data.records
+import models.auto
+from models import adapt
+
+gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
+
+HEADS, KEY_HEADS, WIDTH, INNER, LAYERS = 4, 2, 64, 96, 2
+TOKENS = [
+    "<pad>",
+    "<|im_start|>",
+    "<|im_end|>",
+    *(chr(code) for code in range(33, 127)),
+    "Ġ",
+    "Ċ",
+    "Ġa",
+    "an",
+    "<|endoftext|>",
+]
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def tiny_llama():
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+            num_key_value_heads=KEY_HEADS, vocab_size=len(TOKENS), tie_word_embeddings=True, rope_theta=10000.0,
+            max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        )
+    ).eval()  # fmt: skip
+
+
+def paired(weight, heads):
+    """GGUF interleaves the two halves of each head, which transformers keeps one after the other."""
+    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(model, path):
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(256)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KEY_HEADS)
+    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
+    writer.add_vocab_size(len(TOKENS))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 4) + [3])
+    writer.add_token_merges(["Ġ a", "a n"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    writer.add_chat_template(TEMPLATE)
+    state = model.state_dict()
+    writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"].numpy())
+    writer.add_tensor("output_norm.weight", state["model.norm.weight"].numpy())
+    for layer in range(LAYERS):
+        for ours, theirs in NAMES.items():
+            weight = state[f"model.layers.{layer}.{ours}.weight"]
+            if theirs in ("attn_q", "attn_k"):
+                weight = paired(weight, HEADS if theirs == "attn_q" else KEY_HEADS)
+            writer.add_tensor(f"blk.{layer}.{theirs}.weight", weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gguf")
+    write_gguf(tiny_llama(), folder / "tiny.gguf")
+    return folder
+
+
+@torch.no_grad()
+def logits(model):
+    ids = torch.arange(30).reshape(2, 15) + 3
+    return model.eval()(input_ids=ids)["logits"]
+
+
+def build(path, vocab_size=None):
+    return models.auto.build(models.auto.Config(vocab_size=vocab_size), process_of(model_name_or_path=str(path)))
+
+
+@pytest.mark.parametrize("name", ["tiny.gguf", "."], ids=["file", "folder"])
+def test_weights_are_those_that_were_written(folder, name):
+    model = build(folder / name)
+    torch.testing.assert_close(logits(model), logits(tiny_llama()), rtol=1e-5, atol=1e-5)
+    assert model.new_weights == set() and model.loaded_from == str(folder / "tiny.gguf")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    # A plain model: what the Trainer refuses is not there.
+    assert not getattr(model, "is_quantized", False) and getattr(model, "hf_quantizer", None) is None
+    assert all(each.requires_grad for each in model.parameters())
+
+
+def test_it_saves_as_any_other(folder, tmp_path):
+    model = build(folder)
+    model.save_pretrained(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(again), logits(model), rtol=0, atol=0)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_an_adapter_finds_its_base_again(folder, tmp_path, monkeypatch):
+    """By our loader, merged, and in plain PEFT, which reads the path of the .gguf file in adapter_config.json."""
+    import peft
+
+    process = process_of(model_name_or_path=str(folder), lora_enable=True, lora_task_type="CAUSAL_LM")
+    adapted = adapt.build_adapted(models.auto, models.auto.Config(), process)
+    disturb(adapted.model)
+    expected = logits(adapted.model)
+    assert (expected - logits(tiny_llama())).abs().max() > 1e-3
+    adapted.save(tmp_path / "run")
+    assert not (tmp_path / "run/base").exists()
+    monkeypatch.chdir(tmp_path)
+    again = adapt.load_adapted(tmp_path / "run", models.auto)
+    torch.testing.assert_close(logits(again), expected, rtol=0, atol=1e-6)
+    from models.adapt.saved import plain_model
+
+    torch.testing.assert_close(logits(plain_model(tmp_path / "run", models.auto)), expected, rtol=0, atol=1e-5)
+    base = Path(peft.PeftConfig.from_pretrained(tmp_path / "run").base_model_name_or_path)
+    assert base == folder / "tiny.gguf"
+    plain = transformers.AutoModelForCausalLM.from_pretrained(
+        base.parent, gguf_file=base.name, quantization_config=transformers.GgufConfig(dequantize=True)
+    )
+    torch.testing.assert_close(
+        logits(peft.PeftModel.from_pretrained(plain, tmp_path / "run")), expected, rtol=0, atol=1e-6
+    )
+
+
+def test_a_relative_path_is_noted_in_full(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    model = build("tiny.gguf")
+    from models.adapt.saved import _absolute
+
+    assert _absolute(model.loaded_from) == str(folder / "tiny.gguf")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"PK\x03\x04 a zip", "is not a GGUF file; name a .gguf file"),
+        (b"", "is not a GGUF file"),
+        (b"GGUF\x03\x00\x00\x00\x01", "cannot be loaded: "),
+    ],
+)
+def test_files_that_are_not_whole(tmp_path, content, says):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^`model_name_or_path: {path}` {says}") as caught:
+        build(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_cut_in_its_weights(folder, tmp_path):
+    whole = (folder / "tiny.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cut.gguf` cannot be loaded: ") as caught:
+        build(tmp_path / "cut.gguf")
+    assert "\n" not in str(caught.value)
+
+
+def test_several_files_and_no_package(folder, tmp_path, monkeypatch):
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match="holds 2 .gguf files .a.gguf ….; name one of them"):
+        build(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None)
+    with pytest.raises(ValueError, match="needs the package gguf: pip install gguf"):
+        build(folder / "tiny.gguf")
+
+
+def test_records_by_the_tokenizer_in_the_file(folder, tmp_path, monkeypatch):
+    """Read out once; from then on a folder of the cache gives the same."""
+    file = tmp_path / "records.jsonl"
+    talk = [{"role": "user", "content": "an ant?"}, {"role": "assistant", "content": "Six legs."}]
+    file.write_text(json.dumps({"messages": talk}) + "\n")
+    process = SimpleNamespace(model_name_or_path=str(folder), trust_remote_code=False, cache_dir=None)
+    run = SimpleNamespace(seed=0, cache_dir=tmp_path / "cache", process=process)
+    config = data.records.Config(path=str(file), block_size=64, eval_fraction=0)
+    bundle = data.records.build(config, run)
+    assert bundle.dims["vocab_size"] == len(bundle.tokenizer) == len(TOKENS)
+    row = bundle.train_dataset[0]
+    assert bundle.tokenizer.decode(row["input_ids"][row["labels"] != -100]) == "Six legs.<|im_end|>"
+    own = transformers.AutoTokenizer.from_pretrained(folder, gguf_file="tiny.gguf")
+    text = own.apply_chat_template(talk, tokenize=False)
+    ids = own(text, add_special_tokens=False)["input_ids"]
+    assert row["input_ids"][: len(ids)].tolist() == ids
+    monkeypatch.setattr(gguf, "GGUFReader", None)  # not read again
+    again = data.records.build(config, run).tokenizer
+    assert again(text, add_special_tokens=False)["input_ids"] == ids and again.chat_template == TEMPLATE
+
+
+def test_the_check_takes_a_file(folder, tmp_path):
+    """`model_name_or_path` may name the .gguf itself, but nothing that is not there, nor as one of our checkpoints."""
+    (file,) = folder.glob("*.gguf")
+
+    def problems(path, **keys):
+        process = process_of(model_name_or_path=str(path), **keys)
+        return adapt.check(models.auto.PARTS, process, models.auto.PROCESS_KEYS)
+
+    assert problems(file) == [] == problems(folder)
+    assert "is not a folder" in problems(tmp_path / "none.gguf")[0] and "is not a folder" in problems("none.gguf")[0]
+    assert "is not a folder" in problems(file, load_pretrain=True)[0]
