@@ -1,4 +1,4 @@
-"""Score a checkpoint on its task: `python eval.py --checkpoint OUT [--episodes 50 --video] [--samples 3] [--json FILE]`.
+"""Score a checkpoint: `python eval.py --checkpoint OUT [--episodes 50 --video] [--samples 3] [--json FILE]`.
 
 A policy is rolled out in its simulator: that and the checkpoint's folder are all it needs, not the demonstrations. A
 model of any other task is scored on its held-out data: loss, and of text perplexity, bits per byte and samples.
@@ -11,6 +11,7 @@ import functools
 import importlib
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     if not bundle.eval_datasets:
         print_problems([f"{folder}: its run held nothing out to be scored on (dataset.eval_fraction)"])
         raise SystemExit(CONFIG_ERROR)
+    warn_of_other_data(folder, bundle)
     model = refusing(load_model, folder, run, device)
     scores: dict[str, Any] = {"task": run.task, "checkpoint": str(folder)}
     for name, each in bundle.eval_datasets.items():
@@ -143,14 +145,32 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     return scores
 
 
+def warn_of_other_data(folder: Path, bundle: Any) -> None:
+    """One line on stderr where the data is no longer what the checkpoint was trained and evaluated on."""
+    from train import changed_data
+
+    if changed := changed_data(bundle, folder):
+        print(f"warning: the data is not what {folder} was trained with: {changed}", file=sys.stderr, flush=True)
+
+
 def written_samples(asked: EvalArguments, model: Any, tokenizer: Any) -> list[str]:
-    """Texts by the model; a ValueError where it has no tokenizer to write with."""
+    """Texts by the model.
+
+    Raises:
+        ValueError: it has no tokenizer to write with, the prompt does not fit, or generating fails.
+    """
     from trainer.samples import Sampling, sample_texts
 
     if tokenizer is None:
         raise ValueError("--samples: the data has no single tokenizer to write text with; leave it out")
     sampling = Sampling(asked.tokens, asked.prompt, asked.samples, asked.temperature, asked.top_k)
-    return sample_texts(model, tokenizer, sampling, asked.seed)
+    try:
+        return sample_texts(model, tokenizer, sampling, asked.seed)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a foreign model's generate() raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"--samples: this model cannot write ({reason}); leave it out") from error
 
 
 def load_model(folder: Path, run: RunConfig, device: str) -> Any:

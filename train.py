@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from loader.hyper import HyperArguments
 from loader.run_config import RunConfig, with_dims
 
 __all__ = ["HyperArguments", "main"]
+
+WITHOUT_OPTIMIZER = "begin with a new one: --set load_optimizer=false"
+NEW_RUN = "start a new run from these weights (init_from prev_run, is_pretrained)"
 
 
 def main(arguments: list[str] | None = None) -> Any:
@@ -44,6 +48,7 @@ def main(arguments: list[str] | None = None) -> Any:
     trainer = refusing(build_trainer, run, args, bundle, adapted)
     checkpoint = resume_target(run)
     refusing(same_data, bundle, checkpoint)
+    refusing(same_processes, run, args, checkpoint)
     trainer.is_resuming = checkpoint is not None
     refusing(settle_batch_size, run, trainer, checkpoint)
     rates = trainer.learning_rates()
@@ -82,8 +87,10 @@ def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
     from models.adapt import build_adapted
 
     half = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
-    config, on_gpu = with_dims(run, bundle.dims), args.device.type == "cuda"
-    return build_adapted(run.model.module, config, run.process, autocast=half, on_gpu=on_gpu)
+    config, on_gpu, process = with_dims(run, bundle.dims), args.device.type == "cuda", run.process
+    if process.is_pretrained or process.load_pretrain:
+        process = replace(process, model_name_or_path=str(earlier_folder(run)))
+    return build_adapted(run.model.module, config, process, autocast=half, on_gpu=on_gpu)
 
 
 def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any) -> Any:
@@ -203,14 +210,14 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
         metrics=metrics if bundle.metrics is not None else None,
         tokens_per_sample=bundle.tokens_per_sample,
         tokenizer=bundle.tokenizer,
-        sampling=sampling(run, bundle),
+        sampling=sampling(run, bundle, adapted.model),
         first_optimizer=first_optimizer(run),
     )
 
 
-def sampling(run: RunConfig, bundle: Any) -> Any:
-    """How samples are written in mid-training, or None; a ValueError where a prompt cannot be read."""
-    from trainer.samples import Sampling, prompt_ids
+def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
+    """How samples are written in mid-training, or None; a ValueError where a prompt cannot be read or is too long."""
+    from trainer.samples import Sampling, prompt_ids, room_after
 
     process = run.process
     if not process.sample_tokens or not bundle.eval_datasets:
@@ -223,36 +230,58 @@ def sampling(run: RunConfig, bundle: Any) -> Any:
             )
         run.notes.append("no samples: the data has no single tokenizer to write text with")
         return None
-    prompt_ids(bundle.tokenizer, process.sample_prompt)
-    return Sampling(
+    chosen = Sampling(
         process.sample_tokens,
         process.sample_prompt,
         process.sample_count,
         process.sample_temperature,
         process.sample_top_k,
     )
+    room_after(model, prompt_ids(bundle.tokenizer, process.sample_prompt), chosen)
+    return chosen
 
 
 def first_optimizer(run: RunConfig) -> Path | None:
-    """`load_optimizer`: the newest optimizer.pt of the run at model_name_or_path.
+    """`load_optimizer`: the newest optimizer.pt of the run at model_name_or_path, that of its weights.
 
     Raises:
-        ValueError: it saved none, or trained with another optimizer.
+        ValueError: it saved none, or trained with another optimizer, or either run trains an adapter.
     """
     if not run.process.load_optimizer:
         return None
     from loader.resume import checkpoints
     from loader.run_config import read_saved
 
-    folder = Path(os.path.expanduser(run.process.model_name_or_path))
+    folder = earlier_folder(run)
     found = [path for path in (folder, *reversed(checkpoints(folder))) if (path / "optimizer.pt").is_file()]
-    place = run.place("load_optimizer")
+    key = f"`load_optimizer`{run.place('load_optimizer')}"
     if not found:
-        raise ValueError(f"`load_optimizer`{place}: {folder} and its checkpoints hold no optimizer.pt")
-    before = read_saved(found[0] / "run.yaml").hyper.optim
-    if before != run.hyper.optim:
-        raise ValueError(f"`load_optimizer`{place}: {found[0]} was trained with optim {before}, not {run.hyper.optim}")
+        raise ValueError(f"{key}: {folder} and its checkpoints hold no optimizer.pt; {WITHOUT_OPTIMIZER}")
+    before = read_saved(found[0] / "run.yaml")
+    if before.process.lora_enable or run.process.lora_enable:
+        who = f"{found[0]} trained" if before.process.lora_enable else "this run trains"
+        raise ValueError(
+            f"{key}: {who} an adapter (lora_enable), and an optimizer's state is of the weights that it trained; "
+            f"{WITHOUT_OPTIMIZER}"
+        )
+    if before.hyper.optim != run.hyper.optim:
+        raise ValueError(f"{key}: {found[0]} was trained with optim {before.hyper.optim}, not {run.hyper.optim}")
     return found[0] / "optimizer.pt"
+
+
+def earlier_folder(run: RunConfig) -> Path:
+    """Where the weights of an earlier run lie (`is_pretrained`, `load_pretrain`): in its folder, or, where it was
+    never finished, in its newest checkpoint that has weights (and with load_optimizer an optimizer)."""
+    from loader.resume import WEIGHTS, checkpoints, fault
+
+    folder = Path(os.path.expanduser(run.process.model_name_or_path))
+    saved = [
+        path for path in (folder, *reversed(checkpoints(folder))) if any((path / name).is_file() for name in WEIGHTS)
+    ]
+    if not saved or saved[0] == folder:
+        return folder
+    # A process that is killed while it saves leaves a checkpoint that is not whole.
+    return next((path for path in saved if fault(path) is None), saved[0])
 
 
 def averaging(run: RunConfig) -> Any:
@@ -263,17 +292,39 @@ def averaging(run: RunConfig) -> Any:
 
 
 def same_data(bundle: Any, checkpoint: Path | None) -> None:
-    """Refuses to go on with other data than a checkpoint was trained on: its files hold what was known of it."""
-    for name, now in bundle.files.items() if checkpoint is not None else ():
+    """Refuses to go on with other data than a checkpoint was trained on."""
+    if checkpoint is not None and (changed := changed_data(bundle, checkpoint)):
+        raise ValueError(
+            f"the data is not what {checkpoint} was trained on: {changed}; put that data back, or {NEW_RUN}"
+        )
+
+
+def changed_data(bundle: Any, folder: Path) -> str | None:
+    """Where the data differs from what a checkpoint's files know of it; None: nowhere, or nothing is known."""
+    for name, now in bundle.files.items():
         try:
-            before = json.loads((checkpoint / name).read_text(encoding="utf-8"))
+            before = json.loads((folder / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             continue
+        except ValueError:
+            return f"{name} there is damaged"
         if place := first_difference(before, now):
-            raise ValueError(
-                f"the data is not what {checkpoint} was trained on: {place} ({name}); put that data back, or start a "
-                "new run from these weights (init_from prev_run, is_pretrained)"
-            )
+            return f"{place} ({name})"
+    return None
+
+
+def same_processes(run: RunConfig, args: Any, checkpoint: Path | None) -> None:
+    """Refuses to go on with another number of processes: batches would be of another size, of other samples."""
+    from trainer.log_interval import processes_of
+
+    before = processes_of(checkpoint) if checkpoint is not None else None
+    if before in (None, args.world_size) or nothing_left(run, checkpoint):
+        return
+    were, count = ("process" if number == 1 else "processes" for number in (before, args.world_size))
+    raise ValueError(
+        f"{checkpoint} was trained by {before} {were}, this run has {args.world_size} {count}; launch {before}, or "
+        f"{NEW_RUN}"
+    )
 
 
 def first_difference(before: Any, now: Any, path: str = "") -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,20 @@ def load_checkpoint(model: type[PreTrainedModel], folder: str | Path) -> PreTrai
     wanted = model.config_class.model_type
     found = model.config_class.get_config_dict(folder)[0].get("model_type")
     if found != wanted:
-        raise ValueError(f"{folder}: holds a {found!r} model, not {wanted!r}; load it by that name")
+        raise ValueError(
+            f"{folder}: holds a {found!r} model, not {wanted!r}; --set model.name={_component(found)} takes it"
+        )
     loaded, report = model.from_pretrained(
         folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
     )
     refuse_unfilled(report, str(folder))
     return loaded
+
+
+def _component(model_type: Any) -> str:
+    """The component whose networks config.json calls so: ours go by one name, all others are transformers'."""
+    is_ours = str(model_type).isidentifier() and importlib.util.find_spec(f"models.{model_type}") is not None
+    return str(model_type) if is_ours else "auto"
 
 
 def refuse_unfilled(report: dict, place: str) -> None:

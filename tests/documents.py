@@ -1,10 +1,15 @@
-"""The fenced blocks of a document, and its YAML examples with their placeholders filled in."""
+"""The fenced blocks of a document, its YAML examples with their placeholders filled in, and `--check` of a command."""
 
+import contextlib
+import io
 import os
 import re
 from pathlib import Path
 
+import pytest
 import yaml
+
+from loader.cli import run_config_or_exit
 
 SHARED = Path(os.environ.get("KEEL_SHARED", Path(__file__).resolve().parent.parent.parent / "shared"))
 FENCE = re.compile(r"^([ \t]*)```([\w+-]*)[ \t]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
@@ -59,3 +64,11 @@ def _fill(value, path: str):
     if "null" in kinds:
         return None
     return BY_TYPE.get(kinds[0], "word")
+
+
+def checked(*words: str) -> tuple[int, list[str]]:
+    """Exit code and error lines of `train.py … --check`."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
+        run_config_or_exit([*words, "--check"])
+    return left.value.code or 0, err.getvalue().splitlines()

@@ -184,6 +184,7 @@ COMPONENTS |= {
     "model(mlp).hidden_layers": "tests/models/test_mlp.py::test_hidden_layers_and_shapes",
     "model(mlp).loss": "tests/models/test_mlp.py::test_loss_by_hand",
     **each(f"{NETWORKS}a_foreign_model_for_another_task_and_size", "task config vocab_size num_labels", "model(auto)."),
+    "model(auto).block_size": "tests/models/test_auto.py::test_block_size_beyond_a_table_of_positions",
 }
 COMPONENTS |= {
     **each("tests/data/test_text_errors.py::test_path_and_mode", "path", "dataset(text)."),

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from documents import checked
 
 from loader.component import component_module, shipped
 from loader.process import ProcessArguments
@@ -75,26 +76,14 @@ def test_components_are_checked_without_heavy_imports():
     assert done.returncode == 0, done.stderr
 
 
-def test_every_shipped_training_file_passes_check(tmp_path):
-    for path in sorted((ROOT / "configs/training").glob("*.yaml")):
-        words = [
-            sys.executable,
-            "train.py",
-            "--training_config",
-            str(path),
-            "--check",
-            "--output_dir",
-            str(tmp_path / "o"),
-        ]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, (path.name, done.stderr)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/training").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_training_file_passes_check(path, tmp_path, in_root):
+    assert checked("--training_config", str(path), "--output_dir", str(tmp_path / "o")) == (0, [])
 
 
-def test_every_shipped_task_passes_check(tmp_path):
-    for path in sorted((ROOT / "configs/task").glob("*.yaml")):
-        words = [sys.executable, "train.py", "--task_name", path.stem, "--check", "--output_dir", str(tmp_path / "o")]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, (path.name, done.stderr)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/task").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_task_passes_check(path, tmp_path, in_root):
+    assert checked("--task_name", path.stem, "--output_dir", str(tmp_path / "o")) == (0, [])
 
 
 def packages_listed():

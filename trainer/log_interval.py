@@ -1,4 +1,7 @@
-"""What has been summed up since the last log line: kept in a checkpoint, so that a resumed run's next line is whole."""
+"""What has been summed up since the last log line: kept in a checkpoint, so that a resumed run's next line is whole.
+
+Beside it stands the number of processes that trained.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,16 @@ def save_interval(trainer: Any, folder: Path | str) -> None:
         "terms": {name: [rest[i], rest[len(names) + i]] for i, name in enumerate(names)},
         "norms": [int(trainer.norms.over), trainer.norms.steps],
         "skipped": trainer.guard.skipped_since_log,
+        "processes": trainer.args.world_size,
     }
     if trainer.args.should_save:
         write_text(Path(folder) / FILE, json.dumps(facts) + "\n")
+
+
+def processes_of(checkpoint: Path) -> int | None:
+    """How many processes trained up to a checkpoint; None: one of an earlier version, which does not say."""
+    path = checkpoint / FILE
+    return json.loads(path.read_text(encoding="utf-8")).get("processes") if path.is_file() else None
 
 
 def load_interval(trainer: Any, folder: Path | str) -> None:
@@ -44,6 +54,8 @@ def load_interval(trainer: Any, folder: Path | str) -> None:
     device = trainer.args.device
     trainer._globalstep_last_logged = facts["last_logged"]
     trainer._tr_loss.fill_(facts["loss"])
+    # The mean loss at the end (`train_loss`) is of this session's steps: what came before it is not theirs.
+    trainer._total_loss_scalar -= facts["loss"]
     trainer.followed_loss.fill_(facts["followed_loss"])
     trainer.followed_steps = facts["followed_steps"]
     terms = trainer.train_terms

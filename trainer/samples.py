@@ -40,26 +40,30 @@ class Sampling:
 def sample_texts(model: Any, tokenizer: Any, sampling: Sampling, seed: int) -> list[str]:
     """`sampling.count` texts, each the prompt and what follows; the same for the same weights and seed.
 
-    The generators that training draws from are left as they were.
+    A model with a table of positions ends where its table does. The generators that training draws from are left as
+    they were.
 
     Raises:
-        ValueError: the prompt has no tokens, or characters that the tokenizer does not know.
+        ValueError: the prompt has no tokens, characters that the tokenizer does not know, or no room after it.
     """
     prompt = prompt_ids(tokenizer, sampling.prompt)
+    tokens = min(sampling.tokens, room_after(model, prompt, sampling))
     device = next(model.parameters()).device
     ids = torch.tensor([prompt] * sampling.count, device=device)
     choice = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k}
     if sampling.temperature == 0:
         choice = {"do_sample": False}
-    if isinstance(model.get_base_model() if hasattr(model, "get_base_model") else model, GenerationMixin):
+    if isinstance(_inner(model), GenerationMixin):
         # Left to themselves they take the padding token inside a prompt for padding.
         choice |= {"attention_mask": torch.ones_like(ids), "pad_token_id": tokenizer.eos_token_id or 0}
     was_training = model.training
     model.eval()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(seed)
-        written = model.generate(input_ids=ids, max_new_tokens=sampling.tokens, **choice)
-    model.train(was_training)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(seed)
+            written = model.generate(input_ids=ids, max_new_tokens=tokens, **choice)
+    finally:
+        model.train(was_training)
     return [tokenizer.decode(each) for each in written.tolist()]
 
 
@@ -76,8 +80,40 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     return ids
 
 
+def room_after(model: Any, prompt: list[int], sampling: Sampling) -> int:
+    """New tokens that the model can write after a prompt: as many as asked for, or what its positions leave.
+
+    A table of positions has an end; rotated ones (`rope_parameters`, once `rope_theta`) have none, and our own networks
+    read the end of a long text.
+
+    Raises:
+        ValueError: the prompt alone fills the table.
+    """
+    inner = _inner(model)
+    if not isinstance(inner, GenerationMixin):
+        return sampling.tokens
+    config = inner.config.get_text_config(decoder=True)
+    positions = getattr(config, "max_position_embeddings", None)
+    has_table = not any(getattr(config, name, None) is not None for name in ("rope_parameters", "rope_theta"))
+    if positions is None or not has_table:
+        return sampling.tokens
+    if len(prompt) >= positions:
+        raise ValueError(
+            f"`sample_prompt: {sampling.prompt[:20]!r} …` has {len(prompt)} tokens but the model has positions for "
+            f"{positions} only, one of them for what it writes; shorten the prompt"
+        )
+    return positions - len(prompt)
+
+
+def _inner(model: Any) -> Any:
+    """The model that PEFT wraps, or itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 class WriteSamples(TrainerCallback):
     """Prints samples and adds them to OUT/samples.jsonl, a line each: `{"step", "eval_loss", "text"}`.
+
+    A model that cannot write is no reason to end its training: that is said in one line.
 
     Args:
         model: The model itself, not what wraps it for training.
@@ -99,7 +135,12 @@ class WriteSamples(TrainerCallback):
         is_best = math.isfinite(loss) and all(not loss > other for other in earlier)
         if not (is_best and state.is_world_process_zero and state.global_step):
             return
-        texts = sample_texts(self.model, self.tokenizer, self.sampling, self.seed + state.global_step)
+        try:
+            texts = sample_texts(self.model, self.tokenizer, self.sampling, self.seed + state.global_step)
+        except Exception as error:  # whatever a foreign model's generate() raises
+            reason = " ".join(str(error).split()) or type(error).__name__
+            tqdm.write(f"no sample at step {state.global_step}: {reason}", file=sys.stderr)
+            return
         with open(self.path, "a", encoding="utf-8") as file:
             for text in texts:
                 file.write(json.dumps({"step": state.global_step, "eval_loss": loss, "text": text}) + "\n")

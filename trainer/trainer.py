@@ -460,9 +460,11 @@ class Trainer(transformers.Trainer):
                 metrics |= super().evaluate(name if are_own else each, ignore_keys, f"{prefix}_{name}")
         finally:
             del handler.on_evaluate
-        mean = {f"{prefix}_loss": sum(metrics[f"{prefix}_{name}_loss"] for name in sets) / len(sets)}
-        self.log(mean)
-        metrics |= mean
+        losses = [metrics[f"{prefix}_{name}_loss"] for name in sets if f"{prefix}_{name}_loss" in metrics]
+        if len(losses) == len(sets):
+            mean = {f"{prefix}_loss": sum(losses) / len(losses)}
+            self.log(mean)
+            metrics |= mean
         self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

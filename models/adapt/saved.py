@@ -55,8 +55,8 @@ def settings_of(adapted: Adapted) -> dict[str, Any]:
 
 
 def _absolute(place: str | None) -> str | None:
-    """A folder is found again from anywhere; a hub id stays what it is."""
-    return str(Path(place).absolute()) if place is not None and os.path.isdir(place) else place
+    """A folder or file is found again from anywhere; a hub id stays what it is."""
+    return str(Path(place).absolute()) if place is not None and os.path.exists(place) else place
 
 
 # ---- saving ----
@@ -131,6 +131,22 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         }
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); take another checkpoint") from None
+
+
+def refuse_other_module(folder: Path, module: ModuleType) -> None:
+    """Raises ValueError where the model in `folder` is of another component of ours than `module`."""
+    path = folder / ADAPTATION
+    if not path.is_file() or read_settings(folder)["module"] == module.__name__:
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    room, _, before = found["module"].rpartition(".")
+    if (room, module.__name__.rpartition(".")[0]) != ("models", "models"):
+        return  # a module that has moved may still read what it wrote
+    now = module.__name__.removeprefix("models.")
+    raise ValueError(
+        f"{folder}: holds a {found.get('architecture')} of model {before!r}, not one of {now!r}; "
+        f"--set model.name={before} takes it"
+    )
 
 
 def load(folder: Path, module: ModuleType, device: str) -> nn.Module:

@@ -36,25 +36,29 @@ def first_weights(module: ModuleType, config: Any, process: Any) -> Source:
     """The model that `module` builds, with the weights that `model_name_or_path` names.
 
     Raises:
-        ValueError: the folder is missing, or its weights do not fit.
+        ValueError: the folder is missing, is of another model, or its weights do not fit.
     """
     keys = getattr(module, "PROCESS_KEYS", frozenset())
     problems = check(getattr(module, "PARTS", None), process, keys)
     if problems:
         raise ValueError("; ".join(problems))
     path = process.model_name_or_path
-    model = module.build(config, process)
     if not (process.is_pretrained or process.load_pretrain):
+        model = module.build(config, process)
         assert not path or "model_name_or_path" in keys, unused_path(path)
-        return Source(model, getattr(model, "loaded_from", None), getattr(model, "new_weights", None))
-    from .saved import plain_model
+        lines = [*getattr(model, "notes", [])]
+        return Source(model, getattr(model, "loaded_from", None), getattr(model, "new_weights", None), lines)
+    from .saved import plain_model, refuse_other_module
 
     folder = Path(os.path.expanduser(path))
+    refuse_other_module(folder, module)
+    model = module.build(config, process)
+    lines = [*getattr(model, "notes", [])]
     weights = plain_model(folder, module).state_dict()
     if process.is_pretrained:
-        return Source(model, new=set(), lines=[_take_all(model, weights, folder)])
+        return Source(model, new=set(), lines=[*lines, _take_all(model, weights, folder)])
     new, line = _take_fitting(model, weights, folder)
-    return Source(model, new=new, lines=[line])
+    return Source(model, new=new, lines=[*lines, line])
 
 
 def _take_all(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> str:

@@ -1,6 +1,6 @@
-"""Any model of transformers: `AutoModelFor…` by hub id or folder, or new from a configuration.
+"""Any model of transformers: `AutoModelFor…` by hub id, folder or .gguf file, or new from a configuration.
 
-    model: {name: auto, task: causal_lm}                        with model_name_or_path: a hub id or a folder
+    model: {name: auto, task: causal_lm}                        with model_name_or_path: a hub id, a folder or a .gguf
     model: {name: auto, task: causal_lm, config: {model_type: llama, hidden_size: 64, num_hidden_layers: 2}}
 
 Importing this needs neither torch nor transformers; `build` and `load` bring them.
@@ -70,10 +70,23 @@ class Config:
         },
     )
     vocab_size: int | None = field(
-        default=None, metadata={"help": "tokens; null: the data's number, or the configuration's", "ge": 1}
+        default=None,
+        metadata={
+            "help": "tokens; null: the data's number, or the configuration's; pretrained weights keep their own, which "
+            "must not be smaller",
+            "ge": 1,
+        },
     )
     num_labels: int | None = field(
         default=None, metadata={"help": "classes; null: the data's number, or the configuration's", "ge": 1}
+    )
+
+    block_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "tokens of the longest input, which a table of positions must hold; null: the data's number",
+            "ge": 1,
+        },
     )
 
     def __post_init__(self) -> None:
@@ -90,7 +103,8 @@ def build(config: Config, process: Any) -> PreTrainedModel:
     `models.adapt`.
 
     Raises:
-        ValueError: neither `config` nor a path, an unknown model type or field, or nothing found at the path.
+        ValueError: neither `config` nor a path, an unknown model type or field, nothing found at the path, data with
+            more tokens than the pretrained model knows, or inputs longer than its table of positions.
     """
     from models.auto.network import build_network
 

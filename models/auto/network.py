@@ -11,6 +11,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from models.auto import Config, class_name
+from models.auto.gguf import gguf_file, gguf_source, gguf_weights
 from models.pretrained import refuse_unfilled
 
 
@@ -28,44 +29,55 @@ def build_network(config: Config, process: Any) -> PreTrainedModel:
                 "`model.config` describes a new model, `model_name_or_path` names a pretrained one; set one of them to "
                 "null, or `load_pretrain` to true for the weights that fit"
             )
-        return _pretrained(kind, path, sizes, process)
+        return _pretrained(kind, path, sizes, config.block_size, process)
     if config.config is not None:
         settings = _settings(config.config, sizes)
     elif path:
-        settings = _found(AutoConfig, path, process, local_files_only=True)
-        _fill(settings, sizes)
+        settings = _found(AutoConfig, path, path, process, local_files_only=True)
+        _fit(settings, sizes, path, can_grow=process.load_pretrain)
     else:
         raise ValueError(
             "`model: {name: auto}` needs either `model_name_or_path` (a hub id or a folder) or `model.config` with a "
             "model_type"
         )
+    notes = _long_inputs(settings, config.block_size, path or f"a new {settings.model_type}", own_checkpoint)
     try:
-        return kind.from_config(settings)
+        model = kind.from_config(settings)
+        model.notes = notes
+        return model
     except (ValueError, TypeError, AttributeError, ImportError, ZeroDivisionError, RuntimeError) as error:
         raise ValueError(f"`model.config` cannot be built as {class_name(config.task)}: {_line(error)}") from error
 
 
-def _pretrained(kind: type, path: str, sizes: dict[str, int], process: Any) -> PreTrainedModel:
+def _pretrained(kind: type, path: str, sizes: dict[str, int], block_size: int | None, process: Any) -> PreTrainedModel:
     """A pretrained model; what its weights leave open (a new head) is noted as `new_weights`."""
-    settings = _found(AutoConfig, path, process)
-    _fill(settings, sizes)
-    model, report = _found(kind, path, process, config=settings, output_loading_info=True, ignore_mismatched_sizes=True)
-    model.loaded_from = path
+    file = gguf_file(path)
+    place, options = gguf_source(file) if file else (path, {})
+    settings = _found(AutoConfig, path, place, process, **options)
+    _fit(settings, sizes, path)
+    notes = _long_inputs(settings, block_size, path, is_trained=True)
+    place, options = gguf_weights(file) if file else (path, {})
+    options |= {"config": settings, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = _found(kind, path, place, process, **options)
+    model.loaded_from, model.notes = str(file or path), notes
     model.new_weights = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     return model
 
 
-def _found(kind: type, path: str, process: Any, **options: Any) -> Any:
-    """`kind.from_pretrained(path)`, its errors in one line."""
+def _found(kind: type, path: str, place: str, process: Any, **options: Any) -> Any:
+    """`kind.from_pretrained(place)`, its errors in one line that names `path`."""
     remote = {"trust_remote_code": True} if process.trust_remote_code else {}
+    known = (OSError, ValueError, ImportError, KeyError)
     try:
-        return kind.from_pretrained(path, cache_dir=process.cache_dir, **remote, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        return kind.from_pretrained(place, cache_dir=process.cache_dir, **remote, **options)
+    except Exception as error:
+        if not isinstance(error, known) and "gguf_file" not in options:  # a damaged .gguf file may raise anything
+            raise
         raise ValueError(f"`model_name_or_path: {path}` cannot be loaded: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _settings(values: dict[str, Any], sizes: dict[str, int]) -> PreTrainedConfig:
@@ -109,6 +121,47 @@ def _fill(settings: PreTrainedConfig, sizes: dict[str, int]) -> None:
         inner.vocab_size = sizes["vocab_size"]
 
 
+def _fit(settings: PreTrainedConfig, sizes: dict[str, int], path: str, can_grow: bool = False) -> None:
+    """As `_fill`, for an architecture that comes with weights: its vocabulary stays.
+
+    It is often padded beyond the tokenizer's; one that is smaller would need a new embedding, and all that was learned
+    about tokens would be lost. `can_grow`: such weights are left out, and a line says so.
+
+    Raises:
+        ValueError: the data has tokens that the model does not know.
+    """
+    has, needs = getattr(settings.get_text_config(), "vocab_size", None), sizes.get("vocab_size")
+    if has is not None and needs is not None and needs > has and not can_grow:
+        raise ValueError(
+            f"the data has {needs} tokens but the model at `model_name_or_path: {path}` knows {has}; prepare the data "
+            "with this model's tokenizer"
+        )
+    stays = has is not None and needs is not None and needs <= has
+    _fill(settings, {name: size for name, size in sizes.items() if name != "vocab_size" or not stays})
+
+
+def _long_inputs(settings: PreTrainedConfig, block_size: int | None, whose: str, is_trained: bool) -> list[str]:
+    """Inputs of `block_size` tokens against the model's positions; a line where they are only longer than usual.
+
+    A table of positions ends. Rotated ones do not, but a pretrained model has seen so many tokens and no more.
+
+    Raises:
+        ValueError: the table is shorter than the inputs.
+    """
+    inner = settings.get_text_config()
+    positions = getattr(inner, "max_position_embeddings", None)
+    if None in (block_size, positions) or block_size <= positions:
+        return []
+    if any(getattr(inner, name, None) is not None for name in ("rope_parameters", "rope_theta")):
+        longer = f"block_size {block_size} is beyond the {positions} tokens that {whose} was trained for"
+        return [longer] if is_trained else []
+    remedy = "" if is_trained else ", or model.config.max_position_embeddings to more"
+    raise ValueError(
+        f"`block_size: {block_size}`: {whose} has positions for {positions} tokens only; set block_size to {positions} "
+        f"or less{remedy}"
+    )
+
+
 def load_saved(folder: Path) -> PreTrainedModel:
     """See `models.auto.load`."""
     if not (folder / "config.json").is_file():
@@ -126,8 +179,10 @@ def load_for_adapter(place: str, folder: Path, cache_dir: str | None, trust_remo
     remote = {"trust_remote_code": True} if trust_remote_code else {}
     settings = AutoConfig.from_pretrained(folder, local_files_only=True, **remote)
     try:
+        file = gguf_file(place)
+        source, options = gguf_weights(file) if file else (place, {})
         return _architecture(settings, folder).from_pretrained(
-            place, config=settings, cache_dir=cache_dir, ignore_mismatched_sizes=True, **remote
+            source, config=settings, cache_dir=cache_dir, ignore_mismatched_sizes=True, **options, **remote
         )
     except (OSError, ValueError) as error:
         raise ValueError(

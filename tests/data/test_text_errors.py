@@ -387,6 +387,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     assert build(Config(str(folder), block_size=16), text_run(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path):
     """A quarter of a gigabyte of tokens is looked at in a process that may not take half of that."""
     path = tmp_path / "train.bin"

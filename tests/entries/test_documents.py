@@ -1,7 +1,5 @@
 """Every YAML example and every command that the documents print, as they print it."""
 
-import contextlib
-import io
 import os
 import re
 import shlex
@@ -9,10 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from documents import SHARED, blocks, filled
+from documents import SHARED, blocks, checked, filled
 from text_sets import SMALL, run, write_set
-
-from loader.cli import run_config_or_exit
 
 DOCUMENTS = sorted((SHARED / "specs").glob("*.txt")) if SHARED.is_dir() else []
 EXAMPLES = [
@@ -33,14 +29,6 @@ COMMANDS = [
 # Commands of a workload that is not there yet begin with these words.
 LATER = ("dreem train",)
 OF_TEXT = ("python train.py --dataset", "python train.py --init_from", "python train.py --training_mode")
-
-
-def checked(*words: str) -> tuple[int, list[str]]:
-    """Exit code and error lines of `train.py … --check`."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
-        run_config_or_exit([*words, "--check"])
-    return left.value.code or 0, err.getvalue().splitlines()
 
 
 def test_the_documents_are_found(shared):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from text_sets import ALPHABET, SMALL, metrics, run, same_weights, write_set
 
 import eval as evaluation
@@ -264,3 +265,117 @@ def test_bad_data_is_one_line_and_nothing_is_written(home, capsys, line, says):
     errors = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
     assert left.value.code == 2 and len(errors) == 1 and says in errors[0], errors
     assert not (home / "out").exists()
+
+
+UNSIZED = SMALL.replace("--n_layer 1 --n_head 2 --n_embd 16 ", "")  # the network is another's
+
+
+def refused(capsys, call, *arguments):
+    """The one error line of a call that leaves with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        call(*arguments)
+    errors = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    assert left.value.code == 2 and len(errors) == 1, errors
+    return errors[0]
+
+
+@pytest.fixture
+def gpt2(home):
+    """A folder with a GPT-2 of transformers that has positions for 32 tokens."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": len(ALPHABET)}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(home / "gpt2")
+    return home / "gpt2"
+
+
+def test_samples_and_block_size_of_a_foreign_model_end_with_its_positions(home, gpt2, capsys):
+    line = f"--init_from={gpt2} --dataset=a --out_dir=out/f {UNSIZED}"
+    assert "--block_size 16" in line and "--max_sample_tokens 4" in line
+    long = line.replace("--block_size 16", "--block_size 33")
+    assert "has positions for 32 tokens only; set block_size to 32 or less" in refused(capsys, run, long)
+    said = refused(capsys, run, line, "--set", f"sample_prompt={'ab' * 16}")
+    assert "has 32 tokens but the model has positions for 32 only" in said
+    assert not (home / "out").exists()
+    run(line.replace("--max_sample_tokens 4", "--max_sample_tokens 256"))
+    samples = (out(home, "f") / "samples.jsonl").read_text().splitlines()
+    assert len(json.loads(samples[0])["text"]) == 32
+    asked = ["--checkpoint", "out/f", "--samples", "1", "--prompt"]
+    assert len(evaluation.main([*asked, "ab"])["samples"][0]) == 32
+    assert "has 40 tokens" in refused(capsys, evaluation.main, [*asked, "ab" * 20])
+
+
+def test_a_model_that_cannot_write_is_one_line_of_eval(home, capsys, monkeypatch):
+    from models.gpt.network import GPT
+
+    def generate(*arguments, **options):
+        raise IndexError("index out of range")
+
+    run(f"--dataset a {SMALL} --out_dir out/a")
+    monkeypatch.setattr(GPT, "generate", generate)
+    said = refused(capsys, evaluation.main, ["--checkpoint", "out/a", "--samples", "1"])
+    assert "--samples: this model cannot write (index out of range)" in said
+
+
+def test_another_number_of_processes_is_another_run(home, capsys):
+    """The checkpoint's own count, here as two processes would have left it."""
+    run(f"--dataset a {SMALL} --out_dir out/a")
+    facts = {step: out(home, "a") / f"checkpoint-{step}/log_interval.json" for step in (3, 6)}
+    assert json.loads(facts[3].read_text())["processes"] == 1
+    for file in facts.values():
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"processes": 2}))
+    run("--init_from=resume --out_dir=out/a")  # nothing is left to train: nothing could go another way
+    shutil.rmtree(facts[6].parent)
+    before = sorted(out(home, "a").rglob("*"))
+    said = refused(capsys, run, "--init_from=resume --out_dir=out/a")
+    assert "checkpoint-3 was trained by 2 processes, this run has 1 process; launch 2, or start a new run" in said
+    assert sorted(out(home, "a").rglob("*")) == before
+
+
+@pytest.mark.parametrize("newest_is_torn", [False, True])
+def test_prev_run_of_a_run_that_was_killed(home, capsys, newest_is_torn):
+    """Weights and optimizer of one and the same checkpoint: the newest that is whole."""
+    run(f"--dataset a {SMALL} --out_dir out/a")
+    (out(home, "a") / "model.safetensors").unlink()
+    (out(home, "a") / "config.json").unlink()
+    if newest_is_torn:
+        (out(home, "a") / "checkpoint-6/optimizer.pt").unlink()
+    capsys.readouterr()
+    words = UNSIZED.replace("--max_iters 6 --warmup_iters 2", "--warmup_iters 0 --max_iters 1")
+    after = run(f"--init_from=prev_run --prev_run_ckpt out/a --dataset b {words} --out_dir out/b --learning_rate 0")
+    step = 3 if newest_is_torn else 6
+    stored = load_file(out(home, "a") / f"checkpoint-{step}/model.safetensors")
+    assert all(torch.equal(after.model.state_dict()[name], value) for name, value in stored.items())
+    assert {int(each["step"]) for each in after.optimizer.state_dict()["state"].values()} == {step + 1}
+    assert f"weights of out/a/checkpoint-{step}" in capsys.readouterr().out
+
+
+def test_load_pretrain_of_a_run_that_was_killed(home, capsys):
+    run(f"--dataset a {SMALL} --out_dir out/a")
+    (out(home, "a") / "model.safetensors").unlink()
+    run(f"--dataset b {SMALL} --out_dir out/b", "--set", "load_pretrain=true", "model_name_or_path=out/a")
+    assert "weights from out/a/checkpoint-6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_an_adapters_optimizer_cannot_be_taken_over(home, capsys, earlier):
+    adapter = ("--set", "lora_enable=true", "lora_task_type=CAUSAL_LM")
+    run(f"--dataset a {SMALL} --out_dir out/a", *(adapter if earlier else ()))
+    line = f"--init_from=prev_run --prev_run_ckpt out/a --dataset a {UNSIZED} --out_dir out/b"
+    said = refused(capsys, run, line, *(() if earlier else adapter))
+    assert ("checkpoint-6 trained an adapter" if earlier else "this run trains an adapter") in said
+    assert "--set load_optimizer=false" in said and not out(home, "b").exists()
+    run(line, *(("--set",) if earlier else adapter), "load_optimizer=false")
+
+
+def test_eval_says_that_the_data_is_another(home, capsys):
+    run(f"--dataset a {SMALL} --out_dir out/a")
+    evaluation.main(["--checkpoint", "out/a"])
+    assert "warning: " not in capsys.readouterr().err
+    shutil.rmtree(home / "home/datasets/a")
+    write_set(home / "home/datasets/a", seed=5)
+    assert evaluation.main(["--checkpoint", "out/a"])["loss"] > 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 1 and "the data is not what out/a was trained with: data[0].train[1] was" in lines[0]

@@ -571,3 +571,19 @@ def test_bases_of_killed_processes_are_removed(tmp_path, monkeypatch):
     build_adapted("act", lora_enable=True)
     left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(f"keel-base-{os.getpid()}-")}
     assert left == {f"keel-base-{os.getppid()}-abc"}
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_checkpoint_of_another_component_names_both(lora, tmp_path):
+    build_adapted("llama", lora_enable=lora).save(tmp_path)
+    earlier = {"is_pretrained": True, "model_name_or_path": str(tmp_path)}
+    with pytest.raises(ValueError, match="LlamaForCausalLM of model 'auto', not one of 'act'; --set model.name=auto"):
+        build_adapted("act", **earlier)
+    if lora:
+        return
+    (tmp_path / "adaptation.json").unlink()  # then config.json alone tells
+    with pytest.raises(ValueError, match="holds a 'llama' model, not 'act'; --set model.name=auto"):
+        build_adapted("act", **earlier)
+    build_adapted("act").save(tmp_path / "act")
+    with pytest.raises(ValueError, match="ACT of model 'act', not one of 'auto'; --set model.name=act"):
+        build_adapted("llama", is_pretrained=True, model_name_or_path=str(tmp_path / "act"))

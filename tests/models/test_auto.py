@@ -77,6 +77,36 @@ def test_pretrained_by_path(tmp_path):
         build(config_of("llama"), model_name_or_path=str(tmp_path))
 
 
+def test_a_pretrained_vocabulary_stays(tmp_path):
+    """Padded beyond the data's tokens it is kept; data with more tokens never gets a new, random embedding."""
+    first = build(config_of("llama"))  # 96 tokens
+    first.save_pretrained(tmp_path)
+    for size in (96, 90, None):
+        again = build(models.auto.Config(vocab_size=size), model_name_or_path=str(tmp_path))
+        assert again.config.vocab_size == 96 and again.new_weights == set()
+        torch.testing.assert_close(outputs(again, "llama"), outputs(first, "llama"), rtol=0, atol=0)
+    for settings in ({}, {"is_pretrained": True}):
+        with pytest.raises(
+            ValueError, match="the data has 97 tokens but the model at .* knows 96; .*tokenizer"
+        ) as caught:
+            build(models.auto.Config(vocab_size=97), model_name_or_path=str(tmp_path), **settings)
+        assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_checkpoint_of_ours_keeps_its_padded_vocabulary(tmp_path):
+    first = build_adapted("llama")
+    first.save(tmp_path)
+    process = {"model_name_or_path": str(tmp_path)}
+    config = models.auto.Config(vocab_size=90)
+    second = adapt.build_adapted(models.auto, config, process_of(is_pretrained=True, **process))
+    torch.testing.assert_close(outputs(second.model, "llama"), outputs(first.model, "llama"), rtol=0, atol=0)
+    # `load_pretrain` takes what fits, and says what does not.
+    larger = adapt.build_adapted(
+        models.auto, models.auto.Config(vocab_size=97), process_of(load_pretrain=True, **process)
+    )
+    assert larger.model.config.vocab_size == 97 and "stay new: model.embed_tokens.weight" in larger.lines[0]
+
+
 def test_a_hub_id_that_cannot_be_reached(monkeypatch, tmp_path):
     import huggingface_hub.constants
 
@@ -129,3 +159,32 @@ def test_shipped_yaml_shows_the_defaults():
     assert shown.pop("name") == "auto"
     assert models.auto.Config(**shown) == models.auto.Config()
     assert shown.keys() == models.auto.Config.__dataclass_fields__.keys()
+
+
+GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 20}
+
+
+def test_block_size_beyond_a_table_of_positions(tmp_path):
+    """`block_size` longer than the table is told, of a new model as of a pretrained one; rotated positions go on."""
+    new = models.auto.Config(config=GPT2, block_size=17)
+    with pytest.raises(ValueError, match="`block_size: 17`: a new gpt2 has positions for 16 tokens only; .* to 16 or"):
+        build(new)
+    build(models.auto.Config(config=GPT2, block_size=16)).save_pretrained(tmp_path / "gpt2")
+    for settings in ({}, {"is_pretrained": True}, {"load_pretrain": True}):
+        place = {"model_name_or_path": str(tmp_path / "gpt2"), **settings}
+        assert build(models.auto.Config(block_size=16), **place).notes == []
+        with pytest.raises(ValueError, match=f"`block_size: 17`: {tmp_path}/gpt2 has positions for 16 tokens only"):
+            build(models.auto.Config(block_size=17), **place)
+
+
+def test_block_size_beyond_what_rotated_positions_were_trained_for(tmp_path):
+    first = build(config_of("llama", max_position_embeddings=32))
+    first.save_pretrained(tmp_path)
+    place = {"model_name_or_path": str(tmp_path)}
+    for size, said in ((32, 0), (33, 1)):
+        adapted = adapt.build_adapted(models.auto, models.auto.Config(block_size=size), process_of(**place))
+        lines = [line for line in adapted.lines if "beyond the 32 tokens" in line]
+        assert len(lines) == said
+        own = process_of(is_pretrained=True, **place)
+        again = adapt.build_adapted(models.auto, models.auto.Config(block_size=size), own)
+        assert len([line for line in again.lines if "beyond the 32 tokens" in line]) == said

@@ -16,6 +16,7 @@ def test_importing_the_configuration_loads_nothing_heavy():
     assert loaded == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["egl", "nonsense"])
 def test_state_needs_no_opengl(backend):
     """Steps with every OpenGL binding blocked, whatever MUJOCO_GL says, and leaves the variable alone."""

@@ -56,6 +56,7 @@ def test_without_ffmpeg_it_is_a_gif(frames, tmp_path, monkeypatch):
         assert gif.n_frames == 10 and gif.info["duration"] == 100
 
 
+@pytest.mark.slow
 def test_a_rollout_is_filmed(opengl, tmp_path):
     results = rollout(Still, SHORT, 2, seed=5, num_workers=0, film_episodes=1, report=print)
     paths = film(SHORT, results, tmp_path / "films")
@@ -82,6 +83,7 @@ def test_a_camera_is_rendered_in_its_size_and_differently_lit_with_shadows(openg
     assert red.any() and red.nonzero()[1].mean() > 64
 
 
+@pytest.mark.slow
 def test_frames_equal_dm_controls(opengl):
     """Our renderer against `Physics.render` in a process where dm_control may render, pixel by pixel."""
     printed = python(

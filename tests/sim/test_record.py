@@ -76,6 +76,7 @@ def test_replaying_the_actions_gives_the_observations_before_them(recording):
     assert environment.strict_success
 
 
+@pytest.mark.slow
 def test_episodes_depend_on_neither_the_number_of_workers_nor_how_many_are_asked(recording, tmp_path):
     record(STATE, tmp_path, 2, seed=7, num_workers=0, report=quiet)
     assert_same_episodes(recording, tmp_path, 2)
@@ -184,6 +185,7 @@ def test_only_temporary_files_of_dead_writers_are_removed(recording):
     elsewhere.unlink()
 
 
+@pytest.mark.slow
 def test_what_a_folder_holds_is_told_without_the_simulator(tmp_path):
     assert recorded(STATE, tmp_path) is None
     record(STATE, tmp_path, 2, seed=3, num_workers=0, report=quiet)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trainer.samples import Sampling, WriteSamples, prompt_ids, sample_texts
 
@@ -99,3 +99,38 @@ def test_other_processes_write_nothing(model, tokenizer, tmp_path):
         None, state, None, {"eval_loss": 1.0}
     )
     assert written(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def with_table():
+    """GPT-2 with positions for 8 tokens."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, n_positions=8, vocab_size=8))
+
+
+def test_a_table_of_positions_ends_a_sample(with_table, model, tokenizer):
+    (text,) = sample_texts(with_table, tokenizer, Sampling(256, "abc", temperature=0), seed=0)
+    assert len(text) == 8
+    (text,) = sample_texts(with_table, tokenizer, Sampling(2, "abc", temperature=0), seed=0)
+    assert len(text) == 5
+    (text,) = sample_texts(model, tokenizer, Sampling(40, "abc", temperature=0), seed=0)
+    assert len(text) == 43  # rotated positions go on past the model's 32
+
+
+def test_a_prompt_longer_than_the_table(with_table, tokenizer):
+    with pytest.raises(ValueError, match="`sample_prompt: .* has 9 tokens but the model has positions for 8 only"):
+        sample_texts(with_table, tokenizer, Sampling(1, "abcabcabc"), seed=0)
+
+
+def test_a_sample_that_fails_ends_no_training(tokenizer, tmp_path, capsys):
+    class Model(torch.nn.Linear):
+        def generate(self, **options):
+            raise IndexError("index out of\nrange in self")
+
+    failing = Model(1, 1).train()
+    state = SimpleNamespace(is_world_process_zero=True, log_history=[{"eval_loss": 1.0}], global_step=5)
+    WriteSamples(failing, tokenizer, Sampling(2, "a"), tmp_path, seed=0).on_evaluate(
+        None, state, None, {"eval_loss": 1.0}
+    )
+    assert capsys.readouterr().err.splitlines() == ["no sample at step 5: index out of range in self"]
+    assert failing.training and written(tmp_path) == []

@@ -268,3 +268,16 @@ def test_a_wrapped_model_trains_again_after_an_evaluation(tmp_path, monkeypatch)
     trainer.train()
     assert isinstance(trainer.model_wrapped, Wrapper)
     assert seen == [True, True, False, False, True, True, False, False]
+
+
+def test_the_mean_loss_of_a_resumed_session_is_of_its_own_steps(tmp_path):
+    """`train_loss` where the checkpoint lies between two log lines; the line that spans it is whole all the same."""
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
+    make_trainer(tmp_path / "each", logging_steps=1, **settings).train()
+    losses = [line["loss"] for line in metrics(tmp_path / "each") if "loss" in line]
+    whole = make_trainer(tmp_path / "run", logging_steps=4, **settings).train()
+    assert whole.training_loss == pytest.approx(sum(losses) / 6)
+    resumed = make_trainer(tmp_path / "run", logging_steps=4, **settings).train(str(tmp_path / "run/checkpoint-3"))
+    assert resumed.training_loss == pytest.approx(sum(losses[3:]) / 3)
+    logged = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    assert logged[-1]["step"] == 4 and logged[-1]["loss"] == pytest.approx(sum(losses[:4]) / 4)
