@@ -61,7 +61,8 @@ def _flow(value: Any) -> str:
     """One value on one line."""
     plain = not any(mark in str(value) for mark in UNREADABLE)
     text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=plain)
-    return text.removesuffix("\n").removesuffix("\n...").strip().replace("${env:", "$${env:").replace("${package:", "$${package:")
+    text = text.removesuffix("\n").removesuffix("\n...").strip()
+    return text.replace("${env:", "$${env:").replace("${package:", "$${package:")
 
 
 def summary(run: RunConfig) -> str:
