@@ -1,9 +1,10 @@
 """Time of a step of a small GPT: Keel's Trainer against a bare PyTorch loop, and against a loop of nanoGPT's shape.
 
 The setting is nanoGPT's for a CPU: 4 layers, 4 heads, 128 wide, 64 tokens, batches of 12, AdamW with a cosine from 1e-3
-to 1e-4. The bare loop trains the same module on the same batches with the same fused optimizer. The third has a module
-of its own that returns scores and loss, gathers its batches sample by sample, sets the rate by hand, and uses what
-nanoGPT uses on a CPU: no fused optimizer, a gradient scaler that does nothing.
+to 1e-4; positions are rotary, as in configs/training/gpt_baby_cpu.yaml (`--position learned` has a table, as nanoGPT).
+The bare loop trains the same module on the same batches with the same fused optimizer. The third has a module of its
+own that returns scores and loss, gathers its batches sample by sample, sets the rate by hand, and uses what nanoGPT uses
+on a CPU: no fused optimizer, a gradient scaler that does nothing.
 
 Prints one JSON line; `ratio` is Keel's time over the bare loop's (wanted: at most 1.03), `nano_ratio` over the third's
 (wanted: at most 1). They take turns, in another order each round; ten steps with their log line are timed at once, and
@@ -64,6 +65,7 @@ class Setting:
     steps: int = 160
     skip: int = 20
     vocab_size: int = 65
+    position: str = "rope"
     cpu_time: bool = False
 
     @property
@@ -100,7 +102,8 @@ def text(folder: Path, setting: Setting) -> Bundle:
 def network(setting: Setting) -> nn.Module:
     """Keel's GPT, the same weights each time."""
     torch.manual_seed(0)
-    sizes = {key: getattr(setting, key) for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
+    keys = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "position")
+    sizes = {key: getattr(setting, key) for key in keys}
     process = SimpleNamespace(model_name_or_path=None, is_pretrained=False, load_pretrain=False, cache_dir=None)
     return gpt.build(gpt.Config(**sizes), process)
 
