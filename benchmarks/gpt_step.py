@@ -3,7 +3,7 @@
 The setting is nanoGPT's for a CPU: 4 layers, 4 heads, 128 wide, 64 tokens, batches of 12, AdamW with a cosine from 1e-3
 to 1e-4; positions are rotary, as in configs/training/gpt_baby_cpu.yaml (`--position learned` has a table, as nanoGPT).
 The bare loop trains the same module on the same batches with the same fused optimizer. The third has a module of its
-own that returns scores and loss, gathers its batches sample by sample, sets the rate by hand, and uses what nanoGPT uses
+own that returns scores and loss, gathers its batches sample by sample, sets the rate by hand, and uses what nanoGPT has
 on a CPU: no fused optimizer, a gradient scaler that does nothing.
 
 Prints one JSON line; `ratio` is Keel's time over the bare loop's (wanted: at most 1.03), `nano_ratio` over the third's
