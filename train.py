@@ -237,7 +237,12 @@ def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
         process.sample_temperature,
         process.sample_top_k,
     )
-    room_after(model, prompt_ids(bundle.tokenizer, process.sample_prompt), chosen)
+    try:
+        room_after(model, prompt_ids(bundle.tokenizer, process.sample_prompt), chosen)
+    except ValueError:
+        if run.was_set("sample_prompt"):
+            raise
+        chosen = replace(chosen, prompt=bundle.tokenizer.decode([0]))  # a vocabulary without a line's end
     return chosen
 
 

@@ -112,6 +112,17 @@ def test_sample_keys(home):
     assert coldest == greedy and coldest[0] != some[0]
 
 
+def test_a_text_of_one_line_has_samples_too(home, capsys):
+    """The prompt that nobody set is a line's end, which its vocabulary lacks; one that was set is held to."""
+    write_set(home / "home/datasets/line", alphabet="abcdefgh")
+    run(f"--dataset line {SMALL} --out_dir out/line")
+    samples = [json.loads(line)["text"] for line in (out(home, "line") / "samples.jsonl").read_text().splitlines()]
+    assert all(text.startswith("a") and len(text) == 5 for text in samples)
+    with pytest.raises(SystemExit) as left:
+        run(f"--dataset line {SMALL} --sample_start_tokens Z --out_dir out/z")
+    assert left.value.code == 2 and "cannot be read by the tokenizer" in capsys.readouterr().err
+
+
 def test_batch_and_block_size_and_log_interval(home):
     trainer = run(f"--dataset a {SMALL} --out_dir out/a".replace("--log_interval 1", "--log_interval 2"))
     assert list(metrics(out(home, "a"), "loss")) == [2, 4, 6]
