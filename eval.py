@@ -123,11 +123,12 @@ def check_flags(asked: EvalArguments, run: RunConfig) -> None:
 def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
     """Loss on what the run held out, what the data derives from it, and samples where they are asked for."""
     from prepare import with_prepared_data
+    from train import build_data
     from trainer.held_out import mean_losses
 
     device = refusing(usable_device, asked.device)
     run = refusing(with_prepared_data, run)
-    bundle = refusing(run.dataset.module.build, run.dataset.config, run)
+    bundle = refusing(build_data, run)
     if not bundle.eval_datasets:
         print_problems([f"{folder}: its run held nothing out to be scored on (dataset.eval_fraction)"])
         raise SystemExit(CONFIG_ERROR)

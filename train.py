@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> Any:
         logging.disable_progress_bar()  # loading and saving weights show one too
     with args.main_process_first(local=True, desc="data preparation"):
         run = refusing(with_prepared_data, run)
-        bundle = refusing(run.dataset.module.build, run.dataset.config, run)
+        bundle = refusing(build_data, run)
     set_seed(run.seed)
     adapted = refusing(build_model, run, bundle, args)
     trainer = refusing(build_trainer, run, args, bundle, adapted)
@@ -80,6 +80,21 @@ def main(arguments: list[str] | None = None) -> Any:
     if trainer.is_world_process_zero():
         print(f"final model in {run.output_dir}", flush=True)
     return trainer
+
+
+def build_data(run: RunConfig) -> Any:
+    """The run's data. A module of one's own may leave out what its kind of data has not."""
+    bundle = run.dataset.module.build(run.dataset.config, run)
+    for name, nothing in {
+        "files": {},
+        "summary": [],
+        "metrics": None,
+        "tokens_per_sample": None,
+        "tokenizer": None,
+    }.items():
+        if not hasattr(bundle, name):
+            setattr(bundle, name, nothing)
+    return bundle
 
 
 def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
