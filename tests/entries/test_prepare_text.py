@@ -194,6 +194,11 @@ def children_of(process):
     return [int(each) for each in found.split()]
 
 
+def heed_interrupts():
+    """What a shell starts in the background ignores SIGINT, and so does all that it starts: not here."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "kind"), [(signal.SIGINT, "path"), (signal.SIGKILL, "path"), (signal.SIGKILL, "bpe")])
 def test_stopped_and_started_again_it_ends_with_the_same_bytes(home, tmp_path, how, kind):
@@ -223,7 +228,9 @@ def test_stopped_and_started_again_it_ends_with_the_same_bytes(home, tmp_path, h
     journal = home / "datasets/.x.preparing/journal.json"
     for size in (700_000, 2_000_000, 6_000_000):
         text.write_text(" ".join(words[each] for each in draw.integers(len(words), size=size)))
-        process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+        )
         while process.poll() is None and not (journal.exists() and json.loads(journal.read_text())["read"]):
             time.sleep(0.01)
         workers = children_of(process)
