@@ -18,13 +18,12 @@ from typing import Any
 
 from loader.cli import CONFIG_ERROR, entry_flags, print_problems, refusing
 from loader.errors import ConfigError
-from loader.hyper import flag
+from loader.hyper import RemembersGiven, flag
 from loader.run_config import RunConfig, read_saved
-from loader.schema import keys_of
 
 
 @dataclass
-class EvalArguments:
+class EvalArguments(RemembersGiven):
     """What to score, and how."""
 
     checkpoint: str | None = flag(None, "A run's output directory, or a checkpoint-N folder in it.")
@@ -108,22 +107,28 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return scores
 
 
+OF_ROLLOUTS = ("episodes", "num_workers", "video", "video_episodes", "video_dir")
+OF_HELD_OUT_DATA = ("batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
+OF_SAMPLES = ("prompt", "tokens", "temperature", "top_k", "seed")
+
+
 def check_flags(asked: EvalArguments, run: RunConfig) -> None:
-    """Raises ConfigError for a flag that would do nothing for this task."""
-    of_rollouts = ("episodes", "num_workers", "video", "video_episodes", "video_dir")
-    of_text = ("batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
-    dead, kind = (of_rollouts, "rolls policies out") if run.env is None else (of_text, "scores held-out data")
-    for name in dead:
-        if getattr(asked, name) != keys_of(EvalArguments)[name].default:
-            raise ConfigError(
-                f"`--{name} {getattr(asked, name)}` would do nothing: task {run.task} is not one that {kind}"
-            )
+    """Raises ConfigError for a flag that would do nothing here."""
+    dead = dict.fromkeys(OF_ROLLOUTS, f"task {run.task} has no simulator to roll a policy out in")
+    if run.env is None and not asked.samples:
+        dead |= dict.fromkeys(OF_SAMPLES, "no --samples are asked for")
+    elif run.env is not None:
+        dead = dict.fromkeys(OF_HELD_OUT_DATA, f"task {run.task} rolls its policy out in a simulator")
+        if not (asked.video or asked.video_dir):
+            dead["video_episodes"] = "nothing is filmed; set --video"
+    for name, why in dead.items():
+        if name in asked.given:
+            raise ConfigError(f"`--{name} {getattr(asked, name)}` would do nothing: {why}")
 
 
 def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
     """Loss on what the run held out, what the data derives from it, and samples where they are asked for."""
-    from prepare import with_prepared_data
-    from train import build_data
+    from prepare import build_data, with_prepared_data
     from trainer.held_out import mean_losses
 
     device = refusing(usable_device, asked.device)
@@ -148,9 +153,9 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
 
 def warn_of_other_data(folder: Path, bundle: Any) -> None:
     """One line on stderr where the data is no longer what the checkpoint was trained and evaluated on."""
-    from train import changed_data
+    from loader.earlier_run import changed_data
 
-    if changed := changed_data(bundle, folder):
+    if changed := changed_data(bundle.files, folder):
         print(f"warning: the data is not what {folder} was trained with: {changed}", file=sys.stderr, flush=True)
 
 

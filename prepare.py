@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from loader.cli import entry_flags, refusing
 from loader.component import component_module, shipped
@@ -193,6 +194,23 @@ def with_prepared_data(run: RunConfig) -> RunConfig:
         record_episodes(run, found.wanted, found.seed, found.jitter)
     config = dataclasses.replace(config, path=str(folder))
     return dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, config=config))
+
+
+def build_data(run: RunConfig) -> Any:
+    """The run's `Bundle`. A module of one's own may leave out what its kind of data has not."""
+    from data.bundle import Bundle
+
+    bundle = run.dataset.module.build(run.dataset.config, run)
+    for each in dataclasses.fields(Bundle):
+        if hasattr(bundle, each.name):
+            continue
+        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+            raise ValueError(
+                f"dataset `{run.dataset.name}` builds no `{each.name}`; data/bundle.py says what it must be"
+            )
+        made = each.default_factory is not dataclasses.MISSING
+        setattr(bundle, each.name, each.default_factory() if made else each.default)
+    return bundle
 
 
 def recorder(run: RunConfig) -> ModuleType:

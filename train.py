@@ -7,7 +7,6 @@ Trainer.
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from loader.run_config import RunConfig, with_dims
 
 __all__ = ["HyperArguments", "main"]
 
-WITHOUT_OPTIMIZER = "begin with a new one: --set load_optimizer=false"
 NEW_RUN = "start a new run from these weights (init_from prev_run, is_pretrained)"
 
 
@@ -31,9 +29,9 @@ def main(arguments: list[str] | None = None) -> Any:
     from transformers import set_seed
     from transformers.utils import logging
 
-    from loader.resume import resume_target, skipped
+    from loader.resume import resume_target
     from loader.training_arguments import training_arguments
-    from prepare import with_prepared_data
+    from prepare import build_data, with_prepared_data
     from trainer.metric_names import UnknownMetric
     from trainer.nonfinite import TrainingDiverged
 
@@ -55,16 +53,7 @@ def main(arguments: list[str] | None = None) -> Any:
     report, table = adapted.report(rates), adapted.table(rates)  # what is frozen, quantized, adapted, and how it trains
     trainer.files["run.yaml"] = recorded(run, trainer, adapted)
     if trainer.is_world_process_zero():
-        said = [
-            *run.notes,
-            *skipped(run),
-            *resumed_lines(run, checkpoint),
-            *bundle.summary,
-            f"model: {run.model.name}",
-            *adapted.lines,
-            *table,
-        ]
-        print("\n".join(said), flush=True)
+        print("\n".join(told(run, bundle, adapted, table, checkpoint)), flush=True)
         trainer.begin_run_folder(adaptation=report)
     if checkpoint and (why := nothing_left(run, checkpoint)):
         if trainer.is_world_process_zero():
@@ -82,19 +71,19 @@ def main(arguments: list[str] | None = None) -> Any:
     return trainer
 
 
-def build_data(run: RunConfig) -> Any:
-    """The run's data. A module of one's own may leave out what its kind of data has not."""
-    bundle = run.dataset.module.build(run.dataset.config, run)
-    for name, nothing in {
-        "files": {},
-        "summary": [],
-        "metrics": None,
-        "tokens_per_sample": None,
-        "tokenizer": None,
-    }.items():
-        if not hasattr(bundle, name):
-            setattr(bundle, name, nothing)
-    return bundle
+def told(run: RunConfig, bundle: Any, adapted: Any, table: list[str], checkpoint: Path | None) -> list[str]:
+    """What a run says before its first step."""
+    from loader.resume import skipped
+
+    return [
+        *run.notes,
+        *skipped(run),
+        *resumed_lines(run, checkpoint),
+        *bundle.summary,
+        f"model: {run.model.name}",
+        *adapted.lines,
+        *table,
+    ]
 
 
 def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
@@ -104,6 +93,8 @@ def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
     half = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
     config, on_gpu, process = with_dims(run, bundle.dims), args.device.type == "cuda", run.process
     if process.is_pretrained or process.load_pretrain:
+        from loader.earlier_run import earlier_folder
+
         process = replace(process, model_name_or_path=str(earlier_folder(run)))
     return build_adapted(run.model.module, config, process, autocast=half, on_gpu=on_gpu)
 
@@ -172,24 +163,11 @@ def fit_to_model(run: RunConfig, args: Any, model: Any) -> None:
 
 def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
     """The RunConfig in the Trainer's words."""
-    from loader.checks import takes_epochs, warmup
+    from loader.earlier_run import first_optimizer
     from trainer.loggers import log_folder
-    from trainer.schedules import SchedulePlan
     from trainer.settings import Settings
 
     process, logging = run.process, run.logging
-    plan = SchedulePlan(
-        name=run.hyper.lr_scheduler_type,
-        options={**(run.trainer.get("lr_scheduler_kwargs") or {}), **run.scheduler},
-        interval=run.schedule.interval or ("epoch" if takes_epochs(run) else "step"),
-        frequency=run.schedule.frequency,
-        monitor=run.schedule.monitor,
-        warmup_steps=warmup(run),
-        warmup_epochs=process.warmup_epochs,
-        min_lr=run.hyper.min_lr,
-        decay_steps=run.hyper.lr_decay_iters,
-        learning_rate=run.hyper.learning_rate,
-    )
     names = list(bundle.eval_datasets)
 
     def metrics(split: str, loss: float) -> dict[str, float]:
@@ -201,7 +179,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
         optimizer_options=run.optimizer_options,
         param_groups=[*run.param_groups, *adapted.groups],
         parts=adapted.parts,
-        schedule=plan,
+        schedule=schedule_plan(run),
         no_decay_verbose=process.no_decay_verbose,
         ema=averaging(run),
         early_stopping=run.early_stopping,
@@ -227,6 +205,25 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
         tokenizer=bundle.tokenizer,
         sampling=sampling(run, bundle, adapted.model),
         first_optimizer=first_optimizer(run),
+    )
+
+
+def schedule_plan(run: RunConfig) -> Any:
+    """The learning rate's course."""
+    from loader.checks import takes_epochs, warmup
+    from trainer.schedules import SchedulePlan
+
+    return SchedulePlan(
+        name=run.hyper.lr_scheduler_type,
+        options={**(run.trainer.get("lr_scheduler_kwargs") or {}), **run.scheduler},
+        interval=run.schedule.interval or ("epoch" if takes_epochs(run) else "step"),
+        frequency=run.schedule.frequency,
+        monitor=run.schedule.monitor,
+        warmup_steps=warmup(run),
+        warmup_epochs=run.process.warmup_epochs,
+        min_lr=run.hyper.min_lr,
+        decay_steps=run.hyper.lr_decay_iters,
+        learning_rate=run.hyper.learning_rate,
     )
 
 
@@ -261,49 +258,6 @@ def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
     return chosen
 
 
-def first_optimizer(run: RunConfig) -> Path | None:
-    """`load_optimizer`: the newest optimizer.pt of the run at model_name_or_path, that of its weights.
-
-    Raises:
-        ValueError: it saved none, or trained with another optimizer, or either run trains an adapter.
-    """
-    if not run.process.load_optimizer:
-        return None
-    from loader.resume import checkpoints
-    from loader.run_config import read_saved
-
-    folder = earlier_folder(run)
-    found = [path for path in (folder, *reversed(checkpoints(folder))) if (path / "optimizer.pt").is_file()]
-    key = f"`load_optimizer`{run.place('load_optimizer')}"
-    if not found:
-        raise ValueError(f"{key}: {folder} and its checkpoints hold no optimizer.pt; {WITHOUT_OPTIMIZER}")
-    before = read_saved(found[0] / "run.yaml")
-    if before.process.lora_enable or run.process.lora_enable:
-        who = f"{found[0]} trained" if before.process.lora_enable else "this run trains"
-        raise ValueError(
-            f"{key}: {who} an adapter (lora_enable), and an optimizer's state is of the weights that it trained; "
-            f"{WITHOUT_OPTIMIZER}"
-        )
-    if before.hyper.optim != run.hyper.optim:
-        raise ValueError(f"{key}: {found[0]} was trained with optim {before.hyper.optim}, not {run.hyper.optim}")
-    return found[0] / "optimizer.pt"
-
-
-def earlier_folder(run: RunConfig) -> Path:
-    """Where the weights of an earlier run lie (`is_pretrained`, `load_pretrain`): in its folder, or, where it was
-    never finished, in its newest checkpoint that has weights (and with load_optimizer an optimizer)."""
-    from loader.resume import WEIGHTS, checkpoints, fault
-
-    folder = Path(os.path.expanduser(run.process.model_name_or_path))
-    saved = [
-        path for path in (folder, *reversed(checkpoints(folder))) if any((path / name).is_file() for name in WEIGHTS)
-    ]
-    if not saved or saved[0] == folder:
-        return folder
-    # A process that is killed while it saves leaves a checkpoint that is not whole.
-    return next((path for path in saved if fault(path) is None), saved[0])
-
-
 def averaging(run: RunConfig) -> Any:
     """The settings of the averaged weights, or None."""
     from loader.sections import EmaSection
@@ -313,24 +267,12 @@ def averaging(run: RunConfig) -> Any:
 
 def same_data(bundle: Any, checkpoint: Path | None) -> None:
     """Refuses to go on with other data than a checkpoint was trained on."""
-    if checkpoint is not None and (changed := changed_data(bundle, checkpoint)):
+    from loader.earlier_run import changed_data
+
+    if checkpoint is not None and (changed := changed_data(bundle.files, checkpoint)):
         raise ValueError(
             f"the data is not what {checkpoint} was trained on: {changed}; put that data back, or {NEW_RUN}"
         )
-
-
-def changed_data(bundle: Any, folder: Path) -> str | None:
-    """Where the data differs from what a checkpoint's files know of it; None: nowhere, or nothing is known."""
-    for name, now in bundle.files.items():
-        try:
-            before = json.loads((folder / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except ValueError:
-            return f"{name} there is damaged"
-        if place := first_difference(before, now):
-            return f"{place} ({name})"
-    return None
 
 
 def same_processes(run: RunConfig, args: Any, checkpoint: Path | None) -> None:
@@ -345,20 +287,6 @@ def same_processes(run: RunConfig, args: Any, checkpoint: Path | None) -> None:
         f"{checkpoint} was trained by {before} {were}, this run has {args.world_size} {count}; launch {before}, or "
         f"{NEW_RUN}"
     )
-
-
-def first_difference(before: Any, now: Any, path: str = "") -> str | None:
-    """Where two JSON values differ, numbers by more than another machine's rounding; None: nowhere."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = dict.fromkeys([*before, *now])
-        pairs = [(f"{path}.{key}".strip("."), before.get(key), now.get(key)) for key in keys]
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        pairs = [(f"{path}[{number}]", *pair) for number, pair in enumerate(zip(before, now, strict=True))]
-    elif isinstance(before, float) and isinstance(now, (int, float)):
-        return None if math.isclose(before, now, rel_tol=1e-4, abs_tol=1e-7) else f"{path} was {before:g}, is {now:g}"
-    else:
-        return None if before == now else f"{path} was {before}, is {now}"
-    return next(filter(None, (first_difference(*pair[1:], pair[0]) for pair in pairs)), None)
 
 
 def settle_batch_size(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:

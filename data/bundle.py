@@ -29,7 +29,7 @@ class Bundle:
     collate: Callable[[Any], dict[str, Any]]
     sampler: Callable[[int], Iterable[int]]
     dims: dict[str, int]
-    files: dict[str, dict]
+    files: dict[str, dict] = field(default_factory=dict)
     summary: list[str] = field(default_factory=list)
     metrics: Callable[[str, float], dict[str, float]] | None = None
     tokens_per_sample: int | None = None

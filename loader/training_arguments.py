@@ -107,8 +107,9 @@ def _for_this_machine(values: dict[str, Any], run: RunConfig) -> list[str]:
         lines.append("dataloader_pin_memory: no accelerator is used, so memory is not pinned")
     values["dataloader_pin_memory"] = False
     accelerator = values.get("accelerator_config")
-    if isinstance(accelerator, dict) and not run.on_command_line("accelerator_config"):
+    if isinstance(accelerator, dict) and accelerator.get("non_blocking"):
         # Copies to a device go on beside the computation only from pinned memory: without either it means nothing.
+        lines.append("accelerator_config.non_blocking: no accelerator is used, so nothing is copied to one")
         values["accelerator_config"] = {key: each for key, each in accelerator.items() if key != "non_blocking"}
     if values.get("bf16") or values.get("bf16_full_eval"):
         values["use_cpu"] = True  # else TrainingArguments takes bfloat16 to mean a GPU that it cannot find

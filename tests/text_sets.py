@@ -5,6 +5,7 @@ import shlex
 
 import numpy as np
 import torch
+from text_folders import write_text_folder
 
 import train
 
@@ -19,15 +20,10 @@ def write_set(folder, seed=0, tokens=(1200, 400), alphabet=ALPHABET):
     """A character data set of a seeded text in which each letter says something of the next."""
     from data.text.tokenizers import char_tokenizer
 
-    folder.mkdir(parents=True)
     generator = np.random.default_rng(seed)
-    for name, count in zip(("train", "val"), tokens, strict=True):
-        steps = generator.integers(1, 4, count)
-        (np.cumsum(steps) % len(alphabet)).astype(np.uint16).tofile(folder / f"{name}.bin")
+    train, val = (np.cumsum(generator.integers(1, 4, count)) % len(alphabet) for count in tokens)
+    write_text_folder(folder, train, val, vocab_size=len(alphabet), text_bytes=len(val))
     char_tokenizer(sorted(alphabet)).save_pretrained(folder)
-    splits = {name: {"tokens": count, "bytes": count} for name, count in zip(("train", "val"), tokens, strict=True)}
-    meta = {"version": 1, "vocab_size": len(alphabet), "dtype": "uint16", "tokenizer": "char", "source": "seeded"}
-    (folder / "meta.json").write_text(json.dumps(meta | {"splits": splits}))
     return folder
 
 

@@ -60,7 +60,7 @@ class EpochSampler(torch.utils.data.Sampler):
         return self.count
 
 
-def make_trainer(folder, model=None, count=22, eval_count=7, files=None, sampler=True, **settings):
+def make_trainer(folder, model=None, count=22, eval_count=7, files=None, sampler=True, data=None, **settings):
     """A Trainer on `Samples`; keywords that `Settings` has go there, all others to TrainingArguments."""
     own = [each.name for each in dataclasses.fields(Settings) if each.name in settings]
     options = {name: settings.pop(name) for name in own}
@@ -81,7 +81,7 @@ def make_trainer(folder, model=None, count=22, eval_count=7, files=None, sampler
     return Trainer(
         model or Regression(),
         args,
-        train_dataset=Samples(count),
+        train_dataset=Samples(count) if data is None else data,
         eval_dataset=Samples(eval_count, seed=1),
         collate=torch.utils.data.default_collate,
         sampler=(lambda seed: EpochSampler(count, seed)) if sampler else None,

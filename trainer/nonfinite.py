@@ -60,14 +60,19 @@ class NonfiniteGuard:
         stop_after: Skipped steps in a row that end the run with `TrainingDiverged`.
         run_folder: Where checkpoints lie, for the message.
         show: Told one line for each skipped step, on the main process.
+        where: Sample index -> where it lies in the data, for the message. None: the index alone.
     """
 
     def __init__(
-        self, stop_after: int, run_folder: Path | str | None = None, show: Callable[[str], None] | None = None
+        self,
+        stop_after: int,
+        run_folder: Path | str | None = None,
+        show: Callable[[str], None] | None = None,
+        where: Callable[[int], str] | None = None,
     ):
         if stop_after < 1:
             raise ValueError(f"stopping after {stop_after} non-finite steps in a row makes no sense; give at least 1")
-        self.stop_after, self.show = stop_after, show or _to_stderr
+        self.stop_after, self.show, self.where = stop_after, show or _to_stderr, where or str
         self.run_folder = None if run_folder is None else Path(run_folder)
         self.in_a_row, self.skipped, self.skipped_since_log = 0, 0, 0
         self.samples: torch.Tensor | None = None
@@ -225,7 +230,7 @@ class NonfiniteGuard:
             {
                 "loss": float(batch.loss.float().mean()),
                 "terms": {name: float(value.float().mean()) for name, value in batch.terms.items()},
-                "samples": [] if batch.samples is None else batch.samples.flatten().tolist(),
+                "samples": [] if batch.samples is None else list(map(self.where, batch.samples.flatten().tolist())),
             }
             for batch in batches
         ]
@@ -258,7 +263,7 @@ def describe(batches: Sequence[Mapping[str, Any]]) -> str:
     for batch in (bad or batches)[:SHOWN_BATCHES]:
         terms = ", ".join(f"{name} {value:.4g}" for name, value in batch["terms"].items())
         ids = batch["samples"]
-        samples = ", ".join(map(str, ids[:SHOWN_SAMPLES])) + (", …" if len(ids) > SHOWN_SAMPLES else "")
+        samples = ", ".join(ids[:SHOWN_SAMPLES]) + (", …" if len(ids) > SHOWN_SAMPLES else "")
         words.append(
             f"loss {batch['loss']:.4g}" + (f" ({terms})" if terms else "") + (f" on samples {samples}" if ids else "")
         )

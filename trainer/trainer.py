@@ -83,7 +83,9 @@ class Trainer(transformers.Trainer):
         self.checkpoint_dir = Path(self.settings.checkpoint_dir or args.output_dir)
         self.try_optimization(model, args, self._samples_per_epoch(train_dataset, args))
         self.train_terms, self.eval_terms = NamedMeans(), None
-        self.guard = NonfiniteGuard(self.settings.stop_after_nonfinite, self.checkpoint_dir)
+        self.guard = NonfiniteGuard(
+            self.settings.stop_after_nonfinite, self.checkpoint_dir, where=getattr(train_dataset, "where", None)
+        )
         self.norms = GradientNormLog(self.settings.grad_clip_threshold)
         self.ema = _averaged_weights(model, self.settings.ema)
         self.meter: StepMeter | None = None

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.cache import sync
 from data.user_json import parsed
 
 META = "meta.json"
@@ -137,11 +138,3 @@ def write_json(path: Path, content: Any) -> None:
     part.write_text(json.dumps(content), encoding="utf-8")
     sync(part)
     part.replace(path)
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from data.cache import sync
 from data.text import prepare_workers
-from data.text.prepare_folder import META, finished, publish, read_json, staging, sync, write_json
+from data.text.prepare_folder import META, finished, publish, read_json, staging, write_json
 from data.text.prepare_tokens import SPLITS, Output, chunk_encoder, chunks_of
 from data.text.sources import Piece, Share, Symbols, open_source
 from data.text.tokenizers import (

@@ -164,9 +164,10 @@ def test_evaluation_by_hand(home, capsys):
     assert scores["bits_per_byte"] == pytest.approx(scores["loss"] / math.log(2))
     assert len(scores["samples"]) == 2 and all(text.startswith("ab") and len(text) == 7 for text in scores["samples"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss"] == scores["loss"]
-    with pytest.raises(SystemExit) as left:
-        evaluation.main(["--checkpoint", "out/a", "--episodes", "3"])
-    assert left.value.code == 2 and "`--episodes 3` would do nothing" in capsys.readouterr().err
+    for words in ("--episodes 50", "--prompt ab", "--seed 3", "--video"):  # the default's value is said all the same
+        with pytest.raises(SystemExit) as left:
+            evaluation.main(["--checkpoint", "out/a", *words.split()])
+        assert left.value.code == 2 and f"`{words.split()[0]} " in (said := capsys.readouterr().err), said
 
 
 def test_prev_run_takes_weights_and_optimizer_and_starts_at_step_0(home):

@@ -364,7 +364,7 @@ def test_the_count_survives_a_resume(tmp_path):
 
 
 def test_a_long_list_of_samples_is_cut():
-    batch = {"loss": math.nan, "terms": {}, "samples": list(range(100))}
+    batch = {"loss": math.nan, "terms": {}, "samples": list(map(str, range(100)))}
     text = describe([batch] * 6)
     assert "63, …" in text and "64" not in text and text.endswith("and 2 more batches")
 
@@ -431,3 +431,15 @@ def test_all_processes_skip_together(tmp_path):
     assert torch.equal(main[0], main[1]) and not torch.equal(main[1], main[2])
     assert count == other_count == 1 and silent == []
     assert len(shown) == 1 and "loss nan on samples 21;" in shown[0]
+
+
+def test_a_data_set_that_knows_says_where_its_samples_lie(tmp_path):
+    class Located(Poisoned):
+        def where(self, index):
+            return f"page {index // 10} line {index % 10}"
+
+    trainer = make_trainer(tmp_path, data=Located(22, [17]), num_train_epochs=1)
+    shown = []
+    trainer.guard.show = shown.append
+    trainer.train()
+    assert len(shown) == 1 and "page 1 line 7" in shown[0]
