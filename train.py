@@ -6,34 +6,49 @@ Trainer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loader.cli import CONFIG_ERROR, CRASHED, print_problems, refusing, run_config_or_exit
+from loader.cli import CONFIG_ERROR, CRASHED, print_problems, process_rank, refusing, run_config_or_exit
+from loader.errors import ConfigError
 from loader.hyper import HyperArguments
 from loader.run_config import RunConfig, with_dims
+from storage.lock import RunLock
+from trainer.preemption import EXIT_CODE, Preempted, Signals, ignore_signals
 
 __all__ = ["HyperArguments", "main"]
 
-NEW_RUN = "start a new run from these weights (init_from prev_run, is_pretrained)"
+OPTIMIZER_ARGUMENTS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 
 
 def main(arguments: list[str] | None = None) -> Any:
     """Trains what the command line describes; returns the Trainer, its final model saved in the run's folder."""
     run = run_config_or_exit(arguments)  # also answers --help, --check, --print_config, --print_schema
+    with Signals() as signals:
+        try:
+            return carry_out(run, signals)
+        except Preempted as left:
+            if process_rank() == 0:
+                print(left.line(), flush=True)
+            raise SystemExit(EXIT_CODE) from None
 
+
+def carry_out(run: RunConfig, signals: Signals) -> Any:
+    """A whole run. Told to stop, it leaves at once while it is set up, and later when its state is saved."""
+    folders = dict.fromkeys((Path(run.output_dir), run.checkpoint_dir)) if process_rank() == 0 else ()
+    locks = [RunLock(folder) for folder in folders]
+    for lock in locks:
+        refusing(lock.check)
     # torch and transformers are imported from here on: what came before answers in a fraction of a second.
     from transformers import set_seed
     from transformers.utils import logging
 
-    from loader.resume import resume_target
     from loader.training_arguments import training_arguments
     from prepare import build_data, with_prepared_data
-    from trainer.metric_names import UnknownMetric
-    from trainer.nonfinite import TrainingDiverged
 
     args = refusing(training_arguments, run)
     if args.disable_tqdm:
@@ -43,42 +58,81 @@ def main(arguments: list[str] | None = None) -> Any:
         bundle = refusing(build_data, run)
     set_seed(run.seed)
     adapted = refusing(build_model, run, bundle, args)
-    trainer = refusing(build_trainer, run, args, bundle, adapted)
-    checkpoint = resume_target(run)
-    refusing(same_data, bundle, checkpoint)
-    refusing(same_processes, run, args, checkpoint)
+    trainer = refusing(build_trainer, run, args, bundle, adapted, signals)
+    checkpoint, passed_over = refusing(chosen_checkpoint, run, args)
+    run.notes.extend(passed_over)
     trainer.is_resuming = checkpoint is not None
     refusing(settle_batch_size, run, trainer, checkpoint)
+    changed = refusing(change_on_resume, run, trainer, bundle, adapted, checkpoint)
     rates = trainer.learning_rates()
     report, table = adapted.report(rates), adapted.table(rates)  # what is frozen, quantized, adapted, and how it trains
     trainer.files["run.yaml"] = recorded(run, trainer, adapted)
-    if trainer.is_world_process_zero():
-        print("\n".join(told(run, bundle, adapted, table, checkpoint)), flush=True)
-        trainer.begin_run_folder(adaptation=report)
-    if checkpoint and (why := nothing_left(run, checkpoint)):
+    with contextlib.ExitStack() as held:
+        for lock in locks:
+            refusing(held.enter_context, lock)
+        trainer.locks = locks
         if trainer.is_world_process_zero():
-            print(f"{checkpoint.name} {why}: nothing is left to train", flush=True)
-        trainer.restore(best_of(args, checkpoint))
-    else:
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except (TrainingDiverged, UnknownMetric) as error:
-            print_problems([str(error)])
-            raise SystemExit(CRASHED if isinstance(error, TrainingDiverged) else CONFIG_ERROR) from error
-    trainer.save_model()
+            print("\n".join(told(run, bundle, adapted, table, checkpoint, changed)), flush=True)
+            trainer.begin_run_folder(adaptation=report)
+        signals.check()
+        with signals.deferred():
+            train(run, trainer, checkpoint)
+            trainer.save_model()
     if trainer.is_world_process_zero():
         print(f"final model in {run.output_dir}", flush=True)
     return trainer
 
 
-def told(run: RunConfig, bundle: Any, adapted: Any, table: list[str], checkpoint: Path | None) -> list[str]:
-    """What a run says before its first step."""
-    from loader.resume import skipped
+def train(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
+    """Trains until the run's end, if it has not come to it already; the model is then what the run is kept for."""
+    from trainer.checkpoint_writer import SavesFailed
+    from trainer.launch import CannotDivide
+    from trainer.metric_names import UnknownMetric
+    from trainer.nonfinite import TrainingDiverged
 
+    if checkpoint and (why := nothing_left(run, checkpoint, trainer.new_length)):
+        if trainer.is_world_process_zero():
+            print(f"{checkpoint.name} {why}: nothing is left to train", flush=True)
+        trainer.restore(best_of(trainer.args, checkpoint))
+        return
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (UnknownMetric, CannotDivide) as error:
+        print_problems([str(error)])
+        raise SystemExit(CONFIG_ERROR) from error
+    except (TrainingDiverged, SavesFailed) as error:
+        print_problems([str(error)])
+        raise SystemExit(CRASHED) from error
+
+
+def chosen_checkpoint(run: RunConfig, args: Any) -> tuple[Path | None, list[str]]:
+    """Where the run goes on, and what is to be said of it: the first process reads every file, all take its word."""
+    from accelerate.utils import broadcast_object_list
+
+    from loader.resume import chosen
+
+    found: Any = None
+    try:
+        found = chosen(run, deep=True) if args.process_index == 0 else None
+    except ValueError as error:
+        found = error
+    if args.world_size > 1:
+        box = [found]
+        broadcast_object_list(box)
+        found = box[0]
+    if isinstance(found, ValueError):
+        raise found
+    return found
+
+
+def told(
+    run: RunConfig, bundle: Any, adapted: Any, table: list[str], checkpoint: Path | None, changed: list[str]
+) -> list[str]:
+    """What a run says before its first step."""
     return [
         *run.notes,
-        *skipped(run),
         *resumed_lines(run, checkpoint),
+        *changed,
         *bundle.summary,
         f"model: {run.model.name}",
         *adapted.lines,
@@ -99,10 +153,11 @@ def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
     return build_adapted(run.model.module, config, process, autocast=half, on_gpu=on_gpu)
 
 
-def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any) -> Any:
+def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals: Signals | None = None) -> Any:
     """The Trainer of a run; a ValueError where data and settings do not fit one another."""
     from trainer.trainer import Trainer
 
+    fit_to_batch(run, args)
     fit_to_data(run, args, bundle)
     fit_to_model(run, args, adapted.model)
     if run.logging is not None:
@@ -121,10 +176,23 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any) -> Any:
             files=bundle.files,
             settings=trainer_settings(run, bundle, adapted),
             adapted=adapted,
+            signals=signals,
         )
     except OSError as error:
         place = run.place("output_dir")
         raise ValueError(f"`output_dir: {run.output_dir}`{place} cannot be made: {error.strerror}") from error
+
+
+def fit_to_batch(run: RunConfig, args: Any) -> None:
+    """Refuses a global batch that was solved for other processes or devices than there are."""
+    wanted, steps = run.hyper.global_batch_size, args.gradient_accumulation_steps
+    found = args.train_batch_size * steps * args.world_size
+    if wanted not in (None, found):
+        raise ValueError(
+            f"`global_batch_size: {wanted}`{run.place('global_batch_size')}: here a step is of {found} samples "
+            f"({args.train_batch_size} a process × {steps} accumulated × {args.world_size} processes); start the run "
+            "with accelerate launch, or choose one device with `devices`"
+        )
 
 
 def fit_to_data(run: RunConfig, args: Any, bundle: Any) -> None:
@@ -205,6 +273,8 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
         tokenizer=bundle.tokenizer,
         sampling=sampling(run, bundle, adapted.model),
         first_optimizer=first_optimizer(run),
+        save_in_background=process.save_in_background,
+        max_failed_saves=process.max_failed_saves,
     )
 
 
@@ -265,28 +335,46 @@ def averaging(run: RunConfig) -> Any:
     return (run.ema or EmaSection()) if run.process.using_ema else None
 
 
-def same_data(bundle: Any, checkpoint: Path | None) -> None:
-    """Refuses to go on with other data than a checkpoint was trained on."""
+def change_on_resume(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, checkpoint: Path | None) -> list[str]:
+    """What a resumed run was given otherwise than the run that wrote its checkpoint reaches the Trainer, and
+    `resumed.json`; the lines that say so. A ValueError where the run may not go on."""
+    from loader.resume_contract import resume_changes
+
+    if checkpoint is None:
+        return []
+    changes = resume_changes(run, checkpoint)
+    changed_data(run, bundle, checkpoint, changes)
+    if changes.problems:
+        raise ConfigError(changes.problems)
+    earlier, settings = changes.earlier, trainer.settings
+    if changes.optimizer_changed:
+        settings.earlier_optimizer = optimizer_plan(earlier, adapted)
+    settings.forget_best = changes.best_changed
+    trainer.plan = replace(trainer.plan, new_length=run.hyper.resume_schedule, takes_over=changes.schedule_changed)
+    trainer.new_length = trainer.total_steps() if changes.length_changed else None
+    if not nothing_left(run, checkpoint, trainer.new_length):
+        trainer.try_going_on(checkpoint)
+    if history := changes.history(checkpoint):
+        trainer.files["resumed.json"] = history
+    return changes.lines
+
+
+def changed_data(run: RunConfig, bundle: Any, checkpoint: Path, changes: Any) -> None:
+    """Other data than a checkpoint was trained on is one more change."""
     from loader.earlier_run import changed_data
 
-    if checkpoint is not None and (changed := changed_data(bundle.files, checkpoint)):
-        raise ValueError(
-            f"the data is not what {checkpoint} was trained on: {changed}; put that data back, or {NEW_RUN}"
-        )
+    if found := changed_data(bundle.files, checkpoint):
+        changes.data(run, checkpoint, found)
 
 
-def same_processes(run: RunConfig, args: Any, checkpoint: Path | None) -> None:
-    """Refuses to go on with another number of processes: batches would be of another size, of other samples."""
-    from trainer.log_interval import processes_of
+def optimizer_plan(run: RunConfig, adapted: Any) -> Any:
+    """The optimizer of an earlier run over this run's model."""
+    from trainer.resuming import OptimizerPlan
 
-    before = processes_of(checkpoint) if checkpoint is not None else None
-    if before in (None, args.world_size) or nothing_left(run, checkpoint):
-        return
-    were, count = ("process" if number == 1 else "processes" for number in (before, args.world_size))
-    raise ValueError(
-        f"{checkpoint} was trained by {before} {were}, this run has {args.world_size} {count}; launch {before}, or "
-        f"{NEW_RUN}"
-    )
+    arguments = {name: getattr(run.hyper, name) for name in OPTIMIZER_ARGUMENTS}
+    arguments["optim_args"] = run.trainer.get("optim_args")
+    groups = [replace(each, lr=run.process.lora_lr) for each in adapted.groups]
+    return OptimizerPlan(run.hyper.optim, run.optimizer_options, [*run.param_groups, *groups], arguments)
 
 
 def settle_batch_size(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
@@ -339,15 +427,21 @@ def best_of(args: Any, checkpoint: Path) -> Path:
     return best if args.load_best_model_at_end and best.is_dir() else checkpoint
 
 
-def nothing_left(run: RunConfig, checkpoint: Path) -> str | None:
+def nothing_left(run: RunConfig, checkpoint: Path, new_length: int | None = None) -> str | None:
     """Why a resumed run has nothing to train: its last step is done, or it had stopped early."""
     from loader.resume import finished
+    from trainer.checkpointing import unfinished
     from trainer.early_stopping import already_stopped
 
-    if finished(checkpoint):
+    if unfinished(checkpoint):
+        return None
+    if finished(checkpoint, new_length):
         return "is the run's last step"
     return already_stopped(checkpoint, run.early_stopping) if run.early_stopping is not None else None
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        ignore_signals()  # the exit code stands: what comes now comes too late

@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from storage.atomic import sync
+
 MANIFEST = "manifest.json"
 SAMPLED_BLOCKS = 16
 BLOCK_BYTES = 16 * 1024
@@ -119,15 +121,6 @@ def lock(path: Path) -> Iterator[bool]:
         except OSError:
             locked = False  # some network file systems: both build and one rename wins, slower but correct
         yield locked
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to disk, so that the rename that follows never shows an empty one."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def require_disk(folder: Path, needed: int, what: str) -> None:

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, did_you_mean, one_line
 from .hyper import CommandArguments, flag_lines, help_text, parse_flags, parser_class
 from .run_config import RunConfig, resolve
 from .schema import keys_of
+from .sources import unusable
 from .validate import out_of_bounds
+from .versions import check_versions
 
 CRASHED, CONFIG_ERROR = 1, 2
 Built = TypeVar("Built")
@@ -42,10 +44,11 @@ def run_config_or_exit(arguments: list[str] | None = None) -> RunConfig:
 
 def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
     try:
-        hyper, command, words, asked_for_help = parse_flags(arguments)
+        hyper, command, words, asked_for_help = parse_flags(_readable(arguments))
         if asked_for_help:
             print(help_text())
             return 0
+        check_versions()
         if command.print_schema:
             from .show import json_schema
 
@@ -62,6 +65,17 @@ def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
     except OSError as error:  # a name too long, a working folder that is gone, a full disk behind stdout
         print_problems([f"{error.strerror or error}: {str(error.filename or '')[:200]}"])
         return CONFIG_ERROR
+
+
+def _readable(arguments: list[str] | None) -> list[str]:
+    """The words of the command line; those that a terminal wrote in another encoding than UTF-8 are refused."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    for before, word in zip(["", *words], words, strict=False):
+        if why := unusable(word):
+            raise ConfigError(
+                f"the word `{ascii(word)}`{f' after `{before}`' * bool(before)} {why}; write it otherwise"
+            )
+    return words
 
 
 def _answer(run: RunConfig, command: CommandArguments) -> RunConfig | int:
@@ -90,7 +104,7 @@ def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about
     parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
 
     def parsed() -> Flags:
-        namespace, unknown = parser.parse_known_args(arguments)
+        namespace, unknown = parser.parse_known_args(_readable(arguments))
         if unknown:
             hint = did_you_mean(unknown[0], parser._option_string_actions)
             raise ConfigError(f"unknown flag `{unknown[0]}`{hint or f'; {prog} --help lists the flags'}")
@@ -98,6 +112,7 @@ def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about
         if given.pop("help", False):
             print("\n".join([about or "", "", *flag_lines(kind)]))
             raise SystemExit(0)
+        check_versions()
         for name, key in keys_of(kind).items():
             if name in given and (wanted := out_of_bounds(given[name], key.bounds)):
                 raise ConfigError(f"flag `--{name} {given[name]}` must be {wanted}")
@@ -110,7 +125,7 @@ def print_problems(problems: Iterable[str]) -> None:
     """Each problem as one `error:` line on stderr; other processes than the first say which they are."""
     prefix = f"[rank {process_rank()}] " if process_rank() else ""
     for line in problems:
-        print(f"{prefix}error: {' '.join(line.split())}", file=sys.stderr)
+        print(f"{prefix}error: {one_line(line)}", file=sys.stderr)
 
 
 def process_rank() -> int:

@@ -29,7 +29,7 @@ def earlier_folder(run: RunConfig) -> Path:
 
 
 def first_optimizer(run: RunConfig) -> Path | None:
-    """`load_optimizer`: the newest optimizer.pt of the run at model_name_or_path, that of its weights.
+    """`load_optimizer`: the newest checkpoint with an optimizer of the run at model_name_or_path, that of its weights.
 
     Raises:
         ValueError: it saved none, or trained with another optimizer, or either run trains an adapter.
@@ -37,10 +37,10 @@ def first_optimizer(run: RunConfig) -> Path | None:
     if not run.process.load_optimizer:
         return None
     folder = earlier_folder(run)
-    found = [path for path in (folder, *reversed(checkpoints(folder))) if (path / "optimizer.pt").is_file()]
+    found = [path for path in (folder, *reversed(checkpoints(folder))) if (path / "optimizer.json").is_file()]
     key = f"`load_optimizer`{run.place('load_optimizer')}"
     if not found:
-        raise ValueError(f"{key}: {folder} and its checkpoints hold no optimizer.pt; {WITHOUT_OPTIMIZER}")
+        raise ValueError(f"{key}: {folder} and its checkpoints hold no optimizer.json; {WITHOUT_OPTIMIZER}")
     before = read_saved(found[0] / "run.yaml")
     if before.process.lora_enable or run.process.lora_enable:
         who = f"{found[0]} trained" if before.process.lora_enable else "this run trains"
@@ -50,7 +50,7 @@ def first_optimizer(run: RunConfig) -> Path | None:
         )
     if before.hyper.optim != run.hyper.optim:
         raise ValueError(f"{key}: {found[0]} was trained with optim {before.hyper.optim}, not {run.hyper.optim}")
-    return found[0] / "optimizer.pt"
+    return found[0]
 
 
 def changed_data(files: Mapping[str, Any], folder: Path) -> str | None:

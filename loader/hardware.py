@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from .errors import ConfigError, Problems, did_you_mean
+from .global_batch import launched_processes
 from .run_config import RunConfig
 
 AS_LAUNCHED = ("auto", -1, "-1")
@@ -53,12 +54,6 @@ def wanted_processes(devices: int | str | list[int]) -> int | None:
         return len(devices) if all(each >= 0 for each in devices) else 0
     text = str(devices)
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
-
-
-def launched_processes() -> int:
-    """Processes of this launch: 1 without a launcher."""
-    size = os.environ.get("WORLD_SIZE", "")
-    return int(size) if size.isascii() and size.isdecimal() else 1
 
 
 def apply_hardware(run: RunConfig, values: dict[str, Any]) -> list[str]:

@@ -68,12 +68,23 @@ class HyperArguments(RemembersGiven):
     resume_from_checkpoint: str | None = flag(
         None, "Resume: auto (newest checkpoint, if any), newest (there must be one), a checkpoint folder, true, false."
     )
+    resume_changed: Literal["refuse", "allow"] = flag(
+        "refuse", "On resume, changed settings that change where the training goes: refuse them, or allow and record."
+    )
+    resume_schedule: Literal["keep", "rebase"] | None = flag(
+        None, "On resume with another length: keep the learning rate's course, or rebase what is left of it."
+    )
     seed: int = flag(42, "Random seed: weights, sample order, dropout.", ge=0, lt=2**32)
     # How long, on how much
     num_train_epochs: float = flag(3.0, "Number of training epochs; -1 trains until something stops it.", ge=-1)
     max_steps: int = flag(-1, "Maximum number of training steps; -1 leaves the length to num_train_epochs.", ge=-1)
     per_device_train_batch_size: int = flag(8, "Training batch size per device.", ge=1)
     per_device_eval_batch_size: int = flag(8, "Evaluation batch size per device.", ge=1)
+    global_batch_size: int | None = flag(
+        None,
+        "Samples of one step: batch size per device × accumulated batches × processes, solved for it.",
+        ge=1,
+    )
     # Optimization
     learning_rate: float = flag(5e-5, "Learning rate, at the end of the warm-up.", ge=0)
     weight_decay: float = flag(0.0, "Weight decay; biases and normalization weights are left out.", ge=0)
@@ -121,7 +132,7 @@ class CommandArguments:
 
 GROUPS = {
     "what to run": ("task_name", "seed"),
-    "length and batch": ("num_train_epochs", "per_device_eval_batch_size"),
+    "length and batch": ("num_train_epochs", "global_batch_size"),
     "optimization": ("learning_rate", "adam_epsilon"),
     "logging and saving": ("logging_dir", "save_total_limit"),
     "data loading": ("dataloader_num_workers", "remove_unused_columns"),

@@ -82,6 +82,14 @@ class ProcessArguments:
     validate_before_resume: bool = flag(
         False, "Evaluate once before a resumed run goes on (eval_on_start: a fresh one)."
     )
+    # Checkpoints
+    save_in_background: bool = flag(
+        True, "Copy the state to host memory and write it while training goes on; false: training waits for the disk."
+    )
+    max_failed_saves: int = flag(
+        3, "A checkpoint that cannot be written (full disk) is told; the run ends after this many in a row.", ge=1
+    )
+    # Resuming
     resume_lr: float | None = flag(None, "On resume: the learning rate from here on.", ge=0)
     resume_weight_decay: float | None = flag(None, "On resume: the weight decay from here on.", ge=0)
     # Samples of language models

@@ -228,7 +228,7 @@ def read_saved(path: str | os.PathLike) -> RunConfig:
     problems = Problems()
     saved = layers.training_layers(path, problems)
     settle_words(saved, problems)
-    return _typed([layers.built_in_layer(), *saved], problems)
+    return _typed([layers.built_in_layer(), *saved], problems, is_saved=True)
 
 
 def _merged(stack: list[Node]) -> Node:
@@ -265,10 +265,10 @@ def _task_and_model_layers(
     return found
 
 
-def _typed(stack: list[Node], problems: Problems) -> RunConfig:
+def _typed(stack: list[Node], problems: Problems, is_saved: bool = False) -> RunConfig:
     """One tree of positions -> typed views on it."""
     tree = _merged(stack)
-    settle(tree, stack, problems)
+    settle(tree, stack, problems, is_saved)
     values = _scalars(tree, problems)
     parts: dict[str, Any] = {}
     for section, kind in FREE_SECTIONS.items():

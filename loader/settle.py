@@ -6,6 +6,7 @@ What is left says what the run does, so that a printed configuration, read again
 from __future__ import annotations
 
 from .errors import Problems
+from .global_batch import settle_global_batch
 from .hyper import HyperArguments
 from .process import ProcessArguments
 from .schema import keys_of
@@ -36,8 +37,12 @@ ACTS_THROUGH = {
 }
 
 
-def settle(tree: Node, layers: list[Node], problems: Problems) -> None:
-    """Resolves the pairs in place; two of a pair in one layer are a problem."""
+def settle(tree: Node, layers: list[Node], problems: Problems, is_saved: bool = False) -> None:
+    """Resolves the pairs in place; two of a pair in one layer are a problem.
+
+    Args:
+        is_saved: These are settings of an earlier run, whose processes may have been others than those of now.
+    """
     _one_of(tree, layers, ("max_steps", "num_train_epochs"), problems)
     _one_of(tree, layers, WARM_UPS, problems)
     _evaluation(tree, layers, problems)
@@ -47,6 +52,8 @@ def settle(tree: Node, layers: list[Node], problems: Problems) -> None:
     _horizon(tree, layers)
     _floor(tree, layers)
     _without_effect(tree, layers, problems)
+    if not is_saved:
+        settle_global_batch(tree, layers, problems)
 
 
 def _one_of(tree: Node, layers: list[Node], names: tuple[str, ...], problems: Problems) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from .checks import evaluates, holds_nothing_out, warmup
 from .component import component_module, shipped
+from .global_batch import SOLVED, batch_line
 from .resume import resume_target
 from .run_config import RunConfig
 from .schema import TAKEN_OVER, Key, keys_of, scalar_keys
@@ -54,7 +55,9 @@ def _yaml_lines(node: Node, depth: int) -> Iterator[str]:
             yield f"{indent}{_flow(key)}:\n"
             yield from _yaml_lines(child, depth + 1)
         else:
-            yield f"{indent}{_flow(key)}: {_flow(child.plain())}  # {child.origin}\n"
+            # What follows from the global batch is said, not set: with other processes it comes out differently.
+            said = "# " if child.origin == SOLVED else ""
+            yield f"{said}{indent}{_flow(key)}: {_flow(child.plain())}  # {child.origin}\n"
 
 
 def _flow(value: Any) -> str:
@@ -70,9 +73,7 @@ def summary(run: RunConfig) -> str:
     hyper = run.hyper
     steps = hyper.max_steps
     length = f"{steps} steps" if steps > 0 else f"{hyper.num_train_epochs:g} epochs"
-    accumulation = run.trainer.get("gradient_accumulation_steps", 1)
-    batch = f"{hyper.per_device_train_batch_size} per device"
-    batch += f" × {accumulation} accumulated" if accumulation > 1 else ""
+    batch = batch_line(hyper.per_device_train_batch_size, run.trainer.get("gradient_accumulation_steps", 1))
     length = "until something stops it" if run.is_endless else length
     warm = warmup(run)
     warm_text = f", warm-up {warm:g} steps" if warm >= 1 else f", warm-up {warm:.0%} of the run" if warm > 0 else ""

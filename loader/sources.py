@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from pathlib import Path
+import stat
 from typing import Any
 
 import yaml
@@ -13,8 +13,11 @@ import yaml
 from .errors import ConfigError
 from .tree import SET, Node, Origin
 
+MOST_BYTES = 4 * 2**20  # of a file: a thousand times what a long configuration has
 # More nodes than any configuration needs: aliases that multiply one another ("billion laughs") end here.
 MOST_NODES = 50_000
+MOST_LEVELS = 50  # of mappings and lists in one another
+MOST_DIGITS = 1000  # of a number; the time that YAML's patterns for numbers take grows with the square of it
 
 # A package's name has no dots here: to look up `a.b` Python imports `a`.
 EXPANDED = re.compile(
@@ -24,6 +27,7 @@ DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)")
 EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
 PREFIX = "tag:yaml.org,2002:"
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+RESOLVER = yaml.resolver.Resolver()
 
 
 def read_yaml(path: str | os.PathLike) -> Node:
@@ -36,11 +40,9 @@ def read_yaml(path: str | os.PathLike) -> Node:
     """
     shown = display_path(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = _content(path, shown).decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"configuration file {shown} does not exist") from None
-    except IsADirectoryError:
-        raise ConfigError(f"configuration file {shown} is a folder; name a YAML file in it") from None
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"configuration file {shown} is not UTF-8 text ({error.reason} at byte {error.start})"
@@ -57,6 +59,25 @@ def read_yaml(path: str | os.PathLike) -> Node:
         kind = "list" if isinstance(tree.value, list) else "single value"
         raise ConfigError(f"{shown} is a {kind}; a configuration is a mapping of `key: value` lines")
     return tree
+
+
+def _content(path: str | os.PathLike, shown: str) -> bytes:
+    """What a file holds. A pipe that a shell opened for the run (`/dev/stdin`, `<(…)`) is a file too; one with a name,
+    for which nobody may ever write, and a device, which may never end, are not."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise ConfigError(f"configuration file {shown} is a folder; name a YAML file in it")
+    is_open_pipe = stat.S_ISFIFO(mode) and re.fullmatch(r"/proc/\d+/fd/pipe:\[\d+\]", os.path.realpath(path))
+    if not (stat.S_ISREG(mode) or is_open_pipe):
+        kind = "named pipe" if stat.S_ISFIFO(mode) else "device or socket"
+        raise ConfigError(f"configuration file {shown} is a {kind}; name a file of text")
+    with open(path, "rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ConfigError(
+            f"configuration file {shown} is larger than {MOST_BYTES // 2**20} MB; name a YAML file of settings"
+        )
+    return content
 
 
 def read_scalar(text: str, origin: Origin) -> Node:
@@ -76,7 +97,10 @@ def display_path(path: str | os.PathLike) -> str:
 
 def _compose(text: str, source: str) -> yaml.Node | None:
     try:
+        _refuse_crashes(text, source)
         return yaml.compose(text, Loader=Loader)
+    except ConfigError:
+        raise
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
@@ -87,6 +111,33 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         raise ConfigError(f"{where} is not valid YAML: {problem}{hint}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not valid YAML: {type(error).__name__}: {error}") from None
+
+
+def _refuse_crashes(text: str, source: str) -> None:
+    """What PyYAML would not survive, found in the document's events, which need no calls in one another.
+
+    Composing goes one call deeper with each level of nesting, and libyaml's calls end in a crash; a number of 100,000
+    digits takes PyYAML's patterns two minutes.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        where = f"{source}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
+        where = "the value" if source == SET.source else where
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MOST_LEVELS:
+                raise ConfigError(f"{where} is nested too deeply: more than {MOST_LEVELS} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.ScalarEvent) and not event.style:
+            _refuse_long_number(event.value, where)
+
+
+def _refuse_long_number(text: str, where: str) -> None:
+    if len(text) > MOST_DIGITS and text[0] in "+-.0123456789":
+        raise ConfigError(
+            f"{where} begins like a number and has {len(text):,} characters; shorten it, or quote what is text"
+        )
 
 
 class _Builder:
@@ -133,6 +184,8 @@ class _Builder:
                 raise ConfigError(f"a key{origin.place} is not text")
             self.only_plain_tag(key_node, "str", "int", "float", "bool", "null", "timestamp", "value")
             key = key_node.value
+            if unreadable := unusable(key):
+                raise ConfigError(f"a key{origin.place} {unreadable}")
             if key in own:
                 raise ConfigError(
                     f"key `{key}`{origin.place} is repeated; it was first set at line {own[key].origin.line}"
@@ -143,10 +196,18 @@ class _Builder:
     def scalar(self, node: yaml.ScalarNode, origin: Origin) -> Node:
         self.only_plain_tag(node, "str", "int", "float", "bool", "null", "timestamp", "value", "merge")
         bare = not node.style  # None or, from the C parser, an empty string
+        meant = _tag(node.value) if bare else PREFIX + "str"
+        if node.tag not in (meant, PREFIX + "str"):
+            raise ConfigError(f"tag `{node.tag.replace(PREFIX, '!!')}`{self.origin(node).place} does not fit its value")
         text = self.expand(node.value, origin)
+        if unreadable := unusable(text):
+            raise ConfigError(f"a value{origin.place} {unreadable}; leave that out")
         if not bare:
             return Node(text, origin)
-        tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, text, (True, False)) if text != node.value else node.tag
+        tag = node.tag
+        if text != node.value:
+            _refuse_long_number(text, f"a value{origin.place}")
+            tag = _tag(text)
         return Node(_bare_value(text, tag.removeprefix(PREFIX)), origin, text=text)
 
     def expand(self, text: str, origin: Origin) -> str:
@@ -196,6 +257,22 @@ def _package_folder(name: str, origin: Origin) -> str:
     if not spec.submodule_search_locations:
         raise ConfigError(f"`{name}`{origin.place} is a module without a folder of its own; name a package")
     return list(spec.submodule_search_locations)[0]
+
+
+def unusable(text: str) -> str | None:
+    """Why no setting can hold a text: no file system, terminal or UTF-8 file could take it. None: it is in order."""
+    if "\0" in text:
+        return "holds a NUL character"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "is not UTF-8 text"
+    return None
+
+
+def _tag(text: str) -> str:
+    """The tag that YAML 1.1 gives an unquoted text."""
+    return RESOLVER.resolve(yaml.ScalarNode, text, (True, False))
 
 
 def _bare_value(text: str, tag: str) -> Any:

@@ -26,7 +26,7 @@ FILE_KEYS = ("task_name", "training_config", "model_config")
 # Fields of hyper that TrainingArguments lacks, or that take another form in it.
 NOT_PASSED = {
     *FILE_KEYS, "warmup_steps", "warmup_ratio", "logging_dir", "optim", "report_to", "resume_from_checkpoint", "min_lr",
-    "lr_decay_iters", "lr_scheduler_type",
+    "lr_decay_iters", "lr_scheduler_type", "resume_changed", "resume_schedule", "global_batch_size",
 }  # fmt: skip
 
 

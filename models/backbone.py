@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import ResNetBackbone, ResNetConfig
 
 from models.policy import PolicyConfig
-from models.pretrained import refuse_unfilled
+from models.pretrained import from_files, refuse_unfilled
 
 # Layer type, channels of the first stage (doubled in each next one), layers per stage.
 ARCHITECTURES = {
@@ -93,16 +93,15 @@ def load_backbone_weights(backbone: ImageBackbone, weights: str, cache_dir: str 
         ValueError: nothing found there, or weights of another architecture.
     """
     place = f"model.backbone_weights: {weights}"
-    try:
-        pretrained, report = ResNetBackbone.from_pretrained(
-            weights,
-            config=ResNetConfig.from_dict(backbone.resnet.config.to_dict()),
-            cache_dir=cache_dir,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, in one line
-        )
-    except OSError as error:
-        raise ValueError(f"{place}: {str(error).splitlines()[0]}") from error
+    pretrained, report = from_files(
+        ResNetBackbone,
+        weights,
+        place,
+        config=ResNetConfig.from_dict(backbone.resnet.config.to_dict()),
+        cache_dir=cache_dir,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported below, in one line
+    )
     refuse_unfilled(report, place)
     # A frozen norm has no count of batches; every other tensor must find its place.
     wanted = backbone.resnet.state_dict().keys()

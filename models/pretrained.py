@@ -1,13 +1,23 @@
-"""A component's `Config` as a transformers configuration: a checkpoint's config.json holds the same keys."""
+"""A component's `Config` as a transformers configuration, and reading models that somebody else may have made.
+
+A checkpoint's config.json holds the same keys as `Config`.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+# What transformers raises where files are missing or wrong in a way that it knows; the message says it all.
+KNOWN_ERRORS = (OSError, ValueError, ImportError, KeyError)
 
 
 def pretrained_config(config: type, model_type: str, name: str, module: str) -> type[PreTrainedConfig]:
@@ -41,13 +51,13 @@ def load_checkpoint(model: type[PreTrainedModel], folder: str | Path) -> PreTrai
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: holds no config.json; give a run's output folder or a checkpoint in it")
     wanted = model.config_class.model_type
-    found = model.config_class.get_config_dict(folder)[0].get("model_type")
+    found = _settings(folder).get("model_type")
     if found != wanted:
         raise ValueError(
             f"{folder}: holds a {found!r} model, not {wanted!r}; --set model.name={_component(found)} takes it"
         )
-    loaded, report = model.from_pretrained(
-        folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+    loaded, report = from_files(
+        model, folder, str(folder), local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
     )
     refuse_unfilled(report, str(folder))
     return loaded
@@ -57,6 +67,95 @@ def _component(model_type: Any) -> str:
     """The component whose networks config.json calls so: ours go by one name, all others are transformers'."""
     is_ours = str(model_type).isidentifier() and importlib.util.find_spec(f"models.{model_type}") is not None
     return str(model_type) if is_ours else "auto"
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What config.json holds."""
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); take another checkpoint") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (not a mapping); take another checkpoint")
+    return found
+
+
+def from_files(kind: Any, place: str | Path, shown: str, trust_remote_code: bool = False, **options: Any) -> Any:
+    """`kind.from_pretrained(place)`: weights from safetensors alone, code that comes with a model only where it is
+    trusted, and whatever is wrong with the files in one line.
+
+    Args:
+        kind: a class of transformers, of a configuration or a model, an Auto class too.
+        shown: how the error names the place.
+
+    Raises:
+        ValueError: nothing is there, it is damaged, pickled, or needs code that is not trusted.
+    """
+    is_model = kind is not AutoConfig and not (isinstance(kind, type) and issubclass(kind, PreTrainedConfig))
+    if is_model and "gguf_file" not in options:
+        refuse_pickles(Path(place), shown)
+        os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else the hub is asked to convert such a model
+        options["use_safetensors"] = True
+    try:
+        # Left open, `trust_remote_code` would be asked for at the terminal.
+        return kind.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
+    except Exception as error:  # a damaged or hostile file may raise anything
+        raise ValueError(f"{shown} cannot be loaded: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What transformers raised, as one line for whoever named the files."""
+    text = str(error).strip()
+    if "trust_remote_code" in text:
+        return "it brings code of its own, which runs only with trust_remote_code: true"
+    if "use_safetensors" in text:
+        return f"it has no {WEIGHTS}; weights that are pickled are not read, for reading a pickle can run code"
+    line = text.split("\n")[0]
+    return line if line and isinstance(error, KNOWN_ERRORS) else f"{type(error).__name__} {line}".strip()
+
+
+def refuse_pickles(place: Path, shown: str) -> None:
+    """Refuses weights that are no safetensors, or shards that lie elsewhere. What is on a hub is not looked at.
+
+    Raises:
+        ValueError: the reason, with the file.
+    """
+    names = [place.name] if place.is_file() else sorted(os.listdir(place)) if place.is_dir() else []
+    if "config.json" in names:
+        told = _settings(place).get("transformers_weights")
+        if told is not None and not _is_plain(told):
+            raise ValueError(f"{place / 'config.json'} names weights {told!r}: they are a .safetensors file beside it")
+    if not names or WEIGHTS in names:
+        return
+    if SHARDS in names:
+        _refuse_shards(place / SHARDS)
+    elif not any(name.endswith(".safetensors") for name in names):
+        pickled = next((name for name in names if name.endswith(PICKLED)), None)
+        if pickled is not None:
+            raise ValueError(
+                f"{shown} holds its weights as a pickle ({pickled}), and reading a pickle can run code; save the model "
+                f"again with save_pretrained, which writes {WEIGHTS}"
+            )
+
+
+def _refuse_shards(index: Path) -> None:
+    """Shards lie beside their index: a path out of its folder, or to a file of another kind, is somebody's trick."""
+    try:
+        told = json.loads(index.read_text(encoding="utf-8"))
+        shards = set(told["weight_map"].values())
+        told["metadata"].get("total_size")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{index} is damaged ({reason}); restore it") from None
+    for name in sorted(shards, key=str):
+        if not _is_plain(name):
+            raise ValueError(f"{index} names a shard {name!r}: shards are .safetensors files beside it")
+
+
+def _is_plain(name: Any) -> bool:
+    """Whether a name is that of a safetensors file in the very folder that names it."""
+    return isinstance(name, str) and name == os.path.basename(name) and name.endswith(".safetensors")
 
 
 def refuse_unfilled(report: dict, place: str) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 from sim import expert
 from sim.aloha import Config, make, simulator
 from sim.workers import progress, run
+from storage.atomic import sync, sync_folder
 
 MOST_ATTEMPTS = 50
 MOST_JITTER = 3  # beyond it an expert's waypoints may change their order in time
@@ -171,19 +172,11 @@ def _published(path: Path):
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _flush(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open_folder(directory: Path, settings: dict) -> None:

@@ -21,6 +21,7 @@ TEXT = "tests/data/test_text.py::test_"
 MIXING = "tests/data/test_text_mixing.py::test_"
 RECORDS = "tests/data/test_records.py::test_"
 GPT = "tests/models/test_gpt.py::test_"
+CONTRACT = "tests/entries/test_resume_contract.py::test_"
 
 
 def each(place: str, words: str, before: str = "", after: str = "") -> dict[str, str]:
@@ -48,6 +49,9 @@ HYPER = {
     **each(f"{FLAGS}workers_load_the_data", "dataloader_num_workers dataloader_pin_memory"),
     **each(f"{FLAGS}remove_unused_columns", "remove_unused_columns"),
     **each(f"{FLAGS}when_to_evaluate", "do_eval eval_steps"),
+    "resume_changed": f"{CONTRACT}an_allowed_change_is_said_applied_and_recorded",
+    "resume_schedule": f"{CONTRACT}an_extended_run_keeps_or_rebases_its_course",
+    "global_batch_size": f"{CONTRACT}one_batch_or_several_small_ones",
 }
 DATA = {
     "preload_data": f"{STORAGE}preloading_needs_neither_cache_nor_files_afterwards",

@@ -41,13 +41,19 @@ def test_rooms_import_none_of_one_another_and_no_entry(room):
     assert sources(room) and not wrong
 
 
+def test_storage_stands_on_nothing_but_python():
+    """It lies under every room, and `--check` and `trainer.verify` use it without the cost of an import."""
+    names = {name for path in sources("storage") for name in imported(path)}
+    assert sources("storage") and names <= {*sys.stdlib_module_names, "storage"}
+
+
 def test_the_import_rule_would_notice(tmp_path):
     (tmp_path / "x.py").write_text("def f():\n    from data.cache import build\n    import models.act\n")
     assert set(imported(tmp_path / "x.py")) == {"data", "models"}
 
 
 def test_there_is_no_drawer():
-    names = {path.stem for room in ROOMS for path in sources(room)}
+    names = {path.stem for room in (*ROOMS, "storage") for path in sources(room)}
     assert not names & {"utils", "util", "helpers", "misc", "common"}
 
 

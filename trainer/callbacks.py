@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from .run_folder import drop_later_lines
+from .run_folder import append, drop_later_lines
 
 
 class MetricsFile(TrainerCallback):
@@ -20,19 +20,26 @@ class MetricsFile(TrainerCallback):
 
     def __init__(self, path: Path):
         self.path = path
+        self.waiting, self.is_late = "", False  # lines that a full disk would not take
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A resumed run writes on from its checkpoint: lines of steps that will be repeated are dropped."""
         if state.is_world_process_zero:
-            drop_later_lines(self.path, state.global_step)
+            drop_later_lines(self.path, state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         record = {"step": state.global_step, **{name: _json_number(value) for name, value in logs.items()}}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self.waiting += json.dumps(record) + "\n"
+        try:
+            append(self.path, self.waiting)
+        except OSError as error:
+            if not self.is_late:
+                tqdm.write(f"{self.path} cannot be written ({error.strerror}); its lines wait", file=sys.stderr)
+            self.is_late = True
+        else:
+            self.waiting, self.is_late = "", False
 
 
 def _json_number(value: Any) -> Any:

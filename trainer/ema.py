@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .run_folder import write_text
+from storage.atomic import write_text
+
+from .state_files import write_tensors
 
 TENSORS, FACTS = "ema.safetensors", "ema.json"
 
@@ -115,25 +116,23 @@ class AveragedWeights:
         facts = {"decay": self.decay, "warmup": self.warmup, "update_every": self.update_every, "updates": self.updates}
         return tensors, facts
 
-    def save(self, folder: Path | str) -> None:
-        """Writes ema.safetensors and ema.json, each whole or not at all; one process of several calls it."""
-        from safetensors.torch import save_file
+    def in_place_of(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """A model's state dict with the averaged weights instead of the trained ones, in the model's own types.
 
-        tensors, facts = self.state()
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{TENSORS}.{os.getpid()}.tmp"
-        # Copies, because the format refuses tensors that share storage or lie in another order of axes.
-        copies = {name: each.to("cpu", copy=True).contiguous() for name, each in tensors.items()}
-        save_file(copies, temporary, metadata={"format": "pt"})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / TENSORS)
-        write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
+        What it holds besides (buffers, frozen weights) stays the same objects.
+        """
+        assert self.trained is None, "the model holds the averaged weights already"
+        averaged = {each.data_ptr(): shadow for each, shadow in zip(self.parameters, self.shadow, strict=True)}
+        return {
+            name: averaged[each.data_ptr()].to(each.dtype)
+            if isinstance(each, torch.Tensor) and each.data_ptr() in averaged
+            else each
+            for name, each in weights.items()
+        }
 
     @torch.no_grad()
     def load(self, folder: Path | str) -> None:
-        """Takes up what `save` wrote: the shadow, and the trained weights back into the model.
+        """Takes up what `write_averages` wrote of `state`: the shadow, and the trained weights back into the model.
 
         The checkpoint's model file holds the averaged weights, from which training must not go on. Settings stay
         those given here.
@@ -169,6 +168,12 @@ class AveragedWeights:
             if stored[name].shape != wanted[name].shape or stored[name].dtype != wanted[name].dtype:
                 was, now = (f"{tuple(each.shape)} {each.dtype}" for each in (stored[name], wanted[name]))
                 raise ValueError(f"{path}: {kind} weight `{weight}` is {was}, here it is {now}; use the same model")
+
+
+def write_averages(folder: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+    """Writes what `AveragedWeights.state` returned as ema.safetensors and ema.json."""
+    write_tensors(folder / TENSORS, tensors)
+    write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
 
 
 def _plain_name(name: str) -> str:

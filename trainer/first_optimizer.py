@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .state_files import read
 
-def take_state(optimizer: Any, file: Path) -> None:
-    """Fills the optimizer's state (moments, step counts) from an earlier run's optimizer.pt; rates stay its own.
+
+def take_state(optimizer: Any, folder: Path) -> None:
+    """Fills the optimizer's state (moments, step counts) from that in an earlier run's checkpoint; rates stay its own.
 
     Raises:
-        ValueError: the file is missing or damaged, or of another optimizer or model.
+        ValueError: the state is missing or damaged, or of another optimizer or model.
     """
     own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"`load_optimizer`: {file} cannot be used: {' '.join(str(error).split())}") from error
+        optimizer.load_state_dict(read(folder, "optimizer"))
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"`load_optimizer`: {folder} cannot be used: {' '.join(str(error).split())}") from error
     for group, settings in zip(optimizer.param_groups, own, strict=True):
         group.update(settings)
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
                     raise ValueError(
-                        f"`load_optimizer`: {file} is of another model: its `{name}` is {_size(value)} for a weight of "
-                        f"{_size(parameter)}"
+                        f"`load_optimizer`: {folder} is of another model: its `{name}` is {_size(value)} for a weight "
+                        f"of {_size(parameter)}"
                     )
 
 

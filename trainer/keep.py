@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
-import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +14,12 @@ from typing import Any, Protocol
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from .metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
-from .run_folder import write_files
+from storage.atomic import remove, write_json
+from storage.checkpoints import checkpoints, step_of, sweep
 
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+from .metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
+
 STATE_KEY = "kept checkpoints"
-DELETING = ".deleting-"  # a checkpoint on its way out; never a name that is looked for
 
 
 class Settings(Protocol):
@@ -57,7 +55,8 @@ class KeepCheckpoints(TrainerCallback):
     Kept are: the best k of each monitor, the newest, and what others asked for; with k = -1 all. One that is neither
     best nor newest any more is deleted, so that periodic saves do not pile up behind `save_top_k: 2`. Of all that is
     left, the oldest go when there are more than `save_total_limit`; never the newest, never one of the best k (k = -1:
-    the best), nor transformers' `best_model_checkpoint`. A value that is not finite is never best; of equal values the
+    the best), nor transformers' `best_model_checkpoint`. One that was saved because the run was told to stop goes when
+    the next is there. A value that is not finite is never best; of equal values the
     earlier stays. Checkpoints of another origin in the folder count for `save_total_limit` alone.
 
     `OUT/checkpoints.json` lists them; beside the checkpoints lie the links `best-checkpoint` (of the first monitor),
@@ -92,6 +91,7 @@ class KeepCheckpoints(TrainerCallback):
         self.checked = dict.fromkeys(self.modes, 0)  # step of the last value
         self.saved: list[int] = []  # steps of the checkpoints that exist, oldest first
         self.others: list[int] = []  # those of them that others asked for
+        self.stopgaps: list[int] = []  # those of them that nobody would have asked for, had the run not been stopped
         self.missing: set[str] = set()
         self.ours_at = self.others_at = self.held_at = -1  # the step at which a save was asked for, or put off
 
@@ -175,23 +175,40 @@ class KeepCheckpoints(TrainerCallback):
 
     # ---- what is kept ----
 
+    def requested(self, state: Any, is_stopgap: bool = False) -> None:
+        """A save has begun: from now on that step needs no second one."""
+        step = state.global_step
+        self.stopgaps = sorted({*self.stopgaps, step} if is_stopgap else {*self.stopgaps} - {step})
+        self._count_saved(step)
+        self._store(state)
+
+    def failed(self, state: Any) -> None:
+        """It came to nothing."""
+        step = state.global_step
+        for steps in (self.saved, self.others, self.stopgaps):
+            if step in steps:
+                steps.remove(step)
+        self._store(state)
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.after_save(state)
 
     def after_save(self, state: Any) -> None:
         """Lists and links the checkpoint that has just been written, and deletes those it makes superfluous."""
         step = state.global_step
-        self._count_saved(step)
+        if step not in self.saved:  # told late, when other steps were asked for, it has been counted
+            self._count_saved(step)
         if state.is_world_process_zero:
             gone = self._tidy(step, os.path.basename(state.best_model_checkpoint or ""))
-            steps = {_step(name) for name in gone}
+            steps = {step_of(name) for name in gone}
             self.saved = [each for each in self.saved if each not in steps]
             self.others = [each for each in self.others if each not in steps]
+            self.stopgaps = [each for each in self.stopgaps if each not in steps]
         self._store(state)
 
     def _count_saved(self, step: int) -> None:
         self.saved = sorted({*self.saved, step})
-        if self.others_at == step or self.ours_at != step:
+        if step not in self.stopgaps and (self.others_at == step or self.ours_at != step):
             self.others = sorted({*self.others, step})
 
     def protected(self, newest: int) -> set[str]:
@@ -202,19 +219,23 @@ class KeepCheckpoints(TrainerCallback):
 
     def obsolete(self, newest: int) -> list[str]:
         """Names of the checkpoints that this callback had saved and has no more use for, oldest first."""
-        if self.settings.save_top_k < 0:
-            return []
         kept = self.protected(newest) | {f"checkpoint-{step}" for step in self.others}
-        return [name for step in self.saved if (name := f"checkpoint-{step}") not in kept]
+        ours = self.stopgaps if self.settings.save_top_k < 0 else self.saved
+        return [name for step in ours if (name := f"checkpoint-{step}") not in kept]
 
     def _tidy(self, step: int, also: str) -> list[str]:
         """The list and the links first: a process killed before the deletions leaves nothing that points nowhere."""
         unwanted = [name for name in self.obsolete(step) if name != also]
         doomed = overdue(self.folder, self.limit, self.protected(step) | {also}, set(unwanted))
         gone = [*unwanted, *doomed]
-        write_files(self.output_dir, {"checkpoints.json": self.listing(step, gone)})
+        try:
+            write_json(self.output_dir / "checkpoints.json", self.listing(step, gone))
+        except OSError as error:
+            tqdm.write(f"checkpoints.json in {self.output_dir} could not be written: {error.strerror}", file=sys.stderr)
         self._link_all(step, gone)
-        return delete(self.folder, gone)
+        for name in gone:
+            remove(self.folder / name)
+        return gone
 
     def listing(self, newest: int, gone: Collection[str] = ()) -> dict[str, Any]:
         """What `checkpoints.json` says, without the checkpoints that are `gone`."""
@@ -265,7 +286,8 @@ class KeepCheckpoints(TrainerCallback):
             | {"metric": self.metrics.get(name)}
             for name, mode in self.modes.items()
         }
-        steps = {"saved": self.saved, "others": self.others, "ours_at": self.ours_at, "others_at": self.others_at}
+        steps = {"saved": self.saved, "others": self.others, "stopgaps": self.stopgaps}
+        steps |= {"ours_at": self.ours_at, "others_at": self.others_at}
         state.stateful_callbacks[STATE_KEY] = {"monitors": monitors, **steps}
 
     def _restore(self, stored: Mapping[str, Any] | None, state: Any) -> None:
@@ -273,6 +295,7 @@ class KeepCheckpoints(TrainerCallback):
             # Written before the deletions that the checkpoint's own save brought.
             self.saved = [step for step in stored["saved"] if self._exists(step)]
             self.others = [step for step in stored["others"] if self._exists(step)]
+            self.stopgaps = [step for step in stored["stopgaps"] if self._exists(step)]
             self.ours_at, self.others_at = stored["ours_at"], stored["others_at"]
             self._count_saved(state.global_step)  # a checkpoint's own file was written before it was there
         size = self.settings.save_top_k
@@ -323,48 +346,18 @@ def rotate(folder: Path, *, limit: int | None, protected: Collection[str]) -> li
 
     Never the newest nor a protected one, even if more than `limit` stay. None or 0: nothing is deleted.
     """
-    sweep(folder)
-    return delete(folder, overdue(folder, limit, protected))
+    gone = overdue(folder, limit, protected)
+    for name in gone:
+        remove(folder / name)
+    return gone
 
 
 def overdue(folder: Path, limit: int | None, protected: Collection[str], without: Collection[str] = ()) -> list[str]:
     """The checkpoints that are too many for `limit`, oldest first; those in `without` are taken as deleted."""
-    names = [name for name in checkpoint_names(folder) if name not in without]
+    names = [path.name for path in checkpoints(folder) if path.name not in without]
     excess = len(names) - limit if limit else 0
     candidates = [name for name in names[:-1] if name not in protected]
     return candidates[: max(excess, 0)]
-
-
-def checkpoint_names(folder: Path) -> list[str]:
-    """The `checkpoint-N` folders, oldest first by N: a copied or touched folder is no newer for it."""
-    if not folder.is_dir():
-        return []
-    names = [path.name for path in folder.iterdir() if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
-    return sorted(names, key=_step)
-
-
-def delete(folder: Path, names: Sequence[str]) -> list[str]:
-    """Each is renamed first: whoever looks sees a whole checkpoint or none, also if this process is killed midway."""
-    gone = []
-    for name in names:
-        hidden = folder / f"{DELETING}{name}"
-        shutil.rmtree(hidden, ignore_errors=True)  # left by a killed process
-        with contextlib.suppress(FileNotFoundError):  # somebody else was faster
-            os.rename(folder / name, hidden)
-        gone.append(name)
-        shutil.rmtree(hidden, ignore_errors=True)
-    return gone
-
-
-def sweep(folder: Path) -> None:
-    """Finishes deletions in which a process was killed."""
-    if folder.is_dir():
-        for path in folder.glob(f"{DELETING}*"):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _step(name: str) -> int:
-    return int(name.rpartition("-")[2])
 
 
 def _whole(epoch: float) -> bool:

@@ -1,7 +1,4 @@
-"""What has been summed up since the last log line: kept in a checkpoint, so that a resumed run's next line is whole.
-
-Beside it stands the number of processes that trained.
-"""
+"""What has been summed up since the last log line: kept in a checkpoint, so that a resumed run's next line is whole."""
 
 from __future__ import annotations
 
@@ -11,13 +8,11 @@ from typing import Any
 
 import torch
 
-from .run_folder import write_text
-
 FILE = "log_interval.json"
 
 
-def save_interval(trainer: Any, folder: Path | str) -> None:
-    """Writes the running sums, averaged over processes; every process calls it, the saving one writes."""
+def interval_facts(trainer: Any) -> dict[str, Any]:
+    """The running sums, averaged over processes, as JSON values; every process calls it."""
     terms = trainer.train_terms
     names = sorted(terms.sums)
     sums = [trainer._tr_loss, trainer.followed_loss, *(terms.sums[name] for name in names)]
@@ -25,7 +20,7 @@ def save_interval(trainer: Any, folder: Path | str) -> None:
     device = trainer.args.device
     values = torch.stack([each.detach().to(device, torch.float32) for each in [*sums, *counts]])
     loss, followed, *rest = trainer._mean_over_processes(values).tolist()
-    facts = {
+    return {
         "last_logged": trainer._globalstep_last_logged,
         "loss": loss,
         "followed_loss": followed,
@@ -33,24 +28,12 @@ def save_interval(trainer: Any, folder: Path | str) -> None:
         "terms": {name: [rest[i], rest[len(names) + i]] for i, name in enumerate(names)},
         "norms": [int(trainer.norms.over), trainer.norms.steps],
         "skipped": trainer.guard.skipped_since_log,
-        "processes": trainer.args.world_size,
     }
-    if trainer.args.should_save:
-        write_text(Path(folder) / FILE, json.dumps(facts) + "\n")
-
-
-def processes_of(checkpoint: Path) -> int | None:
-    """How many processes trained up to a checkpoint; None: one of an earlier version, which does not say."""
-    path = checkpoint / FILE
-    return json.loads(path.read_text(encoding="utf-8")).get("processes") if path.is_file() else None
 
 
 def load_interval(trainer: Any, folder: Path | str) -> None:
     """Takes the sums up again; called once the Trainer has set its own to zero."""
-    path = Path(folder) / FILE
-    if not path.is_file():  # a checkpoint of an earlier version: the next line covers what comes after it
-        return
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
     device = trainer.args.device
     trainer._globalstep_last_logged = facts["last_logged"]
     trainer._tr_loss.fill_(facts["loss"])

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tqdm import tqdm
 from transformers import TrainerCallback
 
-from .run_folder import write_text
+from storage.atomic import write_text
+
+from .run_folder import append, is_of_the_past
 
 
 class Settings(Protocol):
@@ -48,11 +52,12 @@ class CsvLog(TrainerCallback):
     def __init__(self, folder: Path):
         self.path = Path(folder) / "metrics.csv"
         self.columns: list[str] | None = None  # None: not looked yet what is there
+        self.waiting: list[dict[str, Any]] = []  # rows that a full disk would not take
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.columns, rows = read_table(self.path)
-            kept = [row for row in rows if int(row["step"]) <= state.global_step]
+            kept = [row for row in rows if is_of_the_past({**row, "step": int(row["step"])}, state)]
             if self.path.exists():
                 self._rewrite(kept)
 
@@ -60,16 +65,24 @@ class CsvLog(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         row = {"step": state.global_step, **logs}
+        try:
+            self._add([*self.waiting, row])
+            self.waiting = []
+        except OSError as error:  # a full disk is no reason to end a training
+            if not self.waiting:
+                tqdm.write(f"{self.path} cannot be written ({error.strerror}); its rows wait", file=sys.stderr)
+            self.waiting.append(row)
+
+    def _add(self, rows: list[dict[str, Any]]) -> None:
         if self.columns is None:
             self.columns, _ = read_table(self.path)
-        new = [name for name in row if name not in self.columns]
+        new = [name for row in rows for name in row if name not in self.columns]
         if new:
-            _, rows = read_table(self.path)
-            self.columns = [*self.columns, *new]
-            self._rewrite([*rows, row])
+            _, before = read_table(self.path)
+            self.columns = [*self.columns, *dict.fromkeys(new)]
+            self._rewrite([*before, *rows])
         else:
-            with open(self.path, "a", encoding="utf-8", newline="") as file:
-                file.write(self._text([row]))
+            append(self.path, self._text(rows))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         write_text(self.path, self._text([dict(zip(self.columns, self.columns, strict=True)), *rows]))

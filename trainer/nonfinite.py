@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 
-from .run_folder import write_text
-
 FACTS = "skipped_steps.json"
 SHOWN_SAMPLES, SHOWN_BATCHES = 64, 4
 FUSED_WITH_FLAG = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
@@ -61,6 +59,7 @@ class NonfiniteGuard:
         run_folder: Where checkpoints lie, for the message.
         show: Told one line for each skipped step, on the main process.
         where: Sample index -> where it lies in the data, for the message. None: the index alone.
+        finish_saving: Called before the message names the newest checkpoint.
     """
 
     def __init__(
@@ -69,11 +68,13 @@ class NonfiniteGuard:
         run_folder: Path | str | None = None,
         show: Callable[[str], None] | None = None,
         where: Callable[[int], str] | None = None,
+        finish_saving: Callable[[], None] | None = None,
     ):
         if stop_after < 1:
             raise ValueError(f"stopping after {stop_after} non-finite steps in a row makes no sense; give at least 1")
         self.stop_after, self.show, self.where = stop_after, show or _to_stderr, where or str
         self.run_folder = None if run_folder is None else Path(run_folder)
+        self.finish_saving = finish_saving or (lambda: None)
         self.in_a_row, self.skipped, self.skipped_since_log = 0, 0, 0
         self.samples: torch.Tensor | None = None
         self.batches: list[Batch] = []
@@ -143,6 +144,10 @@ class NonfiniteGuard:
             total.copy_(before)
         self._count(step, norm, found)
         return True
+
+    def pass_over(self) -> None:
+        """An update was made where nobody could stop it."""
+        self.batches = []
 
     @staticmethod
     def should_not_wait(norm: torch.Tensor | float) -> bool:
@@ -220,6 +225,7 @@ class NonfiniteGuard:
             )
 
     def _newest_checkpoint(self) -> str:
+        self.finish_saving()
         found = self.run_folder.glob("checkpoint-*") if self.run_folder is not None else ()
         numbered = [(int(each.name[11:]), each) for each in found if each.name[11:].isdigit()]
         return f"; the last checkpoint is {max(numbered)[1]}" if numbered else ""
@@ -242,12 +248,14 @@ class NonfiniteGuard:
 
     # ---- across a resume ----
 
-    def save(self, folder: Path | str) -> None:
-        """skipped_steps.json, in a checkpoint of a run that skipped any; after all processes called `settle`."""
+    def facts(self) -> dict[str, Any]:
+        """skipped_steps.json, for a checkpoint of a run that skipped any; after all processes called `settle`.
+
+        Returns:
+            File name -> JSON value; empty where nothing was skipped.
+        """
         assert self.waiting is None, "the newest step is not counted yet"
-        if self.skipped:
-            facts = {"in_a_row": self.in_a_row, "skipped": self.skipped}
-            write_text(Path(folder) / FACTS, json.dumps(facts) + "\n")
+        return {FACTS: {"in_a_row": self.in_a_row, "skipped": self.skipped}} if self.skipped else {}
 
     def load(self, folder: Path | str) -> None:
         """Counts on where the checkpoint stopped."""

@@ -1,12 +1,60 @@
-"""A resumed epoch begins where it stood: the sampler is told its position, no batch is drawn to be dropped."""
+"""A resumed run goes on in the data where it stood, also with other batches; no batch is drawn to be dropped."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import transformers.trainer
+
+KEY = "position in the data"  # in trainer_state.json; loader/checkpoint_facts.py reads it there
+
+
+@dataclass(frozen=True)
+class Position:
+    """How a run's steps count through the data.
+
+    Attributes:
+        steps_per_epoch, samples_per_epoch, samples_per_step: Of all processes together.
+        steps_before: Added to the run's steps, which were of another size once: the steps that the samples until then
+            would have been, less those that they were.
+    """
+
+    steps_per_epoch: int
+    samples_per_epoch: int
+    samples_per_step: int
+    steps_before: int = 0
+
+    def place(self, step: int) -> tuple[int, int]:
+        """(epochs done, steps done in the one that is not)"""
+        return divmod(step + self.steps_before, self.steps_per_epoch)
+
+    def samples(self, step: int) -> int:
+        """How many samples were drawn before a step."""
+        epochs, steps = self.place(step)
+        return epochs * self.samples_per_epoch + min(steps * self.samples_per_step, self.samples_per_epoch)
+
+    def followed_by(self, now: Position, step: int) -> Position:
+        """`now`, its steps counted on from where this stood at a step.
+
+        Where that is in the middle of one of the new steps, that step is taken whole: a few samples come twice.
+        """
+        if replace(now, steps_before=self.steps_before) == self:
+            return self
+        epochs, rest = divmod(self.samples(step), now.samples_per_epoch)
+        steps = epochs * now.steps_per_epoch + rest // now.samples_per_step
+        return replace(now, steps_before=steps - step)
+
+
+def stored_position(checkpoint: Path) -> tuple[int, Position | None]:
+    """The step of a checkpoint, and how its steps count."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    stored = state.get("stateful_callbacks", {}).get(KEY)
+    return state["global_step"], Position(**stored) if stored else None
 
 
 @contextlib.contextmanager

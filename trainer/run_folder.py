@@ -2,41 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
-def write_text(path: Path, text: str) -> None:
-    """Writes through a temporary file and one rename: a reader sees the old text or the new, nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+from storage.atomic import write_text
 
 
-def drop_later_lines(path: Path, step: int) -> None:
-    """Of a file of JSON lines with `step`, keeps those up to `step`: a resumed run will write the others again."""
+def drop_later_lines(path: Path, state: Any) -> None:
+    """Of a file of JSON lines with `step`, keeps those that a run which goes on from `state` will not write again.
+
+    Args:
+        state: The Trainer's; at step 0 the run begins anew, and nothing is kept.
+    """
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if _step(line) <= step]
+    kept = [line for line in lines if is_of_the_past(_record(line), state)]
     if len(kept) < len(lines):
         write_text(path, "".join(kept))
 
 
-def _step(line: str) -> float:
-    """A line's step; a torn last line (the process was killed while writing it) counts as beyond any step."""
+def is_of_the_past(record: Mapping[str, Any], state: Any) -> bool:
+    """Whether a record with `step` was written before the state: not later, nor at its step by an evaluation that the
+    state has not seen the end of."""
+    step = record.get("step")
+    if not isinstance(step, int) or step > state.global_step or state.global_step == 0:
+        return False
+    if step < state.global_step or not is_evaluation(record):
+        return True
+    return any(is_evaluation(each) for each in state.log_history if each.get("step") == step)
+
+
+def is_evaluation(record: Mapping[str, Any]) -> bool:
+    """Whether a record holds an evaluation's values."""
+    return any(name.startswith("eval_") and value not in (None, "") for name, value in record.items())
+
+
+def _record(line: str) -> dict[str, Any]:
+    """Empty for a torn last line: the process was killed while it wrote it."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        found = json.loads(line) if line.endswith("\n") else {}
+        return found if isinstance(found, dict) else {}
+    except ValueError:
+        return {}
+
+
+def append(path: Path, text: str) -> None:
+    """Adds text at a file's end: all of it, or none where there is no room.
+
+    Raises:
+        OSError: the file is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        end = file.tell()
+        try:
+            file.write(text.encode("utf-8"))
+            file.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
 
 
 def write_files(folder: Path, files: Mapping[str, Any]) -> None:

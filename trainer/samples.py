@@ -13,7 +13,8 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationMixin, TrainerCallback
 
-from .run_folder import drop_later_lines
+from .run_folder import append, drop_later_lines
+from .sharded import is_divided
 
 FILE = "samples.jsonl"
 
@@ -127,21 +128,28 @@ class WriteSamples(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            drop_later_lines(self.path, state.global_step)
+            drop_later_lines(self.path, state)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         loss = metrics.get("eval_loss", math.nan)
         earlier = [line["eval_loss"] for line in state.log_history if "eval_loss" in line]
         is_best = math.isfinite(loss) and all(not loss > other for other in earlier)
-        if not (is_best and state.is_world_process_zero and state.global_step):
+        is_first = state.is_world_process_zero
+        if not (is_best and state.global_step and (is_first or is_divided(self.model))):
             return
         try:
             texts = sample_texts(self.model, self.tokenizer, self.sampling, self.seed + state.global_step)
         except Exception as error:  # whatever a foreign model's generate() raises
             reason = " ".join(str(error).split()) or type(error).__name__
-            tqdm.write(f"no sample at step {state.global_step}: {reason}", file=sys.stderr)
+            if is_first:
+                tqdm.write(f"no sample at step {state.global_step}: {reason}", file=sys.stderr)
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            for text in texts:
-                file.write(json.dumps({"step": state.global_step, "eval_loss": loss, "text": text}) + "\n")
-                tqdm.write(f"sample at step {state.global_step}: {text}", file=sys.stderr)
+        if not is_first:  # it has helped with its part of the weights
+            return
+        for text in texts:
+            tqdm.write(f"sample at step {state.global_step}: {text}", file=sys.stderr)
+        lines = [json.dumps({"step": state.global_step, "eval_loss": loss, "text": text}) + "\n" for text in texts]
+        try:
+            append(self.path, "".join(lines))
+        except OSError as error:
+            tqdm.write(f"{self.path} cannot be written: {error.strerror}", file=sys.stderr)

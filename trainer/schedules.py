@@ -38,6 +38,8 @@ UNFIT = {
 }
 FILLED = ("T_max", "max_lr")  # required by torch, known here
 ENDLESS = 10**7  # steps; a run without an end has more
+NOTHING = 1e-9  # of the base rate: what is left of a rate that has fallen to 0, by rounding
+LOOKED_AT = 10**5  # steps that are compared at most: some schedules have to be walked through
 TRAINING_LOSS = ("loss", "train_loss", "train/loss")
 # Where torch's default is not what a reader of the configuration would expect.
 PLATEAU_DEFAULTS = {"factor": 0.5, "patience": 5, "threshold": 1e-3}
@@ -73,6 +75,10 @@ class SchedulePlan:
     "The schedule's length in steps, warm-up included, instead of the run's; afterwards the rate stays."
     learning_rate: float = 1e-3
     "The run's learning rate, of which a group's own may differ."
+    new_length: str | None = None
+    "A resumed run with another length: `keep` its course, or `rebase` what is left of it; None: it must not matter."
+    takes_over: bool = False
+    "A resumed run may have had another schedule: this one goes on at its step."
 
     @property
     def follows_metric(self) -> bool:
@@ -96,6 +102,31 @@ class SchedulePlan:
         return int(self.warmup_steps) if self.warmup_steps >= 1 else math.ceil(total_steps * self.warmup_steps)
 
 
+@dataclass(frozen=True)
+class Course:
+    """Which step of its schedule a run is at: the two differ once a run's length was changed.
+
+    From the run's step `start` on, where the schedule stood at `position`, it goes evenly to its end at `length`, which
+    it reaches at the run's step `total`.
+    """
+
+    length: int
+    "Steps that the schedule was made for."
+    total: int
+    start: int = 0
+    position: float = 0
+    held: bool = False
+    "Past its end the schedule stands still."
+
+    def at(self, step: int) -> float:
+        """The schedule's step, a fraction perhaps, at a step of the run."""
+        if self.held and step >= self.total:
+            return self.length
+        if self.length == self.total and self.start == self.position:
+            return step
+        return self.position + (self.length - self.position) * (step - self.start) / (self.total - self.start)
+
+
 class Schedule:
     """What the Trainer steps once per optimizer update; it writes the rates into the optimizer's groups.
 
@@ -113,8 +144,8 @@ class Schedule:
         check_names(plan)
         self.optimizer, self.plan = optimizer, plan
         self.total_steps, self.steps_per_epoch = total_steps, max(1, steps_per_epoch)
-        self.warmup = plan.warmup_length(total_steps, self.steps_per_epoch)
-        self.horizon = plan.decay_steps or total_steps
+        self.steps_before = 0  # added to the run's steps where epochs are counted: batches may have been larger once
+        self._lay_out(Course(total_steps, total_steps))
         if plan.decay_steps and self.warmup >= plan.decay_steps:
             raise ValueError(
                 f"schedule `{plan.name}` ends after {plan.decay_steps} steps, before its {self.warmup} of warm-up"
@@ -142,8 +173,9 @@ class Schedule:
         assert self.plan.follows_metric, "only a plateau follows a metric"
         if value is None:
             raise ValueError(f"schedule `{self.plan.name}` follows `{self.needs_metric}`, which was not reported")
-        ended = self.plan.decay_steps and self.taken >= self.plan.decay_steps
-        if self.taken < self.warmup or ended:
+        position = self.course.at(self.taken)
+        ended = self.plan.decay_steps and position >= self.plan.decay_steps
+        if position < self.warmup or ended:
             return
         self.metrics_seen += 1
         if self.metrics_seen % self.plan.frequency == 0:
@@ -153,6 +185,12 @@ class Schedule:
     def get_last_lr(self) -> list[float]:
         """The rate of each group for the next update."""
         return list(self.last_rates)
+
+    def rate_at(self, step: int) -> float:
+        """Goes on to a later step, without training; the rate of the first group there."""
+        self.taken = step
+        self._apply()
+        return self.last_rates[0]
 
     def rebase(self, base_lrs: list[float]) -> None:
         """New base rates for every group, as if the schedule had had them from its first step. A plateau keeps its
@@ -172,6 +210,8 @@ class Schedule:
         return {
             "name": self.plan.name,
             "taken": self.taken,
+            "total_steps": self.total_steps,
+            "course": dataclasses.asdict(self.course),
             "metrics_seen": self.metrics_seen,
             "base_lrs": list(self.base_lrs),
             "last_rates": list(self.last_rates),
@@ -179,17 +219,70 @@ class Schedule:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict.get("name") != self.plan.name:
+        """Goes on where another schedule stood.
+
+        Raises:
+            ValueError: it is another schedule, or its run had another length, and the plan says of neither what to do;
+                or what it says would leave nothing to learn with.
+        """
+        is_same = state_dict.get("name") == self.plan.name
+        if not is_same and not self.plan.takes_over:
             saved = state_dict.get("name", "another trainer's schedule")
             raise ValueError(
                 f"the checkpoint's schedule is `{saved}`, this run's is `{self.plan.name}`; resume with it"
             )
-        self.taken, self.metrics_seen = state_dict["taken"], state_dict["metrics_seen"]
+        self.taken = state_dict["taken"]
+        if is_same:
+            self.metrics_seen = state_dict["metrics_seen"]
+            self._lay_out(self._course_after(state_dict))
         self._start(list(state_dict["base_lrs"]))
-        self.curve.load_state_dict(state_dict["curve"])
+        if is_same:
+            self.curve.load_state_dict(state_dict["curve"])
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["initial_lr"] = base
         self._apply()
+
+    def _lay_out(self, course: Course) -> None:
+        self.course = course
+        self.warmup = self.plan.warmup_length(course.length, self.steps_per_epoch)
+        self.horizon = self.plan.decay_steps or course.length
+
+    def _course_after(self, state: dict[str, Any]) -> Course:
+        """The course of a schedule that goes on: as it was, or changed as the plan says where the length is another."""
+        before = state.get("total_steps", self.total_steps)
+        course = Course(**state["course"]) if "course" in state else Course(before, before)
+        choice, now = self.plan.new_length, self.total_steps
+        if before == now:
+            return course
+        lengths = f"the run was of {before} steps and is of {now}"
+        if choice is None:
+            if depends_on_length(self.plan, before, now, self.steps_per_epoch):
+                raise ValueError(
+                    f"{lengths}, and schedule `{self.plan.name}` falls towards the end; say with resume_schedule "
+                    "whether to keep its course or to rebase what is left of it"
+                )
+            return course
+        if choice == "rebase":
+            if self.taken >= course.total:
+                raise ValueError(
+                    f"{lengths}, and nothing is left of schedule `{self.plan.name}` to rebase: it ended at step "
+                    f"{course.total}"
+                )
+            return Course(course.length, now, self.taken, course.at(self.taken)) if now > self.taken else course
+        ends = zip(self._rates_at_end(course, state), state["base_lrs"], strict=True)
+        if now > course.total and all(rate <= NOTHING * base for rate, base in ends):
+            raise ValueError(
+                f"{lengths}, and schedule `{self.plan.name}`, if it is kept, ends at a learning rate of 0 at step "
+                f"{course.total}; rebase it"
+            )
+        return dataclasses.replace(course, held=True)
+
+    def _rates_at_end(self, course: Course, state: dict[str, Any]) -> list[float]:
+        if self.plan.follows_metric:
+            return list(state["last_rates"])
+        trial = Schedule(_stand_in(state["base_lrs"], 1.0), self.plan, course.length, self.steps_per_epoch)
+        trial.rate_at(course.length)
+        return trial.last_rates
 
     @property
     def needs_metric(self) -> str | None:
@@ -200,7 +293,7 @@ class Schedule:
         self.base_lrs = base_lrs
         # A rebase changes the run's learning rate as it does its groups'; what is in proportion to it stays so.
         changed = [new / old for new, old in zip(base_lrs, self.planned_lrs, strict=True) if old]
-        rate = self.plan.learning_rate * (changed[0] if changed else 1.0)
+        self.rate = rate = self.plan.learning_rate * (changed[0] if changed else 1.0)
         floor = self.plan.min_lr or 0.0
         if floor > rate:
             raise ValueError(f"min_lr {floor:g} is above the learning rate, {rate:g}; lower it")
@@ -213,15 +306,17 @@ class Schedule:
         except (TypeError, ValueError, KeyError, ZeroDivisionError, AttributeError) as error:
             raise _cannot(self.plan, error) from error
 
-    def _moves(self, taken: int) -> int:
-        """How often a schedule without a warm-up of its own has moved on, that many steps into the run."""
+    def _moves(self, taken: float) -> int:
+        """How often a schedule without a warm-up of its own has moved on, that many steps into its course."""
+        taken = math.floor(taken + 1e-9)  # a fraction's last digit is rounding
         if self.plan.interval == "epoch":
             every = self.steps_per_epoch * self.plan.frequency
-            return max(0, taken // every - self.warmup // every)
+            return max(0, (taken + self.steps_before) // every - self.warmup // every)
         return max(0, taken - self.warmup) // self.plan.frequency
 
     def _rates(self) -> list[float]:
-        taken = min(self.taken, self.plan.decay_steps) if self.plan.decay_steps else self.taken
+        taken = self.course.at(self.taken)
+        taken = min(taken, self.plan.decay_steps) if self.plan.decay_steps else taken
         if self.plan.warms_up_itself:
             rates = self.curve.rates_at(taken)
             if taken < self.warmup:
@@ -267,7 +362,7 @@ class TrainerCurve:
         made = transformers.get_scheduler(plan.name, _stand_in(base_lrs, rate), warmup, horizon, options)
         self.factors = made.lr_lambdas
 
-    def rates_at(self, taken: int) -> list[float]:
+    def rates_at(self, taken: float) -> list[float]:
         return [base * factor(taken) for base, factor in zip(self.base_lrs, self.factors, strict=True)]
 
     def momenta(self, index: int) -> dict[str, Any]:
@@ -377,22 +472,48 @@ def planned_rates(
 
 def plan_lines(plan: SchedulePlan, total_steps: int, steps_per_epoch: int) -> list[str]:
     """The schedule in two lines: what it is; and its rate at the start, after warm-up, at the quarters and the end."""
-    schedule = Schedule(_stand_in([plan.learning_rate], plan.learning_rate), plan, total_steps, steps_per_epoch)
-    shown = {0, schedule.warmup}
+    return schedule_lines(
+        Schedule(_stand_in([plan.learning_rate], plan.learning_rate), plan, total_steps, steps_per_epoch)
+    )
+
+
+def schedule_lines(real: Schedule) -> list[str]:
+    """The same of a schedule that is under way, whose length may have been changed: from where that was."""
+    plan, total_steps, course = real.plan, real.total_steps, real.course
+    schedule = Schedule(_stand_in([plan.learning_rate], plan.learning_rate), plan, total_steps, real.steps_per_epoch)
+    schedule.load_state_dict(real.state_dict() | {"base_lrs": [real.rate]})
+    length = total_steps - course.start
+    shown = {course.start, *({schedule.warmup} if course.start == 0 else ())}
     if total_steps < ENDLESS:  # else there are no quarters, and walking to them would take hours
-        shown |= {total_steps // 4, total_steps // 2, 3 * total_steps // 4, total_steps - 1}
+        shown |= {
+            course.start + length // 4,
+            course.start + length // 2,
+            course.start + 3 * length // 4,
+            total_steps - 1,
+        }
     if plan.decay_steps:
         shown.add(plan.decay_steps)
-    points = []
-    for step in sorted(each for each in shown if 0 <= each < total_steps):
-        schedule.taken = step
-        schedule._apply()
-        points.append(f"{schedule.last_rates[0]:.3g} at {step}")
+    steps = sorted(each for each in shown if 0 <= each < total_steps)
+    points = [f"{schedule.rate_at(step):.3g} at {step}" for step in steps]
     unit = plan.interval or "step"
     every = f"every {unit}" if plan.frequency == 1 else f"every {plan.frequency} {unit}s"
     pace = f"following {schedule.needs_metric}" if plan.follows_metric else every
     warm = f", {schedule.warmup} steps of warm-up" if schedule.warmup else ""
     return [f"learning rate schedule {plan.name}, {pace}{warm}", "  " + ", ".join(points)]
+
+
+def depends_on_length(plan: SchedulePlan, before: int, now: int, steps_per_epoch: int) -> bool:
+    """Whether the rates of a run of `before` steps are others than those of the same steps in one of `now` steps."""
+    if plan.follows_metric:
+        return plan.warmup_length(before, steps_per_epoch) != plan.warmup_length(now, steps_per_epoch)
+    common = min(before, now, LOOKED_AT)
+    steps = sorted({common * part // 50 for part in range(50)} | {common - 1})
+
+    def rates(total: int) -> list[float]:
+        schedule = Schedule(_stand_in([plan.learning_rate], plan.learning_rate), plan, total, steps_per_epoch)
+        return [schedule.rate_at(step) for step in steps]
+
+    return not all(math.isclose(*pair, rel_tol=1e-9) for pair in zip(rates(before), rates(now), strict=True))
 
 
 def check_plan(plan: SchedulePlan) -> None:

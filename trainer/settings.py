@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .resuming import OptimizerPlan
 from .samples import Sampling
 from .schedules import SchedulePlan
 
@@ -29,7 +30,10 @@ class Settings:
         tokens_per_sample: Of text; tokens and tokens/s are logged then.
         tokenizer: Saved beside the model.
         sampling: See `samples.WriteSamples`; needs `tokenizer`. None writes no samples.
-        first_optimizer: optimizer.pt of an earlier run, from which a fresh run's optimizer starts.
+        first_optimizer: Checkpoint of an earlier run, with whose optimizer state a fresh run's optimizer starts.
+        earlier_optimizer: On resume, what the checkpoint's run gave its optimizer, where that was something else.
+        forget_best: On resume, what is best is measured otherwise than until now.
+        save_in_background, max_failed_saves: See `checkpointing.Checkpointing`.
     """
 
     optimizer_name: str | None = None
@@ -62,3 +66,7 @@ class Settings:
     tokenizer: Any = None
     sampling: Sampling | None = None
     first_optimizer: Path | None = None
+    earlier_optimizer: OptimizerPlan | None = None
+    forget_best: bool = False
+    save_in_background: bool = True
+    max_failed_saves: int = 3

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,19 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from storage import manifest
+
+from . import state_files
 from .callbacks import Console, MetricsFile
+from .checkpoint_writer import SavesFailed
+from .checkpointing import Checkpointing, quietly_deferred, unfinished, write_weights
 from .early_stopping import EarlyStopping
 from .ema import AveragedWeights
 from .first_optimizer import take_state
 from .keep import KeepCheckpoints
+from .launch import DEEPSPEED_LINE, check_launch, check_sharding, explain_first_step, honour_fsdp_on_cpu
 from .limits import EveryNEpochs, eval_shuffle_sampler, limited_count, limited_dataset, limited_sampler
-from .log_interval import load_interval, save_interval
+from .log_interval import load_interval
 from .loggers import CsvLog
 from .losses import NamedMeans
 from .metric_names import metric_or_error
@@ -36,12 +42,17 @@ from .named_callbacks import named_callbacks
 from .nonfinite import IndexedCollate, IndexedSamples, NonfiniteGuard
 from .optimizers import build_optimizer, group_rates, no_decay_lines, parameter_groups
 from .performance import GradientNormLog, StepMeter, TimedSteps, flops_per_sample
-from .positions import positions_instead_of_skipping
-from .run_folder import write_files
+from .positions import KEY as POSITION
+from .positions import Position, positions_instead_of_skipping, stored_position
+from .preemption import IgnoringSignals, Preempted, Signals
+from .resuming import OptimizerPlan, apply_changes, changed_options, uncompared
+from .run_folder import is_evaluation, write_files
 from .samples import WriteSamples
-from .schedules import Schedule, SchedulePlan, check_plan, is_training_loss, plan_lines
+from .schedules import Schedule, SchedulePlan, check_plan, is_training_loss, schedule_lines
 from .settings import Settings
+from .sharded import is_divided, load_whole_weights, whole_weights
 
+STEP, EPOCH = "step", "epoch"  # whose end it is
 UNSHARDED = ("NO", "MULTI_GPU", "MULTI_CPU")  # every process holds all parameters whole
 
 
@@ -56,8 +67,9 @@ class Trainer(transformers.Trainer):
             that a resumed run sees the samples the uninterrupted one would have seen. None: transformers' own.
         files: Saved beside the model in every checkpoint: file name -> text or JSON value.
         settings: Everything else that a run asks for.
-        adapted: Saves and loads the model's files, `save(folder, state_dict)` and `load(folder)`; None: transformers'
-            own way.
+        adapted: Saves and loads the model's files, `save(folder, state_dict, final)` and `load(folder)`; None:
+            transformers' own way.
+        signals: Tells the run to stop; None: nothing does.
 
     Raises:
         ValueError: a setting does not fit the model, the data or the installed packages.
@@ -75,8 +87,9 @@ class Trainer(transformers.Trainer):
         files: Mapping[str, Any] | None = None,
         settings: Settings | None = None,
         adapted: Any = None,
+        signals: Signals | None = None,
     ):
-        self.settings, self.adapted = settings or Settings(), adapted
+        self.settings, self.adapted, self.signals = settings or Settings(), adapted, signals
         self.sampler, self.files = sampler, dict(files or {})
         self.optimizer_name = self.settings.optimizer_name or getattr(args.optim, "value", args.optim)
         self.plan = self.settings.schedule or _plan_of(args)
@@ -84,7 +97,10 @@ class Trainer(transformers.Trainer):
         self.try_optimization(model, args, self._samples_per_epoch(train_dataset, args))
         self.train_terms, self.eval_terms = NamedMeans(), None
         self.guard = NonfiniteGuard(
-            self.settings.stop_after_nonfinite, self.checkpoint_dir, where=getattr(train_dataset, "where", None)
+            self.settings.stop_after_nonfinite,
+            self.checkpoint_dir,
+            where=getattr(train_dataset, "where", None),
+            finish_saving=lambda: self.checkpointing.finish(),
         )
         self.norms = GradientNormLog(self.settings.grad_clip_threshold)
         self.ema = _averaged_weights(model, self.settings.ema)
@@ -93,6 +109,12 @@ class Trainer(transformers.Trainer):
         self.skipped_update: bool | torch.Tensor = False
         self.steps_per_epoch, self.followed_steps, self.samples, self.measured_steps = 1, 0, 0, 0
         self.resumed_from: str | None = None
+        self.resuming_from: Path | None = None
+        self.position = Position(1, 1, 1)
+        self.new_length: int | None = None  # steps, where a resumed run has been given others
+        self.due: dict[str, Any] = {}  # what a resumed run's last step had still to do
+        self.phase = STEP
+        self.locks: Sequence[Any] = ()  # of the folders that are written to; `lost` where another run has one now
         self.is_resuming = False  # said by whoever knows, before the first rates are shown
         self.eval_on_start, self.save_total_limit = args.eval_on_start, args.save_total_limit
         args.save_total_limit = None  # `KeepCheckpoints` deletes: by step, never the newest or a best one
@@ -100,11 +122,21 @@ class Trainer(transformers.Trainer):
             model=model, args=args, data_collator=collate, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
         self._limit_evaluation()
+        self.checkpointing = Checkpointing(self, self.settings.save_in_background, self.settings.max_failed_saves)
         inner = _without_adapter(model)
         if not type(inner).__module__.startswith("transformers."):
             # `**context` in a forward means «what else the batch knows», not «num_items_in_batch scales my loss».
             self.model_accepts_loss_kwargs = getattr(inner, "accepts_loss_kwargs", False)
         self._add_callbacks()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        check_launch(self.args)
+        honour_fsdp_on_cpu(self.args)
+        super().create_accelerator_and_postprocess()
+        if not self.is_unsharded:
+            check_sharding(self.accelerator, self.settings, self.adapted)
+            if self.is_deepspeed_enabled and self.is_world_process_zero():
+                print(DEEPSPEED_LINE, flush=True)
 
     def _add_callbacks(self) -> None:
         """In the order in which an event reaches them: what writes, what asks for evaluations, what decides on them."""
@@ -121,7 +153,8 @@ class Trainer(transformers.Trainer):
             self.add_callback(EveryNEpochs(settings.check_val_every_n_epoch))
         if settings.early_stopping is not None:
             self.add_callback(EarlyStopping(settings.early_stopping, settings.min_epochs))
-        self.add_callback(KeepCheckpoints(settings.checkpointing, self.checkpoint_dir, self.save_total_limit))
+        self.keep = KeepCheckpoints(settings.checkpointing, self.checkpoint_dir, self.save_total_limit)
+        self.add_callback(self.keep)
         if settings.sampling is not None:
             self.add_callback(
                 WriteSamples(self.model, settings.tokenizer, settings.sampling, Path(args.output_dir), args.seed)
@@ -183,7 +216,9 @@ class Trainer(transformers.Trainer):
     def _with_own_generator(self, loader: Any) -> Any:
         """A loader draws its workers' seed whenever it makes workers, which kept ones spare: not from the generator
         that dropout draws from, or a resumed run, which makes them anew, would go another way."""
-        getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+        inner = getattr(loader, "base_dataloader", loader)
+        inner.generator = torch.Generator().manual_seed(self.args.seed)
+        inner.worker_init_fn = IgnoringSignals(inner.worker_init_fn)
         return loader
 
     @contextlib.contextmanager
@@ -218,9 +253,26 @@ class Trainer(transformers.Trainer):
             data_collator = _OnlyNamedKeys(data_collator, frozenset(_forward_names(self.model)))
         return IndexedCollate(data_collator) if (description or "").lower() == "training" else data_collator
 
-    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+    def _run_epoch(self, *, model: nn.Module, epoch: int, start_time: float, **options: Any) -> None:
+        self._finish_step(model, epoch, start_time)
+        if self.control.should_training_stop:
+            return
         with positions_instead_of_skipping():
-            super()._run_epoch(*arguments, **options)
+            super()._run_epoch(model=model, epoch=epoch, start_time=start_time, **options)
+
+    def _finish_step(self, model: nn.Module, epoch: int, start_time: float) -> None:
+        """What a resumed run's last step had still to do when it was told to stop: see `stop_here`."""
+        due, self.due = self.due, {}
+        if not due:
+            return
+        known = (self._tr_loss, due["grad_norm"], model, None, epoch, None, start_time, due["learning_rate"])
+        self.control.should_evaluate, self.control.should_save = due["evaluate"], due["save"]
+        self._maybe_log_save_evaluate(*known)
+        if due["epoch"]:
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            self._maybe_log_save_evaluate(*known)
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         self.meter.started_step()
@@ -249,6 +301,33 @@ class Trainer(transformers.Trainer):
             specs=settings.param_groups,
             parts=settings.parts,
         )
+
+    def _optimizer_plan(self) -> OptimizerPlan:
+        return OptimizerPlan(self.optimizer_name, self.settings.optimizer_options, self.settings.param_groups)
+
+    def total_steps(self) -> int:
+        """Optimizer updates of the whole run."""
+        args = self.args
+        steps = updates_per_epoch(args, self._samples_per_epoch(self.train_dataset, args))
+        return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
+
+    def try_going_on(self, checkpoint: Path) -> None:
+        """Tries on throw-away objects whether schedule and groups can go on from a checkpoint.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        steps = updates_per_epoch(self.args, self._samples_per_epoch(self.train_dataset, self.args))
+        optimizer, stored = self.new_optimizer(self.model, self.args), state_files.read(checkpoint, "scheduler")
+        if len(stored.get("base_lrs", ())) != len(optimizer.param_groups):
+            raise ValueError(
+                f"{checkpoint} was trained with {len(stored.get('base_lrs', ()))} parameter groups, this run has "
+                f"{len(optimizer.param_groups)}; set back what is trained and how"
+            )
+        Schedule(optimizer, self.plan, self.total_steps(), steps).load_state_dict(stored)
+        if self.settings.earlier_optimizer is not None:
+            earlier = self.settings.earlier_optimizer
+            changed_options(earlier, self._optimizer_plan(), self.model, self.args, self.settings.parts)
 
     def try_optimization(self, model: nn.Module, args: transformers.TrainingArguments, samples: int) -> None:
         """Builds optimizer and schedule once to throw them away: what is wrong with them is said before the run's
@@ -280,18 +359,57 @@ class Trainer(transformers.Trainer):
     def set_initial_training_values(self, *arguments: Any, **options: Any) -> Any:
         values = super().set_initial_training_values(*arguments, **options)
         self.steps_per_epoch = max(1, values[1])
+        self.position = self._position(self.resuming_from)
+        if self.args.max_steps > 0 and self.position.steps_before:
+            epochs = math.ceil((self.args.max_steps + self.position.steps_before) / self.steps_per_epoch)
+            values = (epochs, *values[1:])
         return values
+
+    def _position(self, checkpoint: Path | None) -> Position:
+        """How this run's steps count through the data, after those of a checkpoint's run."""
+        samples = self._samples_per_epoch(self.train_dataset, self.args)
+        batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        now = Position(self.steps_per_epoch, samples, batch)
+        step, earlier = stored_position(checkpoint) if checkpoint is not None else (0, None)
+        return now if earlier is None else earlier.followed_by(now, step)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """(epochs done, micro-batches done in the next): of a resumed run by its samples, whatever its batches are."""
+        with uncompared():
+            epochs, batches = super()._init_training_state(
+                max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+            )
+        if resume_from_checkpoint is not None:
+            # transformers takes up the checkpoint's settings with its state: those of now count.
+            self.state.compute_steps(self.args, max_steps)
+            self.state.train_batch_size = self._train_batch_size
+            epochs, steps = self.position.place(self.state.global_step)
+            batches = 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
+            if self.settings.forget_best:
+                self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
+        self.state.stateful_callbacks[POSITION] = dataclasses.asdict(self.position)
+        return epochs, batches
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Schedule:
         if self.lr_scheduler is None:
             steps = self.steps_per_epoch
             self.lr_scheduler = Schedule(optimizer or self.optimizer, self.plan, num_training_steps, steps)
+            self.lr_scheduler.steps_before = self.position.steps_before
             self._created_lr_scheduler = True
-            if self.is_world_process_zero():
-                rate = self.shown_rate()
-                shown = dataclasses.replace(self.plan, learning_rate=rate)
-                print("\n".join(plan_lines(shown, num_training_steps, steps)), flush=True)
+            if self.resuming_from is None:
+                self._show_schedule()
         return self.lr_scheduler
+
+    def _show_schedule(self) -> None:
+        if self.is_world_process_zero() and isinstance(self.lr_scheduler, Schedule):
+            print("\n".join(schedule_lines(self.lr_scheduler)), flush=True)
 
     def shown_rate(self) -> float:
         """The learning rate at the height of the schedule: `resume_lr` where a resumed run has one."""
@@ -319,14 +437,12 @@ class Trainer(transformers.Trainer):
         model, loader = super()._prepare_for_training(*arguments, **options)
         if self.settings.first_optimizer is not None and not self.is_resuming:
             take_state(self.optimizer, self.settings.first_optimizer)
+        if self.is_fsdp_enabled:
+            explain_first_step(self.optimizer, self.optimizer_name)
         if self.is_unsharded:
             spare_walks(model, self.model)
             spare_lookups()
             self.clipped_parameters = [each for each in model.parameters() if each.requires_grad]
-        elif self.ema is not None:
-            raise ValueError(
-                "using_ema works with whole weights in each process, not with FSDP or DeepSpeed; turn it off"
-            )
         return model, loader
 
     @property
@@ -347,6 +463,12 @@ class Trainer(transformers.Trainer):
             gradients = [each.grad for each in self.clipped_parameters if each.grad is not None]
             grad_norm = nn.utils.get_total_norm(gradients)
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.skipped_update = False
+        if self.is_deepspeed_enabled:  # its engine has made the update already
+            self.guard.pass_over()
+            return norm
+        if not self.is_unsharded:  # the host decides: no fused kernel has been seen to skip divided weights
+            norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         self.norms.add(norm)
         self.skipped_update = self.guard.before_update(self.state.global_step + 1, self.optimizer, norm)
         self.train_terms.undo(self.skipped_update)
@@ -381,6 +503,11 @@ class Trainer(transformers.Trainer):
             schedule.observe(self._mean_over_processes(self.followed_loss / self.followed_steps).item())
             self.followed_loss.zero_()
             self.followed_steps = 0
+
+    def during_evaluation(self) -> None:
+        """After each batch of an evaluation: one that belongs to the training is left where that is told to stop."""
+        if self.is_in_train and self.meter is not None and self.checkpointing.look():
+            raise _EvaluationLeft
 
     # ---- losses ----
 
@@ -539,7 +666,7 @@ class Trainer(transformers.Trainer):
         length = self.settings.tokens_per_sample
         if length is not None:
             batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-            logs["tokens"] = self.state.global_step * batch * length
+            logs["tokens"] = (self.state.global_step + self.position.steps_before) * batch * length
             if "samples_per_second" in logs:
                 logs["tokens_per_second"] = round(logs["samples_per_second"] * length, 1)
         if self.settings.metrics is not None:
@@ -561,15 +688,21 @@ class Trainer(transformers.Trainer):
 
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
         self.is_resuming = resuming = bool(resume_from_checkpoint)
+        self.resuming_from = Path(resume_from_checkpoint) if resuming else None
         self.args.eval_on_start = self.settings.validate_before_resume if resuming else self.eval_on_start
         processes = self.args.world_size
         self.samples = self.measured_steps = 0
         self.meter = StepMeter(self.args.device, flops_per_sample(self.model), processes)
+        deferred = self.signals.deferred() if self.signals is not None else contextlib.nullcontext()
         try:
-            outcome = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+            with deferred:
+                outcome = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
             self.guard.settle()
             return outcome
+        except _EvaluationLeft:  # of the one before the first step
+            raise Preempted(self.signals.received or "another process", self.state.global_step) from None
         finally:
+            self.checkpointing.close()
             restore_walks(self.model_wrapped)
             self.clipped_parameters, self.meter = None, None
             if self.optimizer is not None:
@@ -582,6 +715,7 @@ class Trainer(transformers.Trainer):
             further: Also written, but not into checkpoints: file name without `.json` -> JSON value.
         """
         more = {f"{name}.json": value for name, value in further.items()}
+        (Path(self.args.output_dir) / manifest.NAME).unlink(missing_ok=True)  # of a final model that this run replaces
         write_files(Path(self.args.output_dir), {**self.files, **more})
 
     # ---- checkpoints ----
@@ -589,52 +723,157 @@ class Trainer(transformers.Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.checkpoint_dir) if trial is None else super()._get_output_dir(trial)
 
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: torch.Tensor,
+        grad_norm: torch.Tensor | float | None,
+        model: nn.Module,
+        trial: Any,
+        epoch: float,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        learning_rate: float | None = None,
+    ) -> None:
+        """The end of a step or of an epoch: where a run that was told to stop does so."""
+        is_told, saves = self.checkpointing.look(), self.control.should_save
+        evaluates = self.control.should_evaluate
+        if is_told:
+            self.control.should_evaluate = self.control.should_save = False
+        try:
+            with quietly_deferred(self.callback_handler):
+                super()._maybe_log_save_evaluate(
+                    tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate
+                )
+        except _EvaluationLeft:
+            is_told, saves = True, saves or self.control.should_save
+        if is_told:
+            self.stop_here(evaluates, saves, grad_norm, learning_rate)
+
+    def stop_here(
+        self, evaluates: bool, saves: bool, grad_norm: torch.Tensor | float | None, learning_rate: float | None
+    ) -> None:
+        """Saves the state and leaves.
+
+        What is left of this step is done first when the run goes on: its evaluation, a save that follows from it, and
+        the end of the epoch, if it was the epoch's last.
+
+        Args:
+            evaluates, saves: Whether an evaluation and a save are due.
+            grad_norm, learning_rate: Of the step, for the log line of the epoch.
+
+        Raises:
+            Preempted: always.
+        """
+        step, is_epochs_end = self.state.global_step, abs(self.state.epoch - round(self.state.epoch)) < 1e-6
+        due = {"evaluate": evaluates, "save": saves and evaluates, "epoch": is_epochs_end and self.phase == STEP}
+        if any(due.values()):
+            due |= {"grad_norm": None if grad_norm is None else float(grad_norm), "learning_rate": learning_rate}
+        else:
+            due = {}
+        if evaluates:  # some sets of it may be evaluated and logged already
+            begun = [each for each in self.state.log_history if each.get("step") == step and is_evaluation(each)]
+            self.state.log_history = [each for each in self.state.log_history if each not in begun]
+        with self._not_training():
+            self.guard.settle()
+            with contextlib.suppress(SavesFailed):
+                self.checkpointing.save(due, is_stopgap=evaluates or not saves)
+                self.checkpointing.settle()
+        raise Preempted(self.signals.received or "another process", step, self.checkpointing.was_saved)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with self._not_training():
             self.guard.settle()
-            super()._save_checkpoint(model, trial)
+            self.checkpointing.save()
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        if self.due:  # of the last epoch's last step: no epoch has begun
+            self._finish_step(self.model_wrapped, int(self.state.epoch), start_time)
+        self.checkpointing.settle()
+        return super()._finalize_training(trial, num_train_samples, start_time)
+
+    def weights(self) -> dict[str, Any]:
+        """The model's state dict as its files hold it: averaged where weights are averaged.
+
+        Divided weights are gathered on the first process, with the help of all; the others have none.
+        """
+        if self.is_deepspeed_enabled:
+            return self.accelerator.get_state_dict(self.model_wrapped) or {}
+        if not self.is_unsharded:
+            return whole_weights(self.model, keep=self.args.should_save)
+        state = self.model.state_dict()
+        return state if self.ema is None else self.ema.in_place_of(state)
+
+    def constant_weights(self) -> frozenset[int]:
+        """`data_ptr()`s of the weights that no step changes."""
+        return frozenset(each.data_ptr() for each in self.model.parameters() if not each.requires_grad)
+
+    def write_model(self, folder: Path, weights: Mapping[str, torch.Tensor], final: Path) -> None:
+        """The model, and beside it what is needed to use it again. No pickled arguments: run.yaml holds them.
+
+        Args:
+            folder: Written into.
+            final: What `folder` will be called when it is ready.
+        """
+        if self.adapted is None:
+            write_weights(self.model, folder, weights)
+        else:
+            self.adapted.save(folder, weights, final)
+        if self.settings.tokenizer is not None:
+            self.settings.tokenizer.save_pretrained(folder)
+        write_files(folder, self.files)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """The model, and beside it what is needed to use it again. No pickled arguments: run.yaml holds them."""
-        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        with self.averaged():
-            if self.adapted is None or not self.is_unsharded:
-                super()._save(str(folder), state_dict)
-            elif self.args.should_save:
-                self.adapted.save(folder, state_dict)
+        """The model for use, not to go on from: `save_model` comes here."""
+        if self.args.should_save or not self.is_unsharded:
+            weights = self.weights() if state_dict is None else state_dict
         if self.args.should_save:
-            (folder / "training_args.bin").unlink(missing_ok=True)
-            if self.settings.tokenizer is not None:
-                self.settings.tokenizer.save_pretrained(folder)
-            write_files(folder, self.files)
+            folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+            self.checkpointing.save_final(folder, weights)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            self.guard.save(output_dir)
-            if self.ema is not None:
-                self.ema.save(output_dir)
-        save_interval(self, output_dir)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.is_unsharded:
+            super().save_model(output_dir, _internal_call)
+        else:
+            self._save(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.adapted is None or model is not None or not self.is_unsharded:
+        if is_divided(self.model):
+            load_whole_weights(self.model, Path(resume_from_checkpoint))
+        elif self.adapted is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.adapted.load(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        self.resumed_from = checkpoint
+        self.checkpointing.restore(Path(checkpoint))
+        self.resumed_from, self.due = checkpoint, unfinished(Path(checkpoint))
         self.guard.load(checkpoint)
         if self.ema is not None:
             self.ema.load(checkpoint)
         self._change_on_resume()
+        self._show_schedule()
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.checkpointing.restore_scaler(Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.checkpointing.restore_random(Path(checkpoint))
 
     def _change_on_resume(self) -> None:
-        """`resume_lr` and `resume_weight_decay`: new bases for the groups that follow the run's own values."""
-        rate, decay = self.settings.resume_lr, self.settings.resume_weight_decay
+        """Options of the optimizer that are others now; `resume_lr` and `resume_weight_decay`: new bases for the groups
+        that follow the run's own values."""
+        earlier, rate, decay = (
+            self.settings.earlier_optimizer,
+            self.settings.resume_lr,
+            self.settings.resume_weight_decay,
+        )
+        if earlier is not None:
+            changes = changed_options(earlier, self._optimizer_plan(), self.model, self.args, self.settings.parts)
+            apply_changes(self.optimizer, self.lr_scheduler, changes)
         if rate is None and decay is None:
             return
         new = parameter_groups(
@@ -653,15 +892,16 @@ class Trainer(transformers.Trainer):
             self.lr_scheduler.rebase([fresh["lr"] for _, fresh in groups])
 
     def _load_best_model(self) -> None:
-        if not self.is_unsharded:
-            super()._load_best_model()
-        else:
-            self.restore(self.state.best_model_checkpoint)
+        self.restore(self.state.best_model_checkpoint)
 
     def restore(self, checkpoint: str | Path) -> None:
         """The model as a checkpoint's files hold it: what its evaluation saw."""
         self._load_from_checkpoint(str(checkpoint))
         self.ema = None
+
+
+class _EvaluationLeft(Exception):
+    """The run was told to stop in the middle of an evaluation."""
 
 
 class _Hooks(TrainerCallback):
@@ -675,6 +915,16 @@ class _Hooks(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.begin_epoch()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.phase = STEP
+        self.trainer.checkpointing.heed()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.phase = EPOCH
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.during_evaluation()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.after_update()

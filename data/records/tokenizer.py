@@ -25,13 +25,15 @@ def load_tokenizer(place: str, cache_dir: Path, hub_cache: str | None, trust_rem
     gguf = gguf_file(path)
     if gguf is not None:
         return _from_gguf(gguf, cache_dir)
-    remote = {"trust_remote_code": True} if trust_remote_code else {}
     try:
         # A folder is asked by its full name: otherwise one that lacks files would be looked for on the hub.
         name = str(path.absolute()) if path.is_dir() else place
-        return AutoTokenizer.from_pretrained(name, cache_dir=hub_cache, **remote)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        said = str(error).strip().split("\n")[0]
+        # Left open, `trust_remote_code` would be asked for at the terminal.
+        return AutoTokenizer.from_pretrained(name, cache_dir=hub_cache, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a damaged file may raise anything
+        said = str(error).strip().split("\n")[0] or type(error).__name__
+        if "trust_remote_code" in str(error):
+            said = "it brings code of its own, which runs only with trust_remote_code: true"
         raise ValueError(f"the tokenizer of {place} cannot be loaded: {said}") from None
 
 
@@ -62,7 +64,9 @@ def _from_gguf(file: Path, cache_dir: Path):
 
     def convert(folder: Path) -> dict:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(file.parent), gguf_file=file.name, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # the package's own, of any kind, where a file is cut short or lacks a field
             said = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"the tokenizer in {file} cannot be read: {said}") from None
@@ -71,4 +75,4 @@ def _from_gguf(file: Path, cache_dir: Path):
 
     key = key_of({"tokenizer": file_identity(file, file.name), "transformers": __version__})
     folder, _ = open_or_build(cache_dir / "records", f"tokenizer-{key}", convert)
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

@@ -301,6 +301,11 @@ def run_problems(config: Config, run) -> list[str]:
     return problems
 
 
+def draws_by_batch(config: Config) -> bool:
+    """Whether each micro-batch is of one data set, so that its size decides which samples there are."""
+    return config.mode == "multidataset"
+
+
 def samples_per_step(run) -> int:
     """Samples that all processes together take for one optimizer step."""
     accumulated = run.trainer.get("gradient_accumulation_steps", 1)

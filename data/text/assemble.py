@@ -233,7 +233,7 @@ def tokenizer_of(folder: Folder) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file leads to
         why = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.cache import sync
 from data.user_json import parsed
+from storage.atomic import sync
 
 META = "meta.json"
 RECORD = "prepared.json"  # the settings and sources that a finished folder was made of

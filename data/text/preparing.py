@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from data.cache import sync
 from data.text import prepare_workers
 from data.text.prepare_folder import META, finished, publish, read_json, staging, write_json
 from data.text.prepare_tokens import SPLITS, Output, chunk_encoder, chunks_of
@@ -35,6 +34,7 @@ from data.text.tokenizers import (
     train_bpe,
     vocabulary_size,
 )
+from storage.atomic import sync
 
 VERSION = 1
 JOURNAL_SECONDS = 1.0

@@ -70,12 +70,17 @@ def build_adapted(
     return build(module, config, process, autocast, on_gpu)
 
 
-def load_adapted(folder: str | Path, module: ModuleType, device: str = "cpu") -> nn.Module:
+def load_adapted(
+    folder: str | Path, module: ModuleType, device: str = "cpu", trust_remote_code: bool = False
+) -> nn.Module:
     """The model of a saved run or checkpoint, in evaluation mode: with its adapter, quantized as it was in training.
 
+    Args:
+        trust_remote_code: run code that the model or its base brings; what the folder itself says of that is not heard.
+
     Raises:
-        ValueError: the folder or its base model is missing, or weights do not fit.
+        ValueError: the folder or its base model is missing, or weights do not fit, or are pickled.
     """
     from .saved import load
 
-    return load(Path(folder), module, device)
+    return load(Path(folder), module, device, trust_remote_code)

@@ -87,13 +87,19 @@ class Adapted:
         """`report` as lines of a short table."""
         return report.table(self.report(rates))
 
-    def save(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+    def save(
+        self,
+        folder: str | Path,
+        state_dict: Mapping[str, torch.Tensor] | None = None,
+        final: str | Path | None = None,
+    ) -> None:
         """Writes the model's files into `folder`: plain weights, or the adapter and its base.
 
         Args:
             state_dict: the model's weights, where they are not those that it holds now.
+            final: What `folder` will be called once it is ready; an adapter's files name the base in it.
         """
-        saved.save(self, Path(folder), state_dict)
+        saved.save(self, Path(folder), state_dict, Path(folder if final is None else final))
 
     def load(self, folder: str | Path) -> None:
         """Puts the trained weights saved in `folder` back into the model.

@@ -20,19 +20,24 @@ from peft import (
     PeftModel,
     TaskType,
     get_peft_model_state_dict,
-    load_peft_weights,
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.hub import cached_file
+
+from models.pretrained import reason
 
 from .checks import words_of
 from .parts import PLAIN_WORD, is_inside, parameters_in, select, whole_modules
 from .quantize import quantized_layers
 
 ALL_LINEAR = "all-linear"
+ADAPTER, PICKLED_ADAPTER = "adapter_model.safetensors", "adapter_model.bin"
 LINEAR = (nn.Linear, Conv1D)
 OTHERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 # Fields of LoraConfig that have a key of their own, or that are not a user's.
@@ -242,7 +247,7 @@ def _one_line(place: str) -> Iterator[None]:
     """Errors of PEFT as one line that names the key."""
     try:
         yield
-    except (ValueError, TypeError, ImportError, NotImplementedError, KeyError, AttributeError) as error:
+    except Exception as error:  # an adapter that somebody else wrote may ask for anything
         raise ValueError(f"`{place}`: PEFT refuses: {' '.join(str(error).split())}") from error
 
 
@@ -253,12 +258,7 @@ def earlier_settings(path: str, process: Any, chosen: LoraPlan) -> LoraConfig:
         ValueError: there is no LoRA adapter, or a key that was set differs from it.
     """
     path = os.path.expanduser(path)
-    try:
-        config = PeftConfig.from_pretrained(path, cache_dir=process.cache_dir)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`lora_weight_path: {path}`: {' '.join(str(error).split())}") from error
-    if not isinstance(config, LoraConfig):
-        raise ValueError(f"`lora_weight_path: {path}` is a {config.peft_type} adapter, not LoRA")
+    config = _stored_settings(path, f"`lora_weight_path: {path}`", process.cache_dir)
     defaults = {item.name: item.default for item in dataclasses.fields(process)} if _is_dataclass(process) else {}
     for field, key in OWN_KEYS.items():
         if field in ("target_modules", "task_type"):
@@ -273,6 +273,23 @@ def earlier_settings(path: str, process: Any, chosen: LoraPlan) -> LoraConfig:
     config.inference_mode = False
     heads = dict.fromkeys([*(config.modules_to_save or ()), *chosen.saved])
     config.modules_to_save = list(heads) or None
+    return config
+
+
+def _stored_settings(folder: str, shown: str, cache_dir: str | None = None) -> LoraConfig:
+    """An adapter's own settings.
+
+    Raises:
+        ValueError: there are none, they are damaged, or of another kind of adapter.
+    """
+    try:
+        config = PeftConfig.from_pretrained(folder, cache_dir=cache_dir)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{shown}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # a file that somebody else wrote may hold anything
+        raise ValueError(f"{shown}: its adapter_config.json is damaged ({reason(error)})") from error
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"{shown} is a {config.peft_type} adapter, not LoRA")
     return config
 
 
@@ -298,7 +315,7 @@ def wrap(model: nn.Module, config: LoraConfig, place: str) -> Adapter:
 
 def attach(model: nn.Module, folder: Path | str, trainable: bool = False) -> Adapter:
     """`model` with the adapter saved in `folder`."""
-    config = PeftConfig.from_pretrained(str(folder))
+    config = _stored_settings(str(folder), str(folder))
     config.inference_mode = not trainable
     adapter = wrap(model, config, str(folder))
     load_weights(adapter, folder)
@@ -315,8 +332,8 @@ def load_weights(model: PeftModel, folder: Path | str, may_lack: tuple[str, ...]
         ValueError: the file is missing, or a weight is missing, unexpected, or of another shape.
     """
     try:
-        found = load_peft_weights(str(folder), device="cpu")
-    except (OSError, ValueError) as error:
+        found = load_file(_weights_file(Path(folder)))
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: no adapter weights ({' '.join(str(error).split())})") from error
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     lacking = [name for name in own if name not in found]
@@ -328,6 +345,18 @@ def load_weights(model: PeftModel, folder: Path | str, may_lack: tuple[str, ...]
                 f"{folder}: the adapter {what} {len(names)} weights, first {names[0]}; it is another model's"
             )
     set_peft_model_state_dict(model, found)
+
+
+def _weights_file(folder: Path) -> Path:
+    """The adapter's weights, in a folder or on the hub. PEFT would read a pickle where there is nothing else."""
+    if not folder.is_dir():
+        return Path(cached_file(str(folder), ADAPTER))
+    if not (folder / ADAPTER).is_file() and (folder / PICKLED_ADAPTER).is_file():
+        raise ValueError(
+            f"they are a pickle, {PICKLED_ADAPTER}, and reading a pickle can run code; save the adapter again with "
+            f"save_pretrained, which writes {ADAPTER}"
+        )
+    return folder / ADAPTER
 
 
 def adapted_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -11,6 +11,7 @@ base/                  the model that the adapter was made for, where nothing el
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from models.pretrained import from_files
 
 from . import quantize as quantization
 from .checks import ADAPTATION, BASE, QUANTIZED
@@ -62,12 +65,12 @@ def _absolute(place: str | None) -> str | None:
 # ---- saving ----
 
 
-def save(adapted: Adapted, folder: Path, state: Mapping[str, torch.Tensor] | None) -> None:
+def save(adapted: Adapted, folder: Path, state: Mapping[str, torch.Tensor] | None, final: Path) -> None:
     """See `Adapted.save`."""
     folder.mkdir(parents=True, exist_ok=True)
     model = adapted.model
     if adapted.has_adapter:
-        _save_base(adapted, folder)
+        _save_base(adapted, folder, final)
         model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
         base = model.get_base_model()
         base.config.architectures = [type(base).__name__]
@@ -84,7 +87,7 @@ def save(adapted: Adapted, folder: Path, state: Mapping[str, torch.Tensor] | Non
     (folder / ADAPTATION).write_text(text + "\n", encoding="utf-8")
 
 
-def _save_base(adapted: Adapted, folder: Path) -> None:
+def _save_base(adapted: Adapted, folder: Path, final: Path) -> None:
     """Notes where the adapter's base is; one that exists nowhere else is put beside the adapter."""
     config = adapted.model.peft_config["default"]
     config.base_model_name_or_path = _absolute(adapted.record.place)
@@ -92,11 +95,11 @@ def _save_base(adapted: Adapted, folder: Path) -> None:
         return
     target = folder / BASE
     # PEFT knows no path relative to the adapter. Our own loaders look beside it, so the folder may be moved.
-    config.base_model_name_or_path = str(target.absolute())
+    config.base_model_name_or_path = str((final / BASE).absolute())
     if not (target / "config.json").is_file():
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(_nearest_base(adapted), target, copy_function=_link_or_copy)
-    adapted.base_copy = target
+    adapted.base_copy = final / BASE
 
 
 def _nearest_base(adapted: Adapted) -> Path:
@@ -126,10 +129,14 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("module", "base", "cache_dir", "weights_dtype", "quantization", "lora")} | {
-            "trust_remote_code": bool(found.get("trust_remote_code"))
-        }
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        for part, lists in (("lora", ("modules", "trained_whole")), ("quantization", ("modules",))):
+            for key in lists if found[part] is not None else ():
+                if not all(isinstance(name, str) for name in found[part][key]):
+                    raise TypeError(f"{part}.{key} is no list of names")
+        if not all(isinstance(found[key], str | None) for key in ("module", "base", "cache_dir", "weights_dtype")):
+            raise TypeError("a name is not text")
+        return {key: found[key] for key in ("module", "base", "cache_dir", "weights_dtype", "quantization", "lora")}
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); take another checkpoint") from None
 
 
@@ -149,26 +156,32 @@ def refuse_other_module(folder: Path, module: ModuleType) -> None:
     )
 
 
-def load(folder: Path, module: ModuleType, device: str) -> nn.Module:
+def load(folder: Path, module: ModuleType, device: str, trust_remote_code: bool = False) -> nn.Module:
     """See `models.adapt.load_adapted`."""
     info = read_settings(folder)
     if info is None or (info["lora"] is None and info["quantization"] is None):
-        return module.load(folder).to(device).eval()
+        return _whole(folder, module, trust_remote_code).to(device).eval()
     settings = info["quantization"]
     if info["lora"] is None:
-        model = module.load(folder)
+        model = _whole(folder, module, trust_remote_code)
         quantization.restore_packed(model, settings["modules"], settings, folder / QUANTIZED)
     else:
         from .lora import attach
 
-        model = _base(folder, module, info)
+        model = _base(folder, module, info, trust_remote_code)
         if settings:
             quantization.quantize(model, settings["modules"], settings)
         model = attach(model, folder)
     return model.to(device).eval()
 
 
-def plain_model(folder: Path, module: ModuleType) -> nn.Module:
+def _whole(folder: Path, module: ModuleType, trust_remote_code: bool) -> nn.Module:
+    """The component's own `load`; only some components know models that bring code."""
+    takes_trust = trust_remote_code and "trust_remote_code" in inspect.signature(module.load).parameters
+    return module.load(folder, trust_remote_code=True) if takes_trust else module.load(folder)
+
+
+def plain_model(folder: Path, module: ModuleType, trust_remote_code: bool = False) -> nn.Module:
     """The model of a run or checkpoint with plain weights: its adapter merged, nothing quantized; evaluation mode.
 
     Raises:
@@ -176,10 +189,10 @@ def plain_model(folder: Path, module: ModuleType) -> nn.Module:
     """
     info = read_settings(folder)
     if info is None or info["lora"] is None:
-        return module.load(folder).eval()
+        return _whole(folder, module, trust_remote_code).eval()
     from .lora import attach
 
-    model, settings = _base(folder, module, info), info["quantization"]
+    model, settings = _base(folder, module, info, trust_remote_code), info["quantization"]
     if settings:  # the adapter was trained around the error of quantization, which is therefore kept
         quantization.quantize(model, settings["modules"], settings)
         quantization.dequantize(model)
@@ -187,13 +200,13 @@ def plain_model(folder: Path, module: ModuleType) -> nn.Module:
     return attach(model, folder).merge_and_unload(safe_merge=True).eval()
 
 
-def _base(folder: Path, module: ModuleType, info: Mapping[str, Any]) -> nn.Module:
-    """The model that an adapter was made for."""
+def _base(folder: Path, module: ModuleType, info: Mapping[str, Any], trust_remote_code: bool) -> nn.Module:
+    """The model that an adapter was made for. Whether its code may run is the caller's word, never the folder's own."""
     place = str(folder / BASE) if (folder / BASE).is_dir() else info["base"]
     if place is None:
         raise ValueError(f"{folder / BASE} is missing: the adapter was made for the weights in it; restore it")
     if hasattr(module, "load_base"):
-        model = module.load_base(place, folder, info["cache_dir"], info["trust_remote_code"])
+        model = module.load_base(place, folder, info["cache_dir"], trust_remote_code)
     else:
         model = module.load(place)
     cast(model, info["weights_dtype"])
@@ -223,8 +236,10 @@ def resume(adapted: Adapted, folder: Path) -> None:
     model = adapted.model
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: holds no config.json; resume from a finished checkpoint")
-    stored, found = type(model).from_pretrained(
+    stored, found = from_files(
+        type(model),
         folder,
+        str(folder),
         config=copy.deepcopy(model.config),
         local_files_only=True,
         output_loading_info=True,

@@ -54,7 +54,7 @@ def first_weights(module: ModuleType, config: Any, process: Any) -> Source:
     refuse_other_module(folder, module)
     model = module.build(config, process)
     lines = [*getattr(model, "notes", [])]
-    weights = plain_model(folder, module).state_dict()
+    weights = plain_model(folder, module, process.trust_remote_code).state_dict()
     if process.is_pretrained:
         return Source(model, new=set(), lines=[*lines, _take_all(model, weights, folder)])
     new, line = _take_fitting(model, weights, folder)

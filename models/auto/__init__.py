@@ -111,11 +111,11 @@ def build(config: Config, process: Any) -> PreTrainedModel:
     return build_network(config, process)
 
 
-def load(folder: str | Path) -> PreTrainedModel:
+def load(folder: str | Path, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model saved in `folder`, in evaluation mode; never looks at a hub."""
     from models.auto.network import load_saved
 
-    return load_saved(Path(folder))
+    return load_saved(Path(folder), trust_remote_code)
 
 
 def load_base(place: str, folder: Path, cache_dir: str | None, trust_remote_code: bool) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from models.auto import Config, class_name
 from models.auto.gguf import gguf_file, gguf_source, gguf_weights
-from models.pretrained import refuse_unfilled
+from models.pretrained import from_files, refuse_unfilled
 
 
 def build_network(config: Config, process: Any) -> PreTrainedModel:
@@ -66,14 +66,8 @@ def _pretrained(kind: type, path: str, sizes: dict[str, int], block_size: int | 
 
 def _found(kind: type, path: str, place: str, process: Any, **options: Any) -> Any:
     """`kind.from_pretrained(place)`, its errors in one line that names `path`."""
-    remote = {"trust_remote_code": True} if process.trust_remote_code else {}
-    known = (OSError, ValueError, ImportError, KeyError)
-    try:
-        return kind.from_pretrained(place, cache_dir=process.cache_dir, **remote, **options)
-    except Exception as error:
-        if not isinstance(error, known) and "gguf_file" not in options:  # a damaged .gguf file may raise anything
-            raise
-        raise ValueError(f"`model_name_or_path: {path}` cannot be loaded: {_line(error)}") from error
+    options |= {"cache_dir": process.cache_dir}
+    return from_files(kind, place, f"`model_name_or_path: {path}`", process.trust_remote_code, **options)
 
 
 def _line(error: Exception) -> str:
@@ -162,13 +156,19 @@ def _long_inputs(settings: PreTrainedConfig, block_size: int | None, whose: str,
     )
 
 
-def load_saved(folder: Path) -> PreTrainedModel:
+def load_saved(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
     """See `models.auto.load`."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: holds no config.json; give a run's output folder or a checkpoint in it")
-    settings = AutoConfig.from_pretrained(folder, local_files_only=True)
-    model, report = _architecture(settings, folder).from_pretrained(
-        folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    settings = from_files(AutoConfig, folder, str(folder), **options)
+    model, report = from_files(
+        _architecture(settings, folder),
+        folder,
+        str(folder),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
     )
     refuse_unfilled(report, str(folder))
     return model
@@ -176,18 +176,12 @@ def load_saved(folder: Path) -> PreTrainedModel:
 
 def load_for_adapter(place: str, folder: Path, cache_dir: str | None, trust_remote_code: bool) -> PreTrainedModel:
     """See `models.auto.load_base`. A head that the base lacks is new here, and the adapter brings it."""
-    remote = {"trust_remote_code": True} if trust_remote_code else {}
-    settings = AutoConfig.from_pretrained(folder, local_files_only=True, **remote)
-    try:
-        file = gguf_file(place)
-        source, options = gguf_weights(file) if file else (place, {})
-        return _architecture(settings, folder).from_pretrained(
-            source, config=settings, cache_dir=cache_dir, ignore_mismatched_sizes=True, **options, **remote
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the adapter in {folder} was made for {place}, which cannot be loaded: {_line(error)}"
-        ) from error
+    settings = from_files(AutoConfig, folder, str(folder), trust_remote_code, local_files_only=True)
+    shown = f"the adapter in {folder} was made for {place}, which"
+    file = gguf_file(place)
+    source, options = gguf_weights(file) if file else (place, {})
+    options |= {"config": settings, "cache_dir": cache_dir, "ignore_mismatched_sizes": True}
+    return from_files(_architecture(settings, folder), source, shown, trust_remote_code, **options)
 
 
 def _architecture(settings: PreTrainedConfig, folder: Path) -> Any:

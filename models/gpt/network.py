@@ -53,6 +53,7 @@ class GPT(PreTrainedModel):
     config_class = GPTConfig
     supports_gradient_checkpointing = True
     _tied_weights_keys = {"head.weight": "token_embedding.weight"}
+    _no_split_modules = ["Block"]  # what FSDP divides one by one
     generate = generate
 
     def __init__(self, config: GPTConfig):

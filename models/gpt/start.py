@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig
 from models.gpt import FROM_SCRATCH, Config, load
 from models.gpt.layers import NORM_EPS
 from models.gpt.network import GPT, GPTConfig
-from models.pretrained import refuse_unfilled
+from models.pretrained import from_files, reason, refuse_unfilled
 
 # Left open in a configuration, these come from the pretrained model.
 SIZES = ("n_layer", "n_head", "n_embd", "bias", "n_kv_head", "mlp", "mlp_ratio", "rope_theta")
@@ -137,14 +137,18 @@ def _gpt2(path: str, cache_dir: str | None) -> tuple[GPT2Config, dict[str, Tenso
     """
     options = {"cache_dir": cache_dir, "local_files_only": os.path.isdir(path)}
     try:
-        found = PreTrainedConfig.get_config_dict(path, **options)[0]
-        _refuse_other_model(found.get("model_type"), path)
-        model, report = GPT2LMHeadModel.from_pretrained(
-            path, **options, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, ImportError, KeyError) as error:
-        line = str(error).strip().split("\n")[0]
-        raise ValueError(f"`model_name_or_path: {path}` cannot be loaded: {line}") from error
+        found = PreTrainedConfig.get_config_dict(path, **options)[0].get("model_type")
+    except Exception as error:  # a damaged file may raise anything
+        raise ValueError(f"`model_name_or_path: {path}` cannot be loaded: {reason(error)}") from error
+    _refuse_other_model(found, path)
+    model, report = from_files(
+        GPT2LMHeadModel,
+        path,
+        f"`model_name_or_path: {path}`",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
     refuse_unfilled(report, path)
     for key, known in GPT2_SETTINGS.items():
         if getattr(model.config, key) not in known:
@@ -197,7 +201,7 @@ def load_for_adapter(place: str, folder: Path, cache_dir: str | None) -> GPT:
     config_file = Path(place) / "config.json"
     if config_file.is_file() and _own_sizes(Path(place)):
         return load(place)
-    config = GPTConfig.from_pretrained(folder, local_files_only=True)
+    config = from_files(GPTConfig, folder, str(folder), local_files_only=True)
     try:
         _, weights = _gpt2(place, cache_dir)
     except ValueError as error:

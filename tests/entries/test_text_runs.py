@@ -353,7 +353,7 @@ def test_prev_run_of_a_run_that_was_killed(home, capsys, newest_is_torn):
     (out(home, "a") / "model.safetensors").unlink()
     (out(home, "a") / "config.json").unlink()
     if newest_is_torn:
-        (out(home, "a") / "checkpoint-6/optimizer.pt").unlink()
+        (out(home, "a") / "checkpoint-6/optimizer.json").unlink()
     capsys.readouterr()
     words = UNSIZED.replace("--max_iters 6 --warmup_iters 2", "--warmup_iters 0 --max_iters 1")
     after = run(f"--init_from=prev_run --prev_run_ckpt out/a --dataset b {words} --out_dir out/b --learning_rate 0")

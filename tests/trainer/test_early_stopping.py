@@ -189,8 +189,8 @@ def test_a_stopped_run_is_known_by_its_checkpoint(tmp_path):
 
 
 def test_a_callback_that_the_checkpoint_does_not_know(tmp_path, capfd):
-    scripted(tmp_path, VALUES, max_steps=6, **EACH_STEP).train()
-    trainer = scripted(tmp_path, VALUES, **EACH_STEP)
+    scripted(tmp_path, VALUES, max_steps=6, lr_scheduler_type="constant", **EACH_STEP).train()
+    trainer = scripted(tmp_path, VALUES, lr_scheduler_type="constant", **EACH_STEP)
     trainer.add_callback(EarlyStopping(settings(patience=2)))
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert trainer.state.global_step == 13  # best at 11, then two that are no better

@@ -10,8 +10,9 @@ from tiny_training import make_trainer
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from trainer import keep
-from trainer.keep import KeepCheckpoints, checkpoint_names, monitor_modes, rotate
+from storage import atomic
+from storage.checkpoints import checkpoints
+from trainer.keep import KeepCheckpoints, monitor_modes, rotate
 from trainer.limits import EveryNEpochs
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
@@ -28,7 +29,13 @@ def settings(monitor="val/loss", mode="min", save_top_k=-1, save_last=True, ever
 
 def run(folder, chosen, limit=None, checkpoint=None, extra=(), **options):
     """Two epochs of six steps, evaluated at every step unless told otherwise."""
-    defaults = {"num_train_epochs": 2, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    defaults = {
+        "num_train_epochs": 2,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+    }
     trainer = make_trainer(folder / "out", checkpointing=chosen, save_total_limit=limit, **defaults | options)
 
     def evaluation_loop(*arguments, metric_key_prefix="eval", **keywords):
@@ -43,7 +50,11 @@ def run(folder, chosen, limit=None, checkpoint=None, extra=(), **options):
 
 
 def steps(folder):
-    return [int(name.split("-")[1]) for name in checkpoint_names(folder / "out")]
+    return [int(name.split("-")[1]) for name in names_in(folder / "out")]
+
+
+def names_in(folder):
+    return [path.name for path in checkpoints(folder)]
 
 
 def listing(folder):
@@ -321,7 +332,7 @@ def test_the_oldest_go_by_number(tmp_path, limit, protected, gone):
     names = [f"checkpoint-{number}" for number in gone]
     assert rotate(tmp_path, limit=limit, protected=protected) == names
     left = [f"checkpoint-{number}" for number in (5, 20, 100, 1000) if number not in gone]
-    assert checkpoint_names(tmp_path) == left
+    assert names_in(tmp_path) == left
     assert sorted(os.listdir(tmp_path)) == sorted([*left, "checkpoint-best", "checkpoint-7"])
 
 
@@ -337,7 +348,7 @@ def test_rotation_keeps_to_the_limit_whatever_the_numbers(tmp_path):
         rotate(folder, limit=limit, protected={f"checkpoint-{number}" for number in protected})
         kept = protected | {max(numbers)}
         kept |= set(sorted(set(numbers) - kept)[len(numbers) - max(limit, len(kept)) :])
-        assert [f"checkpoint-{number}" for number in sorted(kept)] == checkpoint_names(folder)
+        assert [f"checkpoint-{number}" for number in sorted(kept)] == names_in(folder)
 
 
 def test_killed_while_deleting(tmp_path, monkeypatch):
@@ -349,10 +360,10 @@ def test_killed_while_deleting(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(keep.shutil, "rmtree", killed)
+        patch.setattr(atomic.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             rotate(tmp_path, limit=1, protected=set())
-    assert checkpoint_names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
+    assert names_in(tmp_path) == ["checkpoint-2", "checkpoint-3"]
     assert sorted(os.listdir(tmp_path)) == [".deleting-checkpoint-1", "checkpoint-2", "checkpoint-3"]
     made(tmp_path, [1])  # the resumed run saves it anew
     assert rotate(tmp_path, limit=1, protected=set()) == ["checkpoint-1", "checkpoint-2"]

@@ -30,7 +30,13 @@ def records(folder):
 
 
 def logged(folder, checkpoint=None, **options):
-    options = {"max_steps": 6, "logging_steps": 1, "save_strategy": "steps", "save_steps": 1} | options
+    options = {
+        "max_steps": 6,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    } | options
     trainer = make_trainer(folder, **options)
     trainer.add_callback(CsvLog(folder))
     trainer.train(resume_from_checkpoint=checkpoint and str(folder / checkpoint))

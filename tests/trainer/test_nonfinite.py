@@ -18,6 +18,7 @@ from trainer.nonfinite import (
     drop_update,
     skips_by_flag,
 )
+from trainer.run_folder import write_files
 
 
 class Poisoned(Samples):
@@ -354,7 +355,7 @@ def test_the_count_survives_a_resume(tmp_path):
     optimizer = torch.optim.SGD([weight], lr=0.1)
     guard = NonfiniteGuard(2, show=lambda line: None)
     guard.before_update(1, optimizer, math.nan)
-    guard.save(tmp_path)
+    write_files(tmp_path, guard.facts())
     resumed = NonfiniteGuard(2, show=lambda line: None)
     resumed.load(tmp_path)
     with pytest.raises(TrainingDiverged):

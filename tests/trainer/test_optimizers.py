@@ -1,8 +1,9 @@
 """Parameter groups and optimizers by name."""
 
-import io
 import math
+import tempfile
 from collections import deque
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import trainer.optimizers as optimizers
 from loader.installed import pytorch_optimizers
+from trainer import state_files
 from trainer.optimizers import (
     PACKAGE_UNFIT,
     build_optimizer,
@@ -76,14 +78,13 @@ def assert_same(one, other):
 
 
 def as_saved(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
+    with tempfile.TemporaryDirectory() as folder:
+        state_files.write(Path(folder), "optimizer", *state_files.split(state))
+        return state_files.read(Path(folder), "optimizer")
 
 
 def assert_resumes(build, steps=4):
-    """Through a file read with weights_only, on a new model: as the run that was not interrupted."""
+    """Through a checkpoint's files, on a new model: as the run that was not interrupted."""
     whole, resumed = Words(), Words()
     first = build(whole)
     train(whole, first, range(steps))

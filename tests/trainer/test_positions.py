@@ -1,11 +1,14 @@
 """A resumed run goes on in mid-epoch without reading what it has read already."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from tiny_training import EpochSampler, Samples, make_trainer
 from torch.utils.data import BatchSampler, DataLoader
 
-from trainer.positions import started_at
+from trainer.positions import Position, started_at
 
 
 class Positioned(EpochSampler):
@@ -77,3 +80,85 @@ def test_an_uneven_end_is_skipped_to_as_before():
     assert sampler.position == 0
     plain = DataLoader(Samples(8), batch_size=4)
     assert started_at(plain, 1, lambda each, batches: "skipped") == "skipped"
+
+
+# ---- other batches than until now ----
+
+
+def drawn(trainer, checkpoint=None):
+    """The indices of the samples that a training takes, a list for each step."""
+    steps = {}
+    train = trainer.training_step
+
+    def training_step(model, inputs, items=None):
+        steps.setdefault(trainer.state.global_step, []).extend(inputs["index"].tolist())
+        return train(model, inputs, items)
+
+    trainer.training_step = training_step
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    return list(steps.values())
+
+
+def epochs(count, seed=42):
+    """The samples of one epoch after another."""
+    for epoch in itertools.count():
+        sampler = EpochSampler(count, seed)
+        sampler.set_epoch(epoch)
+        yield list(sampler)
+
+
+RUN = {"count": 24, "save_strategy": "steps"}
+
+
+@pytest.mark.parametrize("split", [(8, 1), (4, 2), (2, 4)])
+def test_the_same_batch_made_otherwise_goes_on_with_the_same_samples(tmp_path, split):
+    """Stopped in the middle of an epoch: the weights are those of the run that was never stopped."""
+    options = {**RUN, "max_steps": 8, "save_steps": 4, "per_device_train_batch_size": 8}
+    whole = make_trainer(tmp_path, **options)
+    order = drawn(whole)
+    size, accumulated = split
+    options |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
+    resumed = make_trainer(tmp_path / "again", **options)
+    assert drawn(resumed, tmp_path / "checkpoint-4") == order[4:]
+    after, before = weights(resumed), weights(whole)
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
+
+
+@pytest.mark.parametrize("size", [4, 12, 3, 16, 5])
+def test_another_batch_goes_on_by_samples(tmp_path, size):
+    """After 4 steps of 8 of 24 samples the second epoch has 8 behind it, whatever a step is from there on; a step that
+    these end in is taken whole."""
+    steps = []
+    for epoch in itertools.islice(epochs(24), 12):
+        steps += [epoch[at : at + size] for at in range(0, 24, size)]
+    behind = math.ceil(24 / size) + 8 // size  # steps of the new size
+    options = {**RUN, "lr_scheduler_type": "constant", "max_steps": 4, "save_steps": 4}
+    drawn(make_trainer(tmp_path, **options, per_device_train_batch_size=8))
+    options |= {"per_device_train_batch_size": size, "max_steps": 12, "save_steps": 6}
+    resumed = make_trainer(tmp_path, **options)
+    assert drawn(resumed, tmp_path / "checkpoint-4") == steps[behind : behind + 8]
+    once_more = make_trainer(tmp_path, **options)  # from there its own steps count
+    assert drawn(once_more, tmp_path / "checkpoint-6") == steps[behind + 2 : behind + 8]
+
+
+def test_position_by_hand():
+    before = Position(steps_per_epoch=3, samples_per_epoch=22, samples_per_step=8)
+    assert before.place(7) == (2, 1) and before.samples(7) == 2 * 22 + 8
+    now = Position(steps_per_epoch=6, samples_per_epoch=22, samples_per_step=4)
+    after = before.followed_by(now, 7)
+    assert after.place(7) == (2, 2) and after.samples(7) == before.samples(7)
+    assert after.followed_by(now, 9) is after  # the same again: nothing moves
+    assert after.followed_by(before, 9).place(9) == (2, 2)
+
+
+def test_cadences_of_now_count(tmp_path):
+    """transformers takes the checkpoint's logging_steps, eval_steps and save_steps up with its state."""
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "constant"}
+    make_trainer(tmp_path, **options).train()
+    options |= {"max_steps": 10, "save_steps": 3, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 5}
+    resumed = make_trainer(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    logged = [line["step"] for line in resumed.state.log_history if "loss" in line]
+    assert logged == [2, 4, 5, 6, 7, 8, 9, 10]
+    assert [line["step"] for line in resumed.state.log_history if "eval_loss" in line] == [5, 10]
+    assert {int(path.name[11:]) for path in tmp_path.glob("checkpoint-*")} == {4, 6, 9, 10}

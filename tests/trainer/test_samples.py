@@ -84,7 +84,7 @@ def test_a_sample_when_the_validation_loss_is_the_best_so_far(model, tokenizer, 
     state = SimpleNamespace(is_world_process_zero=True, log_history=[], global_step=0)
     for loss in (3.0, 2.0, 2.5, math.nan, 1.5):
         state.global_step += 10
-        state.log_history.append({"eval_loss": loss})
+        state.log_history.append({"eval_loss": loss, "step": state.global_step})
         callback.on_evaluate(None, state, None, {"eval_loss": loss})
     assert [(line["step"], line["eval_loss"]) for line in written(tmp_path)] == [(10, 3.0), (20, 2.0), (50, 1.5)]
     assert "sample at step 50: a" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """Schedules against torch's and transformers' own classes, stepped by hand."""
 
 import dataclasses
-import io
 import json
 import math
 import warnings
@@ -345,12 +344,9 @@ def test_a_saved_schedule_goes_on_exactly(plan, at):
     truth = advance(whole, 0, 20)
     first = Schedule(optimizer_at(BASES), plan, 20, 4)
     advance(first, 0, at)
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
     second = Schedule(optimizer_at(BASES), plan, 20, 4)
-    second.load_state_dict(torch.load(file, weights_only=True))
-    assert json.loads(json.dumps(first.state_dict(), allow_nan=False)) == second.state_dict()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
+    assert first.state_dict() == second.state_dict()
     assert second.get_last_lr() == first.get_last_lr()
     assert advance(second, at, 20) == truth[at:]
 

@@ -1,0 +1,92 @@
+"""The command line of one task of a job array: `array_task.py TASK SWEEP ARGUMENT…`; SWEEP may be empty.
+
+SWEEP is a text file with a line for each task, which is quoted as for a shell; blank lines and those that begin with #
+do not count. The task's line follows the arguments that all tasks have. A task whose line names no --output_dir writes
+into a folder of its own below the common one: --output_dir runs/sweep is runs/sweep/3 for task 3.
+
+Prints the arguments, each followed by a NUL. Exit code 2, and a line that says why, where two tasks would share a
+folder, where a task has no line, or where a line cannot be read.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+OUTPUT_FLAGS = ("--output_dir", "--out_dir")
+
+
+def array_task(task: int, sweep: str, common: list[str]) -> list[str]:
+    """The arguments of a task; a ValueError where it cannot have any."""
+    if not sweep:
+        return [*common, *own_folder(common, [], task)]
+    lines = sweep_lines(sweep)
+    if task not in range(len(lines)):
+        last = f"its tasks are 0 to {len(lines) - 1}" if lines else "it has no lines"
+        raise ValueError(f"{sweep} has no line for task {task}: {last}; submit with --array=0-{max(len(lines) - 1, 0)}")
+    words = [[*line, *own_folder(common, line, number)] for number, line in enumerate(lines)]
+    folders: dict[str, int] = {}
+    for number, line in enumerate(words):
+        folder = os.path.abspath(os.path.expanduser(output_dir(line)))
+        if (first := folders.setdefault(folder, number)) != number:
+            raise ValueError(f"{sweep}: tasks {first} and {number} both write to {folder}; give each its --output_dir")
+    return [*common, *words[task]]
+
+
+def sweep_lines(sweep: str) -> list[list[str]]:
+    """The words of each line that counts."""
+    try:
+        text = Path(sweep).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"KEEL_SWEEP={sweep} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    lines = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            lines.append(shlex.split(line))
+        except ValueError as error:
+            raise ValueError(f"{sweep}:{number} cannot be read: {str(error).lower()}") from error
+    return lines
+
+
+def own_folder(common: list[str], line: list[str], task: int) -> list[str]:
+    """`--output_dir FOLDER` of a task whose line does not name one."""
+    if output_dir(line) is not None:
+        return []
+    folder = output_dir(common)
+    if folder is None:
+        raise ValueError(
+            f"task {task} has no --output_dir: give one for all (each task gets a folder below it), or one in each "
+            "line of KEEL_SWEEP"
+        )
+    return ["--output_dir", os.path.join(folder, str(task))]
+
+
+def output_dir(words: list[str]) -> str | None:
+    """What the last --output_dir says; `--set output_dir=…`, which would outrank it for all tasks, is refused."""
+    folder = None
+    for word, following in zip(words, [*words[1:], None], strict=False):
+        name, equals, value = word.partition("=")
+        if name in OUTPUT_FLAGS:
+            folder = value if equals else following
+        elif equals and f"--{name}" in OUTPUT_FLAGS:
+            raise ValueError(f"`{word}`: in an array, name the folder by --output_dir")
+    return folder
+
+
+def main() -> int:
+    task, sweep, *common = sys.argv[1:]
+    try:
+        words = array_task(int(task), sweep, common)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    sys.stdout.buffer.write(b"".join(os.fsencode(word) + b"\0" for word in words))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

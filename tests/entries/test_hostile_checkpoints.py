@@ -1,0 +1,605 @@
+"""Checkpoints, models and data that somebody else made to do harm: each is refused with one line, and nothing of it
+runs. The payload of each is a file that appears where the code is run."""
+
+import ast
+import contextlib
+import json
+import os
+import pickle
+import shlex
+import shutil
+import struct
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import transformers
+from audited import watching
+from demonstration_files import write_act_episode
+from fresh_interpreter import ROOT
+from safetensors.torch import load_file
+from text_sets import SMALL, write_set
+
+import eval as evaluation
+import prepare
+import train
+from storage import manifest
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 20,
+}
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A data set and a small run on it, with checkpoints 3 and 6."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEEL_HOME", str(folder / "home"))
+        patch.chdir(folder)
+        write_set(folder / "data")
+        train.main(shlex.split(f"--dataset data {SMALL} --out_dir run --set report_to=none"))
+    return folder
+
+
+@pytest.fixture
+def place(trained, tmp_path, monkeypatch):
+    """A working folder with the run's data (`data`) and two copies of the run, one to be changed (`run`)."""
+    for name, source in (("data", "data"), ("run", "run"), ("whole", "run")):
+        shutil.copytree(trained / source, tmp_path / name, symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("builtins.input", answers_yes)
+    return tmp_path
+
+
+def answers_yes(*_):
+    """Whoever asks at the terminal whether code may run would be told that it may."""
+    return "y"
+
+
+@pytest.fixture
+def refused(place, capsys):
+    """Runs an entry, which must leave with exit code 2 and one line; returns the line."""
+
+    def run(line, main=train.main):
+        capsys.readouterr()
+        with watching(place / "nothing") as changes, pytest.raises(SystemExit) as left:
+            main([*shlex.split(line)])
+        said = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error:")]
+        assert left.value.code == 2 and len(said) == 1, (left.value.code, said)
+        assert not (place / "EXECUTED").exists()
+        assert not [change for change in changes if "connect" in change or "Popen" in change]
+        assert said[0].isprintable() and len(said[0]) < 2100
+        return said[0]
+
+    return run
+
+
+RUN = f"--dataset data {SMALL} --output_dir out --set report_to=none"
+
+
+def sign(checkpoint):
+    """A manifest that agrees with the files, as whoever changed them would write it."""
+    told = json.loads((checkpoint / manifest.NAME).read_text())
+    facts = {name: value for name, value in told.items() if name not in ("format", "files", "step", "world_size")}
+    manifest.write(checkpoint, step=told["step"], world_size=told["world_size"], **facts)
+
+
+def pickled(path, place):
+    torch.save({"weight": Payload(place / "EXECUTED")}, path)
+
+
+# ---- pickles ----
+
+
+def test_the_payload_would_run(place):
+    """The truth that these tests rest on: read as a pickle, the file does what it says."""
+    pickled(place / "x.bin", place)
+    torch.load(place / "x.bin", weights_only=False)
+    assert (place / "EXECUTED").is_dir()
+
+
+def old_checkpoint(folder, place):
+    """As a Trainer of transformers writes it, every file a pickle with the payload."""
+    folder.mkdir(parents=True)
+    shutil.copy(place / "whole/run.yaml", folder)
+    for name in ("trainer_state.json", "config.json"):
+        shutil.copy(place / "whole/checkpoint-3" / name, folder)
+    for name in ("pytorch_model.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+        pickled(folder / name, place)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_pickled_checkpoint_is_not_resumed(refused, place):
+    old_checkpoint(place / "old/checkpoint-3", place)
+    assert "checkpoint-3" in refused(f"{RUN} --resume_from_checkpoint old/checkpoint-3")
+    for name in ("checkpoint-3", "checkpoint-6"):
+        shutil.rmtree(place / "run" / name)
+        old_checkpoint(place / "run" / name, place)
+    assert "checkpoint" in refused("--init_from resume --out_dir run")
+
+
+@pytest.mark.slow
+def test_weights_swapped_for_a_pickle_under_a_new_manifest(refused, place):
+    checkpoint = place / "run/checkpoint-6"
+    (checkpoint / "model.safetensors").unlink()
+    for name in ("pytorch_model.bin", "optimizer.pt", "training_args.bin"):
+        pickled(checkpoint / name, place)
+    sign(checkpoint)
+    assert "has no" in refused(f"{RUN} --resume_from_checkpoint run/checkpoint-6")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["is_pretrained", "load_pretrain"])
+def test_pickles_as_first_weights(refused, place, key):
+    for name in ("run", "old"):
+        folder = old_checkpoint(place / "old", place) if name == "old" else place / "run"
+        if name == "run":
+            (folder / "model.safetensors").unlink()
+            pickled(folder / "pytorch_model.bin", place)
+            for each in folder.glob("checkpoint-*"):
+                shutil.rmtree(each)
+        assert name in refused(f"{RUN} model_name_or_path={name} {key}=true")
+
+
+def foreign_model(folder, **changes):
+    """A llama's folder without weights."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**LLAMA, **changes}))
+    return folder
+
+
+def weights(folder):
+    """Its weights, in safetensors."""
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA))
+    model.save_pretrained(folder)
+    return folder
+
+
+AUTO = f"{RUN} --model_config auto --set dataset.block_size=16 model_name_or_path=base"
+AUTO = " ".join(AUTO.replace("--n_layer 1 --n_head 2 --n_embd 16", "").split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model.bin.index.json"])
+def test_a_pickled_model(refused, place, name):
+    foreign_model(place / "base")
+    pickled(place / "base" / name.removesuffix(".index.json"), place)
+    if name.endswith("json"):
+        index = {"metadata": {}, "weight_map": {"model.norm.weight": "pytorch_model.bin"}}
+        (place / "base" / name).write_text(json.dumps(index))
+    assert "reading a pickle can run code" in refused(AUTO)
+
+
+@pytest.mark.slow
+def test_a_pickled_gpt2(refused, place):
+    (place / "base").mkdir()
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 20, "n_positions": 32}
+    (place / "base/config.json").write_text(json.dumps({"model_type": "gpt2", **sizes}))
+    pickled(place / "base/pytorch_model.bin", place)
+    assert "reading a pickle can run code" in refused(f"{RUN} model_name_or_path=base")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/outside.safetensors", "pytorch_model.bin", 7, None, "a\0b"]
+)
+def test_shards_that_are_elsewhere(refused, place, name):
+    """transformers joins whatever the index says to the folder's name."""
+    weights(foreign_model(place / "base"))
+    tensors = load_file(place / "base/model.safetensors")
+    (place / "base/model.safetensors").rename(place / "outside.safetensors")
+    pickled(place / "base/pytorch_model.bin", place)
+    name = str(place / "outside.safetensors") if name == "/outside.safetensors" else name
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(tensors, name)}
+    (place / "base/model.safetensors.index.json").write_text(json.dumps(index))
+    assert "names a shard" in refused(AUTO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["", "[]", "7", "{}", '{"weight_map": 3}', '{"weight_map": {}}', "[" * 10_000])
+def test_indices_that_are_none(refused, place, text):
+    foreign_model(place / "base")
+    (place / "base/model.safetensors.index.json").write_text(text)
+    assert "model.safetensors.index.json" in refused(AUTO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["../outside.safetensors", "pytorch_model.bin", "adapter_model.bin"])
+def test_a_configuration_that_names_its_weights(refused, place, name):
+    weights(foreign_model(place / "base", transformers_weights=name))
+    foreign_model(place / "base", transformers_weights=name)
+    (place / "base/model.safetensors").rename(place / "outside.safetensors")
+    for each in ("pytorch_model.bin", "adapter_model.bin"):
+        pickled(place / "base" / each, place)
+    assert "names weights" in refused(AUTO)
+
+
+# ---- safetensors ----
+
+
+def tensors_file(header, content=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + content
+
+
+def entry(dtype="F32", shape=(2, 2), offsets=(0, 16)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+BROKEN = {
+    "nothing": b"",
+    "short": b"\x08\0\0",
+    "a length of all memory": tensors_file({}, length=2**63),
+    "a terabyte of header": tensors_file({}, length=2**40),
+    "longer than the file": tensors_file({}, length=10**6),
+    "no JSON": tensors_file(b"{{{{"),
+    "a list": tensors_file([1]),
+    "deep": tensors_file(b"[" * 100_000),
+    "an unknown type": tensors_file({"model.norm.weight": entry("F33")}, b"\0" * 16),
+    "overlapping": tensors_file({"a": entry(), "b": entry(offsets=(8, 24))}, b"\0" * 24),
+    "beyond the end": tensors_file({"a": entry(offsets=(0, 2**40))}, b"\0" * 16),
+    "backwards": tensors_file({"a": entry(offsets=(16, 0))}, b"\0" * 16),
+    "another size": tensors_file({"a": entry(shape=(3, 3))}, b"\0" * 16),
+    "a size beyond numbers": tensors_file({"a": entry(shape=(2**62, 2**62))}, b"\0" * 16),
+    "negative": tensors_file({"a": entry(shape=(-2, -2))}, b"\0" * 16),
+    "another tensor": tensors_file({"model.norm.weight": entry()}, b"\0" * 16),
+    "a pickle": pickle.dumps({"a": 1}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_damaged_safetensors(refused, place, content):
+    foreign_model(place / "base")
+    (place / "base/model.safetensors").write_bytes(content)
+    if content == BROKEN["another tensor"]:
+        return  # a tensor of another shape: transformers makes it new, and the run says so
+    assert "base" in refused(AUTO)
+    (place / "run/model.safetensors").write_bytes(content)
+    for each in (place / "run").glob("checkpoint-*"):
+        shutil.rmtree(each)
+    assert "run" in refused(f"{RUN} model_name_or_path=run is_pretrained=true")
+    assert "run" in refused("--checkpoint run", evaluation.main)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("name", ["model", "optimizer"])
+def test_damaged_safetensors_of_a_checkpoint(refused, place, name, content):
+    """Under a manifest that fits them."""
+    checkpoint = place / "run/checkpoint-6"
+    (checkpoint / f"{name}.safetensors").write_bytes(content)
+    sign(checkpoint)
+    assert "checkpoint-6" in refused(f"{LONGER} --resume_from_checkpoint run/checkpoint-6")
+
+
+LONGER = "--training_config run/run.yaml --set resume_changed=allow resume_schedule=keep max_steps=9"
+GARBAGE = ("", "\0", "null", "7", "[]", "{}", '"x"', "[" * 100_000, "{" * 10, "9" * 10_000, '{"a": NaN}', "\ufeff{}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", GARBAGE, ids=range(len(GARBAGE)))
+def test_json_of_a_checkpoint_that_says_something_else(refused, place, text):
+    """Under a manifest that fits; a file that decides nothing may be read over."""
+    for name in (
+        "optimizer.json",
+        "scheduler.json",
+        "rng-0.json",
+        "trainer_state.json",
+        "config.json",
+        "manifest.json",
+    ):
+        shutil.rmtree(place / "run")
+        shutil.copytree(place / "whole", place / "run", symlinks=True)
+        checkpoint = place / "run/checkpoint-3"
+        (checkpoint / name).write_text(text)
+        if name != "manifest.json":
+            sign(checkpoint)
+        refused("--training_config run/run.yaml --resume_from_checkpoint run/checkpoint-3")
+
+
+# ---- code that comes with a model ----
+
+CODE = """
+import os
+os.makedirs({executed!r}, exist_ok=True)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+class OwnConfig(LlamaConfig):
+    model_type = "own-llama"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+
+def generate(model, *args, **kwargs):
+    return None
+"""
+
+
+@pytest.fixture
+def with_code(place):
+    """A model whose architecture is in its own folder."""
+    weights(foreign_model(place / "base"))
+    (place / "base/own.py").write_text(CODE.format(executed=str(place / "EXECUTED")))
+    auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    foreign_model(place / "base", model_type="own-llama", architectures=["OwnModel"], auto_map=auto_map)
+    return place / "base"
+
+
+@pytest.mark.slow
+def test_code_of_a_model_runs_only_when_it_is_trusted(refused, place, with_code):
+    assert "it brings code of its own, which runs only with trust_remote_code: true" in refused(AUTO)
+    train.main([*shlex.split(AUTO), "trust_remote_code=true"])
+    assert (place / "EXECUTED").exists()
+
+
+@pytest.mark.slow
+def test_a_known_model_that_brings_code_is_taken_without_it(place, with_code):
+    foreign_model(with_code, auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"})
+    (with_code / "custom_generate").mkdir()
+    (with_code / "own.py").rename(with_code / "custom_generate/generate.py")
+    with contextlib.suppress(SystemExit):
+        train.main(shlex.split(AUTO))
+    assert not (place / "EXECUTED").exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_cannot_trust_itself(refused, place, with_code):
+    """adaptation.json and run.yaml of a folder say that its code may run: that is for the user to say."""
+    lora = "lora_enable=true lora_r=2 lora_module=[q_proj] lora_task_type=CAUSAL_LM"
+    train.main([*shlex.split(AUTO), *lora.split(), "trust_remote_code=true"])
+    (place / "EXECUTED").rmdir()
+    shutil.rmtree(place / "modules", ignore_errors=True)
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+    told = json.loads((place / "out/adaptation.json").read_text())
+    told["trust_remote_code"] = True
+    (place / "out/adaptation.json").write_text(json.dumps(told))
+    assert "trust_remote_code" in refused(
+        f"{AUTO.replace('=base', '=out').replace('dir out', 'dir again')} is_pretrained=true"
+    )
+    assert "trust_remote_code" in refused("--checkpoint out", evaluation.main)
+
+
+@pytest.mark.slow
+def test_code_of_a_tokenizer(refused, place, with_code):
+    tokenizer = json.loads((place / "data/tokenizer_config.json").read_text())
+    shutil.copy(place / "data/tokenizer.json", with_code)
+    tokenizer |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    (with_code / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (place / "text.txt").write_text("abc def\n" * 200)
+    (place / "records.jsonl").write_text('{"text": "abc def abc def"}\n' * 40)
+    refused("--dataset x --text text.txt --tokenizer base --out prepared", prepare.main)
+    (place / "records.yaml").write_text(
+        "task_name: records\nmax_steps: 1\noutput_dir: out\nreport_to: none\n"
+        "dataset: {path: records.jsonl, tokenizer: base, block_size: 16}\n"
+        "model: {config: {model_type: llama, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}}\n"
+    )
+    assert "trust_remote_code" in refused("--training_config records.yaml")
+    config = json.loads((place / "data/tokenizer_config.json").read_text()) | tokenizer
+    (place / "data/tokenizer_config.json").write_text(json.dumps(config))
+    shutil.copy(with_code / "own.py", place / "data")
+    with contextlib.suppress(SystemExit):
+        train.main(shlex.split(RUN))
+    assert not (place / "EXECUTED").exists()
+
+
+# ---- adapters ----
+
+
+@pytest.fixture
+def adapter(place):
+    """The folder of an adapter on the run's model."""
+    lora = "--set lora_enable=true lora_r=2 lora_module=all-linear report_to=none"
+    train.main(shlex.split(f"--dataset data {SMALL} --out_dir adapter {lora}"))
+    for each in (place / "adapter").glob("checkpoint-*"):
+        shutil.rmtree(each)
+    return place / "adapter"
+
+
+ADAPTED = f"{RUN} lora_enable=true lora_r=2 lora_alpha=128 lora_weight_path=adapter"
+
+
+@pytest.mark.slow
+def test_pickled_adapters(refused, place, adapter):
+    (adapter / "adapter_model.safetensors").unlink()
+    pickled(adapter / "adapter_model.bin", place)
+    assert "reading a pickle can run code" in refused(ADAPTED)
+    assert "adapter" in refused("--checkpoint adapter", evaluation.main)
+
+
+@pytest.mark.slow
+def test_settings_of_an_adapter(refused, place, adapter):
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    for changes in (
+        {"peft_type": "NO_SUCH"},
+        {"peft_type": None},
+        {"peft_type": "IA3"},
+        {"r": -1},
+        {"r": "x"},
+        {"r": 10**9, "lora_alpha": 128},
+        {"target_modules": "("},
+        {"target_modules": ["no_such"]},
+        {"target_modules": 7},
+        {"megatron_config": {}, "megatron_core": "os"},
+        {"modules_to_save": ["no_such"]},
+    ):
+        (adapter / "adapter_config.json").write_text(json.dumps({**settings, **changes}))
+        refused(ADAPTED.replace("lora_r=2 ", ""))
+    for text in GARBAGE:
+        (adapter / "adapter_config.json").write_text(text)
+        refused(ADAPTED)
+
+
+@pytest.mark.slow
+def test_a_base_that_is_named_elsewhere(refused, place, adapter):
+    """The base is beside the adapter; one that is not there is asked for by the name that adaptation.json gives."""
+    shutil.rmtree(adapter / "base")
+    told = json.loads((adapter / "adaptation.json").read_text())
+    old_checkpoint(place / "old", place)
+    for base in ("old", "/etc/passwd", "../../../../etc", "", "org/model", "http://127.0.0.1:9/x", 7, ["a"], {"a": 1}):
+        (adapter / "adaptation.json").write_text(json.dumps({**told, "base": base}))
+        refused("--checkpoint adapter", evaluation.main)
+    for text in GARBAGE:
+        (adapter / "adaptation.json").write_text(text)
+        refused("--checkpoint adapter", evaluation.main)
+
+
+# ---- a configuration that came with a checkpoint ----
+
+
+def test_code_beside_a_checkpoint_is_not_imported(place, refused, monkeypatch):
+    """A folder below the working folder is a package: `run.payload` names the file run/payload.py."""
+    monkeypatch.syspath_prepend(place)
+    (place / "run/payload.py").write_text(f"import os\nos.mkdir({str(place / 'EXECUTED')!r})\n")
+    (place / "run/__init__.py").write_text(f"import os\nos.mkdir({str(place / 'EXECUTED')!r})\n")
+    text = (place / "run/run.yaml").read_text()
+    for section, name in (("model", "gpt"), ("dataset", "text")):
+        assert f"  name: {name}  #" in text, section
+        (place / "run/run.yaml").write_text(text.replace(f"  name: {name}  #", "  name: run.payload  #"))
+        assert "no code is taken from there" in refused("--checkpoint run", evaluation.main)
+        assert "no code is taken from there" in refused("--training_config run/run.yaml --out_dir x --check")
+    assert "run" not in sys.modules
+
+
+def test_a_checkpoints_configuration_is_held_to_the_rules_of_any(place, refused):
+    for text in ("a: !!python/object/apply:os.system ['mkdir EXECUTED']\n", "a: " + "[" * 10**6, "- 1\n", "\xff", ""):
+        (place / "run/run.yaml").write_bytes(text.encode("latin-1"))
+        refused("--checkpoint run", evaluation.main)
+    (place / "run/run.yaml").unlink()
+    os.mkfifo(place / "run/run.yaml")
+    refused("--checkpoint run", evaluation.main)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["../../../EXECUTED", "/etc/passwd", "a/../../x", "", ".", "..", "a\0b", "x\\..\\y"])
+def test_a_manifest_that_names_files_elsewhere(refused, place, name):
+    told = json.loads((place / "run/checkpoint-6/manifest.json").read_text())
+    told["files"][name] = {"size": 0, "sha256": "0" * 64}
+    (place / "run/checkpoint-6/manifest.json").write_text(json.dumps(told))
+    assert "checkpoint-6" in refused(f"{RUN} --resume_from_checkpoint run/checkpoint-6")
+
+
+# ---- data ----
+
+
+def test_pickled_facts_of_a_text(refused, place):
+    (place / "data/meta.json").unlink()
+    (place / "data/meta.pkl").write_bytes(pickle.dumps({"vocab_size": Payload(place / "EXECUTED")}))
+    assert "meta.pkl is not read" in refused(RUN)
+
+
+@pytest.mark.parametrize("text", GARBAGE, ids=range(len(GARBAGE)))
+def test_facts_and_tokenizers_of_a_text_that_are_none(refused, place, text):
+    (place / "data/meta.json").write_text(text)
+    assert "meta.json" in refused(RUN)
+    shutil.rmtree(place / "out", ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", GARBAGE, ids=range(len(GARBAGE)))
+def test_tokenizers_of_a_text_that_are_none(refused, place, text):
+    (place / "data/tokenizer.json").write_text(text)
+    assert "tokenizer" in refused(RUN)
+
+
+@pytest.mark.slow
+def test_object_arrays_and_links_in_an_episode(refused, place):
+    """HDF5 keeps no code; what is no plain number is refused by its type."""
+    for index in range(2):
+        write_act_episode(place / f"episodes/episode_{index}.hdf5", steps=12, seed=index)
+    line = "--task_name task.yaml --model_config mlp --output_dir out --set report_to=none dataset.chunk_size=3"
+    (place / "task.yaml").write_text("dataset: {name: demonstrations, path: episodes}\n")
+    for kind in ("objects", "texts", "a reference", "a link to nothing", "a link to a device", "a circle"):
+        with h5py.File(place / "episodes/episode_1.hdf5", "a") as file:
+            with contextlib.suppress(KeyError):
+                del file["action"]
+            if kind == "objects":
+                objects = file.create_dataset("action", (12,), dtype=h5py.vlen_dtype(np.uint8))
+                objects[0] = np.frombuffer(pickle.dumps(Payload(place / "EXECUTED")), np.uint8)
+            elif kind == "texts":
+                file["action"] = ["a"] * 12
+            elif kind == "a reference":
+                file.create_dataset("action", (12,), dtype=h5py.ref_dtype)
+            elif kind == "a link to nothing":
+                file["action"] = h5py.ExternalLink("nothing.hdf5", "/action")
+            elif kind == "a link to a device":
+                file["action"] = h5py.ExternalLink("/dev/null", "/action")
+            else:
+                file["action"] = h5py.SoftLink("/action")
+        assert "episode_1.hdf5" in refused(line), kind
+
+
+def test_arrays_of_objects_are_not_read(place):
+    """The default of NumPy, on which everything here that reads an array relies."""
+    np.save(place / "x.npy", np.array([Payload(place / "EXECUTED")], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle"):
+        np.load(place / "x.npy")
+    assert not (place / "EXECUTED").exists()
+
+
+# ---- our own code ----
+
+# File -> what it may do, and why.
+ALLOWED = {
+    ("data/text/nanogpt_meta.py", "pickle"),  # an Unpickler that knows no class and no function
+    ("loader/trainer_fields.py", "eval"),  # a type annotation of the installed transformers, without builtins
+}
+
+
+def risky(tree):
+    """What a module does that could run what it reads."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [each.name for each in node.names] + [getattr(node, "module", None) or ""]
+            yield from {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"} & {
+                n.split(".")[0] for n in names
+            }
+        if not isinstance(node, ast.Call):
+            continue
+        called, keywords = ast.unparse(node.func), {each.arg: ast.unparse(each.value) for each in node.keywords}
+        if called in ("eval", "exec", "compile", "os.system", "__import__"):
+            yield called
+        if called in ("torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.package.PackageImporter"):
+            yield called
+        if keywords.get("shell") == "True" or keywords.get("allow_pickle", "False") != "False":
+            yield f"{called}(…)"
+        is_auto = called.endswith(".from_pretrained") and called.startswith("Auto")
+        if is_auto and "trust_remote_code" not in keywords:
+            yield f"{called} without trust_remote_code, which asks at the terminal"
+
+
+def test_nothing_of_ours_runs_what_it_reads():
+    rooms = ("configs", "data", "loader", "models", "sim", "storage", "trainer", "scripts", "benchmarks")
+    found = set()
+    for path in [*ROOT.glob("*.py"), *(each for room in rooms for each in (ROOT / room).rglob("*.py"))]:
+        name = str(path.relative_to(ROOT))
+        found |= {(name, what) for what in risky(ast.parse(path.read_text(encoding="utf-8")))}
+    assert found - ALLOWED == set()
+    examples = "import pickle\neval('1')\ntorch.load(x)\nnp.load(x, allow_pickle=True)\nAutoConfig.from_pretrained(x)"
+    assert len(set(risky(ast.parse(examples)))) == 5

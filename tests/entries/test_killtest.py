@@ -1,0 +1,339 @@
+"""`python -m trainer.killtest`: that it proves what is so, and notices what is not."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from text_sets import write_set
+
+from storage import manifest
+from trainer import killtest
+from trainer.run_differences import differences, metric_differences
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TINY = """\
+model_config: gpt
+model: {n_layer: 1, n_head: 2, n_embd: 16, dropout: 0.1}
+dataset: {name: text, path: SET, block_size: 16}
+max_steps: 120
+save_steps: 8
+save_total_limit: 3
+eval_steps: 24
+logging_steps: 3
+learning_rate: 0.01
+gradient_accumulation_steps: 2
+per_device_train_batch_size: 4
+per_device_eval_batch_size: 4
+limit_val_batches: 2
+sample_tokens: 0
+using_ema: true
+report_to: none
+"""
+
+
+# ---- the real thing ----
+
+
+@pytest.mark.slow
+def test_five_kills_lose_nothing(tmp_path):
+    write_set(tmp_path / "set")
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("SET", str(tmp_path / "set")))
+    words = ["--training_config", str(tmp_path / "tiny.yaml"), "--kills", "5", "--output_dir", str(tmp_path / "runs")]
+    done = command(*words, "--set", f"checkpointing.dirpath={tmp_path / 'shared'}")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[1] for line in lines if line.startswith("kill ")] == [f"{each}/5" for each in range(1, 6)]
+    assert lines[-1].startswith("proven: 5 kills") and "undisturbed run" in done.stdout
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "shared").exists()
+
+
+def command(*words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "trainer.killtest", *map(str, words)]
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.mark.slow
+def test_flags_that_describe_no_test(tmp_path):
+    (tmp_path / "used" / "whole").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    for words, text in (
+        (["--kills", "0"], "is not a number of kills"),
+        (["--lerning_rate", "1"], "did you mean `--learning_rate`"),
+        (["--training_config", tmp_path / "gone.yaml"], "does not exist"),
+        (["--resume_from_checkpoint", "auto"], "leave it out"),
+        (["--output_dir", tmp_path / "used"], "holds whole already"),
+        (["--output_dir", tmp_path / "file"], "cannot be used"),
+    ):
+        done = command(*words)
+        assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert command("--help").stdout.startswith("usage: python -m trainer.killtest")
+
+
+# ---- a stand-in for train.py, which keeps its promises or does not ----
+
+TRAINING = """
+import json, os, sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from storage import manifest
+from storage.atomic import publish
+
+if "--print_config" in sys.argv:
+    print("{{}}")
+    raise SystemExit(0)
+out, lie = Path(sys.argv[sys.argv.index("--output_dir") + 1]), {lie!r}
+out.mkdir(parents=True, exist_ok=True)
+killed = out.name != "whole"
+saved = sorted(int(path.name[11:]) for path in out.glob("checkpoint-*"))
+first = saved[-1] if saved and "--resume_from_checkpoint" in sys.argv else 0
+if lie == "starts afresh":
+    first = 0
+if lie == "loses the newest" and first:
+    (out / f"checkpoint-{{first}}").rename(out / f"gone-{{time.time()}}")
+if lie == "fails" and first:
+    raise SystemExit("cannot go on")
+for path in out.glob(".saving-*"):
+    __import__("shutil").rmtree(path)
+if first:
+    print(f"resuming from checkpoint-{{first}}", flush=True)
+path = out / "metrics.jsonl"
+lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+kept = [line for line in lines if line.endswith("\\n") and json.loads(line)["step"] <= first]
+if lie == "repeats lines" and killed:
+    kept = lines
+path.write_text("".join(kept))
+
+
+def tensors(step):
+    header = json.dumps({{"w": {{"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}}}).encode()
+    wrong = lie == "other weights" and killed and first
+    return len(header).to_bytes(8, "little") + header + bytes([step + bool(wrong)])
+
+
+def save(step):
+    final = out / f"checkpoint-{{step}}"
+    staged = final if lie == "in place" and killed else out / f".saving-checkpoint-{{step}}.h.{{os.getpid()}}"
+    staged.mkdir()
+    (staged / "model.safetensors").write_bytes(tensors(step))
+    time.sleep(0.03)
+    manifest.write(staged, step=step, world_size=1)
+    time.sleep(0.01)
+    if staged != final:
+        publish(staged, final)
+
+
+for step in range(first + 1, 41):
+    time.sleep(0.01)
+    with open(path, "a") as file:
+        file.write(json.dumps({{"step": step, "loss": 1 / step, "step_ms": time.time()}}) + "\\n")
+    if step % 5 == 0:
+        save(step)
+(out / "model.safetensors").write_bytes(tensors(40))
+manifest.write(out, step=40, world_size=1, names=["model.safetensors"])
+if lie == "leaves a staging" and killed:
+    (out / ".saving-checkpoint-40.h.1").mkdir()
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """`stand_in(lie, …)`: the exit code of a kill test of a training that lies so."""
+
+    def run(lie=None, *words, kills=8):
+        (tmp_path / "train.py").write_text(TRAINING.format(root=str(ROOT), lie=lie))
+        monkeypatch.setattr(killtest, "TRAIN", tmp_path / "train.py")
+        return killtest.main(["--kills", str(kills), "--output_dir", str(tmp_path / "runs"), *words])
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_training_that_keeps_its_promises(stand_in, tmp_path, capsys):
+    assert stand_in(None, "--keep", kills=12) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("proven: 12 kills") and "kept in" in lines[-1]
+    made = [line for line in lines if line.startswith("kill ")]
+    assert len(made) == 12 and any("while saving" in line for line in made)
+    assert any("resumes from" in line for line in made)
+    assert (tmp_path / "runs" / "whole" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lie", "text"),
+    {
+        "other weights": "tensor w differs",
+        "repeats lines": "too many of step",
+        "in place": "has no manifest.json",
+        "loses the newest": "is lost",
+        "starts afresh": "did not say that it does|lacks . of step",
+        "fails": "ended with exit code 1: cannot go on",
+        "leaves a staging": "is left",
+    }.items(),
+)
+def test_a_training_that_does_not(stand_in, tmp_path, capsys, lie, text):
+    assert stand_in(lie, kills=25) == 1
+    shown = capsys.readouterr().out
+    assert re.search(text, shown), shown
+    assert shown.splitlines()[-1].startswith("NOT proven") and str(tmp_path / "runs") in shown
+    assert (tmp_path / "runs" / "whole").is_dir()  # kept, to be looked at
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_run_outlives_the_test(tmp_path, number):
+    """The training would take a minute; it is ended with the kill test, which leaves nothing."""
+    pid_file = tmp_path / "pid"
+    training = "import os, sys, time\nif '--print_config' in sys.argv: print('{}'); raise SystemExit\n"
+    training += f"open({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
+    (tmp_path / "train.py").write_text(training)
+    code = "import sys\nfrom pathlib import Path\nfrom trainer import killtest\n"
+    code += f"killtest.TRAIN = Path({str(tmp_path / 'train.py')!r})\nsys.exit(killtest.main(sys.argv[1:]))\n"
+    words = [sys.executable, "-c", code, "--output_dir", str(tmp_path / "runs")]
+    process = subprocess.Popen(words, cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    while not (pid_file.exists() and pid_file.read_text()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(30) == 128 + number
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+    assert not (tmp_path / "runs").exists()
+
+
+# ---- what is compared ----
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two runs that ended the same."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    folder = whole / "checkpoint-8"
+    folder.mkdir(parents=True)
+    tensors = {"a": torch.arange(4.0), "b": torch.tensor([float("nan")], dtype=torch.bfloat16)}
+    for place in (whole, folder):
+        save_file(tensors, place / "model.safetensors")
+    save_file({"0.exp_avg": torch.ones(3)}, folder / "optimizer.safetensors")
+    (folder / "scheduler.json").write_text("{}")
+    (folder / "trainer_state.json").write_text('{"train_runtime": 1}')
+    lines = [{"step": step, "loss": 1 / step, "step_ms": step} for step in (2, 4, 6, 8)]
+    lines += [{"step": 4, "eval_loss": 0.5, "eval_runtime": 1.0}, {"step": 8, "train_runtime": 3.0, "train_loss": 1}]
+    write_metrics(whole, lines)
+    shutil.copytree(whole, killed)
+    for run in (whole, killed):
+        manifest.write(run / "checkpoint-8", step=8, world_size=1)
+        manifest.write(run, step=8, world_size=1, names=["model.safetensors"])
+    return whole, killed
+
+
+def write_metrics(run, lines):
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def proven_anew(killed):
+    """Manifests that fit what the folders hold now: a difference that no manifest shows."""
+    manifest.write(killed / "checkpoint-8", step=8, world_size=1)
+    manifest.write(killed, step=8, world_size=1, names=[path.name for path in killed.glob("*.safetensors")])
+
+
+def test_the_same(pair):
+    whole, killed = pair
+    assert differences(whole, killed) == []
+    times = [line | {"step_ms": 7, "tokens_per_second": 9.0, "peak_memory_mb": 1} for line in metrics(killed)[:-1]]
+    write_metrics(killed, times)  # the last summary is of one process alone: it may lack
+    (killed / "checkpoint-8" / "trainer_state.json").write_text('{"train_runtime": 2}')
+    proven_anew(killed)
+    assert differences(whole, killed) == []
+
+
+@pytest.mark.parametrize("place", [".", "checkpoint-8"])
+def test_one_changed_tensor(pair, place):
+    whole, killed = pair
+    path = killed / place / "model.safetensors"
+    tensors = load_file(path)
+    tensors["a"][3] = torch.nextafter(tensors["a"][3], torch.tensor(9.0))
+    save_file(tensors, path)
+    proven_anew(killed)
+    name = (killed / place).resolve().name
+    assert differences(whole, killed) == [f"{name}/model.safetensors: tensor a differs"]
+
+
+def test_other_tensors(pair):
+    whole, killed = pair
+    save_file({"a": torch.arange(4), "c": torch.ones(1)}, killed / "model.safetensors")
+    proven_anew(killed)
+    (first, second, third) = differences(whole, killed)
+    assert "a tensor c too many" in first and "no tensor b" in second and "tensor a is" in third
+    (killed / "model.safetensors").write_bytes(b"\xff" * 20)
+    proven_anew(killed)
+    assert differences(whole, killed) == ["killed/model.safetensors cannot be read"]
+
+
+def test_the_same_tensors_in_another_order_of_bytes_are_the_same(pair):
+    whole, killed = pair
+    tensors = load_file(killed / "model.safetensors")
+    save_file(tensors, killed / "model.safetensors", metadata={"written": "anew"})
+    proven_anew(killed)
+    assert differences(whole, killed) == []
+
+
+def test_other_files(pair):
+    whole, killed = pair
+    (killed / "checkpoint-8" / "scheduler.json").write_text('{"step": 1}')
+    (killed / "checkpoint-8" / "optimizer.safetensors").rename(killed / "checkpoint-8" / "rng-0.json")
+    proven_anew(killed)
+    assert differences(whole, killed) == [
+        "checkpoint-8 has no optimizer.safetensors",
+        "checkpoint-8 has rng-0.json, the undisturbed run has not",
+        "checkpoint-8/scheduler.json differs",
+    ]
+
+
+def test_metrics(pair):
+    whole, killed = pair
+    lines = metrics(killed)
+    write_metrics(killed, [*lines, lines[1]])
+    assert metric_differences(whole, killed) == ["metrics.jsonl has 1 too many of step 4"]
+    write_metrics(killed, lines[:2] + lines[3:])
+    assert metric_differences(whole, killed) == ["metrics.jsonl lacks 1 of step 6"]
+    assert metric_differences(whole, killed, before=6) == []
+    write_metrics(killed, [lines[1], lines[0], *lines[2:]])
+    assert "metrics.jsonl, step 4: step is 4, not 2" in metric_differences(whole, killed)
+    write_metrics(killed, [*lines[:3], lines[3] | {"loss": 0.1250000000000001}, *lines[4:]])
+    assert metric_differences(whole, killed) == ["metrics.jsonl, step 8: loss is 0.1250000000000001, not 0.125"]
+    write_metrics(killed, lines)
+    with open(killed / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "lo')  # being written
+    assert metric_differences(whole, killed) == []
+    with open(killed / "metrics.jsonl", "a") as file:
+        file.write("\n3\n")
+    assert metric_differences(whole, killed) == ["metrics.jsonl has 2 too many of step -1"]
+
+
+def test_what_is_not_whole_or_left_over(pair):
+    whole, killed = pair
+    for name in (".saving-checkpoint-9.h.1", ".deleting-checkpoint-7"):
+        (killed / name).mkdir()
+    for name in (".run.lock", ".metrics.jsonl.12.tmp"):
+        (killed / name).write_text("")
+    (killed / "checkpoint-9").mkdir()
+    (killed / manifest.NAME).unlink()
+    found = differences(whole, killed)
+    left = (".deleting-checkpoint-7", ".metrics.jsonl.12.tmp", ".run.lock", ".saving-checkpoint-9.h.1")
+    assert found[:4] == [f"killed: {name} is left" for name in left]
+    assert found[4:] == ["checkpoint-9 has no manifest.json", "the final model has no manifest.json"]
+    shutil.rmtree(killed / "checkpoint-8")
+    assert "the newest whole checkpoint is of step None, not 8" in differences(whole, killed)

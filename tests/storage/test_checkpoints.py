@@ -1,0 +1,51 @@
+"""Names of checkpoints, and what is swept away of what dead processes left."""
+
+import os
+import subprocess
+import sys
+
+from storage import checkpoints as names
+
+
+def test_by_number(tmp_path):
+    for name in (
+        "checkpoint-100",
+        "checkpoint-9",
+        "checkpoint-1000",
+        "checkpoint-x",
+        "xcheckpoint-1",
+        "checkpoint-1-old",
+    ):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-5").write_text("a file")
+    assert [path.name for path in names.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-100", "checkpoint-1000"]
+    assert names.checkpoints(tmp_path / "absent") == []
+
+
+def test_only_what_dead_writers_left_is_swept(tmp_path, monkeypatch):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        here = names.host()
+        gone = [
+            f".saving-checkpoint-1.{here}.{dead.pid}",
+            f".saving-checkpoint-2.elsewhere.{living.pid}",  # another machine's, whose run lost the lock
+            f".saving-checkpoint-3.{here}.{os.getpid()}",  # an earlier save of this process
+            f".saving-checkpoint-4.{here}.99999999999999999999",
+            ".deleting-checkpoint-5",
+        ]
+        kept = [f".saving-checkpoint-6.{here}.{living.pid}", "checkpoint-7", ".savings", ".run.lock"]
+        for name in [*gone, *kept]:
+            (tmp_path / name).mkdir()
+        assert sorted(names.sweep(tmp_path)) == sorted(gone)
+        assert sorted(os.listdir(tmp_path)) == sorted(kept)
+    finally:
+        living.kill()
+        living.wait()
+
+
+def test_a_staging_folder_says_whose_it_is(tmp_path):
+    path = names.staging(tmp_path, "checkpoint-40")
+    assert path.name == f".saving-checkpoint-40.{names.host()}.{os.getpid()}"
+    assert names.STAGED.fullmatch(path.name)["name"] == "checkpoint-40"

@@ -1,0 +1,135 @@
+"""A manifest against files that were damaged in every way that disks, kills and people damage them."""
+
+import hashlib
+import json
+import os
+import re
+
+import pytest
+
+from storage import manifest
+
+
+@pytest.fixture
+def folder(tmp_path):
+    found = tmp_path / "checkpoint-7"
+    (found / "base").mkdir(parents=True)
+    (found / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+    (found / "run.yaml").write_text("a: 1\n")
+    (found / "base" / "config.json").write_text("{}")
+    manifest.write(found, step=7, world_size=2, versions={"torch": "2.13.0"})
+    return found
+
+
+def test_what_it_says(folder):
+    content = json.loads((folder / "manifest.json").read_text())
+    assert content["step"] == 7 and content["world_size"] == 2 and content["versions"] == {"torch": "2.13.0"}
+    assert sorted(content["files"]) == ["base/config.json", "model.safetensors", "run.yaml"]
+    entry = content["files"]["model.safetensors"]
+    assert entry == {"size": 10240, "sha256": hashlib.sha256(bytes(range(256)) * 40).hexdigest()}
+    assert manifest.fault(folder) is None and manifest.read(folder) == content
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "gone": (lambda path: path.unlink(), "has no model.safetensors"),
+    "cut": (
+        lambda path: path.write_bytes(path.read_bytes()[:12]),
+        r"truncated model.safetensors \(12 of 10240 ",
+    ),
+    "longer": (lambda path: path.write_bytes(path.read_bytes() + b"x"), "changed model.safetensors"),
+    "flipped": (lambda path: flip(path, 5000), "damaged model.safetensors .its SHA-256"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "as a link or a folder"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_found(folder, name):
+    damage, message = DAMAGE[name]
+    damage(folder / "model.safetensors")
+    assert re.search(message, manifest.fault(folder))
+    assert (manifest.fault(folder, deep=False) is None) == (name == "flipped")  # what sizes alone do not show
+
+
+@pytest.mark.parametrize("at", [0, 5119, 10239])
+def test_one_bit_anywhere(folder, at):
+    flip(folder / "model.safetensors", at)
+    assert "SHA-256" in manifest.fault(folder)
+
+
+def test_a_link_is_not_a_file_of_its_own(folder, tmp_path):
+    """Whole today, of another content tomorrow."""
+    (tmp_path / "elsewhere").write_bytes((folder / "model.safetensors").read_bytes())
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    assert "as a link" in manifest.fault(folder)
+    os.rename(folder / "base", tmp_path / "base")
+    (folder / "base").symlink_to(tmp_path / "base")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").write_bytes((tmp_path / "elsewhere").read_bytes())
+    assert "base/config.json as a link" in manifest.fault(folder)
+
+
+def test_a_folder_reached_by_a_link_is_fine(folder, tmp_path):
+    (tmp_path / "best-checkpoint").symlink_to("checkpoint-7")
+    assert manifest.fault(tmp_path / "best-checkpoint") is None
+
+
+BAD = {
+    "cut": lambda text: text[:100],
+    "not utf-8": lambda text: b"\xff\xfe" + text.encode(),
+    "a list": lambda text: "[]",
+    "nested": lambda text: "[" * 100_000,
+    "no files": lambda text: text.replace('"files"', '"file"'),
+    "a word for a step": lambda text: text.replace('"step": 7', '"step": "7"'),
+    "a negative step": lambda text: text.replace('"step": 7', '"step": -7'),
+    "true for a step": lambda text: text.replace('"step": 7', '"step": true'),
+    "of the future": lambda text: text.replace('"format": 1', '"format": 2'),
+    "no digest": lambda text: text.replace('"sha256"', '"md5"'),
+    "a size that is none": lambda text: text.replace('"size": 10240', '"size": 1e4'),
+    "out of the folder": lambda text: text.replace("run.yaml", "../run.yaml"),
+    "absolute": lambda text: text.replace('"run.yaml"', '"/etc/passwd"'),
+    "of another system": lambda text: text.replace("run.yaml", "..\\\\run.yaml"),
+    "itself": lambda text: text.replace("run.yaml", "manifest.json"),
+    "with a zero": lambda text: text.replace("run.yaml", "run\\u0000.yaml"),
+    "empty name": lambda text: text.replace('"run.yaml"', '""'),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_manifest_that_is_none(folder, name):
+    text = BAD[name]((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match="manifest.json"):
+        manifest.read(folder)
+    assert "manifest.json" in manifest.fault(folder)
+
+
+@pytest.mark.parametrize("kind", ["absent", "a folder", "a pipe"])
+def test_no_manifest(folder, kind):
+    (folder / "manifest.json").unlink()
+    if kind == "a folder":
+        (folder / "manifest.json").mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(folder / "manifest.json")  # reading it would never end
+    assert "manifest.json" in manifest.fault(folder)
+
+
+def test_into_a_folder_with_other_files(folder, tmp_path):
+    """The final model beside metrics and checkpoints: its own files only, those of before replaced."""
+    out, staged = tmp_path / "out", tmp_path / "staged"
+    for name, text in {"out/metrics.jsonl": "m", "out/base/old": "o", "out/config.json": "old"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for name, text in {"config.json": "new", "base/config.json": "{}"}.items():
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        (staged / name).write_text(text)
+    manifest.publish_into(staged, out, step=3, world_size=1)
+    assert sorted(manifest.read(out)["files"]) == ["base/config.json", "config.json"]
+    assert manifest.fault(out) is None and (out / "metrics.jsonl").read_text() == "m"
+    assert (out / "config.json").read_text() == "new" and not (out / "base/old").exists()

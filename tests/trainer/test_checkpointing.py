@@ -1,0 +1,292 @@
+"""Saves beside the training: what they hold, when they are there, what happens when the disk will not take them."""
+
+import json
+import os
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_training import Regression, make_trainer
+from torch import nn
+from transformers import TrainerCallback
+
+from storage import manifest
+from storage.checkpoints import checkpoints
+from trainer import checkpoint_writer, checkpointing, host_copies, preemption
+from trainer.checkpoint_writer import CheckpointWriter, Save, SavesFailed
+
+EACH_TWO = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+
+
+def names(folder):
+    return [path.name for path in checkpoints(folder)]
+
+
+class Heard(TrainerCallback):
+    """What there was when `on_save` was told."""
+
+    def __init__(self, folder):
+        self.folder, self.steps = folder, []
+
+    def on_save(self, args, state, control, **kwargs):
+        path = self.folder / f"checkpoint-{state.global_step}"
+        assert manifest.fault(path) is None
+        self.steps.append(state.global_step)
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_a_checkpoint_is_whole_when_callbacks_hear_of_it(tmp_path, in_background):
+    trainer = make_trainer(tmp_path, save_in_background=in_background, **EACH_TWO)
+    heard = Heard(tmp_path)
+    trainer.add_callback(heard)
+    trainer.train()
+    assert heard.steps == [2, 4, 6] and names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert threading.active_count() == 1 or all(not each.name.startswith("save") for each in threading.enumerate())
+
+
+def test_what_is_in_it(tmp_path):
+    make_trainer(tmp_path, files={"run.yaml": "a: 1\n"}, **EACH_TWO).train()
+    there = {path.name for path in (tmp_path / "checkpoint-4").iterdir()}
+    assert there == {
+        *("model.safetensors", "optimizer.json", "optimizer.safetensors", "scheduler.json", "rng-0.json"),
+        *("trainer_state.json", "log_interval.json", "run.yaml", "manifest.json"),
+    }
+    content = manifest.read(tmp_path / "checkpoint-4")
+    assert set(content["files"]) == there - {"manifest.json"} and content["step"] == 4
+    assert (content["per_device_train_batch_size"], content["global_batch_size"], content["world_size"]) == (4, 4, 1)
+    assert content["versions"]["torch"] == torch.__version__
+
+
+def test_nothing_in_a_run_is_a_pickle(tmp_path):
+    """A pickle begins with its protocol, a zip archive of torch.save with PK."""
+    trainer = make_trainer(tmp_path, ema=None, **EACH_TWO)
+    trainer.train()
+    trainer.save_model()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert not [path for path in files if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")]
+    assert not [path for path in files if path.suffix in (".pt", ".pth", ".bin", ".pkl")]
+
+
+def test_the_state_of_the_step_that_was_saved(tmp_path, monkeypatch):
+    """However late it is written: training has gone on meanwhile."""
+    truth = make_trainer(tmp_path / "truth", save_in_background=False, **EACH_TWO)
+    truth.train()
+    may_write, wrote = threading.Event(), checkpoint_writer.write
+
+    def late(save):
+        assert may_write.wait(20)
+        wrote(save)
+
+    class Lets(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                assert names(tmp_path / "late") == []  # two steps later it was still not there
+                may_write.set()
+
+    monkeypatch.setattr(checkpoint_writer, "write", late)
+    trainer = make_trainer(tmp_path / "late", **EACH_TWO)
+    trainer.callback_handler.callbacks.insert(0, Lets())
+    trainer.train()
+    for step in (2, 4, 6):
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            mine, theirs = (load_file(tmp_path / run / f"checkpoint-{step}" / name) for run in ("late", "truth"))
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(mine[key], theirs[key]) for key in mine), (step, name)
+        mine, theirs = (
+            json.loads((tmp_path / run / f"checkpoint-{step}/trainer_state.json").read_text())["global_step"]
+            for run in ("late", "truth")
+        )
+        assert mine == theirs == step
+
+
+class Tied(Regression):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+        self.linear.weight.requires_grad_(False)
+
+    def forward(self, x, y, **context):
+        self.seen += len(x)
+        return super().forward(x, y)
+
+
+def test_copies_are_of_now_and_what_is_frozen_is_not_copied():
+    model = Tied()
+    copies = host_copies.HostCopies()
+    frozen = frozenset({model.linear.weight.data_ptr()})
+    taken = copies.take("model", model.state_dict(), frozen)
+    assert taken["linear.weight"].data_ptr() == model.linear.weight.data_ptr()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for each in [*model.parameters(), *model.buffers()]:
+            if each.data_ptr() not in frozen:
+                each.add_(1)
+    assert all(torch.equal(taken[name], before[name]) for name in before)
+    again = copies.take("model", model.state_dict(), frozen)
+    assert all(again[name] is taken[name] for name in taken if name != "linear.weight")  # the same memory, used again
+    assert torch.equal(again["norm.bias"], model.norm.bias)
+
+
+def test_tied_weights_stay_tied():
+    layer = nn.Linear(3, 3)
+    taken = host_copies.HostCopies().take("m", {"a": layer.weight, "b": layer.weight, "c": layer.weight[1]})
+    assert taken["a"] is taken["b"] and taken["c"] is not taken["a"] and torch.equal(taken["c"], layer.weight[1])
+
+
+# ---- a disk that will not ----
+
+
+def failing(monkeypatch, at, error=None):
+    """Saves fail at some steps, halfway."""
+    original = checkpoint_writer.manifest.write
+
+    def write(folder, *, step, **facts):
+        if step in at and "saving" in folder.name:
+            raise error or OSError(28, "No space left on device")
+        return original(folder, step=step, **facts)
+
+    monkeypatch.setattr(checkpoint_writer.manifest, "write", write)
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_training_goes_on_when_a_save_fails(tmp_path, monkeypatch, capfd, in_background):
+    truth = make_trainer(tmp_path / "truth", max_steps=8)
+    truth.train()
+    failing(monkeypatch, [4, 6])
+    trainer = make_trainer(
+        tmp_path / "out", max_steps=8, save_strategy="steps", save_steps=2, save_in_background=in_background
+    )
+    trainer.train()
+    assert names(tmp_path / "out") == ["checkpoint-2", "checkpoint-8"]
+    assert not list((tmp_path / "out").glob(".saving*"))
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("ERROR")]
+    assert len(said) == 2 and "checkpoint-4 could not be saved: No space left on device (" in said[0]
+    assert "checkpoint-2 is kept; failed saves in a row: 1, the run ends at 3" in said[0] and "in a row: 2," in said[1]
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), truth.model.parameters(), strict=True))
+
+
+def test_too_many_in_a_row_end_the_run(tmp_path, monkeypatch):
+    failing(monkeypatch, [2, *range(4, 20)], OSError(30, "Read-only file system"))
+    trainer = make_trainer(tmp_path, max_steps=20, save_strategy="steps", save_steps=1, max_failed_saves=2)
+    with pytest.raises(SavesFailed, match="2 checkpoints in a row could not be saved, the last at step 5"):
+        trainer.train()
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-3"]
+
+
+def test_a_mistake_in_the_program_is_no_full_disk(tmp_path, monkeypatch):
+    failing(monkeypatch, [2], ZeroDivisionError("a mistake"))
+    with pytest.raises(ZeroDivisionError, match="a mistake"):
+        make_trainer(tmp_path, **EACH_TWO).train()
+    assert names(tmp_path) == [] and not list(tmp_path.glob(".saving*"))
+
+
+def test_the_best_that_could_not_be_saved_is_not_the_best(tmp_path, monkeypatch):
+    failing(monkeypatch, [4])
+    trainer = make_trainer(
+        tmp_path, max_steps=4, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False, learning_rate=0.01,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+
+
+def test_a_full_disk_does_not_lose_log_lines(tmp_path, monkeypatch, capfd):
+    from trainer import callbacks
+
+    full, original = [True], callbacks.append
+
+    def append(path, text):
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        original(path, text)
+
+    class Frees(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            full[0] = 2 <= state.global_step < 4
+
+    monkeypatch.setattr(callbacks, "append", append)
+    full[0] = False
+    trainer = make_trainer(tmp_path, max_steps=6, logging_steps=1)
+    trainer.add_callback(Frees())
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert capfd.readouterr().err.count("its lines wait") == 1
+
+
+def test_other_processes_parts_are_waited_for(tmp_path):
+    """The first process publishes when the others' files are there; it gives up when it is told that one failed."""
+
+    def save(**options):
+        return Save(
+            3, tmp_path / ".saving-checkpoint-3.h.1", tmp_path / "checkpoint-3", write, {"world_size": 2}, **options
+        )
+
+    def write(folder):
+        (folder / "mine").write_text("1")
+
+    writer, first = CheckpointWriter(), save(awaited=["theirs"])
+    writer.begin(first)
+    assert writer.finished() is None and writer.is_busy
+    checkpoint_writer.write(Save(3, first.staged, first.final, lambda f: (f / "theirs").write_text("2"), {}, (), False))
+    assert writer.finished(wait=True).error is None and manifest.fault(tmp_path / "checkpoint-3") is None
+    second = save(awaited=["theirs"])
+    writer.begin(second)
+    second.given_up.set()
+    assert isinstance(writer.finished(wait=True).error, TimeoutError) and not second.staged.exists()
+    assert manifest.fault(tmp_path / "checkpoint-3") is None  # the one of before stands
+
+
+def test_a_run_that_lost_its_folder_writes_nothing_more(tmp_path):
+    trainer = make_trainer(tmp_path, **EACH_TWO)
+    trainer.locks = [type("Lock", (), {"lost": True})()]
+    with pytest.raises(SavesFailed, match="another run has taken over"):
+        trainer.train()
+    assert names(tmp_path) == []
+
+
+# ---- told to stop ----
+
+
+def test_saved_where_it_stands_even_if_only_models_are_saved(tmp_path):
+    """`save_only_model` is about what is kept; what cannot go on would be no answer to a preemption."""
+    with preemption.Signals() as signals:
+        trainer = make_trainer(tmp_path, save_only_model=True, **EACH_TWO)
+        trainer.signals = signals
+
+        class Tells(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == 2:
+                    os.kill(os.getpid(), 15)
+
+        trainer.add_callback(Tells())
+        with pytest.raises(preemption.Preempted, match="SIGTERM at step 3: saved checkpoint-3"):
+            trainer.train()
+    assert (
+        not (tmp_path / "checkpoint-2/optimizer.json").exists() and (tmp_path / "checkpoint-3/optimizer.json").exists()
+    )
+
+
+def test_told_to_stop_on_a_full_disk(tmp_path, monkeypatch):
+    failing(monkeypatch, [3])
+    with preemption.Signals() as signals:
+        trainer = make_trainer(tmp_path, max_failed_saves=1, **EACH_TWO)
+        trainer.signals = signals
+
+        class Tells(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == 2:
+                    os.kill(os.getpid(), 15)
+
+        trainer.add_callback(Tells())
+        with pytest.raises(preemption.Preempted, match="at step 3, which could not be saved"):
+            trainer.train()
+    assert names(tmp_path) == ["checkpoint-2"]
+
+
+def test_versions_are_of_what_is_installed():
+    from importlib.metadata import version
+
+    assert dict(checkpointing._versions())["transformers"] == version("transformers")

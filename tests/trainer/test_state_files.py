@@ -1,0 +1,116 @@
+"""State through two files that nothing has to unpickle, against the state itself."""
+
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from trainer import random_states, state_files
+
+
+def through_files(folder, state):
+    state_files.write(folder, "state", *state_files.split(state))
+    return state_files.read(folder, "state")
+
+
+def test_all_that_a_state_may_hold(tmp_path):
+    state = {
+        "tensors": {
+            0: torch.randn(3, 4),
+            1: torch.tensor(7.5),
+            2: torch.zeros(0, 3),
+            3: torch.ones(2, dtype=torch.bool),
+        },
+        "half": [torch.randn(4).bfloat16(), torch.randn(4).half(), torch.randint(0, 255, (5,), dtype=torch.uint8)],
+        "numbers": (1, 0.1, -0.0, 1e-300, True, None, "text", 2**60),
+        "odd": [math.inf, -math.inf, (), {}, [], {"$tensor": "no tensor"}, {(1, "a"): {"deep": (1, (2, [3]))}}],
+        "numpy": [np.float32(0.5), np.int64(3), np.bool_(True)],
+        "dtype": torch.bfloat16,
+        "a.b": {"c": torch.ones(1)},
+        "a": {"b.c": torch.zeros(1)},
+    }
+    found = through_files(tmp_path, state)
+    flat, same = torch.utils._pytree.tree_flatten(found), torch.utils._pytree.tree_flatten(state)
+    assert flat[1] == same[1]
+    for mine, theirs in zip(flat[0], same[0], strict=True):
+        if isinstance(theirs, torch.Tensor):
+            assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
+        else:
+            assert mine == theirs and (isinstance(theirs, np.generic) or type(mine) is type(theirs))
+    assert math.copysign(1, found["numbers"][2]) == -1
+    assert math.isnan(through_files(tmp_path, math.nan))
+
+
+def test_the_order_of_axes_comes_back(tmp_path):
+    """Fused kernels want the state laid out as its weight is."""
+    weight = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    found = through_files(tmp_path, {"exp_avg": weight, "t": torch.randn(3, 4).t()})
+    assert found["exp_avg"].stride() == weight.stride() and torch.equal(found["exp_avg"], weight)
+    assert found["t"].stride() == (1, 4)
+
+
+def test_tensors_that_share_memory(tmp_path):
+    whole = torch.arange(6.0)
+    found = through_files(tmp_path, {"whole": whole, "same": whole, "part": whole[2:4]})
+    assert torch.equal(found["same"], whole) and torch.equal(found["part"], torch.tensor([2.0, 3.0]))
+
+
+class Strange:
+    pass
+
+
+def test_what_it_cannot_hold_is_named():
+    with pytest.raises(TypeError, match=r"state `a.1.b` is a Strange"):
+        state_files.split({"a": [0, {"b": Strange()}]})
+
+
+def test_nothing_is_ever_unpickled(tmp_path, monkeypatch):
+    through_files(tmp_path, {"step": torch.tensor(3.0), "lr": 0.1})
+    monkeypatch.setattr(pickle, "Unpickler", None)
+    monkeypatch.setattr(torch, "load", None)
+    assert state_files.read(tmp_path, "state")["lr"] == 0.1
+    assert json.loads((tmp_path / "state.json").read_text()) == {"step": {"$tensor": "step"}, "lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("state.json", None, "has no state.json"),
+        ("state.json", b'{"a"', "state is damaged"),
+        ("state.json", b"[" * 100_000, "state is damaged"),
+        ("state.json", b"\xff", "state is damaged"),
+        ("state.json", b'{"$dtype": "os"}', "state is damaged"),
+        ("state.json", b'{"$float": "x"}', "state is damaged"),
+        ("state.json", b'{"$dict": [1]}', "state is damaged"),
+        ("state.safetensors", None, "no tensor 'a'"),
+        ("state.safetensors", b"123", "state is damaged"),
+        ("state.safetensors", b"\xff" * 64, "state is damaged"),
+    ],
+)
+def test_damage_is_one_line(tmp_path, name, content, message):
+    through_files(tmp_path, {"a": torch.ones(3)})
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        state_files.read(tmp_path, "state")
+    assert "\n" not in str(raised.value)
+
+
+def test_generators_go_on_where_they_were():
+    def draw():
+        import random
+
+        return [random.random(), random.gauss(0, 1), *np.random.rand(2), np.random.randn(), *torch.rand(2).tolist()]
+
+    draw()  # a gauss and a randn are kept for the next call
+    states = json.loads(json.dumps(random_states.states()))
+    truth = [draw() for _ in range(3)]
+    random_states.restore(states)
+    assert [draw() for _ in range(3)] == truth
+    random_states.start(1)
+    assert draw() != truth[0]

@@ -1,0 +1,225 @@
+"""`python -m trainer.verify`: what it says of folders that were made, and harmed, by hand."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from storage import manifest
+from trainer import verify
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def make(folder, step=40, **facts):
+    """A checkpoint's folder: twelve bytes of weights, a JSON file, one file in a folder of its own."""
+    (folder / "base").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"twelve bytes")
+    (folder / "optimizer.json").write_text("{}")
+    (folder / "base" / "part.bin").write_bytes(bytes(2000))
+    manifest.write(folder, step=step, world_size=1, **facts)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    for step in (9, 40, 100):
+        make(tmp_path / "out" / f"checkpoint-{step}", step)
+    return tmp_path / "out"
+
+
+def said(capsys, *words):
+    code = verify.main([str(word) for word in words])
+    shown = capsys.readouterr()
+    return code, (shown.out + shown.err).splitlines()
+
+
+def change_manifest(folder, change):
+    content = json.loads((folder / manifest.NAME).read_text())
+    change(content)
+    (folder / manifest.NAME).write_text(json.dumps(content))
+
+
+def test_whole_checkpoints_in_the_order_of_their_steps(out, capsys):
+    whole = "whole (3 files, 2.0 kB, step {})"
+    lines = [f"checkpoint-{step}: {whole.format(step)}" for step in (9, 40, 100)]
+    assert said(capsys, out) == (0, [*lines, "a resume takes checkpoint-100"])
+    (out / "notes.txt").write_text("not part of it")
+    (out / "checkpoint-9" / "later.txt").write_text("not part of it")
+    (out / "best-checkpoint").symlink_to("checkpoint-9")
+    (out / ".saving-checkpoint-101.host.1").mkdir()
+    assert said(capsys, out) == (0, [*lines, "a resume takes checkpoint-100"])
+
+
+def flipped(folder):
+    (folder / "model.safetensors").write_bytes(b"twelve bytez")
+
+
+HARM = {
+    "cut": (
+        lambda folder: os.truncate(folder / "model.safetensors", 5),
+        "has a truncated model.safetensors (5 of 12 b",
+    ),
+    "grown": (lambda folder: os.truncate(folder / "optimizer.json", 5), "has a changed optimizer.json (5 of 2 bytes)"),
+    "missing": (lambda folder: (folder / "optimizer.json").unlink(), "has no optimizer.json"),
+    "missing inside": (lambda folder: (folder / "base/part.bin").unlink(), "has no base/part.bin"),
+    "no manifest": (lambda folder: (folder / manifest.NAME).unlink(), "has no manifest.json"),
+    "half a manifest": (lambda folder: os.truncate(folder / manifest.NAME, 50), "has a damaged manifest.json"),
+    "an empty manifest": (lambda folder: os.truncate(folder / manifest.NAME, 0), "has a damaged manifest.json"),
+    "another's manifest": (lambda folder: (folder / manifest.NAME).write_text("[]"), "has a damaged manifest.json"),
+    "no files": (lambda folder: change_manifest(folder, lambda c: c["files"].clear()), "that lists no file"),
+}
+
+
+@pytest.mark.parametrize("name", HARM)
+def test_what_is_harmed_is_named_and_passed_over(out, capsys, name):
+    harm, text = HARM[name]
+    harm(out / "checkpoint-100")
+    for more in ([], ["--quick"]):
+        code, lines = said(capsys, out, *more)
+        assert code == 1 and lines[2].startswith("checkpoint-100: has ") and text in lines[2]
+        assert lines[3] == "a resume takes checkpoint-40"
+        assert all(": whole" in line for line in lines[:2])
+
+
+def test_a_flipped_byte_is_found_by_reading(out, capsys):
+    flipped(out / "checkpoint-40")
+    code, lines = said(capsys, out)
+    assert code == 1 and lines[1] == "checkpoint-40: has a damaged model.safetensors (its SHA-256 differs)"
+    assert lines[-1] == "a resume takes checkpoint-100"
+    assert said(capsys, out, "--quick")[0] == 0
+
+
+def test_nothing_whole(out, capsys):
+    for step in (9, 40, 100):
+        flipped(out / f"checkpoint-{step}")
+    code, lines = said(capsys, out)
+    assert code == 1 and lines[-1].startswith("a resume finds no whole checkpoint")
+
+
+def test_an_empty_newest_folder(out, capsys):
+    (out / "checkpoint-200").mkdir()
+    code, lines = said(capsys, out)
+    assert code == 1 and lines[3:] == ["checkpoint-200: has no manifest.json", "a resume takes checkpoint-100"]
+
+
+def test_one_checkpoint_alone(out, capsys, monkeypatch):
+    assert said(capsys, out / "checkpoint-9") == (0, ["checkpoint-9: whole (3 files, 2.0 kB, step 9)"])
+    monkeypatch.chdir(out / "checkpoint-9")
+    flipped(out / "checkpoint-9")
+    assert said(capsys, ".") == (1, ["checkpoint-9: has a damaged model.safetensors (its SHA-256 differs)"])
+
+
+def test_the_final_model(out, capsys):
+    (out / "model.safetensors").write_bytes(b"final")
+    manifest.write(out, step=101, world_size=1, names=["model.safetensors"])
+    code, lines = said(capsys, out)
+    assert code == 0 and lines[3:] == ["final model: whole (1 file, 5 B, step 101)", "a resume takes checkpoint-100"]
+    (out / "model.safetensors").write_bytes(b"finaL")
+    assert said(capsys, out)[1][3] == "final model: has a damaged model.safetensors (its SHA-256 differs)"
+
+
+def test_a_final_model_alone(tmp_path, capsys):
+    make(tmp_path / "out")
+    code, lines = said(capsys, tmp_path / "out")
+    assert code == 0 and lines[0].startswith("final model: whole") and lines[1].startswith("a resume finds no")
+
+
+@pytest.mark.parametrize("kind", ["relative", "absolute"])
+def test_checkpoints_elsewhere(tmp_path, capsys, kind):
+    make(tmp_path / "elsewhere" / "checkpoint-7", 7)
+    (tmp_path / "out").mkdir()
+    folder = "../elsewhere" if kind == "relative" else str(tmp_path / "elsewhere")
+    (tmp_path / "out" / "checkpoints.json").write_text(json.dumps({"folder": folder}))
+    assert said(capsys, tmp_path / "out")[1] == [
+        "checkpoint-7: whole (3 files, 2.0 kB, step 7)",
+        "a resume takes checkpoint-7",
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"folder": 3}', '{"folder": "\\u0000"}', '{"folder": "gone"}'])
+def test_a_damaged_list_of_checkpoints_names_the_runs_own_folder(out, capsys, content):
+    (out / "checkpoints.json").write_text(content)
+    assert said(capsys, out)[1][-1] == "a resume takes checkpoint-100"
+
+
+OUTSIDE = ["../secret", "/etc/passwd", "base/../../secret", "..", ".", "", "base\\..\\x", "a\0b", "manifest.json"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_manifest_that_points_out_of_its_folder(out, capsys, name, monkeypatch):
+    """Even with the true size and hash of what it points at."""
+    secret = out / "secret"
+    secret.write_text("secret")
+    change_manifest(out / "checkpoint-100", lambda content: content["files"].update({name: manifest.entry(secret)}))
+    opened = []
+    monkeypatch.setattr(manifest, "entry", lambda path: opened.append(path))
+    code, lines = said(capsys, out / "checkpoint-100")
+    assert code == 1 and "manifest.json" in lines[0] and len(lines) == 1 and not opened
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_links_are_not_followed(out, capsys, kind):
+    """What they point at has the right content."""
+    folder = out / "checkpoint-100"
+    (out / "base").mkdir()
+    name = "model.safetensors" if kind == "file" else "base"
+    (folder / name).rename(out / "moved")
+    (folder / name).symlink_to(out / "moved")
+    code, lines = said(capsys, folder)
+    assert code == 1 and "as a link" in lines[0]
+
+
+def test_a_pipe_in_a_files_place_does_not_hang(out, capsys):
+    for name in ("model.safetensors", manifest.NAME):
+        (out / "checkpoint-9" / name).unlink()
+        os.mkfifo(out / "checkpoint-9" / name)
+        assert said(capsys, out / "checkpoint-9")[0] == 1
+
+
+def test_names_cannot_write_on_the_terminal(out, capsys):
+    change_manifest(out / "checkpoint-9", lambda content: content["files"].update({"\x1b[2J": {"size": 0}}))
+    assert "\x1b" not in said(capsys, out / "checkpoint-9")[1][0]
+    digest = "0" * 64
+    change = {"files": {"a\nb\x1b[2J": {"size": 1, "sha256": digest}}}
+    change_manifest(out / "checkpoint-9", lambda content: content.update(change))
+    assert said(capsys, out / "checkpoint-9")[1] == ["checkpoint-9: has no a?b?[2J"]
+
+
+def test_nothing_to_verify(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for folder, text in (
+        (tmp_path, "holds no checkpoint"),
+        (tmp_path / "x", "no such"),
+        (tmp_path / "file", "no such"),
+    ):
+        code, lines = said(capsys, folder)
+        assert code == 2 and len(lines) == 1 and lines[0].startswith("error: ")
+        assert str(folder) in lines[0] and (text in lines[0] or "is not a folder" in lines[0])
+
+
+def test_sizes_for_people():
+    shown = [verify.readable(size) for size in (0, 999, 1000, 34_160_000, 999_949_999, 999_960_000, 5e15)]
+    assert shown == ["0 B", "999 B", "1.0 kB", "34.2 MB", "999.9 MB", "1.0 GB", "5000.0 TB"]
+
+
+def test_as_a_command(out):
+    """Without torch: it must answer while the machine is busy with other things."""
+    code = (
+        "import runpy, sys\nsys.argv = ['verify', sys.argv[1]]\n"
+        "try: runpy.run_module('trainer.verify', run_name='__main__')\n"
+        "finally: assert not {'torch', 'transformers', 'numpy', 'yaml'} & set(sys.modules), 'heavy'\n"
+    )
+    flipped(out / "checkpoint-100")
+    done = subprocess.run([sys.executable, "-c", code, str(out)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "a resume takes checkpoint-40"
+    words = [sys.executable, "-m", "trainer.verify"]
+    helped = subprocess.run([*words, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert helped.returncode == 0 and "--quick" in helped.stdout
+    for wrong in ([], [str(out), "--quik"], [str(out / "nothing")]):
+        done = subprocess.run([*words, *wrong], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and "Traceback" not in done.stderr

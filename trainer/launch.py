@@ -1,0 +1,96 @@
+"""How a run's processes were started, and what of it accelerate would leave out without a word."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+DEEPSPEED_LINE = (
+    "DeepSpeed makes the updates inside its engine: a step that is not finite is not kept from the weights; "
+    "checkpoints hold the engine's own pickled files beside Keel's: go on only from those that you wrote"
+)
+# What torch speaks of where it cannot; its NotImplementedErrors are RuntimeErrors too.
+DIVISION = re.compile(r"DTensor|shard|placement")
+
+
+class CannotDivide(ValueError):
+    """A setting that turned out not to work with divided weights."""
+
+
+def check_launch(args: Any) -> None:
+    """Processes that were started together must train together.
+
+    Raises:
+        ValueError: each would train alone, all of them writing the same files.
+    """
+    started = int(os.environ.get("WORLD_SIZE") or 1)
+    if started > 1 and args.world_size == 1:
+        raise ValueError(
+            f"{started} processes were started and each would train alone, since no GPU was found; set "
+            "ACCELERATE_USE_CPU=true in the environment to train on CPUs together"
+        )
+
+
+def wants_fsdp(args: Any) -> bool:
+    """Whether an accelerate configuration or the training file asks for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or args.fsdp_plugin_args is not None
+
+
+def honour_fsdp_on_cpu(args: Any) -> None:
+    """Before accelerate is set up: it turns FSDP on only where it sees processes with a GPU each, and trains others
+    with DDP."""
+    state = PartialState()
+    if wants_fsdp(args) and state.distributed_type == DistributedType.MULTI_CPU:
+        state.distributed_type = DistributedType.MULTI_GPU
+
+
+def check_sharding(accelerator: Any, settings: Any, adapted: Any) -> None:
+    """What a run asks for must be possible with divided weights.
+
+    Raises:
+        ValueError: it is not; what to do instead.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    how = "FSDP" if plugin is not None else "DeepSpeed"
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise ValueError("FSDP of version 1 is not supported; set `fsdp_version: 2` (scripts/accelerate/fsdp2.yaml)")
+    if settings.ema is not None:
+        raise ValueError(f"`using_ema` works with whole weights in each process, not with {how}; turn it off")
+    if getattr(getattr(adapted, "record", None), "quantization", None):
+        raise ValueError(
+            f"quantized weights cannot be divided by {how}; turn `use_quantization` off, or train with ddp.yaml"
+        )
+    if settings.first_optimizer is not None:
+        raise ValueError(f"`load_optimizer` works with whole weights in each process, not with {how}; leave it out")
+
+
+def explain_first_step(optimizer: Any, name: str) -> None:
+    """Whether torch can make an optimizer's update on divided weights shows in its first step: one line says so.
+
+    The error that passes then is a `CannotDivide`.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    own, step = vars(inner).get("step"), inner.step
+
+    def first_step(*arguments: Any, **options: Any) -> Any:
+        if own is None:
+            del inner.step
+        else:  # a schedule has put one there
+            inner.step = own
+        try:
+            return step(*arguments, **options)
+        except (RuntimeError, AssertionError) as error:
+            text = " ".join(str(error).split())
+            if isinstance(error, torch.OutOfMemoryError) or (text and not DIVISION.search(text)):
+                raise
+            raise CannotDivide(
+                f"optimizer `{name}` cannot train divided weights ({text[:200] or type(error).__name__}); AdamW, SGD "
+                "and Lion can, or train with scripts/accelerate/ddp.yaml"
+            ) from error
+
+    inner.step = first_step

@@ -1,0 +1,110 @@
+"""Being told to stop: a signal sets a flag, all processes agree at a step's end, the state is saved, exit code 75.
+
+SIGTERM is what clusters and launchers send, SIGUSR1 what a job asks its scheduler to send before its time is up, SIGINT
+is Ctrl-C. While a run is set up nothing is lost by leaving at once; while it trains, a handler that saved would save a
+step's half.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+EXIT_CODE = 75  # sysexits' «temporary failure»: run it again
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Preempted(BaseException):
+    """The run was told to stop. Not an Exception: nothing that handles errors shall take it for one.
+
+    Attributes:
+        step: Of the checkpoint that holds the state; None: it had not begun to train.
+        saved: Whether that checkpoint could be written.
+    """
+
+    def __init__(self, signal_name: str, step: int | None = None, saved: bool = True):
+        self.signal_name, self.step, self.saved = signal_name, step, saved
+        super().__init__(self.line())
+
+    def line(self) -> str:
+        """What the run says when it leaves."""
+        if not self.step:
+            return f"preempted by {self.signal_name} before the first step: the same command starts again"
+        if not self.saved:
+            return f"preempted by {self.signal_name} at step {self.step}, which could not be saved"
+        return (
+            f"preempted by {self.signal_name} at step {self.step}: saved checkpoint-{self.step}; the same command "
+            "goes on from there"
+        )
+
+
+class Signals:
+    """The handlers of a run, installed inside `with`; those of before come back after it.
+
+    Outside of `deferred` a signal raises Preempted where the program stands; inside, it only sets `received`. The
+    second SIGINT ends the process on the spot.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.is_deferred = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {each: signal.signal(each, self._handle) for each in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self.before = {}
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self.received == "SIGINT":
+            os.write(2, b"interrupted twice: leaving at once, the last checkpoint stands\n")
+            os._exit(INTERRUPTED)
+        is_first, self.received = self.received is None, signal.Signals(number).name
+        if is_first and not self.is_deferred:
+            raise Preempted(self.received)
+
+    def check(self) -> None:
+        """Raises Preempted where a signal has come; what it raised may have been lost in somebody's callback."""
+        if self.received is not None:
+            raise Preempted(self.received)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, whoever trains looks at `received` when it can save."""
+        before, self.is_deferred = self.is_deferred, True
+        try:
+            yield
+        finally:
+            self.is_deferred = before
+
+
+def ignore_signals() -> None:
+    """From now on nothing tells this process to stop but SIGKILL."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+
+
+class IgnoringSignals:
+    """A loader's `worker_init_fn`: its processes leave when training does, not when the job's whole group is told to.
+
+    Args:
+        inner: Called as well; picklable, for workers that are not forked.
+    """
+
+    def __init__(self, inner: Callable[[int], None] | None):
+        self.inner = inner
+
+    def __call__(self, worker: int) -> None:
+        ignore_signals()
+        if self.inner is not None:
+            self.inner(worker)
