@@ -17,6 +17,7 @@ from loader.cli import CONFIG_ERROR, CRASHED, print_problems, process_rank, refu
 from loader.errors import ConfigError
 from loader.hyper import HyperArguments
 from loader.run_config import RunConfig, with_dims
+from storage.checkpoints import sweep
 from storage.lock import RunLock
 from trainer.preemption import EXIT_CODE, Preempted, Signals, ignore_signals
 
@@ -70,6 +71,8 @@ def carry_out(run: RunConfig, signals: Signals) -> Any:
     with contextlib.ExitStack() as held:
         for lock in locks:
             refusing(held.enter_context, lock)
+            sweep(lock.folder)
+            sweep(lock.folder)
         trainer.locks = locks
         if trainer.is_world_process_zero():
             print("\n".join(told(run, bundle, adapted, table, checkpoint, changed)), flush=True)

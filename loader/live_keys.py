@@ -20,7 +20,7 @@ TRAINER_PROCESS_KEYS = frozenset(
         "limit_val_batches", "warmup_epochs", "min_epochs", "check_val_every_n_epoch", "no_decay_verbose",
         "grad_clip_threshold", "stop_after_nonfinite", "tune_batch_size", "benchmark_train_step",
         "validate_before_resume", "resume_lr", "resume_weight_decay", "accelerator", "devices", "strategy",
-        "load_optimizer",
+        "load_optimizer", "save_in_background", "max_failed_saves",
     }
 )  # fmt: skip
 

@@ -199,9 +199,14 @@ def _batch(run: RunConfig, compared: _Compared, found: ResumeChanges) -> None:
         return
     total, new = math.prod(before), math.prod(after)
     was, now = batch_line(*before), batch_line(*after)
-    name = compared.checkpoint.name
-    place = run.place(GLOBAL) or run.place(PER_DEVICE) or run.place(ACCUMULATED)
-    change = Change("batch", was, now, name, place)
+    name, places = compared.checkpoint.name, {key: run.place(key) for key in (PER_DEVICE, ACCUMULATED, GLOBAL)}
+    differ = [
+        f"`{key}: {new}`{places[key] or ' (default)'}"
+        for key, old, new in zip((PER_DEVICE, ACCUMULATED), before, after, strict=False)
+        if old != new
+    ] or [f"{after[2]} process{'es' * (after[2] > 1)}"]
+    change = Change("batch", was, now, name, next(filter(None, places.values()), ""))
+    said = f"{' and '.join(differ)}: a batch of {now}, and {name} was trained with {was}"
     if total == new and not (before[0] != after[0] and draws_by_batch(run)):
         found.apply(change, f"batch {now}, {name}'s was {was}: the same {total} samples a step, in the same order")
         return
@@ -213,14 +218,11 @@ def _batch(run: RunConfig, compared: _Compared, found: ResumeChanges) -> None:
         remedy = f"set global_batch_size {total}" + _fitting(total, after)
     if run.hyper.max_steps <= 0 and total != new and not run.is_endless:
         found.problems.append(
-            f"batch {now}{place}, and {name} was trained with {was}: {why}, and the length in epochs would be another "
+            f"{said}: {why}, and the length in epochs would be another "
             f"number of steps; {remedy}, or say the length as max_steps"
         )
     elif run.hyper.resume_changed == "refuse":
-        found.problems.append(
-            f"batch {now}{place}, and {name} was trained with {was}: {why}; {remedy}, or allow it with "
-            "--resume_changed allow"
-        )
+        found.problems.append(f"{said}: {why}; {remedy}, or allow it with --resume_changed allow")
     else:
         found.apply(change, f"changed on resume: batch {now}, was {was}")
 

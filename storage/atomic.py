@@ -94,6 +94,15 @@ def _exchanged(one: Path, other: Path) -> bool:
         return False
 
 
+def readable(folder: Path) -> None:
+    """Gives each file below the rights that new files have here; some writers let only the owner read theirs."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            os.chmod(Path(parent, name), 0o666 & ~mask)
+
+
 def remove(folder: Path) -> None:
     """Deletes a folder: renamed first, so that whoever looks sees it whole or not at all, also if this process dies."""
     hidden = folder.with_name(f"{LEAVING}{folder.name}")

@@ -12,6 +12,7 @@ from .atomic import LEAVING
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 STAGING = ".saving-"
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # of `atomic.write_text`
 STAGED = re.compile(re.escape(STAGING) + r"(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)")
 
 
@@ -49,6 +50,9 @@ def sweep(folder: Path) -> list[str]:
             staged = STAGED.fullmatch(path.name)
             if path.name.startswith(LEAVING) or (staged and not _is_alive(staged)):
                 shutil.rmtree(path, ignore_errors=True)
+                gone.append(path.name)
+            elif TEMPORARY.fullmatch(path.name) and (path.is_symlink() or path.is_file()):
+                path.unlink(missing_ok=True)
                 gone.append(path.name)
     return gone
 

@@ -16,10 +16,11 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .atomic import remove, sync_folder, sync_tree, write_json
+from .atomic import readable, remove, sync_folder, sync_tree, write_json
 
 NAME = "manifest.json"
 FORMAT = 1
+SMALL = 2**20  # bytes of a file that is always read: configurations and states, on which much is decided
 LARGEST = 64 * 2**20  # bytes of a manifest that is read: more is none of ours
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -44,6 +45,7 @@ def publish_into(staged: Path, folder: Path, **facts: Any) -> None:
     Args:
         facts: As `write` takes them.
     """
+    readable(staged)
     sync_tree(staged)
     names = listed(staged)
     (folder / NAME).unlink(missing_ok=True)
@@ -111,7 +113,7 @@ def fault(folder: Path, deep: bool = True) -> str | None:
     """What a folder lacks of what its manifest promises (`has no optimizer.json`); None: it is whole.
 
     Args:
-        deep: Read every file and compare its SHA-256; otherwise sizes alone.
+        deep: Read every file and compare its SHA-256; otherwise only the small ones, of the others the size.
     """
     try:
         content = read(folder)
@@ -127,7 +129,7 @@ def fault(folder: Path, deep: bool = True) -> str | None:
             if found.st_size != facts["size"]:
                 kind = "truncated" if found.st_size < facts["size"] else "changed"
                 return f"has a {kind} {name} ({found.st_size} of {facts['size']} bytes)"
-            if deep and entry(path)["sha256"] != facts["sha256"]:
+            if (deep or facts["size"] <= SMALL) and entry(path)["sha256"] != facts["sha256"]:
                 return f"has a damaged {name} (its SHA-256 differs)"
         except (FileNotFoundError, NotADirectoryError):
             return f"has no {name}"

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from storage import manifest
-from storage.atomic import publish
+from storage.atomic import publish, readable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PATIENCE = 1800.0  # seconds that the first process waits for the others' files
@@ -121,6 +121,7 @@ def write(save: Save) -> None:
         save.write(save.staged)
         if save.publishes:
             _await(save)
+            readable(save.staged)
             manifest.write(save.staged, step=save.step, **save.facts)
             publish(save.staged, save.final)
     except BaseException:

@@ -10,8 +10,10 @@ manifest.json                          the proof, written last
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import platform
 import shutil
@@ -211,7 +213,7 @@ class Checkpointing:
             "per_device_train_batch_size": batch,
             "gradient_accumulation_steps": accumulation,
             "global_batch_size": batch * accumulation * args.world_size,
-            "versions": {"python": platform.python_version(), **dict(_versions())},
+            "versions": _versions(),
         }
 
     def _contents(self, final: Path, due: Mapping[str, Any], goes_on: bool) -> Callable[[Path], None]:
@@ -345,12 +347,14 @@ def unfinished(folder: Path) -> dict[str, bool]:
         return {}
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+@functools.cache
+def _versions() -> dict[str, str]:
+    """What this checkpoint is written with; reading a package's metadata takes milliseconds."""
+    found = {"python": platform.python_version()}
     for name in WRITTEN_WITH:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _state_now(trainer: Any) -> Any:

@@ -233,9 +233,16 @@ class KeepCheckpoints(TrainerCallback):
         except OSError as error:
             tqdm.write(f"checkpoints.json in {self.output_dir} could not be written: {error.strerror}", file=sys.stderr)
         self._link_all(step, gone)
-        for name in gone:
+        return [name for name in gone if self._removed(name)]
+
+    def _removed(self, name: str) -> bool:
+        """Whether a checkpoint is gone; what cannot be deleted is no reason to end a training."""
+        try:
             remove(self.folder / name)
-        return gone
+        except OSError as error:
+            tqdm.write(f"{self.folder / name} could not be deleted: {error.strerror}", file=sys.stderr)
+            return False
+        return True
 
     def listing(self, newest: int, gone: Collection[str] = ()) -> dict[str, Any]:
         """What `checkpoints.json` says, without the checkpoints that are `gone`."""

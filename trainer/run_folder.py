@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,11 +59,12 @@ def append(path: Path, text: str) -> None:
         OSError: the file is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
+    content = text.encode("utf-8")
+    with open(path, "ab", buffering=0) as file:
         end = file.tell()
         try:
-            file.write(text.encode("utf-8"))
-            file.flush()
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         except OSError:
             with contextlib.suppress(OSError):
                 file.truncate(end)

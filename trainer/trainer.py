@@ -804,7 +804,12 @@ class Trainer(transformers.Trainer):
         return state if self.ema is None else self.ema.in_place_of(state)
 
     def constant_weights(self) -> frozenset[int]:
-        """`data_ptr()`s of the weights that no step changes."""
+        """`data_ptr()`s of the weights that nothing changes: those under an adapter, or quantized.
+
+        A model's own frozen weights may follow the others in its forward, as a teacher's do.
+        """
+        if self.adapted is None or not self.adapted.has_constant_weights:
+            return frozenset()
         return frozenset(each.data_ptr() for each in self.model.parameters() if not each.requires_grad)
 
     def write_model(self, folder: Path, weights: Mapping[str, torch.Tensor], final: Path) -> None:

@@ -77,6 +77,11 @@ class Adapted:
     def has_adapter(self) -> bool:
         return hasattr(self.model, "peft_config")
 
+    @property
+    def has_constant_weights(self) -> bool:
+        """Whether what is frozen stays as it is: a base under an adapter, or one that is quantized."""
+        return self.has_adapter or bool(self.record.quantization)
+
     def report(self, rates: Mapping[str, float]) -> dict[str, Any]:
         """What was done to the model, as a JSON value; `rates`: parameter name -> learning rate."""
         self.rates = dict(rates)

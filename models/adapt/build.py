@@ -58,7 +58,7 @@ def _with_lora(source: Source, record: Record, parts: dict[str, str], frozen: se
         heads = tuple(config.modules_to_save or ())
         whole = [name for name, _ in model.named_modules() if name and heads and name.endswith(heads)]
         _quantize(model, record, parts, parameters_in(model, whole))
-    adapter = lora.wrap(model, config, "lora_enable")
+    adapter = lora.wrap(model, config, f"lora_weight_path: {earlier}" if earlier else "lora_enable")
     if earlier:
         lora.load_weights(adapter, os.path.expanduser(earlier), may_lack=tuple(chosen.saved))
         _check_modules(adapter, process, chosen)

@@ -290,6 +290,9 @@ def _stored_settings(folder: str, shown: str, cache_dir: str | None = None) -> L
         raise ValueError(f"{shown}: its adapter_config.json is damaged ({reason(error)})") from error
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{shown} is a {config.peft_type} adapter, not LoRA")
+    for name in ("r", "lora_alpha", "lora_dropout"):
+        if not isinstance(getattr(config, name), (int, float)):
+            raise ValueError(f"{shown}: its adapter_config.json is damaged (`{name}` is {getattr(config, name)!r})")
     return config
 
 

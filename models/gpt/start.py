@@ -61,7 +61,7 @@ def _own_sizes(folder: Path) -> dict[str, Any]:
     """Sizes of the checkpoint of ours in `folder`; what is wrong with it is said where its weights are loaded."""
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     same = isinstance(found, dict) and found.get("model_type") == GPTConfig.model_type
     return {key: found.get(key) for key in SIZES} if same else {}

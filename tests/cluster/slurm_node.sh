@@ -57,6 +57,7 @@ free_port() {
 write_configuration() {
     local host
     host=$(hostname)
+    echo "CgroupPlugin=cgroup/v1" >"$1/cgroup.conf" # nobody uses it; left open, slurmd would not start without cgroups
     touch "$1/gpu0" "$1/gpu1"
     echo "Name=gpu File=$1/gpu[0-1]" >"$1/gres.conf"
     cat >"$1/slurm.conf" <<CONFIGURATION
@@ -122,7 +123,7 @@ start() {
 }
 
 failed() {
-    echo "Slurm: $2 did not come up; the logs are in $1" >&2
+    echo "Slurm: $2 did not come up; the logs in $1 end with $(cat "$1"/*.log | grep -iE 'error|fatal' | tail -n 1)" >&2
     stop "$1"
     exit "$FAILED"
 }

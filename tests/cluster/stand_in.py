@@ -44,6 +44,14 @@ def train(what, code=0):
     return 75
 
 
+def print_config(words):
+    """What the script asks of train.py first."""
+    named = words.index("--resume_from_checkpoint") + 1 if "--resume_from_checkpoint" in words else None
+    print(json.dumps({"resume_from_checkpoint": {"value": named and words[named]}}))
+
+
+if sys.argv[-2:] == ["--print_config", "json"]:
+    sys.exit(print_config(sys.argv[2:]))
 if sys.argv[1:3] == LAUNCHER:
     sys.exit(launch(sys.argv[3:]))
 if not sys.argv[1].endswith("/train.py"):

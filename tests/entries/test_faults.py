@@ -122,7 +122,7 @@ def emptied(folder):
 
 def rewritten(folder):
     """As many bytes, still YAML, another run."""
-    path, (was, now) = folder / "run.yaml", (b"learning_rate: 0.01", b"learning_rate: 0.02")
+    path, (was, now) = folder / "run.yaml", (b"\nseed: 42", b"\nseed: 43")
     assert was in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(was, now))
 

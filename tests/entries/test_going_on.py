@@ -142,14 +142,15 @@ def test_schedules_are_tried_at_their_real_length(run, text):
 @pytest.mark.parametrize(
     ("name", "harm", "says"),
     [
-        ("ema.safetensors", "cut", "has a truncated ema.safetensors"),
+        ("ema.safetensors", "cut", "has a truncated ema.safetensors ("),
         ("ema.safetensors", "gone", "has no ema.safetensors"),
-        ("ema.json", "cut", "has a damaged ema.json"),
-        ("rng_state.pth", "cut", "has a truncated rng_state.pth"),
+        ("ema.json", "cut", "has a truncated ema.json ("),
+        ("rng-0.json", "cut", "has a truncated rng-0.json ("),
         ("run.yaml", "gone", "has no run.yaml"),
-        ("run.yaml", "cut", "has a truncated run.yaml"),
-        ("config.json", "cut", "has a damaged config.json"),
-        ("statistics.json", "cut", "has a damaged statistics.json"),
+        ("run.yaml", "cut", "has a truncated run.yaml ("),
+        ("config.json", "cut", "has a truncated config.json ("),
+        ("statistics.json", "cut", "has a truncated statistics.json ("),
+        ("manifest.json", "gone", "has no manifest.json"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(run, capsys, name, harm, says):
@@ -160,7 +161,7 @@ def test_a_damaged_checkpoint_is_passed_over(run, capsys, name, harm, says):
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert fault(file.parent) == says
+    assert fault(file.parent).startswith(says)
     resumed = run(text, resume_from_checkpoint="auto")
     assert f"skipping checkpoint-4: it {says}" in capsys.readouterr().out
     assert all(torch.equal(value, whole[key]) for key, value in weights(resumed).items())

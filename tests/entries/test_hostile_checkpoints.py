@@ -50,20 +50,22 @@ class Payload:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A data set and a small run on it, with checkpoints 3 and 6."""
+    """A data set and two small runs on it: one with checkpoints 3 and 6, one of an adapter with its base."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KEEL_HOME", str(folder / "home"))
         patch.chdir(folder)
         write_set(folder / "data")
         train.main(shlex.split(f"--dataset data {SMALL} --out_dir run --set report_to=none"))
+        adapted = "lora_enable=true lora_r=2 lora_module=all-linear"
+        train.main(shlex.split(f"--dataset data {SMALL} --out_dir adapter --set report_to=none {adapted}"))
     return folder
 
 
 @pytest.fixture
 def place(trained, tmp_path, monkeypatch):
-    """A working folder with the run's data (`data`) and two copies of the run, one to be changed (`run`)."""
-    for name, source in (("data", "data"), ("run", "run"), ("whole", "run")):
+    """A working folder with the data, the adapter, and two copies of the run, one (`run`) to be changed."""
+    for name, source in (("data", "data"), ("run", "run"), ("whole", "run"), ("adapter", "adapter")):
         shutil.copytree(trained / source, tmp_path / name, symlinks=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -412,62 +414,66 @@ def test_code_of_a_tokenizer(refused, place, with_code):
 # ---- adapters ----
 
 
-@pytest.fixture
-def adapter(place):
-    """The folder of an adapter on the run's model."""
-    lora = "--set lora_enable=true lora_r=2 lora_module=all-linear report_to=none"
-    train.main(shlex.split(f"--dataset data {SMALL} --out_dir adapter {lora}"))
-    for each in (place / "adapter").glob("checkpoint-*"):
-        shutil.rmtree(each)
-    return place / "adapter"
-
-
-ADAPTED = f"{RUN} lora_enable=true lora_r=2 lora_alpha=128 lora_weight_path=adapter"
+ADAPTED = f"{RUN} lora_enable=true lora_weight_path=adapter"
 
 
 @pytest.mark.slow
-def test_pickled_adapters(refused, place, adapter):
-    (adapter / "adapter_model.safetensors").unlink()
-    pickled(adapter / "adapter_model.bin", place)
+def test_pickled_adapters(refused, place):
+    (place / "adapter/adapter_model.safetensors").unlink()
+    pickled(place / "adapter/adapter_model.bin", place)
     assert "reading a pickle can run code" in refused(ADAPTED)
     assert "adapter" in refused("--checkpoint adapter", evaluation.main)
 
 
 @pytest.mark.slow
-def test_settings_of_an_adapter(refused, place, adapter):
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    for changes in (
+@pytest.mark.parametrize(
+    "changes",
+    [
         {"peft_type": "NO_SUCH"},
         {"peft_type": None},
         {"peft_type": "IA3"},
         {"r": -1},
         {"r": "x"},
-        {"r": 10**9, "lora_alpha": 128},
+        {"r": 10**9},
+        {"lora_alpha": "x"},
         {"target_modules": "("},
         {"target_modules": ["no_such"]},
         {"target_modules": 7},
-        {"megatron_config": {}, "megatron_core": "os"},
-        {"modules_to_save": ["no_such"]},
-    ):
-        (adapter / "adapter_config.json").write_text(json.dumps({**settings, **changes}))
-        refused(ADAPTED.replace("lora_r=2 ", ""))
-    for text in GARBAGE:
-        (adapter / "adapter_config.json").write_text(text)
-        refused(ADAPTED)
+        {"megatron_config": {"a": 1}, "megatron_core": "os"},
+        {"modules_to_save": ["head"]},
+    ],
+    ids=str,
+)
+def test_settings_of_an_adapter(refused, place, changes):
+    file = place / "adapter/adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    assert "adapter" in refused(ADAPTED)
+    assert "adapter" in refused("--checkpoint adapter", evaluation.main)
 
 
 @pytest.mark.slow
-def test_a_base_that_is_named_elsewhere(refused, place, adapter):
+@pytest.mark.parametrize("text", GARBAGE, ids=range(len(GARBAGE)))
+@pytest.mark.parametrize("name", ["adapter_config.json", "adaptation.json", "base/config.json"])
+def test_facts_of_an_adapter_that_are_none(refused, place, name, text):
+    (place / "adapter" / name).write_text(text)
+    if name == "adapter_config.json":
+        assert "adapter" in refused(ADAPTED)
+    assert "adapter" in refused("--checkpoint adapter", evaluation.main)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "base",
+    ["old", "/etc/passwd", "../../../../etc", "", "org/model", "http://127.0.0.1:9/x", "pipe", 7, ["a"], {"a": 1}],
+)
+def test_a_base_that_is_named_elsewhere(refused, place, base):
     """The base is beside the adapter; one that is not there is asked for by the name that adaptation.json gives."""
-    shutil.rmtree(adapter / "base")
-    told = json.loads((adapter / "adaptation.json").read_text())
     old_checkpoint(place / "old", place)
-    for base in ("old", "/etc/passwd", "../../../../etc", "", "org/model", "http://127.0.0.1:9/x", 7, ["a"], {"a": 1}):
-        (adapter / "adaptation.json").write_text(json.dumps({**told, "base": base}))
-        refused("--checkpoint adapter", evaluation.main)
-    for text in GARBAGE:
-        (adapter / "adaptation.json").write_text(text)
-        refused("--checkpoint adapter", evaluation.main)
+    os.mkfifo(place / "pipe")
+    shutil.rmtree(place / "adapter/base")
+    told = json.loads((place / "adapter/adaptation.json").read_text())
+    (place / "adapter/adaptation.json").write_text(json.dumps({**told, "base": base}))
+    refused("--checkpoint adapter", evaluation.main)
 
 
 # ---- a configuration that came with a checkpoint ----

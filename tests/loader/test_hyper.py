@@ -10,7 +10,10 @@ import pytest
 from loader.errors import ConfigError
 from loader.hyper import HyperArguments, help_text, parse_flags
 
-ADDED = {"min_lr", "lr_decay_iters", "task_name", "training_config", "model_config"}
+ADDED = {
+    *("min_lr", "lr_decay_iters", "task_name", "training_config", "model_config"),
+    *("resume_changed", "resume_schedule", "global_batch_size"),
+}
 
 
 def test_the_flags_are_exactly_the_documents(shared):

@@ -312,7 +312,7 @@ def test_output_dir(in_root, tmp_path):
     assert problems(output_dir=str(used), resume_from_checkpoint="auto") == ""  # a torn one: the run starts fresh
     assert problems(output_dir=str(tmp_path / "fresh"), resume_from_checkpoint="auto") == ""
     assert "is not a checkpoint folder" in problems(output_dir=str(used), resume_from_checkpoint=str(tmp_path / "no"))
-    assert "has no model weights" in problems(output_dir=str(used), resume_from_checkpoint=str(used / "checkpoint-5"))
+    assert "has no manifest.json" in problems(output_dir=str(used), resume_from_checkpoint=str(used / "checkpoint-5"))
 
 
 def test_checkpoints_are_ordered_by_step(tmp_path):

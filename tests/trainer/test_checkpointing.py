@@ -289,4 +289,4 @@ def test_told_to_stop_on_a_full_disk(tmp_path, monkeypatch):
 def test_versions_are_of_what_is_installed():
     from importlib.metadata import version
 
-    assert dict(checkpointing._versions())["transformers"] == version("transformers")
+    assert checkpointing._versions()["transformers"] == version("transformers")
