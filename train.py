@@ -76,11 +76,11 @@ def carry_out(run: RunConfig, signals: Signals) -> Any:
         trainer.locks = locks
         if trainer.is_world_process_zero():
             print("\n".join(told(run, bundle, adapted, table, checkpoint, changed)), flush=True)
-            trainer.begin_run_folder(adaptation=report)
+            refusing(trainer.begin_run_folder, report)
         signals.check()
         with signals.deferred():
             train(run, trainer, checkpoint)
-            trainer.save_model()
+            save_final_model(trainer)
     if trainer.is_world_process_zero():
         print(f"final model in {run.output_dir}", flush=True)
     return trainer
@@ -105,6 +105,25 @@ def train(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
         raise SystemExit(CONFIG_ERROR) from error
     except (TrainingDiverged, SavesFailed) as error:
         print_problems([str(error)])
+        raise SystemExit(CRASHED) from error
+
+
+def save_final_model(trainer: Any) -> None:
+    """Into the run's folder; a disk that will not take it costs nothing, since the last checkpoint stands."""
+    from trainer.checkpoint_writer import is_storage_error
+
+    try:
+        trainer.save_model()
+    except Exception as error:
+        if not is_storage_error(error):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        print_problems(
+            [
+                f"the final model could not be written to {trainer.args.output_dir}: {reason}; make room and run the "
+                "same command again with --resume_from_checkpoint auto"
+            ]
+        )
         raise SystemExit(CRASHED) from error
 
 

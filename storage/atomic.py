@@ -12,6 +12,8 @@ from typing import Any
 
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fs.h
 LEAVING = ".deleting-"  # a folder on its way out; never a name that is looked for
+MASK = os.umask(0o077)  # can only be read by setting it: here, before there are threads that make files
+os.umask(MASK)
 # File systems that cannot bring a folder's entries to disk by themselves say so with one of these.
 UNABLE = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR)
 
@@ -96,11 +98,9 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 def readable(folder: Path) -> None:
     """Gives each file below the rights that new files have here; some writers let only the owner read theirs."""
-    mask = os.umask(0)
-    os.umask(mask)
     for parent, _, names in os.walk(folder):
         for name in names:
-            os.chmod(Path(parent, name), 0o666 & ~mask)
+            os.chmod(Path(parent, name), 0o666 & ~MASK)
 
 
 def remove(folder: Path) -> None:

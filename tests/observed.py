@@ -102,6 +102,7 @@ TRAINING = {
     "grad_clip_threshold": f"{RULES}grad_clip_threshold",
     "stop_after_nonfinite": f"{RULES}stop_after_nonfinite",
     "tune_batch_size": f"{RULES}tune_batch_size",
+    **each(f"{RULES}who_writes_checkpoints_and_how_often_that_may_fail", "save_in_background max_failed_saves"),
     "benchmark_train_step": f"{RULES}benchmark_train_step",
     **each(
         f"{RULES}what_a_resumed_run_may_change",

@@ -99,7 +99,7 @@ def packages_listed():
 
 
 def test_setup_lists_every_package():
-    found = {".".join(path.parent.relative_to(ROOT).parts) for room in ROOMS for path in sources(room)}
+    found = {".".join(path.parent.relative_to(ROOT).parts) for room in (*ROOMS, "storage") for path in sources(room)}
     assert packages_listed() == found | {"configs", "configs.training"}
 
 
@@ -131,6 +131,6 @@ def test_the_wheel_holds_the_code_and_the_configuration_and_nothing_else(tmp_pat
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    code = {str(path.relative_to(ROOT)) for room in (*ROOMS, "configs") for path in sources(room)}
+    code = {str(path.relative_to(ROOT)) for room in (*ROOMS, "storage", "configs") for path in sources(room)}
     yaml = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
     assert held == code | yaml | {"train.py", "eval.py", "prepare.py", "configs/schema.json"}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed
+
+PATIENCE = timedelta(hours=2)  # the others wait while the first process writes
 
 
 class Agreement:
@@ -21,7 +24,7 @@ class Agreement:
     def __init__(self) -> None:
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         several = several and torch.distributed.get_world_size() > 1
-        self.group = torch.distributed.new_group(backend="gloo") if several else None
+        self.group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if several else None
         self.under_way: tuple[torch.Tensor, Any] | None = None
 
     def exchange(self, values: Sequence[int]) -> list[int]:

@@ -19,6 +19,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from storage import manifest
@@ -699,6 +700,11 @@ class Trainer(transformers.Trainer):
                 outcome = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
             self.guard.settle()
             return outcome
+        except Preempted:
+            for each in self.callback_handler.callbacks:
+                if isinstance(each, TensorBoardCallback):  # it would lose what it has not written yet
+                    each.on_train_end(self.args, self.state, self.control)
+            raise
         except _EvaluationLeft:  # of the one before the first step
             raise Preempted(self.signals.received or "another process", self.state.global_step) from None
         finally:
@@ -708,13 +714,13 @@ class Trainer(transformers.Trainer):
             if self.optimizer is not None:
                 self.guard.release(self.optimizer)
 
-    def begin_run_folder(self, **further: Any) -> None:
+    def begin_run_folder(self, adaptation: Any = None) -> None:
         """run.yaml and the other small files, before the first step: a run that dies still says what it was.
 
         Args:
-            further: Also written, but not into checkpoints: file name without `.json` -> JSON value.
+            adaptation: JSON value of adaptation.json, which checkpoints have from elsewhere.
         """
-        more = {f"{name}.json": value for name, value in further.items()}
+        more = {} if adaptation is None else {"adaptation.json": adaptation}
         (Path(self.args.output_dir) / manifest.NAME).unlink(missing_ok=True)  # of a final model that this run replaces
         write_files(Path(self.args.output_dir), {**self.files, **more})
 

@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import threading
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from loader.run_config import resolve
 from models.mlp.network import MLP
+from trainer import checkpoint_writer
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 
@@ -384,3 +386,28 @@ def test_devices(run, capfd, monkeypatch):
     with pytest.raises(SystemExit):
         run("devices: 2", out="two")
     assert "`devices: 2`" in capfd.readouterr().err
+
+
+def test_who_writes_checkpoints_and_how_often_that_may_fail(run, monkeypatch):
+    threads, wrote = [], checkpoint_writer.write
+
+    def write(save):
+        threads.append(threading.current_thread().name)
+        wrote(save)
+
+    monkeypatch.setattr(checkpoint_writer, "write", write)
+    every = "save_strategy: steps\nsave_steps: 2"
+    run(every)
+    run(f"{every}\nsave_in_background: false", out="waiting")
+    assert threads == ["save checkpoint-2", "save checkpoint-4", "MainThread", "MainThread"]
+
+    def full(save):
+        threads.append(save.step)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_writer, "write", full)
+    for allowed, steps in ((1, [2]), (2, [2, 4])):
+        threads.clear()
+        with pytest.raises(SystemExit) as left:
+            run(f"{every}\nmax_steps: 8\nmax_failed_saves: {allowed}", out=f"full{allowed}")
+        assert left.value.code == 1 and threads == steps

@@ -1,5 +1,6 @@
 """Configuration files that were written to do harm: each is refused quickly with one line, and nothing of it runs."""
 
+import ast
 import os
 import signal
 import socket
@@ -375,3 +376,45 @@ def test_a_callback_is_looked_for_and_not_imported(tmp_path, monkeypatch, in_roo
 def test_the_repositorys_own_files_are_within_all_limits():
     for path in sorted((ROOT / "configs").glob("*/*.yaml")):
         assert read_yaml(Path(path)).is_mapping
+
+
+# ---- our own code ----
+
+# File -> what it may do, and why.
+ALLOWED = {
+    ("data/text/nanogpt_meta.py", "pickle"),  # an Unpickler that knows no class and no function
+    ("loader/trainer_fields.py", "eval"),  # a type annotation of the installed transformers, without builtins
+}
+
+
+def risky(tree):
+    """What a module does that could run what it reads."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [each.name for each in node.names] + [getattr(node, "module", None) or ""]
+            yield from {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"} & {
+                n.split(".")[0] for n in names
+            }
+        if not isinstance(node, ast.Call):
+            continue
+        called, keywords = ast.unparse(node.func), {each.arg: ast.unparse(each.value) for each in node.keywords}
+        if called in ("eval", "exec", "compile", "os.system", "__import__"):
+            yield called
+        if called in ("torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.package.PackageImporter"):
+            yield called
+        if keywords.get("shell") == "True" or keywords.get("allow_pickle", "False") != "False":
+            yield f"{called}(…)"
+        is_auto = called.endswith(".from_pretrained") and called.startswith("Auto")
+        if is_auto and "trust_remote_code" not in keywords:
+            yield f"{called} without trust_remote_code, which asks at the terminal"
+
+
+def test_nothing_of_ours_runs_what_it_reads():
+    rooms = ("configs", "data", "loader", "models", "sim", "storage", "trainer", "scripts", "benchmarks")
+    found = set()
+    for path in [*ROOT.glob("*.py"), *(each for room in rooms for each in (ROOT / room).rglob("*.py"))]:
+        name = str(path.relative_to(ROOT))
+        found |= {(name, what) for what in risky(ast.parse(path.read_text(encoding="utf-8")))}
+    assert found - ALLOWED == set()
+    examples = "import pickle\neval('1')\ntorch.load(x)\nnp.load(x, allow_pickle=True)\nAutoConfig.from_pretrained(x)"
+    assert len(set(risky(ast.parse(examples)))) == 5

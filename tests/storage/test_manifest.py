@@ -49,11 +49,19 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_found(folder, name):
+def test_damage_is_found(folder, name, monkeypatch):
+    monkeypatch.setattr(manifest, "SMALL", 0)
     damage, message = DAMAGE[name]
     damage(folder / "model.safetensors")
     assert re.search(message, manifest.fault(folder))
     assert (manifest.fault(folder, deep=False) is None) == (name == "flipped")  # what sizes alone do not show
+
+
+def test_small_files_are_always_read(folder):
+    """A changed digit in run.yaml is as many bytes, and another run."""
+    (folder / "run.yaml").write_text("a: 2\n")
+    found = manifest.fault(folder, deep=False)
+    assert "run.yaml" in found and found == manifest.fault(folder)
 
 
 @pytest.mark.parametrize("at", [0, 5119, 10239])
