@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import signal
+import tempfile
 
 import pytest
 import yaml
@@ -41,10 +42,10 @@ BASE = {
 }
 # What makes a run long or large, leaves the machine, or needs more of it than a test may ask for.
 LEFT_OUT = (
-    "max_steps", "max_iters", "num_train_epochs", "gradient_accumulation_steps", "dataloader_num_workers", "eval_num_workers",
-    "dataloader_prefetch_factor", "per_device_train_batch_size", "per_device_eval_batch_size", "tune_batch_size",
-    "torch_compile", "push_to_hub", "hub_always_push", "sample_tokens", "sample_count", "lora_r", "devices", "ddp_timeout",
-    "use_mps_device", "full_determinism", "enable_jit_checkpoint", "skip_memory_metrics", "preload_data",
+    "max_steps", "max_iters", "num_train_epochs", "gradient_accumulation_steps", "dataloader_num_workers",
+    "eval_num_workers", "dataloader_prefetch_factor", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "tune_batch_size", "torch_compile", "push_to_hub", "hub_always_push", "sample_tokens", "sample_count", "lora_r",
+    "devices", "ddp_timeout", "use_mps_device", "full_determinism", "global_batch_size",
 )  # fmt: skip
 OPTIMIZERS = ("adamw_torch", "sgd", "adafactor", "SGD", "AdamW", "Rprop", "lion", "adagrad", "rmsprop")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup", "inverse_sqrt", "cosine_with_restarts", "polynomial", "StepLR",
@@ -98,7 +99,7 @@ def outcome(folder, recipe):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    inside = (str(folder / "out"), "out", os.environ["KEEL_HOME"])
+    inside = (str(folder / "out"), "out", os.environ["KEEL_HOME"], f"{tempfile.gettempdir()}/torchinductor")
     elsewhere = [each for each in changes if not any(f"'{place}" in each for place in inside)]
     return code, [line for line in err.getvalue().splitlines() if line.startswith("error:")], elsewhere
 
@@ -107,6 +108,7 @@ def test_runs_with_settings_put_in_at_random(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     write_set(tmp_path / "data", tokens=(200, 60))
+    assert outcome(tmp_path, BASE)[:2] == (0, [])  # and all is imported
     codes = []
 
     @settings(

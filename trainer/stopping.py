@@ -1,0 +1,115 @@
+"""Where a step ends, and a run that is told to stop leaves: a part of `Trainer`."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from .checkpoint_writer import SavesFailed
+from .checkpointing import quietly_deferred
+from .evaluating import EvaluationLeft
+from .positions import positions_instead_of_skipping
+from .preemption import Preempted
+from .run_folder import is_evaluation
+
+STEP, EPOCH = "step", "epoch"  # whose end it is
+
+
+class Stopping(transformers.Trainer):
+    """Logs, evaluations and saves at a step's end; told to stop, it saves there and says what is still to be done."""
+
+    def _run_epoch(self, *, model: nn.Module, epoch: int, start_time: float, **options: Any) -> None:
+        self._finish_step(model, epoch, start_time)
+        if self.control.should_training_stop:
+            return
+        with positions_instead_of_skipping():
+            super()._run_epoch(model=model, epoch=epoch, start_time=start_time, **options)
+
+    def _finish_step(self, model: nn.Module, epoch: int, start_time: float) -> None:
+        """What a resumed run's last step had still to do when it was told to stop: see `stop_here`."""
+        due, self.due = self.due, {}
+        if not due:
+            return
+        known = (self._tr_loss, due["grad_norm"], model, None, epoch, None, start_time, due["learning_rate"])
+        self.control.should_evaluate, self.control.should_save = due["evaluate"], due["save"]
+        self._maybe_log_save_evaluate(*known)
+        if due["epoch"]:
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            self._maybe_log_save_evaluate(*known)
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.checkpoint_dir) if trial is None else super()._get_output_dir(trial)
+
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: torch.Tensor,
+        grad_norm: torch.Tensor | float | None,
+        model: nn.Module,
+        trial: Any,
+        epoch: float,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        learning_rate: float | None = None,
+    ) -> None:
+        """The end of a step or of an epoch: where a run that was told to stop does so."""
+        is_told, saves = self.checkpointing.look(), self.control.should_save
+        evaluates = self.control.should_evaluate
+        if is_told:
+            self.control.should_evaluate = self.control.should_save = False
+        try:
+            with quietly_deferred(self.callback_handler):
+                super()._maybe_log_save_evaluate(
+                    tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate
+                )
+        except EvaluationLeft:
+            is_told, saves = True, saves or self.control.should_save
+        if is_told:
+            self.stop_here(evaluates, saves, grad_norm, learning_rate)
+
+    def stop_here(
+        self, evaluates: bool, saves: bool, grad_norm: torch.Tensor | float | None, learning_rate: float | None
+    ) -> None:
+        """Saves the state and leaves.
+
+        What is left of this step is done first when the run goes on: its evaluation, a save that follows from it, and
+        the end of the epoch, if it was the epoch's last.
+
+        Args:
+            evaluates, saves: Whether an evaluation and a save are due.
+            grad_norm, learning_rate: Of the step, for the log line of the epoch.
+
+        Raises:
+            Preempted: always.
+        """
+        step, is_epochs_end = self.state.global_step, abs(self.state.epoch - round(self.state.epoch)) < 1e-6
+        due = {"evaluate": evaluates, "save": saves and evaluates, "epoch": is_epochs_end and self.phase == STEP}
+        if any(due.values()):
+            due |= {"grad_norm": None if grad_norm is None else float(grad_norm), "learning_rate": learning_rate}
+        else:
+            due = {}
+        if evaluates:  # some sets of it may be evaluated and logged already
+            begun = [each for each in self.state.log_history if each.get("step") == step and is_evaluation(each)]
+            self.state.log_history = [each for each in self.state.log_history if each not in begun]
+        with self._not_training():
+            self.guard.settle()
+            with contextlib.suppress(SavesFailed):
+                self.checkpointing.save(due, is_stopgap=evaluates or not saves)
+                self.checkpointing.settle()
+        raise Preempted(self.signals.received or "another process", step, self.checkpointing.was_saved)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self._not_training():
+            self.guard.settle()
+            self.checkpointing.save()
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        if self.due:  # of the last epoch's last step: no epoch has begun
+            self._finish_step(self.model_wrapped, int(self.state.epoch), start_time)
+        self.checkpointing.settle()
+        return super()._finalize_training(trial, num_train_samples, start_time)
