@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from loader.cli import CONFIG_ERROR, CRASHED, print_problems, process_rank, refu
 from loader.errors import ConfigError
 from loader.hyper import HyperArguments
 from loader.run_config import RunConfig, with_dims
-from storage.checkpoints import sweep
+from storage.checkpoints import recover, sweep
 from storage.lock import RunLock
 from trainer.preemption import EXIT_CODE, Preempted, Signals, ignore_signals
 
@@ -71,7 +72,6 @@ def carry_out(run: RunConfig, signals: Signals) -> Any:
     with contextlib.ExitStack() as held:
         for lock in locks:
             refusing(held.enter_context, lock)
-            sweep(lock.folder)
             sweep(lock.folder)
         trainer.locks = locks
         if trainer.is_world_process_zero():
@@ -135,14 +135,16 @@ def chosen_checkpoint(run: RunConfig, args: Any) -> tuple[Path | None, list[str]
 
     found: Any = None
     try:
-        found = chosen(run, deep=True) if args.process_index == 0 else None
-    except ValueError as error:
+        if args.process_index == 0:
+            recover(run.checkpoint_dir)
+            found = chosen(run, deep=True)
+    except (ValueError, OSError) as error:
         found = error
     if args.world_size > 1:
         box = [found]
         broadcast_object_list(box)
         found = box[0]
-    if isinstance(found, ValueError):
+    if isinstance(found, (ValueError, OSError)):
         raise found
     return found
 
@@ -360,12 +362,14 @@ def averaging(run: RunConfig) -> Any:
 def change_on_resume(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, checkpoint: Path | None) -> list[str]:
     """What a resumed run was given otherwise than the run that wrote its checkpoint reaches the Trainer, and
     `resumed.json`; the lines that say so. A ValueError where the run may not go on."""
+    from loader.earlier_run import changed_data
     from loader.resume_contract import resume_changes
 
     if checkpoint is None:
         return []
     changes = resume_changes(run, checkpoint)
-    changed_data(run, bundle, checkpoint, changes)
+    if other := changed_data(bundle.files, checkpoint):
+        changes.data(run, checkpoint, other)
     if changes.problems:
         raise ConfigError(changes.problems)
     earlier, settings = changes.earlier, trainer.settings
@@ -379,14 +383,6 @@ def change_on_resume(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, ch
     if history := changes.history(checkpoint):
         trainer.files["resumed.json"] = history
     return changes.lines
-
-
-def changed_data(run: RunConfig, bundle: Any, checkpoint: Path, changes: Any) -> None:
-    """Other data than a checkpoint was trained on is one more change."""
-    from loader.earlier_run import changed_data
-
-    if found := changed_data(bundle.files, checkpoint):
-        changes.data(run, checkpoint, found)
 
 
 def optimizer_plan(run: RunConfig, adapted: Any) -> Any:
@@ -467,3 +463,7 @@ if __name__ == "__main__":
         main()
     finally:
         ignore_signals()  # the exit code stands: what comes now comes too late
+        for (
+            child
+        ) in multiprocessing.active_children():  # a loader's worker may hang in a dead mount, and hears no SIGTERM
+            child.kill()

@@ -46,18 +46,23 @@ class Facts:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        return self.state.get("stateful_callbacks", {}).get(POSITION, {}).get("steps_per_epoch")
+        found: Any = self.state.get("stateful_callbacks")
+        for name in (POSITION, "steps_per_epoch"):
+            found = found.get(name) if isinstance(found, dict) else None
+        return found if type(found) is int and found > 0 else None
 
     @property
-    def course(self) -> dict[str, Any] | None:
-        """See `trainer.schedules.Course`."""
-        return self.schedule.get("course")
+    def course_end(self) -> int:
+        """The step at which the learning rate's course ends: see `trainer.schedules.Course`."""
+        course = self.schedule.get("course")
+        found = course.get("total") if isinstance(course, dict) else None
+        return found if type(found) is int else self.total
 
     @property
     def batch(self) -> tuple[int, int, int] | None:
         """Batch per device, accumulated batches, processes."""
         found = tuple(self.manifest.get(name) for name in (PER_DEVICE, ACCUMULATED, "world_size"))
-        return found if all(isinstance(each, int) for each in found) else None
+        return found if all(type(each) is int and each > 0 for each in found) else None
 
 
 def _mapping(path: Path) -> dict[str, Any]:

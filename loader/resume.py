@@ -17,6 +17,7 @@ from .run_config import RunConfig, read_saved
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 PICKLES = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin")
 OPTIMIZER_PART = re.compile(r"optimizer-\d{5}-of-\d{5}\.json")  # of one process, where each holds its share
+ENGINES = re.compile(r"global_step\d+/.*optim_states\.pt")  # DeepSpeed's own, which its engine loads
 NEWEST = "newest"  # as auto, but a run without a checkpoint is a mistake
 NO_WORDS, AUTO_WORDS = ("false", "no", "none"), ("auto", "true", "yes", NEWEST)
 
@@ -81,7 +82,7 @@ def fault(checkpoint: Path, deep: bool = False) -> str | None:
     """What a checkpoint lacks to continue exactly (`has no optimizer.json`), or None when it is whole.
 
     Args:
-        deep: Read every file and compare its SHA-256 with the manifest's; otherwise sizes alone, in a moment.
+        deep: Read every file and compare its SHA-256 with the manifest's; otherwise only the small ones.
     """
     try:
         there = {path.name for path in checkpoint.iterdir()}
@@ -109,7 +110,7 @@ def _incomplete(checkpoint: Path) -> str | None:
     for name in needed:
         if name not in names:
             return f"has no {name}"
-    if not any(name == "optimizer.json" or OPTIMIZER_PART.fullmatch(name) for name in names):
+    if not any(name == "optimizer.json" or OPTIMIZER_PART.fullmatch(name) or ENGINES.fullmatch(name) for name in names):
         return "has no optimizer.json"
     return None
 

@@ -28,10 +28,10 @@ KEYS: dict[str, tuple[str, ...]] = {
         "log_on_each_node", "log_level", "log_level_replica", "disable_tqdm", "run_name", "project",
         "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "logging", "no_decay_verbose",
         "grad_clip_threshold", "benchmark_train_step", "skip_memory_metrics", "debug",
-        "save_strategy", "save_steps", "save_total_limit", "save_only_model", "save_on_each_node",
-        "enable_jit_checkpoint", "checkpointing", "save_in_background", "max_failed_saves", "stop_after_nonfinite",
+        "save_strategy", "save_steps", "save_total_limit", "save_only_model", 
+        "checkpointing", "save_in_background", "max_failed_saves", "stop_after_nonfinite",
         "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
-        "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push",
+        "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", 
         "hub_revision", "sample_tokens", "sample_prompt", "sample_count", "sample_temperature", "sample_top_k",
         "early_stopping.verbose", "early_stopping.log_rank_zero_only",
         # how the data gets there, not which

@@ -56,7 +56,7 @@ def check_length(run: RunConfig, found: Any, name: str, setting: str) -> tuple[l
     if not depends_on_length(run) or found.schedule_changed:
         problems = _over(run, found, name, setting) if choice == "rebase" and not found.schedule_changed else []
         return problems, f"length: {said}"
-    ends = course_end(facts)
+    ends = facts.course_end
     if choice is None:
         return [
             f"{said}, and {run.hyper.lr_scheduler_type} falls towards the end: say which with --resume_schedule: keep "
@@ -77,7 +77,7 @@ def check_length(run: RunConfig, found: Any, name: str, setting: str) -> tuple[l
 
 def _over(run: RunConfig, found: Any, name: str, setting: str) -> list[str]:
     """Nothing is left of a course to rebase, or no end to spread it to."""
-    ends = course_end(found.facts)
+    ends = found.facts.course_end
     if run.is_endless or ends >= ENDLESS:
         return [
             f"`resume_schedule: rebase`{run.place('resume_schedule')} with {setting}: a run without an end has none to "
@@ -90,11 +90,6 @@ def _over(run: RunConfig, found: Any, name: str, setting: str) -> list[str]:
         f"at {name} (it ended at step {ends:,}), nothing is left of it to spread; name an earlier checkpoint, or "
         "another lr_scheduler_type with --resume_changed allow"
     ]
-
-
-def course_end(facts: Any) -> int:
-    """The step at which the learning rate's course ends."""
-    return (facts.course or {}).get("total", facts.total)
 
 
 def total_steps(run: RunConfig, facts: Any) -> int | float | None:

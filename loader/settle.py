@@ -23,7 +23,7 @@ WARM_UPS = ("warmup_steps", "warmup_ratio", "warmup_epochs")
 ACTS_THROUGH = {
     **{
         f"hub_{each}": ("push_to_hub", True)
-        for each in ("model_id", "strategy", "private_repo", "always_push", "revision")
+        for each in ("model_id", "private_repo", "revision")
     },
     "greater_is_better": ("metric_for_best_model", None),
     "gradient_checkpointing_kwargs": ("gradient_checkpointing", True),

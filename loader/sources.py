@@ -17,14 +17,13 @@ MOST_BYTES = 4 * 2**20  # of a file: a thousand times what a long configuration 
 # More nodes than any configuration needs: aliases that multiply one another ("billion laughs") end here.
 MOST_NODES = 50_000
 MOST_LEVELS = 50  # of mappings and lists in one another
-MOST_DIGITS = 1000  # of a number; the time that YAML's patterns for numbers take grows with the square of it
 
 # A package's name has no dots here: to look up `a.b` Python imports `a`.
 EXPANDED = re.compile(
     r"\$?\$\{(?:env:(?P<variable>[A-Za-z_]\w*)(?::(?P<default>[^}]*))?|package:(?P<package>[A-Za-z_]\w*))\}", re.ASCII
 )
 DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)")
-EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
+EXPONENT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+")
 PREFIX = "tag:yaml.org,2002:"
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 RESOLVER = yaml.resolver.Resolver()
@@ -97,7 +96,7 @@ def display_path(path: str | os.PathLike) -> str:
 
 def _compose(text: str, source: str) -> yaml.Node | None:
     try:
-        _refuse_crashes(text, source)
+        _refuse_depth(text, source)
         return yaml.compose(text, Loader=Loader)
     except ConfigError:
         raise
@@ -113,31 +112,18 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         raise ConfigError(f"{source} is not valid YAML: {type(error).__name__}: {error}") from None
 
 
-def _refuse_crashes(text: str, source: str) -> None:
-    """What PyYAML would not survive, found in the document's events, which need no calls in one another.
-
-    Composing goes one call deeper with each level of nesting, and libyaml's calls end in a crash; a number of 100,000
-    digits takes PyYAML's patterns two minutes.
-    """
+def _refuse_depth(text: str, source: str) -> None:
+    """Composing goes one call deeper with each level, and libyaml's calls end in a crash; its events need none."""
     depth = 0
     for event in yaml.parse(text, Loader=Loader):
-        where = f"{source}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
-        where = "the value" if source == SET.source else where
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MOST_LEVELS:
+                mark = event.start_mark
+                where = "the value" if source == SET.source else f"{source}:{mark.line + 1}:{mark.column + 1}"
                 raise ConfigError(f"{where} is nested too deeply: more than {MOST_LEVELS} levels")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        elif isinstance(event, yaml.ScalarEvent) and not event.style:
-            _refuse_long_number(event.value, where)
-
-
-def _refuse_long_number(text: str, where: str) -> None:
-    if len(text) > MOST_DIGITS and text[0] in "+-.0123456789":
-        raise ConfigError(
-            f"{where} begins like a number and has {len(text):,} characters; shorten it, or quote what is text"
-        )
 
 
 class _Builder:
@@ -206,7 +192,6 @@ class _Builder:
             return Node(text, origin)
         tag = node.tag
         if text != node.value:
-            _refuse_long_number(text, f"a value{origin.place}")
             tag = _tag(text)
         return Node(_bare_value(text, tag.removeprefix(PREFIX)), origin, text=text)
 

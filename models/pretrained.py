@@ -12,6 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
@@ -112,6 +113,8 @@ def reason(error: Exception) -> str:
     if "use_safetensors" in text:
         return f"it has no {WEIGHTS}; weights that are pickled are not read, for reading a pickle can run code"
     line = text.split("\n")[0]
+    if isinstance(error, SafetensorError):
+        return f"its weights are damaged ({line})"
     return line if line and isinstance(error, KNOWN_ERRORS) else f"{type(error).__name__} {line}".strip()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fs.h
+REPLACED = ".replaced-"  # a folder whose name is just being given to a newer one
 LEAVING = ".deleting-"  # a folder on its way out; never a name that is looked for
 MASK = os.umask(0o077)  # can only be read by setting it: here, before there are threads that make files
 os.umask(MASK)
@@ -28,7 +29,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
@@ -72,7 +73,7 @@ def publish(staged: Path, final: Path) -> None:
     where the system has that; elsewhere there is none for a moment, but never a mixture.
     """
     sync_tree(staged)
-    outdated = final.with_name(f"{LEAVING}{final.name}")
+    outdated = final.with_name(f"{REPLACED}{final.name}")
     shutil.rmtree(outdated, ignore_errors=True)  # left by a killed process
     if not os.path.lexists(final):
         os.rename(staged, final)

@@ -8,11 +8,11 @@ import shutil
 import socket
 from pathlib import Path
 
-from .atomic import LEAVING
+from .atomic import LEAVING, REPLACED
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 STAGING = ".saving-"
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # of `atomic.write_text`
+TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)\.tmp")  # of `atomic.write_text`
 STAGED = re.compile(re.escape(STAGING) + r"(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)")
 
 
@@ -38,6 +38,17 @@ def host() -> str:
     return socket.gethostname().partition(".")[0] or "localhost"
 
 
+def recover(folder: Path) -> list[str]:
+    """Gives checkpoints their names back that were being replaced when a process was killed, on a file system where two
+    names cannot change places in one call; returns the names."""
+    found = sorted(folder.glob(f"{REPLACED}checkpoint-*")) if folder.is_dir() else []
+    names = [path.name.removeprefix(REPLACED) for path in found]
+    lost = [name for name in names if not (folder / name).exists()]
+    for name in lost:
+        os.rename(folder / f"{REPLACED}{name}", folder / name)
+    return lost
+
+
 def sweep(folder: Path) -> list[str]:
     """Deletes what dead processes left half-written or half-deleted; returns the names.
 
@@ -47,20 +58,21 @@ def sweep(folder: Path) -> list[str]:
     gone = []
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
-            staged = STAGED.fullmatch(path.name)
-            if path.name.startswith(LEAVING) or (staged and not _is_alive(staged)):
+            staged, temporary = STAGED.fullmatch(path.name), TEMPORARY.fullmatch(path.name)
+            is_leaving = path.name.startswith((LEAVING, REPLACED))
+            if is_leaving or (staged and not _is_alive(staged["host"], staged["pid"])):
                 shutil.rmtree(path, ignore_errors=True)
                 gone.append(path.name)
-            elif TEMPORARY.fullmatch(path.name) and (path.is_symlink() or path.is_file()):
+            elif temporary and not path.is_dir() and not _is_alive(host(), temporary["pid"]):
                 path.unlink(missing_ok=True)
                 gone.append(path.name)
     return gone
 
 
-def _is_alive(staged: re.Match) -> bool:
-    """Whether the process that made a staging folder still runs here. This very process left it in an earlier save."""
-    pid = int(staged["pid"])
-    if staged["host"] != host() or pid == os.getpid():
+def _is_alive(where: str, number: str) -> bool:
+    """Whether a process that left something still runs here; this very one left it in an earlier save."""
+    pid = int(number)
+    if where != host() or pid == os.getpid():
         return False
     try:
         os.kill(pid, 0)

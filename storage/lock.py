@@ -227,7 +227,14 @@ class RunLock:
         except FileNotFoundError:
             return None
         except OSError as error:
-            return f"{error.strerror}".encode()
+            return f"{error.strerror} {self._changed_at()}".encode()
+
+    def _changed_at(self) -> int:
+        """When a file that this user may not read was changed: there its holder's beat shows. Compared with itself."""
+        try:
+            return os.stat(self.path).st_mtime_ns
+        except OSError:
+            return 0
 
     def _is_ours(self) -> bool:
         return bool(self.token) and self.pid == os.getpid() and _facts(self._content()).get("token") == self.token

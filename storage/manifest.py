@@ -48,12 +48,18 @@ def publish_into(staged: Path, folder: Path, **facts: Any) -> None:
     readable(staged)
     sync_tree(staged)
     names = listed(staged)
+    try:
+        outdated = set(read(folder)["files"]) - set(names)
+    except ValueError:
+        outdated = set()
     (folder / NAME).unlink(missing_ok=True)
     for path in sorted(staged.iterdir()):
         target = folder / path.name
         if target.is_dir() and not target.is_symlink():
             remove(target)
         os.replace(path, target)
+    for name in outdated:  # of a former model, which this one replaces
+        (folder / name).unlink(missing_ok=True)
     sync_folder(folder)
     write(folder, names=names, **facts)
 
@@ -80,14 +86,18 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / NAME
     try:
-        if not stat.S_ISREG(os.lstat(path).st_mode) or path.stat().st_size > LARGEST:
-            raise ValueError(f"has a {NAME} that is no manifest")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        found = os.lstat(path)
+        is_one = stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST
+        text = path.read_bytes() if is_one else b""
     except FileNotFoundError:
         raise ValueError(f"has no {NAME}") from None
     except OSError as error:
         raise ValueError(f"cannot be read: {NAME}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    if not is_one:
+        raise ValueError(f"has a {NAME} that is no manifest")
+    try:
+        content = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"has a damaged {NAME}") from error
     _check(content)
     return content
@@ -101,12 +111,22 @@ def _check(content: Any) -> None:
     if any(type(content.get(name)) is not int or content[name] < 0 for name in ("step", "world_size")):
         raise ValueError(f"has a damaged {NAME}: step and world_size must be whole numbers")
     for name, facts in content["files"].items():
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or name == NAME:
+        if not _is_inside(name):
             raise ValueError(f"has a {NAME} that names {name!r}, which is no file of its folder")
         size, digest = (facts.get("size"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
         if type(size) is not int or size < 0 or not isinstance(digest, str) or not DIGEST.fullmatch(digest):
             raise ValueError(f"has a damaged {NAME}: the entry of {name!r}")
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name is one of a file below the folder."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a pair of code units
+        return False
+    parts = PurePosixPath(name).parts
+    is_relative = bool(parts) and not name.startswith("/") and ".." not in parts
+    return is_relative and "\\" not in name and "\0" not in name and name != NAME
 
 
 def fault(folder: Path, deep: bool = True) -> str | None:

@@ -268,7 +268,6 @@ PASSED_ON = {
         for name in (
             "logging_first_step", "logging_nan_inf_filter", "log_level", "disable_tqdm", "skip_memory_metrics",
             "use_cache", "save_only_model", "ignore_data_skip", "restore_callback_states_from_checkpoint",
-            "enable_jit_checkpoint",
         )
     },
     "debug": f"{TRANSFORMERS}debug_underflow_overflow",
@@ -278,9 +277,9 @@ PASSED_ON = {
 ONLY_ARRIVES = each(
     ARRIVES,
     "fp16 tf32 torch_compile_mode average_tokens_across_devices "
-    "log_on_each_node log_level_replica save_on_each_node "
+    "log_on_each_node log_level_replica "
     "trackio_space_id trackio_bucket_id trackio_static_space_id "
-    "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision "
+    "push_to_hub hub_token hub_private_repo hub_model_id hub_revision "
     "use_cpu accelerator_config ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers "
     "ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed",
 )

@@ -4,7 +4,6 @@ Twelve samples to train on and twelve held out; in batches of 4 an epoch has thr
 """
 
 import json
-import signal
 
 import torch
 from demonstration_files import write_act_episode
@@ -97,14 +96,13 @@ class Looks(TrainerCallback):
     """What a training and its evaluations were seen with; to be named in YAML."""
 
     def __init__(self):
-        self.dtypes, self.deterministic, self.terminates = set(), None, None
+        self.dtypes, self.deterministic = set(), None
 
     def on_prediction_step(self, args, state, control, model=None, **kwargs):
         self.dtypes |= {parameter.dtype for parameter in model.parameters()}
 
     def on_step_end(self, args, state, control, **kwargs):
         self.deterministic = torch.are_deterministic_algorithms_enabled()
-        self.terminates = signal.getsignal(signal.SIGTERM)
 
 
 def named(trainer, kind):

@@ -32,6 +32,13 @@ class MetricsFile(TrainerCallback):
             return
         record = {"step": state.global_step, **{name: _json_number(value) for name, value in logs.items()}}
         self.waiting += json.dumps(record) + "\n"
+        self._write()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.waiting:
+            self._write()
+
+    def _write(self) -> None:
         try:
             append(self.path, self.waiting)
         except OSError as error:

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from storage import manifest
-from storage.atomic import publish, readable
+from storage.atomic import publish, readable, sync
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PATIENCE = 1800.0  # seconds that the first process waits for the others' files
@@ -37,6 +37,7 @@ class Save:
         facts: What its manifest says beside the files: `world_size` and others.
         awaited: Files that other processes put there; each is written by one rename.
         publishes: Whether this process makes manifest and rename; of several only one does.
+        logs: Brought to the disk before the checkpoint, which stands for their lines.
         given_up: Set where another process could not write its part: there is nothing to wait for.
     """
 
@@ -47,6 +48,7 @@ class Save:
     facts: dict[str, Any]
     awaited: Sequence[str] = ()
     publishes: bool = True
+    logs: Sequence[Path] = ()
     given_up: threading.Event = field(default_factory=threading.Event)
 
 
@@ -123,6 +125,9 @@ def write(save: Save) -> None:
             _await(save)
             readable(save.staged)
             manifest.write(save.staged, step=save.step, **save.facts)
+            for path in save.logs:
+                if path.is_file():
+                    sync(path)
             publish(save.staged, save.final)
     except BaseException:
         with contextlib.suppress(OSError):

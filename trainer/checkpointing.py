@@ -35,14 +35,18 @@ from storage.checkpoints import staging
 
 from . import random_states, sharded, state_files
 from .agreement import Agreement
+from .callbacks import MetricsFile
 from .checkpoint_writer import CheckpointWriter, Save, SavesFailed, failure_line, is_storage_error
 from .ema import write_averages
 from .host_copies import HostCopies
 from .log_interval import FILE as INTERVAL
-from .log_interval import interval_facts
+from .log_interval import interval_facts, read_interval
+from .loggers import CsvLog
 from .run_folder import write_files
+from .samples import WriteSamples
 
 BETWEEN_LOOKS = 0.02  # seconds
+LOST = "another run has taken over this run's folder; this one writes nothing more and ends"
 WRITTEN_WITH = ("torch", "transformers", "accelerate", "safetensors", "peft", "bitsandbytes")
 
 
@@ -69,7 +73,7 @@ class Checkpointing:
         self.saved = self.not_saved = 0  # the newest that has ended, well or not
         self.failed = 0  # in a row
         self.last_good: str | None = None
-        self.news = [0, 0, 0]  # what all processes know: told to stop, `saved`, `not_saved`
+        self.news = [0, 0, 0, 0]  # what all processes know: told to stop, `saved`, `not_saved`, the lock is lost
 
     # ---- at step boundaries ----
 
@@ -85,7 +89,9 @@ class Checkpointing:
         Raises:
             SavesFailed: too many in a row did not.
         """
-        _, saved, not_saved = self.news
+        _, saved, not_saved, is_lost = self.news
+        if is_lost:
+            raise SavesFailed(LOST)
         if self.saving_state is None or self.number not in (saved, not_saved):
             return
         state, self.saving_state = self.saving_state, None
@@ -98,7 +104,7 @@ class Checkpointing:
     def settle(self) -> None:
         """Waits until the save under way has ended, on every process."""
         several = self.trainer.is_fsdp_enabled  # each writes a part: one that cannot must be heard by those that wait
-        while self.saving_state is not None and self.number not in self.news[1:]:
+        while self.saving_state is not None and self.number not in self.news[1:3]:
             self._fetch(wait=not several)
             self.news = self.agreement.at_once(self._own_news())
             time.sleep(BETWEEN_LOOKS if several else 0)
@@ -117,12 +123,20 @@ class Checkpointing:
     def close(self) -> None:
         """The training is over, whichever way."""
         self.writer.give_up_soon()
-        self.finish()
-        self.agreement.close()
+        try:
+            self.finish()
+        finally:
+            self.agreement.close()
 
     def _own_news(self) -> list[int]:
         signals = self.trainer.signals
-        return [int(signals is not None and signals.received is not None), self.saved, self.not_saved]
+        told = signals is not None and signals.received is not None
+        return [int(told), self.saved, self.not_saved, int(self.is_lost)]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another run has taken the folder over: nothing of it is written any more."""
+        return any(lock.lost for lock in self.trainer.locks)
 
     def _fetch(self, wait: bool) -> None:
         if self.writer.save is not None and self.news[2] == self.number:
@@ -161,27 +175,35 @@ class Checkpointing:
 
     # ---- saving ----
 
-    def save(self, due: Mapping[str, Any] | None = None, is_stopgap: bool = False) -> None:
+    def save(
+        self,
+        due: Mapping[str, Any] | None = None,
+        is_stopgap: bool = False,
+        generators: Mapping[str, Any] | None = None,
+    ) -> None:
         """Begins to save the state as it is now; one that is still being written is waited for.
 
         Args:
             due: What this step still has to do, by a word each: see `Trainer.stop_here`.
             is_stopgap: Nobody would have saved here, had the run not been told to stop.
+            generators: `random_states.states()` to go on from, where they are not those of now.
         """
         trainer = self.trainer
-        if any(lock.lost for lock in trainer.locks):
-            raise SavesFailed("another run has taken over this run's folder; this one writes nothing more and ends")
         self.settle()
+        if self.is_lost:
+            raise SavesFailed(LOST)
         step, due = trainer.state.global_step, due or {}
         final = trainer.checkpoint_dir / f"checkpoint-{step}"
         trainer.store_flos()
         self._note_best(final)
         trainer.keep.requested(trainer.state, is_stopgap)
-        staged = Path(self.agreement.first_says(str(staging(trainer.checkpoint_dir, final.name))))
+        # A part that another process was late with must not be taken for one of the next try.
+        staged = Path(self.agreement.first_says(str(staging(trainer.checkpoint_dir, f"{final.name}.{self.number}"))))
         if trainer.is_deepspeed_enabled:  # its engine writes by itself, all processes together
             trainer.model_wrapped.save_checkpoint(str(staged))
         goes_on = is_stopgap or not trainer.args.save_only_model
-        save = Save(step, staged, final, self._contents(final, due, goes_on), self._facts(), *self._parts(goes_on))
+        contents = self._contents(final, due, goes_on, generators or random_states.states())
+        save = Save(step, staged, final, contents, self._facts(), *self._parts(goes_on), self._logs())
         self.saving_state, self.number = copy.copy(trainer.state), self.number + 1
         if save.publishes or not trainer.is_unsharded:
             self.writer.begin(save)
@@ -216,7 +238,14 @@ class Checkpointing:
             "versions": _versions(),
         }
 
-    def _contents(self, final: Path, due: Mapping[str, Any], goes_on: bool) -> Callable[[Path], None]:
+    def _logs(self) -> list[Path]:
+        """What is written line by line beside the checkpoints: brought to the disk before one that stands for them."""
+        callbacks = self.trainer.callback_handler.callbacks
+        return [each.path for each in callbacks if isinstance(each, (MetricsFile, CsvLog, WriteSamples))]
+
+    def _contents(
+        self, final: Path, due: Mapping[str, Any], goes_on: bool, generators: Mapping[str, Any]
+    ) -> Callable[[Path], None]:
         """All that the checkpoint holds, as it is now: the function returned writes it, whenever it is called.
 
         Every process comes here, since each knows a part; of those with whole weights only the first writes.
@@ -225,8 +254,8 @@ class Checkpointing:
             goes_on: Whether training shall be able to go on from it.
         """
         trainer = self.trainer
-        random = self.agreement.everyone(random_states.states())
-        texts = {INTERVAL: interval_facts(trainer) | {"due": dict(due)}}
+        random = self.agreement.everyone(generators)
+        texts = {INTERVAL: state_files.split(interval_facts(trainer) | {"due": dict(due)})[0]}
         part = self._part() if goes_on else {}
         gathered = None if trainer.is_unsharded else trainer.weights()
         if not trainer.args.should_save:
@@ -293,6 +322,8 @@ class Checkpointing:
 
     def save_final(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """The model and what it needs, into the run's folder: file by file whole, its manifest last."""
+        if self.is_lost:
+            raise SavesFailed(LOST)
         staged = staging(folder, "model")
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
@@ -334,17 +365,16 @@ class Checkpointing:
         if states is not None:
             random_states.restore(states)
             return
-        random_states.start((args.seed << 20) + self.trainer.state.global_step + (args.process_index << 40))
-        line = f"process {args.process_index} is new to this run: it draws dropout from a seed of its own"
-        tqdm.write(line, file=sys.stderr)
+        random_states.start(args.seed, self.trainer.state.global_step, args.process_index)
+        known = len(list(folder.glob("rng-*.json")))
+        if args.process_index == known:  # the first of those that are new speaks for all
+            line = f"{args.world_size - known} of {args.world_size} processes are new: they draw dropout from new seeds"
+            tqdm.write(line, file=sys.stderr)
 
 
 def unfinished(folder: Path) -> dict[str, bool]:
     """What the step of a checkpoint still had to do when the run was told to stop: see `Trainer.stop_here`."""
-    try:
-        return json.loads((folder / INTERVAL).read_text(encoding="utf-8")).get("due", {})
-    except FileNotFoundError:
-        return {}
+    return read_interval(folder).get("due", {})
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from storage.atomic import remove, write_json
-from storage.checkpoints import checkpoints, step_of, sweep
+from storage.checkpoints import checkpoints, step_of
 
 from .metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
 
@@ -102,8 +102,6 @@ class KeepCheckpoints(TrainerCallback):
         self.output_dir = Path(args.output_dir)
         self.latest.begin(state.log_history)
         self._restore(state.stateful_callbacks.get(STATE_KEY), state)
-        if state.is_world_process_zero:
-            sweep(self.folder)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for monitor in sorted(self.missing):  # every evaluation set has had its turn by now

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .state_files import join
+
 FILE = "log_interval.json"
 
 
@@ -31,9 +33,17 @@ def interval_facts(trainer: Any) -> dict[str, Any]:
     }
 
 
+def read_interval(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says; empty where it says nothing."""
+    try:
+        return join(json.loads((folder / FILE).read_text(encoding="utf-8")), {})  # a loss may be infinite
+    except FileNotFoundError:
+        return {}
+
+
 def load_interval(trainer: Any, folder: Path | str) -> None:
     """Takes the sums up again; called once the Trainer has set its own to zero."""
-    facts = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+    facts = read_interval(Path(folder))
     device = trainer.args.device
     trainer._globalstep_last_logged = facts["last_logged"]
     trainer._tr_loss.fill_(facts["loss"])

@@ -65,13 +65,21 @@ class CsvLog(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         row = {"step": state.global_step, **logs}
+        was_late = bool(self.waiting)
+        self.waiting.append(row)
+        self._write(was_late)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.waiting:
+            self._write(was_late=True)
+
+    def _write(self, was_late: bool) -> None:
         try:
-            self._add([*self.waiting, row])
+            self._add(self.waiting)
             self.waiting = []
         except OSError as error:  # a full disk is no reason to end a training
-            if not self.waiting:
+            if not was_late:
                 tqdm.write(f"{self.path} cannot be written ({error.strerror}); its rows wait", file=sys.stderr)
-            self.waiting.append(row)
 
     def _add(self, rows: list[dict[str, Any]]) -> None:
         if self.columns is None:

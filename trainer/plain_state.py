@@ -1,4 +1,4 @@
-"""Optimizers whose state holds objects, saved as plain values: checkpoints are read with `weights_only=True`."""
+"""Optimizers whose state holds objects, saved as plain values: checkpoints hold no pickles."""
 
 from __future__ import annotations
 

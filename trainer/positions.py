@@ -51,10 +51,23 @@ class Position:
 
 
 def stored_position(checkpoint: Path) -> tuple[int, Position | None]:
-    """The step of a checkpoint, and how its steps count."""
+    """The step of a checkpoint, and how its steps count; None where it does not say.
+
+    Raises:
+        ValueError: what it says is no position.
+    """
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     stored = state.get("stateful_callbacks", {}).get(KEY)
-    return state["global_step"], Position(**stored) if stored else None
+    if stored is None:
+        return state["global_step"], None
+    try:
+        position = Position(**stored)
+    except TypeError:
+        position = Position(0, 0, 0)
+    numbers = [position.steps_per_epoch, position.samples_per_epoch, position.samples_per_step]
+    if any(type(each) is not int or each < 1 for each in numbers) or type(position.steps_before) is not int:
+        raise ValueError(f"{checkpoint / 'trainer_state.json'}: its {KEY} is damaged; take another checkpoint")
+    return state["global_step"], position
 
 
 @contextlib.contextmanager

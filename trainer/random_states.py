@@ -41,11 +41,13 @@ def restore(found: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(_tensor(found["cuda"]))
 
 
-def start(seed: int) -> None:
-    """Generators as new, all from one number."""
+def start(*numbers: int) -> None:
+    """Generators as new, from whole numbers ≥ 0: others for any other numbers."""
+    # Mixed into 32 bits, because the generators of numpy and of torch's CPU look at no more.
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed % 2**63)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def read(folder: Path, process: int) -> dict[str, Any] | None:

@@ -23,6 +23,8 @@ from torch.optim import lr_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 
+from .course import Course, stored_course
+
 # transformers' names without a warm-up of their own: one is put before them, as before torch's classes.
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 FOLLOWS_METRIC = ("reduce_lr_on_plateau", "greedy", "ReduceLROnPlateau")
@@ -100,31 +102,6 @@ class SchedulePlan:
         if self.warmup_epochs:
             return round(self.warmup_epochs * steps_per_epoch)
         return int(self.warmup_steps) if self.warmup_steps >= 1 else math.ceil(total_steps * self.warmup_steps)
-
-
-@dataclass(frozen=True)
-class Course:
-    """Which step of its schedule a run is at: the two differ once a run's length was changed.
-
-    From the run's step `start` on, where the schedule stood at `position`, it goes evenly to its end at `length`, which
-    it reaches at the run's step `total`.
-    """
-
-    length: int
-    "Steps that the schedule was made for."
-    total: int
-    start: int = 0
-    position: float = 0
-    held: bool = False
-    "Past its end the schedule stands still."
-
-    def at(self, step: int) -> float:
-        """The schedule's step, a fraction perhaps, at a step of the run."""
-        if self.held and step >= self.total:
-            return self.length
-        if self.length == self.total and self.start == self.position:
-            return step
-        return self.position + (self.length - self.position) * (step - self.start) / (self.total - self.start)
 
 
 class Schedule:
@@ -250,7 +227,7 @@ class Schedule:
     def _course_after(self, state: dict[str, Any]) -> Course:
         """The course of a schedule that goes on: as it was, or changed as the plan says where the length is another."""
         before = state.get("total_steps", self.total_steps)
-        course = Course(**state["course"]) if "course" in state else Course(before, before)
+        course = stored_course(state.get("course"), before)
         choice, now = self.plan.new_length, self.total_steps
         if before == now:
             return course

@@ -83,6 +83,7 @@ class StateOnDisk(transformers.Trainer):
             return
         self.checkpointing.restore(Path(checkpoint))
         self.resumed_from, self.due = checkpoint, unfinished(Path(checkpoint))
+        self.resumed_at = Path(checkpoint)
         self.guard.load(checkpoint)
         if self.ema is not None:
             self.ema.load(checkpoint)
@@ -94,7 +95,7 @@ class StateOnDisk(transformers.Trainer):
             self.checkpointing.restore_scaler(Path(checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
+        if checkpoint is not None and self.resumed_at is not None:  # else an evaluation has gone on from there
             self.checkpointing.restore_random(Path(checkpoint))
 
     def _change_on_resume(self) -> None:

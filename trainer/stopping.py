@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import nn
 
+from . import random_states
 from .checkpoint_writer import SavesFailed
 from .checkpointing import quietly_deferred
 from .evaluating import EvaluationLeft
@@ -34,6 +35,10 @@ class Stopping(transformers.Trainer):
         due, self.due = self.due, {}
         if not due:
             return
+        # Evaluations may draw random numbers: they begin where they would have, and training goes on where they end.
+        self._load_rng_state(str(self.resumed_at))
+        self.resumed_at = None
+        self.control.should_training_stop |= due["stop"]
         known = (self._tr_loss, due["grad_norm"], model, None, epoch, None, start_time, due["learning_rate"])
         self.control.should_evaluate, self.control.should_save = due["evaluate"], due["save"]
         self._maybe_log_save_evaluate(*known)
@@ -60,6 +65,7 @@ class Stopping(transformers.Trainer):
         """The end of a step or of an epoch: where a run that was told to stop does so."""
         is_told, saves = self.checkpointing.look(), self.control.should_save
         evaluates = self.control.should_evaluate
+        generators = random_states.states() if evaluates else None
         if is_told:
             self.control.should_evaluate = self.control.should_save = False
         try:
@@ -70,10 +76,15 @@ class Stopping(transformers.Trainer):
         except EvaluationLeft:
             is_told, saves = True, saves or self.control.should_save
         if is_told:
-            self.stop_here(evaluates, saves, grad_norm, learning_rate)
+            self.stop_here(evaluates, saves, grad_norm, learning_rate, generators)
 
     def stop_here(
-        self, evaluates: bool, saves: bool, grad_norm: torch.Tensor | float | None, learning_rate: float | None
+        self,
+        evaluates: bool,
+        saves: bool,
+        grad_norm: torch.Tensor | float | None,
+        learning_rate: float | None,
+        generators: Any,
     ) -> None:
         """Saves the state and leaves.
 
@@ -83,12 +94,16 @@ class Stopping(transformers.Trainer):
         Args:
             evaluates, saves: Whether an evaluation and a save are due.
             grad_norm, learning_rate: Of the step, for the log line of the epoch.
+            generators: Of random numbers, as they were before the evaluation.
 
         Raises:
             Preempted: always.
         """
         step, is_epochs_end = self.state.global_step, abs(self.state.epoch - round(self.state.epoch)) < 1e-6
-        due = {"evaluate": evaluates, "save": saves and evaluates, "epoch": is_epochs_end and self.phase == STEP}
+        is_last = self.control.should_training_stop or self.control.should_epoch_stop
+        ends_epoch = (is_epochs_end or is_last) and self.phase == STEP
+        due = {"evaluate": evaluates, "save": saves and evaluates, "epoch": ends_epoch}
+        due["stop"] = self.control.should_training_stop
         if any(due.values()):
             due |= {"grad_norm": None if grad_norm is None else float(grad_norm), "learning_rate": learning_rate}
         else:
@@ -96,12 +111,14 @@ class Stopping(transformers.Trainer):
         if evaluates:  # some sets of it may be evaluated and logged already
             begun = [each for each in self.state.log_history if each.get("step") == step and is_evaluation(each)]
             self.state.log_history = [each for each in self.state.log_history if each not in begun]
+        before = self.checkpointing.number
         with self._not_training():
             self.guard.settle()
             with contextlib.suppress(SavesFailed):
-                self.checkpointing.save(due, is_stopgap=evaluates or not saves)
+                self.checkpointing.save(due, evaluates or not saves, generators)
                 self.checkpointing.settle()
-        raise Preempted(self.signals.received or "another process", step, self.checkpointing.was_saved)
+        is_saved = self.checkpointing.number > before and self.checkpointing.was_saved
+        raise Preempted(self.signals.received or "another process", step, is_saved)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with self._not_training():

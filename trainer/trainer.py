@@ -115,6 +115,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
         self.resuming_from: Path | None = None
         self.position = Position(1, 1, 1)
         self.new_length: int | None = None  # steps, where a resumed run has been given others
+        self.resumed_at: Path | None = None  # where the generators of random numbers are still to be taken up
         self.due: dict[str, Any] = {}  # what a resumed run's last step had still to do
         self.phase = STEP
         self.locks: Sequence[Any] = ()  # of the folders that are written to; `lost` where another run has one now
@@ -490,7 +491,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
             return outcome
         except Preempted:
             for each in self.callback_handler.callbacks:
-                if isinstance(each, TensorBoardCallback):  # it would lose what it has not written yet
+                if isinstance(each, (TensorBoardCallback, MetricsFile, CsvLog)):  # write what they have not yet
                     each.on_train_end(self.args, self.state, self.control)
             raise
         except EvaluationLeft:  # of the one before the first step

@@ -17,6 +17,7 @@ from configurations import fitting, key_paths
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from text_sets import write_set
+from transformers.utils import logging
 
 import train
 from loader.schema import scalar_keys
@@ -25,7 +26,7 @@ from loader.validate import members
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = int(os.environ.get("KEEL_FUZZ_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("KEEL_FUZZ_EXAMPLES", "30"))
 LONGEST = 60  # seconds
 BASE = {
     "task_name": "text",
@@ -104,7 +105,15 @@ def outcome(folder, recipe):
     return code, [line for line in err.getvalue().splitlines() if line.startswith("error:")], elsewhere
 
 
-def test_runs_with_settings_put_in_at_random(tmp_path, monkeypatch):
+@pytest.fixture
+def as_quiet_as_before():
+    """A run's `log_level` stays with the process."""
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
+
+
+def test_runs_with_settings_put_in_at_random(tmp_path, monkeypatch, as_quiet_as_before):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     write_set(tmp_path / "data", tokens=(200, 60))

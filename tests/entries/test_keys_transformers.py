@@ -282,7 +282,7 @@ def test_ignore_data_skip(run):
     run(f"{EACH_STEP}\nmax_steps: 4".replace("\nmax_steps: 6", ""), out="whole")
     seen = {}
     for wanted in ("false", "true"):
-        text = f"{EACH_STEP}\nignore_data_skip: {wanted}".replace("max_steps: 6", "max_steps: 4")
+        text = f"{EACH_STEP}\nresume_changed: allow\nignore_data_skip: {wanted}".replace("max_steps: 6", "max_steps: 4")
         seen[wanted] = run(text, out=wanted, resume_from_checkpoint=run.folder / "whole" / "checkpoint-2")
     assert same(weights(seen["false"]), load_file(run.folder / "whole" / "model.safetensors"))
     assert not same(weights(seen["true"]), weights(seen["false"]))
@@ -294,15 +294,6 @@ def test_restore_callback_states_from_checkpoint(run):
         text = f"{EACH_STEP}\ncallbacks: [small_runs.Counts]\nrestore_callback_states_from_checkpoint: {wanted}"
         trainer = run(text, out=wanted, resume_from_checkpoint=run.folder / "whole" / "checkpoint-4")
         assert named(trainer, Counts).steps == steps
-
-
-def test_enable_jit_checkpoint(run, as_before):
-    """A training told to end saves first, so it listens for the signal."""
-    looks = "callbacks: [small_runs.Looks]"
-    plain = named(run(looks, out="a", max_steps=1), Looks).terminates
-    listening = named(run(f"{looks}\nenable_jit_checkpoint: true", out="b", max_steps=1), Looks).terminates
-    assert plain in (signal.SIG_DFL, signal.default_int_handler) and callable(listening)
-    assert "jit_checkpoint" in type(listening.__self__).__module__
 
 
 def test_optim_args(run):

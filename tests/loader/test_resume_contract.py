@@ -2,21 +2,30 @@
 
 import itertools
 import json
+from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from checkpoint_folders import write_checkpoint
 
 from loader import checks, resume, resume_classes, show
+from loader.component import component_module, shipped
 from loader.hyper import HyperArguments
 from loader.resume_classes import EVALUATION, HARMLESS, IMPOSSIBLE, RULED, TRAJECTORY, class_of
-from loader.resume_contract import resume_changes, settings_of, unclassed
+from loader.resume_contract import resume_changes
 from loader.resume_length import depends_on_length, ends_at_nothing
+from loader.resume_settings import settings_of
 from loader.run_config import read_saved, resolve
-from loader.schema import TAKEN_OVER, scalar_keys
+from loader.schema import TAKEN_OVER, keys_of, scalar_keys
+from loader.sections import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS, SECTIONS, ParameterGroup
 from loader.trainer_fields import trainer_fields
+from storage import manifest
 from trainer import schedules
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+LOCKED = f"transformers=={version('transformers')}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
+pinned = pytest.mark.skipif(not LOCKED, reason="fields of TrainingArguments come and go with its versions")
 BASE = "max_steps: 100\nmodel: {hidden_dim: 16}\nweight_decay: 0.1\noptimizer: {amsgrad: false}\n"
 
 
@@ -44,14 +53,38 @@ def file(folder, name, text):
 # ---- classes ----
 
 
+def unclassed():
+    """Keys of a configuration that have no class."""
+    keys = [name for name in scalar_keys() if name not in TAKEN_OVER]
+    declared = {**OPTIONAL_SECTIONS, **FREE_SECTIONS, "param_groups": ParameterGroup}
+    keys += [f"{section}.{name}" for section, kind in declared.items() for name in keys_of(kind)] + ["callbacks"]
+    for section in COMPONENTS:
+        keys.append(f"{section}.name")
+        for name in shipped(section):
+            keys += [f"{section}({name}).{key}" for key in keys_of(component_module(section, name).Config)]
+    return [key for key in keys if class_of(key) is None]
+
+
 def test_every_key_has_a_class():
     assert unclassed() == []
 
 
+@pinned
 def test_every_field_of_training_arguments_is_listed_by_itself():
     listed = set(itertools.chain(*resume_classes.KEYS.values()))
     missing = [name for name in {*scalar_keys(), *trainer_fields()} if name not in {*listed, *TAKEN_OVER}]
     assert not missing, f"say in loader/resume_classes.py what a change of {', '.join(missing)} does to a resumed run"
+
+
+@pinned
+def test_every_listed_key_exists():
+    known = {*scalar_keys(), *trainer_fields(), *SECTIONS, "extends"}
+    for key in itertools.chain(*resume_classes.KEYS.values()):
+        section, _, name = key.partition("(")
+        component, _, own = name.partition(").")
+        if name:
+            assert own in keys_of(component_module(section, component).Config), key
+        assert section.split(".")[0] in known, key
 
 
 def test_no_key_has_two_classes():
@@ -342,6 +375,24 @@ def test_other_samples_a_step_are_refused_with_what_to_set(resumed, monkeypatch)
     assert "it needs a number of processes that divides it, not 3" in problem
 
 
+def test_several_data_sets_are_drawn_by_the_batch(resumed):
+    """There the size of a micro-batch decides which samples there are; its product with others alone does not count."""
+    text = "task_name: text\nmodel_config: gpt\nmax_steps: 100\nglobal_batch_size: 8\nlr_scheduler_type: constant\n"
+    single = text + "dataset: {path: a}\n"
+    assert resumed(single, single, ["per_device_train_batch_size=4"]).problems == []
+    several = text + "dataset: {mode: multidataset, path: [a, b]}\n"
+    (problem,) = resumed(several, several, ["per_device_train_batch_size=4"]).problems
+    assert "each batch is of one of them" in problem and "set per_device_train_batch_size 8" in problem
+    moving = (
+        text
+        + "dataset: {mode: multidataset, path: [a, b], sampling_probs: [0.5, 0.5], sampling_probs_final: [0.1, 0.9]}\n"
+    )
+    assert resumed(moving, moving, ["max_steps=100"]).problems == []
+    (problem,) = resumed(moving, moving, ["max_steps=200"]).problems
+    assert "moves where dataset.sampling_probs_final is reached" in problem
+    assert len(resumed(moving, moving, ["max_steps=200", "resume_changed=allow"]).lines) == 2
+
+
 def test_a_run_in_epochs_keeps_its_batch(resumed):
     epochs = BASE.replace("max_steps: 100", "num_train_epochs: 4")
     (problem,) = resumed(epochs, epochs, ["per_device_train_batch_size=4", "resume_changed=allow"]).problems
@@ -395,7 +446,10 @@ def test_what_the_manifest_does_not_vouch_for_is_missing(checkpoint):
 
 
 def test_a_flipped_byte_shows_only_to_the_deep_look(checkpoint):
-    (checkpoint / "model.safetensors").write_bytes(b"wEights")
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(bytes(2 * manifest.SMALL))
+    manifest.write(checkpoint, step=40, world_size=1)
+    weights.write_bytes(b"\1" + bytes(2 * manifest.SMALL - 1))
     assert resume.fault(checkpoint) is None
     assert "has a damaged model.safetensors" in resume.fault(checkpoint, deep=True)
 

@@ -159,6 +159,21 @@ def test_a_plateau_keeps_its_reductions_when_its_options_change():
     assert after.get_last_lr()[0] == pytest.approx(0.05)
 
 
+def test_changed_options_count_from_the_same_step():
+    plan = SchedulePlan("StepLR", {"step_size": 10, "gamma": 0.1}, learning_rate=1.0)
+    after = gone_on(stepped(schedule(100, plan), 40), 100, None, options={"step_size": 20, "gamma": 0.5})
+    assert after.get_last_lr() == pytest.approx([0.25, 0.025])  # two of the new steps lie behind it
+    floored = gone_on(stepped(schedule(100, LINEAR), 40), 100, None, min_lr=0.5)
+    assert floored.get_last_lr() == pytest.approx([0.5 + 0.5 * linear(40), 0.05 + 0.05 * linear(40)])
+
+
+@pytest.mark.parametrize("course", [[], {"length": 0}, {"length": 9, "total": 9, "start": 9, "position": 0, "held": 0}])
+def test_a_damaged_course_is_one_line(course):
+    state = {**stepped(schedule(100, LINEAR), 40).state_dict(), "course": course}
+    with pytest.raises(ValueError, match="course is damaged"):
+        schedule(100, LINEAR).load_state_dict(state)
+
+
 def test_a_new_base_rate_stays_over_a_rebased_course():
     after = gone_on(stepped(schedule(100, LINEAR), 40), 160, "rebase")
     after.rebase([2.0, 0.1])

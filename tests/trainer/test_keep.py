@@ -368,9 +368,3 @@ def test_killed_while_deleting(tmp_path, monkeypatch):
     made(tmp_path, [1])  # the resumed run saves it anew
     assert rotate(tmp_path, limit=1, protected=set()) == ["checkpoint-1", "checkpoint-2"]
     assert os.listdir(tmp_path) == ["checkpoint-3"]
-
-
-def test_a_fresh_start_sweeps(tmp_path):
-    (tmp_path / "out" / ".deleting-checkpoint-1").mkdir(parents=True)
-    run(tmp_path, settings(save_top_k=0), max_steps=1)
-    assert sorted(name for name in os.listdir(tmp_path / "out") if "checkpoint-1" in name) == ["checkpoint-1"]

@@ -141,6 +141,14 @@ def test_another_batch_goes_on_by_samples(tmp_path, size):
     assert drawn(once_more, tmp_path / "checkpoint-6") == steps[behind + 2 : behind + 8]
 
 
+def test_another_seed_draws_another_order_from_the_same_place(tmp_path):
+    options = {**RUN, "max_steps": 8, "save_steps": 4, "per_device_train_batch_size": 8}
+    drawn(make_trainer(tmp_path, **options))
+    found = drawn(make_trainer(tmp_path, **options, seed=7), tmp_path / "checkpoint-4")
+    order = sum(itertools.islice(epochs(24, seed=7), 3), [])
+    assert sum(found, []) == order[32:64]
+
+
 def test_position_by_hand():
     before = Position(steps_per_epoch=3, samples_per_epoch=22, samples_per_step=8)
     assert before.place(7) == (2, 1) and before.samples(7) == 2 * 22 + 8
