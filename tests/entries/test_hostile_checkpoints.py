@@ -365,6 +365,8 @@ def test_a_checkpoint_cannot_trust_itself(refused, place, with_code):
         f"{AUTO.replace('=base', '=out').replace('dir out', 'dir again')} is_pretrained=true"
     )
     assert "trust_remote_code" in refused("--checkpoint out", evaluation.main)
+    evaluation.main(["--checkpoint", "out", "--trust_remote_code"])
+    assert (place / "EXECUTED").exists()
 
 
 def test_code_of_a_tokenizer(refused, place, with_code):

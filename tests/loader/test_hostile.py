@@ -406,7 +406,9 @@ def risky(tree):
         called, keywords = ast.unparse(node.func), {each.arg: ast.unparse(each.value) for each in node.keywords}
         if called in ("eval", "exec", "compile", "os.system", "__import__"):
             yield called
-        if called in ("torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.package.PackageImporter"):
+        if called in ("torch.load", "yaml.unsafe_load", "yaml.full_load", "torch.package.PackageImporter"):
+            yield called
+        if called == "yaml.load" and keywords.get("Loader") not in ("yaml.SafeLoader", "yaml.BaseLoader"):
             yield called
         if keywords.get("shell") == "True" or keywords.get("allow_pickle", "False") != "False":
             yield f"{called}(…)"

@@ -49,3 +49,26 @@ def test_a_staging_folder_says_whose_it_is(tmp_path):
     path = names.staging(tmp_path, "checkpoint-40")
     assert path.name == f".saving-checkpoint-40.{names.host()}.{os.getpid()}"
     assert names.STAGED.fullmatch(path.name)["name"] == "checkpoint-40"
+
+
+def test_a_name_that_was_just_being_given_away_comes_back(tmp_path):
+    """Where names cannot change places in one call, a kill may come when neither folder has it."""
+    for name in (".replaced-checkpoint-3", ".replaced-checkpoint-6", "checkpoint-6"):
+        (tmp_path / name).mkdir()
+    assert names.recover(tmp_path) == ["checkpoint-3"]
+    assert names.sweep(tmp_path) == [".replaced-checkpoint-6"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-3", "checkpoint-6"]
+    assert names.recover(tmp_path / "absent") == []
+
+
+def test_what_others_still_write_is_not_swept(tmp_path):
+    """eval.py writes its scores into a run's folder while it trains."""
+    living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        for pid in (living.pid, 99999999999):
+            (tmp_path / f".scores.json.{pid}.tmp").write_text("{")
+        names.sweep(tmp_path)
+        assert os.listdir(tmp_path) == [f".scores.json.{living.pid}.tmp"]
+    finally:
+        living.kill()
+        living.wait()

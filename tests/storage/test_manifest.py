@@ -104,6 +104,8 @@ BAD = {
     "absolute": lambda text: text.replace('"run.yaml"', '"/etc/passwd"'),
     "of another system": lambda text: text.replace("run.yaml", "..\\\\run.yaml"),
     "itself": lambda text: text.replace("run.yaml", "manifest.json"),
+    "half a character": lambda text: text.replace("run.yaml", "run\\udcff.yaml"),
+    "a number of five thousand digits": lambda text: text.replace("10240", "1" * 5000),
     "with a zero": lambda text: text.replace("run.yaml", "run\\u0000.yaml"),
     "empty name": lambda text: text.replace('"run.yaml"', '""'),
 }

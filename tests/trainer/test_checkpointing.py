@@ -290,3 +290,87 @@ def test_versions_are_of_what_is_installed():
     from importlib.metadata import version
 
     assert checkpointing._versions()["transformers"] == version("transformers")
+
+
+class Noisy(Regression):
+    """Draws random numbers in its evaluation too, as models that sample do; one of its terms may be infinite."""
+
+    def forward(self, x, y, **context):
+        out = super().forward(x, y)
+        noise = torch.randn(()) * 0.1
+        return {"loss": out["loss"] + noise * self.head.bias.sum(), "losses": {"odd": noise.detach() / 0}}
+
+
+class TellsAt(TrainerCallback):
+    """Tells the run to stop when an event comes at a step."""
+
+    def __init__(self, event, step):
+        def tell(args, state, control, **kwargs):
+            if state.global_step == step:
+                os.kill(os.getpid(), 15)
+
+        setattr(self, event, tell)
+
+
+def interrupted(folder, event, step, **options):
+    """A run that is told to stop, and the Trainer that went on with it."""
+    with preemption.Signals() as signals:
+        trainer = make_trainer(folder, Noisy(dropout=0.1), **options)
+        trainer.signals = signals
+        trainer.callback_handler.callbacks.insert(0, TellsAt(event, step))
+        with pytest.raises(preemption.Preempted):
+            trainer.train()
+    again = make_trainer(folder, Noisy(seed=5, dropout=0.1), **options)
+    again.train(resume_from_checkpoint=str(checkpoints(folder)[-1]))
+    return again
+
+
+def values(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line.get("loss"), line.get("eval_loss"), line.get("loss_odd")) for line in lines]
+
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no", "logging_steps": 1, "max_steps": 8}
+
+
+@pytest.mark.parametrize(("event", "step"), [("on_step_begin", 3), ("on_prediction_step", 4), ("on_step_begin", 4)])
+def test_evaluations_that_draw_random_numbers(tmp_path, event, step):
+    truth = make_trainer(tmp_path / "truth", Noisy(dropout=0.1), **EVALUATED)
+    truth.train()
+    again = interrupted(tmp_path / "parts", event, step, **EVALUATED)
+    assert values(tmp_path / "parts")[:-1] == values(tmp_path / "truth")[:-1]  # the last is a summary
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), truth.model.parameters(), strict=True))
+    assert any(abs(float(line[3])) == float("inf") for line in values(tmp_path / "truth") if line[3] is not None)
+
+
+@pytest.mark.parametrize("event", ["on_step_begin", "on_prediction_step"])
+def test_the_last_step_in_the_middle_of_an_epoch(tmp_path, event):
+    """transformers ends the epoch there: its evaluation and its line are still to come."""
+    options = {"eval_strategy": "epoch", "logging_strategy": "epoch", "save_strategy": "no", "max_steps": 8}
+    make_trainer(tmp_path / "truth", Noisy(dropout=0.1), **options).train()
+    interrupted(tmp_path / "parts", event, 7 if event == "on_step_begin" else 8, **options)
+    assert values(tmp_path / "parts")[:-1] == values(tmp_path / "truth")[:-1]
+    assert [step for step, *_ in values(tmp_path / "parts")].count(8) > 1
+
+
+def test_a_lock_lost_in_mid_training_ends_the_run(tmp_path):
+    lock = type("Lock", (), {"lost": False})()
+
+    class Loses(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            lock.lost = state.global_step >= 3
+
+    trainer = make_trainer(tmp_path, max_steps=20, save_strategy="steps", save_steps=2)
+    trainer.locks = [lock]
+    trainer.add_callback(Loses())
+    with pytest.raises(SavesFailed, match="another run has taken over"):
+        trainer.train()
+    assert trainer.state.global_step <= 5 and names(tmp_path) == ["checkpoint-2"]
+    with pytest.raises(SavesFailed, match="another run has taken over"):
+        trainer.save_model()
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_what_is_no_tensor_is_passed_on():
+    taken = host_copies.HostCopies().take("m", {"extra": {"scale": 1}, "a": torch.ones(2)})
+    assert taken["extra"] == {"scale": 1} and torch.equal(taken["a"], torch.ones(2))

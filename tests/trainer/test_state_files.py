@@ -114,3 +114,11 @@ def test_generators_go_on_where_they_were():
     assert [draw() for _ in range(3)] == truth
     random_states.start(1)
     assert draw() != truth[0]
+
+
+def test_new_generators_differ_from_process_to_process():
+    drawn = set()
+    for process in range(4):
+        random_states.start(42, 100, process)
+        drawn.add((float(torch.rand(())), float(np.random.rand())))
+    assert len({each[0] for each in drawn}) == len({each[1] for each in drawn}) == 4
