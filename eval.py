@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,14 @@ class EvalArguments(RemembersGiven):
     temperature: float = flag(0.8, "Temperature of sampling; 0: always the likeliest token.", ge=0)
     top_k: int | None = flag(200, "Sample from the k likeliest tokens.", ge=1)
     json: str | None = flag(None, "Also write the scores to this file.")
+    trust_remote_code: bool = flag(False, "Run code that comes with the checkpoint's model or tokenizer.")
 
 
 class CheckpointPolicy:
     """A saved policy from raw observation to raw action: the model, and around it the normalization saved with it."""
 
-    def __init__(self, folder: Path, device: str):
-        self.run = read_saved(folder / "run.yaml")
+    def __init__(self, folder: Path, device: str, trust_remote_code: bool = False):
+        self.run = believed(read_saved(folder / "run.yaml"), trust_remote_code)
         self.model = load_model(folder, self.run, device)
         statistics = read_statistics(folder / "statistics.json")
         encoder = self.run.dataset.module.ObservationEncoder
@@ -81,7 +82,12 @@ def read_statistics(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({reason}); restore it from the run, or train again") from error
 
 
-def load_policy(folder: str, device: str) -> CheckpointPolicy:
+def believed(run: RunConfig, trust_remote_code: bool) -> RunConfig:
+    """The run of a checkpoint; whether code may run is asked of who scores it, not of a file that came with it."""
+    return replace(run, process=replace(run.process, trust_remote_code=trust_remote_code))
+
+
+def load_policy(folder: str, device: str, trust_remote_code: bool = False) -> CheckpointPolicy:
     """The policy of a checkpoint folder; called once in each worker process.
 
     Raises:
@@ -90,13 +96,14 @@ def load_policy(folder: str, device: str) -> CheckpointPolicy:
     import transformers
 
     transformers.logging.disable_progress_bar()  # one bar for each worker process says nothing
-    return CheckpointPolicy(Path(folder), device)
+    return CheckpointPolicy(Path(folder), device, trust_remote_code)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Scores the checkpoint, prints its scores and returns them."""
     asked = entry_flags(EvalArguments, arguments, "eval.py", __doc__)
     folder, run = refusing(checkpoint_run, asked.checkpoint)
+    run = believed(run, asked.trust_remote_code)
     refusing(check_flags, asked, run)
     if asked.json:
         refusing(check_writable, asked.json)
@@ -186,7 +193,7 @@ def load_model(folder: Path, run: RunConfig, device: str) -> Any:
     from models.adapt import load_adapted
 
     try:
-        return load_adapted(folder, run.model.module, device)
+        return load_adapted(folder, run.model.module, device, run.process.trust_remote_code)
     except SafetensorError as error:
         raise ValueError(f"{folder}: the model's weights are damaged ({error}); score another checkpoint") from None
 
@@ -200,7 +207,7 @@ def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[s
         refusing(video_dir.mkdir, 0o777, True, True)
     room = run.env.module.__package__
     rollout = importlib.import_module(f"{room}.rollout")
-    make_policy = functools.partial(load_policy, str(folder), device)
+    make_policy = functools.partial(load_policy, str(folder), device, asked.trust_remote_code)
     films = asked.video_episodes if video else 0
     results = refusing(
         rollout.rollout, make_policy, run.env.config, asked.episodes, asked.seed, asked.num_workers, films

@@ -92,6 +92,7 @@ def train(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
     from trainer.launch import CannotDivide
     from trainer.metric_names import UnknownMetric
     from trainer.nonfinite import TrainingDiverged
+    from trainer.unusable import UnusableCheckpoint
 
     if checkpoint and (why := nothing_left(run, checkpoint, trainer.new_length)):
         if trainer.is_world_process_zero():
@@ -100,7 +101,7 @@ def train(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
         return
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (UnknownMetric, CannotDivide) as error:
+    except (UnknownMetric, CannotDivide, UnusableCheckpoint) as error:
         print_problems([str(error)])
         raise SystemExit(CONFIG_ERROR) from error
     except (TrainingDiverged, SavesFailed) as error:

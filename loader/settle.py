@@ -21,10 +21,7 @@ WARM_UPS = ("warmup_steps", "warmup_ratio", "warmup_epochs")
 
 # Keys that only act through another: key -> (that other key, what must be in it; None: anything but nothing).
 ACTS_THROUGH = {
-    **{
-        f"hub_{each}": ("push_to_hub", True)
-        for each in ("model_id", "private_repo", "revision")
-    },
+    **{f"hub_{each}": ("push_to_hub", True) for each in ("model_id", "private_repo", "revision")},
     "greater_is_better": ("metric_for_best_model", None),
     "gradient_checkpointing_kwargs": ("gradient_checkpointing", True),
     "activation_checkpointing_kwargs": ("activation_checkpointing", True),

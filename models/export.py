@@ -34,17 +34,18 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--checkpoint", required=True, type=Path, help="a run's output folder, or a checkpoint-N in it")
     parser.add_argument("--out", required=True, type=Path, help="the new folder")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--merge", action="store_true", help="merge the adapter: plain weights, nothing quantized")
     asked = parser.parse_args(arguments)
     try:
-        export(asked.checkpoint.expanduser(), asked.out.expanduser(), asked.merge)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError) as error:
+        export(asked.checkpoint.expanduser(), asked.out.expanduser(), asked.merge, asked.trust_remote_code)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError, RecursionError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     print(f"{'merged weights' if asked.merge else 'a copy'} of {asked.checkpoint} in {asked.out}")
 
 
-def export(checkpoint: Path, out: Path, merge: bool) -> None:
+def export(checkpoint: Path, out: Path, merge: bool, trust_remote_code: bool = False) -> None:
     """Writes the checkpoint's model, and the small files beside it, to `out`.
 
     Raises:
@@ -59,7 +60,7 @@ def export(checkpoint: Path, out: Path, merge: bool) -> None:
     if merge:
         from models.adapt.saved import plain_model
 
-        model = plain_model(checkpoint, module)
+        model = plain_model(checkpoint, module, trust_remote_code)
         out.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(str(out))
     else:
@@ -116,10 +117,12 @@ def component_of(checkpoint: Path) -> ModuleType:
         import yaml
 
         try:
-            told = yaml.safe_load((checkpoint / "run.yaml").read_text(encoding="utf-8"))["model"]["name"]
-        except (yaml.YAMLError, TypeError, KeyError):
+            # Its plainest loader reads every value as text: somebody else's file may hold anything.
+            text = (checkpoint / "run.yaml").read_text(encoding="utf-8")
+            told = yaml.load(text, Loader=yaml.BaseLoader)["model"]["name"]
+        except (yaml.YAMLError, TypeError, KeyError, RecursionError):
             raise ValueError(f"{checkpoint / 'run.yaml'} does not name the model (`model: {{name: …}}`)") from None
-        name = told if told is None or "." in told else f"models.{told}"
+        name = told if "." in told else f"models.{told}"
     if not name:
         raise ValueError(f"{checkpoint} has neither {ADAPTATION} nor a run.yaml that names its model")
     try:

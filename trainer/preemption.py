@@ -97,6 +97,8 @@ def ignore_signals() -> None:
 class IgnoringSignals:
     """A loader's `worker_init_fn`: its processes leave when training does, not when the job's whole group is told to.
 
+    The process that made them may still end them by SIGTERM, as torch and multiprocessing do with one that hangs.
+
     Args:
         inner: Called as well; picklable, for workers that are not forked.
     """
@@ -105,6 +107,27 @@ class IgnoringSignals:
         self.inner = inner
 
     def __call__(self, worker: int) -> None:
-        ignore_signals()
+        heed_parent_alone()
         if self.inner is not None:
             self.inner(worker)
+
+
+def heed_parent_alone() -> None:
+    """In a child process: of SIGNALS only a SIGTERM from the parent counts, and ends it."""
+    for each in SIGNALS:
+        signal.signal(each, _nothing)  # not SIG_IGN, which would keep them from being waited for
+    if not hasattr(signal, "sigwaitinfo"):  # not on every system; then whoever made it has to kill it
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_wait_for_parent, args=(os.getppid(),), name="signals", daemon=True).start()
+
+
+def _wait_for_parent(parent: int) -> None:
+    while True:
+        told = signal.sigwaitinfo(SIGNALS)
+        if told.si_signo == signal.SIGTERM and told.si_pid == parent:
+            os._exit(0)
+
+
+def _nothing(number: int, frame: Any) -> None:
+    pass

@@ -94,6 +94,8 @@ def read(folder: Path, name: str) -> Any:
     path = folder / f"{name}.json"
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(plain, dict):
+            raise TypeError(f"{path.name} is not a mapping")
         tensors = load_file(folder / f"{name}.safetensors") if (folder / f"{name}.safetensors").is_file() else {}
         return join(plain, tensors)
     except FileNotFoundError:

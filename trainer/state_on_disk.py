@@ -15,6 +15,7 @@ from .optimizers import parameter_groups
 from .resuming import apply_changes, changed_options
 from .run_folder import write_files
 from .sharded import is_divided, load_whole_weights, whole_weights
+from .unusable import reading
 
 
 class StateOnDisk(transformers.Trainer):
@@ -71,32 +72,36 @@ class StateOnDisk(transformers.Trainer):
             self._save(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if is_divided(self.model):
-            load_whole_weights(self.model, Path(resume_from_checkpoint))
-        elif self.adapted is None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.adapted.load(Path(resume_from_checkpoint))
+        with reading(resume_from_checkpoint):
+            if is_divided(self.model):
+                load_whole_weights(self.model, Path(resume_from_checkpoint))
+            elif self.adapted is None:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                self.adapted.load(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        self.checkpointing.restore(Path(checkpoint))
-        self.resumed_from, self.due = checkpoint, unfinished(Path(checkpoint))
-        self.resumed_at = Path(checkpoint)
-        self.guard.load(checkpoint)
-        if self.ema is not None:
-            self.ema.load(checkpoint)
-        self._change_on_resume()
+        with reading(checkpoint):
+            self.checkpointing.restore(Path(checkpoint))
+            self.resumed_from, self.due = checkpoint, unfinished(Path(checkpoint))
+            self.resumed_at = Path(checkpoint)
+            self.guard.load(checkpoint)
+            if self.ema is not None:
+                self.ema.load(checkpoint)
+            self._change_on_resume()
         self._show_schedule()
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self.checkpointing.restore_scaler(Path(checkpoint))
+            with reading(checkpoint):
+                self.checkpointing.restore_scaler(Path(checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.resumed_at is not None:  # else an evaluation has gone on from there
-            self.checkpointing.restore_random(Path(checkpoint))
+            with reading(checkpoint):
+                self.checkpointing.restore_random(Path(checkpoint))
 
     def _change_on_resume(self) -> None:
         """Options of the optimizer that are others now; `resume_lr` and `resume_weight_decay`: new bases for the groups

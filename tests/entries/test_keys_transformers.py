@@ -271,7 +271,7 @@ def test_save_only_model(run):
     for wanted in ("true", "false"):
         run(f"{EACH_STEP}\nsave_only_model: {wanted}", out=wanted, max_steps=1)
         there = {path.name for path in (run.folder / wanted / "checkpoint-1").iterdir()}
-        assert "model.safetensors" in there and ("optimizer.pt" in there) == (wanted == "false")
+        assert "model.safetensors" in there and ("optimizer.json" in there) == (wanted == "false")
 
 
 # ---- resuming ----

@@ -202,6 +202,38 @@ def test_workers_outlive_the_signal_that_their_whole_group_gets():
     loader = DataLoader(Pids(), batch_size=4, num_workers=1, worker_init_fn=preemption.IgnoringSignals(None))
     batches = iter(loader)
     worker = int(next(batches)[0])
-    for number in preemption.SIGNALS:
-        os.kill(worker, number)
+    for name in ("TERM", "INT", "USR1"):
+        subprocess.run(["kill", f"-{name}", str(worker)], check=True)  # by another process than the one it works for
     assert sum(1 for _ in batches) == 15
+
+
+def test_who_made_a_worker_may_end_it():
+    """Else a process whose worker hangs would never come to its end."""
+    loader = DataLoader(Pids(), batch_size=4, num_workers=1, worker_init_fn=preemption.IgnoringSignals(None))
+    batches = iter(loader)
+    next(batches)
+    (worker,) = batches._workers
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_nobody_waits_for_does_not_keep_a_process_alive(tmp_path):
+    (tmp_path / "hang.py").write_text(
+        "import time, torch\n"
+        "from trainer.preemption import IgnoringSignals\n"
+        "class Hangs(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 8\n"
+        "    def __getitem__(self, index):\n"
+        "        time.sleep(3600 if index else 0)\n"
+        "        return index\n"
+        "loader = torch.utils.data.DataLoader(Hangs(), num_workers=1, worker_init_fn=IgnoringSignals(None))\n"
+        "batches = iter(loader); next(batches)\n"
+        "print('leaving', flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "hang.py")], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0 and "leaving" in done.stdout

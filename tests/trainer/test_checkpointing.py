@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from storage import manifest
+from storage.atomic import write_text
 from storage.checkpoints import checkpoints
 from trainer import checkpoint_writer, checkpointing, host_copies, preemption
 from trainer.checkpoint_writer import CheckpointWriter, Save, SavesFailed
@@ -230,7 +231,7 @@ def test_other_processes_parts_are_waited_for(tmp_path):
     writer, first = CheckpointWriter(), save(awaited=["theirs"])
     writer.begin(first)
     assert writer.finished() is None and writer.is_busy
-    checkpoint_writer.write(Save(3, first.staged, first.final, lambda f: (f / "theirs").write_text("2"), {}, (), False))
+    checkpoint_writer.write(Save(3, first.staged, first.final, lambda f: write_text(f / "theirs", "2"), {}, (), False))
     assert writer.finished(wait=True).error is None and manifest.fault(tmp_path / "checkpoint-3") is None
     second = save(awaited=["theirs"])
     writer.begin(second)
