@@ -17,7 +17,9 @@ from typing import Any
 from loader.cli import CONFIG_ERROR, CRASHED, print_problems, process_rank, refusing, run_config_or_exit
 from loader.errors import ConfigError
 from loader.hyper import HyperArguments
+from loader.resume import takes_newest, wants_resume
 from loader.run_config import RunConfig, with_dims
+from storage import manifest
 from storage.checkpoints import recover, sweep
 from storage.lock import RunLock
 from trainer.preemption import EXIT_CODE, Preempted, Signals, ignore_signals
@@ -29,13 +31,14 @@ OPTIMIZER_ARGUMENTS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta
 
 def main(arguments: list[str] | None = None) -> Any:
     """Trains what the command line describes; returns the Trainer, its final model saved in the run's folder."""
-    run = run_config_or_exit(arguments)  # also answers --help, --check, --print_config, --print_schema
+    run = None
     with Signals() as signals:
         try:
+            run = run_config_or_exit(arguments)  # also answers --help, --check, --print_config, --print_schema
             return carry_out(run, signals)
         except Preempted as left:
             if process_rank() == 0:
-                print(left.line(), flush=True)
+                print(left.line(run is not None and wants_resume(run) and takes_newest(run)), flush=True)
             raise SystemExit(EXIT_CODE) from None
 
 
@@ -422,20 +425,25 @@ def recorded(run: RunConfig, trainer: Any, adapted: Any) -> str:
 
 def resumed_lines(run: RunConfig, checkpoint: Path | None) -> list[str]:
     """Where a run goes on; checkpoints of a course that it leaves are renamed, lest they pass for its own later."""
-    from loader.resume import superseded
+    from loader.resume import passed_over, superseded
 
+    lines = [f"{path.name}: renamed {set_aside(path, 'damaged')}" for path in passed_over(run, checkpoint)]
     if checkpoint is None:
-        return []
-    lines = [f"resuming from {checkpoint}"]
+        return lines
+    lines.append(f"resuming from {checkpoint}")
     for path in superseded(run, checkpoint):
-        aside = path.with_name(f"superseded-{path.name}")
-        number = 2
-        while aside.exists():
-            aside = path.with_name(f"superseded-{number}-{path.name}")
-            number += 1
-        path.rename(aside)
-        lines.append(f"{path.name} is of the course that is left here: renamed {aside.name}")
+        lines.append(f"{path.name} is of the course that is left here: renamed {set_aside(path, 'superseded')}")
     return lines
+
+
+def set_aside(path: Path, why: str) -> str:
+    """Renames a checkpoint, so that nobody takes it for one; its new name."""
+    aside, number = path.with_name(f"{why}-{path.name}"), 2
+    while aside.exists():
+        aside = path.with_name(f"{why}-{number}-{path.name}")
+        number += 1
+    path.rename(aside)
+    return aside.name
 
 
 def best_of(args: Any, checkpoint: Path) -> Path:
@@ -443,7 +451,7 @@ def best_of(args: Any, checkpoint: Path) -> Path:
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     best = Path(state.get("best_model_checkpoint") or checkpoint)
     best = best if best.is_dir() else checkpoint.parent / best.name  # the run may have been moved
-    return best if args.load_best_model_at_end and best.is_dir() else checkpoint
+    return best if args.load_best_model_at_end and manifest.fault(best) is None else checkpoint
 
 
 def nothing_left(run: RunConfig, checkpoint: Path, new_length: int | None = None) -> str | None:

@@ -145,12 +145,19 @@ def _inconsistent(checkpoint: Path) -> str | None:
 
 
 def superseded(run: RunConfig, target: Path) -> list[Path]:
-    """Checkpoints of a course that a run leaves by going on from an earlier one that was named. (Those that `auto`
-    passes over are damaged, and are written anew.)"""
-    inside = target.parent.absolute() == run.checkpoint_dir.absolute() and CHECKPOINT.fullmatch(target.name)
-    if takes_newest(run) or not inside:
+    """Checkpoints of a course that a run leaves by going on from one that was named, in its folder or elsewhere."""
+    if takes_newest(run):
         return []
-    return [path for path in checkpoints(run.checkpoint_dir) if step_of(path) > step_of(target)]
+    step = json.loads((target / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    return [path for path in checkpoints(run.checkpoint_dir) if step_of(path) > step]
+
+
+def passed_over(run: RunConfig, target: Path | None) -> list[Path]:
+    """Checkpoints that `auto` has found damaged: newer than the one it takes, or all that there are."""
+    if not (wants_resume(run) and takes_newest(run)):
+        return []
+    found = checkpoints(run.checkpoint_dir)
+    return found if target is None else [path for path in found if step_of(path) > step_of(target)]
 
 
 def finished(checkpoint: Path, total_steps: int | None = None) -> bool:

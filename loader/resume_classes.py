@@ -40,7 +40,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         # where it is computed, and in how much memory
         "accelerator", "devices", "strategy", "use_cpu", "accelerator_config.non_blocking", "torch_empty_cache_steps",
         "gradient_checkpointing", "activation_checkpointing", "use_cache", "ddp_find_unused_parameters",
-        "ddp_bucket_cap_mb", "ddp_static_graph", "ddp_backend", "ddp_timeout", "per_device_eval_batch_size",
+        "ddp_bucket_cap_mb", "ddp_static_graph", "ddp_backend", "ddp_timeout",
         # only of a run's first step, which is over
         "load_optimizer", "trust_remote_code", "lora_weight_path", "tune_batch_size",
         # the user's own code: what it does, nobody here can know
@@ -53,7 +53,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     ),
     EVALUATION: (
         "do_eval", "eval_steps", "eval_strategy", "eval_delay", "eval_on_start", "check_val_every_n_epoch",
-        "limit_val_batches", "eval_shuffle", "dataset(records).eval_path",
+        "limit_val_batches", "eval_shuffle", "per_device_eval_batch_size", "dataset(records).eval_path",
     ),
     TRAJECTORY: (
         "seed", "data_seed", "full_determinism", "bf16", "tf32", "flash_attn", "torch_compile", "torch_compile_backend",

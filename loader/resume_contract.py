@@ -25,7 +25,7 @@ from .resume_classes import (
     class_of_optim,
     class_of_option,
 )
-from .resume_length import check_length
+from .resume_length import check_length, total_steps
 from .resume_settings import Change, class_key, differences
 from .run_config import RunConfig, read_saved
 from .settle import PLATEAUS
@@ -173,7 +173,7 @@ def _batch(run: RunConfig, found: ResumeChanges) -> None:
         return
     if run.process.tune_batch_size:  # a resumed run keeps the size that was found
         after = (before[0], *after[1:])
-    if before == after:
+    if before == after or facts.step >= (total_steps(run, facts) or facts.total):  # nothing is left to train
         return
     total, new = math.prod(before), math.prod(after)
     was, now = batch_line(*before), batch_line(*after)

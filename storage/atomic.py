@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -74,7 +75,7 @@ def publish(staged: Path, final: Path) -> None:
     """
     sync_tree(staged)
     outdated = final.with_name(f"{REPLACED}{final.name}")
-    shutil.rmtree(outdated, ignore_errors=True)  # left by a killed process
+    discard(outdated)  # left by a killed process
     if not os.path.lexists(final):
         os.rename(staged, final)
     elif _exchanged(staged, final):
@@ -83,9 +84,7 @@ def publish(staged: Path, final: Path) -> None:
         os.rename(final, outdated)
         os.rename(staged, final)
     sync_folder(final.parent)
-    if outdated.is_symlink():
-        outdated.unlink()
-    shutil.rmtree(outdated, ignore_errors=True)
+    discard(outdated)
 
 
 def _exchanged(one: Path, other: Path) -> bool:
@@ -104,12 +103,21 @@ def readable(folder: Path) -> None:
             os.chmod(Path(parent, name), 0o666 & ~MASK)
 
 
+def discard(path: Path) -> None:
+    """Deletes a file, a link or a folder, or as much of it as can be."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def remove(folder: Path) -> None:
     """Deletes a folder: renamed first, so that whoever looks sees it whole or not at all, also if this process dies."""
     hidden = folder.with_name(f"{LEAVING}{folder.name}")
-    shutil.rmtree(hidden, ignore_errors=True)  # left by a killed process
+    discard(hidden)  # left by a killed process
     try:
         os.rename(folder, hidden)
     except FileNotFoundError:  # somebody else was faster
         return
-    shutil.rmtree(hidden, ignore_errors=True)
+    discard(hidden)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 from pathlib import Path
 
-from .atomic import LEAVING, REPLACED
+from .atomic import LEAVING, REPLACED, discard
 
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+CHECKPOINT = re.compile(r"checkpoint-(0|[1-9]\d*)")
 STAGING = ".saving-"
 TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)\.tmp")  # of `atomic.write_text`
 STAGED = re.compile(re.escape(STAGING) + r"(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)")
@@ -61,7 +60,7 @@ def sweep(folder: Path) -> list[str]:
             staged, temporary = STAGED.fullmatch(path.name), TEMPORARY.fullmatch(path.name)
             is_leaving = path.name.startswith((LEAVING, REPLACED))
             if is_leaving or (staged and not _is_alive(staged["host"], staged["pid"])):
-                shutil.rmtree(path, ignore_errors=True)
+                discard(path)
                 gone.append(path.name)
             elif temporary and not path.is_dir() and not _is_alive(host(), temporary["pid"]):
                 path.unlink(missing_ok=True)

@@ -232,7 +232,7 @@ class Checkpointing:
         batch, accumulation = self.trainer._train_batch_size, args.gradient_accumulation_steps
         return {
             "world_size": args.world_size,
-            "per_device_train_batch_size": batch,
+            "per_device_train_batch_size": args.per_device_train_batch_size,
             "gradient_accumulation_steps": accumulation,
             "global_batch_size": batch * accumulation * args.world_size,
             "versions": _versions(),

@@ -129,6 +129,7 @@ class KeepCheckpoints(TrainerCallback):
         if periodic or last:
             self.ours_at = state.global_step
         is_saved = self.saved[-1:] == [state.global_step] and not control.should_evaluate
+        is_saved = is_saved and state.global_step not in self.stopgaps
         if (periodic or last or self.held_at == state.global_step) and not is_saved:
             control.should_save = True
         self._store(state)
@@ -292,7 +293,7 @@ class KeepCheckpoints(TrainerCallback):
             for name, mode in self.modes.items()
         }
         steps = {"saved": self.saved, "others": self.others, "stopgaps": self.stopgaps}
-        steps |= {"ours_at": self.ours_at, "others_at": self.others_at}
+        steps |= {"ours_at": self.ours_at, "others_at": self.others_at, "held_at": self.held_at}
         state.stateful_callbacks[STATE_KEY] = {"monitors": monitors, **steps}
 
     def _restore(self, stored: Mapping[str, Any] | None, state: Any) -> None:
@@ -301,7 +302,7 @@ class KeepCheckpoints(TrainerCallback):
             self.saved = [step for step in stored["saved"] if self._exists(step)]
             self.others = [step for step in stored["others"] if self._exists(step)]
             self.stopgaps = [step for step in stored["stopgaps"] if self._exists(step)]
-            self.ours_at, self.others_at = stored["ours_at"], stored["others_at"]
+            self.ours_at, self.others_at, self.held_at = (stored[name] for name in ("ours_at", "others_at", "held_at"))
             self._count_saved(state.global_step)  # a checkpoint's own file was written before it was there
         size = self.settings.save_top_k
         for name, mode in self.modes.items():

@@ -103,7 +103,7 @@ class CsvLog(TrainerCallback):
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and whole rows of a `metrics.csv`; none where there is no file or none of ours."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     rows = list(csv.reader(io.StringIO(text)))
     if rows and not text.endswith("\n"):
         rows.pop()  # its writer was killed

@@ -31,16 +31,18 @@ class Preempted(BaseException):
         self.signal_name, self.step, self.saved = signal_name, step, saved
         super().__init__(self.line())
 
-    def line(self) -> str:
-        """What the run says when it leaves."""
+    def line(self, goes_on_by_itself: bool = True) -> str:
+        """What the run says when it leaves.
+
+        Args:
+            goes_on_by_itself: Whether the command that started it takes the newest checkpoint.
+        """
         if not self.step:
             return f"preempted by {self.signal_name} before the first step: the same command starts again"
         if not self.saved:
             return f"preempted by {self.signal_name} at step {self.step}, which could not be saved"
-        return (
-            f"preempted by {self.signal_name} at step {self.step}: saved checkpoint-{self.step}; the same command "
-            "goes on from there"
-        )
+        how = "the same command goes on" if goes_on_by_itself else "go on with --resume_from_checkpoint auto"
+        return f"preempted by {self.signal_name} at step {self.step}: saved checkpoint-{self.step}; {how} from there"
 
 
 class Signals:

@@ -21,7 +21,8 @@ def drop_later_lines(path: Path, state: Any) -> None:
     """
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A power cut may leave anything at the end of a file.
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     kept = [line for line in lines if is_of_the_past(_record(line), state)]
     if len(kept) < len(lines):
         write_text(path, "".join(kept))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from torch import nn
+from tqdm import tqdm
+
+from storage import manifest
 
 from .checkpointing import unfinished, write_weights
 from .optimizers import parameter_groups
@@ -132,9 +137,33 @@ class StateOnDisk(transformers.Trainer):
             self.lr_scheduler.rebase([fresh["lr"] for _, fresh in groups])
 
     def _load_best_model(self) -> None:
-        self.restore(self.state.best_model_checkpoint)
+        best = Path(self.state.best_model_checkpoint)
+        if why := manifest.fault(best):
+            if self.is_world_process_zero():
+                tqdm.write(f"{best.name}, the best, {why}: the final model is that of the last step", file=sys.stderr)
+            return
+        self.restore(best)
 
     def restore(self, checkpoint: str | Path) -> None:
         """The model as a checkpoint's files hold it: what its evaluation saw."""
         self._load_from_checkpoint(str(checkpoint))
         self.ema = None
+
+
+def check_shapes(checkpoint: Path, weights: Mapping[str, Any]) -> None:
+    """Compares a checkpoint's weights with a model's, by what the file's header says.
+
+    Raises:
+        ValueError: one is of another shape.
+    """
+    path = checkpoint / "model.safetensors"
+    if not path.is_file():  # in several files: told when they are read
+        return
+    with safe_open(path, framework="pt") as stored:
+        for name in sorted(set(stored.keys()) & weights.keys()):
+            before, now = (list(each) for each in (stored.get_slice(name).get_shape(), weights[name].shape))
+            if before != now:
+                raise ValueError(
+                    f"{checkpoint}: its weight `{name}` is of shape {before}, here it is of {now}; set back what the "
+                    "network's size follows from"
+                )

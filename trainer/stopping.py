@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from . import random_states
 from .checkpoint_writer import SavesFailed
 from .checkpointing import quietly_deferred
+from .early_stopping import already_stopped, state_key
 from .evaluating import EvaluationLeft
 from .positions import positions_instead_of_skipping
 from .preemption import Preempted
@@ -38,15 +40,29 @@ class Stopping(transformers.Trainer):
         # Evaluations may draw random numbers: they begin where they would have, and training goes on where they end.
         self._load_rng_state(str(self.resumed_at))
         self.resumed_at = None
-        self.control.should_training_stop |= due["stop"]
+        self.control.should_training_stop |= due["stop"] and self._still_stops()
         known = (self._tr_loss, due["grad_norm"], model, None, epoch, None, start_time, due["learning_rate"])
         self.control.should_evaluate, self.control.should_save = due["evaluate"], due["save"]
         self._maybe_log_save_evaluate(*known)
-        if due["epoch"]:
+        is_end = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
+        if due["epoch"] and (self._is_epochs_end() or is_end):
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             self._maybe_log_save_evaluate(*known)
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
+
+    def _is_epochs_end(self) -> bool:
+        return abs(self.state.epoch - round(self.state.epoch)) < 1e-6
+
+    def _still_stops(self) -> bool:
+        """Whether what had ended the run would do so now: not an early stopping that has been given other limits."""
+        settings = self.settings.early_stopping
+        if settings is None:
+            return True
+        state = json.loads((self.resuming_from / "trainer_state.json").read_text(encoding="utf-8"))
+        stored = state["stateful_callbacks"].get(state_key(settings))
+        had_stopped = stored is not None and stored["progress"]["reason"]
+        return not had_stopped or already_stopped(self.resuming_from, settings) is not None
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.checkpoint_dir) if trial is None else super()._get_output_dir(trial)
@@ -99,11 +115,11 @@ class Stopping(transformers.Trainer):
         Raises:
             Preempted: always.
         """
-        step, is_epochs_end = self.state.global_step, abs(self.state.epoch - round(self.state.epoch)) < 1e-6
+        step = self.state.global_step
         is_last = self.control.should_training_stop or self.control.should_epoch_stop
-        ends_epoch = (is_epochs_end or is_last) and self.phase == STEP
+        ends_epoch = (self._is_epochs_end() or is_last) and self.phase == STEP
         due = {"evaluate": evaluates, "save": saves and evaluates, "epoch": ends_epoch}
-        due["stop"] = self.control.should_training_stop
+        due["stop"] = self.control.should_training_stop and step < self.state.max_steps  # a longer run goes on
         if any(due.values()):
             due |= {"grad_norm": None if grad_norm is None else float(grad_norm), "learning_rate": learning_rate}
         else:

@@ -53,7 +53,7 @@ from .run_folder import write_files
 from .samples import WriteSamples
 from .schedules import Schedule, SchedulePlan, check_plan, is_training_loss, schedule_lines
 from .settings import Settings
-from .state_on_disk import StateOnDisk
+from .state_on_disk import StateOnDisk, check_shapes
 from .stopping import EPOCH, STEP, Stopping
 
 UNSHARDED = ("NO", "MULTI_GPU", "MULTI_CPU")  # every process holds all parameters whole
@@ -211,6 +211,8 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
                 f"{len(optimizer.param_groups)}; set back what is trained and how"
             )
         Schedule(optimizer, self.plan, self.total_steps(), steps).load_state_dict(stored)
+        if self.adapted is None or not self.adapted.has_constant_weights:
+            check_shapes(checkpoint, self.model.state_dict())
         if self.settings.earlier_optimizer is not None:
             earlier = self.settings.earlier_optimizer
             changed_options(earlier, self._optimizer_plan(), self.model, self.args, self.settings.parts)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from storage import manifest
-from storage.checkpoints import CHECKPOINT, checkpoints
+from storage.checkpoints import CHECKPOINT, checkpoints, step_of
 
 NOT_WHOLE, NOTHING = 1, 2
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -68,7 +68,10 @@ def fault(folder: Path, deep: bool) -> str | None:
     """What is wrong with a checkpoint or a final model, or None. One that promises no file at all is none."""
     if (why := manifest.fault(folder, deep=deep)) is not None:
         return why
-    return None if manifest.read(folder)["files"] else f"has a {manifest.NAME} that lists no file"
+    content = manifest.read(folder)
+    if CHECKPOINT.fullmatch(folder.name) and content["step"] != step_of(folder):
+        return f"holds the state of step {content['step']}"
+    return None if content["files"] else f"has a {manifest.NAME} that lists no file"
 
 
 def whole(folder: Path) -> str:

@@ -237,3 +237,60 @@ def test_a_worker_that_nobody_waits_for_does_not_keep_a_process_alive(tmp_path):
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0 and "leaving" in done.stdout
+
+
+@pytest.mark.slow
+def test_stopped_at_its_end_and_made_longer(run, monkeypatch):
+    """What had ended the run then does not end the longer one."""
+    text = BASE.replace("max_steps: 11", "max_steps: 6")
+    truth = weights(run(BASE, out="whole"))
+    with told(monkeypatch, "on_step_end", 6):
+        assert leaves(run, text, out="parts") == 75
+    again = run(BASE, out="parts", resume_from_checkpoint="auto")
+    assert again.state.global_step == 11
+    assert all(torch.equal(value, truth[key]) for key, value in weights(again).items())
+    assert logged(run.folder / "parts")[:-1] == logged(run.folder / "whole")[:-1]
+
+
+@pytest.mark.slow
+def test_stopped_early_and_told_to_stop_and_given_more_patience(run, monkeypatch):
+    stopping = "early_stopping: {monitor: val/loss, mode: max, patience: PATIENCE}\neval_steps: 2\nmax_steps: 9"
+    with told(monkeypatch, "on_evaluate", 4):
+        assert leaves(run, stopping.replace("PATIENCE", "1"), out="parts") == 75
+    again = run(stopping.replace("PATIENCE", "9"), out="parts", resume_from_checkpoint="auto", resume_changed="allow")
+    assert again.state.global_step == 9
+
+
+@pytest.mark.slow
+def test_a_save_at_an_epochs_last_step_is_kept(run, monkeypatch):
+    text = "save_strategy: steps\nsave_steps: 3\nmax_steps: 7\ncheckpointing: {every_n_epochs: 0, save_last: false}"
+    run(text, out="whole")
+    with told(monkeypatch, "on_step_end", 3):
+        assert leaves(run, text, out="parts") == 75
+    run(text, out="parts", resume_from_checkpoint="auto")
+    assert run.checkpoints("parts") == run.checkpoints("whole") == [3, 6, 7]
+
+
+@pytest.mark.slow
+def test_it_says_how_to_go_on(run, monkeypatch, capsys):
+    for options, how in (
+        ({}, "go on with --resume_from_checkpoint auto"),
+        ({"resume_from_checkpoint": "auto"}, "same"),
+    ):
+        with told(monkeypatch, "on_step_begin", 2):
+            assert leaves(run, BASE, out=f"a{len(options)}", **options) == 75
+        assert how in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_damaged(run, capsys):
+    """Its weights are lost, the run is not: one line, and the last step's model."""
+    text = "load_best_model_at_end: true\nmetric_for_best_model: eval_loss\ngreater_is_better: true\n"
+    text += "save_strategy: steps\nsave_steps: 2\neval_steps: 2\nmax_steps: 6"
+    run(text.replace("max_steps: 6", "max_steps: 4"))
+    best = json.loads((run.folder / "out/checkpoint-4/trainer_state.json").read_text())["best_model_checkpoint"]
+    assert not best.endswith("checkpoint-4")
+    (Path(best) / "model.safetensors").write_bytes(b"x")
+    trainer = run(text, resume_from_checkpoint="auto")
+    assert trainer.state.global_step == 6 and "the best, has a truncated model.safetensors" in capsys.readouterr().err
+    run(text, resume_from_checkpoint="auto")  # nothing is left to train

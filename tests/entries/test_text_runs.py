@@ -331,19 +331,21 @@ def test_a_model_that_cannot_write_is_one_line_of_eval(home, capsys, monkeypatch
     assert "--samples: this model cannot write (index out of range)" in said
 
 
-def test_another_number_of_processes_is_another_run(home, capsys):
+def test_other_processes_take_the_same_samples_or_are_refused(home, capsys):
     """The checkpoint's own count, here as two processes would have left it."""
     run(f"--dataset a {SMALL} --out_dir out/a")
-    facts = {step: out(home, "a") / f"checkpoint-{step}/log_interval.json" for step in (3, 6)}
-    assert json.loads(facts[3].read_text())["processes"] == 1
-    for file in facts.values():
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"processes": 2}))
+    manifests = {step: out(home, "a") / f"checkpoint-{step}/manifest.json" for step in (3, 6)}
+    assert json.loads(manifests[3].read_text())["world_size"] == 1
+    for file in manifests.values():
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"world_size": 2}))
     run("--init_from=resume --out_dir=out/a")  # nothing is left to train: nothing could go another way
-    shutil.rmtree(facts[6].parent)
+    shutil.rmtree(manifests[6].parent)
     before = sorted(out(home, "a").rglob("*"))
     said = refused(capsys, run, "--init_from=resume --out_dir=out/a")
-    assert "checkpoint-3 was trained by 2 processes, this run has 1 process; launch 2, or start a new run" in said
+    assert "checkpoint-3 was trained with 4 per device × 2 processes = 8" in said and "set global_batch_size 8" in said
     assert sorted(out(home, "a").rglob("*")) == before
+    run("--init_from=resume --out_dir=out/a --global_batch_size 8")
+    assert (out(home, "a") / "checkpoint-6").is_dir()
 
 
 @pytest.mark.parametrize("newest_is_torn", [False, True])
