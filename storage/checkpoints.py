@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from .atomic import LEAVING, REPLACED, discard
+from .lock import is_alive
 
 CHECKPOINT = re.compile(r"checkpoint-(0|[1-9]\d*)")
 STAGING = ".saving-"
@@ -70,13 +71,4 @@ def sweep(folder: Path) -> list[str]:
 
 def _is_alive(where: str, number: str) -> bool:
     """Whether a process that left something still runs here; this very one left it in an earlier save."""
-    pid = int(number)
-    if where != host() or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+    return where == host() and int(number) != os.getpid() and is_alive(int(number))
