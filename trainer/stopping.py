@@ -40,16 +40,14 @@ class Stopping(transformers.Trainer):
         # Evaluations may draw random numbers: they begin where they would have, and training goes on where they end.
         self._load_rng_state(str(self.resumed_at))
         self.resumed_at = None
-        self.control.should_training_stop |= due["stop"] and self._still_stops()
+        is_end = self.state.global_step >= self.state.max_steps
+        self.control.should_training_stop |= is_end or (due["stop"] and self._still_stops())
         known = (self._tr_loss, due["grad_norm"], model, None, epoch, None, start_time, due["learning_rate"])
         self.control.should_evaluate, self.control.should_save = due["evaluate"], due["save"]
         self._maybe_log_save_evaluate(*known)
-        is_end = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
-        if due["epoch"] and (self._is_epochs_end() or is_end):
+        if due["epoch"] and (self._is_epochs_end() or self.control.should_training_stop):
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             self._maybe_log_save_evaluate(*known)
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
 
     def _is_epochs_end(self) -> bool:
         return abs(self.state.epoch - round(self.state.epoch)) < 1e-6

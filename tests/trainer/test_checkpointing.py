@@ -308,9 +308,25 @@ def interrupted(folder, event, step, **options):
         trainer.callback_handler.callbacks.insert(0, TellsAt(event, step))
         with pytest.raises(preemption.Preempted):
             trainer.train()
-    again = make_trainer(folder, Noisy(seed=5, dropout=0.1), **options)
-    again.train(resume_from_checkpoint=str(checkpoints(folder)[-1]))
+    return gone_on(folder, **options)
+
+
+def gone_on(folder, event=None, **options):
+    """Goes on with a run, and again if it is told to stop there by the first `event`."""
+    with preemption.Signals() as signals:
+        again = make_trainer(folder, Noisy(seed=5, dropout=0.1), **options)
+        again.signals = signals
+        if event is not None:
+            again.callback_handler.callbacks.insert(0, TellsAt(event, checkpoints_step(folder)))
+        try:
+            again.train(resume_from_checkpoint=str(checkpoints(folder)[-1]))
+        except preemption.Preempted:
+            return gone_on(folder, **options)
     return again
+
+
+def checkpoints_step(folder):
+    return int(checkpoints(folder)[-1].name[11:])
 
 
 def values(folder):
@@ -339,6 +355,21 @@ def test_the_last_step_in_the_middle_of_an_epoch(tmp_path, event):
     interrupted(tmp_path / "parts", event, 7 if event == "on_step_begin" else 8, **options)
     assert values(tmp_path / "parts")[:-1] == values(tmp_path / "truth")[:-1]
     assert [step for step, *_ in values(tmp_path / "parts")].count(8) > 1
+
+
+def test_told_to_stop_again_in_what_was_left_to_do(tmp_path):
+    """The last step's evaluation is left twice; the epoch's end comes after it all the same."""
+    options = {"eval_strategy": "steps", "eval_steps": 8, "logging_strategy": "epoch", "save_strategy": "no"}
+    options |= {"max_steps": 8}
+    make_trainer(tmp_path / "truth", Noisy(dropout=0.1), **options).train()
+    with preemption.Signals() as signals:
+        trainer = make_trainer(tmp_path / "parts", Noisy(dropout=0.1), **options)
+        trainer.signals = signals
+        trainer.callback_handler.callbacks.insert(0, TellsAt("on_prediction_step", 8))
+        with pytest.raises(preemption.Preempted):
+            trainer.train()
+    gone_on(tmp_path / "parts", "on_prediction_step", **options)
+    assert values(tmp_path / "parts")[:-1] == values(tmp_path / "truth")[:-1]
 
 
 def test_a_lock_lost_in_mid_training_ends_the_run(tmp_path):
