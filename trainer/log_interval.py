@@ -47,7 +47,7 @@ def load_interval(trainer: Any, folder: Path | str) -> None:
     device = trainer.args.device
     trainer._globalstep_last_logged = facts["last_logged"]
     trainer._tr_loss.fill_(facts["loss"])
-    # The mean loss at the end (`train_loss`) is of this session's steps: what came before it is not theirs.
+    # The mean loss at the end (`train_loss`) is of the steps since this start alone.
     trainer._total_loss_scalar -= facts["loss"]
     trainer.followed_loss.fill_(facts["followed_loss"])
     trainer.followed_steps = facts["followed_steps"]

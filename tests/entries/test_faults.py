@@ -1,4 +1,4 @@
-"""What may befall a run's folder between two of its sessions, and the disk under it while it trains.
+"""What may befall a run's folder between two of its starts, and the disk under it while it trains.
 
 Whatever it is, the run ends as the undisturbed one: compared are weights, optimizer, averages, generators and metrics.
 """
