@@ -157,7 +157,8 @@ def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
     ranks = rank(layers, "report_to"), max(rank(layers, "logging.logger_type"), _null_rank(layers))
     if kind is not None:
         backends = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", None: "none", "CSVLogger": "none"}
-        meant, said = backends.get(kind.value), tree.value["report_to"]
+        known = isinstance(kind.value, str | None)  # anything else is told when the section is read
+        meant, said = backends.get(kind.value) if known else None, tree.value["report_to"]
         agree = _reports(said.plain()) == _reports(meant)
         if ranks[0] == ranks[1] > USERS_FIRST and not agree:
             problems.add(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm import tqdm
 
@@ -159,11 +159,15 @@ def check_shapes(checkpoint: Path, weights: Mapping[str, Any]) -> None:
     path = checkpoint / "model.safetensors"
     if not path.is_file():  # in several files: told when they are read
         return
-    with safe_open(path, framework="pt") as stored:
-        for name in sorted(set(stored.keys()) & weights.keys()):
-            before, now = (list(each) for each in (stored.get_slice(name).get_shape(), weights[name].shape))
-            if before != now:
-                raise ValueError(
-                    f"{checkpoint}: its weight `{name}` is of shape {before}, here it is of {now}; set back what the "
-                    "network's size follows from"
-                )
+    try:
+        with safe_open(path, framework="pt") as stored:
+            shapes = {name: stored.get_slice(name).get_shape() for name in set(stored.keys()) & weights.keys()}
+    except SafetensorError:  # damaged: told when it is read
+        return
+    for name, shape in sorted(shapes.items()):
+        before, now = list(shape), list(weights[name].shape)
+        if before != now:
+            raise ValueError(
+                f"{checkpoint}: its weight `{name}` is of shape {before}, here it is of {now}; set back what the "
+                "network's size follows from"
+            )
