@@ -277,6 +277,7 @@ TORN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", TORN)
 @pytest.mark.parametrize("how", ["gone", "cut"])
 def test_auto_takes_the_newest_whole_checkpoint(command, tmp_path, capsys, torn, how):
