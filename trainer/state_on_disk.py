@@ -91,7 +91,7 @@ class StateOnDisk(transformers.Trainer):
         with reading(checkpoint):
             self.checkpointing.restore(Path(checkpoint))
             self.resumed_from, self.due = checkpoint, unfinished(Path(checkpoint))
-            self.resumed_at = Path(checkpoint)
+            self.generators_are_due = True
             self.guard.load(checkpoint)
             if self.ema is not None:
                 self.ema.load(checkpoint)
@@ -104,7 +104,7 @@ class StateOnDisk(transformers.Trainer):
                 self.checkpointing.restore_scaler(Path(checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.resumed_at is not None:  # else an evaluation has gone on from there
+        if checkpoint is not None and self.generators_are_due:  # else an evaluation has gone on from there
             with reading(checkpoint):
                 self.checkpointing.restore_random(Path(checkpoint))
 

@@ -38,8 +38,8 @@ class Stopping(transformers.Trainer):
         if not due:
             return
         # Evaluations may draw random numbers: they begin where they would have, and training goes on where they end.
-        self._load_rng_state(str(self.resumed_at))
-        self.resumed_at = None
+        self._load_rng_state(str(self.resuming_from))
+        self.generators_are_due = False
         is_end = self.state.global_step >= self.state.max_steps
         self.control.should_training_stop |= is_end or (due["stop"] and self._still_stops())
         known = (self._tr_loss, due["grad_norm"], model, None, epoch, None, start_time, due["learning_rate"])

@@ -115,7 +115,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
         self.resuming_from: Path | None = None
         self.position = Position(1, 1, 1)
         self.new_length: int | None = None  # steps, where a resumed run has been given others
-        self.resumed_at: Path | None = None  # where the generators of random numbers are still to be taken up
+        self.generators_are_due = False  # those of random numbers are still to be taken up where the run goes on
         self.due: dict[str, Any] = {}  # what a resumed run's last step had still to do
         self.phase = STEP
         self.locks: Sequence[Any] = ()  # of the folders that are written to; `lost` where another run has one now
