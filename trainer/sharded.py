@@ -270,22 +270,29 @@ def load_local_state(model: nn.Module, optimizer: Any, folder: Path | str) -> No
     folder, bare = Path(folder), _bare(optimizer)
     groups = _group_names(model, bare)
     with contextlib.ExitStack() as open_files:
-        try:
+        with _reading(folder, "the optimizer's state", "a damaged optimizer state"):
             saved = _read_parts(folder, open_files) if is_sharded(folder) else _read_whole(folder, groups)
             _check(saved, groups, bare)
             state = _state_dict(saved, groups, bare)
-        except OSError as error:
-            raise ValueError(f"{folder}: the optimizer's state cannot be read ({error})") from error
-        except _Unfit as error:
-            raise ValueError(f"{folder} {error}") from error
-        except DAMAGED as error:
-            text = " ".join(str(error).split())
-            raise ValueError(f"{folder} has a damaged optimizer state ({type(error).__name__}: {text})") from error
         bare.load_state_dict(state)
 
 
 class _Unfit(Exception):
     """What a folder lacks or holds instead; its text continues a sentence that begins with the folder's name."""
+
+
+@contextlib.contextmanager
+def _reading(folder: Path, what: str, damaged: str) -> Iterator[None]:
+    """What reading a folder leads to, as a ValueError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{folder}: {what} cannot be read ({error})") from error
+    except _Unfit as error:
+        raise ValueError(f"{folder} {error}") from error
+    except DAMAGED as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{folder} has {damaged} ({type(error).__name__}: {text})") from error
 
 
 def _read_parts(folder: Path, open_files: contextlib.ExitStack) -> Saved:
@@ -487,24 +494,16 @@ def load_whole_weights(model: nn.Module, folder: Path | str) -> None:
         from peft import get_peft_model_state_dict
 
         own = get_peft_model_state_dict(model, state_dict=own, save_embedding_layers=False)
-    with contextlib.ExitStack() as open_files:
-        try:
-            files = _weight_files(folder, ADAPTER if has_adapter else WEIGHTS, open_files)
-            chosen = _matched(own, files)
-            for name, each in chosen.items():
-                region = region_of(each)
-                if each.dim():
-                    box = tuple(slice(at, at + n) for at, n in zip(region.offset, region.size, strict=True))
-                    _own(each).copy_(files[name].get_slice(name)[box])
-                else:
-                    each.copy_(files[name].get_tensor(name))
-        except OSError as error:
-            raise ValueError(f"{folder}: the weights cannot be read ({error})") from error
-        except _Unfit as error:
-            raise ValueError(f"{folder} {error}") from error
-        except DAMAGED as error:
-            text = " ".join(str(error).split())
-            raise ValueError(f"{folder} has damaged weights ({type(error).__name__}: {text})") from error
+    with contextlib.ExitStack() as open_files, _reading(folder, "the weights", "damaged weights"):
+        files = _weight_files(folder, ADAPTER if has_adapter else WEIGHTS, open_files)
+        chosen = _matched(own, files)
+        for name, each in chosen.items():
+            region = region_of(each)
+            if each.dim():
+                box = tuple(slice(at, at + n) for at, n in zip(region.offset, region.size, strict=True))
+                _own(each).copy_(files[name].get_slice(name)[box])
+            else:
+                each.copy_(files[name].get_tensor(name))
 
 
 def _weight_files(folder: Path, single: str, open_files: contextlib.ExitStack) -> dict[str, Any]:
