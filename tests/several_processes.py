@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -48,8 +49,8 @@ def on_cpu(**more):
 class Trouble(TrainerCallback):
     """To be named in YAML. The environment says what happens, so that a resumed run has the same training file.
 
-    TROUBLE      `KIND:STEP:RANK …`: an `error`, a `kill`, a `term` (SIGTERM) to the process or to its `launcher`,
-                 a `full` disk when the process saves next
+    TROUBLE      `KIND:STEP:RANK …`: an `error`, a `kill`, a `term` (SIGTERM) to the process or to its `launcher`, which
+                 hands it on in its own time: the step ends when it has; a `full` disk when the process saves next
     WROTE        a folder: `RANK.json` will list the files that a process wrote
     """
 
@@ -71,6 +72,10 @@ class Trouble(TrainerCallback):
             return
         number = signal.SIGKILL if kind == "kill" else signal.SIGTERM
         os.kill(os.getppid() if kind == "launcher" else os.getpid(), number)
+        heard = signal.getsignal(signal.SIGTERM).__self__  # trainer.preemption.Signals
+        patience = time.monotonic() + LONGEST
+        while heard.received is None and time.monotonic() < patience:
+            time.sleep(0.01)
 
 
 def fill_the_disk_once():
