@@ -72,6 +72,7 @@ def test_probabilities_that_move():
     assert sum(probabilities([0.5, 0.3, 0.2], [0.2, 0.3, 0.5], "exponential", 0.5)) == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transition", [None, "linear", "cosine", "exponential"])
 def test_sampling_probs_final_and_sampling_transition(tmp_path, folders, transition):
     """Over a run of 2,000 batches the shares follow the curve, a fifth of the run at a time."""

@@ -198,6 +198,7 @@ class Pids(torch.utils.data.Dataset):
         return os.getpid()
 
 
+@pytest.mark.slow
 def test_workers_outlive_the_signal_that_their_whole_group_gets():
     loader = DataLoader(Pids(), batch_size=4, num_workers=1, worker_init_fn=preemption.IgnoringSignals(None))
     batches = iter(loader)

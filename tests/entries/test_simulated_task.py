@@ -200,6 +200,7 @@ def test_eval_names_what_is_missing(tmp_path):
     assert "has no run.yaml" in done.stderr and "checkpoint-7" in done.stderr
 
 
+@pytest.mark.slow
 def test_prepare_refuses(tmp_path):
     done = run(["prepare.py", "--task_name", "sim_transfer_cub_state"], tmp_path, check=2)
     assert "did you mean `sim_transfer_cube_state`" in done.stderr

@@ -28,6 +28,7 @@ def test_the_python_snippet_runs_verbatim(document, in_root):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_every_shell_command_passes_check(document, in_root, tmp_path):
     """In a project folder of its own, where the document's custom configuration is written as it says."""
     commands = [body.replace("\\\n", " ") for body in blocks(document, "bash")]

@@ -295,6 +295,7 @@ def test_auto_takes_the_newest_whole_checkpoint(command, tmp_path, capsys, torn,
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_further(command, tmp_path, capsys):
     words, out = saved_twice(command, tmp_path, lr_scheduler_type="constant")
     before, lines = load_file(out / "model.safetensors"), log(out)
@@ -305,6 +306,7 @@ def test_a_finished_run_is_not_trained_further(command, tmp_path, capsys):
     assert "nothing is left to train" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "flags", "says"),
     [
@@ -331,6 +333,7 @@ def test_what_does_not_change_the_course_may_change_on_resume(command, tmp_path)
     assert [line["step"] for line in log(out) if "loss" in line] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_does_not_overwrite_this_one(command, tmp_path, capsys):
     saved_twice(command, tmp_path, out="one")
     saved_twice(command, tmp_path, out="two")

@@ -109,6 +109,7 @@ def bomb(levels, width, first="[x]", layer="[{}]", use="{}"):
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -213,6 +214,7 @@ def test_a_file_of_many_megabytes(refused, tmp_path):
         read_yaml(tmp_path / "hole.yaml")
 
 
+@pytest.mark.slow
 def test_a_file_with_thousands_of_mistakes(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("".join(f"learning_rote{number}: 1\n" for number in range(20_000)))
@@ -306,6 +308,7 @@ def test_only_files_are_read(tmp_path, monkeypatch, kind):
     assert code == 2 and len(lines) == 1, lines
 
 
+@pytest.mark.slow
 def test_a_pipe_that_is_already_open_is_a_file(tmp_path):
     """`--training_config <(…)` and `… | train.py --training_config /dev/stdin`: the shell has opened both."""
     command = f"{sys.executable} train.py --check --set output_dir={tmp_path} --training_config"
@@ -417,6 +420,7 @@ def risky(tree):
             yield f"{called} without trust_remote_code, which asks at the terminal"
 
 
+@pytest.mark.slow
 def test_nothing_of_ours_runs_what_it_reads():
     rooms = ("configs", "data", "loader", "models", "sim", "storage", "trainer", "scripts", "benchmarks")
     found = set()

@@ -524,6 +524,7 @@ def test_a_file_name_is_looked_up_in_configs_from_anywhere(tmp_path, monkeypatch
     assert resolve(training_config=write("extends: act_state.yaml\n")).hyper.max_steps == 6000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--output_dir", "--task_name", "--training_config", "--resume_from_checkpoint"])
 def test_names_too_long_for_the_file_system(in_root, flag):
     words = [sys.executable, "train.py", "--check", flag, "a" * 5000]

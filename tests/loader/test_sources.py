@@ -107,6 +107,7 @@ def test_refusals_are_one_line_with_a_place(tmp_path, monkeypatch, text, says):
     assert len(raised.value.problems) == 1 and "\n" not in raised.value.problems[0]
 
 
+@pytest.mark.slow
 def test_alias_bomb(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]

@@ -86,6 +86,7 @@ def test_check_says_so_and_nothing_else(installed, in_root):
     assert code == 2 and lines == ["error: torch 2.9.1 is too old, Keel needs 2.10 or newer: pip install 'torch>=2.10'"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entry", "words"),
     [

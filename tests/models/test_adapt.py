@@ -186,6 +186,7 @@ def test_equals_plain_peft(name, options):
         torch.testing.assert_close(ours[each].grad, theirs[each].grad)
 
 
+@pytest.mark.slow
 @every_model
 def test_the_adapter_loads_in_plain_peft(name, tmp_path):
     adapted = build_adapted(
@@ -312,6 +313,7 @@ def test_a_tied_head_is_no_new_head(tmp_path):
 # ---- saving and resuming ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"lora_enable": True}, {"freeze": ["head"]}])
 @every_model
 def test_resume_restores_the_trained_weights(name, settings, tmp_path):

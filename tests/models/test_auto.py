@@ -46,6 +46,7 @@ def test_sizes_come_from_the_data():
         build(config_of("llama", vocab_size=50))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "message"),
     [

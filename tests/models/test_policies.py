@@ -150,6 +150,7 @@ def test_autocast_stays_close_to_float32(build, batch, name, num_images):
     assert loss.dtype == torch.float32 and loss.isfinite()
 
 
+@pytest.mark.slow
 @every_policy
 def test_runs_in_bfloat16_weights(build, batch, name):
     net, data = build(name, 1).bfloat16().train(), batch(1)

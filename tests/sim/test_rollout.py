@@ -45,6 +45,7 @@ def test_a_policy_that_does_nothing_scores_nothing():
     }
 
 
+@pytest.mark.slow
 def test_every_episode_counts_and_each_worker_makes_one_policy(tmp_path):
     """Seven episodes on two workers: no remainder is dropped."""
     log, lines = tmp_path / "made", []

@@ -337,6 +337,7 @@ def values(folder):
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no", "logging_steps": 1, "max_steps": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("event", "step"), [("on_step_begin", 3), ("on_prediction_step", 4), ("on_step_begin", 4)])
 def test_evaluations_that_draw_random_numbers(tmp_path, event, step):
     truth = make_trainer(tmp_path / "truth", Noisy(dropout=0.1), **EVALUATED)

@@ -144,6 +144,7 @@ VALUES = [9.0, 5.0, 4.0, 4.5, 4.2, 3.9, 4.0, 4.1, 4.0, 3.95, 3.0, *[2.0] * 20]
 EACH_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restore", [False, True])
 @pytest.mark.parametrize("twins", [1, 2])
 @pytest.mark.parametrize("kill", [4, 7])
@@ -166,6 +167,7 @@ def test_resumed_stops_where_the_uninterrupted_run_does(tmp_path, restore, twins
     assert lines == ["early stopping at step 9: eval_loss has not improved for 4 checks; best 3.9"] * 2
 
 
+@pytest.mark.slow
 def test_two_on_different_metrics(tmp_path):
     trainer = scripted(tmp_path, VALUES, **EACH_STEP)
     trainer.add_callback(EarlyStopping(settings(patience=50)))
@@ -264,6 +266,7 @@ def test_evaluations_seen_at_the_epochs_ends(tmp_path, evaluation, end):
     assert trainer.state.global_step == end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluation", [{}, {"eval_strategy": "epoch"}])
 @pytest.mark.parametrize("logging", [{}, {"logging_strategy": "epoch"}, {"logging_steps": 5}])
 def test_training_losses_seen_at_the_epochs_ends(tmp_path, evaluation, logging):

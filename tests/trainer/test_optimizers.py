@@ -331,6 +331,7 @@ def package_options(name):
     return {"ranger21": {"num_iterations": 100}, "adammini": {"num_embeds": 4, "num_heads": 2}}.get(name, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", pytorch_optimizers())
 def test_every_optimizer_of_the_package(name):
     """By the lower-case name too: it trains, saves plainly and goes on exactly; or it says why it cannot."""

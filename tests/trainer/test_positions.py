@@ -110,6 +110,7 @@ def epochs(count, seed=42):
 RUN = {"count": 24, "save_strategy": "steps"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [(8, 1), (4, 2), (2, 4)])
 def test_the_same_batch_made_otherwise_goes_on_with_the_same_samples(tmp_path, split):
     """Stopped in the middle of an epoch: the weights are those of the run that was never stopped."""
@@ -124,6 +125,7 @@ def test_the_same_batch_made_otherwise_goes_on_with_the_same_samples(tmp_path, s
     assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 12, 3, 16, 5])
 def test_another_batch_goes_on_by_samples(tmp_path, size):
     """After 4 steps of 8 of 24 samples the second epoch has 8 behind it, whatever a step is from there on; a step that

@@ -61,6 +61,7 @@ def sets(**options):
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("after", "change"),
     [
