@@ -19,8 +19,9 @@ from data.records.packing import fill, first_fit
 from data.records.source import Source, find, hub_splits, read, split_of_hub
 from data.records.tokenizer import load_tokenizer
 
-VERSION = 1  # of what is kept in the cache
+VERSION = 2  # of what is kept in the cache
 EVAL_FRACTION = 0.1
+SPLITS = ("train", "val")
 
 
 def assemble(config: Config, run) -> Bundle:
@@ -44,7 +45,7 @@ def assemble(config: Config, run) -> Bundle:
         collate=collate,
         sampler=functools.partial(MixtureSampler, [[len(train_set)]], None, False, None),
         dims={"vocab_size": len(tokenizer), "block_size": config.block_size},
-        files={},
+        files={"data.json": told_apart(manifest, config)},
         summary=summary(train, held_out, manifest, config),
         metrics=metrics,
         tokens_per_sample=config.block_size,
@@ -105,9 +106,6 @@ def sources(config: Config, cache_dir: Path) -> tuple[Source, Source | None]:
 
 def description(config: Config, seed: int, tokenizer, train: Source, held_out: Source | None, fraction: float) -> dict:
     """Everything that decides the prepared rows."""
-    template = tokenizer.chat_template or ""
-    # A template that writes the date renders otherwise tomorrow.
-    today = datetime.date.today().isoformat() if "strftime_now" in template else None
     return {
         "version": VERSION,
         "sources": [identity(source) for source in (train, held_out) if source is not None],
@@ -115,8 +113,8 @@ def description(config: Config, seed: int, tokenizer, train: Source, held_out: S
         "eval_fraction": fraction,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "chat_template": template,
-        "today": today,
+        # One that writes the date renders otherwise tomorrow: a run that goes on then keeps the rows that it began with.
+        "chat_template": tokenizer.chat_template or "",
         **{key: getattr(config, key) for key in ("block_size", "packing", "text_column", "loss_on")},
     }
 
@@ -125,6 +123,13 @@ def identity(source: Source) -> object:
     if source.hub_id is None:
         return [file_identity(file, file.name) for file in source.files]
     return [source.hub_id, source.split, getattr(hub_splits(source.hub_id)[source.split], "_fingerprint", None)]
+
+
+def told_apart(manifest: dict, config: Config) -> dict:
+    """What tells these rows from others: saved with every checkpoint, so that a resumed run can see a change."""
+    names = [name for name in SPLITS if name in manifest]
+    rows = {name: {key: manifest[name][key] for key in ("records", "rows", "digest")} for name in names}
+    return {"block_size": config.block_size, **rows}
 
 
 # ---- preparing ----
@@ -143,7 +148,7 @@ def prepare_rows(
         splits = split(chosen, fraction, train)
     tokenizer = encoder.tokenizer
     pad = next(each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if each is not None)
-    manifest = {"counts": counts}
+    manifest = {"counts": counts, "date": date_in(tokenizer)}
     for name, records in splits.items():
         lengths = [len(each.ids) for each in records]
         rows = first_fit(lengths, config.block_size) if config.packing else [[each] for each in range(len(records))]
@@ -154,8 +159,21 @@ def prepare_rows(
             "rows": len(rows),
             "tokens": sum(lengths),
             "learned": int(arrays["learned"].sum()),
+            "digest": digest_of(arrays),
         }
     return manifest
+
+
+def date_in(tokenizer) -> str | None:
+    """The date that a chat template writes into every record, if it does."""
+    return datetime.date.today().isoformat() if "strftime_now" in (tokenizer.chat_template or "") else None
+
+
+def digest_of(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()[:16]
 
 
 def encode(encoder: Encoder, source: Source, block_size: int, seed: int) -> tuple[list[tuple[float, Encoded]], dict]:
@@ -216,6 +234,8 @@ def summary(train: Source, held_out: Source | None, manifest: dict, config: Conf
     if "val" in manifest:
         lines.append(f"{told('val', held_out or train)}, held out")
     counts = manifest["counts"]
+    if manifest["date"]:
+        lines.append(f"the chat template writes the date: {manifest['date']}, when these rows were made")
     if counts["truncated"]:
         lines.append(f"{counts['truncated']:,} records are longer than {config.block_size} tokens and lose their end")
     if counts["dropped"]:

@@ -1,5 +1,6 @@
 """Records for fine-tuning: which tokens are learned, rows, batches, splits and the cache."""
 
+import datetime
 import json
 import math
 import pickle
@@ -391,6 +392,43 @@ def test_tokens_are_prepared_once(run, tmp_path, monkeypatch):
     assert prepared(chat_template=MARKED)
     write(tmp_path, RECORDS[1:])
     assert prepared() and not prepared()
+
+
+def test_what_tells_records_from_others(run, tmp_path):
+    """A resumed run is refused other records, not files that were copied or touched."""
+
+    def known(**keys):
+        config = data.records.Config(**{"path": write(tmp_path, records), "block_size": 48, **keys})
+        return data.records.build(config, run).files["data.json"]
+
+    records = list(RECORDS)
+    before = known()
+    assert before["train"]["records"] + before["val"]["records"] == len(RECORDS) and before["block_size"] == 48
+    assert known() == before  # written anew: the same bytes at another time
+    records[3] = {"text": records[3]["text"][::-1]}
+    assert known() != before and known()["train"]["rows"] == before["train"]["rows"]
+    records[:] = RECORDS
+    for keys in ({"packing": False}, {"loss_on": "all", "chat_template": MARKED}, {"eval_fraction": 0}):
+        assert (known(**keys) == before) == ("loss_on" in keys), keys  # plain text is learned whole in any case
+
+
+def test_a_template_that_writes_the_date(run, tmp_path, monkeypatch):
+    """A run that goes on tomorrow trains on the rows that it began with."""
+    template = "{{ strftime_now('%Y') }}" + CHATML
+    path = write(tmp_path, [{"messages": TALK}, {"messages": TALK[2:]}])
+    config = data.records.Config(path=path, block_size=64, chat_template=template, eval_fraction=0)
+    first = data.records.build(config, run)
+    today = datetime.date.today().isoformat()
+    assert [line for line in first.summary if "writes the date" in line and today in line]
+
+    class Tomorrow(datetime.date):
+        @classmethod
+        def today(cls):
+            return cls(2031, 1, 2)
+
+    monkeypatch.setattr(datetime, "date", Tomorrow)
+    second = data.records.build(config, run)
+    assert second.files == first.files and second.summary == first.summary
 
 
 def test_chat_template_from_settings(run, tmp_path, tokenizer):
