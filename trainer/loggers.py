@@ -104,13 +104,16 @@ class CsvLog(TrainerCallback):
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and whole rows of a `metrics.csv`; none where there is no file or none of ours."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    rows = list(csv.reader(io.StringIO(text)))
+    try:
+        rows = list(csv.reader(io.StringIO(text)))
+    except csv.Error:  # damaged: no table of ours
+        rows = []
     if rows and not text.endswith("\n"):
         rows.pop()  # its writer was killed
     if not rows or "step" not in rows[0]:
         return [], []
     columns, step = rows[0], rows[0].index("step")
-    whole = [row for row in rows[1:] if len(row) == len(columns) and row[step].isdigit()]
+    whole = [row for row in rows[1:] if len(row) == len(columns) and row[step].isdecimal()]
     return columns, [dict(zip(columns, row, strict=True)) for row in whole]
 
 

@@ -53,6 +53,22 @@ def _record(line: str) -> dict[str, Any]:
         return {}
 
 
+def check_appendable(path: Path) -> None:
+    """What a run adds to must be a file that it may read and write, if it is there at all.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not path.exists():
+        return
+    try:
+        if not path.is_file():
+            raise ValueError(f"{path} is not a file, and the run would add to it; move it away")
+        path.open("r+b").close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be added to: {error.strerror}; change its permissions, or move it") from None
+
+
 def append(path: Path, text: str) -> None:
     """Adds text at a file's end: all of it, or none where there is no room.
 

@@ -49,7 +49,7 @@ from .positions import KEY as POSITION
 from .positions import Position, stored_position
 from .preemption import Preempted, Signals
 from .resuming import OptimizerPlan, changed_options, uncompared
-from .run_folder import write_files
+from .run_folder import check_appendable, write_files
 from .samples import WriteSamples
 from .schedules import Schedule, SchedulePlan, check_plan, is_training_loss, schedule_lines
 from .settings import Settings
@@ -510,7 +510,14 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
 
         Args:
             adaptation: JSON value of adaptation.json, which checkpoints have from elsewhere.
+
+        Raises:
+            ValueError: something is in the place of a file that the run adds to.
+            OSError: the folder cannot be written to.
         """
+        for each in self.callback_handler.callbacks:
+            if isinstance(each, (MetricsFile, CsvLog, WriteSamples)):
+                check_appendable(each.path)
         more = {} if adaptation is None else {"adaptation.json": adaptation}
         (Path(self.args.output_dir) / manifest.NAME).unlink(missing_ok=True)  # of a final model that this run replaces
         write_files(Path(self.args.output_dir), {**self.files, **more})

@@ -67,6 +67,14 @@ def test_a_resumed_table_has_every_step_once(tmp_path, torn):
     ]
 
 
+@pytest.mark.parametrize("damage", ["step\n²\n", "step\n" + "9" * 200_000 + "\n", "step,\x00\nx"])
+def test_a_damaged_table(tmp_path, damage):
+    """Rows that can be read stay, others go; the run goes on."""
+    (tmp_path / "metrics.csv").write_text(damage)
+    logged(tmp_path, max_steps=2)
+    assert [row["step"] for row in table(tmp_path) if row["loss"]] == ["1", "2"]
+
+
 def test_values_with_commas_and_not_a_number(tmp_path):
     log, state = CsvLog(tmp_path), SimpleNamespace(is_world_process_zero=True, global_step=7)
     log.on_log(None, state, None, logs={"loss": float("nan"), "note": 'a, "b"\nc'})

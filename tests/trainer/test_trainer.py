@@ -1,6 +1,7 @@
 """The Trainer against bare PyTorch loops, hand calculations and uninterrupted runs."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -162,6 +163,21 @@ def test_the_run_folder(tmp_path):
         assert (folder / "model.safetensors").exists()
         assert json.loads((folder / "statistics.json").read_text()) == {"mean": [1.5]}
         assert not list(folder.glob("*.bin")) and not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nowhere"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv"])
+def test_what_stands_where_a_log_would(tmp_path, name, kind):
+    path = tmp_path / name
+    if kind == "link to nowhere":
+        path.symlink_to(tmp_path / "log")
+        make_trainer(tmp_path, csv_dir=tmp_path, max_steps=1).begin_run_folder()
+        return
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    trainer = make_trainer(tmp_path, csv_dir=tmp_path, files={"run.yaml": "seed: 1\n"}, max_steps=1)
+    with pytest.raises(ValueError, match=f"{name} is not a file"):
+        trainer.begin_run_folder()
+    assert [each.name for each in tmp_path.iterdir()] == [name]  # nothing was written
 
 
 def test_remove_unused_columns_keeps_what_forward_names(tmp_path):
