@@ -309,7 +309,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
 def schedule_plan(run: RunConfig) -> Any:
     """The learning rate's course."""
     from loader.checks import takes_epochs, warmup
-    from trainer.schedules import SchedulePlan
+    from trainer.schedule_plan import SchedulePlan
 
     return SchedulePlan(
         name=run.hyper.lr_scheduler_type,

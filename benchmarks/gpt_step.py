@@ -43,7 +43,7 @@ import data.text
 from data.bundle import Bundle
 from models import gpt
 from trainer.optimizers import parameter_groups
-from trainer.schedules import SchedulePlan
+from trainer.schedule_plan import SchedulePlan
 from trainer.settings import Settings
 from trainer.trainer import Trainer
 

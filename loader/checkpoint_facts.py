@@ -53,7 +53,7 @@ class Facts:
 
     @property
     def course_end(self) -> int:
-        """The step at which the learning rate's course ends: see `trainer.schedules.Course`."""
+        """The step at which the learning rate's course ends: see `trainer.course.Course`."""
         course = self.schedule.get("course")
         found = course.get("total") if isinstance(course, dict) else None
         return found if type(found) is int else self.total

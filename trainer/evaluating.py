@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 from .early_stopping import EarlyStopping
 from .keep import KeepCheckpoints
 from .metric_names import metric_or_error
-from .schedules import Schedule, is_training_loss
+from .schedule_plan import is_training_loss
+from .schedules import Schedule
 
 
 class EvaluationLeft(Exception):

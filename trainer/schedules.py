@@ -1,107 +1,27 @@
 """Learning rate schedules: transformers' by name, torch's by class, with a warm-up before any of them.
 
 `step` below is one optimizer update. A schedule's own unit is the step or the epoch (`interval`), and it moves on after
-every `frequency` of them. The rates come from a stand-in optimizer, so that a floor, a warm-up or a frozen end never
-feeds back into a schedule that computes its next rate from its last one.
+every `frequency` of them.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import difflib
-import functools
-import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import transformers
-from torch.optim import lr_scheduler
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
-from transformers.trainer_utils import SchedulerType
 
 from .course import Course, stored_course
+from .schedule_curves import TorchCurve, TrainerCurve, stand_in_for
+from .schedule_plan import SchedulePlan, check_names, check_numbers
 
-# transformers' names without a warm-up of their own: one is put before them, as before torch's classes.
-WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
-FOLLOWS_METRIC = ("reduce_lr_on_plateau", "greedy", "ReduceLROnPlateau")
 # These decay to `min_lr` where it is set; all others merely never go below it.
 DECAYS_TO_ZERO = ("linear", "cosine", "cosine_with_restarts", "warmup_stable_decay")
-# The option that says where the decay ends, for names that have one: `min_lr` is given to it.
-END_OPTION = {"polynomial": "lr_end", "cosine_with_min_lr": "min_lr", "cosine_warmup_with_min_lr": "min_lr"}
-SAME_AS_MIN_LR = ("lr_end", "min_lr", "min_lr_rate", "min_lr_ratio")
-UNFIT = {
-    "LambdaLR": "takes a function, which YAML cannot write",
-    "MultiplicativeLR": "takes a function, which YAML cannot write",
-    "LRScheduler": "is only the base of the others",
-}
-FILLED = ("T_max", "max_lr")  # required by torch, known here
 ENDLESS = 10**7  # steps; a run without an end has more
 NOTHING = 1e-9  # of the base rate: what is left of a rate that has fallen to 0, by rounding
 LOOKED_AT = 10**5  # steps that are compared at most: some schedules have to be walked through
-TRAINING_LOSS = ("loss", "train_loss", "train/loss")
-# Where torch's default is not what a reader of the configuration would expect.
-PLATEAU_DEFAULTS = {"factor": 0.5, "patience": 5, "threshold": 1e-3}
-
-
-@dataclass(frozen=True)
-class SchedulePlan:
-    """A schedule as plain values.
-
-    Options that are not given: CosineAnnealingLR's `T_max`, PolynomialLR's `total_iters` and OneCycleLR's `total_steps`
-    are the length from the end of the warm-up to the horizon, in units of the interval (inside a SequentialLR, up to
-    the next milestone); `max_lr` of OneCycleLR and CyclicLR is the learning rate; ReduceLROnPlateau has factor 0.5,
-    patience 5, threshold 1e-3; `gamma` of an ExponentialLR leads to `min_lr` at the horizon.
-    """
-
-    name: str
-    "A lr_scheduler_type of transformers, or a class of torch.optim.lr_scheduler (exact case)."
-    options: dict[str, Any] = field(default_factory=dict)
-    "Constructor's arguments. SequentialLR, ChainedScheduler: `schedulers`, a list of {name, …}; and `milestones`."
-    interval: str | None = None
-    "`step` or `epoch`; None is `step`. transformers' names go by step."
-    frequency: int = 1
-    "The schedule moves on after this many intervals; one that follows a metric, after this many evaluations."
-    monitor: str | None = None
-    "The metric that a plateau follows; None: the evaluation loss."
-    warmup_steps: float = 0
-    "Steps of linear warm-up from 0; below 1 the share of all steps."
-    warmup_epochs: float = 0
-    "The same in epochs; one of the two."
-    min_lr: float | None = None
-    "Decay ends here, or never goes below; a group with another learning rate has it in proportion."
-    decay_steps: int | None = None
-    "The schedule's length in steps, warm-up included, instead of the run's; afterwards the rate stays."
-    learning_rate: float = 1e-3
-    "The run's learning rate, of which a group's own may differ."
-    new_length: str | None = None
-    "A resumed run with another length: `keep` its course, or `rebase` what is left of it; None: it must not matter."
-    takes_over: bool = False
-    "A resumed run may have had another schedule: this one goes on at its step."
-
-    @property
-    def follows_metric(self) -> bool:
-        return self.name in FOLLOWS_METRIC
-
-    def filled(self, units: int = 1, rate: float | None = None) -> dict[str, Any]:
-        """The options, with what follows from the plan's other values; `units`: how often it will move on."""
-        rate = self.learning_rate if rate is None else rate
-        if self.name != "ExponentialLR" or "gamma" in self.options or not self.min_lr or not rate:
-            return dict(self.options)
-        return {**self.options, "gamma": (self.min_lr / rate) ** (1 / units)}
-
-    @property
-    def warms_up_itself(self) -> bool:
-        return is_trainer_schedule(self.name) and self.name not in WITHOUT_WARMUP
-
-    def warmup_length(self, total_steps: int, steps_per_epoch: int) -> int:
-        """Steps of warm-up; a share is rounded up, as TrainingArguments does."""
-        if self.warmup_epochs:
-            return round(self.warmup_epochs * steps_per_epoch)
-        return int(self.warmup_steps) if self.warmup_steps >= 1 else math.ceil(total_steps * self.warmup_steps)
 
 
 class Schedule:
@@ -257,7 +177,7 @@ class Schedule:
     def _rates_at_end(self, course: Course, state: dict[str, Any]) -> list[float]:
         if self.plan.follows_metric:
             return list(state["last_rates"])
-        trial = Schedule(_stand_in(state["base_lrs"], 1.0), self.plan, course.length, self.steps_per_epoch)
+        trial = Schedule(stand_in_for(state["base_lrs"], 1.0), self.plan, course.length, self.steps_per_epoch)
         trial.rate_at(course.length)
         return trial.last_rates
 
@@ -323,109 +243,6 @@ class Schedule:
                 group[key] = value
 
 
-class TrainerCurve:
-    """A schedule of transformers with its own warm-up: the rate is a function of the step alone.
-
-    Args:
-        rate: The run's learning rate.
-        warmup, horizon: In steps.
-    """
-
-    def __init__(self, plan: SchedulePlan, base_lrs: Sequence[float], rate: float, warmup: int, horizon: int):
-        self.base_lrs = base_lrs
-        options = dict(plan.options)
-        if plan.min_lr is not None and plan.name in END_OPTION:
-            options.setdefault(END_OPTION[plan.name], plan.min_lr)
-        made = transformers.get_scheduler(plan.name, _stand_in(base_lrs, rate), warmup, horizon, options)
-        self.factors = made.lr_lambdas
-
-    def rates_at(self, taken: float) -> list[float]:
-        return [base * factor(taken) for base, factor in zip(self.base_lrs, self.factors, strict=True)]
-
-    def momenta(self, index: int) -> dict[str, Any]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any], scales: Sequence[float] | None = None) -> None:
-        pass
-
-
-class TorchCurve:
-    """A class of torch, or a schedule of transformers without warm-up, over a stand-in for the optimizer.
-
-    Without a metric its rates are a function of how often it has moved on: a resumed run moves it as often again
-    (some 6 µs each), and needs no more state than that.
-
-    Args:
-        rate: The run's learning rate.
-        units: How often it will move on in the whole run.
-        optimizer: The real one, for its momenta.
-    """
-
-    STATE = ("best", "num_bad_epochs", "num_good_epochs", "cooldown_counter", "warmup_counter", "reset_start")
-
-    def __init__(
-        self,
-        plan: SchedulePlan,
-        base_lrs: Sequence[float],
-        rate: float,
-        units: int,
-        optimizer: torch.optim.Optimizer,
-    ):
-        self.stand_in = _stand_in(base_lrs, rate, optimizer)
-        self.metric, self.moves = plan.follows_metric, 0
-        self.scheduler = _made(plan.name, plan.filled(max(1, units), rate), self.stand_in, max(1, units), rate)
-        self.cycles_momentum = getattr(self.scheduler, "cycle_momentum", False)
-        # A OneCycleLR raises past its end; its last step is its lowest.
-        self.last_move = getattr(self.scheduler, "total_steps", math.inf) - 1
-        # torch asks for the optimizer's step before the scheduler's; here there is nothing to train.
-        self.stand_in.step()
-
-    def rates_at(self, moves: int) -> list[float]:
-        while not self.metric and self.moves < min(moves, self.last_move):
-            self.scheduler.step()
-            self.moves += 1
-        return [float(group["lr"]) for group in self.stand_in.param_groups]
-
-    def observe(self, value: float) -> None:
-        # Not a number is worse than anything, in both modes; and a running average would never recover from one.
-        value = value if math.isfinite(value) else math.nan
-        averages = getattr(self.scheduler, "smooth", False)
-        if averages and math.isnan(value):
-            self.scheduler.smooth = False
-        self.scheduler.step(value)
-        if averages:
-            self.scheduler.smooth = True
-
-    def momenta(self, index: int) -> dict[str, Any]:
-        """What a cycle sets besides the rate: `momentum`, or Adam's `betas`."""
-        group = self.stand_in.param_groups[index]
-        return {each: group[each] for each in ("momentum", "betas") if self.cycles_momentum and each in group}
-
-    def state_dict(self) -> dict[str, Any]:
-        if not self.metric:
-            return {}
-        state = {each: getattr(self.scheduler, each) for each in self.STATE if hasattr(self.scheduler, each)}
-        if math.isinf(state["best"]):  # nothing seen yet; JSON has no infinity
-            state["best"] = None
-        average = getattr(self.scheduler, "_streaming_avg", None)
-        rates = [float(group["lr"]) for group in self.stand_in.param_groups]
-        return state | {"rates": rates, "average": average.state_dict() if average else None}
-
-    def load_state_dict(self, state: dict[str, Any], scales: Sequence[float] | None = None) -> None:
-        """Metric schedules only. `scales`: factor for each group's rate, whose base has changed."""
-        for each in self.STATE:
-            if state.get(each) is not None:
-                setattr(self.scheduler, each, state[each])
-        if state.get("average") is not None:
-            self.scheduler._streaming_avg.load_state_dict(copy.deepcopy(state["average"]))
-        scales = scales or [1.0] * len(state.get("rates", ()))
-        for group, rate, scale in zip(self.stand_in.param_groups, state.get("rates", ()), scales, strict=False):
-            group["lr"] = rate * scale
-
-
 # ---- before training ----
 
 
@@ -438,7 +255,7 @@ def planned_rates(
         base_lrs: Base rate of each group. None: one group with the plan's learning rate.
     """
     schedule = Schedule(
-        _stand_in(list(base_lrs or [plan.learning_rate]), plan.learning_rate), plan, total_steps, steps_per_epoch
+        stand_in_for(list(base_lrs or [plan.learning_rate]), plan.learning_rate), plan, total_steps, steps_per_epoch
     )
     rates = []
     for _ in range(total_steps):
@@ -450,14 +267,14 @@ def planned_rates(
 def plan_lines(plan: SchedulePlan, total_steps: int, steps_per_epoch: int) -> list[str]:
     """The schedule in two lines: what it is; and its rate at the start, after warm-up, at the quarters and the end."""
     return schedule_lines(
-        Schedule(_stand_in([plan.learning_rate], plan.learning_rate), plan, total_steps, steps_per_epoch)
+        Schedule(stand_in_for([plan.learning_rate], plan.learning_rate), plan, total_steps, steps_per_epoch)
     )
 
 
 def schedule_lines(real: Schedule) -> list[str]:
     """The same of a schedule that is under way, whose length may have been changed: from where that was."""
     plan, total_steps, course = real.plan, real.total_steps, real.course
-    schedule = Schedule(_stand_in([plan.learning_rate], plan.learning_rate), plan, total_steps, real.steps_per_epoch)
+    schedule = Schedule(stand_in_for([plan.learning_rate], plan.learning_rate), plan, total_steps, real.steps_per_epoch)
     schedule.load_state_dict(real.state_dict() | {"base_lrs": [real.rate]})
     length = total_steps - course.start
     shown = {course.start, *({schedule.warmup} if course.start == 0 else ())}
@@ -487,7 +304,7 @@ def depends_on_length(plan: SchedulePlan, before: int, now: int, steps_per_epoch
     steps = sorted({common * part // 50 for part in range(50)} | {common - 1})
 
     def rates(total: int) -> list[float]:
-        schedule = Schedule(_stand_in([plan.learning_rate], plan.learning_rate), plan, total, steps_per_epoch)
+        schedule = Schedule(stand_in_for([plan.learning_rate], plan.learning_rate), plan, total, steps_per_epoch)
         return [schedule.rate_at(step) for step in steps]
 
     return not all(math.isclose(*pair, rel_tol=1e-9) for pair in zip(rates(before), rates(now), strict=True))
@@ -501,190 +318,9 @@ def check_plan(plan: SchedulePlan) -> None:
             warm-up or a floor that contradicts the rest.
     """
     check_names(plan)
-    _check_numbers(plan)
+    check_numbers(plan)
     short = dataclasses.replace(plan, warmup_steps=0, warmup_epochs=0, decay_steps=None)
     planned_rates(short, 4, 2)
-
-
-def check_names(plan: SchedulePlan) -> None:
-    """The part of `check_plan` that concerns names of schedules and of their options."""
-    _check_one(plan.name, plan.filled())
-    if plan.interval not in (None, "step", "epoch"):
-        raise ValueError(f"schedule `{plan.name}` has the interval `{plan.interval}`; it is step or epoch")
-    if plan.monitor is not None and not plan.follows_metric:
-        raise ValueError(f"schedule `{plan.name}` follows no metric, so `monitor: {plan.monitor}` would do nothing")
-    by_step_only = is_trainer_schedule(plan.name) and not plan.follows_metric
-    if by_step_only and (plan.interval == "epoch" or plan.frequency != 1):
-        raise ValueError(
-            f"schedule `{plan.name}` goes by single steps; a torch.optim.lr_scheduler class can go by epochs"
-        )
-
-
-@functools.cache
-def is_trainer_schedule(name: str) -> bool:
-    """Whether this is a lr_scheduler_type of transformers."""
-    return name in {each.value for each in SchedulerType}
-
-
-def is_training_loss(monitor: str | None) -> bool:
-    """Whether a plateau with this monitor follows the loss of training rather than a metric of evaluation."""
-    return monitor in TRAINING_LOSS
-
-
-def torch_schedules() -> dict[str, type]:
-    """Class name -> class, of torch.optim.lr_scheduler."""
-    base = lr_scheduler.LRScheduler
-    found = {
-        name: kind for name, kind in vars(lr_scheduler).items() if isinstance(kind, type) and not name.startswith("_")
-    }
-    return {name: kind for name, kind in found.items() if issubclass(kind, base)}
-
-
-def taken_options(name: str) -> dict[str, inspect.Parameter]:
-    """The options that a schedule takes, name -> parameter."""
-    if name == "reduce_lr_on_plateau":
-        called: Any = lr_scheduler.ReduceLROnPlateau
-    elif name == "greedy":
-        called = transformers.optimization.GreedyLR
-    elif is_trainer_schedule(name):
-        called = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]
-    else:
-        called = torch_schedules()[name]
-    given = {"optimizer", "last_epoch", "num_warmup_steps", "num_training_steps"}
-    return {each: value for each, value in inspect.signature(called).parameters.items() if each not in given}
-
-
-def _check_one(name: str, options: dict[str, Any]) -> None:
-    known = [each.value for each in SchedulerType] + [each for each in torch_schedules() if each not in UNFIT]
-    if name in UNFIT:
-        raise ValueError(f"schedule `{name}` {UNFIT[name]}; there are {', '.join(known)}")
-    if name not in known:
-        folded = {each.lower(): each for each in known}
-        match = folded.get(str(name).lower()) or next(iter(difflib.get_close_matches(str(name), known, n=1)), None)
-        remedy = f"did you mean `{match}`?" if match else f"there are {', '.join(known)}"
-        raise ValueError(
-            f"schedule `{name}` is neither a lr_scheduler_type nor a torch.optim.lr_scheduler class; {remedy}"
-        )
-    takes = taken_options(name)
-    for option in options:
-        if option not in takes:
-            match = next(iter(difflib.get_close_matches(option, list(takes), n=1)), None)
-            hint = f"did you mean `{match}`? It takes" if match else "it takes"
-            raise ValueError(f"schedule `{name}` takes no `{option}`; {hint} {', '.join(takes) or 'no options'}")
-    needed = [each for each, value in takes.items() if value.default is value.empty and each not in FILLED]
-    missing = [each for each in needed if each not in options]
-    if missing:
-        hint = ", or min_lr to fall to" if name == "ExponentialLR" else ""
-        raise ValueError(f"schedule `{name}` needs the option `{missing[0]}` (scheduler.{missing[0]}){hint}")
-    if "schedulers" in takes:
-        _check_list(name, options)
-
-
-def _check_list(name: str, options: dict[str, Any]) -> None:
-    """The schedules inside a SequentialLR or ChainedScheduler."""
-    inner = options["schedulers"]
-    if not isinstance(inner, list) or not inner or not all(isinstance(each, dict) and "name" in each for each in inner):
-        raise ValueError(f"schedule `{name}` takes `schedulers` as a list of entries with a name, {{name: StepLR, …}}")
-    for each in inner:
-        if each["name"] in FOLLOWS_METRIC or is_trainer_schedule(each["name"]):
-            raise ValueError(
-                f"schedule `{each['name']}` cannot be inside a `{name}`; name classes of torch.optim.lr_scheduler"
-            )
-        _check_one(each["name"], {option: value for option, value in each.items() if option != "name"})
-    if "milestones" in options:
-        stones = options["milestones"]
-        if not isinstance(stones, list) or len(stones) != len(inner) - 1:
-            raise ValueError(
-                f"schedule `{name}` has {len(inner)} schedules and needs {len(inner) - 1} milestones, not {stones}"
-            )
-        if not all(isinstance(each, int) and each > 0 for each in stones) or stones != sorted(set(stones)):
-            raise ValueError(f"schedule `{name}` needs rising whole numbers above 0 as milestones, not {stones}")
-
-
-def _check_numbers(plan: SchedulePlan) -> None:
-    name = plan.name
-    if plan.warmup_steps and plan.warmup_epochs:
-        raise ValueError(f"schedule `{name}` has a warm-up in steps and one in epochs; keep one")
-    if plan.warmup_steps < 0 or plan.warmup_epochs < 0:
-        raise ValueError(f"schedule `{name}` has a warm-up below 0")
-    if plan.warmup_steps >= 1 and plan.warmup_steps != int(plan.warmup_steps):
-        raise ValueError(
-            f"schedule `{name}` warms up for {plan.warmup_steps:g} steps; give a whole number, or a share below 1"
-        )
-    if plan.frequency < 1:
-        raise ValueError(f"schedule `{name}` has the frequency {plan.frequency}; give 1 or more")
-    if plan.decay_steps is not None and plan.decay_steps <= max(0, plan.warmup_steps):
-        raise ValueError(
-            f"schedule `{name}` ends after {plan.decay_steps} steps; give more than the warm-up ({plan.warmup_steps:g})"
-        )
-    if plan.min_lr is None:
-        return
-    if not 0 <= plan.min_lr <= plan.learning_rate:
-        raise ValueError(f"min_lr {plan.min_lr:g} is not between 0 and the learning rate, {plan.learning_rate:g}")
-    twice = [each for each in SAME_AS_MIN_LR if each in plan.options] if is_trainer_schedule(name) else []
-    if twice and not plan.follows_metric:
-        raise ValueError(f"schedule `{name}` has its end from `min_lr` and from its option `{twice[0]}`; keep one")
-
-
-# ---- making torch's objects ----
-
-
-def _stand_in(
-    base_lrs: Sequence[float], rate: float, optimizer: torch.optim.Optimizer | None = None
-) -> torch.optim.Optimizer:
-    """An optimizer of nothing, with groups at the base rates and the momenta of the real one."""
-    groups = [{"params": [torch.zeros(())], "lr": base} for base in base_lrs]
-    made = torch.optim.SGD(groups, lr=rate, momentum=0.9)
-    if optimizer is not None:
-        made.defaults.pop("momentum")
-        for key in ("momentum", "betas"):
-            if key in optimizer.defaults:
-                made.defaults[key] = optimizer.defaults[key]
-            for group, real in zip(made.param_groups, optimizer.param_groups, strict=True):
-                if key in real:
-                    group[key] = real[key]
-    return made
-
-
-def _made(name: str, options: dict[str, Any], stand_in: torch.optim.Optimizer, units: int, rate: float) -> Any:
-    """The scheduler over the stand-in, with what the options leave out; `units`: how often it will move on."""
-    if is_trainer_schedule(name):
-        return transformers.get_scheduler(name, stand_in, scheduler_specific_kwargs=dict(options))
-    kind = torch_schedules()[name]
-    options = dict(options)
-    if name == "ReduceLROnPlateau":
-        options = PLATEAU_DEFAULTS | options
-    elif name == "CosineAnnealingLR":
-        options.setdefault("T_max", units)
-    elif name == "PolynomialLR":
-        options.setdefault("total_iters", units)
-    elif name == "OneCycleLR" and not {"total_steps", "epochs"} & set(options):
-        options["total_steps"] = units + 1  # its first step is number 0, and the run moves on `units` times
-    elif name == "SequentialLR":
-        ends = [*options["milestones"], max(units, options["milestones"][-1] + 1) if options["milestones"] else units]
-        starts = [0, *options["milestones"]]
-        options["schedulers"] = [
-            _inner(each, stand_in, max(1, end - start), rate)
-            for each, start, end in zip(options["schedulers"], starts, ends, strict=True)
-        ]
-    elif name == "ChainedScheduler":
-        options["schedulers"] = [_inner(each, stand_in, units, rate) for each in options["schedulers"]]
-    if name in ("OneCycleLR", "CyclicLR"):
-        _scale_to_groups(options, stand_in, rate)
-    return kind(optimizer=stand_in, **options)
-
-
-def _inner(entry: dict[str, Any], stand_in: torch.optim.Optimizer, units: int, rate: float) -> Any:
-    return _made(entry["name"], {each: v for each, v in entry.items() if each != "name"}, stand_in, units, rate)
-
-
-def _scale_to_groups(options: dict[str, Any], stand_in: torch.optim.Optimizer, rate: float) -> None:
-    """Bounds that these classes take as absolute rates: for every group in proportion to its base rate."""
-    bases = [group.get("initial_lr", group["lr"]) for group in stand_in.param_groups]
-    options.setdefault("max_lr", rate)
-    for key in ("max_lr", "base_lr"):
-        if isinstance(options.get(key), (int, float)):
-            options[key] = [options[key] * (base / rate) for base in bases]
 
 
 def _cannot(plan: SchedulePlan, error: Exception) -> ValueError:

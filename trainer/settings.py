@@ -9,7 +9,7 @@ from typing import Any
 
 from .resuming import OptimizerPlan
 from .samples import Sampling
-from .schedules import SchedulePlan
+from .schedule_plan import SchedulePlan
 
 
 @dataclass

@@ -51,7 +51,8 @@ from .preemption import Preempted, Signals
 from .resuming import OptimizerPlan, changed_options, uncompared
 from .run_folder import check_appendable, write_files
 from .samples import WriteSamples
-from .schedules import Schedule, SchedulePlan, check_plan, is_training_loss, schedule_lines
+from .schedule_plan import SchedulePlan, is_training_loss
+from .schedules import Schedule, check_plan, schedule_lines
 from .settings import Settings
 from .state_on_disk import StateOnDisk, check_shapes
 from .stopping import EPOCH, STEP, Stopping

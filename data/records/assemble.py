@@ -113,7 +113,7 @@ def description(config: Config, seed: int, tokenizer, train: Source, held_out: S
         "eval_fraction": fraction,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        # One that writes the date renders otherwise tomorrow: a run that goes on then keeps the rows that it began with.
+        # One that writes the date renders otherwise tomorrow: a run that goes on then keeps the rows it began with.
         "chat_template": tokenizer.chat_template or "",
         **{key: getattr(config, key) for key in ("block_size", "packing", "text_column", "loss_on")},
     }

@@ -69,7 +69,7 @@ def test_options_are_the_constructors():
 def test_options_of_the_trainers_schedules():
     from transformers.trainer_utils import SchedulerType
 
-    from trainer.schedules import taken_options
+    from trainer.schedule_plan import taken_options
 
     for each in SchedulerType:
         assert list(constructor_options("scheduler", each.value)) == list(taken_options(each.value)), each.value

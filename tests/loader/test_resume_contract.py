@@ -21,7 +21,7 @@ from loader.schema import TAKEN_OVER, keys_of, scalar_keys
 from loader.sections import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS, SECTIONS, ParameterGroup
 from loader.trainer_fields import trainer_fields
 from storage import manifest
-from trainer import schedules
+from trainer import schedule_curves, schedule_plan, schedules
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCKED = f"transformers=={version('transformers')}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
@@ -331,12 +331,12 @@ MORE = [{}, {"warmup_ratio": 0.1}, {"lr_decay_iters": 90}, {"min_lr": 1e-6}]
 def test_what_is_said_of_a_schedule_is_what_its_rates_do(scheduler, more):
     """What `--check` knows without torch, against the rates themselves."""
     name, options = scheduler["name"], {key: value for key, value in scheduler.items() if key != "name"}
-    ends_itself = name in schedules.FOLLOWS_METRIC or "min_lr" in scheduler
+    ends_itself = name in schedule_plan.FOLLOWS_METRIC or "min_lr" in scheduler
     if (ends_itself and "min_lr" in more) or (name.startswith("constant") and {"min_lr", "lr_decay_iters"} & {*more}):
         pytest.skip("refused: it would do nothing, or say the same twice")
     hyper = {"lr_scheduler_type": name, "warmup_ratio": 0, "warmup_steps": 0, "lr_decay_iters": None, "min_lr": None}
     run = SimpleNamespace(hyper=SimpleNamespace(**{**hyper, **more}), scheduler=options, trainer={}, optimizer={})
-    plan = schedules.SchedulePlan(
+    plan = schedule_plan.SchedulePlan(
         name,
         options,
         warmup_steps=run.hyper.warmup_ratio,
@@ -344,7 +344,7 @@ def test_what_is_said_of_a_schedule_is_what_its_rates_do(scheduler, more):
         decay_steps=run.hyper.lr_decay_iters,
     )
     assert depends_on_length(run) == schedules.depends_on_length(plan, 100, 200, 25)
-    end = schedules.Schedule(schedules._stand_in([1e-3], 1e-3), plan, 100, 25)
+    end = schedules.Schedule(schedule_curves.stand_in_for([1e-3], 1e-3), plan, 100, 25)
     if depends_on_length(run):
         assert ends_at_nothing(run) == (end.rate_at(100) < 1e-15)
 

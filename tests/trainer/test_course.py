@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from trainer.schedules import Schedule, SchedulePlan, depends_on_length, schedule_lines
+from trainer.schedule_plan import SchedulePlan
+from trainer.schedules import Schedule, depends_on_length, schedule_lines
 
 BASES = [1.0, 0.1]  # two groups
 

@@ -11,15 +11,8 @@ import transformers
 from torch.optim import lr_scheduler
 from transformers.trainer_utils import SchedulerType
 
-from trainer.schedules import (
-    Schedule,
-    SchedulePlan,
-    check_plan,
-    is_training_loss,
-    plan_lines,
-    planned_rates,
-    torch_schedules,
-)
+from trainer.schedule_plan import SchedulePlan, is_training_loss, torch_schedules
+from trainer.schedules import Schedule, check_plan, plan_lines, planned_rates
 
 BASES = [0.1, 0.02]
 TRAINER_OPTIONS = {
