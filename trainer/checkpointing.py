@@ -33,7 +33,7 @@ from storage import manifest
 from storage.atomic import write_text
 from storage.checkpoints import staging
 
-from . import random_states, sharded, state_files
+from . import random_states, sharded_optimizer, state_files
 from .agreement import Agreement
 from .callbacks import MetricsFile
 from .checkpoint_writer import CheckpointWriter, Save, SavesFailed, failure_line, is_storage_error
@@ -215,7 +215,7 @@ class Checkpointing:
         trainer = self.trainer
         divided = goes_on and trainer.is_fsdp_enabled
         others = range(1, trainer.args.world_size) if divided else ()
-        names = [f"{sharded.part_name(process, trainer.args.world_size)}.json" for process in others]
+        names = [f"{sharded_optimizer.part_name(process, trainer.args.world_size)}.json" for process in others]
         return names, bool(trainer.args.should_save)
 
     def _note_best(self, final: Path) -> None:
@@ -303,8 +303,8 @@ class Checkpointing:
         trainer = self.trainer
         if not trainer.is_fsdp_enabled:
             return {}
-        tensors, facts = sharded.local_state(trainer.model, trainer.optimizer)
-        name = sharded.part_name(facts["process"], facts["processes"])
+        tensors, facts = sharded_optimizer.local_state(trainer.model, trainer.optimizer)
+        name = sharded_optimizer.part_name(facts["process"], facts["processes"])
         return {name: (facts, self._copied(name, tensors))}
 
     def _write_part(self, folder: Path, part: Mapping[str, Any]) -> None:
@@ -343,8 +343,8 @@ class Checkpointing:
         """
         trainer = self.trainer
         try:
-            if trainer.is_fsdp_enabled or sharded.is_sharded(folder):
-                sharded.load_local_state(trainer.model, trainer.optimizer, folder)
+            if trainer.is_fsdp_enabled or sharded_optimizer.is_sharded(folder):
+                sharded_optimizer.load_local_state(trainer.model, trainer.optimizer, folder)
             elif not trainer.is_deepspeed_enabled:  # its engine has loaded its own files
                 trainer.optimizer.load_state_dict(state_files.read(folder, "optimizer"))
         except (KeyError, TypeError, RuntimeError) as error:

@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationMixin, TrainerCallback
 
+from .divided import is_divided
 from .run_folder import append, drop_later_lines
-from .sharded import is_divided
 
 FILE = "samples.jsonl"
 

@@ -16,10 +16,11 @@ from tqdm import tqdm
 from storage import manifest
 
 from .checkpointing import unfinished, write_weights
+from .divided import is_divided
 from .optimizers import parameter_groups
 from .resuming import apply_changes, changed_options
 from .run_folder import write_files
-from .sharded import is_divided, load_whole_weights, whole_weights
+from .sharded_weights import load_whole_weights, whole_weights
 from .unusable import reading
 
 

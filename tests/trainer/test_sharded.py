@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
 
-from trainer import sharded, state_files
+from trainer import divided, sharded_optimizer, sharded_weights, state_files
 
 
 class Tower(nn.Module):
@@ -88,9 +88,9 @@ def trained(kind, steps=3, seed=0, shard=False):
 
 
 def write_part(folder, model, optimizer):
-    tensors, facts = sharded.local_state(model, optimizer)
+    tensors, facts = sharded_optimizer.local_state(model, optimizer)
     folder.mkdir(parents=True, exist_ok=True)
-    state_files.write(folder, sharded.part_name(facts["process"], facts["processes"]), facts, tensors)
+    state_files.write(folder, sharded_optimizer.part_name(facts["process"], facts["processes"]), facts, tensors)
 
 
 def _options(group):
@@ -147,11 +147,11 @@ def save_all(rank, folder):
         truth = gathered(model, optimizer)
         whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         model(torch.tensor([[1]]))  # leaves the root's weights gathered
-        weights = sharded.whole_weights(model, keep=rank == 0)
+        weights = sharded_weights.whole_weights(model, keep=rank == 0)
         dist.barrier()
 
         again, fresh = trained(kind, seed=1, shard=True)
-        sharded.load_local_state(again, fresh, folder / kind)
+        sharded_optimizer.load_local_state(again, fresh, folder / kind)
         if rank == 0:
             same_state(truth, gathered(again, fresh))
             state_files.write(folder / kind, "truth", *state_files.split(truth))
@@ -162,8 +162,8 @@ def save_all(rank, folder):
             gathered(again, fresh)
             assert weights == {}
         dist.barrier()
-        sharded.load_whole_weights(again, folder / kind)
-        back = sharded.whole_weights(again, keep=True)
+        sharded_weights.load_whole_weights(again, folder / kind)
+        back = sharded_weights.whole_weights(again, keep=True)
         assert all(torch.equal(back[name], load_file(folder / kind / "model.safetensors")[name]) for name in back)
 
 
@@ -172,12 +172,12 @@ def load_plain(rank, folder):
         model, optimizer = trained(kind, seed=1, shard=True)
         if kind == "rows":
             with pytest.raises(ValueError, match="/rows`, which is not shaped like its weight"):
-                sharded.load_local_state(model, optimizer, folder / place / kind)
+                sharded_optimizer.load_local_state(model, optimizer, folder / place / kind)
             continue
-        sharded.load_local_state(model, optimizer, folder / place / kind)
+        sharded_optimizer.load_local_state(model, optimizer, folder / place / kind)
         found = gathered(model, optimizer)
-        sharded.load_whole_weights(model, folder / "parts" / kind)
-        weights = sharded.whole_weights(model, keep=rank == 0)
+        sharded_weights.load_whole_weights(model, folder / "parts" / kind)
+        weights = sharded_weights.whole_weights(model, keep=rank == 0)
         if rank == 0:
             plain = trained(kind)
             same_state(of_plain(*plain), found)
@@ -190,9 +190,9 @@ def test_two_processes_save_and_one_or_two_go_on(tmp_path):
     for kind in OPTIMIZERS:
         truth = state_files.read(tmp_path / kind, "truth")
         model, optimizer = trained(kind, seed=1)
-        sharded.load_local_state(model, optimizer, tmp_path / kind)
+        sharded_optimizer.load_local_state(model, optimizer, tmp_path / kind)
         same_state(truth, of_plain(model, optimizer))
-        sharded.load_whole_weights(model, tmp_path / kind)
+        sharded_weights.load_whole_weights(model, tmp_path / kind)
         stored = load_file(tmp_path / kind / "model.safetensors")
         assert all(torch.equal(stored[name], value) for name, value in model.state_dict().items())
 
@@ -219,11 +219,11 @@ def test_rows_are_dealt_out_as_torch_does(rows, processes):
     chunks = list(whole.chunk(processes)) if rows else [whole]
     for rank in range(processes):
         mesh = SimpleNamespace(size=lambda axis: processes, get_local_rank=lambda axis, rank=rank: rank)
-        region = sharded._cut((rows, 3), mesh, [Shard(0)])
+        region = divided.part_of_process((rows, 3), mesh, [Shard(0)])
         wanted = chunks[rank] if rank < len(chunks) else whole[:0]
         first = region.offset[0]
         assert torch.equal(whole[first : first + region.size[0]], wanted)
-    assert sharded._cut((rows, 3), mesh, [Replicate()]).size == (rows, 3)
+    assert divided.part_of_process((rows, 3), mesh, [Replicate()]).size == (rows, 3)
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product([1, 2, 3, 4], [1, 2, 3, 5])))
@@ -233,18 +233,18 @@ def test_parts_of_any_number_of_processes_become_those_of_another(before, after)
     def regions(count):
         for rank in range(count):
             mesh = SimpleNamespace(size=lambda axis: count, get_local_rank=lambda axis, rank=rank: rank)
-            yield sharded._cut((7, 3), mesh, [Shard(0)])
+            yield divided.part_of_process((7, 3), mesh, [Shard(0)])
 
     def cut(region):
         return whole[region.offset[0] :][: region.size[0]]
 
-    stored = sharded.Stored({region: cut(region) for region in regions(before)})
+    stored = sharded_optimizer.Stored({region: cut(region) for region in regions(before)})
     for region in regions(after):
-        assert torch.equal(sharded._assembled(stored, region, "x"), cut(region))
+        assert torch.equal(sharded_optimizer._assembled(stored, region, "x"), cut(region))
     if before > 1:
         stored.pieces.popitem()
-        with pytest.raises(sharded._Unfit, match="lacks parts of `x`"):
-            sharded._assembled(stored, sharded.Region((7, 3), (0, 0), (7, 3)), "x")
+        with pytest.raises(divided.Unfit, match="lacks parts of `x`"):
+            sharded_optimizer._assembled(stored, divided.Region((7, 3), (0, 0), (7, 3)), "x")
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -252,7 +252,7 @@ def test_an_unsharded_optimizer_goes_on_bit_for_bit(tmp_path, kind):
     model, optimizer = trained(kind)
     write_part(tmp_path, model, optimizer)
     fresh, other = trained(kind, seed=1)
-    sharded.load_local_state(fresh, other, tmp_path)
+    sharded_optimizer.load_local_state(fresh, other, tmp_path)
     same_state(of_plain(model, optimizer), of_plain(fresh, other))
     fresh.load_state_dict(model.state_dict())
     for each, trains in ((model, optimizer), (fresh, other)):
@@ -262,11 +262,11 @@ def test_an_unsharded_optimizer_goes_on_bit_for_bit(tmp_path, kind):
 
 
 def test_names_are_those_of_the_model_itself():
-    assert sharded.plain_name("module.blocks.0.mlp._orig_mod.up._checkpoint_wrapped_module.weight") == (
+    assert divided.plain_name("module.blocks.0.mlp._orig_mod.up._checkpoint_wrapped_module.weight") == (
         "blocks.0.mlp.up.weight"
     )
     wrapped = torch.nn.ModuleDict({"module": Tower()})["module"]
-    assert "inner.weight" in sharded.whole_weights(wrapped, keep=True)
+    assert "inner.weight" in sharded_weights.whole_weights(wrapped, keep=True)
 
 
 def edited(folder, change, name="optimizer-00001-of-00001.json"):
@@ -317,18 +317,18 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(tmp_path, change, say
     edited(tmp_path, change)
     model, optimizer = trained("adamw", seed=1)
     with pytest.raises(ValueError, match=says) as caught:
-        sharded.load_local_state(model, optimizer, tmp_path)
+        sharded_optimizer.load_local_state(model, optimizer, tmp_path)
     assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
     same_state(of_plain(model, optimizer), of_plain(*trained("adamw", seed=1)))
 
 
 def test_missing_and_mixed_parts(tmp_path):
     model, optimizer = trained("adamw")
-    load = lambda: sharded.load_local_state(model, optimizer, tmp_path)  # noqa: E731
+    load = lambda: sharded_optimizer.load_local_state(model, optimizer, tmp_path)  # noqa: E731
     with pytest.raises(ValueError, match=f"{tmp_path} has no optimizer.json"):
         load()
     write_part(tmp_path, model, optimizer)
-    assert sharded.is_sharded(tmp_path)
+    assert sharded_optimizer.is_sharded(tmp_path)
     tensors, facts = tmp_path / "optimizer-00001-of-00001.safetensors", tmp_path / "optimizer-00001-of-00001.json"
     tensors.write_bytes(tensors.read_bytes()[:-40])
     with pytest.raises(ValueError, match="damaged optimizer state"):
@@ -348,12 +348,12 @@ def test_state_that_no_part_can_hold(tmp_path):
     model, optimizer = trained("adamw")
     optimizer.state[model.single.bias]["inner"] = [torch.ones(2)]
     with pytest.raises(ValueError, match=r"`single.bias/inner` is a list of tensors"):
-        sharded.local_state(model, optimizer)
+        sharded_optimizer.local_state(model, optimizer)
     optimizer.state[model.single.bias]["inner"] = {1, 2}
     with pytest.raises(ValueError, match="a checkpoint without pickles cannot hold"):
-        sharded.local_state(model, optimizer)
+        sharded_optimizer.local_state(model, optimizer)
     with pytest.raises(ValueError, match="no parameters of the model"):
-        sharded.local_state(Tower(), optimizer)
+        sharded_optimizer.local_state(Tower(), optimizer)
 
 
 def test_weights_of_several_files(tmp_path):
@@ -365,7 +365,7 @@ def test_weights_of_several_files(tmp_path):
     where = {name: f"model-{int(name in names[3:])}.safetensors" for name in names}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     other = Tower(seed=1)
-    sharded.load_whole_weights(other, tmp_path)
+    sharded_weights.load_whole_weights(other, tmp_path)
     assert all(torch.equal(other.state_dict()[name], value) for name, value in model.state_dict().items())
     assert other.head.weight is other.words.weight
 
@@ -377,7 +377,7 @@ def test_an_index_names_files_of_its_folder_only(tmp_path, name):
     save_file(Tower().state_dict() | {"head.weight": torch.zeros(7, 4)}, tmp_path / "model.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"inner.weight": name}}))
     with pytest.raises(ValueError, match="which is no file of its folder"):
-        sharded.load_whole_weights(Tower(), folder)
+        sharded_weights.load_whole_weights(Tower(), folder)
 
 
 def test_weights_that_do_not_fit(tmp_path):
@@ -386,13 +386,13 @@ def test_weights_that_do_not_fit(tmp_path):
     def refused(says, **changes):
         save_file({n: v for n, v in (whole | changes).items() if v is not None}, tmp_path / "model.safetensors")
         with pytest.raises(ValueError, match=says):
-            sharded.load_whole_weights(Tower(), tmp_path)
+            sharded_weights.load_whole_weights(Tower(), tmp_path)
 
     with pytest.raises(ValueError, match=f"{tmp_path} has no model.safetensors"):
-        sharded.load_whole_weights(Tower(), tmp_path)
+        sharded_weights.load_whole_weights(Tower(), tmp_path)
     refused("has no weight `inner.weight`", **{"inner.weight": None})
     refused("has a weight `more`, which this model has not", more=torch.zeros(1))
     refused("`inner.weight` of 4×3, here it is 4×4", **{"inner.weight": torch.zeros(4, 3)})
     (tmp_path / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match="has damaged weights"):
-        sharded.load_whole_weights(Tower(), tmp_path)
+        sharded_weights.load_whole_weights(Tower(), tmp_path)

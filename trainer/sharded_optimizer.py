@@ -1,7 +1,4 @@
-"""Model and optimizer under FSDP2: weights gathered whole, optimizer state in one part for each process.
-
-Under FSDP2 every parameter is a DTensor: each process holds some rows of it, as `torch.chunk` deals them out, the last
-processes perhaps none. Optimizer state has the same shape and is held in the same way. Process 1 of 2 writes
+"""The optimizer's state under FSDP2, in one part for each process. Process 1 of 2 writes
 
     optimizer-00001-of-00002.json          names, groups, and where each tensor lies in the whole one
     optimizer-00001-of-00002.safetensors   tensors `<parameter>/<state>`, e.g. `head.weight/exp_avg`
@@ -22,18 +19,25 @@ from typing import Any
 
 import torch
 import torch.distributed
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from . import state_files
+from .divided import (
+    Region,
+    Unfit,
+    named_tensors,
+    own_part,
+    part_of_process,
+    reading_folder,
+    region_of,
+    size_text,
+    this_process,
+)
 
 FORMAT = 1
 PART = re.compile(r"optimizer-(\d{5})-of-(\d{5})\.json")
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_model.safetensors"
-DAMAGED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, RuntimeError, SafetensorError)
 
 
 def part_name(process: int, processes: int) -> str:
@@ -44,87 +48,6 @@ def part_name(process: int, processes: int) -> str:
 def is_sharded(folder: Path | str) -> bool:
     """Whether a checkpoint's optimizer state is in parts."""
     return any(PART.fullmatch(path.name) for path in Path(folder).glob("optimizer-*.json"))
-
-
-def is_divided(model: nn.Module) -> bool:
-    """Whether each process holds a part of the weights only."""
-    return any(isinstance(each, FSDPModule) for each in model.modules())
-
-
-# ---- where a tensor lies ----
-
-
-@dataclass(frozen=True)
-class Region:
-    """A box inside a whole tensor.
-
-    Attributes:
-        shape: Of the whole tensor.
-        offset: Of the box's first element, in each dimension.
-        size: Of the box, in each dimension; 0 where a process holds no rows.
-    """
-
-    shape: tuple[int, ...]
-    offset: tuple[int, ...]
-    size: tuple[int, ...]
-
-
-def region_of(tensor: torch.Tensor) -> Region:
-    """What this process holds of a tensor: a shard of a DTensor, all of a plain one.
-
-    Raises:
-        ValueError: a DTensor that is not simply cut along its dimensions.
-    """
-    shape = tuple(tensor.shape)
-    if not hasattr(tensor, "placements"):
-        return Region(shape, (0,) * len(shape), shape)
-    return _cut(shape, tensor.device_mesh, tensor.placements)
-
-
-def _cut(shape: Sequence[int], mesh: Any, placements: Sequence[Any]) -> Region:
-    """The rows that `torch.chunk` would give to this process: all have as many, the last ones fewer or none."""
-    offset, size = [0] * len(shape), list(shape)
-    for axis, placement in enumerate(placements):
-        if placement.is_replicate():
-            continue
-        if type(placement) is not Shard:
-            raise ValueError(f"a tensor placed as {placement} cannot be saved in parts; use FSDP2 alone")
-        dim = placement.dim
-        rows = -(-size[dim] // mesh.size(axis))
-        first = min(rows * mesh.get_local_rank(axis), size[dim])
-        offset[dim], size[dim] = offset[dim] + first, min(rows, size[dim] - first)
-    return Region(tuple(shape), tuple(offset), tuple(size))
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or this process's shard of it: the same memory, no copy."""
-    return tensor.detach().to_local() if hasattr(tensor, "placements") else tensor.detach()
-
-
-def _place() -> tuple[int, int]:
-    """(this process's number, how many there are)"""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-# ---- names ----
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name in the model itself, without what DDP, torch.compile and activation checkpointing add."""
-    for wrapper in ("_checkpoint_wrapped_module.", "_orig_mod."):
-        name = name.replace(wrapper, "")
-    return name.removeprefix("module.")
-
-
-def _named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, the very objects; a tied one under each of its names."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):  # what the last forward gathered is let go: it holds its shards again
-            module.reshard()
-    state = model.state_dict(keep_vars=True)
-    return {plain_name(name): each for name, each in state.items() if isinstance(each, torch.Tensor)}
 
 
 def _bare(optimizer: Any) -> torch.optim.Optimizer:
@@ -140,7 +63,7 @@ def _kind(optimizer: torch.optim.Optimizer) -> str:
 def _group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
     """The names of the parameters of each group, in the optimizer's order."""
     names: dict[int, str] = {}
-    for name, each in _named_tensors(model).items():
+    for name, each in named_tensors(model).items():
         names.setdefault(id(each), name)
     try:
         return [[names[id(each)] for each in group["params"]] for group in optimizer.param_groups]
@@ -165,7 +88,7 @@ def local_state(model: nn.Module, optimizer: Any) -> tuple[dict[str, torch.Tenso
     """
     bare = _bare(optimizer)
     stored, groups = bare.state_dict(), _group_names(model, bare)
-    process, processes = _place()
+    process, processes = this_process()
     tensors: dict[str, torch.Tensor] = {}
     facts: dict[str, Any] = {"format": FORMAT, "process": process, "processes": processes, "optimizer": _kind(bare)}
     facts["sharded"] = any(hasattr(each, "placements") for group in bare.param_groups for each in group["params"])
@@ -175,7 +98,7 @@ def local_state(model: nn.Module, optimizer: Any) -> tuple[dict[str, torch.Tenso
         if not isinstance(value, torch.Tensor):
             facts["values"][name] = _as_json(value, name)
             continue
-        tensors[name] = _own(value)
+        tensors[name] = own_part(value)
         facts["tensors"][name] = _place_facts(value)
     return tensors, facts
 
@@ -195,7 +118,7 @@ def _place_facts(value: torch.Tensor) -> dict[str, Any]:
     if not hasattr(value, "placements"):
         return {"whole": True}
     region = region_of(value)
-    assert tuple(_own(value).shape) == region.size, "sharded in another way than torch.chunk's"
+    assert tuple(own_part(value).shape) == region.size, "sharded in another way than torch.chunk's"
     cut = [None if each.is_replicate() else each.dim for each in value.placements]
     return {"shape": list(region.shape), "offset": list(region.offset), "cut": cut}
 
@@ -270,47 +193,31 @@ def load_local_state(model: nn.Module, optimizer: Any, folder: Path | str) -> No
     folder, bare = Path(folder), _bare(optimizer)
     groups = _group_names(model, bare)
     with contextlib.ExitStack() as open_files:
-        with _reading(folder, "the optimizer's state", "a damaged optimizer state"):
+        with reading_folder(folder, "the optimizer's state", "a damaged optimizer state"):
             saved = _read_parts(folder, open_files) if is_sharded(folder) else _read_whole(folder, groups)
             _check(saved, groups, bare)
             state = _state_dict(saved, groups, bare)
         bare.load_state_dict(state)
 
 
-class _Unfit(Exception):
-    """What a folder lacks or holds instead; its text continues a sentence that begins with the folder's name."""
-
-
-@contextlib.contextmanager
-def _reading(folder: Path, what: str, damaged: str) -> Iterator[None]:
-    """What reading a folder leads to, as a ValueError of one line."""
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(f"{folder}: {what} cannot be read ({error})") from error
-    except _Unfit as error:
-        raise ValueError(f"{folder} {error}") from error
-    except DAMAGED as error:
-        text = " ".join(str(error).split())
-        raise ValueError(f"{folder} has {damaged} ({type(error).__name__}: {text})") from error
-
-
 def _read_parts(folder: Path, open_files: contextlib.ExitStack) -> Saved:
     counts = {int(match[2]) for path in folder.iterdir() if (match := PART.fullmatch(path.name))}
     if len(counts) != 1:
-        raise _Unfit(f"holds optimizer parts of {' and of '.join(map(str, sorted(counts)))} processes: take another")
+        raise Unfit(f"holds optimizer parts of {' and of '.join(map(str, sorted(counts)))} processes: take another")
     (processes,), saved = counts, None
     for process in range(processes):
         name = part_name(process, processes)
         if not (folder / f"{name}.json").is_file():
-            raise _Unfit(f"has no {name}.json: one of its {processes} parts is missing")
+            raise Unfit(f"has no {name}.json: one of its {processes} parts is missing")
         facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         if facts["format"] != FORMAT:
-            raise _Unfit(f"has a {name}.json of format {facts['format']!r}; this version reads format {FORMAT}")
+            raise Unfit(f"has a {name}.json of format {facts['format']!r}; this version reads format {FORMAT}")
         saved = saved or Saved(facts["optimizer"], processes, facts["groups"])
         if (facts["optimizer"], facts["groups"]) != (saved.kind, saved.groups):
-            raise _Unfit(f"holds parts of different optimizers: {name}.json does not fit the first one")
-        _add_part(saved, facts, _opened(folder / f"{name}.safetensors", facts, open_files), process == _place()[0])
+            raise Unfit(f"holds parts of different optimizers: {name}.json does not fit the first one")
+        _add_part(
+            saved, facts, _opened(folder / f"{name}.safetensors", facts, open_files), process == this_process()[0]
+        )
     return saved
 
 
@@ -318,7 +225,7 @@ def _opened(path: Path, facts: Mapping[str, Any], open_files: contextlib.ExitSta
     if not facts["tensors"]:  # an optimizer without state
         return None
     if not path.is_file():
-        raise _Unfit(f"has no {path.name}")
+        raise Unfit(f"has no {path.name}")
     return open_files.enter_context(safe_open(path, framework="pt"))
 
 
@@ -345,10 +252,10 @@ def _read_whole(folder: Path, groups: Sequence[Sequence[str]]) -> Saved:
     try:
         state = state_files.read(folder, "optimizer")
     except ValueError as error:
-        raise _Unfit(str(error).removeprefix(f"{folder}").lstrip(": ")) from error
+        raise Unfit(str(error).removeprefix(f"{folder}").lstrip(": ")) from error
     sizes = [len(group["params"]) for group in state["param_groups"]]
     if sizes != [len(names) for names in groups]:
-        raise _Unfit(f"holds the optimizer of other parameter groups, of {sizes} weights: it is another model's")
+        raise Unfit(f"holds the optimizer of other parameter groups, of {sizes} weights: it is another model's")
     found = []
     for names, group in zip(groups, state["param_groups"], strict=True):
         options = {name: value for name, value in group.items() if name != "params"}
@@ -364,18 +271,18 @@ def _read_whole(folder: Path, groups: Sequence[Sequence[str]]) -> Saved:
 
 def _check(saved: Saved, groups: Sequence[Sequence[str]], optimizer: torch.optim.Optimizer) -> None:
     if saved.kind not in (None, _kind(optimizer)):
-        raise _Unfit(f"holds the state of the optimizer {saved.kind}, this run has {_kind(optimizer)}: name that one")
+        raise Unfit(f"holds the state of the optimizer {saved.kind}, this run has {_kind(optimizer)}: name that one")
     own = dict(_with_parameters(groups, optimizer))
     stored = {name: shape for group in saved.groups for name, shape in group["parameters"].items()}
     for name in [*own, *stored]:
         if name not in stored or name not in own:
             whose = "this run trains and it does not" if name in own else "it trains and this run does not"
-            raise _Unfit(f"holds the optimizer of another model: `{name}` is a weight that {whose}")
+            raise Unfit(f"holds the optimizer of another model: `{name}` is a weight that {whose}")
         if stored[name] is not None and tuple(stored[name]) != tuple(own[name].shape):
-            sizes = f"{_size(stored[name])} there and {_size(own[name].shape)} here"
-            raise _Unfit(f"holds the optimizer of another model: `{name}` is {sizes}")
+            sizes = f"{size_text(stored[name])} there and {size_text(own[name].shape)} here"
+            raise Unfit(f"holds the optimizer of another model: `{name}` is {sizes}")
     if [list(group["parameters"]) for group in saved.groups] != [list(names) for names in groups]:
-        raise _Unfit("holds the optimizer of other parameter groups: give those that it was trained with")
+        raise Unfit("holds the optimizer of other parameter groups: give those that it was trained with")
 
 
 def _with_parameters(
@@ -391,7 +298,7 @@ def _state_dict(saved: Saved, groups: Sequence[Sequence[str]], optimizer: torch.
     indices = [index for group in numbered for index in group["params"]]
     parameters = dict(_with_parameters(groups, optimizer))
     index_of = dict(zip(parameters, indices, strict=True))
-    as_many = saved.processes == _place()[1]
+    as_many = saved.processes == this_process()[1]
     state: dict[int, dict[str, Any]] = {}
     for name, stored in saved.tensors.items():
         parameter, _, key = name.rpartition("/")
@@ -411,7 +318,7 @@ def _part_of(stored: Stored, parameter: torch.Tensor, name: str, as_many: bool) 
     shape = stored.shape
     if not stored.pieces:  # each process had one of its own beside its part of the weight
         if stored.own.numel() > 1 and not as_many:
-            raise _Unfit(f"holds `{name}`, which another number of processes cannot divide: launch as many as before")
+            raise Unfit(f"holds `{name}`, which another number of processes cannot divide: launch as many as before")
         return stored.own.clone()
     if not hasattr(parameter, "placements"):
         return _assembled(stored, Region(shape, (0,) * len(shape), shape), name)
@@ -420,9 +327,9 @@ def _part_of(stored: Stored, parameter: torch.Tensor, name: str, as_many: bool) 
         if stored.cut is None and math.prod(shape) == 1:
             return stored.own.clone()
         if stored.cut is None or len(stored.cut) != mesh.ndim:
-            raise _Unfit(f"holds `{name}`, which is not shaped like its weight: it cannot be divided among processes")
+            raise Unfit(f"holds `{name}`, which is not shaped like its weight: it cannot be divided among processes")
         placements = [Replicate() if dim is None else Shard(dim) for dim in stored.cut]
-    part = _assembled(stored, _cut(shape, mesh, placements), name).to(parameter.device)
+    part = _assembled(stored, part_of_process(shape, mesh, placements), name).to(parameter.device)
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
 
@@ -446,94 +353,5 @@ def _assembled(stored: Stored, wanted: Region, name: str) -> torch.Tensor:
             found[here] = values
             filled += values.numel()
     if found is None or filled != found.numel():
-        raise _Unfit(f"lacks parts of `{name}`")
+        raise Unfit(f"lacks parts of `{name}`")
     return found
-
-
-def _size(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
-
-
-# ---- the weights ----
-
-
-@torch.no_grad()
-def whole_weights(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
-    """Every weight and buffer whole in host memory, gathered one at a time; all processes call it alike.
-
-    Args:
-        keep: Whether this process wants them. The others help to gather and return nothing.
-
-    Returns:
-        Copies by their names in the model itself; tied weights are one tensor under several names.
-    """
-    whole: dict[str, torch.Tensor] = {}
-    copies: dict[int, torch.Tensor | None] = {}
-    for name, each in _named_tensors(model).items():
-        if id(each) not in copies:
-            gathered = each.full_tensor() if hasattr(each, "placements") else each
-            copies[id(each)] = gathered.detach().to("cpu", copy=True) if keep else None
-        if keep:
-            whole[name] = copies[id(each)]
-    return whole
-
-
-@torch.no_grad()
-def load_whole_weights(model: nn.Module, folder: Path | str) -> None:
-    """Fills the model with the whole weights in a folder, of which each process reads what it holds itself.
-
-    Of a model with a PEFT adapter it is the adapter's weights that are read; the others never change.
-
-    Raises:
-        ValueError: the weights are missing or damaged, or another model's.
-    """
-    folder = Path(folder)
-    own = _named_tensors(model)
-    has_adapter = hasattr(model, "peft_config")
-    if has_adapter:
-        from peft import get_peft_model_state_dict
-
-        own = get_peft_model_state_dict(model, state_dict=own, save_embedding_layers=False)
-    with contextlib.ExitStack() as open_files, _reading(folder, "the weights", "damaged weights"):
-        files = _weight_files(folder, ADAPTER if has_adapter else WEIGHTS, open_files)
-        chosen = _matched(own, files)
-        for name, each in chosen.items():
-            region = region_of(each)
-            if each.dim():
-                box = tuple(slice(at, at + n) for at, n in zip(region.offset, region.size, strict=True))
-                _own(each).copy_(files[name].get_slice(name)[box])
-            else:
-                each.copy_(files[name].get_tensor(name))
-
-
-def _weight_files(folder: Path, single: str, open_files: contextlib.ExitStack) -> dict[str, Any]:
-    """Weight -> the open file that holds it: one file, or those that an index names."""
-    names = {single}
-    if single == WEIGHTS and (folder / INDEX).is_file():
-        names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    files: dict[str, Any] = {}
-    for name in sorted(names):
-        if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name):
-            raise _Unfit(f"has an {INDEX} that names {name!r}, which is no file of its folder")
-        if not (folder / name).is_file():
-            raise _Unfit(f"has no {name}")
-        file = open_files.enter_context(safe_open(folder / name, framework="pt"))
-        files |= dict.fromkeys(file.keys(), file)
-    return files
-
-
-def _matched(own: Mapping[str, torch.Tensor], files: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Stored name -> the tensor to fill; of tied weights one name is enough."""
-    found = {id(each): name for name, each in own.items() if name in files}
-    for name, each in own.items():
-        if id(each) not in found:
-            raise _Unfit(f"has no weight `{name}`: it is another model's")
-    for name in files:
-        if name not in own:
-            raise _Unfit(f"has a weight `{name}`, which this model has not")
-    chosen = {name: own[name] for name in found.values()}
-    for name, each in chosen.items():
-        stored = files[name].get_slice(name)
-        if tuple(stored.get_shape()) != tuple(each.shape):
-            raise _Unfit(f"has a weight `{name}` of {_size(stored.get_shape())}, here it is {_size(each.shape)}")
-    return chosen
