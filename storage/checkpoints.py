@@ -49,6 +49,16 @@ def recover(folder: Path) -> list[str]:
     return lost
 
 
+def set_aside(path: Path, why: str) -> str:
+    """Renames a checkpoint, so that nobody takes it for one; its new name."""
+    aside, number = path.with_name(f"{why}-{path.name}"), 2
+    while aside.exists():
+        aside = path.with_name(f"{why}-{number}-{path.name}")
+        number += 1
+    path.rename(aside)
+    return aside.name
+
+
 def sweep(folder: Path) -> list[str]:
     """Deletes what dead processes left half-written or half-deleted; returns the names.
 

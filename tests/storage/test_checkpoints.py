@@ -72,3 +72,13 @@ def test_what_others_still_write_is_not_swept(tmp_path):
     finally:
         living.kill()
         living.wait()
+
+
+def test_set_aside_takes_no_name_that_is_there(tmp_path):
+    for number in range(3):
+        (tmp_path / "checkpoint-4").mkdir()
+        (tmp_path / "checkpoint-4" / f"{number}").touch()
+        names.set_aside(tmp_path / "checkpoint-4", "damaged")
+    aside = ("damaged-checkpoint-4", "damaged-2-checkpoint-4", "damaged-3-checkpoint-4")
+    assert [[each.name for each in (tmp_path / name).iterdir()] for name in aside] == [["0"], ["1"], ["2"]]
+    assert not names.checkpoints(tmp_path)
