@@ -20,6 +20,8 @@ from loader.cli import CONFIG_ERROR, entry_flags, print_problems, refusing
 from loader.errors import ConfigError
 from loader.hyper import RemembersGiven, flag
 from loader.run_config import RunConfig, read_saved
+from storage import small_files
+from trainer.run_folder import json_number
 
 
 @dataclass
@@ -76,9 +78,9 @@ def read_statistics(path: Path) -> dict[str, Any]:
         ValueError: the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return small_files.read_json(path)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"{path} cannot be read ({reason}); restore it from the run, or train again") from error
 
 
@@ -108,10 +110,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if asked.json:
         refusing(check_writable, asked.json)
     scores = (held_out_scores if run.env is None else rollout_scores)(asked, folder, run)
-    if asked.json:
-        Path(asked.json).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(scores), flush=True)
+    tell(scores, folder, asked.json)
     return scores
+
+
+def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
+    """The scores as one JSON object, printed and perhaps written; and on stderr which of them are not finite."""
+    told = {name: json_number(value) for name, value in scores.items()}
+    if lost := [name for name in scores if told[name] is not scores[name]]:
+        line = f"warning: not finite: {', '.join(lost)}; the weights of {folder}, or the data, are damaged"
+        print(line, file=sys.stderr, flush=True)
+    if file:
+        Path(file).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(told), flush=True)
 
 
 OF_ROLLOUTS = ("episodes", "num_workers", "video", "video_episodes", "video_dir")
@@ -236,6 +247,9 @@ def checkpoint_run(name: str | None) -> tuple[Path, RunConfig]:
             inside = sorted(path.name for path in folder.glob("checkpoint-*"))
             hint = f"; score one of its checkpoints: {', '.join(inside)}" if inside else ""
             raise ConfigError(f"checkpoint {folder} has no {files[0]}: it is not a finished run{hint}")
+    for place in (folder, folder / "base"):  # an adapter's
+        if place.is_dir() and (strange := small_files.neither_file_nor_folder(place)):
+            raise ConfigError(f"checkpoint {place} has {strange}; move it away, or score another checkpoint")
     run = read_saved(folder / "run.yaml")
     if run.model is None or run.dataset is None:
         raise ConfigError(f"{folder / 'run.yaml'} names no model or no data; it is not a whole run's")

@@ -6,6 +6,11 @@ Trainer.
 
 from __future__ import annotations
 
+from trainer.preemption import EXIT_CODE, Preempted, Signals, ignore_signals, leave_when_told
+
+if __name__ == "__main__":
+    leave_when_told()  # the imports that follow take seconds on a slow file system
+
 import contextlib
 import json
 import multiprocessing
@@ -20,10 +25,8 @@ from loader.hyper import HyperArguments
 from loader.resume import takes_newest, wants_resume
 from loader.run_config import RunConfig, with_dims
 from loader.suitable import check_batch, check_data, check_model
-from storage import manifest
-from storage.checkpoints import recover, set_aside, sweep
+from storage.checkpoints import checkpoints, recover, set_aside, sweep
 from storage.lock import RunLock
-from trainer.preemption import EXIT_CODE, Preempted, Signals, ignore_signals
 
 __all__ = ["HyperArguments", "main"]
 
@@ -65,21 +68,27 @@ def carry_out(run: RunConfig, signals: Signals) -> Any:
     set_seed(run.seed)
     adapted = refusing(build_model, run, bundle, args)
     trainer = refusing(build_trainer, run, args, bundle, adapted, signals)
-    checkpoint, passed_over = refusing(chosen_checkpoint, run, args)
-    run.notes.extend(passed_over)
-    trainer.is_resuming = checkpoint is not None
-    refusing(settle_batch_size, run, trainer, checkpoint)
-    changed = refusing(change_on_resume, run, trainer, bundle, adapted, checkpoint)
-    rates = trainer.learning_rates()
-    report, table = adapted.report(rates), adapted.table(rates)  # what is frozen, quantized, adapted, and how it trains
-    trainer.files["run.yaml"] = recorded(run, trainer, adapted)
     with contextlib.ExitStack() as held:
-        for lock in locks:
+        # A folder that is there is held before a checkpoint of it is chosen: nobody adds or takes one in between.
+        there = [lock for lock in locks if lock.folder.is_dir()]
+        for lock in there:
             refusing(held.enter_context, lock)
+        checkpoint, passed_over = refusing(chosen_checkpoint, run, trainer)
+        trainer.is_resuming = checkpoint is not None
+        refusing(settle_batch_size, run, trainer, checkpoint)
+        changed = refusing(change_on_resume, run, trainer, bundle, adapted, checkpoint)
+        rates = trainer.learning_rates()
+        report, table = adapted.report(rates), adapted.table(rates)  # what is frozen, quantized, adapted, how it trains
+        trainer.files["run.yaml"] = recorded(run, trainer, adapted)
+        for lock in locks:
+            if lock not in there:
+                refusing(held.enter_context, lock)
+                refusing(check_nobody_came, run, lock.folder)
             sweep(lock.folder)
         trainer.locks = locks
         if trainer.is_world_process_zero():
-            print("\n".join(told(run, bundle, adapted, table, checkpoint, changed)), flush=True)
+            begun = refusing(leave_other_courses, run, checkpoint, passed_over)
+            print("\n".join([*run.notes, *begun, *changed, *told(run, bundle, adapted, table)]), flush=True)
             refusing(trainer.begin_run_folder, report)
         signals.check()
         with signals.deferred():
@@ -101,7 +110,7 @@ def train(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
     if checkpoint and (why := nothing_left(run, checkpoint, trainer.new_length)):
         if trainer.is_world_process_zero():
             print(f"{checkpoint.name} {why}: nothing is left to train", flush=True)
-        trainer.restore(best_of(trainer.args, checkpoint))
+        trainer.stand_at_the_end(checkpoint)
         return
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -115,10 +124,13 @@ def train(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
 
 def save_final_model(trainer: Any) -> None:
     """Into the run's folder; a disk that will not take it costs nothing, since the last checkpoint stands."""
-    from trainer.checkpoint_writer import is_storage_error
+    from trainer.checkpoint_writer import SavesFailed, is_storage_error
 
     try:
         trainer.save_model()
+    except SavesFailed as error:
+        print_problems([str(error)])
+        raise SystemExit(CRASHED) from error
     except Exception as error:
         if not is_storage_error(error):
             raise
@@ -132,41 +144,52 @@ def save_final_model(trainer: Any) -> None:
         raise SystemExit(CRASHED) from error
 
 
-def chosen_checkpoint(run: RunConfig, args: Any) -> tuple[Path | None, list[str]]:
-    """Where the run goes on, and what is to be said of it: the first process reads every file, all take its word."""
-    from accelerate.utils import broadcast_object_list
-
+def chosen_checkpoint(run: RunConfig, trainer: Any) -> tuple[Path | None, dict[Path, str]]:
+    """Where the run goes on, and which checkpoints it passes over, why: the first process reads every file, all take
+    its word."""
     from loader.resume import chosen
 
     found: Any = None
     try:
-        if args.process_index == 0:
+        if trainer.args.process_index == 0:
             recover(run.checkpoint_dir)
             found = chosen(run, deep=True)
     except (ValueError, OSError) as error:
         found = error
-    if args.world_size > 1:
-        box = [found]
-        broadcast_object_list(box)
-        found = box[0]
+    found = trainer.checkpointing.agreement.first_says(found)
     if isinstance(found, (ValueError, OSError)):
         raise found
     return found
 
 
-def told(
-    run: RunConfig, bundle: Any, adapted: Any, table: list[str], checkpoint: Path | None, changed: list[str]
-) -> list[str]:
-    """What a run says before its first step."""
-    return [
-        *run.notes,
-        *resumed_lines(run, checkpoint),
-        *changed,
-        *bundle.summary,
-        f"model: {run.model.name}",
-        *adapted.lines,
-        *table,
-    ]
+def check_nobody_came(run: RunConfig, folder: Path) -> None:
+    """A folder that was not there when this run looked for checkpoints must hold none now that it is held."""
+    if wants_resume(run) and checkpoints(folder):
+        raise ValueError(
+            f"another run has saved in {folder} while this one was set up; start it again to go on from there"
+        )
+
+
+def leave_other_courses(run: RunConfig, checkpoint: Path | None, passed_over: dict[Path, str]) -> list[str]:
+    """Renames the checkpoints that this run does not go on from, lest they pass for its own later; says so."""
+    from loader.resume import MODEL_ALONE, superseded
+
+    lines = []
+    for path, why in passed_over.items():
+        name = set_aside(path, "superseded" if why == MODEL_ALONE else "damaged")
+        lines.append(f"skipping {path.name}: it {why}; renamed {name}")
+    if checkpoint is None:
+        return lines
+    lines.append(f"resuming from {checkpoint}")
+    for path in superseded(run, checkpoint):
+        name = set_aside(path, "superseded")
+        lines.append(f"{path.name} is of the course that is left here: renamed {name}")
+    return lines
+
+
+def told(run: RunConfig, bundle: Any, adapted: Any, table: list[str]) -> list[str]:
+    """What a run says of its data and its model before its first step."""
+    return [*bundle.summary, f"model: {run.model.name}", *adapted.lines, *table]
 
 
 def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
@@ -326,7 +349,7 @@ def change_on_resume(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, ch
 
     if checkpoint is None:
         return []
-    changes = resume_changes(run, checkpoint)
+    changes = resume_changes(run, checkpoint, trainer.total_steps())
     if other := changed_data(bundle.files, checkpoint):
         changes.data(run, checkpoint, other)
     if changes.problems:
@@ -378,27 +401,6 @@ def recorded(run: RunConfig, trainer: Any, adapted: Any) -> str:
     return f"{head}{show.as_yaml(run)}{show.END}"
 
 
-def resumed_lines(run: RunConfig, checkpoint: Path | None) -> list[str]:
-    """Where a run goes on; checkpoints of a course that it leaves are renamed, lest they pass for its own later."""
-    from loader.resume import passed_over, superseded
-
-    lines = [f"{path.name}: renamed {set_aside(path, 'damaged')}" for path in passed_over(run, checkpoint)]
-    if checkpoint is None:
-        return lines
-    lines.append(f"resuming from {checkpoint}")
-    for path in superseded(run, checkpoint):
-        lines.append(f"{path.name} is of the course that is left here: renamed {set_aside(path, 'superseded')}")
-    return lines
-
-
-def best_of(args: Any, checkpoint: Path) -> Path:
-    """The checkpoint whose model is a finished run's: with load_best_model_at_end the best one that is still there."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    best = Path(state.get("best_model_checkpoint") or checkpoint)
-    best = best if best.is_dir() else checkpoint.parent / best.name  # the run may have been moved
-    return best if args.load_best_model_at_end and manifest.fault(best) is None else checkpoint
-
-
 def nothing_left(run: RunConfig, checkpoint: Path, new_length: int | None = None) -> str | None:
     """Why a resumed run has nothing to train: its last step is done, or it had stopped early."""
     from loader.resume import finished
@@ -417,7 +419,6 @@ if __name__ == "__main__":
         main()
     finally:
         ignore_signals()  # the exit code stands: what comes now comes too late
-        for (
-            child
-        ) in multiprocessing.active_children():  # a loader's worker may hang in a dead mount, and hears no SIGTERM
+        # A loader's worker may hang in a dead mount, and hears no SIGTERM.
+        for child in multiprocessing.active_children():
             child.kill()

@@ -7,11 +7,14 @@ import typing
 from pathlib import Path
 
 from .component import shipped
+from .environment import check_environment
 from .errors import Problems, quoted
 from .hardware import check_hardware
 from .live_keys import check_process_keys
 from .names import check_names
-from .resume import check_resume, checkpoints, resume_target, wants_resume
+from .rates import check_rates
+from .resume import check_resume, checkpoints, resume_target, takes_newest, wants_resume
+from .resume_contract import TRAINING_METRICS
 from .run_config import RunConfig
 from .schema import keys_of, scalar_keys
 from .settle import PLATEAUS, WITHOUT_HORIZON
@@ -19,17 +22,20 @@ from .trainer_fields import trainer_fields
 
 # What marks a folder as the output of an earlier run. (run.yaml alone is left by a start that failed.)
 RUN_FILES = ("metrics.jsonl", "config.json", "model.safetensors", "adapter_config.json")
-TRAINING_METRICS = ("loss", "train_loss", "train/loss", "grad_norm", "learning_rate")
+MOST_OF_NAME = 255  # bytes of a file's name
 
 
 def check_run(run: RunConfig) -> list[str]:
     """Every problem of a resolved run, one line each; an empty list means it may start."""
     problems = Problems()
+    check_environment(run, problems)
     _length(run, problems)
     _strategies(run, problems)
     _rules(run, problems)
     _exclusions(run, problems)
     _horizons(run, problems)
+    _optimizer_words(run, problems)
+    check_rates(run, problems)
     check_names(run, problems)
     check_process_keys(run, problems)
     check_hardware(run, problems)
@@ -147,6 +153,15 @@ def _rules(run: RunConfig, problems: Problems) -> None:
         )
     if run.ema is not None and not run.process.using_ema:
         problems.add(f"`ema`{run.place('ema')} would do nothing while `using_ema` is false")
+
+
+def _optimizer_words(run: RunConfig, problems: Problems) -> None:
+    said = run.trainer.get("optim_args") or ""
+    if wrong := [each.strip() for each in said.split(",") if each.strip() and not each.partition("=")[2].strip()]:
+        problems.add(
+            f"`optim_args: {said}`{run.place('optim_args')}: `{wrong[0]}` is not of the form name=value; write "
+            "`momentum=0.9, nesterov=true`"
+        )
 
 
 def _exclusions(run: RunConfig, problems: Problems) -> None:
@@ -294,7 +309,7 @@ def _output_dir(run: RunConfig, problems: Problems) -> None:
     if wants_resume(run):
         check_resume(run, problems)
     home = run.checkpoint_dir
-    own = wants_resume(run) and (target is None or target.absolute().parent in (folder.absolute(), home.absolute()))
+    own = wants_resume(run) and (takes_newest(run) or target.absolute().parent in (folder.absolute(), home.absolute()))
     files = (*map(folder.joinpath, RUN_FILES), *checkpoints(folder), *(checkpoints(home) if home != folder else ()))
     if not own and (used := [path.name for path in files if path.exists()]):
         problems.add(
@@ -306,7 +321,14 @@ def _output_dir(run: RunConfig, problems: Problems) -> None:
 def _writable(key: str, folder: Path, run: RunConfig, problems: Problems) -> bool:
     """Whether a folder is there to write to, or can be made."""
     existing, place = folder, run.place(key)
+    longest = max((len(os.fsencode(part)) for part in folder.parts), default=0)
+    if longest > MOST_OF_NAME:
+        problems.add(f"`{key}`{place} has a name of {longest} bytes, and file systems take {MOST_OF_NAME}; shorten it")
+        return False
     while not existing.exists() and existing != existing.parent:
+        if existing.is_symlink():
+            problems.add(f"`{key}: {folder}`{place} cannot be made: {existing} is a link that leads nowhere")
+            return False
         existing = existing.parent
     if folder.exists() and not folder.is_dir():
         problems.add(f"`{key}: {folder}`{place} is a file; name a folder")

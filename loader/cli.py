@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -18,6 +19,16 @@ from .validate import out_of_bounds
 from .versions import check_versions
 
 CRASHED, CONFIG_ERROR = 1, 2
+MOST_OF_NAME = 200  # characters of a file's name in an error
+REMEDIES = {
+    errno.ENAMETOOLONG: "no file system takes a name so long; shorten it",
+    errno.ELOOP: "its links lead round in a circle; name another place",
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "name a place that can be written to",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+}
 Built = TypeVar("Built")
 Flags = TypeVar("Flags")
 
@@ -63,7 +74,7 @@ def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
     except BrokenPipeError:
         raise
     except OSError as error:  # a name too long, a working folder that is gone, a full disk behind stdout
-        print_problems([f"{error.strerror or error}: {str(error.filename or '')[:200]}"])
+        print_problems([in_words(error)])
         return CONFIG_ERROR
 
 
@@ -138,6 +149,23 @@ def refusing(build: Callable[..., Built], *arguments: object) -> Built:
     """`build(*arguments)`; its ValueError or OSError is the user's input, not a crash: one line, exit code 2."""
     try:
         return build(*arguments)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        print_problems([in_words(error)])
+        raise SystemExit(CONFIG_ERROR) from error
+    except ValueError as error:
         print_problems(getattr(error, "problems", None) or [" ".join(str(error).split())])
         raise SystemExit(CONFIG_ERROR) from error
+
+
+def in_words(error: OSError) -> str:
+    """What the operating system refused, and what to do: `/disk/out/run.yaml: No space left on device; make room`."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working folder is gone; change into one that exists, and start again"
+    if not error.strerror:
+        return str(error)
+    name = error.filename2 or error.filename  # of a rename, where to
+    where = f"{os.fsdecode(name)[:MOST_OF_NAME]}: " if isinstance(name, (str, bytes)) else ""
+    remedy = f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
+    return f"{where}{error.strerror}{remedy}"

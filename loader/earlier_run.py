@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from storage import small_files
 
 from .resume import WEIGHTS, checkpoints, fault
 from .run_config import RunConfig, read_saved
@@ -58,10 +59,10 @@ def changed_data(files: Mapping[str, Any], folder: Path) -> str | None:
     nothing is known."""
     for name, now in files.items():
         try:
-            before = json.loads((folder / name).read_text(encoding="utf-8"))
+            before = small_files.read_json(folder / name)
         except FileNotFoundError:
             continue
-        except ValueError:
+        except (ValueError, OSError):
             return f"{name} there is damaged"
         if place := first_difference(before, now):
             return f"{place} ({name})"

@@ -61,25 +61,51 @@ def apply_hardware(run: RunConfig, values: dict[str, Any]) -> list[str]:
 
     Must run before the first use of CUDA: it may hide GPUs from this process.
     """
+    import torch
+
     values |= STRATEGIES.get(run.process.strategy, {})
     asked, devices = run.process.accelerator, run.process.devices
     if asked == "cpu":
         values["use_cpu"] = True
         return []
-    if devices not in AS_LAUNCHED and launched_processes() == 1:
-        chosen = devices[0] if isinstance(devices, list) else 0
-        visible = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
-        if visible and chosen >= len(visible):
-            raise ConfigError(
-                f"`devices: {devices}`{run.place('devices')} names a GPU that this process does not see "
-                f"(CUDA_VISIBLE_DEVICES is {','.join(visible)}); count from 0 within it"
-            )
-        # One process that sees several GPUs would spread over all of them.
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[chosen] if chosen < len(visible) else str(chosen)
-    import torch
-
+    if isinstance(devices, list) and launched_processes() == 1:
+        # TrainingArguments knows the first visible GPU only: this one becomes it.
+        by_hip = torch.version.hip is not None and "HIP_VISIBLE_DEVICES" in os.environ
+        variable = "HIP_VISIBLE_DEVICES" if by_hip else "CUDA_VISIBLE_DEVICES"
+        os.environ[variable] = _visible(run, variable, os.environ.get(variable), devices[0])
     if asked in ("gpu", "cuda") and not torch.cuda.is_available():
         return [f"accelerator: {asked} is asked for, and there is no CUDA device here; training on the CPU"]
     if asked == "mps" and not torch.backends.mps.is_available():
         return ["accelerator: mps is asked for, and there is none here; training on the CPU"]
     return []
+
+
+def _visible(run: RunConfig, variable: str, names: str | None, chosen: int) -> str:
+    """Of the GPUs that this process sees (numbers, UUIDs, names of MIG instances; None: all), the chosen one."""
+    if names is None:
+        return str(chosen)
+    visible = [each.strip() for each in names.split(",") if each.strip()]
+    if chosen >= len(visible):
+        raise ConfigError(
+            f"`devices: [{chosen}]`{run.place('devices')} names a GPU that this process does not see ({variable} is "
+            f"`{names}`); count from 0 within it"
+        )
+    return visible[chosen]
+
+
+def use_one_gpu(run: RunConfig, arguments: Any) -> list[str]:
+    """One process computes on one GPU; a line where others stay idle that nobody has excluded.
+
+    With `n_gpu` above 1 the Trainer would wrap the model in `nn.DataParallel`, which makes the batch so many times
+    larger and the loss a vector.
+
+    Args:
+        arguments: `TrainingArguments`, changed in place: their device is the first visible GPU whatever `n_gpu` says.
+    """
+    visible = arguments.n_gpu
+    if visible <= 1:
+        return []
+    arguments._n_gpu = 1
+    if run.process.devices not in AS_LAUNCHED:
+        return []
+    return [f"{visible} GPUs are visible, one process uses the first; start with accelerate launch for all"]

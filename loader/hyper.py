@@ -66,7 +66,9 @@ class HyperArguments(RemembersGiven):
     )
     output_dir: str = flag("ckpt/training_output", "Output directory for checkpoints, logs and the final model.")
     resume_from_checkpoint: str | None = flag(
-        None, "Resume: auto (newest checkpoint, if any), newest (there must be one), a checkpoint folder, true, false."
+        None,
+        "Resume: auto (newest checkpoint, if any; auto:FOLDER: else that one), newest (there must be one), a folder, "
+        "true, false.",
     )
     resume_changed: Literal["refuse", "allow"] = flag(
         "refuse", "On resume, changed settings that change where the training goes: refuse them, or allow and record."

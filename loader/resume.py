@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from storage import manifest
+from storage import manifest, small_files, state_shapes
 from storage.checkpoints import CHECKPOINT, checkpoints, step_of
 
 from .errors import ConfigError, Problems
@@ -19,7 +19,9 @@ PICKLES = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth", "rn
 OPTIMIZER_PART = re.compile(r"optimizer-\d{5}-of-\d{5}\.json")  # of one process, where each holds its share
 ENGINES = re.compile(r"global_step\d+/.*optim_states\.pt")  # DeepSpeed's own, which its engine loads
 NEWEST = "newest"  # as auto, but a run without a checkpoint is a mistake
+MODEL_ALONE = "holds the model alone (save_only_model)"
 NO_WORDS, AUTO_WORDS = ("false", "no", "none"), ("auto", "true", "yes", NEWEST)
+AUTO_ELSE = "auto:"  # as auto, but a run without a checkpoint begins from the one that is named behind it
 
 
 def wants_resume(run: RunConfig) -> bool:
@@ -28,8 +30,9 @@ def wants_resume(run: RunConfig) -> bool:
 
 
 def takes_newest(run: RunConfig) -> bool:
-    """Whether the run goes on from the newest whole checkpoint, not from one that is named."""
-    return str(run.hyper.resume_from_checkpoint).lower() in AUTO_WORDS
+    """Whether the run goes on from the newest whole checkpoint, if it has any, not from one that is named."""
+    asked = str(run.hyper.resume_from_checkpoint).lower()
+    return asked in AUTO_WORDS or asked.startswith(AUTO_ELSE)
 
 
 def resume_target(run: RunConfig, deep: bool = False) -> Path | None:
@@ -41,28 +44,39 @@ def resume_target(run: RunConfig, deep: bool = False) -> Path | None:
     return chosen(run, deep)[0]
 
 
-def chosen(run: RunConfig, deep: bool = False) -> tuple[Path | None, list[str]]:
-    """`resume_target`, and a line for each newer checkpoint that `auto` passes over: why it is not taken.
+def chosen(run: RunConfig, deep: bool = False) -> tuple[Path | None, dict[Path, str]]:
+    """`resume_target`, and of each newer checkpoint that `auto` passes over why it is not taken.
 
     Raises:
         ValueError: with `deep`, a checkpoint that was named, or any that there must be, is not whole.
     """
     if not wants_resume(run):
-        return None, []
+        return None, {}
+    asked = str(run.hyper.resume_from_checkpoint)
     if not takes_newest(run):
-        named = Path(os.path.expanduser(str(run.hyper.resume_from_checkpoint)))
-        if deep and (why := fault(named, deep)):
-            raise ValueError(_unusable(run, named, why))
-        return named, []
-    lines = []
+        return _named(run, asked, deep), {}
+    passed_over = {}
     for path in reversed(checkpoints(run.checkpoint_dir)):
-        why = fault(path, deep)
+        why = no_way_on(path, deep)
         if why is None:
-            return path, lines
-        lines.append(f"skipping {path.name}: it {why}")
-    if deep and str(run.hyper.resume_from_checkpoint).lower() == NEWEST:
+            return path, passed_over
+        if deep and manifest.UNREADABLE in why:
+            raise ValueError(
+                f"{path} {why}; it may be whole all the same: start again when it can be read, or move it away"
+            )
+        passed_over[path] = why
+    if asked.lower().startswith(AUTO_ELSE):
+        return _named(run, asked[len(AUTO_ELSE) :], deep), passed_over
+    if deep and asked.lower() == NEWEST:
         raise ValueError(_nothing_whole(run))
-    return None, lines
+    return None, passed_over
+
+
+def _named(run: RunConfig, name: str, deep: bool) -> Path:
+    named = Path(os.path.expanduser(name))
+    if deep and (why := no_way_on(named, deep)):
+        raise ValueError(_unusable(run, named, why))
+    return named
 
 
 def _unusable(run: RunConfig, named: Path, why: str) -> str:
@@ -87,14 +101,30 @@ def fault(checkpoint: Path, deep: bool = False) -> str | None:
     try:
         there = {path.name for path in checkpoint.iterdir()}
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return f"{manifest.UNREADABLE}: {error.strerror}"
     pickles = [name for name in PICKLES if name in there]
     if pickles and manifest.NAME not in there:
         return (
             f"keeps its state in pickles ({pickles[0]}), which can run any code and are never loaded: it is of another "
             f"trainer, or of an older version; {NEW_RUN}"
         )
-    return manifest.fault(checkpoint, deep) or _incomplete(checkpoint) or _inconsistent(checkpoint)
+    return (
+        manifest.fault(checkpoint, deep) or _incomplete(checkpoint) or _inconsistent(checkpoint) or _alone(checkpoint)
+    )
+
+
+def _alone(checkpoint: Path) -> str | None:
+    return None if _holds_more_than_the_model(checkpoint) else MODEL_ALONE
+
+
+def _holds_more_than_the_model(checkpoint: Path) -> bool:
+    return bool(manifest.read(checkpoint).get("resumable", True))
+
+
+def no_way_on(checkpoint: Path, deep: bool = False) -> str | None:
+    """`fault`, but that the model alone is enough where nothing is left to train."""
+    why = fault(checkpoint, deep)
+    return None if why == MODEL_ALONE and finished(checkpoint) else why
 
 
 def _incomplete(checkpoint: Path) -> str | None:
@@ -102,7 +132,8 @@ def _incomplete(checkpoint: Path) -> str | None:
     names = manifest.read(checkpoint)["files"].keys()
     if not names & set(WEIGHTS):
         return "has no model weights"
-    needed = ["scheduler.json", "trainer_state.json", "run.yaml", "rng-0.json"]
+    goes_on = _holds_more_than_the_model(checkpoint)
+    needed = ["trainer_state.json", "run.yaml", *(["scheduler.json", "rng-0.json"] if goes_on else [])]
     if "adapter_model.safetensors" in names:
         needed += ["adapter_config.json", "adaptation.json"]
     if names & {"ema.json", "ema.safetensors"}:
@@ -110,22 +141,22 @@ def _incomplete(checkpoint: Path) -> str | None:
     for name in needed:
         if name not in names:
             return f"has no {name}"
-    if not any(name == "optimizer.json" or OPTIMIZER_PART.fullmatch(name) or ENGINES.fullmatch(name) for name in names):
+    if goes_on and not any(
+        name == "optimizer.json" or OPTIMIZER_PART.fullmatch(name) or ENGINES.fullmatch(name) for name in names
+    ):
         return "has no optimizer.json"
     return None
 
 
 def _inconsistent(checkpoint: Path) -> str | None:
-    """What files that can be read say of one another."""
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        state = None
-    steps = [state.get(name) for name in ("global_step", "max_steps")] if isinstance(state, dict) else [None]
-    if any(type(each) is not int for each in steps):
-        return "has a damaged trainer_state.json"
-    if CHECKPOINT.fullmatch(checkpoint.name) and steps[0] != step_of(checkpoint):
-        return f"holds the state of step {steps[0]}"
+    """What no run would have written, and what files that can be read say of one another."""
+    if strange := small_files.neither_file_nor_folder(checkpoint):
+        return f"has {strange}"
+    if why := state_shapes.fault(checkpoint):
+        return why
+    step = small_files.read_json(checkpoint / "trainer_state.json")["global_step"]
+    if CHECKPOINT.fullmatch(checkpoint.name) and step != step_of(checkpoint):
+        return f"holds the state of step {step}"
     if not (checkpoint / "run.yaml").read_bytes().endswith(b"\n...\n"):  # a cut YAML is often still YAML
         return "has a truncated run.yaml"
     try:
@@ -152,14 +183,6 @@ def superseded(run: RunConfig, target: Path) -> list[Path]:
     return [path for path in checkpoints(run.checkpoint_dir) if step_of(path) > step]
 
 
-def passed_over(run: RunConfig, target: Path | None) -> list[Path]:
-    """Checkpoints that `auto` has found damaged: newer than the one it takes, or all that there are."""
-    if not (wants_resume(run) and takes_newest(run)):
-        return []
-    found = checkpoints(run.checkpoint_dir)
-    return found if target is None else [path for path in found if step_of(path) > step_of(target)]
-
-
 def finished(checkpoint: Path, total_steps: int | None = None) -> bool:
     """Whether the checkpoint stands at the run's last step already.
 
@@ -181,7 +204,7 @@ def check_resume(run: RunConfig, problems: Problems) -> None:
             problems.add(_nothing_whole(run))
     elif not target.is_dir():
         problems.add(f"`resume_from_checkpoint: {target}`{place} is not a checkpoint folder")
-    elif why := fault(target):
+    elif why := no_way_on(target):
         problems.add(_unusable(run, target, why))
     else:
         for line in resume_changes(run, target).problems:

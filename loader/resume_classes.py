@@ -11,6 +11,8 @@ from typing import Any
 
 HARMLESS = "harmless"  # applied: the training goes where it would have gone
 EVALUATION = "evaluation"  # as harmless, unless the learning rate or the end of the run follows an evaluation
+OCCASION = "occasion"  # the same of when there is one: then early stopping may look at the training loss too
+LOGGED = "logged"  # as harmless, unless early stopping follows the training loss, which it takes from the log
 TRAJECTORY = "trajectory"  # refused, unless `resume_changed: allow`; then applied and recorded
 IMPOSSIBLE = "impossible"  # refused: what the checkpoint holds would not fit, or would mean something else
 RULED = "ruled"  # length, batch and rates have rules of their own, see resume_contract.py
@@ -24,9 +26,8 @@ KEYS: dict[str, tuple[str, ...]] = {
         "resume_changed", "resume_schedule", "resume_lr", "resume_weight_decay", "validate_before_resume",
         "restore_callback_states_from_checkpoint",
         # logs and saves
-        "logging_dir", "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "report_to",
-        "log_on_each_node", "log_level", "log_level_replica", "disable_tqdm", "run_name", "project",
-        "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "logging", "no_decay_verbose",
+        "logging_dir", "report_to", "log_on_each_node", "log_level", "log_level_replica", "disable_tqdm", "run_name",
+        "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "logging", "no_decay_verbose",
         "grad_clip_threshold", "benchmark_train_step", "skip_memory_metrics", "debug",
         "save_strategy", "save_steps", "save_total_limit", "save_only_model", 
         "checkpointing", "save_in_background", "max_failed_saves", "stop_after_nonfinite",
@@ -51,10 +52,9 @@ KEYS: dict[str, tuple[str, ...]] = {
         "model(act).n_action_steps", "model(act).temporal_ensemble_coeff",
         "model(mlp).n_action_steps", "model(mlp).temporal_ensemble_coeff",
     ),
-    EVALUATION: (
-        "do_eval", "eval_steps", "eval_strategy", "eval_delay", "eval_on_start", "check_val_every_n_epoch",
-        "limit_val_batches", "eval_shuffle", "per_device_eval_batch_size", "dataset(records).eval_path",
-    ),
+    EVALUATION: ("limit_val_batches", "eval_shuffle", "per_device_eval_batch_size", "dataset(records).eval_path"),
+    OCCASION: ("do_eval", "eval_steps", "eval_strategy", "eval_delay", "eval_on_start", "check_val_every_n_epoch"),
+    LOGGED: ("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter"),
     TRAJECTORY: (
         "seed", "data_seed", "full_determinism", "bf16", "tf32", "flash_attn", "torch_compile", "torch_compile_backend",
         "torch_compile_mode", "average_tokens_across_devices", "accelerator_config", "ddp_broadcast_buffers",

@@ -15,24 +15,31 @@ from typing import Any
 
 from .checkpoint_facts import Facts
 from .global_batch import ACCUMULATED, GLOBAL, PER_DEVICE, batch_line, launched_processes
+from .rates import ignores_learning_rate
 from .resume_classes import (
     EVALUATION,
     HARMLESS,
     IMPOSSIBLE,
+    LOGGED,
+    OCCASION,
     TRAJECTORY,
     UNKNOWN,
     class_of,
     class_of_optim,
     class_of_option,
 )
-from .resume_length import check_length, total_steps
-from .resume_settings import Change, class_key, differences
+from .resume_length import check_length, depends_on_length, the_choice, total_steps
+from .resume_settings import Change, class_key, differences, settings_of
 from .run_config import RunConfig, read_saved
 from .settle import PLATEAUS
 
 NEW_RUN = "begin a new run from its weights (model_name_or_path with is_pretrained or load_pretrain)"
 HISTORY = "resumed.json"
 TRAINING_LOSS = ("loss", "train_loss", "train/loss")
+TRAINING_METRICS = (*TRAINING_LOSS, "grad_norm", "learning_rate")
+# Keys that decide how many steps an epoch has; and keys and sections that may, which only the data says.
+OF_AN_EPOCH = ("limit_train_batches", "dataloader_drop_last")
+PERHAPS_OF_AN_EPOCH = ("dataset", "shuffle", "episode_first", "skip_mirrored_data", "accelerator_config")
 
 
 @dataclass
@@ -83,8 +90,12 @@ class ResumeChanges:
         return [*before, *([{"step": self.facts.step, "changed": self.record}] if self.record else [])]
 
 
-def resume_changes(run: RunConfig, checkpoint: Path) -> ResumeChanges:
-    """Compares a run with the one that wrote a (whole) checkpoint."""
+def resume_changes(run: RunConfig, checkpoint: Path, total: int | None = None) -> ResumeChanges:
+    """Compares a run with the one that wrote a (whole) checkpoint.
+
+    Args:
+        total: Steps of the run with the data that it has now; None: the data has not been looked at.
+    """
     found = ResumeChanges(read_saved(checkpoint / "run.yaml"), Facts(checkpoint))
     changes = differences(run, found.earlier, checkpoint / "run.yaml")
     for change in changes:
@@ -92,14 +103,14 @@ def resume_changes(run: RunConfig, checkpoint: Path) -> ResumeChanges:
     by_path = {each.path: each for each in changes}
     _rates(run, by_path, found)
     _batch(run, found)
-    _length(run, by_path, found)
+    _length(run, by_path, found, total)
     return found
 
 
 def _judge(run: RunConfig, change: Change, found: ResumeChanges) -> None:
     kind, name = class_of_change(run, change, found.earlier), found.facts.folder.name
-    if kind == EVALUATION:
-        kind = TRAJECTORY if _follows_evaluation(run) or _follows_evaluation(found.earlier) else HARMLESS
+    if kind in (EVALUATION, OCCASION, LOGGED):
+        kind = TRAJECTORY if _follows(run, kind) or _follows(found.earlier, kind) else HARMLESS
     found.best_changed |= change.path in ("metric_for_best_model", "greater_is_better")
     if kind == IMPOSSIBLE:
         found.problems.append(
@@ -133,11 +144,16 @@ def class_of_change(run: RunConfig, change: Change, earlier: RunConfig) -> str:
     return class_of(class_key(run, path)) or UNKNOWN
 
 
-def _follows_evaluation(run: RunConfig) -> bool:
-    """Whether the rates or the end of the run are decided by what an evaluation finds."""
+def _follows(run: RunConfig, kind: str) -> bool:
+    """Whether keys of a class (EVALUATION, OCCASION, LOGGED) decide on the rates or the end of a run."""
+    stopping = run.early_stopping
+    by_training = stopping is not None and stopping.monitor in TRAINING_METRICS
+    if kind == LOGGED:
+        return by_training
+    if kind == OCCASION and by_training and not stopping.check_on_train_epoch_end:
+        return True
     plateau = run.hyper.lr_scheduler_type in PLATEAUS and run.schedule.monitor not in TRAINING_LOSS
-    stops = run.early_stopping is not None and run.early_stopping.monitor not in TRAINING_LOSS
-    return plateau or stops
+    return plateau or (stopping is not None and not by_training)
 
 
 # ---- rates ----
@@ -150,6 +166,12 @@ def _rates(run: RunConfig, changes: dict[str, Change], found: ResumeChanges) -> 
         if stated is not None and explicit in changes:
             found.apply(changes[explicit], f"{changes[explicit].now}, from here on")
         if change is None:
+            continue
+        if key == "learning_rate" and ignores_learning_rate(run):
+            found.problems.append(
+                f"{change.now} (it was {change.was}) would do nothing: lr_scheduler_type "
+                f"{run.hyper.lr_scheduler_type} has all its rates from its own options; change scheduler.max_lr"
+            )
             continue
         if stated is not None and stated != change.after:
             found.problems.append(
@@ -224,21 +246,71 @@ def draws_by_batch(run: RunConfig) -> bool:
 # ---- length ----
 
 
-def _length(run: RunConfig, changes: dict[str, Change], found: ResumeChanges) -> None:
+def _length(run: RunConfig, changes: dict[str, Change], found: ResumeChanges, total: int | None) -> None:
     names = ["max_steps", "num_train_epochs"] if run.hyper.max_steps <= 0 else ["max_steps"]
     names += ["num_train_epochs"] if found.earlier.hyper.max_steps <= 0 else []
     changed = [changes[name] for name in dict.fromkeys(names) if name in changes]
-    if not changed:
+    facts = found.facts
+    after = total_steps(run, facts) if total is None or run.is_endless else total
+    if changed:
+        change = next((each for each in changed if each.after_place), changed[0])
+        setting = change.now
+    elif run.hyper.max_steps > 0 or run.is_endless or _has_another_batch(run, facts):
         return
-    change = next((each for each in changed if each.after_place), changed[0])
-    problems, line = check_length(run, found, found.facts.folder.name, change.now)
+    else:
+        change, setting = _change_of_epochs(run, changes, facts, after)
+        if total is None:
+            _length_to_come(run, change, setting, found)
+            return
+    problems, line = check_length(run, found, facts.folder.name, setting, after)
     found.problems += problems
-    if line and not problems:
-        found.length_changed = True
-        found.apply(change, line)
-    if line and not problems and getattr(getattr(run.dataset, "config", None), "sampling_probs_final", None):
-        said = f"{change.now} moves where dataset.sampling_probs_final is reached"
+    if not line or problems:
+        return
+    found.length_changed = True
+    found.apply(change, line)
+    for moved in _shares_of_the_length(run, found.earlier):
+        said = f"{setting} moves {moved}"
         if run.hyper.resume_changed == "refuse":
             found.problems.append(f"{said}; set it back, or allow it with --resume_changed allow")
         else:
             found.lines.append(f"changed on resume: {said}")
+
+
+def _change_of_epochs(
+    run: RunConfig, changes: dict[str, Change], facts: Facts, after: float | None
+) -> tuple[Change, str]:
+    """What makes another length of a run whose number of epochs is the same, and how error lines write it."""
+    keys = (*OF_AN_EPOCH, *PERHAPS_OF_AN_EPOCH)
+    change = next((each for path, each in changes.items() if path.partition(".")[0] in keys), None)
+    place = run.place("num_train_epochs")
+    epochs = f"`num_train_epochs: {run.hyper.num_train_epochs:g}`{place or ' (default)'}"
+    if change is not None:
+        return change, f"{change.now} with {epochs}"
+    change = Change("length", facts.total, after, facts.folder.name, place)
+    return change, f"{epochs} with the data as it is now"
+
+
+def _length_to_come(run: RunConfig, change: Change, setting: str, found: ResumeChanges) -> None:
+    """How long epochs are now, only the data says; whether that will matter can be said before."""
+    matters = depends_on_length(run) and not found.schedule_changed and run.hyper.resume_schedule is None
+    if change.path in OF_AN_EPOCH and matters:
+        found.problems.append(
+            f"{setting} may make another number of steps than {found.facts.total:,}, {the_choice(run, found)}"
+        )
+
+
+def _has_another_batch(run: RunConfig, facts: Facts) -> bool:
+    """Whether a step takes other samples than before, which has a rule of its own."""
+    now = (run.hyper.per_device_train_batch_size, run.trainer.get(ACCUMULATED, 1), launched_processes())
+    return facts.batch is not None and not run.process.tune_batch_size and math.prod(facts.batch) != math.prod(now)
+
+
+def _shares_of_the_length(run: RunConfig, earlier: RunConfig) -> list[str]:
+    """What stands at a share of all steps, and decides where the training goes."""
+    settings = settings_of(run)
+    moved = []
+    if getattr(getattr(run.dataset, "config", None), "sampling_probs_final", None):
+        moved.append("where dataset.sampling_probs_final is reached")
+    if 0 < (settings["eval_steps"] or 0) < 1 and (_follows(run, OCCASION) or _follows(earlier, OCCASION)):
+        moved.append(f"the evaluations (eval_steps {settings['eval_steps']:g} is a share of all steps)")
+    return moved

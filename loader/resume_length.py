@@ -37,16 +37,17 @@ TO_NOTHING = {
 ENDLESS = 10**7  # steps; a run without an end has more
 
 
-def check_length(run: RunConfig, found: Any, name: str, setting: str) -> tuple[list[str], str]:
+def check_length(run: RunConfig, found: Any, name: str, setting: str, after: float | None) -> tuple[list[str], str]:
     """Problems of another length, and the line that says what becomes of the schedule; "": the length is the same.
 
     Args:
         found: `resume_contract.ResumeChanges` so far.
         name: of the checkpoint.
         setting: The setting that says the new length, as error lines write it.
+        after: Steps of the run as it is now; None: only its data could say.
     """
     facts = found.facts
-    step, before, after = facts.step, facts.total, total_steps(run, facts)
+    step, before = facts.step, facts.total
     if after is None or after == before:
         return [], ""
     was, now = (f"{each:,} steps" if each < ENDLESS else "no end" for each in (before, after))
@@ -58,11 +59,7 @@ def check_length(run: RunConfig, found: Any, name: str, setting: str) -> tuple[l
         return problems, f"length: {said}"
     ends = facts.course_end
     if choice is None:
-        return [
-            f"{said}, and {run.hyper.lr_scheduler_type} falls towards the end: say which with --resume_schedule: keep "
-            f"(its course ends at step {ends:,} as planned, then the rate stays) or rebase (what is left of the course "
-            f"after step {step:,} is spread over the {max(0, after - step):,} steps from there on)"
-        ], ""
+        return [f"{said}, {the_choice(run, found, f'the {max(0, after - step):,} steps from there on')}"], ""
     if choice == "rebase":
         problems = _over(run, found, name, setting)
         return problems, f"length: {said}; what is left of the learning rate's course is spread over the rest"
@@ -73,6 +70,15 @@ def check_length(run: RunConfig, found: Any, name: str, setting: str) -> tuple[l
             "rebase, or another lr_scheduler_type with --resume_changed allow"
         ], ""
     return [], f"length: {said}; the learning rate keeps its course to step {ends:,}, then it stays"
+
+
+def the_choice(run: RunConfig, found: Any, rest: str = "the steps from there on") -> str:
+    """What can be said of a schedule that falls towards an end which is now elsewhere."""
+    return (
+        f"and {run.hyper.lr_scheduler_type} falls towards the end: say which with --resume_schedule: keep (its course "
+        f"ends at step {found.facts.course_end:,} as planned, then the rate stays) or rebase (what is left of the "
+        f"course after step {found.facts.step:,} is spread over {rest})"
+    )
 
 
 def _over(run: RunConfig, found: Any, name: str, setting: str) -> list[str]:

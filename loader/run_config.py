@@ -32,7 +32,7 @@ from .settle import settle
 from .sources import read_scalar
 from .trainer_fields import trainer_fields
 from .tree import CLI, DEFAULT, SET, Node, find, leaves, merge, node_of, rank
-from .validate import check_dataclass, check_value
+from .validate import check_dataclass, check_value, mapping_of_text
 from .vocabulary import TRACKING, TRACKING_MODEL_KEYS
 from .words import OF_TEXT, TEXT_TASK, said_start, settle_words
 
@@ -303,6 +303,7 @@ def _scalars(tree: Node, problems: Problems) -> dict[str, Any]:
         if name in TAKEN_OVER:
             problems.add(f"`{name}`{node.origin.place} has no effect here: {TAKEN_OVER[name]}")
         elif name in keys:
+            node = tree.value[name] = mapping_of_text(name, node, keys[name], problems)
             values[name] = check_value(name, node, keys[name], problems)
         else:
             problems.add(f"unknown key `{name}`{node.origin.place}{_remedy(name)}")

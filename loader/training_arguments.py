@@ -9,7 +9,7 @@ from typing import Any
 
 from .checks import evaluates, warmup
 from .errors import ConfigError
-from .hardware import apply_hardware
+from .hardware import apply_hardware, use_one_gpu
 from .hyper import HyperArguments
 from .run_config import RunConfig
 from .schema import keys_of
@@ -52,6 +52,7 @@ def training_arguments(run: RunConfig) -> Any:
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise ConfigError(f"TrainingArguments refuses this configuration: {' '.join(str(error).split())}") from error
+    run.notes.extend(use_one_gpu(run, arguments))
     return arguments
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -12,9 +13,10 @@ from typing import Any, Literal
 from .errors import Problems, did_you_mean, quoted
 from .schema import Key, keys_of
 from .trainer_fields import REQUIRED
-from .tree import Node
+from .tree import Node, node_of
 
 UNION_TYPES = (typing.Union, types.UnionType)
+FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # mappings that may be the path of a JSON file
 SECRETS = ("hub_token",)  # never shown
 BOUND_WORDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
 
@@ -50,6 +52,21 @@ def check_value(path: str, node: Node, key: Key, problems: Problems) -> Any:
         hint = did_you_mean(plain, [str(word) for word in words])
     problems.add(f"`{path}: {_short(shown)}`{node.origin.place} must be {fault}{hint}")
     return None
+
+
+def mapping_of_text(path: str, node: Node, key: Key, problems: Problems) -> Node:
+    """The node; where a key of transformers' takes a mapping as JSON text too, the mapping that such a text says."""
+    takes = {typing.get_origin(each) or each for each in members(key.annotation)}
+    if not ({dict, str} <= takes and isinstance(node.value, str)) or (path in FILES and "{" not in node.value):
+        return node
+    try:
+        found = json.loads(node.value)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict):
+        return node_of(found, node.origin)
+    problems.add(f"`{path}: {_short(node.value)}`{node.origin.place} must be a mapping, as in {{name: value}}")
+    return Node(None, node.origin)
 
 
 def check_dataclass(path: str, node: Node, kind: type, problems: Problems, free: bool = False) -> Any:

@@ -21,8 +21,14 @@ UNABLE = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes through a temporary file and one rename: a reader sees the old text or the new, nothing between."""
+    """Writes through a temporary file and one rename: a reader sees the old text or the new, nothing between.
+
+    Raises:
+        OSError: the disk will not take it, or a folder lies there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, where a file is to be written; move it away", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -114,10 +120,17 @@ def discard(path: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Deletes a folder: renamed first, so that whoever looks sees it whole or not at all, also if this process dies."""
+    hidden = take_away(folder)
+    if hidden is not None:
+        discard(hidden)
+
+
+def take_away(folder: Path) -> Path | None:
+    """Gives a folder that is to go a name that nobody looks for, and returns that; None: somebody was faster."""
     hidden = folder.with_name(f"{LEAVING}{folder.name}")
     discard(hidden)  # left by a killed process
     try:
         os.rename(folder, hidden)
-    except FileNotFoundError:  # somebody else was faster
-        return
-    discard(hidden)
+    except FileNotFoundError:
+        return None
+    return hidden

@@ -73,7 +73,7 @@ def sweep(folder: Path) -> list[str]:
             if is_leaving or (staged and not _is_alive(staged["host"], staged["pid"])):
                 discard(path)
                 gone.append(path.name)
-            elif temporary and not path.is_dir() and not _is_alive(host(), temporary["pid"]):
+            elif temporary and (path.is_symlink() or not path.is_dir()) and not _is_alive(host(), temporary["pid"]):
                 path.unlink(missing_ok=True)
                 gone.append(path.name)
     return gone

@@ -8,7 +8,6 @@ Names are relative with `/` between their parts. Nothing outside the folder is e
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -16,12 +15,15 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from . import small_files
 from .atomic import readable, remove, sync_folder, sync_tree, write_json
 
 NAME = "manifest.json"
 FORMAT = 1
 SMALL = 2**20  # bytes of a file that is always read: configurations and states, on which much is decided
 LARGEST = 64 * 2**20  # bytes of a manifest that is read: more is none of ours
+UNREADABLE = "cannot be read"  # stands in what `fault` says of a folder that may be whole: a disk did not answer
+LONGEST = 100  # characters of a file's name that are shown
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -86,18 +88,16 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / NAME
     try:
-        found = os.lstat(path)
-        is_one = stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST
-        text = path.read_bytes() if is_one else b""
+        if path.is_symlink():
+            raise small_files.NoFile
+        content = small_files.read_json(path, LARGEST)
     except FileNotFoundError:
         raise ValueError(f"has no {NAME}") from None
+    except small_files.NoFile:
+        raise ValueError(f"has a {NAME} that is no manifest") from None
     except OSError as error:
-        raise ValueError(f"cannot be read: {NAME}: {error.strerror}") from error
-    if not is_one:
-        raise ValueError(f"has a {NAME} that is no manifest")
-    try:
-        content = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{UNREADABLE}: {NAME}: {error.strerror}") from error
+    except ValueError as error:
         raise ValueError(f"has a damaged {NAME}") from error
     _check(content)
     return content
@@ -112,10 +112,16 @@ def _check(content: Any) -> None:
         raise ValueError(f"has a damaged {NAME}: step and world_size must be whole numbers")
     for name, facts in content["files"].items():
         if not _is_inside(name):
-            raise ValueError(f"has a {NAME} that names {name!r}, which is no file of its folder")
+            raise ValueError(f"has a {NAME} that names {shown(name)}, which is no file of its folder")
         size, digest = (facts.get("size"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
         if type(size) is not int or size < 0 or not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-            raise ValueError(f"has a damaged {NAME}: the entry of {name!r}")
+            raise ValueError(f"has a damaged {NAME}: the entry of {shown(name)}")
+
+
+def shown(name: str) -> str:
+    """A name as a line can show it, whatever somebody else's manifest calls a file."""
+    text = "".join(each if each.isprintable() else "?" for each in name)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def _is_inside(name: str) -> bool:
@@ -145,14 +151,14 @@ def fault(folder: Path, deep: bool = True) -> str | None:
             found = os.lstat(path)
             outside = path.resolve() != folder.resolve() / name  # a link on the way
             if outside or not stat.S_ISREG(found.st_mode):
-                return f"has {name} as a link or a folder, not as a file of its own"
+                return f"has {shown(name)} as a link or a folder, not as a file of its own"
             if found.st_size != facts["size"]:
                 kind = "truncated" if found.st_size < facts["size"] else "changed"
-                return f"has a {kind} {name} ({found.st_size} of {facts['size']} bytes)"
+                return f"has a {kind} {shown(name)} ({found.st_size} of {facts['size']} bytes)"
             if (deep or facts["size"] <= SMALL) and entry(path)["sha256"] != facts["sha256"]:
-                return f"has a damaged {name} (its SHA-256 differs)"
+                return f"has a damaged {shown(name)} (its SHA-256 differs)"
         except (FileNotFoundError, NotADirectoryError):
-            return f"has no {name}"
+            return f"has no {shown(name)}"
         except OSError as error:
-            return f"has {name}, which cannot be read: {error.strerror}"
+            return f"has {shown(name)}, which {UNREADABLE}: {error.strerror}"
     return None

@@ -19,9 +19,14 @@ def write_checkpoint(folder, run, batch=(8, 1, 1), step=STEP, total=TOTAL, cours
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
     position = {"steps_per_epoch": STEPS_PER_EPOCH, "samples_per_epoch": 200, "samples_per_step": 8, "steps_before": 0}
-    state = {"global_step": step, "max_steps": total, "stateful_callbacks": {"position in the data": position}}
-    schedule = {"course": course or {"length": total, "total": total, "start": 0, "position": 0, "held": False}}
-    for name, value in {"trainer_state": state, "scheduler": schedule, "optimizer": {}, "rng-0": {}}.items():
+    callbacks = {"TrainerControl": {}, "position in the data": position}
+    state = {"global_step": step, "max_steps": total, "log_history": [], "stateful_callbacks": callbacks}
+    schedule = {"name": "constant", "taken": step, "metrics_seen": 0, "base_lrs": [], "last_rates": [], "curve": {}}
+    schedule["course"] = course or {"length": total, "total": total, "start": 0, "position": 0, "held": False}
+    interval = {"last_logged": step, "loss": 0.0, "followed_loss": 0.0, "followed_steps": 0, "terms": {}, "due": {}}
+    interval |= {"norms": [0, 0], "skipped": 0}
+    files = {"trainer_state": state, "scheduler": schedule, "log_interval": interval, "optimizer": {}, "rng-0": {}}
+    for name, value in files.items():
         (checkpoint / f"{name}.json").write_text(json.dumps(value))
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     (checkpoint / "run.yaml").write_text(show.as_yaml(run) + show.END)

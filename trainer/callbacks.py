@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from .run_folder import append, drop_later_lines
+from .run_folder import append, drop_later_lines, json_number
 
 
 class MetricsFile(TrainerCallback):
@@ -30,7 +29,7 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        record = {"step": state.global_step, **{name: _json_number(value) for name, value in logs.items()}}
+        record = {"step": state.global_step, **{name: json_number(value) for name, value in logs.items()}}
         self.waiting += json.dumps(record) + "\n"
         self._write()
 
@@ -47,11 +46,6 @@ class MetricsFile(TrainerCallback):
             self.is_late = True
         else:
             self.waiting, self.is_late = "", False
-
-
-def _json_number(value: Any) -> Any:
-    """JSON has no NaN: a loss that is not a number is written as the word, not as broken JSON."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Console(TrainerCallback):

@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from storage import manifest
 from storage.atomic import publish, readable, sync
 
+from .deletions import Deletions
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PATIENCE = 1800.0  # seconds that the first process waits for the others' files
 LAST_PATIENCE = 10.0  # the same when the run ends
@@ -65,10 +67,14 @@ class CheckpointWriter:
     """One save at a time, in a thread of its own where `in_background`.
 
     `begin` and then, until it returns an Outcome, `finished`; each save has exactly one Outcome.
+
+    Args:
+        deletions: Waited for before anything is written: the disk may have room for the one only without the other.
     """
 
-    def __init__(self, in_background: bool = True):
+    def __init__(self, in_background: bool = True, deletions: Deletions | None = None):
         self.in_background = in_background
+        self.deletions = deletions
         self.thread: threading.Thread | None = None
         self.outcome: Outcome | None = None
         self.save: Save | None = None
@@ -110,6 +116,8 @@ class CheckpointWriter:
     def _carry_out(self, save: Save) -> None:
         error = None
         try:
+            if self.deletions is not None:
+                self.deletions.wait()
             write(save)
         except BaseException as caught:  # told to the thread that trains, which decides
             error = caught
@@ -117,7 +125,11 @@ class CheckpointWriter:
 
 
 def write(save: Save) -> None:
-    """Carries a save out. Whatever happens, `save.final` is whole, as it was before, or absent."""
+    """Carries a save out. Whatever happens, `save.final` is whole, as it was before, or absent.
+
+    What a failed save has staged is deleted here where this process alone writes it. Where several do, none can say
+    that the others have done writing: `Checkpointing` deletes it on each of them.
+    """
     try:
         save.staged.mkdir(parents=True, exist_ok=True)
         save.write(save.staged)
@@ -130,9 +142,8 @@ def write(save: Save) -> None:
                     sync(path)
             publish(save.staged, save.final)
     except BaseException:
-        with contextlib.suppress(OSError):
-            if save.publishes:
-                shutil.rmtree(save.staged, ignore_errors=True)
+        if save.publishes and not save.awaited:
+            shutil.rmtree(save.staged, ignore_errors=True)
         raise
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -37,6 +37,7 @@ from . import random_states, sharded_optimizer, state_files
 from .agreement import Agreement
 from .callbacks import MetricsFile
 from .checkpoint_writer import CheckpointWriter, Save, SavesFailed, failure_line, is_storage_error
+from .deletions import Deletions
 from .ema import write_averages
 from .host_copies import HostCopies
 from .log_interval import FILE as INTERVAL
@@ -46,8 +47,22 @@ from .run_folder import write_files
 from .samples import WriteSamples
 
 BETWEEN_LOOKS = 0.02  # seconds
+MOMENT = 1.0  # seconds that a run which was told to stop still waits for deletions
 LOST = "another run has taken over this run's folder; this one writes nothing more and ends"
 WRITTEN_WITH = ("torch", "transformers", "accelerate", "safetensors", "peft", "bitsandbytes")
+
+
+class News(NamedTuple):
+    """What one process knows, and by the next step's end all of them: whole numbers, of which the largest counts."""
+
+    told: int = 0  # to stop
+    saved: int = 0  # number of the newest save that is there
+    not_saved: int = 0  # and of the newest that failed
+    lost: int = 0  # another run has the folder
+
+    def ended(self, number: int) -> bool:
+        """Whether a save has, well or not."""
+        return number in (self.saved, self.not_saved)
 
 
 class Checkpointing:
@@ -64,7 +79,8 @@ class Checkpointing:
 
     def __init__(self, trainer: Any, in_background: bool, max_failed: int):
         self.trainer, self.in_background, self.max_failed = trainer, in_background, max_failed
-        self.writer = CheckpointWriter(in_background or trainer.is_fsdp_enabled)
+        self.deletions = Deletions(in_background)
+        self.writer = CheckpointWriter(in_background or trainer.is_fsdp_enabled, self.deletions)
         self.copies = HostCopies() if in_background else None
         self.agreement = Agreement()
         self.saving_state: Any = None  # the trainer's state as it is in the save under way
@@ -73,15 +89,15 @@ class Checkpointing:
         self.saved = self.not_saved = 0  # the newest that has ended, well or not
         self.failed = 0  # in a row
         self.last_good: str | None = None
-        self.news = [0, 0, 0, 0]  # what all processes know: told to stop, `saved`, `not_saved`, the lock is lost
+        self.news = News()
 
     # ---- at step boundaries ----
 
     def look(self) -> bool:
         """Whether all processes know that the run was told to stop; and notes how the save under way does."""
         self._fetch(wait=False)
-        self.news = self.agreement.exchange(self._own_news())
-        return bool(self.news[0])
+        self.news = News(*self.agreement.exchange(self._own_news()))
+        return bool(self.news.told)
 
     def heed(self) -> None:
         """Tells callbacks of a save that has ended since the last call.
@@ -89,13 +105,12 @@ class Checkpointing:
         Raises:
             SavesFailed: too many in a row did not.
         """
-        _, saved, not_saved, is_lost = self.news
-        if is_lost:
+        if self.news.lost:
             raise SavesFailed(LOST)
-        if self.saving_state is None or self.number not in (saved, not_saved):
+        if self.saving_state is None or not self.news.ended(self.number):
             return
         state, self.saving_state = self.saving_state, None
-        if self.number == not_saved:  # perhaps one process's part of it
+        if self.number == self.news.not_saved:  # perhaps one process's part of it
             self._forget(state)
         else:
             self.failed = 0
@@ -104,9 +119,9 @@ class Checkpointing:
     def settle(self) -> None:
         """Waits until the save under way has ended, on every process."""
         several = self.trainer.is_fsdp_enabled  # each writes a part: one that cannot must be heard by those that wait
-        while self.saving_state is not None and self.number not in self.news[1:3]:
+        while self.saving_state is not None and not self.news.ended(self.number):
             self._fetch(wait=not several)
-            self.news = self.agreement.at_once(self._own_news())
+            self.news = News(*self.agreement.at_once(self._own_news()))
             time.sleep(BETWEEN_LOOKS if several else 0)
         self._fetch(wait=True)
         self.heed()
@@ -114,7 +129,7 @@ class Checkpointing:
     @property
     def was_saved(self) -> bool:
         """Whether the newest save has ended well."""
-        return self.number > 0 and self.news[1] == self.number
+        return self.number > 0 and self.news.saved == self.number
 
     def finish(self) -> None:
         """Waits until what this process writes is written; nobody is told yet."""
@@ -125,13 +140,17 @@ class Checkpointing:
         self.writer.give_up_soon()
         try:
             self.finish()
+            if self.not_saved == self.number:
+                self._clear_away()
         finally:
             self.agreement.close()
+            is_told = self._own_news().told or self.news.told
+            self.deletions.wait(MOMENT if is_told else None)
 
-    def _own_news(self) -> list[int]:
+    def _own_news(self) -> News:
         signals = self.trainer.signals
         told = signals is not None and signals.received is not None
-        return [int(told), self.saved, self.not_saved, int(self.is_lost)]
+        return News(int(told), self.saved, self.not_saved, int(self.is_lost))
 
     @property
     def is_lost(self) -> bool:
@@ -139,7 +158,7 @@ class Checkpointing:
         return any(lock.lost for lock in self.trainer.locks)
 
     def _fetch(self, wait: bool) -> None:
-        if self.writer.save is not None and self.news[2] == self.number:
+        if self.writer.save is not None and self.news.not_saved == self.number:
             self.writer.save.given_up.set()
         outcome = self.writer.finished(wait)
         if outcome is None:
@@ -154,6 +173,8 @@ class Checkpointing:
             tqdm.write(line, file=sys.stderr)
         else:
             raise outcome.error
+        if self.news.not_saved == self.number:
+            self._clear_away()
 
     def _tell(self, state: Any) -> None:
         """`on_save`, as it was due when the save was begun; what is due now stays due."""
@@ -165,6 +186,7 @@ class Checkpointing:
 
     def _forget(self, state: Any) -> None:
         self.failed += 1
+        self._clear_away()
         self.trainer.state.best_model_checkpoint = self.best_before
         self.trainer.keep.failed(state)
         if self.failed >= self.max_failed:
@@ -172,6 +194,13 @@ class Checkpointing:
                 f"{self.failed} checkpoints in a row could not be saved, the last at step {state.global_step}; make "
                 "room, or let more fail with max_failed_saves, and run the same command again"
             )
+
+    def _clear_away(self) -> None:
+        """What is staged of a save that has failed, once this process has done writing its part: of several, whoever is
+        last leaves nothing."""
+        if self.writer.save is not None and not self.writer.is_busy:
+            with contextlib.suppress(OSError):
+                self.deletions.delete(self.writer.save.staged)
 
     # ---- saving ----
 
@@ -190,22 +219,25 @@ class Checkpointing:
         """
         trainer = self.trainer
         self.settle()
-        if self.is_lost:
+        if self.news.lost:
             raise SavesFailed(LOST)
         step, due = trainer.state.global_step, due or {}
         final = trainer.checkpoint_dir / f"checkpoint-{step}"
         trainer.store_flos()
         self._note_best(final)
-        trainer.keep.requested(trainer.state, is_stopgap)
+        goes_on = is_stopgap or not trainer.args.save_only_model
+        trainer.keep.requested(trainer.state, is_stopgap, goes_on)
+        if not trainer.is_unsharded:  # where others write too: they begin when they have heard where to
+            self.deletions.wait()
         # A part that another process was late with must not be taken for one of the next try.
         staged = Path(self.agreement.first_says(str(staging(trainer.checkpoint_dir, f"{final.name}.{self.number}"))))
         if trainer.is_deepspeed_enabled:  # its engine writes by itself, all processes together
             trainer.model_wrapped.save_checkpoint(str(staged))
-        goes_on = is_stopgap or not trainer.args.save_only_model
         contents = self._contents(final, due, goes_on, generators or random_states.states())
-        save = Save(step, staged, final, contents, self._facts(), *self._parts(goes_on), self._logs())
+        facts = self._facts() | {"resumable": goes_on}
+        save = Save(step, staged, final, contents, facts, *self._parts(goes_on), self._logs())
         self.saving_state, self.number = copy.copy(trainer.state), self.number + 1
-        if save.publishes or not trainer.is_unsharded:
+        if save.publishes or (goes_on and trainer.is_fsdp_enabled):  # of several processes those that have a part
             self.writer.begin(save)
         if not self.in_background:
             self.settle()
@@ -324,6 +356,7 @@ class Checkpointing:
         """The model and what it needs, into the run's folder: file by file whole, its manifest last."""
         if self.is_lost:
             raise SavesFailed(LOST)
+        self.deletions.wait()
         staged = staging(folder, "model")
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
@@ -390,14 +423,12 @@ def _versions() -> dict[str, str]:
 def _state_now(trainer: Any) -> Any:
     """The trainer's state, no longer changed by what comes."""
     state = copy.copy(trainer.state)
+    exported: dict[str, list[Any]] = {}  # several callbacks may be of one class
     for each in [*trainer.callback_handler.callbacks, trainer.control]:
         if isinstance(each, ExportableState):
-            name, exported = type(each).__name__, each.state()
-            kept = trainer.state.stateful_callbacks[name]
-            if isinstance(kept, list):
-                kept.append(exported)
-            else:
-                trainer.state.stateful_callbacks[name] = exported
+            exported.setdefault(type(each).__name__, []).append(each.state())
+    for name, states in exported.items():
+        trainer.state.stateful_callbacks[name] = states if len(states) > 1 else states[0]
     state.stateful_callbacks = copy.deepcopy(trainer.state.stateful_callbacks)
     state.log_history = list(trainer.state.log_history)  # its entries are never changed again
     return state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import asdict, dataclass
@@ -11,6 +10,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 from transformers import TrainerCallback
+
+from storage import small_files, state_shapes
 
 from .metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
 
@@ -211,15 +212,15 @@ def already_stopped(checkpoint: Path, settings: Settings) -> str | None:
     A Trainer looks at its stop flag after a step only, so a stopped run that is resumed (a requeued job) has to be
     recognized before it trains on.
     """
-    text = (checkpoint / "trainer_state.json").read_text(encoding="utf-8")
-    stored = json.loads(text).get("stateful_callbacks", {}).get(state_key(settings))
+    state = small_files.read_json(checkpoint / "trainer_state.json")
+    stored = state.get("stateful_callbacks", {}).get(state_key(settings))
     same = stored and stored["settings"] == _deciding(settings)
     return stored["progress"]["reason"] if same else None
 
 
 def state_key(settings: Settings) -> str:
     """Where the counts are kept: those of another metric or another `min_delta` are not ours."""
-    return f"early stopping on {normal_form(settings.monitor)}, {settings.mode}, {settings.min_delta:g}"
+    return f"{state_shapes.STOPPING}{normal_form(settings.monitor)}, {settings.mode}, {settings.min_delta:g}"
 
 
 def _deciding(settings: Settings) -> dict[str, Any]:

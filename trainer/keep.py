@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from storage.atomic import remove, write_json
 from storage.checkpoints import checkpoints, step_of
 
+from .epochs import epochs_begun, is_whole
 from .metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
 
 STATE_KEY = "kept checkpoints"
@@ -57,7 +58,9 @@ class KeepCheckpoints(TrainerCallback):
     left, the oldest go when there are more than `save_total_limit`; never the newest, never one of the best k (k = -1:
     the best), nor transformers' `best_model_checkpoint`. One that was saved because the run was told to stop goes when
     the next is there. A value that is not finite is never best; of equal values the
-    earlier stays. Checkpoints of another origin in the folder count for `save_total_limit` alone.
+    earlier stays. One counts as best once it is on the disk: until then, and if it never gets there, what it displaces
+    stays. The newest that a run can go on from stays too: with `save_only_model` one that was saved when the run was
+    told to stop. Checkpoints of another origin in the folder count for `save_total_limit` alone.
 
     `OUT/checkpoints.json` lists them; beside the checkpoints lie the links `best-checkpoint` (of the first monitor),
     `best-<metric>` for each, and with `save_last` `last-checkpoint`.
@@ -68,14 +71,22 @@ class KeepCheckpoints(TrainerCallback):
     Args:
         settings: None: nothing is saved by itself, and `save_total_limit` alone says what is deleted.
         checkpoint_dir: Holds the `checkpoint-N`.
+        delete: Takes a folder's name away at once, and its content then or later.
 
     Raises:
         ValueError: `mode` does not fit `monitor`, `save_top_k` has no monitor; a metric is not there when training
             goes on.
     """
 
-    def __init__(self, settings: Settings | None, checkpoint_dir: Path, save_total_limit: int | None = None):
+    def __init__(
+        self,
+        settings: Settings | None,
+        checkpoint_dir: Path,
+        save_total_limit: int | None = None,
+        delete: Callable[[Path], None] = remove,
+    ):
         self.settings, self.folder, self.limit = settings or _Nothing(), Path(checkpoint_dir), save_total_limit
+        self.delete = delete
         self.modes = monitor_modes(self.settings)
         if self.settings.save_top_k > 0 and not self.modes:
             raise ValueError(
@@ -92,6 +103,8 @@ class KeepCheckpoints(TrainerCallback):
         self.saved: list[int] = []  # steps of the checkpoints that exist, oldest first
         self.others: list[int] = []  # those of them that others asked for
         self.stopgaps: list[int] = []  # those of them that nobody would have asked for, had the run not been stopped
+        self.resumable: list[int] = []  # those of them that hold more than the model
+        self.under_way: int | None = None  # that of them which is still being written
         self.missing: set[str] = set()
         self.ours_at = self.others_at = self.held_at = -1  # the step at which a save was asked for, or put off
 
@@ -111,19 +124,14 @@ class KeepCheckpoints(TrainerCallback):
         self.latest.add(logs or {})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A save at an epoch's last step waits for the epoch's end: the checkpoint shall hold its evaluation, which a
-        resumed run does not repeat."""
-        if not control.should_save:
-            return
-        self._note_others(state, control)
-        if _whole(state.epoch):
-            control.should_save, self.held_at = False, state.global_step
-        self._store(state)
+        if control.should_save:
+            self._note_others(state, control)
+            self._store(state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._note_others(state, control)
-        cut_short = control.should_training_stop and not _whole(state.epoch)
-        period, epochs = self.settings.every_n_epochs, math.ceil(state.epoch - 1e-6)
+        cut_short = control.should_training_stop and not is_whole(state.epoch)
+        period, epochs = self.settings.every_n_epochs, epochs_begun(state.epoch)
         periodic = bool(period) and epochs % period == 0 and not cut_short
         last = self.settings.save_last and control.should_training_stop
         if periodic or last:
@@ -165,8 +173,19 @@ class KeepCheckpoints(TrainerCallback):
         self.checked[monitor], self.metrics[monitor] = step, name
         sign = 1 if self.modes[monitor] == "min" else -1
         ranked = sorted([*self.best[monitor], (value, step)], key=lambda entry: (sign * entry[0], entry[1]))
-        self.best[monitor] = ranked if size < 0 else ranked[:size]
-        return (value, step) in self.best[monitor]
+        self.best[monitor] = ranked
+        self._drop_displaced()
+        return (value, step) in (ranked if size < 0 else ranked[:size])
+
+    def _drop_displaced(self) -> None:
+        """A value stays while it is among the best k of all, or of those whose checkpoints are on the disk."""
+        size = self.settings.save_top_k
+        for name, entries in self.best.items() if size >= 0 else ():
+            stay = {*entries[:size], *self._written(entries)[:size]}
+            self.best[name] = [entry for entry in entries if entry in stay]
+
+    def _written(self, entries: Best) -> Best:
+        return [(value, step) for value, step in entries if step in self.saved and step != self.under_way]
 
     def _note_others(self, state: Any, control: Any) -> None:
         if control.should_save and self.ours_at != state.global_step:
@@ -174,19 +193,25 @@ class KeepCheckpoints(TrainerCallback):
 
     # ---- what is kept ----
 
-    def requested(self, state: Any, is_stopgap: bool = False) -> None:
+    def put_off(self, state: Any) -> None:
+        """A save at an epoch's last step waits for the epoch's end, when its evaluation and log line have come too."""
+        self.held_at = state.global_step
+        self._store(state)
+
+    def requested(self, state: Any, is_stopgap: bool = False, is_resumable: bool = True) -> None:
         """A save has begun: from now on that step needs no second one."""
         step = state.global_step
         self.stopgaps = sorted({*self.stopgaps, step} if is_stopgap else {*self.stopgaps} - {step})
+        self.resumable = sorted({*self.resumable, step} if is_resumable else {*self.resumable} - {step})
         self._count_saved(step)
         self._store(state)
+        self.under_way = step
 
     def failed(self, state: Any) -> None:
         """It came to nothing."""
-        step = state.global_step
-        for steps in (self.saved, self.others, self.stopgaps):
-            if step in steps:
-                steps.remove(step)
+        step, self.under_way = state.global_step, None
+        self._forget_steps({step})
+        self.best = {name: [entry for entry in entries if entry[1] != step] for name, entries in self.best.items()}
         self._store(state)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -194,16 +219,18 @@ class KeepCheckpoints(TrainerCallback):
 
     def after_save(self, state: Any) -> None:
         """Lists and links the checkpoint that has just been written, and deletes those it makes superfluous."""
-        step = state.global_step
+        step, self.under_way = state.global_step, None
         if step not in self.saved:  # told late, when other steps were asked for, it has been counted
             self._count_saved(step)
+        self._drop_displaced()
         if state.is_world_process_zero:
             gone = self._tidy(step, os.path.basename(state.best_model_checkpoint or ""))
-            steps = {step_of(name) for name in gone}
-            self.saved = [each for each in self.saved if each not in steps]
-            self.others = [each for each in self.others if each not in steps]
-            self.stopgaps = [each for each in self.stopgaps if each not in steps]
+            self._forget_steps({step_of(name) for name in gone})
         self._store(state)
+
+    def _forget_steps(self, gone: Collection[int]) -> None:
+        for steps in (self.saved, self.others, self.stopgaps, self.resumable):
+            steps[:] = [step for step in steps if step not in gone]
 
     def _count_saved(self, step: int) -> None:
         self.saved = sorted({*self.saved, step})
@@ -211,10 +238,12 @@ class KeepCheckpoints(TrainerCallback):
             self.others = sorted({*self.others, step})
 
     def protected(self, newest: int) -> set[str]:
-        """Names of the checkpoints that no limit may delete: the newest and the best."""
-        size = self.settings.save_top_k
-        best = {step for entries in self.best.values() for _, step in entries[: 1 if size < 0 else size]}
-        return {f"checkpoint-{step}" for step in best | {newest}}
+        """Names of the checkpoints that no limit may delete: the newest, the newest to go on from, and the best."""
+        kept = {newest, *self.resumable[-1:]}
+        for entries in self.best.values():
+            best = entries if self.settings.save_top_k >= 0 else [*entries[:1], *self._written(entries)[:1]]
+            kept |= {step for _, step in best}
+        return {f"checkpoint-{step}" for step in kept}
 
     def obsolete(self, newest: int) -> list[str]:
         """Names of the checkpoints that this callback had saved and has no more use for, oldest first."""
@@ -237,7 +266,7 @@ class KeepCheckpoints(TrainerCallback):
     def _removed(self, name: str) -> bool:
         """Whether a checkpoint is gone; what cannot be deleted is no reason to end a training."""
         try:
-            remove(self.folder / name)
+            self.delete(self.folder / name)
         except OSError as error:
             tqdm.write(f"{self.folder / name} could not be deleted: {error.strerror}", file=sys.stderr)
             return False
@@ -248,6 +277,7 @@ class KeepCheckpoints(TrainerCallback):
         monitors = {}
         for monitor, entries in self.best.items():
             there = [(value, step) for value, step in entries if self._exists(step, gone)]
+            there = there[: self.settings.save_top_k] if self.settings.save_top_k >= 0 else there
             monitors[self.metrics.get(monitor, monitor)] = {
                 "mode": self.modes[monitor],
                 "best": [{"checkpoint": f"checkpoint-{step}", "step": step, "value": value} for value, step in there],
@@ -293,27 +323,29 @@ class KeepCheckpoints(TrainerCallback):
             for name, mode in self.modes.items()
         }
         steps = {"saved": self.saved, "others": self.others, "stopgaps": self.stopgaps}
+        steps |= {"resumable": self.resumable}
         steps |= {"ours_at": self.ours_at, "others_at": self.others_at, "held_at": self.held_at}
         state.stateful_callbacks[STATE_KEY] = {"monitors": monitors, **steps}
 
     def _restore(self, stored: Mapping[str, Any] | None, state: Any) -> None:
         if stored:
             # Written before the deletions that the checkpoint's own save brought.
-            self.saved = [step for step in stored["saved"] if self._exists(step)]
-            self.others = [step for step in stored["others"] if self._exists(step)]
-            self.stopgaps = [step for step in stored["stopgaps"] if self._exists(step)]
+            self.saved, self.others, self.stopgaps, self.resumable = (
+                [step for step in stored.get(name, ()) if self._exists(step)]
+                for name in ("saved", "others", "stopgaps", "resumable")
+            )
             self.ours_at, self.others_at, self.held_at = (stored[name] for name in ("ours_at", "others_at", "held_at"))
             self._count_saved(state.global_step)  # a checkpoint's own file was written before it was there
-        size = self.settings.save_top_k
         for name, mode in self.modes.items():
             entry = stored["monitors"].get(normal_form(name)) if stored else None
             if entry and entry["mode"] == mode:
-                self.best[name] = [(value, step) for value, step in entry["best"]][: None if size < 0 else size]
+                self.best[name] = [(value, step) for value, step in entry["best"]]
                 self.checked[name] = entry["checked"]
                 self.metrics |= {name: entry["metric"]} if entry["metric"] else {}
             elif state.global_step and state.is_world_process_zero:
                 line = f"checkpointing: {name} ({mode}) counts from step {state.global_step} on"
                 tqdm.write(f"{line}: the checkpoint has no values of it", file=sys.stderr)
+        self._drop_displaced()
         self._store(state)
 
 
@@ -347,24 +379,12 @@ def monitor_modes(settings: Settings) -> dict[str, str]:
 # ---- deleting ----
 
 
-def rotate(folder: Path, *, limit: int | None, protected: Collection[str]) -> list[str]:
-    """Deletes the oldest checkpoints, by step number, until `limit` are left; returns their names.
-
-    Never the newest nor a protected one, even if more than `limit` stay. None or 0: nothing is deleted.
-    """
-    gone = overdue(folder, limit, protected)
-    for name in gone:
-        remove(folder / name)
-    return gone
-
-
 def overdue(folder: Path, limit: int | None, protected: Collection[str], without: Collection[str] = ()) -> list[str]:
-    """The checkpoints that are too many for `limit`, oldest first; those in `without` are taken as deleted."""
+    """The checkpoints that are too many for `limit`, the oldest by step; those in `without` are taken as deleted.
+
+    Never the newest nor a protected one, even if more than `limit` stay. None or 0: there is no limit.
+    """
     names = [path.name for path in checkpoints(folder) if path.name not in without]
     excess = len(names) - limit if limit else 0
     candidates = [name for name in names[:-1] if name not in protected]
     return candidates[: max(excess, 0)]
-
-
-def _whole(epoch: float) -> bool:
-    return abs(epoch - round(epoch)) < 1e-6

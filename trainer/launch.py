@@ -23,11 +23,17 @@ class CannotDivide(ValueError):
 
 
 def check_launch(args: Any) -> None:
-    """Processes that were started together must train together.
+    """Processes that were started together must train together, and each on one device.
 
     Raises:
-        ValueError: each would train alone, all of them writing the same files.
+        ValueError: each would train alone, all of them writing the same files; or one would spread each batch over
+            several GPUs (`nn.DataParallel`), which makes the batch larger and losses vectors.
     """
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs and would share each batch out among them; set CUDA_VISIBLE_DEVICES "
+            "to one, or start a process for each with accelerate launch"
+        )
     started = int(os.environ.get("WORLD_SIZE") or 1)
     if started > 1 and args.world_size == 1:
         raise ValueError(

@@ -11,6 +11,8 @@ import torch
 from torch.utils.data import Dataset, Sampler, Subset
 from transformers import TrainerCallback
 
+from .epochs import epochs_begun, is_whole
+
 
 def limited_sampler(
     sampler: Any, batches: int | float | None, batch: int, drop_last: bool = False, name: str = "limit_train_batches"
@@ -109,7 +111,7 @@ class EveryNEpochs(TrainerCallback):
         self.epochs = epochs
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        cut_short = control.should_training_stop and abs(state.epoch - round(state.epoch)) > 1e-6
-        due = math.ceil(state.epoch - 1e-6) % self.epochs == 0 and state.epoch >= args.eval_delay
+        cut_short = control.should_training_stop and not is_whole(state.epoch)
+        due = epochs_begun(state.epoch) % self.epochs == 0 and state.epoch >= args.eval_delay
         if due and not cut_short:
             control.should_evaluate = True

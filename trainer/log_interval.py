@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from storage import small_files
 
 from .state_files import join
 
@@ -36,7 +37,7 @@ def interval_facts(trainer: Any) -> dict[str, Any]:
 def read_interval(folder: Path) -> dict[str, Any]:
     """What a checkpoint says; empty where it says nothing."""
     try:
-        return join(json.loads((folder / FILE).read_text(encoding="utf-8")), {})  # a loss may be infinite
+        return join(small_files.read_json(folder / FILE), {})  # a loss may be infinite
     except FileNotFoundError:
         return {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ class Settings(Protocol):
     save_dir: str | None
 
 
+STEP = re.compile(r"\d{1,18}")  # of a row; int() refuses thousands of digits
 BACKENDS = {"CSVLogger": "csv", "TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}  # logger_type -> backend
 # What each backend has a place for.
 USABLE = {
@@ -113,7 +115,7 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     if not rows or "step" not in rows[0]:
         return [], []
     columns, step = rows[0], rows[0].index("step")
-    whole = [row for row in rows[1:] if len(row) == len(columns) and row[step].isdecimal()]
+    whole = [row for row in rows[1:] if len(row) == len(columns) and STEP.fullmatch(row[step])]
     return columns, [dict(zip(columns, row, strict=True)) for row in whole]
 
 

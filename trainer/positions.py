@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 
 import transformers.trainer
 
-KEY = "position in the data"  # in trainer_state.json; loader/checkpoint_facts.py reads it there
+from storage import small_files, state_shapes
+
+KEY = state_shapes.POSITION  # in trainer_state.json
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,13 @@ def stored_position(checkpoint: Path) -> tuple[int, Position | None]:
     Raises:
         ValueError: what it says is no position.
     """
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = small_files.read_json(checkpoint / "trainer_state.json")
     stored = state.get("stateful_callbacks", {}).get(KEY)
     if stored is None:
         return state["global_step"], None
-    try:
-        position = Position(**stored)
-    except TypeError:
-        position = Position(0, 0, 0)
-    numbers = [position.steps_per_epoch, position.samples_per_epoch, position.samples_per_step]
-    if any(type(each) is not int or each < 1 for each in numbers) or type(position.steps_before) is not int:
+    if not state_shapes.is_position(stored) or state["global_step"] + stored["steps_before"] < 0:
         raise ValueError(f"{checkpoint / 'trainer_state.json'}: its {KEY} is damaged; take another checkpoint")
-    return state["global_step"], position
+    return state["global_step"], Position(**stored)
 
 
 @contextlib.contextmanager

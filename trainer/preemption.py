@@ -45,6 +45,18 @@ class Preempted(BaseException):
         return f"preempted by {self.signal_name} at step {self.step}: saved checkpoint-{self.step}; {how} from there"
 
 
+def leave_when_told() -> None:
+    """Until `Signals` takes over, a signal ends the process on the spot: nothing has begun that could be lost."""
+    for each in SIGNALS:
+        signal.signal(each, _leave)
+
+
+def _leave(number: int, frame: Any) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        os.write(1, f"{Preempted(signal.Signals(number).name)}\n".encode())
+    os._exit(EXIT_CODE)
+
+
 class Signals:
     """The handlers of a run, installed inside `with`; those of before come back after it.
 
@@ -54,6 +66,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.is_interrupted = False
         self.is_deferred = False
         self.before: dict[int, Any] = {}
 
@@ -68,9 +81,10 @@ class Signals:
         self.before = {}
 
     def _handle(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and self.received == "SIGINT":
+        if number == signal.SIGINT and self.is_interrupted:
             os.write(2, b"interrupted twice: leaving at once, the last checkpoint stands\n")
             os._exit(INTERRUPTED)
+        self.is_interrupted |= number == signal.SIGINT
         is_first, self.received = self.received is None, signal.Signals(number).name
         if is_first and not self.is_deferred:
             raise Preempted(self.received)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,14 +30,18 @@ def drop_later_lines(path: Path, state: Any) -> None:
 
 
 def is_of_the_past(record: Mapping[str, Any], state: Any) -> bool:
-    """Whether a record with `step` was written before the state: not later, nor at its step by an evaluation that the
-    state has not seen the end of."""
+    """Whether a record with `step` was written before the state: not later, nor at its step by what was logged, or an
+    evaluation that ended, after the state was saved."""
     step = record.get("step")
     if not isinstance(step, int) or step > state.global_step or state.global_step == 0:
         return False
-    if step < state.global_step or not is_evaluation(record):
+    if step < state.global_step:
         return True
-    return any(is_evaluation(each) for each in state.log_history if each.get("step") == step)
+    known = [each for each in state.log_history if each.get("step") == step]
+    if is_evaluation(record):
+        return any(is_evaluation(each) for each in known)
+    names = {name for name, value in record.items() if value != ""}  # a table has all columns in each row
+    return any(names <= each.keys() for each in known)
 
 
 def is_evaluation(record: Mapping[str, Any]) -> bool:
@@ -45,11 +50,11 @@ def is_evaluation(record: Mapping[str, Any]) -> bool:
 
 
 def _record(line: str) -> dict[str, Any]:
-    """Empty for a torn last line: the process was killed while it wrote it."""
+    """Empty for a line that is none, as a torn last one: the process was killed while it wrote it."""
     try:
         found = json.loads(line) if line.endswith("\n") else {}
         return found if isinstance(found, dict) else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 
@@ -86,6 +91,11 @@ def append(path: Path, text: str) -> None:
             with contextlib.suppress(OSError):
                 file.truncate(end)
             raise
+
+
+def json_number(value: Any) -> Any:
+    """JSON has no NaN: a number that is not finite is written as the word, not as broken JSON."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_files(folder: Path, files: Mapping[str, Any]) -> None:

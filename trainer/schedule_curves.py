@@ -134,6 +134,7 @@ def stand_in_for(
     """An optimizer of nothing, with groups at the base rates and the momenta of the real one."""
     groups = [{"params": [torch.zeros(())], "lr": base} for base in base_lrs]
     made = torch.optim.SGD(groups, lr=rate, momentum=0.9)
+    made.base_lrs = list(base_lrs)  # schedules inside others change what the groups call their initial rate
     if optimizer is not None:
         made.defaults.pop("momentum")
         for key in ("momentum", "betas"):
@@ -179,8 +180,7 @@ def _inner(entry: dict[str, Any], stand_in: torch.optim.Optimizer, units: int, r
 
 def _scale_to_groups(options: dict[str, Any], stand_in: torch.optim.Optimizer, rate: float) -> None:
     """Bounds that these classes take as absolute rates: for every group in proportion to its base rate."""
-    bases = [group.get("initial_lr", group["lr"]) for group in stand_in.param_groups]
     options.setdefault("max_lr", rate)
     for key in ("max_lr", "base_lr"):
         if isinstance(options.get(key), (int, float)):
-            options[key] = [options[key] * (base / rate) for base in bases]
+            options[key] = [options[key] * (base / rate) for base in stand_in.base_lrs]

@@ -264,15 +264,11 @@ def planned_rates(
     return rates
 
 
-def plan_lines(plan: SchedulePlan, total_steps: int, steps_per_epoch: int) -> list[str]:
-    """The schedule in two lines: what it is; and its rate at the start, after warm-up, at the quarters and the end."""
-    return schedule_lines(
-        Schedule(stand_in_for([plan.learning_rate], plan.learning_rate), plan, total_steps, steps_per_epoch)
-    )
-
-
 def schedule_lines(real: Schedule) -> list[str]:
-    """The same of a schedule that is under way, whose length may have been changed: from where that was."""
+    """The schedule in two lines: what it is; and its rate at the start, after warm-up, at the quarters and the end.
+
+    Of one that is under way, whose length has been changed, from where that was.
+    """
     plan, total_steps, course = real.plan, real.total_steps, real.course
     schedule = Schedule(stand_in_for([plan.learning_rate], plan.learning_rate), plan, total_steps, real.steps_per_epoch)
     schedule.load_state_dict(real.state_dict() | {"base_lrs": [real.rate]})

@@ -122,7 +122,7 @@ def join(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if TENSOR in value:
         found = tensors[value[TENSOR]]
         if STRIDE not in value:
-            return found
+            return found.clone()  # its own memory, not the file's, which may be deleted or damaged while it is used
         return torch.empty_strided(found.shape, value[STRIDE], dtype=found.dtype).copy_(found)
     if TUPLE in value:
         return tuple(join(each, tensors) for each in value[TUPLE])

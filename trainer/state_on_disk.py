@@ -12,6 +12,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm import tqdm
+from transformers import TrainerState
 
 from storage import manifest
 
@@ -139,11 +140,28 @@ class StateOnDisk(transformers.Trainer):
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
-        if why := manifest.fault(best):
+        if why := self._fault_of(best):
             if self.is_world_process_zero():
                 tqdm.write(f"{best.name}, the best, {why}: the final model is that of the last step", file=sys.stderr)
             return
         self.restore(best)
+
+    def _fault_of(self, checkpoint: Path) -> str | None:
+        """What the first process finds wrong with a checkpoint: every process goes by that."""
+        return self.checkpointing.agreement.first_says(
+            manifest.fault(checkpoint) if self.is_world_process_zero() else None
+        )
+
+    def stand_at_the_end(self, checkpoint: Path) -> None:
+        """Of a run whose last step is done: what had yet to follow its save is done, and the model is the run's."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        self.keep.on_train_begin(self.args, self.state, self.control)
+        self.keep.after_save(self.state)
+        best = Path(self.state.best_model_checkpoint or checkpoint)
+        best = best if best.is_dir() else checkpoint.parent / best.name  # the run may have been moved
+        takes_best = self.args.load_best_model_at_end and self._fault_of(best) is None
+        self.restore(best if takes_best else checkpoint)
 
     def restore(self, checkpoint: str | Path) -> None:
         """The model as a checkpoint's files hold it: what its evaluation saw."""

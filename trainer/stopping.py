@@ -14,6 +14,7 @@ from . import random_states
 from .checkpoint_writer import SavesFailed
 from .checkpointing import quietly_deferred
 from .early_stopping import already_stopped, state_key
+from .epochs import is_whole
 from .evaluating import EvaluationLeft
 from .positions import positions_instead_of_skipping
 from .preemption import Preempted
@@ -37,6 +38,7 @@ class Stopping(transformers.Trainer):
         due, self.due = self.due, {}
         if not due:
             return
+        self.phase = STEP if due["epoch"] else EPOCH
         # Evaluations may draw random numbers: they begin where they would have, and training goes on where they end.
         self._load_rng_state(str(self.resuming_from))
         self.generators_are_due = False
@@ -45,12 +47,9 @@ class Stopping(transformers.Trainer):
         known = (self._tr_loss, due["grad_norm"], model, None, epoch, None, start_time, due["learning_rate"])
         self.control.should_evaluate, self.control.should_save = due["evaluate"], due["save"]
         self._maybe_log_save_evaluate(*known)
-        if due["epoch"] and (self._is_epochs_end() or self.control.should_training_stop):
+        if due["epoch"] and (is_whole(self.state.epoch) or self.control.should_training_stop):
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             self._maybe_log_save_evaluate(*known)
-
-    def _is_epochs_end(self) -> bool:
-        return abs(self.state.epoch - round(self.state.epoch)) < 1e-6
 
     def _still_stops(self) -> bool:
         """Whether what had ended the run would do so now: not an early stopping that has been given other limits."""
@@ -114,9 +113,8 @@ class Stopping(transformers.Trainer):
             Preempted: always.
         """
         step = self.state.global_step
-        is_last = self.control.should_training_stop or self.control.should_epoch_stop
-        ends_epoch = (self._is_epochs_end() or is_last) and self.phase == STEP
-        due = {"evaluate": evaluates, "save": saves and evaluates, "epoch": ends_epoch}
+        ends_epoch = self._epochs_end_is_next()
+        due = {"evaluate": evaluates, "save": saves and (evaluates or ends_epoch), "epoch": ends_epoch}
         due["stop"] = self.control.should_training_stop and step < self.state.max_steps  # a longer run goes on
         if any(due.values()):
             due |= {"grad_norm": None if grad_norm is None else float(grad_norm), "learning_rate": learning_rate}
@@ -129,12 +127,22 @@ class Stopping(transformers.Trainer):
         with self._not_training():
             self.guard.settle()
             with contextlib.suppress(SavesFailed):
-                self.checkpointing.save(due, evaluates or not saves, generators)
+                self.checkpointing.save(due, not saves or bool(due.get("save")), generators)
                 self.checkpointing.settle()
         is_saved = self.checkpointing.number > before and self.checkpointing.was_saved
         raise Preempted(self.signals.received or "another process", step, is_saved)
 
+    def _epochs_end_is_next(self) -> bool:
+        """Whether this is the end of an epoch's last step, or of the run's: what they bring has yet to come."""
+        is_last = self.control.should_training_stop or self.control.should_epoch_stop
+        return self.phase == STEP and (is_last or is_whole(self.state.epoch))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A checkpoint holds all that its step brought: at an epoch's end also its log line and its evaluation, which a
+        resumed run does not repeat."""
+        if self._epochs_end_is_next():
+            self.keep.put_off(self.state)
+            return
         with self._not_training():
             self.guard.settle()
             self.checkpointing.save()

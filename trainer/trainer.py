@@ -22,7 +22,7 @@ import transformers
 from torch import nn
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from storage import manifest
 
@@ -56,6 +56,7 @@ from .schedules import Schedule, check_plan, schedule_lines
 from .settings import Settings
 from .state_on_disk import StateOnDisk, check_shapes
 from .stopping import EPOCH, STEP, Stopping
+from .unusable import check_fused_state, reading, watch_first_step
 
 UNSHARDED = ("NO", "MULTI_GPU", "MULTI_CPU")  # every process holds all parameters whole
 
@@ -158,7 +159,8 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
             self.add_callback(EveryNEpochs(settings.check_val_every_n_epoch))
         if settings.early_stopping is not None:
             self.add_callback(EarlyStopping(settings.early_stopping, settings.min_epochs))
-        self.keep = KeepCheckpoints(settings.checkpointing, self.checkpoint_dir, self.save_total_limit)
+        delete = self.checkpointing.deletions.delete
+        self.keep = KeepCheckpoints(settings.checkpointing, self.checkpoint_dir, self.save_total_limit, delete)
         self.add_callback(self.keep)
         if settings.sampling is not None:
             self.add_callback(
@@ -204,6 +206,8 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
         Raises:
             ValueError: they cannot.
         """
+        with reading(checkpoint):  # another version of transformers may have written other keys
+            TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         steps = updates_per_epoch(self.args, self._samples_per_epoch(self.train_dataset, self.args))
         optimizer, stored = self.new_optimizer(self.model, self.args), state_files.read(checkpoint, "scheduler")
         if len(stored.get("base_lrs", ())) != len(optimizer.param_groups):
@@ -211,7 +215,8 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
                 f"{checkpoint} was trained with {len(stored.get('base_lrs', ()))} parameter groups, this run has "
                 f"{len(optimizer.param_groups)}; set back what is trained and how"
             )
-        Schedule(optimizer, self.plan, self.total_steps(), steps).load_state_dict(stored)
+        with reading(checkpoint, says=(ValueError,)):
+            Schedule(optimizer, self.plan, self.total_steps(), steps).load_state_dict(stored)
         if self.adapted is None or not self.adapted.has_constant_weights:
             check_shapes(checkpoint, self.model.state_dict())
         if self.settings.earlier_optimizer is not None:
@@ -248,7 +253,8 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
     def set_initial_training_values(self, *arguments: Any, **options: Any) -> Any:
         values = super().set_initial_training_values(*arguments, **options)
         self.steps_per_epoch = max(1, values[1])
-        self.position = self._position(self.resuming_from)
+        with reading(self.resuming_from):
+            self.position = self._position(self.resuming_from)
         if self.args.max_steps > 0 and self.position.steps_before:
             epochs = math.ceil((self.args.max_steps + self.position.steps_before) / self.steps_per_epoch)
             values = (epochs, *values[1:])
@@ -271,7 +277,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
         trial: Any,
     ) -> tuple[int, int]:
         """(epochs done, micro-batches done in the next): of a resumed run by its samples, whatever its batches are."""
-        with uncompared():
+        with reading(resume_from_checkpoint), uncompared():
             epochs, batches = super()._init_training_state(
                 max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
             )
@@ -366,7 +372,12 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
     def begin_training(self) -> None:
         """The Trainer has set its sums to zero; those of a resumed run's unfinished log interval are taken up again."""
         if self.resumed_from is not None:
-            load_interval(self, self.resumed_from)
+            with reading(self.resumed_from):
+                load_interval(self, self.resumed_from)
+                if self.is_unsharded:
+                    check_fused_state(self.optimizer)
+            if self.is_unsharded:
+                watch_first_step(self.optimizer, self.resumed_from)
             self.resumed_from = None
 
     def begin_epoch(self) -> None:

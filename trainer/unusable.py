@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
 
 
 class UnusableCheckpoint(ValueError):
@@ -11,11 +15,59 @@ class UnusableCheckpoint(ValueError):
 
 
 @contextlib.contextmanager
-def reading(checkpoint: str) -> Iterator[None]:
-    """Whatever a checkpoint's content leads to while it is loaded, as UnusableCheckpoint."""
+def reading(checkpoint: str | Path | None, says: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Whatever a checkpoint's content leads to while it is loaded, as UnusableCheckpoint.
+
+    Args:
+        checkpoint: None: there is none, and errors are what they are.
+        says: Errors that say already what is wrong and what to do.
+    """
     try:
         yield
+    except says:
+        raise
     except Exception as error:
+        if checkpoint is None:
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        where = "" if checkpoint in reason else f"{checkpoint} cannot be gone on from: {type(error).__name__}: "
-        raise UnusableCheckpoint(f"{where}{reason}; resume from another checkpoint") from error
+        where = "" if str(checkpoint) in reason else f"{checkpoint} cannot be gone on from: {type(error).__name__}: "
+        remedy = "" if "another checkpoint" in reason else "; resume from another checkpoint"
+        raise UnusableCheckpoint(f"{where}{reason}{remedy}") from error
+
+
+def check_fused_state(optimizer: Any) -> None:
+    """Fused kernels trust the shapes of what they are given: another one is memory read and written beyond its end.
+
+    Raises:
+        ValueError: a tensor of a parameter's state is neither a number nor of the parameter's shape.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                    shapes = f"{tuple(value.shape)}, its weight of {tuple(parameter.shape)}"
+                    raise ValueError(f"`{name}` of the optimizer's state is of shape {shapes}")
+
+
+def watch_first_step(optimizer: Any, checkpoint: str | Path) -> None:
+    """Whether an optimizer's state can be gone on with shows in its first step: what comes of it is the checkpoint's.
+
+    What a device reports (no memory left, a fault) is of a RuntimeError's subclasses, and is not.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    own, step = vars(inner).get("step"), inner.step
+
+    def first_step(*arguments: Any, **options: Any) -> Any:
+        if own is None:
+            del inner.step
+        else:  # a schedule or an engine has put one there
+            inner.step = own
+        try:
+            return step(*arguments, **options)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+                raise
+            with reading(checkpoint):
+                raise
+
+    inner.step = first_step

@@ -1,31 +1,35 @@
 """Checks a run's checkpoints against their manifests: `python -m trainer.verify OUT [--quick]`.
 
-OUT is a run's folder, whose checkpoints (in it, or in the folder that its checkpoints.json names) and final model are
-checked, or a single checkpoint. One line each; exit code 0: all are whole, 1: one is not, 2: there is nothing to check.
+OUT is a run's folder, whose checkpoints (in it, or in the folder that its run.yaml or checkpoints.json names) and final
+model are checked, or a single checkpoint. One line each; exit code 0: all are whole, 1: one is not, 2: there is nothing
+to check.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
-from storage import manifest
+from storage import manifest, small_files
 from storage.checkpoints import CHECKPOINT, checkpoints, step_of
 
 NOT_WHOLE, NOTHING = 1, 2
+LARGEST = 2**20  # bytes of a run.yaml or a checkpoints.json: more is none of ours
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints what is found; returns the exit code."""
     flags = _parser().parse_args(arguments)
-    folder = Path(os.path.abspath(os.path.expanduser(flags.folder)))
     try:
+        folder = Path(os.path.abspath(os.path.expanduser(flags.folder)))
         found = parts(folder)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        _say(f"error: {flags.folder} cannot be looked at: {error.strerror}", file=sys.stderr)
+        return NOTHING
+    except ValueError as error:
         _say(f"error: {error}", file=sys.stderr)
         return NOTHING
     faults = {path: fault(path, deep=not flags.quick) for path in found}
@@ -56,12 +60,35 @@ def parts(folder: Path) -> list[Path]:
 
 
 def checkpoint_dir(folder: Path) -> Path:
-    """Where a run keeps its checkpoints: the folder that its checkpoints.json names, else its own."""
+    """Where a run keeps its checkpoints: the folder that its run.yaml names (`checkpointing.dirpath`), or, where none
+    are there, the one that its checkpoints.json names, as a path from the run's folder; else its own."""
+    for said in (_configured, _listed):
+        try:
+            if (place := said(folder)) is not None and checkpoints(place):
+                return place
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            continue
+    return folder
+
+
+def _configured(folder: Path) -> Path | None:
+    """By run.yaml, which is there from a run's start on."""
+    text = small_files.read(folder / "run.yaml", LARGEST)
+    if b"dirpath:" not in text:
+        return None
+    import yaml
+
     try:
-        said = folder / json.loads((folder / "checkpoints.json").read_text(encoding="utf-8"))["folder"]
-        return said if checkpoints(said) else folder
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return folder
+        # Not the C parser: it ends in a crash where lists lie ten thousand deep in one another.
+        said = yaml.load(text, Loader=yaml.SafeLoader)["checkpointing"]["dirpath"]
+    except yaml.YAMLError:
+        return None
+    return Path(os.path.expanduser(said)) if said else None
+
+
+def _listed(folder: Path) -> Path:
+    """By checkpoints.json, which is written after each save."""
+    return folder / small_files.read_json(folder / "checkpoints.json", LARGEST)["folder"]
 
 
 def fault(folder: Path, deep: bool) -> str | None:

@@ -309,7 +309,8 @@ def draws_by_batch(config: Config) -> bool:
 def samples_per_step(run) -> int:
     """Samples that all processes together take for one optimizer step."""
     accumulated = run.trainer.get("gradient_accumulation_steps", 1)
-    return run.hyper.per_device_train_batch_size * accumulated * int(os.environ.get("WORLD_SIZE", 1))
+    processes = os.environ.get("WORLD_SIZE", "")
+    return run.hyper.per_device_train_batch_size * accumulated * (int(processes) if processes.isdecimal() else 1)
 
 
 def step_problems(config: Config, folders: list, run) -> list[str]:

@@ -141,7 +141,9 @@ def restore_packed(model: nn.Module, names: Iterable[str], settings: Mapping[str
     quantize(model, names, settings)
     stored = load_file(file)
     for name in names:
-        own = {key.removeprefix(f"{name}."): value for key, value in stored.items() if key.startswith(f"{name}.")}
+        own = {key: value for key, value in stored.items() if key.startswith(f"{name}.")}
+        # Copies: what is read here are pages of the file, which may be a checkpoint's that is deleted later.
+        own = {key.removeprefix(f"{name}."): value.clone() for key, value in own.items()}
         restore(model.get_submodule(name), own)
 
 

@@ -1,8 +1,9 @@
 """The command line of one task of a job array: `array_task.py TASK SWEEP ARGUMENT…`; SWEEP may be empty.
 
-SWEEP is a text file with a line for each task, which is quoted as for a shell; blank lines and those that begin with #
+SWEEP is a text file with a line of flags for each task, quoted as for a shell; blank lines and those that begin with #
 do not count. The task's line follows the arguments that all tasks have. A task whose line names no --output_dir writes
-into a folder of its own below the common one: --output_dir runs/sweep is runs/sweep/3 for task 3.
+into a folder of its own below the common one: --output_dir runs/sweep is runs/sweep/3 for task 3. Which words name a
+folder, train.py's own parser says.
 
 Prints the arguments, each followed by a NUL. Exit code 2, and a line that says why, where two tasks would share a
 folder, where a task has no line, or where a line cannot be read.
@@ -15,7 +16,14 @@ import shlex
 import sys
 from pathlib import Path
 
-OUTPUT_FLAGS = ("--output_dir", "--out_dir")
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent.parent)]
+
+from loader.errors import Problems  # noqa: E402
+from loader.hyper import parse_flags  # noqa: E402
+from loader.layers import set_layer  # noqa: E402
+from loader.words import word_paths  # noqa: E402
+
+FOLDER_FLAGS = ("output_dir", *(word for word, path in word_paths().items() if path == "output_dir"))
 
 
 def array_task(task: int, sweep: str, common: list[str]) -> list[str]:
@@ -26,13 +34,13 @@ def array_task(task: int, sweep: str, common: list[str]) -> list[str]:
     if task not in range(len(lines)):
         last = f"its tasks are 0 to {len(lines) - 1}" if lines else "it has no lines"
         raise ValueError(f"{sweep} has no line for task {task}: {last}; submit with --array=0-{max(len(lines) - 1, 0)}")
-    words = [[*line, *own_folder(common, line, number)] for number, line in enumerate(lines)]
-    folders: dict[str, int] = {}
-    for number, line in enumerate(words):
-        folder = os.path.abspath(os.path.expanduser(output_dir(line)))
-        if (first := folders.setdefault(folder, number)) != number:
-            raise ValueError(f"{sweep}: tasks {first} and {number} both write to {folder}; give each its --output_dir")
-    return [*common, *words[task]]
+    words = [*lines[task], *own_folder(common, lines[task], task)]
+    folder = os.path.realpath(os.path.expanduser(output_dir(words)))
+    for number, line in enumerate(lines):
+        if number != task and other_folder(common, line, number) == folder:
+            first, second = sorted((task, number))
+            raise ValueError(f"{sweep}: tasks {first} and {second} both write to {folder}; give each its --output_dir")
+    return [*common, *words]
 
 
 def sweep_lines(sweep: str) -> list[list[str]]:
@@ -46,9 +54,12 @@ def sweep_lines(sweep: str) -> list[list[str]]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
-            lines.append(shlex.split(line))
+            words = shlex.split(line)
         except ValueError as error:
             raise ValueError(f"{sweep}:{number} cannot be read: {str(error).lower()}") from error
+        if not words[0].startswith("--"):  # it would be one more value of the last flag before it
+            raise ValueError(f"{sweep}:{number} begins with `{words[0]}`; begin it with a flag, --name")
+        lines.append(words)
     return lines
 
 
@@ -65,16 +76,21 @@ def own_folder(common: list[str], line: list[str], task: int) -> list[str]:
     return ["--output_dir", os.path.join(folder, str(task))]
 
 
+def other_folder(common: list[str], line: list[str], task: int) -> str | None:
+    """Where another task writes; None where its line cannot be read: that task says why."""
+    try:
+        return os.path.realpath(os.path.expanduser(output_dir([*line, *own_folder(common, line, task)])))
+    except ValueError:
+        return None
+
+
 def output_dir(words: list[str]) -> str | None:
-    """What the last --output_dir says; `--set output_dir=…`, which would outrank it for all tasks, is refused."""
-    folder = None
-    for word, following in zip(words, [*words[1:], None], strict=False):
-        name, equals, value = word.partition("=")
-        if name in OUTPUT_FLAGS:
-            folder = value if equals else following
-        elif equals and f"--{name}" in OUTPUT_FLAGS:
-            raise ValueError(f"`{word}`: in an array, name the folder by --output_dir")
-    return folder
+    """The folder that flags name, or None; `--set output_dir=…`, which would outrank it for all tasks, is refused."""
+    given = parse_flags(words)
+    if "output_dir" in set_layer(given.command.set, Problems()).value:
+        raise ValueError(f"`--set {' '.join(given.command.set)}`: in an array, name the folder by --output_dir")
+    said = {name: getattr(given.hyper, name) for name in given.hyper.given} | given.words
+    return next((said[name] for name in FOLDER_FLAGS if name in said), None)
 
 
 def main() -> int:
@@ -82,7 +98,8 @@ def main() -> int:
     try:
         words = array_task(int(task), sweep, common)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
         return 2
     sys.stdout.buffer.write(b"".join(os.fsencode(word) + b"\0" for word in words))
     return 0

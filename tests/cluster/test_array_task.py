@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from loader.hyper import argument_parser
+from loader.vocabulary import TABLE
+from loader.words import word_paths
+
 FILE = Path(__file__).resolve().parent.parent.parent / "scripts/slurm/array_task.py"
 SPEC = importlib.util.spec_from_file_location("array_task", FILE)
 module = importlib.util.module_from_spec(SPEC)
@@ -35,6 +39,38 @@ def test_a_line_may_name_its_folder(tmp_path):
     assert module.array_task(1, file, ["--seed", "1"]) == ["--seed", "1", "--out_dir", "runs/b"]
 
 
+def names_of_the_folder():
+    """Every flag and every key of --set that train.py takes for its output folder, as a command line has them."""
+    dests = {"output_dir", *(word for word, path in word_paths().items() if path == "output_dir")}
+    flags = [flag for flag, action in argument_parser()._option_string_actions.items() if action.dest in dests]
+    keys = ["output_dir", *(key for key, home in TABLE.items() if home == "output_dir")]
+    return flags, keys
+
+
+def test_all_of_train_pys_names_for_the_folder_are_known(tmp_path):
+    flags, keys = names_of_the_folder()
+    assert {"--output-dir", "--out-dir"} <= {*flags} and {"out_dir", "save_dir", "trainer.default_root_dir"} <= {*keys}
+    for flag in flags:
+        file = sweep(tmp_path, f"{flag} runs/hot\n{flag}=runs/hot/\n{flag}=runs/cold\n")
+        assert module.array_task(2, file, COMMON) == [*COMMON, f"{flag}=runs/cold"]
+        with pytest.raises(ValueError, match="tasks 0 and 1 both write to .*/runs/hot; give each"):
+            module.array_task(0, file, COMMON)
+    for key in keys:
+        section, _, last = key.rpartition(".")
+        words = [["--set", f"{key}=a"], ["--set", "seed=1", f"{key.replace('.', ' . ')} =a"], [f"--set={key}=a"]]
+        words += [["--set", f"{section}={{{last}: a}}"]] if section else []
+        for each in words:
+            with pytest.raises(ValueError, match="in an array, name the folder by --output_dir"):
+                module.array_task(0, "", [*COMMON, *each])
+
+
+def test_what_is_wrong_with_another_line_stops_no_task(tmp_path):
+    file = sweep(tmp_path, "--seed 1\n--lerning_rate 1\n--set save_dir=x\n")
+    assert module.array_task(0, file, COMMON) == [*COMMON, "--seed", "1", "--output_dir", "runs/sweep/0"]
+    with pytest.raises(ValueError, match="unknown flag `--lerning_rate`"):
+        module.array_task(1, file, COMMON)
+
+
 @pytest.mark.parametrize(
     ("text", "task", "common", "says"),
     [
@@ -44,7 +80,7 @@ def test_a_line_may_name_its_folder(tmp_path):
         ("--seed 1\n--output_dir runs/../runs/sweep/0\n", 0, COMMON, "tasks 0 and 1 both write to"),
         ("--output_dir a\n--output_dir a/\n", 1, [], "tasks 0 and 1 both write to"),
         ("--seed 1\n--set 'a\n", 0, COMMON, "sweep.txt:2 cannot be read: no closing quotation"),
-        ("--set output_dir=a\n", 0, COMMON, "`output_dir=a`: in an array, name the folder by --output_dir"),
+        ("output_dir=a\n", 0, [*COMMON, "--set", "seed=1"], "sweep.txt:1 begins with `output_dir=a`; begin it with"),
     ],
 )
 def test_what_could_mix_runs_up_is_refused(tmp_path, text, task, common, says):

@@ -63,15 +63,19 @@ def test_what_failed_is_not_queued_again(slurm, jobs, code):
     assert len(jobs.starts()) == 1
 
 
-@pytest.mark.parametrize("signal", ["USR1", "TERM"])
-def test_a_job_told_to_end_is_queued_again(slurm, jobs, signal):
-    job = jobs.submit("--resume_from_checkpoint", "out/checkpoint-4")
+@pytest.mark.parametrize(
+    ("signal", "named", "then"),
+    [("USR1", "out/checkpoint-4", "auto:out/checkpoint-4"), ("TERM", "false", "auto")],
+)
+def test_a_job_told_to_end_is_queued_again(slurm, jobs, signal, named, then):
+    """Then it goes on from its own newest checkpoint; from what its line names only where it has none."""
+    job = jobs.submit("--resume_from_checkpoint", named)
     jobs.started()
     slurm.ask("scancel", f"--signal={signal}", "--batch", job)
     assert outcome(slurm.over(job)) == ("COMPLETED", "0:0", 1)
     first, second = (start["words"] for start in jobs.starts())
-    assert first == ["--resume_from_checkpoint", "out/checkpoint-4"]
-    assert second == [*first, "--resume_from_checkpoint", "newest"]  # not from step 4 again
+    assert first == ["--resume_from_checkpoint", named]
+    assert second == [*first, "--resume_from_checkpoint", then]
     assert f"preempted; job {job} is queued again" in jobs.log(job)
 
 

@@ -85,6 +85,22 @@ def test_going_on_from_an_earlier_checkpoint_leaves_the_old_course(run, capsys):
     assert run.checkpoints() == [2, 4, 6] and run.log("learning_rate")[6] == 0.5
 
 
+def test_a_job_that_is_started_again_before_it_has_saved_anything(run):
+    """`auto:FOLDER`, as the job script says it: from the named checkpoint again, later from the run's own."""
+    text = "save_strategy: steps\nsave_steps: 4\nmax_steps: 8"
+    whole = weights(run(text, out="whole"))
+    named = run.folder / "whole/checkpoint-4"
+    stops = text.replace("save_steps: 4", "save_steps: 50") + "\ncallbacks: [{name: small_runs.StopsAfter, step: 6}]"
+    run(stops, out="job", resume_from_checkpoint=named)
+    assert run.checkpoints("job") == [] and sorted(run.log("loss", "job")) == [5, 6]
+    (run.folder / "job/model.safetensors").unlink()  # the job was killed
+    again = run(text, out="job", resume_from_checkpoint=f"auto:{named}")
+    assert all(torch.equal(value, whole[name]) for name, value in weights(again).items())
+    assert sorted(run.log("loss", "job")) == [5, 6, 7, 8] and run.checkpoints("job") == [8]
+    longer = run(text.replace("max_steps: 8", "max_steps: 10"), out="job", resume_from_checkpoint=f"auto:{named}")
+    assert longer.state.global_step == 10 and sorted(run.log("loss", "job")) == [5, 6, 7, 8, 9, 10]
+
+
 def test_the_rates_that_are_shown_are_those_of_the_resumed_run(run, capsys):
     run("save_strategy: steps\nsave_steps: 2", max_steps=4)
     shutil.rmtree(run.folder / "out/checkpoint-4")

@@ -155,6 +155,23 @@ def test_in_the_evaluation_before_the_first_step(run, monkeypatch, capsys):
     assert [line["step"] for line in logged(run.folder / "out") if "eval_loss" in line].count(0) == 1
 
 
+def test_while_it_is_imported():
+    """A slow file system takes seconds for that: told to stop, it says what it says later."""
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Told:\n"
+        "    def find_spec(self, name, *more):\n"
+        "        if name == 'loader.cli': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Told())\n"
+        "runpy.run_path('train.py', run_name='__main__')\n"
+    )
+    for rank in ("0", "1"):
+        environment = {**os.environ, "RANK": rank}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 75 and not done.stderr
+        assert ("preempted by SIGTERM before the first step: the same command" in done.stdout) == (rank == "0")
+
+
 def test_handlers_are_gone_after_the_run(run):
     before = [signal.getsignal(each) for each in preemption.SIGNALS]
     run("max_steps: 1")
@@ -170,7 +187,8 @@ def test_a_signal_in_another_thread_changes_nothing():
         signals.check()
 
 
-def test_interrupted_twice_leaves_at_once():
+@pytest.mark.parametrize("between", [(), (signal.SIGTERM, signal.SIGUSR1)])
+def test_interrupted_twice_leaves_at_once(between):
     code = (
         "import os, signal, time; from trainer.preemption import Signals\n"
         "with Signals() as s, s.deferred():\n"
@@ -180,8 +198,9 @@ def test_interrupted_twice_leaves_at_once():
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         child.stdout.readline()
-        child.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        for number in (signal.SIGINT, *between):
+            child.send_signal(number)
+            time.sleep(0.2)
         assert child.poll() is None
         child.send_signal(signal.SIGINT)
         assert child.wait(5) == 130 and b"interrupted twice" in child.stderr.read()

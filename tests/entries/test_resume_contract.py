@@ -112,9 +112,10 @@ def test_an_extended_run_keeps_or_rebases_its_course(run, capsys):
     assert all(torch.equal(value, weights(trainer)[name]) for name, value in weights(again).items())
 
 
-def test_a_finished_run_goes_on_when_it_is_given_more_steps(run):
+def test_a_finished_run_goes_on_when_it_is_given_more_steps(run, capsys):
     run(SAVES)
-    assert resumed(run).state.global_step == 0  # nothing was left to train
+    resumed(run)
+    assert "checkpoint-8 is the run's last step: nothing is left to train" in capsys.readouterr().out
     assert resumed(run, max_steps=10).state.global_step == 10
     assert sorted(run.log("loss")) == list(range(1, 11))
 
@@ -128,6 +129,29 @@ def test_a_run_in_epochs_goes_on_longer(run, capsys):
     assert "12 steps of 6 steps" in line
     resumed(run, text.replace("epochs: 2", "epochs: 4"), resume_schedule="rebase")
     assert run.log("learning_rate")[12] == pytest.approx(0.01 * (1 - (4 + 2 * 7 / 8) / 6))
+
+
+def test_epochs_of_more_batches_make_a_longer_run(run, capsys):
+    base = run.folder / "base.yaml"
+    base.write_text(base.read_text().replace("max_steps: 4\n", ""))
+    text = SAVES.replace("max_steps: 8", "num_train_epochs: 3\nlimit_train_batches: 2") + "\nlr_scheduler_type: linear"
+    stopped(run, text)
+    more = text.replace("batches: 2", "batches: 3") + "\nresume_changed: allow"
+    (line,) = refused(run, capsys, more)
+    assert "`limit_train_batches: 3` at" in line and "keep (its course ends at step 6" in line and "rebase (" in line
+    fewer = f"{text}\ndataset: {{samples_per_epoch: 4}}\nresume_changed: allow"  # what that makes, only the start knows
+    with pytest.raises(SystemExit) as left:
+        train.main([*run.words(fewer, resume_from_checkpoint="auto"), "--check"])
+    assert left.value.code == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        resumed(run, fewer)
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    assert left.value.code == 2 and "`dataset.samples_per_epoch: 4` at" in line and "has gone further than 3" in line
+    trainer = resumed(run, more, resume_schedule="rebase")
+    assert "length: `limit_train_batches: 3` at" in (said := capsys.readouterr().out) and "9 steps of 6 steps" in said
+    assert trainer.state.global_step == 9
+    assert run.log("learning_rate")[9] == pytest.approx(0.01 * (1 - (4 + 2 * 4 / 5) / 6))
 
 
 def test_one_batch_or_several_small_ones(run):

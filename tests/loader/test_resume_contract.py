@@ -12,7 +12,8 @@ from checkpoint_folders import write_checkpoint
 from loader import checks, resume, resume_classes, show
 from loader.component import component_module, shipped
 from loader.hyper import HyperArguments
-from loader.resume_classes import EVALUATION, HARMLESS, IMPOSSIBLE, RULED, TRAJECTORY, class_of
+from loader.rates import ignores_learning_rate
+from loader.resume_classes import EVALUATION, HARMLESS, IMPOSSIBLE, OCCASION, RULED, TRAJECTORY, class_of
 from loader.resume_contract import resume_changes
 from loader.resume_length import depends_on_length, ends_at_nothing
 from loader.resume_settings import settings_of
@@ -31,15 +32,15 @@ BASE = "max_steps: 100\nmodel: {hidden_dim: 16}\nweight_decay: 0.1\noptimizer: {
 
 @pytest.fixture
 def resumed(in_root, tmp_path):
-    """Saves a run of one YAML text, and compares that of another text with it."""
+    """Saves a run of one YAML text, and compares that of another text with it; `actual`: its steps with its data."""
 
-    def compare(before, after, settings=(), **options):
+    def compare(before, after, settings=(), actual=None, **options):
         earlier = resolve(training_config=file(tmp_path, "before", before))
         for number in itertools.count():
             if not (tmp_path / str(number)).exists():
                 break
         checkpoint = write_checkpoint(tmp_path / str(number), earlier, **options)
-        return resume_changes(resolve(None, list(settings), file(tmp_path, "after", after)), checkpoint)
+        return resume_changes(resolve(None, list(settings), file(tmp_path, "after", after)), checkpoint, actual)
 
     return compare
 
@@ -105,7 +106,8 @@ def test_a_key_that_nobody_classed_is_noticed(monkeypatch):
     [
         ("dataloader_num_workers", HARMLESS), ("report_to", HARMLESS), ("gradient_checkpointing", HARMLESS),
         ("accelerator_config.non_blocking", HARMLESS), ("accelerator_config.split_batches", TRAJECTORY),
-        ("accelerator_config.even_batches", TRAJECTORY), ("eval_steps", EVALUATION), ("seed", TRAJECTORY),
+        ("accelerator_config.even_batches", TRAJECTORY), ("eval_steps", OCCASION), ("seed", TRAJECTORY),
+        ("limit_val_batches", EVALUATION),
         ("early_stopping.patience", TRAJECTORY), ("early_stopping.verbose", HARMLESS), ("ema.decay", TRAJECTORY),
         ("using_ema", IMPOSSIBLE), ("lora_r", IMPOSSIBLE), ("model(act).hidden_dim", IMPOSSIBLE),
         ("model(act).dropout", TRAJECTORY), ("model(theirs).width", IMPOSSIBLE), ("dataset(theirs).noise", TRAJECTORY),
@@ -240,6 +242,77 @@ def test_evaluation_matters_only_where_something_follows_it(resumed):
     assert resumed(follows_training, follows_training + "eval_steps: 7\n").problems == []
 
 
+def keys_of_problems(found):
+    return [line.partition("`")[2].partition(":")[0] for line in found.problems]
+
+
+def test_what_save_steps_says_of_evaluations(resumed):
+    """Where eval_steps is not given, save_steps is how often a run evaluates; what is compared is what they come to."""
+    stopping = BASE + "early_stopping: {monitor: eval_loss}\nsave_steps: 20\n"
+    (problem,) = resumed(stopping, stopping.replace("save_steps: 20", "save_steps: 10")).problems
+    assert problem.startswith("`eval_steps: 10.0` at ") and "after.yaml:6:1" in problem
+    assert "20.0 (" in problem and "before.yaml:6)" in problem
+    for same in ("eval_steps: 20\n", "eval_strategy: steps\n", "do_eval: true\n", "eval_steps: 20\nsave_steps: 5\n"):
+        text = stopping.replace("save_steps: 20\n", "") if "save_steps" in same else stopping
+        assert resumed(stopping, text + same).problems == []
+    assert keys_of_problems(resumed(stopping, stopping, ["eval_strategy=epoch"])) == ["eval_strategy"]
+    epochs = stopping + "eval_strategy: epoch\n"
+    assert resumed(epochs, epochs.replace("20", "7")).problems == []  # it evaluates at the ends of epochs
+    assert resumed(epochs, stopping + "check_val_every_n_epoch: 1\n").problems == []
+    assert keys_of_problems(resumed(epochs, stopping + "check_val_every_n_epoch: 2\n")) == ["check_val_every_n_epoch"]
+    assert resumed(BASE, BASE + "do_eval: false\nsave_steps: 3\n").problems == []
+
+
+def test_a_warm_up_is_the_same_in_both_words(resumed):
+    before = BASE + "warmup_ratio: 0.1\n"
+    assert resumed(before, BASE + "warmup_steps: 0.1\n").problems == []
+    (problem,) = resumed(before, BASE + "warmup_ratio: 0.2\n").problems
+    assert problem.startswith("`warmup_steps: 0.2` at ") and "before.yaml:5)" in problem
+
+
+def test_early_stopping_on_the_training_loss_looks_when_there_is_an_evaluation(resumed):
+    for monitor in ("loss", "train/loss", "grad_norm"):
+        text = f"{BASE}early_stopping: {{monitor: {monitor}}}\neval_steps: 5\n"
+        for key in ("eval_delay: 3", "eval_steps: 7", "eval_strategy: epoch", "logging_steps: 7"):
+            head = key.split(":")[0]
+            kept = text.replace("eval_steps: 5\n", "") if head == "eval_steps" else text
+            assert keys_of_problems(resumed(text, f"{kept}{key}\n")) == [head]
+        for key in ("limit_val_batches: 1", "eval_shuffle: true", "per_device_eval_batch_size: 2"):
+            assert resumed(text, f"{text}{key}\n").problems == []  # what it finds does not matter
+    each_epoch = text.replace("grad_norm", "loss, check_on_train_epoch_end: true")
+    assert resumed(each_epoch, each_epoch.replace("eval_steps: 5", "eval_steps: 7")).problems == []
+    assert keys_of_problems(resumed(each_epoch, each_epoch + "logging_steps: 7\n")) == ["logging_steps"]
+
+
+def test_one_batch_is_not_all_of_them(resumed):
+    for key in ("limit_train_batches", "limit_val_batches"):
+        text = BASE + "early_stopping: true\n"
+        assert keys_of_problems(resumed(text + f"{key}: 1.0\n", text + f"{key}: 1\n")) == [key]
+        assert resumed(text, text + f"{key}: 1.0\n").problems == []
+    assert resumed(BASE + "save_steps: 1\nmax_grad_norm: 1\n", BASE + "save_steps: 1.0\n").problems == []
+
+
+def test_a_folder_is_the_same_however_it_is_written(resumed, tmp_path, monkeypatch):
+    (tmp_path / "w0").mkdir()
+    (tmp_path / "w1").mkdir()
+    (tmp_path / "link").symlink_to("w0")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = BASE + f"is_pretrained: true\nfreeze: [{tmp_path}/w0]\nmodel_name_or_path: "
+    before = f"{text}{tmp_path}/w0\n"
+    for same in (f"{tmp_path}/w0/", f"{tmp_path}/./w0/.", "~/w0", f"{tmp_path}/link"):
+        assert resumed(before, f"{text}{same}\n").problems == []
+    for other in (f"{tmp_path}/w1", f"{tmp_path}/none", "w0"):
+        assert keys_of_problems(resumed(before, f"{text}{other}\n")) == ["model_name_or_path"]
+
+
+def test_mappings_as_text_are_mappings(resumed, in_root, tmp_path):
+    cosine = BASE + "lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: "
+    assert resumed(cosine + "'{\"num_cycles\": 2}'\n", cosine + "{num_cycles: 2}\n").problems == []
+    assert keys_of_problems(resumed(cosine + "'{\"num_cycles\": 2}'\n", cosine + "{num_cycles: 3}\n")) == [
+        "scheduler.num_cycles"
+    ]
+
+
 def test_another_metric_for_the_best_model(resumed):
     text = BASE + "metric_for_best_model: eval_loss\n"
     assert not resumed(text, text).best_changed
@@ -266,7 +339,92 @@ def test_a_learning_rate_does_what_resume_lr_does(resumed):
     assert (again.problems, again.lines, again.record) == ([], [], {})  # the next resume of the same command
 
 
+OWN_RATES = [
+    ({"name": "OneCycleLR", "max_lr": 0.1}, {}), ({"name": "OneCycleLR"}, {}),
+    ({"name": "OneCycleLR", "max_lr": 0.1}, {"warmup_steps": 3}),
+    ({"name": "CyclicLR", "base_lr": 0.01, "max_lr": 0.1, "step_size_up": 3}, {}),
+    ({"name": "CyclicLR", "base_lr": 0.01, "step_size_up": 3}, {}), ({"name": "StepLR", "step_size": 3}, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("scheduler", "more"), OWN_RATES, ids=str)
+@pytest.mark.parametrize("groups", [[1.0], [1.0, 0.5]])
+def test_a_schedule_without_the_learning_rate_is_known(scheduler, more, groups):
+    name, options = scheduler["name"], {key: value for key, value in scheduler.items() if key != "name"}
+    hyper = {"lr_scheduler_type": name, "warmup_ratio": 0, "warmup_steps": 0, "min_lr": None, **more}
+    process = SimpleNamespace(warmup_epochs=0, lora_lr=None)
+    run = SimpleNamespace(
+        hyper=SimpleNamespace(**hyper), process=process, scheduler=options, trainer={}, param_groups=[]
+    )
+
+    def rates(rate):
+        plan = schedule_plan.SchedulePlan(name, options, learning_rate=rate, **more)
+        return schedules.planned_rates(plan, 12, 4, [rate * each for each in groups])
+
+    before, after = (list(itertools.chain(*rates(rate))) for rate in (1e-3, 3e-3))
+    assert ignores_learning_rate(run) == (before == pytest.approx(after))
+
+
+def test_a_learning_rate_that_would_do_nothing_is_refused(resumed, in_root, tmp_path):
+    text = BASE + "scheduler: {name: OneCycleLR, max_lr: 0.1, interval: step}\n"
+    (problem,) = resumed(text, text, ["learning_rate=0.5"]).problems
+    assert (
+        "`learning_rate: 0.5` in --set" in problem and "would do nothing" in problem and "scheduler.max_lr" in problem
+    )
+    warm = text + "warmup_steps: 5\n"
+    assert resumed(warm, warm, ["learning_rate=0.5"]).problems == []
+    own = text + "param_groups: [{pattern: head, lr: 0.1}]\n"
+    assert resumed(own, own, ["learning_rate=0.5"]).problems == []
+
+    def problems(*settings):
+        run = resolve(None, [f"output_dir={tmp_path / 'new'}", *settings], file(tmp_path, "fresh", text))
+        return [line for line in checks.check_run(run) if "would do nothing" in line]
+
+    assert problems() == []
+    assert [line.split(":")[0] for line in problems("learning_rate=0.5", "resume_lr=0.1")] == [
+        "`learning_rate", "`resume_lr"
+    ]  # fmt: skip
+    assert problems("learning_rate=0.5", "scheduler.max_lr=null") == []
+
+
 # ---- length ----
+
+
+EPOCHS = BASE.replace("max_steps: 100", "num_train_epochs: 4") + "limit_train_batches: 25\n"  # 25 steps an epoch
+
+
+def test_epochs_of_another_number_of_steps_are_another_length(resumed):
+    """A run measured in epochs becomes longer by its data too: what that is, only the start knows."""
+    longer = ["limit_train_batches=50", "resume_changed=allow"]
+    for total in (None, 200):
+        (problem,) = resumed(EPOCHS, EPOCHS, longer, actual=total).problems
+        assert "`limit_train_batches: 50` in --set with `num_train_epochs: 4`" in problem
+        assert "--resume_schedule: keep" in problem
+    assert "200 steps of 100 steps" in problem
+    found = resumed(EPOCHS, EPOCHS, [*longer, "resume_schedule=rebase"], actual=200)
+    assert found.problems == [] and found.length_changed and found.lines[-1].startswith("length: `limit_train_batches")
+    constant = EPOCHS + "lr_scheduler_type: constant_with_warmup\n"
+    found = resumed(constant, constant, longer, actual=200)
+    assert found.problems == [] and found.lines[-1].startswith("length: `limit_train_batches: 50` in --set")
+    assert not resumed(EPOCHS, EPOCHS, longer, actual=100).length_changed  # there was no more data
+    # Data that has grown, with the same settings.
+    (problem,) = resumed(EPOCHS, EPOCHS, actual=120).problems
+    assert problem.startswith("`num_train_epochs: 4` at ") and "with the data as it is now makes 120 steps" in problem
+    assert resumed(EPOCHS, EPOCHS, ["dataset.samples_per_epoch=9", "resume_changed=allow"]).problems == []  # who knows
+    (problem,) = resumed(EPOCHS, EPOCHS, ["dataset.samples_per_epoch=9", "resume_changed=allow"], actual=120).problems
+    assert problem.startswith("`dataset.samples_per_epoch: 9` in --set with `num_train_epochs: 4`")
+    # In steps the length is what it was.
+    assert resumed(BASE, BASE, ["limit_train_batches=50", "resume_changed=allow"], actual=100).problems == []
+
+
+def test_evaluations_at_shares_of_the_length_move_with_it(resumed):
+    text = BASE + "lr_scheduler_type: constant\nearly_stopping: true\neval_steps: 0.1\n"
+    (problem,) = resumed(text, text, ["max_steps=200"]).problems
+    assert "`max_steps: 200` in --set moves the evaluations (eval_steps 0.1 is a share" in problem
+    found = resumed(text, text, ["max_steps=200", "resume_changed=allow"])
+    assert found.problems == [] and len(found.lines) == 2
+    steps = text.replace("0.1", "10")
+    assert resumed(steps, steps, ["max_steps=200"]).problems == []
 
 
 def test_another_length_needs_a_choice_where_the_schedule_ends_with_the_run(resumed):
@@ -473,8 +631,27 @@ def test_auto_takes_the_newest_whole_one_and_says_what_it_skips(in_root, tmp_pat
         write_checkpoint(tmp_path / "out", run, step=step)
     (tmp_path / "out/checkpoint-100/optimizer.json").unlink()
     assert resume.resume_target(run).name == "checkpoint-40"
-    assert resume.chosen(run)[1] == ["skipping checkpoint-100: it has no optimizer.json"]
+    assert {path.name: why for path, why in resume.chosen(run)[1].items()} == {
+        "checkpoint-100": "has no optimizer.json"
+    }
     assert checks.check_run(run) == []
+
+
+def test_auto_or_else_a_checkpoint_that_is_named(in_root, tmp_path):
+    """What a job that is started again says, which may have been stopped before it had saved anything."""
+    text = BASE + f"output_dir: {tmp_path / 'out'}\nresume_from_checkpoint: auto:{tmp_path / 'first/checkpoint-40'}\n"
+    run = resolve(training_config=file(tmp_path, "run", text))
+    (problem,) = checks.check_run(run)
+    assert "first/checkpoint-40` at" in problem and "is not a checkpoint folder" in problem
+    named = write_checkpoint(tmp_path / "first", run)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/metrics.jsonl").write_text('{"step": 41}\n')
+    assert resume.chosen(run, deep=True)[0] == named and checks.check_run(run) == [] and resume.takes_newest(run)
+    broken = write_checkpoint(tmp_path / "out", run, step=60)
+    (broken / "optimizer.json").unlink()
+    assert resume.chosen(run, deep=True)[0] == named and checks.check_run(run) == []
+    newest = write_checkpoint(tmp_path / "out", run, step=50)
+    assert resume.chosen(run, deep=True)[0] == newest and checks.check_run(run) == []
 
 
 def test_check_says_what_a_start_would(in_root, tmp_path):

@@ -1,6 +1,7 @@
 """Every field of `TrainingArguments` that Keel leaves to transformers, from YAML into the object it is for."""
 
 import dataclasses
+import json
 import os
 import typing
 
@@ -8,6 +9,8 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
+from loader.checks import check_run
+from loader.errors import ConfigError
 from loader.hyper import HyperArguments
 from loader.process import ProcessArguments
 from loader.run_config import resolve
@@ -142,3 +145,37 @@ def test_what_this_machine_may_lack_is_built_or_refused(in_root, tmp_path, name)
         assert "\n" not in str(error)
     else:
         assert arrived(getattr(built, name), another_value(name))
+
+
+def test_a_mapping_may_be_written_as_json_text(in_root):
+    """As transformers takes it; what is recorded and compared is the mapping."""
+    texts = {
+        "lr_scheduler_kwargs": "num_cycles",
+        "gradient_checkpointing_kwargs": "use_reentrant",
+        "accelerator_config": "x",
+    }
+    for name, key in texts.items():
+        run = resolve(settings=["gradient_checkpointing=true", f"{name}='{json.dumps({key: 2})}'"])
+        assert run.trainer[name] == {key: 2} and run.place(f"{name}.{key}") == " in --set"
+    assert resolve(settings=["accelerator_config=some/file.json"]).trainer["accelerator_config"] == "some/file.json"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "lr_scheduler_kwargs=abc", "lr_scheduler_kwargs='{\"a\": '", "lr_scheduler_kwargs='[1]'",
+        "gradient_checkpointing_kwargs=true.json", "accelerator_config='{a'", "activation_checkpointing_kwargs=''",
+    ],
+)  # fmt: skip
+def test_text_that_is_no_mapping_is_refused(in_root, setting):
+    with pytest.raises(ConfigError) as refused:
+        resolve(settings=["gradient_checkpointing=true", "activation_checkpointing=true", setting])
+    (line,) = refused.value.problems
+    assert line.startswith(f"`{setting.split('=')[0]}: ") and "in --set must be a mapping, as in {name: value}" in line
+
+
+def test_arguments_of_an_optimizer_are_pairs(in_root, tmp_path):
+    for wrong, word in (("3", "3"), ("a=1, b", "b"), ("a=", "a=")):
+        problems = check_run(resolve(settings=[f"output_dir={tmp_path}", f"optim_args='{wrong}'"]))
+        (line,) = (each for each in problems if "optim_args" in each)
+        assert f"`{word}` is not of the form name=value" in line

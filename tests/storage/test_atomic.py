@@ -1,6 +1,10 @@
 """Whole or absent: what a reader finds when a writer is killed at any of its calls."""
 
+import errno
 import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -131,3 +135,113 @@ def test_nan_is_not_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         atomic.write_json(tmp_path / "x.json", float("nan"))
     assert not (tmp_path / "x.json").exists()
+
+
+def recorded(monkeypatch, folder):
+    """What is brought to disk, gets another name or is deleted, in that order: (call, name below a folder)."""
+    done, folder = [], os.path.realpath(folder)
+
+    def noting(call, original, path_of):
+        def noted(*arguments, **options):
+            done.append((call, os.path.relpath(path_of(*arguments), folder)))
+            return original(*arguments, **options)
+
+        return noted
+
+    def open_file(descriptor):
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+
+    monkeypatch.setattr(os, "fsync", noting("sync", os.fsync, open_file))
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(
+            os, name, noting("rename", getattr(os, name), lambda source, target: os.path.abspath(target))
+        )
+    monkeypatch.setattr(atomic.shutil, "rmtree", noting("delete", atomic.shutil.rmtree, os.path.abspath))
+    return done
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="this system does not tell which file a descriptor is")
+@pytest.mark.parametrize("there", ["nothing", "an older one", "an older one, and no exchange of names"])
+def test_on_disk_before_it_has_its_name_and_its_name_before_the_older_one_goes(tmp_path, monkeypatch, there):
+    staged = made(tmp_path / "staged", a="new")
+    made(staged / "sub", b="new")
+    if there != "nothing":
+        made(tmp_path / "final", a="old")
+    exchanges = atomic._exchanged if there == "an older one" else lambda one, other: False
+    can_exchange = []
+    monkeypatch.setattr(atomic, "_exchanged", lambda *names: can_exchange.append(exchanges(*names)) or can_exchange[0])
+    done = recorded(monkeypatch, tmp_path)
+    atomic.publish(staged, tmp_path / "final")
+    before = [("sync", "staged/sub/b"), ("sync", "staged/sub"), ("sync", "staged/a"), ("sync", "staged")]
+    names = {(): ["final"], (True,): [".replaced-final"], (False,): [".replaced-final", "final"]}[tuple(can_exchange)]
+    after = [("delete", ".replaced-final")] if there != "nothing" else []
+    assert done == [*before, *(("rename", name) for name in names), ("sync", "."), *after]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="this system does not tell which file a descriptor is")
+def test_a_text_and_its_name_are_on_disk(tmp_path, monkeypatch):
+    done = recorded(monkeypatch, tmp_path)
+    atomic.write_text(tmp_path / "sub" / "note", "new")
+    assert done == [("sync", f"sub/.note.{os.getpid()}.tmp"), ("rename", "sub/note"), ("sync", "sub")]
+
+
+@pytest.mark.parametrize(
+    ("number", "is_fault"),
+    [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EBADF, False), (errno.EIO, True), (errno.ENOSPC, True)],
+)
+def test_a_folder_that_cannot_be_brought_to_disk(tmp_path, monkeypatch, number, is_fault):
+    """Some file systems have no such call for folders; a disk that fails says something else."""
+
+    def fails(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    if not is_fault:
+        atomic.sync_folder(tmp_path)
+        return
+    with pytest.raises(OSError) as raised:
+        atomic.sync_folder(tmp_path)
+    assert raised.value.errno == number
+
+
+LIBRARIES = {
+    "it fails": SimpleNamespace(renameat2=lambda *arguments: -1),  # as on a network's file system
+    "it is not there": SimpleNamespace(),
+}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_published_where_names_cannot_change_places(tmp_path, monkeypatch, library):
+    staged, final = made(tmp_path / "staged", a="new"), made(tmp_path / "final", a="old")
+    monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *arguments, **options: LIBRARIES[library])
+    atomic.publish(staged, final)
+    assert content(final) == {"a": "new"} and os.listdir(tmp_path) == ["final"]
+
+
+def test_files_have_the_rights_that_new_ones_have_here(tmp_path):
+    """Those of a process that gives its group the right to read, whatever their writers took for themselves."""
+    made(tmp_path / "sub", private="1")
+    os.chmod(tmp_path / "sub" / "private", 0o600)
+    lines = "import pathlib, sys; from storage import atomic; folder = pathlib.Path(sys.argv[1])"
+    lines += "; (folder / 'new').touch(); atomic.write_text(folder / 'note', ''); atomic.readable(folder / 'sub')"
+    root = os.path.dirname(os.path.dirname(atomic.__file__))
+    subprocess.run([sys.executable, "-c", lines, str(tmp_path)], cwd=root, umask=0o027, check=True)
+    rights = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("new", "note", "sub/private")}
+    assert rights == dict.fromkeys(rights, 0o640)
+
+
+def test_a_link_is_discarded_not_followed(tmp_path):
+    precious = made(tmp_path / "precious", a="1")
+    (tmp_path / "link").symlink_to(precious)
+    atomic.discard(tmp_path / "link")
+    assert os.listdir(tmp_path) == ["precious"] and content(precious) == {"a": "1"}
+    atomic.discard(tmp_path / "link")  # nothing there: nothing to do
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_and_left(tmp_path):
+    (tmp_path / "run.yaml").mkdir()
+    (tmp_path / "run.yaml/precious").write_text("x")
+    with pytest.raises(IsADirectoryError) as error:
+        atomic.write_text(tmp_path / "run.yaml", "a: 1")
+    assert "move it away" in error.value.strerror and error.value.filename == str(tmp_path / "run.yaml")
+    assert os.listdir(tmp_path) == ["run.yaml"] and (tmp_path / "run.yaml/precious").exists()

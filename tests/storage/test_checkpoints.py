@@ -15,6 +15,8 @@ def test_by_number(tmp_path):
         "checkpoint-x",
         "xcheckpoint-1",
         "checkpoint-1-old",
+        "checkpoint-007",
+        "checkpoint-",
     ):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-5").write_text("a file")
@@ -82,3 +84,18 @@ def test_set_aside_takes_no_name_that_is_there(tmp_path):
     aside = ("damaged-checkpoint-4", "damaged-2-checkpoint-4", "damaged-3-checkpoint-4")
     assert [[each.name for each in (tmp_path / name).iterdir()] for name in aside] == [["0"], ["1"], ["2"]]
     assert not names.checkpoints(tmp_path)
+
+
+def test_temporary_links_go_and_folders_of_such_a_name_stay(tmp_path):
+    """A process killed while it links the best checkpoint leaves a link to a folder."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "precious").touch()
+    links = [f".best-checkpoint.{dead.pid}.tmp", f".last-checkpoint.{dead.pid}.tmp"]
+    for name, target in zip(links, ("checkpoint-4", "checkpoint-5"), strict=True):  # one of them points nowhere
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / f".mine.{dead.pid}.tmp").mkdir()
+    assert names.sweep(tmp_path) == links
+    assert sorted(os.listdir(tmp_path)) == [f".mine.{dead.pid}.tmp", "checkpoint-4"]
+    assert os.listdir(tmp_path / "checkpoint-4") == ["precious"]

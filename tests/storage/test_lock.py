@@ -416,6 +416,24 @@ def test_a_name_cannot_write_on_the_terminal(tmp_path):
     assert "\x1b" not in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_pipe_is_a_lock_file_that_cannot_be_read(tmp_path):
+    """It is watched as such, and then replaced; opening it would wait for ever."""
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / lock.NAME)
+    taken(tmp_path, mine(tmp_path))
+
+
+def test_a_pipe_put_in_the_place_of_a_held_lock_is_no_loss(tmp_path):
+    holding = mine(tmp_path, beat=60)
+    holding.take()
+    (tmp_path / "out" / lock.NAME).unlink()
+    os.mkfifo(tmp_path / "out" / lock.NAME)
+    with pytest.raises(OSError):  # not a wait; the beating thread tries again later
+        holding._beat_once(1)
+    assert not holding.lost
+    holding.release()
+
+
 def test_it_needs_nothing_but_the_standard_library():
     code = "import sys; before = set(sys.modules); import storage.lock; print(sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -143,3 +143,17 @@ def test_into_a_folder_with_other_files(folder, tmp_path):
     assert sorted(manifest.read(out)["files"]) == ["base/config.json", "config.json"]
     assert manifest.fault(out) is None and (out / "metrics.jsonl").read_text() == "m"
     assert (out / "config.json").read_text() == "new" and not (out / "base/old").exists()
+
+
+def test_a_name_is_shown_cut_and_without_control_characters(folder):
+    entry = {"size": 1, "sha256": "0" * 64}
+    for name, shown in (("a" * 5000, "a" * 100 + " …"), ("a\x1b[2J\nb", "a?[2J?b")):
+        manifest.write(folder, step=7, world_size=2)
+        content = json.loads((folder / "manifest.json").read_text())
+        content["files"][name] = entry
+        (folder / "manifest.json").write_text(json.dumps(content))
+        assert f" {shown}" in manifest.fault(folder) and len(manifest.fault(folder)) < 200
+        content["files"] = {f"../{name}": entry}
+        (folder / "manifest.json").write_text(json.dumps(content))
+        assert " ../a" in manifest.fault(folder) and len(manifest.fault(folder)) < 200
+        assert manifest.fault(folder).isprintable()

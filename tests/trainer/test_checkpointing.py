@@ -1,8 +1,11 @@
 """Saves beside the training: what they hold, when they are there, what happens when the disk will not take them."""
 
+import dataclasses
 import json
 import os
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +13,15 @@ from safetensors.torch import load_file
 from tiny_training import Regression, make_trainer
 from torch import nn
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from storage import manifest
 from storage.atomic import write_text
 from storage.checkpoints import checkpoints
 from trainer import checkpoint_writer, checkpointing, host_copies, preemption
 from trainer.checkpoint_writer import CheckpointWriter, Save, SavesFailed
+from trainer.checkpointing import Checkpointing
+from trainer.samples import Sampling, WriteSamples
 
 EACH_TWO = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
 
@@ -86,20 +92,24 @@ def test_the_state_of_the_step_that_was_saved(tmp_path, monkeypatch):
                 assert names(tmp_path / "late") == []  # two steps later it was still not there
                 may_write.set()
 
+    began, begin = {}, CheckpointWriter.begin
+
+    def noting(writer, save):
+        began[save.step] = json.loads(json.dumps(dataclasses.asdict(trainer.state)))
+        begin(writer, save)
+
     monkeypatch.setattr(checkpoint_writer, "write", late)
-    trainer = make_trainer(tmp_path / "late", **EACH_TWO)
-    trainer.callback_handler.callbacks.insert(0, Lets())
+    monkeypatch.setattr(CheckpointWriter, "begin", noting)
+    trainer = make_trainer(tmp_path / "late", **EACH_TWO | {"logging_steps": 1})
+    trainer.add_callback(Lets())
     trainer.train()
     for step in (2, 4, 6):
         for name in ("model.safetensors", "optimizer.safetensors"):
             mine, theirs = (load_file(tmp_path / run / f"checkpoint-{step}" / name) for run in ("late", "truth"))
             assert mine.keys() == theirs.keys()
             assert all(torch.equal(mine[key], theirs[key]) for key in mine), (step, name)
-        mine, theirs = (
-            json.loads((tmp_path / run / f"checkpoint-{step}/trainer_state.json").read_text())["global_step"]
-            for run in ("late", "truth")
-        )
-        assert mine == theirs == step
+        found = json.loads((tmp_path / f"late/checkpoint-{step}/trainer_state.json").read_text())
+        assert found == began[step] and found["global_step"] == step == len(found["log_history"])
 
 
 class Tied(Regression):
@@ -236,7 +246,7 @@ def test_other_processes_parts_are_waited_for(tmp_path):
     second = save(awaited=["theirs"])
     writer.begin(second)
     second.given_up.set()
-    assert isinstance(writer.finished(wait=True).error, TimeoutError) and not second.staged.exists()
+    assert isinstance(writer.finished(wait=True).error, TimeoutError)
     assert manifest.fault(tmp_path / "checkpoint-3") is None  # the one of before stands
 
 
@@ -394,3 +404,237 @@ def test_a_lock_lost_in_mid_training_ends_the_run(tmp_path):
 def test_what_is_no_tensor_is_passed_on():
     taken = host_copies.HostCopies().take("m", {"extra": {"scale": 1}, "a": torch.ones(2)})
     assert taken["extra"] == {"scale": 1} and torch.equal(taken["a"], torch.ones(2))
+
+
+# ---- when callbacks hear of a save ----
+
+
+class At(TrainerCallback):
+    """Does something at one step's event."""
+
+    def __init__(self, event, step, do):
+        def at(args, state, control, **kwargs):
+            if state.global_step == step:
+                do(control)
+
+        setattr(self, event, at)
+
+
+def test_a_save_that_has_ended_is_told_at_the_next_step(tmp_path):
+    """Not only when the next is due, which may be hours later."""
+    trainer, heard = make_trainer(tmp_path, max_steps=8, save_strategy="steps", save_steps=3), []
+
+    class Hears(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            heard.append((state.global_step, trainer.state.global_step))
+
+    trainer.add_callback(Hears())
+    trainer.add_callback(At("on_step_end", 4, lambda control: trainer.checkpointing.writer.thread.join(20)))
+    trainer.train()
+    assert heard[0] == (3, 4) and [step for step, _ in heard] == [3, 6, 8]
+
+
+class Answers(TrainerCallback):
+    """Asks for something whenever it hears of a save."""
+
+    def __init__(self, word):
+        self.word, self.steps = word, []
+
+    def on_save(self, args, state, control, **kwargs):
+        self.steps.append(state.global_step)
+        setattr(control, self.word, True)
+
+
+def test_a_save_does_not_ask_for_the_next(tmp_path):
+    """transformers forgets at the next step's begin what `on_save` asked for, and there is where ours is told."""
+    trainer = make_trainer(tmp_path, max_steps=8, save_strategy="steps", save_steps=3)
+    answers = Answers("should_save")
+    trainer.add_callback(answers)
+    trainer.add_callback(At("on_step_end", 4, lambda control: trainer.checkpointing.writer.thread.join(20)))
+    trainer.train()
+    assert answers.steps == [3, 6, 8] and trainer.checkpointing.number == 3
+
+
+def test_whoever_ends_the_run_on_a_save_has_it_saved_once(tmp_path):
+    """An epoch's end comes right after that step, and what was due at the step is done."""
+    trainer = make_trainer(tmp_path, save_in_background=False, **EACH_TWO)
+    answers = Answers("should_training_stop")
+    trainer.add_callback(answers)
+    trainer.train()
+    assert answers.steps == [2] and trainer.checkpointing.number == 1 and names(tmp_path) == ["checkpoint-2"]
+
+
+def test_a_lost_lock_ends_the_run_where_nothing_is_saved_for_long(tmp_path):
+    lock = SimpleNamespace(lost=False)
+    trainer = make_trainer(tmp_path, max_steps=8)
+    trainer.locks = [lock]
+    trainer.add_callback(At("on_step_begin", 3, lambda control: setattr(lock, "lost", True)))
+    with pytest.raises(SavesFailed, match="another run has taken over"):
+        trainer.train()
+    assert trainer.state.global_step <= 5
+
+
+def test_a_run_that_fails_ends_what_it_was_saving(tmp_path, monkeypatch):
+    """Whoever looks once `train` has raised finds the checkpoint, and nothing that is still being written."""
+    wrote = checkpoint_writer.write
+
+    def slow(save):
+        time.sleep(0.1)
+        wrote(save)
+
+    def fail(control):
+        assert names(tmp_path) == []
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(checkpoint_writer, "write", slow)
+    trainer = make_trainer(tmp_path, **EACH_TWO)
+    trainer.add_callback(At("on_step_begin", 2, fail))
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    there = os.listdir(tmp_path)
+    assert "checkpoint-2" in there and not [name for name in there if name.startswith(".saving")]
+    assert manifest.fault(tmp_path / "checkpoint-2") is None
+
+
+def test_an_evaluation_and_an_epochs_end_at_one_step_are_saved_once(tmp_path):
+    """Both want the step."""
+    kept = {"monitor": "val/loss", "mode": "min", "save_top_k": -1, "save_last": True, "every_n_epochs": 1}
+    trainer = make_trainer(
+        tmp_path, checkpointing=SimpleNamespace(**kept), num_train_epochs=1, eval_strategy="steps", eval_steps=6
+    )
+    heard = Heard(tmp_path)
+    trainer.add_callback(heard)
+    trainer.train()
+    assert heard.steps == [6] and trainer.checkpointing.number == 1
+
+
+def test_a_checkpoint_that_a_stop_asked_for_goes_when_the_next_is_there(tmp_path):
+    interrupted(tmp_path, "on_step_begin", 2, **EACH_TWO)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]  # checkpoint-3 is gone
+
+
+class Told(Regression):
+    """Its evaluations' losses are given."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.losses = iter(losses)
+
+    def forward(self, x, y, **context):
+        return super().forward(x, y) if self.training else {"loss": torch.tensor(next(self.losses))}
+
+
+def test_the_best_is_a_checkpoint_that_there_is(tmp_path, monkeypatch):
+    """Its own save has failed, and a later one knows it as the best step all the same."""
+    failing(monkeypatch, [4])
+    trainer = make_trainer(
+        tmp_path, Told([3.0, 1.0, 2.0]), eval_count=4, eval_strategy="steps", eval_steps=2,
+        metric_for_best_model="eval_loss", greater_is_better=False, **EACH_TWO,
+    )  # fmt: skip
+    trainer.train()
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-6"] and trainer.state.best_global_step == 4
+    stored = json.loads((tmp_path / "checkpoint-6/trainer_state.json").read_text())
+    assert stored["best_model_checkpoint"] == trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+
+
+def test_every_log_is_on_disk_before_a_checkpoint_that_stands_for_its_lines(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(checkpoint_writer, "sync", lambda path: synced.append(path.name))
+    trainer = make_trainer(tmp_path, csv_dir=tmp_path, save_in_background=False, **EACH_TWO)
+    trainer.add_callback(WriteSamples(trainer.model, None, Sampling(1), tmp_path, seed=0))
+    (tmp_path / "samples.jsonl").touch()
+    trainer.train()
+    assert sorted(synced) == sorted(3 * ["metrics.csv", "metrics.jsonl", "samples.jsonl"])
+
+
+# ---- what comes back ----
+
+
+class Counts(TrainerCallback, ExportableState):
+    """One of several of its class."""
+
+    def __init__(self, step=1):
+        self.step, self.count = step, 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.count += self.step
+
+    def state(self):
+        return {"args": {"step": self.step}, "attributes": {"count": self.count}}
+
+
+def test_callbacks_of_one_class_have_a_state_each(tmp_path):
+    trainer = make_trainer(tmp_path, **EACH_TWO)
+    for step in (1, 10):
+        trainer.add_callback(Counts(step))
+    trainer.train()
+    stored = json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())["stateful_callbacks"]
+    assert stored["Counts"] == [
+        {"args": {"step": 1}, "attributes": {"count": 4}},
+        {"args": {"step": 10}, "attributes": {"count": 40}},
+    ]
+
+
+def test_callbacks_of_one_class_go_on_where_they_were(tmp_path):
+    options = {**EACH_TWO, "restore_callback_states_from_checkpoint": True}
+    for checkpoint in (None, str(tmp_path / "checkpoint-4")):
+        trainer = make_trainer(tmp_path, **options)
+        for step in (1, 10):
+            trainer.add_callback(Counts(step))
+        trainer.train(resume_from_checkpoint=checkpoint)
+    assert [each.count for each in trainer.callback_handler.callbacks if isinstance(each, Counts)] == [6, 60]
+    stored = json.loads((tmp_path / "checkpoint-6/trainer_state.json").read_text())["stateful_callbacks"]
+    assert len(stored["Counts"]) == 2
+
+
+def test_the_scale_of_losses_goes_on_where_it_was(tmp_path):
+    """A gradient scaler doubles its scale every few steps without an overflow."""
+
+    def scaled(folder, checkpoint=None):
+        trainer = make_trainer(folder, max_steps=5, save_strategy="steps", save_steps=3)
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        return trainer.accelerator.scaler.state_dict()
+
+    truth = scaled(tmp_path / "truth")
+    assert truth["scale"] == 16.0 and truth["_growth_tracker"] == 1
+    assert scaled(tmp_path / "again", tmp_path / "truth/checkpoint-3") == truth
+
+
+def test_the_last_good_checkpoint_may_be_the_one_gone_on_from(tmp_path, monkeypatch, capfd):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2, lr_scheduler_type="constant").train()
+    failing(monkeypatch, [4])
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=4, max_steps=4, lr_scheduler_type="constant")
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "checkpoint-4 could not be saved" in (said := capfd.readouterr().err)
+    assert "last good one: checkpoint-2 is kept" in said
+
+
+def test_an_optimizer_that_does_not_fit_is_one_line(tmp_path):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    stored = json.loads((checkpoint / "optimizer.json").read_text())
+    groups = stored["param_groups"]
+    nameless = [{key: value for key, value in each.items() if key != "params"} for each in groups]
+    for changed, reason in ((nameless, "its optimizer's state does not fit"), (groups[:1], "parameter groups")):
+        (checkpoint / "optimizer.json").write_text(json.dumps({**stored, "param_groups": changed}))
+        with pytest.raises(ValueError, match=f"^{checkpoint}.* {reason}.*; resume from another checkpoint$") as raised:
+            make_trainer(tmp_path, max_steps=2).train(resume_from_checkpoint=str(checkpoint))
+        assert "\n" not in str(raised.value)
+
+
+def test_a_process_that_was_not_there_draws_from_a_seed_of_its_own(tmp_path, capfd):
+    """Others for another process, and at another step; the same for the same."""
+    (tmp_path / "rng-0.json").write_text("{}")
+
+    def draws(process, step):
+        torch.manual_seed(0)
+        args = SimpleNamespace(seed=42, process_index=process, world_size=3)
+        trainer = SimpleNamespace(args=args, state=SimpleNamespace(global_step=step), is_fsdp_enabled=False)
+        Checkpointing(trainer, in_background=False, max_failed=1).restore_random(tmp_path)
+        return float(torch.rand(()))
+
+    drawn = [draws(process, step) for process in (1, 2) for step in (4, 8)]
+    assert len({*drawn}) == 4 and drawn == [draws(process, step) for process in (1, 2) for step in (4, 8)]
+    said = capfd.readouterr().err.splitlines()
+    assert said == 4 * ["2 of 3 processes are new: they draw dropout from new seeds"]  # process 1 alone, each time

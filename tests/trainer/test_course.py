@@ -168,7 +168,16 @@ def test_changed_options_count_from_the_same_step():
     assert floored.get_last_lr() == pytest.approx([0.5 + 0.5 * linear(40), 0.05 + 0.05 * linear(40)])
 
 
-@pytest.mark.parametrize("course", [[], {"length": 0}, {"length": 9, "total": 9, "start": 9, "position": 0, "held": 0}])
+COURSE = {"length": 9, "total": 9, "start": 0, "position": 0, "held": False}
+
+
+@pytest.mark.parametrize(
+    "course",
+    [
+        *([], {"length": 9}, {**COURSE, "more": 1}, {**COURSE, "start": 9}),
+        *({**COURSE, "length": 0}, {**COURSE, "length": -9}, {**COURSE, "position": "4"}, {**COURSE, "total": None}),
+    ],
+)
 def test_a_damaged_course_is_one_line(course):
     state = {**stepped(schedule(100, LINEAR), 40).state_dict(), "course": course}
     with pytest.raises(ValueError, match="course is damaged"):

@@ -12,7 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from storage import atomic
 from storage.checkpoints import checkpoints
-from trainer.keep import KeepCheckpoints, monitor_modes, rotate
+from trainer.keep import KeepCheckpoints, monitor_modes, overdue
 from trainer.limits import EveryNEpochs
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
@@ -51,6 +51,13 @@ def run(folder, chosen, limit=None, checkpoint=None, extra=(), **options):
 
 def steps(folder):
     return [int(name.split("-")[1]) for name in names_in(folder / "out")]
+
+
+def rotated(folder, limit, protected):
+    names = overdue(folder, limit, protected)
+    for name in names:
+        atomic.remove(folder / name)
+    return names
 
 
 def names_in(folder):
@@ -330,7 +337,7 @@ def test_the_oldest_go_by_number(tmp_path, limit, protected, gone):
     (tmp_path / "checkpoint-best").mkdir()
     (tmp_path / "checkpoint-7").write_text("a file")
     names = [f"checkpoint-{number}" for number in gone]
-    assert rotate(tmp_path, limit=limit, protected=protected) == names
+    assert rotated(tmp_path, limit, protected) == names
     left = [f"checkpoint-{number}" for number in (5, 20, 100, 1000) if number not in gone]
     assert names_in(tmp_path) == left
     assert sorted(os.listdir(tmp_path)) == sorted([*left, "checkpoint-best", "checkpoint-7"])
@@ -345,7 +352,7 @@ def test_rotation_keeps_to_the_limit_whatever_the_numbers(tmp_path):
         made(folder, numbers)
         protected = set(generator.sample(numbers, 2))
         limit = generator.randrange(1, 7)
-        rotate(folder, limit=limit, protected={f"checkpoint-{number}" for number in protected})
+        rotated(folder, limit, {f"checkpoint-{number}" for number in protected})
         kept = protected | {max(numbers)}
         kept |= set(sorted(set(numbers) - kept)[len(numbers) - max(limit, len(kept)) :])
         assert [f"checkpoint-{number}" for number in sorted(kept)] == names_in(folder)
@@ -362,9 +369,9 @@ def test_killed_while_deleting(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(atomic.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            rotate(tmp_path, limit=1, protected=set())
+            rotated(tmp_path, 1, set())
     assert names_in(tmp_path) == ["checkpoint-2", "checkpoint-3"]
     assert sorted(os.listdir(tmp_path)) == [".deleting-checkpoint-1", "checkpoint-2", "checkpoint-3"]
     made(tmp_path, [1])  # the resumed run saves it anew
-    assert rotate(tmp_path, limit=1, protected=set()) == ["checkpoint-1", "checkpoint-2"]
+    assert rotated(tmp_path, 1, set()) == ["checkpoint-1", "checkpoint-2"]
     assert os.listdir(tmp_path) == ["checkpoint-3"]

@@ -62,13 +62,19 @@ def test_the_number_of_processes_is_said_each_time():
 
 def test_processes_that_would_train_alone_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    check_launch(SimpleNamespace(world_size=2))
+    check_launch(SimpleNamespace(world_size=2, n_gpu=1))
     with pytest.raises(
         ValueError, match="2 processes were started and each would train alone.*ACCELERATE_USE_CPU=true"
     ):
-        check_launch(SimpleNamespace(world_size=1))
+        check_launch(SimpleNamespace(world_size=1, n_gpu=1))
     monkeypatch.setenv("WORLD_SIZE", "")
-    check_launch(SimpleNamespace(world_size=1))
+    check_launch(SimpleNamespace(world_size=1, n_gpu=1))
+
+
+def test_one_process_on_two_gpus_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="one process sees 2 GPUs.*CUDA_VISIBLE_DEVICES.*accelerate launch"):
+        make_trainer(tmp_path, use_cpu=False)
 
 
 @pytest.mark.parametrize(

@@ -444,3 +444,14 @@ def test_a_data_set_that_knows_says_where_its_samples_lie(tmp_path):
     trainer.guard.show = shown.append
     trainer.train()
     assert len(shown) == 1 and "page 1 line 7" in shown[0]
+
+
+def test_bad_steps_before_a_resume_count(tmp_path):
+    """Two before and two after it are four in a row."""
+    settings = {"stop_after": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    trainer, _ = guarded(tmp_path, bad=range(22), max_steps=2, **settings)
+    trainer.train()
+    trainer, shown = guarded(tmp_path, bad=range(22), max_steps=12, **settings)
+    with pytest.raises(TrainingDiverged, match="4 steps in a row .* step 4 skipped.* those of step 0"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [line[line.index(";") :] for line in shown] == ["; 3 in a row, 3 in all", "; 4 in a row, 4 in all"]

@@ -1,12 +1,15 @@
 """A resumed run goes on in mid-epoch without reading what it has read already."""
 
+import contextlib
 import itertools
 import math
 
 import pytest
 import torch
+import transformers.trainer
 from tiny_training import EpochSampler, Samples, make_trainer
 from torch.utils.data import BatchSampler, DataLoader
+from transformers import TrainerCallback
 
 from trainer.positions import Position, started_at
 
@@ -80,6 +83,31 @@ def test_an_uneven_end_is_skipped_to_as_before():
     assert sampler.position == 0
     plain = DataLoader(Samples(8), batch_size=4)
     assert started_at(plain, 1, lambda each, batches: "skipped") == "skipped"
+
+
+def test_batches_that_are_split_are_skipped_to_as_before():
+    """There a batch holds the samples of all processes: a position counted by processes would be too far."""
+    made, sampler = loader(24, processes=3)
+    made.batch_sampler.split_batches = True
+    assert started_at(made, 2, lambda each, batches: "skipped") == "skipped" and sampler.position == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_outside_a_training_transformers_skips_its_own_way(tmp_path, fails):
+    """Another Trainer of the same process is none of ours."""
+    own, inside = transformers.trainer.skip_first_batches, []
+
+    class Looks(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            inside.append(transformers.trainer.skip_first_batches)
+            if fails:
+                raise ZeroDivisionError
+
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.add_callback(Looks())
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+        trainer.train()
+    assert inside and inside[0] is not own and transformers.trainer.skip_first_batches is own
 
 
 # ---- other batches than until now ----

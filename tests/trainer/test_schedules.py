@@ -11,8 +11,9 @@ import transformers
 from torch.optim import lr_scheduler
 from transformers.trainer_utils import SchedulerType
 
+from trainer.schedule_curves import stand_in_for
 from trainer.schedule_plan import SchedulePlan, is_training_loss, torch_schedules
-from trainer.schedules import Schedule, check_plan, plan_lines, planned_rates
+from trainer.schedules import Schedule, check_plan, planned_rates, schedule_lines
 
 BASES = [0.1, 0.02]
 TRAINER_OPTIONS = {
@@ -529,6 +530,11 @@ def test_a_warmup_longer_than_the_schedule_is_told():
         Schedule(optimizer_at(BASES), plan_for("linear", warmup_steps=0.5, decay_steps=20), 50, 5)
 
 
+def plan_lines(plan, total_steps, steps_per_epoch):
+    stand_in = stand_in_for([plan.learning_rate], plan.learning_rate)
+    return schedule_lines(Schedule(stand_in, plan, total_steps, steps_per_epoch))
+
+
 def test_the_printed_curve():
     plan = plan_for("linear", warmup_steps=10)
     rates = planned_rates(plan, 100, 10)
@@ -537,3 +543,12 @@ def test_the_printed_curve():
     slow = plan_for("ExponentialLR", {"gamma": 0.5}, interval="epoch", frequency=2)
     assert plan_lines(slow, 40, 10)[0] == "learning rate schedule ExponentialLR, every 2 epochs"
     assert plan_lines(plan_for("ReduceLROnPlateau"), 40, 10)[0].endswith("following eval_loss")
+
+
+def test_two_cycles_one_after_the_other():
+    """Each is in proportion to the groups' own base rates, not to what the first has made of them."""
+    cycle = {"name": "OneCycleLR", "max_lr": 0.1, "total_steps": 10}
+    options = {"schedulers": [cycle, cycle], "milestones": [10]}
+    rates = planned_rates(plan_for("SequentialLR", options=options, learning_rate=0.1), 20, 20, BASES)
+    peaks = [max(rate[group] for rate in part) for part in (rates[:10], rates[10:]) for group in (0, 1)]
+    assert peaks == pytest.approx([0.1, 0.02, 0.1, 0.02])

@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,18 @@ def test_the_order_of_axes_comes_back(tmp_path):
     found = through_files(tmp_path, {"exp_avg": weight, "t": torch.randn(3, 4).t()})
     assert found["exp_avg"].stride() == weight.stride() and torch.equal(found["exp_avg"], weight)
     assert found["t"].stride() == (1, 4)
+
+
+def test_what_was_read_needs_its_file_no_more(tmp_path):
+    """Rotation deletes it while the run goes on; a file that is only mapped would hold its space, or be lost."""
+    tensors = {"a": torch.arange(2**16), "b": torch.arange(12.0).reshape(3, 4).T}
+    plain, split = state_files.split(tensors)
+    state_files.write(tmp_path, "x", plain, split)
+    back = state_files.read(tmp_path, "x")
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(tmp_path) not in maps.read_text()
 
 
 def test_tensors_that_share_memory(tmp_path):

@@ -202,6 +202,53 @@ def test_nothing_to_verify(tmp_path, capsys):
         assert str(folder) in lines[0] and (text in lines[0] or "is not a folder" in lines[0])
 
 
+def elsewhere(out, tmp_path, text="checkpointing: {dirpath: FOLDER}\n"):
+    """The checkpoints in a folder of their own, which run.yaml names; a killed run has no checkpoints.json yet."""
+    (tmp_path / "there").mkdir()
+    for path in list(out.iterdir()):
+        path.rename(tmp_path / "there" / path.name)
+    (out / "run.yaml").write_text(text.replace("FOLDER", str(tmp_path / "there")))
+
+
+def test_checkpoints_elsewhere_before_anything_lists_them(out, tmp_path, capsys):
+    elsewhere(out, tmp_path)
+    code, lines = said(capsys, out)
+    assert code == 0 and len(lines) == 4 and lines[-1] == "a resume takes checkpoint-100"
+
+
+def test_run_yaml_counts_before_an_older_list(out, tmp_path, capsys):
+    elsewhere(out, tmp_path)
+    make(tmp_path / "old" / "checkpoint-7", 7)
+    (out / "checkpoints.json").write_text(json.dumps({"folder": "../old"}))
+    assert said(capsys, out)[1][-1] == "a resume takes checkpoint-100"
+    (tmp_path / "there").rename(tmp_path / "moved")  # what run.yaml names is not there any more
+    assert said(capsys, out)[1][-1] == "a resume takes checkpoint-7"
+
+
+NO_FOLDERS = ["FOLDER/x", "", "null", "7", "[a]", "{a: b}", '"\\0"', "a" * 5000, "!!python/name:os.x ''", "*a"]
+
+
+@pytest.mark.parametrize("said_folder", [*NO_FOLDERS, "[" * 20_000], ids=range(len(NO_FOLDERS) + 1))
+def test_a_run_yaml_that_names_no_folder_of_checkpoints(out, tmp_path, capsys, said_folder):
+    (out / "run.yaml").write_text(f"checkpointing:\n  dirpath: {said_folder}\n")
+    assert said(capsys, out)[1][-1] == "a resume takes checkpoint-100"
+
+
+@pytest.mark.parametrize("name", ["checkpoints.json", "run.yaml", manifest.NAME])
+def test_no_pipe_is_waited_for(out, capsys, name):
+    os.mkfifo(out / name)
+    code, lines = said(capsys, out)
+    assert lines[-1] == "a resume takes checkpoint-100" and (code == 1) == (name == manifest.NAME)
+
+
+def test_a_working_folder_that_is_gone(tmp_path, capsys, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, lines = said(capsys, "out")
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: out cannot be looked at")
+
+
 def test_sizes_for_people():
     shown = [verify.readable(size) for size in (0, 999, 1000, 34_160_000, 999_949_999, 999_960_000, 5e15)]
     assert shown == ["0 B", "999 B", "1.0 kB", "34.2 MB", "999.9 MB", "1.0 GB", "5000.0 TB"]

@@ -1,0 +1,149 @@
+"""Runs of `train.main` that are really killed, without ten seconds of imports for each: one process imports and forks.
+
+python tests/forked_runs.py      one JSON line in for each run, one out: see `ForkedRuns`
+"""
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LONGEST = 120  # seconds of one run
+
+
+class ForkedRuns:
+    """Inside `with`, calling it runs `train.main`, as often as one likes."""
+
+    def __enter__(self):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        self.server = subprocess.Popen(
+            [sys.executable, __file__],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *exception):
+        self.server.stdin.close()
+        try:
+            self.server.wait(LONGEST)
+        finally:
+            self.server.kill()
+            self.server.stdout.close()
+
+    def __call__(self, words, *troubles):
+        """(exit code, negative for a signal; all that it printed) of one run.
+
+        Args:
+            troubles: `(event, step, number, signal)` each: the process gets the signal at that callback event of a
+                step, the `number`-th from 0; or at `publish` (before the step's checkpoint has its name), `published`
+                (after it), `final` or `finished` (before and after the final model has its manifest). In place of a
+                signal there, `full`: the disk is.
+        """
+        self.server.stdin.write(json.dumps({"words": list(map(str, words)), "troubles": troubles}) + "\n")
+        self.server.stdin.flush()
+        answer = json.loads(self.server.stdout.readline())
+        return answer["code"], answer["text"]
+
+
+def serve():
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever is printed here is no answer
+    import train
+    import trainer.trainer  # noqa: F401
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        log = Path(f"/tmp/forked-run-{os.getpid()}.txt")
+        child = os.fork()
+        if child == 0:
+            os._exit(_carried_out(train, request, log))
+        code = _ended(child)
+        answers.write(json.dumps({"code": code, "text": log.read_text(errors="replace")}) + "\n")
+        answers.flush()
+        log.unlink()
+
+
+def _ended(child):
+    deadline = time.monotonic() + LONGEST
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "it hangs"
+
+
+def _carried_out(train, request, log):
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    try:
+        for trouble in request["troubles"]:
+            _prepare(*trouble)
+        train.main(request["words"])
+        return 0
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+
+def _prepare(event, step, number, what):
+    from storage import manifest
+    from trainer import checkpoint_writer
+    from trainer.trainer import _Hooks
+
+    if event in ("publish", "published"):
+        _around(checkpoint_writer, "publish", event, lambda staged, final: final.name == f"checkpoint-{step}", what)
+    elif event in ("final", "finished"):
+        _around(manifest, "publish_into", event, lambda *arguments, **facts: True, what)
+    else:
+        original, seen = getattr(_Hooks, event, lambda *arguments, **options: None), []
+
+        def heard(self, args, state, control, **options):
+            if state.global_step == step:
+                seen.append(step)
+                if len(seen) == number + 1:
+                    os.kill(os.getpid(), what)
+            return original(self, args, state, control, **options)
+
+        setattr(_Hooks, event, heard)
+
+
+def _around(module, name, event, concerned, what):
+    original = getattr(module, name)
+
+    def called(*arguments, **options):
+        is_it = concerned(*arguments, **options)
+        if is_it and what == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if is_it and event in ("publish", "final"):
+            os.kill(os.getpid(), what)
+        original(*arguments, **options)
+        if is_it and event in ("published", "finished"):
+            os.kill(os.getpid(), what)
+
+    setattr(module, name, called)
+
+
+if __name__ == "__main__":
+    serve()

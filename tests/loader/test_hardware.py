@@ -1,0 +1,83 @@
+"""Which GPUs a process uses: one, whatever it sees."""
+
+import os
+
+import pytest
+import torch
+
+from loader.errors import ConfigError
+from loader.hardware import apply_hardware
+from loader.hyper import HyperArguments
+from loader.run_config import resolve
+from loader.training_arguments import training_arguments
+
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+
+
+@pytest.fixture
+def run(in_root, tmp_path, monkeypatch):
+    """A run with some keys of its own, on a machine that hides no GPU."""
+    for variable in (*VARIABLES, "WORLD_SIZE"):
+        monkeypatch.setenv(variable, "")  # so that it is put back as it was, whatever a run sets
+        monkeypatch.delenv(variable)
+
+    def resolved(*keys):
+        return resolve(HyperArguments(output_dir=str(tmp_path / "out")), list(keys))
+
+    return resolved
+
+
+def visible():
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
+
+
+@pytest.mark.parametrize("devices", ["auto", "-1", "1"])
+def test_one_process_uses_one_of_two_gpus_and_says_so(run, monkeypatch, devices):
+    """transformers counts them for itself; what is excluded by name needs no line."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = run(f"devices={devices}", "per_device_train_batch_size=3")
+    arguments = training_arguments(chosen)
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == 3 and arguments.parallel_mode.value == "not_parallel"
+    line = "2 GPUs are visible, one process uses the first; start with accelerate launch for all"
+    assert chosen.notes.count(line) == (devices != "1")
+    assert visible() == {}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_nothing_to_say_of_one_gpu_or_none(run, monkeypatch, count):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    chosen = run()
+    assert training_arguments(chosen).n_gpu == count and not [line for line in chosen.notes if "visible" in line]
+
+
+@pytest.mark.parametrize(
+    ("hip", "before", "after"),
+    [
+        (None, {}, {"CUDA_VISIBLE_DEVICES": "1"}),
+        (None, {"CUDA_VISIBLE_DEVICES": "4, 6"}, {"CUDA_VISIBLE_DEVICES": "6"}),
+        (None, {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, {"CUDA_VISIBLE_DEVICES": "MIG-b"}),
+        (
+            None,
+            {"CUDA_VISIBLE_DEVICES": "4,6", "HIP_VISIBLE_DEVICES": "0,1"},
+            {"CUDA_VISIBLE_DEVICES": "6", "HIP_VISIBLE_DEVICES": "0,1"},
+        ),
+        ("6.4", {}, {"CUDA_VISIBLE_DEVICES": "1"}),
+        ("6.4", {"HIP_VISIBLE_DEVICES": "2,3"}, {"HIP_VISIBLE_DEVICES": "3"}),
+    ],
+)
+def test_the_gpu_that_is_named(run, monkeypatch, hip, before, after):
+    """Counted within those that the process sees, in whatever words they are named."""
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert apply_hardware(run("devices=[1]"), {}) == [] and visible() == after
+
+
+@pytest.mark.parametrize("hidden", ["", "0"])
+def test_a_gpu_that_is_hidden_stays_so(run, monkeypatch, hidden):
+    """An empty list hides them all."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    with pytest.raises(ConfigError, match=r"`devices: \[1\]`.*does not see.*count from 0 within it"):
+        apply_hardware(run("devices=[1]"), {})
+    apply_hardware(run("devices=1"), {})
+    assert visible() == {"CUDA_VISIBLE_DEVICES": hidden}

@@ -1,0 +1,118 @@
+"""Host memory for copies of what is on a GPU: how it is shared out, and when the copies are there."""
+
+import random
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import id_tensor_storage
+
+from trainer import host_copies
+from trainer.host_copies import HostCopies, packed
+
+DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8)
+
+
+def some_tensors(seed):
+    """Many small ones and a few large ones, of several types; also scalars."""
+    generator = random.Random(seed)
+    shapes = [(generator.randrange(1, 400), generator.randrange(1, 300)) for _ in range(generator.randrange(1, 40))]
+    shapes += [(generator.randrange(1, 2000),) for _ in range(generator.randrange(40))] + [()]
+    return {
+        f"weight{number}": torch.randint(0, 2, shape).to(generator.choice(DTYPES))
+        for number, shape in enumerate(shapes)
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tensors_share_few_blocks_and_nothing_else(tmp_path, seed):
+    """torch would round each up to a power of two; writers would take one storage for one tensor."""
+    tensors, sizes = some_tensors(seed), []
+
+    def memory(size):
+        sizes.append(size)
+        return torch.full((size,), 255, dtype=torch.uint8)
+
+    buffers = packed(tensors, memory)
+    needed = sum(each.nbytes + host_copies.ALIGNMENT for each in tensors.values())
+    assert all(size & (size - 1) == 0 for size in sizes)
+    assert sum(sizes) <= 1.25 * needed and len(sizes) <= 12
+    for name, each in tensors.items():
+        buffers[name].copy_(each)
+    assert all(torch.equal(buffers[name], each) and buffers[name].dtype == each.dtype for name, each in tensors.items())
+    assert len({id_tensor_storage(each) for each in buffers.values()}) == len(tensors)
+    save_file(buffers, tmp_path / "model.safetensors")
+    assert all(torch.equal(each, tensors[name]) for name, each in load_file(tmp_path / "model.safetensors").items())
+
+
+def test_one_large_tensor_and_none():
+    sizes = []
+    tensors = {"a": torch.zeros(2**16 + 1, dtype=torch.uint8), "b": torch.zeros(3)}
+    packed(tensors, lambda size: (sizes.append(size), torch.empty(size, dtype=torch.uint8))[1])
+    assert sizes == [2**17]  # the other one's place is beside it
+    assert packed({}, None) == {}
+
+
+class OnGpu(torch.Tensor):
+    """Says that it lies on the second GPU."""
+
+    device = property(lambda self: torch.device("cuda", 1))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Calls of CUDA, in order; nothing of it is there."""
+    calls = []
+
+    class Event:
+        def __init__(self, blocking):
+            assert blocking
+
+        def record(self, stream):
+            calls.append(("record", stream))
+
+        def synchronize(self):
+            calls.append(("synchronize", threading.current_thread().name))
+
+    def copy(buffer, tensor):
+        calls.append(("copy", tuple(tensor.shape)))
+        with torch._C.DisableTorchFunctionSubclass():
+            buffer.copy_(tensor)
+
+    monkeypatch.setattr(host_copies, "_copy", copy)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: calls.append((str(device), threading.current_thread().name))
+    )
+    return calls
+
+
+def test_one_event_after_all_copies_and_its_device_before_it_is_waited_for(gpu, capfd):
+    """What memory cannot be pinned is not, and one line says so."""
+    tensors = {"a": torch.rand(3, 2).as_subclass(OnGpu), "b": torch.rand(4).as_subclass(OnGpu), "n": 5}
+    copies = HostCopies()
+    taken = copies.take("model", {**tensors, "tied": tensors["a"]})
+    assert gpu == [("copy", (3, 2)), ("copy", (4,)), ("record", "stream of cuda:1")]
+    gpu.clear()
+    thread = threading.Thread(target=copies.arrived, name="save")
+    thread.start()
+    thread.join()
+    assert gpu == [("cuda:1", "save"), ("synchronize", "save")]
+    assert taken["tied"] is taken["a"] and taken["n"] == 5
+    assert all(torch.equal(taken[name], tensors[name].as_subclass(torch.Tensor)) for name in "ab")
+    again = copies.take("model", tensors)
+    assert again["a"] is taken["a"] and again["b"] is taken["b"]  # the same memory, used again
+    copies.take("optimizer", tensors)
+    assert copies.take("optimizer", tensors)["a"] is not taken["a"]
+    assert capfd.readouterr().err.count("could not be pinned") == 1
+
+
+def test_another_shape_gets_memory_of_its_own(gpu):
+    copies = HostCopies()
+    first = copies.take("model", {"a": torch.ones(3).as_subclass(OnGpu), "b": torch.ones(2).as_subclass(OnGpu)})
+    second = copies.take("model", {"a": torch.zeros(5).as_subclass(OnGpu), "b": torch.ones(2).as_subclass(OnGpu)})
+    assert second["a"].shape == (5,) and second["b"] is first["b"] and first["a"].tolist() == [1, 1, 1]
+    empty = copies.take("model", {"none": torch.ones(0, 3).as_subclass(OnGpu)})["none"]
+    assert empty.shape == (0, 3)
