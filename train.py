@@ -404,8 +404,8 @@ def recorded(run: RunConfig, trainer: Any, adapted: Any) -> str:
 def nothing_left(run: RunConfig, checkpoint: Path, new_length: int | None = None) -> str | None:
     """Why a resumed run has nothing to train: its last step is done, or it had stopped early."""
     from loader.resume import finished
-    from trainer.checkpointing import unfinished
     from trainer.early_stopping import already_stopped
+    from trainer.unfinished import unfinished
 
     if unfinished(checkpoint):
         return None

@@ -102,7 +102,7 @@ def _exchanged(one: Path, other: Path) -> bool:
         return False
 
 
-def readable(folder: Path) -> None:
+def give_usual_rights(folder: Path) -> None:
     """Gives each file below the rights that new files have here; some writers let only the owner read theirs."""
     for parent, _, names in os.walk(folder):
         for name in names:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from . import small_files
-from .atomic import readable, remove, sync_folder, sync_tree, write_json
+from .atomic import give_usual_rights, remove, sync_folder, sync_tree, write_json
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -47,7 +47,7 @@ def publish_into(staged: Path, folder: Path, **facts: Any) -> None:
     Args:
         facts: As `write` takes them.
     """
-    readable(staged)
+    give_usual_rights(staged)
     sync_tree(staged)
     names = listed(staged)
     try:

@@ -16,9 +16,9 @@ PATIENCE = timedelta(hours=2)  # the others wait while the first process writes
 class Agreement:
     """What one process has seen, all of them know at the same step's end.
 
-    With several processes each call hands in what the process knows and returns the largest of what any of them handed
-    in at the call before: the exchange runs beside a whole step, over a connection between hosts' memories, and nobody
-    waits for a device. All processes must call alike.
+    With several processes each call hands in what the process knows and returns the largest of what any of them has
+    handed in at the calls before: the exchange runs beside a whole step, over a connection between hosts' memories,
+    and nobody waits for a device. All processes must call alike.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from storage import manifest
-from storage.atomic import publish, readable, sync
+from storage.atomic import give_usual_rights, publish, sync
 
 from .deletions import Deletions
 
@@ -135,7 +135,7 @@ def write(save: Save) -> None:
         save.write(save.staged)
         if save.publishes:
             _await(save)
-            readable(save.staged)
+            give_usual_rights(save.staged)
             manifest.write(save.staged, step=save.step, **save.facts)
             for path in save.logs:
                 if path.is_file():

@@ -41,10 +41,11 @@ from .deletions import Deletions
 from .ema import write_averages
 from .host_copies import HostCopies
 from .log_interval import FILE as INTERVAL
-from .log_interval import interval_facts, read_interval
+from .log_interval import interval_facts
 from .loggers import CsvLog
 from .run_folder import write_files
 from .samples import WriteSamples
+from .unfinished import NOTHING, Unfinished
 
 BETWEEN_LOOKS = 0.02  # seconds
 MOMENT = 1.0  # seconds that a run which was told to stop still waits for deletions
@@ -206,14 +207,14 @@ class Checkpointing:
 
     def save(
         self,
-        due: Mapping[str, Any] | None = None,
+        left: Unfinished = NOTHING,
         is_stopgap: bool = False,
         generators: Mapping[str, Any] | None = None,
     ) -> None:
         """Begins to save the state as it is now; one that is still being written is waited for.
 
         Args:
-            due: What this step still has to do, by a word each: see `Trainer.stop_here`.
+            left: What this step still has to do.
             is_stopgap: Nobody would have saved here, had the run not been told to stop.
             generators: `random_states.states()` to go on from, where they are not those of now.
         """
@@ -221,7 +222,7 @@ class Checkpointing:
         self.settle()
         if self.news.lost:
             raise SavesFailed(LOST)
-        step, due = trainer.state.global_step, due or {}
+        step = trainer.state.global_step
         final = trainer.checkpoint_dir / f"checkpoint-{step}"
         trainer.store_flos()
         self._note_best(final)
@@ -233,7 +234,7 @@ class Checkpointing:
         staged = Path(self.agreement.first_says(str(staging(trainer.checkpoint_dir, f"{final.name}.{self.number}"))))
         if trainer.is_deepspeed_enabled:  # its engine writes by itself, all processes together
             trainer.model_wrapped.save_checkpoint(str(staged))
-        contents = self._contents(final, due, goes_on, generators or random_states.states())
+        contents = self._contents(final, left, goes_on, generators or random_states.states())
         facts = self._facts() | {"resumable": goes_on}
         save = Save(step, staged, final, contents, facts, *self._parts(goes_on), self._logs())
         self.saving_state, self.number = copy.copy(trainer.state), self.number + 1
@@ -276,7 +277,7 @@ class Checkpointing:
         return [each.path for each in callbacks if isinstance(each, (MetricsFile, CsvLog, WriteSamples))]
 
     def _contents(
-        self, final: Path, due: Mapping[str, Any], goes_on: bool, generators: Mapping[str, Any]
+        self, final: Path, left: Unfinished, goes_on: bool, generators: Mapping[str, Any]
     ) -> Callable[[Path], None]:
         """All that the checkpoint holds, as it is now: the function returned writes it, whenever it is called.
 
@@ -287,7 +288,8 @@ class Checkpointing:
         """
         trainer = self.trainer
         random = self.agreement.everyone(generators)
-        texts = {INTERVAL: state_files.split(interval_facts(trainer) | {"due": dict(due)})[0]}
+        due = dataclasses.asdict(left) if left else {}
+        texts = {INTERVAL: state_files.split(interval_facts(trainer) | {"due": due})[0]}
         part = self._part() if goes_on else {}
         gathered = None if trainer.is_unsharded else trainer.weights()
         if not trainer.args.should_save:
@@ -403,11 +405,6 @@ class Checkpointing:
         if args.process_index == known:  # the first of those that are new speaks for all
             line = f"{args.world_size - known} of {args.world_size} processes are new: they draw dropout from new seeds"
             tqdm.write(line, file=sys.stderr)
-
-
-def unfinished(folder: Path) -> dict[str, bool]:
-    """What the step of a checkpoint still had to do when the run was told to stop: see `Trainer.stop_here`."""
-    return read_interval(folder).get("due", {})
 
 
 @functools.cache

@@ -16,12 +16,13 @@ from transformers import TrainerState
 
 from storage import manifest
 
-from .checkpointing import unfinished, write_weights
+from .checkpointing import write_weights
 from .divided import is_divided
 from .optimizers import parameter_groups
 from .resuming import apply_changes, changed_options
 from .run_folder import write_files
 from .sharded_weights import load_whole_weights, whole_weights
+from .unfinished import unfinished
 from .unusable import reading
 
 
@@ -92,7 +93,7 @@ class StateOnDisk(transformers.Trainer):
             return
         with reading(checkpoint):
             self.checkpointing.restore(Path(checkpoint))
-            self.resumed_from, self.due = checkpoint, unfinished(Path(checkpoint))
+            self.resumed_from, self.unfinished = checkpoint, unfinished(Path(checkpoint))
             self.generators_are_due = True
             self.guard.load(checkpoint)
             if self.ema is not None:

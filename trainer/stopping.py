@@ -19,6 +19,7 @@ from .evaluating import EvaluationLeft
 from .positions import positions_instead_of_skipping
 from .preemption import Preempted
 from .run_folder import is_evaluation
+from .unfinished import NOTHING, Unfinished
 
 STEP, EPOCH = "step", "epoch"  # whose end it is
 
@@ -35,19 +36,19 @@ class Stopping(transformers.Trainer):
 
     def _finish_step(self, model: nn.Module, epoch: int, start_time: float) -> None:
         """What a resumed run's last step had still to do when it was told to stop: see `stop_here`."""
-        due, self.due = self.due, {}
-        if not due:
+        left, self.unfinished = self.unfinished, NOTHING
+        if not left:
             return
-        self.phase = STEP if due["epoch"] else EPOCH
+        self.phase = STEP if left.epoch else EPOCH
         # Evaluations may draw random numbers: they begin where they would have, and training goes on where they end.
         self._load_rng_state(str(self.resuming_from))
         self.generators_are_due = False
         is_end = self.state.global_step >= self.state.max_steps
-        self.control.should_training_stop |= is_end or (due["stop"] and self._still_stops())
-        known = (self._tr_loss, due["grad_norm"], model, None, epoch, None, start_time, due["learning_rate"])
-        self.control.should_evaluate, self.control.should_save = due["evaluate"], due["save"]
+        self.control.should_training_stop |= is_end or (left.stop and self._still_stops())
+        known = (self._tr_loss, left.grad_norm, model, None, epoch, None, start_time, left.learning_rate)
+        self.control.should_evaluate, self.control.should_save = left.evaluate, left.save
         self._maybe_log_save_evaluate(*known)
-        if due["epoch"] and (is_whole(self.state.epoch) or self.control.should_training_stop):
+        if left.epoch and (is_whole(self.state.epoch) or self.control.should_training_stop):
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             self._maybe_log_save_evaluate(*known)
 
@@ -114,12 +115,14 @@ class Stopping(transformers.Trainer):
         """
         step = self.state.global_step
         ends_epoch = self._epochs_end_is_next()
-        due = {"evaluate": evaluates, "save": saves and (evaluates or ends_epoch), "epoch": ends_epoch}
-        due["stop"] = self.control.should_training_stop and step < self.state.max_steps  # a longer run goes on
-        if any(due.values()):
-            due |= {"grad_norm": None if grad_norm is None else float(grad_norm), "learning_rate": learning_rate}
-        else:
-            due = {}
+        left = Unfinished(
+            evaluate=evaluates,
+            save=saves and (evaluates or ends_epoch),
+            epoch=ends_epoch,
+            stop=self.control.should_training_stop and step < self.state.max_steps,  # a longer run goes on
+            grad_norm=None if grad_norm is None else float(grad_norm),
+            learning_rate=learning_rate,
+        )
         if evaluates:  # some sets of it may be evaluated and logged already
             begun = [each for each in self.state.log_history if each.get("step") == step and is_evaluation(each)]
             self.state.log_history = [each for each in self.state.log_history if each not in begun]
@@ -127,7 +130,7 @@ class Stopping(transformers.Trainer):
         with self._not_training():
             self.guard.settle()
             with contextlib.suppress(SavesFailed):
-                self.checkpointing.save(due, not saves or bool(due.get("save")), generators)
+                self.checkpointing.save(left, not saves or left.save, generators)
                 self.checkpointing.settle()
         is_saved = self.checkpointing.number > before and self.checkpointing.was_saved
         raise Preempted(self.signals.received or "another process", step, is_saved)
@@ -148,7 +151,7 @@ class Stopping(transformers.Trainer):
             self.checkpointing.save()
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
-        if self.due:  # of the last epoch's last step: no epoch has begun
+        if self.unfinished:  # of the last epoch's last step: no epoch has begun
             self._finish_step(self.model_wrapped, int(self.state.epoch), start_time)
         self.checkpointing.settle()
         return super()._finalize_training(trial, num_train_samples, start_time)

@@ -56,6 +56,7 @@ from .schedules import Schedule, check_plan, schedule_lines
 from .settings import Settings
 from .state_on_disk import StateOnDisk, check_shapes
 from .stopping import EPOCH, STEP, Stopping
+from .unfinished import NOTHING
 from .unusable import check_fused_state, reading, watch_first_step
 
 UNSHARDED = ("NO", "MULTI_GPU", "MULTI_CPU")  # every process holds all parameters whole
@@ -118,7 +119,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
         self.position = Position(1, 1, 1)
         self.new_length: int | None = None  # steps, where a resumed run has been given others
         self.generators_are_due = False  # those of random numbers are still to be taken up where the run goes on
-        self.due: dict[str, Any] = {}  # what a resumed run's last step had still to do
+        self.unfinished = NOTHING  # of a resumed run's last step
         self.phase = STEP
         self.locks: Sequence[Any] = ()  # of the folders that are written to; `lost` where another run has one now
         self.is_resuming = False  # said by whoever knows, before the first rates are shown

@@ -106,10 +106,10 @@ def whole(folder: Path) -> str:
     content = manifest.read(folder)
     files = content["files"]
     count = "1 file" if len(files) == 1 else f"{len(files)} files"
-    return f"whole ({count}, {readable(sum(facts['size'] for facts in files.values()))}, step {content['step']})"
+    return f"whole ({count}, {in_bytes(sum(facts['size'] for facts in files.values()))}, step {content['step']})"
 
 
-def readable(size: float) -> str:
+def in_bytes(size: float) -> str:
     """Bytes in the unit that fits, by thousands."""
     for unit in UNITS:
         if size < 999.95 or unit == UNITS[-1]:

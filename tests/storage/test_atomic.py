@@ -223,7 +223,8 @@ def test_files_have_the_rights_that_new_ones_have_here(tmp_path):
     made(tmp_path / "sub", private="1")
     os.chmod(tmp_path / "sub" / "private", 0o600)
     lines = "import pathlib, sys; from storage import atomic; folder = pathlib.Path(sys.argv[1])"
-    lines += "; (folder / 'new').touch(); atomic.write_text(folder / 'note', ''); atomic.readable(folder / 'sub')"
+    lines += "; (folder / 'new').touch(); atomic.write_text(folder / 'note', '')"
+    lines += "; atomic.give_usual_rights(folder / 'sub')"
     root = os.path.dirname(os.path.dirname(atomic.__file__))
     subprocess.run([sys.executable, "-c", lines, str(tmp_path)], cwd=root, umask=0o027, check=True)
     rights = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("new", "note", "sub/private")}

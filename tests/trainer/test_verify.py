@@ -250,7 +250,7 @@ def test_a_working_folder_that_is_gone(tmp_path, capsys, monkeypatch):
 
 
 def test_sizes_for_people():
-    shown = [verify.readable(size) for size in (0, 999, 1000, 34_160_000, 999_949_999, 999_960_000, 5e15)]
+    shown = [verify.in_bytes(size) for size in (0, 999, 1000, 34_160_000, 999_949_999, 999_960_000, 5e15)]
     assert shown == ["0 B", "999 B", "1.0 kB", "34.2 MB", "999.9 MB", "1.0 GB", "5000.0 TB"]
 
 
