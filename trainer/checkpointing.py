@@ -210,6 +210,7 @@ class Checkpointing:
         left: Unfinished = NOTHING,
         is_stopgap: bool = False,
         generators: Mapping[str, Any] | None = None,
+        goes_on: bool = False,
     ) -> None:
         """Begins to save the state as it is now; one that is still being written is waited for.
 
@@ -217,6 +218,8 @@ class Checkpointing:
             left: What this step still has to do.
             is_stopgap: Nobody would have saved here, had the run not been told to stop.
             generators: `random_states.states()` to go on from, where they are not those of now.
+            goes_on: Training shall be able to go on from it, also with `save_only_model`. A second save of a step never
+                holds less than the first.
         """
         trainer = self.trainer
         self.settle()
@@ -226,7 +229,7 @@ class Checkpointing:
         final = trainer.checkpoint_dir / f"checkpoint-{step}"
         trainer.store_flos()
         self._note_best(final)
-        goes_on = is_stopgap or not trainer.args.save_only_model
+        goes_on |= not trainer.args.save_only_model or step in trainer.keep.resumable
         trainer.keep.requested(trainer.state, is_stopgap, goes_on)
         if not trainer.is_unsharded:  # where others write too: they begin when they have heard where to
             self.deletions.wait()
@@ -257,7 +260,7 @@ class Checkpointing:
         self.best_before = state.best_model_checkpoint
         if state.best_global_step:
             best = final.with_name(f"checkpoint-{state.best_global_step}")
-            if best == final or best.is_dir():
+            if self.agreement.first_says(best == final or best.is_dir()):
                 state.best_model_checkpoint = str(best)
 
     def _facts(self) -> dict[str, Any]:

@@ -196,6 +196,8 @@ class KeepCheckpoints(TrainerCallback):
     def put_off(self, state: Any) -> None:
         """A save at an epoch's last step waits for the epoch's end, when its evaluation and log line have come too."""
         self.held_at = state.global_step
+        if self.ours_at != state.global_step:  # a callback that came later has asked for it
+            self.others_at = state.global_step
         self._store(state)
 
     def requested(self, state: Any, is_stopgap: bool = False, is_resumable: bool = True) -> None:
@@ -330,8 +332,9 @@ class KeepCheckpoints(TrainerCallback):
     def _restore(self, stored: Mapping[str, Any] | None, state: Any) -> None:
         if stored:
             # Written before the deletions that the checkpoint's own save brought.
+            stored = {"resumable": [state.global_step]} | dict(stored)  # which older versions did not note
             self.saved, self.others, self.stopgaps, self.resumable = (
-                [step for step in stored.get(name, ()) if self._exists(step)]
+                [step for step in stored[name] if self._exists(step)]
                 for name in ("saved", "others", "stopgaps", "resumable")
             )
             self.ours_at, self.others_at, self.held_at = (stored[name] for name in ("ours_at", "others_at", "held_at"))

@@ -130,7 +130,7 @@ class Stopping(transformers.Trainer):
         with self._not_training():
             self.guard.settle()
             with contextlib.suppress(SavesFailed):
-                self.checkpointing.save(left, not saves or left.save, generators)
+                self.checkpointing.save(left, not saves or left.save, generators, goes_on=True)
                 self.checkpointing.settle()
         is_saved = self.checkpointing.number > before and self.checkpointing.was_saved
         raise Preempted(self.signals.received or "another process", step, is_saved)

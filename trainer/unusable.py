@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from storage.manifest import UNREADABLE
+from storage.small_files import NoFile
+
 
 class UnusableCheckpoint(ValueError):
     """A checkpoint holds what no run has written; one line."""
@@ -27,12 +30,27 @@ def reading(checkpoint: str | Path | None, says: tuple[type[Exception], ...] = (
     except says:
         raise
     except Exception as error:
-        if checkpoint is None:
+        if checkpoint is None or is_of_the_machine(error):
             raise
+        if is_unanswered(error):
+            line = f"{checkpoint} {UNREADABLE} ({error}); it may be whole all the same: start again when it can be read"
+            raise UnusableCheckpoint(line) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         where = "" if str(checkpoint) in reason else f"{checkpoint} cannot be gone on from: {type(error).__name__}: "
         remedy = "" if "another checkpoint" in reason else "; resume from another checkpoint"
         raise UnusableCheckpoint(f"{where}{reason}{remedy}") from error
+
+
+def is_of_the_machine(error: Exception) -> bool:
+    """No memory left, a device or another process that is gone: torch says so by subclasses of RuntimeError."""
+    of_content = (RuntimeError, RecursionError, NotImplementedError)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and type(error) not in of_content)
+
+
+def is_unanswered(error: Exception) -> bool:
+    """Whether a disk did not answer, which says nothing of what it holds."""
+    of_content = (FileNotFoundError, NotADirectoryError, IsADirectoryError, NoFile)
+    return isinstance(error, OSError) and not isinstance(error, of_content)
 
 
 def check_fused_state(optimizer: Any) -> None:
@@ -50,10 +68,7 @@ def check_fused_state(optimizer: Any) -> None:
 
 
 def watch_first_step(optimizer: Any, checkpoint: str | Path) -> None:
-    """Whether an optimizer's state can be gone on with shows in its first step: what comes of it is the checkpoint's.
-
-    What a device reports (no memory left, a fault) is of a RuntimeError's subclasses, and is not.
-    """
+    """Whether an optimizer's state can be gone on with shows in its first step: what comes of that is told as of it."""
     inner = getattr(optimizer, "optimizer", optimizer)
     own, step = vars(inner).get("step"), inner.step
 
@@ -64,9 +79,7 @@ def watch_first_step(optimizer: Any, checkpoint: str | Path) -> None:
             inner.step = own
         try:
             return step(*arguments, **options)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
-                raise
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError):
             with reading(checkpoint):
                 raise
 

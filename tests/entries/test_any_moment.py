@@ -122,6 +122,21 @@ def test_a_run_that_saves_models_alone(start, tmp_path):
     assert left_behind(tmp_path / "whole") == before
 
 
+def test_models_alone_and_told_to_stop_where_a_save_is_due(start, tmp_path):
+    """Before its evaluation as after it: what is saved can be gone on from, and is not replaced by less."""
+    text = "save_only_model: true\nsave_strategy: steps\nsave_steps: 2\neval_steps: EVAL\nmax_steps: 7\n"
+    runs = SmallRuns(tmp_path)
+    for number, (every, trouble) in enumerate(((5, ("on_step_begin", 3)), (2, ("on_prediction_step", 4)))):
+        words = [*runs.words(text.replace("EVAL", str(every)), out=f"out{number}"), *AUTO]
+        assert start(words, (*trouble, 0, TERM))[0] == 75
+        saved = tmp_path / f"out{number}" / "checkpoint-4"
+        assert manifest.read(saved)["resumable"]
+        assert start(words, ("on_step_begin", 5, 0, KILL))[0] == -KILL
+        assert manifest.fault(saved) is None and manifest.read(saved)["resumable"]
+        code, said = start(words)
+        assert code == 0 and f"resuming from {saved}" in said
+
+
 def test_a_save_that_fails_costs_no_best_checkpoint(start, tmp_path):
     """A full disk at the new best: the former one stays, and stays the best."""
     text = BEST.replace("MODE", "max") + "learning_rate: 0.9\neval_steps: 4\nsave_strategy: steps\nsave_steps: 3\n"

@@ -84,3 +84,14 @@ def test_a_folder_that_is_lost_at_the_very_end(run, capsys, monkeypatch):
 
     monkeypatch.setattr(train, "save_final_model", lost)
     assert "another run has taken over" in refused(run, capsys, code=1)
+
+
+def test_a_finished_run_named_by_another(run, capsys):
+    """Its model is taken; what the other folder lists and links is its own."""
+    text = f"{TEXT}\ncheckpointing: {{save_last: true, every_n_epochs: 0}}"
+    run(text, out="first")
+    run(text, out="second", resume_from_checkpoint=run.folder / "first/checkpoint-4")
+    assert "nothing is left to train" in capsys.readouterr().out
+    assert manifest.read(run.folder / "second")["step"] == 4
+    names = {path.name for path in (run.folder / "second").iterdir()}
+    assert "last-checkpoint" not in names and "checkpoints.json" not in names

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 from tiny_training import make_trainer
-from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_callback import TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
 from storage import atomic
 from storage.checkpoints import checkpoints
-from trainer.keep import KeepCheckpoints, monitor_modes, overdue
+from trainer.keep import STATE_KEY, KeepCheckpoints, monitor_modes, overdue
 from trainer.limits import EveryNEpochs
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
@@ -375,3 +375,24 @@ def test_killed_while_deleting(tmp_path, monkeypatch):
     made(tmp_path, [1])  # the resumed run saves it anew
     assert rotated(tmp_path, 1, set()) == ["checkpoint-1", "checkpoint-2"]
     assert os.listdir(tmp_path) == ["checkpoint-3"]
+
+
+def test_a_save_that_is_put_off_belongs_to_whoever_asked_for_it(tmp_path):
+    """A callback that comes later may have: what it asked for is not deleted with our own."""
+    keep = KeepCheckpoints(settings(save_top_k=1, every_n_epochs=1), tmp_path)
+    for ours, others in ((-1, 3), (3, -1)):
+        keep._forget()
+        keep.ours_at = ours
+        keep.put_off(TrainerState(global_step=3, epoch=1.0))
+        assert (keep.held_at, keep.others_at) == (3, others)
+
+
+def test_what_an_older_version_did_not_note(tmp_path):
+    """The checkpoint that a run goes on from can be gone on from."""
+    made(tmp_path, [2, 3])
+    keep = KeepCheckpoints(None, tmp_path)
+    state = TrainerState(global_step=3, epoch=1.0)
+    stored = {"saved": [2, 3], "others": [], "stopgaps": [3], "monitors": {}, "ours_at": -1, "others_at": -1}
+    state.stateful_callbacks[STATE_KEY] = stored | {"held_at": -1}
+    keep.on_train_begin(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+    assert keep.resumable == [3] and "checkpoint-3" in keep.protected(9)
