@@ -169,7 +169,7 @@ def of_two(folder, rank, said, write, **more):
         is_fsdp_enabled=True, is_deepspeed_enabled=False, is_unsharded=False, signals=None, locks=[], args=args,
         checkpoint_dir=folder, store_flos=lambda: None,
         state=SimpleNamespace(global_step=2, best_model_checkpoint=None, best_global_step=None),
-        keep=SimpleNamespace(requested=lambda *given: None, failed=lambda state: None),
+        keep=SimpleNamespace(resumable=[], requested=lambda *given: None, failed=lambda state: None),
     )  # fmt: skip
     vars(trainer).update(more)
     made = Checkpointing(trainer, in_background=True, max_failed=3)
@@ -268,7 +268,7 @@ def test_who_has_no_part_makes_no_folder(tmp_path):
         assert not each.writer.is_busy and each.saving_state is not None
     assert os.listdir(tmp_path) == []
     one.saving_state = None
-    one.save(is_stopgap=True)  # what a run goes on from holds all parts
+    one.save(goes_on=True)  # what a run goes on from holds all parts
     assert one.writer.finished(wait=True).error is None and len(list(tmp_path.glob(f"*/{PART}"))) == 1
 
 
