@@ -108,12 +108,8 @@ def fault(checkpoint: Path, deep: bool = False) -> str | None:
             f"keeps its state in pickles ({pickles[0]}), which can run any code and are never loaded: it is of another "
             f"trainer, or of an older version; {NEW_RUN}"
         )
-    return (
-        manifest.fault(checkpoint, deep) or _incomplete(checkpoint) or _inconsistent(checkpoint) or _alone(checkpoint)
-    )
-
-
-def _alone(checkpoint: Path) -> str | None:
+    if why := manifest.fault(checkpoint, deep) or _incomplete(checkpoint) or _inconsistent(checkpoint):
+        return why
     return None if _holds_more_than_the_model(checkpoint) else MODEL_ALONE
 
 

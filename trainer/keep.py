@@ -332,7 +332,8 @@ class KeepCheckpoints(TrainerCallback):
     def _restore(self, stored: Mapping[str, Any] | None, state: Any) -> None:
         if stored:
             # Written before the deletions that the checkpoint's own save brought.
-            stored = {"resumable": [state.global_step]} | dict(stored)  # which older versions did not note
+            if stored.get("resumable") is None:  # which older versions did not note
+                stored = {**stored, "resumable": [state.global_step]}
             self.saved, self.others, self.stopgaps, self.resumable = (
                 [step for step in stored[name] if self._exists(step)]
                 for name in ("saved", "others", "stopgaps", "resumable")

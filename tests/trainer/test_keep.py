@@ -393,6 +393,7 @@ def test_what_an_older_version_did_not_note(tmp_path):
     keep = KeepCheckpoints(None, tmp_path)
     state = TrainerState(global_step=3, epoch=1.0)
     stored = {"saved": [2, 3], "others": [], "stopgaps": [3], "monitors": {}, "ours_at": -1, "others_at": -1}
-    state.stateful_callbacks[STATE_KEY] = stored | {"held_at": -1}
-    keep.on_train_begin(SimpleNamespace(output_dir=str(tmp_path)), state, None)
-    assert keep.resumable == [3] and "checkpoint-3" in keep.protected(9)
+    for noted in ({}, {"resumable": None}):
+        state.stateful_callbacks[STATE_KEY] = stored | {"held_at": -1} | noted
+        keep.on_train_begin(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+        assert keep.resumable == [3] and "checkpoint-3" in keep.protected(9)
