@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loader.cli import CONFIG_ERROR, entry_flags, print_problems, refusing
+from loader.command_line.entry import CONFIG_ERROR, entry_flags, print_problems, refusing
+from loader.command_line.parser import RemembersGiven, flag
 from loader.errors import ConfigError
-from loader.hyper import RemembersGiven, flag
-from loader.run_config import RunConfig, read_saved
-from storage import small_files
-from trainer.run_folder import json_number
+from loader.resolve.run_config import RunConfig, read_saved
+from storage import safe_read
+from trainer.callbacks.log_files import json_number
 
 
 @dataclass
@@ -78,7 +78,7 @@ def read_statistics(path: Path) -> dict[str, Any]:
         ValueError: the file is missing or damaged.
     """
     try:
-        return small_files.read_json(path)
+        return safe_read.read_json(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"{path} cannot be read ({reason}); restore it from the run, or train again") from error
@@ -171,7 +171,7 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
 
 def warn_of_other_data(folder: Path, bundle: Any) -> None:
     """One line on stderr where the data is no longer what the checkpoint was trained and evaluated on."""
-    from loader.earlier_run import changed_data
+    from loader.resume.warm_start import changed_data
 
     if changed := changed_data(bundle.files, folder):
         print(f"warning: the data is not what {folder} was trained with: {changed}", file=sys.stderr, flush=True)
@@ -183,7 +183,7 @@ def written_samples(asked: EvalArguments, model: Any, tokenizer: Any) -> list[st
     Raises:
         ValueError: it has no tokenizer to write with, the prompt does not fit, or generating fails.
     """
-    from trainer.samples import Sampling, sample_texts
+    from trainer.callbacks.text_samples import Sampling, sample_texts
 
     if tokenizer is None:
         raise ValueError("--samples: the data has no single tokenizer to write text with; leave it out")
@@ -248,7 +248,7 @@ def checkpoint_run(name: str | None) -> tuple[Path, RunConfig]:
             hint = f"; score one of its checkpoints: {', '.join(inside)}" if inside else ""
             raise ConfigError(f"checkpoint {folder} has no {files[0]}: it is not a finished run{hint}")
     for place in (folder, folder / "base"):  # an adapter's
-        if place.is_dir() and (strange := small_files.neither_file_nor_folder(place)):
+        if place.is_dir() and (strange := safe_read.neither_file_nor_folder(place)):
             raise ConfigError(f"checkpoint {place} has {strange}; move it away, or score another checkpoint")
     run = read_saved(folder / "run.yaml")
     if run.model is None or run.dataset is None:

@@ -18,11 +18,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from loader.cli import entry_flags, refusing
-from loader.component import component_module, shipped
+from loader.command_line.entry import entry_flags, refusing
+from loader.command_line.parser import HyperArguments, RemembersGiven, flag
 from loader.errors import ConfigError, did_you_mean, quoted
-from loader.hyper import HyperArguments, RemembersGiven, flag
-from loader.run_config import RunConfig, resolve
+from loader.resolve.run_config import RunConfig, resolve
+from loader.schema.components import component_module, shipped
 
 DEFAULT_EPISODES = 50
 # Of the expert's full variation: enough that no two demonstrations are alike, little enough that the same start still

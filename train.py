@@ -19,12 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loader.cli import CONFIG_ERROR, CRASHED, print_problems, process_rank, refusing, run_config_or_exit
+from loader.checks.runtime_checks import check_batch, check_data, check_model
+from loader.command_line.entry import CONFIG_ERROR, CRASHED, print_problems, process_rank, refusing, run_config_or_exit
+from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
-from loader.hyper import HyperArguments
-from loader.resume import takes_newest, wants_resume
-from loader.run_config import RunConfig, with_dims
-from loader.suitable import check_batch, check_data, check_model
+from loader.resolve.run_config import RunConfig, with_dims
+from loader.resume.find_checkpoint import takes_newest, wants_resume
 from storage.checkpoints import checkpoints, recover, set_aside, sweep
 from storage.lock import RunLock
 
@@ -56,7 +56,7 @@ def carry_out(run: RunConfig, signals: Signals) -> Any:
     from transformers import set_seed
     from transformers.utils import logging
 
-    from loader.training_arguments import training_arguments
+    from loader.output.training_arguments import training_arguments
     from prepare import build_data, with_prepared_data
 
     args = refusing(training_arguments, run)
@@ -101,11 +101,11 @@ def carry_out(run: RunConfig, signals: Signals) -> Any:
 
 def train(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
     """Trains until the run's end, if it has not come to it already; the model is then what the run is kept for."""
-    from trainer.checkpoint_writer import SavesFailed
-    from trainer.launch import CannotDivide
-    from trainer.metric_names import UnknownMetric
-    from trainer.nonfinite import TrainingDiverged
-    from trainer.unusable import UnusableCheckpoint
+    from trainer.callbacks.metric_names import UnknownMetric
+    from trainer.checkpointing.async_writer import SavesFailed
+    from trainer.checkpointing.load_errors import UnusableCheckpoint
+    from trainer.distributed.launch_checks import CannotDivide
+    from trainer.optimization.nonfinite_guard import TrainingDiverged
 
     if checkpoint and (why := nothing_left(run, checkpoint, trainer.new_length)):
         if trainer.is_world_process_zero():
@@ -124,7 +124,7 @@ def train(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
 
 def save_final_model(trainer: Any) -> None:
     """Into the run's folder; a disk that will not take it costs nothing, since the last checkpoint stands."""
-    from trainer.checkpoint_writer import SavesFailed, is_storage_error
+    from trainer.checkpointing.async_writer import SavesFailed, is_storage_error
 
     try:
         trainer.save_model()
@@ -147,7 +147,7 @@ def save_final_model(trainer: Any) -> None:
 def chosen_checkpoint(run: RunConfig, trainer: Any) -> tuple[Path | None, dict[Path, str]]:
     """Where the run goes on, and which checkpoints it passes over, why: the first process reads every file, all take
     its word."""
-    from loader.resume import chosen
+    from loader.resume.find_checkpoint import chosen
 
     found: Any = None
     try:
@@ -172,7 +172,7 @@ def check_nobody_came(run: RunConfig, folder: Path) -> None:
 
 def leave_other_courses(run: RunConfig, checkpoint: Path | None, passed_over: dict[Path, str]) -> list[str]:
     """Renames the checkpoints that this run does not go on from, lest they pass for its own later; says so."""
-    from loader.resume import MODEL_ALONE, superseded
+    from loader.resume.find_checkpoint import MODEL_ALONE, superseded
 
     lines = []
     for path, why in passed_over.items():
@@ -199,7 +199,7 @@ def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
     half = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
     config, on_gpu, process = with_dims(run, bundle.dims), args.device.type == "cuda", run.process
     if process.is_pretrained or process.load_pretrain:
-        from loader.earlier_run import earlier_folder
+        from loader.resume.warm_start import earlier_folder
 
         process = replace(process, model_name_or_path=str(earlier_folder(run)))
     return build_adapted(run.model.module, config, process, autocast=half, on_gpu=on_gpu)
@@ -213,7 +213,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
     check_data(run, args, bundle)
     check_model(run, args, adapted.model)
     if run.logging is not None:
-        from trainer.loggers import logger_environment
+        from trainer.callbacks.csv_logger import logger_environment
 
         os.environ.update(logger_environment(run.logging, run.output_dir, args.report_to))
     sets = bundle.eval_datasets
@@ -237,8 +237,8 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
 
 def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
     """The RunConfig in the Trainer's words."""
-    from loader.earlier_run import first_optimizer
-    from trainer.loggers import log_folder
+    from loader.resume.warm_start import first_optimizer
+    from trainer.callbacks.csv_logger import log_folder
     from trainer.settings import Settings
 
     process, logging = run.process, run.logging
@@ -286,8 +286,8 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
 
 def schedule_plan(run: RunConfig) -> Any:
     """The learning rate's course."""
-    from loader.checks import takes_epochs, warmup
-    from trainer.schedule_plan import SchedulePlan
+    from loader.checks.static_checks import takes_epochs, warmup
+    from trainer.optimization.lr_scheduler_config import SchedulePlan
 
     return SchedulePlan(
         name=run.hyper.lr_scheduler_type,
@@ -305,7 +305,7 @@ def schedule_plan(run: RunConfig) -> Any:
 
 def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
     """How samples are written in mid-training, or None; a ValueError where a prompt cannot be read or is too long."""
-    from trainer.samples import Sampling, prompt_ids, room_after
+    from trainer.callbacks.text_samples import Sampling, prompt_ids, room_after
 
     process = run.process
     if not process.sample_tokens or not bundle.eval_datasets:
@@ -336,7 +336,7 @@ def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
 
 def averaging(run: RunConfig) -> Any:
     """The settings of the averaged weights, or None."""
-    from loader.sections import EmaSection
+    from loader.schema.sections import EmaSection
 
     return (run.ema or EmaSection()) if run.process.using_ema else None
 
@@ -344,8 +344,8 @@ def averaging(run: RunConfig) -> Any:
 def change_on_resume(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, checkpoint: Path | None) -> list[str]:
     """What a resumed run was given otherwise than the run that wrote its checkpoint reaches the Trainer, and
     `resumed.json`; the lines that say so. A ValueError where the run may not go on."""
-    from loader.earlier_run import changed_data
-    from loader.resume_contract import resume_changes
+    from loader.resume.compatibility import resume_changes
+    from loader.resume.warm_start import changed_data
 
     if checkpoint is None:
         return []
@@ -369,7 +369,7 @@ def change_on_resume(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, ch
 
 def optimizer_plan(run: RunConfig, adapted: Any) -> Any:
     """The optimizer of an earlier run over this run's model."""
-    from trainer.resuming import OptimizerPlan
+    from trainer.optimization.hparam_changes import OptimizerPlan
 
     arguments = {name: getattr(run.hyper, name) for name in OPTIMIZER_ARGUMENTS}
     arguments["optim_args"] = run.trainer.get("optim_args")
@@ -381,7 +381,7 @@ def settle_batch_size(run: RunConfig, trainer: Any, checkpoint: Path | None) -> 
     """`tune_batch_size`: the largest batch that fits; a resumed run keeps the size of its checkpoint."""
     if not run.process.tune_batch_size:
         return
-    from trainer.batch_size import tune_batch_size
+    from trainer.batch_size_finder import tune_batch_size
 
     if checkpoint is not None:
         size = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["train_batch_size"]
@@ -392,20 +392,20 @@ def settle_batch_size(run: RunConfig, trainer: Any, checkpoint: Path | None) -> 
 
 def recorded(run: RunConfig, trainer: Any, adapted: Any) -> str:
     """run.yaml: the configuration with its origins, headed by what was chosen while the run was set up."""
-    from loader import show
+    from loader.output import render
 
     effective = dict(adapted.effective)
     if run.process.tune_batch_size:
         effective["per_device_train_batch_size"] = str(trainer.args.per_device_train_batch_size)
     head = "".join(f"# effective: {name} {value}\n" for name, value in effective.items())
-    return f"{head}{show.as_yaml(run)}{show.END}"
+    return f"{head}{render.as_yaml(run)}{render.END}"
 
 
 def nothing_left(run: RunConfig, checkpoint: Path, new_length: int | None = None) -> str | None:
     """Why a resumed run has nothing to train: its last step is done, or it had stopped early."""
-    from loader.resume import finished
-    from trainer.early_stopping import already_stopped
-    from trainer.unfinished import unfinished
+    from loader.resume.find_checkpoint import finished
+    from trainer.callbacks.early_stopping import already_stopped
+    from trainer.checkpointing.pending_work import unfinished
 
     if unfinished(checkpoint):
         return None

@@ -22,7 +22,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from benchmarks.train_step import Chunks, network, same, synchronize
-from trainer.ema import AveragedWeights
+from trainer.optimization.ema import AveragedWeights
 from trainer.trainer import Trainer
 
 BLOCK = 4  # steps; the first of each is not counted, since it finds the other kind's data in the caches

@@ -42,8 +42,8 @@ from transformers import TrainerCallback, TrainingArguments
 import data.text
 from data.bundle import Bundle
 from models import gpt
-from trainer.optimizers import parameter_groups
-from trainer.schedule_plan import SchedulePlan
+from trainer.optimization.lr_scheduler_config import SchedulePlan
+from trainer.optimization.optimizers import parameter_groups
 from trainer.settings import Settings
 from trainer.trainer import Trainer
 

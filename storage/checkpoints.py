@@ -7,8 +7,8 @@ import re
 import socket
 from pathlib import Path
 
-from .atomic import LEAVING, REPLACED, discard
-from .lock import is_alive
+from storage.atomic import LEAVING, REPLACED, discard
+from storage.lock import is_alive
 
 CHECKPOINT = re.compile(r"checkpoint-(0|[1-9]\d*)")
 STAGING = ".saving-"

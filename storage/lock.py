@@ -29,8 +29,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import small_files
-from .atomic import write_text
+from storage import safe_read
+from storage.atomic import write_text
 
 try:
     import fcntl
@@ -223,7 +223,7 @@ class RunLock:
     def _content(self) -> bytes | None:
         """The lock file's bytes; None: there is none. What cannot be read counts as a file of that error's text."""
         try:
-            return small_files.read(self.path, LARGEST)  # opened anew it shows what other machines wrote, on NFS too
+            return safe_read.read(self.path, LARGEST)  # opened anew it shows what other machines wrote, on NFS too
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -278,7 +278,7 @@ class RunLock:
         into the one that has no name any more.
         """
         try:
-            descriptor = os.open(self.path, os.O_RDWR | small_files.AT_ONCE)
+            descriptor = os.open(self.path, os.O_RDWR | safe_read.AT_ONCE)
         except FileNotFoundError:  # deleted by hand
             return self._put_back()
         try:

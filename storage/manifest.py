@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from . import small_files
-from .atomic import give_usual_rights, remove, sync_folder, sync_tree, write_json
+from storage import safe_read
+from storage.atomic import give_usual_rights, remove, sync_folder, sync_tree, write_json
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -89,11 +89,11 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / NAME
     try:
         if path.is_symlink():
-            raise small_files.NoFile
-        content = small_files.read_json(path, LARGEST)
+            raise safe_read.NoFile
+        content = safe_read.read_json(path, LARGEST)
     except FileNotFoundError:
         raise ValueError(f"has no {NAME}") from None
-    except small_files.NoFile:
+    except safe_read.NoFile:
         raise ValueError(f"has a {NAME} that is no manifest") from None
     except OSError as error:
         raise ValueError(f"{UNREADABLE}: {NAME}: {error.strerror}") from error

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import small_files
-from .manifest import UNREADABLE
+from storage import safe_read
+from storage.manifest import UNREADABLE
 
 MOST = 2**53  # as far as JSON's numbers count; a step, an epoch or a sum of seconds has less
 INFINITE = ("inf", "-inf", "nan")
@@ -23,12 +23,12 @@ def fault(checkpoint: Path) -> str | None:
     found: dict[str, Any] = {}
     for name, shape in FILES.items():
         try:
-            found[name] = small_files.read_json(checkpoint / name)
+            found[name] = safe_read.read_json(checkpoint / name)
         except FileNotFoundError:
             if name in NEEDED:
                 return f"has no {name}"
             continue
-        except (small_files.NoFile, ValueError):
+        except (safe_read.NoFile, ValueError):
             return f"has a damaged {name}"
         except OSError as error:
             return f"has {name}, which {UNREADABLE}: {error.strerror}"
@@ -72,7 +72,7 @@ def is_positive(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Also one that is not finite: as Python's json writes it, or as `trainer.state_files` does."""
+    """Also one that is not finite: as Python's json writes it, or as `trainer.serialization.state_dict_io` does."""
     if isinstance(value, dict):
         return value.get("$float") in INFINITE and len(value) == 1
     return type(value) is float or is_whole(value)
@@ -120,7 +120,8 @@ def each_value(shape: Any) -> Callable[[Any], bool]:
 
 # ---- the files ----
 
-# Of `trainer.positions`, `trainer.keep` and `trainer.early_stopping`, which keep them among transformers' callbacks.
+# Of `trainer.dataloading.resume_position`, `trainer.callbacks.model_checkpoint` and `trainer.callbacks.early_stopping`,
+# which keep them among transformers' callbacks.
 POSITION, KEPT, STOPPING = "position in the data", "kept checkpoints", "early stopping on "
 
 OF_POSITION = {

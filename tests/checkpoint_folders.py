@@ -2,7 +2,7 @@
 
 import json
 
-from loader import show
+from loader.output import render
 from storage import manifest
 
 STEP, TOTAL, STEPS_PER_EPOCH = 40, 100, 25
@@ -29,7 +29,7 @@ def write_checkpoint(folder, run, batch=(8, 1, 1), step=STEP, total=TOTAL, cours
     for name, value in files.items():
         (checkpoint / f"{name}.json").write_text(json.dumps(value))
     (checkpoint / "model.safetensors").write_bytes(b"weights")
-    (checkpoint / "run.yaml").write_text(show.as_yaml(run) + show.END)
+    (checkpoint / "run.yaml").write_text(render.as_yaml(run) + render.END)
     names = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
     manifest.write(checkpoint, step=step, **dict(zip(names, batch, strict=True)))
     return checkpoint

@@ -133,11 +133,11 @@ COMMANDS = (["--check"],) * 6 + (["--print_config"], ["--print_config", "json"],
 @cache
 def key_paths() -> tuple[str, ...]:
     """Every key there is: ours, those of sections and components, and other systems' words."""
-    from loader.component import component_module, shipped
-    from loader.schema import keys_of, yaml_keys
-    from loader.sections import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS
-    from loader.vocabulary import TABLE
-    from loader.words import word_paths
+    from loader.schema.components import component_module, shipped
+    from loader.schema.keys import keys_of, yaml_keys
+    from loader.schema.sections import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS
+    from loader.sources.alias_flags import word_paths
+    from loader.sources.key_aliases import TABLE
 
     found = {*yaml_keys(), *TABLE, *word_paths()}
     for section, kind in {**FREE_SECTIONS, **OPTIONAL_SECTIONS}.items():
@@ -150,7 +150,7 @@ def key_paths() -> tuple[str, ...]:
 
 @cache
 def flags() -> tuple[str, ...]:
-    from loader.hyper import argument_parser
+    from loader.command_line.parser import argument_parser
 
     found = set(argument_parser()._option_string_actions) - {"--help", "-h", "--print_schema", "--print-schema"}
     return tuple(sorted(found))
@@ -167,9 +167,9 @@ NUMBERS = (0, 1, 2, 3, 10**6, 2**31, 2**63, 10**30, 10**308, 0.5, 0.999, 1e-300,
 @cache
 def fitting(path: str) -> st.SearchStrategy:
     """Values of the type that a key takes, most of them unreasonable: what is refused later than by its type."""
-    from loader.schema import keys_of, scalar_keys
-    from loader.sections import FREE_SECTIONS, OPTIONAL_SECTIONS
-    from loader.validate import members
+    from loader.resolve.type_check import members
+    from loader.schema.keys import keys_of, scalar_keys
+    from loader.schema.sections import FREE_SECTIONS, OPTIONAL_SECTIONS
 
     section, _, name = path.rpartition(".")
     keys = keys_of({**FREE_SECTIONS, **OPTIONAL_SECTIONS}[section]) if section in SECTIONS_OF_OURS else scalar_keys()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loader.cli import run_config_or_exit
+from loader.command_line.entry import run_config_or_exit
 
 SHARED = Path(os.environ.get("KEEL_SHARED", Path(__file__).resolve().parent.parent.parent / "shared"))
 FENCE = re.compile(r"^([ \t]*)```([\w+-]*)[ \t]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)

@@ -109,11 +109,11 @@ def _carried_out(train, request, log):
 
 def _prepare(event, step, number, what):
     from storage import manifest
-    from trainer import checkpoint_writer
+    from trainer.checkpointing import async_writer
     from trainer.trainer import _Hooks
 
     if event in ("publish", "published"):
-        _around(checkpoint_writer, "publish", event, lambda staged, final: final.name == f"checkpoint-{step}", what)
+        _around(async_writer, "publish", event, lambda staged, final: final.name == f"checkpoint-{step}", what)
     elif event in ("final", "finished"):
         _around(manifest, "publish_into", event, lambda *arguments, **facts: True, what)
     else:

@@ -79,15 +79,15 @@ class Trouble(TrainerCallback):
 
 
 def fill_the_disk_once():
-    from trainer import state_files
+    from trainer.serialization import state_dict_io
 
-    write = state_files.write
+    write = state_dict_io.write
 
     def full(*arguments):
-        state_files.write = write
+        state_dict_io.write = write
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    state_files.write = full
+    state_dict_io.write = full
 
 
 def watch_writes(path):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from observed import ARRIVES, OBSERVED, ONLY_ARRIVES, PASSED_ON, REFUSED
 
-from loader import component, schema, sections
-from loader.trainer_fields import trainer_fields
+from loader.schema import components, sections
+from loader.schema.keys import TAKEN_OVER, keys_of, scalar_keys
+from loader.schema.training_arguments_fields import trainer_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERYWHERE = {"training_config"}  # a flag that no file may hold; observed all the same
@@ -18,18 +19,18 @@ EVERYWHERE = {"training_config"}  # a flag that no file may hold; observed all t
 
 def every_key():
     """Key paths, as they are written in YAML, of all that a training file may hold."""
-    keys = [name for name in schema.scalar_keys() if name not in schema.TAKEN_OVER and name not in EVERYWHERE]
+    keys = [name for name in scalar_keys() if name not in TAKEN_OVER and name not in EVERYWHERE]
     declared = {**sections.FREE_SECTIONS, **sections.OPTIONAL_SECTIONS}
     declared |= {name: kind for name, kind in sections.LIST_SECTIONS.items() if kind is not None}
     for section, kind in declared.items():
-        keys += [f"{section}.{name}" for name in schema.keys_of(kind)]
+        keys += [f"{section}.{name}" for name in keys_of(kind)]
     keys += [name for name, kind in sections.LIST_SECTIONS.items() if kind is None]
     for section in sections.COMPONENTS:
         keys.append(f"{section}.name")
-        for name in component.shipped(section):
-            config = component.component_module(section, name).Config
+        for name in components.shipped(section):
+            config = components.component_module(section, name).Config
             # The networks share names, and each must see its own.
-            keys += [f"{section}({name}).{key}" for key in schema.keys_of(config)]
+            keys += [f"{section}({name}).{key}" for key in keys_of(config)]
     return [*keys, "extends"]
 
 

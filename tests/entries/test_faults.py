@@ -18,9 +18,11 @@ from text_sets import write_set
 
 import train
 from storage import manifest
-from trainer import callbacks, checkpoint_writer, state_files
-from trainer.keep import KeepCheckpoints
-from trainer.run_differences import differences
+from trainer.callbacks import progress
+from trainer.callbacks.model_checkpoint import KeepCheckpoints
+from trainer.checkpointing import async_writer
+from trainer.serialization import state_dict_io
+from trainer.tools.run_differences import differences
 
 pytestmark = pytest.mark.slow
 
@@ -287,9 +289,9 @@ def failing(monkeypatch, owner, name, error, at):
 
 
 PLACES = {
-    "tensors": (state_files, "save_file"),
-    "manifest": (checkpoint_writer.manifest, "write"),
-    "rename": (checkpoint_writer, "publish"),
+    "tensors": (state_dict_io, "save_file"),
+    "manifest": (async_writer.manifest, "write"),
+    "rename": (async_writer, "publish"),
 }
 NUMBERS = {"ENOSPC": errno.ENOSPC, "EDQUOT": errno.EDQUOT, "EROFS": errno.EROFS, "EACCES": errno.EACCES}
 
@@ -335,8 +337,8 @@ def test_a_disk_that_is_slower_than_the_training(home, tmp_path, monkeypatch, ba
         told.append(state.global_step)
         hear(self, state)
 
-    real, hear, told = checkpoint_writer.publish, KeepCheckpoints.after_save, []
-    monkeypatch.setattr(checkpoint_writer, "publish", slowly)
+    real, hear, told = async_writer.publish, KeepCheckpoints.after_save, []
+    monkeypatch.setattr(async_writer, "publish", slowly)
     monkeypatch.setattr(KeepCheckpoints, "after_save", heard)
     out = tmp_path / "out"
     trained(home, out, "--save_total_limit", "2", "--set", f"save_in_background={background}")
@@ -436,7 +438,7 @@ def test_a_disk_without_room_for_a_line(home, small_disk, capsys):
     each = disk_use(home / "whole" / "checkpoint-4")
     rest = disk_use(home / "whole") - sum(disk_use(path) for path in (home / "whole").glob("checkpoint-*"))
     place = small_disk(rest + each * 5)
-    real = checkpoint_writer.publish
+    real = async_writer.publish
 
     def fill_after_two(staged, final):
         real(staged, final)
@@ -447,7 +449,7 @@ def test_a_disk_without_room_for_a_line(home, small_disk, capsys):
                     file.flush()
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(checkpoint_writer, "publish", fill_after_two)
+        patch.setattr(async_writer, "publish", fill_after_two)
         trained(home, place / "out")
     shown = capsys.readouterr().err
     assert left.value.code == 1 and "Traceback" not in shown, shown
@@ -467,8 +469,8 @@ def test_lines_wait_for_a_disk_that_takes_none(home, tmp_path, capsys, monkeypat
             raise disk_error(errno.ENOSPC)
         real(path, text)
 
-    real, calls = callbacks.append, []
-    monkeypatch.setattr(callbacks, "append", append)
+    real, calls = progress.append, []
+    monkeypatch.setattr(progress, "append", append)
     trained(home, tmp_path / "out")
     told = [line for line in capsys.readouterr().err.splitlines() if "metrics.jsonl" in line]
     assert len(told) == 1 and "No space left on device" in told[0]

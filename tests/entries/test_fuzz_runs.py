@@ -20,9 +20,9 @@ from text_sets import write_set
 from transformers.utils import logging
 
 import train
-from loader.schema import scalar_keys
-from loader.sections import OPTIONAL_SECTIONS
-from loader.validate import members
+from loader.resolve.type_check import members
+from loader.schema.keys import scalar_keys
+from loader.schema.sections import OPTIONAL_SECTIONS
 
 pytestmark = pytest.mark.slow
 

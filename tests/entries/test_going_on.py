@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from small_runs import SmallRuns, weights
 
 import train
-from loader.resume import fault
+from loader.resume.find_checkpoint import fault
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 

@@ -11,7 +11,7 @@ from small_runs import SmallRuns
 
 import eval as evaluation
 import train
-from loader import resume
+from loader.resume import find_checkpoint
 from storage import manifest
 
 pytestmark = pytest.mark.slow
@@ -164,7 +164,7 @@ def test_a_state_that_no_run_would_have_written_is_no_whole_checkpoint(out, name
     for place, value in [(place, value) for place, values in EDITS[name].items() for value in values]:
         (checkpoint / name).write_text(whole)
         edit(checkpoint, name, place, value)
-        why = resume.fault(checkpoint)
+        why = find_checkpoint.fault(checkpoint)
         assert why is not None and name in why and why.isprintable() and len(why) < 200, (place, value)
 
 
@@ -173,14 +173,14 @@ def test_whole_files_that_are_something_else(out, name):
     for text in ("null", "7", '"x"', "[" * 100_000, "9" * 10_000, "\0", "", '{"a": 1}', "[1]"):
         (out / "checkpoint-4" / name).write_text(text)
         sign(out / "checkpoint-4")
-        assert name in resume.fault(out / "checkpoint-4"), text[:20]
+        assert name in find_checkpoint.fault(out / "checkpoint-4"), text[:20]
 
 
 def test_what_a_run_writes_is_whole(out):
     for value in (INFINITE, NOT_A_NUMBER):  # a loss may be so
         edit(out / "checkpoint-4", "trainer_state.json", "log_history/0/eval_loss", value)
         edit(out / "checkpoint-4", "log_interval.json", "loss", {"$float": str(value)})
-        assert resume.fault(out / "checkpoint-4") is None
+        assert find_checkpoint.fault(out / "checkpoint-4") is None
 
 
 def test_auto_passes_over_it_and_a_named_one_is_refused(out, start):

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from small_runs import STEPS_PER_EPOCH, SmallRuns, weights
 from torch import nn
 
-from loader.run_config import resolve
+from loader.resolve.run_config import resolve
 from models.mlp.network import MLP
-from trainer import checkpoint_writer
+from trainer.checkpointing import async_writer
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 
@@ -357,7 +357,7 @@ def test_what_loggers_are_told(run, monkeypatch):
     words = {"PROJECT": "p", "ENTITY": "e", "RUN_GROUP": "g", "NOTES": "a note", "LOG_MODEL": "checkpoint"}
     assert {name: os.environ.get(f"WANDB_{name}") for name in words} == words
     assert args.run_name == "n" and args.report_to == ["wandb"]
-    monkeypatch.setattr("loader.names.backend_is_installed", lambda name: True)
+    monkeypatch.setattr("loader.checks.plugin_names.backend_is_installed", lambda name: True)
     args = run("logging: {name: n, project: p}\nreport_to: trackio", out="trackio", max_steps=1).args
     assert (args.run_name, args.project, args.report_to) == ("n", "p", ["trackio"])
 
@@ -389,13 +389,13 @@ def test_devices(run, capfd, monkeypatch):
 
 
 def test_who_writes_checkpoints_and_how_often_that_may_fail(run, monkeypatch):
-    threads, wrote = [], checkpoint_writer.write
+    threads, wrote = [], async_writer.write
 
     def write(save):
         threads.append(threading.current_thread().name)
         wrote(save)
 
-    monkeypatch.setattr(checkpoint_writer, "write", write)
+    monkeypatch.setattr(async_writer, "write", write)
     every = "save_strategy: steps\nsave_steps: 2"
     run(every)
     run(f"{every}\nsave_in_background: false", out="waiting")
@@ -405,7 +405,7 @@ def test_who_writes_checkpoints_and_how_often_that_may_fail(run, monkeypatch):
         threads.append(save.step)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_writer, "write", full)
+    monkeypatch.setattr(async_writer, "write", full)
     for allowed, steps in ((1, [2]), (2, [2, 4])):
         threads.clear()
         with pytest.raises(SystemExit) as left:

@@ -161,7 +161,7 @@ def test_while_it_is_imported():
         "import os, runpy, signal, sys\n"
         "class Told:\n"
         "    def find_spec(self, name, *more):\n"
-        "        if name == 'loader.cli': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        if name == 'loader.command_line.entry': os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.meta_path.insert(0, Told())\n"
         "runpy.run_path('train.py', run_name='__main__')\n"
     )

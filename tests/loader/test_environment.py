@@ -2,8 +2,8 @@
 
 import pytest
 
-from loader import checks
-from loader.run_config import resolve
+from loader.checks import static_checks
+from loader.resolve.run_config import resolve
 
 TEXT = "task_name: text\nmodel_config: gpt\nmax_steps: 10\ndataset: {path: a}\n"
 
@@ -17,7 +17,7 @@ def said(in_root, tmp_path, monkeypatch):
             for name, value in environment.items():
                 patch.setenv(name, value)
             (tmp_path / "run.yaml").write_text(f"{TEXT}output_dir: {tmp_path / 'out'}\n{text}\n")
-            found = checks.check_run(resolve(training_config=tmp_path / "run.yaml"))
+            found = static_checks.check_run(resolve(training_config=tmp_path / "run.yaml"))
         return [line for line in found if "in the environment" in line]
 
     return problems

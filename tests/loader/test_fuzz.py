@@ -15,7 +15,7 @@ from audited import watching
 from configurations import cases
 from hypothesis import HealthCheck, given, seed, settings
 
-from loader.cli import run_config_or_exit
+from loader.command_line.entry import run_config_or_exit
 
 EXAMPLES = int(os.environ.get("KEEL_FUZZ_EXAMPLES", "2000"))
 LONGEST = 20  # seconds; an answer takes a hundredth of one

@@ -2,11 +2,12 @@
 
 import pytest
 
-from loader import checks, show
+from loader.checks import static_checks
+from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
-from loader.global_batch import divisors
-from loader.hyper import HyperArguments
-from loader.run_config import read_saved, resolve
+from loader.output import render
+from loader.resolve.global_batch_size import divisors
+from loader.resolve.run_config import read_saved, resolve
 
 
 def batch(run):
@@ -88,7 +89,7 @@ def test_what_cannot_be(in_root, monkeypatch, flags, settings, processes, says):
 
 def test_what_is_printed_means_the_same_on_other_processes(in_root, write, monkeypatch):
     """run.yaml says what came out, and is solved anew by whoever reads it."""
-    text = show.as_yaml(resolve(HyperArguments(global_batch_size=24, max_steps=3)))
+    text = render.as_yaml(resolve(HyperArguments(global_batch_size=24, max_steps=3)))
     assert "# gradient_accumulation_steps: 3  # global_batch_size" in text
     assert batch(resolve(training_config=write(text))) == (8, 3)
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -100,5 +101,5 @@ def test_what_is_printed_means_the_same_on_other_processes(in_root, write, monke
 def test_the_summary_shows_the_product(in_root, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     run = resolve(HyperArguments(global_batch_size=24, output_dir=str(tmp_path / "out")))
-    assert checks.check_run(run) == []
-    assert "batch 6 per device × 2 accumulated × 2 processes = 24" in show.summary(run)
+    assert static_checks.check_run(run) == []
+    assert "batch 6 per device × 2 accumulated × 2 processes = 24" in render.summary(run)

@@ -5,11 +5,11 @@ import os
 import pytest
 import torch
 
+from loader.checks.devices import apply_hardware
+from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
-from loader.hardware import apply_hardware
-from loader.hyper import HyperArguments
-from loader.run_config import resolve
-from loader.training_arguments import training_arguments
+from loader.output.training_arguments import training_arguments
+from loader.resolve.run_config import resolve
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+from loader.command_line.parser import HyperArguments, help_text, parse_flags
 from loader.errors import ConfigError
-from loader.hyper import HyperArguments, help_text, parse_flags
 
 ADDED = {
     *("min_lr", "lr_decay_iters", "task_name", "training_config", "model_config"),

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from loader.installed import (
+from loader.schema.installed_classes import (
     _source,
     constructor_options,
     pytorch_optimizers,
@@ -49,7 +49,7 @@ def test_options_are_the_constructors():
     import torch
     from torch.optim import lr_scheduler
 
-    from trainer.optimizers import optimizer_class, package_optimizers, taken_options
+    from trainer.optimization.optimizers import optimizer_class, package_optimizers, taken_options
 
     for name in torch_schedulers():
         assert list(constructor_options("scheduler", name)) == parameters(
@@ -61,7 +61,7 @@ def test_options_are_the_constructors():
         for word in (name, name.lower()):
             try:
                 kind = optimizer_class(word)
-            except ValueError:  # not to be had; see trainer.optimizers
+            except ValueError:  # not to be had; see trainer.optimization.optimizers
                 continue
             assert list(constructor_options("optimizer", word)) == list(taken_options(kind)), word
 
@@ -69,7 +69,7 @@ def test_options_are_the_constructors():
 def test_options_of_the_trainers_schedules():
     from transformers.trainer_utils import SchedulerType
 
-    from trainer.schedule_plan import taken_options
+    from trainer.optimization.lr_scheduler_config import taken_options
 
     for each in SchedulerType:
         assert list(constructor_options("scheduler", each.value)) == list(taken_options(each.value)), each.value
@@ -82,7 +82,7 @@ def test_what_is_not_known_is_none():
 
 
 def test_a_package_that_is_not_installed_has_no_names(monkeypatch):
-    monkeypatch.setattr("loader.installed._folder", lambda package: None)
+    monkeypatch.setattr("loader.schema.installed_classes._folder", lambda package: None)
     for each in (_source, pytorch_optimizers, torch_optimizers):
         each.cache_clear()
     try:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from loader.cli import in_words, refusing, run_config_or_exit
+from loader.command_line.entry import in_words, refusing, run_config_or_exit
 
 
 def said(capsys, build, *arguments):

@@ -8,10 +8,12 @@ import sys
 import pytest
 import yaml
 
-from loader import checks, resume, show
+from loader.checks import static_checks
+from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
-from loader.hyper import HyperArguments
-from loader.run_config import resolve, with_dims
+from loader.output import render
+from loader.resolve.run_config import resolve, with_dims
+from loader.resume import find_checkpoint
 
 STATE = "sim_transfer_cube_state"
 
@@ -55,8 +57,8 @@ def test_naming_default_yaml_changes_nothing(in_root):
 
 
 def test_default_yaml_has_every_process_key_at_its_default(in_root):
-    from loader.process import ProcessArguments
-    from loader.schema import keys_of
+    from loader.schema.keys import keys_of
+    from loader.schema.process_arguments import ProcessArguments
 
     written = yaml.safe_load((in_root / "configs/training/default.yaml").read_text())
     assert written == {name: key.default for name, key in keys_of(ProcessArguments).items()}
@@ -65,8 +67,8 @@ def test_default_yaml_has_every_process_key_at_its_default(in_root):
 def test_the_documents_process_keys_are_all_there(shared):
     import re
 
-    from loader.process import ProcessArguments
-    from loader.schema import keys_of
+    from loader.schema.keys import keys_of
+    from loader.schema.process_arguments import ProcessArguments
 
     text = next((shared / "specs").glob("001*")).read_text()
     section = text.split("### Stable Process Parameters")[1].split("## Creating")[0]
@@ -217,16 +219,16 @@ def test_an_outside_component_and_its_own_failing_import(in_root, write, tmp_pat
 
 def problems(*settings, **flags):
     try:
-        return "\n".join(checks.check_run(resolve(HyperArguments(**flags), list(settings))))
+        return "\n".join(static_checks.check_run(resolve(HyperArguments(**flags), list(settings))))
     except ConfigError as error:
         return str(error)
 
 
 def test_process_keys_nothing_can_use_are_refused(in_root):
     """Nothing is silently dead: each key is live for the chosen parts, or only its neutral value is accepted."""
-    from loader.live_keys import TRAINER_PROCESS_KEYS, adaptation
-    from loader.process import SWITCHES, ProcessArguments
-    from loader.schema import keys_of
+    from loader.checks.unused_keys import TRAINER_PROCESS_KEYS, adaptation
+    from loader.schema.keys import keys_of
+    from loader.schema.process_arguments import SWITCHES, ProcessArguments
 
     run = resolve()
     live = TRAINER_PROCESS_KEYS | adaptation().PROCESS_KEYS
@@ -273,7 +275,7 @@ def test_names_read_from_source_are_those_of_the_packages():
     import torch
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    from loader.installed import reporting_backends, torch_optimizers
+    from loader.schema.installed_classes import reporting_backends, torch_optimizers
 
     assert set(reporting_backends()) == set(INTEGRATION_TO_CALLBACK)
     classes = {name for name, kind in vars(torch.optim).items() if isinstance(kind, type)} - {"Optimizer"}
@@ -295,8 +297,8 @@ def test_the_later_of_two_lengths_wins(in_root, write):
     path = write("max_steps: 500\nwarmup_steps: 100\n")
     assert resolve(training_config=path).hyper.max_steps == 500
     longer = resolve(HyperArguments(num_train_epochs=3.0, warmup_ratio=0.25), training_config=path)
-    assert longer.hyper.max_steps == -1 and checks.warmup(longer) == 0.25
-    assert checks.warmup(resolve(HyperArguments(warmup_ratio=0.25))) == 0.25
+    assert longer.hyper.max_steps == -1 and static_checks.warmup(longer) == 0.25
+    assert static_checks.warmup(resolve(HyperArguments(warmup_ratio=0.25))) == 0.25
 
 
 def test_output_dir(in_root, tmp_path):
@@ -318,7 +320,11 @@ def test_output_dir(in_root, tmp_path):
 def test_checkpoints_are_ordered_by_step(tmp_path):
     for name in ("checkpoint-9", "checkpoint-100", "checkpoint-20", "checkpoint-x", "checkpoint-7.tmp"):
         (tmp_path / name).mkdir()
-    assert [path.name for path in resume.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-20", "checkpoint-100"]
+    assert [path.name for path in find_checkpoint.checkpoints(tmp_path)] == [
+        "checkpoint-9",
+        "checkpoint-20",
+        "checkpoint-100",
+    ]
 
 
 def test_model_dims_that_contradict_the_data_name_both_places(in_root, write):
@@ -332,14 +338,14 @@ def test_model_dims_that_contradict_the_data_name_both_places(in_root, write):
 
 def test_printed_configuration_is_a_valid_training_file_with_the_same_meaning(in_root, write):
     original = resolve(HyperArguments(max_steps=30, do_eval=False), ["model.kl_weight=2", "save_strategy=no"])
-    again = resolve(training_config=write(show.as_yaml(original)))
+    again = resolve(training_config=write(render.as_yaml(original)))
     assert again.hyper == original.hyper and again.process == original.process
     assert again.model.config == original.model.config and again.dataset.config == original.dataset.config
-    assert checks.check_run(again) == []
+    assert static_checks.check_run(again) == []
 
 
 def test_printed_json_has_value_and_origin(in_root):
-    shown = json.loads(show.as_json(resolve(HyperArguments(max_steps=30))))
+    shown = json.loads(render.as_json(resolve(HyperArguments(max_steps=30))))
     assert shown["max_steps"] == {"value": 30, "origin": "cli"}
     assert shown["model.hidden_dim"]["origin"].startswith("configs/model/act.yaml:")
 
@@ -348,13 +354,13 @@ def test_secrets_are_not_printed(in_root, monkeypatch):
     monkeypatch.setenv("A_TOKEN", "hunter2")
     run = resolve(settings=["hub_token=${env:A_TOKEN}"])
     assert run.trainer["hub_token"] == "hunter2"
-    assert "hunter2" not in show.as_yaml(run) + show.as_json(run)
+    assert "hunter2" not in render.as_yaml(run) + render.as_json(run)
 
 
 def test_schema_accepts_what_ships_and_refuses_what_is_wrong(in_root):
     import jsonschema
 
-    schema = show.json_schema()
+    schema = render.json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     for path in sorted(in_root.glob("configs/*/*.yaml")):
@@ -363,7 +369,7 @@ def test_schema_accepts_what_ships_and_refuses_what_is_wrong(in_root):
         assert path.read_text().startswith("# yaml-language-server: $schema=../schema.json"), path
     for wrong in ({"lerning_rate": 1}, {"bits": 5}, {"learning_rate": -1}, {"model": {"name": "act", "x": 1}}):
         assert list(validator.iter_errors(wrong)), wrong
-    from loader.schema import TAKEN_OVER, yaml_keys
+    from loader.schema.keys import TAKEN_OVER, yaml_keys
 
     assert set(schema["properties"]) == yaml_keys() - set(TAKEN_OVER) - {"training_config"} | {"training"}
 
@@ -375,7 +381,7 @@ def test_shipped_schema_is_the_printed_one(in_root):
     locked = (in_root / "constraints.txt").read_text()
     if f"transformers=={transformers.__version__}" not in locked:
         pytest.skip("another transformers than the locked one is installed")
-    assert json.loads((in_root / "configs/schema.json").read_text()) == json.loads(json.dumps(show.json_schema()))
+    assert json.loads((in_root / "configs/schema.json").read_text()) == json.loads(json.dumps(render.json_schema()))
 
 
 @pytest.mark.parametrize("flags", [["--help"], ["--check"], ["--print_config"], ["--print_schema"]])
@@ -397,7 +403,7 @@ def test_answers_without_importing_torch_or_transformers(in_root, tmp_path, flag
 
 
 def reloaded(run, write):
-    return resolve(training_config=write(show.as_yaml(run), "again.yaml"))
+    return resolve(training_config=write(render.as_yaml(run), "again.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -414,7 +420,7 @@ def reloaded(run, write):
     ],
 )
 def test_a_printed_configuration_means_the_same_when_read_again(in_root, write, text, flags):
-    from loader.training_arguments import argument_values
+    from loader.output.training_arguments import argument_values
 
     run = resolve(HyperArguments(**flags), training_config=write(text))
     again = reloaded(run, write)
@@ -424,10 +430,10 @@ def test_a_printed_configuration_means_the_same_when_read_again(in_root, write, 
 
 def test_a_flag_beats_the_evaluation_strategy_of_a_file(in_root, write):
     path = write("eval_strategy: no\n")
-    assert checks.evaluates(resolve(training_config=path)) == "no"
-    assert checks.evaluates(resolve(HyperArguments(do_eval=True), training_config=path)) == "steps"
+    assert static_checks.evaluates(resolve(training_config=path)) == "no"
+    assert static_checks.evaluates(resolve(HyperArguments(do_eval=True), training_config=path)) == "steps"
     assert (
-        checks.evaluates(resolve(HyperArguments(do_eval=False), training_config=write("eval_strategy: epoch\n")))
+        static_checks.evaluates(resolve(HyperArguments(do_eval=False), training_config=write("eval_strategy: epoch\n")))
         == "no"
     )
 

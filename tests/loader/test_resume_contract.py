@@ -9,20 +9,22 @@ from types import SimpleNamespace
 import pytest
 from checkpoint_folders import write_checkpoint
 
-from loader import checks, resume, resume_classes, show
-from loader.component import component_module, shipped
-from loader.hyper import HyperArguments
-from loader.rates import ignores_learning_rate
-from loader.resume_classes import EVALUATION, HARMLESS, IMPOSSIBLE, OCCASION, RULED, TRAJECTORY, class_of
-from loader.resume_contract import resume_changes
-from loader.resume_length import depends_on_length, ends_at_nothing
-from loader.resume_settings import settings_of
-from loader.run_config import read_saved, resolve
-from loader.schema import TAKEN_OVER, keys_of, scalar_keys
-from loader.sections import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS, SECTIONS, ParameterGroup
-from loader.trainer_fields import trainer_fields
+from loader.checks import static_checks
+from loader.command_line.parser import HyperArguments
+from loader.output import render
+from loader.resolve.derived import ignores_learning_rate
+from loader.resolve.run_config import read_saved, resolve
+from loader.resume import change_policy, find_checkpoint
+from loader.resume.change_policy import EVALUATION, HARMLESS, IMPOSSIBLE, OCCASION, RULED, TRAJECTORY, class_of
+from loader.resume.compatibility import resume_changes
+from loader.resume.config_diff import settings_of
+from loader.resume.schedule_length import depends_on_length, ends_at_nothing
+from loader.schema.components import component_module, shipped
+from loader.schema.keys import TAKEN_OVER, keys_of, scalar_keys
+from loader.schema.sections import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS, SECTIONS, ParameterGroup
+from loader.schema.training_arguments_fields import trainer_fields
 from storage import manifest
-from trainer import schedule_curves, schedule_plan, schedules
+from trainer.optimization import lr_curves, lr_scheduler, lr_scheduler_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCKED = f"transformers=={version('transformers')}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
@@ -72,7 +74,7 @@ def test_every_key_has_a_class():
 
 @pinned
 def test_every_field_of_training_arguments_is_listed_by_itself():
-    listed = set(itertools.chain(*resume_classes.KEYS.values()))
+    listed = set(itertools.chain(*change_policy.KEYS.values()))
     missing = [name for name in {*scalar_keys(), *trainer_fields()} if name not in {*listed, *TAKEN_OVER}]
     assert not missing, f"say in loader/resume_classes.py what a change of {', '.join(missing)} does to a resumed run"
 
@@ -80,7 +82,7 @@ def test_every_field_of_training_arguments_is_listed_by_itself():
 @pinned
 def test_every_listed_key_exists():
     known = {*scalar_keys(), *trainer_fields(), *SECTIONS, "extends"}
-    for key in itertools.chain(*resume_classes.KEYS.values()):
+    for key in itertools.chain(*change_policy.KEYS.values()):
         section, _, name = key.partition("(")
         component, _, own = name.partition(").")
         if name:
@@ -89,16 +91,16 @@ def test_every_listed_key_exists():
 
 
 def test_no_key_has_two_classes():
-    keys = list(itertools.chain(*resume_classes.KEYS.values()))
+    keys = list(itertools.chain(*change_policy.KEYS.values()))
     assert sorted(keys) == sorted(set(keys))
 
 
 def test_a_key_that_nobody_classed_is_noticed(monkeypatch):
-    monkeypatch.setitem(resume_classes.KEYS, TRAJECTORY, resume_classes.KEYS[TRAJECTORY][1:])
-    resume_classes.classes.cache_clear()
+    monkeypatch.setitem(change_policy.KEYS, TRAJECTORY, change_policy.KEYS[TRAJECTORY][1:])
+    change_policy.classes.cache_clear()
     assert unclassed() == ["seed"]
     monkeypatch.undo()
-    resume_classes.classes.cache_clear()
+    change_policy.classes.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_classes(key, kind):
     ],
 )
 def test_classes_of_an_optimizers_options(option, before, after, kind):
-    assert resume_classes.class_of_option(before, after, option) == kind
+    assert change_policy.class_of_option(before, after, option) == kind
 
 
 # ---- differences ----
@@ -158,7 +160,7 @@ def test_what_is_recorded_is_what_was_resolved(in_root, tmp_path):
     text = BASE + "using_ema: true\nparam_groups: [{pattern: head, lr_factor: 0.5}]\nearly_stopping: 3\nbf16: true\n"
     text += "accelerator_config: {even_batches: false}\nlora_enable: true\nglobal_batch_size: 16\n"
     run = resolve(training_config=file(tmp_path, "run", text))
-    saved = read_saved(file(tmp_path, "saved", show.as_yaml(run) + show.END))
+    saved = read_saved(file(tmp_path, "saved", render.as_yaml(run) + render.END))
     before, after = settings_of(saved), settings_of(run)
     other = {key for key in {**before, **after} if before.get(key) != after.get(key)}
     assert other <= {"num_train_epochs", "gradient_accumulation_steps", "per_device_train_batch_size"}
@@ -358,8 +360,8 @@ def test_a_schedule_without_the_learning_rate_is_known(scheduler, more, groups):
     )
 
     def rates(rate):
-        plan = schedule_plan.SchedulePlan(name, options, learning_rate=rate, **more)
-        return schedules.planned_rates(plan, 12, 4, [rate * each for each in groups])
+        plan = lr_scheduler_config.SchedulePlan(name, options, learning_rate=rate, **more)
+        return lr_scheduler.planned_rates(plan, 12, 4, [rate * each for each in groups])
 
     before, after = (list(itertools.chain(*rates(rate))) for rate in (1e-3, 3e-3))
     assert ignores_learning_rate(run) == (before == pytest.approx(after))
@@ -378,7 +380,7 @@ def test_a_learning_rate_that_would_do_nothing_is_refused(resumed, in_root, tmp_
 
     def problems(*settings):
         run = resolve(None, [f"output_dir={tmp_path / 'new'}", *settings], file(tmp_path, "fresh", text))
-        return [line for line in checks.check_run(run) if "would do nothing" in line]
+        return [line for line in static_checks.check_run(run) if "would do nothing" in line]
 
     assert problems() == []
     assert [line.split(":")[0] for line in problems("learning_rate=0.5", "resume_lr=0.1")] == [
@@ -489,20 +491,20 @@ MORE = [{}, {"warmup_ratio": 0.1}, {"lr_decay_iters": 90}, {"min_lr": 1e-6}]
 def test_what_is_said_of_a_schedule_is_what_its_rates_do(scheduler, more):
     """What `--check` knows without torch, against the rates themselves."""
     name, options = scheduler["name"], {key: value for key, value in scheduler.items() if key != "name"}
-    ends_itself = name in schedule_plan.FOLLOWS_METRIC or "min_lr" in scheduler
+    ends_itself = name in lr_scheduler_config.FOLLOWS_METRIC or "min_lr" in scheduler
     if (ends_itself and "min_lr" in more) or (name.startswith("constant") and {"min_lr", "lr_decay_iters"} & {*more}):
         pytest.skip("refused: it would do nothing, or say the same twice")
     hyper = {"lr_scheduler_type": name, "warmup_ratio": 0, "warmup_steps": 0, "lr_decay_iters": None, "min_lr": None}
     run = SimpleNamespace(hyper=SimpleNamespace(**{**hyper, **more}), scheduler=options, trainer={}, optimizer={})
-    plan = schedule_plan.SchedulePlan(
+    plan = lr_scheduler_config.SchedulePlan(
         name,
         options,
         warmup_steps=run.hyper.warmup_ratio,
         min_lr=run.hyper.min_lr,
         decay_steps=run.hyper.lr_decay_iters,
     )
-    assert depends_on_length(run) == schedules.depends_on_length(plan, 100, 200, 25)
-    end = schedules.Schedule(schedule_curves.stand_in_for([1e-3], 1e-3), plan, 100, 25)
+    assert depends_on_length(run) == lr_scheduler.depends_on_length(plan, 100, 200, 25)
+    end = lr_scheduler.Schedule(lr_curves.stand_in_for([1e-3], 1e-3), plan, 100, 25)
     if depends_on_length(run):
         assert ends_at_nothing(run) == (end.rate_at(100) < 1e-15)
 
@@ -586,13 +588,13 @@ def checkpoint(in_root, tmp_path):
 
 
 def test_a_whole_checkpoint(checkpoint):
-    assert resume.fault(checkpoint) is None and resume.fault(checkpoint, deep=True) is None
+    assert find_checkpoint.fault(checkpoint) is None and find_checkpoint.fault(checkpoint, deep=True) is None
 
 
 @pytest.mark.parametrize("name", ["optimizer.json", "scheduler.json", "rng-0.json", "run.yaml", "manifest.json"])
 def test_a_missing_file_is_named(checkpoint, name):
     (checkpoint / name).unlink()
-    assert resume.fault(checkpoint) == f"has no {name}"
+    assert find_checkpoint.fault(checkpoint) == f"has no {name}"
 
 
 def test_what_the_manifest_does_not_vouch_for_is_missing(checkpoint):
@@ -600,7 +602,7 @@ def test_what_the_manifest_does_not_vouch_for_is_missing(checkpoint):
     content = json.loads(path.read_text())
     del content["files"]["optimizer.json"]
     path.write_text(json.dumps(content))
-    assert resume.fault(checkpoint) == "has no optimizer.json"
+    assert find_checkpoint.fault(checkpoint) == "has no optimizer.json"
 
 
 def test_a_flipped_byte_shows_only_to_the_deep_look(checkpoint):
@@ -608,19 +610,19 @@ def test_a_flipped_byte_shows_only_to_the_deep_look(checkpoint):
     weights.write_bytes(bytes(2 * manifest.SMALL))
     manifest.write(checkpoint, step=40, world_size=1)
     weights.write_bytes(b"\1" + bytes(2 * manifest.SMALL - 1))
-    assert resume.fault(checkpoint) is None
-    assert "has a damaged model.safetensors" in resume.fault(checkpoint, deep=True)
+    assert find_checkpoint.fault(checkpoint) is None
+    assert "has a damaged model.safetensors" in find_checkpoint.fault(checkpoint, deep=True)
 
 
 def test_a_folder_of_another_step(checkpoint):
     other = checkpoint.rename(checkpoint.with_name("checkpoint-80"))
-    assert resume.fault(other) == "holds the state of step 40"
+    assert find_checkpoint.fault(other) == "holds the state of step 40"
 
 
 def test_pickles_are_refused_with_the_reason(checkpoint):
     (checkpoint / "manifest.json").unlink()
     (checkpoint / "optimizer.pt").write_bytes(b"\x80")
-    why = resume.fault(checkpoint)
+    why = find_checkpoint.fault(checkpoint)
     assert "pickles (optimizer.pt)" in why and "never loaded" in why and "begin a new run from its weights" in why
 
 
@@ -630,33 +632,37 @@ def test_auto_takes_the_newest_whole_one_and_says_what_it_skips(in_root, tmp_pat
     for step in (9, 40, 100):
         write_checkpoint(tmp_path / "out", run, step=step)
     (tmp_path / "out/checkpoint-100/optimizer.json").unlink()
-    assert resume.resume_target(run).name == "checkpoint-40"
-    assert {path.name: why for path, why in resume.chosen(run)[1].items()} == {
+    assert find_checkpoint.resume_target(run).name == "checkpoint-40"
+    assert {path.name: why for path, why in find_checkpoint.chosen(run)[1].items()} == {
         "checkpoint-100": "has no optimizer.json"
     }
-    assert checks.check_run(run) == []
+    assert static_checks.check_run(run) == []
 
 
 def test_auto_or_else_a_checkpoint_that_is_named(in_root, tmp_path):
     """What a job that is started again says, which may have been stopped before it had saved anything."""
     text = BASE + f"output_dir: {tmp_path / 'out'}\nresume_from_checkpoint: auto:{tmp_path / 'first/checkpoint-40'}\n"
     run = resolve(training_config=file(tmp_path, "run", text))
-    (problem,) = checks.check_run(run)
+    (problem,) = static_checks.check_run(run)
     assert "first/checkpoint-40` at" in problem and "is not a checkpoint folder" in problem
     named = write_checkpoint(tmp_path / "first", run)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/metrics.jsonl").write_text('{"step": 41}\n')
-    assert resume.chosen(run, deep=True)[0] == named and checks.check_run(run) == [] and resume.takes_newest(run)
+    assert (
+        find_checkpoint.chosen(run, deep=True)[0] == named
+        and static_checks.check_run(run) == []
+        and find_checkpoint.takes_newest(run)
+    )
     broken = write_checkpoint(tmp_path / "out", run, step=60)
     (broken / "optimizer.json").unlink()
-    assert resume.chosen(run, deep=True)[0] == named and checks.check_run(run) == []
+    assert find_checkpoint.chosen(run, deep=True)[0] == named and static_checks.check_run(run) == []
     newest = write_checkpoint(tmp_path / "out", run, step=50)
-    assert resume.chosen(run, deep=True)[0] == newest and checks.check_run(run) == []
+    assert find_checkpoint.chosen(run, deep=True)[0] == newest and static_checks.check_run(run) == []
 
 
 def test_check_says_what_a_start_would(in_root, tmp_path):
     text = BASE + f"output_dir: {tmp_path / 'out'}\n"
     write_checkpoint(tmp_path / "out", resolve(training_config=file(tmp_path, "run", text)))
     hyper = HyperArguments(resume_from_checkpoint="auto", seed=3, learning_rate=0.5)
-    (problem,) = checks.check_run(resolve(hyper, training_config=file(tmp_path, "run", text)))
+    (problem,) = static_checks.check_run(resolve(hyper, training_config=file(tmp_path, "run", text)))
     assert problem.startswith("`seed: 3` on the command line, and checkpoint-40 was trained with 42 (default)")

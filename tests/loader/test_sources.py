@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from loader.errors import ConfigError
-from loader.sources import read_scalar, read_yaml
-from loader.tree import SET
+from loader.sources.config_tree import SET
+from loader.sources.yaml_reader import read_scalar, read_yaml
 
 
 def write(tmp_path, text, name="x.yaml"):

@@ -9,13 +9,13 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from loader.checks import check_run
+from loader.checks.static_checks import check_run
+from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
-from loader.hyper import HyperArguments
-from loader.process import ProcessArguments
-from loader.run_config import resolve
-from loader.schema import TAKEN_OVER, keys_of, scalar_keys
-from loader.training_arguments import argument_values, training_arguments
+from loader.output.training_arguments import argument_values, training_arguments
+from loader.resolve.run_config import resolve
+from loader.schema.keys import TAKEN_OVER, keys_of, scalar_keys
+from loader.schema.process_arguments import ProcessArguments
 
 OWN = {*keys_of(HyperArguments), *keys_of(ProcessArguments)}
 PASSED = [name for name in scalar_keys() if name not in OWN and name not in TAKEN_OVER]

@@ -8,7 +8,7 @@ from audited import watching
 from documents import checked
 from fresh_interpreter import ROOT, python
 
-from loader import versions
+from loader.checks import versions
 from loader.errors import ConfigError
 
 

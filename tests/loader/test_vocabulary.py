@@ -3,12 +3,12 @@
 import pytest
 import yaml
 
-from loader import show
-from loader.checks import check_run, evaluates
+from loader.checks.static_checks import check_run, evaluates
+from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
-from loader.hyper import HyperArguments
-from loader.run_config import resolve
-from loader.training_arguments import argument_values
+from loader.output import render
+from loader.output.training_arguments import argument_values
+from loader.resolve.run_config import resolve
 
 LIGHTNING = """
 dataloader:
@@ -59,13 +59,13 @@ def test_lightning_sections_are_read_as_ours(read):
     # The value keeps the line it stands on, and the run says once what each word became.
     assert run.origins()["learning_rate"].endswith("run.yaml:10")
     assert any("lightning.lr" in note and "`learning_rate`: 0.0002" in note for note in run.notes)
-    assert "read as" in show.summary(run)
+    assert "read as" in render.summary(run)
 
 
 def test_what_is_printed_means_the_same_run(read, tmp_path):
     run = read(LIGHTNING)
     saved = tmp_path / "again.yaml"
-    saved.write_text(show.as_yaml(run))
+    saved.write_text(render.as_yaml(run))
     again = resolve(HyperArguments(), [], saved)
     assert again.hyper == run.hyper and again.trainer == run.trainer and again.scheduler == run.scheduler
     assert again.early_stopping == run.early_stopping and again.process == run.process
@@ -191,8 +191,8 @@ def test_loggers(read):
 
 def test_every_target_of_the_table_exists():
     """A word that is read as a key of ours which is no longer there would be an error of ours, not of the user's."""
-    from loader.schema import yaml_keys
-    from loader.vocabulary import TABLE, NotYet
+    from loader.schema.keys import yaml_keys
+    from loader.sources.key_aliases import TABLE, NotYet
 
     for path, home in TABLE.items():
         if isinstance(home, str) and not isinstance(home, NotYet):
@@ -200,7 +200,7 @@ def test_every_target_of_the_table_exists():
 
 
 def test_the_schema_knows_them(read):
-    properties = show.json_schema()["properties"]
+    properties = render.json_schema()["properties"]
     assert {"lightning", "trainer", "dataloader", "epochs", "early_stopping", "checkpointing", "ema"} <= set(properties)
     assert yaml.safe_load(LIGHTNING).keys() <= properties.keys()
 
@@ -248,7 +248,7 @@ def test_the_later_word_wins_in_every_vocabulary(read, text, setting, look, valu
 def test_a_printed_configuration_read_again_is_the_same_run(read, tmp_path, text, flags):
     run = read(text, **flags)
     assert check_run(run) == [] or "not installed" in check_run(run)[0]
-    (tmp_path / "again.yaml").write_text(show.as_yaml(run))
+    (tmp_path / "again.yaml").write_text(render.as_yaml(run))
     again = resolve(HyperArguments(), [], tmp_path / "again.yaml")
     for part in ("process", "trainer", "optimizer", "scheduler", "schedule", "early_stopping", "checkpointing"):
         assert getattr(again, part) == getattr(run, part), part
@@ -292,7 +292,9 @@ def test_looking_at_callbacks_imports_nothing(read):
     import subprocess
     import sys
 
-    code = "from loader.run_config import resolve; from loader.checks import check_run; import sys\n"
+    code = (
+        "from loader.resolve.run_config import resolve; from loader.checks.static_checks import check_run; import sys\n"
+    )
     code += "check_run(resolve(None, ['callbacks=[torch.optim.Foo]'])); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

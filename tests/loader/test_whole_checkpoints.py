@@ -3,8 +3,8 @@
 import pytest
 from checkpoint_folders import write_checkpoint
 
-from loader import resume
-from loader.run_config import resolve
+from loader.resolve.run_config import resolve
+from loader.resume import find_checkpoint
 from storage import manifest
 
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "adaptation.json")
@@ -35,17 +35,17 @@ def signed(checkpoint):
     ],
 )
 def test_what_is_not_there_is_missed(checkpoint, name):
-    assert resume.fault(checkpoint) is None
+    assert find_checkpoint.fault(checkpoint) is None
     (checkpoint / name).unlink()
-    assert resume.fault(signed(checkpoint)) == f"has no {name}"
+    assert find_checkpoint.fault(signed(checkpoint)) == f"has no {name}"
 
 
 def test_what_belongs_to_an_adapter_or_to_averages_is_missed_only_there(checkpoint):
     for name in (*ADAPTER, *AVERAGES):
         (checkpoint / name).unlink()
-    assert resume.fault(signed(checkpoint)) is None
+    assert find_checkpoint.fault(signed(checkpoint)) is None
     (checkpoint / "model.safetensors").unlink()
-    assert resume.fault(signed(checkpoint)) == "has no model weights"
+    assert find_checkpoint.fault(signed(checkpoint)) == "has no model weights"
 
 
 @pytest.mark.parametrize("name", ["optimizer-00001-of-00002.json", "global_step40/bf16_zero_optim_states.pt"])
@@ -53,4 +53,4 @@ def test_an_optimizers_state_in_parts_is_one(checkpoint, name):
     (checkpoint / "optimizer.json").unlink()
     (checkpoint / name).parent.mkdir(exist_ok=True)
     (checkpoint / name).write_text("{}")
-    assert resume.fault(signed(checkpoint)) is None
+    assert find_checkpoint.fault(signed(checkpoint)) is None

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import yaml
 
+from loader.command_line.parser import parse_flags
 from loader.errors import ConfigError
-from loader.hyper import parse_flags
-from loader.run_config import resolve
-from loader.words import WordArguments, word_paths
+from loader.resolve.run_config import resolve
+from loader.sources.alias_flags import WordArguments, word_paths
 from train import HyperArguments
 
 
@@ -45,7 +45,7 @@ DOCUMENTED = {
 
 
 def values(run):
-    from loader.tree import leaves
+    from loader.sources.config_tree import leaves
 
     return {path: node.plain() for path, node in leaves(run.tree)}
 
@@ -178,8 +178,8 @@ def test_words_in_a_file_mean_text(in_root, tmp_path):
 
 
 def test_exponential_falls_to_min_lr(in_root):
-    from trainer.schedule_plan import SchedulePlan
-    from trainer.schedules import planned_rates
+    from trainer.optimization.lr_scheduler import planned_rates
+    from trainer.optimization.lr_scheduler_config import SchedulePlan
 
     run = run_of("--dataset a --lr_scheduler exponential --max_iters 8 --warmup_iters 2 --lr_decay_iters 6")
     assert (run.schedule.interval, run.scheduler, run.hyper.min_lr) == ("step", {}, 1e-4)
@@ -247,10 +247,10 @@ def test_a_task_of_ones_own_stays(in_root):
 def test_resume_needs_only_the_folder(in_root, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    from loader import show
+    from loader.output import render
 
     first = run_of(f"--dataset books --out_dir {out} --n_layer 3 --max_iters 40 --warmup_iters 4")
-    (out / "run.yaml").write_text(show.as_yaml(first) + show.END)
+    (out / "run.yaml").write_text(render.as_yaml(first) + render.END)
     again = run_of(f"--init_from resume --out_dir {out}")
     assert again.hyper.resume_from_checkpoint == "newest"
     before, now = values(first), values(again)
@@ -269,18 +269,18 @@ def test_resume_needs_only_the_folder(in_root, tmp_path):
     ],
 )
 def test_what_check_sees_of_the_course(in_root, tmp_path, line, says):
-    from loader.checks import check_run
+    from loader.checks.static_checks import check_run
 
     found = check_run(run_of(f"--dataset shakespeare_char --out_dir {tmp_path / 'out'} {line}"))
     assert len(found) == 1 and says in found[0]
 
 
 def test_a_line_break_of_another_kind_survives(in_root, tmp_path):
-    from loader import show
+    from loader.output import render
 
     file = tmp_path / "again.yaml"
     given = parse_flags(["--dataset", "a", "--max_sample_tokens", "5", "--sample_start_tokens", "x\x85y\u2028"])
-    file.write_text(show.as_yaml(resolve(given.hyper, words=given.words)))
+    file.write_text(render.as_yaml(resolve(given.hyper, words=given.words)))
     assert resolve(training_config=file).process.sample_prompt == "x\x85y\u2028"
 
 

@@ -346,7 +346,7 @@ def test_half_precision_is_near_and_its_loss_is_not_half(keys):
 
 
 def test_averaged_weights_of_a_tied_model():
-    from trainer.ema import AveragedWeights
+    from trainer.optimization.ema import AveragedWeights
 
     model = small()
     before = {name: each.clone() for name, each in model.state_dict().items()}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_training import Regression, Samples, make_trainer
 
-from trainer import batch_size
-from trainer.batch_size import available_bytes, resident_bytes, restored, tune_batch_size
+from trainer import batch_size_finder
+from trainer.batch_size_finder import available_bytes, resident_bytes, restored, tune_batch_size
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 
@@ -113,9 +113,9 @@ def test_the_memory_of_a_cpu_is_respected(tmp_path, capfd, monkeypatch):
     nothing. 16 take 48 MB and are tried, 32 would take 96."""
     model = Restless()
     trainer = make_trainer(tmp_path, model, count=200)
-    monkeypatch.setattr(batch_size, "available_bytes", lambda: 100 * 10**6)
-    monkeypatch.setattr(batch_size, "resident_bytes", lambda: 10**9)
-    monkeypatch.setattr(batch_size, "peak_memory", lambda device: 10**9 + 3 * 10**6 * max(model.sizes))
+    monkeypatch.setattr(batch_size_finder, "available_bytes", lambda: 100 * 10**6)
+    monkeypatch.setattr(batch_size_finder, "resident_bytes", lambda: 10**9)
+    monkeypatch.setattr(batch_size_finder, "peak_memory", lambda device: 10**9 + 3 * 10**6 * max(model.sizes))
     assert tune_batch_size(trainer, 2, 128) == 16
     assert max(model.sizes) == 16  # 32 was never tried
     assert "twice as many would take 92 MB of the 48 MB that may be used" in capfd.readouterr().err
@@ -125,11 +125,11 @@ def test_what_does_not_grow_is_not_doubled(tmp_path, monkeypatch):
     """40 MB of gradients and optimizer state, 1 MB a sample, of 50 MB: 8 fit, 16 would not."""
     model = Restless()
     trainer = make_trainer(tmp_path, model, count=200)
-    monkeypatch.setattr(batch_size, "available_bytes", lambda: 100 * 10**6)
-    monkeypatch.setattr(batch_size, "resident_bytes", lambda: 0)
-    monkeypatch.setattr(batch_size, "peak_memory", lambda device: 10**6 * (40 + max(model.sizes)))
-    train = batch_size._train
-    monkeypatch.setattr(batch_size, "_train", lambda trainer, size: train(trainer, size) * 0 + 40 * 10**6)
+    monkeypatch.setattr(batch_size_finder, "available_bytes", lambda: 100 * 10**6)
+    monkeypatch.setattr(batch_size_finder, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(batch_size_finder, "peak_memory", lambda device: 10**6 * (40 + max(model.sizes)))
+    train = batch_size_finder._train
+    monkeypatch.setattr(batch_size_finder, "_train", lambda trainer, size: train(trainer, size) * 0 + 40 * 10**6)
     assert tune_batch_size(trainer, 2, 128) == 8
 
 
@@ -137,9 +137,9 @@ def test_processes_of_one_machine_share_its_memory(tmp_path, monkeypatch):
     model = Restless()
     trainer = make_trainer(tmp_path, model, count=200)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    monkeypatch.setattr(batch_size, "available_bytes", lambda: 100 * 10**6)
-    monkeypatch.setattr(batch_size, "resident_bytes", lambda: 0)
-    monkeypatch.setattr(batch_size, "peak_memory", lambda device: 3 * 10**6 * max(model.sizes))
+    monkeypatch.setattr(batch_size_finder, "available_bytes", lambda: 100 * 10**6)
+    monkeypatch.setattr(batch_size_finder, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(batch_size_finder, "peak_memory", lambda device: 3 * 10**6 * max(model.sizes))
     assert tune_batch_size(trainer, 2, 128) == 4
 
 
@@ -148,7 +148,7 @@ def test_gradients_and_optimizer_state_are_what_is_fixed(tmp_path):
     trainer = make_trainer(tmp_path, optim="adamw_torch")
     weights = [each.numel() for each in trainer.model.parameters()]
     with restored(trainer.model):
-        assert batch_size._train(trainer, 4) == 4 * (3 * sum(weights) + len(weights))
+        assert batch_size_finder._train(trainer, 4) == 4 * (3 * sum(weights) + len(weights))
 
 
 def test_whole_batches_are_fetched_as_a_loader_would(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 from safetensors import SafetensorError
 
 from storage import atomic, manifest
-from trainer import checkpoint_writer
-from trainer.checkpoint_writer import CheckpointWriter, Outcome, Save, failure_line
+from trainer.checkpointing import async_writer
+from trainer.checkpointing.async_writer import CheckpointWriter, Outcome, Save, failure_line
 
 
 def save(folder, write=lambda staged: (staged / "mine").write_text("1"), **options):
@@ -22,7 +22,7 @@ def fails(staged):
 
 def test_nobody_is_waited_for_for_ever(tmp_path, monkeypatch):
     """A process that has died beside this one writes no more and says nothing."""
-    monkeypatch.setattr(checkpoint_writer, "PATIENCE", 0.01)
+    monkeypatch.setattr(async_writer, "PATIENCE", 0.01)
     writer, alone = CheckpointWriter(), save(tmp_path, awaited=["mine", "theirs"])
     writer.begin(alone)
     try:
@@ -42,29 +42,29 @@ def test_one_of_several_that_fails_leaves_the_folder(tmp_path, part):
     first.staged.mkdir()
     first.write(first.staged)
     with pytest.raises(OSError, match="No space"):
-        checkpoint_writer.write(save(tmp_path, fails, **part))
+        async_writer.write(save(tmp_path, fails, **part))
     assert os.listdir(first.staged) == ["mine"]
     with pytest.raises(OSError, match="No space"):
-        checkpoint_writer.write(save(tmp_path, fails))
+        async_writer.write(save(tmp_path, fails))
     assert os.listdir(tmp_path) == []
 
 
 def test_a_part_is_no_checkpoint(tmp_path):
     part = save(tmp_path, publishes=False)
-    checkpoint_writer.write(part)
+    async_writer.write(part)
     assert os.listdir(tmp_path) == [part.staged.name] and os.listdir(part.staged) == ["mine"]
 
 
 def test_the_logs_are_on_disk_before_the_checkpoint_that_stands_for_their_lines(tmp_path, monkeypatch):
-    done, publish = [], checkpoint_writer.publish
-    monkeypatch.setattr(checkpoint_writer, "sync", lambda path: done.append(path.name))
+    done, publish = [], async_writer.publish
+    monkeypatch.setattr(async_writer, "sync", lambda path: done.append(path.name))
     monkeypatch.setattr(
-        checkpoint_writer, "publish", lambda staged, final: (done.append("published"), publish(staged, final))
+        async_writer, "publish", lambda staged, final: (done.append("published"), publish(staged, final))
     )
     logs = [tmp_path / name for name in ("metrics.jsonl", "not_begun.csv", "samples.jsonl")]
     logs[0].touch()
     logs[2].touch()
-    checkpoint_writer.write(save(tmp_path, logs=logs))
+    async_writer.write(save(tmp_path, logs=logs))
     assert done == ["metrics.jsonl", "samples.jsonl", "published"]
 
 
@@ -73,7 +73,7 @@ def test_everybody_who_may_read_new_files_may_read_a_checkpoints(tmp_path):
         (staged / "model.safetensors").touch(mode=0o600)
 
     done = save(tmp_path, private)
-    checkpoint_writer.write(done)
+    async_writer.write(done)
     found = {path.name: path.stat().st_mode & 0o777 for path in done.final.iterdir()}
     assert found == dict.fromkeys(("model.safetensors", manifest.NAME), 0o666 & ~atomic.MASK)
 

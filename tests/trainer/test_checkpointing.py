@@ -18,10 +18,11 @@ from transformers.trainer_callback import ExportableState
 from storage import manifest
 from storage.atomic import write_text
 from storage.checkpoints import checkpoints
-from trainer import checkpoint_writer, checkpointing, host_copies, preemption
-from trainer.checkpoint_writer import CheckpointWriter, Save, SavesFailed
-from trainer.checkpointing import Checkpointing
-from trainer.samples import Sampling, WriteSamples
+from trainer import preemption
+from trainer.callbacks.text_samples import Sampling, WriteSamples
+from trainer.checkpointing import async_writer, manager, pinned_staging
+from trainer.checkpointing.async_writer import CheckpointWriter, Save, SavesFailed
+from trainer.checkpointing.manager import Checkpointing
 
 EACH_TWO = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
 
@@ -80,7 +81,7 @@ def test_the_state_of_the_step_that_was_saved(tmp_path, monkeypatch):
     """However late it is written: training has gone on meanwhile."""
     truth = make_trainer(tmp_path / "truth", save_in_background=False, **EACH_TWO)
     truth.train()
-    may_write, wrote = threading.Event(), checkpoint_writer.write
+    may_write, wrote = threading.Event(), async_writer.write
 
     def late(save):
         assert may_write.wait(20)
@@ -98,7 +99,7 @@ def test_the_state_of_the_step_that_was_saved(tmp_path, monkeypatch):
         began[save.step] = json.loads(json.dumps(dataclasses.asdict(trainer.state)))
         begin(writer, save)
 
-    monkeypatch.setattr(checkpoint_writer, "write", late)
+    monkeypatch.setattr(async_writer, "write", late)
     monkeypatch.setattr(CheckpointWriter, "begin", noting)
     trainer = make_trainer(tmp_path / "late", **EACH_TWO | {"logging_steps": 1})
     trainer.add_callback(Lets())
@@ -125,7 +126,7 @@ class Tied(Regression):
 
 def test_copies_are_of_now_and_what_is_frozen_is_not_copied():
     model = Tied()
-    copies = host_copies.HostCopies()
+    copies = pinned_staging.HostCopies()
     frozen = frozenset({model.linear.weight.data_ptr()})
     taken = copies.take("model", model.state_dict(), frozen)
     assert taken["linear.weight"].data_ptr() == model.linear.weight.data_ptr()
@@ -142,7 +143,7 @@ def test_copies_are_of_now_and_what_is_frozen_is_not_copied():
 
 def test_tied_weights_stay_tied():
     layer = nn.Linear(3, 3)
-    taken = host_copies.HostCopies().take("m", {"a": layer.weight, "b": layer.weight, "c": layer.weight[1]})
+    taken = pinned_staging.HostCopies().take("m", {"a": layer.weight, "b": layer.weight, "c": layer.weight[1]})
     assert taken["a"] is taken["b"] and taken["c"] is not taken["a"] and torch.equal(taken["c"], layer.weight[1])
 
 
@@ -151,14 +152,14 @@ def test_tied_weights_stay_tied():
 
 def failing(monkeypatch, at, error=None):
     """Saves fail at some steps, halfway."""
-    original = checkpoint_writer.manifest.write
+    original = async_writer.manifest.write
 
     def write(folder, *, step, **facts):
         if step in at and "saving" in folder.name:
             raise error or OSError(28, "No space left on device")
         return original(folder, step=step, **facts)
 
-    monkeypatch.setattr(checkpoint_writer.manifest, "write", write)
+    monkeypatch.setattr(async_writer.manifest, "write", write)
 
 
 @pytest.mark.parametrize("in_background", [True, False])
@@ -204,9 +205,9 @@ def test_the_best_that_could_not_be_saved_is_not_the_best(tmp_path, monkeypatch)
 
 
 def test_a_full_disk_does_not_lose_log_lines(tmp_path, monkeypatch, capfd):
-    from trainer import callbacks
+    from trainer.callbacks import progress
 
-    full, original = [True], callbacks.append
+    full, original = [True], progress.append
 
     def append(path, text):
         if full[0]:
@@ -217,7 +218,7 @@ def test_a_full_disk_does_not_lose_log_lines(tmp_path, monkeypatch, capfd):
         def on_step_begin(self, args, state, control, **kwargs):
             full[0] = 2 <= state.global_step < 4
 
-    monkeypatch.setattr(callbacks, "append", append)
+    monkeypatch.setattr(progress, "append", append)
     full[0] = False
     trainer = make_trainer(tmp_path, max_steps=6, logging_steps=1)
     trainer.add_callback(Frees())
@@ -241,7 +242,7 @@ def test_other_processes_parts_are_waited_for(tmp_path):
     writer, first = CheckpointWriter(), save(awaited=["theirs"])
     writer.begin(first)
     assert writer.finished() is None and writer.is_busy
-    checkpoint_writer.write(Save(3, first.staged, first.final, lambda f: write_text(f / "theirs", "2"), {}, (), False))
+    async_writer.write(Save(3, first.staged, first.final, lambda f: write_text(f / "theirs", "2"), {}, (), False))
     assert writer.finished(wait=True).error is None and manifest.fault(tmp_path / "checkpoint-3") is None
     second = save(awaited=["theirs"])
     writer.begin(second)
@@ -298,7 +299,7 @@ def test_told_to_stop_on_a_full_disk(tmp_path, monkeypatch):
 def test_versions_are_of_what_is_installed():
     from importlib.metadata import version
 
-    assert checkpointing._versions()["transformers"] == version("transformers")
+    assert manager._versions()["transformers"] == version("transformers")
 
 
 class Noisy(Regression):
@@ -402,7 +403,7 @@ def test_a_lock_lost_in_mid_training_ends_the_run(tmp_path):
 
 
 def test_what_is_no_tensor_is_passed_on():
-    taken = host_copies.HostCopies().take("m", {"extra": {"scale": 1}, "a": torch.ones(2)})
+    taken = pinned_staging.HostCopies().take("m", {"extra": {"scale": 1}, "a": torch.ones(2)})
     assert taken["extra"] == {"scale": 1} and torch.equal(taken["a"], torch.ones(2))
 
 
@@ -476,7 +477,7 @@ def test_a_lost_lock_ends_the_run_where_nothing_is_saved_for_long(tmp_path):
 
 def test_a_run_that_fails_ends_what_it_was_saving(tmp_path, monkeypatch):
     """Whoever looks once `train` has raised finds the checkpoint, and nothing that is still being written."""
-    wrote = checkpoint_writer.write
+    wrote = async_writer.write
 
     def slow(save):
         time.sleep(0.1)
@@ -486,7 +487,7 @@ def test_a_run_that_fails_ends_what_it_was_saving(tmp_path, monkeypatch):
         assert names(tmp_path) == []
         raise ZeroDivisionError
 
-    monkeypatch.setattr(checkpoint_writer, "write", slow)
+    monkeypatch.setattr(async_writer, "write", slow)
     trainer = make_trainer(tmp_path, **EACH_TWO)
     trainer.add_callback(At("on_step_begin", 2, fail))
     with pytest.raises(ZeroDivisionError):
@@ -539,7 +540,7 @@ def test_the_best_is_a_checkpoint_that_there_is(tmp_path, monkeypatch):
 
 def test_every_log_is_on_disk_before_a_checkpoint_that_stands_for_its_lines(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(checkpoint_writer, "sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr(async_writer, "sync", lambda path: synced.append(path.name))
     trainer = make_trainer(tmp_path, csv_dir=tmp_path, save_in_background=False, **EACH_TWO)
     trainer.add_callback(WriteSamples(trainer.model, None, Sampling(1), tmp_path, seed=0))
     (tmp_path / "samples.jsonl").touch()

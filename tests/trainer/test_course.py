@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from trainer.schedule_plan import SchedulePlan
-from trainer.schedules import Schedule, depends_on_length, schedule_lines
+from trainer.optimization.lr_scheduler import Schedule, depends_on_length, schedule_lines
+from trainer.optimization.lr_scheduler_config import SchedulePlan
 
 BASES = [1.0, 0.1]  # two groups
 

@@ -12,10 +12,11 @@ from transformers import TrainerCallback
 from storage import manifest
 from storage.atomic import write_text
 from storage.checkpoints import sweep
-from trainer import checkpoint_writer, checkpointing, deletions, preemption
-from trainer.checkpoint_writer import CheckpointWriter, Save
-from trainer.checkpointing import Checkpointing
-from trainer.deletions import Deletions
+from trainer import preemption
+from trainer.checkpointing import async_writer, deletions, manager
+from trainer.checkpointing.async_writer import CheckpointWriter, Save
+from trainer.checkpointing.deletions import Deletions
+from trainer.checkpointing.manager import Checkpointing
 
 HIDDEN = ".deleting-checkpoint-2"
 FACTS = {"world_size": 1}
@@ -109,7 +110,7 @@ def test_training_goes_on_meanwhile(tmp_path, slow_disk):
 
 
 def test_told_to_stop_it_leaves_the_rest_to_the_next_start(tmp_path, slow_disk, monkeypatch):
-    monkeypatch.setattr(checkpointing, "MOMENT", 0.01)
+    monkeypatch.setattr(manager, "MOMENT", 0.01)
 
     class Tells(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
@@ -250,7 +251,7 @@ def test_a_part_that_cannot_be_written(tmp_path):
 
 
 def test_a_process_that_is_gone_leaves_nothing_either(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_writer, "LAST_PATIENCE", 0.01)
+    monkeypatch.setattr(async_writer, "LAST_PATIENCE", 0.01)
     zero = of_two(tmp_path, 0, {}, whole)
     zero.save()
     zero.close()

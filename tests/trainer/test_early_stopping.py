@@ -10,7 +10,7 @@ from tiny_training import make_trainer
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
-from trainer.early_stopping import EarlyStopping, already_stopped
+from trainer.callbacks.early_stopping import EarlyStopping, already_stopped
 
 DEFAULTS = {
     "monitor": "val/loss",

@@ -8,7 +8,7 @@ import torch
 from tiny_training import Regression, make_trainer
 from torch import nn
 
-from trainer.ema import AveragedWeights, write_averages
+from trainer.optimization.ema import AveragedWeights, write_averages
 
 
 class Tied(nn.Module):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_training import Regression, make_trainer
 
-from trainer.first_optimizer import take_state
-from trainer.state_files import read, split, write
+from trainer.optimization.warm_start_optimizer import take_state
+from trainer.serialization.state_dict_io import read, split, write
 
 
 def test_the_moments_are_taken_and_the_rates_are_not(tmp_path):

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import id_tensor_storage
 
-from trainer import host_copies
-from trainer.host_copies import HostCopies, packed
+from trainer.checkpointing import pinned_staging
+from trainer.checkpointing.pinned_staging import HostCopies, packed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8)
 
@@ -35,7 +35,7 @@ def test_tensors_share_few_blocks_and_nothing_else(tmp_path, seed):
         return torch.full((size,), 255, dtype=torch.uint8)
 
     buffers = packed(tensors, memory)
-    needed = sum(each.nbytes + host_copies.ALIGNMENT for each in tensors.values())
+    needed = sum(each.nbytes + pinned_staging.ALIGNMENT for each in tensors.values())
     assert all(size & (size - 1) == 0 for size in sizes)
     assert sum(sizes) <= 1.25 * needed and len(sizes) <= 12
     for name, each in tensors.items():
@@ -80,7 +80,7 @@ def gpu(monkeypatch):
         with torch._C.DisableTorchFunctionSubclass():
             buffer.copy_(tensor)
 
-    monkeypatch.setattr(host_copies, "_copy", copy)
+    monkeypatch.setattr(pinned_staging, "_copy", copy)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(

@@ -12,8 +12,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from storage import atomic
 from storage.checkpoints import checkpoints
-from trainer.keep import STATE_KEY, KeepCheckpoints, monitor_modes, overdue
-from trainer.limits import EveryNEpochs
+from trainer.callbacks.model_checkpoint import STATE_KEY, KeepCheckpoints, monitor_modes, overdue
+from trainer.dataloading.samplers import EveryNEpochs
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 

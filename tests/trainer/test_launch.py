@@ -15,8 +15,9 @@ from text_sets import SMALL, write_set
 from tiny_training import make_trainer
 
 from storage import manifest
-from trainer import launch, trainer
-from trainer.launch import CannotDivide, check_launch, check_sharding, explain_first_step
+from trainer import trainer
+from trainer.distributed import launch_checks
+from trainer.distributed.launch_checks import CannotDivide, check_launch, check_sharding, explain_first_step
 from trainer.settings import Settings
 
 CONFIGS = {
@@ -161,7 +162,7 @@ def test_deepspeed_saves_its_own_files(tmp_path, monkeypatch):
     names = set(manifest.read(saved)["files"])
     assert {"global_step2/states.pt", "model.safetensors", "scheduler.json"} <= names
     assert not {"optimizer.json", "optimizer.safetensors"} & names
-    assert "\n" not in launch.DEEPSPEED_LINE
+    assert "\n" not in launch_checks.DEEPSPEED_LINE
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from tiny_training import make_trainer
 
-from trainer.loggers import CsvLog, log_folder, logger_arguments, logger_environment
+from trainer.callbacks.csv_logger import CsvLog, log_folder, logger_arguments, logger_environment
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.metric_names import LatestMetrics, find_metric, metric_or_error, normal_form
+from trainer.callbacks.metric_names import LatestMetrics, find_metric, metric_or_error, normal_form
 
 LOGGED = ("loss", "loss_action", "grad_norm", "learning_rate", "eval_loss", "eval_loss_action", "eval_map/50", "epoch")
 

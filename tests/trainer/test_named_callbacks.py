@@ -5,7 +5,7 @@ import sys
 import pytest
 from tiny_training import make_trainer
 
-from trainer.named_callbacks import named_callbacks
+from trainer.callbacks.user_callbacks import named_callbacks
 
 SOURCE = """
 from transformers import TrainerCallback

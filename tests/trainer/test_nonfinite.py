@@ -9,7 +9,8 @@ import torch
 from tiny_training import EpochSampler, Regression, Samples, make_trainer
 from torch.utils.data import DataLoader, default_collate
 
-from trainer.nonfinite import (
+from trainer.callbacks.log_files import write_files
+from trainer.optimization.nonfinite_guard import (
     IndexedCollate,
     IndexedSamples,
     NonfiniteGuard,
@@ -18,7 +19,6 @@ from trainer.nonfinite import (
     drop_update,
     skips_by_flag,
 )
-from trainer.run_folder import write_files
 
 
 class Poisoned(Samples):

@@ -12,10 +12,9 @@ import transformers
 from tiny_training import Regression, make_trainer
 from torch import nn
 
-import trainer.optimizers as optimizers
-from loader.installed import pytorch_optimizers
-from trainer import state_files
-from trainer.optimizers import (
+import trainer.optimization.optimizers as optimizers
+from loader.schema.installed_classes import pytorch_optimizers
+from trainer.optimization.optimizers import (
     PACKAGE_UNFIT,
     build_optimizer,
     group_rates,
@@ -27,7 +26,8 @@ from trainer.optimizers import (
     undecayed_names,
     unused_adam_keys,
 )
-from trainer.plain_state import from_plain, to_plain
+from trainer.serialization import state_dict_io
+from trainer.serialization.third_party_state import from_plain, to_plain
 
 
 def spec(pattern, lr=None, lr_factor=None, weight_decay=None):
@@ -79,8 +79,8 @@ def assert_same(one, other):
 
 def as_saved(state):
     with tempfile.TemporaryDirectory() as folder:
-        state_files.write(Path(folder), "optimizer", *state_files.split(state))
-        return state_files.read(Path(folder), "optimizer")
+        state_dict_io.write(Path(folder), "optimizer", *state_dict_io.split(state))
+        return state_dict_io.read(Path(folder), "optimizer")
 
 
 def assert_resumes(build, steps=4):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_training import Regression, make_trainer
 
-from trainer.performance import (
+from trainer.callbacks.throughput import (
     PEAK_TFLOPS,
     GradientNormLog,
     StepMeter,
@@ -144,7 +144,7 @@ def test_peak_memory_of_a_process():
 
 def test_steps_timed_one_by_one(tmp_path, monkeypatch):
     waits, logged = [], []
-    monkeypatch.setattr("trainer.performance._wait_for", lambda device: waits.append(device))
+    monkeypatch.setattr("trainer.callbacks.throughput._wait_for", lambda device: waits.append(device))
     trainer = make_trainer(tmp_path, max_steps=3, gradient_accumulation_steps=2)
     trainer.add_callback(TimedSteps(lambda values: logged.append((trainer.state.global_step, values))))
     trainer.train()

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer.loggers import read_table
-from trainer.run_folder import drop_later_lines, json_number
+from trainer.callbacks.csv_logger import read_table
+from trainer.callbacks.log_files import drop_later_lines, json_number
 
 STATE = SimpleNamespace(global_step=2, log_history=[{"step": 2, "loss": 0.5}])
 KEPT = [json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in ((1, 0.7), (2, 0.5))]

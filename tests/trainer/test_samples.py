@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from trainer.samples import Sampling, WriteSamples, prompt_ids, sample_texts
+from trainer.callbacks.text_samples import Sampling, WriteSamples, prompt_ids, sample_texts
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import transformers
 from torch.optim import lr_scheduler
 from transformers.trainer_utils import SchedulerType
 
-from trainer.schedule_curves import stand_in_for
-from trainer.schedule_plan import SchedulePlan, is_training_loss, torch_schedules
-from trainer.schedules import Schedule, check_plan, planned_rates, schedule_lines
+from trainer.optimization.lr_curves import stand_in_for
+from trainer.optimization.lr_scheduler import Schedule, check_plan, planned_rates, schedule_lines
+from trainer.optimization.lr_scheduler_config import SchedulePlan, is_training_loss, torch_schedules
 
 BASES = [0.1, 0.02]
 TRAINER_OPTIONS = {

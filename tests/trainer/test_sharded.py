@@ -15,7 +15,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
 
-from trainer import divided, sharded_optimizer, sharded_weights, state_files
+from trainer.checkpointing import sharded_optimizer, sharded_weights
+from trainer.distributed import shards
+from trainer.serialization import state_dict_io
 
 
 class Tower(nn.Module):
@@ -90,7 +92,7 @@ def trained(kind, steps=3, seed=0, shard=False):
 def write_part(folder, model, optimizer):
     tensors, facts = sharded_optimizer.local_state(model, optimizer)
     folder.mkdir(parents=True, exist_ok=True)
-    state_files.write(folder, sharded_optimizer.part_name(facts["process"], facts["processes"]), facts, tensors)
+    state_dict_io.write(folder, sharded_optimizer.part_name(facts["process"], facts["processes"]), facts, tensors)
 
 
 def _options(group):
@@ -154,10 +156,10 @@ def save_all(rank, folder):
         sharded_optimizer.load_local_state(again, fresh, folder / kind)
         if rank == 0:
             same_state(truth, gathered(again, fresh))
-            state_files.write(folder / kind, "truth", *state_files.split(truth))
+            state_dict_io.write(folder / kind, "truth", *state_dict_io.split(truth))
             assert weights.keys() == whole.keys() and all(torch.equal(weights[name], whole[name]) for name in whole)
             assert weights["head.weight"] is weights["words.weight"] and "mask" not in weights
-            state_files.write_tensors(folder / kind / "model.safetensors", weights)
+            state_dict_io.write_tensors(folder / kind / "model.safetensors", weights)
         else:
             gathered(again, fresh)
             assert weights == {}
@@ -188,7 +190,7 @@ def load_plain(rank, folder):
 def test_two_processes_save_and_one_or_two_go_on(tmp_path):
     together(save_all, tmp_path)
     for kind in OPTIMIZERS:
-        truth = state_files.read(tmp_path / kind, "truth")
+        truth = state_dict_io.read(tmp_path / kind, "truth")
         model, optimizer = trained(kind, seed=1)
         sharded_optimizer.load_local_state(model, optimizer, tmp_path / kind)
         same_state(truth, of_plain(model, optimizer))
@@ -203,7 +205,7 @@ def test_one_process_saves_and_two_go_on(tmp_path):
         model, optimizer = trained(kind)
         write_part(tmp_path / "parts" / kind, model, optimizer)
         (tmp_path / "state" / kind).mkdir(parents=True)
-        state_files.write(tmp_path / "state" / kind, "optimizer", *state_files.split(optimizer.state_dict()))
+        state_dict_io.write(tmp_path / "state" / kind, "optimizer", *state_dict_io.split(optimizer.state_dict()))
         kept = {name: value for name, value in model.state_dict().items() if name != "head.weight"}  # tied
         save_file(kept, tmp_path / "parts" / kind / "model.safetensors")
     together(load_plain, tmp_path)
@@ -219,11 +221,11 @@ def test_rows_are_dealt_out_as_torch_does(rows, processes):
     chunks = list(whole.chunk(processes)) if rows else [whole]
     for rank in range(processes):
         mesh = SimpleNamespace(size=lambda axis: processes, get_local_rank=lambda axis, rank=rank: rank)
-        region = divided.part_of_process((rows, 3), mesh, [Shard(0)])
+        region = shards.part_of_process((rows, 3), mesh, [Shard(0)])
         wanted = chunks[rank] if rank < len(chunks) else whole[:0]
         first = region.offset[0]
         assert torch.equal(whole[first : first + region.size[0]], wanted)
-    assert divided.part_of_process((rows, 3), mesh, [Replicate()]).size == (rows, 3)
+    assert shards.part_of_process((rows, 3), mesh, [Replicate()]).size == (rows, 3)
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product([1, 2, 3, 4], [1, 2, 3, 5])))
@@ -233,7 +235,7 @@ def test_parts_of_any_number_of_processes_become_those_of_another(before, after)
     def regions(count):
         for rank in range(count):
             mesh = SimpleNamespace(size=lambda axis: count, get_local_rank=lambda axis, rank=rank: rank)
-            yield divided.part_of_process((7, 3), mesh, [Shard(0)])
+            yield shards.part_of_process((7, 3), mesh, [Shard(0)])
 
     def cut(region):
         return whole[region.offset[0] :][: region.size[0]]
@@ -243,8 +245,8 @@ def test_parts_of_any_number_of_processes_become_those_of_another(before, after)
         assert torch.equal(sharded_optimizer._assembled(stored, region, "x"), cut(region))
     if before > 1:
         stored.pieces.popitem()
-        with pytest.raises(divided.Unfit, match="lacks parts of `x`"):
-            sharded_optimizer._assembled(stored, divided.Region((7, 3), (0, 0), (7, 3)), "x")
+        with pytest.raises(shards.Unfit, match="lacks parts of `x`"):
+            sharded_optimizer._assembled(stored, shards.Region((7, 3), (0, 0), (7, 3)), "x")
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -262,7 +264,7 @@ def test_an_unsharded_optimizer_goes_on_bit_for_bit(tmp_path, kind):
 
 
 def test_names_are_those_of_the_model_itself():
-    assert divided.plain_name("module.blocks.0.mlp._orig_mod.up._checkpoint_wrapped_module.weight") == (
+    assert shards.plain_name("module.blocks.0.mlp._orig_mod.up._checkpoint_wrapped_module.weight") == (
         "blocks.0.mlp.up.weight"
     )
     wrapped = torch.nn.ModuleDict({"module": Tower()})["module"]

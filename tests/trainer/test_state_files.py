@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from trainer import random_states, state_files
+from trainer.serialization import rng_state, state_dict_io
 
 
 def through_files(folder, state):
-    state_files.write(folder, "state", *state_files.split(state))
-    return state_files.read(folder, "state")
+    state_dict_io.write(folder, "state", *state_dict_io.split(state))
+    return state_dict_io.read(folder, "state")
 
 
 def test_all_that_a_state_may_hold(tmp_path):
@@ -56,9 +56,9 @@ def test_the_order_of_axes_comes_back(tmp_path):
 def test_what_was_read_needs_its_file_no_more(tmp_path):
     """Rotation deletes it while the run goes on; a file that is only mapped would hold its space, or be lost."""
     tensors = {"a": torch.arange(2**16), "b": torch.arange(12.0).reshape(3, 4).T}
-    plain, split = state_files.split(tensors)
-    state_files.write(tmp_path, "x", plain, split)
-    back = state_files.read(tmp_path, "x")
+    plain, split = state_dict_io.split(tensors)
+    state_dict_io.write(tmp_path, "x", plain, split)
+    back = state_dict_io.read(tmp_path, "x")
     (tmp_path / "x.safetensors").write_bytes(b"")
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
     maps = Path("/proc/self/maps")
@@ -77,14 +77,14 @@ class Strange:
 
 def test_what_it_cannot_hold_is_named():
     with pytest.raises(TypeError, match=r"state `a.1.b` is a Strange"):
-        state_files.split({"a": [0, {"b": Strange()}]})
+        state_dict_io.split({"a": [0, {"b": Strange()}]})
 
 
 def test_nothing_is_ever_unpickled(tmp_path, monkeypatch):
     through_files(tmp_path, {"step": torch.tensor(3.0), "lr": 0.1})
     monkeypatch.setattr(pickle, "Unpickler", None)
     monkeypatch.setattr(torch, "load", None)
-    assert state_files.read(tmp_path, "state")["lr"] == 0.1
+    assert state_dict_io.read(tmp_path, "state")["lr"] == 0.1
     assert json.loads((tmp_path / "state.json").read_text()) == {"step": {"$tensor": "step"}, "lr": 0.1}
 
 
@@ -110,7 +110,7 @@ def test_damage_is_one_line(tmp_path, name, content, message):
     else:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as raised:
-        state_files.read(tmp_path, "state")
+        state_dict_io.read(tmp_path, "state")
     assert "\n" not in str(raised.value)
 
 
@@ -121,17 +121,17 @@ def test_generators_go_on_where_they_were():
         return [random.random(), random.gauss(0, 1), *np.random.rand(2), np.random.randn(), *torch.rand(2).tolist()]
 
     draw()  # a gauss and a randn are kept for the next call
-    states = json.loads(json.dumps(random_states.states()))
+    states = json.loads(json.dumps(rng_state.states()))
     truth = [draw() for _ in range(3)]
-    random_states.restore(states)
+    rng_state.restore(states)
     assert [draw() for _ in range(3)] == truth
-    random_states.start(1)
+    rng_state.start(1)
     assert draw() != truth[0]
 
 
 def test_new_generators_differ_from_process_to_process():
     drawn = set()
     for process in range(4):
-        random_states.start(42, 100, process)
+        rng_state.start(42, 100, process)
         drawn.add((float(torch.rand(())), float(np.random.rand())))
     assert len({each[0] for each in drawn}) == len({each[1] for each in drawn}) == 4

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from storage.small_files import NoFile
-from trainer.unusable import UnusableCheckpoint, reading
+from storage.safe_read import NoFile
+from trainer.checkpointing.load_errors import UnusableCheckpoint, reading
 
 CONTENT = [ValueError("x"), KeyError("x"), RuntimeError("x"), RecursionError("x"), SafetensorError("x"), NoFile("x")]
 CONTENT += [FileNotFoundError(errno.ENOENT, "gone"), NotImplementedError("x")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage import manifest
-from trainer import verify
+from trainer.tools import verify
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -1,0 +1,1 @@
+"""Checks of a resolved configuration that need neither torch nor the data."""

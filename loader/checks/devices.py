@@ -1,0 +1,111 @@
+"""Which devices a run may use: `accelerator`, `devices` and `strategy`, against how the processes were launched."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from loader.errors import ConfigError, Problems, did_you_mean
+from loader.resolve.global_batch_size import launched_processes
+from loader.resolve.run_config import RunConfig
+
+AS_LAUNCHED = ("auto", -1, "-1")
+UNSUPPORTED = ("tpu", "ipu", "hpu")
+# Strategy -> what it sets in TrainingArguments.
+STRATEGIES: dict[str | None, dict[str, Any]] = {
+    None: {},
+    "auto": {},
+    "ddp": {},
+    "ddp_find_unused_parameters_true": {"ddp_find_unused_parameters": True},
+    "ddp_find_unused_parameters_false": {"ddp_find_unused_parameters": False},
+}
+OWN_KEYS = ("fsdp", "deepspeed")
+
+
+def check_hardware(run: RunConfig, problems: Problems) -> None:
+    """What can be said without a GPU: unsupported devices, a number of processes that was not launched."""
+    process = run.process
+    if process.accelerator in UNSUPPORTED:
+        problems.add(
+            f"`accelerator: {process.accelerator}`{run.place('accelerator')} is not supported; use cuda or cpu"
+        )
+    if process.strategy not in STRATEGIES:
+        own = next((key for key in OWN_KEYS if str(process.strategy).startswith(key)), None)
+        known = [word for word in STRATEGIES if word]
+        remedy = f"; set the key `{own}` of TrainingArguments" if own else did_you_mean(str(process.strategy), known)
+        remedy = remedy or f"; there are {', '.join(known)}"
+        problems.add(f"`strategy: {process.strategy}`{run.place('strategy')} is not available{remedy}")
+    asked, place = wanted_processes(process.devices), run.place("devices")
+    launched = launched_processes()
+    if asked == 0:
+        problems.add(f"`devices: {process.devices}`{place} must be a number of processes, -1, auto, or a list of GPUs")
+    elif asked is not None and asked != launched:
+        problems.add(
+            f"`devices: {process.devices}`{place} asks for {asked} process(es), and {launched} was launched; start it "
+            f"as accelerate launch --num_processes {asked} train.py …, or leave `devices` out"
+        )
+
+
+def wanted_processes(devices: int | str | list[int]) -> int | None:
+    """How many processes `devices` stands for: None leaves it to the launcher, 0 is no valid answer."""
+    if devices in AS_LAUNCHED:
+        return None
+    if isinstance(devices, list):
+        return len(devices) if all(each >= 0 for each in devices) else 0
+    text = str(devices)
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
+
+
+def apply_hardware(run: RunConfig, values: dict[str, Any]) -> list[str]:
+    """Puts the choice into the values for TrainingArguments; a line for what this machine cannot honour.
+
+    Must run before the first use of CUDA: it may hide GPUs from this process.
+    """
+    import torch
+
+    values |= STRATEGIES.get(run.process.strategy, {})
+    asked, devices = run.process.accelerator, run.process.devices
+    if asked == "cpu":
+        values["use_cpu"] = True
+        return []
+    if isinstance(devices, list) and launched_processes() == 1:
+        # TrainingArguments knows the first visible GPU only: this one becomes it.
+        by_hip = torch.version.hip is not None and "HIP_VISIBLE_DEVICES" in os.environ
+        variable = "HIP_VISIBLE_DEVICES" if by_hip else "CUDA_VISIBLE_DEVICES"
+        os.environ[variable] = _visible(run, variable, os.environ.get(variable), devices[0])
+    if asked in ("gpu", "cuda") and not torch.cuda.is_available():
+        return [f"accelerator: {asked} is asked for, and there is no CUDA device here; training on the CPU"]
+    if asked == "mps" and not torch.backends.mps.is_available():
+        return ["accelerator: mps is asked for, and there is none here; training on the CPU"]
+    return []
+
+
+def _visible(run: RunConfig, variable: str, names: str | None, chosen: int) -> str:
+    """Of the GPUs that this process sees (numbers, UUIDs, names of MIG instances; None: all), the chosen one."""
+    if names is None:
+        return str(chosen)
+    visible = [each.strip() for each in names.split(",") if each.strip()]
+    if chosen >= len(visible):
+        raise ConfigError(
+            f"`devices: [{chosen}]`{run.place('devices')} names a GPU that this process does not see ({variable} is "
+            f"`{names}`); count from 0 within it"
+        )
+    return visible[chosen]
+
+
+def use_one_gpu(run: RunConfig, arguments: Any) -> list[str]:
+    """One process computes on one GPU; a line where others stay idle that nobody has excluded.
+
+    With `n_gpu` above 1 the Trainer would wrap the model in `nn.DataParallel`, which makes the batch so many times
+    larger and the loss a vector.
+
+    Args:
+        arguments: `TrainingArguments`, changed in place: their device is the first visible GPU whatever `n_gpu` says.
+    """
+    visible = arguments.n_gpu
+    if visible <= 1:
+        return []
+    arguments._n_gpu = 1
+    if run.process.devices not in AS_LAUNCHED:
+        return []
+    return [f"{visible} GPUs are visible, one process uses the first; start with accelerate launch for all"]

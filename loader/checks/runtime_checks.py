@@ -1,0 +1,53 @@
+"""Whether the data, the model and the processes that there are suit a configuration: known once they are there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loader.resolve.run_config import RunConfig
+
+
+def check_batch(run: RunConfig, args: Any) -> None:
+    """Refuses a global batch that was solved for other processes or devices than there are."""
+    wanted, steps = run.hyper.global_batch_size, args.gradient_accumulation_steps
+    found = args.train_batch_size * steps * args.world_size
+    if wanted not in (None, found):
+        raise ValueError(
+            f"`global_batch_size: {wanted}`{run.place('global_batch_size')}: here a step is of {found} samples "
+            f"({args.train_batch_size} a process × {steps} accumulated × {args.world_size} processes); start the run "
+            "with accelerate launch, or choose one device with `devices`"
+        )
+
+
+def check_data(run: RunConfig, args: Any, bundle: Any) -> None:
+    """Refuses what the data cannot serve; evaluation that was not asked for is left out where nothing is held out."""
+    batch, samples = args.train_batch_size * args.world_size, len(bundle.sampler(run.seed))
+    if args.dataloader_drop_last and samples < batch:
+        raise ValueError(
+            f"a batch of {batch} is larger than the data ({samples} samples an epoch), and "
+            f"`dataloader_drop_last`{run.place('dataloader_drop_last')} drops what does not fill one; lower "
+            "--per_device_train_batch_size"
+        )
+    if bundle.eval_datasets or (args.eval_strategy == "no" and run.process.check_val_every_n_epoch is None):
+        return
+    asked = [key for key in ("do_eval", "eval_strategy", "eval_steps") if run.on_command_line(key)]
+    asked += ["check_val_every_n_epoch"] if run.process.check_val_every_n_epoch is not None else []
+    if asked:
+        place = run.place(asked[0])
+        raise ValueError(f"`{asked[0]}`{place} has nothing to evaluate on; hold data out with dataset.eval_fraction")
+    if args.eval_on_start or args.load_best_model_at_end:
+        key = "eval_on_start" if args.eval_on_start else "load_best_model_at_end"
+        raise ValueError(f"`{key}`{run.place(key)} needs evaluation; hold data out with dataset.eval_fraction")
+    run.notes.append("no evaluation: the data holds nothing out (dataset.eval_fraction)")
+    args.eval_strategy = type(args.eval_strategy)("no")
+
+
+def check_model(run: RunConfig, args: Any, model: Any) -> None:
+    """Refuses what the network cannot do."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for key in ("gradient_checkpointing", "activation_checkpointing"):
+        able = any(isinstance(each, GradientCheckpointingLayer) for each in model.modules())
+        if getattr(args, key, False) and run.was_set(key) and not able:
+            name, place = run.model.name, run.place(key)
+            raise ValueError(f"`{key}`{place}: model {name} has no layers to recompute; leave it out")

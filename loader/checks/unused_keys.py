@@ -1,0 +1,80 @@
+"""Process keys that something in the run honours: a key that nothing can use must be at its default."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from types import ModuleType
+
+from loader.errors import Problems, quoted, shown
+from loader.resolve.run_config import RunConfig
+from loader.schema.components import component_module, shipped
+from loader.schema.keys import keys_of
+from loader.schema.process_arguments import SWITCHES, ProcessArguments
+from loader.schema.sections import COMPONENTS
+
+# Process keys that the trainer and the loader themselves honour, whatever the model and data.
+TRAINER_PROCESS_KEYS = frozenset(
+    {
+        "cache_dir", "using_ema", "shuffle", "eval_shuffle", "eval_num_workers", "limit_train_batches",
+        "limit_val_batches", "warmup_epochs", "min_epochs", "check_val_every_n_epoch", "no_decay_verbose",
+        "grad_clip_threshold", "stop_after_nonfinite", "tune_batch_size", "benchmark_train_step",
+        "validate_before_resume", "resume_lr", "resume_weight_decay", "accelerator", "devices", "strategy",
+        "load_optimizer", "save_in_background", "max_failed_saves",
+    }
+)  # fmt: skip
+
+
+def adaptation() -> ModuleType:
+    """What adapts any model (LoRA, quantization, freezing …); found by name, as components are."""
+    return importlib.import_module("models.adapt")
+
+
+def check_process_keys(run: RunConfig, problems: Problems) -> None:
+    """A process key that nothing in this run can use must be at its default: no setting is silently dead."""
+    chosen = [part for part in (run.dataset, run.model, run.env) if part is not None]
+    live = TRAINER_PROCESS_KEYS.union(*(getattr(part.module, "PROCESS_KEYS", ()) for part in chosen))
+    if run.model is not None:
+        adapt = adaptation()
+        live |= adapt.PROCESS_KEYS
+        module = run.model.module
+        parts, own = getattr(module, "PARTS", None), getattr(module, "PROCESS_KEYS", ())
+        for line in adapt.check(parts, run.process, own):
+            problems.add(_placed(line, run))
+    for name in ("quant_type", "double_quant"):
+        if run.process.use_quantization and run.process.bits == 8 and run.was_set(name):
+            problems.add(
+                f"`{name}`{run.place(name)} would do nothing with `bits: 8`{run.place('bits')}; it is of 4 bits"
+            )
+    for name, key in keys_of(ProcessArguments).items():
+        value = getattr(run.process, name)
+        if value == key.default:
+            continue
+        if name not in live:
+            users = _users(name)
+            able = f"; used by {users}" if users else " yet"
+            problems.add(
+                f"`{name}: {shown(value)}`{run.place(name)} would do nothing: no model or data here uses `{name}`"
+                f"{able}; set it to {shown(key.default)}"
+            )
+            continue
+        for switch, dependents in SWITCHES.items():
+            if name in dependents and not getattr(run.process, switch):
+                off = shown(getattr(run.process, switch))
+                problems.add(f"`{name}: {shown(value)}`{run.place(name)} would do nothing while `{switch}` is {off}")
+
+
+def _placed(line: str, run: RunConfig) -> str:
+    """A line that begins with a key, with the place that set the key."""
+    found = re.match(r"`(\w+)[^`]*`", line)
+    return line if found is None else f"{found[0]}{run.place(found[1])}{line[found.end() :]}"
+
+
+def _users(name: str) -> str:
+    """Shipped components that use a process key, for the error that says who could."""
+    found = []
+    for section in COMPONENTS:
+        for component in shipped(section):
+            if name in getattr(component_module(section, component), "PROCESS_KEYS", ()):
+                found.append(f"{section} {component}")
+    return quoted(found)

@@ -1,0 +1,1 @@
+"""The command line: flags, their parser, and the answers that need no training (--help, --check)."""

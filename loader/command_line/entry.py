@@ -1,0 +1,172 @@
+"""From the command line to a RunConfig, or to the answer that was asked for instead of training."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from loader.checks.versions import check_versions
+from loader.command_line.parser import CommandArguments, flag_lines, help_text, parse_flags, parser_class
+from loader.errors import ConfigError, did_you_mean, one_line
+from loader.resolve.run_config import RunConfig, resolve
+from loader.resolve.type_check import out_of_bounds
+from loader.schema.keys import keys_of
+from loader.sources.yaml_reader import unusable
+
+CRASHED, CONFIG_ERROR = 1, 2
+MOST_OF_NAME = 200  # characters of a file's name in an error
+REMEDIES = {
+    errno.ENAMETOOLONG: "no file system takes a name so long; shorten it",
+    errno.ELOOP: "its links lead round in a circle; name another place",
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "name a place that can be written to",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+}
+Built = TypeVar("Built")
+Flags = TypeVar("Flags")
+
+
+def run_config_or_exit(arguments: list[str] | None = None) -> RunConfig:
+    """The run that the command line describes.
+
+    Answers `--help`, `--check`, `--print_config` and `--print_schema` and leaves with exit code 0; leaves with
+    exit code 2 and one line for each problem when the configuration cannot be run.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII-only log must not turn help into a traceback
+    try:
+        outcome = _answer_or_resolve(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `--print_config | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    if isinstance(outcome, RunConfig):
+        return outcome
+    raise SystemExit(outcome)
+
+
+def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
+    try:
+        hyper, command, words, asked_for_help = parse_flags(_readable(arguments))
+        if asked_for_help:
+            print(help_text())
+            return 0
+        check_versions()
+        if command.print_schema:
+            from loader.output.render import json_schema
+
+            print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
+            return 0
+        run = resolve(hyper, command.set, words=words)
+        return _answer(run, command)
+    except ConfigError as error:
+        if process_rank() == 0:  # every process of a launch reads the same flags: once is enough
+            print_problems(error.problems)
+        return CONFIG_ERROR
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a name too long, a working folder that is gone, a full disk behind stdout
+        print_problems([in_words(error)])
+        return CONFIG_ERROR
+
+
+def _readable(arguments: list[str] | None) -> list[str]:
+    """The words of the command line; those that a terminal wrote in another encoding than UTF-8 are refused."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    for before, word in zip(["", *words], words, strict=False):
+        if why := unusable(word):
+            raise ConfigError(
+                f"the word `{ascii(word)}`{f' after `{before}`' * bool(before)} {why}; write it otherwise"
+            )
+    return words
+
+
+def _answer(run: RunConfig, command: CommandArguments) -> RunConfig | int:
+    """The printed answer's exit code, or the checked run when none was asked for."""
+    from loader.checks import static_checks
+    from loader.output import render
+
+    if command.print_config:
+        print(render.as_json(run) if command.print_config == "json" else render.as_yaml(run), end="")
+        return 0
+    problems = static_checks.check_run(run)
+    if problems:
+        raise ConfigError(problems)
+    if command.check:
+        print(render.summary(run))
+        return 0
+    return run
+
+
+def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about: str | None) -> Flags:
+    """The flags of another entry (prepare.py, eval.py) as an instance of its dataclass.
+
+    Answers `--help` with exit code 0; leaves with exit code 2 and one line when a flag is unknown, of the wrong type
+    or out of its bounds.
+    """
+    parser = parser_class()(kind, allow_abbrev=False, prog=prog, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
+
+    def parsed() -> Flags:
+        namespace, unknown = parser.parse_known_args(_readable(arguments))
+        if unknown:
+            hint = did_you_mean(unknown[0], parser._option_string_actions)
+            raise ConfigError(f"unknown flag `{unknown[0]}`{hint or f'; {prog} --help lists the flags'}")
+        given = vars(namespace)
+        if given.pop("help", False):
+            print("\n".join([about or "", "", *flag_lines(kind)]))
+            raise SystemExit(0)
+        check_versions()
+        for name, key in keys_of(kind).items():
+            if name in given and (wanted := out_of_bounds(given[name], key.bounds)):
+                raise ConfigError(f"flag `--{name} {given[name]}` must be {wanted}")
+        return kind(**given)
+
+    return refusing(parsed)
+
+
+def print_problems(problems: Iterable[str]) -> None:
+    """Each problem as one `error:` line on stderr; other processes than the first say which they are."""
+    prefix = f"[rank {process_rank()}] " if process_rank() else ""
+    for line in problems:
+        print(f"{prefix}error: {one_line(line)}", file=sys.stderr)
+
+
+def process_rank() -> int:
+    """This process's number in a distributed launch, 0 outside one."""
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdigit() else 0
+
+
+def refusing(build: Callable[..., Built], *arguments: object) -> Built:
+    """`build(*arguments)`; its ValueError or OSError is the user's input, not a crash: one line, exit code 2."""
+    try:
+        return build(*arguments)
+    except OSError as error:
+        print_problems([in_words(error)])
+        raise SystemExit(CONFIG_ERROR) from error
+    except ValueError as error:
+        print_problems(getattr(error, "problems", None) or [" ".join(str(error).split())])
+        raise SystemExit(CONFIG_ERROR) from error
+
+
+def in_words(error: OSError) -> str:
+    """What the operating system refused, and what to do: `/disk/out/run.yaml: No space left on device; make room`."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working folder is gone; change into one that exists, and start again"
+    if not error.strerror:
+        return str(error)
+    name = error.filename2 or error.filename  # of a rename, where to
+    where = f"{os.fsdecode(name)[:MOST_OF_NAME]}: " if isinstance(name, (str, bytes)) else ""
+    remedy = f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
+    return f"{where}{error.strerror}{remedy}"

@@ -1,0 +1,1 @@
+"""What the loader produces: TrainingArguments, and the resolved configuration as YAML, JSON or a schema."""

@@ -1,0 +1,185 @@
+"""A resolved configuration as text: YAML with origins (also run.yaml), JSON, the `--check` summary, the JSON schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from loader.checks.static_checks import evaluates, holds_nothing_out, warmup
+from loader.resolve.global_batch_size import SOLVED, batch_line
+from loader.resolve.run_config import RunConfig
+from loader.resume.find_checkpoint import resume_target
+from loader.schema.components import component_module, shipped
+from loader.schema.keys import TAKEN_OVER, Key, keys_of, scalar_keys
+from loader.schema.sections import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS, ParameterGroup
+from loader.schema.training_arguments_fields import REQUIRED
+from loader.sources.config_tree import Node, leaves
+from loader.sources.key_aliases import foreign_words
+
+# Line breaks to YAML that its writer leaves as they are.
+UNREADABLE = ("\x85", "\u2028", "\u2029")
+# `training_config` names the file that was read; its content is what is shown. A token is nobody's to read.
+LEFT_OUT = ("training_config", "hub_token")
+
+# The last line of a run.yaml (YAML's end of a document): a file cut short, wherever that was, has lost it.
+END = "...\n"
+
+
+def as_yaml(run: RunConfig) -> str:
+    """The merged configuration, each value followed by `# origin`. The text is itself a valid training file."""
+    left_out = {"num_train_epochs"} if run.hyper.max_steps > 0 else set()  # it has no say, and read again it would
+    return "".join(line for line in _yaml_lines(run.tree, 0) if line.split(":")[0] not in left_out)
+
+
+def as_json(run: RunConfig) -> str:
+    """`{"key.path": {"value": …, "origin": …}}`."""
+    shown = {
+        path: {"value": node.plain(), "origin": str(node.origin)}
+        for path, node in leaves(run.tree)
+        if path not in LEFT_OUT
+    }
+    return json.dumps(shown, indent=2, ensure_ascii=False)
+
+
+def _yaml_lines(node: Node, depth: int) -> Iterator[str]:
+    for key, child in node.value.items():
+        if depth == 0 and key in LEFT_OUT:
+            continue
+        indent = "  " * depth
+        if child.is_mapping and child.value:
+            yield f"{indent}{_flow(key)}:\n"
+            yield from _yaml_lines(child, depth + 1)
+        else:
+            # What follows from the global batch is said, not set: with other processes it comes out differently.
+            said = "# " if child.origin == SOLVED else ""
+            yield f"{said}{indent}{_flow(key)}: {_flow(child.plain())}  # {child.origin}\n"
+
+
+def _flow(value: Any) -> str:
+    """One value on one line."""
+    plain = not any(mark in str(value) for mark in UNREADABLE)
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=plain)
+    text = text.removesuffix("\n").removesuffix("\n...").strip()
+    return text.replace("${env:", "$${env:").replace("${package:", "$${package:")
+
+
+def summary(run: RunConfig) -> str:
+    """What a run would do, for `--check`."""
+    hyper = run.hyper
+    steps = hyper.max_steps
+    length = f"{steps} steps" if steps > 0 else f"{hyper.num_train_epochs:g} epochs"
+    batch = batch_line(hyper.per_device_train_batch_size, run.trainer.get("gradient_accumulation_steps", 1))
+    length = "until something stops it" if run.is_endless else length
+    warm = warmup(run)
+    warm_text = f", warm-up {warm:g} steps" if warm >= 1 else f", warm-up {warm:.0%} of the run" if warm > 0 else ""
+    every = hyper.eval_steps or hyper.save_steps
+    by_step = f"every {every:g} steps" if every >= 1 else f"every {every:.0%} of the run"
+    evaluation = {"no": "none", "epoch": "each epoch"}.get(evaluates(run), by_step)
+    if holds_nothing_out(run):
+        evaluation = "none: the data holds nothing out"
+    source = resume_target(run)
+    rows = {
+        "task": hyper.task_name,
+        "data": f"{run.dataset.name} {getattr(run.dataset.config, 'path', None) or '(recorded on first use)'}",
+        "model": run.model.name,
+        "length": f"{length}, batch {batch}",
+        "optimizer": f"{hyper.optim}, learning rate {hyper.learning_rate:g}, {hyper.lr_scheduler_type}{warm_text}",
+        "evaluation": evaluation,
+        "output": f"{run.output_dir}" + (f", resumed from {source.name}" if source else ""),
+    }
+    changed = sum(run.was_set(path) and str(node.origin) != "default" for path, node in leaves(run.tree))
+    lines = [f"{name:<11} {value}" for name, value in rows.items()]
+    lines += [f"{'read as':<11} {note}" for note in run.notes]
+    return "\n".join([*lines, f"configuration ok: {len(run.origins())} values, {changed} beyond the defaults"])
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a training file: every key with its type, bounds, default and help text."""
+    properties: dict[str, Any] = {
+        "extends": {
+            "description": "Training file(s) this one builds on; later keys win.",
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+        }
+    }
+    for name, key in scalar_keys().items():
+        if name not in TAKEN_OVER and name != "training_config":
+            properties[name] = _key_schema(key)
+    for section in COMPONENTS:
+        choices = [_component_schema(section, name) for name in shipped(section)]
+        outside = {"type": "object", "properties": {"name": {"type": "string", "pattern": r"\."}}, "required": ["name"]}
+        # An override of a component that another file names carries no `name` of its own.
+        override = {"type": "object", "not": {"required": ["name"]}}
+        properties[section] = {
+            "description": f"The {section}: `name` and its own keys, or a name in configs/{section}/.",
+            "anyOf": [{"type": "string"}, *choices, outside, override],
+        }
+    for section, kind in FREE_SECTIONS.items():
+        properties[section] = {
+            "description": " ".join((kind.__doc__ or "").split()),
+            "anyOf": [
+                {"type": "string"},
+                {"type": "null"},
+                {**_dataclass_schema(kind), "additionalProperties": True},
+                *([{"type": "array", "items": {"type": "object"}}] if section == "scheduler" else []),
+            ],
+        }
+    for section, kind in OPTIONAL_SECTIONS.items():
+        short = {"early_stopping": [{"type": "boolean"}, {"type": "integer"}], "logging": []}
+        properties[section] = {
+            "description": " ".join((kind.__doc__ or "").split()),
+            "anyOf": [_dataclass_schema(kind), {"type": "null"}, *short.get(section, [{"type": "boolean"}])],
+        }
+    properties["callbacks"] = {
+        "description": "Further transformers callbacks: import paths, or mappings with `name` and arguments.",
+        "type": ["array", "null"],
+        "items": {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]},
+    }
+    properties["training"] = {
+        "description": "In a task file: the recipe where no training file is named.",
+        "type": "string",
+    }
+    for word in sorted(foreign_words() - set(properties)):
+        properties[word] = {"description": "Another system's word, read as ours; the run says what it became."}
+    groups = {"type": "array", "items": _dataclass_schema(ParameterGroup), "description": ParameterGroup.__doc__}
+    properties["param_groups"] = groups
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Keel training file",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _component_schema(section: str, name: str) -> dict[str, Any]:
+    schema = _dataclass_schema(component_module(section, name).Config)
+    schema["properties"] = {"name": {"const": name}, **schema["properties"]}
+    schema["required"] = ["name"]
+    return schema
+
+
+def _dataclass_schema(kind: type) -> dict[str, Any]:
+    properties = {name: _key_schema(key) for name, key in keys_of(kind).items()}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _key_schema(key: Key) -> dict[str, Any]:
+    nested = [each for each in typing.get_args(key.annotation) or (key.annotation,) if dataclasses.is_dataclass(each)]
+    if nested:
+        schema: dict[str, Any] = {"anyOf": [_dataclass_schema(nested[0]), {"type": "null"}]}
+    else:
+        from pydantic import TypeAdapter
+
+        schema = TypeAdapter(key.annotation).json_schema()
+    words = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+    schema |= {words[name]: bound for name, bound in key.bounds.items()}
+    if key.help:
+        schema["description"] = key.help
+    if key.default is not REQUIRED and isinstance(key.default, (str, int, float, bool, list, dict, type(None))):
+        schema["default"] = key.default
+    return schema

@@ -1,0 +1,1 @@
+"""From layers to one typed RunConfig: precedence, derived values, types."""

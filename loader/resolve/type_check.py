@@ -1,0 +1,207 @@
+"""Checks one tree against declared types: every value typed and bounded, every unknown key an error with its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from functools import cache
+from typing import Any, Literal
+
+from loader.errors import Problems, did_you_mean, quoted
+from loader.schema.keys import Key, keys_of
+from loader.schema.training_arguments_fields import REQUIRED
+from loader.sources.config_tree import Node, node_of
+
+UNION_TYPES = (typing.Union, types.UnionType)
+FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # mappings that may be the path of a JSON file
+SECRETS = ("hub_token",)  # never shown
+BOUND_WORDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, or the type alone."""
+    if typing.get_origin(annotation) in UNION_TYPES:
+        return tuple(member for each in typing.get_args(annotation) for member in members(each))
+    return (annotation,)
+
+
+def check_value(path: str, node: Node, key: Key, problems: Problems) -> Any:
+    """`node`'s value as the key's type. A fault is added to `problems` and None returned."""
+    nested = [each for each in members(key.annotation) if dataclasses.is_dataclass(each)]
+    if nested and node.is_mapping:
+        return check_dataclass(path, node, nested[0], problems)
+    plain = _words_restored(node, key.annotation)
+    value, fault = _coerce(plain, key.annotation)
+    if fault is None:
+        fault = out_of_bounds(value, key.bounds)
+    if fault is None:
+        _write_back(node, value)
+        return value
+    if path in SECRETS:
+        problems.add(f"`{path}`{node.origin.place} must be {fault}")
+        return None
+    shown = node.text if node.text is not None and not node.is_mapping else repr(plain)
+    hint = ""
+    words = [
+        word for each in members(key.annotation) if typing.get_origin(each) is Literal for word in typing.get_args(each)
+    ]
+    if isinstance(plain, str) and plain not in map(str, words):
+        hint = did_you_mean(plain, [str(word) for word in words])
+    problems.add(f"`{path}: {_short(shown)}`{node.origin.place} must be {fault}{hint}")
+    return None
+
+
+def mapping_of_text(path: str, node: Node, key: Key, problems: Problems) -> Node:
+    """The node; where a key of transformers' takes a mapping as JSON text too, the mapping that such a text says."""
+    takes = {typing.get_origin(each) or each for each in members(key.annotation)}
+    if not ({dict, str} <= takes and isinstance(node.value, str)) or (path in FILES and "{" not in node.value):
+        return node
+    try:
+        found = json.loads(node.value)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict):
+        return node_of(found, node.origin)
+    problems.add(f"`{path}: {_short(node.value)}`{node.origin.place} must be a mapping, as in {{name: value}}")
+    return Node(None, node.origin)
+
+
+def check_dataclass(path: str, node: Node, kind: type, problems: Problems, free: bool = False) -> Any:
+    """A mapping as an instance of a dataclass. `free` lets further keys through, as the dict attribute `extra`.
+
+    Returns None when anything in it was at fault.
+    """
+    keys, before, values, extra = keys_of(kind), len(problems.lines), {}, {}
+    for name, child in node.value.items():
+        if name in keys:
+            values[name] = check_value(f"{path}.{name}", child, keys[name], problems)
+        elif free:
+            extra[name] = child.plain()
+        else:
+            remedy = did_you_mean(name, keys) or f"; known: {quoted(keys)}"
+            problems.add(f"unknown key `{path}.{name}`{child.origin.place}{remedy}")
+    for name, key in keys.items():
+        if key.default is REQUIRED and name not in values:
+            problems.add(
+                f"`{path}.{name}` is missing ({path}{node.origin.place}): {key.help or describe(key.annotation)}"
+            )
+    if len(problems.lines) > before:
+        return None
+    try:
+        built = kind(**values)
+    except (ValueError, TypeError) as error:
+        problems.add(f"`{path}`{node.origin.place}: {error}")
+        return None
+    if free:
+        built.extra = extra
+    return built
+
+
+def describe(annotation: Any) -> str:
+    """A type in words: «a whole number», «one of `a`, `b`»."""
+    words = []
+    for each in members(annotation):
+        origin, arguments = typing.get_origin(each), typing.get_args(each)
+        if origin is Literal:
+            words.append("one of " + ", ".join(str(word) for word in arguments))
+        elif origin is list or each is list:
+            inner = f" of {describe(arguments[0])}" if arguments else ""
+            words.append(f"a list{inner}")
+        elif origin is dict or each is dict:
+            words.append("a mapping")
+        elif dataclasses.is_dataclass(each):
+            words.append("a mapping with the keys " + ", ".join(keys_of(each)))
+        else:
+            names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+            words.append(names.get(each, getattr(each, "__name__", str(each))))
+    return " or ".join(words)
+
+
+def _words_restored(node: Node, annotation: Any) -> Any:
+    """The plain value; where a word is wanted, a bare `no`, `on` or `123` is the word that was written."""
+    kinds = members(annotation)
+    if isinstance(node.value, list):
+        element = next(
+            (typing.get_args(each)[0] for each in kinds if typing.get_args(each) and typing.get_origin(each) is list),
+            Any,
+        )
+        return [_words_restored(child, element) for child in node.value]
+    if node.is_mapping:
+        values = next((typing.get_args(each)[1] for each in kinds if typing.get_origin(each) is dict), Any)
+        return {name: _words_restored(child, values) for name, child in node.value.items()}
+    literals = [word for each in kinds if typing.get_origin(each) is Literal for word in typing.get_args(each)]
+    wants_word = str in kinds or any(isinstance(word, str) for word in literals)
+    if node.text is not None and node.value is not None and not isinstance(node.value, str) and wants_word:
+        takes_value = type(node.value) in kinds or (isinstance(node.value, int) and float in kinds)
+        if not takes_value:
+            return node.text
+    return node.value
+
+
+def _write_back(node: Node, value: Any) -> None:
+    """The typed value into the tree, so that what is printed and saved is what the run uses."""
+    if isinstance(node.value, list) and isinstance(value, list) and len(node.value) == len(value):
+        for child, each in zip(node.value, value, strict=True):
+            _write_back(child, each)
+    elif not isinstance(node.value, (list, dict)):
+        node.value, node.text = value, None
+
+
+def _coerce(value: Any, annotation: Any) -> tuple[Any, str | None]:
+    """(value as the annotated type, None), or (None, what it must be)."""
+    if annotation is Any:
+        return value, None
+    kinds = members(annotation)
+    # pydantic reads true as 1 and "off" as a bool; here a switch is not a number.
+    if isinstance(value, bool) and bool not in kinds and not _has_literal(kinds, value) and Any not in kinds:
+        return None, describe(annotation)
+    if isinstance(value, float) and not math.isfinite(value) and float in kinds:
+        return None, f"a finite {describe(annotation).removeprefix('a ')}"
+    if (
+        isinstance(value, (int, float))
+        and bool in kinds
+        and not isinstance(value, bool)
+        and not {int, float} & set(kinds)
+    ):
+        return None, describe(annotation)
+    try:
+        typed = _adapter(annotation).validate_python(value)
+        if isinstance(typed, float) and not math.isfinite(typed):  # written as text: "inf", "1e999"
+            return None, f"a finite {describe(annotation).removeprefix('a ')}"
+        return typed, None
+    except Exception:  # pydantic's own wording speaks of its internals; ours names the type
+        return None, describe(annotation)
+
+
+def _has_literal(kinds: tuple[Any, ...], value: Any) -> bool:
+    return any(typing.get_origin(each) is Literal and value in typing.get_args(each) for each in kinds)
+
+
+@cache
+def _adapter(annotation: Any) -> Any:
+    from pydantic import TypeAdapter  # 0.08 s: only when there is a value to check
+
+    return TypeAdapter(annotation)
+
+
+def out_of_bounds(value: Any, bounds: dict[str, float]) -> str | None:
+    """What a number must be (`at least 1`) when it is outside its bounds; None when it is within."""
+    if not bounds or not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    holds = {
+        "ge": lambda bound: value >= bound,
+        "gt": lambda bound: value > bound,
+        "le": lambda bound: value <= bound,
+        "lt": lambda bound: value < bound,
+    }
+    if all(holds[name](bound) for name, bound in bounds.items()):
+        return None
+    return " and ".join(f"{BOUND_WORDS[name]} {bound}" for name, bound in bounds.items())
+
+
+def _short(value: Any, most: int = 80) -> str:
+    text = str(value)
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,1 @@
+"""Resuming: find the checkpoint, compare its configuration with the current one."""

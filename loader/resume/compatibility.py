@@ -1,0 +1,316 @@
+"""What may change when a run goes on from a checkpoint: every difference found, classed, refused or applied.
+
+Harmless differences are applied; those that change where the training goes are refused unless `resume_changed: allow`,
+and then applied and recorded; what would not fit the checkpoint is refused always. Rates, length and batch have rules
+of their own. What is refused is said all together, with both values and where each came from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loader.resolve.derived import ignores_learning_rate
+from loader.resolve.global_batch_size import ACCUMULATED, GLOBAL, PER_DEVICE, batch_line, launched_processes
+from loader.resolve.precedence import PLATEAUS
+from loader.resolve.run_config import RunConfig, read_saved
+from loader.resume.change_policy import (
+    EVALUATION,
+    HARMLESS,
+    IMPOSSIBLE,
+    LOGGED,
+    OCCASION,
+    TRAJECTORY,
+    UNKNOWN,
+    class_of,
+    class_of_optim,
+    class_of_option,
+)
+from loader.resume.checkpoint_info import Facts
+from loader.resume.config_diff import Change, class_key, differences, settings_of
+from loader.resume.schedule_length import check_length, depends_on_length, the_choice, total_steps
+
+NEW_RUN = "begin a new run from its weights (model_name_or_path with is_pretrained or load_pretrain)"
+HISTORY = "resumed.json"
+TRAINING_LOSS = ("loss", "train_loss", "train/loss")
+TRAINING_METRICS = (*TRAINING_LOSS, "grad_norm", "learning_rate")
+# Keys that decide how many steps an epoch has; and keys and sections that may, which only the data says.
+OF_AN_EPOCH = ("limit_train_batches", "dataloader_drop_last")
+PERHAPS_OF_AN_EPOCH = ("dataset", "shuffle", "episode_first", "skip_mirrored_data", "accelerator_config")
+
+
+@dataclass
+class ResumeChanges:
+    """How a run differs from the one that wrote a checkpoint.
+
+    Attributes:
+        problems: Why it cannot go on, one line each; empty: it can.
+        lines: What to print where it goes on: each change that matters.
+        record: The same for `resumed.json`: key -> before, after, origin.
+        optimizer_changed: Rates, decays or arguments of the optimizer's groups are others.
+        schedule_changed: Another schedule, which begins at the checkpoint's step.
+        length_changed: The run has another number of steps.
+        best_changed: Which checkpoint is best is measured otherwise.
+    """
+
+    earlier: RunConfig
+    facts: Facts
+    problems: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    record: dict[str, dict[str, Any]] = field(default_factory=dict)
+    optimizer_changed: bool = False
+    schedule_changed: bool = False
+    length_changed: bool = False
+    best_changed: bool = False
+
+    def apply(self, change: Change, line: str) -> None:
+        self.lines.append(line)
+        self.record[change.path] = change.recorded()
+
+    def data(self, run: RunConfig, checkpoint: Path, difference: str) -> None:
+        """The data is not what it was: only the data itself could say so."""
+        if run.hyper.resume_changed == "refuse":
+            self.problems.append(
+                f"the data is not what {checkpoint} was trained on: {difference}; put that data back, allow it with "
+                f"--resume_changed allow, or {NEW_RUN}"
+            )
+            return
+        self.lines.append(f"changed on resume: the data, {difference}")
+        self.record["data"] = {"before": str(checkpoint), "after": difference, "origin": "dataset"}
+
+    def history(self, checkpoint: Path) -> list[dict[str, Any]]:
+        """What `resumed.json` says from now on: every earlier change, and those of this resume."""
+        try:
+            before = json.loads((checkpoint / HISTORY).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = []
+        return [*before, *([{"step": self.facts.step, "changed": self.record}] if self.record else [])]
+
+
+def resume_changes(run: RunConfig, checkpoint: Path, total: int | None = None) -> ResumeChanges:
+    """Compares a run with the one that wrote a (whole) checkpoint.
+
+    Args:
+        total: Steps of the run with the data that it has now; None: the data has not been looked at.
+    """
+    found = ResumeChanges(read_saved(checkpoint / "run.yaml"), Facts(checkpoint))
+    changes = differences(run, found.earlier, checkpoint / "run.yaml")
+    for change in changes:
+        _judge(run, change, found)
+    by_path = {each.path: each for each in changes}
+    _rates(run, by_path, found)
+    _batch(run, found)
+    _length(run, by_path, found, total)
+    return found
+
+
+def _judge(run: RunConfig, change: Change, found: ResumeChanges) -> None:
+    kind, name = class_of_change(run, change, found.earlier), found.facts.folder.name
+    if kind in (EVALUATION, OCCASION, LOGGED):
+        kind = TRAJECTORY if _follows(run, kind) or _follows(found.earlier, kind) else HARMLESS
+    found.best_changed |= change.path in ("metric_for_best_model", "greater_is_better")
+    if kind == IMPOSSIBLE:
+        found.problems.append(
+            f"{change.now}, and {name} was trained with {change.was}: what it holds does not fit; set it back, or "
+            f"{NEW_RUN}"
+        )
+    elif kind == TRAJECTORY and run.hyper.resume_changed == "refuse":
+        found.problems.append(
+            f"{change.now}, and {name} was trained with {change.was}: it changes where the training goes; set it back, "
+            "or allow it with --resume_changed allow"
+        )
+    elif kind == TRAJECTORY:
+        found.apply(change, f"changed on resume: {change.now}, was {change.was}")
+        top = change.path.split(".")[0]
+        found.optimizer_changed |= top in ("optim", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon", "lora_lr")
+        found.optimizer_changed |= top.startswith("param_groups")
+        found.schedule_changed |= top == "lr_scheduler_type"
+
+
+def class_of_change(run: RunConfig, change: Change, earlier: RunConfig) -> str:
+    """What a change does to a resumed run, see `resume_classes`."""
+    path = change.path
+    if path == "optim":
+        return class_of_optim(change.before, change.after)
+    if path.startswith("optimizer."):
+        return class_of_option(change.before, change.after, path.partition(".")[2])
+    if path == "lora_lr" and None in (change.before, change.after):
+        return IMPOSSIBLE  # a group of its own, or none
+    if path == "seed" and earlier.process.lora_enable and not earlier.process.model_name_or_path:
+        return IMPOSSIBLE  # the adapter was trained on random weights, which follow from the seed
+    return class_of(class_key(run, path)) or UNKNOWN
+
+
+def _follows(run: RunConfig, kind: str) -> bool:
+    """Whether keys of a class (EVALUATION, OCCASION, LOGGED) decide on the rates or the end of a run."""
+    stopping = run.early_stopping
+    by_training = stopping is not None and stopping.monitor in TRAINING_METRICS
+    if kind == LOGGED:
+        return by_training
+    if kind == OCCASION and by_training and not stopping.check_on_train_epoch_end:
+        return True
+    plateau = run.hyper.lr_scheduler_type in PLATEAUS and run.schedule.monitor not in TRAINING_LOSS
+    return plateau or (stopping is not None and not by_training)
+
+
+# ---- rates ----
+
+
+def _rates(run: RunConfig, changes: dict[str, Change], found: ResumeChanges) -> None:
+    """A learning rate or weight decay that is another now does what resume_lr and resume_weight_decay say."""
+    for key, explicit in (("learning_rate", "resume_lr"), ("weight_decay", "resume_weight_decay")):
+        change, stated = changes.get(key), getattr(run.process, explicit)
+        if stated is not None and explicit in changes:
+            found.apply(changes[explicit], f"{changes[explicit].now}, from here on")
+        if change is None:
+            continue
+        if key == "learning_rate" and ignores_learning_rate(run):
+            found.problems.append(
+                f"{change.now} (it was {change.was}) would do nothing: lr_scheduler_type "
+                f"{run.hyper.lr_scheduler_type} has all its rates from its own options; change scheduler.max_lr"
+            )
+            continue
+        if stated is not None and stated != change.after:
+            found.problems.append(
+                f"{change.now} (it was {change.was}) and `{explicit}: {stated:g}`{run.place(explicit)} both change it "
+                "on resume; keep one"
+            )
+            continue
+        found.apply(change, f"{explicit} {change.after:g}: {change.now}, was {change.was}")
+        found.optimizer_changed = True
+
+
+# ---- batch ----
+
+
+def _batch(run: RunConfig, found: ResumeChanges) -> None:
+    """Batch per device, accumulation and processes: free where their product stays."""
+    facts = found.facts
+    before = facts.batch
+    after = (run.hyper.per_device_train_batch_size, run.trainer.get(ACCUMULATED, 1), launched_processes())
+    if before is None:
+        return
+    if run.process.tune_batch_size:  # a resumed run keeps the size that was found
+        after = (before[0], *after[1:])
+    if before == after or facts.step >= (total_steps(run, facts) or facts.total):  # nothing is left to train
+        return
+    total, new = math.prod(before), math.prod(after)
+    was, now = batch_line(*before), batch_line(*after)
+    name, places = facts.folder.name, {key: run.place(key) for key in (PER_DEVICE, ACCUMULATED, GLOBAL)}
+    differ = [
+        f"`{key}: {new}`{places[key] or ' (default)'}"
+        for key, old, new in zip((PER_DEVICE, ACCUMULATED), before, after, strict=False)
+        if old != new
+    ] or [f"{after[2]} process{'es' * (after[2] > 1)}"]
+    change = Change("batch", was, now, name, next(filter(None, places.values()), ""))
+    said = f"{' and '.join(differ)}: a batch of {now}, and {name} was trained with {was}"
+    if total == new and not (before[0] != after[0] and draws_by_batch(run)):
+        found.apply(change, f"batch {now}, {name}'s was {was}: the same {total} samples a step, in the same order")
+        return
+    if total == new:
+        why = "with several data sets each batch is of one of them, so its size decides which"
+        remedy = f"set {PER_DEVICE} {before[0]}"
+    else:
+        why = f"a step was of {total} samples and would be of {new}"
+        remedy = f"set global_batch_size {total}" + _fitting(total, after)
+    if run.hyper.max_steps <= 0 and total != new and not run.is_endless:
+        found.problems.append(
+            f"{said}: {why}, and the length in epochs would be another "
+            f"number of steps; {remedy}, or say the length as max_steps"
+        )
+    elif run.hyper.resume_changed == "refuse":
+        found.problems.append(f"{said}: {why}; {remedy}, or allow it with --resume_changed allow")
+    else:
+        found.apply(change, f"changed on resume: batch {now}, was {was}")
+
+
+def _fitting(total: int, after: tuple[int, int, int]) -> str:
+    """What the wanted size means on the processes of now."""
+    size, _, processes = after
+    if total % processes:
+        return f" (it needs a number of processes that divides it, not {processes})"
+    share = total // processes
+    fits = size if share % size == 0 else next(each for each in range(min(size, share), 0, -1) if share % each == 0)
+    return f" ({PER_DEVICE} {fits}, {ACCUMULATED} {share // fits})"
+
+
+def draws_by_batch(run: RunConfig) -> bool:
+    """Whether the data decides anew for each batch what it is of."""
+    asked = getattr(run.dataset.module, "draws_by_batch", None) if run.dataset is not None else None
+    return bool(asked and asked(run.dataset.config))
+
+
+# ---- length ----
+
+
+def _length(run: RunConfig, changes: dict[str, Change], found: ResumeChanges, total: int | None) -> None:
+    names = ["max_steps", "num_train_epochs"] if run.hyper.max_steps <= 0 else ["max_steps"]
+    names += ["num_train_epochs"] if found.earlier.hyper.max_steps <= 0 else []
+    changed = [changes[name] for name in dict.fromkeys(names) if name in changes]
+    facts = found.facts
+    after = total_steps(run, facts) if total is None or run.is_endless else total
+    if changed:
+        change = next((each for each in changed if each.after_place), changed[0])
+        setting = change.now
+    elif run.hyper.max_steps > 0 or run.is_endless or _has_another_batch(run, facts):
+        return
+    else:
+        change, setting = _change_of_epochs(run, changes, facts, after)
+        if total is None:
+            _length_to_come(run, change, setting, found)
+            return
+    problems, line = check_length(run, found, facts.folder.name, setting, after)
+    found.problems += problems
+    if not line or problems:
+        return
+    found.length_changed = True
+    found.apply(change, line)
+    for moved in _shares_of_the_length(run, found.earlier):
+        said = f"{setting} moves {moved}"
+        if run.hyper.resume_changed == "refuse":
+            found.problems.append(f"{said}; set it back, or allow it with --resume_changed allow")
+        else:
+            found.lines.append(f"changed on resume: {said}")
+
+
+def _change_of_epochs(
+    run: RunConfig, changes: dict[str, Change], facts: Facts, after: float | None
+) -> tuple[Change, str]:
+    """What makes another length of a run whose number of epochs is the same, and how error lines write it."""
+    keys = (*OF_AN_EPOCH, *PERHAPS_OF_AN_EPOCH)
+    change = next((each for path, each in changes.items() if path.partition(".")[0] in keys), None)
+    place = run.place("num_train_epochs")
+    epochs = f"`num_train_epochs: {run.hyper.num_train_epochs:g}`{place or ' (default)'}"
+    if change is not None:
+        return change, f"{change.now} with {epochs}"
+    change = Change("length", facts.total, after, facts.folder.name, place)
+    return change, f"{epochs} with the data as it is now"
+
+
+def _length_to_come(run: RunConfig, change: Change, setting: str, found: ResumeChanges) -> None:
+    """How long epochs are now, only the data says; whether that will matter can be said before."""
+    matters = depends_on_length(run) and not found.schedule_changed and run.hyper.resume_schedule is None
+    if change.path in OF_AN_EPOCH and matters:
+        found.problems.append(
+            f"{setting} may make another number of steps than {found.facts.total:,}, {the_choice(run, found)}"
+        )
+
+
+def _has_another_batch(run: RunConfig, facts: Facts) -> bool:
+    """Whether a step takes other samples than before, which has a rule of its own."""
+    now = (run.hyper.per_device_train_batch_size, run.trainer.get(ACCUMULATED, 1), launched_processes())
+    return facts.batch is not None and not run.process.tune_batch_size and math.prod(facts.batch) != math.prod(now)
+
+
+def _shares_of_the_length(run: RunConfig, earlier: RunConfig) -> list[str]:
+    """What stands at a share of all steps, and decides where the training goes."""
+    settings = settings_of(run)
+    moved = []
+    if getattr(getattr(run.dataset, "config", None), "sampling_probs_final", None):
+        moved.append("where dataset.sampling_probs_final is reached")
+    if 0 < (settings["eval_steps"] or 0) < 1 and (_follows(run, OCCASION) or _follows(earlier, OCCASION)):
+        moved.append(f"the evaluations (eval_steps {settings['eval_steps']:g} is a share of all steps)")
+    return moved

@@ -1,0 +1,200 @@
+"""Two runs' settings beside one another: every difference, with where both values came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loader.errors import shown
+from loader.resolve.run_config import RunConfig
+from loader.resolve.type_check import members
+from loader.resume.change_policy import TRAJECTORY, class_of_optim
+from loader.schema.keys import TAKEN_OVER, scalar_keys
+from loader.schema.sections import COMPONENTS, OPTIONAL_SECTIONS, EmaSection
+from loader.schema.training_arguments_fields import REQUIRED
+from loader.sources.config_tree import find
+
+# What sections also say: compared there, and so not twice.
+SAID_BY = {"optimizer": "optim_args", "scheduler": "lr_scheduler_kwargs"}
+# Another of these leaves the earlier one's arguments behind.
+OWNERS = {"optim": "optimizer", "lr_scheduler_type": "scheduler", "dataset.name": "dataset", "model.name": "model"}
+ON, OFF = "on", "off"  # an optional section that is there, and one that is not
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key that is another now; `after_place` ends in nothing where the value is a default."""
+
+    path: str
+    before: Any
+    after: Any
+    before_origin: str
+    after_place: str
+
+    @property
+    def now(self) -> str:
+        return f"`{self.path}: {shown(self.after)}`{self.after_place or ' (default)'}"
+
+    @property
+    def was(self) -> str:
+        return f"{shown(self.before)} ({self.before_origin})"
+
+    def recorded(self) -> dict[str, Any]:
+        origin = self.after_place.removeprefix(" at ").removeprefix(" in ").removeprefix(" on ") or "default"
+        return {"before": self.before, "after": self.after, "origin": origin}
+
+
+def differences(run: RunConfig, earlier: RunConfig, saved: Path) -> list[Change]:
+    """What is another in `run` than in `earlier`, whose run.yaml is `saved`; of a section that is new, only that."""
+    now, then = settings_of(run), settings_of(earlier)
+    lines = saved.read_text(encoding="utf-8").splitlines()
+    changed = [path for path in dict.fromkeys([*now, *then]) if not _same(path, then.get(path), now.get(path))]
+    return [
+        Change(path, then.get(path), now.get(path), _recorded_origin(earlier, path, lines), _place(run, path))
+        for path in changed
+        if not _follows_another(path, then, now)
+    ]
+
+
+def _follows_another(path: str, then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a difference only comes with that of another key: a section's that is new, an optimizer's."""
+    section = path.partition(".")[0]
+    if path in ("eval_steps", "check_val_every_n_epoch"):
+        return then["eval_strategy"] != now["eval_strategy"]
+    if section == path or path in OWNERS:
+        return section == "ema" and then["using_ema"] != now["using_ema"]
+    owner = next((key for key, its in OWNERS.items() if its == section), section)
+    if owner not in then or then[owner] == now.get(owner):
+        return False
+    return owner != "optim" or class_of_optim(then[owner], now[owner]) != TRAJECTORY
+
+
+def _ways(run: RunConfig, path: str) -> list[str]:
+    """Where a setting may stand in a configuration."""
+    section = path.partition(".")[0]
+    return [
+        _stands_for(run, path),
+        *([SAID_BY[section]] if section in SAID_BY else []),
+        *([path.partition("[")[0]] if "[" in path else []),
+    ]
+
+
+def _stands_for(run: RunConfig, path: str) -> str:
+    """The key that says what a setting comes to, where another one may say it."""
+    if path == "eval_steps" and run.hyper.eval_steps is None:
+        return "save_steps"
+    if path == "eval_strategy" and run.process.check_val_every_n_epoch is not None and run.hyper.do_eval:
+        return "check_val_every_n_epoch"
+    if path == "eval_strategy" and not run.trainer.get("eval_strategy"):
+        return "do_eval"
+    return "warmup_ratio" if path == "warmup_steps" and run.hyper.warmup_ratio > 0 else path
+
+
+def _place(run: RunConfig, path: str) -> str:
+    """` at FILE:LINE:COLUMN`; nothing where the value is a default."""
+    return next(filter(None, map(run.place, _ways(run, path))), "")
+
+
+def _recorded_origin(earlier: RunConfig, path: str, lines: list[str]) -> str:
+    """Where an earlier value came from, as its run.yaml says behind it: `cli`, `default`, `FILE:LINE`."""
+    found = next(filter(None, (find(earlier.tree, way) for way in _ways(earlier, path))), None)
+    number = found.origin.line if found is not None else None
+    if number is None or not 0 < number <= len(lines):
+        return "default"
+    return lines[number - 1].rpartition("  # ")[2] if "  # " in lines[number - 1] else "run.yaml"
+
+
+def _same(path: str, before: Any, after: Any) -> bool:
+    if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
+        return len(before) == len(after) and all(_same(path, *pair) for pair in zip(before, after, strict=True))
+    if isinstance(before, str) and isinstance(after, str):
+        return before == after or _is_one_file(before, after)
+    by_type = isinstance(before, bool) or isinstance(after, bool) or _counts_or_shares(path)
+    return before == after and (type(before) is type(after) or not by_type)
+
+
+def _counts_or_shares(path: str) -> bool:
+    """Whether a whole number counts and a fraction is a share: 1 is one batch, 1.0 all of them."""
+    key = scalar_keys().get(path)
+    return key is not None and {int, float} <= {*members(key.annotation)}
+
+
+def _is_one_file(before: str, after: str) -> bool:
+    """Whether two texts name one file or folder of this machine."""
+    try:
+        return os.path.samefile(os.path.expanduser(before), os.path.expanduser(after))
+    except (OSError, ValueError):
+        return False
+
+
+def class_key(run: RunConfig, path: str) -> str:
+    """A path as `resume_classes.KEYS` writes it: components with their name, list entries without their number."""
+    top, dot, rest = path.partition(".")
+    top = top.partition("[")[0]
+    component = getattr(run, top, None) if top in COMPONENTS else None
+    return f"{top}({component.name}){dot}{rest}" if component is not None and rest != "name" else f"{top}{dot}{rest}"
+
+
+def settings_of(run: RunConfig) -> dict[str, Any]:
+    """Every setting of a run by its path, those that nobody gave at their defaults, however they were written."""
+    from loader.checks.static_checks import evaluates, takes_epochs, warmup  # these two need what is compared here
+    from loader.output.training_arguments import OWN_DEFAULTS
+
+    settings: dict[str, Any] = {}
+    for name, key in scalar_keys().items():
+        if name in TAKEN_OVER or name in SAID_BY.values():
+            continue
+        default = OWN_DEFAULTS.get(name, None if key.default is REQUIRED else key.default)
+        for view in (run.hyper, run.process):
+            default = getattr(view, name, default)
+        settings |= _flat(name, run.trainer.get(name, default))
+    settings["report_to"] = run.hyper.report_to
+    # What several keys say together, or one where another is not given.
+    strategy = evaluates(run)
+    steps = run.hyper.save_steps if run.hyper.eval_steps is None else run.hyper.eval_steps
+    settings |= {"eval_strategy": strategy, "eval_steps": steps if strategy == "steps" else None}
+    settings["check_val_every_n_epoch"] = (run.process.check_val_every_n_epoch or 1) if strategy == "epoch" else None
+    settings["warmup_steps"] = warmup(run)
+    del settings["do_eval"], settings["warmup_ratio"]
+    settings |= _flat("optimizer", {**_trainer_options(run), **run.optimizer_options})
+    given = {**(run.trainer.get("lr_scheduler_kwargs") or {}), **run.scheduler}
+    schedule = run.schedule
+    counted = schedule.interval or ("epoch" if takes_epochs(run) else "step")
+    own = {"interval": counted, "frequency": schedule.frequency, "monitor": schedule.monitor}
+    settings |= _flat("scheduler", {**given, **own})
+    for index, group in enumerate(run.param_groups):
+        settings |= _flat(f"param_groups[{index}]", dataclasses.asdict(group))
+    settings["callbacks"] = run.callbacks
+    views = {section: getattr(run, section) for section in OPTIONAL_SECTIONS}
+    views["ema"] = (run.ema or EmaSection()) if run.process.using_ema else None
+    for section, view in views.items():
+        settings |= {section: OFF} if view is None else {section: ON, **_flat(section, dataclasses.asdict(view))}
+    for section in COMPONENTS:
+        part = getattr(run, section)
+        settings[f"{section}.name"] = None if part is None else part.name
+        if part is not None and dataclasses.is_dataclass(part.config):
+            settings |= _flat(section, dataclasses.asdict(part.config))
+    return settings
+
+
+def _trainer_options(run: RunConfig) -> dict[str, Any]:
+    """`optim_args` of an optimizer that transformers builds: `name=value, …`."""
+    words = [each.partition("=") for each in (run.trainer.get("optim_args") or "").split(",") if "=" in each]
+    return {name.strip(): _number(value.strip()) for name, _, value in words}
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _flat(path: str, value: Any) -> dict[str, Any]:
+    """A mapping as one entry for each value in it."""
+    if not isinstance(value, dict) or not value:
+        return {path: None if value == {} else value}
+    return {name: each for key, child in value.items() for name, each in _flat(f"{path}.{key}", child).items()}

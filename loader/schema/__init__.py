@@ -1,0 +1,1 @@
+"""Declarations of every configuration key, as dataclass fields with metadata."""

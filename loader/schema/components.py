@@ -1,0 +1,91 @@
+"""From a component's name to its module: the file name is the name, a dotted name is a module outside Keel."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from loader.errors import ConfigError, did_you_mean, quoted
+from loader.schema.sections import COMPONENTS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Component:
+    """A chosen component: its module (with `Config`, `PROCESS_KEYS` and its own functions) and its validated config."""
+
+    name: str
+    module: ModuleType
+    config: Any
+
+
+@cache
+def shipped(section: str) -> tuple[str, ...]:
+    """Names of the components that come with Keel: the modules of the section's folder that define a `Config`."""
+    folder = ROOT / COMPONENTS[section]
+    names = []
+    for path in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
+        name = path.parent.name if path.name == "__init__.py" else path.stem
+        if "\nclass Config" in path.read_text(encoding="utf-8"):
+            names.append(name)
+    return tuple(names)
+
+
+def component_module(section: str, name: str, place: str = "") -> ModuleType:
+    """The module that implements `section: {name: …}`.
+
+    Raises:
+        ConfigError: no such module (with the nearest name), a module without a `Config`, or one whose own import failed
+            (the two are told apart: the second names what it could not import), or code in the folder of a run.
+    """
+    path = name if "." in name else f"{COMPONENTS[section]}.{name}"
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise ConfigError(f"`{section}.name: {name}`{place} is not a module name")
+    if "." in name and (run := _run_around(path)) is not None:
+        raise ConfigError(
+            f"`{section}.name: {name}`{place}: the module lies in {run}, the folder of a run, and no code is taken "
+            "from there; copy it to a package of your own"
+        )
+    if not _exists(path):
+        known = shipped(section)
+        remedy = did_you_mean(name, known) or f"; there are: {quoted(known)}; a dotted name is your own module"
+        raise ConfigError(f"`{section}.name: {name}`{place}: no module `{path}`{remedy}")
+    try:
+        module = importlib.import_module(path)
+    except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` ends when it is imported
+        raise ConfigError(
+            f"`{section}.name: {name}`{place}: module `{path}` exists, but importing it failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, "Config"):
+        raise ConfigError(f"`{section}.name: {name}`{place}: module `{path}` has no `Config` dataclass")
+    return module
+
+
+def _run_around(path: str) -> Path | None:
+    """The folder of a run in which a module lies, or None. A folder below the working folder is a package to Python, so
+    that a run.yaml that came with somebody's checkpoint could name a file beside it."""
+    parts = path.split(".")
+    for entry in sys.path:
+        for count in range(1, len(parts)):
+            folder = Path(entry, *parts[:count])
+            if (folder / "run.yaml").is_file():
+                return folder
+    return None
+
+
+def _exists(path: str) -> bool:
+    try:
+        return importlib.util.find_spec(path) is not None
+    except ModuleNotFoundError as error:
+        # Looking up `a.b` imports `a`: a missing `a` is «no such module», a missing import inside `a` is not.
+        return not path.startswith(str(error.name))
+    except (Exception, SystemExit):
+        return True  # a parent package exists and fails on import; importing it again says how

@@ -1,0 +1,168 @@
+"""What the installed packages accept by name, read from their source: importing torch to check a word costs seconds."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from loader.schema.training_arguments_fields import transformers_folder
+
+# Reporting backends whose package has another name, or that need none.
+BACKEND_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": None}
+NOT_OPTIMIZERS = {"Optimizer", "lr_scheduler", "swa_utils", "swap_in_optimizer_params_and_state"}
+# The base class, and two that take a function, which YAML cannot write.
+NOT_SCHEDULERS = {"LRScheduler", "LambdaLR", "MultiplicativeLR"}
+# Optimizers of matrices that are paired with AdamW, or hold one: its options are theirs too.
+WITH_ADAMW = {"Muon", "SpectralSphere", "Magma"}
+# Arguments that a schedule is given, not asked for.
+GIVEN = {"optimizer", "last_epoch", "num_warmup_steps", "num_training_steps"}
+
+
+@cache
+def torch_optimizers() -> tuple[str, ...]:
+    """Names of the optimizer classes in the installed torch.optim; empty where torch is not found."""
+    return tuple(name for name in _listed("torch", "optim/__init__.py") if name not in NOT_OPTIMIZERS)
+
+
+@cache
+def torch_schedulers() -> tuple[str, ...]:
+    """Names of the classes in the installed torch.optim.lr_scheduler that YAML can describe."""
+    return tuple(name for name in _listed("torch", "optim/lr_scheduler.py") if name not in NOT_SCHEDULERS)
+
+
+@cache
+def pytorch_optimizers() -> tuple[str, ...]:
+    """Names of the classes in the package pytorch-optimizer; empty where it is not installed."""
+    path = "optimizer/__init__.py"
+    # Besides the classes, functions are listed, in lower case; some classes are only in its table of names.
+    table = re.search(r"^OPTIMIZER_LIST\b.*?= \[(.*?)^\]", _source("pytorch_optimizer", path), re.DOTALL | re.MULTILINE)
+    names = [*_listed("pytorch_optimizer", path), *(re.findall(r"\w+", table[1]) if table else ())]
+    return tuple(dict.fromkeys(name for name in names if not name.islower() and "_" not in name))
+
+
+@cache
+def constructor_options(kind: Literal["optimizer", "scheduler"], name: str) -> tuple[str, ...] | None:
+    """Names of the options that an optimizer or schedule takes besides what it acts on; None where it is not known.
+
+    Optimizers: classes of torch.optim and of pytorch-optimizer, the latter in lower case too; the names of
+    TrainingArguments stand for several packages' classes and are not known. Schedules: classes of
+    torch.optim.lr_scheduler, and transformers' names.
+    """
+    function = _schedule_function(name) if kind == "scheduler" else _optimizer_constructor(name)
+    if function is None:
+        return None
+    names = [each.arg for each in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    if function.name == "__init__":
+        names = names[1:]
+    if kind == "scheduler":
+        return tuple(each for each in names if each not in GIVEN)
+    own = names[1:]  # the first is what to train
+    if _class_name(name) in WITH_ADAMW and name != "muon":  # the package's own Muon takes other names
+        own += [each for each in constructor_options("optimizer", "AdamW") or () if each not in own]
+    return tuple(own)
+
+
+def _class_name(name: str) -> str:
+    """The class that an optimizer's name stands for: itself, or the package's class of that name in lower case."""
+    if name in torch_optimizers() or name in pytorch_optimizers():
+        return name
+    return next((each for each in pytorch_optimizers() if each.lower() == name), name)
+
+
+def _optimizer_constructor(name: str) -> ast.FunctionDef | None:
+    """The `__init__` behind an optimizer's name, in the order in which the trainer looks the name up."""
+    if name in torch_optimizers():
+        return _constructor(_torch_optimizer_source(name), name)
+    name = _class_name(name)
+    if name not in pytorch_optimizers():
+        return None
+    found = _folder("pytorch_optimizer") / "optimizer"
+    imports = _source("pytorch_optimizer", "optimizer/__init__.py")
+    for module, names in re.findall(
+        r"^from pytorch_optimizer\.optimizer\.([\w.]+) import (\([^)]*\)|.*)$", imports, re.M
+    ):
+        if re.search(rf"\b{name}\b", names):
+            path = found / module.replace(".", "/")
+            files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+            sources = [file.read_text(encoding="utf-8") for file in files]
+            return next((made for text in sources if (made := _constructor(text, name, sources))), None)
+    # The package also lists some of torch's own.
+    return _constructor(_torch_optimizer_source(name), name) if name in torch_optimizers() else None
+
+
+def _torch_optimizer_source(name: str) -> str:
+    imports = _source("torch", "optim/__init__.py")
+    module = re.search(rf"^from torch\.optim\.(\w+) import .*\b{name}\b", imports, re.MULTILINE)
+    return _source("torch", f"optim/{module[1]}.py") if module else ""
+
+
+def _schedule_function(name: str) -> ast.FunctionDef | None:
+    if name == "reduce_lr_on_plateau":
+        name = "ReduceLROnPlateau"
+    if name in torch_schedulers():
+        return _constructor(_source("torch", "optim/lr_scheduler.py"), name)
+    source = (transformers_folder() / "optimization.py").read_text(encoding="utf-8")
+    if name == "greedy":
+        return _constructor(source, "GreedyLR")
+    words = (transformers_folder() / "trainer_utils.py").read_text(encoding="utf-8")
+    member = re.search(rf'^    (\w+) = "{re.escape(name)}"$', words[words.index("class SchedulerType") :], re.MULTILINE)
+    function = re.search(rf"SchedulerType\.{member[1]}: (\w+)," if member else "$^", source)
+    return _definition(source, f"def {function[1]}(") if function else None
+
+
+def _constructor(source: str, name: str, others: Sequence[str] = ()) -> ast.FunctionDef | None:
+    """The `__init__` of a class in this source, or of its first base in this or the other sources."""
+    made = _definition(source, f"class {name}(") or _definition(source, f"class {name}:")
+    if made is None:
+        return None
+    for statement in made.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            return statement
+    base = made.bases[0].id if made.bases and isinstance(made.bases[0], ast.Name) else ""
+    return next((found for text in (source, *others) if base and (found := _constructor(text, base))), None)
+
+
+def _definition(source: str, start: str) -> Any:
+    """The class or function that begins with this text; only it is parsed, for whole files cost 50 ms and more."""
+    position = f"\n{source}".find(f"\n{start}")
+    if position < 0:
+        return None
+    end = re.compile(r"\n(?=[^\s)#])").search(source, position + len(start))
+    return ast.parse(source[position : end.start() if end else None]).body[0]
+
+
+def _listed(package: str, path: str) -> tuple[str, ...]:
+    """The `__all__` of a module of an installed package; empty where the package is not found."""
+    listed = re.search(r"^__all__ = (\[.*?\])", _source(package, path), re.DOTALL | re.MULTILINE)
+    return tuple(ast.literal_eval(listed[1])) if listed else ()
+
+
+@cache
+def _source(package: str, path: str) -> str:
+    folder = _folder(package)
+    file = folder / path if folder else None
+    return file.read_text(encoding="utf-8") if file and file.is_file() else ""
+
+
+def _folder(package: str) -> Path | None:
+    found = importlib.util.find_spec(package)
+    return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
+
+
+@cache
+def reporting_backends() -> tuple[str, ...]:
+    """Names that `report_to` takes in the installed transformers."""
+    source = (transformers_folder() / "integrations" / "integration_utils.py").read_text(encoding="utf-8")
+    table = re.search(r"^INTEGRATION_TO_CALLBACK = \{(.*?)\}", source, re.DOTALL | re.MULTILINE)
+    return tuple(re.findall(r'"(\w+)":', table[1])) if table else ()
+
+
+def backend_is_installed(name: str) -> bool:
+    """Whether the package that a reporting backend needs can be found."""
+    package = BACKEND_PACKAGES.get(name, name)
+    return package is None or importlib.util.find_spec(package) is not None

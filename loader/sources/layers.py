@@ -1,0 +1,275 @@
+"""The files and flags of one run as layers, lowest first, each a tree whose values know their place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loader.command_line.parser import HyperArguments
+from loader.errors import ConfigError, Problems, did_you_mean, quoted
+from loader.schema.components import ROOT
+from loader.schema.keys import FILE_SECTIONS, keys_of, scalar_keys
+from loader.schema.sections import FREE_SECTIONS, OPTIONAL_SECTIONS, SECTIONS
+from loader.sources.alias_flags import SECTION_WORDS, word_paths
+from loader.sources.config_tree import CLI, DEFAULT, SET, Node, at_path, merge, node_of
+from loader.sources.key_aliases import translate
+from loader.sources.yaml_reader import display_path, read_scalar, read_yaml
+
+DEFAULT_FILE = ROOT / "configs" / "training" / "default.yaml"
+
+# `optimizer` may spell what has a key of its own; one value has one home, so each layer is rewritten on reading.
+OPTIMIZER_WORDS = {
+    "lr": "learning_rate",
+    "weight_decay": "weight_decay",
+    "eps": "adam_epsilon",
+    "name": "optim",
+}
+# What people call an optimizer that goes by several names here.
+OPTIMIZER_SYNONYMS = {"adamw": "adamw_torch_fused", "adam": "Adam"}
+
+
+def find_file(kind: str, name: str, place: str = "") -> Path:
+    """The YAML file called `name` in configs/<kind>/ (of the working folder, then Keel's own), or at that path.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    if not name.strip():
+        raise ConfigError(f"the name of a {kind} file{place} is empty")
+    path = Path(os.path.expanduser(name))
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        for candidate in (path, ROOT / path):
+            if candidate.exists():
+                return candidate
+        if len(path.parts) > 1:
+            raise ConfigError(f"configuration file {display_path(path)}{place} does not exist")
+    folders = [Path("configs") / kind, ROOT / "configs" / kind]
+    for folder in folders:
+        candidate = folder / f"{path.stem if path.suffix in ('.yaml', '.yml') else name}.yaml"
+        if candidate.is_file():
+            return candidate
+    if path.suffix:
+        raise ConfigError(f"configuration file {name}{place} does not exist, nor in configs/{kind}/")
+    known = sorted({each.stem for folder in folders for each in folder.glob("*.yaml")})
+    remedy = did_you_mean(name, known) or (f"; there are: {quoted(known)}" if known else "; there are none")
+    raise ConfigError(f"`{name}`{place}: no such {kind} in configs/{kind}/{remedy}")
+
+
+def built_in_layer(**others: Any) -> Node:
+    """The lowest layer: the defaults of the hyper and process keys, or what stands in for them."""
+    from loader.schema.process_arguments import ProcessArguments
+
+    keys = {**keys_of(HyperArguments), **keys_of(ProcessArguments)}
+    return node_of({name: key.default for name, key in keys.items()} | others, DEFAULT)
+
+
+def training_layers(path: str | os.PathLike, problems: Problems) -> list[Node]:
+    """A training file and everything it extends, the furthest ancestor first."""
+    return [_prepared(layer, problems) for layer in _chain(Path(path), [])]
+
+
+def file_layer(kind: str, path: Path, problems: Problems) -> Node:
+    """A task or model file; keys that belong elsewhere are refused with the place they belong in."""
+    tree = _without_blanks(read_yaml(path))
+    allowed = FILE_SECTIONS[kind]
+    for key, node in list(tree.value.items()):
+        if key in allowed:
+            continue
+        belongs = "a training file (configs/training/)" if key in scalar_keys() or key in SECTIONS else None
+        where = f"it belongs in {belongs}" if belongs else f"a {kind} file holds {quoted(allowed)}"
+        problems.add(f"`{key}`{node.origin.place} cannot stand in a {kind} file; {where}")
+        del tree.value[key]
+    return _prepared(tree, problems)
+
+
+def flag_layer(hyper: HyperArguments, words: Mapping[str, Any], problems: Problems) -> Node:
+    """The flags that were given, words of other scripts among them."""
+    layer = node_of({name: getattr(hyper, name) for name in sorted(hyper.given)}, CLI)
+    file = layer.value.pop("training_config", None)
+    for name, value in words.items():
+        path = word_paths()[name] if name in SECTION_WORDS else name
+        layer = merge(layer, at_path(path, node_of(value, CLI)))
+    layer = _prepared(layer, problems)
+    return layer if file is None else merge(layer, at_path("training_config", file))
+
+
+def set_layer(settings: list[str], problems: Problems) -> Node:
+    """`--set key.path=value …`; a later setting of the same key wins."""
+    layer = Node({}, SET)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not all(path.split(".")):
+            problems.add(f"`--set {setting}` is not of the form key.path=value")
+            continue
+        try:
+            keys = [key.strip() for key in path.split(".")]
+            if keys == ["extends"]:
+                raise ConfigError("a file is built on with `extends` in the file itself, or --training_config")
+            if len(keys) > 20:
+                raise ConfigError("no key is that deep")
+            # One setting at a time: `--set model=mlp model.hidden_dim=32` chooses first, then overrides.
+            layer = merge(layer, _prepared(at_path(".".join(keys), read_scalar(text, SET)), problems))
+        except ConfigError as error:
+            problems.add(f"`--set {setting}`: {error}")
+    return layer
+
+
+def _without_blanks(tree: Node) -> Node:
+    """The tree without keys that were left blank: what stands there is the default, as where the key is left out."""
+    kept = {}
+    for key, child in tree.value.items():
+        if child.value is None and child.text == "":
+            continue
+        kept[key] = _without_blanks(child) if child.is_mapping else child
+    return Node(kept, tree.origin, tree.text, tree.replaces)
+
+
+def _chain(path: Path, below: list[Path]) -> list[Node]:
+    """`path` and its ancestors, ancestors first. `below` are the files that led here, to find a cycle."""
+    shown = [display_path(each) for each in [*below, path]]
+    if path.resolve() in [each.resolve() for each in below]:
+        raise ConfigError(f"`extends` goes in a circle: {' -> '.join(shown)}")
+    tree = _without_blanks(read_yaml(path))
+    parents = tree.value.pop("extends", None)
+    if parents is None or parents.value is None:
+        return [tree]
+    names = parents.value if isinstance(parents.value, list) else [parents]
+    layers: list[Node] = []
+    for name in names:
+        if not isinstance(name.value, str):
+            raise ConfigError(f"`extends`{parents.origin.place} takes a file name or a list of them")
+        beside = path.parent / os.path.expanduser(name.value)
+        found = beside if beside.is_file() else find_file("training", name.value, parents.origin.place)
+        layers += _chain(found, [*below, path])
+    return [*layers, tree]
+
+
+def _prepared(tree: Node, problems: Problems) -> Node:
+    """Named sets read in, and every value moved to its one home."""
+    if "training_config" in tree.value:
+        place = tree.value.pop("training_config").origin.place
+        problems.add(f"`training_config`{place} is a flag; a file builds on another with `extends: FILE`")
+    translate(tree, problems)
+    model = tree.value.get("model")
+    if model is not None and isinstance(model.value, str):
+        named = tree.value.get("model_config")
+        if named is not None and named.value != model.value:
+            problems.add(
+                f"`model`{model.origin.place} and `model_config`{named.origin.place} name two models; keep one"
+            )
+        # `model: act` names the network; as for every choice, the last layer that names one wins.
+        tree.value["model_config"] = tree.value.pop("model")
+    for section in SECTIONS:
+        node = tree.value.get(section)
+        if node is not None and isinstance(node.value, str):
+            tree.value[section] = _named_set(section, node)
+        elif section == "scheduler" and node is not None and isinstance(node.value, list):
+            tree.value[section] = _sequence(node)
+    _short_forms(tree, problems)
+    _move_optimizer_words(tree, problems)
+    return tree
+
+
+def _named_set(section: str, node: Node) -> Node:
+    """`optimizer: adafactor` -> the mapping in configs/optimizer/adafactor.yaml."""
+    try:
+        path = find_file(section, node.value, node.origin.place)
+    except ConfigError:
+        if section not in FREE_SECTIONS or not node.value.isidentifier():
+            raise
+        return Node({"name": node}, node.origin, replaces=True)  # no such set: the name of an optimizer or a schedule
+    tree = read_yaml(path)
+    if list(tree.value) != [section]:
+        raise ConfigError(f"{display_path(path)} must hold one mapping, `{section}:`; it holds {quoted(tree.value)}")
+    chosen = tree.value[section]
+    chosen.replaces = True
+    return chosen
+
+
+def _sequence(node: Node) -> Node:
+    """A list of schedules is one after the other: `[{name: LinearLR, length: 100}, {name: CosineAnnealingLR}]`."""
+    milestones, total = [], 0
+    for index, each in enumerate(node.value):
+        if not each.is_mapping or not isinstance(each.value.get("name", each).value, str):
+            raise ConfigError(f"`scheduler[{index}]`{each.origin.place} must be a mapping with `name`")
+        length = each.value.pop("length", None)
+        last = index == len(node.value) - 1
+        whole = length is not None and isinstance(length.value, int) and not isinstance(length.value, bool)
+        if (length is None) != last or not (last or (whole and length.value > 0)):
+            raise ConfigError(
+                f"`scheduler[{index}]`{each.origin.place} {'takes no' if last else 'needs a whole number as'} "
+                "`length`: every schedule of a list but the last says after how many steps or epochs the next begins"
+            )
+        if length is not None:
+            total += length.value
+            milestones.append(node_of(total, length.origin))
+    keys = {"name": node_of("SequentialLR", node.origin), "schedulers": Node(node.value, node.origin)}
+    shared = {}
+    for each in node.value:
+        for key in ("interval", "frequency"):
+            if key in each.value:
+                own = each.value.pop(key)
+                if key in shared and shared[key].value != own.value:
+                    raise ConfigError(
+                        f"`scheduler`{own.origin.place}: all schedules of a list have one `{key}`; these have "
+                        f"{shared[key].value} and {own.value}"
+                    )
+                shared[key] = own
+    return Node({**keys, "milestones": Node(milestones, node.origin), **shared}, node.origin, replaces=True)
+
+
+def _short_forms(tree: Node, problems: Problems) -> None:
+    """`early_stopping: true` or a patience instead of a mapping; `false` and `null` take an optional section away."""
+    node = tree.value.get("early_stopping")
+    if node is not None and isinstance(node.value, int) and not isinstance(node.value, bool):
+        tree.value["early_stopping"] = Node({"patience": Node(node.value, node.origin)}, node.origin)
+    for section in OPTIONAL_SECTIONS:
+        node = tree.value.get(section)
+        if node is not None and isinstance(node.value, bool):
+            if section in ("early_stopping", "ema", "checkpointing"):
+                tree.value[section] = Node({}, node.origin) if node.value else Node(None, node.origin)
+            else:
+                problems.add(f"`{section}`{node.origin.place} must be a mapping")
+                del tree.value[section]
+
+
+def _move_optimizer_words(tree: Node, problems: Problems) -> None:
+    optimizer, scheduler = (tree.value.get(section) for section in FREE_SECTIONS)
+    moves = []
+    if optimizer is not None and optimizer.is_mapping:
+        moves += [(optimizer, "optimizer", word, home) for word, home in OPTIMIZER_WORDS.items()]
+        betas = optimizer.value.get("betas")
+        count = len(betas.value) if betas is not None and isinstance(betas.value, list) else 0
+        if betas is not None and betas.value is not None and count not in (2, 3):
+            problems.add(f"`optimizer.betas`{betas.origin.place} must be a list of two numbers (some take three)")
+        elif count == 2:
+            del optimizer.value["betas"]
+            for home, beta in zip(("adam_beta1", "adam_beta2"), betas.value, strict=True):
+                _move(tree, "optimizer.betas", home, beta, problems)
+    if scheduler is not None and scheduler.is_mapping:
+        moves.append((scheduler, "scheduler", "name", "lr_scheduler_type"))
+    for section, name, word, home in moves:
+        if word in section.value:
+            if word == "lr" and section.value[word].value is None:
+                # «The optimizer's own rate» is a choice that `settle` weighs against the other layers.
+                if section.replaces and home in tree.value:
+                    del section.value[word]  # a key written beside a named set wins over what the set says
+                continue
+            node = section.value.pop(word)
+            if node.value is not None:
+                _move(tree, f"{name}.{word}", home, node, problems)
+    optim = tree.value.get("optim")
+    if optim is not None and isinstance(optim.value, str) and optim.value in OPTIMIZER_SYNONYMS:
+        tree.value["optim"] = Node(OPTIMIZER_SYNONYMS[optim.value], optim.origin)
+
+
+def _move(tree: Node, spelled: str, home: str, node: Node, problems: Problems) -> None:
+    if home in tree.value:
+        if tree.value[spelled.split(".")[0]].replaces:
+            return  # a key written beside a named set wins over what the set says
+        other = tree.value[home].origin
+        problems.add(f"`{spelled}`{node.origin.place} and `{home}`{other.place} are the same setting; keep one")
+        return
+    tree.value[home] = node

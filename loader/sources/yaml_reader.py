@@ -1,0 +1,275 @@
+"""Reads YAML into trees that know their positions: safe tags only, no duplicate keys, `${env:…}` expanded."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import stat
+from typing import Any
+
+import yaml
+
+from loader.errors import ConfigError
+from loader.sources.config_tree import SET, Node, Origin
+
+MOST_BYTES = 4 * 2**20  # of a file: a thousand times what a long configuration has
+# More nodes than any configuration needs: aliases that multiply one another ("billion laughs") end here.
+MOST_NODES = 50_000
+MOST_LEVELS = 50  # of mappings and lists in one another
+
+# A package's name has no dots here: to look up `a.b` Python imports `a`.
+EXPANDED = re.compile(
+    r"\$?\$\{(?:env:(?P<variable>[A-Za-z_]\w*)(?::(?P<default>[^}]*))?|package:(?P<package>[A-Za-z_]\w*))\}", re.ASCII
+)
+DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)")
+EXPONENT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+")
+PREFIX = "tag:yaml.org,2002:"
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+RESOLVER = yaml.resolver.Resolver()
+
+
+def read_yaml(path: str | os.PathLike) -> Node:
+    """The mapping in a YAML file, as a tree with positions.
+
+    Raises:
+        ConfigError: the file is missing or unreadable, is not a mapping, repeats a key, holds a tag that is not
+            plain YAML, or names an unset environment variable or a package that is not installed. One line, with the
+            position where there is one.
+    """
+    shown = display_path(path)
+    try:
+        text = _content(path, shown).decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {shown} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"configuration file {shown} is not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"configuration file {shown} cannot be read: {error.strerror}") from None
+    root = _compose(text, shown)
+    if root is None:
+        return Node({}, Origin(shown, 1, 1))
+    tree = _Builder(shown).build(root)
+    if tree.value is None:
+        return Node({}, tree.origin)  # an empty document
+    if not tree.is_mapping:
+        kind = "list" if isinstance(tree.value, list) else "single value"
+        raise ConfigError(f"{shown} is a {kind}; a configuration is a mapping of `key: value` lines")
+    return tree
+
+
+def _content(path: str | os.PathLike, shown: str) -> bytes:
+    """What a file holds. A pipe that a shell opened for the run (`/dev/stdin`, `<(…)`) is a file too; one with a name,
+    for which nobody may ever write, and a device, which may never end, are not."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise ConfigError(f"configuration file {shown} is a folder; name a YAML file in it")
+    is_open_pipe = stat.S_ISFIFO(mode) and re.fullmatch(r"/proc/\d+/fd/pipe:\[\d+\]", os.path.realpath(path))
+    if not (stat.S_ISREG(mode) or is_open_pipe):
+        kind = "named pipe" if stat.S_ISFIFO(mode) else "device or socket"
+        raise ConfigError(f"configuration file {shown} is a {kind}; name a file of text")
+    with open(path, "rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ConfigError(
+            f"configuration file {shown} is larger than {MOST_BYTES // 2**20} MB; name a YAML file of settings"
+        )
+    return content
+
+
+def read_scalar(text: str, origin: Origin) -> Node:
+    """A value as YAML reads it (`1e-4`, `[a, b]`, `null`), for `--set key.path=value`."""
+    root = _compose(text, origin.source)
+    if root is None:
+        return Node(None, origin, text="")
+    return _Builder(origin.source, fixed_origin=origin).build(root)
+
+
+def display_path(path: str | os.PathLike) -> str:
+    """A path as the user would write it: relative to the working folder where that is shorter."""
+    path = os.path.expanduser(os.fspath(path))
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+def _compose(text: str, source: str) -> yaml.Node | None:
+    try:
+        _refuse_depth(text, source)
+        return yaml.compose(text, Loader=Loader)
+    except ConfigError:
+        raise
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        where = "the value" if source == SET.source else where
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+        hint = "; YAML is indented with spaces, this line has a tab" if "\t" in line else ""
+        raise ConfigError(f"{where} is not valid YAML: {problem}{hint}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not valid YAML: {type(error).__name__}: {error}") from None
+
+
+def _refuse_depth(text: str, source: str) -> None:
+    """Composing goes one call deeper with each level, and libyaml's calls end in a crash; its events need none."""
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MOST_LEVELS:
+                mark = event.start_mark
+                where = "the value" if source == SET.source else f"{source}:{mark.line + 1}:{mark.column + 1}"
+                raise ConfigError(f"{where} is nested too deeply: more than {MOST_LEVELS} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+class _Builder:
+    """Turns PyYAML's composed nodes into ours; every refusal names its line and column."""
+
+    def __init__(self, source: str, fixed_origin: Origin | None = None):
+        self.source, self.fixed_origin = source, fixed_origin
+        self.count, self.open_nodes = 0, set()
+
+    def build(self, node: yaml.Node, origin: Origin | None = None) -> Node:
+        origin = origin or self.origin(node)
+        self.count += 1
+        if self.count > MOST_NODES:
+            raise ConfigError(f"{self.source} expands to more than {MOST_NODES:,} values; is an alias repeated?")
+        if id(node) in self.open_nodes:
+            raise ConfigError(f"an alias{origin.place} contains itself; a configuration is a tree")
+        self.open_nodes.add(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return Node(self.mapping(node), origin)
+            if isinstance(node, yaml.SequenceNode):
+                self.only_plain_tag(node, "seq")
+                return Node([self.build(child) for child in node.value], origin)
+            return self.scalar(node, origin)
+        except RecursionError:
+            raise ConfigError(f"{self.source} is nested too deeply") from None
+        finally:
+            self.open_nodes.discard(id(node))
+
+    def mapping(self, node: yaml.MappingNode) -> dict[str, Node]:
+        self.only_plain_tag(node, "map")
+        merged: dict[str, Node] = {}
+        own: dict[str, Node] = {}
+        for key_node, value_node in node.value:
+            origin = self.origin(key_node)
+            if key_node.tag == PREFIX + "merge":  # `<<: *anchor`: the mapping's own keys win over it
+                sources = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                for source in sources:
+                    if not isinstance(source, yaml.MappingNode):
+                        raise ConfigError(f"`<<`{origin.place} takes a mapping")
+                    merged = {**self.build(source).value, **merged}
+                continue
+            if not isinstance(key_node, yaml.ScalarNode) or not key_node.value:
+                raise ConfigError(f"a key{origin.place} is not text")
+            self.only_plain_tag(key_node, "str", "int", "float", "bool", "null", "timestamp", "value")
+            key = key_node.value
+            if unreadable := unusable(key):
+                raise ConfigError(f"a key{origin.place} {unreadable}")
+            if key in own:
+                raise ConfigError(
+                    f"key `{key}`{origin.place} is repeated; it was first set at line {own[key].origin.line}"
+                )
+            own[key] = self.build(value_node, origin)
+        return {**merged, **own}
+
+    def scalar(self, node: yaml.ScalarNode, origin: Origin) -> Node:
+        self.only_plain_tag(node, "str", "int", "float", "bool", "null", "timestamp", "value", "merge")
+        bare = not node.style  # None or, from the C parser, an empty string
+        meant = _tag(node.value) if bare else PREFIX + "str"
+        if node.tag not in (meant, PREFIX + "str"):
+            raise ConfigError(f"tag `{node.tag.replace(PREFIX, '!!')}`{self.origin(node).place} does not fit its value")
+        text = self.expand(node.value, origin)
+        if unreadable := unusable(text):
+            raise ConfigError(f"a value{origin.place} {unreadable}; leave that out")
+        if not bare:
+            return Node(text, origin)
+        tag = node.tag
+        if text != node.value:
+            tag = _tag(text)
+        return Node(_bare_value(text, tag.removeprefix(PREFIX)), origin, text=text)
+
+    def expand(self, text: str, origin: Origin) -> str:
+        """`${env:NAME}`, `${env:NAME:default}`, and `${package:NAME}`: the folder of an installed package.
+
+        An unset name without a default is an error.
+        """
+
+        def replace(match: re.Match) -> str:
+            if match[0].startswith("$$"):
+                return match[0][1:]  # `$${env:NAME}` is how the text `${env:NAME}` itself is written
+            name, default = match["variable"], match["default"]
+            if match["package"]:
+                return _package_folder(match["package"], origin)
+            if name in os.environ:
+                return os.environ[name]
+            if default is None:
+                raise ConfigError(
+                    f"environment variable `{name}`{origin.place} is not set; set it, or give a default: "
+                    f"${{env:{name}:value}}"
+                )
+            return default
+
+        return EXPANDED.sub(replace, text)
+
+    def only_plain_tag(self, node: yaml.Node, *names: str) -> None:
+        if node.tag not in {PREFIX + name for name in names}:
+            raise ConfigError(
+                f"tag `{node.tag.replace(PREFIX, '!!')}`{self.origin(node).place} is not allowed; "
+                "a configuration holds plain values only"
+            )
+
+    def origin(self, node: yaml.Node) -> Origin:
+        if self.fixed_origin:
+            return self.fixed_origin
+        return Origin(self.source, node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def _package_folder(name: str, origin: Origin) -> str:
+    """Where an installed package lies; it is not imported."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # a module without a specification, such as __main__
+        spec = None
+    if spec is None:
+        raise ConfigError(f"package `{name}`{origin.place} is not installed: pip install {name.replace('_', '-')}")
+    if not spec.submodule_search_locations:
+        raise ConfigError(f"`{name}`{origin.place} is a module without a folder of its own; name a package")
+    return list(spec.submodule_search_locations)[0]
+
+
+def unusable(text: str) -> str | None:
+    """Why no setting can hold a text: no file system, terminal or UTF-8 file could take it. None: it is in order."""
+    if "\0" in text:
+        return "holds a NUL character"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "is not UTF-8 text"
+    return None
+
+
+def _tag(text: str) -> str:
+    """The tag that YAML 1.1 gives an unquoted text."""
+    return RESOLVER.resolve(yaml.ScalarNode, text, (True, False))
+
+
+def _bare_value(text: str, tag: str) -> Any:
+    """An unquoted scalar's value. Unlike YAML 1.1, `1e-4` is a number, and `010`, `12:30`, dates are words."""
+    if EXPONENT.fullmatch(text):
+        return float(text)
+    if tag == "int":
+        return int(text.replace("_", ""), 0) if DECIMAL.fullmatch(text) and len(text) < 1000 else text
+    if tag == "float":
+        if ":" in text:
+            return text
+        return float(text.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+    if tag == "bool":
+        return text.lower() in ("yes", "true", "on")
+    return None if tag == "null" else text

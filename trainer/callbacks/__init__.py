@@ -1,0 +1,1 @@
+"""Callbacks: logs, progress, early stopping, checkpoint selection."""

@@ -1,0 +1,208 @@
+"""Loggers beside metrics.jsonl: a CSV table of our own, and what the section `logging` means to the others."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from storage.atomic import write_text
+from trainer.callbacks.log_files import append, is_of_the_past
+
+
+class Settings(Protocol):
+    """The section `logging`."""
+
+    logger_type: str | None
+    name: str | None  # of the run
+    project: str | None
+    entity: str | None  # user or team that owns the run
+    group: str | None
+    notes: str | None
+    log_model: str | bool | None  # all, best (true: the same), or none
+    save_dir: str | None
+
+
+STEP = re.compile(r"\d{1,18}")  # of a row; int() refuses thousands of digits
+BACKENDS = {"CSVLogger": "csv", "TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}  # logger_type -> backend
+# What each backend has a place for.
+USABLE = {
+    "csv": ("name", "save_dir"),
+    "tensorboard": ("name", "save_dir"),
+    "wandb": ("name", "project", "entity", "group", "notes", "log_model", "save_dir"),
+    "mlflow": ("name", "project", "group", "notes", "log_model", "save_dir"),
+    "trackio": ("name", "project", "save_dir"),
+}
+
+
+class CsvLog(TrainerCallback):
+    """`metrics.csv`: one row for each log event, one column for each name, in order of first appearance.
+
+    A new name rewrites the table with one column more. A resumed run drops the rows of steps that it will repeat, and a
+    row that a killed process left unfinished. Only the first process writes.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = Path(folder) / "metrics.csv"
+        self.columns: list[str] | None = None  # None: not looked yet what is there
+        self.waiting: list[dict[str, Any]] = []  # rows that a full disk would not take
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.columns, rows = read_table(self.path)
+            kept = [row for row in rows if is_of_the_past({**row, "step": int(row["step"])}, state)]
+            if self.path.exists():
+                self._rewrite(kept)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        row = {"step": state.global_step, **logs}
+        was_late = bool(self.waiting)
+        self.waiting.append(row)
+        self._write(was_late)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.waiting:
+            self._write(was_late=True)
+
+    def _write(self, was_late: bool) -> None:
+        try:
+            self._add(self.waiting)
+            self.waiting = []
+        except OSError as error:  # a full disk is no reason to end a training
+            if not was_late:
+                tqdm.write(f"{self.path} cannot be written ({error.strerror}); its rows wait", file=sys.stderr)
+
+    def _add(self, rows: list[dict[str, Any]]) -> None:
+        if self.columns is None:
+            self.columns, _ = read_table(self.path)
+        new = [name for row in rows for name in row if name not in self.columns]
+        if new:
+            _, before = read_table(self.path)
+            self.columns = [*self.columns, *dict.fromkeys(new)]
+            self._rewrite([*before, *rows])
+        else:
+            append(self.path, self._text(rows))
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        write_text(self.path, self._text([dict(zip(self.columns, self.columns, strict=True)), *rows]))
+
+    def _text(self, rows: list[dict[str, Any]]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self.columns, lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and whole rows of a `metrics.csv`; none where there is no file or none of ours."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    try:
+        rows = list(csv.reader(io.StringIO(text)))
+    except csv.Error:  # damaged: no table of ours
+        rows = []
+    if rows and not text.endswith("\n"):
+        rows.pop()  # its writer was killed
+    if not rows or "step" not in rows[0]:
+        return [], []
+    columns, step = rows[0], rows[0].index("step")
+    whole = [row for row in rows[1:] if len(row) == len(columns) and STEP.fullmatch(row[step])]
+    return columns, [dict(zip(columns, row, strict=True)) for row in whole]
+
+
+def log_folder(settings: Settings, output_dir: Path, subfolder: str = "") -> Path:
+    """Where files of a logger without a server go: `save_dir` or else the run's folder, and the run's name in it."""
+    base = Path(settings.save_dir).expanduser().absolute() if settings.save_dir else Path(output_dir) / subfolder
+    return base / settings.name if settings.name else base
+
+
+def logger_environment(settings: Settings, output_dir: Path, report_to: Sequence[str] = ()) -> dict[str, str]:
+    """The environment variables that say to the loggers what the section says.
+
+    The run's name also belongs in `TrainingArguments.run_name`, trackio's project in `TrainingArguments.project`:
+    see `logger_arguments`.
+
+    Args:
+        report_to: Backends that were asked for by name; `logger_type` adds its own. Without any, nothing is logged and
+            the section has no effect.
+
+    Raises:
+        ValueError: a key that none of the loggers has a place for; `log_model` is none of its words.
+    """
+    backends = _backends(settings, report_to)
+    if not backends:
+        return {}
+    _check(settings, backends)
+    environment: dict[str, str] = {}
+    if "tensorboard" in backends:
+        environment["TENSORBOARD_LOGGING_DIR"] = str(log_folder(settings, output_dir, "logs"))
+    if "wandb" in backends:
+        environment |= _for_wandb(settings)
+    if "mlflow" in backends:
+        environment |= _for_mlflow(settings)
+    if "trackio" in backends and settings.save_dir:
+        environment["TRACKIO_DIR"] = _absolute(settings.save_dir)
+    return environment
+
+
+def logger_arguments(settings: Settings) -> dict[str, str]:
+    """The fields of TrainingArguments that the section fills."""
+    fields = {"run_name": settings.name, "project": settings.project}
+    return {field: value for field, value in fields.items() if value}
+
+
+def _backends(settings: Settings, report_to: Sequence[str]) -> list[str]:
+    own = [BACKENDS[settings.logger_type]] if settings.logger_type else []
+    return [*own, *(each for each in report_to if each in USABLE and each not in own)]
+
+
+def _check(settings: Settings, backends: Sequence[str]) -> None:
+    shown = settings.logger_type or ", ".join(backends)
+    for key in USABLE["wandb"]:
+        usable = [each for each in backends if key in USABLE[each]]
+        if getattr(settings, key) and not usable:
+            takes = ", ".join(dict.fromkeys(name for each in backends for name in USABLE[each]))
+            raise ValueError(f"`logging.{key}` means nothing to {shown}, which takes {takes}; leave it out")
+    if settings.log_model not in (None, False, True, "all", "best"):
+        raise ValueError(f"`logging.log_model: {settings.log_model}` must be all, best or null")
+    if settings.log_model in (True, "best") and "wandb" not in backends:
+        raise ValueError("`logging.log_model: best` means nothing to mlflow, which takes all; leave it out")
+
+
+def _for_wandb(settings: Settings) -> dict[str, str]:
+    """`checkpoint` uploads each checkpoint when it is saved, `end` the final model: the best one, if that is loaded."""
+    given = {
+        "WANDB_NAME": settings.name,
+        "WANDB_PROJECT": settings.project,
+        "WANDB_ENTITY": settings.entity,
+        "WANDB_RUN_GROUP": settings.group,
+        "WANDB_NOTES": settings.notes,
+        "WANDB_DIR": settings.save_dir and _absolute(settings.save_dir),
+        "WANDB_LOG_MODEL": {"all": "checkpoint", "best": "end", True: "end", False: "false"}.get(settings.log_model),
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _for_mlflow(settings: Settings) -> dict[str, str]:
+    """A data base in `save_dir`: MLflow no longer writes its older folders of files."""
+    tags = {"mlflow.note.content": settings.notes, "group": settings.group}
+    tags = {name: value for name, value in tags.items() if value}
+    given = {
+        "MLFLOW_EXPERIMENT_NAME": settings.project,
+        "MLFLOW_TAGS": json.dumps(tags) if tags else None,
+        "MLFLOW_TRACKING_URI": settings.save_dir and f"sqlite:///{_absolute(settings.save_dir)}/mlflow.db",
+        "HF_MLFLOW_LOG_ARTIFACTS": "1" if settings.log_model else None,
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _absolute(folder: str) -> str:
+    return str(Path(folder).expanduser().absolute())

@@ -1,0 +1,226 @@
+"""Ends a training whose metric no longer improves, is good enough, or is lost."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from storage import safe_read, state_shapes
+from trainer.callbacks.metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
+
+
+class Settings(Protocol):
+    """The section `early_stopping`."""
+
+    monitor: str
+    mode: str  # min or max
+    patience: int  # checks without improvement before stopping
+    min_delta: float  # change that counts as an improvement
+    check_on_train_epoch_end: bool
+    stopping_threshold: float | None
+    divergence_threshold: float | None
+    strict: bool
+    verbose: bool
+    check_finite: bool
+    log_rank_zero_only: bool
+
+
+DECIDING = ("patience", "stopping_threshold", "divergence_threshold", "check_finite")
+
+
+@dataclass
+class Progress:
+    """What has been seen so far; stored in every checkpoint."""
+
+    metric: str | None = None  # the logged key that `monitor` meant
+    best: float | None = None
+    best_step: int | None = None
+    wait: int = 0  # checks since the last improvement
+    checked_step: int = 0  # 0: an evaluation of the untrained model is no check
+    reason: str | None = None  # why the training was stopped
+
+
+class EarlyStopping(TrainerCallback):
+    """Checks one metric after each evaluation, or at each epoch's end; a step is checked once.
+
+    In this order: not finite, `stopping_threshold` reached, worse than `divergence_threshold`, improved by more than
+    `min_delta`, out of `patience`. Before `min_epochs` epochs everything is counted and nothing is stopped.
+
+    What it has counted lies in `state.stateful_callbacks` under a key of its own, not under its class' name as with
+    `ExportableState`: that way is off by default, replaces the configured callback by one with the checkpoint's
+    settings where it is on, mixes up two callbacks of one class, and fails at the first save of a run that is resumed
+    with a callback its checkpoint did not have.
+
+    Must come after the callbacks that ask for evaluations at an epoch's end.
+
+    Raises:
+        ValueError: `mode` is neither min nor max; with `strict`, the metric is not there when training goes on.
+    """
+
+    def __init__(self, settings: Settings, min_epochs: int | None = None):
+        if settings.mode not in ("min", "max"):
+            raise ValueError(f"`early_stopping.mode: {settings.mode}` must be min or max")
+        self.settings, self.min_epochs = settings, min_epochs or 0
+        self.progress, self.latest = Progress(), LatestMetrics()
+        self.epoch_ended = self.is_missing = self.said_missing = self.said_early = False
+        self.logged_step = -1  # the last step with a training log
+
+    # ---- events ----
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.epoch_ended, self.is_missing, self.logged_step = False, False, -1
+        self.latest.begin(state.log_history)
+        stored = state.stateful_callbacks.get(self.key)
+        self.progress = Progress(**stored["progress"]) if stored else Progress()
+        self.epoch_ended = bool(stored and stored.get("epoch_ended"))
+        self.progress.reason = None
+        if state.global_step and not stored:
+            self._print(args, state, f"early stopping counts from step {state.global_step} on: the checkpoint has none")
+        self._store(state)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.is_missing:
+            self._missing(args, state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.latest.add(logs or {})
+        if "loss" in (logs or {}):
+            self.logged_step = state.global_step
+            if self.epoch_ended and not control.should_evaluate:
+                self._check(args, state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        """Called once for each evaluation, with the metrics of all its sets."""
+        if self.settings.check_on_train_epoch_end and not self.epoch_ended:
+            return
+        self.latest.add(metrics)
+        name = find_metric(self.settings.monitor, self.latest.values)
+        if name is None or name in metrics or not is_evaluation(name):
+            self._check(args, state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The epoch's own log and evaluation come after this event: where one is due, the check waits for it."""
+        self.epoch_ended = self.settings.check_on_train_epoch_end
+        log_is_due = control.should_log and self.logged_step != state.global_step
+        if self.epoch_ended and not control.should_evaluate and not log_is_due:
+            self._check(args, state, control)
+        self._store(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress.metric is None:  # nothing is left to stop: a trained model is not thrown away for it
+            self._missing(args, state, fatal=False)
+
+    # ---- one check ----
+
+    def _check(self, args: Any, state: Any, control: Any) -> None:
+        name = find_metric(self.settings.monitor, self.latest.values)
+        if name is None:
+            self.is_missing = not self.latest.may_still_come(self.settings.monitor)
+            return
+        self.is_missing = self.epoch_ended = False
+        if self.progress.checked_step == state.global_step:
+            return
+        if self.progress.metric != name:  # a bare name that meant training's until the first evaluation
+            self.progress = Progress(metric=name)
+        self.progress.checked_step = state.global_step
+        reason = self._judge(args, state, self.latest.values[name])
+        if reason and state.epoch < self.min_epochs:
+            if not self.said_early:
+                self._print(args, state, f"early stopping waits for min_epochs ({self.min_epochs}): {name} {reason}")
+            self.said_early = True
+        elif reason:
+            self.progress.reason = f"early stopping at step {state.global_step}: {name} {reason}"
+            self._print(args, state, self.progress.reason)
+            control.should_training_stop = True
+        self._store(state)
+
+    def _judge(self, args: Any, state: Any, value: float) -> str | None:
+        """Counts the value and says why it ends the training, if it does."""
+        settings, progress = self.settings, self.progress
+        limit = self._limit(value, settings.stopping_threshold, settings.divergence_threshold)
+        if self._improves(value):
+            if settings.verbose:
+                before = "" if progress.best is None else f" from {progress.best:.6g}"
+                self._print(args, state, f"step {state.global_step}: {progress.metric} improved{before} to {value:.6g}")
+            progress.best, progress.best_step, progress.wait = value, state.global_step, 0
+        else:
+            progress.wait += 1
+        if limit or progress.wait < max(settings.patience, 1):
+            return limit
+        by = f" by {settings.min_delta:g}" if settings.min_delta else ""
+        best = "no finite value so far" if progress.best is None else f"best {progress.best:.6g}"
+        return f"has not improved{by} for {progress.wait} check{'s' * (progress.wait > 1)}; {best}"
+
+    def _limit(self, value: float, good: float | None, bad: float | None) -> str | None:
+        if self.settings.check_finite and not math.isfinite(value):
+            return f"is {value}"
+        if good is not None and (value == good or self._better(value, good)):
+            return f"has reached {good:.6g}: {value:.6g}"
+        if bad is not None and self._better(bad, value):
+            return f"is worse than {bad:.6g}: {value:.6g}"
+        return None
+
+    def _better(self, value: float, than: float) -> bool:
+        return value < than if self.settings.mode == "min" else value > than
+
+    def _improves(self, value: float) -> bool:
+        if math.isnan(value) or (self.settings.check_finite and math.isinf(value)):
+            return False
+        delta = self.settings.min_delta if self.settings.mode == "min" else -self.settings.min_delta
+        return self.progress.best is None or self._better(value + delta, self.progress.best)
+
+    # ---- state and lines ----
+
+    @property
+    def key(self) -> str:
+        return state_key(self.settings)
+
+    def _store(self, state: Any) -> None:
+        state.stateful_callbacks[self.key] = {
+            "progress": asdict(self.progress),
+            "settings": _deciding(self.settings),
+            "epoch_ended": self.epoch_ended,  # an epoch's check that still waits for its metric
+        }
+
+    def _missing(self, args: Any, state: Any, fatal: bool = True) -> None:
+        self.is_missing = False
+        try:
+            metric_or_error(self.settings.monitor, self.latest.values, "early_stopping.monitor")
+        except ValueError as error:
+            if self.settings.strict and fatal:
+                raise
+            if not self.said_missing:
+                self._print(args, state, f"early stopping is skipped: {error}")
+            self.said_missing = True
+
+    def _print(self, args: Any, state: Any, line: str) -> None:
+        several = args.world_size > 1 and not self.settings.log_rank_zero_only
+        if several or state.is_world_process_zero:
+            tqdm.write(f"[rank {args.process_index}] {line}" if several else line, file=sys.stderr)
+
+
+def already_stopped(checkpoint: Path, settings: Settings) -> str | None:
+    """Why the run that wrote a checkpoint had been stopped there, if it was and the same settings hold now.
+
+    A Trainer looks at its stop flag after a step only, so a stopped run that is resumed (a requeued job) has to be
+    recognized before it trains on.
+    """
+    state = safe_read.read_json(checkpoint / "trainer_state.json")
+    stored = state.get("stateful_callbacks", {}).get(state_key(settings))
+    same = stored and stored["settings"] == _deciding(settings)
+    return stored["progress"]["reason"] if same else None
+
+
+def state_key(settings: Settings) -> str:
+    """Where the counts are kept: those of another metric or another `min_delta` are not ours."""
+    return f"{state_shapes.STOPPING}{normal_form(settings.monitor)}, {settings.mode}, {settings.min_delta:g}"
+
+
+def _deciding(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in DECIDING}

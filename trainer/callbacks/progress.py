@@ -1,0 +1,115 @@
+"""What a run shows and keeps while it trains: metrics.jsonl, lines in a log file, a bar on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from trainer.callbacks.log_files import append, drop_later_lines, json_number
+
+
+class MetricsFile(TrainerCallback):
+    """`OUT/metrics.jsonl`: one JSON object for each log event, with `step`. Only the first process writes."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.waiting, self.is_late = "", False  # lines that a full disk would not take
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed run writes on from its checkpoint: lines of steps that will be repeated are dropped."""
+        if state.is_world_process_zero:
+            drop_later_lines(self.path, state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        record = {"step": state.global_step, **{name: json_number(value) for name, value in logs.items()}}
+        self.waiting += json.dumps(record) + "\n"
+        self._write()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.waiting:
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            append(self.path, self.waiting)
+        except OSError as error:
+            if not self.is_late:
+                tqdm.write(f"{self.path} cannot be written ({error.strerror}); its lines wait", file=sys.stderr)
+            self.is_late = True
+        else:
+            self.waiting, self.is_late = "", False
+
+
+class Console(TrainerCallback):
+    """Progress: a bar on a terminal, one plain line for each log event everywhere."""
+
+    SHOWN = {
+        "loss": "loss",
+        "eval_loss": "eval_loss",
+        "learning_rate": "lr",
+        "grad_norm": "grad_norm",
+        "skipped_steps": "skipped",
+        "better_than_chance": "× chance",
+        "eval_perplexity": "perplexity",
+        "eval_bits_per_byte": "bits/byte",
+        "samples_per_second": "samples/s",
+        "tokens_per_second": "tokens/s",
+        "step_ms": "step ms",
+        "data_wait_ms": "waiting ms",
+        "peak_memory_mb": "peak MB",
+        "mfu": "mfu",
+    }
+
+    def __init__(self, bar: bool):
+        self.bar_wanted, self.bar = bar, None
+        self.started, self.first_step = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started, self.first_step = time.monotonic(), state.global_step
+        if state.is_world_process_zero and self.bar_wanted:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        if not any(self.is_shown(name) for name in logs):
+            return
+        line = self.line(state, logs)
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def is_shown(self, name: str) -> bool:
+        """The usual figures, and every loss: terms (`loss_kl`) and those of single evaluation sets (`eval_a_loss`)."""
+        return name in self.SHOWN or "loss_" in name or name.endswith("_loss")
+
+    def line(self, state: Any, logs: dict[str, Any]) -> str:
+        """`step 200/2000  loss 0.1204  kl 0.003  lr 9.5e-05  …  eta 1:42`."""
+        words = [f"step {state.global_step}/{state.max_steps}"]
+        for name, value in logs.items():
+            if self.is_shown(name):
+                shown = self.SHOWN.get(name) or name.replace("loss_", "")
+                words.append(f"{shown} {value:.4g}" if isinstance(value, float) else f"{shown} {value}")
+        done = state.global_step - self.first_step
+        if done and "loss" in logs:
+            left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
+            words.append(f"eta {int(left // 60)}:{int(left % 60):02d}")
+        return "  ".join(words)

@@ -1,0 +1,1 @@
+"""Dataloaders, samplers, and the position in the data on resume."""

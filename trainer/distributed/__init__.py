@@ -1,0 +1,1 @@
+"""Agreement between ranks, sharded tensors, and checks of the launch."""

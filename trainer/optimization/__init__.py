@@ -1,0 +1,1 @@
+"""Optimizers, learning-rate schedulers, EMA and the non-finite guard."""

@@ -1,0 +1,1 @@
+"""State dicts and random-number states as safetensors and JSON."""

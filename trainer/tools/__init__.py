@@ -1,0 +1,1 @@
+"""Command-line tools that read a run's folder; they import only storage."""
