@@ -392,7 +392,8 @@ def test_the_repositorys_own_files_are_within_all_limits():
 # File -> what it may do, and why.
 ALLOWED = {
     ("data/text/nanogpt_meta.py", "pickle"),  # an Unpickler that knows no class and no function
-    ("loader/schema/training_arguments_fields.py", "eval"),  # a type annotation of the installed transformers, without builtins
+    # a type annotation of the installed transformers, without builtins
+    ("loader/schema/training_arguments_fields.py", "eval"),
 }
 
 
