@@ -247,9 +247,6 @@ def checkpoint_run(name: str | None) -> tuple[Path, RunConfig]:
             inside = sorted(path.name for path in folder.glob("checkpoint-*"))
             hint = f"; score one of its checkpoints: {', '.join(inside)}" if inside else ""
             raise ConfigError(f"checkpoint {folder} has no {files[0]}: it is not a finished run{hint}")
-    for place in (folder, folder / "base"):  # an adapter's
-        if place.is_dir() and (strange := safe_read.neither_file_nor_folder(place)):
-            raise ConfigError(f"checkpoint {place} has {strange}; move it away, or score another checkpoint")
     run = read_saved(folder / "run.yaml")
     if run.model is None or run.dataset is None:
         raise ConfigError(f"{folder / 'run.yaml'} names no model or no data; it is not a whole run's")

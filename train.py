@@ -103,7 +103,7 @@ def train(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
     """Trains until the run's end, if it has not come to it already; the model is then what the run is kept for."""
     from trainer.callbacks.metric_names import UnknownMetric
     from trainer.checkpointing.async_writer import SavesFailed
-    from trainer.checkpointing.load_errors import UnusableCheckpoint
+    from trainer.checkpointing.load_errors import CheckpointLoadError
     from trainer.distributed.launch_checks import CannotDivide
     from trainer.optimization.nonfinite_guard import TrainingDiverged
 
@@ -114,7 +114,7 @@ def train(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
         return
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (UnknownMetric, CannotDivide, UnusableCheckpoint) as error:
+    except (UnknownMetric, CannotDivide, CheckpointLoadError) as error:
         print_problems([str(error)])
         raise SystemExit(CONFIG_ERROR) from error
     except (TrainingDiverged, SavesFailed) as error:

@@ -1,1 +1,1 @@
-"""What lies on disk: files whole or absent, checkpoints that prove it, one run in a folder. It needs no torch."""
+"""Files on disk: atomic writes, checkpoint folders and their manifests, run locks. Standard library only."""

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, whatever kills the process or the machine."""
+"""Write files and folders atomically: after a crash of the process or the machine they are complete or absent."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fs.h
-REPLACED = ".replaced-"  # a folder whose name is just being given to a newer one
-LEAVING = ".deleting-"  # a folder on its way out; never a name that is looked for
-MASK = os.umask(0o077)  # can only be read by setting it: here, before there are threads that make files
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of linux/fs.h
+REPLACED = ".replaced-"  # prefix of a folder whose name is being given to a newer one
+DELETING = ".deleting-"  # prefix of a folder that is being deleted
+MASK = os.umask(0o077)  # can only be read by setting it: done on import, before any thread creates files
 os.umask(MASK)
-# File systems that cannot bring a folder's entries to disk by themselves say so with one of these.
-UNABLE = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR)
+# Some file systems cannot fsync a folder and answer with one of these.
+FSYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes through a temporary file and one rename: a reader sees the old text or the new, nothing between.
+    """Write a file through a temporary file and one rename: readers see the old text or the new one.
 
     Raises:
-        OSError: the disk will not take it, or a folder lies there.
+        OSError: the disk refuses it, or there is a folder of that name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir() and not path.is_symlink():
-        raise IsADirectoryError(errno.EISDIR, "is a folder, where a file is to be written; move it away", str(path))
+        raise IsADirectoryError(errno.EISDIR, "is a folder, but a file must be written there; move it away", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -43,12 +43,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """As `write_text`; a value that JSON has no word for (NaN) is a ValueError."""
+    """Write a JSON file as `write_text` does; a ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's content is on disk."""
+    """Wait until a file's content is on disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -57,16 +57,16 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Waits until a folder's entries are on disk, where the file system can be told so."""
+    """Wait until a folder's entries are on disk, where the file system supports that."""
     try:
         sync(path)
     except OSError as error:
-        if error.errno not in UNABLE:
+        if error.errno not in FSYNC_UNSUPPORTED:
             raise
 
 
 def sync_tree(folder: Path) -> None:
-    """Every file and every folder below, and the folder itself."""
+    """Wait until a folder and everything below it are on disk."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync(Path(parent, name))
@@ -74,17 +74,17 @@ def sync_tree(folder: Path) -> None:
 
 
 def publish(staged: Path, final: Path) -> None:
-    """A folder made ready under another name gets its own, in one rename; both lie in the same file system.
+    """Rename a staging folder to its final name once all of it is on disk; both are in one file system.
 
-    All of it is on disk before, the rename after it. One that has the name already is exchanged for it in one call,
-    where the system has that; elsewhere there is none for a moment, but never a mixture.
+    An existing folder of that name is exchanged for the new one in a single system call where Linux has one. Elsewhere
+    the name is missing for a moment (see `checkpoints.recover`), but it never names a mixture.
     """
     sync_tree(staged)
     outdated = final.with_name(f"{REPLACED}{final.name}")
-    discard(outdated)  # left by a killed process
+    discard(outdated)  # of a process that was killed here
     if not os.path.lexists(final):
         os.rename(staged, final)
-    elif _exchanged(staged, final):
+    elif _exchange(staged, final):
         os.rename(staged, outdated)
     else:
         os.rename(final, outdated)
@@ -93,24 +93,25 @@ def publish(staged: Path, final: Path) -> None:
     discard(outdated)
 
 
-def _exchanged(one: Path, other: Path) -> bool:
-    """Whether two names have changed places in one call of Linux's; file systems over a network have none."""
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one system call; False: the system or the file system (NFS) cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
-        return rename(HERE, os.fsencode(one.absolute()), HERE, os.fsencode(other.absolute()), EXCHANGE) == 0
+        names = os.fsencode(first.absolute()), os.fsencode(second.absolute())
+        return rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0
     except (OSError, AttributeError):
         return False
 
 
-def give_usual_rights(folder: Path) -> None:
-    """Gives each file below the rights that new files have here; some writers let only the owner read theirs."""
+def apply_umask(folder: Path) -> None:
+    """Give every file below a folder the permissions of a new file; safetensors lets only the owner read its files."""
     for parent, _, names in os.walk(folder):
         for name in names:
             os.chmod(Path(parent, name), 0o666 & ~MASK)
 
 
 def discard(path: Path) -> None:
-    """Deletes a file, a link or a folder, or as much of it as can be."""
+    """Delete a file, a symlink or a folder, or as much of it as possible; errors are ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -119,16 +120,16 @@ def discard(path: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a folder: renamed first, so that whoever looks sees it whole or not at all, also if this process dies."""
-    hidden = take_away(folder)
+    """Delete a folder, renamed first: readers see it complete or not at all, also if this process is killed."""
+    hidden = hide(folder)
     if hidden is not None:
         discard(hidden)
 
 
-def take_away(folder: Path) -> Path | None:
-    """Gives a folder that is to go a name that nobody looks for, and returns that; None: somebody was faster."""
-    hidden = folder.with_name(f"{LEAVING}{folder.name}")
-    discard(hidden)  # left by a killed process
+def hide(folder: Path) -> Path | None:
+    """Rename a folder that is to be deleted and return its hidden name; None: another process has deleted it."""
+    hidden = folder.with_name(f"{DELETING}{folder.name}")
+    discard(hidden)  # of a process that was killed here
     try:
         os.rename(folder, hidden)
     except FileNotFoundError:

@@ -1,21 +1,24 @@
-"""One run at a time in a folder: `.run.lock` says who holds it, and a number in it grows while its holder lives.
+"""Locks: one run at a time in a folder (`RunLock`), and short critical sections between processes (`exclusive`).
 
-    {"host": "node7", "machine": "…", "boot": "…", "pids": "pid:[4026531836]", "pid": 812, "started": "73110",
-     "job": "4711", "restarts": "1", "since": "2026-01-31 12:00:00", "token": "…", "beat": "000000000017"}
+`.run.lock` in a run's folder names the process that holds it; its `beat` grows while that process lives:
 
-A lock that its holder has left behind is taken over. Which ones those are:
+    {"host": "node7", "boot": "…", "pids": "pid:[4026531836]", "pid": 812, "started": "73110", "job": "4711",
+     "restarts": "1", "since": "2026-01-31 12:00:00", "token": "…", "beat": "000000000017"}
 
-- Same host name and same boot, in the same namespace of processes: the process is gone, or its number belongs to one
-  that started at another time. Same host name and machine id, another boot. Taken over at once.
-- The same Slurm job before it was requeued (same job id, another restart count): its processes are gone. At once.
-- Anything else: another machine, a container beside this one, a lock file nobody can read. Nobody here can ask for its
-  process, so its file is watched for WATCH seconds and taken over only if not a byte of it changed. A live holder
-  counts `beat` up every BEAT seconds. No two clocks are compared: `since` is for people alone.
+A lock whose holder is dead is taken over:
+
+- At once if the holder ran on this machine, in this boot and PID namespace, and its process is gone or its PID belongs
+  to a process with another start time.
+- At once if the holder was the same Slurm job before a requeue (same job id, another restart count).
+- In all other cases (another machine or boot, another container, a damaged file) the holder's process cannot be checked
+  from here. The file is watched for WATCH seconds and taken over if it did not change; a live holder writes `beat`
+  every BEAT seconds. Clocks of two machines are never compared: `since` is shown to users only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -32,32 +35,24 @@ from typing import Any
 from storage import safe_read
 from storage.atomic import write_text
 
-try:
-    import fcntl
-except ImportError:  # not on every system
-    fcntl = None
-
 NAME = ".run.lock"
 GUARD = ".run.lock.guard"
 BEAT, WATCH = 10.0, 35.0  # seconds; a watcher sees at least three beats of a live holder
-SETTLE = 2.0  # seconds until a rival's rename must show, on file systems without advisory locks
-PATIENCE = 10.0  # seconds to wait for a rival's critical section, which takes milliseconds
-LARGEST = 2**16  # bytes of a lock file that are read
-DIGITS = 12  # of the beat: the file's length never changes, so that a beat needs no new space on a full disk
-
-_within_process = threading.RLock()  # advisory locks hold between processes only
+SETTLE = 2.0  # seconds until the rename of a competing process is visible, on file systems without advisory locks
+PATIENCE = 10.0  # seconds to wait for the critical section of another process, which takes milliseconds
+MAX_BYTES = 2**16  # of a lock file
+BEAT_DIGITS = 12  # the file's length never changes, so that a beat needs no space on a full disk
 
 
-class Held(ValueError):
-    """Another run holds the folder; one line that says who and what to do."""
+class FolderInUse(ValueError):
+    """Another run holds the folder; the text is one line with the holder and the remedy."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What tells machines, their boots and their process namespaces apart; an unknown one is an empty text."""
+    """Identity of a machine, its boot, its PID namespace and its Slurm job; unknown values are empty."""
 
     host: str
-    machine: str = ""
     boot: str = ""
     pids: str = ""
     job: str = ""
@@ -65,13 +60,14 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        pids = ""
-        with contextlib.suppress(OSError):
+        """Return the machine that this process runs on."""
+        pids = boot = ""
+        with contextlib.suppress(OSError):  # the system has no /proc
             pids = os.readlink("/proc/self/ns/pid")
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return cls(
             host=socket.gethostname(),
-            machine=_first_line("/etc/machine-id"),
-            boot=_first_line("/proc/sys/kernel/random/boot_id"),
+            boot=boot,
             pids=pids,
             job=os.environ.get("SLURM_JOB_ID", ""),
             restarts=os.environ.get("SLURM_RESTART_COUNT", ""),
@@ -79,23 +75,23 @@ class Machine:
 
 
 class RunLock:
-    """The right to train into a folder.
+    """The exclusive right to train into a folder.
 
         with RunLock(folder):  # or take() … release()
             train()
 
-    A process that holds a folder may take it again, also through another RunLock: the older one is then lost. Processes
-    forked from the holder neither beat nor release.
+    A process that holds a folder may take it again through another RunLock; the first one is then lost. Forked children
+    of the holder neither write beats nor release.
 
     Args:
-        folder: Made by `take` if it is not there.
-        machine: Where this process counts as running.
-        beat: Seconds between two signs of life.
-        watch: Seconds for which a lock that cannot be judged is watched; several beats.
+        folder: Created by `take` if it is missing.
+        machine: Machine on which this process counts as running.
+        beat: Seconds between two beats.
+        watch: Seconds for which a lock is watched whose holder cannot be checked; several beats.
 
     Attributes:
-        lost: Whether somebody else took the folder over, which a live holder suffers only if it was stopped for longer
-            than `watch`. It should write nothing more.
+        lost: Whether another run has taken the folder over. A live holder loses it only if it was suspended for longer
+            than `watch`; it must not write anything then.
     """
 
     def __init__(
@@ -105,43 +101,40 @@ class RunLock:
         self.machine = machine or Machine.here()
         self.beat, self.watch = beat, watch
         self.token, self.pid, self.lost = "", 0, False
-        self.stopped = threading.Event()
+        self.released = threading.Event()
         self.thread: threading.Thread | None = None
-        self.unmoved: bytes | None = None  # the content that stood still for as long as it was watched
+        self.unchanged: bytes | None = None  # content of the lock file that did not change while it was watched
 
     def check(self) -> None:
-        """Raises Held if somebody else holds the folder. Writes nothing; may take `watch` seconds."""
-        while True:
-            content = self._content()
-            if content is None or self._may_take(content):
-                return
+        """Raise FolderInUse if another run holds the folder. Writes nothing; may take `watch` seconds."""
+        while (content := self._content()) is not None and not self._may_take(content):
             self._watch(content)
 
     def take(self) -> None:
-        """Holds the folder until `release` or the process's end.
+        """Hold the folder until `release` or until the process ends.
 
         Raises:
-            Held: somebody else does.
+            FolderInUse: another run holds it.
             OSError: the folder cannot be written to.
         """
-        if self._is_ours():
+        if self._is_held_here():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         while (content := self._try()) is not None:
             self._watch(content)
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._keep_beating, args=(self.stopped,), name="run lock", daemon=True)
+        self.released = threading.Event()
+        self.thread = threading.Thread(target=self._keep_beating, args=(self.released,), name="run lock", daemon=True)
         self.thread.start()
 
     def release(self) -> None:
-        """Lets go; the file goes only if it is still ours. In a forked child, and where nothing is held: nothing."""
+        """Delete the lock file if this process holds the folder; do nothing otherwise, also in a forked child."""
         if self.pid != os.getpid():
             return
-        self.stopped.set()
+        self.released.set()
         if self.thread is not None and self.thread is not threading.current_thread():
             self.thread.join(5)
         with contextlib.suppress(OSError), self._alone():
-            if self._is_ours():
+            if self._is_held_here():
                 self.path.unlink()
         self.token, self.pid = "", 0
 
@@ -155,206 +148,205 @@ class RunLock:
     # ---- taking ----
 
     def _try(self) -> bytes | None:
-        """Takes the folder if it is free or left behind; else what its lock file holds now, which must be watched."""
-        with self._alone() as is_guarded:
+        """Take the folder if it is free; otherwise return the content of the lock file, which must be watched."""
+        with self._alone() as is_exclusive:
             content = self._content()
             if content is not None and not self._may_take(content):
                 return content
             token = uuid.uuid4().hex
-            write_text(self.path, self._text(token))
-            if not is_guarded:
+            write_text(self.path, self._new_content(token))
+            if not is_exclusive:
                 time.sleep(SETTLE)
-            now = self._content()
-            if _facts(now).get("token") != token:
-                raise self._held(now)
-            self.token, self.pid, self.lost, self.unmoved = token, os.getpid(), False, None
+            content = self._content()
+            if _facts(content).get("token") != token:
+                raise self._in_use(content)
+            self.token, self.pid, self.lost, self.unchanged = token, os.getpid(), False, None
         return None
 
     def _may_take(self, content: bytes) -> bool:
-        """Whether a lock is left behind, or this process's own. False: it must be watched.
+        """Whether a lock's holder is dead or is this process. False: that is unknown, and the file must be watched.
 
         Raises:
-            Held: its process runs on this machine.
+            FolderInUse: the holder's process runs on this machine.
         """
-        if content == self.unmoved:
+        if content == self.unchanged:
             return True
-        them, me = _facts(content), self.machine
-        same = {name for name, value in asdict(me).items() if them.get(name) == value}
-        if me.job and "job" in same and "restarts" not in same:
+        holder, here = _facts(content), self.machine
+        equal = {name for name, value in asdict(here).items() if holder.get(name) == value}
+        if here.job and "job" in equal and "restarts" not in equal:
             return True
-        if "host" in same and "boot" not in same:
-            return bool(me.machine) and "machine" in same
-        pid, started = them.get("pid"), them.get("started")
-        if not {"host", "boot", "pids"} <= same or type(pid) is not int or pid < 1:
+        pid, started = holder.get("pid"), holder.get("started")
+        if not {"host", "boot", "pids"} <= equal or type(pid) is not int or pid < 1:
             return False
-        is_another = "" not in (started, began := process_start(pid)) and began != started
-        if pid == os.getpid() or is_another or not is_alive(pid):
+        now_started = process_start(pid)
+        is_reused = "" not in (started, now_started) and now_started != started
+        if pid == os.getpid() or is_reused or not is_alive(pid):
             return True
-        raise self._held(content)
+        raise self._in_use(content)
 
     def _watch(self, content: bytes) -> None:
-        """Looks at a lock file until it changes, which a live holder's does.
+        """Return when the lock file is deleted, or has not changed for `watch` seconds.
 
         Raises:
-            Held: it did.
+            FolderInUse: it changed: its holder is alive.
         """
-        who = _who(_facts(content))
-        line = f"{self.folder} is locked by {who}; waiting {self.watch:g} s to see whether it is still there"
+        line = f"{self.folder} is locked by {_holder(content)}; waiting {self.watch:g} s to see whether it still runs"
         print(line, file=sys.stderr, flush=True)
         looks = math.ceil(self.watch / min(1.0, self.beat))
-        for _ in range(looks):  # counted, not timed: where this process is stopped too, the holder gets its time
+        for _ in range(looks):  # counted, not timed: while this process is suspended, the holder may be too
             time.sleep(self.watch / looks)
             if (now := self._content()) != content:
-                if now is None:  # released meanwhile
+                if now is None:
                     return
-                raise self._held(now)
-        self.unmoved = content
+                raise self._in_use(now)
+        self.unchanged = content
 
-    def _held(self, content: bytes | None) -> Held:
-        remedy = f"wait for it, end it, or name another --output_dir; if it surely is gone, delete {self.path}"
-        return Held(f"{self.folder} is in use: {_who(_facts(content))} trains there; {remedy}")
+    def _in_use(self, content: bytes | None) -> FolderInUse:
+        remedy = f"wait for it, end it, or name another --output_dir; if it no longer runs, delete {self.path}"
+        return FolderInUse(f"{self.folder} is in use by {_holder(content)}; {remedy}")
 
-    def _text(self, token: str) -> str:
+    def _new_content(self, token: str) -> str:
         pid = os.getpid()
         facts = asdict(self.machine) | {"pid": pid, "started": process_start(pid)}
-        facts |= {"since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token, "beat": "0" * DIGITS}
+        facts |= {"since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token, "beat": "0" * BEAT_DIGITS}
         return json.dumps(facts) + "\n"
 
     def _content(self) -> bytes | None:
-        """The lock file's bytes; None: there is none. What cannot be read counts as a file of that error's text."""
+        """The lock file's bytes; None: there is no such file."""
         try:
-            return safe_read.read(self.path, LARGEST)  # opened anew it shows what other machines wrote, on NFS too
+            return safe_read.read(self.path, MAX_BYTES)  # on NFS, opening the file fetches what other machines wrote
         except FileNotFoundError:
             return None
-        except OSError as error:
-            return f"{error.strerror} {self._changed_at()}".encode()
+        except PermissionError as error:
+            raise FolderInUse(f"{self.path} belongs to another user; name another --output_dir") from error
 
-    def _changed_at(self) -> int:
-        """When a file that this user may not read was changed: there its holder's beat shows. Compared with itself."""
-        try:
-            return os.stat(self.path).st_mtime_ns
-        except OSError:
-            return 0
-
-    def _is_ours(self) -> bool:
+    def _is_held_here(self) -> bool:
         return bool(self.token) and self.pid == os.getpid() and _facts(self._content()).get("token") == self.token
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
-        """Inside, no other process is inside; True if the file system can promise that."""
-        with _within_process:
-            guard = _guarded(self.folder / GUARD)
+        """Exclude other processes that take or release this folder; False: the file system cannot do that."""
+        guard = self.folder / GUARD
+        with exclusive(guard, patience=PATIENCE) as is_exclusive:
             try:
-                yield guard is not None
+                yield is_exclusive
             finally:
-                if guard is not None:
-                    with contextlib.suppress(OSError):
-                        os.unlink(self.folder / GUARD)
-                    os.close(guard)
+                if is_exclusive:
+                    guard.unlink(missing_ok=True)
 
     # ---- beating ----
 
-    def _keep_beating(self, stopped: threading.Event) -> None:
-        """The holder's thread: a full disk or one that has become read-only stops the beat, not the training."""
+    def _keep_beating(self, released: threading.Event) -> None:
+        """Write beats until the release. A full or read-only disk stops the beats, not the training."""
         count = 0
-        while not stopped.wait(self.beat):
+        while not released.wait(self.beat):
             count += 1
-            try:
-                is_ours = self._beat_once(count)
-            except (OSError, ValueError):
-                continue
-            if not is_ours and not stopped.is_set():
-                self.lost = True
-                line = (
-                    f"warning: {self.folder} was taken over by {_who(_facts(self._content()))}: this run lost its lock"
-                )
-                print(line, file=sys.stderr, flush=True)
-                return
+            with contextlib.suppress(OSError, ValueError):
+                if not self._beat_once(count) and not released.is_set():
+                    self.lost = True
+                    line = (
+                        f"warning: {self.folder} was taken over by {_holder(self._content())}: this run lost its lock"
+                    )
+                    print(line, file=sys.stderr, flush=True)
+                    return
 
     def _beat_once(self, count: int) -> bool:
-        """Counts the beat up in the very file that holds our token; False: another's lies there.
+        """Overwrite the beat in the lock file; False: the file belongs to another run.
 
-        The number is overwritten in place. If somebody renames a file of theirs over ours meanwhile, what we write goes
-        into the one that has no name any more.
+        The file is changed in place: if another run renames its own file over it meanwhile, the beat goes into a file
+        that has no name any more.
         """
         try:
-            descriptor = os.open(self.path, os.O_RDWR | safe_read.AT_ONCE)
-        except FileNotFoundError:  # deleted by hand
-            return self._put_back()
-        try:
-            content = os.read(descriptor, LARGEST)
-            facts = _facts(content)
-            if facts.get("token") != self.token:
-                return not facts and self._put_back()
-            text = json.dumps(facts | {"beat": f"{count:0{DIGITS}d}"}) + "\n"
-            os.pwrite(descriptor, text.encode(), 0)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        return True
+            with open(self.path, "r+b", buffering=0) as file:
+                facts = _facts(file.read(MAX_BYTES))
+                if facts.get("token") == self.token:
+                    text = json.dumps(facts | {"beat": f"{count:0{BEAT_DIGITS}d}"}) + "\n"
+                    os.pwrite(file.fileno(), text.encode(), 0)
+                    os.fsync(file.fileno())
+                    return True
+        except FileNotFoundError:
+            facts = {}
+        return not facts and self._restore()
 
-    def _put_back(self) -> bool:
-        """Writes a lock file that was deleted or damaged anew, unless somebody else was faster."""
+    def _restore(self) -> bool:
+        """Write the lock file again after a user deleted or damaged it; False: another run was faster."""
         with self._alone():
             if facts := _facts(self._content()):
                 return facts.get("token") == self.token
             if self.folder.is_dir():
-                write_text(self.path, self._text(self.token))
+                write_text(self.path, self._new_content(self.token))
         return True
 
 
-def process_start(pid: int) -> str:
-    """When a process began, in clock ticks since the boot; empty where the system does not tell."""
+@contextlib.contextmanager
+def exclusive(path: Path, *, message: str = "", patience: float = math.inf) -> Iterator[bool]:
+    """Hold an advisory lock on a file; the lock ends with the block or with the process.
+
+    Args:
+        path: The lock file, created if it is missing. The holder may delete it.
+        message: Printed to stderr once if another process holds the lock.
+        patience: Seconds to wait for another holder.
+
+    Yields:
+        Whether the lock is held. False: the file system has no advisory locks (some network file systems), or another
+        process held the lock for longer than `patience`.
+
+    Raises:
+        OSError: the file cannot be created.
+    """
+    deadline = time.monotonic() + patience
+    descriptor, is_held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), False
     try:
-        # Field 2 is the program's name in brackets, and may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+        while not is_held:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if message:
+                    print(message, file=sys.stderr, flush=True)
+                    message = ""
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.02)
+            except OSError:
+                break
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    is_held = os.path.samestat(os.fstat(descriptor), os.stat(path))
+                if not is_held:  # the previous holder has deleted this file
+                    os.close(descriptor)
+                    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        yield is_held
+    finally:
+        os.close(descriptor)
+
+
+def process_start(pid: int) -> str:
+    """Return when a process began, in clock ticks since the boot; empty if the system does not say."""
+    fields = _process_fields(pid)
+    return fields[19] if len(fields) > 19 else ""
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs; one that has ended and waits for its parent to notice does not."""
+    """Whether a process of this machine runs; a zombie does not."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:
+    except PermissionError:  # a process of another user
         pass
+    return _process_fields(pid)[:1] not in (["Z"], ["X"])
+
+
+def _process_fields(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the program's name, which is in brackets and may hold anything."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return True
-    return state not in "ZX"
-
-
-def _guarded(path: Path) -> int | None:
-    """A descriptor of the guard file under an exclusive advisory lock; None where there are no such locks.
-
-    Whoever leaves deletes the file, so a lock counts only if the file still has its name.
-    """
-    if fcntl is None:
-        return None
-    for _ in range(math.ceil(PATIENCE / 0.02)):
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:  # a full disk, a folder that is not ours: whoever writes next hears of it
-            return None
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        except (BlockingIOError, PermissionError, FileNotFoundError):
-            pass  # somebody is inside, or has just left
-        except OSError:  # a file system without locks
-            os.close(descriptor)
-            return None
-        os.close(descriptor)
-        time.sleep(0.02)
-    return None  # held by nobody who lives, as far as one can tell: a lost client of a network file system
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _facts(content: bytes | None) -> dict[str, Any]:
-    """What a lock file says; nothing if it is damaged."""
+    """The values in a lock file; none if it is missing or damaged."""
     try:
         facts = json.loads(content or b"")
     except (ValueError, RecursionError):
@@ -362,15 +354,10 @@ def _facts(content: bytes | None) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _who(facts: dict[str, Any]) -> str:
+def _holder(content: bytes | None) -> str:
+    """The holder of a lock as a message shows it."""
+    facts = _facts(content)
     if not facts:
-        return "a lock file that cannot be read"
-    said = f"process {facts.get('pid')} on {facts.get('host')} (since {facts.get('since')})"
-    return "".join(letter if letter.isprintable() else "?" for letter in said)
-
-
-def _first_line(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
+        return "an unreadable lock file"
+    text = f"process {facts.get('pid')} on {facts.get('host')} (since {facts.get('since')})"
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -19,7 +19,7 @@ def write_checkpoint(folder, run, batch=(8, 1, 1), step=STEP, total=TOTAL, cours
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
     position = {"steps_per_epoch": STEPS_PER_EPOCH, "samples_per_epoch": 200, "samples_per_step": 8, "steps_before": 0}
-    callbacks = {"TrainerControl": {}, "position in the data": position}
+    callbacks = {"TrainerControl": {}, "data_position": position}
     state = {"global_step": step, "max_steps": total, "log_history": [], "stateful_callbacks": callbacks}
     schedule = {"name": "constant", "taken": step, "metrics_seen": 0, "base_lrs": [], "last_rates": [], "curve": {}}
     schedule["course"] = course or {"length": total, "total": total, "start": 0, "position": 0, "held": False}

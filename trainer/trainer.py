@@ -33,7 +33,7 @@ from trainer.callbacks.progress import Console, MetricsFile
 from trainer.callbacks.text_samples import WriteSamples
 from trainer.callbacks.throughput import GradientNormLog, StepMeter, TimedSteps, flops_per_sample
 from trainer.callbacks.user_callbacks import named_callbacks
-from trainer.checkpointing.load_errors import check_fused_state, reading, watch_first_step
+from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.manager import Checkpointing
 from trainer.checkpointing.pending_work import NOTHING
 from trainer.checkpointing.step_state import load_interval
@@ -212,7 +212,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
         Raises:
             ValueError: they cannot.
         """
-        with reading(checkpoint):  # another version of transformers may have written other keys
+        with checkpoint_load_errors(checkpoint):  # another version of transformers may have written other keys
             TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         steps = updates_per_epoch(self.args, self._samples_per_epoch(self.train_dataset, self.args))
         optimizer, stored = self.new_optimizer(self.model, self.args), state_dict_io.read(checkpoint, "scheduler")
@@ -221,7 +221,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
                 f"{checkpoint} was trained with {len(stored.get('base_lrs', ()))} parameter groups, this run has "
                 f"{len(optimizer.param_groups)}; set back what is trained and how"
             )
-        with reading(checkpoint, says=(ValueError,)):
+        with checkpoint_load_errors(checkpoint, reraise=(ValueError,)):
             Schedule(optimizer, self.plan, self.total_steps(), steps).load_state_dict(stored)
         if self.adapted is None or not self.adapted.has_constant_weights:
             check_shapes(checkpoint, self.model.state_dict())
@@ -259,7 +259,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
     def set_initial_training_values(self, *arguments: Any, **options: Any) -> Any:
         values = super().set_initial_training_values(*arguments, **options)
         self.steps_per_epoch = max(1, values[1])
-        with reading(self.resuming_from):
+        with checkpoint_load_errors(self.resuming_from):
             self.position = self._position(self.resuming_from)
         if self.args.max_steps > 0 and self.position.steps_before:
             epochs = math.ceil((self.args.max_steps + self.position.steps_before) / self.steps_per_epoch)
@@ -283,7 +283,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
         trial: Any,
     ) -> tuple[int, int]:
         """(epochs done, micro-batches done in the next): of a resumed run by its samples, whatever its batches are."""
-        with reading(resume_from_checkpoint), uncompared():
+        with checkpoint_load_errors(resume_from_checkpoint), uncompared():
             epochs, batches = super()._init_training_state(
                 max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
             )
@@ -378,12 +378,8 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
     def begin_training(self) -> None:
         """The Trainer has set its sums to zero; those of a resumed run's unfinished log interval are taken up again."""
         if self.resumed_from is not None:
-            with reading(self.resumed_from):
+            with checkpoint_load_errors(self.resumed_from):
                 load_interval(self, self.resumed_from)
-                if self.is_unsharded:
-                    check_fused_state(self.optimizer)
-            if self.is_unsharded:
-                watch_first_step(self.optimizer, self.resumed_from)
             self.resumed_from = None
 
     def begin_epoch(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from loader.resolve.global_batch_size import ACCUMULATED, PER_DEVICE
 from storage import manifest
 
-POSITION = "position in the data"  # where trainer/positions.py keeps it in trainer_state.json
+POSITION = "data_position"  # its key in trainer_state.json, see trainer/dataloading/resume_position.py
 
 
 class Facts:

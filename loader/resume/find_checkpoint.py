@@ -10,7 +10,7 @@ from pathlib import Path
 from loader.errors import ConfigError, Problems
 from loader.resolve.run_config import RunConfig, read_saved
 from loader.resume.compatibility import NEW_RUN, resume_changes
-from storage import manifest, safe_read, state_shapes
+from storage import manifest, safe_read
 from storage.checkpoints import CHECKPOINT, checkpoints, step_of
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
@@ -107,7 +107,7 @@ def fault(checkpoint: Path, deep: bool = False) -> str | None:
             f"keeps its state in pickles ({pickles[0]}), which can run any code and are never loaded: it is of another "
             f"trainer, or of an older version; {NEW_RUN}"
         )
-    if why := manifest.fault(checkpoint, deep) or _incomplete(checkpoint) or _inconsistent(checkpoint):
+    if why := manifest.verify(checkpoint, deep) or _incomplete(checkpoint) or _inconsistent(checkpoint):
         return why
     return None if _holds_more_than_the_model(checkpoint) else MODEL_ALONE
 
@@ -128,7 +128,8 @@ def _incomplete(checkpoint: Path) -> str | None:
     if not names & set(WEIGHTS):
         return "has no model weights"
     goes_on = _holds_more_than_the_model(checkpoint)
-    needed = ["trainer_state.json", "run.yaml", *(["scheduler.json", "rng-0.json"] if goes_on else [])]
+    needed = ["trainer_state.json", "log_interval.json", "run.yaml"]
+    needed += ["scheduler.json", "rng-0.json"] if goes_on else []
     if "adapter_model.safetensors" in names:
         needed += ["adapter_config.json", "adaptation.json"]
     if names & {"ema.json", "ema.safetensors"}:
@@ -145,11 +146,10 @@ def _incomplete(checkpoint: Path) -> str | None:
 
 def _inconsistent(checkpoint: Path) -> str | None:
     """What no run would have written, and what files that can be read say of one another."""
-    if strange := safe_read.neither_file_nor_folder(checkpoint):
-        return f"has {strange}"
-    if why := state_shapes.fault(checkpoint):
-        return why
-    step = safe_read.read_json(checkpoint / "trainer_state.json")["global_step"]
+    try:
+        step = safe_read.read_json(checkpoint / "trainer_state.json")["global_step"]
+    except (ValueError, KeyError, TypeError):
+        return "has a damaged trainer_state.json"
     if CHECKPOINT.fullmatch(checkpoint.name) and step != step_of(checkpoint):
         return f"holds the state of step {step}"
     if not (checkpoint / "run.yaml").read_bytes().endswith(b"\n...\n"):  # a cut YAML is often still YAML

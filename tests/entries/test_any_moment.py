@@ -132,7 +132,7 @@ def test_models_alone_and_told_to_stop_where_a_save_is_due(start, tmp_path):
         saved = tmp_path / f"out{number}" / "checkpoint-4"
         assert manifest.read(saved)["resumable"]
         assert start(words, ("on_step_begin", 5, 0, KILL))[0] == -KILL
-        assert manifest.fault(saved) is None and manifest.read(saved)["resumable"]
+        assert manifest.verify(saved) is None and manifest.read(saved)["resumable"]
         code, said = start(words)
         assert code == 0 and f"resuming from {saved}" in said
 
@@ -146,5 +146,5 @@ def test_a_save_that_fails_costs_no_best_checkpoint(start, tmp_path):
     assert code == -KILL and "checkpoint-8 could not be saved: No space left on device" in said
     listing = json.loads((tmp_path / "out/checkpoints.json").read_text())["monitors"]["eval_loss"]["best"]
     assert [entry["step"] for entry in listing] == [4]
-    assert manifest.fault(tmp_path / "out/best-checkpoint") is None
+    assert manifest.verify(tmp_path / "out/best-checkpoint") is None
     assert os.readlink(tmp_path / "out/best-checkpoint") == "checkpoint-4"

@@ -368,7 +368,7 @@ def test_too_many_saves_in_a_row_end_it(home, tmp_path, capsys, monkeypatch, bac
     assert shown.count("ERROR:") == 3 and "3 checkpoints in a row could not be saved" in shown
     assert "Traceback" not in shown and "max_failed_saves" in shown.splitlines()[-1]
     assert steps_of(out) == [2] and not list(out.glob(".saving-*")) and not (out / ".run.lock").exists()
-    assert manifest.fault(out / "checkpoint-2") is None
+    assert manifest.verify(out / "checkpoint-2") is None
     resumed(home, out, *more)
     assert f"resuming from {out / 'checkpoint-2'}" in capsys.readouterr().out
     assert differences(home / "whole", out) == []
@@ -427,7 +427,7 @@ def test_a_disk_that_is_really_full(home, small_disk, capsys):
     shown = capsys.readouterr().err
     assert left.value.code == 1 and shown.count("ERROR:") == 3 and "No space left on device" in shown, shown
     assert "Traceback" not in shown and not list(out.glob(".saving-*"))
-    assert steps_of(out) == [2, 4] and all(manifest.fault(path) is None for path in out.glob("checkpoint-*"))
+    assert steps_of(out) == [2, 4] and all(manifest.verify(path) is None for path in out.glob("checkpoint-*"))
     small_disk(rest + each * 20)
     resumed(home, out)
     assert differences(home / "whole", out) == []
@@ -453,7 +453,7 @@ def test_a_disk_without_room_for_a_line(home, small_disk, capsys):
         trained(home, place / "out")
     shown = capsys.readouterr().err
     assert left.value.code == 1 and "Traceback" not in shown, shown
-    assert manifest.fault(place / "out" / "checkpoint-4") is None
+    assert manifest.verify(place / "out" / "checkpoint-4") is None
     (place / "ballast").unlink()
     small_disk(rest + each * 20)
     resumed(home, place / "out")

@@ -91,7 +91,7 @@ def test_told_to_stop_and_gone_on_with(run, monkeypatch, capsys, name):
     assert seen and code == 75, said
     newest = checkpoints(parts)[-1]
     assert f"preempted by SIGTERM at step {newest.name[11:]}: saved {newest.name}" in said.splitlines()[-1]
-    assert manifest.fault(newest) is None and int(newest.name[11:]) in (step, step + 1)
+    assert manifest.verify(newest) is None and int(newest.name[11:]) in (step, step + 1)
     again = run(text, out="parts", resume_from_checkpoint="auto")
     assert all(torch.equal(value, truth[key]) for key, value in weights(again).items())
     assert logged(parts) == logged(run.folder / "whole")

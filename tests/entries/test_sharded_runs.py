@@ -79,8 +79,8 @@ def test_divided_training_is_the_same_training(home):
         {"shape": [64, 16], "offset": [first, 0], "cut": [0]} for first in (0, 32)
     ]
     assert load_file(saved / f"{PARTS[1]}.safetensors")[name].shape == (32, 16)
-    assert manifest.fault(saved) is None and manifest.read(saved)["world_size"] == 2
-    assert manifest.fault(home / "two") is None
+    assert manifest.verify(saved) is None and manifest.read(saved)["world_size"] == 2
+    assert manifest.verify(home / "two") is None
     plain, other = (gpt.load(home / folder) for folder in ("two", "one"))
     ids = torch.arange(8)[None]
     torch.testing.assert_close(plain(input_ids=ids)["logits"], other(input_ids=ids)["logits"], rtol=0, atol=1e-4)
@@ -91,7 +91,7 @@ def test_divided_training_is_the_same_training(home):
     told = divided(home / "parts", code=1, TROUBLE="launcher:4:0")
     assert told.stdout.count("preempted by SIGTERM at step") == 1 and "Traceback" not in told.stdout
     (left,) = [path for path in (home / "parts").glob("checkpoint-*") if path.name != "checkpoint-3"]
-    assert left.name in ("checkpoint-4", "checkpoint-5") and manifest.fault(left) is None
+    assert left.name in ("checkpoint-4", "checkpoint-5") and manifest.verify(left) is None
     shutil.copytree(home / "parts", home / "alone")
     divided(home / "parts", "--init_from", "resume")
     same_state(home / "parts" / "checkpoint-6", saved)

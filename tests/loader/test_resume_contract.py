@@ -607,9 +607,9 @@ def test_what_the_manifest_does_not_vouch_for_is_missing(checkpoint):
 
 def test_a_flipped_byte_shows_only_to_the_deep_look(checkpoint):
     weights = checkpoint / "model.safetensors"
-    weights.write_bytes(bytes(2 * manifest.SMALL))
+    weights.write_bytes(bytes(2 * manifest.ALWAYS_HASHED))
     manifest.write(checkpoint, step=40, world_size=1)
-    weights.write_bytes(b"\1" + bytes(2 * manifest.SMALL - 1))
+    weights.write_bytes(b"\1" + bytes(2 * manifest.ALWAYS_HASHED - 1))
     assert find_checkpoint.fault(checkpoint) is None
     assert "has a damaged model.safetensors" in find_checkpoint.fault(checkpoint, deep=True)
 

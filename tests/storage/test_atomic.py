@@ -63,7 +63,7 @@ def test_publishing_killed_anywhere(tmp_path, monkeypatch, count, is_there, exch
     if is_there:
         made(final, a="old")
     if not exchange:
-        monkeypatch.setattr(atomic, "_exchanged", lambda one, other: False)
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
     with monkeypatch.context() as patch:
         seen = killed_at(patch, count)
         try:
@@ -84,7 +84,7 @@ def test_publishing_killed_anywhere(tmp_path, monkeypatch, count, is_there, exch
 
 def test_two_names_change_places_in_one_call(tmp_path):
     one, other = made(tmp_path / "one", a="1"), made(tmp_path / "other", b="2")
-    if not atomic._exchanged(one, other):
+    if not atomic._exchange(one, other):
         pytest.skip("this system or file system has no exchange of names")
     assert content(one) == {"b": "2"} and content(other) == {"a": "1"}
 
@@ -125,7 +125,7 @@ def test_a_text_that_does_not_fit_leaves_nothing(tmp_path, monkeypatch):
 
 def test_removed_as_a_whole(tmp_path):
     made(tmp_path / "checkpoint-1", a="1")
-    made(tmp_path / f"{atomic.LEAVING}checkpoint-1", b="of an earlier kill")
+    made(tmp_path / f"{atomic.DELETING}checkpoint-1", b="of an earlier kill")
     atomic.remove(tmp_path / "checkpoint-1")
     atomic.remove(tmp_path / "checkpoint-1")  # somebody was faster
     assert not os.listdir(tmp_path)
@@ -167,9 +167,9 @@ def test_on_disk_before_it_has_its_name_and_its_name_before_the_older_one_goes(t
     made(staged / "sub", b="new")
     if there != "nothing":
         made(tmp_path / "final", a="old")
-    exchanges = atomic._exchanged if there == "an older one" else lambda one, other: False
+    exchanges = atomic._exchange if there == "an older one" else lambda one, other: False
     can_exchange = []
-    monkeypatch.setattr(atomic, "_exchanged", lambda *names: can_exchange.append(exchanges(*names)) or can_exchange[0])
+    monkeypatch.setattr(atomic, "_exchange", lambda *names: can_exchange.append(exchanges(*names)) or can_exchange[0])
     done = recorded(monkeypatch, tmp_path)
     atomic.publish(staged, tmp_path / "final")
     before = [("sync", "staged/sub/b"), ("sync", "staged/sub"), ("sync", "staged/a"), ("sync", "staged")]
@@ -224,7 +224,7 @@ def test_files_have_the_rights_that_new_ones_have_here(tmp_path):
     os.chmod(tmp_path / "sub" / "private", 0o600)
     lines = "import pathlib, sys; from storage import atomic; folder = pathlib.Path(sys.argv[1])"
     lines += "; (folder / 'new').touch(); atomic.write_text(folder / 'note', '')"
-    lines += "; atomic.give_usual_rights(folder / 'sub')"
+    lines += "; atomic.apply_umask(folder / 'sub')"
     root = os.path.dirname(os.path.dirname(atomic.__file__))
     subprocess.run([sys.executable, "-c", lines, str(tmp_path)], cwd=root, umask=0o027, check=True)
     rights = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("new", "note", "sub/private")}

@@ -48,7 +48,7 @@ def test_only_what_dead_writers_left_is_swept(tmp_path, monkeypatch):
 
 
 def test_a_staging_folder_says_whose_it_is(tmp_path):
-    path = names.staging(tmp_path, "checkpoint-40")
+    path = names.staging_folder(tmp_path, "checkpoint-40")
     assert path.name == f".saving-checkpoint-40.{names.host()}.{os.getpid()}"
     assert names.STAGED.fullmatch(path.name)["name"] == "checkpoint-40"
 

@@ -1,5 +1,6 @@
-"""One run at a time in a folder. Other machines are RunLock objects that are told they run elsewhere."""
+"""One run at a time in a folder. Other machines are simulated by RunLock objects with another `machine`."""
 
+import contextlib
 import errno
 import json
 import os
@@ -14,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from storage import lock
-from storage.lock import Held, Machine, RunLock
+from storage.lock import FolderInUse, Machine, RunLock
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-HERE = replace(Machine.here(), machine="m", job="", restarts="")
-THERE = Machine(host="other", machine="o", boot="b", pids="p")
+HERE = replace(Machine.here(), job="", restarts="")
+THERE = Machine(host="other", boot="b", pids="p")
 QUICK = {"beat": 0.02, "watch": 0.4}  # for holders that are dead
 PATIENT = {"beat": 0.02, "watch": 60}  # for those that live: the first beat ends the wait
 HOLDER = """
@@ -67,9 +68,9 @@ def mine(tmp_path, machine=HERE, **more):
 
 
 def refused(run_lock):
-    with pytest.raises(Held) as error:
+    with pytest.raises(FolderInUse) as error:
         run_lock.check()
-    with pytest.raises(Held) as again:
+    with pytest.raises(FolderInUse) as again:
         run_lock.take()
     assert str(error.value) == str(again.value) and "\n" not in str(error.value)
     return str(error.value)
@@ -101,21 +102,21 @@ def test_a_killed_holders_lock_is_taken_over_at_once(tmp_path, holder):
     taken(tmp_path, mine(tmp_path, watch=1e6))
 
 
-def test_a_holder_that_nobody_has_waited_for_is_dead_too(tmp_path, holder):
+def test_a_zombie_holder_is_dead(tmp_path, holder):
     process = holder()
     os.kill(process.pid, signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now, and stays one
     taken(tmp_path, mine(tmp_path, watch=1e6))
 
 
-def test_another_process_with_the_number_of_the_holder(tmp_path):
+def test_a_reused_pid_is_not_the_holder(tmp_path):
     written(tmp_path)
     refused(mine(tmp_path))
     written(tmp_path, started="1")
     taken(tmp_path, mine(tmp_path, watch=1e6))
 
 
-def test_where_the_system_does_not_tell_when_a_process_began_it_is_the_holder(tmp_path, monkeypatch):
+def test_without_a_start_time_the_pid_is_the_holder(tmp_path, monkeypatch):
     written(tmp_path, started="1")
     monkeypatch.setattr(lock, "process_start", lambda pid: "")
     refused(mine(tmp_path))
@@ -124,15 +125,6 @@ def test_where_the_system_does_not_tell_when_a_process_began_it_is_the_holder(tm
 def test_a_process_of_another_user_is_alive():
     assert lock.is_alive(1)
     assert not lock.is_alive(2**22 + 1) and not lock.is_alive(2**80)
-
-
-def test_after_a_reboot(tmp_path):
-    """The machine id says that it is the same machine; without one a name proves nothing, so the file is watched."""
-    written(tmp_path, boot="before")
-    taken(tmp_path, mine(tmp_path, watch=1e6))
-    written(tmp_path, boot="before", machine="")
-    with pytest.raises(InterruptedError):
-        watching(mine(tmp_path, replace(HERE, machine=""))).check()
 
 
 def watching(run_lock):
@@ -145,7 +137,7 @@ def watching(run_lock):
     return run_lock
 
 
-def test_the_number_of_a_process_means_nothing_in_another_container(tmp_path):
+def test_a_pid_of_another_container_is_not_checked(tmp_path):
     written(tmp_path, pids="pid:[1]", pid=2**22 + 1)
     with pytest.raises(InterruptedError):
         watching(mine(tmp_path)).take()
@@ -165,14 +157,14 @@ def test_a_process_may_take_its_folder_again(tmp_path):
     second.release()
 
 
-def test_as_a_context(tmp_path):
+def test_context_manager(tmp_path):
     with mine(tmp_path) as run_lock:
         assert held_by(tmp_path)["token"] == run_lock.token
     assert not (tmp_path / "out" / lock.NAME).exists()
     run_lock.release()  # once more does no harm
 
 
-def test_forked_children_neither_hold_nor_release_nor_beat(tmp_path):
+def test_forked_children_do_not_hold_release_or_beat(tmp_path):
     run_lock = mine(tmp_path, beat=1e6)
     run_lock.take()
     before = held_by(tmp_path)
@@ -181,7 +173,7 @@ def test_forked_children_neither_hold_nor_release_nor_beat(tmp_path):
         run_lock.release()
         try:
             run_lock.take()
-        except Held:
+        except FolderInUse:
             os._exit(7 if threading.active_count() == 1 else 8)
         os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
@@ -189,14 +181,14 @@ def test_forked_children_neither_hold_nor_release_nor_beat(tmp_path):
     run_lock.release()
 
 
-def test_one_of_many_takers_wins(tmp_path):
+def test_one_of_twelve_processes_wins(tmp_path):
     """Twelve processes at once, over a lock that was left behind."""
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom storage.lock import Held, RunLock\n"
+        "import sys, time\nfrom pathlib import Path\nfrom storage.lock import FolderInUse, RunLock\n"
         "lock = RunLock(Path(sys.argv[1]))\nsys.stdin.read()\n"
-        "try: lock.take()\nexcept Held: print('refused')\nelse: print('held', flush=True); time.sleep(60)\n"
+        "try: lock.take()\nexcept FolderInUse: print('refused')\nelse: print('held', flush=True); time.sleep(60)\n"
     )
-    written(tmp_path, started="1", **{name: getattr(Machine.here(), name) for name in ("machine", "boot", "pids")})
+    written(tmp_path, started="1", **{name: getattr(Machine.here(), name) for name in ("boot", "pids")})
     words = [sys.executable, "-c", code, str(tmp_path / "out")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     rivals = [subprocess.Popen(words, cwd=ROOT, **pipes) for _ in range(12)]
@@ -224,7 +216,7 @@ def wait_until(holds):
     raise AssertionError("never happened")
 
 
-def test_another_machine_that_lives_keeps_its_folder(tmp_path, holder, capsys):
+def test_a_live_holder_on_another_machine_keeps_its_folder(tmp_path, holder, capsys):
     """Its process is not to be found here, but its file changes."""
     process = holder(THERE)
     text = refused(mine(tmp_path, **PATIENT))
@@ -232,7 +224,7 @@ def test_another_machine_that_lives_keeps_its_folder(tmp_path, holder, capsys):
     assert "waiting 60 s" in capsys.readouterr().err
 
 
-def test_another_machine_that_died_is_taken_over(tmp_path, holder, capsys):
+def test_a_dead_holder_on_another_machine_is_taken_over(tmp_path, holder, capsys):
     process = holder(THERE)
     process.kill()
     process.wait()
@@ -246,7 +238,7 @@ def test_another_machine_that_died_is_taken_over(tmp_path, holder, capsys):
     run_lock.release()
 
 
-def test_a_beat_between_looking_and_taking_counts(tmp_path):
+def test_a_beat_between_check_and_take_counts(tmp_path):
     written(tmp_path, host="other", beat="1")
     run_lock = mine(tmp_path)
     run_lock.check()
@@ -255,7 +247,7 @@ def test_a_beat_between_looking_and_taking_counts(tmp_path):
         watching(run_lock).take()
 
 
-def test_a_folder_that_is_released_while_it_is_watched_is_free(tmp_path):
+def test_release_while_watched(tmp_path):
     there = mine(tmp_path, THERE, beat=1e6)
     there.take()
     timer = threading.Timer(0.1, there.release)
@@ -281,13 +273,13 @@ def test_clocks_are_not_compared(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("there", ["same machine", "other machine"])
-def test_a_requeued_slurm_job_goes_on_at_once(tmp_path, there):
+def test_a_requeued_slurm_job_takes_over_at_once(tmp_path, there):
     place = {} if there == "same machine" else {"host": "other", "boot": "b"}
     written(tmp_path, job="12", restarts="1", **place)
     taken(tmp_path, mine(tmp_path, replace(HERE, job="12", restarts="2"), watch=1e6))
 
 
-def test_what_is_no_requeued_job_is_watched(tmp_path):
+def test_another_job_or_another_node_of_the_same_job_is_watched(tmp_path):
     """Two nodes of one job that both train into the folder, and a job of another number."""
     for job, restarts in (("12", "1"), ("13", "")):
         written(tmp_path, host="other", job=job, restarts=restarts)
@@ -295,13 +287,13 @@ def test_what_is_no_requeued_job_is_watched(tmp_path):
             watching(mine(tmp_path, replace(HERE, job="12", restarts="1"))).take()
 
 
-def test_slurm_is_read_from_the_environment(monkeypatch):
+def test_slurm_variables(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     assert (Machine.here().job, Machine.here().restarts) == ("12", "3")
 
 
-def test_a_holder_that_was_stopped_for_too_long_learns_that_it_lost(tmp_path, capsys):
+def test_a_suspended_holder_learns_that_it_lost_the_lock(tmp_path, capsys):
     stopped = mine(tmp_path, THERE, beat=1e6)
     stopped.take()
     here = mine(tmp_path)
@@ -314,10 +306,10 @@ def test_a_holder_that_was_stopped_for_too_long_learns_that_it_lost(tmp_path, ca
     here.release()
 
 
-# ---- what befalls the file ----
+# ---- damage to the lock file ----
 
 
-def test_a_lock_file_nobody_can_read_is_watched_and_taken_over(tmp_path):
+def test_a_damaged_lock_file_is_watched_and_taken_over(tmp_path):
     for content in (b"", b'{"host": ', b"[1]", b"\xff\xfe", b"[" * 10000):
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / lock.NAME).write_bytes(content)
@@ -327,7 +319,7 @@ def test_a_lock_file_nobody_can_read_is_watched_and_taken_over(tmp_path):
 
 
 @pytest.mark.parametrize("pid", [0, -1, True, "7", 1.5, None, 2**80])
-def test_a_number_that_is_none_of_a_process_signals_nobody(tmp_path, pid):
+def test_an_invalid_pid_is_never_signalled(tmp_path, pid):
     written(tmp_path, pid=pid)
     run_lock = watching(mine(tmp_path))
     if pid == 2**80:
@@ -338,7 +330,7 @@ def test_a_number_that_is_none_of_a_process_signals_nobody(tmp_path, pid):
 
 
 @pytest.mark.parametrize("damage", ["deleted", "emptied"])
-def test_a_holder_writes_its_file_anew(tmp_path, damage):
+def test_a_holder_restores_its_lock_file(tmp_path, damage):
     with mine(tmp_path) as run_lock:
         path = tmp_path / "out" / lock.NAME
         path.unlink() if damage == "deleted" else path.write_bytes(b"")
@@ -347,7 +339,7 @@ def test_a_holder_writes_its_file_anew(tmp_path, damage):
     assert not run_lock.lost and not path.exists()
 
 
-def test_a_folder_that_is_gone_ends_nothing(tmp_path):
+def test_a_deleted_folder_is_not_a_lost_lock(tmp_path):
     with mine(tmp_path) as run_lock:
         os.unlink(tmp_path / "out" / lock.NAME)
         (tmp_path / "out").rename(tmp_path / "gone")
@@ -356,7 +348,7 @@ def test_a_folder_that_is_gone_ends_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.ESTALE])
-def test_a_disk_that_takes_no_beat_is_no_loss(tmp_path, number, monkeypatch):
+def test_a_failed_beat_is_not_a_lost_lock(tmp_path, number, monkeypatch):
     def fails(*arguments):
         calls.append(arguments)
         raise OSError(number, os.strerror(number))
@@ -370,7 +362,7 @@ def test_a_disk_that_takes_no_beat_is_no_loss(tmp_path, number, monkeypatch):
     assert not run_lock.lost
 
 
-def test_a_beat_needs_no_further_space(tmp_path):
+def test_a_beat_needs_no_disk_space(tmp_path):
     with mine(tmp_path) as run_lock:
         path = tmp_path / "out" / lock.NAME
         before = path.stat()
@@ -380,61 +372,70 @@ def test_a_beat_needs_no_further_space(tmp_path):
     assert not run_lock.lost
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+def test_a_read_only_folder(tmp_path, monkeypatch):
     def fails(path, text):
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     monkeypatch.setattr(lock, "write_text", fails)
-    with pytest.raises(OSError, match="Read-only"):
+    with pytest.raises(OSError) as error:
         mine(tmp_path).take()
+    assert error.value.errno == errno.EROFS
     monkeypatch.undo()
     taken(tmp_path, mine(tmp_path))
 
 
+@contextlib.contextmanager
+def no_lock(path, **options):
+    """`lock.exclusive` on a file system without advisory locks."""
+    yield False
+
+
 def test_without_advisory_locks_the_last_rename_wins(tmp_path, monkeypatch):
-    """A rival that writes right after us is the holder; we hear of it before we believe to be it."""
+    """A competing process that writes right after this one is the holder."""
 
     def rival(seconds):
         written(tmp_path, host="other", token="rival")
 
-    monkeypatch.setattr(lock, "fcntl", None)
-    monkeypatch.setattr(time, "sleep", rival)
-    with pytest.raises(Held, match="on other"):
-        mine(tmp_path).take()
-    assert held_by(tmp_path)["token"] == "rival"
-    monkeypatch.undo()
+    monkeypatch.setattr(lock, "exclusive", no_lock)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", rival)
+        with pytest.raises(FolderInUse, match="on other"):
+            mine(tmp_path).take()
+        assert held_by(tmp_path)["token"] == "rival"
     monkeypatch.setattr(lock, "SETTLE", 0)
-    monkeypatch.setattr(lock, "_guarded", lambda path: None)
     (tmp_path / "out" / lock.NAME).unlink()
     taken(tmp_path, mine(tmp_path))
 
 
-def test_a_name_cannot_write_on_the_terminal(tmp_path):
+def test_exclusive_waits_for_the_holder_and_for_a_deleted_file(tmp_path, capsys):
+    """The first holder deletes the file; the second one must lock the new file, not the deleted one."""
+    path, order, inside = tmp_path / "lock", [], threading.Event()
+
+    def second():
+        inside.wait(20)
+        with lock.exclusive(path, message="waiting") as is_held:
+            order.append(("second", is_held, path.exists()))
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with lock.exclusive(path) as is_held:
+        inside.set()
+        with lock.exclusive(path, patience=0.1) as is_held_twice:
+            order.append(("first", is_held, is_held_twice))
+        path.unlink()
+    thread.join(20)
+    assert order == [("first", True, False), ("second", True, True)]
+    assert capsys.readouterr().err in ("waiting\n", "")
+
+
+def test_control_characters_in_a_host_name_are_not_printed(tmp_path):
     written(tmp_path, host="a\x1b[2J\nb")
-    with pytest.raises(Held) as error:
-        raise mine(tmp_path)._held((tmp_path / "out" / lock.NAME).read_bytes())
+    with pytest.raises(FolderInUse) as error:
+        raise mine(tmp_path)._in_use((tmp_path / "out" / lock.NAME).read_bytes())
     assert "\x1b" not in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_pipe_is_a_lock_file_that_cannot_be_read(tmp_path):
-    """It is watched as such, and then replaced; opening it would wait for ever."""
-    (tmp_path / "out").mkdir()
-    os.mkfifo(tmp_path / "out" / lock.NAME)
-    taken(tmp_path, mine(tmp_path))
-
-
-def test_a_pipe_put_in_the_place_of_a_held_lock_is_no_loss(tmp_path):
-    holding = mine(tmp_path, beat=60)
-    holding.take()
-    (tmp_path / "out" / lock.NAME).unlink()
-    os.mkfifo(tmp_path / "out" / lock.NAME)
-    with pytest.raises(OSError):  # not a wait; the beating thread tries again later
-        holding._beat_once(1)
-    assert not holding.lost
-    holding.release()
-
-
-def test_it_needs_nothing_but_the_standard_library():
+def test_imports_only_the_standard_library():
     code = "import sys; before = set(sys.modules); import storage.lock; print(sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     foreign = {name.partition(".")[0] for name in eval(done.stdout)} - set(sys.stdlib_module_names)

@@ -27,7 +27,7 @@ def test_what_it_says(folder):
     assert sorted(content["files"]) == ["base/config.json", "model.safetensors", "run.yaml"]
     entry = content["files"]["model.safetensors"]
     assert entry == {"size": 10240, "sha256": hashlib.sha256(bytes(range(256)) * 40).hexdigest()}
-    assert manifest.fault(folder) is None and manifest.read(folder) == content
+    assert manifest.verify(folder) is None and manifest.read(folder) == content
 
 
 def flip(path, at):
@@ -44,30 +44,30 @@ DAMAGE = {
     ),
     "longer": (lambda path: path.write_bytes(path.read_bytes() + b"x"), "changed model.safetensors"),
     "flipped": (lambda path: flip(path, 5000), "damaged model.safetensors .its SHA-256"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "as a link or a folder"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "folder"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_found(folder, name, monkeypatch):
-    monkeypatch.setattr(manifest, "SMALL", 0)
+    monkeypatch.setattr(manifest, "ALWAYS_HASHED", 0)
     damage, message = DAMAGE[name]
     damage(folder / "model.safetensors")
-    assert re.search(message, manifest.fault(folder))
-    assert (manifest.fault(folder, deep=False) is None) == (name == "flipped")  # what sizes alone do not show
+    assert re.search(message, manifest.verify(folder))
+    assert (manifest.verify(folder, deep=False) is None) == (name == "flipped")  # what sizes alone do not show
 
 
 def test_small_files_are_always_read(folder):
     """A changed digit in run.yaml is as many bytes, and another run."""
     (folder / "run.yaml").write_text("a: 2\n")
-    found = manifest.fault(folder, deep=False)
-    assert "run.yaml" in found and found == manifest.fault(folder)
+    found = manifest.verify(folder, deep=False)
+    assert "run.yaml" in found and found == manifest.verify(folder)
 
 
 @pytest.mark.parametrize("at", [0, 5119, 10239])
 def test_one_bit_anywhere(folder, at):
     flip(folder / "model.safetensors", at)
-    assert "SHA-256" in manifest.fault(folder)
+    assert "SHA-256" in manifest.verify(folder)
 
 
 def test_a_link_is_not_a_file_of_its_own(folder, tmp_path):
@@ -75,17 +75,17 @@ def test_a_link_is_not_a_file_of_its_own(folder, tmp_path):
     (tmp_path / "elsewhere").write_bytes((folder / "model.safetensors").read_bytes())
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere")
-    assert "as a link" in manifest.fault(folder)
+    assert "symlink" in manifest.verify(folder)
     os.rename(folder / "base", tmp_path / "base")
     (folder / "base").symlink_to(tmp_path / "base")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").write_bytes((tmp_path / "elsewhere").read_bytes())
-    assert "base/config.json as a link" in manifest.fault(folder)
+    assert "base/config.json" in manifest.verify(folder)
 
 
 def test_a_folder_reached_by_a_link_is_fine(folder, tmp_path):
     (tmp_path / "best-checkpoint").symlink_to("checkpoint-7")
-    assert manifest.fault(tmp_path / "best-checkpoint") is None
+    assert manifest.verify(tmp_path / "best-checkpoint") is None
 
 
 BAD = {
@@ -97,14 +97,14 @@ BAD = {
     "a word for a step": lambda text: text.replace('"step": 7', '"step": "7"'),
     "a negative step": lambda text: text.replace('"step": 7', '"step": -7'),
     "true for a step": lambda text: text.replace('"step": 7', '"step": true'),
-    "of the future": lambda text: text.replace('"format": 1', '"format": 2'),
+    "older": lambda text: text.replace('"format": 2', '"format": 1'),
+    "without a format": lambda text: text.replace('"format": 2,', ""),
     "no digest": lambda text: text.replace('"sha256"', '"md5"'),
     "a size that is none": lambda text: text.replace('"size": 10240', '"size": 1e4'),
     "out of the folder": lambda text: text.replace("run.yaml", "../run.yaml"),
     "absolute": lambda text: text.replace('"run.yaml"', '"/etc/passwd"'),
     "of another system": lambda text: text.replace("run.yaml", "..\\\\run.yaml"),
     "itself": lambda text: text.replace("run.yaml", "manifest.json"),
-    "half a character": lambda text: text.replace("run.yaml", "run\\udcff.yaml"),
     "a number of five thousand digits": lambda text: text.replace("10240", "1" * 5000),
     "with a zero": lambda text: text.replace("run.yaml", "run\\u0000.yaml"),
     "empty name": lambda text: text.replace('"run.yaml"', '""'),
@@ -117,17 +117,17 @@ def test_a_manifest_that_is_none(folder, name):
     (folder / "manifest.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match="manifest.json"):
         manifest.read(folder)
-    assert "manifest.json" in manifest.fault(folder)
+    assert "manifest.json" in manifest.verify(folder)
 
 
-@pytest.mark.parametrize("kind", ["absent", "a folder", "a pipe"])
+@pytest.mark.parametrize("kind", ["absent", "a folder", "a symlink"])
 def test_no_manifest(folder, kind):
     (folder / "manifest.json").unlink()
     if kind == "a folder":
         (folder / "manifest.json").mkdir()
-    elif kind == "a pipe":
-        os.mkfifo(folder / "manifest.json")  # reading it would never end
-    assert "manifest.json" in manifest.fault(folder)
+    elif kind == "a symlink":
+        (folder / "manifest.json").symlink_to("run.yaml")
+    assert "manifest.json" in manifest.verify(folder)
 
 
 def test_into_a_folder_with_other_files(folder, tmp_path):
@@ -141,7 +141,7 @@ def test_into_a_folder_with_other_files(folder, tmp_path):
         (staged / name).write_text(text)
     manifest.publish_into(staged, out, step=3, world_size=1)
     assert sorted(manifest.read(out)["files"]) == ["base/config.json", "config.json"]
-    assert manifest.fault(out) is None and (out / "metrics.jsonl").read_text() == "m"
+    assert manifest.verify(out) is None and (out / "metrics.jsonl").read_text() == "m"
     assert (out / "config.json").read_text() == "new" and not (out / "base/old").exists()
 
 
@@ -152,8 +152,8 @@ def test_a_name_is_shown_cut_and_without_control_characters(folder):
         content = json.loads((folder / "manifest.json").read_text())
         content["files"][name] = entry
         (folder / "manifest.json").write_text(json.dumps(content))
-        assert f" {shown}" in manifest.fault(folder) and len(manifest.fault(folder)) < 200
+        assert f" {shown}" in manifest.verify(folder) and len(manifest.verify(folder)) < 200
         content["files"] = {f"../{name}": entry}
         (folder / "manifest.json").write_text(json.dumps(content))
-        assert " ../a" in manifest.fault(folder) and len(manifest.fault(folder)) < 200
-        assert manifest.fault(folder).isprintable()
+        assert " ../a" in manifest.verify(folder) and len(manifest.verify(folder)) < 200
+        assert manifest.verify(folder).isprintable()

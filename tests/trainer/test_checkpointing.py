@@ -39,7 +39,7 @@ class Heard(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         path = self.folder / f"checkpoint-{state.global_step}"
-        assert manifest.fault(path) is None
+        assert manifest.verify(path) is None
         self.steps.append(state.global_step)
 
 
@@ -243,12 +243,12 @@ def test_other_processes_parts_are_waited_for(tmp_path):
     writer.begin(first)
     assert writer.finished() is None and writer.is_busy
     async_writer.write(Save(3, first.staged, first.final, lambda f: write_text(f / "theirs", "2"), {}, (), False))
-    assert writer.finished(wait=True).error is None and manifest.fault(tmp_path / "checkpoint-3") is None
+    assert writer.finished(wait=True).error is None and manifest.verify(tmp_path / "checkpoint-3") is None
     second = save(awaited=["theirs"])
     writer.begin(second)
     second.given_up.set()
     assert isinstance(writer.finished(wait=True).error, TimeoutError)
-    assert manifest.fault(tmp_path / "checkpoint-3") is None  # the one of before stands
+    assert manifest.verify(tmp_path / "checkpoint-3") is None  # the one of before stands
 
 
 def test_a_run_that_lost_its_folder_writes_nothing_more(tmp_path):
@@ -494,7 +494,7 @@ def test_a_run_that_fails_ends_what_it_was_saving(tmp_path, monkeypatch):
         trainer.train()
     there = os.listdir(tmp_path)
     assert "checkpoint-2" in there and not [name for name in there if name.startswith(".saving")]
-    assert manifest.fault(tmp_path / "checkpoint-2") is None
+    assert manifest.verify(tmp_path / "checkpoint-2") is None
 
 
 def test_an_evaluation_and_an_epochs_end_at_one_step_are_saved_once(tmp_path):

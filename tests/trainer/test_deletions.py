@@ -237,7 +237,7 @@ def test_a_part_of_a_checkpoint_that_the_first_process_cannot_write_is_deleted(t
         each.trainer.state.global_step = 4
         each.save()
     steps(zero, one)
-    assert left(tmp_path, zero, one) == ["checkpoint-4"] and manifest.fault(tmp_path / "checkpoint-4") is None
+    assert left(tmp_path, zero, one) == ["checkpoint-4"] and manifest.verify(tmp_path / "checkpoint-4") is None
 
 
 def test_a_part_that_cannot_be_written(tmp_path):

@@ -174,7 +174,7 @@ def test_two_on_different_metrics(tmp_path):
     trainer.add_callback(EarlyStopping(settings(patience=50, monitor="val_samples_per_second", mode="max")))
     trainer.train()
     stored = json.loads((tmp_path / "checkpoint-24" / "trainer_state.json").read_text())["stateful_callbacks"]
-    assert {"early stopping on eval_loss, min, 0", "early stopping on eval_samples_per_second, max, 0"} <= set(stored)
+    assert {"early_stopping: eval_loss, min, 0", "early_stopping: eval_samples_per_second, max, 0"} <= set(stored)
 
 
 def test_a_stopped_run_is_known_by_its_checkpoint(tmp_path):

@@ -158,7 +158,7 @@ def test_deepspeed_saves_its_own_files(tmp_path, monkeypatch):
     run.checkpointing.save()
     run.checkpointing.settle()
     saved = tmp_path / "checkpoint-2"
-    assert manifest.fault(saved) is None
+    assert manifest.verify(saved) is None
     names = set(manifest.read(saved)["files"])
     assert {"global_step2/states.pt", "model.safetensors", "scheduler.json"} <= names
     assert not {"optimizer.json", "optimizer.safetensors"} & names

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from storage import safe_read, state_shapes
+from storage import safe_read
 from trainer.callbacks.metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
 
 
@@ -219,7 +219,7 @@ def already_stopped(checkpoint: Path, settings: Settings) -> str | None:
 
 def state_key(settings: Settings) -> str:
     """Where the counts are kept: those of another metric or another `min_delta` are not ours."""
-    return f"{state_shapes.STOPPING}{normal_form(settings.monitor)}, {settings.mode}, {settings.min_delta:g}"
+    return f"early_stopping: {normal_form(settings.monitor)}, {settings.mode}, {settings.min_delta:g}"
 
 
 def _deciding(settings: Settings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from storage import manifest
-from storage.atomic import give_usual_rights, publish, sync
+from storage.atomic import apply_umask, publish, sync
 from trainer.checkpointing.deletions import Deletions
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -134,7 +134,7 @@ def write(save: Save) -> None:
         save.write(save.staged)
         if save.publishes:
             _await(save)
-            give_usual_rights(save.staged)
+            apply_umask(save.staged)
             manifest.write(save.staged, step=save.step, **save.facts)
             for path in save.logs:
                 if path.is_file():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from storage.atomic import discard, take_away
+from storage.atomic import discard, hide
 
 
 class Deletions:
@@ -32,7 +32,7 @@ class Deletions:
         """Raises:
         OSError: the folder cannot be given another name, and stays as it is.
         """
-        hidden = take_away(folder)
+        hidden = hide(folder)
         if hidden is None:
             return
         if not self.in_background:

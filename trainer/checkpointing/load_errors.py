@@ -1,86 +1,50 @@
-"""Checkpoints whose manifest fits and whose content does not: somebody else wrote them."""
+"""Errors for checkpoints that pass manifest verification but cannot be loaded."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from storage.manifest import UNREADABLE
-from storage.safe_read import NoFile
+from storage.safe_read import FileTooLarge
 
 
-class UnusableCheckpoint(ValueError):
-    """A checkpoint holds what no run has written; one line."""
+class CheckpointLoadError(ValueError):
+    """A checkpoint cannot be loaded; the text is one line with the folder, the reason and the remedy."""
 
 
 @contextlib.contextmanager
-def reading(checkpoint: str | Path | None, says: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Whatever a checkpoint's content leads to while it is loaded, as UnusableCheckpoint.
+def checkpoint_load_errors(checkpoint: str | Path | None, reraise: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn errors that a checkpoint's content causes while it is loaded into a CheckpointLoadError.
 
     Args:
-        checkpoint: None: there is none, and errors are what they are.
-        says: Errors that say already what is wrong and what to do.
+        checkpoint: The folder that is read; None: nothing is loaded, errors pass unchanged.
+        reraise: Errors that already name the value and the remedy and pass unchanged.
     """
     try:
         yield
-    except says:
+    except reraise:
         raise
     except Exception as error:
-        if checkpoint is None or is_of_the_machine(error):
+        if checkpoint is None or _is_of_the_machine(error):
             raise
-        if is_unanswered(error):
-            line = f"{checkpoint} {UNREADABLE} ({error}); it may be whole all the same: start again when it can be read"
-            raise UnusableCheckpoint(line) from error
+        if _is_of_the_disk(error):
+            line = f"{checkpoint} {UNREADABLE} ({error}); it may be intact: start again when the disk can be read"
+            raise CheckpointLoadError(line) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        where = "" if str(checkpoint) in reason else f"{checkpoint} cannot be gone on from: {type(error).__name__}: "
+        folder = "" if str(checkpoint) in reason else f"{checkpoint} cannot be loaded: {type(error).__name__}: "
         remedy = "" if "another checkpoint" in reason else "; resume from another checkpoint"
-        raise UnusableCheckpoint(f"{where}{reason}{remedy}") from error
+        raise CheckpointLoadError(f"{folder}{reason}{remedy}") from error
 
 
-def is_of_the_machine(error: Exception) -> bool:
-    """No memory left, a device or another process that is gone: torch says so by subclasses of RuntimeError."""
+def _is_of_the_machine(error: Exception) -> bool:
+    """Out of memory, a lost device or a lost process: torch raises subclasses of RuntimeError for these."""
     of_content = (RuntimeError, RecursionError, NotImplementedError)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and type(error) not in of_content)
 
 
-def is_unanswered(error: Exception) -> bool:
-    """Whether a disk did not answer, which says nothing of what it holds."""
-    of_content = (FileNotFoundError, NotADirectoryError, IsADirectoryError, NoFile)
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether the disk failed to answer, which says nothing about the checkpoint's content."""
+    of_content = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileTooLarge)
     return isinstance(error, OSError) and not isinstance(error, of_content)
-
-
-def check_fused_state(optimizer: Any) -> None:
-    """Fused kernels trust the shapes of what they are given: another one is memory read and written beyond its end.
-
-    Raises:
-        ValueError: a tensor of a parameter's state is neither a number nor of the parameter's shape.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"] if group.get("fused") else ():
-            for name, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
-                    shapes = f"{tuple(value.shape)}, its weight of {tuple(parameter.shape)}"
-                    raise ValueError(f"`{name}` of the optimizer's state is of shape {shapes}")
-
-
-def watch_first_step(optimizer: Any, checkpoint: str | Path) -> None:
-    """Whether an optimizer's state can be gone on with shows in its first step: what comes of that is told as of it."""
-    inner = getattr(optimizer, "optimizer", optimizer)
-    own, step = vars(inner).get("step"), inner.step
-
-    def first_step(*arguments: Any, **options: Any) -> Any:
-        if own is None:
-            del inner.step
-        else:  # a schedule or an engine has put one there
-            inner.step = own
-        try:
-            return step(*arguments, **options)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError):
-            with reading(checkpoint):
-                raise
-
-    inner.step = first_step

@@ -31,7 +31,7 @@ from transformers.trainer_callback import ExportableState
 
 from storage import manifest
 from storage.atomic import write_text
-from storage.checkpoints import staging
+from storage.checkpoints import staging_folder
 from trainer.callbacks.csv_logger import CsvLog
 from trainer.callbacks.log_files import write_files
 from trainer.callbacks.progress import MetricsFile
@@ -234,7 +234,9 @@ class Checkpointing:
         if not trainer.is_unsharded:  # where others write too: they begin when they have heard where to
             self.deletions.wait()
         # A part that another process was late with must not be taken for one of the next try.
-        staged = Path(self.agreement.first_says(str(staging(trainer.checkpoint_dir, f"{final.name}.{self.number}"))))
+        staged = Path(
+            self.agreement.first_says(str(staging_folder(trainer.checkpoint_dir, f"{final.name}.{self.number}")))
+        )
         if trainer.is_deepspeed_enabled:  # its engine writes by itself, all processes together
             trainer.model_wrapped.save_checkpoint(str(staged))
         contents = self._contents(final, left, goes_on, generators or rng_state.states())
@@ -362,7 +364,7 @@ class Checkpointing:
         if self.is_lost:
             raise SavesFailed(LOST)
         self.deletions.wait()
-        staged = staging(folder, "model")
+        staged = staging_folder(folder, "model")
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
         try:

@@ -16,7 +16,7 @@ from transformers import TrainerState
 
 from storage import manifest
 from trainer.callbacks.log_files import write_files
-from trainer.checkpointing.load_errors import reading
+from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.manager import write_weights
 from trainer.checkpointing.pending_work import unfinished
 from trainer.checkpointing.sharded_weights import load_whole_weights, whole_weights
@@ -79,7 +79,7 @@ class StateOnDisk(transformers.Trainer):
             self._save(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with reading(resume_from_checkpoint):
+        with checkpoint_load_errors(resume_from_checkpoint):
             if is_divided(self.model):
                 load_whole_weights(self.model, Path(resume_from_checkpoint))
             elif self.adapted is None:
@@ -90,7 +90,7 @@ class StateOnDisk(transformers.Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        with reading(checkpoint):
+        with checkpoint_load_errors(checkpoint):
             self.checkpointing.restore(Path(checkpoint))
             self.resumed_from, self.unfinished = checkpoint, unfinished(Path(checkpoint))
             self.generators_are_due = True
@@ -102,12 +102,12 @@ class StateOnDisk(transformers.Trainer):
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            with reading(checkpoint):
+            with checkpoint_load_errors(checkpoint):
                 self.checkpointing.restore_scaler(Path(checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.generators_are_due:  # else an evaluation has gone on from there
-            with reading(checkpoint):
+            with checkpoint_load_errors(checkpoint):
                 self.checkpointing.restore_random(Path(checkpoint))
 
     def _change_on_resume(self) -> None:
@@ -149,7 +149,7 @@ class StateOnDisk(transformers.Trainer):
     def _fault_of(self, checkpoint: Path) -> str | None:
         """What the first process finds wrong with a checkpoint: every process goes by that."""
         return self.checkpointing.agreement.first_says(
-            manifest.fault(checkpoint) if self.is_world_process_zero() else None
+            manifest.verify(checkpoint) if self.is_world_process_zero() else None
         )
 
     def stand_at_the_end(self, checkpoint: Path) -> None:

@@ -164,7 +164,7 @@ class KillTest:
         saved = checkpoints(self.whole)
         if not saved:
             raise NotTestable("the undisturbed run saved no checkpoint; let it save several (--save_steps)")
-        if any(manifest.fault(path) for path in saved) or manifest.fault(self.whole):
+        if any(manifest.verify(path) for path in saved) or manifest.verify(self.whole):
             raise NotTestable(f"the undisturbed run is not whole; see python -m trainer.verify {self.whole}")
         names = ", ".join(path.name for path in saved)
         print(f"undisturbed run: {self.duration:.1f} s, step {last_step(self.whole)}, {names}", flush=True)

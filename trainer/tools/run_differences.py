@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from storage import lock, manifest
-from storage.atomic import LEAVING
+from storage.atomic import DELETING
 from storage.checkpoints import STAGING, checkpoints, step_of
 from trainer.tools.verify import checkpoint_dir
 
@@ -25,7 +25,7 @@ def differences(whole: Path, killed: Path) -> list[str]:
     found = [f"{killed.name}: {name} is left" for name in leftovers(killed)]
     newest, faults = checked(killed)
     found += faults
-    if (why := manifest.fault(killed)) is not None:
+    if (why := manifest.verify(killed)) is not None:
         found.append(f"the final model {why}")
     found += file_differences(whole, killed, ("*.safetensors",))
     wanted, _ = checked(whole)
@@ -39,7 +39,7 @@ def differences(whole: Path, killed: Path) -> list[str]:
 
 def checked(run: Path) -> tuple[int | None, list[str]]:
     """The step of the newest whole checkpoint, and a line for every checkpoint that is there and not whole."""
-    found = {path: manifest.fault(path) for path in checkpoints(checkpoint_dir(run))}
+    found = {path: manifest.verify(path) for path in checkpoints(checkpoint_dir(run))}
     whole = [step_of(path) for path, why in found.items() if why is None]
     return (whole[-1] if whole else None), [f"{path.name} {why}" for path, why in found.items() if why is not None]
 
@@ -131,14 +131,14 @@ def last_step(run: Path) -> int:
 
 def half_written(run: Path) -> list[str]:
     """Names of checkpoints that are being written or deleted."""
-    return _names_with(checkpoint_dir(run), lambda name: name.startswith((STAGING, LEAVING)))
+    return _names_with(checkpoint_dir(run), lambda name: name.startswith((STAGING, DELETING)))
 
 
 def leftovers(run: Path) -> list[str]:
     """Names of what only a living run has in its folder."""
 
     def is_left(name: str) -> bool:
-        return name.startswith((STAGING, LEAVING, lock.NAME)) or (name.startswith(".") and name.endswith(".tmp"))
+        return name.startswith((STAGING, DELETING, lock.NAME)) or (name.startswith(".") and name.endswith(".tmp"))
 
     return sorted({*_names_with(run, is_left), *_names_with(checkpoint_dir(run), is_left)})
 

@@ -93,7 +93,7 @@ def _listed(folder: Path) -> Path:
 
 def fault(folder: Path, deep: bool) -> str | None:
     """What is wrong with a checkpoint or a final model, or None. One that promises no file at all is none."""
-    if (why := manifest.fault(folder, deep=deep)) is not None:
+    if (why := manifest.verify(folder, deep=deep)) is not None:
         return why
     content = manifest.read(folder)
     if CHECKPOINT.fullmatch(folder.name) and content["step"] != step_of(folder):
