@@ -94,7 +94,7 @@ def main() -> None:
             Wide(asked.megabytes), args, train_dataset=Ones(), collate=torch.utils.data.default_collate,
             settings=Settings(optimizer_name="AdamW"),
         )  # fmt: skip
-        trainer.save_total_limit = trainer.keep.limit = 2
+        trainer.save_total_limit = trainer.model_checkpoint.limit = 2
         trainer.train()
         background_save(trainer)  # the host's buffers are made once
         plain, stock, ours, whole = [], [], [], []

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.metric_names import metric_or_error
-from trainer.callbacks.model_checkpoint import KeepCheckpoints
+from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.optimization.lr_scheduler import Schedule
 from trainer.optimization.lr_scheduler_config import is_training_loss
 
@@ -67,7 +67,7 @@ class Evaluating(transformers.Trainer):
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         if skip_scheduler and self.state.global_step:  # a look at a resumed run: nothing is decided on it
-            with self._without(EarlyStopping, KeepCheckpoints):
+            with self._without(EarlyStopping, ModelCheckpoint):
                 return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         if not skip_scheduler:

@@ -22,7 +22,7 @@ class Settings:
         schedule: The learning rate's course; None takes what `args` says.
         ema: `decay`, `warmup`, `update_every` of the averaged weights; None keeps none.
         early_stopping, min_epochs: See `early_stopping.EarlyStopping`.
-        checkpointing, checkpoint_dir: See `keep.KeepCheckpoints`; None: `args.output_dir`.
+        checkpointing, checkpoint_dir: See `model_checkpoint.ModelCheckpoint`; None: `args.output_dir`.
         resume_lr, resume_weight_decay, validate_before_resume: Act when a run is resumed, and only then.
         callbacks: As in YAML, see `named_callbacks.named_callbacks`.
         csv_dir: Where metrics.csv goes; None writes none.

@@ -144,7 +144,7 @@ class Stopping(transformers.Trainer):
         """A checkpoint holds all that its step brought: at an epoch's end also its log line and its evaluation, which a
         resumed run does not repeat."""
         if self._epochs_end_is_next():
-            self.keep.put_off(self.state)
+            self.model_checkpoint.defer_save(self.state)
             return
         with self._not_training():
             self.guard.settle()

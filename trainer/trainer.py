@@ -28,7 +28,7 @@ from storage import manifest
 from trainer.callbacks.csv_logger import CsvLog
 from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.log_files import check_appendable, write_files
-from trainer.callbacks.model_checkpoint import KeepCheckpoints
+from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.callbacks.progress import Console, MetricsFile
 from trainer.callbacks.text_samples import WriteSamples
 from trainer.callbacks.throughput import GradientNormLog, StepMeter, TimedSteps, flops_per_sample
@@ -129,7 +129,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
         self.locks: Sequence[Any] = ()  # of the folders that are written to; `lost` where another run has one now
         self.is_resuming = False  # said by whoever knows, before the first rates are shown
         self.eval_on_start, self.save_total_limit = args.eval_on_start, args.save_total_limit
-        args.save_total_limit = None  # `KeepCheckpoints` deletes: by step, never the newest or a best one
+        args.save_total_limit = None  # `ModelCheckpoint` deletes: by step, never the newest or a best one
         super().__init__(
             model=model, args=args, data_collator=collate, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
@@ -166,8 +166,10 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
         if settings.early_stopping is not None:
             self.add_callback(EarlyStopping(settings.early_stopping, settings.min_epochs))
         delete = self.checkpointing.deletions.delete
-        self.keep = KeepCheckpoints(settings.checkpointing, self.checkpoint_dir, self.save_total_limit, delete)
-        self.add_callback(self.keep)
+        self.model_checkpoint = ModelCheckpoint(
+            settings.checkpointing, self.checkpoint_dir, self.save_total_limit, delete
+        )
+        self.add_callback(self.model_checkpoint)
         if settings.sampling is not None:
             self.add_callback(
                 WriteSamples(self.model, settings.tokenizer, settings.sampling, Path(args.output_dir), args.seed)

@@ -19,7 +19,7 @@ from text_sets import write_set
 import train
 from storage import manifest
 from trainer.callbacks import progress
-from trainer.callbacks.model_checkpoint import KeepCheckpoints
+from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.checkpointing import async_writer
 from trainer.serialization import state_dict_io
 from trainer.tools.run_differences import differences
@@ -337,9 +337,9 @@ def test_a_disk_that_is_slower_than_the_training(home, tmp_path, monkeypatch, ba
         told.append(state.global_step)
         hear(self, state)
 
-    real, hear, told = async_writer.publish, KeepCheckpoints.after_save, []
+    real, hear, told = async_writer.publish, ModelCheckpoint.on_save, []
     monkeypatch.setattr(async_writer, "publish", slowly)
-    monkeypatch.setattr(KeepCheckpoints, "after_save", heard)
+    monkeypatch.setattr(ModelCheckpoint, "on_save", heard)
     out = tmp_path / "out"
     trained(home, out, "--save_total_limit", "2", "--set", f"save_in_background={background}")
     assert told == [2, 4, 6, 8, 10, 12]

@@ -170,7 +170,9 @@ def of_two(folder, rank, said, write, **more):
         is_fsdp_enabled=True, is_deepspeed_enabled=False, is_unsharded=False, signals=None, locks=[], args=args,
         checkpoint_dir=folder, store_flos=lambda: None,
         state=SimpleNamespace(global_step=2, best_model_checkpoint=None, best_global_step=None),
-        keep=SimpleNamespace(resumable=[], requested=lambda *given: None, failed=lambda state: None),
+        model_checkpoint=SimpleNamespace(
+            is_resumable=lambda step: False, save_begun=lambda *given: None, save_failed=lambda state: None
+        ),
     )  # fmt: skip
     vars(trainer).update(more)
     made = Checkpointing(trainer, in_background=True, max_failed=3)

@@ -1,4 +1,4 @@
-"""Which checkpoints a run saves, which it keeps, and how the others are deleted."""
+"""Saves checkpoints after good evaluations and at epoch ends, and deletes those that are no longer needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,13 +15,25 @@ from transformers import TrainerCallback
 
 from storage.atomic import remove, write_json
 from storage.checkpoints import checkpoints, step_of
+from trainer.callbacks.checkpoint_policy import (
+    POLICY,
+    PREEMPTION,
+    REASONS,
+    REQUESTED,
+    SavedCheckpoint,
+    protected_steps,
+    ranked,
+    steps_over_limit,
+    superfluous_steps,
+)
 from trainer.callbacks.epochs import epochs_begun, is_whole
 from trainer.callbacks.metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
 
-STATE_KEY = "kept checkpoints"
+STATE_KEY = "model_checkpoint"  # in trainer_state.json
+NEVER = -1  # a step that no run reaches
 
 
-class Settings(Protocol):
+class CheckpointingSettings(Protocol):
     """The section `checkpointing`."""
 
     monitor: str | Sequence[str] | None
@@ -32,91 +43,73 @@ class Settings(Protocol):
     every_n_epochs: int | None  # 0 or None: no periodic saves
 
 
-@dataclass
-class _Nothing:
-    """A training file without the section."""
+class ModelCheckpoint(TrainerCallback):
+    """Requests checkpoints after evaluations and epochs, and deletes superfluous ones.
 
-    monitor: None = None
-    mode: str = "min"
-    save_top_k: int = -1
-    save_last: bool = False
-    every_n_epochs: None = None
+    Saved are: after an evaluation, a step whose value is among the best k of a monitor (k = -1: every step); the end of
+    each n-th epoch; with `save_last` the end of training; and whatever others request (`save_steps`, a preemption).
 
+    Kept are: the best k of each monitor, the newest, the newest resumable one, and what others requested; with k = -1
+    all. If more than `save_total_limit` remain, the oldest are deleted, except the newest ones and the best k (k = -1:
+    the best). A checkpoint that only a preemption saved goes when the next one is complete. NaN and infinity are never
+    best; of equal values the earlier stays. A checkpoint displaces another one only when it is complete. Checkpoints
+    of other runs in the folder only count for `save_total_limit`.
 
-Best = list[tuple[float, int]]  # (value, step), the best first
+    `OUT/checkpoints.json` lists the checkpoints; beside them are the symlinks `best-checkpoint` (of the first monitor),
+    `best-<metric>` for each monitor, and with `save_last` `last-checkpoint`.
 
-
-class KeepCheckpoints(TrainerCallback):
-    """Asks for checkpoints after evaluations and epochs, and deletes those that are no longer wanted.
-
-    Saved are: after an evaluation, one whose value is among the best k of a monitor (k = -1: every one); the end of
-    each n-th epoch; with `save_last` the end of the training; and whatever others ask for (`save_steps`, a signal).
-
-    Kept are: the best k of each monitor, the newest, and what others asked for; with k = -1 all. One that is neither
-    best nor newest any more is deleted, so that periodic saves do not pile up behind `save_top_k: 2`. Of all that is
-    left, the oldest go when there are more than `save_total_limit`; never the newest, never one of the best k (k = -1:
-    the best), nor transformers' `best_model_checkpoint`. One that was saved because the run was told to stop goes when
-    the next is there. A value that is not finite is never best; of equal values the
-    earlier stays. One counts as best once it is on the disk: until then, and if it never gets there, what it displaces
-    stays. The newest that a run can go on from stays too: with `save_only_model` one that was saved when the run was
-    told to stop. Checkpoints of another origin in the folder count for `save_total_limit` alone.
-
-    `OUT/checkpoints.json` lists them; beside the checkpoints lie the links `best-checkpoint` (of the first monitor),
-    `best-<metric>` for each, and with `save_last` `last-checkpoint`.
-
-    What it knows is stored in each checkpoint's `trainer_state.json` (why not by `ExportableState`: see EarlyStopping).
-    Must come after EarlyStopping and the callbacks that ask for evaluations at an epoch's end.
+    Its state is stored in each checkpoint's `trainer_state.json` (by hand, not as ExportableState: see EarlyStopping).
+    It must come after EarlyStopping and after callbacks that request evaluations at an epoch's end.
 
     Args:
-        settings: None: nothing is saved by itself, and `save_total_limit` alone says what is deleted.
-        checkpoint_dir: Holds the `checkpoint-N`.
-        delete: Takes a folder's name away at once, and its content then or later.
+        settings: None: nothing is requested; only `save_total_limit` and preemptions lead to deletions.
+        checkpoint_dir: Folder of the `checkpoint-N`.
+        save_total_limit: None or 0: no limit.
+        delete: Removes a folder's name at once, and its content then or later.
 
     Raises:
-        ValueError: `mode` does not fit `monitor`, `save_top_k` has no monitor; a metric is not there when training
-            goes on.
+        ValueError: `mode` does not fit `monitor`, or `save_top_k` has no monitor; during training also if a monitor is
+            not logged.
     """
 
     def __init__(
         self,
-        settings: Settings | None,
+        settings: CheckpointingSettings | None,
         checkpoint_dir: Path,
         save_total_limit: int | None = None,
         delete: Callable[[Path], None] = remove,
     ):
-        self.settings, self.folder, self.limit = settings or _Nothing(), Path(checkpoint_dir), save_total_limit
-        self.delete = delete
-        self.modes = monitor_modes(self.settings)
-        if self.settings.save_top_k > 0 and not self.modes:
+        self.modes = {} if settings is None else monitor_modes(settings)
+        self.save_top_k = -1 if settings is None else settings.save_top_k
+        self.save_last = settings is not None and settings.save_last
+        self.every_n_epochs = None if settings is None else settings.every_n_epochs
+        if self.save_top_k > 0 and not self.modes:
             raise ValueError(
-                f"`checkpointing.save_top_k: {self.settings.save_top_k}` needs `checkpointing.monitor` to say what is "
-                "best; to keep the newest few, set save_total_limit"
+                f"`checkpointing.save_top_k: {self.save_top_k}` needs `checkpointing.monitor` to define the best; to "
+                "keep the newest few, set save_total_limit"
             )
-        self.latest, self.can_link, self.output_dir = LatestMetrics(), True, self.folder
-        self._forget()
+        self.limit, self.latest = save_total_limit, LatestMetrics()
+        self.files = CheckpointFiles(Path(checkpoint_dir), delete)
+        self._reset()
 
-    def _forget(self) -> None:
-        self.best: dict[str, Best] = {name: [] for name in self.modes}
+    def _reset(self) -> None:
+        self.checkpoints: list[SavedCheckpoint] = []  # sorted by step
+        self.scores: dict[str, tuple[int, float]] = {}  # monitor -> (step, value) of its last finite evaluation
         self.metrics: dict[str, str] = {}  # monitor -> the logged key that it means
-        self.checked = dict.fromkeys(self.modes, 0)  # step of the last value
-        self.saved: list[int] = []  # steps of the checkpoints that exist, oldest first
-        self.others: list[int] = []  # those of them that others asked for
-        self.stopgaps: list[int] = []  # those of them that nobody would have asked for, had the run not been stopped
-        self.resumable: list[int] = []  # those of them that hold more than the model
-        self.under_way: int | None = None  # that of them which is still being written
-        self.missing: set[str] = set()
-        self.ours_at = self.others_at = self.held_at = -1  # the step at which a save was asked for, or put off
+        self.missing: set[str] = set()  # monitors that were not among the metrics of an evaluation
+        # Steps at which a save was last requested by this callback or by others, or deferred to the epoch's end.
+        self.requested_at = self.requested_by_others_at = self.deferred_at = NEVER
 
-    # ---- what is saved ----
+    # ---- events: what is saved ----
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._forget()
-        self.output_dir = Path(args.output_dir)
+        self._reset()
+        self.files.output_dir = Path(args.output_dir)
         self.latest.begin(state.log_history)
         self._restore(state.stateful_callbacks.get(STATE_KEY), state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for monitor in sorted(self.missing):  # every evaluation set has had its turn by now
+        for monitor in sorted(self.missing):  # all evaluation sets have been evaluated by now
             metric_or_error(monitor, self.latest.values, "checkpointing.monitor")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -124,185 +117,200 @@ class KeepCheckpoints(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if control.should_save:
-            self._note_others(state, control)
+            self._note_other_requests(state, control)
             self._store(state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._note_others(state, control)
-        cut_short = control.should_training_stop and not is_whole(state.epoch)
-        period, epochs = self.settings.every_n_epochs, epochs_begun(state.epoch)
-        periodic = bool(period) and epochs % period == 0 and not cut_short
-        last = self.settings.save_last and control.should_training_stop
-        if periodic or last:
-            self.ours_at = state.global_step
-        is_saved = self.saved[-1:] == [state.global_step] and not control.should_evaluate
-        is_saved = is_saved and state.global_step not in self.stopgaps
-        if (periodic or last or self.held_at == state.global_step) and not is_saved:
+        self._note_other_requests(state, control)
+        step, is_last = state.global_step, control.should_training_stop
+        is_cut_short = is_last and not is_whole(state.epoch)
+        is_due = bool(self.every_n_epochs) and epochs_begun(state.epoch) % self.every_n_epochs == 0
+        wanted = (is_due and not is_cut_short) or (self.save_last and is_last)
+        if wanted:
+            self.requested_at = step
+        newest = self.checkpoints[-1] if self.checkpoints else None
+        is_saved = newest is not None and newest.step == step and newest.reason != PREEMPTION
+        if (wanted or self.deferred_at == step) and (control.should_evaluate or not is_saved):
             control.should_save = True
         self._store(state)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        """Called once for each evaluation, with the metrics of all its sets."""
-        self._note_others(state, control)
+        """Called once per evaluation, with the metrics of all its sets."""
+        self._note_other_requests(state, control)
         self.latest.add(metrics)
+        is_among_best = False
         for monitor in self.modes:
             name = find_metric(monitor, self.latest.values)
             if name is None:
                 self.missing |= set() if self.latest.may_still_come(monitor) else {monitor}
             elif name in metrics or not is_evaluation(name):
                 self.missing.discard(monitor)
-                if self._enters(monitor, name, state.global_step):
-                    control.should_save, self.ours_at = True, state.global_step
-        if self.settings.save_last and control.should_training_stop:  # an early stop: no epoch's end comes any more
-            control.should_save, self.ours_at = True, state.global_step
+                is_among_best |= self._add_score(monitor, name, state.global_step)
+        # After an early stop no epoch end follows that would save the last step.
+        if is_among_best or (self.save_last and control.should_training_stop):
+            control.should_save, self.requested_at = True, state.global_step
         self._store(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        unseen = [name for name in self.modes if name not in self.metrics and self.settings.save_top_k]
+        unseen = [name for name in self.modes if name not in self.metrics and self.save_top_k]
         if unseen and state.is_world_process_zero:
-            tqdm.write(
-                f"no best checkpoint: {', '.join(unseen)} was not evaluated with a finite value", file=sys.stderr
-            )
+            line = f"no best checkpoint: {', '.join(unseen)} was not evaluated with a finite value"
+            tqdm.write(line, file=sys.stderr)
 
-    def _enters(self, monitor: str, name: str, step: int) -> bool:
-        """Whether the newest value is among the best k now. A step counts once, the untrained model never."""
-        value, size = self.latest.values[name], self.settings.save_top_k
-        if self.checked[monitor] == step or not math.isfinite(value):
+    def _add_score(self, monitor: str, name: str, step: int) -> bool:
+        """Note a monitor's newest value; whether it is among the best k. A step counts once, step 0 never."""
+        value = self.latest.values[name]
+        if self.scores.get(monitor, (0, 0.0))[0] == step or not math.isfinite(value):
             return False
-        self.checked[monitor], self.metrics[monitor] = step, name
-        sign = 1 if self.modes[monitor] == "min" else -1
-        ranked = sorted([*self.best[monitor], (value, step)], key=lambda entry: (sign * entry[0], entry[1]))
-        self.best[monitor] = ranked
-        self._drop_displaced()
-        return (value, step) in (ranked if size < 0 else ranked[:size])
+        self.scores[monitor], self.metrics[monitor] = (step, value), name
+        others = [checkpoint for checkpoint in self.checkpoints if checkpoint.step != step]
+        best = ranked([*others, SavedCheckpoint(step, scores={monitor: value})], monitor, self.modes[monitor])
+        return step in [checkpoint.step for checkpoint in (best if self.save_top_k < 0 else best[: self.save_top_k])]
 
-    def _drop_displaced(self) -> None:
-        """A value stays while it is among the best k of all, or of those whose checkpoints are on the disk."""
-        size = self.settings.save_top_k
-        for name, entries in self.best.items() if size >= 0 else ():
-            stay = {*entries[:size], *self._written(entries)[:size]}
-            self.best[name] = [entry for entry in entries if entry in stay]
+    def _note_other_requests(self, state: Any, control: Any) -> None:
+        if control.should_save and self.requested_at != state.global_step:
+            self.requested_by_others_at = state.global_step
 
-    def _written(self, entries: Best) -> Best:
-        return [(value, step) for value, step in entries if step in self.saved and step != self.under_way]
+    # ---- calls of the checkpoint manager: what is kept ----
 
-    def _note_others(self, state: Any, control: Any) -> None:
-        if control.should_save and self.ours_at != state.global_step:
-            self.others_at = state.global_step
+    def is_resumable(self, step: int) -> bool:
+        """Whether training can continue from the checkpoint of a step."""
+        return any(checkpoint.resumable for checkpoint in self.checkpoints if checkpoint.step == step)
 
-    # ---- what is kept ----
-
-    def put_off(self, state: Any) -> None:
-        """A save at an epoch's last step waits for the epoch's end, when its evaluation and log line have come too."""
-        self.held_at = state.global_step
-        if self.ours_at != state.global_step:  # a callback that came later has asked for it
-            self.others_at = state.global_step
+    def defer_save(self, state: Any) -> None:
+        """Postpone a save at an epoch's last step until the epoch's end, its evaluation and its log line are done."""
+        self.deferred_at = state.global_step
+        if self.requested_at != state.global_step:  # a callback that runs after this one has requested it
+            self.requested_by_others_at = state.global_step
         self._store(state)
 
-    def requested(self, state: Any, is_stopgap: bool = False, is_resumable: bool = True) -> None:
-        """A save has begun: from now on that step needs no second one."""
+    def save_begun(self, state: Any, is_preemption: bool = False, is_resumable: bool = True) -> None:
+        """Add the checkpoint of the current step; `on_save` or `save_failed` follows before the next save begins."""
         step = state.global_step
-        self.stopgaps = sorted({*self.stopgaps, step} if is_stopgap else {*self.stopgaps} - {step})
-        self.resumable = sorted({*self.resumable, step} if is_resumable else {*self.resumable} - {step})
-        self._count_saved(step)
+        is_own = self.requested_at == step != self.requested_by_others_at
+        reasons = [PREEMPTION if is_preemption else POLICY if is_own else REQUESTED]
+        reasons += [checkpoint.reason for checkpoint in self.checkpoints if checkpoint.step == step]
+        scores = {monitor: value for monitor, (at, value) in self.scores.items() if at == step}
+        self._forget({step})
+        self.checkpoints.append(SavedCheckpoint(step, max(reasons, key=REASONS.index), is_resumable, scores))
+        self.checkpoints.sort(key=lambda checkpoint: checkpoint.step)
         self._store(state)
-        self.under_way = step
 
-    def failed(self, state: Any) -> None:
-        """It came to nothing."""
-        step, self.under_way = state.global_step, None
-        self._forget_steps({step})
-        self.best = {name: [entry for entry in entries if entry[1] != step] for name, entries in self.best.items()}
+    def save_failed(self, state: Any) -> None:
+        """Remove the checkpoint that could not be written."""
+        self._forget({state.global_step})
         self._store(state)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.after_save(state)
-
-    def after_save(self, state: Any) -> None:
-        """Lists and links the checkpoint that has just been written, and deletes those it makes superfluous."""
-        step, self.under_way = state.global_step, None
-        if step not in self.saved:  # told late, when other steps were asked for, it has been counted
-            self._count_saved(step)
-        self._drop_displaced()
+        """List and link the checkpoint that is complete now, and delete those that it makes superfluous."""
+        step = state.global_step
         if state.is_world_process_zero:
-            gone = self._tidy(step, os.path.basename(state.best_model_checkpoint or ""))
-            self._forget_steps({step_of(name) for name in gone})
+            protected = protected_steps(self.checkpoints, step, self.modes, self.save_top_k)
+            if state.best_model_checkpoint:
+                protected.add(step_of(state.best_model_checkpoint))
+            doomed = superfluous_steps(self.checkpoints, protected, self.save_top_k)
+            present = [at for path in checkpoints(self.files.folder) if (at := step_of(path)) not in doomed]
+            doomed += steps_over_limit(present, self.limit, protected)
+            # Listing and links come first: a process killed before the deletions leaves no link to a missing folder.
+            best = {monitor: self._best(monitor, doomed) for monitor in self.modes}
+            self.files.write_listing(self._listing(best, step))
+            self.files.link_all(
+                {self.metrics[monitor]: entries[0].step for monitor, entries in best.items() if entries}
+            )
+            first = next(iter(best.values()), [])
+            self.files.link("best-checkpoint", first[0].step if first else None)
+            self.files.link("last-checkpoint", step if self.save_last else None)
+            self._forget({at for at in doomed if self.files.remove(at)})
         self._store(state)
 
-    def _forget_steps(self, gone: Collection[int]) -> None:
-        for steps in (self.saved, self.others, self.stopgaps, self.resumable):
-            steps[:] = [step for step in steps if step not in gone]
+    def _forget(self, steps: Collection[int]) -> None:
+        self.checkpoints = [checkpoint for checkpoint in self.checkpoints if checkpoint.step not in steps]
 
-    def _count_saved(self, step: int) -> None:
-        self.saved = sorted({*self.saved, step})
-        if step not in self.stopgaps and (self.others_at == step or self.ours_at != step):
-            self.others = sorted({*self.others, step})
+    def _best(self, monitor: str, doomed: Collection[int]) -> list[SavedCheckpoint]:
+        """The best checkpoints of a monitor that exist and stay, at most `save_top_k`."""
+        best = ranked(self.checkpoints, monitor, self.modes[monitor])
+        best = [entry for entry in best if entry.step not in doomed and self.files.path(entry.step).is_dir()]
+        return best if self.save_top_k < 0 else best[: self.save_top_k]
 
-    def protected(self, newest: int) -> set[str]:
-        """Names of the checkpoints that no limit may delete: the newest, the newest to go on from, and the best."""
-        kept = {newest, *self.resumable[-1:]}
-        for entries in self.best.values():
-            best = entries if self.settings.save_top_k >= 0 else [*entries[:1], *self._written(entries)[:1]]
-            kept |= {step for _, step in best}
-        return {f"checkpoint-{step}" for step in kept}
-
-    def obsolete(self, newest: int) -> list[str]:
-        """Names of the checkpoints that this callback had saved and has no more use for, oldest first."""
-        kept = self.protected(newest) | {f"checkpoint-{step}" for step in self.others}
-        ours = self.stopgaps if self.settings.save_top_k < 0 else self.saved
-        return [name for step in ours if (name := f"checkpoint-{step}") not in kept]
-
-    def _tidy(self, step: int, also: str) -> list[str]:
-        """The list and the links first: a process killed before the deletions leaves nothing that points nowhere."""
-        unwanted = [name for name in self.obsolete(step) if name != also]
-        doomed = overdue(self.folder, self.limit, self.protected(step) | {also}, set(unwanted))
-        gone = [*unwanted, *doomed]
-        try:
-            write_json(self.output_dir / "checkpoints.json", self.listing(step, gone))
-        except OSError as error:
-            tqdm.write(f"checkpoints.json in {self.output_dir} could not be written: {error.strerror}", file=sys.stderr)
-        self._link_all(step, gone)
-        return [name for name in gone if self._removed(name)]
-
-    def _removed(self, name: str) -> bool:
-        """Whether a checkpoint is gone; what cannot be deleted is no reason to end a training."""
-        try:
-            self.delete(self.folder / name)
-        except OSError as error:
-            tqdm.write(f"{self.folder / name} could not be deleted: {error.strerror}", file=sys.stderr)
-            return False
-        return True
-
-    def listing(self, newest: int, gone: Collection[str] = ()) -> dict[str, Any]:
-        """What `checkpoints.json` says, without the checkpoints that are `gone`."""
+    def _listing(self, best: Mapping[str, Sequence[SavedCheckpoint]], newest: int) -> dict[str, Any]:
+        """The content of `checkpoints.json`."""
         monitors = {}
-        for monitor, entries in self.best.items():
-            there = [(value, step) for value, step in entries if self._exists(step, gone)]
-            there = there[: self.settings.save_top_k] if self.settings.save_top_k >= 0 else there
-            monitors[self.metrics.get(monitor, monitor)] = {
-                "mode": self.modes[monitor],
-                "best": [{"checkpoint": f"checkpoint-{step}", "step": step, "value": value} for value, step in there],
-            }
-        folder = os.path.relpath(self.folder, self.output_dir)
+        for monitor, entries in best.items():
+            values = [
+                {"checkpoint": f"checkpoint-{entry.step}", "step": entry.step, "value": entry.scores[monitor]}
+                for entry in entries
+            ]
+            monitors[self.metrics.get(monitor, monitor)] = {"mode": self.modes[monitor], "best": values}
+        folder = os.path.relpath(self.files.folder, self.files.output_dir)
         return {"folder": folder, "monitors": monitors, "last": {"checkpoint": f"checkpoint-{newest}", "step": newest}}
 
-    def _exists(self, step: int, gone: Collection[str] = ()) -> bool:
-        return f"checkpoint-{step}" not in gone and (self.folder / f"checkpoint-{step}").is_dir()
+    # ---- state ----
 
-    def _link_all(self, newest: int, gone: Collection[str]) -> None:
-        first = next(iter(self.modes), None)
-        for monitor, entries in self.best.items():
-            step = next((step for _, step in entries if self._exists(step, gone)), None)
-            if step is not None:
-                self._link("best-" + re.sub(r"[^\w.-]", "_", self.metrics[monitor]), step)
-                if monitor == first:
-                    self._link("best-checkpoint", step)
-        if self.settings.save_last:
-            self._link("last-checkpoint", newest)
+    def _store(self, state: Any) -> None:
+        """Put this callback's state into `state`, which each checkpoint holds. Monitors are stored by normal form."""
+        monitors = {}
+        for name, mode in self.modes.items():
+            scores = [[entry.step, entry.scores[name]] for entry in self.checkpoints if name in entry.scores]
+            monitors[normal_form(name)] = {
+                "mode": mode, "metric": self.metrics.get(name), "last": self.scores.get(name), "scores": scores
+            }  # fmt: skip
+        entries = [[entry.step, entry.reason, entry.resumable] for entry in self.checkpoints]
+        stored = {"monitors": monitors, "checkpoints": entries, "requested_at": self.requested_at}
+        stored |= {"requested_by_others_at": self.requested_by_others_at, "deferred_at": self.deferred_at}
+        state.stateful_callbacks[STATE_KEY] = stored
 
-    def _link(self, name: str, step: int) -> None:
-        """A relative link, replaced in one rename; where the file system has none, one line says so."""
-        if not self.can_link:
+    def _restore(self, stored: Mapping[str, Any] | None, state: Any) -> None:
+        scores: dict[int, dict[str, float]] = {}
+        for name, mode in self.modes.items():
+            entry = stored["monitors"].get(normal_form(name)) if stored else None
+            if entry and entry["mode"] == mode:
+                for step, value in entry["scores"]:
+                    scores.setdefault(step, {})[name] = value
+                self.scores |= {name: tuple(entry["last"])} if entry["last"] else {}
+                self.metrics |= {name: entry["metric"]} if entry["metric"] else {}
+            elif state.global_step and state.is_world_process_zero:
+                line = f"checkpointing: {name} ({mode}) has no values in the checkpoint; the best is counted from step "
+                tqdm.write(f"{line}{state.global_step}", file=sys.stderr)
+        if stored:
+            self.checkpoints = [SavedCheckpoint(*entry, scores.get(entry[0], {})) for entry in stored["checkpoints"]]
+            self.requested_at, self.deferred_at = stored["requested_at"], stored["deferred_at"]
+            self.requested_by_others_at = stored["requested_by_others_at"]
+        self._store(state)
+
+
+class CheckpointFiles:
+    """The folder of a run's checkpoints: its listing, its symlinks and its deletions.
+
+    A listing, a symlink or a deletion that fails is printed and does not end the training.
+
+    Args:
+        folder: Holds the `checkpoint-N`.
+        delete: As in ModelCheckpoint.
+    """
+
+    def __init__(self, folder: Path, delete: Callable[[Path], None]):
+        self.folder, self.output_dir, self.delete = folder, folder, delete
+        self.can_link = True
+
+    def path(self, step: int) -> Path:
+        """Return the folder of a step's checkpoint."""
+        return self.folder / f"checkpoint-{step}"
+
+    def write_listing(self, listing: Mapping[str, Any]) -> None:
+        """Write `checkpoints.json` into the run's folder."""
+        try:
+            write_json(self.output_dir / "checkpoints.json", listing)
+        except OSError as error:
+            tqdm.write(f"checkpoints.json in {self.output_dir} could not be written: {error.strerror}", file=sys.stderr)
+
+    def link_all(self, steps: Mapping[str, int]) -> None:
+        """Link `best-<metric>` to the best checkpoint of each metric."""
+        for metric, step in steps.items():
+            self.link("best-" + re.sub(r"[^\w.-]", "_", metric), step)
+
+    def link(self, name: str, step: int | None) -> None:
+        """Replace a relative symlink in one rename; None: leave it. Without symlinks, one line is printed once."""
+        if step is None or not self.can_link:
             return
         temporary = self.folder / f".{name}.{os.getpid()}.tmp"
         try:
@@ -312,82 +320,33 @@ class KeepCheckpoints(TrainerCallback):
         except (OSError, NotImplementedError) as error:
             self.can_link = False
             temporary.unlink(missing_ok=True)
-            line = f"no link {name} in {self.folder} ({error}); checkpoints.json says which checkpoint is which"
+            line = f"no symlink {name} in {self.folder} ({error}); checkpoints.json names the checkpoints instead"
             tqdm.write(line, file=sys.stderr)
 
-    # ---- state ----
-
-    def _store(self, state: Any) -> None:
-        monitors = {
-            normal_form(name): {"mode": mode, "best": self.best[name], "checked": self.checked[name]}
-            | {"metric": self.metrics.get(name)}
-            for name, mode in self.modes.items()
-        }
-        steps = {"saved": self.saved, "others": self.others, "stopgaps": self.stopgaps}
-        steps |= {"resumable": self.resumable}
-        steps |= {"ours_at": self.ours_at, "others_at": self.others_at, "held_at": self.held_at}
-        state.stateful_callbacks[STATE_KEY] = {"monitors": monitors, **steps}
-
-    def _restore(self, stored: Mapping[str, Any] | None, state: Any) -> None:
-        if stored:
-            # Written before the deletions that the checkpoint's own save brought.
-            if stored.get("resumable") is None:  # which older versions did not note
-                stored = {**stored, "resumable": [state.global_step]}
-            self.saved, self.others, self.stopgaps, self.resumable = (
-                [step for step in stored[name] if self._exists(step)]
-                for name in ("saved", "others", "stopgaps", "resumable")
-            )
-            self.ours_at, self.others_at, self.held_at = (stored[name] for name in ("ours_at", "others_at", "held_at"))
-            self._count_saved(state.global_step)  # a checkpoint's own file was written before it was there
-        for name, mode in self.modes.items():
-            entry = stored["monitors"].get(normal_form(name)) if stored else None
-            if entry and entry["mode"] == mode:
-                self.best[name] = [(value, step) for value, step in entry["best"]]
-                self.checked[name] = entry["checked"]
-                self.metrics |= {name: entry["metric"]} if entry["metric"] else {}
-            elif state.global_step and state.is_world_process_zero:
-                line = f"checkpointing: {name} ({mode}) counts from step {state.global_step} on"
-                tqdm.write(f"{line}: the checkpoint has no values of it", file=sys.stderr)
-        self._drop_displaced()
-        self._store(state)
+    def remove(self, step: int) -> bool:
+        """Delete the checkpoint of a step; whether it is gone."""
+        try:
+            self.delete(self.path(step))
+        except OSError as error:
+            tqdm.write(f"{self.path(step)} could not be deleted: {error.strerror}", file=sys.stderr)
+            return False
+        return True
 
 
-def monitor_modes(settings: Settings) -> dict[str, str]:
-    """Each monitor with its mode.
+def monitor_modes(settings: CheckpointingSettings) -> dict[str, str]:
+    """Return `min` or `max` for each monitor, in the monitors' order.
 
     Raises:
-        ValueError: `mode` names no monitor or too few of them, or is neither min nor max.
+        ValueError: a monitor has no mode.
     """
     monitors = [settings.monitor] if isinstance(settings.monitor, str) else list(settings.monitor or [])
-    mode = settings.mode
-    if isinstance(mode, Mapping):
-        different = sorted(set(mode) ^ set(monitors))
-        if different:
-            raise ValueError(
-                f"`checkpointing.mode` and `checkpointing.monitor` must name the same; `{different[0]}` is in one only"
-            )
-        modes = dict(mode)
-    elif isinstance(mode, str):
-        modes = dict.fromkeys(monitors, mode)
+    if isinstance(settings.mode, str):
+        return dict.fromkeys(monitors, settings.mode)
+    if isinstance(settings.mode, Mapping):
+        modes = dict(settings.mode)
     else:
-        if len(mode) != len(monitors):
-            raise ValueError(f"`checkpointing.mode` has {len(mode)} entries for {len(monitors)} monitors")
-        modes = dict(zip(monitors, mode, strict=True))
-    wrong = next((each for each in modes.values() if each not in ("min", "max")), None)
-    if wrong is not None:
-        raise ValueError(f"`checkpointing.mode: {wrong}` must be min or max")
+        modes = dict(zip(monitors, settings.mode, strict=False))
+    without = [name for name in monitors if name not in modes]
+    if without:
+        raise ValueError(f"`checkpointing.mode` has no value for the monitor `{without[0]}`; give min or max for each")
     return {name: modes[name] for name in monitors}
-
-
-# ---- deleting ----
-
-
-def overdue(folder: Path, limit: int | None, protected: Collection[str], without: Collection[str] = ()) -> list[str]:
-    """The checkpoints that are too many for `limit`, the oldest by step; those in `without` are taken as deleted.
-
-    Never the newest nor a protected one, even if more than `limit` stay. None or 0: there is no limit.
-    """
-    names = [path.name for path in checkpoints(folder) if path.name not in without]
-    excess = len(names) - limit if limit else 0
-    candidates = [name for name in names[:-1] if name not in protected]
-    return candidates[: max(excess, 0)]

@@ -189,7 +189,7 @@ class Checkpointing:
         self.failed += 1
         self._clear_away()
         self.trainer.state.best_model_checkpoint = self.best_before
-        self.trainer.keep.failed(state)
+        self.trainer.model_checkpoint.save_failed(state)
         if self.failed >= self.max_failed:
             raise SavesFailed(
                 f"{self.failed} checkpoints in a row could not be saved, the last at step {state.global_step}; make "
@@ -229,8 +229,8 @@ class Checkpointing:
         final = trainer.checkpoint_dir / f"checkpoint-{step}"
         trainer.store_flos()
         self._note_best(final)
-        goes_on |= not trainer.args.save_only_model or step in trainer.keep.resumable
-        trainer.keep.requested(trainer.state, is_stopgap, goes_on)
+        goes_on |= not trainer.args.save_only_model or trainer.model_checkpoint.is_resumable(step)
+        trainer.model_checkpoint.save_begun(trainer.state, is_stopgap, goes_on)
         if not trainer.is_unsharded:  # where others write too: they begin when they have heard where to
             self.deletions.wait()
         # A part that another process was late with must not be taken for one of the next try.

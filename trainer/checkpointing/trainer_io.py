@@ -157,8 +157,8 @@ class StateOnDisk(transformers.Trainer):
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.state.is_world_process_zero = self.is_world_process_zero()
         if checkpoint.resolve().parent == self.checkpoint_dir.resolve():  # not one that was named, of another run
-            self.keep.on_train_begin(self.args, self.state, self.control)
-            self.keep.after_save(self.state)
+            self.model_checkpoint.on_train_begin(self.args, self.state, self.control)
+            self.model_checkpoint.on_save(self.args, self.state, self.control)
         best = Path(self.state.best_model_checkpoint or checkpoint)
         best = best if best.is_dir() else checkpoint.parent / best.name  # the run may have been moved
         takes_best = self.args.load_best_model_at_end and self._fault_of(best) is None

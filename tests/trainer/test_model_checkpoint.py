@@ -1,8 +1,7 @@
-"""Which checkpoints there are, told a second time from the rules, and after kills and resumes."""
+"""Which checkpoints a run keeps: against hand-made expectations, and after kills and resumes."""
 
 import json
 import os
-import random
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +9,9 @@ from tiny_training import make_trainer
 from transformers.trainer_callback import TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
-from storage import atomic
 from storage.checkpoints import checkpoints
-from trainer.callbacks.model_checkpoint import STATE_KEY, KeepCheckpoints, monitor_modes, overdue
+from trainer.callbacks.checkpoint_policy import PREEMPTION
+from trainer.callbacks.model_checkpoint import ModelCheckpoint, monitor_modes
 from trainer.dataloading.samplers import EveryNEpochs
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
@@ -28,7 +27,7 @@ def settings(monitor="val/loss", mode="min", save_top_k=-1, save_last=True, ever
 
 
 def run(folder, chosen, limit=None, checkpoint=None, extra=(), **options):
-    """Two epochs of six steps, evaluated at every step unless told otherwise."""
+    """Two epochs of six steps, evaluated at every step by default."""
     defaults = {
         "num_train_epochs": 2,
         "lr_scheduler_type": "constant",
@@ -44,20 +43,13 @@ def run(folder, chosen, limit=None, checkpoint=None, extra=(), **options):
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_{name}": value for name, value in found.items()}, 7)
 
     trainer.evaluation_loop = evaluation_loop
-    trainer.callback_handler.callbacks[1:1] = extra  # whoever asks for saves or for the end comes first
+    trainer.callback_handler.callbacks[1:1] = extra
     trainer.train(resume_from_checkpoint=checkpoint and str(folder / "out" / checkpoint))
     return trainer
 
 
 def steps(folder):
     return [int(name.split("-")[1]) for name in names_in(folder / "out")]
-
-
-def rotated(folder, limit, protected):
-    names = overdue(folder, limit, protected)
-    for name in names:
-        atomic.remove(folder / name)
-    return names
 
 
 def names_in(folder):
@@ -74,7 +66,7 @@ def link(folder, name):
 
 
 class SavesAt(TrainerCallback):
-    """Somebody else's wish to save."""
+    """Another callback that requests saves."""
 
     def __init__(self, *at):
         self.at = at
@@ -86,9 +78,9 @@ class SavesAt(TrainerCallback):
 @pytest.mark.parametrize(
     ("chosen", "limit", "left"),
     [
-        # every finite evaluation; the last step's is among them
+        # every finite evaluation, the last step's included
         (settings(), None, [1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12]),
-        (settings(), 3, [10, 11, 12]),  # the best, 3.0, is at step 10: it stays whatever is newest
+        (settings(), 3, [10, 11, 12]),  # the best, 3.0, is at step 10
         (settings(), 2, [10, 12]),
         (settings(save_top_k=1, save_last=False), None, [10]),
         (settings(save_top_k=2, save_last=False), None, [10, 12]),
@@ -146,12 +138,12 @@ def test_links_and_listing(tmp_path):
     assert (tmp_path / "out" / "best-eval_loss" / "model.safetensors").is_file()
 
 
-def test_no_last_link_unless_asked(tmp_path):
+def test_no_last_link_by_default(tmp_path):
     run(tmp_path, settings(save_top_k=1, save_last=False))
     assert link(tmp_path, "last-checkpoint") is None and link(tmp_path, "best-checkpoint") == "checkpoint-10"
 
 
-def test_another_folder(tmp_path):
+def test_checkpoint_dir_outside_the_output_dir(tmp_path):
     chosen = settings(monitor=None, every_n_epochs=1)
     trainer = make_trainer(tmp_path / "out", max_steps=6, checkpointing=chosen, checkpoint_dir=tmp_path / "models")
     trainer.train()
@@ -159,7 +151,7 @@ def test_another_folder(tmp_path):
     assert os.readlink(tmp_path / "models" / "last-checkpoint") == "checkpoint-6"
 
 
-def test_without_links_one_line(tmp_path, monkeypatch, capfd):
+def test_a_file_system_without_symlinks(tmp_path, monkeypatch, capfd):
     def refuse(*arguments, **options):
         raise OSError("Operation not supported")
 
@@ -169,7 +161,7 @@ def test_without_links_one_line(tmp_path, monkeypatch, capfd):
     assert steps(tmp_path) == [10, 12] and link(tmp_path, "best-checkpoint") is None
 
 
-def test_what_others_save_stays_within_the_limit(tmp_path):
+def test_checkpoints_requested_by_others_stay_within_the_limit(tmp_path):
     """`save_steps` beside the best: transformers keeps those it saves, up to save_total_limit."""
     options = {"save_strategy": "steps", "save_steps": 3}
     run(tmp_path / "a", settings(save_top_k=1), **options)
@@ -187,7 +179,7 @@ def test_a_save_at_the_epochs_last_step_holds_the_epochs_evaluation(tmp_path):
     assert [line["eval_loss"] for line in stored["log_history"] if "eval_loss" in line] == [4.0]
 
 
-def test_without_the_section_transformers_saves_are_limited(tmp_path):
+def test_save_total_limit_without_the_section(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2}
     run(tmp_path / "a", None, **options)
     assert steps(tmp_path / "a") == [2, 4, 6, 8, 10, 12]
@@ -215,8 +207,8 @@ def test_an_early_stop_is_saved(tmp_path):
     assert steps(tmp_path / "c") == []
 
 
-def test_epochs_are_counted_whole(tmp_path):
-    """A training that ends within an epoch has not reached that epoch's end."""
+def test_an_unfinished_epoch_does_not_count(tmp_path):
+    """Training ends in the middle of an epoch."""
     run(tmp_path, settings(monitor=None, every_n_epochs=2, save_last=False), num_train_epochs=5, max_steps=10)
     assert steps(tmp_path) == []
     run(tmp_path, settings(monitor=None, every_n_epochs=1, save_last=False), num_train_epochs=5, max_steps=10)
@@ -251,21 +243,21 @@ def test_resumed_keeps_what_the_uninterrupted_run_keeps(tmp_path, chosen, limit,
     assert listing(tmp_path / "parts") == listing(tmp_path / "whole")
 
 
-def test_a_monitor_that_the_checkpoint_does_not_know(tmp_path, capfd):
+def test_a_monitor_without_values_in_the_checkpoint(tmp_path, capfd):
     run(tmp_path, settings(save_top_k=2), max_steps=5)
     run(tmp_path, settings(monitor="val_score", mode="max", save_top_k=1), checkpoint="checkpoint-5")
-    assert "checkpointing: val_score (max) counts from step 5 on" in capfd.readouterr().err
+    assert "val_score (max)" in (line := capfd.readouterr().err) and "step 5" in line
     assert listing(tmp_path)["monitors"]["eval_score"]["best"][0]["step"] == 12
 
 
 def test_missing_metrics(tmp_path, capfd):
-    with pytest.raises(ValueError, match="`checkpointing.monitor: val_acuracy` is not logged; .*eval_score"):
+    with pytest.raises(ValueError, match="`checkpointing.monitor: val_acuracy`"):
         run(tmp_path / "a", settings(monitor=["loss", "val_acuracy"]))
     run(tmp_path / "b", settings(save_top_k=1), eval_strategy="no")
-    assert "no best checkpoint: val/loss was not evaluated" in capfd.readouterr().err
+    assert "val/loss" in capfd.readouterr().err
 
 
-def test_evaluation_sets_apart(tmp_path):
+def test_monitors_of_several_evaluation_sets(tmp_path):
     """Each set is reported on its own, the monitors belong to different ones; training's values work too."""
     chosen = settings(
         monitor=["val/left/loss", "val/right/score", "train/loss"], mode=["min", "max", "min"], save_top_k=1
@@ -287,113 +279,40 @@ def test_evaluation_sets_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "key"),
     [
-        ({"monitor": ["a", "b"], "mode": ["min"]}, "`checkpointing.mode` has 1 entries for 2 monitors"),
-        ({"monitor": ["a"], "mode": {"b": "min"}}, "must name the same; `a` is in one only"),
-        ({"mode": "low"}, "`checkpointing.mode: low` must be min or max"),
-        ({"monitor": None, "save_top_k": 2}, "`checkpointing.save_top_k: 2` needs `checkpointing.monitor`"),
+        ({"monitor": ["a", "b"], "mode": ["min"]}, "checkpointing.mode"),
+        ({"monitor": ["a"], "mode": {"b": "min"}}, "checkpointing.mode"),
+        ({"monitor": None, "save_top_k": 2}, "checkpointing.save_top_k: 2"),
     ],
 )
-def test_settings_that_do_not_fit(tmp_path, given, message):
-    with pytest.raises(ValueError, match=message):
-        KeepCheckpoints(settings(**given), tmp_path)
+def test_settings_that_do_not_fit(tmp_path, given, key):
+    with pytest.raises(ValueError, match=key):
+        ModelCheckpoint(settings(**given), tmp_path)
 
 
-def test_modes_keep_the_monitors_order():
+def test_modes_are_in_the_monitors_order():
     assert list(monitor_modes(settings(monitor=["b", "a"], mode={"a": "min", "b": "max"})).items()) == [
         ("b", "max"),
         ("a", "min"),
     ]
 
 
-# ---- rotation ----
+def test_a_deferred_save_belongs_to_whoever_requested_it(tmp_path):
+    """What a callback after this one requested is not deleted like this callback's own checkpoints."""
+    for requested_at, reason in ((-1, "requested"), (3, "policy")):
+        callback, state = ModelCheckpoint(settings(save_top_k=1), tmp_path), TrainerState(global_step=3, epoch=1.0)
+        callback.requested_at = requested_at
+        callback.defer_save(state)
+        callback.save_begun(state)
+        assert [checkpoint.reason for checkpoint in callback.checkpoints] == [reason] and callback.deferred_at == 3
 
 
-def made(folder, numbers):
-    for age, number in enumerate(numbers):
-        path = folder / f"checkpoint-{number}"
-        path.mkdir()
-        (path / "model.safetensors").write_text("x")
-        os.utime(path, (1e9 + age, 1e9 + age))
-
-
-@pytest.mark.parametrize(
-    ("limit", "protected", "gone"),
-    [
-        (None, set(), []),
-        (0, set(), []),
-        (9, set(), []),
-        (2, set(), [5, 20]),
-        (1, set(), [5, 20, 100]),
-        (1, {"checkpoint-5"}, [20, 100]),
-        (2, {"checkpoint-5", "checkpoint-20", "checkpoint-100"}, []),
-        (3, {"checkpoint-5"}, [20]),
-    ],
-)
-def test_the_oldest_go_by_number(tmp_path, limit, protected, gone):
-    """Neither by the time of change (100 was touched first here) nor by the name's spelling."""
-    made(tmp_path, [100, 1000, 5, 20])
-    (tmp_path / "checkpoint-best").mkdir()
-    (tmp_path / "checkpoint-7").write_text("a file")
-    names = [f"checkpoint-{number}" for number in gone]
-    assert rotated(tmp_path, limit, protected) == names
-    left = [f"checkpoint-{number}" for number in (5, 20, 100, 1000) if number not in gone]
-    assert names_in(tmp_path) == left
-    assert sorted(os.listdir(tmp_path)) == sorted([*left, "checkpoint-best", "checkpoint-7"])
-
-
-def test_rotation_keeps_to_the_limit_whatever_the_numbers(tmp_path):
-    generator = random.Random(1)
-    for trial in range(30):
-        folder = tmp_path / str(trial)
-        folder.mkdir()
-        numbers = generator.sample(range(1, 2000), 6)
-        made(folder, numbers)
-        protected = set(generator.sample(numbers, 2))
-        limit = generator.randrange(1, 7)
-        rotated(folder, limit, {f"checkpoint-{number}" for number in protected})
-        kept = protected | {max(numbers)}
-        kept |= set(sorted(set(numbers) - kept)[len(numbers) - max(limit, len(kept)) :])
-        assert [f"checkpoint-{number}" for number in sorted(kept)] == names_in(folder)
-
-
-def test_killed_while_deleting(tmp_path, monkeypatch):
-    """What a reader finds under a checkpoint's name is whole; the next run finishes the deletion."""
-    made(tmp_path, [1, 2, 3])
-
-    def killed(path, ignore_errors=False):
-        if path.exists():
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(atomic.shutil, "rmtree", killed)
-        with pytest.raises(KeyboardInterrupt):
-            rotated(tmp_path, 1, set())
-    assert names_in(tmp_path) == ["checkpoint-2", "checkpoint-3"]
-    assert sorted(os.listdir(tmp_path)) == [".deleting-checkpoint-1", "checkpoint-2", "checkpoint-3"]
-    made(tmp_path, [1])  # the resumed run saves it anew
-    assert rotated(tmp_path, 1, set()) == ["checkpoint-1", "checkpoint-2"]
-    assert os.listdir(tmp_path) == ["checkpoint-3"]
-
-
-def test_a_save_that_is_put_off_belongs_to_whoever_asked_for_it(tmp_path):
-    """A callback that comes later may have: what it asked for is not deleted with our own."""
-    keep = KeepCheckpoints(settings(save_top_k=1, every_n_epochs=1), tmp_path)
-    for ours, others in ((-1, 3), (3, -1)):
-        keep._forget()
-        keep.ours_at = ours
-        keep.put_off(TrainerState(global_step=3, epoch=1.0))
-        assert (keep.held_at, keep.others_at) == (3, others)
-
-
-def test_what_an_older_version_did_not_note(tmp_path):
-    """The checkpoint that a run goes on from can be gone on from."""
-    made(tmp_path, [2, 3])
-    keep = KeepCheckpoints(None, tmp_path)
-    state = TrainerState(global_step=3, epoch=1.0)
-    stored = {"saved": [2, 3], "others": [], "stopgaps": [3], "monitors": {}, "ours_at": -1, "others_at": -1}
-    for noted in ({}, {"resumable": None}):
-        state.stateful_callbacks[STATE_KEY] = stored | {"held_at": -1} | noted
-        keep.on_train_begin(SimpleNamespace(output_dir=str(tmp_path)), state, None)
-        assert keep.resumable == [3] and "checkpoint-3" in keep.protected(9)
+def test_a_second_save_of_a_step_keeps_the_stronger_reason(tmp_path):
+    callback, state = ModelCheckpoint(settings(), tmp_path), TrainerState(global_step=3, epoch=1.0)
+    for is_preemption, reason in ((True, PREEMPTION), (False, "requested"), (True, "requested")):
+        callback.save_begun(state, is_preemption)
+        assert [checkpoint.reason for checkpoint in callback.checkpoints] == [reason]
+    assert callback.is_resumable(3) and not callback.is_resumable(2)
+    callback.save_failed(state)
+    assert callback.checkpoints == []
