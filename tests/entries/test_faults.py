@@ -333,9 +333,9 @@ def test_a_disk_that_is_slower_than_the_training(home, tmp_path, monkeypatch, ba
         time.sleep(0.2)
         real(staged, final)
 
-    def heard(self, state):
+    def heard(self, args, state, control, **kwargs):
         told.append(state.global_step)
-        hear(self, state)
+        hear(self, args, state, control, **kwargs)
 
     real, hear, told = async_writer.publish, ModelCheckpoint.on_save, []
     monkeypatch.setattr(async_writer, "publish", slowly)

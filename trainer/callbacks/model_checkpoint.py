@@ -214,12 +214,7 @@ class ModelCheckpoint(TrainerCallback):
             # Listing and links come first: a process killed before the deletions leaves no link to a missing folder.
             best = {monitor: self._best(monitor, doomed) for monitor in self.modes}
             self.files.write_listing(self._listing(best, step))
-            self.files.link_all(
-                {self.metrics[monitor]: entries[0].step for monitor, entries in best.items() if entries}
-            )
-            first = next(iter(best.values()), [])
-            self.files.link("best-checkpoint", first[0].step if first else None)
-            self.files.link("last-checkpoint", step if self.save_last else None)
+            self.files.link_all(self._links(best, step))
             self._forget({at for at in doomed if self.files.remove(at)})
         self._store(state)
 
@@ -231,6 +226,16 @@ class ModelCheckpoint(TrainerCallback):
         best = ranked(self.checkpoints, monitor, self.modes[monitor])
         best = [entry for entry in best if entry.step not in doomed and self.files.path(entry.step).is_dir()]
         return best if self.save_top_k < 0 else best[: self.save_top_k]
+
+    def _links(self, best: Mapping[str, Sequence[SavedCheckpoint]], newest: int) -> dict[str, int]:
+        """Name of each symlink -> the step that it points to."""
+        links = {}
+        for monitor, entries in best.items():
+            if entries:
+                links["best-" + re.sub(r"[^\w.-]", "_", self.metrics[monitor])] = entries[0].step
+                if monitor == next(iter(self.modes)):
+                    links["best-checkpoint"] = entries[0].step
+        return links | ({"last-checkpoint": newest} if self.save_last else {})
 
     def _listing(self, best: Mapping[str, Sequence[SavedCheckpoint]], newest: int) -> dict[str, Any]:
         """The content of `checkpoints.json`."""
@@ -303,25 +308,20 @@ class CheckpointFiles:
         except OSError as error:
             tqdm.write(f"checkpoints.json in {self.output_dir} could not be written: {error.strerror}", file=sys.stderr)
 
-    def link_all(self, steps: Mapping[str, int]) -> None:
-        """Link `best-<metric>` to the best checkpoint of each metric."""
-        for metric, step in steps.items():
-            self.link("best-" + re.sub(r"[^\w.-]", "_", metric), step)
-
-    def link(self, name: str, step: int | None) -> None:
-        """Replace a relative symlink in one rename; None: leave it. Without symlinks, one line is printed once."""
-        if step is None or not self.can_link:
-            return
-        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
-        try:
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(f"checkpoint-{step}", target_is_directory=True)
-            os.replace(temporary, self.folder / name)
-        except (OSError, NotImplementedError) as error:
-            self.can_link = False
-            temporary.unlink(missing_ok=True)
-            line = f"no symlink {name} in {self.folder} ({error}); checkpoints.json names the checkpoints instead"
-            tqdm.write(line, file=sys.stderr)
+    def link_all(self, links: Mapping[str, int]) -> None:
+        """Replace relative symlinks to checkpoints, each in one rename; without symlinks one line is printed once."""
+        for name, step in links.items() if self.can_link else ():
+            temporary = self.folder / f".{name}.{os.getpid()}.tmp"
+            try:
+                temporary.unlink(missing_ok=True)
+                temporary.symlink_to(f"checkpoint-{step}", target_is_directory=True)
+                os.replace(temporary, self.folder / name)
+            except (OSError, NotImplementedError) as error:
+                self.can_link = False
+                temporary.unlink(missing_ok=True)
+                line = f"no symlink {name} in {self.folder} ({error}); checkpoints.json names the checkpoints instead"
+                tqdm.write(line, file=sys.stderr)
+                return
 
     def remove(self, step: int) -> bool:
         """Delete the checkpoint of a step; whether it is gone."""
