@@ -110,7 +110,7 @@ def train(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
     if checkpoint and (why := nothing_left(run, checkpoint, trainer.new_length)):
         if trainer.is_world_process_zero():
             print(f"{checkpoint.name} {why}: nothing is left to train", flush=True)
-        trainer.stand_at_the_end(checkpoint)
+        trainer.finish_from(checkpoint)
         return
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -156,7 +156,7 @@ def chosen_checkpoint(run: RunConfig, trainer: Any) -> tuple[Path | None, dict[P
             found = chosen(run, deep=True)
     except (ValueError, OSError) as error:
         found = error
-    found = trainer.checkpointing.agreement.first_says(found)
+    found = trainer.checkpointing.consensus.broadcast_from_rank0(found)
     if isinstance(found, (ValueError, OSError)):
         raise found
     return found
@@ -405,9 +405,9 @@ def nothing_left(run: RunConfig, checkpoint: Path, new_length: int | None = None
     """Why a resumed run has nothing to train: its last step is done, or it had stopped early."""
     from loader.resume.find_checkpoint import finished
     from trainer.callbacks.early_stopping import already_stopped
-    from trainer.checkpointing.pending_work import unfinished
+    from trainer.checkpointing.step_state import read_pending_work
 
-    if unfinished(checkpoint):
+    if read_pending_work(checkpoint):
         return None
     if finished(checkpoint, new_length):
         return "is the run's last step"

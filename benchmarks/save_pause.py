@@ -71,7 +71,7 @@ def background_save(trainer: Trainer) -> tuple[float, float]:
     if trainer.args.device.type == "cuda":
         torch.cuda.synchronize()  # the next step's kernels come after the copies
     paused = time.perf_counter() - began
-    trainer.checkpointing.settle()
+    trainer.checkpointing.wait_saved()
     written = time.perf_counter() - began
     trainer.checkpointing.deletions.wait()
     return paused, written

@@ -23,7 +23,7 @@ def write_checkpoint(folder, run, batch=(8, 1, 1), step=STEP, total=TOTAL, cours
     state = {"global_step": step, "max_steps": total, "log_history": [], "stateful_callbacks": callbacks}
     schedule = {"name": "constant", "taken": step, "metrics_seen": 0, "base_lrs": [], "last_rates": [], "curve": {}}
     schedule["course"] = course or {"length": total, "total": total, "start": 0, "position": 0, "held": False}
-    interval = {"last_logged": step, "loss": 0.0, "followed_loss": 0.0, "followed_steps": 0, "terms": {}, "due": {}}
+    interval = {"last_logged": step, "loss": 0.0, "followed_loss": 0.0, "followed_steps": 0, "terms": {}, "pending": {}}
     interval |= {"norms": [0, 0], "skipped": 0}
     files = {"trainer_state": state, "scheduler": schedule, "log_interval": interval, "optimizer": {}, "rng-0": {}}
     for name, value in files.items():

@@ -114,5 +114,5 @@ class Evaluating(transformers.Trainer):
 
     def during_evaluation(self) -> None:
         """After each batch of an evaluation: one that belongs to the training is left where that is told to stop."""
-        if self.is_in_train and self.meter is not None and self.checkpointing.look():
+        if self.is_in_train and self.meter is not None and self.checkpointing.poll():
             raise EvaluationLeft

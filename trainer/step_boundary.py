@@ -14,8 +14,8 @@ from trainer.callbacks.early_stopping import already_stopped, state_key
 from trainer.callbacks.epochs import is_whole
 from trainer.callbacks.log_files import is_evaluation
 from trainer.checkpointing.async_writer import SavesFailed
-from trainer.checkpointing.manager import quietly_deferred
-from trainer.checkpointing.pending_work import NOTHING, Unfinished
+from trainer.checkpointing.manager import deferred_on_save
+from trainer.checkpointing.step_state import NOTHING_PENDING, PendingStepWork
 from trainer.dataloading.resume_position import positions_instead_of_skipping
 from trainer.evaluation import EvaluationLeft
 from trainer.preemption import Preempted
@@ -36,7 +36,7 @@ class Stopping(transformers.Trainer):
 
     def _finish_step(self, model: nn.Module, epoch: int, start_time: float) -> None:
         """What a resumed run's last step had still to do when it was told to stop: see `stop_here`."""
-        left, self.unfinished = self.unfinished, NOTHING
+        left, self.pending_work = self.pending_work, NOTHING_PENDING
         if not left:
             return
         self.phase = STEP if left.epoch else EPOCH
@@ -77,13 +77,13 @@ class Stopping(transformers.Trainer):
         learning_rate: float | None = None,
     ) -> None:
         """The end of a step or of an epoch: where a run that was told to stop does so."""
-        is_told, saves = self.checkpointing.look(), self.control.should_save
+        is_told, saves = self.checkpointing.poll(), self.control.should_save
         evaluates = self.control.should_evaluate
         generators = rng_state.states() if evaluates else None
         if is_told:
             self.control.should_evaluate = self.control.should_save = False
         try:
-            with quietly_deferred(self.callback_handler):
+            with deferred_on_save(self.callback_handler):
                 super()._maybe_log_save_evaluate(
                     tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate
                 )
@@ -115,7 +115,7 @@ class Stopping(transformers.Trainer):
         """
         step = self.state.global_step
         ends_epoch = self._epochs_end_is_next()
-        left = Unfinished(
+        left = PendingStepWork(
             evaluate=evaluates,
             save=saves and (evaluates or ends_epoch),
             epoch=ends_epoch,
@@ -130,8 +130,8 @@ class Stopping(transformers.Trainer):
         with self._not_training():
             self.guard.settle()
             with contextlib.suppress(SavesFailed):
-                self.checkpointing.save(left, not saves or left.save, generators, goes_on=True)
-                self.checkpointing.settle()
+                self.checkpointing.save(left, not saves or left.save, generators, resumable=True)
+                self.checkpointing.wait_saved()
         is_saved = self.checkpointing.number > before and self.checkpointing.was_saved
         raise Preempted(self.signals.received or "another process", step, is_saved)
 
@@ -151,7 +151,7 @@ class Stopping(transformers.Trainer):
             self.checkpointing.save()
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
-        if self.unfinished:  # of the last epoch's last step: no epoch has begun
+        if self.pending_work:  # of the last epoch's last step: no epoch has begun
             self._finish_step(self.model_wrapped, int(self.state.epoch), start_time)
-        self.checkpointing.settle()
+        self.checkpointing.wait_saved()
         return super()._finalize_training(trial, num_train_samples, start_time)

@@ -34,10 +34,9 @@ from trainer.callbacks.text_samples import WriteSamples
 from trainer.callbacks.throughput import GradientNormLog, StepMeter, TimedSteps, flops_per_sample
 from trainer.callbacks.user_callbacks import named_callbacks
 from trainer.checkpointing.load_errors import checkpoint_load_errors
-from trainer.checkpointing.manager import Checkpointing
-from trainer.checkpointing.pending_work import NOTHING
-from trainer.checkpointing.step_state import load_interval
-from trainer.checkpointing.trainer_io import StateOnDisk, check_shapes
+from trainer.checkpointing.manager import CheckpointManager
+from trainer.checkpointing.step_state import NOTHING_PENDING, restore_log_interval
+from trainer.checkpointing.trainer_io import CheckpointIO, check_shapes
 from trainer.dataloading.dataloaders import Loading, without_adapter
 from trainer.dataloading.resume_position import KEY as POSITION
 from trainer.dataloading.resume_position import Position, stored_position
@@ -67,7 +66,7 @@ from trainer.step_boundary import EPOCH, STEP, Stopping
 UNSHARDED = ("NO", "MULTI_GPU", "MULTI_CPU")  # every process holds all parameters whole
 
 
-class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
+class Trainer(Loading, Evaluating, Stopping, CheckpointIO, transformers.Trainer):
     """Trains `model` and keeps the run's folder.
 
     Args:
@@ -111,7 +110,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
             self.settings.stop_after_nonfinite,
             self.checkpoint_dir,
             where=getattr(train_dataset, "where", None),
-            finish_saving=lambda: self.checkpointing.finish(),
+            finish_saving=lambda: self.checkpointing.wait_written(),
         )
         self.norms = GradientNormLog(self.settings.grad_clip_threshold)
         self.ema = _averaged_weights(model, self.settings.ema)
@@ -124,7 +123,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
         self.position = Position(1, 1, 1)
         self.new_length: int | None = None  # steps, where a resumed run has been given others
         self.generators_are_due = False  # those of random numbers are still to be taken up where the run goes on
-        self.unfinished = NOTHING  # of a resumed run's last step
+        self.pending_work = NOTHING_PENDING  # of a resumed run's last step
         self.phase = STEP
         self.locks: Sequence[Any] = ()  # of the folders that are written to; `lost` where another run has one now
         self.is_resuming = False  # said by whoever knows, before the first rates are shown
@@ -134,7 +133,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
             model=model, args=args, data_collator=collate, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
         self._limit_evaluation()
-        self.checkpointing = Checkpointing(self, self.settings.save_in_background, self.settings.max_failed_saves)
+        self.checkpointing = CheckpointManager(self, self.settings.save_in_background, self.settings.max_failed_saves)
         inner = without_adapter(model)
         if not type(inner).__module__.startswith("transformers."):
             # `**context` in a forward means «what else the batch knows», not «num_items_in_batch scales my loss».
@@ -381,7 +380,7 @@ class Trainer(Loading, Evaluating, Stopping, StateOnDisk, transformers.Trainer):
         """The Trainer has set its sums to zero; those of a resumed run's unfinished log interval are taken up again."""
         if self.resumed_from is not None:
             with checkpoint_load_errors(self.resumed_from):
-                load_interval(self, self.resumed_from)
+                restore_log_interval(self, self.resumed_from)
             self.resumed_from = None
 
     def begin_epoch(self) -> None:
@@ -553,7 +552,7 @@ class _Hooks(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.phase = STEP
-        self.trainer.checkpointing.heed()
+        self.trainer.checkpointing.dispatch_on_save()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.phase = EPOCH

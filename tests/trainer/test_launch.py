@@ -156,7 +156,7 @@ def test_deepspeed_saves_its_own_files(tmp_path, monkeypatch):
     monkeypatch.setattr(run.accelerator, "get_state_dict", lambda engine: run.model.state_dict())
     run.is_deepspeed_enabled, run.model_wrapped = True, SimpleNamespace(save_checkpoint=save_checkpoint)
     run.checkpointing.save()
-    run.checkpointing.settle()
+    run.checkpointing.wait_saved()
     saved = tmp_path / "checkpoint-2"
     assert manifest.verify(saved) is None
     names = set(manifest.read(saved)["files"])

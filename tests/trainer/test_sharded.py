@@ -221,11 +221,11 @@ def test_rows_are_dealt_out_as_torch_does(rows, processes):
     chunks = list(whole.chunk(processes)) if rows else [whole]
     for rank in range(processes):
         mesh = SimpleNamespace(size=lambda axis: processes, get_local_rank=lambda axis, rank=rank: rank)
-        region = shards.part_of_process((rows, 3), mesh, [Shard(0)])
+        region = shards.local_slice((rows, 3), mesh, [Shard(0)])
         wanted = chunks[rank] if rank < len(chunks) else whole[:0]
         first = region.offset[0]
         assert torch.equal(whole[first : first + region.size[0]], wanted)
-    assert shards.part_of_process((rows, 3), mesh, [Replicate()]).size == (rows, 3)
+    assert shards.local_slice((rows, 3), mesh, [Replicate()]).size == (rows, 3)
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product([1, 2, 3, 4], [1, 2, 3, 5])))
@@ -235,7 +235,7 @@ def test_parts_of_any_number_of_processes_become_those_of_another(before, after)
     def regions(count):
         for rank in range(count):
             mesh = SimpleNamespace(size=lambda axis: count, get_local_rank=lambda axis, rank=rank: rank)
-            yield shards.part_of_process((7, 3), mesh, [Shard(0)])
+            yield shards.local_slice((7, 3), mesh, [Shard(0)])
 
     def cut(region):
         return whole[region.offset[0] :][: region.size[0]]
@@ -245,8 +245,8 @@ def test_parts_of_any_number_of_processes_become_those_of_another(before, after)
         assert torch.equal(sharded_optimizer._assembled(stored, region, "x"), cut(region))
     if before > 1:
         stored.pieces.popitem()
-        with pytest.raises(shards.Unfit, match="lacks parts of `x`"):
-            sharded_optimizer._assembled(stored, shards.Region((7, 3), (0, 0), (7, 3)), "x")
+        with pytest.raises(shards.Mismatch, match="lacks parts of `x`"):
+            sharded_optimizer._assembled(stored, shards.ShardSlice((7, 3), (0, 0), (7, 3)), "x")
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -330,7 +330,7 @@ def test_missing_and_mixed_parts(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path} has no optimizer.json"):
         load()
     write_part(tmp_path, model, optimizer)
-    assert sharded_optimizer.is_sharded(tmp_path)
+    assert sharded_optimizer.has_parts(tmp_path)
     tensors, facts = tmp_path / "optimizer-00001-of-00001.safetensors", tmp_path / "optimizer-00001-of-00001.json"
     tensors.write_bytes(tensors.read_bytes()[:-40])
     with pytest.raises(ValueError, match="damaged optimizer state"):

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import GenerationMixin, TrainerCallback
 
 from trainer.callbacks.log_files import append, drop_later_lines
-from trainer.distributed.shards import is_divided
+from trainer.distributed.shards import is_sharded
 
 FILE = "samples.jsonl"
 
@@ -135,7 +135,7 @@ class WriteSamples(TrainerCallback):
         earlier = [line["eval_loss"] for line in state.log_history if "eval_loss" in line]
         is_best = math.isfinite(loss) and all(not loss > other for other in earlier)
         is_first = state.is_world_process_zero
-        if not (is_best and state.global_step and (is_first or is_divided(self.model))):
+        if not (is_best and state.global_step and (is_first or is_sharded(self.model))):
             return
         try:
             texts = sample_texts(self.model, self.tokenizer, self.sampling, self.seed + state.global_step)

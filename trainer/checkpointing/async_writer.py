@@ -1,10 +1,12 @@
-"""Writes checkpoints beside the training: staged, proven by a manifest, published by one rename, or not at all."""
+"""Write and delete checkpoints on background threads: staged, verified by a manifest, published by one rename."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from storage import manifest
-from storage.atomic import apply_umask, publish, sync
-from trainer.checkpointing.deletions import Deletions
+from storage.atomic import apply_umask, discard, hide, publish, sync
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-PATIENCE = 1800.0  # seconds that the first process waits for the others' files
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+PATIENCE = 1800.0  # seconds for which rank 0 waits for the files of the other ranks
 LAST_PATIENCE = 10.0  # the same when the run ends
 
 
@@ -29,17 +31,17 @@ class SavesFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Save:
-    """A checkpoint on its way to the disk.
+    """One checkpoint to be written.
 
     Attributes:
-        step: Its number.
-        staged, final: Where it is made ready, and where it will stand.
-        write: Puts its files into a folder.
-        facts: What its manifest says beside the files: `world_size` and others.
-        awaited: Files that other processes put there; each is written by one rename.
-        publishes: Whether this process makes manifest and rename; of several only one does.
-        logs: Brought to the disk before the checkpoint, which stands for their lines.
-        given_up: Set where another process could not write its part: there is nothing to wait for.
+        step: Optimizer step.
+        staged, final: Staging folder, and the folder that it is renamed to.
+        write: Writes the files of this rank into a folder.
+        facts: JSON values for the manifest: `world_size` and others.
+        awaited: Names of the files that mark the parts of other ranks as written; each appears by one rename.
+        publishes: Whether this rank writes the manifest and publishes the folder (rank 0 only).
+        logs: Files that are synced to disk before the checkpoint is published, because a resume relies on their lines.
+        abandoned: Set if another rank could not write its part: waiting for it is useless.
     """
 
     step: int
@@ -50,90 +52,92 @@ class Save:
     awaited: Sequence[str] = ()
     publishes: bool = True
     logs: Sequence[Path] = ()
-    given_up: threading.Event = field(default_factory=threading.Event)
+    abandoned: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a save ended: `error` is None, or why there is no checkpoint of that step."""
+class SaveResult:
+    """The end of a save: `error` is None if the checkpoint was written."""
 
-    step: int
     final: Path
     error: BaseException | None
 
 
 class CheckpointWriter:
-    """One save at a time, in a thread of its own where `in_background`.
-
-    `begin` and then, until it returns an Outcome, `finished`; each save has exactly one Outcome.
+    """Writes one checkpoint at a time: `begin`, then `poll` until it returns the SaveResult.
 
     Args:
-        deletions: Waited for before anything is written: the disk may have room for the one only without the other.
+        in_background: Write on a thread; otherwise `begin` returns when the checkpoint is written.
+        deletions: Waited for before anything is written: the disk may not have room for both checkpoints.
     """
 
-    def __init__(self, in_background: bool = True, deletions: Deletions | None = None):
+    def __init__(self, in_background: bool = True, deletions: BackgroundDeletions | None = None):
         self.in_background = in_background
         self.deletions = deletions
         self.thread: threading.Thread | None = None
-        self.outcome: Outcome | None = None
+        self.result: SaveResult | None = None
         self.save: Save | None = None
 
     @property
     def is_busy(self) -> bool:
-        """Whether a save was begun whose Outcome has not been fetched."""
-        return self.thread is not None or self.outcome is not None
+        """Whether a save was begun whose result has not been fetched."""
+        return self.thread is not None or self.result is not None
 
     def begin(self, save: Save) -> None:
-        """Starts a save; the one before must have been fetched."""
-        assert not self.is_busy, "a save is under way"
+        """Start a save; the result of the previous one must have been fetched."""
+        assert not self.is_busy, "a save is being written"
         self.save = save
         if not self.in_background:
-            self._carry_out(save)
+            self._run(save)
             return
-        # Not a daemon: a process that ends of itself first finishes what it was writing.
-        self.thread = threading.Thread(target=self._carry_out, args=(save,), name=f"save {save.final.name}")
+        # Not a daemon: a process that ends normally completes the checkpoint first.
+        self.thread = threading.Thread(target=self._run, args=(save,), name=f"save {save.final.name}")
         self.thread.start()
 
-    def finished(self, wait: bool = False) -> Outcome | None:
-        """The Outcome of the save that was begun, once; None: there is none, or it is still being written."""
+    def poll(self, wait: bool = False) -> SaveResult | None:
+        """Return the result of the save, once; None: there is no save, or it is still being written.
+
+        Args:
+            wait: Block until it is written.
+        """
         if self.thread is not None:
             if wait:
                 self.thread.join()
             if self.thread.is_alive():
                 return None
             self.thread = None
-        outcome, self.outcome = self.outcome, None
-        return outcome
+        result, self.result = self.result, None
+        return result
 
-    def give_up_soon(self) -> None:
-        """Whoever has not written its part by then is no more."""
+    def abandon_soon(self) -> None:
+        """Stop waiting for other ranks after LAST_PATIENCE seconds: the run ends, and they may be gone."""
         if self.thread is not None:
-            timer = threading.Timer(LAST_PATIENCE, self.save.given_up.set)
+            timer = threading.Timer(LAST_PATIENCE, self.save.abandoned.set)
             timer.daemon = True
             timer.start()
 
-    def _carry_out(self, save: Save) -> None:
+    def _run(self, save: Save) -> None:
         error = None
         try:
             if self.deletions is not None:
                 self.deletions.wait()
             write(save)
-        except BaseException as caught:  # told to the thread that trains, which decides
+        except BaseException as caught:  # handled by the training thread, see `CheckpointManager`
             error = caught
-        self.outcome = Outcome(save.step, save.final, error)
+        self.result = SaveResult(save.final, error)
 
 
 def write(save: Save) -> None:
-    """Carries a save out. Whatever happens, `save.final` is whole, as it was before, or absent.
+    """Write a checkpoint. Whatever happens, `save.final` is complete, unchanged or absent.
 
-    What a failed save has staged is deleted here where this process alone writes it. Where several do, none can say
-    that the others have done writing: `Checkpointing` deletes it on each of them.
+    If it fails, the staging folder is deleted here if this rank alone writes it. If several ranks write it, none knows
+    whether the others still do: `CheckpointManager` deletes it on each of them.
     """
     try:
         save.staged.mkdir(parents=True, exist_ok=True)
         save.write(save.staged)
         if save.publishes:
-            _await(save)
+            _wait_for_other_ranks(save)
             apply_umask(save.staged)
             manifest.write(save.staged, step=save.step, **save.facts)
             for path in save.logs:
@@ -146,30 +150,83 @@ def write(save: Save) -> None:
         raise
 
 
-def _await(save: Save) -> None:
-    """Waits for what other processes write; they share no clock and no connection here, only the folder."""
+def _wait_for_other_ranks(save: Save) -> None:
+    """Poll for the files of the other ranks: on this thread the folder is the only thing that ranks share."""
     deadline = time.monotonic() + PATIENCE
     missing = list(save.awaited)
     while missing := [name for name in missing if not (save.staged / name).is_file()]:
-        if save.given_up.is_set() or time.monotonic() > deadline:
+        if save.abandoned.is_set() or time.monotonic() > deadline:
             raise TimeoutError(errno.ETIMEDOUT, f"another process did not write {missing[0]}", str(save.staged))
         time.sleep(0.05)
 
 
+class BackgroundDeletions:
+    """Rename a folder now; delete its files on a background thread (that may take seconds for a large checkpoint).
+
+    The thread lives while there is something to delete and does not delay the end of the process. What is left then has
+    a hidden name; the next start deletes it (`storage.checkpoints.sweep`).
+
+    Args:
+        in_background: Otherwise `delete` returns when the files are deleted.
+    """
+
+    def __init__(self, in_background: bool = True):
+        self.in_background = in_background
+        self.queue: list[Path] = []  # the first is being deleted
+        self.changed = threading.Condition()
+
+    def delete(self, folder: Path) -> None:
+        """Delete a folder; nothing happens if it does not exist.
+
+        Raises:
+            OSError: the folder cannot be renamed; it stays as it is.
+        """
+        hidden = hide(folder)
+        if hidden is None:
+            return
+        if not self.in_background:
+            _delete(hidden)
+            return
+        with self.changed:
+            self.queue.append(hidden)
+            if len(self.queue) == 1:
+                threading.Thread(target=self._run, name="deletions", daemon=True).start()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until everything is deleted, at most `timeout` seconds; whether it is."""
+        with self.changed:
+            return self.changed.wait_for(lambda: not self.queue, timeout)
+
+    def _run(self) -> None:
+        while True:
+            with contextlib.suppress(Exception):  # stderr may be closed
+                _delete(self.queue[0])
+            with self.changed:
+                self.queue.pop(0)
+                self.changed.notify_all()
+                if not self.queue:
+                    return
+
+
+def _delete(folder: Path) -> None:
+    discard(folder)
+    if os.path.lexists(folder):
+        tqdm.write(f"{folder} could not be deleted; the next start tries again", file=sys.stderr)
+
+
 def is_storage_error(error: BaseException) -> bool:
-    """Whether a save failed because of the disk and not because of a mistake in the program."""
+    """Whether a save failed because of the disk and not because of a bug."""
     return isinstance(error, (OSError, SafetensorError))
 
 
-def failure_line(outcome: Outcome, failed: int, allowed: int, last_good: str | None) -> str:
-    """One line that nobody overlooks."""
-    error = outcome.error
+def failure_line(result: SaveResult, failed: int, allowed: int, last_good: str | None) -> str:
+    """Return the line that is printed when a save fails."""
+    error = result.error
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    if getattr(error, "errno", None) in FULL or "No space left" in reason:
+    if getattr(error, "errno", None) in DISK_FULL or "No space left" in reason:
         with contextlib.suppress(OSError):
-            reason += f" ({shutil.disk_usage(outcome.final.parent).free / 2**20:.0f} MB free in {outcome.final.parent})"
-    kept = f"{last_good} is kept" if last_good else "there is none yet"
+            reason += f" ({shutil.disk_usage(result.final.parent).free / 2**20:.0f} MB free in {result.final.parent})"
     return (
-        f"ERROR: {outcome.final.name} could not be saved: {reason}. Training goes on; last good one: {kept}; "
-        f"failed saves in a row: {failed}, the run ends at {allowed} (max_failed_saves)"
+        f"ERROR: {result.final.name} could not be saved: {reason}. Training continues (last complete checkpoint: "
+        f"{last_good or 'none'}); failed saves in a row: {failed}, the run ends at {allowed} (max_failed_saves)"
     )

@@ -24,15 +24,15 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from trainer.distributed.shards import (
-    Region,
-    Unfit,
+    Mismatch,
+    ShardSlice,
+    folder_read_errors,
+    local_shard,
+    local_slice,
     named_tensors,
-    own_part,
-    part_of_process,
-    reading_folder,
-    region_of,
+    rank_and_world_size,
+    shard_slice_of,
     size_text,
-    this_process,
 )
 from trainer.serialization import state_dict_io
 
@@ -45,7 +45,7 @@ def part_name(process: int, processes: int) -> str:
     return f"optimizer-{process + 1:05d}-of-{processes:05d}"
 
 
-def is_sharded(folder: Path | str) -> bool:
+def has_parts(folder: Path | str) -> bool:
     """Whether a checkpoint's optimizer state is in parts."""
     return any(PART.fullmatch(path.name) for path in Path(folder).glob("optimizer-*.json"))
 
@@ -88,7 +88,7 @@ def local_state(model: nn.Module, optimizer: Any) -> tuple[dict[str, torch.Tenso
     """
     bare = _bare(optimizer)
     stored, groups = bare.state_dict(), _group_names(model, bare)
-    process, processes = this_process()
+    process, processes = rank_and_world_size()
     tensors: dict[str, torch.Tensor] = {}
     facts: dict[str, Any] = {"format": FORMAT, "process": process, "processes": processes, "optimizer": _kind(bare)}
     facts["sharded"] = any(hasattr(each, "placements") for group in bare.param_groups for each in group["params"])
@@ -98,7 +98,7 @@ def local_state(model: nn.Module, optimizer: Any) -> tuple[dict[str, torch.Tenso
         if not isinstance(value, torch.Tensor):
             facts["values"][name] = _as_json(value, name)
             continue
-        tensors[name] = own_part(value)
+        tensors[name] = local_shard(value)
         facts["tensors"][name] = _place_facts(value)
     return tensors, facts
 
@@ -117,8 +117,8 @@ def _entries(stored: Mapping[str, Any], groups: Sequence[Sequence[str]]) -> Iter
 def _place_facts(value: torch.Tensor) -> dict[str, Any]:
     if not hasattr(value, "placements"):
         return {"whole": True}
-    region = region_of(value)
-    assert tuple(own_part(value).shape) == region.size, "sharded in another way than torch.chunk's"
+    region = shard_slice_of(value)
+    assert tuple(local_shard(value).shape) == region.size, "sharded in another way than torch.chunk's"
     cut = [None if each.is_replicate() else each.dim for each in value.placements]
     return {"shape": list(region.shape), "offset": list(region.offset), "cut": cut}
 
@@ -162,7 +162,7 @@ class Stored:
         own: One that is whole in each process, as this process wrote it, or the first one where there were fewer.
     """
 
-    pieces: dict[Region, Any] = field(default_factory=dict)
+    pieces: dict[ShardSlice, Any] = field(default_factory=dict)
     cut: list[int | None] | None = None
     own: torch.Tensor | None = None
 
@@ -193,8 +193,8 @@ def load_local_state(model: nn.Module, optimizer: Any, folder: Path | str) -> No
     folder, bare = Path(folder), _bare(optimizer)
     groups = _group_names(model, bare)
     with contextlib.ExitStack() as open_files:
-        with reading_folder(folder, "the optimizer's state", "a damaged optimizer state"):
-            saved = _read_parts(folder, open_files) if is_sharded(folder) else _read_whole(folder, groups)
+        with folder_read_errors(folder, "the optimizer's state", "a damaged optimizer state"):
+            saved = _read_parts(folder, open_files) if has_parts(folder) else _read_whole(folder, groups)
             _check(saved, groups, bare)
             state = _state_dict(saved, groups, bare)
         bare.load_state_dict(state)
@@ -203,20 +203,23 @@ def load_local_state(model: nn.Module, optimizer: Any, folder: Path | str) -> No
 def _read_parts(folder: Path, open_files: contextlib.ExitStack) -> Saved:
     counts = {int(match[2]) for path in folder.iterdir() if (match := PART.fullmatch(path.name))}
     if len(counts) != 1:
-        raise Unfit(f"holds optimizer parts of {' and of '.join(map(str, sorted(counts)))} processes: take another")
+        raise Mismatch(f"holds optimizer parts of {' and of '.join(map(str, sorted(counts)))} processes: take another")
     (processes,), saved = counts, None
     for process in range(processes):
         name = part_name(process, processes)
         if not (folder / f"{name}.json").is_file():
-            raise Unfit(f"has no {name}.json: one of its {processes} parts is missing")
+            raise Mismatch(f"has no {name}.json: one of its {processes} parts is missing")
         facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         if facts["format"] != FORMAT:
-            raise Unfit(f"has a {name}.json of format {facts['format']!r}; this version reads format {FORMAT}")
+            raise Mismatch(f"has a {name}.json of format {facts['format']!r}; this version reads format {FORMAT}")
         saved = saved or Saved(facts["optimizer"], processes, facts["groups"])
         if (facts["optimizer"], facts["groups"]) != (saved.kind, saved.groups):
-            raise Unfit(f"holds parts of different optimizers: {name}.json does not fit the first one")
+            raise Mismatch(f"holds parts of different optimizers: {name}.json does not fit the first one")
         _add_part(
-            saved, facts, _opened(folder / f"{name}.safetensors", facts, open_files), process == this_process()[0]
+            saved,
+            facts,
+            _opened(folder / f"{name}.safetensors", facts, open_files),
+            process == rank_and_world_size()[0],
         )
     return saved
 
@@ -225,7 +228,7 @@ def _opened(path: Path, facts: Mapping[str, Any], open_files: contextlib.ExitSta
     if not facts["tensors"]:  # an optimizer without state
         return None
     if not path.is_file():
-        raise Unfit(f"has no {path.name}")
+        raise Mismatch(f"has no {path.name}")
     return open_files.enter_context(safe_open(path, framework="pt"))
 
 
@@ -235,11 +238,11 @@ def _add_part(saved: Saved, facts: Mapping[str, Any], file: Any, is_own: bool) -
         if "whole" in place:
             stored.own = file.get_tensor(name) if is_own or stored.own is None else stored.own
             if not facts["sharded"]:
-                stored.pieces = {region_of(stored.own): stored.own}
+                stored.pieces = {shard_slice_of(stored.own): stored.own}
             continue
         source = file.get_slice(name) if place["shape"] else file.get_tensor(name)
         size = tuple(source.get_shape()) if place["shape"] else ()
-        region = Region(tuple(place["shape"]), tuple(place["offset"]), size)
+        region = ShardSlice(tuple(place["shape"]), tuple(place["offset"]), size)
         box = zip(region.shape, region.offset, size, strict=True)
         if region.shape != (stored.shape if stored.pieces else region.shape) or any(s < o + n for s, o, n in box):
             raise ValueError(f"{name} lies outside its tensor")
@@ -252,10 +255,10 @@ def _read_whole(folder: Path, groups: Sequence[Sequence[str]]) -> Saved:
     try:
         state = state_dict_io.read(folder, "optimizer")
     except ValueError as error:
-        raise Unfit(str(error).removeprefix(f"{folder}").lstrip(": ")) from error
+        raise Mismatch(str(error).removeprefix(f"{folder}").lstrip(": ")) from error
     sizes = [len(group["params"]) for group in state["param_groups"]]
     if sizes != [len(names) for names in groups]:
-        raise Unfit(f"holds the optimizer of other parameter groups, of {sizes} weights: it is another model's")
+        raise Mismatch(f"holds the optimizer of other parameter groups, of {sizes} weights: it is another model's")
     found = []
     for names, group in zip(groups, state["param_groups"], strict=True):
         options = {name: value for name, value in group.items() if name != "params"}
@@ -263,7 +266,7 @@ def _read_whole(folder: Path, groups: Sequence[Sequence[str]]) -> Saved:
     saved = Saved(None, 1, found)
     for parameter, key, value in _entries(state, groups):
         if isinstance(value, torch.Tensor):
-            saved.tensors[f"{parameter}/{key}"] = Stored({region_of(value): value}, own=value)
+            saved.tensors[f"{parameter}/{key}"] = Stored({shard_slice_of(value): value}, own=value)
         else:
             saved.values[f"{parameter}/{key}"] = state_dict_io.split(value)[0]
     return saved
@@ -271,18 +274,18 @@ def _read_whole(folder: Path, groups: Sequence[Sequence[str]]) -> Saved:
 
 def _check(saved: Saved, groups: Sequence[Sequence[str]], optimizer: torch.optim.Optimizer) -> None:
     if saved.kind not in (None, _kind(optimizer)):
-        raise Unfit(f"holds the state of the optimizer {saved.kind}, this run has {_kind(optimizer)}: name that one")
+        raise Mismatch(f"holds the state of the optimizer {saved.kind}, this run has {_kind(optimizer)}: name that one")
     own = dict(_with_parameters(groups, optimizer))
     stored = {name: shape for group in saved.groups for name, shape in group["parameters"].items()}
     for name in [*own, *stored]:
         if name not in stored or name not in own:
             whose = "this run trains and it does not" if name in own else "it trains and this run does not"
-            raise Unfit(f"holds the optimizer of another model: `{name}` is a weight that {whose}")
+            raise Mismatch(f"holds the optimizer of another model: `{name}` is a weight that {whose}")
         if stored[name] is not None and tuple(stored[name]) != tuple(own[name].shape):
             sizes = f"{size_text(stored[name])} there and {size_text(own[name].shape)} here"
-            raise Unfit(f"holds the optimizer of another model: `{name}` is {sizes}")
+            raise Mismatch(f"holds the optimizer of another model: `{name}` is {sizes}")
     if [list(group["parameters"]) for group in saved.groups] != [list(names) for names in groups]:
-        raise Unfit("holds the optimizer of other parameter groups: give those that it was trained with")
+        raise Mismatch("holds the optimizer of other parameter groups: give those that it was trained with")
 
 
 def _with_parameters(
@@ -298,7 +301,7 @@ def _state_dict(saved: Saved, groups: Sequence[Sequence[str]], optimizer: torch.
     indices = [index for group in numbered for index in group["params"]]
     parameters = dict(_with_parameters(groups, optimizer))
     index_of = dict(zip(parameters, indices, strict=True))
-    as_many = saved.processes == this_process()[1]
+    as_many = saved.processes == rank_and_world_size()[1]
     state: dict[int, dict[str, Any]] = {}
     for name, stored in saved.tensors.items():
         parameter, _, key = name.rpartition("/")
@@ -318,23 +321,23 @@ def _part_of(stored: Stored, parameter: torch.Tensor, name: str, as_many: bool) 
     shape = stored.shape
     if not stored.pieces:  # each process had one of its own beside its part of the weight
         if stored.own.numel() > 1 and not as_many:
-            raise Unfit(f"holds `{name}`, which another number of processes cannot divide: launch as many as before")
+            raise Mismatch(f"holds `{name}`, which another number of processes cannot divide: launch as many as before")
         return stored.own.clone()
     if not hasattr(parameter, "placements"):
-        return _assembled(stored, Region(shape, (0,) * len(shape), shape), name)
+        return _assembled(stored, ShardSlice(shape, (0,) * len(shape), shape), name)
     mesh, placements = parameter.device_mesh, parameter.placements
     if shape != tuple(parameter.shape):
         if stored.cut is None and math.prod(shape) == 1:
             return stored.own.clone()
         if stored.cut is None or len(stored.cut) != mesh.ndim:
-            raise Unfit(f"holds `{name}`, which is not shaped like its weight: it cannot be divided among processes")
+            raise Mismatch(f"holds `{name}`, which is not shaped like its weight: it cannot be divided among processes")
         placements = [Replicate() if dim is None else Shard(dim) for dim in stored.cut]
-    part = _assembled(stored, part_of_process(shape, mesh, placements), name).to(parameter.device)
+    part = _assembled(stored, local_slice(shape, mesh, placements), name).to(parameter.device)
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
 
 
-def _assembled(stored: Stored, wanted: Region, name: str) -> torch.Tensor:
+def _assembled(stored: Stored, wanted: ShardSlice, name: str) -> torch.Tensor:
     """The wanted box of a tensor, from the pieces that overlap it; nothing else is read."""
     if wanted.shape == ():
         return next(iter(stored.pieces.values())).clone()
@@ -353,5 +356,5 @@ def _assembled(stored: Stored, wanted: Region, name: str) -> torch.Tensor:
             found[here] = values
             filled += values.numel()
     if found is None or filled != found.numel():
-        raise Unfit(f"lacks parts of `{name}`")
+        raise Mismatch(f"lacks parts of `{name}`")
     return found

@@ -14,7 +14,14 @@ import torch.distributed
 from safetensors import safe_open
 from torch import nn
 
-from trainer.distributed.shards import Unfit, named_tensors, own_part, reading_folder, region_of, size_text
+from trainer.distributed.shards import (
+    Mismatch,
+    folder_read_errors,
+    local_shard,
+    named_tensors,
+    shard_slice_of,
+    size_text,
+)
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -57,14 +64,14 @@ def load_whole_weights(model: nn.Module, folder: Path | str) -> None:
         from peft import get_peft_model_state_dict
 
         own = get_peft_model_state_dict(model, state_dict=own, save_embedding_layers=False)
-    with contextlib.ExitStack() as open_files, reading_folder(folder, "the weights", "damaged weights"):
+    with contextlib.ExitStack() as open_files, folder_read_errors(folder, "the weights", "damaged weights"):
         files = _weight_files(folder, ADAPTER if has_adapter else WEIGHTS, open_files)
         chosen = _matched(own, files)
         for name, each in chosen.items():
-            region = region_of(each)
+            region = shard_slice_of(each)
             if each.dim():
                 box = tuple(slice(at, at + n) for at, n in zip(region.offset, region.size, strict=True))
-                own_part(each).copy_(files[name].get_slice(name)[box])
+                local_shard(each).copy_(files[name].get_slice(name)[box])
             else:
                 each.copy_(files[name].get_tensor(name))
 
@@ -77,9 +84,9 @@ def _weight_files(folder: Path, single: str, open_files: contextlib.ExitStack) -
     files: dict[str, Any] = {}
     for name in sorted(names):
         if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name):
-            raise Unfit(f"has an {INDEX} that names {name!r}, which is no file of its folder")
+            raise Mismatch(f"has an {INDEX} that names {name!r}, which is no file of its folder")
         if not (folder / name).is_file():
-            raise Unfit(f"has no {name}")
+            raise Mismatch(f"has no {name}")
         file = open_files.enter_context(safe_open(folder / name, framework="pt"))
         files |= dict.fromkeys(file.keys(), file)
     return files
@@ -90,13 +97,15 @@ def _matched(own: Mapping[str, torch.Tensor], files: Mapping[str, Any]) -> dict[
     found = {id(each): name for name, each in own.items() if name in files}
     for name, each in own.items():
         if id(each) not in found:
-            raise Unfit(f"has no weight `{name}`: it is another model's")
+            raise Mismatch(f"has no weight `{name}`: it is another model's")
     for name in files:
         if name not in own:
-            raise Unfit(f"has a weight `{name}`, which this model has not")
+            raise Mismatch(f"has a weight `{name}`, which this model has not")
     chosen = {name: own[name] for name in found.values()}
     for name, each in chosen.items():
         stored = files[name].get_slice(name)
         if tuple(stored.get_shape()) != tuple(each.shape):
-            raise Unfit(f"has a weight `{name}` of {size_text(stored.get_shape())}, here it is {size_text(each.shape)}")
+            raise Mismatch(
+                f"has a weight `{name}` of {size_text(stored.get_shape())}, here it is {size_text(each.shape)}"
+            )
     return chosen

@@ -1,28 +1,63 @@
-"""What has been summed up since the last log line: kept in a checkpoint, so that a resumed run's next line is whole."""
+"""State of the step that a checkpoint was saved at (log_interval.json): sums since the last log line, pending work."""
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from storage import safe_read
-from trainer.serialization.state_dict_io import join
+from trainer.serialization import state_dict_io
 
 FILE = "log_interval.json"
 
 
-def interval_facts(trainer: Any) -> dict[str, Any]:
-    """The running sums, averaged over processes, as JSON values; every process calls it."""
+@dataclass(frozen=True)
+class PendingStepWork:
+    """Work still pending for the current step when training was preempted; it is done first on resume.
+
+    It is false if nothing is pending.
+
+    Attributes:
+        evaluate: An evaluation, perhaps one that was interrupted.
+        save: A checkpoint, after the evaluation or the epoch's end.
+        epoch: The end of the epoch.
+        stop: The end of training, for another reason than the last step.
+        grad_norm, learning_rate: Of the step, for a log line at the epoch's end.
+    """
+
+    evaluate: bool = False
+    save: bool = False
+    epoch: bool = False
+    stop: bool = False
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.evaluate or self.save or self.epoch or self.stop
+
+
+NOTHING_PENDING = PendingStepWork()
+
+
+def read_pending_work(checkpoint: Path) -> PendingStepWork:
+    """Return the work that is pending in a checkpoint."""
+    return PendingStepWork(**_read(checkpoint)["pending"])
+
+
+def step_state(trainer: Any, pending: PendingStepWork) -> dict[str, Any]:
+    """Return the content of log_interval.json: sums are averaged over ranks, so all ranks must call this."""
     terms = trainer.train_terms
     names = sorted(terms.sums)
     sums = [trainer._tr_loss, trainer.followed_loss, *(terms.sums[name] for name in names)]
     counts = [torch.as_tensor(terms.counts[name], dtype=torch.float32) for name in names]
     device = trainer.args.device
-    values = torch.stack([each.detach().to(device, torch.float32) for each in [*sums, *counts]])
+    values = torch.stack([value.detach().to(device, torch.float32) for value in [*sums, *counts]])
     loss, followed, *rest = trainer._mean_over_processes(values).tolist()
-    return {
+    state = {
         "last_logged": trainer._globalstep_last_logged,
         "loss": loss,
         "followed_loss": followed,
@@ -30,30 +65,28 @@ def interval_facts(trainer: Any) -> dict[str, Any]:
         "terms": {name: [rest[i], rest[len(names) + i]] for i, name in enumerate(names)},
         "norms": [int(trainer.norms.over), trainer.norms.steps],
         "skipped": trainer.guard.skipped_since_log,
+        "pending": dataclasses.asdict(pending),
     }
+    return state_dict_io.split(state)[0]  # a loss may be infinite, which JSON cannot hold
 
 
-def read_interval(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says; empty where it says nothing."""
-    try:
-        return join(safe_read.read_json(folder / FILE), {})  # a loss may be infinite
-    except FileNotFoundError:
-        return {}
-
-
-def load_interval(trainer: Any, folder: Path | str) -> None:
-    """Takes the sums up again; called once the Trainer has set its own to zero."""
-    facts = read_interval(Path(folder))
+def restore_log_interval(trainer: Any, checkpoint: Path | str) -> None:
+    """Restore the sums since the last log line; called after transformers has set its own to zero."""
+    state = _read(Path(checkpoint))
     device = trainer.args.device
-    trainer._globalstep_last_logged = facts["last_logged"]
-    trainer._tr_loss.fill_(facts["loss"])
-    # The mean loss at the end (`train_loss`) is of the steps since this start alone.
-    trainer._total_loss_scalar -= facts["loss"]
-    trainer.followed_loss.fill_(facts["followed_loss"])
-    trainer.followed_steps = facts["followed_steps"]
+    trainer._globalstep_last_logged = state["last_logged"]
+    trainer._tr_loss.fill_(state["loss"])
+    # The summary's mean loss (`train_loss`) is of the steps since this start only.
+    trainer._total_loss_scalar -= state["loss"]
+    trainer.followed_loss.fill_(state["followed_loss"])
+    trainer.followed_steps = state["followed_steps"]
     terms = trainer.train_terms
-    terms.sums = {name: torch.tensor(total, device=device) for name, (total, _) in facts["terms"].items()}
-    terms.counts = {name: int(count) for name, (_, count) in facts["terms"].items()}
+    terms.sums = {name: torch.tensor(total, device=device) for name, (total, _) in state["terms"].items()}
+    terms.counts = {name: int(count) for name, (_, count) in state["terms"].items()}
     terms.mark()
-    trainer.norms.over, trainer.norms.steps = facts["norms"]
-    trainer.guard.skipped_since_log = facts["skipped"]
+    trainer.norms.over, trainer.norms.steps = state["norms"]
+    trainer.guard.skipped_since_log = state["skipped"]
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    return state_dict_io.join(safe_read.read_json(checkpoint / FILE), {})

@@ -1,4 +1,4 @@
-"""What a model and its training are on disk, and how they come back: a part of `Trainer`."""
+"""Reads and writes the files of a model and of its training: a part of `Trainer`."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from transformers import TrainerState
 
 from storage import manifest
 from trainer.callbacks.log_files import write_files
+from trainer.checkpointing import sharded_optimizer
 from trainer.checkpointing.load_errors import checkpoint_load_errors
-from trainer.checkpointing.manager import write_weights
-from trainer.checkpointing.pending_work import unfinished
 from trainer.checkpointing.sharded_weights import load_whole_weights, whole_weights
-from trainer.distributed.shards import is_divided
+from trainer.checkpointing.step_state import read_pending_work
+from trainer.distributed.shards import is_sharded
 from trainer.optimization.hparam_changes import apply_changes, changed_options
 from trainer.optimization.optimizers import parameter_groups
+from trainer.serialization import rng_state, state_dict_io
 
 
-class StateOnDisk(transformers.Trainer):
-    """Writes the model's files, reads a checkpoint's, and changes on resume what was asked to be changed."""
+class CheckpointIO(transformers.Trainer):
+    """Writes the model's files, loads a checkpoint, and applies the hyperparameters that a resume changes."""
+
+    # ---- writing ----
 
     def weights(self) -> dict[str, Any]:
-        """The model's state dict as its files hold it: averaged where weights are averaged.
+        """Return the model's state dict as its files hold it: EMA weights, if weights are averaged.
 
-        Divided weights are gathered on the first process, with the help of all; the others have none.
+        Sharded weights are gathered on rank 0, with the help of all ranks; the other ranks get an empty dict.
         """
         if self.is_deepspeed_enabled:
             return self.accelerator.get_state_dict(self.model_wrapped) or {}
@@ -41,31 +44,33 @@ class StateOnDisk(transformers.Trainer):
         return state if self.ema is None else self.ema.in_place_of(state)
 
     def constant_weights(self) -> frozenset[int]:
-        """`data_ptr()`s of the weights that nothing changes: those under an adapter, or quantized.
+        """Return the `data_ptr()` of weights that never change: those under an adapter, or quantized ones.
 
-        A model's own frozen weights may follow the others in its forward, as a teacher's do.
+        Frozen weights without an adapter do not count: a model's forward may update them (an EMA teacher).
         """
         if self.adapted is None or not self.adapted.has_constant_weights:
             return frozenset()
-        return frozenset(each.data_ptr() for each in self.model.parameters() if not each.requires_grad)
+        return frozenset(parameter.data_ptr() for parameter in self.model.parameters() if not parameter.requires_grad)
 
     def write_model(self, folder: Path, weights: Mapping[str, torch.Tensor], final: Path) -> None:
-        """The model, and beside it what is needed to use it again. No pickled arguments: run.yaml holds them.
+        """Write the model and the files that are needed to use it. No pickled arguments: run.yaml holds them.
 
         Args:
-            folder: Written into.
-            final: What `folder` will be called when it is ready.
+            folder: Where the files are written.
+            final: What `folder` will be renamed to.
         """
-        if self.adapted is None:
-            write_weights(self.model, folder, weights)
-        else:
+        if self.adapted is not None:
             self.adapted.save(folder, weights, final)
+        elif hasattr(self.model, "save_pretrained"):
+            self.model.save_pretrained(str(folder), state_dict=dict(weights))
+        else:
+            state_dict_io.write_tensors(folder / "model.safetensors", weights)
         if self.settings.tokenizer is not None:
             self.settings.tokenizer.save_pretrained(folder)
         write_files(folder, self.files)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """The model for use, not to go on from: `save_model` comes here."""
+        """Write the final model, without training state; `save_model` calls this."""
         if self.args.should_save or not self.is_unsharded:
             weights = self.weights() if state_dict is None else state_dict
         if self.args.should_save:
@@ -78,9 +83,11 @@ class StateOnDisk(transformers.Trainer):
         else:
             self._save(output_dir)
 
+    # ---- loading ----
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with checkpoint_load_errors(resume_from_checkpoint):
-            if is_divided(self.model):
+            if is_sharded(self.model):
                 load_whole_weights(self.model, Path(resume_from_checkpoint))
             elif self.adapted is None:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -91,8 +98,10 @@ class StateOnDisk(transformers.Trainer):
         if checkpoint is None:
             return
         with checkpoint_load_errors(checkpoint):
-            self.checkpointing.restore(Path(checkpoint))
-            self.resumed_from, self.unfinished = checkpoint, unfinished(Path(checkpoint))
+            self._restore_optimizer(Path(checkpoint))
+            self.lr_scheduler.load_state_dict(state_dict_io.read(Path(checkpoint), "scheduler"))
+            self.checkpointing.last_good = Path(checkpoint).name
+            self.resumed_from, self.pending_work = checkpoint, read_pending_work(Path(checkpoint))
             self.generators_are_due = True
             self.guard.load(checkpoint)
             if self.ema is not None:
@@ -100,19 +109,29 @@ class StateOnDisk(transformers.Trainer):
             self._change_on_resume()
         self._show_schedule()
 
+    def _restore_optimizer(self, folder: Path) -> None:
+        try:
+            if self.is_fsdp_enabled or sharded_optimizer.has_parts(folder):
+                sharded_optimizer.load_local_state(self.model, self.optimizer, folder)
+            elif not self.is_deepspeed_enabled:  # its engine has loaded its own files
+                self.optimizer.load_state_dict(state_dict_io.read(folder, "optimizer"))
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{folder}: the optimizer state does not fit this run's optimizer ({error})") from error
+
     def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
+        scaler = getattr(self.accelerator, "scaler", None)  # of float16 losses
+        if checkpoint is not None and scaler is not None:
             with checkpoint_load_errors(checkpoint):
-                self.checkpointing.restore_scaler(Path(checkpoint))
+                scaler.load_state_dict(state_dict_io.read(Path(checkpoint), "scaler"))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.generators_are_due:  # else an evaluation has gone on from there
+        if checkpoint is not None and self.generators_are_due:  # else a resumed evaluation has restored them
             with checkpoint_load_errors(checkpoint):
-                self.checkpointing.restore_random(Path(checkpoint))
+                restore_rng(Path(checkpoint), self.args, self.state.global_step)
 
     def _change_on_resume(self) -> None:
-        """Options of the optimizer that are others now; `resume_lr` and `resume_weight_decay`: new bases for the groups
-        that follow the run's own values."""
+        """Apply optimizer options that have changed since the checkpoint, and `resume_lr` and `resume_weight_decay`:
+        new base values for the parameter groups that use the run's values."""
         earlier, rate, decay = (
             self.settings.earlier_optimizer,
             self.settings.resume_lr,
@@ -130,64 +149,77 @@ class StateOnDisk(transformers.Trainer):
             self.settings.param_groups,
             self.settings.parts,
         )
-        of = {id(each): group for group in new for each in group["params"]}
-        groups = [(group, of[id(group["params"][0])]) for group in self.optimizer.param_groups]
+        new_group_of = {id(parameter): group for group in new for parameter in group["params"]}
+        pairs = [(group, new_group_of[id(group["params"][0])]) for group in self.optimizer.param_groups]
         if decay is not None:
-            for group, fresh in groups:
-                group["weight_decay"] = fresh["weight_decay"]
+            for group, new_group in pairs:
+                group["weight_decay"] = new_group["weight_decay"]
         if rate is not None:
-            self.lr_scheduler.rebase([fresh["lr"] for _, fresh in groups])
+            self.lr_scheduler.rebase([new_group["lr"] for _, new_group in pairs])
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
-        if why := self._fault_of(best):
+        if reason := self._verify(best):
             if self.is_world_process_zero():
-                tqdm.write(f"{best.name}, the best, {why}: the final model is that of the last step", file=sys.stderr)
+                line = f"the best checkpoint, {best.name}, {reason}: the final model is that of the last step"
+                tqdm.write(line, file=sys.stderr)
             return
         self.restore(best)
 
-    def _fault_of(self, checkpoint: Path) -> str | None:
-        """What the first process finds wrong with a checkpoint: every process goes by that."""
-        return self.checkpointing.agreement.first_says(
-            manifest.verify(checkpoint) if self.is_world_process_zero() else None
-        )
+    def _verify(self, checkpoint: Path) -> str | None:
+        """Verify a checkpoint on rank 0; all ranks get the same answer (see `manifest.verify`)."""
+        reason = manifest.verify(checkpoint) if self.is_world_process_zero() else None
+        return self.checkpointing.consensus.broadcast_from_rank0(reason)
 
-    def stand_at_the_end(self, checkpoint: Path) -> None:
-        """Of a run whose last step is done: what had yet to follow its save is done, and the model is the run's."""
+    def finish_from(self, checkpoint: Path) -> None:
+        """Take over the state and the model of a run whose last step is done, instead of training."""
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.state.is_world_process_zero = self.is_world_process_zero()
-        if checkpoint.resolve().parent == self.checkpoint_dir.resolve():  # not one that was named, of another run
+        if checkpoint.resolve().parent == self.checkpoint_dir.resolve():  # not a checkpoint of another run
             self.model_checkpoint.on_train_begin(self.args, self.state, self.control)
             self.model_checkpoint.on_save(self.args, self.state, self.control)
         best = Path(self.state.best_model_checkpoint or checkpoint)
         best = best if best.is_dir() else checkpoint.parent / best.name  # the run may have been moved
-        takes_best = self.args.load_best_model_at_end and self._fault_of(best) is None
+        takes_best = self.args.load_best_model_at_end and self._verify(best) is None
         self.restore(best if takes_best else checkpoint)
 
     def restore(self, checkpoint: str | Path) -> None:
-        """The model as a checkpoint's files hold it: what its evaluation saw."""
+        """Load the model from a checkpoint's files: the weights that its evaluation saw."""
         self._load_from_checkpoint(str(checkpoint))
         self.ema = None
 
 
+def restore_rng(folder: Path, args: transformers.TrainingArguments, step: int) -> None:
+    """Restore this rank's random number generators; a rank that the checkpoint does not know gets new seeds."""
+    states = rng_state.read(folder, args.process_index)
+    if states is not None:
+        rng_state.restore(states)
+        return
+    rng_state.start(args.seed, step, args.process_index)
+    known = len(list(folder.glob("rng-*.json")))
+    if args.process_index == known:  # the first of the new ranks reports all of them
+        line = f"{args.world_size - known} of {args.world_size} processes are new: they draw dropout from new seeds"
+        tqdm.write(line, file=sys.stderr)
+
+
 def check_shapes(checkpoint: Path, weights: Mapping[str, Any]) -> None:
-    """Compares a checkpoint's weights with a model's, by what the file's header says.
+    """Compare the shapes of a checkpoint's weights with the model's, by the file's header.
 
     Raises:
-        ValueError: one is of another shape.
+        ValueError: a weight has another shape.
     """
     path = checkpoint / "model.safetensors"
-    if not path.is_file():  # in several files: told when they are read
+    if not path.is_file():  # several files: compared when they are loaded
         return
     try:
         with safe_open(path, framework="pt") as stored:
             shapes = {name: stored.get_slice(name).get_shape() for name in set(stored.keys()) & weights.keys()}
-    except SafetensorError:  # damaged: told when it is read
+    except SafetensorError:  # a damaged file: reported when it is loaded
         return
     for name, shape in sorted(shapes.items()):
         before, now = list(shape), list(weights[name].shape)
         if before != now:
             raise ValueError(
-                f"{checkpoint}: its weight `{name}` is of shape {before}, here it is of {now}; set back what the "
-                "network's size follows from"
+                f"{checkpoint}: the weight `{name}` has shape {before}, but {now} in this run; restore the settings "
+                "that determine the network's size"
             )

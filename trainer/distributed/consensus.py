@@ -1,4 +1,4 @@
-"""What one process knows, all of them know: exchanged beside the training, without waiting for a device."""
+"""Exchange of small values between ranks over gloo, beside the training and without waiting for a device."""
 
 from __future__ import annotations
 
@@ -10,63 +10,65 @@ from typing import Any
 import torch
 import torch.distributed
 
-PATIENCE = timedelta(hours=2)  # the others wait while the first process writes
+TIMEOUT = timedelta(hours=2)  # the other ranks wait while rank 0 writes
 
 
-class Agreement:
-    """What one process has seen, all of them know at the same step's end.
-
-    With several processes each call hands in what the process knows and returns the largest of what any of them has
-    handed in at the calls before: the exchange runs beside a whole step, over a connection between hosts' memories,
-    and nobody waits for a device. All processes must call alike.
-    """
+class Consensus:
+    """Collective operations on the CPU. All ranks must make the same calls; with one process they return at once."""
 
     def __init__(self) -> None:
-        several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        several = several and torch.distributed.get_world_size() > 1
-        self.group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if several else None
-        self.under_way: tuple[torch.Tensor, Any] | None = None
+        is_initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+        has_ranks = is_initialized and torch.distributed.get_world_size() > 1
+        self.group = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT) if has_ranks else None
+        self.in_flight: tuple[torch.Tensor, Any] | None = None
 
-    def exchange(self, values: Sequence[int]) -> list[int]:
-        """Whole numbers ≥ 0 in, as many out."""
+    def all_reduce_max_async(self, values: Sequence[int]) -> list[int]:
+        """Start an all-reduce with MAX and return the result of the one that the previous call started.
+
+        The reduction runs during a whole training step, so that no rank waits for another one. The result includes the
+        values of all previous calls.
+
+        Args:
+            values: Integers ≥ 0, as many in each call.
+        """
         if self.group is None:
             return list(values)
-        known = self._arrived() or [0] * len(values)
+        known = self._wait() or [0] * len(values)
         tensor = torch.tensor([max(pair) for pair in zip(values, known, strict=True)], dtype=torch.int64)
         work = torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group=self.group, async_op=True)
-        self.under_way = (tensor, work)
+        self.in_flight = (tensor, work)
         return known
 
-    def _arrived(self) -> list[int] | None:
-        if self.under_way is None:
+    def _wait(self) -> list[int] | None:
+        if self.in_flight is None:
             return None
-        (tensor, work), self.under_way = self.under_way, None
+        (tensor, work), self.in_flight = self.in_flight, None
         work.wait()
         return tensor.tolist()
 
-    def at_once(self, values: Sequence[int]) -> list[int]:
-        """As `exchange`, of this very call: waits for the others."""
-        self.exchange(values)
-        return self.exchange(values) if self.group is not None else list(values)
+    def all_reduce_max(self, values: Sequence[int]) -> list[int]:
+        """As `all_reduce_max_async`, but wait for the other ranks and return the result of this call."""
+        self.all_reduce_max_async(values)
+        return self.all_reduce_max_async(values) if self.group is not None else list(values)
 
-    def everyone(self, value: Any) -> list[Any]:
-        """JSON values of all processes, by rank, on the first process; what others get is of no use."""
+    def gather_to_rank0(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, by rank, on rank 0; an empty list elsewhere."""
         if self.group is None:
             return [value]
-        is_first = torch.distributed.get_rank() == 0
-        found = [None] * torch.distributed.get_world_size() if is_first else None
-        torch.distributed.gather_object(value, found, dst=0, group=self.group)
-        return found or []
+        is_main = torch.distributed.get_rank() == 0
+        values = [None] * torch.distributed.get_world_size() if is_main else None
+        torch.distributed.gather_object(value, values, dst=0, group=self.group)
+        return values or []
 
-    def first_says(self, value: Any) -> Any:
-        """The first process's value."""
+    def broadcast_from_rank0(self, value: Any) -> Any:
+        """Return rank 0's value."""
         if self.group is None:
             return value
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0, group=self.group)
-        return box[0]
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
 
     def close(self) -> None:
-        """Takes in what is still under way; the others may be gone, which is not what a run that ends dies of."""
+        """Wait for the reduction that is in flight; an error because other ranks have exited is ignored."""
         with contextlib.suppress(RuntimeError):
-            self._arrived()
+            self._wait()

@@ -22,7 +22,7 @@ from torch.distributed.tensor import Shard
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, RuntimeError, SafetensorError)
 
 
-def is_divided(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Whether each process holds a part of the weights only."""
     return any(isinstance(each, FSDPModule) for each in model.modules())
 
@@ -31,7 +31,7 @@ def is_divided(model: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class Region:
+class ShardSlice:
     """A box inside a whole tensor.
 
     Attributes:
@@ -45,7 +45,7 @@ class Region:
     size: tuple[int, ...]
 
 
-def region_of(tensor: torch.Tensor) -> Region:
+def shard_slice_of(tensor: torch.Tensor) -> ShardSlice:
     """What this process holds of a tensor: a shard of a DTensor, all of a plain one.
 
     Raises:
@@ -53,11 +53,11 @@ def region_of(tensor: torch.Tensor) -> Region:
     """
     shape = tuple(tensor.shape)
     if not hasattr(tensor, "placements"):
-        return Region(shape, (0,) * len(shape), shape)
-    return part_of_process(shape, tensor.device_mesh, tensor.placements)
+        return ShardSlice(shape, (0,) * len(shape), shape)
+    return local_slice(shape, tensor.device_mesh, tensor.placements)
 
 
-def part_of_process(shape: Sequence[int], mesh: Any, placements: Sequence[Any]) -> Region:
+def local_slice(shape: Sequence[int], mesh: Any, placements: Sequence[Any]) -> ShardSlice:
     """The rows that `torch.chunk` would give to this process: all have as many, the last ones fewer or none."""
     offset, size = [0] * len(shape), list(shape)
     for axis, placement in enumerate(placements):
@@ -69,15 +69,15 @@ def part_of_process(shape: Sequence[int], mesh: Any, placements: Sequence[Any]) 
         rows = -(-size[dim] // mesh.size(axis))
         first = min(rows * mesh.get_local_rank(axis), size[dim])
         offset[dim], size[dim] = offset[dim] + first, min(rows, size[dim] - first)
-    return Region(tuple(shape), tuple(offset), tuple(size))
+    return ShardSlice(tuple(shape), tuple(offset), tuple(size))
 
 
-def own_part(tensor: torch.Tensor) -> torch.Tensor:
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself, or this process's shard of it: the same memory, no copy."""
     return tensor.detach().to_local() if hasattr(tensor, "placements") else tensor.detach()
 
 
-def this_process() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """(this process's number, how many there are)"""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -106,18 +106,18 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 # ---- what a folder holds of them ----
 
 
-class Unfit(Exception):
+class Mismatch(Exception):
     """What a folder lacks or holds instead; its text continues a sentence that begins with the folder's name."""
 
 
 @contextlib.contextmanager
-def reading_folder(folder: Path, what: str, damaged: str) -> Iterator[None]:
+def folder_read_errors(folder: Path, what: str, damaged: str) -> Iterator[None]:
     """What reading a folder leads to, as a ValueError of one line."""
     try:
         yield
     except OSError as error:
         raise ValueError(f"{folder}: {what} cannot be read ({error})") from error
-    except Unfit as error:
+    except Mismatch as error:
         raise ValueError(f"{folder} {error}") from error
     except DAMAGED as error:
         text = " ".join(str(error).split())

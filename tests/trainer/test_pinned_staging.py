@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import id_tensor_storage
 
 from trainer.checkpointing import pinned_staging
-from trainer.checkpointing.pinned_staging import HostCopies, packed
+from trainer.checkpointing.pinned_staging import StagingBuffers, packed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8)
 
@@ -92,27 +92,27 @@ def gpu(monkeypatch):
 def test_one_event_after_all_copies_and_its_device_before_it_is_waited_for(gpu, capfd):
     """What memory cannot be pinned is not, and one line says so."""
     tensors = {"a": torch.rand(3, 2).as_subclass(OnGpu), "b": torch.rand(4).as_subclass(OnGpu), "n": 5}
-    copies = HostCopies()
-    taken = copies.take("model", {**tensors, "tied": tensors["a"]})
+    copies = StagingBuffers()
+    taken = copies.copy("model", {**tensors, "tied": tensors["a"]})
     assert gpu == [("copy", (3, 2)), ("copy", (4,)), ("record", "stream of cuda:1")]
     gpu.clear()
-    thread = threading.Thread(target=copies.arrived, name="save")
+    thread = threading.Thread(target=copies.wait, name="save")
     thread.start()
     thread.join()
     assert gpu == [("cuda:1", "save"), ("synchronize", "save")]
     assert taken["tied"] is taken["a"] and taken["n"] == 5
     assert all(torch.equal(taken[name], tensors[name].as_subclass(torch.Tensor)) for name in "ab")
-    again = copies.take("model", tensors)
+    again = copies.copy("model", tensors)
     assert again["a"] is taken["a"] and again["b"] is taken["b"]  # the same memory, used again
-    copies.take("optimizer", tensors)
-    assert copies.take("optimizer", tensors)["a"] is not taken["a"]
+    copies.copy("optimizer", tensors)
+    assert copies.copy("optimizer", tensors)["a"] is not taken["a"]
     assert capfd.readouterr().err.count("could not be pinned") == 1
 
 
 def test_another_shape_gets_memory_of_its_own(gpu):
-    copies = HostCopies()
-    first = copies.take("model", {"a": torch.ones(3).as_subclass(OnGpu), "b": torch.ones(2).as_subclass(OnGpu)})
-    second = copies.take("model", {"a": torch.zeros(5).as_subclass(OnGpu), "b": torch.ones(2).as_subclass(OnGpu)})
+    copies = StagingBuffers()
+    first = copies.copy("model", {"a": torch.ones(3).as_subclass(OnGpu), "b": torch.ones(2).as_subclass(OnGpu)})
+    second = copies.copy("model", {"a": torch.zeros(5).as_subclass(OnGpu), "b": torch.ones(2).as_subclass(OnGpu)})
     assert second["a"].shape == (5,) and second["b"] is first["b"] and first["a"].tolist() == [1, 1, 1]
-    empty = copies.take("model", {"none": torch.ones(0, 3).as_subclass(OnGpu)})["none"]
+    empty = copies.copy("model", {"none": torch.ones(0, 3).as_subclass(OnGpu)})["none"]
     assert empty.shape == (0, 3)

@@ -1,0 +1,155 @@
+"""What a checkpoint holds:
+
+config.json, model.safetensors …      the model as transformers and PEFT read it (EMA weights, if weights are averaged)
+optimizer.*  scheduler.json  scaler.json  ema.*   the state of the optimization
+rng-0.json                             the state of each rank's random number generators
+trainer_state.json  log_interval.json  skipped_steps.json   the state of the training loop
+run.yaml and the data's files          the configuration
+manifest.json                          size and SHA-256 of all of them, written last
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import json
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_callback import ExportableState
+
+from storage.atomic import write_text
+from trainer.callbacks.log_files import write_files
+from trainer.checkpointing import sharded_optimizer, step_state
+from trainer.checkpointing.pinned_staging import StagingBuffers
+from trainer.distributed.consensus import Consensus
+from trainer.optimization.ema import write_averages
+from trainer.serialization import rng_state, state_dict_io
+
+PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "peft", "bitsandbytes")
+
+
+class CheckpointContents:
+    """Copies the state of a training, to be written while training continues.
+
+    Args:
+        trainer: The Trainer whose state is saved.
+        consensus: Gathers the random number states of all ranks.
+        copies: Copy all tensors; otherwise the tensors themselves are written, which must not change meanwhile.
+    """
+
+    def __init__(self, trainer: Any, consensus: Consensus, copies: bool):
+        self.trainer, self.consensus = trainer, consensus
+        self.buffers = StagingBuffers() if copies else None
+
+    def snapshot(
+        self, final: Path, pending: step_state.PendingStepWork, resumable: bool, rng: Mapping[str, Any]
+    ) -> Callable[[Path], None]:
+        """Copy the current state; return a function that writes it into a folder. All ranks must call this.
+
+        Args:
+            final: The checkpoint's final folder.
+            pending: Work that is left of this step.
+            resumable: Include all state that training needs to continue; otherwise the model only.
+            rng: `rng_state.states()` to resume from.
+        """
+        trainer = self.trainer
+        rng_by_rank = self.consensus.gather_to_rank0(rng)
+        texts = {step_state.FILE: step_state.step_state(trainer, pending)}
+        part = self._optimizer_part() if resumable else {}
+        weights = None if trainer.is_unsharded else trainer.weights()  # gathered with the help of all ranks
+        if not trainer.args.should_save:
+            return lambda folder: self._write_states(folder, part)
+        if resumable:
+            texts |= {rng_state.file_name(rank): state for rank, state in enumerate(rng_by_rank)}
+        texts |= trainer.guard.facts()
+        states = {name: state_dict_io.split(state) for name, state in (self._states() if resumable else {}).items()}
+        states = {name: (plain, self._copy(name, tensors)) for name, (plain, tensors) in states.items()}
+        if weights is None:
+            weights = self._copy("model", trainer.weights(), trainer.constant_weights())
+        averages = None
+        if trainer.ema is not None:
+            tensors, facts = trainer.ema.state()
+            averages = self._copy("ema", tensors), facts
+        state = _copied_state(trainer)
+
+        def write(folder: Path) -> None:
+            if self.buffers is not None:
+                self.buffers.wait()
+            trainer.write_model(folder, weights, final)
+            self._write_states(folder, part | states)
+            if averages is not None:
+                write_averages(folder, *averages)
+            trainer_state = json.dumps(dataclasses.asdict(state), indent=2, sort_keys=True) + "\n"
+            write_text(folder / "trainer_state.json", trainer_state)
+            write_files(folder, texts)
+
+        return write
+
+    def _states(self) -> dict[str, Any]:
+        """State dicts of the optimization, by the name of their files."""
+        trainer = self.trainer
+        states = {"scheduler": trainer.lr_scheduler.state_dict()}
+        if trainer.is_unsharded:
+            states["optimizer"] = trainer.optimizer.state_dict()
+        scaler = getattr(trainer.accelerator, "scaler", None)
+        return states if scaler is None else states | {"scaler": scaler.state_dict()}
+
+    def _optimizer_part(self) -> dict[str, Any]:
+        """This rank's part of a sharded optimizer state: file name -> (JSON values, tensors)."""
+        trainer = self.trainer
+        if not trainer.is_fsdp_enabled:
+            return {}
+        tensors, facts = sharded_optimizer.local_state(trainer.model, trainer.optimizer)
+        name = sharded_optimizer.part_name(facts["process"], facts["processes"])
+        return {name: (facts, self._copy(name, tensors))}
+
+    def _write_states(self, folder: Path, states: Mapping[str, Any]) -> None:
+        if self.buffers is not None:
+            self.buffers.wait()
+        for name, (plain, tensors) in states.items():
+            state_dict_io.write(folder, name, plain, tensors)
+
+    def _copy(self, kind: str, tensors: Mapping[str, Any], constant: frozenset[int] = frozenset()) -> dict[str, Any]:
+        return dict(tensors) if self.buffers is None else self.buffers.copy(kind, tensors, constant)
+
+    def manifest_facts(self) -> dict[str, Any]:
+        """Return the JSON values that the manifest holds beside the files: batch sizes and versions."""
+        args = self.trainer.args
+        batch, accumulation = self.trainer._train_batch_size, args.gradient_accumulation_steps
+        return {
+            "world_size": args.world_size,
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": accumulation,
+            "global_batch_size": batch * accumulation * args.world_size,
+            "versions": package_versions(),
+        }
+
+
+def _copied_state(trainer: Any) -> Any:
+    """A copy of the TrainerState, with the state of callbacks that export theirs."""
+    state = copy.copy(trainer.state)
+    exported: dict[str, list[Any]] = {}  # several callbacks may have one class
+    for callback in [*trainer.callback_handler.callbacks, trainer.control]:
+        if isinstance(callback, ExportableState):
+            exported.setdefault(type(callback).__name__, []).append(callback.state())
+    for name, states in exported.items():
+        trainer.state.stateful_callbacks[name] = states if len(states) > 1 else states[0]
+    state.stateful_callbacks = copy.deepcopy(trainer.state.stateful_callbacks)
+    state.log_history = list(trainer.state.log_history)  # entries are never changed after they were logged
+    return state
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that write a checkpoint; reading them takes milliseconds."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
