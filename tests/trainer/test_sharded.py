@@ -1,7 +1,8 @@
-"""Optimizer state in parts and whole weights, against what torch gathers itself; two processes over gloo."""
+"""Sharded optimizer state and gathered weights, against what torch gathers itself; two processes over gloo."""
 
 import itertools
 import json
+import re
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -16,12 +17,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
 
 from trainer.checkpointing import sharded_optimizer, sharded_weights
+from trainer.checkpointing.load_errors import CheckpointLoadError, checkpoint_load_errors
 from trainer.distributed import shards
 from trainer.serialization import state_dict_io
 
 
 class Tower(nn.Module):
-    """Seven rows that two processes share unevenly, a single row that one of them has not, tied weights, buffers."""
+    """Seven rows, which two ranks share unevenly; a single row, of which one rank has none; tied weights; buffers."""
 
     def __init__(self, seed=0):
         super().__init__()
@@ -173,7 +175,7 @@ def load_plain(rank, folder):
     for kind, place in itertools.product(OPTIMIZERS, ("parts", "state")):
         model, optimizer = trained(kind, seed=1, shard=True)
         if kind == "rows":
-            with pytest.raises(ValueError, match="/rows`, which is not shaped like its weight"):
+            with pytest.raises(shards.Mismatch, match="/rows`"):
                 sharded_optimizer.load_local_state(model, optimizer, folder / place / kind)
             continue
         sharded_optimizer.load_local_state(model, optimizer, folder / place / kind)
@@ -187,7 +189,7 @@ def load_plain(rank, folder):
 
 
 @pytest.mark.slow
-def test_two_processes_save_and_one_or_two_go_on(tmp_path):
+def test_two_processes_save_and_one_or_two_resume(tmp_path):
     together(save_all, tmp_path)
     for kind in OPTIMIZERS:
         truth = state_dict_io.read(tmp_path / kind, "truth")
@@ -200,7 +202,7 @@ def test_two_processes_save_and_one_or_two_go_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_process_saves_and_two_go_on(tmp_path):
+def test_one_process_saves_and_two_resume(tmp_path):
     for kind in OPTIMIZERS:
         model, optimizer = trained(kind)
         write_part(tmp_path / "parts" / kind, model, optimizer)
@@ -216,41 +218,41 @@ def test_one_process_saves_and_two_go_on(tmp_path):
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 7, 12])
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_rows_are_dealt_out_as_torch_does(rows, processes):
+def test_rows_are_distributed_as_torch_chunk_does(rows, processes):
     whole = torch.arange(rows * 3.0).reshape(rows, 3)
     chunks = list(whole.chunk(processes)) if rows else [whole]
     for rank in range(processes):
         mesh = SimpleNamespace(size=lambda axis: processes, get_local_rank=lambda axis, rank=rank: rank)
-        region = shards.local_slice((rows, 3), mesh, [Shard(0)])
+        place = shards.local_slice((rows, 3), mesh, [Shard(0)])
         wanted = chunks[rank] if rank < len(chunks) else whole[:0]
-        first = region.offset[0]
-        assert torch.equal(whole[first : first + region.size[0]], wanted)
+        first = place.offset[0]
+        assert torch.equal(whole[first : first + place.size[0]], wanted)
     assert shards.local_slice((rows, 3), mesh, [Replicate()]).size == (rows, 3)
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product([1, 2, 3, 4], [1, 2, 3, 5])))
-def test_parts_of_any_number_of_processes_become_those_of_another(before, after):
+def test_parts_are_resharded_for_another_number_of_processes(before, after):
     whole = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
 
-    def regions(count):
+    def slices(count):
         for rank in range(count):
             mesh = SimpleNamespace(size=lambda axis: count, get_local_rank=lambda axis, rank=rank: rank)
             yield shards.local_slice((7, 3), mesh, [Shard(0)])
 
-    def cut(region):
-        return whole[region.offset[0] :][: region.size[0]]
+    def cut(place):
+        return whole[place.offset[0] :][: place.size[0]]
 
-    stored = sharded_optimizer.Stored({region: cut(region) for region in regions(before)})
-    for region in regions(after):
-        assert torch.equal(sharded_optimizer._assembled(stored, region, "x"), cut(region))
+    stored = sharded_optimizer.StoredTensor({place: cut(place) for place in slices(before)})
+    for place in slices(after):
+        assert torch.equal(sharded_optimizer._assembled(stored, place, "x"), cut(place))
     if before > 1:
         stored.pieces.popitem()
-        with pytest.raises(shards.Mismatch, match="lacks parts of `x`"):
-            sharded_optimizer._assembled(stored, shards.ShardSlice((7, 3), (0, 0), (7, 3)), "x")
+        with pytest.raises(shards.Mismatch, match="`x`"):
+            sharded_optimizer._assembled(stored, shards.whole_slice((7, 3)), "x")
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_an_unsharded_optimizer_goes_on_bit_for_bit(tmp_path, kind):
+def test_an_unsharded_optimizer_resumes_bit_for_bit(tmp_path, kind):
     model, optimizer = trained(kind)
     write_part(tmp_path, model, optimizer)
     fresh, other = trained(kind, seed=1)
@@ -299,26 +301,25 @@ def forget(facts):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "key"),
     [
-        (rename, "another model: `words.weight` is a weight that this run trains"),
-        (resize, "`words.weight` is 8×4 there and 7×4 here"),
-        (regroup, "other parameter groups"),
-        (shift, "words.weight/exp_avg lies outside its tensor"),
-        (forget, "lacks parts of `words.weight/exp_avg`"),
-        (lambda facts: facts.update(optimizer="SGD"), "the optimizer SGD, this run has AdamW"),
-        (lambda facts: facts.update(format=2), "of format 2; this version reads format 1"),
-        (lambda facts: facts.pop("values"), "damaged optimizer state"),
-        (lambda facts: facts["tensors"].update({"gone/exp_avg": {"whole": True}}), "damaged optimizer state"),
-        (lambda facts: facts["values"].update({"gone/exp_avg": 1}), "damaged optimizer state"),
-        (lambda facts: facts["groups"].append(3), "damaged optimizer state"),
+        (rename, "`words.weight`"),
+        (resize, "`words.weight` is 8×4"),
+        (regroup, "parameter groups"),
+        (shift, "words.weight/exp_avg"),
+        (forget, "`words.weight/exp_avg`"),
+        (lambda facts: facts.update(optimizer="SGD"), "SGD.*AdamW"),
+        (lambda facts: facts.pop("values"), "values"),
+        (lambda facts: facts["tensors"].update({"gone/exp_avg": {"whole": True}}), "gone"),
+        (lambda facts: facts["values"].update({"gone/exp_avg": 1}), "gone"),
+        (lambda facts: facts["groups"].append(3), "int"),
     ],
 )
-def test_what_does_not_fit_is_one_line_and_changes_nothing(tmp_path, change, says):
+def test_a_mismatch_is_one_line_and_changes_nothing(tmp_path, change, key):
     write_part(tmp_path, *trained("adamw"))
     edited(tmp_path, change)
     model, optimizer = trained("adamw", seed=1)
-    with pytest.raises(ValueError, match=says) as caught:
+    with pytest.raises(CheckpointLoadError, match=key) as caught, checkpoint_load_errors(tmp_path):
         sharded_optimizer.load_local_state(model, optimizer, tmp_path)
     assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
     same_state(of_plain(model, optimizer), of_plain(*trained("adamw", seed=1)))
@@ -326,39 +327,38 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(tmp_path, change, say
 
 def test_missing_and_mixed_parts(tmp_path):
     model, optimizer = trained("adamw")
-    load = lambda: sharded_optimizer.load_local_state(model, optimizer, tmp_path)  # noqa: E731
-    with pytest.raises(ValueError, match=f"{tmp_path} has no optimizer.json"):
-        load()
+
+    def check_error(key):
+        with pytest.raises(CheckpointLoadError, match=key), checkpoint_load_errors(tmp_path):
+            sharded_optimizer.load_local_state(model, optimizer, tmp_path)
+
+    check_error("optimizer.json")
     write_part(tmp_path, model, optimizer)
     assert sharded_optimizer.has_parts(tmp_path)
     tensors, facts = tmp_path / "optimizer-00001-of-00001.safetensors", tmp_path / "optimizer-00001-of-00001.json"
     tensors.write_bytes(tensors.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="damaged optimizer state"):
-        load()
+    check_error("SafetensorError")
     tensors.unlink()
-    with pytest.raises(ValueError, match="has no optimizer-00001-of-00001.safetensors"):
-        load()
+    check_error("optimizer-00001-of-00001.safetensors")
     facts.with_name("optimizer-00002-of-00002.json").write_text("{}")
-    with pytest.raises(ValueError, match="parts of 1 and of 2 processes"):
-        load()
+    check_error("1 and of 2 processes")
     facts.unlink()
-    with pytest.raises(ValueError, match="has no optimizer-00001-of-00002.json: one of its 2 parts is missing"):
-        load()
+    check_error("optimizer-00001-of-00002.json")
 
 
-def test_state_that_no_part_can_hold(tmp_path):
+def test_state_that_cannot_be_sharded(tmp_path):
     model, optimizer = trained("adamw")
     optimizer.state[model.single.bias]["inner"] = [torch.ones(2)]
-    with pytest.raises(ValueError, match=r"`single.bias/inner` is a list of tensors"):
+    with pytest.raises(ValueError, match="`single.bias/inner`"):
         sharded_optimizer.local_state(model, optimizer)
     optimizer.state[model.single.bias]["inner"] = {1, 2}
-    with pytest.raises(ValueError, match="a checkpoint without pickles cannot hold"):
+    with pytest.raises(ValueError, match="`single.bias/inner`"):
         sharded_optimizer.local_state(model, optimizer)
-    with pytest.raises(ValueError, match="no parameters of the model"):
+    with pytest.raises(ValueError, match="not parameters of the model"):
         sharded_optimizer.local_state(Tower(), optimizer)
 
 
-def test_weights_of_several_files(tmp_path):
+def test_weights_in_several_files(tmp_path):
     model = Tower()
     state = {name: value for name, value in model.state_dict().items() if name != "words.weight"}
     names = sorted(state)
@@ -378,23 +378,24 @@ def test_an_index_names_files_of_its_folder_only(tmp_path, name):
     folder.mkdir()
     save_file(Tower().state_dict() | {"head.weight": torch.zeros(7, 4)}, tmp_path / "model.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"inner.weight": name}}))
-    with pytest.raises(ValueError, match="which is no file of its folder"):
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
         sharded_weights.load_whole_weights(Tower(), folder)
 
 
 def test_weights_that_do_not_fit(tmp_path):
     whole = {name: value.clone() for name, value in Tower().state_dict().items()}
 
-    def refused(says, **changes):
-        save_file({n: v for n, v in (whole | changes).items() if v is not None}, tmp_path / "model.safetensors")
-        with pytest.raises(ValueError, match=says):
+    def check_error(key):
+        with pytest.raises(CheckpointLoadError, match=key), checkpoint_load_errors(tmp_path):
             sharded_weights.load_whole_weights(Tower(), tmp_path)
 
-    with pytest.raises(ValueError, match=f"{tmp_path} has no model.safetensors"):
-        sharded_weights.load_whole_weights(Tower(), tmp_path)
-    refused("has no weight `inner.weight`", **{"inner.weight": None})
-    refused("has a weight `more`, which this model has not", more=torch.zeros(1))
-    refused("`inner.weight` of 4×3, here it is 4×4", **{"inner.weight": torch.zeros(4, 3)})
-    (tmp_path / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(ValueError, match="has damaged weights"):
-        sharded_weights.load_whole_weights(Tower(), tmp_path)
+    def check_changed(key, **changes):
+        save_file({n: v for n, v in (whole | changes).items() if v is not None}, tmp_path / "model.safetensors")
+        check_error(key)
+
+    check_error("model.safetensors")
+    check_changed("`inner.weight`", **{"inner.weight": None})
+    check_changed("`more`", more=torch.zeros(1))
+    check_changed("`inner.weight` is 4×3", **{"inner.weight": torch.zeros(4, 3)})
+    (tmp_path / "model.safetensors").write_bytes(b"truncated")
+    check_error("SafetensorError")

@@ -33,7 +33,8 @@ def checkpoint_load_errors(checkpoint: str | Path | None, reraise: tuple[type[Ex
             line = f"{checkpoint} {UNREADABLE} ({error}); it may be intact: start again when the disk can be read"
             raise CheckpointLoadError(line) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        folder = "" if str(checkpoint) in reason else f"{checkpoint} cannot be loaded: {type(error).__name__}: "
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        folder = "" if str(checkpoint) in reason else f"{checkpoint} cannot be loaded: {kind}"
         remedy = "" if "another checkpoint" in reason else "; resume from another checkpoint"
         raise CheckpointLoadError(f"{folder}{reason}{remedy}") from error
 

@@ -1,9 +1,9 @@
-"""The optimizer's state under FSDP2, in one part for each process. Process 1 of 2 writes
+"""Optimizer state under FSDP2, in one part for each rank. Rank 1 of 2 writes
 
-    optimizer-00001-of-00002.json          names, groups, and where each tensor lies in the whole one
-    optimizer-00001-of-00002.safetensors   tensors `<parameter>/<state>`, e.g. `head.weight/exp_avg`
+    optimizer-00002-of-00002.json          groups, and the place of each shard in its whole tensor
+    optimizer-00002-of-00002.safetensors   shards `<parameter>/<state>`, e.g. `head.weight/exp_avg`
 
-and any number of processes, also a single one without FSDP, reads all parts and takes what it holds itself.
+Any number of ranks, also a single process without FSDP, reads all parts and takes the slices that it holds itself.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from trainer.distributed.shards import (
     Mismatch,
     ShardSlice,
-    folder_read_errors,
     local_shard,
     local_slice,
     named_tensors,
     rank_and_world_size,
     shard_slice_of,
     size_text,
+    whole_slice,
 )
 from trainer.serialization import state_dict_io
 
-FORMAT = 1
 PART = re.compile(r"optimizer-(\d{5})-of-(\d{5})\.json")
 
 
 def part_name(process: int, processes: int) -> str:
-    """`optimizer-00001-of-00002` for the first of two processes, which is number 0."""
+    """Return `optimizer-00001-of-00002` for rank 0 of 2."""
     return f"optimizer-{process + 1:05d}-of-{processes:05d}"
 
 
@@ -50,92 +49,98 @@ def has_parts(folder: Path | str) -> bool:
     return any(PART.fullmatch(path.name) for path in Path(folder).glob("optimizer-*.json"))
 
 
-def _bare(optimizer: Any) -> torch.optim.Optimizer:
-    """What accelerate's wrapper holds, or the optimizer itself."""
+def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer inside accelerate's wrapper, or the optimizer itself."""
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _kind(optimizer: torch.optim.Optimizer) -> str:
-    members = getattr(optimizer, "members", ())
-    return " + ".join(type(each).__name__ for each in members or (optimizer,))
+def _class_name(optimizer: torch.optim.Optimizer) -> str:
+    members = getattr(optimizer, "members", ()) or (optimizer,)
+    return " + ".join(type(member).__name__ for member in members)
 
 
 def _group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
     """The names of the parameters of each group, in the optimizer's order."""
     names: dict[int, str] = {}
-    for name, each in named_tensors(model).items():
-        names.setdefault(id(each), name)
+    for name, tensor in named_tensors(model).items():
+        names.setdefault(id(tensor), name)
     try:
-        return [[names[id(each)] for each in group["params"]] for group in optimizer.param_groups]
+        return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
     except KeyError:
-        raise ValueError("the optimizer trains tensors that are no parameters of the model") from None
+        raise ValueError("the optimizer trains tensors that are not parameters of the model") from None
 
 
-# ---- the optimizer's state, written ----
+# ---- writing ----
 
 
 def local_state(model: nn.Module, optimizer: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What this process holds of the optimizer's state; no copies, and no process waits for another.
+    """Return what this rank holds of the optimizer state, without copies and without communication.
 
     Returns:
-        Tensors `<parameter>/<state>`, and as JSON values: whether the weights are `sharded`; `groups`, their parameters
-        with shapes and their options; `tensors`, of each the `shape` of the whole one, the `offset` of this part and
-        the dimension along which each axis of the processes' mesh `cut` it, or `whole`; `values`, state that is no
-        tensor.
+        Shards `<parameter>/<state>`, and JSON values: whether the weights are `sharded`; `groups`, their parameters
+        with shapes and their options; `tensors`, for each the `shape` of the whole tensor, the `offset` of the shard and the
+        dimension along which each axis of the device mesh `cut` it, or `whole`; `values`, state that is not a tensor.
 
     Raises:
-        ValueError: state that no file can hold, or that is spread over processes otherwise than in rows.
+        ValueError: state cannot be stored, or is sharded otherwise than in rows.
     """
-    bare = _bare(optimizer)
-    stored, groups = bare.state_dict(), _group_names(model, bare)
+    optimizer = _unwrapped(optimizer)
+    state, names = optimizer.state_dict(), _group_names(model, optimizer)
     process, processes = rank_and_world_size()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     tensors: dict[str, torch.Tensor] = {}
-    facts: dict[str, Any] = {"format": FORMAT, "process": process, "processes": processes, "optimizer": _kind(bare)}
-    facts["sharded"] = any(hasattr(each, "placements") for group in bare.param_groups for each in group["params"])
-    facts |= {"groups": _group_facts(stored, groups, bare), "tensors": {}, "values": {}}
-    for parameter, key, value in _entries(stored, groups):
+    facts: dict[str, Any] = {
+        "process": process,
+        "processes": processes,
+        "optimizer": _class_name(optimizer),
+        "sharded": any(hasattr(parameter, "placements") for parameter in parameters),
+        "groups": _group_facts(state, names, optimizer),
+        "tensors": {},
+        "values": {},
+    }
+    for parameter, key, value in _entries(state, names):
         name = f"{parameter}/{key}"
-        if not isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor):
+            tensors[name] = local_shard(value)
+            facts["tensors"][name] = _shard_facts(value)
+        else:
             facts["values"][name] = _as_json(value, name)
-            continue
-        tensors[name] = local_shard(value)
-        facts["tensors"][name] = _place_facts(value)
     return tensors, facts
 
 
-def _entries(stored: Mapping[str, Any], groups: Sequence[Sequence[str]]) -> Iterator[tuple[str, str, Any]]:
-    """(parameter, state, value) of everything in a state dict."""
-    indices = [index for group in stored["param_groups"] for index in group["params"]]
-    names = dict(zip(indices, [name for group in groups for name in group], strict=True))
-    for index, state in stored["state"].items():
-        if index not in names:
-            raise ValueError(f"the optimizer keeps state `{index}` of no parameter, which cannot be saved in parts")
-        for key, value in state.items():
-            yield names[index], key, value
+def _entries(state: Mapping[str, Any], names: Sequence[Sequence[str]]) -> Iterator[tuple[str, str, Any]]:
+    """(parameter, state, value) of everything in an optimizer's state dict."""
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    name_of = dict(zip(indices, [name for group in names for name in group], strict=True))
+    for index, values in state["state"].items():
+        if index not in name_of:
+            raise ValueError(f"the optimizer has state `{index}` of no parameter, which cannot be saved in parts")
+        for key, value in values.items():
+            yield name_of[index], key, value
 
 
-def _place_facts(value: torch.Tensor) -> dict[str, Any]:
+def _shard_facts(value: torch.Tensor) -> dict[str, Any]:
     if not hasattr(value, "placements"):
         return {"whole": True}
-    region = shard_slice_of(value)
-    assert tuple(local_shard(value).shape) == region.size, "sharded in another way than torch.chunk's"
-    cut = [None if each.is_replicate() else each.dim for each in value.placements]
-    return {"shape": list(region.shape), "offset": list(region.offset), "cut": cut}
+    place = shard_slice_of(value)
+    assert tuple(local_shard(value).shape) == place.size, "sharded in another way than torch.chunk's"
+    cut = [None if placement.is_replicate() else placement.dim for placement in value.placements]
+    return {"shape": list(place.shape), "offset": list(place.offset), "cut": cut}
 
 
 def _group_facts(
-    stored: Mapping[str, Any], groups: Sequence[Sequence[str]], optimizer: torch.optim.Optimizer
+    state: Mapping[str, Any], names: Sequence[Sequence[str]], optimizer: torch.optim.Optimizer
 ) -> list[dict[str, Any]]:
     facts = []
-    for names, group, own in zip(groups, stored["param_groups"], optimizer.param_groups, strict=True):
-        options = {name: _number(value) for name, value in group.items() if name != "params"}
-        shapes = {name: list(each.shape) for name, each in zip(names, own["params"], strict=True)}
+    for group_names, stored, group in zip(names, state["param_groups"], optimizer.param_groups, strict=True):
+        options = {name: _number(value) for name, value in stored.items() if name != "params"}
+        shapes = {name: list(tensor.shape) for name, tensor in zip(group_names, group["params"], strict=True)}
         facts.append({"parameters": shapes, "options": _as_json(options, "options of a group")})
     return facts
 
 
 def _number(value: Any) -> Any:
-    """A learning rate that is a tensor counts as its value."""
+    """The value of a learning rate that is a tensor."""
     return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
 
 
@@ -149,212 +154,195 @@ def _as_json(value: Any, name: str) -> Any:
     return plain
 
 
-# ---- the optimizer's state, read ----
+# ---- reading ----
 
 
 @dataclass
-class Stored:
-    """One tensor of optimizer state as the files have it, none of it read yet.
+class StoredTensor:
+    """One tensor of optimizer state in the files.
 
     Attributes:
-        pieces: What can be sliced inside its region, from 0 on.
-        cut: The dimension along which each axis of the mesh had cut it; None: not known, it was not sharded.
-        own: One that is whole in each process, as this process wrote it, or the first one where there were fewer.
+        pieces: Slice of the whole tensor -> open file slice or tensor that holds it.
+        cut: Dimension along which each axis of the device mesh cut it; None: it was not sharded.
+        unsharded: A tensor that is whole on each rank, as this rank wrote it (rank 0 if there were fewer ranks).
     """
 
     pieces: dict[ShardSlice, Any] = field(default_factory=dict)
     cut: list[int | None] | None = None
-    own: torch.Tensor | None = None
+    unsharded: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return next(iter(self.pieces)).shape if self.pieces else tuple(self.own.shape)
+        return next(iter(self.pieces)).shape if self.pieces else tuple(self.unsharded.shape)
 
 
 @dataclass
-class Saved:
-    """What a checkpoint holds of an optimizer; `kind` and the parameters' shapes only if it was written in parts."""
+class StoredOptimizer:
+    """The optimizer state in a checkpoint; `class_name` and shapes are known only if it was written in parts."""
 
-    kind: str | None
+    class_name: str | None
     processes: int
     groups: list[dict[str, Any]]
-    tensors: dict[str, Stored] = field(default_factory=dict)
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
 
 
 def load_local_state(model: nn.Module, optimizer: Any, folder: Path | str) -> None:
-    """Fills the optimizer with its part of a checkpoint's state, whoever wrote it: any number of processes, under FSDP2
-    or not.
+    """Load this rank's part of a checkpoint's optimizer state, written by any number of ranks, with FSDP2 or without.
 
     Raises:
-        ValueError: the state is missing, incomplete or damaged, or of another model or optimizer. Nothing is changed
-            then.
+        Mismatch: the state is missing or incomplete, or of another model or optimizer. Nothing is changed then.
     """
-    folder, bare = Path(folder), _bare(optimizer)
-    groups = _group_names(model, bare)
+    folder, optimizer = Path(folder), _unwrapped(optimizer)
+    names = _group_names(model, optimizer)
     with contextlib.ExitStack() as open_files:
-        with folder_read_errors(folder, "the optimizer's state", "a damaged optimizer state"):
-            saved = _read_parts(folder, open_files) if has_parts(folder) else _read_whole(folder, groups)
-            _check(saved, groups, bare)
-            state = _state_dict(saved, groups, bare)
-        bare.load_state_dict(state)
+        stored = _read_parts(folder, open_files) if has_parts(folder) else _read_whole(folder, names)
+        _check(stored, names, optimizer)
+        optimizer.load_state_dict(_state_dict(stored, names, optimizer))
 
 
-def _read_parts(folder: Path, open_files: contextlib.ExitStack) -> Saved:
+def _read_parts(folder: Path, open_files: contextlib.ExitStack) -> StoredOptimizer:
     counts = {int(match[2]) for path in folder.iterdir() if (match := PART.fullmatch(path.name))}
     if len(counts) != 1:
-        raise Mismatch(f"holds optimizer parts of {' and of '.join(map(str, sorted(counts)))} processes: take another")
-    (processes,), saved = counts, None
+        raise Mismatch(f"it has optimizer parts of {' and of '.join(map(str, sorted(counts)))} processes")
+    (processes,), stored = counts, None
     for process in range(processes):
         name = part_name(process, processes)
         if not (folder / f"{name}.json").is_file():
-            raise Mismatch(f"has no {name}.json: one of its {processes} parts is missing")
+            raise Mismatch(f"{name}.json, one of {processes} parts, is missing")
         facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        if facts["format"] != FORMAT:
-            raise Mismatch(f"has a {name}.json of format {facts['format']!r}; this version reads format {FORMAT}")
-        saved = saved or Saved(facts["optimizer"], processes, facts["groups"])
-        if (facts["optimizer"], facts["groups"]) != (saved.kind, saved.groups):
-            raise Mismatch(f"holds parts of different optimizers: {name}.json does not fit the first one")
-        _add_part(
-            saved,
-            facts,
-            _opened(folder / f"{name}.safetensors", facts, open_files),
-            process == rank_and_world_size()[0],
-        )
-    return saved
+        stored = stored or StoredOptimizer(facts["optimizer"], processes, facts["groups"])
+        if (facts["optimizer"], facts["groups"]) != (stored.class_name, stored.groups):
+            raise Mismatch(f"{name}.json is of another optimizer than the first part")
+        file = None
+        if facts["tensors"]:
+            file = open_files.enter_context(safe_open(folder / f"{name}.safetensors", framework="pt"))
+        _add_part(stored, facts, file, is_own=process == rank_and_world_size()[0])
+    return stored
 
 
-def _opened(path: Path, facts: Mapping[str, Any], open_files: contextlib.ExitStack) -> Any:
-    if not facts["tensors"]:  # an optimizer without state
-        return None
-    if not path.is_file():
-        raise Mismatch(f"has no {path.name}")
-    return open_files.enter_context(safe_open(path, framework="pt"))
-
-
-def _add_part(saved: Saved, facts: Mapping[str, Any], file: Any, is_own: bool) -> None:
+def _add_part(stored: StoredOptimizer, facts: Mapping[str, Any], file: Any, is_own: bool) -> None:
     for name, place in facts["tensors"].items():
-        stored = saved.tensors.setdefault(name, Stored())
+        tensor = stored.tensors.setdefault(name, StoredTensor())
         if "whole" in place:
-            stored.own = file.get_tensor(name) if is_own or stored.own is None else stored.own
+            if is_own or tensor.unsharded is None:
+                tensor.unsharded = file.get_tensor(name)
             if not facts["sharded"]:
-                stored.pieces = {shard_slice_of(stored.own): stored.own}
+                tensor.pieces = {shard_slice_of(tensor.unsharded): tensor.unsharded}
             continue
         source = file.get_slice(name) if place["shape"] else file.get_tensor(name)
         size = tuple(source.get_shape()) if place["shape"] else ()
-        region = ShardSlice(tuple(place["shape"]), tuple(place["offset"]), size)
-        box = zip(region.shape, region.offset, size, strict=True)
-        if region.shape != (stored.shape if stored.pieces else region.shape) or any(s < o + n for s, o, n in box):
-            raise ValueError(f"{name} lies outside its tensor")
-        stored.pieces[region], stored.cut = source, place["cut"]
-    saved.values |= facts["values"] if is_own else {k: v for k, v in facts["values"].items() if k not in saved.values}
+        piece = ShardSlice(tuple(place["shape"]), tuple(place["offset"]), size)
+        ends = zip(piece.shape, piece.offset, size, strict=True)
+        is_outside = any(offset + length > whole for whole, offset, length in ends)
+        if is_outside or (tensor.pieces and piece.shape != tensor.shape):
+            raise Mismatch(f"the shard {name} is outside its tensor")
+        tensor.pieces[piece], tensor.cut = source, place["cut"]
+    stored.values = {**facts["values"], **stored.values} if not is_own else {**stored.values, **facts["values"]}
 
 
-def _read_whole(folder: Path, groups: Sequence[Sequence[str]]) -> Saved:
-    """What a run without FSDP wrote: optimizer.json and optimizer.safetensors, a state dict."""
-    try:
-        state = state_dict_io.read(folder, "optimizer")
-    except ValueError as error:
-        raise Mismatch(str(error).removeprefix(f"{folder}").lstrip(": ")) from error
+def _read_whole(folder: Path, names: Sequence[Sequence[str]]) -> StoredOptimizer:
+    """Read optimizer.json and optimizer.safetensors, a state dict that a run without FSDP wrote."""
+    state = state_dict_io.read(folder, "optimizer")
     sizes = [len(group["params"]) for group in state["param_groups"]]
-    if sizes != [len(names) for names in groups]:
-        raise Mismatch(f"holds the optimizer of other parameter groups, of {sizes} weights: it is another model's")
-    found = []
-    for names, group in zip(groups, state["param_groups"], strict=True):
+    if sizes != [len(group) for group in names]:
+        raise Mismatch(f"its optimizer has parameter groups of {sizes} weights: it is of another model")
+    groups = []
+    for group_names, group in zip(names, state["param_groups"], strict=True):
         options = {name: value for name, value in group.items() if name != "params"}
-        found.append({"parameters": dict.fromkeys(names), "options": state_dict_io.split(options)[0]})
-    saved = Saved(None, 1, found)
-    for parameter, key, value in _entries(state, groups):
+        groups.append({"parameters": dict.fromkeys(group_names), "options": state_dict_io.split(options)[0]})
+    stored = StoredOptimizer(None, 1, groups)
+    for parameter, key, value in _entries(state, names):
         if isinstance(value, torch.Tensor):
-            saved.tensors[f"{parameter}/{key}"] = Stored({shard_slice_of(value): value}, own=value)
+            stored.tensors[f"{parameter}/{key}"] = StoredTensor({shard_slice_of(value): value}, unsharded=value)
         else:
-            saved.values[f"{parameter}/{key}"] = state_dict_io.split(value)[0]
-    return saved
+            stored.values[f"{parameter}/{key}"] = state_dict_io.split(value)[0]
+    return stored
 
 
-def _check(saved: Saved, groups: Sequence[Sequence[str]], optimizer: torch.optim.Optimizer) -> None:
-    if saved.kind not in (None, _kind(optimizer)):
-        raise Mismatch(f"holds the state of the optimizer {saved.kind}, this run has {_kind(optimizer)}: name that one")
-    own = dict(_with_parameters(groups, optimizer))
-    stored = {name: shape for group in saved.groups for name, shape in group["parameters"].items()}
-    for name in [*own, *stored]:
-        if name not in stored or name not in own:
-            whose = "this run trains and it does not" if name in own else "it trains and this run does not"
-            raise Mismatch(f"holds the optimizer of another model: `{name}` is a weight that {whose}")
-        if stored[name] is not None and tuple(stored[name]) != tuple(own[name].shape):
-            sizes = f"{size_text(stored[name])} there and {size_text(own[name].shape)} here"
-            raise Mismatch(f"holds the optimizer of another model: `{name}` is {sizes}")
-    if [list(group["parameters"]) for group in saved.groups] != [list(names) for names in groups]:
-        raise Mismatch("holds the optimizer of other parameter groups: give those that it was trained with")
+def _check(stored: StoredOptimizer, names: Sequence[Sequence[str]], optimizer: torch.optim.Optimizer) -> None:
+    if stored.class_name not in (None, _class_name(optimizer)):
+        raise Mismatch(f"its optimizer is {stored.class_name}, this run has {_class_name(optimizer)}")
+    parameters = _parameters(names, optimizer)
+    shapes = {name: shape for group in stored.groups for name, shape in group["parameters"].items()}
+    for name in [*parameters, *shapes]:
+        if name not in shapes or name not in parameters:
+            where = "this run" if name in parameters else "the checkpoint's run"
+            raise Mismatch(f"its optimizer is of another model: only {where} trains the weight `{name}`")
+        if shapes[name] is not None and tuple(shapes[name]) != tuple(parameters[name].shape):
+            sizes = f"{size_text(shapes[name])}, in this run {size_text(parameters[name].shape)}"
+            raise Mismatch(f"its optimizer is of another model: the weight `{name}` is {sizes}")
+    if [list(group["parameters"]) for group in stored.groups] != [list(group) for group in names]:
+        raise Mismatch("its optimizer has other parameter groups; give those that it was trained with")
 
 
-def _with_parameters(
-    groups: Sequence[Sequence[str]], optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[str, torch.Tensor]]:
-    for names, group in zip(groups, optimizer.param_groups, strict=True):
-        yield from zip(names, group["params"], strict=True)
+def _parameters(names: Sequence[Sequence[str]], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    tensors = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return dict(zip([name for group in names for name in group], tensors, strict=True))
 
 
-def _state_dict(saved: Saved, groups: Sequence[Sequence[str]], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What the optimizer's own `load_state_dict` takes, with this process's part of each tensor."""
+def _state_dict(
+    stored: StoredOptimizer, names: Sequence[Sequence[str]], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """The argument of the optimizer's `load_state_dict`, with this rank's shard of each tensor."""
     numbered = optimizer.state_dict()["param_groups"]
     indices = [index for group in numbered for index in group["params"]]
-    parameters = dict(_with_parameters(groups, optimizer))
+    parameters = _parameters(names, optimizer)
     index_of = dict(zip(parameters, indices, strict=True))
-    as_many = saved.processes == rank_and_world_size()[1]
+    is_same_count = stored.processes == rank_and_world_size()[1]
     state: dict[int, dict[str, Any]] = {}
-    for name, stored in saved.tensors.items():
+    for name, tensor in stored.tensors.items():
         parameter, _, key = name.rpartition("/")
-        state.setdefault(index_of[parameter], {})[key] = _part_of(stored, parameters[parameter], name, as_many)
-    for name, value in saved.values.items():
+        value = _local_part(tensor, parameters[parameter], name, is_same_count)
+        state.setdefault(index_of[parameter], {})[key] = value
+    for name, value in stored.values.items():
         parameter, _, key = name.rpartition("/")
         state.setdefault(index_of[parameter], {})[key] = state_dict_io.join(value, {})
-    options = [state_dict_io.join(group["options"], {}) for group in saved.groups]
-    return {
-        "state": state,
-        "param_groups": [own | {"params": group["params"]} for own, group in zip(options, numbered, strict=True)],
-    }
+    options = [state_dict_io.join(group["options"], {}) for group in stored.groups]
+    groups = [option | {"params": group["params"]} for option, group in zip(options, numbered, strict=True)]
+    return {"state": state, "param_groups": groups}
 
 
-def _part_of(stored: Stored, parameter: torch.Tensor, name: str, as_many: bool) -> torch.Tensor:
-    """A tensor of state as this process holds it beside the parameter. `as_many`: processes as when it was written."""
-    shape = stored.shape
-    if not stored.pieces:  # each process had one of its own beside its part of the weight
-        if stored.own.numel() > 1 and not as_many:
-            raise Mismatch(f"holds `{name}`, which another number of processes cannot divide: launch as many as before")
-        return stored.own.clone()
+def _local_part(tensor: StoredTensor, parameter: torch.Tensor, name: str, is_same_count: bool) -> torch.Tensor:
+    """A state tensor as this rank holds it. `is_same_count`: as many ranks as when it was written."""
+    shape = tensor.shape
+    if not tensor.pieces:  # each rank had its own, beside its shard of the weight
+        if tensor.unsharded.numel() > 1 and not is_same_count:
+            raise Mismatch(f"`{name}` cannot be resharded; launch as many processes as before")
+        return tensor.unsharded.clone()
     if not hasattr(parameter, "placements"):
-        return _assembled(stored, ShardSlice(shape, (0,) * len(shape), shape), name)
+        return _assembled(tensor, whole_slice(shape), name)
     mesh, placements = parameter.device_mesh, parameter.placements
     if shape != tuple(parameter.shape):
-        if stored.cut is None and math.prod(shape) == 1:
-            return stored.own.clone()
-        if stored.cut is None or len(stored.cut) != mesh.ndim:
-            raise Mismatch(f"holds `{name}`, which is not shaped like its weight: it cannot be divided among processes")
-        placements = [Replicate() if dim is None else Shard(dim) for dim in stored.cut]
-    part = _assembled(stored, local_slice(shape, mesh, placements), name).to(parameter.device)
+        if tensor.cut is None and math.prod(shape) == 1:
+            return tensor.unsharded.clone()
+        if tensor.cut is None or len(tensor.cut) != mesh.ndim:
+            raise Mismatch(f"`{name}` does not have the shape of its weight and cannot be sharded")
+        placements = [Replicate() if dim is None else Shard(dim) for dim in tensor.cut]
+    part = _assembled(tensor, local_slice(shape, mesh, placements), name).to(parameter.device)
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
 
 
-def _assembled(stored: Stored, wanted: ShardSlice, name: str) -> torch.Tensor:
-    """The wanted box of a tensor, from the pieces that overlap it; nothing else is read."""
+def _assembled(tensor: StoredTensor, wanted: ShardSlice, name: str) -> torch.Tensor:
+    """A slice of a tensor, from the pieces that overlap it; nothing else is read."""
     if wanted.shape == ():
-        return next(iter(stored.pieces.values())).clone()
-    found, filled = None, 0
-    for region, source in stored.pieces.items():
-        first = [max(pair) for pair in zip(region.offset, wanted.offset, strict=True)]
-        ends = zip(region.offset, region.size, wanted.offset, wanted.size, strict=True)
-        last = [max(start, min(at + n, own + m)) for start, (at, n, own, m) in zip(first, ends, strict=True)]
-        if found is not None and any(a >= b for a, b in zip(first, last, strict=True)):
+        return next(iter(tensor.pieces.values())).clone()
+    result, filled = None, 0
+    for piece, source in tensor.pieces.items():
+        first = [max(pair) for pair in zip(piece.offset, wanted.offset, strict=True)]
+        ends = zip(first, piece.offset, piece.size, wanted.offset, wanted.size, strict=True)
+        last = [max(start, min(at + length, goal + size)) for start, at, length, goal, size in ends]
+        if result is not None and any(start >= end for start, end in zip(first, last, strict=True)):
             continue
-        there = tuple(slice(a - at, b - at) for a, b, at in zip(first, last, region.offset, strict=True))
-        here = tuple(slice(a - at, b - at) for a, b, at in zip(first, last, wanted.offset, strict=True))
-        values = source[there]
-        found = torch.empty(wanted.size, dtype=values.dtype) if found is None else found
+        overlap = list(zip(first, last, strict=True))
+        source_index = tuple(slice(a - at, b - at) for (a, b), at in zip(overlap, piece.offset, strict=True))
+        index = tuple(slice(a - at, b - at) for (a, b), at in zip(overlap, wanted.offset, strict=True))
+        values = source[source_index]
+        result = torch.empty(wanted.size, dtype=values.dtype) if result is None else result
         if values.numel():
-            found[here] = values
+            result[index] = values
             filled += values.numel()
-    if found is None or filled != found.numel():
-        raise Mismatch(f"lacks parts of `{name}`")
-    return found
+    if result is None or filled != result.numel():
+        raise Mismatch(f"parts of `{name}` are missing")
+    return result

@@ -98,25 +98,20 @@ class CheckpointIO(transformers.Trainer):
         if checkpoint is None:
             return
         with checkpoint_load_errors(checkpoint):
-            self._restore_optimizer(Path(checkpoint))
-            self.lr_scheduler.load_state_dict(state_dict_io.read(Path(checkpoint), "scheduler"))
-            self.checkpointing.last_good = Path(checkpoint).name
-            self.resumed_from, self.pending_work = checkpoint, read_pending_work(Path(checkpoint))
+            folder = Path(checkpoint)
+            if self.is_fsdp_enabled or sharded_optimizer.has_parts(folder):
+                sharded_optimizer.load_local_state(self.model, self.optimizer, folder)
+            elif not self.is_deepspeed_enabled:  # its engine has loaded its own files
+                self.optimizer.load_state_dict(state_dict_io.read(folder, "optimizer"))
+            self.lr_scheduler.load_state_dict(state_dict_io.read(folder, "scheduler"))
+            self.checkpointing.last_good = folder.name
+            self.resumed_from, self.pending_work = checkpoint, read_pending_work(folder)
             self.generators_are_due = True
             self.guard.load(checkpoint)
             if self.ema is not None:
                 self.ema.load(checkpoint)
             self._change_on_resume()
         self._show_schedule()
-
-    def _restore_optimizer(self, folder: Path) -> None:
-        try:
-            if self.is_fsdp_enabled or sharded_optimizer.has_parts(folder):
-                sharded_optimizer.load_local_state(self.model, self.optimizer, folder)
-            elif not self.is_deepspeed_enabled:  # its engine has loaded its own files
-                self.optimizer.load_state_dict(state_dict_io.read(folder, "optimizer"))
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{folder}: the optimizer state does not fit this run's optimizer ({error})") from error
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         scaler = getattr(self.accelerator, "scaler", None)  # of float16 losses

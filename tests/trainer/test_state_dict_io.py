@@ -1,4 +1,4 @@
-"""State through two files that nothing has to unpickle, against the state itself."""
+"""State written to files and read back, against the state itself."""
 
 import json
 import math
@@ -17,7 +17,7 @@ def through_files(folder, state):
     return state_dict_io.read(folder, "state")
 
 
-def test_all_that_a_state_may_hold(tmp_path):
+def test_round_trip(tmp_path):
     state = {
         "tensors": {
             0: torch.randn(3, 4),
@@ -45,16 +45,16 @@ def test_all_that_a_state_may_hold(tmp_path):
     assert math.isnan(through_files(tmp_path, math.nan))
 
 
-def test_the_order_of_axes_comes_back(tmp_path):
-    """Fused kernels want the state laid out as its weight is."""
+def test_strides_are_restored(tmp_path):
+    """Fused kernels need the memory layout of the weight."""
     weight = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     found = through_files(tmp_path, {"exp_avg": weight, "t": torch.randn(3, 4).t()})
     assert found["exp_avg"].stride() == weight.stride() and torch.equal(found["exp_avg"], weight)
     assert found["t"].stride() == (1, 4)
 
 
-def test_what_was_read_needs_its_file_no_more(tmp_path):
-    """Rotation deletes it while the run goes on; a file that is only mapped would hold its space, or be lost."""
+def test_tensors_do_not_map_their_file(tmp_path):
+    """The checkpoint may be deleted while the run continues."""
     tensors = {"a": torch.arange(2**16), "b": torch.arange(12.0).reshape(3, 4).T}
     plain, split = state_dict_io.split(tensors)
     state_dict_io.write(tmp_path, "x", plain, split)
@@ -75,7 +75,7 @@ class Strange:
     pass
 
 
-def test_what_it_cannot_hold_is_named():
+def test_other_types_are_refused():
     with pytest.raises(TypeError, match=r"state `a.1.b` is a Strange"):
         state_dict_io.split({"a": [0, {"b": Strange()}]})
 
@@ -114,13 +114,13 @@ def test_damage_is_one_line(tmp_path, name, content, message):
     assert "\n" not in str(raised.value)
 
 
-def test_generators_go_on_where_they_were():
+def test_generators_are_restored():
     def draw():
         import random
 
         return [random.random(), random.gauss(0, 1), *np.random.rand(2), np.random.randn(), *torch.rand(2).tolist()]
 
-    draw()  # a gauss and a randn are kept for the next call
+    draw()  # gauss and randn cache a value for the next call
     states = json.loads(json.dumps(rng_state.states()))
     truth = [draw() for _ in range(3)]
     rng_state.restore(states)
@@ -129,7 +129,7 @@ def test_generators_go_on_where_they_were():
     assert draw() != truth[0]
 
 
-def test_new_generators_differ_from_process_to_process():
+def test_new_generators_differ_between_ranks():
     drawn = set()
     for process in range(4):
         rng_state.start(42, 100, process)
