@@ -78,8 +78,9 @@ def local_state(model: nn.Module, optimizer: Any) -> tuple[dict[str, torch.Tenso
 
     Returns:
         Shards `<parameter>/<state>`, and JSON values: whether the weights are `sharded`; `groups`, their parameters
-        with shapes and their options; `tensors`, for each the `shape` of the whole tensor, the `offset` of the shard and the
-        dimension along which each axis of the device mesh `cut` it, or `whole`; `values`, state that is not a tensor.
+        with shapes and their options; `tensors`, for each the `shape` of the whole tensor, the `offset` of the shard
+        and the dimension along which each axis of the device mesh `cut` it, or `whole`; `values`, state that is not a
+        tensor.
 
     Raises:
         ValueError: state cannot be stored, or is sharded otherwise than in rows.
