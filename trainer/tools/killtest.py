@@ -1,17 +1,17 @@
-"""Kills a training again and again and proves that nothing is lost.
+"""Kill a training again and again and verify that nothing is lost.
 
     python -m trainer.killtest --training_config FILE [--kills 20] [--output_dir FOLDER] [flags of train.py …]
 
-`train.py` runs twice with the same flags: once undisturbed in FOLDER/whole, and in FOLDER/killed with
+`train.py` runs twice with the same flags: once uninterrupted in FOLDER/whole, and in FOLDER/killed with
 `--resume_from_checkpoint auto`, where it and its workers are killed (SIGKILL) at random instants and started again. One
-half of the kills waits for a save; the other half falls anywhere in the time that the undisturbed run took, start-up
-included. A run that ends before it is killed is compared, and another one begins in a folder of its own.
+half of the kills waits for a save; the other half is at a random time of a run's duration, start-up included. If a run
+ends before it is killed, it is compared, and another one starts in a new folder.
 
-After each kill every checkpoint-N must be whole, the newest no older than before, and the metrics up to it those of the
-undisturbed run. In the end the tensors of the final model and of the newest checkpoint must be equal bit for bit,
-metrics.jsonl must have the same lines but for times, and nothing half-written may be left.
+After each kill every checkpoint-N must be complete, the newest no older than before, and the metrics up to it those of
+the uninterrupted run. At the end the tensors of the final model and of the newest checkpoint must be equal bit for bit,
+metrics.jsonl must have the same lines except for times, and nothing half-written may be left.
 
-Exit code 0: proven, 1: not, 2: the flags describe no run that can be tested.
+Exit code 0: nothing was lost, 1: something was, 2: the flags describe no run that can be tested.
 """
 
 from __future__ import annotations
@@ -32,22 +32,29 @@ from pathlib import Path
 
 from storage import manifest
 from storage.checkpoints import STAGING, checkpoints
-from trainer.tools.run_differences import checked, differences, half_written, last_step, metric_differences
+from trainer.tools.run_differences import (
+    differences,
+    half_written,
+    last_step,
+    metric_differences,
+    newest_complete,
+)
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
-NOT_PROVEN, BAD_INPUT = 1, 2
-PATIENCE = 10  # times what the undisturbed run took: a run that takes longer hangs
-LOOK = 0.002  # seconds between two looks for a save
-AFTER_SAVE = 0.05  # seconds within which a kill follows what it waited for
+FAILED, BAD_INPUT = 1, 2
+PATIENCE = 10  # a run that takes more than so many times the uninterrupted run hangs
+POLL_INTERVAL = 0.002  # seconds between two looks for a save
+AFTER_SAVE = 0.05  # seconds within which a kill follows the save that it waited for
+EXIT_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 SHOWN = 10  # differences that are printed
 
 
 class NotTestable(Exception):
-    """The flags describe no run that can be tested; one line, or nothing where train.py has said it already."""
+    """The flags describe no run that can be tested; the text is empty if train.py has printed the reason."""
 
 
-class Disproved(Exception):
-    """Something was lost or changed; one line for each."""
+class StateLost(Exception):
+    """State was lost or changed; one line for each difference."""
 
     def __init__(self, *lines: str):
         super().__init__(*lines)
@@ -55,37 +62,37 @@ class Disproved(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Kills, compares, prints a line for each kill and the verdict; returns the exit code."""
+    """Print a line for each kill and the result; return the exit code."""
     parser = _parser()
-    flags, words = parser.parse_known_args(arguments)
+    flags, training_flags = parser.parse_known_args(arguments)
     try:
-        with _ended_by_signals():
-            return _test(flags, words)
+        with _exit_on_signals():
+            return _test(flags, training_flags)
     except NotTestable as error:
         if str(error):
             print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
 
 
-def _test(flags: argparse.Namespace, words: list[str]) -> int:
-    words = [*words, *_separate_checkpoints(words)]
-    folder, is_new = _room(flags.output_dir)
-    test = KillTest(words, folder, random.Random(flags.seed), flags.kills)
+def _test(flags: argparse.Namespace, training_flags: list[str]) -> int:
+    training_flags = [*training_flags, *_separate_checkpoints(training_flags)]
+    folder, is_new = _output_folder(flags.output_dir)
+    test = KillTest(training_flags, folder, random.Random(flags.seed), flags.kills)
     try:
-        test.run_whole()
+        test.run_uninterrupted()
         test.kill_all()
-    except Disproved as error:
+    except StateLost as error:
         for line in error.lines[:SHOWN]:
             print(f"  {line}")
-        print(f"NOT proven after {test.made} of {flags.kills} kills; everything is kept in {folder}", flush=True)
-        return NOT_PROVEN
+        print(f"FAILED after {test.made} of {flags.kills} kills; all runs are kept in {folder}", flush=True)
+        return FAILED
     except (KeyboardInterrupt, SystemExit):
         if not flags.keep:
             test.clear(is_new)
         raise
     if not flags.keep:
         test.clear(is_new)
-    print(test.verdict() + (f"; everything is kept in {folder}" if flags.keep else ""), flush=True)
+    print(test.result() + (f"; all runs are kept in {folder}" if flags.keep else ""), flush=True)
     return 0
 
 
@@ -93,13 +100,13 @@ def _test(flags: argparse.Namespace, words: list[str]) -> int:
 
 
 class Run:
-    """One `train.py` in a group of processes of its own, which goes into `out` and talks into `log`."""
+    """A process of `train.py` in its own process group, with output folder `out` and its output appended to `log`."""
 
-    def __init__(self, words: Sequence[str], out: Path, log: Path):
-        self.log, self.began_at = log, log.stat().st_size if log.exists() else 0
+    def __init__(self, flags: Sequence[str], out: Path, log: Path):
+        self.log, self.log_start = log, log.stat().st_size if log.exists() else 0
         with open(log, "ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, str(TRAIN), *words, "--output_dir", str(out)],
+                [sys.executable, str(TRAIN), *flags, "--output_dir", str(out)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -107,7 +114,7 @@ class Run:
             )
 
     def ended(self, seconds: float) -> bool:
-        """Waits so long at most; whether the run has ended by itself."""
+        """Wait for at most `seconds`; whether the run has ended."""
         try:
             self.process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
@@ -115,93 +122,94 @@ class Run:
         return True
 
     def kill(self) -> None:
-        """At once, its workers too; also what an ended run may have left behind."""
+        """Kill the run and its workers, also workers that an ended run left behind."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def said(self) -> str:
-        """What it has printed."""
+    def output(self) -> str:
+        """Return what the run has printed."""
         with open(self.log, "rb") as file:
-            file.seek(self.began_at)
+            file.seek(self.log_start)
             return file.read().decode("utf-8", "replace")
 
-    def last_words(self) -> str:
-        lines = [line.strip() for line in self.said().splitlines() if line.strip()]
+    def last_lines(self) -> str:
+        """Return the last three lines that the run has printed, in one line."""
+        lines = [line.strip() for line in self.output().splitlines() if line.strip()]
         return " / ".join(lines[-3:]) or "nothing"
 
 
 class KillTest:
-    """The undisturbed run and those that are killed.
+    """The uninterrupted run and those that are killed.
 
     Args:
-        words: Flags for `train.py`.
-        folder: Holds all the runs.
-        chance: Draws the instants.
-        kills: How many there will be.
+        flags: Flags for `train.py`.
+        folder: Holds all runs.
+        random_state: Draws the instants of the kills.
+        kills: Number of kills.
     """
 
-    def __init__(self, words: Sequence[str], folder: Path, chance: random.Random, kills: int):
-        self.words, self.folder, self.chance, self.kills = list(words), folder, chance, kills
-        self.whole = folder / "whole"
+    def __init__(self, flags: Sequence[str], folder: Path, random_state: random.Random, kills: int):
+        self.flags, self.folder, self.random, self.kills = list(flags), folder, random_state, kills
+        self.reference = folder / "whole"
         self.made = self.while_saving = self.rounds = 0
-        self.duration = 0.0  # seconds that a run takes from its first step to its end, by the quickest so far
-        self.patience = 0.0  # seconds after which one hangs
+        self.duration = 0.0  # seconds of the fastest run so far, start-up included
+        self.timeout = 0.0  # seconds after which a run counts as hanging
 
-    def run_whole(self) -> None:
-        """The undisturbed run.
+    def run_uninterrupted(self) -> None:
+        """Run without interruption.
 
         Raises:
-            NotTestable: it fails, or saves nothing that a killed run could go on from.
+            NotTestable: the run fails, or saves no checkpoint.
         """
         began = time.monotonic()
-        with self._running(self.whole, self.words) as run:
+        with self._running(self.reference, self.flags) as run:
             code = run.process.wait()
         self.duration = time.monotonic() - began
-        self.patience = 120 + PATIENCE * self.duration
+        self.timeout = 120 + PATIENCE * self.duration
         if code:
-            raise NotTestable(f"the undisturbed run ended with exit code {code}: {run.last_words()} (in {run.log})")
-        saved = checkpoints(self.whole)
+            raise NotTestable(f"the uninterrupted run ended with exit code {code}: {run.last_lines()} (in {run.log})")
+        saved = checkpoints(self.reference)
         if not saved:
-            raise NotTestable("the undisturbed run saved no checkpoint; let it save several (--save_steps)")
-        if any(manifest.verify(path) for path in saved) or manifest.verify(self.whole):
-            raise NotTestable(f"the undisturbed run is not whole; see python -m trainer.verify {self.whole}")
+            raise NotTestable("the uninterrupted run saved no checkpoint; let it save several (--save_steps)")
+        if any(manifest.verify(path) for path in saved) or manifest.verify(self.reference):
+            raise NotTestable(f"the uninterrupted run is incomplete; see python -m trainer.verify {self.reference}")
         names = ", ".join(path.name for path in saved)
-        print(f"undisturbed run: {self.duration:.1f} s, step {last_step(self.whole)}, {names}", flush=True)
+        print(f"uninterrupted run: {self.duration:.1f} s, step {last_step(self.reference)}, {names}", flush=True)
 
     def kill_all(self) -> None:
-        """Round after round, each in a folder of its own, until all kills are made and the last round has ended.
+        """Run rounds, each in a new folder, until all kills are made and the last round has ended.
 
         Raises:
-            Disproved: something was lost or changed.
+            StateLost: state was lost or changed.
         """
         while self.made < self.kills:
             self.rounds += 1
             out = self.folder / ("killed" if self.rounds == 1 else f"killed-{self.rounds}")
             before = self.made
             self._round(out)
-            if lines := differences(self.whole, out):
-                raise Disproved(f"round {self.rounds} ended otherwise than the undisturbed run:", *lines)
-            print(f"round {self.rounds}: ended after {self.made - before} kills as the undisturbed run", flush=True)
+            if lines := differences(self.reference, out):
+                raise StateLost(f"round {self.rounds} differs from the uninterrupted run:", *lines)
+            print(f"round {self.rounds}: ended after {self.made - before} kills like the uninterrupted run", flush=True)
             if self.made < self.kills:
                 shutil.rmtree(out)
 
     def _round(self, out: Path) -> None:
-        """One training from its first step to its end, through all the kills that it meets."""
-        newest, ended = None, False  # the step of the newest whole checkpoint; whether the run has reached its end
+        """One training from its first step to its end, through several kills."""
+        newest, ended = None, False  # the step of the newest complete checkpoint; whether the training has ended
         while not ended:
             began = time.monotonic()
-            with self._running(out, [*self.words, "--resume_from_checkpoint", "auto"]) as run:
+            with self._running(out, [*self.flags, "--resume_from_checkpoint", "auto"]) as run:
                 if self.made < self.kills:
                     ended = self._wait_for_instant(run, out)
                 else:
-                    ended = run.ended(self.patience)
+                    ended = run.ended(self.timeout)
                     if not ended:
-                        raise Disproved(f"a resumed run did not end within {self.patience:.0f} s: {run.last_words()}")
+                        raise StateLost(f"a resumed run did not end within {self.timeout:.0f} s: {run.last_lines()}")
                 is_saving = any(half_written(out))
                 run.kill()
             if ended:
-                if newest is None:  # the machine may have had more to do before: kills shall not come too late
+                if newest is None:  # the machine may be less busy now: later kills must not miss the run
                     self.duration = min(self.duration, time.monotonic() - began)
                 self._check_end(run, newest)
                 return
@@ -210,68 +218,69 @@ class KillTest:
             newest = self._check_kill(out, newest, is_saving)
 
     def _wait_for_instant(self, run: Run, out: Path) -> bool:
-        """Until the moment to kill has come; True if the run ended before."""
-        if self.chance.random() < 0.5:
-            return run.ended(self.chance.uniform(0, self.duration))
-        wanted, delay = self.chance.randint(1, 4), self.chance.uniform(0, AFTER_SAVE)
+        """Wait until the instant of the kill; True if the run ended before."""
+        if self.random.random() < 0.5:
+            return run.ended(self.random.uniform(0, self.duration))
+        wanted, delay = self.random.randint(1, 4), self.random.uniform(0, AFTER_SAVE)
         began, before = time.monotonic(), _names(out)
         while wanted:
-            if run.ended(LOOK):
+            if run.ended(POLL_INTERVAL):
                 return True
             now = _names(out)
             wanted = max(0, wanted - len(now - before))
             before = now
-            if time.monotonic() - began > self.patience:
-                raise Disproved(f"a run neither saved nor ended within {self.patience:.0f} s: {run.last_words()}")
+            if time.monotonic() - began > self.timeout:
+                raise StateLost(f"a run neither saved nor ended within {self.timeout:.0f} s: {run.last_lines()}")
         return run.ended(delay)
 
     def _check_end(self, run: Run, newest: int | None) -> None:
         code = run.process.returncode
         if code:
-            raise Disproved(f"a run that {_beginning(newest)} ended with exit code {code}: {run.last_words()}")
-        if newest is not None and f"checkpoint-{newest}" not in run.said():
-            raise Disproved(f"a run had checkpoint-{newest} to go on from and did not say that it does")
+            raise StateLost(f"a run that {_start_text(newest)} ended with exit code {code}: {run.last_lines()}")
+        if newest is not None and f"checkpoint-{newest}" not in run.output():
+            raise StateLost(f"a run did not resume from checkpoint-{newest}")
 
     def _check_kill(self, out: Path, before: int | None, is_saving: bool) -> int | None:
-        """The newest whole checkpoint's step, now that the run is dead; `before` it was this."""
-        newest, lines = checked(out)
+        """Return the step of the newest complete checkpoint after a kill; `before`: that before the kill."""
+        newest, lines = newest_complete(out)
         place = " while saving" if is_saving else ""
-        print(f"kill {self.made}/{self.kills} at step ~{last_step(out)}{place}: {_beginning(newest)}", flush=True)
+        print(f"kill {self.made}/{self.kills} at step ~{last_step(out)}{place}: {_start_text(newest)}", flush=True)
         if before is not None and (newest is None or newest < before):
-            lines.append(f"checkpoint-{before} had been published and is lost")
+            lines.append(f"checkpoint-{before} was complete and is lost")
         if newest is not None:
-            lines += metric_differences(self.whole, out, before=newest)
+            lines += metric_differences(self.reference, out, before=newest)
         if lines:
-            raise Disproved(f"after kill {self.made}:", *lines)
+            raise StateLost(f"after kill {self.made}:", *lines)
         return newest
 
     @contextlib.contextmanager
-    def _running(self, out: Path, words: Sequence[str]) -> Iterator[Run]:
-        """A run that has ended, one way or another, when this is left."""
-        run = Run(words, out, self.folder / f"{out.name}.log")
+    def _running(self, out: Path, flags: Sequence[str]) -> Iterator[Run]:
+        """A run that is killed at the end of the block."""
+        run = Run(flags, out, self.folder / f"{out.name}.log")
         try:
             yield run
         finally:
             run.kill()
 
-    def verdict(self) -> str:
+    def result(self) -> str:
+        """Return the line that is printed if nothing was lost."""
         saving = f"{self.while_saving} while saving"
-        return f"proven: {self.made} kills ({saving}) in {self.rounds} rounds, nothing lost, every end is the same"
+        return f"passed: {self.made} kills ({saving}) in {self.rounds} rounds, nothing lost, all ends are equal"
 
     def clear(self, is_new: bool) -> None:
-        """Deletes the runs; the folder too if it was not there before."""
+        """Delete the runs, and the folder if this test created it."""
         for path in (*self.folder.glob("whole*"), *self.folder.glob("killed*")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if is_new:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _beginning(newest: int | None) -> str:
-    return "starts afresh" if newest is None else f"resumes from {newest}"
+def _start_text(newest: int | None) -> str:
+    return "starts from step 0" if newest is None else f"resumes from {newest}"
 
 
 def _names(run: Path) -> set[str]:
-    """What a save changes in a run's folder."""
+    """Names in a run's folder that a save adds."""
     try:
         return {name for name in os.listdir(run) if name.startswith((STAGING, "checkpoint-"))}
     except OSError:
@@ -281,31 +290,31 @@ def _names(run: Path) -> set[str]:
 # ---- the command ----
 
 
-def _separate_checkpoints(words: list[str]) -> list[str]:
-    """A further flag where a configuration keeps its checkpoints outside the output_dir: the runs must not share them.
+def _separate_checkpoints(flags: list[str]) -> list[str]:
+    """Return a flag that keeps each run's checkpoints in its own folder, if the configuration has a common one.
 
     Raises:
-        NotTestable: train.py refuses the flags.
+        NotTestable: train.py rejects the flags.
     """
-    if any(word.partition("=")[0] == "--resume_from_checkpoint" for word in words):
-        raise NotTestable("`--resume_from_checkpoint` is what is tested here; leave it out")
-    asked = [sys.executable, str(TRAIN), *words, "--print_config", "json"]
-    done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if any(flag.partition("=")[0] == "--resume_from_checkpoint" for flag in flags):
+        raise NotTestable("`--resume_from_checkpoint` is set by this test; leave it out")
+    command = [sys.executable, str(TRAIN), *flags, "--print_config", "json"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         print(done.stderr.strip(), file=sys.stderr)
         raise NotTestable("")
-    elsewhere = json.loads(done.stdout).get("checkpointing.dirpath", {}).get("value")
-    if not elsewhere:
+    shared = json.loads(done.stdout).get("checkpointing.dirpath", {}).get("value")
+    if not shared:
         return []
-    print(f"checkpointing.dirpath: {elsewhere} would be shared by all runs; here each has its own", flush=True)
+    print(f"checkpointing.dirpath: {shared} would be shared by all runs; here each has its own", flush=True)
     return ["--set", "checkpointing.dirpath=null"]
 
 
-def _room(folder: str | None) -> tuple[Path, bool]:
-    """Where the runs go, and whether that folder is new.
+def _output_folder(folder: str | None) -> tuple[Path, bool]:
+    """Return the folder of all runs, and whether it is new.
 
     Raises:
-        NotTestable: it cannot be made, or holds such runs already.
+        NotTestable: it cannot be created, or holds runs of another test.
     """
     if folder is None:
         return Path(tempfile.mkdtemp(prefix="killtest-")), True
@@ -313,22 +322,22 @@ def _room(folder: str | None) -> tuple[Path, bool]:
     is_new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        found = sorted(name for name in os.listdir(path) if name.startswith(("whole", "killed")))
+        existing = sorted(name for name in os.listdir(path) if name.startswith(("whole", "killed")))
     except OSError as error:
         raise NotTestable(f"`--output_dir {folder}` cannot be used: {error.strerror}") from error
-    if found:
-        raise NotTestable(f"`--output_dir {folder}` holds {found[0]} already; name another folder or delete it")
+    if existing:
+        raise NotTestable(f"`--output_dir {folder}` already holds {existing[0]}; name another folder or delete it")
     return path, is_new
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal leave as Ctrl-C does: no run is left behind."""
+def _exit_on_signals() -> Iterator[None]:
+    """Exit on SIGTERM, SIGHUP and SIGINT through SystemExit, so that no run is left behind."""
 
-    def leave(number: int, frame: object) -> None:
+    def exit_with_signal(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    before = {number: signal.signal(number, exit_with_signal) for number in EXIT_SIGNALS}
     try:
         yield
     finally:
@@ -338,7 +347,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of kills; give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of kills; give an integer ≥ 1")
     return int(text)
 
 
@@ -347,18 +356,18 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m trainer.killtest",
         usage="python -m trainer.killtest --training_config FILE [--kills N] [--seed N] [--keep] [flags of train.py …]",
         description=__doc__,
-        epilog="Every other flag goes to train.py; the training's own seed is --set seed=…. Leave out "
-        "validate_before_resume, which logs further evaluations.",
+        epilog="All other flags are passed to train.py; the training's seed is --set seed=…. Do not use "
+        "validate_before_resume, which logs additional evaluations.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--kills", type=_count, default=20, help="how many kills [20]")
-    parser.add_argument("--seed", type=int, default=0, help="of the random instants [0]")
+    parser.add_argument("--kills", type=_count, default=20, help="number of kills [20]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random instants [0]")
     parser.add_argument(
-        "--keep", action="store_true", help="keep all runs; without it only those that prove a fault stay"
+        "--keep", action="store_true", help="keep all runs; by default only those that show an error are kept"
     )
     parser.add_argument(
-        "--output_dir", "--out_dir", metavar="FOLDER", help="where the runs go: on the file system that is to be tested"
+        "--output_dir", "--out_dir", metavar="FOLDER", help="folder of the runs, on the file system to be tested"
     )
     return parser
 

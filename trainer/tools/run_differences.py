@@ -1,4 +1,4 @@
-"""Whether two runs ended the same: models and states bit for bit, metrics.jsonl but for times. Without torch."""
+"""Compare two runs without torch: models and states bit for bit, metrics.jsonl except for times."""
 
 from __future__ import annotations
 
@@ -16,126 +16,125 @@ from storage.checkpoints import STAGING, checkpoints, step_of
 from trainer.tools.verify import checkpoint_dir
 
 TIMING = re.compile(r"(^|_)(runtime|ms|per_second)$|^peak_memory_mb$|^mfu$")
-# Of the newest checkpoint: what training goes on with. Its other files hold times, paths or the list of what was kept.
+# Files of the newest checkpoint that training resumes from. Its other files hold times, paths or deleted checkpoints.
 STATE_FILES = ("optimizer*.json", "scheduler*.json", "scaler*.json", "rng-*.json")
 
 
-def differences(whole: Path, killed: Path) -> list[str]:
-    """In what the end of a killed run differs from that of the undisturbed one; nothing: they are the same."""
-    found = [f"{killed.name}: {name} is left" for name in leftovers(killed)]
-    newest, faults = checked(killed)
-    found += faults
-    if (why := manifest.verify(killed)) is not None:
-        found.append(f"the final model {why}")
-    found += file_differences(whole, killed, ("*.safetensors",))
-    wanted, _ = checked(whole)
-    if newest != wanted:
-        found.append(f"the newest whole checkpoint is of step {newest}, not {wanted}")
+def differences(reference: Path, run: Path) -> list[str]:
+    """Return how the end of a killed run differs from that of the uninterrupted one; empty: they are equal."""
+    lines = [f"{run.name}: {name} is left" for name in leftovers(run)]
+    newest, faults = newest_complete(run)
+    lines += faults
+    if (fault := manifest.verify(run)) is not None:
+        lines.append(f"the final model {fault}")
+    lines += file_differences(reference, run, ("*.safetensors",))
+    expected, _ = newest_complete(reference)
+    if newest != expected:
+        lines.append(f"the newest complete checkpoint is of step {newest}, not {expected}")
     elif newest is not None:
-        folders = [checkpoint_dir(run) / f"checkpoint-{newest}" for run in (whole, killed)]
-        found += file_differences(*folders, ("*.safetensors", *STATE_FILES))
-    return found + metric_differences(whole, killed)
+        folders = [checkpoint_dir(folder) / f"checkpoint-{newest}" for folder in (reference, run)]
+        lines += file_differences(*folders, ("*.safetensors", *STATE_FILES))
+    return lines + metric_differences(reference, run)
 
 
-def checked(run: Path) -> tuple[int | None, list[str]]:
-    """The step of the newest whole checkpoint, and a line for every checkpoint that is there and not whole."""
-    found = {path: manifest.verify(path) for path in checkpoints(checkpoint_dir(run))}
-    whole = [step_of(path) for path, why in found.items() if why is None]
-    return (whole[-1] if whole else None), [f"{path.name} {why}" for path, why in found.items() if why is not None]
+def newest_complete(run: Path) -> tuple[int | None, list[str]]:
+    """Return the step of the newest complete checkpoint, and a line for every checkpoint that is incomplete."""
+    faults = {path: manifest.verify(path) for path in checkpoints(checkpoint_dir(run))}
+    complete = [step_of(path) for path, fault in faults.items() if fault is None]
+    lines = [f"{path.name} {fault}" for path, fault in faults.items() if fault is not None]
+    return (complete[-1] if complete else None), lines
 
 
-def file_differences(whole: Path, killed: Path, patterns: Sequence[str]) -> list[str]:
-    """Files of one folder and the other, tensor by tensor where they hold tensors and byte by byte elsewhere."""
-    names = [{path.name for each in patterns for path in folder.glob(each)} for folder in (whole, killed)]
-    place = killed.name
-    found = [f"{place} has no {name}" for name in sorted(names[0] - names[1])]
-    found += [f"{place} has {name}, the undisturbed run has not" for name in sorted(names[1] - names[0])]
-    for name in sorted(names[0] & names[1]):
-        if manifest.entry(whole / name) == manifest.entry(killed / name):
+def file_differences(reference: Path, folder: Path, patterns: Sequence[str]) -> list[str]:
+    """Compare the files of two folders: tensor by tensor in safetensors files, byte by byte in others."""
+    expected, present = ({path.name for pattern in patterns for path in at.glob(pattern)} for at in (reference, folder))
+    place = folder.name
+    lines = [f"{place} has no {name}" for name in sorted(expected - present)]
+    lines += [f"{place} has {name}, the uninterrupted run has not" for name in sorted(present - expected)]
+    for name in sorted(expected & present):
+        if manifest.entry(reference / name) == manifest.entry(folder / name):
             continue
         if name.endswith(".safetensors"):
             try:
-                found += [f"{place}/{name}: {each}" for each in tensor_differences(whole / name, killed / name)]
+                lines += [f"{place}/{name}: {line}" for line in tensor_differences(reference / name, folder / name)]
             except (ValueError, KeyError, TypeError, OverflowError, MemoryError):
-                found.append(f"{place}/{name} cannot be read")
+                lines.append(f"{place}/{name} cannot be read")
         else:
-            found.append(f"{place}/{name} differs")
-    return found
+            lines.append(f"{place}/{name} differs")
+    return lines
 
 
-def tensor_differences(whole: Path, killed: Path) -> list[str]:
-    """Tensors of two safetensors files that are not equal bit for bit."""
-    with open(whole, "rb") as one, open(killed, "rb") as other:
-        (tensors, start), (others, other_start) = _header(one), _header(other)
-        found = [f"no tensor {name}" for name in tensors if name not in others]
-        found += [f"a tensor {name} too many" for name in others if name not in tensors]
-        for name in tensors.keys() & others.keys():
-            kinds = [{key: of[name][key] for key in ("dtype", "shape")} for of in (tensors, others)]
+def tensor_differences(reference: Path, path: Path) -> list[str]:
+    """Return the tensors of two safetensors files that are not equal bit for bit."""
+    with open(reference, "rb") as reference_file, open(path, "rb") as file:
+        (expected, expected_start), (tensors, start) = _header(reference_file), _header(file)
+        lines = [f"no tensor {name}" for name in expected if name not in tensors]
+        lines += [f"additional tensor {name}" for name in tensors if name not in expected]
+        for name in expected.keys() & tensors.keys():
+            kinds = [{key: entry[key] for key in ("dtype", "shape")} for entry in (expected[name], tensors[name])]
             if kinds[0] != kinds[1]:
-                found.append(f"tensor {name} is {kinds[1]}, not {kinds[0]}")
-            elif _bytes_of(one, start, tensors[name]) != _bytes_of(other, other_start, others[name]):
-                found.append(f"tensor {name} differs")
-    return sorted(found)
+                lines.append(f"tensor {name} is {kinds[1]}, not {kinds[0]}")
+            elif _content(reference_file, expected_start, expected[name]) != _content(file, start, tensors[name]):
+                lines.append(f"tensor {name} differs")
+    return sorted(lines)
 
 
 def _header(file: Any) -> tuple[dict[str, Any], int]:
-    """A safetensors file's tensors by name, and where their bytes begin."""
+    """The tensors of a safetensors file by name, and where their bytes start."""
     length = int.from_bytes(file.read(8), "little")
     entries = json.loads(file.read(length))
     return {name: entry for name, entry in entries.items() if name != "__metadata__"}, 8 + length
 
 
-def _bytes_of(file: Any, start: int, entry: dict[str, Any]) -> bytes:
+def _content(file: Any, start: int, entry: dict[str, Any]) -> bytes:
     first, end = entry["data_offsets"]
     file.seek(start + first)
     return file.read(end - first)
 
 
-def metric_differences(whole: Path, killed: Path, before: float = float("inf")) -> list[str]:
-    """Lines of metrics.jsonl, of steps before one, that are missing, too many, or of other values."""
-    kept = [[each for each in records(run) if each["step"] < before] for run in (whole, killed)]
-    steps = [Counter(each["step"] for each in lines) for lines in kept]
-    missing, more = steps[0] - steps[1], steps[1] - steps[0]
-    found = [f"metrics.jsonl lacks {count} of step {step}" for step, count in missing.items()]
-    found += [f"metrics.jsonl has {count} too many of step {step}" for step, count in more.items()]
-    if found:
-        return found
-    for there, here in zip(*kept, strict=True):
-        for name in {**there, **here}:
-            if there.get(name) != here.get(name):
-                value, wanted = here.get(name), there.get(name)
-                found.append(f"metrics.jsonl, step {here['step']}: {name} is {value}, not {wanted}")
-    return found
+def metric_differences(reference: Path, run: Path, before: float = float("inf")) -> list[str]:
+    """Return the lines of metrics.jsonl, of steps below `before`, that are missing, repeated or have other values."""
+    expected, lines = ([line for line in records(at) if line["step"] < before] for at in (reference, run))
+    expected_steps, steps = (Counter(line["step"] for line in group) for group in (expected, lines))
+    differing = [f"metrics.jsonl lacks {count} of step {step}" for step, count in (expected_steps - steps).items()]
+    differing += [f"metrics.jsonl repeats {count} of step {step}" for step, count in (steps - expected_steps).items()]
+    if differing:
+        return differing
+    for wanted, line in zip(expected, lines, strict=True):
+        for name in {**wanted, **line}:
+            if wanted.get(name) != line.get(name):
+                values = f"{line.get(name)}, not {wanted.get(name)}"
+                differing.append(f"metrics.jsonl, step {line['step']}: {name} is {values}")
+    return differing
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    """What metrics.jsonl says, but for times and the summary of a training's end, which tells of one process alone. A
-    line that is no record is of step -1; a last one without an end is still being written."""
-    path, found = run / "metrics.jsonl", []
+    """Return the lines of metrics.jsonl without times and without the summary at the end of training, which counts only
+    the last process. A damaged line has step -1; an unterminated last line is still being written and is left out."""
+    path, lines = run / "metrics.jsonl", []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
         try:
             record = json.loads(line)
             int(record["step"])
         except (ValueError, KeyError, TypeError):
             record = {"step": -1, "damaged": line}
-        if not line.endswith("\n") or "train_runtime" in record:
-            continue
-        found.append({name: value for name, value in record.items() if not TIMING.search(name)})
-    return found
+        if line.endswith("\n") and "train_runtime" not in record:
+            lines.append({name: value for name, value in record.items() if not TIMING.search(name)})
+    return lines
 
 
 def last_step(run: Path) -> int:
-    """The last step that was logged, 0 before the first."""
-    return max((each["step"] for each in records(run)), default=0)
+    """Return the last step that was logged, 0 before the first."""
+    return max((record["step"] for record in records(run)), default=0)
 
 
 def half_written(run: Path) -> list[str]:
-    """Names of checkpoints that are being written or deleted."""
+    """Return the names of checkpoints that are being written or deleted."""
     return _names_with(checkpoint_dir(run), lambda name: name.startswith((STAGING, DELETING)))
 
 
 def leftovers(run: Path) -> list[str]:
-    """Names of what only a living run has in its folder."""
+    """Return the names of temporary files, staging folders and locks, which only a running training may have."""
 
     def is_left(name: str) -> bool:
         return name.startswith((STAGING, DELETING, lock.NAME)) or (name.startswith(".") and name.endswith(".tmp"))

@@ -1,8 +1,8 @@
 """Checks a run's checkpoints against their manifests: `python -m trainer.verify OUT [--quick]`.
 
 OUT is a run's folder, whose checkpoints (in it, or in the folder that its run.yaml or checkpoints.json names) and final
-model are checked, or a single checkpoint. One line each; exit code 0: all are whole, 1: one is not, 2: there is nothing
-to check.
+model are checked, or a single checkpoint. One line is printed for each. Exit code 0: all are complete, 1: one is not,
+2: there is nothing to check.
 """
 
 from __future__ import annotations
@@ -15,38 +15,42 @@ from pathlib import Path
 from storage import manifest, safe_read
 from storage.checkpoints import CHECKPOINT, checkpoints, step_of
 
-NOT_WHOLE, NOTHING = 1, 2
-LARGEST = 2**20  # bytes of a run.yaml or a checkpoints.json: more is none of ours
+INCOMPLETE, BAD_INPUT = 1, 2
+MAX_BYTES = 2**20  # of a run.yaml or a checkpoints.json
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints what is found; returns the exit code."""
+    """Print the state of each checkpoint; return the exit code."""
     flags = _parser().parse_args(arguments)
     try:
         folder = Path(os.path.abspath(os.path.expanduser(flags.folder)))
-        found = parts(folder)
+        parts = parts_of(folder)
     except OSError as error:
-        _say(f"error: {flags.folder} cannot be looked at: {error.strerror}", file=sys.stderr)
-        return NOTHING
+        _print(f"error: {flags.folder} cannot be read: {error.strerror}", file=sys.stderr)
+        return BAD_INPUT
     except ValueError as error:
-        _say(f"error: {error}", file=sys.stderr)
-        return NOTHING
-    faults = {path: fault(path, deep=not flags.quick) for path in found}
-    for path, why in faults.items():
-        title = path.name if CHECKPOINT.fullmatch(path.name) else "final model"
-        _say(f"{title}: {why or whole(path)}")
+        _print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    faults = {part: verify(part, deep=not flags.quick) for part in parts}
+    for part, fault in faults.items():
+        title = part.name if CHECKPOINT.fullmatch(part.name) else "final model"
+        _print(f"{title}: {fault or summary(part)}")
     if not CHECKPOINT.fullmatch(folder.name):
-        _say(_resume_line([path for path in found if path != folder and faults[path] is None]))
-    return NOT_WHOLE if any(faults.values()) else 0
+        complete = [part for part in parts if part != folder and faults[part] is None]
+        if complete:
+            _print(f"a resume takes {complete[-1].name}")
+        else:
+            _print("a resume finds no complete checkpoint here: auto starts a new run, newest refuses")
+    return INCOMPLETE if any(faults.values()) else 0
 
 
-def parts(folder: Path) -> list[Path]:
-    """What there is to check: the checkpoints, oldest first, and then the run's folder if it holds a final model; or
-    the folder alone, if it is a checkpoint.
+def parts_of(folder: Path) -> list[Path]:
+    """Return what is to be checked: the checkpoints of a run's folder, oldest first, then the folder itself if it holds
+    a final model; or the folder alone, if it is a checkpoint.
 
     Raises:
-        ValueError: there is no such folder, or nothing to check in it.
+        ValueError: the folder does not exist, or there is nothing to check.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name a run's folder or a checkpoint in it")
@@ -60,73 +64,67 @@ def parts(folder: Path) -> list[Path]:
 
 
 def checkpoint_dir(folder: Path) -> Path:
-    """Where a run keeps its checkpoints: the folder that its run.yaml names (`checkpointing.dirpath`), or, where none
-    are there, the one that its checkpoints.json names, as a path from the run's folder; else its own."""
-    for said in (_configured, _listed):
+    """Return the folder of a run's checkpoints: the one that run.yaml names (`checkpointing.dirpath`), or the one that
+    checkpoints.json names if no checkpoint is there; else the run's own folder."""
+    for read_folder in (_configured_folder, _listed_folder):
         try:
-            if (place := said(folder)) is not None and checkpoints(place):
+            if (place := read_folder(folder)) is not None and checkpoints(place):
                 return place
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):  # a missing or damaged file
             continue
     return folder
 
 
-def _configured(folder: Path) -> Path | None:
-    """By run.yaml, which is there from a run's start on."""
-    text = safe_read.read(folder / "run.yaml", LARGEST)
+def _configured_folder(folder: Path) -> Path | None:
+    """The folder in run.yaml, which exists since the run's start."""
+    text = safe_read.read(folder / "run.yaml", MAX_BYTES)
     if b"dirpath:" not in text:
         return None
     import yaml
 
     try:
-        # Not the C parser: it ends in a crash where lists lie ten thousand deep in one another.
-        said = yaml.load(text, Loader=yaml.SafeLoader)["checkpointing"]["dirpath"]
+        # Not the C parser: it crashes on lists that are nested ten thousand levels deep.
+        name = yaml.load(text, Loader=yaml.SafeLoader)["checkpointing"]["dirpath"]
     except yaml.YAMLError:
         return None
-    return Path(os.path.expanduser(said)) if said else None
+    return Path(os.path.expanduser(name)) if name else None
 
 
-def _listed(folder: Path) -> Path:
-    """By checkpoints.json, which is written after each save."""
-    return folder / safe_read.read_json(folder / "checkpoints.json", LARGEST)["folder"]
+def _listed_folder(folder: Path) -> Path:
+    """The folder in checkpoints.json, which is written after each save."""
+    return folder / safe_read.read_json(folder / "checkpoints.json", MAX_BYTES)["folder"]
 
 
-def fault(folder: Path, deep: bool) -> str | None:
-    """What is wrong with a checkpoint or a final model, or None. One that promises no file at all is none."""
-    if (why := manifest.verify(folder, deep=deep)) is not None:
-        return why
+def verify(folder: Path, deep: bool) -> str | None:
+    """Return what is wrong with a checkpoint or a final model, or None; an empty manifest is an error, too."""
+    if (fault := manifest.verify(folder, deep=deep)) is not None:
+        return fault
     content = manifest.read(folder)
     if CHECKPOINT.fullmatch(folder.name) and content["step"] != step_of(folder):
         return f"holds the state of step {content['step']}"
     return None if content["files"] else f"has a {manifest.NAME} that lists no file"
 
 
-def whole(folder: Path) -> str:
-    """`whole (12 files, 34.2 MB, step 40)`."""
+def summary(folder: Path) -> str:
+    """Return `complete (12 files, 34.2 MB, step 40)`."""
     content = manifest.read(folder)
     files = content["files"]
     count = "1 file" if len(files) == 1 else f"{len(files)} files"
-    return f"whole ({count}, {in_bytes(sum(facts['size'] for facts in files.values()))}, step {content['step']})"
+    return f"complete ({count}, {size_text(sum(file['size'] for file in files.values()))}, step {content['step']})"
 
 
-def in_bytes(size: float) -> str:
-    """Bytes in the unit that fits, by thousands."""
+def size_text(size: float) -> str:
+    """Return a number of bytes in a decimal unit: `34.2 MB`."""
     for unit in UNITS:
         if size < 999.95 or unit == UNITS[-1]:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
-    raise AssertionError("the last unit takes everything")
+    raise AssertionError("the last unit has no upper bound")
 
 
-def _resume_line(whole_ones: list[Path]) -> str:
-    if not whole_ones:
-        return "a resume finds no whole checkpoint here: auto starts afresh, newest refuses"
-    return f"a resume takes {whole_ones[-1].name}"
-
-
-def _say(text: str, file: object = None) -> None:
-    """One line, whatever a manifest named a file."""
-    print("".join(each if each.isprintable() else "?" for each in text), file=file or sys.stdout, flush=True)
+def _print(text: str, file: object = None) -> None:
+    """Print one line without control characters: a manifest may contain any file names."""
+    print("".join(letter if letter.isprintable() else "?" for letter in text), file=file or sys.stdout, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m trainer.verify", description=about, epilog=" ".join(rest.split()), allow_abbrev=False
     )
     parser.add_argument("folder", metavar="OUT", help="a run's folder, or one checkpoint-N")
-    parser.add_argument("--quick", action="store_true", help="compare sizes only, do not read the files' contents")
+    parser.add_argument("--quick", action="store_true", help="compare sizes only, do not hash large files")
     return parser
 
 

@@ -1,6 +1,8 @@
-"""Going on with a run: what a checkpoint must hold beside weights, and which checkpoint and model count."""
+"""Resumed runs: the state between two log lines, the choice of the checkpoint, and folders that two runs want."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -9,7 +11,7 @@ from safetensors.torch import load_file
 from small_runs import SmallRuns, weights
 
 import train
-from loader.resume.find_checkpoint import fault
+from storage import manifest
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 
@@ -29,7 +31,7 @@ def logged(run, out):
 
 
 def cut_back(run, out, step):
-    """A copy of a run's folder as a kill after checkpoint `step` would have left it."""
+    """A copy of a run's folder as a kill after checkpoint `step` leaves it."""
     copy = run.folder / f"{out}-again"
     shutil.copytree(run.folder / out, copy, symlinks=True)
     for path in copy.glob("checkpoint-*"):
@@ -48,7 +50,7 @@ def cut_back(run, out, step):
     ],
 )
 def test_a_checkpoint_between_two_log_lines(run, text):
-    """The resumed run's lines, rates, decisions and weights are those of the run that was never stopped."""
+    """The resumed run's lines, rates, decisions and weights are those of the uninterrupted run."""
     text += "\nsave_strategy: steps\nsave_steps: 4\nlogging_steps: 5\nmax_steps: 11\nlr_scheduler_type: constant"
     lines = dict(line.split(": ", 1) for line in text.splitlines())  # a later line of a key counts
     if "scheduler" in lines:
@@ -73,10 +75,10 @@ def test_a_finished_run_keeps_its_best_model(run):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_going_on_from_an_earlier_checkpoint_leaves_the_old_course(run, capsys):
+def test_resuming_from_an_earlier_checkpoint_renames_the_later_ones(run, capsys):
     text = "save_strategy: steps\nsave_steps: 2"
     run(text, max_steps=6)
-    (run.folder / "out/superseded-checkpoint-4").mkdir()  # of an earlier time
+    (run.folder / "out/superseded-checkpoint-4").mkdir()  # of an earlier resume
     checkpoint = str(run.folder / "out/checkpoint-2")
     run(f"{text}\nresume_lr: 0.5", max_steps=6, resume_from_checkpoint=checkpoint)
     assert f"resuming from {checkpoint}" in capsys.readouterr().out
@@ -85,8 +87,8 @@ def test_going_on_from_an_earlier_checkpoint_leaves_the_old_course(run, capsys):
     assert run.checkpoints() == [2, 4, 6] and run.log("learning_rate")[6] == 0.5
 
 
-def test_a_job_that_is_started_again_before_it_has_saved_anything(run):
-    """`auto:FOLDER`, as the job script says it: from the named checkpoint again, later from the run's own."""
+def test_a_job_that_is_restarted_before_its_first_checkpoint(run):
+    """`auto:FOLDER`: resume from the named checkpoint until the run has its own."""
     text = "save_strategy: steps\nsave_steps: 4\nmax_steps: 8"
     whole = weights(run(text, out="whole"))
     named = run.folder / "whole/checkpoint-4"
@@ -101,7 +103,7 @@ def test_a_job_that_is_started_again_before_it_has_saved_anything(run):
     assert longer.state.global_step == 10 and sorted(run.log("loss", "job")) == [5, 6, 7, 8, 9, 10]
 
 
-def test_the_rates_that_are_shown_are_those_of_the_resumed_run(run, capsys):
+def test_the_printed_rates_are_those_of_the_resumed_run(run, capsys):
     run("save_strategy: steps\nsave_steps: 2", max_steps=4)
     shutil.rmtree(run.folder / "out/checkpoint-4")
     capsys.readouterr()
@@ -111,34 +113,34 @@ def test_the_rates_that_are_shown_are_those_of_the_resumed_run(run, capsys):
     assert "0.01" not in [word for line in shown.splitlines() if line.startswith("total") for word in line.split()]
 
 
-def test_samples_are_counted_as_they_are(run):
-    """A batch larger than the data holds the data, and the last batch of an epoch what is left."""
+def test_samples_per_second_counts_real_samples(run):
+    """The batch size is larger than the data set."""
     run(per_device_train_batch_size=500, max_steps=2, logging_steps=2)
     record = run.log("samples_per_second")[2] * run.log("step_ms")[2] / 1000
     assert record == pytest.approx(12, rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "key"),
     [
-        ("num_train_epochs: 2\nmax_steps: -1\nwarmup_steps: 7", "the warm-up of 7 steps is not shorter than the run"),
-        ("num_train_epochs: 2\nmax_steps: -1\nwarmup_epochs: 2", "the warm-up of 6 steps"),
-        ("max_steps: 9\nlr_decay_iters: 3\nlr_scheduler_type: cosine\nwarmup_epochs: 2", "ends after 3 steps, before"),
+        ("num_train_epochs: 2\nmax_steps: -1\nwarmup_steps: 7", " 7 steps"),
+        ("num_train_epochs: 2\nmax_steps: -1\nwarmup_epochs: 2", " 6 steps"),
+        ("max_steps: 9\nlr_decay_iters: 3\nlr_scheduler_type: cosine\nwarmup_epochs: 2", " 3 steps"),
         ("min_lr: 0.001\nlr_scheduler_type: linear\nresume_lr: 0.0001", "`resume_lr: 0.0001`"),
         ("checkpointing: {dirpath: /etc/passwd}", "`checkpointing.dirpath: /etc/passwd`"),
         ("logging: {logger_type: CSVLogger, save_dir: /etc/passwd}", "`logging.save_dir: /etc/passwd`"),
-        ("optimizer: {name: SGD, momentum: -1}", "optimizer `SGD`"),
-        ("gradient_checkpointing: true", "model mlp has no layers to recompute"),
-        ("log_level: bogus", "must be one of"),
-        (f"metric_for_best_model: nonsense\n{BEST}", "`metric_for_best_model: nonsense` is not logged"),
+        ("optimizer: {name: SGD, momentum: -1}", "SGD"),
+        ("gradient_checkpointing: true", "mlp"),
+        ("log_level: bogus", "log_level"),
+        (f"metric_for_best_model: nonsense\n{BEST}", "`metric_for_best_model: nonsense`"),
     ],
 )  # fmt: skip
-def test_one_line_for_what_cannot_be(run, capsys, text, says):
+def test_errors_at_the_start_are_one_line(run, capsys, text, key):
     lines = dict(line.split(": ", 1) for line in f"max_steps: 4\n{text}".splitlines())
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as error:
         run("\n".join(f"{key}: {value}" for key, value in lines.items()))
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert left.value.code == 2 and len(errors) == 1 and says in errors[0]
+    assert error.value.code == 2 and len(errors) == 1 and key in errors[0]
 
 
 @pytest.mark.parametrize(
@@ -148,36 +150,94 @@ def test_one_line_for_what_cannot_be(run, capsys, text, says):
         "max_steps: 30\nlr_decay_iters: 20\nmin_lr: 1.0e-4\nlr_scheduler_type: cosine\nwarmup_epochs: 1.5",
     ],
 )
-def test_schedules_are_tried_at_their_real_length(run, text):
-    with pytest.raises(SystemExit) as left:
+def test_check_and_start_accept_the_same_schedules(run, text):
+    with pytest.raises(SystemExit) as error:
         train.main([*run.words(text), "--check"])
-    assert left.value.code == 0
+    assert error.value.code == 0
     run(text + "\ncallbacks: [{name: small_runs.StopsAfter, step: 1}]")
 
 
-@pytest.mark.parametrize(
-    ("name", "harm", "says"),
-    [
-        ("ema.safetensors", "cut", "has a truncated ema.safetensors ("),
-        ("ema.safetensors", "gone", "has no ema.safetensors"),
-        ("ema.json", "cut", "has a truncated ema.json ("),
-        ("rng-0.json", "cut", "has a truncated rng-0.json ("),
-        ("run.yaml", "gone", "has no run.yaml"),
-        ("run.yaml", "cut", "has a truncated run.yaml ("),
-        ("config.json", "cut", "has a truncated config.json ("),
-        ("statistics.json", "cut", "has a truncated statistics.json ("),
-        ("manifest.json", "gone", "has no manifest.json"),
-    ],
-)
-def test_a_damaged_checkpoint_is_passed_over(run, capsys, name, harm, says):
-    text = "using_ema: true\nsave_strategy: steps\nsave_steps: 2"
-    whole = weights(run(text))
-    file = run.folder / "out/checkpoint-4" / name
-    if harm == "gone":
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert fault(file.parent).startswith(says)
-    resumed = run(text, resume_from_checkpoint="auto")
-    assert f"skipping checkpoint-4: it {says}" in capsys.readouterr().out
-    assert all(torch.equal(value, whole[key]) for key, value in weights(resumed).items())
+# ---- a folder that two runs want, and disks that fail ----
+
+HELD = "save_strategy: steps\nsave_steps: 2\nmax_steps: 4"
+
+
+def refused(run, capsys, text=HELD, code=2, **flags):
+    """The error line that a run ends with."""
+    with pytest.raises(SystemExit) as error:
+        run(text, resume_from_checkpoint="auto", **flags)
+    assert error.value.code == code
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_a_folder_is_locked_before_its_checkpoint_is_chosen(run, monkeypatch):
+    """Another run could save there in between."""
+    run(HELD.replace("max_steps: 4", "max_steps: 2"))
+    choose, held = train.chosen_checkpoint, []
+
+    def chosen(*arguments):
+        held.extend((run.folder / "out").glob(".run.lock"))
+        return choose(*arguments)
+
+    monkeypatch.setattr(train, "chosen_checkpoint", chosen)
+    assert run(HELD, resume_from_checkpoint="auto").state.global_step == 4
+    assert len(held) == 1 and not held[0].exists()
+
+
+def test_another_run_saves_into_a_folder_that_did_not_exist(run, capsys, monkeypatch):
+    choose, elsewhere = train.chosen_checkpoint, run.folder / "elsewhere"
+
+    def chosen(*arguments):
+        found = choose(*arguments)
+        (elsewhere / "checkpoint-2").mkdir(parents=True)
+        return found
+
+    monkeypatch.setattr(train, "chosen_checkpoint", chosen)
+    text = f"{HELD}\ncheckpointing: {{dirpath: {elsewhere}, every_n_epochs: 0}}"
+    assert str(elsewhere) in refused(run, capsys, text)
+    assert [path.name for path in elsewhere.iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES])
+def test_an_unreadable_checkpoint_is_not_damaged(run, capsys, monkeypatch, number):
+    """The run refuses to start instead of passing over the checkpoint."""
+    run(HELD)
+    entry = manifest.entry
+    longer = HELD.replace("max_steps: 4", "max_steps: 6")
+
+    def unreadable(path):
+        if "checkpoint-" in str(path):
+            raise OSError(number, os.strerror(number))
+        return entry(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "entry", unreadable)
+        line = refused(run, capsys, longer)
+    assert "checkpoint-4" in line and os.strerror(number) in line
+    names = {path.name for path in (run.folder / "out").iterdir()}
+    assert {"checkpoint-2", "checkpoint-4"} <= names and not any(name.startswith("damaged") for name in names)
+    assert run(longer, resume_from_checkpoint="auto").state.global_step == 6
+
+
+def test_a_lock_that_is_lost_before_the_final_model(run, capsys, monkeypatch):
+    save = train.save_final_model
+
+    def lost(trainer):
+        trainer.locks[0].lost = True
+        save(trainer)
+
+    monkeypatch.setattr(train, "save_final_model", lost)
+    refused(run, capsys, code=1)
+    assert not (run.folder / "out/model.safetensors").exists()
+
+
+def test_a_run_that_resumes_from_another_finished_run(run, capsys):
+    """It takes the model; listing and symlinks stay in the first folder."""
+    text = f"{HELD}\ncheckpointing: {{save_last: true, every_n_epochs: 0}}"
+    run(text, out="first")
+    run(text, out="second", resume_from_checkpoint=run.folder / "first/checkpoint-4")
+    assert "nothing is left to train" in capsys.readouterr().out
+    assert manifest.read(run.folder / "second")["step"] == 4
+    names = {path.name for path in (run.folder / "second").iterdir()}
+    assert "last-checkpoint" not in names and "checkpoints.json" not in names
