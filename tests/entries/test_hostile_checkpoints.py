@@ -1,5 +1,7 @@
-"""Checkpoints, models and data that somebody else made to do harm: each is refused with one line, and nothing of it
-runs. The payload of each is a file that appears where the code is run."""
+"""Malicious checkpoints, models and data: each is refused with one line, and no code of it runs.
+
+The payload creates the folder EXECUTED in the working folder.
+"""
 
 import contextlib
 import json
@@ -64,7 +66,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def place(trained, tmp_path, monkeypatch):
-    """A working folder with the data, the adapter, and two copies of the run, one (`run`) to be changed."""
+    """A working folder with the data, the adapter, and two copies of the run; the copy `run` is changed."""
     for name, source in (("data", "data"), ("run", "run"), ("whole", "run"), ("adapter", "adapter")):
         shutil.copytree(trained / source, tmp_path / name, symlinks=True)
     monkeypatch.chdir(tmp_path)
@@ -75,24 +77,24 @@ def place(trained, tmp_path, monkeypatch):
 
 
 def answers_yes(*_):
-    """Whoever asks at the terminal whether code may run would be told that it may."""
+    """Answer a question at the terminal whether code may run."""
     return "y"
 
 
 @pytest.fixture
 def refused(place, capsys):
-    """Runs an entry, which must leave with exit code 2 and one line; returns the line."""
+    """`refused(arguments, main)`: the error line of an entry point, which must exit with code 2."""
 
     def run(line, main=train.main):
         capsys.readouterr()
-        with watching(place / "nothing") as changes, pytest.raises(SystemExit) as left:
+        with watching(place / "nothing") as changes, pytest.raises(SystemExit) as error:
             main([*shlex.split(line)])
-        said = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error:")]
-        assert left.value.code == 2 and len(said) == 1, (left.value.code, said)
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        assert error.value.code == 2 and len(lines) == 1, (error.value.code, lines)
         assert not (place / "EXECUTED").exists()
         assert not [change for change in changes if "connect" in change or "Popen" in change]
-        assert said[0].isprintable() and len(said[0]) < 2100
-        return said[0]
+        assert lines[0].isprintable() and len(lines[0]) < 2100
+        return lines[0]
 
     return run
 
@@ -101,10 +103,10 @@ RUN = f"--dataset data {SMALL} --output_dir out --set report_to=none"
 
 
 def sign(checkpoint):
-    """A manifest that agrees with the files, as whoever changed them would write it."""
-    told = json.loads((checkpoint / manifest.NAME).read_text())
-    facts = {name: value for name, value in told.items() if name not in ("format", "files", "step", "world_size")}
-    manifest.write(checkpoint, step=told["step"], world_size=told["world_size"], **facts)
+    """Write a manifest that fits the changed files."""
+    content = json.loads((checkpoint / manifest.NAME).read_text())
+    facts = {name: value for name, value in content.items() if name not in ("format", "files", "step", "world_size")}
+    manifest.write(checkpoint, step=content["step"], world_size=content["world_size"], **facts)
 
 
 def pickled(path, place):
@@ -115,14 +117,14 @@ def pickled(path, place):
 
 
 def test_the_payload_would_run(place):
-    """The truth that these tests rest on: read as a pickle, the file does what it says."""
+    """The payload of these tests works if the file is unpickled."""
     pickled(place / "x.bin", place)
     torch.load(place / "x.bin", weights_only=False)
     assert (place / "EXECUTED").is_dir()
 
 
 def old_checkpoint(folder, place):
-    """As a Trainer of transformers writes it, every file a pickle with the payload."""
+    """A checkpoint in the format of transformers, all files are pickles with the payload."""
     folder.mkdir(parents=True)
     shutil.copy(place / "whole/run.yaml", folder)
     for name in ("trainer_state.json", "config.json"):
@@ -141,7 +143,7 @@ def test_a_pickled_checkpoint_is_not_resumed(refused, place):
     assert "checkpoint" in refused("--init_from resume --out_dir run")
 
 
-def test_weights_swapped_for_a_pickle_under_a_new_manifest(refused, place):
+def test_pickled_weights_in_a_checkpoint_with_a_new_manifest(refused, place):
     checkpoint = place / "run/checkpoint-6"
     (checkpoint / "model.safetensors").unlink()
     for name in ("pytorch_model.bin", "optimizer.pt", "training_args.bin"):
@@ -187,7 +189,7 @@ def test_a_pickled_model(refused, place, name):
     if name.endswith("json"):
         index = {"metadata": {}, "weight_map": {"model.norm.weight": "pytorch_model.bin"}}
         (place / "base" / name).write_text(json.dumps(index))
-    assert "reading a pickle can run code" in refused(AUTO)
+    assert "base" in refused(AUTO)
 
 
 def test_a_pickled_gpt2(refused, place):
@@ -195,14 +197,14 @@ def test_a_pickled_gpt2(refused, place):
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 20, "n_positions": 32}
     (place / "base/config.json").write_text(json.dumps({"model_type": "gpt2", **sizes}))
     pickled(place / "base/pytorch_model.bin", place)
-    assert "reading a pickle can run code" in refused(f"{RUN} model_name_or_path=base")
+    assert "base" in refused(f"{RUN} model_name_or_path=base")
 
 
 @pytest.mark.parametrize(
     "name", ["../outside.safetensors", "/outside.safetensors", "pytorch_model.bin", 7, None, "a\0b"]
 )
-def test_shards_that_are_elsewhere(refused, place, name):
-    """transformers joins whatever the index says to the folder's name."""
+def test_an_index_that_names_files_outside_its_folder(refused, place, name):
+    """transformers joins any name in the index to the folder."""
     weights(foreign_model(place / "base"))
     tensors = load_file(place / "base/model.safetensors")
     (place / "base/model.safetensors").rename(place / "outside.safetensors")
@@ -210,13 +212,6 @@ def test_shards_that_are_elsewhere(refused, place, name):
     name = str(place / "outside.safetensors") if name == "/outside.safetensors" else name
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(tensors, name)}
     (place / "base/model.safetensors.index.json").write_text(json.dumps(index))
-    assert "names a shard" in refused(AUTO)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "7", "{}", '{"weight_map": 3}', '{"weight_map": {}}', "[" * 10_000])
-def test_indices_that_are_none(refused, place, text):
-    foreign_model(place / "base")
-    (place / "base/model.safetensors.index.json").write_text(text)
     assert "model.safetensors.index.json" in refused(AUTO)
 
 
@@ -227,7 +222,7 @@ def test_a_configuration_that_names_its_weights(refused, place, name):
     (place / "base/model.safetensors").rename(place / "outside.safetensors")
     for each in ("pytorch_model.bin", "adapter_model.bin"):
         pickled(place / "base" / each, place)
-    assert "names weights" in refused(AUTO)
+    assert "base" in refused(AUTO)
 
 
 # ---- safetensors ----
@@ -238,27 +233,10 @@ def tensors_file(header, content=b"", length=None):
     return struct.pack("<Q", len(text) if length is None else length) + text + content
 
 
-def entry(dtype="F32", shape=(2, 2), offsets=(0, 16)):
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
-
-
 BROKEN = {
-    "nothing": b"",
-    "short": b"\x08\0\0",
-    "a length of all memory": tensors_file({}, length=2**63),
-    "a terabyte of header": tensors_file({}, length=2**40),
-    "longer than the file": tensors_file({}, length=10**6),
-    "no JSON": tensors_file(b"{{{{"),
-    "a list": tensors_file([1]),
-    "deep": tensors_file(b"[" * 100_000),
-    "an unknown type": tensors_file({"model.norm.weight": entry("F33")}, b"\0" * 16),
-    "overlapping": tensors_file({"a": entry(), "b": entry(offsets=(8, 24))}, b"\0" * 24),
-    "beyond the end": tensors_file({"a": entry(offsets=(0, 2**40))}, b"\0" * 16),
-    "backwards": tensors_file({"a": entry(offsets=(16, 0))}, b"\0" * 16),
-    "another size": tensors_file({"a": entry(shape=(3, 3))}, b"\0" * 16),
-    "a size beyond numbers": tensors_file({"a": entry(shape=(2**62, 2**62))}, b"\0" * 16),
-    "negative": tensors_file({"a": entry(shape=(-2, -2))}, b"\0" * 16),
-    "another tensor": tensors_file({"model.norm.weight": entry()}, b"\0" * 16),
+    "a header length beyond the memory": tensors_file({}, length=2**63),
+    "deep lists": tensors_file(b"[" * 100_000),
+    "beyond the end": tensors_file({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 2**40]}}, b"\0" * 16),
     "a pickle": pickle.dumps({"a": 1}),
 }
 
@@ -267,41 +245,12 @@ BROKEN = {
 def test_damaged_safetensors(refused, place, content):
     foreign_model(place / "base")
     (place / "base/model.safetensors").write_bytes(content)
-    if content == BROKEN["another tensor"]:
-        return  # a tensor of another shape: transformers makes it new, and the run says so
     assert "base" in refused(AUTO)
     (place / "run/model.safetensors").write_bytes(content)
     for each in (place / "run").glob("checkpoint-*"):
         shutil.rmtree(each)
     assert "run" in refused(f"{RUN} model_name_or_path=run is_pretrained=true")
     assert "run" in refused("--checkpoint run", evaluation.main)
-
-
-@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize("name", ["model", "optimizer"])
-def test_damaged_safetensors_of_a_checkpoint(refused, place, name, content):
-    """Under a manifest that fits them."""
-    checkpoint = place / "run/checkpoint-6"
-    (checkpoint / f"{name}.safetensors").write_bytes(content)
-    sign(checkpoint)
-    assert "checkpoint-6" in refused(f"{LONGER} --resume_from_checkpoint run/checkpoint-6")
-
-
-LONGER = "--training_config run/run.yaml --set resume_changed=allow resume_schedule=keep max_steps=9"
-GARBAGE = ("", "\0", "null", "7", "[]", "{}", '"x"', "[" * 100_000, "{" * 10, "9" * 10_000, '{"a": NaN}', "\ufeff{}")
-
-
-@pytest.mark.parametrize("text", GARBAGE, ids=range(len(GARBAGE)))
-def test_json_of_a_checkpoint_that_says_something_else(refused, place, text):
-    """Under a manifest that fits."""
-    for name in ("optimizer.json", "scheduler.json", "rng-0.json", "trainer_state.json", "manifest.json"):
-        shutil.rmtree(place / "run")
-        shutil.copytree(place / "whole", place / "run", symlinks=True)
-        checkpoint = place / "run/checkpoint-3"
-        (checkpoint / name).write_text(text)
-        if name != "manifest.json":
-            sign(checkpoint)
-        refused("--training_config run/run.yaml --resume_from_checkpoint run/checkpoint-3")
 
 
 # ---- code that comes with a model ----
@@ -327,7 +276,7 @@ def generate(model, *args, **kwargs):
 
 @pytest.fixture
 def with_code(place):
-    """A model whose architecture is in its own folder."""
+    """A model with the code of its architecture in its folder."""
     weights(foreign_model(place / "base"))
     (place / "base/own.py").write_text(CODE.format(executed=str(place / "EXECUTED")))
     auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
@@ -336,12 +285,12 @@ def with_code(place):
 
 
 def test_code_of_a_model_runs_only_when_it_is_trusted(refused, place, with_code):
-    assert "it brings code of its own, which runs only with trust_remote_code: true" in refused(AUTO)
+    assert "trust_remote_code" in refused(AUTO)
     train.main([*shlex.split(AUTO), "trust_remote_code=true"])
     assert (place / "EXECUTED").exists()
 
 
-def test_a_known_model_that_brings_code_is_taken_without_it(place, with_code):
+def test_the_code_of_a_known_architecture_does_not_run(place, with_code):
     foreign_model(with_code, auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"})
     (with_code / "custom_generate").mkdir()
     (with_code / "own.py").rename(with_code / "custom_generate/generate.py")
@@ -351,7 +300,7 @@ def test_a_known_model_that_brings_code_is_taken_without_it(place, with_code):
 
 
 def test_a_checkpoint_cannot_trust_itself(refused, place, with_code):
-    """adaptation.json and run.yaml of a folder say that its code may run: that is for the user to say."""
+    """trust_remote_code in adaptation.json and run.yaml does not count, only the user's flag."""
     lora = "lora_enable=true lora_r=2 lora_module=[q_proj] lora_task_type=CAUSAL_LM"
     train.main([*shlex.split(AUTO), *lora.split(), "trust_remote_code=true"])
     (place / "EXECUTED").rmdir()
@@ -400,7 +349,7 @@ ADAPTED = f"{RUN} lora_enable=true lora_weight_path=adapter"
 def test_pickled_adapters(refused, place):
     (place / "adapter/adapter_model.safetensors").unlink()
     pickled(place / "adapter/adapter_model.bin", place)
-    assert "reading a pickle can run code" in refused(ADAPTED)
+    assert "adapter" in refused(ADAPTED)
     assert "adapter" in refused("--checkpoint adapter", evaluation.main)
 
 
@@ -408,17 +357,11 @@ def test_pickled_adapters(refused, place):
     "changes",
     [
         {"peft_type": "NO_SUCH"},
-        {"peft_type": None},
-        {"peft_type": "IA3"},
         {"r": -1},
-        {"r": "x"},
         {"r": 10**9},
-        {"lora_alpha": "x"},
         {"target_modules": "("},
         {"target_modules": ["no_such"]},
-        {"target_modules": 7},
         {"megatron_config": {"a": 1}, "megatron_core": "os"},
-        {"modules_to_save": ["head"]},
     ],
     ids=str,
 )
@@ -429,23 +372,13 @@ def test_settings_of_an_adapter(refused, place, changes):
     assert "adapter" in refused("--checkpoint adapter", evaluation.main)
 
 
-@pytest.mark.parametrize("text", GARBAGE, ids=range(len(GARBAGE)))
-@pytest.mark.parametrize("name", ["adapter_config.json", "adaptation.json", "base/config.json"])
-def test_facts_of_an_adapter_that_are_none(refused, place, name, text):
-    (place / "adapter" / name).write_text(text)
-    if name == "adapter_config.json":
-        assert "adapter" in refused(ADAPTED)
-    assert "adapter" in refused("--checkpoint adapter", evaluation.main)
-
-
 @pytest.mark.parametrize(
     "base",
-    ["old", "/etc/passwd", "../../../../etc", "", "org/model", "http://127.0.0.1:9/x", "pipe", 7, ["a"], {"a": 1}],
+    ["old", "/etc/passwd", "../../../../etc", "org/model", "http://127.0.0.1:9/x", 7],
 )
 def test_a_base_that_is_named_elsewhere(refused, place, base):
-    """The base is beside the adapter; one that is not there is asked for by the name that adaptation.json gives."""
+    """If the base is not beside the adapter, adaptation.json names it."""
     old_checkpoint(place / "old", place)
-    os.mkfifo(place / "pipe")
     shutil.rmtree(place / "adapter/base")
     told = json.loads((place / "adapter/adaptation.json").read_text())
     (place / "adapter/adaptation.json").write_text(json.dumps({**told, "base": base}))
@@ -456,7 +389,7 @@ def test_a_base_that_is_named_elsewhere(refused, place, base):
 
 
 def test_code_beside_a_checkpoint_is_not_imported(place, refused, monkeypatch):
-    """A folder below the working folder is a package: `run.payload` names the file run/payload.py."""
+    """`run.payload` names the file run/payload.py, since a folder in the working folder is a package."""
     monkeypatch.syspath_prepend(place)
     (place / "run/payload.py").write_text(f"import os\nos.mkdir({str(place / 'EXECUTED')!r})\n")
     (place / "run/__init__.py").write_text(f"import os\nos.mkdir({str(place / 'EXECUTED')!r})\n")
@@ -464,22 +397,19 @@ def test_code_beside_a_checkpoint_is_not_imported(place, refused, monkeypatch):
     for section, name in (("model", "gpt"), ("dataset", "text")):
         assert f"  name: {name}  #" in text, section
         (place / "run/run.yaml").write_text(text.replace(f"  name: {name}  #", "  name: run.payload  #"))
-        assert "no code is taken from there" in refused("--checkpoint run", evaluation.main)
-        assert "no code is taken from there" in refused("--training_config run/run.yaml --out_dir x --check")
+        assert "run.payload" in refused("--checkpoint run", evaluation.main)
+        assert "run.payload" in refused("--training_config run/run.yaml --out_dir x --check")
     assert "run" not in sys.modules
 
 
-def test_a_checkpoints_configuration_is_held_to_the_rules_of_any(place, refused):
+def test_hostile_yaml_in_a_checkpoint(place, refused):
     for text in ("a: !!python/object/apply:os.system ['mkdir EXECUTED']\n", "a: " + "[" * 10**6, "- 1\n", "\xff", ""):
         (place / "run/run.yaml").write_bytes(text.encode("latin-1"))
         refused("--checkpoint run", evaluation.main)
-    (place / "run/run.yaml").unlink()
-    os.mkfifo(place / "run/run.yaml")
-    refused("--checkpoint run", evaluation.main)
 
 
 @pytest.mark.parametrize("name", ["../../../EXECUTED", "/etc/passwd", "a/../../x", "", ".", "..", "a\0b", "x\\..\\y"])
-def test_a_manifest_that_names_files_elsewhere(refused, place, name):
+def test_a_manifest_that_names_files_outside_its_folder(refused, place, name):
     told = json.loads((place / "run/checkpoint-6/manifest.json").read_text())
     told["files"][name] = {"size": 0, "sha256": "0" * 64}
     (place / "run/checkpoint-6/manifest.json").write_text(json.dumps(told))
@@ -489,32 +419,19 @@ def test_a_manifest_that_names_files_elsewhere(refused, place, name):
 # ---- data ----
 
 
-def test_pickled_facts_of_a_text(refused, place):
+def test_a_pickled_vocabulary(refused, place):
     (place / "data/meta.json").unlink()
     (place / "data/meta.pkl").write_bytes(pickle.dumps({"vocab_size": Payload(place / "EXECUTED")}))
-    assert "meta.pkl is not read" in refused(RUN)
-
-
-@pytest.mark.parametrize("text", GARBAGE, ids=range(len(GARBAGE)))
-def test_facts_and_tokenizers_of_a_text_that_are_none(refused, place, text):
-    (place / "data/meta.json").write_text(text)
-    assert "meta.json" in refused(RUN)
-    shutil.rmtree(place / "out", ignore_errors=True)
-
-
-@pytest.mark.parametrize("text", GARBAGE, ids=range(len(GARBAGE)))
-def test_tokenizers_of_a_text_that_are_none(refused, place, text):
-    (place / "data/tokenizer.json").write_text(text)
-    assert "tokenizer" in refused(RUN)
+    assert "meta.pkl" in refused(RUN)
 
 
 def test_object_arrays_and_links_in_an_episode(refused, place):
-    """HDF5 keeps no code; what is no plain number is refused by its type."""
+    """Data that are not plain numbers are refused by type."""
     for index in range(2):
         write_act_episode(place / f"episodes/episode_{index}.hdf5", steps=12, seed=index)
     line = "--task_name task.yaml --model_config mlp --output_dir out --set report_to=none dataset.chunk_size=3"
     (place / "task.yaml").write_text("dataset: {name: demonstrations, path: episodes}\n")
-    for kind in ("objects", "texts", "a reference", "a link to nothing", "a link to a device", "a circle"):
+    for kind in ("objects", "texts", "a reference", "a link to nothing", "a link to a device", "a cycle"):
         with h5py.File(place / "episodes/episode_1.hdf5", "a") as file:
             with contextlib.suppress(KeyError):
                 del file["action"]
@@ -532,11 +449,3 @@ def test_object_arrays_and_links_in_an_episode(refused, place):
             else:
                 file["action"] = h5py.SoftLink("/action")
         assert "episode_1.hdf5" in refused(line), kind
-
-
-def test_arrays_of_objects_are_not_read(place):
-    """The default of NumPy, on which everything here that reads an array relies."""
-    np.save(place / "x.npy", np.array([Payload(place / "EXECUTED")], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle"):
-        np.load(place / "x.npy")
-    assert not (place / "EXECUTED").exists()
