@@ -28,12 +28,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from storage import safe_read
 from storage.atomic import write_text
+from storage.safe_read import printable
 
 NAME = ".run.lock"
 GUARD = ".run.lock.guard"
@@ -48,30 +48,14 @@ class FolderInUse(ValueError):
     """Another run holds the folder; the text is one line with the holder and the remedy."""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Identity of a machine, its boot, its PID namespace and its Slurm job; unknown values are empty."""
-
-    host: str
-    boot: str = ""
-    pids: str = ""
-    job: str = ""
-    restarts: str = ""
-
-    @classmethod
-    def here(cls) -> Machine:
-        """Return the machine that this process runs on."""
-        pids = boot = ""
-        with contextlib.suppress(OSError):  # the system has no /proc
-            pids = os.readlink("/proc/self/ns/pid")
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return cls(
-            host=socket.gethostname(),
-            boot=boot,
-            pids=pids,
-            job=os.environ.get("SLURM_JOB_ID", ""),
-            restarts=os.environ.get("SLURM_RESTART_COUNT", ""),
-        )
+def machine_identity() -> dict[str, str]:
+    """Return what identifies this machine, its boot, its PID namespace and its Slurm job; unknown values are empty."""
+    pids = boot = ""
+    with contextlib.suppress(OSError):  # the system has no /proc
+        pids = os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    job, restarts = (os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "RESTART_COUNT"))
+    return {"host": socket.gethostname(), "boot": boot, "pids": pids, "job": job, "restarts": restarts}
 
 
 class RunLock:
@@ -85,7 +69,7 @@ class RunLock:
 
     Args:
         folder: Created by `take` if it is missing.
-        machine: Machine on which this process counts as running.
+        machine: Values of `machine_identity` for the machine on which this process counts as running.
         beat: Seconds between two beats.
         watch: Seconds for which a lock is watched whose holder cannot be checked; several beats.
 
@@ -95,10 +79,10 @@ class RunLock:
     """
 
     def __init__(
-        self, folder: Path, *, machine: Machine | None = None, beat: float = BEAT, watch: float = WATCH
+        self, folder: Path, *, machine: dict[str, str] | None = None, beat: float = BEAT, watch: float = WATCH
     ) -> None:
         self.folder, self.path = Path(folder), Path(folder) / NAME
-        self.machine = machine or Machine.here()
+        self.machine = machine or machine_identity()
         self.beat, self.watch = beat, watch
         self.token, self.pid, self.lost = "", 0, False
         self.released = threading.Event()
@@ -172,8 +156,8 @@ class RunLock:
         if content == self.unchanged:
             return True
         holder, here = _facts(content), self.machine
-        equal = {name for name, value in asdict(here).items() if holder.get(name) == value}
-        if here.job and "job" in equal and "restarts" not in equal:
+        equal = {name for name, value in here.items() if holder.get(name) == value}
+        if here["job"] and "job" in equal and "restarts" not in equal:
             return True
         pid, started = holder.get("pid"), holder.get("started")
         if not {"host", "boot", "pids"} <= equal or type(pid) is not int or pid < 1:
@@ -192,9 +176,9 @@ class RunLock:
         """
         line = f"{self.folder} is locked by {_holder(content)}; waiting {self.watch:g} s to see whether it still runs"
         print(line, file=sys.stderr, flush=True)
-        looks = math.ceil(self.watch / min(1.0, self.beat))
-        for _ in range(looks):  # counted, not timed: while this process is suspended, the holder may be too
-            time.sleep(self.watch / looks)
+        polls = math.ceil(self.watch / min(1.0, self.beat))
+        for _ in range(polls):  # counted, not timed: while this process is suspended, the holder may be too
+            time.sleep(self.watch / polls)
             if (now := self._content()) != content:
                 if now is None:
                     return
@@ -207,7 +191,7 @@ class RunLock:
 
     def _new_content(self, token: str) -> str:
         pid = os.getpid()
-        facts = asdict(self.machine) | {"pid": pid, "started": process_start(pid)}
+        facts = self.machine | {"pid": pid, "started": process_start(pid)}
         facts |= {"since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token, "beat": "0" * BEAT_DIGITS}
         return json.dumps(facts) + "\n"
 
@@ -241,7 +225,7 @@ class RunLock:
         count = 0
         while not released.wait(self.beat):
             count += 1
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError):  # a full or read-only disk, a deleted file
                 if not self._beat_once(count) and not released.is_set():
                     self.lost = True
                     line = (
@@ -255,27 +239,17 @@ class RunLock:
 
         The file is changed in place: if another run renames its own file over it meanwhile, the beat goes into a file
         that has no name any more.
-        """
-        try:
-            with open(self.path, "r+b", buffering=0) as file:
-                facts = _facts(file.read(MAX_BYTES))
-                if facts.get("token") == self.token:
-                    text = json.dumps(facts | {"beat": f"{count:0{BEAT_DIGITS}d}"}) + "\n"
-                    os.pwrite(file.fileno(), text.encode(), 0)
-                    os.fsync(file.fileno())
-                    return True
-        except FileNotFoundError:
-            facts = {}
-        return not facts and self._restore()
 
-    def _restore(self) -> bool:
-        """Write the lock file again after a user deleted or damaged it; False: another run was faster."""
-        with self._alone():
-            if facts := _facts(self._content()):
-                return facts.get("token") == self.token
-            if self.folder.is_dir():
-                write_text(self.path, self._new_content(self.token))
-        return True
+        Raises:
+            OSError: a full or read-only disk, or a user has deleted the file.
+        """
+        with open(self.path, "r+b", buffering=0) as file:
+            facts = _facts(file.read(MAX_BYTES))
+            if facts.get("token") == self.token:
+                text = json.dumps(facts | {"beat": f"{count:0{BEAT_DIGITS}d}"}) + "\n"
+                os.pwrite(file.fileno(), text.encode(), 0)
+                os.fsync(file.fileno())
+        return facts.get("token") in (None, self.token)
 
 
 @contextlib.contextmanager
@@ -359,5 +333,4 @@ def _holder(content: bytes | None) -> str:
     facts = _facts(content)
     if not facts:
         return "an unreadable lock file"
-    text = f"process {facts.get('pid')} on {facts.get('host')} (since {facts.get('since')})"
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return printable(f"process {facts.get('pid')} on {facts.get('host')} (since {facts.get('since')})")

@@ -17,13 +17,13 @@ from typing import Any
 
 from storage import safe_read
 from storage.atomic import apply_umask, remove, sync_folder, sync_tree, write_json
+from storage.safe_read import printable
 
 NAME = "manifest.json"
 FORMAT = 2  # of the checkpoint: its files and the keys in them; other formats cannot be resumed from
 ALWAYS_HASHED = 2**20  # bytes; smaller files (configuration, state) are hashed even by a shallow verification
 MAX_BYTES = 64 * 2**20  # of a manifest
 UNREADABLE = "cannot be read"  # part of what `verify` returns when the disk failed: the folder may be intact
-SHOWN_CHARACTERS = 100  # of a file name in a message
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -119,12 +119,6 @@ def _check(content: Any) -> None:
         size, digest = (facts.get("size"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
         if type(size) is not int or size < 0 or not isinstance(digest, str) or not DIGEST.fullmatch(digest):
             raise ValueError(f"has a damaged {NAME}: the entry of {printable(name)}")
-
-
-def printable(name: str) -> str:
-    """Return a file name without control characters and shortened, as a message can show it."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
 
 
 def _is_inside(name: str) -> bool:

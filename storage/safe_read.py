@@ -10,6 +10,8 @@ from typing import Any
 
 MAX_BYTES = 2**30  # trainer_state.json with the log of a million steps is smaller
 
+SHOWN_CHARACTERS = 200  # of text that a file or its name contains
+
 
 class FileTooLarge(OSError):
     """A file is too large to be what its name says."""
@@ -40,3 +42,9 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
         return json.loads(read(path, max_bytes))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
+
+
+def printable(text: str) -> str:
+    """Return text from a file without control characters and shortened, so that a message can show it."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return line if len(line) <= SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]} …"

@@ -172,7 +172,7 @@ def test_a_correct_training_passes(replacement, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("bug", "text"),
     {
-        "other weights": "tensor w differs",
+        "other weights": "safetensors differs",
         "repeats lines": "repeats . of step",
         "in place": "has no manifest.json",
         "loses the newest": "is lost",
@@ -268,26 +268,7 @@ def test_one_changed_tensor(pair, place):
     save_file(tensors, path)
     rewrite_manifests(killed)
     name = (killed / place).resolve().name
-    assert differences(whole, killed) == [f"{name}/model.safetensors: tensor a differs"]
-
-
-def test_other_tensors(pair):
-    whole, killed = pair
-    save_file({"a": torch.arange(4), "c": torch.ones(1)}, killed / "model.safetensors")
-    rewrite_manifests(killed)
-    (first, second, third) = differences(whole, killed)
-    assert "additional tensor c" in first and "no tensor b" in second and "tensor a is" in third
-    (killed / "model.safetensors").write_bytes(b"\xff" * 20)
-    rewrite_manifests(killed)
-    assert differences(whole, killed) == ["killed/model.safetensors cannot be read"]
-
-
-def test_equal_tensors_in_different_files(pair):
-    whole, killed = pair
-    tensors = load_file(killed / "model.safetensors")
-    save_file(tensors, killed / "model.safetensors", metadata={"written": "again"})
-    rewrite_manifests(killed)
-    assert differences(whole, killed) == []
+    assert differences(whole, killed) == [f"{name}/model.safetensors differs"]
 
 
 def test_other_files(pair):

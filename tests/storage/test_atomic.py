@@ -1,4 +1,4 @@
-"""Whole or absent: what a reader finds when a writer is killed at any of its calls."""
+"""What a reader finds after a writer was killed at any of its system calls: the old content or the new."""
 
 import errno
 import os
@@ -23,14 +23,14 @@ def made(folder, **files):
 
 
 class Killed(BaseException):
-    """As SIGKILL: nothing that handles errors comes to run."""
+    """Simulates SIGKILL: no error handler runs."""
 
 
 CALLS = ("rename", "replace", "fsync")
 
 
 def killed_at(monkeypatch, count):
-    """From its count-th call of the operating system on, the process is dead."""
+    """From the `count`-th system call on, every call raises Killed."""
     seen = [0]
 
     def wrapped(original):
@@ -58,7 +58,7 @@ def _tree(path):
 @pytest.mark.parametrize("exchange", [True, False])
 @pytest.mark.parametrize("count", range(12))
 @pytest.mark.parametrize("is_there", [True, False])
-def test_publishing_killed_anywhere(tmp_path, monkeypatch, count, is_there, exchange):
+def test_publish_killed_at_any_call(tmp_path, monkeypatch, count, is_there, exchange):
     staged, final = made(tmp_path / "staged", a="new", b="new"), tmp_path / "final"
     if is_there:
         made(final, a="old")
@@ -82,14 +82,14 @@ def test_publishing_killed_anywhere(tmp_path, monkeypatch, count, is_there, exch
     assert sorted(os.listdir(tmp_path)) == ["final"]
 
 
-def test_two_names_change_places_in_one_call(tmp_path):
+def test_exchange_of_names(tmp_path):
     one, other = made(tmp_path / "one", a="1"), made(tmp_path / "other", b="2")
     if not atomic._exchange(one, other):
         pytest.skip("this system or file system has no exchange of names")
     assert content(one) == {"b": "2"} and content(other) == {"a": "1"}
 
 
-def test_a_link_of_that_name_is_replaced_not_followed(tmp_path):
+def test_publish_replaces_a_symlink(tmp_path):
     outside = made(tmp_path / "outside", precious="1")
     (tmp_path / "final").symlink_to(outside)
     atomic.publish(made(tmp_path / "staged", a="new"), tmp_path / "final")
@@ -97,7 +97,7 @@ def test_a_link_of_that_name_is_replaced_not_followed(tmp_path):
 
 
 @pytest.mark.parametrize("count", range(4))
-def test_a_text_killed_anywhere(tmp_path, monkeypatch, count):
+def test_write_text_killed_at_any_call(tmp_path, monkeypatch, count):
     path = tmp_path / "note.json"
     path.write_text("old")
     with monkeypatch.context() as patch:
@@ -110,7 +110,7 @@ def test_a_text_killed_anywhere(tmp_path, monkeypatch, count):
             assert path.read_text() == "new"
 
 
-def test_a_text_that_does_not_fit_leaves_nothing(tmp_path, monkeypatch):
+def test_write_text_on_a_full_disk(tmp_path, monkeypatch):
     path = tmp_path / "note.json"
     path.write_text("old")
 
@@ -118,27 +118,27 @@ def test_a_text_that_does_not_fit_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError):
         atomic.write_text(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["note.json"]
 
 
-def test_removed_as_a_whole(tmp_path):
+def test_remove(tmp_path):
     made(tmp_path / "checkpoint-1", a="1")
     made(tmp_path / f"{atomic.DELETING}checkpoint-1", b="of an earlier kill")
     atomic.remove(tmp_path / "checkpoint-1")
-    atomic.remove(tmp_path / "checkpoint-1")  # somebody was faster
+    atomic.remove(tmp_path / "checkpoint-1")  # it does not exist any more
     assert not os.listdir(tmp_path)
 
 
-def test_nan_is_not_json(tmp_path):
+def test_nan_is_refused(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         atomic.write_json(tmp_path / "x.json", float("nan"))
     assert not (tmp_path / "x.json").exists()
 
 
 def recorded(monkeypatch, folder):
-    """What is brought to disk, gets another name or is deleted, in that order: (call, name below a folder)."""
+    """The order of fsyncs, renames and deletions: (call, name below a folder)."""
     done, folder = [], os.path.realpath(folder)
 
     def noting(call, original, path_of):
@@ -162,7 +162,7 @@ def recorded(monkeypatch, folder):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="this system does not tell which file a descriptor is")
 @pytest.mark.parametrize("there", ["nothing", "an older one", "an older one, and no exchange of names"])
-def test_on_disk_before_it_has_its_name_and_its_name_before_the_older_one_goes(tmp_path, monkeypatch, there):
+def test_publish_syncs_before_the_rename_and_deletes_after_it(tmp_path, monkeypatch, there):
     staged = made(tmp_path / "staged", a="new")
     made(staged / "sub", b="new")
     if there != "nothing":
@@ -179,7 +179,7 @@ def test_on_disk_before_it_has_its_name_and_its_name_before_the_older_one_goes(t
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="this system does not tell which file a descriptor is")
-def test_a_text_and_its_name_are_on_disk(tmp_path, monkeypatch):
+def test_write_text_syncs_the_file_and_its_folder(tmp_path, monkeypatch):
     done = recorded(monkeypatch, tmp_path)
     atomic.write_text(tmp_path / "sub" / "note", "new")
     assert done == [("sync", f"sub/.note.{os.getpid()}.tmp"), ("rename", "sub/note"), ("sync", "sub")]
@@ -189,8 +189,7 @@ def test_a_text_and_its_name_are_on_disk(tmp_path, monkeypatch):
     ("number", "is_fault"),
     [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EBADF, False), (errno.EIO, True), (errno.ENOSPC, True)],
 )
-def test_a_folder_that_cannot_be_brought_to_disk(tmp_path, monkeypatch, number, is_fault):
-    """Some file systems have no such call for folders; a disk that fails says something else."""
+def test_sync_folder_ignores_unsupported_file_systems_only(tmp_path, monkeypatch, number, is_fault):
 
     def fails(descriptor):
         raise OSError(number, os.strerror(number))
@@ -211,15 +210,15 @@ LIBRARIES = {
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_published_where_names_cannot_change_places(tmp_path, monkeypatch, library):
+def test_publish_without_an_exchange_of_names(tmp_path, monkeypatch, library):
     staged, final = made(tmp_path / "staged", a="new"), made(tmp_path / "final", a="old")
     monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *arguments, **options: LIBRARIES[library])
     atomic.publish(staged, final)
     assert content(final) == {"a": "new"} and os.listdir(tmp_path) == ["final"]
 
 
-def test_files_have_the_rights_that_new_ones_have_here(tmp_path):
-    """Those of a process that gives its group the right to read, whatever their writers took for themselves."""
+def test_apply_umask(tmp_path):
+    """With a umask of 027, files that their writer made private become readable for the group."""
     made(tmp_path / "sub", private="1")
     os.chmod(tmp_path / "sub" / "private", 0o600)
     lines = "import pathlib, sys; from storage import atomic; folder = pathlib.Path(sys.argv[1])"
@@ -231,18 +230,18 @@ def test_files_have_the_rights_that_new_ones_have_here(tmp_path):
     assert rights == dict.fromkeys(rights, 0o640)
 
 
-def test_a_link_is_discarded_not_followed(tmp_path):
+def test_discard_does_not_follow_symlinks(tmp_path):
     precious = made(tmp_path / "precious", a="1")
     (tmp_path / "link").symlink_to(precious)
     atomic.discard(tmp_path / "link")
     assert os.listdir(tmp_path) == ["precious"] and content(precious) == {"a": "1"}
-    atomic.discard(tmp_path / "link")  # nothing there: nothing to do
+    atomic.discard(tmp_path / "link")
 
 
-def test_a_folder_in_the_place_of_a_file_is_told_and_left(tmp_path):
+def test_write_text_does_not_replace_a_folder(tmp_path):
     (tmp_path / "run.yaml").mkdir()
     (tmp_path / "run.yaml/precious").write_text("x")
     with pytest.raises(IsADirectoryError) as error:
         atomic.write_text(tmp_path / "run.yaml", "a: 1")
-    assert "move it away" in error.value.strerror and error.value.filename == str(tmp_path / "run.yaml")
+    assert error.value.filename == str(tmp_path / "run.yaml")
     assert os.listdir(tmp_path) == ["run.yaml"] and (tmp_path / "run.yaml/precious").exists()

@@ -1,4 +1,4 @@
-"""Names of checkpoints, and what is swept away of what dead processes left."""
+"""Names of checkpoints, and the removal of what killed processes left."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 from storage import checkpoints as names
 
 
-def test_by_number(tmp_path):
+def test_sorted_by_step(tmp_path):
     for name in (
         "checkpoint-100",
         "checkpoint-9",
@@ -24,7 +24,7 @@ def test_by_number(tmp_path):
     assert names.checkpoints(tmp_path / "absent") == []
 
 
-def test_only_what_dead_writers_left_is_swept(tmp_path, monkeypatch):
+def test_sweep_deletes_what_dead_processes_left(tmp_path, monkeypatch):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -47,14 +47,14 @@ def test_only_what_dead_writers_left_is_swept(tmp_path, monkeypatch):
         living.wait()
 
 
-def test_a_staging_folder_says_whose_it_is(tmp_path):
+def test_a_staging_folder_names_its_process(tmp_path):
     path = names.staging_folder(tmp_path, "checkpoint-40")
     assert path.name == f".saving-checkpoint-40.{names.host()}.{os.getpid()}"
     assert names.STAGED.fullmatch(path.name)["name"] == "checkpoint-40"
 
 
-def test_a_name_that_was_just_being_given_away_comes_back(tmp_path):
-    """Where names cannot change places in one call, a kill may come when neither folder has it."""
+def test_recover_finishes_an_interrupted_replacement(tmp_path):
+    """Without an exchange of names, a process may be killed when neither folder has the name."""
     for name in (".replaced-checkpoint-3", ".replaced-checkpoint-6", "checkpoint-6"):
         (tmp_path / name).mkdir()
     assert names.recover(tmp_path) == ["checkpoint-3"]
@@ -63,8 +63,8 @@ def test_a_name_that_was_just_being_given_away_comes_back(tmp_path):
     assert names.recover(tmp_path / "absent") == []
 
 
-def test_what_others_still_write_is_not_swept(tmp_path):
-    """eval.py writes its scores into a run's folder while it trains."""
+def test_files_of_live_processes_are_not_swept(tmp_path):
+    """eval.py may write scores into the folder of a running training."""
     living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         for pid in (living.pid, 99999999999):
@@ -76,7 +76,7 @@ def test_what_others_still_write_is_not_swept(tmp_path):
         living.wait()
 
 
-def test_set_aside_takes_no_name_that_is_there(tmp_path):
+def test_set_aside_finds_a_free_name(tmp_path):
     for number in range(3):
         (tmp_path / "checkpoint-4").mkdir()
         (tmp_path / "checkpoint-4" / f"{number}").touch()
@@ -86,8 +86,8 @@ def test_set_aside_takes_no_name_that_is_there(tmp_path):
     assert not names.checkpoints(tmp_path)
 
 
-def test_temporary_links_go_and_folders_of_such_a_name_stay(tmp_path):
-    """A process killed while it links the best checkpoint leaves a link to a folder."""
+def test_temporary_symlinks_are_swept_and_folders_are_not(tmp_path):
+    """A process that is killed while it replaces a symlink leaves a temporary one."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / "checkpoint-4").mkdir()

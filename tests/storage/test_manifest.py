@@ -1,4 +1,4 @@
-"""A manifest against files that were damaged in every way that disks, kills and people damage them."""
+"""Manifests against damaged files, and damaged manifests."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def folder(tmp_path):
     return found
 
 
-def test_what_it_says(folder):
+def test_content(folder):
     content = json.loads((folder / "manifest.json").read_text())
     assert content["step"] == 7 and content["world_size"] == 2 and content["versions"] == {"torch": "2.13.0"}
     assert sorted(content["files"]) == ["base/config.json", "model.safetensors", "run.yaml"]
@@ -38,7 +38,7 @@ def flip(path, at):
 
 DAMAGE = {
     "gone": (lambda path: path.unlink(), "has no model.safetensors"),
-    "cut": (
+    "truncated": (
         lambda path: path.write_bytes(path.read_bytes()[:12]),
         r"truncated model.safetensors \(12 of 10240 ",
     ),
@@ -49,29 +49,27 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_found(folder, name, monkeypatch):
+def test_damaged_files(folder, name, monkeypatch):
     monkeypatch.setattr(manifest, "ALWAYS_HASHED", 0)
     damage, message = DAMAGE[name]
     damage(folder / "model.safetensors")
     assert re.search(message, manifest.verify(folder))
-    assert (manifest.verify(folder, deep=False) is None) == (name == "flipped")  # what sizes alone do not show
+    assert (manifest.verify(folder, deep=False) is None) == (name == "flipped")  # the size is the same
 
 
-def test_small_files_are_always_read(folder):
-    """A changed digit in run.yaml is as many bytes, and another run."""
+def test_small_files_are_always_hashed(folder):
     (folder / "run.yaml").write_text("a: 2\n")
     found = manifest.verify(folder, deep=False)
     assert "run.yaml" in found and found == manifest.verify(folder)
 
 
 @pytest.mark.parametrize("at", [0, 5119, 10239])
-def test_one_bit_anywhere(folder, at):
+def test_a_flipped_bit(folder, at):
     flip(folder / "model.safetensors", at)
     assert "SHA-256" in manifest.verify(folder)
 
 
-def test_a_link_is_not_a_file_of_its_own(folder, tmp_path):
-    """Whole today, of another content tomorrow."""
+def test_symlinks_inside_the_folder_are_refused(folder, tmp_path):
     (tmp_path / "elsewhere").write_bytes((folder / "model.safetensors").read_bytes())
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere")
@@ -83,13 +81,13 @@ def test_a_link_is_not_a_file_of_its_own(folder, tmp_path):
     assert "base/config.json" in manifest.verify(folder)
 
 
-def test_a_folder_reached_by_a_link_is_fine(folder, tmp_path):
+def test_a_symlink_to_the_folder_is_followed(folder, tmp_path):
     (tmp_path / "best-checkpoint").symlink_to("checkpoint-7")
     assert manifest.verify(tmp_path / "best-checkpoint") is None
 
 
 BAD = {
-    "cut": lambda text: text[:100],
+    "truncated": lambda text: text[:100],
     "not utf-8": lambda text: b"\xff\xfe" + text.encode(),
     "a list": lambda text: "[]",
     "nested": lambda text: "[" * 100_000,
@@ -103,7 +101,7 @@ BAD = {
     "a size that is none": lambda text: text.replace('"size": 10240', '"size": 1e4'),
     "out of the folder": lambda text: text.replace("run.yaml", "../run.yaml"),
     "absolute": lambda text: text.replace('"run.yaml"', '"/etc/passwd"'),
-    "of another system": lambda text: text.replace("run.yaml", "..\\\\run.yaml"),
+    "with backslashes": lambda text: text.replace("run.yaml", "..\\\\run.yaml"),
     "itself": lambda text: text.replace("run.yaml", "manifest.json"),
     "a number of five thousand digits": lambda text: text.replace("10240", "1" * 5000),
     "with a zero": lambda text: text.replace("run.yaml", "run\\u0000.yaml"),
@@ -112,7 +110,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_manifest_that_is_none(folder, name):
+def test_a_damaged_manifest(folder, name):
     text = BAD[name]((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match="manifest.json"):
@@ -130,8 +128,8 @@ def test_no_manifest(folder, kind):
     assert "manifest.json" in manifest.verify(folder)
 
 
-def test_into_a_folder_with_other_files(folder, tmp_path):
-    """The final model beside metrics and checkpoints: its own files only, those of before replaced."""
+def test_publish_into_a_folder_with_other_files(folder, tmp_path):
+    """The final model beside metrics and checkpoints; files of the previous model are replaced."""
     out, staged = tmp_path / "out", tmp_path / "staged"
     for name, text in {"out/metrics.jsonl": "m", "out/base/old": "o", "out/config.json": "old"}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -145,15 +143,15 @@ def test_into_a_folder_with_other_files(folder, tmp_path):
     assert (out / "config.json").read_text() == "new" and not (out / "base/old").exists()
 
 
-def test_a_name_is_shown_cut_and_without_control_characters(folder):
+def test_file_names_in_messages_are_shortened_and_printable(folder):
     entry = {"size": 1, "sha256": "0" * 64}
-    for name, shown in (("a" * 5000, "a" * 100 + " …"), ("a\x1b[2J\nb", "a?[2J?b")):
+    for name, shown in (("a" * 5000, "a" * 200 + " …"), ("a\x1b[2J\nb", "a?[2J?b")):
         manifest.write(folder, step=7, world_size=2)
         content = json.loads((folder / "manifest.json").read_text())
         content["files"][name] = entry
         (folder / "manifest.json").write_text(json.dumps(content))
-        assert f" {shown}" in manifest.verify(folder) and len(manifest.verify(folder)) < 200
+        assert f" {shown}" in manifest.verify(folder) and len(manifest.verify(folder)) < 300
         content["files"] = {f"../{name}": entry}
         (folder / "manifest.json").write_text(json.dumps(content))
-        assert " ../a" in manifest.verify(folder) and len(manifest.verify(folder)) < 200
+        assert " ../a" in manifest.verify(folder) and len(manifest.verify(folder)) < 300
         assert manifest.verify(folder).isprintable()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -303,34 +304,36 @@ class CheckpointFiles:
 
     def write_listing(self, listing: Mapping[str, Any]) -> None:
         """Write `checkpoints.json` into the run's folder."""
-        try:
+        with _printed_errors(f"checkpoints.json in {self.output_dir} could not be written"):
             write_json(self.output_dir / "checkpoints.json", listing)
-        except OSError as error:
-            tqdm.write(f"checkpoints.json in {self.output_dir} could not be written: {error.strerror}", file=sys.stderr)
 
     def link_all(self, links: Mapping[str, int]) -> None:
         """Replace relative symlinks to checkpoints, each in one rename; without symlinks one line is printed once."""
-        for name, step in links.items() if self.can_link else ():
-            temporary = self.folder / f".{name}.{os.getpid()}.tmp"
-            try:
+        if not self.can_link:
+            return
+        self.can_link = False
+        with _printed_errors(f"no symlinks in {self.folder}; see checkpoints.json instead"):
+            for name, step in links.items():
+                temporary = self.folder / f".{name}.{os.getpid()}.tmp"
                 temporary.unlink(missing_ok=True)
                 temporary.symlink_to(f"checkpoint-{step}", target_is_directory=True)
                 os.replace(temporary, self.folder / name)
-            except (OSError, NotImplementedError) as error:
-                self.can_link = False
-                temporary.unlink(missing_ok=True)
-                line = f"no symlink {name} in {self.folder} ({error}); checkpoints.json names the checkpoints instead"
-                tqdm.write(line, file=sys.stderr)
-                return
+            self.can_link = True
 
     def remove(self, step: int) -> bool:
         """Delete the checkpoint of a step; whether it is gone."""
-        try:
+        with _printed_errors(f"{self.path(step)} could not be deleted"):
             self.delete(self.path(step))
-        except OSError as error:
-            tqdm.write(f"{self.path(step)} could not be deleted: {error.strerror}", file=sys.stderr)
-            return False
-        return True
+            return True
+        return False
+
+
+@contextlib.contextmanager
+def _printed_errors(line: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        tqdm.write(f"{line} ({error.strerror or error})", file=sys.stderr)
 
 
 def monitor_modes(settings: CheckpointingSettings) -> dict[str, str]:

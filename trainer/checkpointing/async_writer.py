@@ -163,8 +163,8 @@ def _wait_for_other_ranks(save: Save) -> None:
 class BackgroundDeletions:
     """Rename a folder now; delete its files on a background thread (that may take seconds for a large checkpoint).
 
-    The thread lives while there is something to delete and does not delay the end of the process. What is left then has
-    a hidden name; the next start deletes it (`storage.checkpoints.sweep`).
+    The thread does not delay the end of the process. What is left then has a hidden name; the next start deletes it
+    (`storage.checkpoints.sweep`).
 
     Args:
         in_background: Otherwise `delete` returns when the files are deleted.
@@ -172,8 +172,7 @@ class BackgroundDeletions:
 
     def __init__(self, in_background: bool = True):
         self.in_background = in_background
-        self.queue: list[Path] = []  # the first is being deleted
-        self.changed = threading.Condition()
+        self.threads: list[threading.Thread] = []
 
     def delete(self, folder: Path) -> None:
         """Delete a folder; nothing happens if it does not exist.
@@ -182,36 +181,25 @@ class BackgroundDeletions:
             OSError: the folder cannot be renamed; it stays as it is.
         """
         hidden = hide(folder)
-        if hidden is None:
-            return
-        if not self.in_background:
-            _delete(hidden)
-            return
-        with self.changed:
-            self.queue.append(hidden)
-            if len(self.queue) == 1:
-                threading.Thread(target=self._run, name="deletions", daemon=True).start()
+        if hidden is not None:
+            thread = threading.Thread(target=_delete, args=(hidden,), name="deletion", daemon=True)
+            thread.start()
+            self.threads = [*(thread for thread in self.threads if thread.is_alive()), thread]
+            if not self.in_background:
+                thread.join()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until everything is deleted, at most `timeout` seconds; whether it is."""
-        with self.changed:
-            return self.changed.wait_for(lambda: not self.queue, timeout)
-
-    def _run(self) -> None:
-        while True:
-            with contextlib.suppress(Exception):  # stderr may be closed
-                _delete(self.queue[0])
-            with self.changed:
-                self.queue.pop(0)
-                self.changed.notify_all()
-                if not self.queue:
-                    return
+        """Wait until everything is deleted, at most about `timeout` seconds; whether it is."""
+        for thread in self.threads:
+            thread.join(timeout)
+        return not any(thread.is_alive() for thread in self.threads)
 
 
 def _delete(folder: Path) -> None:
     discard(folder)
     if os.path.lexists(folder):
-        tqdm.write(f"{folder} could not be deleted; the next start tries again", file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # stderr may be closed
+            tqdm.write(f"{folder} could not be deleted; the next start tries again", file=sys.stderr)
 
 
 def is_storage_error(error: BaseException) -> bool:

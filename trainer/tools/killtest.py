@@ -43,7 +43,7 @@ from trainer.tools.run_differences import (
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 FAILED, BAD_INPUT = 1, 2
 PATIENCE = 10  # a run that takes more than so many times the uninterrupted run hangs
-POLL_INTERVAL = 0.002  # seconds between two looks for a save
+POLL_INTERVAL = 0.002  # seconds between two polls for a save
 AFTER_SAVE = 0.05  # seconds within which a kill follows the save that it waited for
 EXIT_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 SHOWN = 10  # differences that are printed

@@ -27,21 +27,21 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(os.path.abspath(os.path.expanduser(flags.folder)))
         parts = parts_of(folder)
     except OSError as error:
-        _print(f"error: {flags.folder} cannot be read: {error.strerror}", file=sys.stderr)
+        print(f"error: {flags.folder} cannot be read: {error.strerror}", file=sys.stderr)
         return BAD_INPUT
     except ValueError as error:
-        _print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     faults = {part: verify(part, deep=not flags.quick) for part in parts}
     for part, fault in faults.items():
         title = part.name if CHECKPOINT.fullmatch(part.name) else "final model"
-        _print(f"{title}: {fault or summary(part)}")
+        print(f"{title}: {fault or summary(part)}")
     if not CHECKPOINT.fullmatch(folder.name):
         complete = [part for part in parts if part != folder and faults[part] is None]
         if complete:
-            _print(f"a resume takes {complete[-1].name}")
+            print(f"a resume takes {complete[-1].name}")
         else:
-            _print("a resume finds no complete checkpoint here: auto starts a new run, newest refuses")
+            print("a resume finds no complete checkpoint here: auto starts a new run, newest refuses")
     return INCOMPLETE if any(faults.values()) else 0
 
 
@@ -120,11 +120,6 @@ def size_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError("the last unit has no upper bound")
-
-
-def _print(text: str, file: object = None) -> None:
-    """Print one line without control characters: a manifest may contain any file names."""
-    print("".join(letter if letter.isprintable() else "?" for letter in text), file=file or sys.stdout, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
