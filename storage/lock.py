@@ -256,6 +256,8 @@ class RunLock:
 def exclusive(path: Path, *, message: str = "", patience: float = math.inf) -> Iterator[bool]:
     """Hold an advisory lock on a file; the lock ends with the block or with the process.
 
+    It excludes other processes, but not other threads of this one.
+
     Args:
         path: The lock file, created if it is missing. The holder may delete it.
         message: Printed to stderr once if another process holds the lock.
@@ -273,8 +275,9 @@ def exclusive(path: Path, *, message: str = "", patience: float = math.inf) -> I
     try:
         while not is_held:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                # Not flock(), which some NFS mounts apply to one machine only.
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
                 if message:
                     print(message, file=sys.stderr, flush=True)
                     message = ""

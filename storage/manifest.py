@@ -24,6 +24,7 @@ FORMAT = 2  # of the checkpoint: its files and the keys in them; other formats c
 ALWAYS_HASHED = 2**20  # bytes; smaller files (configuration, state) are hashed even by a shallow verification
 MAX_BYTES = 64 * 2**20  # of a manifest
 UNREADABLE = "cannot be read"  # part of what `verify` returns when the disk failed: the folder may be intact
+OTHER_FORMAT = "this version reads format"  # part of what `verify` returns for checkpoints of other versions
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -109,8 +110,8 @@ def _check(content: Any) -> None:
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         raise ValueError(f"has a damaged {NAME}")
     if content.get("format") != FORMAT:
-        older = f"has a {NAME} of format {content.get('format')!r}, this version reads format {FORMAT}"
-        raise ValueError(f"{older}; resume it with the version that wrote it, or start a new run")
+        formats = f"has a {NAME} of format {content.get('format')!r}, {OTHER_FORMAT} {FORMAT}"
+        raise ValueError(f"{formats}; resume with the version that wrote it, or start a new run in another folder")
     if any(type(content.get(name)) is not int or content[name] < 0 for name in ("step", "world_size")):
         raise ValueError(f"has a damaged {NAME}: step and world_size must be integers ≥ 0")
     for name, facts in content["files"].items():

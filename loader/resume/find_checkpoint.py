@@ -63,6 +63,8 @@ def chosen(run: RunConfig, deep: bool = False) -> tuple[Path | None, dict[Path, 
             raise ValueError(
                 f"{path} {why}; it may be whole all the same: start again when it can be read, or move it away"
             )
+        if deep and manifest.OTHER_FORMAT in why:
+            raise ValueError(f"{path} {why}")
         passed_over[path] = why
     if asked.lower().startswith(AUTO_ELSE):
         return _named(run, asked[len(AUTO_ELSE) :], deep), passed_over

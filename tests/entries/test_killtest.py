@@ -152,6 +152,7 @@ def replacement(tmp_path, monkeypatch):
     def run(bug=None, *words, kills=8):
         (tmp_path / "train.py").write_text(TRAINING.format(root=str(ROOT), bug=bug))
         monkeypatch.setattr(killtest, "TRAIN", tmp_path / "train.py")
+        monkeypatch.setattr(killtest, "EXIT_SIGNALS", ())
         return killtest.main(["--kills", str(kills), "--output_dir", str(tmp_path / "runs"), *words])
 
     return run

@@ -241,3 +241,12 @@ def test_a_run_that_resumes_from_another_finished_run(run, capsys):
     assert manifest.read(run.folder / "second")["step"] == 4
     names = {path.name for path in (run.folder / "second").iterdir()}
     assert "last-checkpoint" not in names and "checkpoints.json" not in names
+
+
+def test_a_checkpoint_of_another_format_is_refused(run, capsys):
+    """Also by `auto`, which would start a new run in place of the old one."""
+    run(HELD)
+    path = run.folder / "out/checkpoint-4/manifest.json"
+    path.write_text(path.read_text().replace(f'"format": {manifest.FORMAT}', '"format": 1'))
+    assert "checkpoint-4" in (line := refused(run, capsys)) and "format 1" in line
+    assert run.checkpoints() == [2, 4]

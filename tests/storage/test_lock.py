@@ -398,25 +398,19 @@ def test_without_advisory_locks_the_last_rename_wins(tmp_path, monkeypatch):
     taken(tmp_path, mine(tmp_path))
 
 
-def test_exclusive_waits_for_the_holder_and_for_a_deleted_file(tmp_path, capsys):
+def test_exclusive_waits_for_the_holder_and_for_a_deleted_file(tmp_path):
     """The first holder deletes the file; the second one must lock the new file, not the deleted one."""
-    path, order, inside = tmp_path / "lock", [], threading.Event()
-
-    def second():
-        inside.wait(20)
-        with lock.exclusive(path, message="waiting") as is_held:
-            order.append(("second", is_held, path.exists()))
-
-    thread = threading.Thread(target=second)
-    thread.start()
+    path = tmp_path / "lock"
+    code = "import sys\nfrom pathlib import Path\nfrom storage.lock import exclusive\npath = Path(sys.argv[1])\n"
+    code += "with exclusive(path, patience=0.1) as is_held: print(is_held, flush=True)\n"
+    code += "with exclusive(path, message='waiting') as is_held: print(is_held, path.exists(), flush=True)\n"
+    words = [sys.executable, "-c", code, str(path)]
     with lock.exclusive(path) as is_held:
-        inside.set()
-        with lock.exclusive(path, patience=0.1) as is_held_twice:
-            order.append(("first", is_held, is_held_twice))
+        assert is_held
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "False\n" and process.stderr.readline() == "waiting\n"
         path.unlink()
-    thread.join(20)
-    assert order == [("first", True, False), ("second", True, True)]
-    assert capsys.readouterr().err in ("waiting\n", "")
+    assert process.communicate(timeout=20) == ("True True\n", "")
 
 
 def test_control_characters_in_a_host_name_are_not_printed(tmp_path):

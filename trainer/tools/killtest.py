@@ -32,13 +32,7 @@ from pathlib import Path
 
 from storage import manifest
 from storage.checkpoints import STAGING, checkpoints
-from trainer.tools.run_differences import (
-    differences,
-    half_written,
-    last_step,
-    metric_differences,
-    newest_complete,
-)
+from trainer.tools.run_differences import differences, half_written, last_step, metric_differences, newest_complete
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 FAILED, BAD_INPUT = 1, 2
@@ -50,49 +44,40 @@ SHOWN = 10  # differences that are printed
 
 
 class NotTestable(Exception):
-    """The flags describe no run that can be tested; the text is empty if train.py has printed the reason."""
+    """The flags describe no run that can be tested."""
 
 
 class StateLost(Exception):
-    """State was lost or changed; one line for each difference."""
-
-    def __init__(self, *lines: str):
-        super().__init__(*lines)
-        self.lines = lines
+    """State was lost or changed; each argument is one line."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print a line for each kill and the result; return the exit code."""
-    parser = _parser()
-    flags, training_flags = parser.parse_known_args(arguments)
+    flags, training_flags = _parser().parse_known_args(arguments)
+    for number in EXIT_SIGNALS:  # as SystemExit, so that no run is left behind
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    keep = True
     try:
-        with _exit_on_signals():
-            return _test(flags, training_flags)
-    except NotTestable as error:
-        if str(error):
-            print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-
-
-def _test(flags: argparse.Namespace, training_flags: list[str]) -> int:
-    training_flags = [*training_flags, *_separate_checkpoints(training_flags)]
-    folder, is_new = _output_folder(flags.output_dir)
-    test = KillTest(training_flags, folder, random.Random(flags.seed), flags.kills)
-    try:
+        training_flags = [*training_flags, *_separate_checkpoints(training_flags)]
+        folder = _output_folder(flags.output_dir)
+        keep = flags.keep
+        test = KillTest(training_flags, folder, random.Random(flags.seed), flags.kills)
         test.run_uninterrupted()
         test.kill_all()
+    except NotTestable as error:
+        keep = True
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
     except StateLost as error:
-        for line in error.lines[:SHOWN]:
+        keep = True
+        for line in error.args[:SHOWN]:
             print(f"  {line}")
         print(f"FAILED after {test.made} of {flags.kills} kills; all runs are kept in {folder}", flush=True)
         return FAILED
-    except (KeyboardInterrupt, SystemExit):
-        if not flags.keep:
-            test.clear(is_new)
-        raise
-    if not flags.keep:
-        test.clear(is_new)
-    print(test.result() + (f"; all runs are kept in {folder}" if flags.keep else ""), flush=True)
+    finally:
+        if not keep:
+            _delete_runs(folder)
+    print(test.result() + (f"; all runs are kept in {folder}" if keep else ""), flush=True)
     return 0
 
 
@@ -115,11 +100,9 @@ class Run:
 
     def ended(self, seconds: float) -> bool:
         """Wait for at most `seconds`; whether the run has ended."""
-        try:
-            self.process.wait(max(0.0, seconds))
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        return self.process.returncode is not None
 
     def kill(self) -> None:
         """Kill the run and its workers, also workers that an ended run left behind."""
@@ -129,14 +112,11 @@ class Run:
 
     def output(self) -> str:
         """Return what the run has printed."""
-        with open(self.log, "rb") as file:
-            file.seek(self.log_start)
-            return file.read().decode("utf-8", "replace")
+        return self.log.read_bytes()[self.log_start :].decode("utf-8", "replace")
 
     def last_lines(self) -> str:
         """Return the last three lines that the run has printed, in one line."""
-        lines = [line.strip() for line in self.output().splitlines() if line.strip()]
-        return " / ".join(lines[-3:]) or "nothing"
+        return " / ".join(self.output().strip().splitlines()[-3:]) or "nothing"
 
 
 class KillTest:
@@ -151,7 +131,7 @@ class KillTest:
 
     def __init__(self, flags: Sequence[str], folder: Path, random_state: random.Random, kills: int):
         self.flags, self.folder, self.random, self.kills = list(flags), folder, random_state, kills
-        self.reference = folder / "whole"
+        self.reference, self.out = folder / "whole", folder / "killed"
         self.made = self.while_saving = self.rounds = 0
         self.duration = 0.0  # seconds of the fastest run so far, start-up included
         self.timeout = 0.0  # seconds after which a run counts as hanging
@@ -172,83 +152,74 @@ class KillTest:
         saved = checkpoints(self.reference)
         if not saved:
             raise NotTestable("the uninterrupted run saved no checkpoint; let it save several (--save_steps)")
-        if any(manifest.verify(path) for path in saved) or manifest.verify(self.reference):
+        if any(manifest.verify(path) for path in [*saved, self.reference]):
             raise NotTestable(f"the uninterrupted run is incomplete; see python -m trainer.verify {self.reference}")
         names = ", ".join(path.name for path in saved)
         print(f"uninterrupted run: {self.duration:.1f} s, step {last_step(self.reference)}, {names}", flush=True)
 
     def kill_all(self) -> None:
-        """Run rounds, each in a new folder, until all kills are made and the last round has ended.
+        """Run rounds, each from the first step to the end, until all kills are made and the last round has ended.
 
         Raises:
             StateLost: state was lost or changed.
         """
         while self.made < self.kills:
+            shutil.rmtree(self.out, ignore_errors=True)
             self.rounds += 1
-            out = self.folder / ("killed" if self.rounds == 1 else f"killed-{self.rounds}")
             before = self.made
-            self._round(out)
-            if lines := differences(self.reference, out):
+            self._round()
+            if lines := differences(self.reference, self.out):
                 raise StateLost(f"round {self.rounds} differs from the uninterrupted run:", *lines)
             print(f"round {self.rounds}: ended after {self.made - before} kills like the uninterrupted run", flush=True)
-            if self.made < self.kills:
-                shutil.rmtree(out)
 
-    def _round(self, out: Path) -> None:
+    def _round(self) -> None:
         """One training from its first step to its end, through several kills."""
-        newest, ended = None, False  # the step of the newest complete checkpoint; whether the training has ended
-        while not ended:
+        newest = None  # step of the newest complete checkpoint
+        while True:
             began = time.monotonic()
-            with self._running(out, [*self.flags, "--resume_from_checkpoint", "auto"]) as run:
-                if self.made < self.kills:
-                    ended = self._wait_for_instant(run, out)
-                else:
-                    ended = run.ended(self.timeout)
-                    if not ended:
-                        raise StateLost(f"a resumed run did not end within {self.timeout:.0f} s: {run.last_lines()}")
-                is_saving = any(half_written(out))
-                run.kill()
-            if ended:
+            with self._running(self.out, [*self.flags, "--resume_from_checkpoint", "auto"]) as run:
+                has_ended = self._wait_for_instant(run) if self.made < self.kills else run.ended(self.timeout)
+                is_saving = any(half_written(self.out))
+            if has_ended:
                 if newest is None:  # the machine may be less busy now: later kills must not miss the run
                     self.duration = min(self.duration, time.monotonic() - began)
-                self._check_end(run, newest)
-                return
+                return self._check_end(run, newest)
+            if self.made == self.kills:
+                raise StateLost(f"a resumed run did not end within {self.timeout:.0f} s: {run.last_lines()}")
             self.made += 1
             self.while_saving += is_saving
-            newest = self._check_kill(out, newest, is_saving)
+            newest = self._check_kill(newest, is_saving)
 
-    def _wait_for_instant(self, run: Run, out: Path) -> bool:
-        """Wait until the instant of the kill; True if the run ended before."""
+    def _wait_for_instant(self, run: Run) -> bool:
+        """Wait until the instant of the kill: a random time, or right after a save began or ended; True if the run
+        ended before."""
         if self.random.random() < 0.5:
             return run.ended(self.random.uniform(0, self.duration))
-        wanted, delay = self.random.randint(1, 4), self.random.uniform(0, AFTER_SAVE)
-        began, before = time.monotonic(), _names(out)
-        while wanted:
+        began, before, wanted = time.monotonic(), _save_names(self.out), self.random.randint(1, 4)
+        while wanted > 0:
             if run.ended(POLL_INTERVAL):
                 return True
-            now = _names(out)
-            wanted = max(0, wanted - len(now - before))
-            before = now
+            names = _save_names(self.out)
+            wanted, before = wanted - len(names - before), names
             if time.monotonic() - began > self.timeout:
                 raise StateLost(f"a run neither saved nor ended within {self.timeout:.0f} s: {run.last_lines()}")
-        return run.ended(delay)
+        return run.ended(self.random.uniform(0, AFTER_SAVE))
 
     def _check_end(self, run: Run, newest: int | None) -> None:
-        code = run.process.returncode
-        if code:
+        if code := run.process.returncode:
             raise StateLost(f"a run that {_start_text(newest)} ended with exit code {code}: {run.last_lines()}")
         if newest is not None and f"checkpoint-{newest}" not in run.output():
             raise StateLost(f"a run did not resume from checkpoint-{newest}")
 
-    def _check_kill(self, out: Path, before: int | None, is_saving: bool) -> int | None:
+    def _check_kill(self, before: int | None, is_saving: bool) -> int | None:
         """Return the step of the newest complete checkpoint after a kill; `before`: that before the kill."""
-        newest, lines = newest_complete(out)
+        newest, lines = newest_complete(self.out)
         place = " while saving" if is_saving else ""
-        print(f"kill {self.made}/{self.kills} at step ~{last_step(out)}{place}: {_start_text(newest)}", flush=True)
+        print(f"kill {self.made}/{self.kills} at step ~{last_step(self.out)}{place}: {_start_text(newest)}", flush=True)
         if before is not None and (newest is None or newest < before):
             lines.append(f"checkpoint-{before} was complete and is lost")
         if newest is not None:
-            lines += metric_differences(self.reference, out, before=newest)
+            lines += metric_differences(self.reference, self.out, before=newest)
         if lines:
             raise StateLost(f"after kill {self.made}:", *lines)
         return newest
@@ -267,24 +238,14 @@ class KillTest:
         saving = f"{self.while_saving} while saving"
         return f"passed: {self.made} kills ({saving}) in {self.rounds} rounds, nothing lost, all ends are equal"
 
-    def clear(self, is_new: bool) -> None:
-        """Delete the runs, and the folder if this test created it."""
-        for path in (*self.folder.glob("whole*"), *self.folder.glob("killed*")):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if is_new:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def _start_text(newest: int | None) -> str:
     return "starts from step 0" if newest is None else f"resumes from {newest}"
 
 
-def _names(run: Path) -> set[str]:
+def _save_names(run: Path) -> set[str]:
     """Names in a run's folder that a save adds."""
-    try:
-        return {name for name in os.listdir(run) if name.startswith((STAGING, "checkpoint-"))}
-    except OSError:
-        return set()
+    return {path.name for prefix in (STAGING, "checkpoint-") for path in run.glob(f"{prefix}*")}
 
 
 # ---- the command ----
@@ -301,8 +262,7 @@ def _separate_checkpoints(flags: list[str]) -> list[str]:
     command = [sys.executable, str(TRAIN), *flags, "--print_config", "json"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        print(done.stderr.strip(), file=sys.stderr)
-        raise NotTestable("")
+        raise NotTestable(done.stderr.strip().removeprefix("error: "))
     shared = json.loads(done.stdout).get("checkpointing.dirpath", {}).get("value")
     if not shared:
         return []
@@ -310,44 +270,38 @@ def _separate_checkpoints(flags: list[str]) -> list[str]:
     return ["--set", "checkpointing.dirpath=null"]
 
 
-def _output_folder(folder: str | None) -> tuple[Path, bool]:
-    """Return the folder of all runs, and whether it is new.
+def _output_folder(name: str | None) -> Path:
+    """Return the folder of all runs.
 
     Raises:
         NotTestable: it cannot be created, or holds runs of another test.
     """
-    if folder is None:
-        return Path(tempfile.mkdtemp(prefix="killtest-")), True
-    path = Path(os.path.abspath(os.path.expanduser(folder)))
-    is_new = not path.exists()
+    if name is None:
+        return Path(tempfile.mkdtemp(prefix="killtest-"))
+    folder = Path(os.path.abspath(os.path.expanduser(name)))
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        existing = sorted(name for name in os.listdir(path) if name.startswith(("whole", "killed")))
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise NotTestable(f"`--output_dir {folder}` cannot be used: {error.strerror}") from error
-    if existing:
-        raise NotTestable(f"`--output_dir {folder}` already holds {existing[0]}; name another folder or delete it")
-    return path, is_new
+        raise NotTestable(f"`--output_dir {name}` cannot be used: {error.strerror}") from error
+    if existing := _runs(folder):
+        raise NotTestable(f"`--output_dir {name}` already holds {existing[0].name}; name another folder or delete it")
+    return folder
 
 
-@contextlib.contextmanager
-def _exit_on_signals() -> Iterator[None]:
-    """Exit on SIGTERM, SIGHUP and SIGINT through SystemExit, so that no run is left behind."""
-
-    def exit_with_signal(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, exit_with_signal) for number in EXIT_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _runs(folder: Path) -> list[Path]:
+    return [*folder.glob("whole*"), *folder.glob("killed*")]
 
 
-def _count(text: str) -> int:
+def _delete_runs(folder: Path) -> None:
+    for path in _runs(folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with contextlib.suppress(OSError):  # it holds other files
+        folder.rmdir()
+
+
+def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of kills; give an integer ≥ 1")
+        raise argparse.ArgumentTypeError(f"{text} is not an integer ≥ 1")
     return int(text)
 
 
@@ -361,7 +315,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--kills", type=_count, default=20, help="number of kills [20]")
+    parser.add_argument("--kills", type=_positive, default=20, help="number of kills [20]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random instants [0]")
     parser.add_argument(
         "--keep", action="store_true", help="keep all runs; by default only those that show an error are kept"
