@@ -1,4 +1,4 @@
-"""Checkpoint folders as a run of some configuration would leave them, without training: for what reads small files."""
+"""Checkpoint folders of a configuration, made without training: for tests that read the small files."""
 
 import json
 
@@ -9,12 +9,12 @@ STEP, TOTAL, STEPS_PER_EPOCH = 40, 100, 25
 
 
 def write_checkpoint(folder, run, batch=(8, 1, 1), step=STEP, total=TOTAL, course=None):
-    """`folder/checkpoint-STEP` of `run`, a RunConfig.
+    """Make `folder/checkpoint-STEP` of `run`, a RunConfig.
 
     Args:
         batch: per device, accumulated, processes.
         total: steps of the whole run.
-        course: what scheduler.json says of it.
+        course: the key `course` of scheduler.json.
     """
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)

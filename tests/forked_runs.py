@@ -1,6 +1,6 @@
-"""Runs of `train.main` that are really killed, without ten seconds of imports for each: one process imports and forks.
+"""Runs of `train.main` that are really killed: one server process imports everything once and forks for each run.
 
-python tests/forked_runs.py      one JSON line in for each run, one out: see `ForkedRuns`
+python tests/forked_runs.py      reads one JSON line for each run and writes one: see `ForkedRuns`
 """
 
 import errno
@@ -15,11 +15,11 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST = 120  # seconds of one run
+TIMEOUT = 120  # seconds of one run
 
 
 class ForkedRuns:
-    """Inside `with`, calling it runs `train.main`, as often as one likes."""
+    """Inside `with`, each call runs `train.main`."""
 
     def __enter__(self):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
@@ -36,19 +36,19 @@ class ForkedRuns:
     def __exit__(self, *exception):
         self.server.stdin.close()
         try:
-            self.server.wait(LONGEST)
+            self.server.wait(TIMEOUT)
         finally:
             self.server.kill()
             self.server.stdout.close()
 
     def __call__(self, words, *troubles):
-        """(exit code, negative for a signal; all that it printed) of one run.
+        """Return the exit code (negative for a signal) and the output of one run.
 
         Args:
-            troubles: `(event, step, number, signal)` each: the process gets the signal at that callback event of a
-                step, the `number`-th from 0; or at `publish` (before the step's checkpoint has its name), `published`
-                (after it), `final` or `finished` (before and after the final model has its manifest). In place of a
-                signal there, `full`: the disk is.
+            troubles: `(event, step, number, signal)` each: the process gets the signal at the `number`-th callback
+                event (from 0) of a step; or at `publish` and `published` (before and after the step's checkpoint is
+                renamed), `final` and `finished` (before and after the final model gets its manifest). `full` in place
+                of a signal raises ENOSPC there.
         """
         self.server.stdin.write(json.dumps({"words": list(map(str, words)), "troubles": troubles}) + "\n")
         self.server.stdin.flush()
@@ -58,7 +58,7 @@ class ForkedRuns:
 
 def serve():
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever is printed here is no answer
+    os.dup2(2, 1)  # other output must not mix with the answers
     import train
     import trainer.trainer  # noqa: F401
 
@@ -67,7 +67,7 @@ def serve():
         log = Path(f"/tmp/forked-run-{os.getpid()}.txt")
         child = os.fork()
         if child == 0:
-            os._exit(_carried_out(train, request, log))
+            os._exit(_run(train, request, log))
         code = _ended(child)
         answers.write(json.dumps({"code": code, "text": log.read_text(errors="replace")}) + "\n")
         answers.flush()
@@ -75,24 +75,24 @@ def serve():
 
 
 def _ended(child):
-    deadline = time.monotonic() + LONGEST
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return "it hangs"
+    return "timeout"
 
 
-def _carried_out(train, request, log):
+def _run(train, request, log):
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     try:
         for trouble in request["troubles"]:
-            _prepare(*trouble)
+            _install(*trouble)
         train.main(request["words"])
         return 0
     except SystemExit as error:
@@ -107,39 +107,39 @@ def _carried_out(train, request, log):
             worker.kill()
 
 
-def _prepare(event, step, number, what):
+def _install(event, step, number, what):
     from storage import manifest
     from trainer.checkpointing import async_writer
     from trainer.trainer import _Hooks
 
     if event in ("publish", "published"):
-        _around(async_writer, "publish", event, lambda staged, final: final.name == f"checkpoint-{step}", what)
+        _wrap(async_writer, "publish", event, lambda staged, final: final.name == f"checkpoint-{step}", what)
     elif event in ("final", "finished"):
-        _around(manifest, "publish_into", event, lambda *arguments, **facts: True, what)
+        _wrap(manifest, "publish_into", event, lambda *arguments, **facts: True, what)
     else:
         original, seen = getattr(_Hooks, event, lambda *arguments, **options: None), []
 
-        def heard(self, args, state, control, **options):
+        def handler(self, args, state, control, **options):
             if state.global_step == step:
                 seen.append(step)
                 if len(seen) == number + 1:
                     os.kill(os.getpid(), what)
             return original(self, args, state, control, **options)
 
-        setattr(_Hooks, event, heard)
+        setattr(_Hooks, event, handler)
 
 
-def _around(module, name, event, concerned, what):
+def _wrap(module, name, event, applies, what):
     original = getattr(module, name)
 
     def called(*arguments, **options):
-        is_it = concerned(*arguments, **options)
-        if is_it and what == "full":
+        is_here = applies(*arguments, **options)
+        if is_here and what == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if is_it and event in ("publish", "final"):
+        if is_here and event in ("publish", "final"):
             os.kill(os.getpid(), what)
         original(*arguments, **options)
-        if is_it and event in ("published", "finished"):
+        if is_here and event in ("published", "finished"):
             os.kill(os.getpid(), what)
 
     setattr(module, name, called)

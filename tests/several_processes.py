@@ -1,6 +1,6 @@
-"""Runs of `train.py` in two processes on a CPU, as a user launches them, and trouble that befalls one of them.
+"""Runs of `train.py` in two processes on a CPU, as a user launches them, and faults in one of them.
 
-A launch takes some fifteen seconds, so a test asks several things of each.
+A launch takes about fifteen seconds, so that a test should check several things of each.
 """
 
 import atexit
@@ -21,7 +21,7 @@ LONGEST = 240  # seconds; a launch that hangs fails
 
 
 def launched(config, words, **environment):
-    """`accelerate launch --config_file scripts/accelerate/CONFIG --num_processes 2 train.py WORDS`, ended."""
+    """Run `accelerate launch --config_file scripts/accelerate/CONFIG --num_processes 2 train.py WORDS` to its end."""
     start = [
         "-m",
         "accelerate.commands.launch",
@@ -41,40 +41,45 @@ def launched(config, words, **environment):
 
 
 def on_cpu(**more):
-    """The environment in which processes without a GPU find one another."""
+    """The environment of two processes without a GPU."""
     here = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **here, "PYTHONPATH": str(ROOT / "tests"), **{name: str(each) for name, each in more.items()}}
+    return {
+        **os.environ,
+        **here,
+        "PYTHONPATH": str(ROOT / "tests"),
+        **{name: str(value) for name, value in more.items()},
+    }
 
 
 class Trouble(TrainerCallback):
-    """To be named in YAML. The environment says what happens, so that a resumed run has the same training file.
+    """A callback for YAML. The environment defines the faults, so that a resumed run has the same training file.
 
-    TROUBLE      `KIND:STEP:RANK …`: an `error`, a `kill`, a `term` (SIGTERM) to the process or to its `launcher`, which
-                 hands it on in its own time: the step ends when it has; a `full` disk when the process saves next
-    WROTE        a folder: `RANK.json` will list the files that a process wrote
+    TROUBLE      `KIND:STEP:RANK …`: an `error`; a `kill`; a `term` (SIGTERM) to the process, or to its `launcher`,
+                 which passes it on later: the step waits for it; a `full` disk at the process's next save
+    WROTE        a folder: `RANK.json` will list the files that a process has written
     """
 
     def __init__(self):
-        self.coming = [each.split(":") for each in os.environ.get("TROUBLE", "").split()]
+        self.faults = [fault.split(":") for fault in os.environ.get("TROUBLE", "").split()]
         if "WROTE" in os.environ:
             watch_writes(Path(os.environ["WROTE"]) / f"{os.environ['RANK']}.json")
 
     def on_step_end(self, args, state, control, **kwargs):
-        for kind, step, rank in self.coming:
+        for kind, step, rank in self.faults:
             if (state.global_step, args.process_index) == (int(step), int(rank)):
-                self.befall(kind)
+                self.cause(kind)
 
-    def befall(self, kind):
+    def cause(self, kind):
         if kind == "error":
-            raise RuntimeError("this process has had enough")
+            raise RuntimeError("an error of this test")
         if kind == "full":
             fill_the_disk_once()
             return
         number = signal.SIGKILL if kind == "kill" else signal.SIGTERM
         os.kill(os.getppid() if kind == "launcher" else os.getpid(), number)
-        heard = signal.getsignal(signal.SIGTERM).__self__  # trainer.preemption.Signals
+        signals = signal.getsignal(signal.SIGTERM).__self__  # trainer.preemption.Signals
         patience = time.monotonic() + LONGEST
-        while heard.received is None and time.monotonic() < patience:
+        while signals.received is None and time.monotonic() < patience:
             time.sleep(0.01)
 
 
@@ -91,7 +96,7 @@ def fill_the_disk_once():
 
 
 def watch_writes(path):
-    """At its end the process lists what it opened for writing, and what safetensors did, which Python does not see."""
+    """List at the end of the process the files that it opened for writing, those of safetensors included."""
     import safetensors.torch
 
     written, serialize = set(), safetensors.torch.serialize_file
@@ -104,7 +109,7 @@ def watch_writes(path):
         if event == "open" and isinstance(arguments[0], str) and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR):
             written.add(arguments[0])
         elif event in ("os.rename", "os.mkdir"):
-            written.update(str(each) for each in arguments[:2] if isinstance(each, (str, os.PathLike)))
+            written.update(str(path) for path in arguments[:2] if isinstance(path, (str, os.PathLike)))
 
     safetensors.torch.serialize_file = serialize_file
     sys.addaudithook(hook)

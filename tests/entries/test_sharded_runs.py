@@ -1,4 +1,4 @@
-"""A GPT under FSDP2 in two processes: divided while it trains, whole in its files; and what happens when one dies."""
+"""A GPT under FSDP2 in two processes: sharded in training, whole in its files; and a process that dies."""
 
 import json
 import shutil
@@ -28,17 +28,17 @@ def home(tmp_path, in_root, monkeypatch):
 def words(out, *more, batch=4):
     small = SMALL.replace("--batch_size 4", f"--batch_size {batch}").split()
     recipe = ["--training_config", out.parent / "recipe.yaml", "--dataset", "a", "--grad_clip", "0.5", *small]
-    return [str(each) for each in [*recipe, "--out_dir", out, *more, "--set", "report_to=none"]]
+    return [str(word) for word in [*recipe, "--out_dir", out, *more, "--set", "report_to=none"]]
 
 
-def divided(out, *more, code=0, **environment):
+def sharded(out, *more, code=0, **environment):
     done = launched("fsdp2.yaml", words(out, *more), **environment)
     assert done.returncode == code, done.stderr[-3000:]
     return done
 
 
 def close(left, right, **tolerance):
-    """Final weights, and the losses and gradient norms on the way."""
+    """Compare the final weights, losses and gradient norms."""
     mine, other = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
     assert mine.keys() == other.keys()
     for name in mine:
@@ -48,21 +48,21 @@ def close(left, right, **tolerance):
 
 
 def same_state(left, right):
-    """Weights and both parts of the optimizer's state, bit for bit."""
+    """Compare the weights and both parts of the optimizer state bit for bit."""
     for name in ("model", *PARTS):
         mine, other = load_file(left / f"{name}.safetensors"), load_file(right / f"{name}.safetensors")
-        assert mine.keys() == other.keys() and all(torch.equal(mine[each], other[each]) for each in mine), name
+        assert mine.keys() == other.keys() and all(torch.equal(mine[key], other[key]) for key in mine), name
 
 
 @pytest.mark.slow
-def test_divided_training_is_the_same_training(home):
+def test_sharded_training_equals_training_in_one_process(home):
     (home / "wrote").mkdir()
-    done = divided(home / "two", WROTE=home / "wrote")
+    done = sharded(home / "two", WROTE=home / "wrote")
     train.main(words(home / "one", batch=8))
     near = {"rtol": 0, "atol": 1e-5}
     close(home / "two", home / "one", **near)
 
-    # One process speaks and writes; the other adds its part of the optimizer's state.
+    # Rank 0 prints and writes; rank 1 writes its part of the optimizer state only.
     for line in ("model: gpt", "learning rate schedule", "final model in"):
         assert done.stdout.count(line) == 1
     first, second = (json.loads((home / "wrote" / f"{rank}.json").read_text()) for rank in (0, 1))
@@ -71,7 +71,7 @@ def test_divided_training_is_the_same_training(home):
     assert not [name for name in second if name.endswith(("model.safetensors", "metrics.jsonl", "manifest.json"))]
     assert any(name.endswith("model.safetensors") for name in first)
 
-    # Each process held its half, the files are whole.
+    # Each rank held one half; the model files are whole.
     saved = home / "two" / "checkpoint-6"
     halves = [json.loads((saved / f"{name}.json").read_text())["tensors"] for name in PARTS]
     name = "token_embedding.weight/exp_avg"
@@ -87,35 +87,35 @@ def test_divided_training_is_the_same_training(home):
     scores = [evaluation.main(["--checkpoint", str(home / folder), "--device", "cpu"]) for folder in ("two", "one")]
     assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], abs=1e-5)
 
-    # The launcher is told to stop; both save the same step, and the same line goes on.
-    told = divided(home / "parts", code=1, TROUBLE="launcher:4:0")
-    assert told.stdout.count("preempted by SIGTERM at step") == 1 and "Traceback" not in told.stdout
+    # The launcher gets SIGTERM; both ranks save the same step, and the same command resumes.
+    done = sharded(home / "parts", code=1, TROUBLE="launcher:4:0")
+    assert done.stdout.count("preempted by SIGTERM at step") == 1 and "Traceback" not in done.stdout
     (left,) = [path for path in (home / "parts").glob("checkpoint-*") if path.name != "checkpoint-3"]
     assert left.name in ("checkpoint-4", "checkpoint-5") and manifest.verify(left) is None
     shutil.copytree(home / "parts", home / "alone")
-    divided(home / "parts", "--init_from", "resume")
+    sharded(home / "parts", "--init_from", "resume")
     same_state(home / "parts" / "checkpoint-6", saved)
     close(home / "parts", home / "two", rtol=0, atol=0)
 
-    # One process goes on from two, and two from one.
+    # One process resumes from two, and two from one.
     train.main(words(home / "alone", "--init_from", "resume", batch=8))
     close(home / "alone", home / "two", **near)
     shutil.rmtree(home / "one" / "checkpoint-6")
-    divided(home / "one", "--init_from", "resume")
+    sharded(home / "one", "--init_from", "resume")
     close(home / "one", home / "two", **near)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "trouble"), [("ddp.yaml", "error:2:1"), ("fsdp2.yaml", "full:3:1 kill:5:1")])
 def test_a_process_that_dies_ends_the_job(home, config, trouble):
-    """Within the launcher's patience. A part that could not be written is no checkpoint, and no reason to end."""
+    """A part that cannot be written is a failed save and does not end the run."""
     done = launched(config, words(home / "out"), TROUBLE=trouble)
     assert done.returncode not in (0, 75)
     if trouble.startswith("error"):
-        assert "RuntimeError: this process has had enough" in done.stderr and "several_processes.py" in done.stderr
+        assert "RuntimeError: an error of this test" in done.stderr and "several_processes.py" in done.stderr
     else:
         assert "Signal 9 (SIGKILL)" in done.stderr
-        assert "ERROR: checkpoint-3 could not be saved: No space left on device" in done.stderr
-        assert metrics(home / "out", "loss").keys() >= {1, 2, 3, 4}  # it went on
+        assert "ERROR: checkpoint-3" in done.stderr
+        assert metrics(home / "out", "loss").keys() >= {1, 2, 3, 4}  # training continued
         assert not [path for path in (home / "out").iterdir() if path.is_dir()]
     assert not (home / "out" / "model.safetensors").exists()

@@ -7,6 +7,7 @@ import pytest
 from safetensors import SafetensorError
 
 from storage import atomic, manifest
+from storage.atomic import write_text
 from storage.checkpoints import sweep
 from trainer.checkpointing import async_writer
 from trainer.checkpointing.async_writer import BackgroundDeletions, CheckpointWriter, Save, SaveResult, failure_line
@@ -125,6 +126,29 @@ def test_a_failure_is_one_line(tmp_path, error, reason, shows_free_space):
     assert (f" MB free in {tmp_path})" in line) == shows_free_space
     assert "checkpoint-1" in line and "in a row: 2" in line and "max_failed_saves" in line
     assert "none" in failure_line(result, 2, 5, None)
+
+
+def test_rank_0_waits_for_the_parts_of_other_ranks(tmp_path):
+    """It stops waiting when another rank has failed."""
+
+    def new_save(**options):
+        return Save(
+            3, tmp_path / ".saving-checkpoint-3.h.1", tmp_path / "checkpoint-3", write, {"world_size": 2}, **options
+        )
+
+    def write(folder):
+        (folder / "mine").write_text("1")
+
+    writer, first = CheckpointWriter(), new_save(awaited=["theirs"])
+    writer.begin(first)
+    assert writer.poll() is None and writer.is_busy
+    async_writer.write(Save(3, first.staged, first.final, lambda f: write_text(f / "theirs", "2"), {}, (), False))
+    assert writer.poll(wait=True).error is None and manifest.verify(tmp_path / "checkpoint-3") is None
+    second = new_save(awaited=["theirs"])
+    writer.begin(second)
+    second.abandoned.set()
+    assert isinstance(writer.poll(wait=True).error, TimeoutError)
+    assert manifest.verify(tmp_path / "checkpoint-3") is None  # unchanged
 
 
 # ---- deletions ----

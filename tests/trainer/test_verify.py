@@ -31,7 +31,7 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-def said(capsys, *words):
+def verified(capsys, *words):
     code = verify.main([str(word) for word in words])
     shown = capsys.readouterr()
     return code, (shown.out + shown.err).splitlines()
@@ -43,15 +43,15 @@ def change_manifest(folder, change):
     (folder / manifest.NAME).write_text(json.dumps(content))
 
 
-def test_whole_checkpoints_in_the_order_of_their_steps(out, capsys):
+def test_complete_checkpoints_sorted_by_step(out, capsys):
     whole = "complete (3 files, 2.0 kB, step {})"
     lines = [f"checkpoint-{step}: {whole.format(step)}" for step in (9, 40, 100)]
-    assert said(capsys, out) == (0, [*lines, "a resume takes checkpoint-100"])
+    assert verified(capsys, out) == (0, [*lines, "a resume takes checkpoint-100"])
     (out / "notes.txt").write_text("not part of it")
     (out / "checkpoint-9" / "later.txt").write_text("not part of it")
     (out / "best-checkpoint").symlink_to("checkpoint-9")
     (out / ".saving-checkpoint-101.host.1").mkdir()
-    assert said(capsys, out) == (0, [*lines, "a resume takes checkpoint-100"])
+    assert verified(capsys, out) == (0, [*lines, "a resume takes checkpoint-100"])
 
 
 def flipped(folder):
@@ -75,112 +75,111 @@ HARM = {
 
 
 @pytest.mark.parametrize("name", HARM)
-def test_what_is_harmed_is_named_and_passed_over(out, capsys, name):
+def test_damaged_checkpoints(out, capsys, name):
     harm, text = HARM[name]
     harm(out / "checkpoint-100")
     for more in ([], ["--quick"]):
-        code, lines = said(capsys, out, *more)
+        code, lines = verified(capsys, out, *more)
         assert code == 1 and lines[2].startswith("checkpoint-100: has ") and text in lines[2]
         assert lines[3] == "a resume takes checkpoint-40"
         assert all(": complete" in line for line in lines[:2])
 
 
-def test_a_flipped_byte_is_found_by_reading(out, capsys, monkeypatch):
-    monkeypatch.setattr(manifest, "ALWAYS_HASHED", 0)  # those are read in any case
+def test_quick_does_not_hash_large_files(out, capsys, monkeypatch):
+    monkeypatch.setattr(manifest, "ALWAYS_HASHED", 0)  # small files are always hashed
     flipped(out / "checkpoint-40")
-    code, lines = said(capsys, out)
+    code, lines = verified(capsys, out)
     assert code == 1 and lines[1] == "checkpoint-40: has a damaged model.safetensors (its SHA-256 differs)"
     assert lines[-1] == "a resume takes checkpoint-100"
-    assert said(capsys, out, "--quick")[0] == 0
+    assert verified(capsys, out, "--quick")[0] == 0
 
 
-def test_nothing_whole(out, capsys):
+def test_no_complete_checkpoint(out, capsys):
     for step in (9, 40, 100):
         flipped(out / f"checkpoint-{step}")
-    code, lines = said(capsys, out)
+    code, lines = verified(capsys, out)
     assert code == 1 and lines[-1].startswith("a resume finds no")
 
 
-def test_an_empty_newest_folder(out, capsys):
+def test_an_empty_folder(out, capsys):
     (out / "checkpoint-200").mkdir()
-    code, lines = said(capsys, out)
+    code, lines = verified(capsys, out)
     assert code == 1 and lines[3:] == ["checkpoint-200: has no manifest.json", "a resume takes checkpoint-100"]
 
 
-def test_one_checkpoint_alone(out, capsys, monkeypatch):
-    assert said(capsys, out / "checkpoint-9") == (0, ["checkpoint-9: complete (3 files, 2.0 kB, step 9)"])
+def test_a_single_checkpoint(out, capsys, monkeypatch):
+    assert verified(capsys, out / "checkpoint-9") == (0, ["checkpoint-9: complete (3 files, 2.0 kB, step 9)"])
     monkeypatch.chdir(out / "checkpoint-9")
     flipped(out / "checkpoint-9")
-    assert said(capsys, ".") == (1, ["checkpoint-9: has a damaged model.safetensors (its SHA-256 differs)"])
+    assert verified(capsys, ".") == (1, ["checkpoint-9: has a damaged model.safetensors (its SHA-256 differs)"])
 
 
 def test_the_final_model(out, capsys):
     (out / "model.safetensors").write_bytes(b"final")
     manifest.write(out, step=101, world_size=1, names=["model.safetensors"])
-    code, lines = said(capsys, out)
+    code, lines = verified(capsys, out)
     assert code == 0 and lines[3:] == ["final model: complete (1 file, 5 B, step 101)", "a resume takes checkpoint-100"]
     (out / "model.safetensors").write_bytes(b"finaL")
-    assert said(capsys, out)[1][3] == "final model: has a damaged model.safetensors (its SHA-256 differs)"
+    assert verified(capsys, out)[1][3] == "final model: has a damaged model.safetensors (its SHA-256 differs)"
 
 
-def test_a_final_model_alone(tmp_path, capsys):
+def test_a_final_model_without_checkpoints(tmp_path, capsys):
     make(tmp_path / "out")
-    code, lines = said(capsys, tmp_path / "out")
+    code, lines = verified(capsys, tmp_path / "out")
     assert code == 0 and lines[0].startswith("final model: complete") and lines[1].startswith("a resume finds no")
 
 
 @pytest.mark.parametrize("kind", ["relative", "absolute"])
-def test_checkpoints_elsewhere(tmp_path, capsys, kind):
+def test_checkpoints_in_another_folder(tmp_path, capsys, kind):
     make(tmp_path / "elsewhere" / "checkpoint-7", 7)
     (tmp_path / "out").mkdir()
     folder = "../elsewhere" if kind == "relative" else str(tmp_path / "elsewhere")
     (tmp_path / "out" / "checkpoints.json").write_text(json.dumps({"folder": folder}))
-    assert said(capsys, tmp_path / "out")[1] == [
+    assert verified(capsys, tmp_path / "out")[1] == [
         "checkpoint-7: complete (3 files, 2.0 kB, step 7)",
         "a resume takes checkpoint-7",
     ]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"folder": 3}', '{"folder": "\\u0000"}', '{"folder": "gone"}'])
-def test_a_damaged_list_of_checkpoints_names_the_runs_own_folder(out, capsys, content):
+def test_a_damaged_checkpoints_json(out, capsys, content):
     (out / "checkpoints.json").write_text(content)
-    assert said(capsys, out)[1][-1] == "a resume takes checkpoint-100"
+    assert verified(capsys, out)[1][-1] == "a resume takes checkpoint-100"
 
 
 OUTSIDE = ["../secret", "/etc/passwd", "base/../../secret", "..", ".", "", "base\\..\\x", "a\0b", "manifest.json"]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_manifest_that_points_out_of_its_folder(out, capsys, name, monkeypatch):
+def test_a_manifest_that_names_files_outside_its_folder(out, capsys, name, monkeypatch):
     """Even with the true size and hash of what it points at."""
     secret = out / "secret"
     secret.write_text("secret")
     change_manifest(out / "checkpoint-100", lambda content: content["files"].update({name: manifest.entry(secret)}))
     opened = []
     monkeypatch.setattr(manifest, "entry", lambda path: opened.append(path))
-    code, lines = said(capsys, out / "checkpoint-100")
+    code, lines = verified(capsys, out / "checkpoint-100")
     assert code == 1 and "manifest.json" in lines[0] and len(lines) == 1 and not opened
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_links_are_not_followed(out, capsys, kind):
-    """What they point at has the right content."""
+def test_symlinks_are_not_followed(out, capsys, kind):
     folder = out / "checkpoint-100"
     (out / "base").mkdir()
     name = "model.safetensors" if kind == "file" else "base"
     (folder / name).rename(out / "moved")
     (folder / name).symlink_to(out / "moved")
-    code, lines = said(capsys, folder)
+    code, lines = verified(capsys, folder)
     assert code == 1 and "symlink" in lines[0]
 
 
-def test_names_cannot_write_on_the_terminal(out, capsys):
+def test_control_characters_are_not_printed(out, capsys):
     change_manifest(out / "checkpoint-9", lambda content: content["files"].update({"\x1b[2J": {"size": 0}}))
-    assert "\x1b" not in said(capsys, out / "checkpoint-9")[1][0]
+    assert "\x1b" not in verified(capsys, out / "checkpoint-9")[1][0]
     digest = "0" * 64
     change = {"files": {"a\nb\x1b[2J": {"size": 1, "sha256": digest}}}
     change_manifest(out / "checkpoint-9", lambda content: content.update(change))
-    assert "a?b?[2J" in said(capsys, out / "checkpoint-9")[1][0]
+    assert "a?b?[2J" in verified(capsys, out / "checkpoint-9")[1][0]
 
 
 def test_nothing_to_verify(tmp_path, capsys):
@@ -190,7 +189,7 @@ def test_nothing_to_verify(tmp_path, capsys):
         (tmp_path / "x", "no such"),
         (tmp_path / "file", "no such"),
     ):
-        code, lines = said(capsys, folder)
+        code, lines = verified(capsys, folder)
         assert code == 2 and len(lines) == 1 and lines[0].startswith("error: ")
         assert str(folder) in lines[0] and (text in lines[0] or "is not a folder" in lines[0])
 
@@ -203,45 +202,45 @@ def elsewhere(out, tmp_path, text="checkpointing: {dirpath: FOLDER}\n"):
     (out / "run.yaml").write_text(text.replace("FOLDER", str(tmp_path / "there")))
 
 
-def test_checkpoints_elsewhere_before_anything_lists_them(out, tmp_path, capsys):
+def test_checkpoints_in_another_folder_before_checkpoints_json(out, tmp_path, capsys):
     elsewhere(out, tmp_path)
-    code, lines = said(capsys, out)
+    code, lines = verified(capsys, out)
     assert code == 0 and len(lines) == 4 and lines[-1] == "a resume takes checkpoint-100"
 
 
-def test_run_yaml_counts_before_an_older_list(out, tmp_path, capsys):
+def test_run_yaml_precedes_checkpoints_json(out, tmp_path, capsys):
     elsewhere(out, tmp_path)
     make(tmp_path / "old" / "checkpoint-7", 7)
     (out / "checkpoints.json").write_text(json.dumps({"folder": "../old"}))
-    assert said(capsys, out)[1][-1] == "a resume takes checkpoint-100"
+    assert verified(capsys, out)[1][-1] == "a resume takes checkpoint-100"
     (tmp_path / "there").rename(tmp_path / "moved")  # what run.yaml names is not there any more
-    assert said(capsys, out)[1][-1] == "a resume takes checkpoint-7"
+    assert verified(capsys, out)[1][-1] == "a resume takes checkpoint-7"
 
 
 NO_FOLDERS = ["FOLDER/x", "", "null", "7", "[a]", "{a: b}", '"\\0"', "a" * 5000, "!!python/name:os.x ''", "*a"]
 
 
 @pytest.mark.parametrize("said_folder", [*NO_FOLDERS, "[" * 20_000], ids=range(len(NO_FOLDERS) + 1))
-def test_a_run_yaml_that_names_no_folder_of_checkpoints(out, tmp_path, capsys, said_folder):
+def test_a_run_yaml_without_a_valid_folder(out, tmp_path, capsys, said_folder):
     (out / "run.yaml").write_text(f"checkpointing:\n  dirpath: {said_folder}\n")
-    assert said(capsys, out)[1][-1] == "a resume takes checkpoint-100"
+    assert verified(capsys, out)[1][-1] == "a resume takes checkpoint-100"
 
 
-def test_a_working_folder_that_is_gone(tmp_path, capsys, monkeypatch):
+def test_a_deleted_working_folder(tmp_path, capsys, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    code, lines = said(capsys, "out")
+    code, lines = verified(capsys, "out")
     assert code == 2 and len(lines) == 1 and lines[0].startswith("error: out ")
 
 
-def test_sizes_for_people():
+def test_size_text():
     shown = [verify.size_text(size) for size in (0, 999, 1000, 34_160_000, 999_949_999, 999_960_000, 5e15)]
     assert shown == ["0 B", "999 B", "1.0 kB", "34.2 MB", "999.9 MB", "1.0 GB", "5000.0 TB"]
 
 
-def test_as_a_command(out):
-    """Without torch: it must answer while the machine is busy with other things."""
+def test_command_line(out):
+    """It imports no torch."""
     code = (
         "import runpy, sys\nsys.argv = ['verify', sys.argv[1]]\n"
         "try: runpy.run_module('trainer.verify', run_name='__main__')\n"
