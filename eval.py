@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from loader.command_line.entry import CONFIG_ERROR, entry_flags, print_problems, refusing
-from loader.command_line.parser import RemembersGiven, flag
 from loader.errors import ConfigError
-from loader.resolve.run_config import RunConfig, read_saved
+from loader.resolve.resolver import read_saved
+from loader.resolve.run_config import RunConfig
+from loader.schema.hyper_arguments import RemembersGiven
 from storage import safe_read
+from storage.config_keys import key
 from trainer.callbacks.log_files import json_number
 
 
@@ -28,24 +30,24 @@ from trainer.callbacks.log_files import json_number
 class EvalArguments(RemembersGiven):
     """What to score, and how."""
 
-    checkpoint: str | None = flag(None, "A run's output directory, or a checkpoint-N folder in it.")
-    episodes: int = flag(50, "Episodes, one for each of the seeds seed, seed + 1, …", ge=1)
-    seed: int = flag(
+    checkpoint: str | None = key(None, "A run's output directory, or a checkpoint-N folder in it.")
+    episodes: int = key(50, "Episodes, one for each of the seeds seed, seed + 1, …", ge=1)
+    seed: int = key(
         1000, "First seed; recordings draw theirs from elsewhere, so these are unseen. Also of samples.", ge=0
     )
-    num_workers: int | None = flag(None, "Simulator processes. Default: one a core.", ge=0)
-    device: str | None = flag(None, "Where the policy runs: cpu, cuda … Default: an accelerator where there is one.")
-    video: bool = flag(False, "Write a film and a contact sheet of the first episodes; --video_dir implies it.")
-    video_episodes: int = flag(1, "How many episodes --video films.", ge=1)
-    video_dir: str | None = flag(None, "Where the films go. Default: CHECKPOINT/eval/.")
-    batch_size: int = flag(64, "Held-out samples at a time, for tasks without a simulator.", ge=1)
-    samples: int = flag(0, "Texts that a language model shall write.", ge=0)
-    prompt: str = flag("\n", "What they go on from.")
-    tokens: int = flag(256, "New tokens of each.", ge=1)
-    temperature: float = flag(0.8, "Temperature of sampling; 0: always the likeliest token.", ge=0)
-    top_k: int | None = flag(200, "Sample from the k likeliest tokens.", ge=1)
-    json: str | None = flag(None, "Also write the scores to this file.")
-    trust_remote_code: bool = flag(False, "Run code that comes with the checkpoint's model or tokenizer.")
+    num_workers: int | None = key(None, "Simulator processes. Default: one a core.", ge=0)
+    device: str | None = key(None, "Where the policy runs: cpu, cuda … Default: an accelerator where there is one.")
+    video: bool = key(False, "Write a film and a contact sheet of the first episodes; --video_dir implies it.")
+    video_episodes: int = key(1, "How many episodes --video films.", ge=1)
+    video_dir: str | None = key(None, "Where the films go. Default: CHECKPOINT/eval/.")
+    batch_size: int = key(64, "Held-out samples at a time, for tasks without a simulator.", ge=1)
+    samples: int = key(0, "Texts that a language model shall write.", ge=0)
+    prompt: str = key("\n", "What they go on from.")
+    tokens: int = key(256, "New tokens of each.", ge=1)
+    temperature: float = key(0.8, "Temperature of sampling; 0: always the likeliest token.", ge=0)
+    top_k: int | None = key(200, "Sample from the k likeliest tokens.", ge=1)
+    json: str | None = key(None, "Also write the scores to this file.")
+    trust_remote_code: bool = key(False, "Run code that comes with the checkpoint's model or tokenizer.")
 
 
 class CheckpointPolicy:

@@ -19,10 +19,12 @@ from types import ModuleType
 from typing import Any
 
 from loader.command_line.entry import entry_flags, refusing
-from loader.command_line.parser import HyperArguments, RemembersGiven, flag
 from loader.errors import ConfigError, did_you_mean, quoted
-from loader.resolve.run_config import RunConfig, resolve
+from loader.resolve.resolver import resolve
+from loader.resolve.run_config import RunConfig
 from loader.schema.components import component_module, shipped
+from loader.schema.hyper_arguments import HyperArguments, RemembersGiven
+from storage.config_keys import key
 
 DEFAULT_EPISODES = 50
 # Of the expert's full variation: enough that no two demonstrations are alike, little enough that the same start still
@@ -36,27 +38,27 @@ class PrepareArguments(RemembersGiven):
     """What to prepare: a task's recording, or (--dataset) a text."""
 
     # A recording
-    task_name: str = flag("sim_transfer_cube_state", "Task: a file in configs/task/, or a path.")
-    num_episodes: int = flag(DEFAULT_EPISODES, "Episodes the folder shall hold; those already recorded are kept.", ge=1)
-    seed: int = flag(0, "Seed of the recording: start positions and the expert's variation.", ge=0)
-    jitter: float = flag(DEFAULT_JITTER, "Random variation of the expert's motion; 0 for none, 1 for much.", ge=0, le=3)
-    set: list[str] = flag([], "Override any key of the task's configuration: --set env.cameras=[top].")
+    task_name: str = key("sim_transfer_cube_state", "Task: a file in configs/task/, or a path.")
+    num_episodes: int = key(DEFAULT_EPISODES, "Episodes the folder shall hold; those already recorded are kept.", ge=1)
+    seed: int = key(0, "Seed of the recording: start positions and the expert's variation.", ge=0)
+    jitter: float = key(DEFAULT_JITTER, "Random variation of the expert's motion; 0 for none, 1 for much.", ge=0, le=3)
+    set: list[str] = key([], "Override any key of the task's configuration: --set env.cameras=[top].")
     # A text
-    dataset: str | None = flag(None, "Text: name of the data set, as train.py --dataset finds it.")
-    text: str | None = flag(
+    dataset: str | None = key(None, "Text: name of the data set, as train.py --dataset finds it.")
+    text: str | None = key(
         None, "Text: a file, a folder of files, .jsonl, .parquet, or a dataset of the hub (org/name[:configuration])."
     )
-    tokenizer: str | None = flag(None, "Text: char, bytes, bpe:N (learnt from the text), or a tokenizer's path or id.")
-    val_fraction: float = flag(
+    tokenizer: str | None = key(None, "Text: char, bytes, bpe:N (learnt from the text), or a tokenizer's path or id.")
+    val_fraction: float = key(
         0.1, "Text: share that validates: a file's end, or every 10th document (0.1).", gt=0, lt=1
     )
-    val_text: str | None = flag(None, "Text: a file or folder that validates, in place of a share.")
-    text_column: str | None = flag(None, "Text: the column of .jsonl, .parquet and hub datasets. Default: text.")
-    split: str | None = flag(None, "Text: split of a hub dataset. Default: train.")
-    out: str | None = flag(None, "Text: folder to write. Default: $KEEL_HOME/datasets/NAME.")
-    overwrite: bool = flag(False, "Text: prepare anew what was prepared from something else.")
+    val_text: str | None = key(None, "Text: a file or folder that validates, in place of a share.")
+    text_column: str | None = key(None, "Text: the column of .jsonl, .parquet and hub datasets. Default: text.")
+    split: str | None = key(None, "Text: split of a hub dataset. Default: train.")
+    out: str | None = key(None, "Text: folder to write. Default: $KEEL_HOME/datasets/NAME.")
+    overwrite: bool = key(False, "Text: prepare anew what was prepared from something else.")
     # Both
-    num_workers: int | None = flag(None, "Recording or tokenizing processes. Default: one a core.", ge=1)
+    num_workers: int | None = key(None, "Recording or tokenizing processes. Default: one a core.", ge=1)
 
 
 OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "set")

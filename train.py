@@ -21,10 +21,10 @@ from typing import Any
 
 from loader.checks.runtime_checks import check_batch, check_data, check_model
 from loader.command_line.entry import CONFIG_ERROR, CRASHED, print_problems, process_rank, refusing, run_config_or_exit
-from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig, with_dims
 from loader.resume.find_checkpoint import takes_newest, wants_resume
+from loader.schema.hyper_arguments import HyperArguments
 from storage.checkpoints import checkpoints, recover, set_aside, sweep
 from storage.lock import RunLock
 
@@ -286,13 +286,13 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
 
 def schedule_plan(run: RunConfig) -> Any:
     """The learning rate's course."""
-    from loader.checks.static_checks import takes_epochs, warmup
+    from loader.resolve.derived import schedule_counts_epochs, warmup
     from trainer.optimization.lr_scheduler_config import SchedulePlan
 
     return SchedulePlan(
         name=run.hyper.lr_scheduler_type,
         options={**(run.trainer.get("lr_scheduler_kwargs") or {}), **run.scheduler},
-        interval=run.schedule.interval or ("epoch" if takes_epochs(run) else "step"),
+        interval=run.schedule.interval or ("epoch" if schedule_counts_epochs(run) else "step"),
         frequency=run.schedule.frequency,
         monitor=run.schedule.monitor,
         warmup_steps=warmup(run),
@@ -336,9 +336,9 @@ def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
 
 def averaging(run: RunConfig) -> Any:
     """The settings of the averaged weights, or None."""
-    from loader.schema.sections import EmaSection
+    from trainer.sections import EmaConfig
 
-    return (run.ema or EmaSection()) if run.process.using_ema else None
+    return (run.ema or EmaConfig()) if run.process.using_ema else None
 
 
 def change_on_resume(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, checkpoint: Path | None) -> list[str]:

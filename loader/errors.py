@@ -24,7 +24,7 @@ class Problems:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.notes: list[str] = []  # what is worth saying once although nothing is wrong
-        self.words: set[str] = set()  # of other scripts, that were seen on the way
+        self.aliases: set[str] = set()  # alias flags that were used in any layer
         self.file_missing = False  # then what that file would have held is not reported missing as well
 
     def add(self, line: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from storage.config_keys import HARMLESS
+
 DIMS = ("state_dim", "action_dim", "chunk_size", "num_images", "image_height", "image_width")
 POSITIVE_DIMS = DIMS[:3]  # the other three are 0 for data without images
 
@@ -41,13 +43,18 @@ class PolicyConfig:
     )
     n_action_steps: int | None = field(
         default=None,
-        metadata={"help": "actions executed of each chunk before the next is predicted; null: all", "ge": 1},
+        metadata={
+            "help": "actions executed of each chunk before the next is predicted; null: all",
+            "ge": 1,
+            "on_resume": HARMLESS,
+        },
     )
     temporal_ensemble_coeff: float | None = field(
         default=None,
         metadata={
             "help": "m of temporal ensembling: predict at every step and average with weights exp(-m·i), "
             "i = 0 the oldest prediction; the paper's value is 0.01; null: execute chunks instead",
+            "on_resume": HARMLESS,
         },
     )
 

@@ -133,13 +133,13 @@ COMMANDS = (["--check"],) * 6 + (["--print_config"], ["--print_config", "json"],
 @cache
 def key_paths() -> tuple[str, ...]:
     """Every key there is: ours, those of sections and components, and other systems' words."""
+    from loader.schema.alias_flags import alias_paths
     from loader.schema.components import component_module, shipped
-    from loader.schema.keys import keys_of, yaml_keys
+    from loader.schema.keys import keys_of
     from loader.schema.sections import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS
-    from loader.sources.alias_flags import word_paths
-    from loader.sources.key_aliases import TABLE
+    from loader.sources.key_aliases import ALIASES, yaml_keys
 
-    found = {*yaml_keys(), *TABLE, *word_paths()}
+    found = {*yaml_keys(), *ALIASES, *alias_paths()}
     for section, kind in {**FREE_SECTIONS, **OPTIONAL_SECTIONS}.items():
         found |= {f"{section}.{name}" for name in keys_of(kind)}
     for section in COMPONENTS:

@@ -10,8 +10,9 @@ import pytest
 from observed import ARRIVES, OBSERVED, ONLY_ARRIVES, PASSED_ON, REFUSED
 
 from loader.schema import components, sections
-from loader.schema.keys import TAKEN_OVER, keys_of, scalar_keys
+from loader.schema.keys import keys_of, scalar_keys
 from loader.schema.training_arguments_fields import trainer_fields
+from loader.schema.training_arguments_overlay import REPLACED
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERYWHERE = {"training_config"}  # a flag that no file may hold; observed all the same
@@ -19,7 +20,7 @@ EVERYWHERE = {"training_config"}  # a flag that no file may hold; observed all t
 
 def every_key():
     """Key paths, as they are written in YAML, of all that a training file may hold."""
-    keys = [name for name in scalar_keys() if name not in TAKEN_OVER and name not in EVERYWHERE]
+    keys = [name for name in scalar_keys() if name not in REPLACED and name not in EVERYWHERE]
     declared = {**sections.FREE_SECTIONS, **sections.OPTIONAL_SECTIONS}
     declared |= {name: kind for name, kind in sections.LIST_SECTIONS.items() if kind is not None}
     for section, kind in declared.items():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from loader.command_line.parser import HyperArguments
 from loader.output.training_arguments import training_arguments
-from loader.resolve.run_config import resolve
+from loader.resolve.resolver import resolve
+from loader.schema.hyper_arguments import HyperArguments
 
 __all__ = ["TrainingConfig", "create_training_arguments", "load_training_config"]
 

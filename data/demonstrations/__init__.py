@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from storage.config_keys import HARMLESS, IMPOSSIBLE
+
 NORMALIZATION_KINDS = Literal["zscore", "min_max", "percentiles", "identity"]
 SUFFIXES = (".hdf5", ".h5")
 
@@ -40,7 +42,8 @@ class Config:
 
     path: str | list[str] | None = described(
         "folder of episode files, searched recursively for *.hdf5 and *.h5, or a list of folders to mix; "
-        "unset only while the task's data is yet to be recorded"
+        "unset only while the task's data is yet to be recorded",
+        on_resume=HARMLESS,
     )
     weights: list[float] | None = described(
         "how often each folder of `path` is drawn, in any unit; unset draws every step (or, with "
@@ -56,15 +59,27 @@ class Config:
     )
     state_keys: list[str] | None = described(
         "HDF5 paths concatenated to the state, such as [observations/qpos, observations/env_state]; unset: "
-        "the layout's own"
+        "the layout's own",
+        on_resume=IMPOSSIBLE,
     )
-    action_key: str | None = described("HDF5 path of the actions; unset: the layout's own")
-    cameras: list[str] | None = described("cameras, in the model's order; unset: all the files have; []: none")
+    action_key: str | None = described(
+        "HDF5 path of the actions; unset: the layout's own",
+        on_resume=IMPOSSIBLE,
+    )
+    cameras: list[str] | None = described(
+        "cameras, in the model's order; unset: all the files have; []: none", on_resume=IMPOSSIBLE
+    )
     image_size: list[int] | None = described(
         "[height, width] of images in training, in pixels; unset: a square of the frame's shorter side (of "
-        "its longer side with image_aspect_ratio pad)"
+        "its longer side with image_aspect_ratio pad)",
+        on_resume=IMPOSSIBLE,
     )
-    chunk_size: int = described("actions per chunk, in control steps", 100, ge=1)
+    chunk_size: int = described(
+        "actions per chunk, in control steps",
+        100,
+        ge=1,
+        on_resume=IMPOSSIBLE,
+    )
     eval_fraction: float = described(
         "share of each folder's episodes held out for evaluation, at least one where it is not 0",
         0.0,

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from storage.config_keys import EVALUATION, HARMLESS, IMPOSSIBLE
+
 PROCESS_KEYS = frozenset(
     {
         "cache_dir",
@@ -44,16 +46,17 @@ class Config:
     path: str | None = described(
         "a .jsonl or .json file, a folder of them (train.jsonl and val.jsonl: its split), a name in data/ or "
         "$KEEL_HOME/datasets, python_docstrings (made from the installed standard library), or a Hugging Face "
-        "data set's id"
+        "data set's id",
+        on_resume=HARMLESS,
     )
-    eval_path: str | None = described("held-out records, where they lie apart: as `path`")
+    eval_path: str | None = described("held-out records, where they lie apart: as `path`", on_resume=EVALUATION)
     eval_fraction: float | None = described(
         "share of the records held out, drawn by seed and content; unset: 0.1, where no held-out records are given",
         ge=0,
         lt=1,
     )
     tokenizer: str | None = described(
-        "folder, .gguf file or hub id of the tokenizer; unset: the one of model_name_or_path"
+        "folder, .gguf file or hub id of the tokenizer; unset: the one of model_name_or_path", on_resume=IMPOSSIBLE
     )
     block_size: int = described("tokens of a row; a longer record loses its end", 512, ge=2)
     packing: bool = described(

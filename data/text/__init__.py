@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from storage.config_keys import HARMLESS, IMPOSSIBLE
+
 PROCESS_KEYS = frozenset(
     {"cache_dir", "sample_tokens", "sample_prompt", "sample_count", "sample_temperature", "sample_top_k"}
 )
@@ -47,14 +49,16 @@ class Config:
         default="shakespeare_char",
         metadata={
             "help": "data set: a folder, or a name looked for in data/ and $KEEL_HOME/datasets/; a list of them in the "
-            "modes multidataset and multicontext"
+            "modes multidataset and multicontext",
+            "on_resume": HARMLESS,
         },
     )
     mode: Literal["single", "multidataset", "multicontext"] = field(
         default="single",
         metadata={
             "help": "single: one data set; multidataset: each batch is of one of several; multicontext: several "
-            "streams of equal length, such as words and their parts of speech, read at the same offsets"
+            "streams of equal length, such as words and their parts of speech, read at the same offsets",
+            "on_resume": IMPOSSIBLE,
         },
     )
     block_size: int = field(default=256, metadata={"help": "tokens of one sample", "ge": 1})
@@ -84,12 +88,17 @@ class Config:
         default=False,
         metadata={
             "help": "multidataset: one token embedding and output head for each data set, so that their tokenizers may "
-            "differ; false: one for all, which then need the same tokenizer"
+            "differ; false: one for all, which then need the same tokenizer",
+            "on_resume": IMPOSSIBLE,
         },
     )
     vocab_size: int | None = field(
         default=None,
-        metadata={"help": "number of token ids, for a folder without meta.json or meta.pkl; unset: GPT-2's", "ge": 1},
+        metadata={
+            "help": "number of token ids, for a folder without meta.json or meta.pkl; unset: GPT-2's",
+            "ge": 1,
+            "on_resume": IMPOSSIBLE,
+        },
     )
 
     def __post_init__(self) -> None:

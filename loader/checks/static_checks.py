@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import typing
 from pathlib import Path
 
 from loader.checks.devices import check_hardware
@@ -11,14 +10,12 @@ from loader.checks.launcher_env import check_environment
 from loader.checks.plugin_names import check_names
 from loader.checks.unused_keys import check_process_keys
 from loader.errors import Problems, quoted
-from loader.resolve.derived import check_rates
+from loader.resolve.derived import TRAINING_METRICS, eval_strategy, holds_nothing_out, ignores_learning_rate, warmup
 from loader.resolve.precedence import PLATEAUS, WITHOUT_HORIZON
 from loader.resolve.run_config import RunConfig
-from loader.resume.compatibility import TRAINING_METRICS
 from loader.resume.find_checkpoint import check_resume, checkpoints, resume_target, takes_newest, wants_resume
 from loader.schema.components import shipped
 from loader.schema.keys import keys_of, scalar_keys
-from loader.schema.training_arguments_fields import trainer_fields
 
 # What marks a folder as the output of an earlier run. (run.yaml alone is left by a start that failed.)
 RUN_FILES = ("metrics.jsonl", "config.json", "model.safetensors", "adapter_config.json")
@@ -35,36 +32,13 @@ def check_run(run: RunConfig) -> list[str]:
     _exclusions(run, problems)
     _horizons(run, problems)
     _optimizer_words(run, problems)
-    check_rates(run, problems)
+    _rates(run, problems)
     check_names(run, problems)
     check_process_keys(run, problems)
     check_hardware(run, problems)
     _components(run, problems)
     _output_dir(run, problems)
     return problems.lines
-
-
-def warmup(run: RunConfig) -> float:
-    """Warm-up as TrainingArguments takes it: steps, or below 1 a share of all steps."""
-    # A ratio of 1 would read as «one step»; the largest number below it means all of them.
-    return min(run.hyper.warmup_ratio, 1 - 2**-53) if run.hyper.warmup_ratio > 0 else run.hyper.warmup_steps
-
-
-def evaluates(run: RunConfig) -> str:
-    """The evaluation strategy: `eval_strategy` where YAML sets it, else every `eval_steps` when do_eval."""
-    if run.process.check_val_every_n_epoch is not None and run.hyper.do_eval:
-        return "epoch"
-    return run.trainer.get("eval_strategy") or ("steps" if run.hyper.do_eval else "no")
-
-
-def takes_epochs(run: RunConfig) -> bool:
-    """Whether the schedule counts epochs where nothing is said: the classes of torch.optim.lr_scheduler do."""
-    return run.hyper.lr_scheduler_type not in typing.get_args(trainer_fields()["lr_scheduler_type"].annotation)
-
-
-def holds_nothing_out(run: RunConfig) -> bool:
-    """Whether the data's settings already say that there will be no evaluation set."""
-    return run.dataset is not None and getattr(run.dataset.config, "eval_fraction", None) == 0
 
 
 def _length(run: RunConfig, problems: Problems) -> None:
@@ -123,7 +97,7 @@ def _endless(run: RunConfig, problems: Problems) -> None:
 
 def _rules(run: RunConfig, problems: Problems) -> None:
     """Sections that another setting makes pointless, or that need what is not there."""
-    blind = evaluates(run) == "no" or holds_nothing_out(run)
+    blind = eval_strategy(run) == "no" or holds_nothing_out(run)
     stopping, checkpointing = run.early_stopping, run.checkpointing
     if stopping is not None and blind and stopping.monitor not in TRAINING_METRICS:
         problems.add(
@@ -153,6 +127,19 @@ def _rules(run: RunConfig, problems: Problems) -> None:
         )
     if run.ema is not None and not run.process.using_ema:
         problems.add(f"`ema`{run.place('ema')} would do nothing while `using_ema` is false")
+
+
+def _rates(run: RunConfig, problems: Problems) -> None:
+    """A rate that was asked for on the command line, or for a resumed run, and that no step would have."""
+    if not ignores_learning_rate(run):
+        return
+    for key, said in (("learning_rate", run.on_command_line("learning_rate")), ("resume_lr", run.process.resume_lr)):
+        if said:
+            problems.add(
+                f"`{key}: {getattr(run.process, key, run.hyper.learning_rate):g}`{run.place(key)} would do nothing: "
+                f"lr_scheduler_type {run.hyper.lr_scheduler_type}{run.place('lr_scheduler_type')} has all its rates "
+                "from its own options; change scheduler.max_lr"
+            )
 
 
 def _optimizer_words(run: RunConfig, problems: Problems) -> None:
@@ -229,14 +216,14 @@ def _strategies(run: RunConfig, problems: Problems) -> None:
     if run.trainer.get("fp16") and run.trainer.get("bf16"):
         problems.add(f"`fp16`{run.place('fp16')} and `bf16`{run.place('bf16')} are both true; keep one")
     needs_metric = run.trainer.get("load_best_model_at_end") or run.hyper.save_strategy == "best"
-    if needs_metric and (evaluates(run) == "no" or holds_nothing_out(run)):
+    if needs_metric and (eval_strategy(run) == "no" or holds_nothing_out(run)):
         key = "load_best_model_at_end" if run.trainer.get("load_best_model_at_end") else "save_strategy"
         problems.add(f"`{key}`{run.place(key)} needs evaluation to know what is best; hold data out, and set do_eval")
     follows_training = run.schedule.monitor in TRAINING_METRICS and run.hyper.lr_scheduler_type == "ReduceLROnPlateau"
     if (
         run.hyper.lr_scheduler_type in PLATEAUS
         and not follows_training
-        and (evaluates(run) == "no" or holds_nothing_out(run))
+        and (eval_strategy(run) == "no" or holds_nothing_out(run))
     ):
         kind = f"`lr_scheduler_type: {run.hyper.lr_scheduler_type}`{run.place('lr_scheduler_type')}"
         problems.add(f"{kind} follows the evaluation loss; hold data out, and set do_eval")
@@ -251,7 +238,7 @@ def _strategies(run: RunConfig, problems: Problems) -> None:
 
 def _dead_flags(run: RunConfig) -> list[tuple[str, str]]:
     """Flags typed although another setting takes away what they act on; YAML may hold such project defaults."""
-    hyper, strategy = run.hyper, evaluates(run)
+    hyper, strategy = run.hyper, eval_strategy(run)
     backends = [hyper.report_to] if isinstance(hyper.report_to, str) else hyper.report_to or []
     # save_steps is also how often a run evaluates that sets no eval_steps.
     saves_dead = hyper.save_strategy != "steps" and (hyper.eval_steps is not None or strategy != "steps")

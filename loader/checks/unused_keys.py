@@ -10,19 +10,9 @@ from loader.errors import Problems, quoted, shown
 from loader.resolve.run_config import RunConfig
 from loader.schema.components import component_module, shipped
 from loader.schema.keys import keys_of
-from loader.schema.process_arguments import SWITCHES, ProcessArguments
+from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import COMPONENTS
-
-# Process keys that the trainer and the loader themselves honour, whatever the model and data.
-TRAINER_PROCESS_KEYS = frozenset(
-    {
-        "cache_dir", "using_ema", "shuffle", "eval_shuffle", "eval_num_workers", "limit_train_batches",
-        "limit_val_batches", "warmup_epochs", "min_epochs", "check_val_every_n_epoch", "no_decay_verbose",
-        "grad_clip_threshold", "stop_after_nonfinite", "tune_batch_size", "benchmark_train_step",
-        "validate_before_resume", "resume_lr", "resume_weight_decay", "accelerator", "devices", "strategy",
-        "load_optimizer", "save_in_background", "max_failed_saves",
-    }
-)  # fmt: skip
+from storage.config_keys import ADAPTATION, TRAINER
 
 
 def adaptation() -> ModuleType:
@@ -33,10 +23,12 @@ def adaptation() -> ModuleType:
 def check_process_keys(run: RunConfig, problems: Problems) -> None:
     """A process key that nothing in this run can use must be at its default: no setting is silently dead."""
     chosen = [part for part in (run.dataset, run.model, run.env) if part is not None]
-    live = TRAINER_PROCESS_KEYS.union(*(getattr(part.module, "PROCESS_KEYS", ()) for part in chosen))
+    keys = keys_of(ProcessArguments)
+    always = (TRAINER, ADAPTATION) if run.model is not None else (TRAINER,)
+    live = {name for name, key in keys.items() if key.used_by in always}
+    live = live.union(*(getattr(part.module, "PROCESS_KEYS", ()) for part in chosen))
     if run.model is not None:
         adapt = adaptation()
-        live |= adapt.PROCESS_KEYS
         module = run.model.module
         parts, own = getattr(module, "PARTS", None), getattr(module, "PROCESS_KEYS", ())
         for line in adapt.check(parts, run.process, own):
@@ -46,7 +38,7 @@ def check_process_keys(run: RunConfig, problems: Problems) -> None:
             problems.add(
                 f"`{name}`{run.place(name)} would do nothing with `bits: 8`{run.place('bits')}; it is of 4 bits"
             )
-    for name, key in keys_of(ProcessArguments).items():
+    for name, key in keys.items():
         value = getattr(run.process, name)
         if value == key.default:
             continue
@@ -58,10 +50,9 @@ def check_process_keys(run: RunConfig, problems: Problems) -> None:
                 f"{able}; set it to {shown(key.default)}"
             )
             continue
-        for switch, dependents in SWITCHES.items():
-            if name in dependents and not getattr(run.process, switch):
-                off = shown(getattr(run.process, switch))
-                problems.add(f"`{name}: {shown(value)}`{run.place(name)} would do nothing while `{switch}` is {off}")
+        if key.needs is not None and not getattr(run.process, key.needs):
+            off = shown(getattr(run.process, key.needs))
+            problems.add(f"`{name}: {shown(value)}`{run.place(name)} has no effect while `{key.needs}` is {off}")
 
 
 def _placed(line: str, run: RunConfig) -> str:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from loader.checks.versions import check_versions
-from loader.command_line.parser import CommandArguments, flag_lines, help_text, parse_flags, parser_class
+from loader.command_line.parser import flag_lines, help_text, parse_flags, parser_class
 from loader.errors import ConfigError, did_you_mean, one_line
-from loader.resolve.run_config import RunConfig, resolve
+from loader.resolve.resolver import resolve
+from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import out_of_bounds
+from loader.schema.hyper_arguments import CommandArguments
 from loader.schema.keys import keys_of
 from loader.sources.yaml_reader import unusable
 
@@ -55,17 +57,17 @@ def run_config_or_exit(arguments: list[str] | None = None) -> RunConfig:
 
 def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
     try:
-        hyper, command, words, asked_for_help = parse_flags(_readable(arguments))
+        hyper, command, aliases, asked_for_help = parse_flags(_readable(arguments))
         if asked_for_help:
             print(help_text())
             return 0
         check_versions()
         if command.print_schema:
-            from loader.output.render import json_schema
+            from loader.output.json_schema import json_schema
 
             print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
             return 0
-        run = resolve(hyper, command.set, words=words)
+        run = resolve(hyper, command.set, aliases=aliases)
         return _answer(run, command)
     except ConfigError as error:
         if process_rank() == 0:  # every process of a launch reads the same flags: once is enough

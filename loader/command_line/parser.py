@@ -6,140 +6,17 @@ import argparse
 import dataclasses
 import importlib.util
 import sys
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from loader.errors import ConfigError, did_you_mean
+from loader.schema.alias_flags import AliasFlags
+from loader.schema.hyper_arguments import FLAG_GROUPS, CommandArguments, HyperArguments
+from loader.sources.key_aliases import yaml_keys
+from storage.config_keys import BOUNDS
 
-BOUNDS = ("ge", "gt", "le", "lt")
-NOT_OF_ARGPARSE = (*BOUNDS, "path")  # `path`: see words.py
-
-
-def flag(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field with its help text and, in `metadata`, bounds (`ge`, `gt`, `le`, `lt`) and `aliases`."""
-    metadata["help"] = help
-    if isinstance(default, (list, dict)):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-class RemembersGiven:
-    """Knows which fields were passed or assigned: «given» is presence, never a comparison with the default."""
-
-    given: frozenset[str]
-
-    def __new__(cls, *args: Any, **kwargs: Any):
-        self = super().__new__(cls)
-        names = [each.name for each in dataclasses.fields(cls)]
-        object.__setattr__(self, "given", frozenset(names[: len(args)]) | frozenset(kwargs))
-        object.__setattr__(self, "_built", False)
-        return self
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_built", True)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-        if self._built:
-            object.__setattr__(self, "given", self.given | {name})
-
-    def __getnewargs_ex__(self):  # copy and pickle rebuild through __new__: hand over what was given
-        return (), {name: getattr(self, name) for name in self.given}
-
-
-@dataclass
-class HyperArguments(RemembersGiven):
-    """What changes from run to run. A field that is not given leaves the word to YAML.
-
-    `HyperArguments(learning_rate=5e-5)` counts as given although 5e-5 is the default, and beats YAML.
-    """
-
-    # What to run
-    task_name: str = flag(
-        "sim_transfer_cube_state", "Task: a file in configs/task/ (its data and environment), or a path."
-    )
-    training_config: str | None = flag(None, "Training YAML: a file in configs/training/, or a path.")
-    model_config: str | None = flag(
-        None, "Network: a file in configs/model/, or a path. Default: the task's.", aliases=["--policy"]
-    )
-    output_dir: str = flag("ckpt/training_output", "Output directory for checkpoints, logs and the final model.")
-    resume_from_checkpoint: str | None = flag(
-        None,
-        "Resume: auto (newest checkpoint, if any; auto:FOLDER: else that one), newest (there must be one), a folder, "
-        "true, false.",
-    )
-    resume_changed: Literal["refuse", "allow"] = flag(
-        "refuse", "On resume, changed settings that change where the training goes: refuse them, or allow and record."
-    )
-    resume_schedule: Literal["keep", "rebase"] | None = flag(
-        None, "On resume with another length: keep the learning rate's course, or rebase what is left of it."
-    )
-    seed: int = flag(42, "Random seed: weights, sample order, dropout.", ge=0, lt=2**32)
-    # How long, on how much
-    num_train_epochs: float = flag(3.0, "Number of training epochs; -1 trains until something stops it.", ge=-1)
-    max_steps: int = flag(-1, "Maximum number of training steps; -1 leaves the length to num_train_epochs.", ge=-1)
-    per_device_train_batch_size: int = flag(8, "Training batch size per device.", ge=1)
-    per_device_eval_batch_size: int = flag(8, "Evaluation batch size per device.", ge=1)
-    global_batch_size: int | None = flag(
-        None,
-        "Samples of one step: batch size per device × accumulated batches × processes, solved for it.",
-        ge=1,
-    )
-    # Optimization
-    learning_rate: float = flag(5e-5, "Learning rate, at the end of the warm-up.", ge=0)
-    weight_decay: float = flag(0.0, "Weight decay; biases and normalization weights are left out.", ge=0)
-    warmup_steps: float = flag(0, "Number of warmup steps (below 1: a share of all steps).", ge=0)
-    warmup_ratio: float = flag(0.0, "Share of all steps that warms up.", ge=0, le=1)
-    lr_scheduler_type: str = flag(
-        "linear", "Learning rate scheduler type: linear, cosine, constant …, or a torch.optim.lr_scheduler class."
-    )
-    min_lr: float | None = flag(None, "Learning rate that the schedule decays to, or never goes below.", ge=0)
-    lr_decay_iters: int | None = flag(None, "Steps after which the schedule ends; default: the whole run.", ge=1)
-    optim: str = flag(
-        "adamw_torch_fused", "Optimizer type: a name of TrainingArguments, a torch.optim or pytorch-optimizer class."
-    )
-    adam_beta1: float = flag(0.9, "Adam's first beta.", ge=0, lt=1)
-    adam_beta2: float = flag(0.999, "Adam's second beta.", ge=0, lt=1)
-    adam_epsilon: float = flag(1e-8, "Adam's epsilon.", ge=0)
-    # Logging and saving
-    logging_dir: str | None = flag(None, "TensorBoard's directory. Default: OUTPUT_DIR/runs/.")
-    logging_strategy: Literal["no", "steps", "epoch"] = flag("steps", "When to log.")
-    logging_steps: float = flag(10, "Log every this many steps (below 1: a share of all steps).", gt=0)
-    report_to: list[str] = flag(["tensorboard"], "Reporting backends: tensorboard, wandb, trackio …; none; all.")
-    save_strategy: Literal["no", "steps", "epoch", "best"] = flag("steps", "When to save a checkpoint.")
-    save_steps: float = flag(500, "Save every this many steps (below 1: a share of all steps).", gt=0)
-    save_total_limit: int | None = flag(None, "Keep at most this many checkpoints.", ge=1)
-    # Data loading
-    dataloader_num_workers: int = flag(0, "Worker processes that load data; 0 loads in the training process.", ge=0)
-    dataloader_pin_memory: bool = flag(True, "Pin host memory, for faster copies to the GPU.")
-    remove_unused_columns: bool = flag(False, "Drop batch keys that the model's forward does not name.")
-    # Evaluation
-    do_eval: bool = flag(True, "Evaluate on the held-out split, every eval_steps.")
-    eval_steps: float | None = flag(
-        None, "Evaluate every this many steps (below 1: a share). Default: save_steps.", gt=0
-    )
-
-
-@dataclass
-class CommandArguments:
-    """What to do instead of training, and single overrides."""
-
-    check: bool = flag(False, "Validate everything that needs no GPU, print a summary, exit 0 or 2.")
-    print_config: str | None = flag(None, "Print the merged configuration with each value's origin: yaml or json.")
-    print_schema: bool = flag(False, "Print the JSON schema of a training file, for editors.")
-    set: list[str] = flag([], "Override any key: --set key.path=value, typed as YAML types it.")
-
-
-GROUPS = {
-    "what to run": ("task_name", "seed"),
-    "length and batch": ("num_train_epochs", "global_batch_size"),
-    "optimization": ("learning_rate", "adam_epsilon"),
-    "logging and saving": ("logging_dir", "save_total_limit"),
-    "data loading": ("dataloader_num_workers", "remove_unused_columns"),
-    "evaluation": ("do_eval", "eval_steps"),
-}
+NOT_OF_ARGPARSE = (*BOUNDS, "path", "on_resume", "needs", "used_by")  # metadata that argparse does not take
 
 
 @cache
@@ -194,9 +71,7 @@ def parser_class() -> type[argparse.ArgumentParser]:
 @cache
 def argument_parser() -> argparse.ArgumentParser:
     """The parser of every entry flag. No prefix matching; a flag that is not given leaves no trace."""
-    from loader.sources.alias_flags import WordArguments
-
-    kinds = (HyperArguments, CommandArguments, WordArguments)
+    kinds = (HyperArguments, CommandArguments, AliasFlags)
     parser = parser_class()(kinds, allow_abbrev=False, prog="train.py", add_help=False)
     actions = {action.dest: action for action in parser._actions if not isinstance(action, argparse._StoreFalseAction)}
     actions["resume_from_checkpoint"].nargs, actions["resume_from_checkpoint"].const = "?", "auto"
@@ -216,11 +91,11 @@ class _ExtendAction(argparse._ExtendAction):
 
 
 class Given(NamedTuple):
-    """What a command line said: hyper flags, command, words of other scripts (`words.py`), whether help was asked."""
+    """A parsed command line: hyper flags, command, alias flags, and whether `--help` was given."""
 
     hyper: HyperArguments
     command: CommandArguments
-    words: dict[str, Any]
+    aliases: dict[str, Any]
     asked_for_help: bool
 
 
@@ -256,8 +131,6 @@ def flag_lines(kind: type, names: list[str] | None = None) -> list[str]:
 
 
 def _unknown_flags(unknown: list[str]) -> list[str]:
-    from loader.schema.keys import yaml_keys  # imported here: only a mistake needs the whole schema
-
     lines, options = [], list(argument_parser()._option_string_actions)
     for token in unknown:
         if not token.startswith("-"):
@@ -299,12 +172,10 @@ def help_text() -> str:
         "A flag beats YAML, --set beats a flag. Booleans: --do_eval, --do_eval false, --no_do_eval.",
     ]
     names = [each.name for each in dataclasses.fields(HyperArguments)]
-    for title, (first, last) in GROUPS.items():
+    for title, (first, last) in FLAG_GROUPS.items():
         lines += ["", f"{title}:", *flag_lines(HyperArguments, names[names.index(first) : names.index(last) + 1])]
-    from loader.sources.alias_flags import WordArguments
-
     lines += ["", "the same in the words of language-model scripts; with --dataset and no task, text is trained on:"]
-    lines += [*flag_lines(WordArguments), "", "instead of training, and single overrides:"]
+    lines += [*flag_lines(AliasFlags), "", "instead of training, and single overrides:"]
     lines += flag_lines(CommandArguments)
     lines += [
         "",

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import typing
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
-from loader.checks.static_checks import evaluates, holds_nothing_out, warmup
+from loader.resolve.derived import eval_strategy, holds_nothing_out, warmup
 from loader.resolve.global_batch_size import SOLVED, batch_line
 from loader.resolve.run_config import RunConfig
 from loader.resume.find_checkpoint import resume_target
-from loader.schema.components import component_module, shipped
-from loader.schema.keys import TAKEN_OVER, Key, keys_of, scalar_keys
-from loader.schema.sections import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS, ParameterGroup
-from loader.schema.training_arguments_fields import REQUIRED
 from loader.sources.config_tree import Node, leaves
-from loader.sources.key_aliases import foreign_words
 
 # Line breaks to YAML that its writer leaves as they are.
 UNREADABLE = ("\x85", "\u2028", "\u2029")
@@ -79,7 +72,7 @@ def summary(run: RunConfig) -> str:
     warm_text = f", warm-up {warm:g} steps" if warm >= 1 else f", warm-up {warm:.0%} of the run" if warm > 0 else ""
     every = hyper.eval_steps or hyper.save_steps
     by_step = f"every {every:g} steps" if every >= 1 else f"every {every:.0%} of the run"
-    evaluation = {"no": "none", "epoch": "each epoch"}.get(evaluates(run), by_step)
+    evaluation = {"no": "none", "epoch": "each epoch"}.get(eval_strategy(run), by_step)
     if holds_nothing_out(run):
         evaluation = "none: the data holds nothing out"
     source = resume_target(run)
@@ -96,90 +89,3 @@ def summary(run: RunConfig) -> str:
     lines = [f"{name:<11} {value}" for name, value in rows.items()]
     lines += [f"{'read as':<11} {note}" for note in run.notes]
     return "\n".join([*lines, f"configuration ok: {len(run.origins())} values, {changed} beyond the defaults"])
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of a training file: every key with its type, bounds, default and help text."""
-    properties: dict[str, Any] = {
-        "extends": {
-            "description": "Training file(s) this one builds on; later keys win.",
-            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-        }
-    }
-    for name, key in scalar_keys().items():
-        if name not in TAKEN_OVER and name != "training_config":
-            properties[name] = _key_schema(key)
-    for section in COMPONENTS:
-        choices = [_component_schema(section, name) for name in shipped(section)]
-        outside = {"type": "object", "properties": {"name": {"type": "string", "pattern": r"\."}}, "required": ["name"]}
-        # An override of a component that another file names carries no `name` of its own.
-        override = {"type": "object", "not": {"required": ["name"]}}
-        properties[section] = {
-            "description": f"The {section}: `name` and its own keys, or a name in configs/{section}/.",
-            "anyOf": [{"type": "string"}, *choices, outside, override],
-        }
-    for section, kind in FREE_SECTIONS.items():
-        properties[section] = {
-            "description": " ".join((kind.__doc__ or "").split()),
-            "anyOf": [
-                {"type": "string"},
-                {"type": "null"},
-                {**_dataclass_schema(kind), "additionalProperties": True},
-                *([{"type": "array", "items": {"type": "object"}}] if section == "scheduler" else []),
-            ],
-        }
-    for section, kind in OPTIONAL_SECTIONS.items():
-        short = {"early_stopping": [{"type": "boolean"}, {"type": "integer"}], "logging": []}
-        properties[section] = {
-            "description": " ".join((kind.__doc__ or "").split()),
-            "anyOf": [_dataclass_schema(kind), {"type": "null"}, *short.get(section, [{"type": "boolean"}])],
-        }
-    properties["callbacks"] = {
-        "description": "Further transformers callbacks: import paths, or mappings with `name` and arguments.",
-        "type": ["array", "null"],
-        "items": {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]},
-    }
-    properties["training"] = {
-        "description": "In a task file: the recipe where no training file is named.",
-        "type": "string",
-    }
-    for word in sorted(foreign_words() - set(properties)):
-        properties[word] = {"description": "Another system's word, read as ours; the run says what it became."}
-    groups = {"type": "array", "items": _dataclass_schema(ParameterGroup), "description": ParameterGroup.__doc__}
-    properties["param_groups"] = groups
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Keel training file",
-        "type": "object",
-        "properties": properties,
-        "additionalProperties": False,
-    }
-
-
-def _component_schema(section: str, name: str) -> dict[str, Any]:
-    schema = _dataclass_schema(component_module(section, name).Config)
-    schema["properties"] = {"name": {"const": name}, **schema["properties"]}
-    schema["required"] = ["name"]
-    return schema
-
-
-def _dataclass_schema(kind: type) -> dict[str, Any]:
-    properties = {name: _key_schema(key) for name, key in keys_of(kind).items()}
-    return {"type": "object", "properties": properties, "additionalProperties": False}
-
-
-def _key_schema(key: Key) -> dict[str, Any]:
-    nested = [each for each in typing.get_args(key.annotation) or (key.annotation,) if dataclasses.is_dataclass(each)]
-    if nested:
-        schema: dict[str, Any] = {"anyOf": [_dataclass_schema(nested[0]), {"type": "null"}]}
-    else:
-        from pydantic import TypeAdapter
-
-        schema = TypeAdapter(key.annotation).json_schema()
-    words = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-    schema |= {words[name]: bound for name, bound in key.bounds.items()}
-    if key.help:
-        schema["description"] = key.help
-    if key.default is not REQUIRED and isinstance(key.default, (str, int, float, bool, list, dict, type(None))):
-        schema["default"] = key.default
-    return schema

@@ -8,18 +8,13 @@ import typing
 from typing import Any
 
 from loader.checks.devices import apply_hardware, use_one_gpu
-from loader.checks.static_checks import evaluates, warmup
-from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
+from loader.resolve.derived import OWN_DEFAULTS, eval_strategy, warmup
 from loader.resolve.run_config import RunConfig
+from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.keys import keys_of
 from loader.schema.training_arguments_fields import trainer_fields
 
-# What Keel's trainer wants where nobody says otherwise.
-OWN_DEFAULTS: dict[str, Any] = {
-    "logging_nan_inf_filter": False,  # it turns a NaN loss into a finite one in the log, and syncs the GPU every step
-    "ddp_find_unused_parameters": False,  # a search through the graph each step
-}
 ENDLESS_EPOCHS = 10.0**7  # more than any run sees; what `num_train_epochs: -1` comes to
 # Keys that name files: they choose what is read and are not settings of the run itself.
 FILE_KEYS = ("task_name", "training_config", "model_config")
@@ -64,7 +59,7 @@ def argument_values(run: RunConfig) -> dict[str, Any]:
     values["output_dir"] = str(run.output_dir)
     values["warmup_steps"] = warmup(run)
     values["report_to"] = hyper.report_to if hyper.report_to is not None else "none"
-    values["eval_strategy"] = evaluates(run)
+    values["eval_strategy"] = eval_strategy(run)
     values["eval_steps"] = hyper.eval_steps if hyper.eval_steps is not None else hyper.save_steps
     values["optim"] = hyper.optim if _is_trainer_optimizer(hyper.optim) else fields["optim"].default or "adamw_torch"
     words = typing.get_args(fields["lr_scheduler_type"].annotation)
@@ -74,7 +69,7 @@ def argument_values(run: RunConfig) -> dict[str, Any]:
         values["project"] = run.logging.project
     if run.is_endless:
         values["num_train_epochs"] = ENDLESS_EPOCHS
-    if (run.process.check_val_every_n_epoch or 1) > 1 and evaluates(run) == "epoch":
+    if (run.process.check_val_every_n_epoch or 1) > 1 and eval_strategy(run) == "epoch":
         values["eval_strategy"] = "no"  # a callback evaluates at the end of every n-th epoch
     if "logging_dir" in fields and hyper.logging_dir:
         values["logging_dir"] = hyper.logging_dir

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from loader.errors import Problems
-from loader.sources.config_tree import Node, Origin, rank
+from loader.sources.config_tree import Node, Origin, layer_index
 
 GLOBAL, PER_DEVICE, ACCUMULATED = "global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"
 SOLVED = Origin(GLOBAL)  # what a key that follows from it says of its origin
@@ -36,7 +36,7 @@ def settle_global_batch(tree: Node, layers: list[Node], problems: Problems) -> N
             f"`tune_batch_size`{tuned.origin.place} and `{GLOBAL}`{node.origin.place} both choose the batch size; keep "
             "one"
         )
-    processes, own = launched_processes(), rank(layers, GLOBAL)
+    processes, own = launched_processes(), layer_index(layers, GLOBAL)
     label = f"`{GLOBAL}: {wanted}`{node.origin.place}"
     if wanted % processes:
         problems.add(f"{label} cannot be shared by {processes} processes alike; {_other_sizes(wanted, processes)}")
@@ -45,7 +45,7 @@ def settle_global_batch(tree: Node, layers: list[Node], problems: Problems) -> N
     size, steps = _count(tree.value.get(PER_DEVICE)), _count(tree.value.get(ACCUMULATED))
     if size is None or (steps is None and ACCUMULATED in tree.value):
         return
-    binding = {name: tree.value[name] for name in (PER_DEVICE, ACCUMULATED) if rank(layers, name) >= own}
+    binding = {name: tree.value[name] for name in (PER_DEVICE, ACCUMULATED) if layer_index(layers, name) >= own}
     chosen = _solved(share, size, steps or 1, binding)
     if chosen is None:
         said = " and ".join(f"`{name}: {each.value}`{each.origin.place}" for name, each in binding.items())

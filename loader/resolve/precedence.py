@@ -5,12 +5,12 @@ What is left says what the run does, so that a printed configuration, read again
 
 from __future__ import annotations
 
-from loader.command_line.parser import HyperArguments
 from loader.errors import Problems
 from loader.resolve.global_batch_size import settle_global_batch
-from loader.schema.keys import keys_of
+from loader.schema.hyper_arguments import HyperArguments
+from loader.schema.keys import keys_of, scalar_keys
 from loader.schema.process_arguments import ProcessArguments
-from loader.sources.config_tree import DEFAULT, Node, find, rank
+from loader.sources.config_tree import DEFAULT, Node, find, layer_index
 
 OWN_RATE = 1e-3  # of an optimizer whose `lr` is null; Adafactor then takes its relative steps instead
 USERS_FIRST = 1  # the layers up to this one are built-in and default.yaml
@@ -19,22 +19,8 @@ PLATEAUS = ("reduce_lr_on_plateau", "greedy", "ReduceLROnPlateau")
 WITHOUT_HORIZON = ("constant", "constant_with_warmup", *PLATEAUS)
 WARM_UPS = ("warmup_steps", "warmup_ratio", "warmup_epochs")
 
-# Keys that only act through another: key -> (that other key, what must be in it; None: anything but nothing).
-ACTS_THROUGH = {
-    **{f"hub_{each}": ("push_to_hub", True) for each in ("model_id", "private_repo", "revision")},
-    "greater_is_better": ("metric_for_best_model", None),
-    "gradient_checkpointing_kwargs": ("gradient_checkpointing", True),
-    "activation_checkpointing_kwargs": ("activation_checkpointing", True),
-    "fsdp_config": ("fsdp", None),
-    "run_name": ("report_to", None),
-    "project": ("report_to", "trackio"),
-    "trackio_space_id": ("report_to", "trackio"),
-    "trackio_bucket_id": ("report_to", "trackio"),
-    "trackio_static_space_id": ("report_to", "trackio"),
-}
 
-
-def settle(tree: Node, layers: list[Node], problems: Problems, is_saved: bool = False) -> None:
+def resolve_conflicts(tree: Node, layers: list[Node], problems: Problems, is_saved: bool = False) -> None:
     """Resolves the pairs in place; two of a pair in one layer are a problem.
 
     Args:
@@ -58,7 +44,7 @@ def _one_of(tree: Node, layers: list[Node], names: tuple[str, ...], problems: Pr
 
     Zero in a later layer takes the length away; so does -1 epochs, which has no end.
     """
-    ranks = {name: rank(layers, name) for name in names}
+    ranks = {name: layer_index(layers, name) for name in names}
     top = max(ranks.values())
     latest = [name for name in names if ranks[name] == top > USERS_FIRST]
     said = [name for name in names if _number(tree.value[name]) > 0]
@@ -81,7 +67,10 @@ def _one_of(tree: Node, layers: list[Node], names: tuple[str, ...], problems: Pr
 
 def _evaluation(tree: Node, layers: list[Node], problems: Problems) -> None:
     """`eval_strategy`, where a file sets it, `check_val_every_n_epoch`, `do_eval` and `eval_steps`: who came last."""
-    ranks = {name: rank(layers, name) for name in ("eval_strategy", "do_eval", "eval_steps", "check_val_every_n_epoch")}
+    ranks = {
+        name: layer_index(layers, name)
+        for name in ("eval_strategy", "do_eval", "eval_steps", "check_val_every_n_epoch")
+    }
     _every_n_epochs(tree, ranks, problems)
     strategy = tree.value.get("eval_strategy")
     if strategy is None:
@@ -125,7 +114,7 @@ def _saving(tree: Node, layers: list[Node]) -> None:
     section = tree.value.get("checkpointing")
     if section is None or section.value is None:
         return
-    if max(rank(layers, "save_strategy"), rank(layers, "save_steps")) <= USERS_FIRST:
+    if max(layer_index(layers, "save_strategy"), layer_index(layers, "save_steps")) <= USERS_FIRST:
         tree.value["save_strategy"] = Node("no", section.origin)
 
 
@@ -137,8 +126,8 @@ def _own_rate(tree: Node, layers: list[Node]) -> None:
     section = tree.value["optimizer"].value
     adafactor = tree.value["optim"].value == "adafactor"
     # A named set's «own rate» is its file's word, not the user's: any rate that was set counts more.
-    least = USERS_FIRST if tree.value["optimizer"].replaces else rank(layers, "optimizer.lr")
-    if rank(layers, "learning_rate") > least:
+    least = USERS_FIRST if tree.value["optimizer"].replaces else layer_index(layers, "optimizer.lr")
+    if layer_index(layers, "learning_rate") > least:
         del section["lr"]
     elif adafactor:
         section.setdefault("relative_step", Node(True, own.origin))
@@ -154,7 +143,7 @@ def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
     if section is not None and section.value is None:  # `logging: null` is no logger
         section = tree.value["logging"] = Node({"logger_type": Node(None, section.origin)}, section.origin)
     kind, name = find(tree, "logging.logger_type"), find(tree, "logging.name")
-    ranks = rank(layers, "report_to"), max(rank(layers, "logging.logger_type"), _null_rank(layers))
+    ranks = layer_index(layers, "report_to"), max(layer_index(layers, "logging.logger_type"), _null_rank(layers))
     if kind is not None:
         backends = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", None: "none", "CSVLogger": "none"}
         known = isinstance(kind.value, str | None)  # anything else is told when the section is read
@@ -170,7 +159,7 @@ def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
         elif meant is not None and not agree:
             tree.value["report_to"] = Node([Node(meant, kind.origin)], kind.origin)
     reports = _reports(tree.value["report_to"].plain())
-    later = rank(layers, "run_name") > rank(layers, "logging.name")
+    later = layer_index(layers, "run_name") > layer_index(layers, "logging.name")
     if name is not None and name.value is not None and reports and not later:
         tree.value["run_name"] = Node(name.value, name.origin, name.text)
 
@@ -183,8 +172,9 @@ def _null_rank(layers: list[Node]) -> int:
 
 def _without_effect(tree: Node, layers: list[Node], problems: Problems) -> None:
     """A key that acts through another: where a later layer switched that off the key goes, else it is a problem."""
-    for key, (switch, wanted) in ACTS_THROUGH.items():
-        node = tree.value.get(key)
+    for key, declared in scalar_keys().items():
+        switch, wanted = declared.needs, declared.needs_value
+        node = tree.value.get(key) if switch is not None and key not in keys_of(ProcessArguments) else None
         if node is None or node.value in (None, False) or node.plain() in ({}, []):
             continue
         other = tree.value.get(switch)
@@ -196,13 +186,13 @@ def _without_effect(tree: Node, layers: list[Node], problems: Problems) -> None:
             is_on = bool(value)
         if is_on:
             continue
-        decided = rank(layers, switch)
+        decided = layer_index(layers, switch)
         if switch == "report_to":
-            decided = max(decided, rank(layers, "logging.logger_type"), _null_rank(layers))
-        if decided > rank(layers, key):
+            decided = max(decided, layer_index(layers, "logging.logger_type"), _null_rank(layers))
+        if decided > layer_index(layers, key):
             del tree.value[key]
         else:
-            needs = f"`{switch}`" if wanted in (None, True) else f"`{switch}: {wanted}`"
+            needs = f"`{switch}`" if wanted is None else f"`{switch}: {wanted}`"
             problems.add(f"`{key}`{node.origin.place} would do nothing without {needs}; set that, or leave it out")
 
 
@@ -217,14 +207,18 @@ def _horizon(tree: Node, layers: list[Node]) -> None:
     name = tree.value["lr_scheduler_type"].value
     for key in ("lr_decay_iters", "min_lr"):
         floor = key == "min_lr" and name in PLATEAUS
-        if name in WITHOUT_HORIZON and not floor and rank(layers, "lr_scheduler_type") > rank(layers, key):
+        if (
+            name in WITHOUT_HORIZON
+            and not floor
+            and layer_index(layers, "lr_scheduler_type") > layer_index(layers, key)
+        ):
             tree.value[key] = Node(None, DEFAULT)
 
 
 def _floor(tree: Node, layers: list[Node]) -> None:
     """A later layer's learning rate below an earlier one's floor leaves the floor behind."""
     rate, floor = tree.value["learning_rate"], tree.value["min_lr"]
-    if _number(floor) > _number(rate) and rank(layers, "learning_rate") > rank(layers, "min_lr"):
+    if _number(floor) > _number(rate) and layer_index(layers, "learning_rate") > layer_index(layers, "min_lr"):
         tree.value["min_lr"] = Node(None, DEFAULT)
 
 

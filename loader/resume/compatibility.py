@@ -13,30 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loader.resolve.derived import ignores_learning_rate
+from loader.resolve.derived import TRAINING_LOSS, TRAINING_METRICS, ignores_learning_rate
 from loader.resolve.global_batch_size import ACCUMULATED, GLOBAL, PER_DEVICE, batch_line, launched_processes
 from loader.resolve.precedence import PLATEAUS
-from loader.resolve.run_config import RunConfig, read_saved
-from loader.resume.change_policy import (
-    EVALUATION,
-    HARMLESS,
-    IMPOSSIBLE,
-    LOGGED,
-    OCCASION,
-    TRAJECTORY,
-    UNKNOWN,
-    class_of,
-    class_of_optim,
-    class_of_option,
-)
+from loader.resolve.resolver import read_saved
+from loader.resolve.run_config import RunConfig
+from loader.resume.change_policy import class_of_optimizer, class_of_option
 from loader.resume.checkpoint_info import Facts
-from loader.resume.config_diff import Change, class_key, differences, settings_of
+from loader.resume.config_diff import Change, differences, settings_of
 from loader.resume.schedule_length import check_length, depends_on_length, the_choice, total_steps
+from loader.schema.keys import on_resume
+from loader.schema.sections import COMPONENTS
+from storage.config_keys import EVALUATION, EVALUATION_TIME, HARMLESS, IMPOSSIBLE, LOGGING, TRAJECTORY
 
 NEW_RUN = "begin a new run from its weights (model_name_or_path with is_pretrained or load_pretrain)"
 HISTORY = "resumed.json"
-TRAINING_LOSS = ("loss", "train_loss", "train/loss")
-TRAINING_METRICS = (*TRAINING_LOSS, "grad_norm", "learning_rate")
 # Keys that decide how many steps an epoch has; and keys and sections that may, which only the data says.
 OF_AN_EPOCH = ("limit_train_batches", "dataloader_drop_last")
 PERHAPS_OF_AN_EPOCH = ("dataset", "shuffle", "episode_first", "skip_mirrored_data", "accelerator_config")
@@ -109,7 +100,7 @@ def resume_changes(run: RunConfig, checkpoint: Path, total: int | None = None) -
 
 def _judge(run: RunConfig, change: Change, found: ResumeChanges) -> None:
     kind, name = class_of_change(run, change, found.earlier), found.facts.folder.name
-    if kind in (EVALUATION, OCCASION, LOGGED):
+    if kind in (EVALUATION, EVALUATION_TIME, LOGGING):
         kind = TRAJECTORY if _follows(run, kind) or _follows(found.earlier, kind) else HARMLESS
     found.best_changed |= change.path in ("metric_for_best_model", "greater_is_better")
     if kind == IMPOSSIBLE:
@@ -131,26 +122,28 @@ def _judge(run: RunConfig, change: Change, found: ResumeChanges) -> None:
 
 
 def class_of_change(run: RunConfig, change: Change, earlier: RunConfig) -> str:
-    """What a change does to a resumed run, see `resume_classes`."""
+    """Classify what a change means for the resumed run, see `on_resume` in `storage/config_keys.py`."""
     path = change.path
     if path == "optim":
-        return class_of_optim(change.before, change.after)
+        return class_of_optimizer(change.before, change.after)
     if path.startswith("optimizer."):
         return class_of_option(change.before, change.after, path.partition(".")[2])
     if path == "lora_lr" and None in (change.before, change.after):
         return IMPOSSIBLE  # a group of its own, or none
     if path == "seed" and earlier.process.lora_enable and not earlier.process.model_name_or_path:
         return IMPOSSIBLE  # the adapter was trained on random weights, which follow from the seed
-    return class_of(class_key(run, path)) or UNKNOWN
+    section = path.partition(".")[0]
+    component = getattr(run, section) if section in COMPONENTS else None
+    return on_resume(path, type(component.config) if component is not None else None)
 
 
 def _follows(run: RunConfig, kind: str) -> bool:
-    """Whether keys of a class (EVALUATION, OCCASION, LOGGED) decide on the rates or the end of a run."""
+    """Whether keys of a class (EVALUATION, EVALUATION_TIME, LOGGING) decide on the rates or the end of a run."""
     stopping = run.early_stopping
     by_training = stopping is not None and stopping.monitor in TRAINING_METRICS
-    if kind == LOGGED:
+    if kind == LOGGING:
         return by_training
-    if kind == OCCASION and by_training and not stopping.check_on_train_epoch_end:
+    if kind == EVALUATION_TIME and by_training and not stopping.check_on_train_epoch_end:
         return True
     plateau = run.hyper.lr_scheduler_type in PLATEAUS and run.schedule.monitor not in TRAINING_LOSS
     return plateau or (stopping is not None and not by_training)
@@ -311,6 +304,6 @@ def _shares_of_the_length(run: RunConfig, earlier: RunConfig) -> list[str]:
     moved = []
     if getattr(getattr(run.dataset, "config", None), "sampling_probs_final", None):
         moved.append("where dataset.sampling_probs_final is reached")
-    if 0 < (settings["eval_steps"] or 0) < 1 and (_follows(run, OCCASION) or _follows(earlier, OCCASION)):
+    if 0 < (settings["eval_steps"] or 0) < 1 and (_follows(run, EVALUATION_TIME) or _follows(earlier, EVALUATION_TIME)):
         moved.append(f"the evaluations (eval_steps {settings['eval_steps']:g} is a share of all steps)")
     return moved

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from loader.errors import shown
+from loader.resolve.derived import OWN_DEFAULTS, eval_strategy, schedule_counts_epochs, warmup
 from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import members
-from loader.resume.change_policy import TRAJECTORY, class_of_optim
-from loader.schema.keys import TAKEN_OVER, scalar_keys
-from loader.schema.sections import COMPONENTS, OPTIONAL_SECTIONS, EmaSection
+from loader.resume.change_policy import class_of_optimizer
+from loader.schema.keys import scalar_keys
+from loader.schema.sections import COMPONENTS, OPTIONAL_SECTIONS
 from loader.schema.training_arguments_fields import REQUIRED
+from loader.schema.training_arguments_overlay import REPLACED
 from loader.sources.config_tree import find
+from storage.config_keys import TRAJECTORY
 
 # What sections also say: compared there, and so not twice.
 SAID_BY = {"optimizer": "optim_args", "scheduler": "lr_scheduler_kwargs"}
@@ -69,7 +72,7 @@ def _follows_another(path: str, then: dict[str, Any], now: dict[str, Any]) -> bo
     owner = next((key for key, its in OWNERS.items() if its == section), section)
     if owner not in then or then[owner] == now.get(owner):
         return False
-    return owner != "optim" or class_of_optim(then[owner], now[owner]) != TRAJECTORY
+    return owner != "optim" or class_of_optimizer(then[owner], now[owner]) != TRAJECTORY
 
 
 def _ways(run: RunConfig, path: str) -> list[str]:
@@ -130,22 +133,11 @@ def _is_one_file(before: str, after: str) -> bool:
         return False
 
 
-def class_key(run: RunConfig, path: str) -> str:
-    """A path as `resume_classes.KEYS` writes it: components with their name, list entries without their number."""
-    top, dot, rest = path.partition(".")
-    top = top.partition("[")[0]
-    component = getattr(run, top, None) if top in COMPONENTS else None
-    return f"{top}({component.name}){dot}{rest}" if component is not None and rest != "name" else f"{top}{dot}{rest}"
-
-
 def settings_of(run: RunConfig) -> dict[str, Any]:
     """Every setting of a run by its path, those that nobody gave at their defaults, however they were written."""
-    from loader.checks.static_checks import evaluates, takes_epochs, warmup  # these two need what is compared here
-    from loader.output.training_arguments import OWN_DEFAULTS
-
     settings: dict[str, Any] = {}
     for name, key in scalar_keys().items():
-        if name in TAKEN_OVER or name in SAID_BY.values():
+        if name in REPLACED or name in SAID_BY.values():
             continue
         default = OWN_DEFAULTS.get(name, None if key.default is REQUIRED else key.default)
         for view in (run.hyper, run.process):
@@ -153,7 +145,7 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
         settings |= _flat(name, run.trainer.get(name, default))
     settings["report_to"] = run.hyper.report_to
     # What several keys say together, or one where another is not given.
-    strategy = evaluates(run)
+    strategy = eval_strategy(run)
     steps = run.hyper.save_steps if run.hyper.eval_steps is None else run.hyper.eval_steps
     settings |= {"eval_strategy": strategy, "eval_steps": steps if strategy == "steps" else None}
     settings["check_val_every_n_epoch"] = (run.process.check_val_every_n_epoch or 1) if strategy == "epoch" else None
@@ -162,14 +154,14 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
     settings |= _flat("optimizer", {**_trainer_options(run), **run.optimizer_options})
     given = {**(run.trainer.get("lr_scheduler_kwargs") or {}), **run.scheduler}
     schedule = run.schedule
-    counted = schedule.interval or ("epoch" if takes_epochs(run) else "step")
+    counted = schedule.interval or ("epoch" if schedule_counts_epochs(run) else "step")
     own = {"interval": counted, "frequency": schedule.frequency, "monitor": schedule.monitor}
     settings |= _flat("scheduler", {**given, **own})
     for index, group in enumerate(run.param_groups):
         settings |= _flat(f"param_groups[{index}]", dataclasses.asdict(group))
     settings["callbacks"] = run.callbacks
     views = {section: getattr(run, section) for section in OPTIONAL_SECTIONS}
-    views["ema"] = (run.ema or EmaSection()) if run.process.using_ema else None
+    views["ema"] = (run.ema or OPTIONAL_SECTIONS["ema"]()) if run.process.using_ema else None
     for section, view in views.items():
         settings |= {section: OFF} if view is None else {section: ON, **_flat(section, dataclasses.asdict(view))}
     for section in COMPONENTS:

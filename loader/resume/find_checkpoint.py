@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from loader.errors import ConfigError, Problems
-from loader.resolve.run_config import RunConfig, read_saved
+from loader.resolve.resolver import read_saved
+from loader.resolve.run_config import RunConfig
 from loader.resume.compatibility import NEW_RUN, resume_changes
 from storage import manifest, safe_read
 from storage.checkpoints import CHECKPOINT, checkpoints, step_of

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loader.resolve.run_config import RunConfig, read_saved
+from loader.resolve.resolver import read_saved
+from loader.resolve.run_config import RunConfig
 from loader.resume.find_checkpoint import WEIGHTS, checkpoints, fault
 from storage import safe_read
 

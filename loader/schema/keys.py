@@ -11,92 +11,64 @@ A key is one of
 from __future__ import annotations
 
 import dataclasses
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from loader.command_line.parser import BOUNDS, HyperArguments
+from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.process_arguments import ProcessArguments
-from loader.schema.sections import SECTIONS
+from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPTIONAL_SECTIONS, SECTION_ON_RESUME
 from loader.schema.training_arguments_fields import REQUIRED, trainer_fields
+from loader.schema.training_arguments_overlay import OVERLAY
+from storage.config_keys import BOUNDS, TRAINER, TRAJECTORY
 
 # Kinds of file, and the top-level keys each may hold. A training file may hold any of them.
 FILE_SECTIONS = {"task": ("dataset", "env", "model", "training"), "model": ("model",)}
 
-# Bounds that TrainingArguments checks late or not at all.
-TRAINER_BOUNDS: dict[str, dict[str, float]] = {
-    "gradient_accumulation_steps": {"ge": 1},
-    "max_grad_norm": {"ge": 0},
-    "label_smoothing_factor": {"ge": 0, "lt": 1},
-    "eval_delay": {"ge": 0},
-    "dataloader_prefetch_factor": {"ge": 1},
-    "torch_empty_cache_steps": {"ge": 1},
-    "data_seed": {"ge": 0},
-    "ddp_timeout": {"gt": 0},
-}
-
 LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
-
-# Fields of TrainingArguments that would do nothing here, and what to use instead.
-TAKEN_OVER: dict[str, str] = {
-    "do_train": "train.py always trains",
-    "do_predict": "score a checkpoint with eval.py",
-    "train_sampling_strategy": "the data set decides the order of its samples (episode_first, weights)",
-    "length_column_name": "the data set decides the order of its samples",
-    "label_smoothing_factor": "every model here computes its own loss",
-    "local_rank": "the launcher sets it",
-    "auto_find_batch_size": "it changes the batch size, and so the result, unasked; set per_device_train_batch_size",
-    "include_num_input_tokens_seen": "the log of a language model has `tokens`, at no cost",
-    "enable_jit_checkpoint": "a run that is told to stop (SIGTERM) always saves",
-    "save_on_each_node": "all processes see one folder, and one of them writes checkpoints",
-    "hub_strategy": "push_to_hub pushes the model once, at the end",
-    "hub_always_push": "push_to_hub pushes the model once, at the end",
-    "neftune_noise_alpha": "noise on embeddings is not available",
-    "use_liger_kernel": "Liger's kernels are not available",
-    "liger_kernel_config": "Liger's kernels are not available",
-    "bf16_full_eval": "evaluation computes as the training does; set bf16, or weights_dtype",
-    "fp16_full_eval": "evaluation computes as the training does; set fp16, or weights_dtype",
-    **dict.fromkeys(
-        (
-            "prediction_loss_only",
-            "include_for_metrics",
-            "batch_eval_metrics",
-            "eval_accumulation_steps",
-            "eval_do_concat_batches",
-            "eval_use_gather_object",
-            "label_names",
-        ),
-        "an evaluation gathers the losses alone; eval.py scores predictions",
-    ),
-    "parallelism_config": "it is an object of accelerate's; set it in the file given to accelerate launch",
-}
 
 
 @dataclass(frozen=True)
 class Key:
-    """One declared key: its type, bounds, default and help text."""
+    """One declared key.
+
+    Attributes:
+        bounds: `ge`, `gt`, `le`, `lt` of a number.
+        on_resume: What a changed value means for a resumed run, see `storage/config_keys.py`; None: not declared.
+        needs, needs_value: The key that must be set (to contain that value) for this one to have an effect.
+        used_by: Who reads a process parameter.
+    """
 
     name: str
     annotation: Any
     bounds: dict[str, float]
     default: Any
     help: str
+    on_resume: str | None = None
+    needs: str | None = None
+    needs_value: str | None = None
+    used_by: str = TRAINER
+
+
+def _key(name: str, annotation: Any, default: Any, help: str, metadata: Mapping[str, Any]) -> Key:
+    bounds = {bound: metadata[bound] for bound in BOUNDS if bound in metadata}
+    rest = {name: metadata[name] for name in ("on_resume", "needs", "needs_value", "used_by") if name in metadata}
+    return Key(name, annotation, bounds, default, help, **rest)
 
 
 @cache
 def keys_of(dataclass_type: type) -> dict[str, Key]:
-    """A dataclass's fields as keys; bounds and help come from each field's metadata."""
-    import typing
-
+    """The fields of a dataclass as keys, declared by each field's metadata."""
     hints = typing.get_type_hints(dataclass_type)
     keys = {}
-    for each in dataclasses.fields(dataclass_type):
-        bounds = {name: each.metadata[name] for name in BOUNDS if name in each.metadata}
-        if each.default is not dataclasses.MISSING:
-            default = each.default
+    for field in dataclasses.fields(dataclass_type):
+        if field.default is not dataclasses.MISSING:
+            default = field.default
         else:
-            default = each.default_factory() if each.default_factory is not dataclasses.MISSING else REQUIRED
-        keys[each.name] = Key(each.name, hints[each.name], bounds, default, each.metadata.get("help", ""))
+            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else REQUIRED
+        keys[field.name] = _key(field.name, hints[field.name], default, field.metadata.get("help", ""), field.metadata)
     return keys
 
 
@@ -104,12 +76,11 @@ def keys_of(dataclass_type: type) -> dict[str, Key]:
 def scalar_keys() -> dict[str, Key]:
     """Every top-level key that is not a section: hyper, process, then the rest of TrainingArguments."""
     keys = {**keys_of(HyperArguments), **keys_of(ProcessArguments)}
-    for name, each in trainer_fields().items():
+    for name, field in trainer_fields().items():
         if name not in keys:
-            keys[name] = Key(name, each.annotation, TRAINER_BOUNDS.get(name, {}), each.default, each.help)
-    # A few hyper keys are wider in YAML than a flag can say.
-    report_to = keys["report_to"]
-    keys["report_to"] = dataclasses.replace(report_to, annotation=str | list[str] | None)
+            keys[name] = _key(name, field.annotation, field.default, field.help, OVERLAY.get(name, {}))
+    # YAML allows more types than a flag does for a few hyper keys.
+    keys["report_to"] = dataclasses.replace(keys["report_to"], annotation=str | list[str] | None)
     resume = keys["resume_from_checkpoint"]
     keys["resume_from_checkpoint"] = dataclasses.replace(resume, annotation=str | bool | None)
     for name in ("log_level", "log_level_replica"):
@@ -117,9 +88,24 @@ def scalar_keys() -> dict[str, Key]:
     return keys
 
 
-@cache
-def yaml_keys() -> frozenset[str]:
-    """Every key a training file may hold at its top."""
-    from loader.sources.key_aliases import foreign_words
+def on_resume(path: str, component_config: type | None = None) -> str:
+    """Return what a changed key means for a resumed run; TRAJECTORY for a key that declares nothing.
 
-    return frozenset(scalar_keys()) | frozenset(SECTIONS) | foreign_words() | {"extends"}
+    Args:
+        path: `learning_rate`, `ema.decay`, `param_groups[0].lr`, `dataset.block_size`, `fsdp_config.version` …
+        component_config: The `Config` class of the component for a path in `dataset`, `env` or `model`.
+    """
+    section, _, name = path.partition(".")
+    section = section.partition("[")[0]
+    kinds = {**FREE_SECTIONS, **OPTIONAL_SECTIONS, **LIST_SECTIONS}
+    kind = component_config if section in COMPONENTS else kinds.get(section)
+    declared = keys_of(kind).get(name.partition(".")[0]) if kind is not None else None
+    if declared is None and section not in (*kinds, *COMPONENTS):
+        declared = scalar_keys().get(section)
+    candidates = (
+        OVERLAY.get(path, {}).get("on_resume"),
+        SECTION_ON_RESUME.get(path),
+        declared.on_resume if declared is not None else None,
+        SECTION_ON_RESUME.get(section),
+    )
+    return next(filter(None, candidates), TRAJECTORY)

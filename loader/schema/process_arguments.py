@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from loader.command_line.parser import flag
+from storage.config_keys import ADAPTATION, COMPONENT, EVALUATION, EVALUATION_TIME, HARMLESS, IMPOSSIBLE, TRAINER, key
 
 
 @dataclass
@@ -13,107 +13,262 @@ class ProcessArguments:
     """What is stable for a project. `configs/training/default.yaml` shows each key with a comment."""
 
     # Data processing
-    preload_data: bool = flag(False, "Hold the whole data set in memory, at training resolution.")
-    lazy_preprocess: bool = flag(False, "Preprocess each sample when it is read; false: once, into a cache on disk.")
-    episode_first: bool = flag(False, "Sample an episode uniformly, then a step in it; false: uniformly over steps.")
-    use_reasoning: bool = flag(False, "Train on the recorded reasoning as the text target.")
-    use_prev_subtask: bool = flag(False, "Append the previous subtask to the instruction.")
-    select_seg_token_mask: bool = flag(False, "Language loss only on the tokens that the data marks.")
-    is_multimodal: bool = flag(True, "Give the model images; false: none reach it.")
-    image_aspect_ratio: Literal["square", "pad", "keep"] = flag(
-        "square", "square: resize; pad: letterbox in the mean colour; keep: as recorded."
+    preload_data: bool = key(
+        False, "Hold the whole data set in memory, at training resolution.", used_by=COMPONENT, on_resume=HARMLESS
     )
-    skip_mirrored_data: bool = flag(False, "Leave out episodes whose name or attribute says mirrored.")
-    history_images_length: int = flag(1, "Images per camera and sample: the last N frames.", ge=1)
-    shuffle: bool = flag(True, "Draw the training samples in a new order each epoch; false: as stored.")
-    eval_shuffle: bool = flag(False, "Evaluate in a (seeded) shuffled order.")
-    eval_num_workers: int | None = flag(
-        None, "Worker processes that load evaluation data; null: as for training.", ge=0
+    lazy_preprocess: bool = key(
+        False,
+        "Preprocess each sample when it is read; false: once, into a cache on disk.",
+        used_by=COMPONENT,
+        on_resume=HARMLESS,
     )
-    limit_train_batches: int | float = flag(1.0, "Batches of an epoch: a share of them (1.0: all) or a number.", gt=0)
-    limit_val_batches: int | float = flag(1.0, "Batches of an evaluation: a share (1.0: all) or a number.", gt=0)
+    episode_first: bool = key(
+        False, "Sample an episode uniformly, then a step in it; false: uniformly over steps.", used_by=COMPONENT
+    )
+    use_reasoning: bool = key(False, "Train on the recorded reasoning as the text target.", used_by=COMPONENT)
+    use_prev_subtask: bool = key(False, "Append the previous subtask to the instruction.", used_by=COMPONENT)
+    select_seg_token_mask: bool = key(False, "Language loss only on the tokens that the data marks.", used_by=COMPONENT)
+    is_multimodal: bool = key(
+        True, "Give the model images; false: none reach it.", used_by=COMPONENT, on_resume=IMPOSSIBLE
+    )
+    image_aspect_ratio: Literal["square", "pad", "keep"] = key(
+        "square",
+        "square: resize; pad: letterbox in the mean colour; keep: as recorded.",
+        used_by=COMPONENT,
+    )
+    skip_mirrored_data: bool = key(
+        False, "Leave out episodes whose name or attribute says mirrored.", used_by=COMPONENT
+    )
+    history_images_length: int = key(
+        1, "Images per camera and sample: the last N frames.", ge=1, used_by=COMPONENT, on_resume=IMPOSSIBLE
+    )
+    shuffle: bool = key(True, "Draw the training samples in a new order each epoch; false: as stored.", used_by=TRAINER)
+    eval_shuffle: bool = key(False, "Evaluate in a (seeded) shuffled order.", used_by=TRAINER, on_resume=EVALUATION)
+    eval_num_workers: int | None = key(
+        None,
+        "Worker processes that load evaluation data; null: as for training.",
+        ge=0,
+        used_by=TRAINER,
+        on_resume=HARMLESS,
+    )
+    limit_train_batches: int | float = key(
+        1.0, "Batches of an epoch: a share of them (1.0: all) or a number.", gt=0, used_by=TRAINER
+    )
+    limit_val_batches: int | float = key(
+        1.0, "Batches of an evaluation: a share (1.0: all) or a number.", gt=0, used_by=TRAINER, on_resume=EVALUATION
+    )
     # Model architecture
-    model_name_or_path: str | None = flag(None, "Base weights: a hub id or a folder.")
-    is_pretrained: bool = flag(False, "model_name_or_path is one of our own checkpoints.")
-    load_pretrain: bool = flag(False, "Start from an earlier policy's weights, not its optimizer or step.")
-    load_optimizer: bool = flag(False, "With is_pretrained: start with that run's optimizer state too, at step 0.")
-    trust_remote_code: bool = flag(False, "Run code that comes with a model folder or hub id.")
-    weights_dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = flag(
-        None, "Type of the weights themselves; null: as built or loaded."
+    model_name_or_path: str | None = key(None, "Base weights: a hub id or a folder.", used_by=ADAPTATION)
+    is_pretrained: bool = key(False, "model_name_or_path is one of our own checkpoints.", used_by=ADAPTATION)
+    load_pretrain: bool = key(
+        False, "Start from an earlier policy's weights, not its optimizer or step.", used_by=ADAPTATION
     )
-    using_ema: bool = flag(False, "Keep an exponential moving average of the weights; evaluate and export it.")
-    flash_attn: bool = flag(False, "Flash attention, where it is installed and the GPU can.")
-    freeze_vision_tower: bool = flag(False, "Freeze the vision tower.")
-    freeze_backbone: bool = flag(False, "Freeze the backbone.")
-    freeze: list[str] = flag([], "Freeze these too: part names, module names or regexes.")
-    tune_mm_mlp_adapter: bool = flag(False, "Train the projector even where freezing or LoRA would keep it fixed.")
-    llm_loss_weight: float = flag(1.0, "Loss = action loss + this × language loss.", ge=0)
+    load_optimizer: bool = key(
+        False,
+        "With is_pretrained: start with that run's optimizer state too, at step 0.",
+        needs="is_pretrained",
+        used_by=TRAINER,
+        on_resume=HARMLESS,
+    )
+    trust_remote_code: bool = key(
+        False, "Run code that comes with a model folder or hub id.", used_by=ADAPTATION, on_resume=HARMLESS
+    )
+    weights_dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = key(
+        None,
+        "Type of the weights themselves; null: as built or loaded.",
+        used_by=ADAPTATION,
+        on_resume=IMPOSSIBLE,
+    )
+    using_ema: bool = key(
+        False,
+        "Keep an exponential moving average of the weights; evaluate and export it.",
+        used_by=TRAINER,
+        on_resume=IMPOSSIBLE,
+    )
+    flash_attn: bool = key(False, "Flash attention, where it is installed and the GPU can.", used_by=ADAPTATION)
+    freeze_vision_tower: bool = key(False, "Freeze the vision tower.", used_by=ADAPTATION, on_resume=IMPOSSIBLE)
+    freeze_backbone: bool = key(False, "Freeze the backbone.", used_by=ADAPTATION, on_resume=IMPOSSIBLE)
+    freeze: list[str] = key(
+        [], "Freeze these too: part names, module names or regexes.", used_by=ADAPTATION, on_resume=IMPOSSIBLE
+    )
+    tune_mm_mlp_adapter: bool = key(
+        False,
+        "Train the projector even where freezing or LoRA would keep it fixed.",
+        used_by=ADAPTATION,
+        on_resume=IMPOSSIBLE,
+    )
+    llm_loss_weight: float = key(1.0, "Loss = action loss + this × language loss.", ge=0, used_by=COMPONENT)
     # LoRA
-    lora_enable: bool = flag(False, "Train low-rank adapters (PEFT) instead of the weights.")
-    lora_module: str | list[str] = flag(
-        "all-linear", "Where: part names (vit, llm), all-linear, module names or a regex."
+    lora_enable: bool = key(
+        False, "Train low-rank adapters (PEFT) instead of the weights.", used_by=ADAPTATION, on_resume=IMPOSSIBLE
     )
-    lora_task_type: str = flag("FEATURE_EXTRACTION", "PEFT's task type.")
-    lora_r: int = flag(64, "Rank.", ge=1)
-    lora_alpha: float = flag(128, "Scale: the update is multiplied by alpha / r.", gt=0)
-    lora_dropout: float = flag(0.05, "Dropout before the adapter.", ge=0, lt=1)
-    lora_weight_path: str | None = flag(None, "Start from this adapter.")
-    lora_bias: Literal["none", "all", "lora_only"] = flag("none", "Which biases train.")
-    lora_lr: float | None = flag(None, "Learning rate of the adapter's own parameter group.", ge=0)
-    lora_options: dict[str, Any] = flag({}, "Further fields of PEFT's LoraConfig: use_rslora, use_dora …")
+    lora_module: str | list[str] = key(
+        "all-linear",
+        "Where: part names (vit, llm), all-linear, module names or a regex.",
+        needs="lora_enable",
+        used_by=ADAPTATION,
+        on_resume=IMPOSSIBLE,
+    )
+    lora_task_type: str = key(
+        "FEATURE_EXTRACTION", "PEFT's task type.", needs="lora_enable", used_by=ADAPTATION, on_resume=IMPOSSIBLE
+    )
+    lora_r: int = key(64, "Rank.", ge=1, needs="lora_enable", used_by=ADAPTATION, on_resume=IMPOSSIBLE)
+    lora_alpha: float = key(
+        128, "Scale: the update is multiplied by alpha / r.", gt=0, needs="lora_enable", used_by=ADAPTATION
+    )
+    lora_dropout: float = key(0.05, "Dropout before the adapter.", ge=0, lt=1, needs="lora_enable", used_by=ADAPTATION)
+    lora_weight_path: str | None = key(
+        None, "Start from this adapter.", needs="lora_enable", used_by=ADAPTATION, on_resume=HARMLESS
+    )
+    lora_bias: Literal["none", "all", "lora_only"] = key(
+        "none", "Which biases train.", needs="lora_enable", used_by=ADAPTATION, on_resume=IMPOSSIBLE
+    )
+    lora_lr: float | None = key(
+        None, "Learning rate of the adapter's own parameter group.", ge=0, needs="lora_enable", used_by=ADAPTATION
+    )
+    lora_options: dict[str, Any] = key(
+        {},
+        "Further fields of PEFT's LoraConfig: use_rslora, use_dora …",
+        needs="lora_enable",
+        used_by=ADAPTATION,
+        on_resume=IMPOSSIBLE,
+    )
     # Quantization
-    use_quantization: bool = flag(False, "Quantize frozen linear weights with bitsandbytes.")
-    bits: Literal[4, 8, 16] = flag(16, "Bits per quantized weight; 16: not quantized.")
-    double_quant: bool = flag(True, "Quantize the quantization constants too (4 bit).")
-    quant_type: Literal["nf4", "fp4"] = flag("nf4", "4-bit number format.")
+    use_quantization: bool = key(
+        False, "Quantize frozen linear weights with bitsandbytes.", used_by=ADAPTATION, on_resume=IMPOSSIBLE
+    )
+    bits: Literal[4, 8, 16] = key(
+        16,
+        "Bits per quantized weight; 16: not quantized.",
+        needs="use_quantization",
+        used_by=ADAPTATION,
+        on_resume=IMPOSSIBLE,
+    )
+    double_quant: bool = key(
+        True,
+        "Quantize the quantization constants too (4 bit).",
+        needs="use_quantization",
+        used_by=ADAPTATION,
+        on_resume=IMPOSSIBLE,
+    )
+    quant_type: Literal["nf4", "fp4"] = key(
+        "nf4", "4-bit number format.", needs="use_quantization", used_by=ADAPTATION, on_resume=IMPOSSIBLE
+    )
     # Rules of the training
-    warmup_epochs: float = flag(0.0, "Number of warm-up epochs (warmup_steps and warmup_ratio are flags).", ge=0)
-    min_epochs: float = flag(0.0, "Early stopping ends no run before this many epochs.", ge=0)
-    check_val_every_n_epoch: int | None = flag(None, "Evaluate at the end of every n-th epoch.", ge=1)
-    no_decay_verbose: bool = flag(False, "Print which parameters weight decay leaves alone.")
-    grad_clip_threshold: float = flag(
-        1.0, "grad_clip_pct in the log: percent of steps whose gradient norm is above.", gt=0
+    warmup_epochs: float = key(
+        0.0, "Number of warm-up epochs (warmup_steps and warmup_ratio are flags).", ge=0, used_by=TRAINER
     )
-    stop_after_nonfinite: int = flag(
-        10, "A step whose loss or gradient is not finite is left out; stop after this many in a row.", ge=1
+    min_epochs: float = key(0.0, "Early stopping ends no run before this many epochs.", ge=0, used_by=TRAINER)
+    check_val_every_n_epoch: int | None = key(
+        None, "Evaluate at the end of every n-th epoch.", ge=1, used_by=TRAINER, on_resume=EVALUATION_TIME
     )
-    tune_batch_size: bool = flag(False, "Double the batch size per device until memory says no, then train with it.")
-    benchmark_train_step: bool = flag(False, "Log the duration of every step (waits for the GPU each step).")
-    validate_before_resume: bool = flag(
-        False, "Evaluate once before a resumed run goes on (eval_on_start: a fresh one)."
+    no_decay_verbose: bool = key(
+        False, "Print which parameters weight decay leaves alone.", used_by=TRAINER, on_resume=HARMLESS
+    )
+    grad_clip_threshold: float = key(
+        1.0,
+        "grad_clip_pct in the log: percent of steps whose gradient norm is above.",
+        gt=0,
+        used_by=TRAINER,
+        on_resume=HARMLESS,
+    )
+    stop_after_nonfinite: int = key(
+        10,
+        "A step whose loss or gradient is not finite is left out; stop after this many in a row.",
+        ge=1,
+        used_by=TRAINER,
+        on_resume=HARMLESS,
+    )
+    tune_batch_size: bool = key(
+        False,
+        "Double the batch size per device until memory says no, then train with it.",
+        used_by=TRAINER,
+        on_resume=HARMLESS,
+    )
+    benchmark_train_step: bool = key(
+        False, "Log the duration of every step (waits for the GPU each step).", used_by=TRAINER, on_resume=HARMLESS
+    )
+    validate_before_resume: bool = key(
+        False,
+        "Evaluate once before a resumed run goes on (eval_on_start: a fresh one).",
+        used_by=TRAINER,
+        on_resume=HARMLESS,
     )
     # Checkpoints
-    save_in_background: bool = flag(
-        True, "Copy the state to host memory and write it while training goes on; false: training waits for the disk."
+    save_in_background: bool = key(
+        True,
+        "Copy the state to host memory and write it while training goes on; false: training waits for the disk.",
+        used_by=TRAINER,
+        on_resume=HARMLESS,
     )
-    max_failed_saves: int = flag(
-        3, "A checkpoint that cannot be written (full disk) is told; the run ends after this many in a row.", ge=1
+    max_failed_saves: int = key(
+        3,
+        "A checkpoint that cannot be written (full disk) is told; the run ends after this many in a row.",
+        ge=1,
+        used_by=TRAINER,
+        on_resume=HARMLESS,
     )
     # Resuming
-    resume_lr: float | None = flag(None, "On resume: the learning rate from here on.", ge=0)
-    resume_weight_decay: float | None = flag(None, "On resume: the weight decay from here on.", ge=0)
-    # Samples of language models
-    sample_tokens: int = flag(0, "Tokens to generate whenever the validation loss improves; 0: none.", ge=0, le=100_000)
-    sample_prompt: str = flag("\n", "Text that a sample goes on from.")
-    sample_count: int = flag(1, "Samples each time.", ge=1, le=1000)
-    sample_temperature: float = flag(0.8, "Temperature of sampling; 0: always the likeliest token.", ge=0)
-    sample_top_k: int | None = flag(200, "Sample from the k likeliest tokens; null: from all.", ge=1)
-    # Machine
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu", "ipu", "hpu"] = flag(
-        "auto", "Kind of device; auto: what there is."
+    resume_lr: float | None = key(
+        None, "On resume: the learning rate from here on.", ge=0, used_by=TRAINER, on_resume=HARMLESS
     )
-    devices: int | str | list[int] = flag("auto", "How many processes (-1 or auto: as launched), or which GPUs [0, 2].")
-    strategy: str | None = flag(
-        None, "How processes share the work: ddp, ddp_find_unused_parameters_true; null: as launched."
+    resume_weight_decay: float | None = key(
+        None, "On resume: the weight decay from here on.", ge=0, used_by=TRAINER, on_resume=HARMLESS
+    )
+    # Samples of language models
+    sample_tokens: int = key(
+        0,
+        "Tokens to generate whenever the validation loss improves; 0: none.",
+        ge=0,
+        le=100_000,
+        used_by=COMPONENT,
+        on_resume=HARMLESS,
+    )
+    sample_prompt: str = key(
+        "\n", "Text that a sample goes on from.", needs="sample_tokens", used_by=COMPONENT, on_resume=HARMLESS
+    )
+    sample_count: int = key(
+        1, "Samples each time.", ge=1, le=1000, needs="sample_tokens", used_by=COMPONENT, on_resume=HARMLESS
+    )
+    sample_temperature: float = key(
+        0.8,
+        "Temperature of sampling; 0: always the likeliest token.",
+        ge=0,
+        needs="sample_tokens",
+        used_by=COMPONENT,
+        on_resume=HARMLESS,
+    )
+    sample_top_k: int | None = key(
+        200,
+        "Sample from the k likeliest tokens; null: from all.",
+        ge=1,
+        needs="sample_tokens",
+        used_by=COMPONENT,
+        on_resume=HARMLESS,
+    )
+    # Machine
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu", "ipu", "hpu"] = key(
+        "auto",
+        "Kind of device; auto: what there is.",
+        used_by=TRAINER,
+        on_resume=HARMLESS,
+    )
+    devices: int | str | list[int] = key(
+        "auto",
+        "How many processes (-1 or auto: as launched), or which GPUs [0, 2].",
+        used_by=TRAINER,
+        on_resume=HARMLESS,
+    )
+    strategy: str | None = key(
+        None,
+        "How processes share the work: ddp, ddp_find_unused_parameters_true; null: as launched.",
+        used_by=TRAINER,
+        on_resume=HARMLESS,
     )
     # Other
-    cache_dir: str | None = flag(None, "Prepared data sets and hub files. Default: $KEEL_HOME, ~/.cache/keel.")
-
-
-# A switch and the keys that only mean something while it is on.
-SWITCHES = {
-    "lora_enable": tuple(each for each in ProcessArguments.__annotations__ if each.startswith("lora_"))[1:],
-    "use_quantization": ("bits", "double_quant", "quant_type"),
-    "sample_tokens": ("sample_prompt", "sample_count", "sample_temperature", "sample_top_k"),
-    "is_pretrained": ("load_optimizer",),
-}
+    cache_dir: str | None = key(
+        None,
+        "Prepared data sets and hub files. Default: $KEEL_HOME, ~/.cache/keel.",
+        used_by=TRAINER,
+        on_resume=HARMLESS,
+    )

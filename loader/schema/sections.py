@@ -1,138 +1,37 @@
-"""The sections of a training file: what each may hold, with types, bounds, defaults and help texts."""
+"""The sections of a training file and the dataclasses that declare their keys.
+
+Sections that the trainer acts on are declared in `trainer/sections.py`. The loader may not import the trainer: it finds
+that module by name, as it finds components.
+"""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import Any, Literal
+import importlib
+from typing import Any
 
-from loader.command_line.parser import flag
+from storage.config_keys import HARMLESS, IMPOSSIBLE
 
-Direction = Literal["min", "max"]
-
-
-@dataclass
-class OptimizerSection:
-    """`optimizer`: which one, and its constructor's own keyword arguments."""
-
-    name: str | None = flag(
-        None, "A name of TrainingArguments (adamw_torch_fused …), a torch.optim or pytorch-optimizer class."
-    )
-    lr: float | None = flag(
-        None, "The same as `learning_rate`; null: the optimizer's own (1e-3; adafactor: relative steps).", ge=0
-    )
-    weight_decay: float | None = flag(None, "The same as the key `weight_decay`.", ge=0)
-    betas: list[float] | None = flag(None, "The same as `adam_beta1`, `adam_beta2`.")
-    eps: float | None = flag(None, "The same as `adam_epsilon`.", ge=0)
-
-
-@dataclass
-class SchedulerSection:
-    """`scheduler`: the learning rate's course, and its own keyword arguments."""
-
-    name: str | None = flag(None, "A name of lr_scheduler_type (cosine …) or a class of torch.optim.lr_scheduler.")
-    interval: Literal["step", "epoch"] | None = flag(
-        None, "What it counts; null: epochs for a torch class, else steps."
-    )
-    frequency: int = flag(1, "It moves once in this many intervals.", ge=1)
-    monitor: str | None = flag(None, "ReduceLROnPlateau: the metric it follows; null: the evaluation loss.")
-
-
-@dataclass
-class EmaSection:
-    """`ema`: the moving average that `using_ema: true` keeps."""
-
-    decay: float = flag(0.999, "Share of the old average kept at each update.", ge=0, lt=1)
-    warmup: bool = flag(True, "Start from a smaller decay, (1 + n) / (10 + n) after n updates.")
-    update_every: int = flag(1, "Update the average once in this many steps.", ge=1)
-
-
-@dataclass
-class EarlyStoppingSection:
-    """`early_stopping`: when to end before the last step. `true` takes the defaults, a number is the patience."""
-
-    monitor: str = flag("eval_loss", "Metric to follow; val/loss, val_loss and eval_loss are the same.")
-    mode: Direction = flag("min", "Whether less or more is better.")
-    patience: int = flag(10, "Checks without improvement before stopping.", ge=0)
-    min_delta: float = flag(0.0, "Change that counts as an improvement.", ge=0)
-    check_on_train_epoch_end: bool = flag(False, "Check at the end of each epoch; false: after each evaluation.")
-    stopping_threshold: float | None = flag(None, "Stop as soon as the metric is this good.")
-    divergence_threshold: float | None = flag(None, "Stop as soon as the metric is this bad.")
-    strict: bool = flag(True, "A metric that is not there is an error; false: the check is skipped.")
-    verbose: bool = flag(False, "Print a line for each improvement.")
-    check_finite: bool = flag(True, "Stop when the metric is not a finite number.")
-    log_rank_zero_only: bool = flag(False, "Only the first process prints; false: each one does.")
-
-
-@dataclass
-class CheckpointingSection:
-    """`checkpointing`: which checkpoints are saved and kept, beside `save_steps`."""
-
-    monitor: str | list[str] | None = flag(None, "Metrics whose best checkpoints are kept.")
-    mode: Direction | list[Direction] | dict[str, Direction] = flag("min", "min or max, for all or for each metric.")
-    save_top_k: int = flag(-1, "Best checkpoints kept for each metric: -1 all, 0 none.", ge=-1)
-    save_last: bool = flag(True, "Keep the newest checkpoint in any case.")
-    every_n_epochs: int = flag(1, "Save at the end of every n-th epoch; 0: no periodic saves.", ge=0)
-    dirpath: str | None = flag(None, "Folder of the checkpoints; null: output_dir.")
-
-    def __post_init__(self) -> None:
-        monitors = self.monitors
-        if isinstance(self.mode, list) and len(self.mode) != len(monitors):
-            raise ValueError(f"`mode` has {len(self.mode)} entries for {len(monitors)} monitors; give one for each")
-        if isinstance(self.mode, dict) and (unknown := sorted(set(self.mode) - set(monitors))):
-            raise ValueError(f"`mode` names `{unknown[0]}`, which `monitor` does not; monitors: {', '.join(monitors)}")
-        if len(set(monitors)) != len(monitors):
-            raise ValueError(f"`monitor` names one metric twice: {', '.join(monitors)}")
-
-    @property
-    def monitors(self) -> list[str]:
-        return [self.monitor] if isinstance(self.monitor, str) else list(self.monitor or [])
-
-
-@dataclass
-class LoggingSection:
-    """`logging`: the logger, and how it calls the run."""
-
-    logger_type: Literal["CSVLogger", "TensorBoardLogger", "WandbLogger"] | None = flag(None, "Logger; null: none.")
-    name: str | None = flag(None, "Name of the run.")
-    project: str | None = flag(None, "Project the run belongs to.")
-    entity: str | None = flag(None, "User or team that owns it.")
-    group: str | None = flag(None, "Larger experiment it is part of.")
-    notes: str | None = flag(None, "A longer description.")
-    log_model: Literal["all", "best"] | bool | None = flag(None, "Upload checkpoints: all, best; null: none.")
-    save_dir: str | None = flag(None, "Folder of the logger's files; null: output_dir.")
-
-
-@dataclass
-class ParameterGroup:
-    """One entry of `param_groups`: parameters that train at their own rate."""
-
-    pattern: str = flag("", "A part that the model names (backbone …) or a regex over parameter names.")
-    lr: float | None = flag(None, "Learning rate of the group.", ge=0)
-    lr_factor: float | None = flag(None, "Learning rate as a multiple of `learning_rate`.", ge=0)
-    weight_decay: float | None = flag(None, "Weight decay of the group.", ge=0)
-
-    def __post_init__(self) -> None:
-        if not self.pattern:
-            raise ValueError("`pattern` is missing: name a part of the model or a regex over parameter names")
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise ValueError(f"`pattern: {self.pattern}` is not a regular expression: {error}") from None
-        if self.lr is None and self.lr_factor is None and self.weight_decay is None:
-            raise ValueError("changes nothing: give `lr`, `lr_factor` or `weight_decay`")
-        if self.lr is not None and self.lr_factor is not None:
-            raise ValueError("`lr` and `lr_factor` are both given; keep one")
-
+_trainer = importlib.import_module("trainer.sections")
 
 COMPONENTS = {"dataset": "data", "env": "sim", "model": "models"}  # section -> the folder its `name` is looked up in
-FREE_SECTIONS = {"optimizer": OptimizerSection, "scheduler": SchedulerSection}  # further keys go to the constructor
-# Sections that are absent until a file holds them (`null` takes one away again).
+# Sections whose further keys are passed to a constructor.
+FREE_SECTIONS: dict[str, type] = {"optimizer": _trainer.OptimizerConfig, "scheduler": _trainer.SchedulerConfig}
+# Sections that are absent until a file contains them (`null` removes one again).
 OPTIONAL_SECTIONS: dict[str, type] = {
-    "ema": EmaSection,
-    "early_stopping": EarlyStoppingSection,
-    "checkpointing": CheckpointingSection,
-    "logging": LoggingSection,
+    "ema": _trainer.EmaConfig,
+    "early_stopping": _trainer.EarlyStoppingConfig,
+    "checkpointing": _trainer.CheckpointingConfig,
+    "logging": _trainer.LoggingConfig,
 }
-LIST_SECTIONS: dict[str, Any] = {"param_groups": ParameterGroup, "callbacks": None}
+LIST_SECTIONS: dict[str, Any] = {"param_groups": _trainer.ParameterGroup, "callbacks": None}
 SECTIONS = (*COMPONENTS, *FREE_SECTIONS, *OPTIONAL_SECTIONS, *LIST_SECTIONS)
+# `on_resume` of sections as a whole, and of keys in them that declare none; TRAJECTORY if absent.
+SECTION_ON_RESUME = {
+    "model": IMPOSSIBLE,
+    "dataset.name": IMPOSSIBLE,
+    "param_groups": IMPOSSIBLE,
+    "env": HARMLESS,  # data is recorded with it before a run begins
+    "checkpointing": HARMLESS,
+    "logging": HARMLESS,
+    "callbacks": HARMLESS,  # user code: its effect is not known here
+}

@@ -93,10 +93,10 @@ def find(node: Node, path: str) -> Node | None:
     return node
 
 
-def rank(layers: list[Node], path: str) -> int:
+def layer_index(layers: list[Node], path: str) -> int:
     """The highest layer that sets a key, counted from the lowest; 0 when none does."""
-    found = [number for number, layer in enumerate(layers) if find(layer, path) is not None]
-    return found[-1] if found else 0
+    setting = [index for index, layer in enumerate(layers) if find(layer, path) is not None]
+    return setting[-1] if setting else 0
 
 
 def at_path(path: str, node: Node) -> Node:

@@ -1,39 +1,40 @@
-"""Other systems' words for our settings: one table from their keys to ours, and what is not available yet.
+"""Aliases: the keys of other systems and the keys of ours that they set.
 
-Lightning's sections (`trainer`, `lightning`, `dataloader`), Hydra's builder groups and the short names of older scripts
-are read as if our own keys had been written in their place; the run prints once what each became.
+Lightning's sections (`trainer`, `lightning`, `dataloader`), Hydra's builder groups, the flags of language-model scripts
+and short names of older scripts are read as if our own keys had been written. `translate_aliases.py` applies the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from loader.errors import ConfigError, Problems, did_you_mean
-from loader.schema.sections import OPTIONAL_SECTIONS
-from loader.sources.alias_flags import translate_words, word_paths, word_table
-from loader.sources.config_tree import Node, find, node_of
+from loader.errors import ConfigError, did_you_mean
+from loader.schema.alias_flags import alias_paths
+from loader.schema.keys import scalar_keys
+from loader.schema.sections import OPTIONAL_SECTIONS, SECTIONS
+from loader.sources.config_tree import Node, node_of
 
-Moved = list[tuple[str, Node]]
+Assignments = list[tuple[str, Node]]  # our key, its value
 
 
-class NotYet(str):
-    """Why a key that another system knows is refused: the feature is not available yet."""
+class NotAvailable(str):
+    """Why an alias is refused: the feature it belongs to does not exist yet."""
 
 
 def _value(node: Node, value: object) -> Node:
     return node_of(value, node.origin)
 
 
-def _only(*neutral: object) -> Callable[[Node], Moved]:
-    """A key whose neutral values change nothing here; any other is refused."""
+def _only(*neutral: object) -> Callable[[Node], Assignments]:
+    """Accept a key with values that change nothing here and refuse any other value."""
 
-    def move(node: Node) -> Moved:
+    def convert(node: Node) -> Assignments:
         if node.plain() not in neutral:
-            shown = " or ".join("null" if each is None else str(each) for each in neutral)
+            shown = " or ".join("null" if value is None else str(value) for value in neutral)
             raise ConfigError(f"is not available; it may be {shown}")
         return []
 
-    return move
+    return convert
 
 
 def _switch(node: Node) -> bool:
@@ -42,7 +43,7 @@ def _switch(node: Node) -> bool:
     return node.value
 
 
-# Word -> (bf16, fp16, weights_dtype): each says all three, so that a later word undoes an earlier one.
+# Lightning's precision -> (bf16, fp16, weights_dtype): all three, so that a later value replaces an earlier one.
 PRECISIONS: dict[str, tuple[bool, bool, str | None]] = {
     **dict.fromkeys(("32", "32-true"), (False, False, None)),
     **dict.fromkeys(("16", "16-mixed"), (False, True, None)),
@@ -53,43 +54,43 @@ PRECISIONS: dict[str, tuple[bool, bool, str | None]] = {
 }
 
 
-def _precision(node: Node) -> Moved:
-    word = str(node.plain())
-    if word not in PRECISIONS:
-        raise ConfigError(f"must be one of {', '.join(PRECISIONS)}{did_you_mean(word, PRECISIONS)}")
+def _precision(node: Node) -> Assignments:
+    name = str(node.plain())
+    if name not in PRECISIONS:
+        raise ConfigError(f"must be one of {', '.join(PRECISIONS)}{did_you_mean(name, PRECISIONS)}")
     keys = ("bf16", "fp16", "weights_dtype")
-    return [(key, _value(node, value)) for key, value in zip(keys, PRECISIONS[word], strict=True)]
+    return [(key, _value(node, value)) for key, value in zip(keys, PRECISIONS[name], strict=True)]
 
 
-def _clip(node: Node) -> Moved:
+def _clip(node: Node) -> Assignments:
     return [("max_grad_norm", _value(node, 0.0) if node.value is None else node)]
 
 
-def _checkpointing_switch(node: Node) -> Moved:
+def _checkpointing_switch(node: Node) -> Assignments:
     return [] if _switch(node) else [("save_strategy", _value(node, "no")), ("checkpointing", _value(node, None))]
 
 
-def _warm_up(node: Node) -> Moved:
-    """A number counts steps; a mapping holds `steps`, `epochs` or `ratio`, and may count `steps` in epochs."""
+def _warmup(node: Node) -> Assignments:
+    """Convert a number of steps, or a mapping with `steps` (counted in `interval`), `epochs` or `ratio`."""
     if not node.is_mapping:
         return [("warmup_steps", _value(node, 0) if node.value is None else node)]
-    homes = {"steps": "warmup_steps", "epochs": "warmup_epochs", "ratio": "warmup_ratio"}
+    targets = {"steps": "warmup_steps", "epochs": "warmup_epochs", "ratio": "warmup_ratio"}
     interval = node.value.get("interval")
     if interval is not None and interval.value not in ("step", "epoch"):
         raise ConfigError(f"`interval: {interval.value}` must be step or epoch")
     if interval is not None and interval.value == "epoch":
-        homes["steps"] = "warmup_epochs"
-    unknown = [name for name in node.value if name not in (*homes, "interval")]
+        targets["steps"] = "warmup_epochs"
+    unknown = [name for name in node.value if name not in (*targets, "interval")]
     if unknown:
-        raise ConfigError(f"has no key `{unknown[0]}`{did_you_mean(unknown[0], (*homes, 'interval'))}")
-    lengths = [(homes[name], child) for name, child in node.value.items() if name != "interval"]
+        raise ConfigError(f"has no key `{unknown[0]}`{did_you_mean(unknown[0], (*targets, 'interval'))}")
+    lengths = [(targets[name], child) for name, child in node.value.items() if name != "interval"]
     if not lengths:
         raise ConfigError("needs `steps`, `epochs` or `ratio`")
     return lengths
 
 
-SCHEDULER_SETS = ("none", "exponential", "reducelronplateau")  # files in configs/scheduler/
-SCHEDULER_WORDS = {
+SCHEDULER_PRESETS = ("none", "exponential", "reducelronplateau")  # files in configs/scheduler/
+SCHEDULER_NAMES = {
     "none": "constant",
     "exponential": "ExponentialLR",
     "step": "StepLR",
@@ -98,40 +99,40 @@ SCHEDULER_WORDS = {
 }
 
 
-def _scheduler_word(node: Node) -> Moved:
-    word = "none" if node.value is None else str(node.plain())
-    if word in SCHEDULER_SETS:
-        return [("scheduler", _value(node, word))]
-    return [("lr_scheduler_type", _value(node, SCHEDULER_WORDS.get(word, word)))]
+def _scheduler_name(node: Node) -> Assignments:
+    name = "none" if node.value is None else str(node.plain())
+    if name in SCHEDULER_PRESETS:
+        return [("scheduler", _value(node, name))]
+    return [("lr_scheduler_type", _value(node, SCHEDULER_NAMES.get(name, name)))]
 
 
-def _lr_scheduler(node: Node) -> Moved:
-    """A word, or Lightning's mapping with `class_name`.
+def _lr_scheduler(node: Node) -> Assignments:
+    """A name, or Lightning's mapping with `class_name`.
 
-    Where scripts say `exponential`, the rate falls by equal factors every step, to min_lr at the end.
+    `exponential` decays by an equal factor every step and reaches min_lr at the end of the run.
     """
     if not node.is_mapping and node.value == "exponential":
         return [("scheduler", _value(node, {"name": "ExponentialLR", "interval": "step"}))]
     if not node.is_mapping:
-        return _scheduler_word(node)
+        return _scheduler_name(node)
     return [("scheduler", Node(_renamed(node, "class_name"), node.origin))]
 
 
 def _renamed(node: Node, name_key: str) -> dict[str, Node]:
-    """The mapping with `name` in place of the other word for it."""
+    """Return the mapping with `name_key` renamed to `name`."""
     if name_key in node.value and "name" in node.value:
         raise ConfigError(f"has `{name_key}` and `name`; keep one")
     return {("name" if key == name_key else key): child for key, child in node.value.items()}
 
 
-def _optimizer_word(node: Node) -> Moved:
+def _optimizer_name(node: Node) -> Assignments:
     return [("optimizer", node)]
 
 
-def _builder(section: str, name_key: str) -> Callable[[Node], Moved]:
-    """Hydra's builder group: the section under another name, or the name of a set."""
+def _builder(section: str, name_key: str) -> Callable[[Node], Assignments]:
+    """Convert one of Hydra's builder groups: a section under another name, or the name of a preset."""
 
-    def move(node: Node) -> Moved:
+    def convert(node: Node) -> Assignments:
         if not node.is_mapping:
             return [(section, node)] if node.value is not None else []
         keys = _renamed(node, name_key)
@@ -139,24 +140,24 @@ def _builder(section: str, name_key: str) -> Callable[[Node], Moved]:
         if section == "scheduler" and name is not None:
             if name.value == "exponential":
                 keys.setdefault("gamma", _value(name, 0.9))
-            word = "none" if name.value is None else str(name.plain())
-            keys["name"] = _value(name, SCHEDULER_WORDS.get(word, word))
+            chosen = "none" if name.value is None else str(name.plain())
+            keys["name"] = _value(name, SCHEDULER_NAMES.get(chosen, chosen))
         return [(section, Node(keys, node.origin))]
 
-    return move
+    return convert
 
 
-def _batch_size(node: Node) -> Moved:
+def _batch_size(node: Node) -> Assignments:
     return [("per_device_train_batch_size", node), ("per_device_eval_batch_size", node)]
 
 
-def _sanity_check(node: Node) -> Moved:
+def _sanity_check(node: Node) -> Assignments:
     if isinstance(node.value, bool) or not isinstance(node.value, int):
         raise ConfigError("must be a whole number")
     return [("eval_on_start", _value(node, node.value != 0))]
 
 
-def _validation_interval(node: Node) -> Moved:
+def _validation_interval(node: Node) -> Assignments:
     if node.value == 1.0 and isinstance(node.value, float):  # once an epoch, their default
         return [("check_val_every_n_epoch", _value(node, 1))]
     if isinstance(node.value, bool) or not isinstance(node.value, int):
@@ -166,15 +167,15 @@ def _validation_interval(node: Node) -> Moved:
     return [("eval_steps", node)]
 
 
-def _progress_bar(node: Node) -> Moved:
+def _progress_bar(node: Node) -> Assignments:
     return [("disable_tqdm", _value(node, not _switch(node)))]
 
 
-def _cadence(node: Node) -> Moved:
+def _cadence(node: Node) -> Assignments:
     return [("checkpointing.every_n_epochs", node)] if node.value is not None else []
 
 
-def _logger(node: Node) -> Moved:
+def _logger(node: Node) -> Assignments:
     if node.value is True:
         return []
     if node.value is False or node.value is None:
@@ -182,13 +183,13 @@ def _logger(node: Node) -> Moved:
     raise ConfigError("is written as the section `logging: {logger_type: …}`")
 
 
-SIGNALS = NotYet("a setting of the signal models")
-TRACKING = NotYet("a setting of the tracking models")
-IMAGES = NotYet("a setting of the image classification data")
-MIXUP = NotYet("MixUp is part of the signal workload")
-TEXT = NotYet("text over signals is part of the signal workload")
+SIGNALS = NotAvailable("a setting of the signal models")
+TRACKING = NotAvailable("a setting of the tracking models")
+IMAGES = NotAvailable("a setting of the image classification data")
+MIXUP = NotAvailable("MixUp is part of the signal workload")
+TEXT = NotAvailable("text over signals is part of the signal workload")
 
-# Their key -> our key, or a function from the value to pairs (our key, value), or why it is not available yet.
+# Alias -> our key, or a function from the value to assignments, or why it is not available yet.
 LIGHTNING = {
     "lr": "learning_rate",
     "weight_decay": "weight_decay",
@@ -201,7 +202,7 @@ LIGHTNING = {
     "no_decay_verbose": "no_decay_verbose",
     "grad_clip_threshold": "grad_clip_threshold",
     "lr_scheduler": _lr_scheduler,
-    "lr_warmup": _warm_up,
+    "lr_warmup": _warmup,
 }
 TRAINER = {
     "accelerator": "accelerator",
@@ -255,20 +256,27 @@ EVAL_LOADER = {
     "num_workers": "eval_num_workers",
     "shuffle": "eval_shuffle",
 }
-TABLE: dict[str, object] = {
-    **{f"lightning.{key}": home for key, home in LIGHTNING.items()},
-    **{f"trainer.{key}": home for key, home in TRAINER.items()},
-    **{f"dataloader.{key}": home for key, home in LOADER.items()},
+
+
+def _flag_aliases() -> dict[str, str]:
+    """Aliases of language-model scripts that set one key, except those that already are keys or sections of YAML."""
+    return {name: path for name, path in alias_paths().items() if path is not None and name != path.split(".")[0]}
+
+
+ALIASES: dict[str, object] = {
+    **{f"lightning.{key}": target for key, target in LIGHTNING.items()},
+    **{f"trainer.{key}": target for key, target in TRAINER.items()},
+    **{f"dataloader.{key}": target for key, target in LOADER.items()},
     **{f"dataloader.train_dataloader.{key}": LOADER[key] for key in list(LOADER)[:7] if key != "batch_size"},
     "dataloader.train_dataloader.batch_size": "per_device_train_batch_size",
-    **{f"dataloader.val_dataloader.{key}": home for key, home in EVAL_LOADER.items()},
-    **{f"dataloader.test_dataloader.{key}": NotYet("train.py evaluates no test set") for key in EVAL_LOADER},
-    # The same words at the top of a file
+    **{f"dataloader.val_dataloader.{key}": target for key, target in EVAL_LOADER.items()},
+    **{f"dataloader.test_dataloader.{key}": NotAvailable("train.py evaluates no test set") for key in EVAL_LOADER},
+    # The same keys at the top level of a file
     **{key: TRAINER[key] for key in ("max_epochs", "precision", "gradient_clip_val", "log_every_n_steps")},
     **{key: TRAINER[key] for key in ("accumulate_grad_batches", "enable_checkpointing", "checkpoint_cadence_epochs")},
     **{key: LIGHTNING[key] for key in ("lr", "lr_scheduler", "lr_warmup", "compile", "resume_context")},
     "resume_token_corruption": SIGNALS,
-    "warmup": _warm_up,
+    "warmup": _warmup,
     "resume.lr": "resume_lr",
     "resume.weight_decay": "resume_weight_decay",
     "resume.validate": "validate_before_resume",
@@ -279,8 +287,8 @@ TABLE: dict[str, object] = {
     "checkpoint_every": _cadence,
     "save_dir": "output_dir",
     "resume_from": "resume_from_checkpoint",
-    "optimizer_name": _optimizer_word,
-    "scheduler_name": _scheduler_word,
+    "optimizer_name": _optimizer_name,
+    "scheduler_name": _scheduler_name,
     "base_model_path": "model_name_or_path",
     "optimizer_builder": _builder("optimizer", "optimizer_name"),
     "scheduler_builder": _builder("scheduler", "scheduler_name"),
@@ -306,146 +314,29 @@ TABLE: dict[str, object] = {
     "eval_runner": SIGNALS,
     "model.ckpt_path": "resume_from_checkpoint",
     **{f"loss.{key}": TRACKING for key in ("neg_unmatched", "epsilon", "asso_weight")},
-    **word_table(),
+    **_flag_aliases(),
     **{f"dataset.{key}": TRACKING for key in ("train_dataset", "val_dataset", "test_dataset")},
     "model.embedding_meta": TRACKING,
     "model.encoder_cfg": TRACKING,
 }
 DATALOADER_CLASSES = {"MixupDataLoader": MIXUP, "TextDataLoader": TEXT}
-# Keys of a tracking model that a model here may have as well: refused as «not yet» only when the model lacks them.
+# Keys of a tracking model, refused as not available unless the chosen model has them too.
 TRACKING_MODEL_KEYS = (
     "d_model", "nhead", "num_encoder_layers", "num_decoder_layers", "dropout", "activation", "return_intermediate_dec",
     "norm", "num_layers_attn_head", "dropout_attn_head", "return_embedding", "decoder_self_attn",
 )  # fmt: skip
-# Mappings that exist only in other systems' files.
+# Sections that exist only in other systems' files.
 FOREIGN_SECTIONS = (
     "lightning", "trainer", "dataloader", "resume", "loss", "train_builder", "model_builder", "dataloader_builder",
 )  # fmt: skip
 
 
-# Keys that null takes away again; of any other key null says nothing.
+# Keys that `null` resets; for any other alias null means «not given».
 NULLABLE = {*OPTIONAL_SECTIONS, "resume_lr", "resume_weight_decay", "strategy", "callbacks", "check_val_every_n_epoch"}
 
 
-def foreign_words() -> frozenset[str]:
-    """Top-level keys that are read as ours."""
-    words = {name for name, path in word_paths().items() if path is None}
-    return frozenset(path for path in TABLE if "." not in path) | frozenset(FOREIGN_SECTIONS) | words
-
-
-def translate(tree: Node, problems: Problems) -> None:
-    """Replaces other systems' keys in one layer by ours, in place; what each became goes to `problems.notes`."""
-    _dataloader_builder(tree, problems)
-    _inherited_interval(tree)
-    translate_words(tree, problems)
-    for path, node in list(_foreign(tree, "")):
-        home = TABLE.get(path)
-        if path == "dataloader_class":
-            home = DATALOADER_CLASSES.get(str(node.value), home)
-        shown = f"`{path}`{node.origin.place}"
-        if isinstance(home, NotYet):
-            if node.value is not None:
-                problems.add(f"not available yet: {shown}: {home}")
-        elif home is None:
-            problems.add(f"unknown key {shown}{did_you_mean(path, TABLE) or '; --print_schema lists every key'}")
-        else:
-            _put(tree, path, node, home, problems)
-        _remove(tree, path)
-    for section in FOREIGN_SECTIONS:
-        tree.value.pop(section, None)
-
-
-def _dataloader_builder(tree: Node, problems: Problems) -> None:
-    """`dataloader_builder:` holds what `dataloader:` holds."""
-    builder = tree.value.pop("dataloader_builder", None)
-    if builder is None:
-        return
-    section = tree.value.setdefault("dataloader", Node({}, builder.origin))
-    if section.is_mapping and builder.is_mapping:
-        for key, child in builder.value.items():
-            if key in section.value:
-                problems.add(
-                    f"`dataloader_builder.{key}`{child.origin.place} and `dataloader.{key}` are the same; keep one"
-                )
-            section.value.setdefault(key, child)
-
-
-def _inherited_interval(tree: Node) -> None:
-    """A warm-up without an interval has that of the scheduler beside it, where one is given."""
-    section = tree.value.get("lightning")
-    if section is None or not section.is_mapping:
-        return
-    warm, scheduler = section.value.get("lr_warmup"), section.value.get("lr_scheduler")
-    if warm is not None and scheduler is not None and warm.is_mapping and scheduler.is_mapping:
-        interval = scheduler.value.get("interval")
-        if interval is not None:
-            warm.value.setdefault("interval", interval)
-
-
-def _foreign(node: Node, path: str) -> Iterator[tuple[str, Node]]:
-    """Every node that the table names, or that lies in a foreign section without being named."""
-    for key, child in node.value.items():
-        below = f"{path}.{key}" if path else key
-        if below in TABLE:
-            yield below, child
-        elif child.is_mapping and any(each.startswith(f"{below}.") for each in TABLE):
-            yield from _foreign(child, below)
-        elif child.value is None and any(each.startswith(f"{below}.") for each in TABLE):
-            continue  # a section left empty
-        elif below.split(".")[0] in FOREIGN_SECTIONS:
-            yield below, child
-
-
-def _put(tree: Node, path: str, node: Node, home: object, problems: Problems) -> None:
-    """One foreign value at its place in our tree."""
-    if callable(home):
-        try:
-            moved = home(node)
-        except ConfigError as error:
-            shown = path if node.is_mapping else f"{path}: {node.text or node.value}"
-            problems.add(f"`{shown}`{node.origin.place} {error}")
-            return
-    else:
-        moved = [(home, node)] if node.value is not None or home in NULLABLE else []
-    for target, value in moved:
-        other = find(tree, target)
-        disjoint = (
-            other is not None and other.is_mapping and value.is_mapping and not set(other.value) & set(value.value)
-        )
-        if other is not None and not disjoint:
-            problems.add(
-                f"`{path}`{node.origin.place} and `{target}`{other.origin.place} are the same setting; keep one"
-            )
-            continue
-        _insert(tree, target, value)
-    if moved:
-        became = ", ".join(f"`{target}`" + _shown(value) for target, value in moved)
-        problems.note(f"{path} ({node.origin}) is {became}")
-
-
-def _shown(node: Node) -> str:
-    plain = node.plain()
-    return "" if isinstance(plain, (dict, list)) else f": {'null' if plain is None else str(plain)}"
-
-
-def _insert(tree: Node, path: str, node: Node) -> None:
-    *sections, key = path.split(".")
-    for section in sections:
-        below = tree.value.get(section)
-        if below is None or not below.is_mapping:
-            below = tree.value[section] = Node({}, node.origin)
-        tree = below
-    if key in tree.value and tree.value[key].is_mapping and node.is_mapping:
-        for name, child in node.value.items():
-            tree.value[key].value.setdefault(name, child)
-    else:
-        tree.value[key] = Node(node.value, node.origin, node.text, node.replaces)
-
-
-def _remove(tree: Node, path: str) -> None:
-    *sections, key = path.split(".")
-    for section in sections:
-        tree = tree.value.get(section)
-        if tree is None or not tree.is_mapping:
-            return
-    tree.value.pop(key, None)
+def yaml_keys() -> frozenset[str]:
+    """Every key that a training file may have at its top level, aliases included."""
+    combined = {name for name, path in alias_paths().items() if path is None}
+    aliases = {path for path in ALIASES if "." not in path} | {*FOREIGN_SECTIONS} | combined
+    return frozenset(scalar_keys()) | frozenset(SECTIONS) | aliases | {"extends"}

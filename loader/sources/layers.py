@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError, Problems, did_you_mean, quoted
+from loader.schema.alias_flags import SECTION_ALIASES, alias_paths
 from loader.schema.components import ROOT
+from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.keys import FILE_SECTIONS, keys_of, scalar_keys
+from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import FREE_SECTIONS, OPTIONAL_SECTIONS, SECTIONS
-from loader.sources.alias_flags import SECTION_WORDS, word_paths
 from loader.sources.config_tree import CLI, DEFAULT, SET, Node, at_path, merge, node_of
-from loader.sources.key_aliases import translate
+from loader.sources.translate_aliases import translate_aliases
 from loader.sources.yaml_reader import display_path, read_scalar, read_yaml
 
 DEFAULT_FILE = ROOT / "configs" / "training" / "default.yaml"
@@ -59,8 +60,6 @@ def find_file(kind: str, name: str, place: str = "") -> Path:
 
 def built_in_layer(**others: Any) -> Node:
     """The lowest layer: the defaults of the hyper and process keys, or what stands in for them."""
-    from loader.schema.process_arguments import ProcessArguments
-
     keys = {**keys_of(HyperArguments), **keys_of(ProcessArguments)}
     return node_of({name: key.default for name, key in keys.items()} | others, DEFAULT)
 
@@ -84,12 +83,12 @@ def file_layer(kind: str, path: Path, problems: Problems) -> Node:
     return _prepared(tree, problems)
 
 
-def flag_layer(hyper: HyperArguments, words: Mapping[str, Any], problems: Problems) -> Node:
-    """The flags that were given, words of other scripts among them."""
+def flag_layer(hyper: HyperArguments, aliases: Mapping[str, Any], problems: Problems) -> Node:
+    """The layer of the flags that were given, alias flags included."""
     layer = node_of({name: getattr(hyper, name) for name in sorted(hyper.given)}, CLI)
     file = layer.value.pop("training_config", None)
-    for name, value in words.items():
-        path = word_paths()[name] if name in SECTION_WORDS else name
+    for name, value in aliases.items():
+        path = alias_paths()[name] if name in SECTION_ALIASES else name
         layer = merge(layer, at_path(path, node_of(value, CLI)))
     layer = _prepared(layer, problems)
     return layer if file is None else merge(layer, at_path("training_config", file))
@@ -151,7 +150,7 @@ def _prepared(tree: Node, problems: Problems) -> Node:
     if "training_config" in tree.value:
         place = tree.value.pop("training_config").origin.place
         problems.add(f"`training_config`{place} is a flag; a file builds on another with `extends: FILE`")
-    translate(tree, problems)
+    translate_aliases(tree, problems)
     model = tree.value.get("model")
     if model is not None and isinstance(model.value, str):
         named = tree.value.get("model_config")

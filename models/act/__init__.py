@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.policy import PolicyConfig, require_dims
+from storage.config_keys import TRAJECTORY
 
 if TYPE_CHECKING:
     from models.act.network import ACT
@@ -51,13 +52,26 @@ class Config(PolicyConfig):
     )
     cvae_layers: int = field(default=4, metadata={"help": "layers that encode demonstrated chunks", "ge": 1})
     latent_dim: int = field(default=32, metadata={"help": "numbers in the style variable z", "ge": 1})
-    kl_weight: float = field(default=10.0, metadata={"help": "loss = L1 + kl_weight × KL", "ge": 0})
+    kl_weight: float = field(
+        default=10.0,
+        metadata={
+            "help": "loss = L1 + kl_weight × KL",
+            "ge": 0,
+            "on_resume": TRAJECTORY,
+        },
+    )
     use_cvae: bool = field(
         default=True,
         metadata={"help": "learn z from the demonstrated chunk; false: z is always 0, no KL, faster"},
     )
     dropout: float = field(
-        default=0.1, metadata={"help": "in every attention and feed-forward block", "ge": 0, "lt": 1}
+        default=0.1,
+        metadata={
+            "help": "in every attention and feed-forward block",
+            "ge": 0,
+            "lt": 1,
+            "on_resume": TRAJECTORY,
+        },
     )
     pre_norm: bool = field(
         default=False, metadata={"help": "layer norm before each block; false: after it, as in the paper"}

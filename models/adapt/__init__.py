@@ -16,38 +16,7 @@ if TYPE_CHECKING:
 
     from .adapted import Adapted
 
-__all__ = ["PROCESS_KEYS", "build_adapted", "check", "load_adapted"]
-
-# Process keys that are honoured for any model, whatever its own module says.
-PROCESS_KEYS: frozenset[str] = frozenset(
-    {
-        "model_name_or_path",
-        "is_pretrained",
-        "load_pretrain",
-        "cache_dir",
-        "trust_remote_code",
-        "weights_dtype",
-        "flash_attn",
-        "freeze",
-        "freeze_vision_tower",
-        "freeze_backbone",
-        "tune_mm_mlp_adapter",
-        "lora_enable",
-        "lora_module",
-        "lora_task_type",
-        "lora_r",
-        "lora_alpha",
-        "lora_dropout",
-        "lora_weight_path",
-        "lora_bias",
-        "lora_lr",
-        "lora_options",
-        "use_quantization",
-        "bits",
-        "double_quant",
-        "quant_type",
-    }
-)
+__all__ = ["build_adapted", "check", "load_adapted"]
 
 
 def build_adapted(
@@ -58,7 +27,7 @@ def build_adapted(
     Args:
         module: a model component (`models.act` …): `build(config, process)`, `load(folder)`, perhaps `PARTS`.
         config: the module's `Config`, with every dim filled in.
-        process: process parameters; those in PROCESS_KEYS are read.
+        process: process parameters.
         autocast: the type that training computes in ("bfloat16", "float16"); None: the weights' own.
         on_gpu: whether the model will run on a GPU. Default: if there is one.
 

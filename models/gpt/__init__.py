@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from storage.config_keys import TRAJECTORY
+
 if TYPE_CHECKING:
     from models.gpt.network import GPT
 
@@ -57,7 +59,13 @@ class Config:
         metadata={"help": "contexts that the vocabularies belong to, all in each sample; filled in from the data"},
     )
     dropout: float = field(
-        default=0.0, metadata={"help": "after embeddings, attention and feed-forward", "ge": 0, "lt": 1}
+        default=0.0,
+        metadata={
+            "help": "after embeddings, attention and feed-forward",
+            "ge": 0,
+            "lt": 1,
+            "on_resume": TRAJECTORY,
+        },
     )
     bias: bool | None = field(
         default=None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.policy import PolicyConfig, require_dims
+from storage.config_keys import TRAJECTORY
 
 if TYPE_CHECKING:
     from models.mlp.network import MLP
@@ -31,9 +32,21 @@ class Config(PolicyConfig):
 
     hidden_dim: int = field(default=512, metadata={"help": "width of each hidden layer", "ge": 1})
     hidden_layers: int = field(default=2, metadata={"help": "hidden layers", "ge": 1})
-    dropout: float = field(default=0.0, metadata={"help": "after each hidden layer", "ge": 0, "lt": 1})
+    dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "after each hidden layer",
+            "ge": 0,
+            "lt": 1,
+            "on_resume": TRAJECTORY,
+        },
+    )
     loss: Literal["l1", "mse"] = field(
-        default="l1", metadata={"help": "error of an action: absolute or squared difference"}
+        default="l1",
+        metadata={
+            "help": "error of an action: absolute or squared difference",
+            "on_resume": TRAJECTORY,
+        },
     )
 
 

@@ -20,10 +20,10 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent.parent)]
 
 from loader.command_line.parser import parse_flags  # noqa: E402
 from loader.errors import Problems  # noqa: E402
-from loader.sources.alias_flags import word_paths  # noqa: E402
+from loader.schema.alias_flags import alias_paths  # noqa: E402
 from loader.sources.layers import set_layer  # noqa: E402
 
-FOLDER_FLAGS = ("output_dir", *(word for word, path in word_paths().items() if path == "output_dir"))
+FOLDER_FLAGS = ("output_dir", *(word for word, path in alias_paths().items() if path == "output_dir"))
 
 
 def array_task(task: int, sweep: str, common: list[str]) -> list[str]:
@@ -89,7 +89,7 @@ def output_dir(words: list[str]) -> str | None:
     given = parse_flags(words)
     if "output_dir" in set_layer(given.command.set, Problems()).value:
         raise ValueError(f"`--set {' '.join(given.command.set)}`: in an array, name the folder by --output_dir")
-    said = {name: getattr(given.hyper, name) for name in given.hyper.given} | given.words
+    said = {name: getattr(given.hyper, name) for name in given.hyper.given} | given.aliases
     return next((said[name] for name in FOLDER_FLAGS if name in said), None)
 
 

@@ -4,10 +4,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from loader.schema.alias_flags import alias_paths
 
 from loader.command_line.parser import argument_parser
-from loader.sources.alias_flags import word_paths
-from loader.sources.key_aliases import TABLE
+from loader.sources.key_aliases import ALIASES
 
 FILE = Path(__file__).resolve().parent.parent.parent / "scripts/slurm/array_task.py"
 SPEC = importlib.util.spec_from_file_location("array_task", FILE)
@@ -41,9 +41,9 @@ def test_a_line_may_name_its_folder(tmp_path):
 
 def names_of_the_folder():
     """Every flag and every key of --set that train.py takes for its output folder, as a command line has them."""
-    dests = {"output_dir", *(word for word, path in word_paths().items() if path == "output_dir")}
+    dests = {"output_dir", *(word for word, path in alias_paths().items() if path == "output_dir")}
     flags = [flag for flag, action in argument_parser()._option_string_actions.items() if action.dest in dests]
-    keys = ["output_dir", *(key for key, home in TABLE.items() if home == "output_dir")]
+    keys = ["output_dir", *(key for key, home in ALIASES.items() if home == "output_dir")]
     return flags, keys
 
 

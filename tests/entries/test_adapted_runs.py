@@ -110,7 +110,7 @@ def test_it_runs_resumes_evaluates_and_merges(command, tmp_path, in_root):
     assert done.returncode == 0, done.stderr
     batch = next(iter(trainer.get_eval_dataloader()))
     batch = {name: value for name, value in batch.items() if name not in ("labels", "actions", "is_pad")}
-    from loader.resolve.run_config import read_saved
+    from loader.resolve.resolver import read_saved
     from models.adapt import load_adapted
 
     module = read_saved(whole / "run.yaml").model.module

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from small_runs import STEPS_PER_EPOCH, SmallRuns, weights
 from torch import nn
 
-from loader.resolve.run_config import resolve
+from loader.resolve.resolver import resolve
 from models.mlp.network import MLP
 from trainer.checkpointing import async_writer
 

@@ -64,7 +64,7 @@ def test_recording_extends_and_is_found_by_training(home, trained):
 @pytest.mark.slow
 def test_an_interrupted_recording_is_completed_before_training(tmp_path):
     from loader.command_line.parser import HyperArguments
-    from loader.resolve.run_config import resolve
+    from loader.resolve.resolver import resolve
     from prepare import record_episodes, with_prepared_data
 
     run_config = resolve(HyperArguments(), [f"cache_dir={tmp_path}"])

@@ -45,7 +45,7 @@ def test_every_shell_command_passes_check(document, in_root, tmp_path):
 
 def test_the_overrides_win_and_the_custom_configuration_is_read(document, in_root, tmp_path):
     from loader.command_line.parser import parse_flags
-    from loader.resolve.run_config import resolve
+    from loader.resolve.resolver import resolve
 
     words = shlex.split(blocks(document, "bash")[1].replace("\\\n", " "))[2:]
     run = resolve(parse_flags(words)[0])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import train
 from loader.command_line.parser import HyperArguments
-from loader.resolve.run_config import read_saved
+from loader.resolve.resolver import read_saved
 
 SMALL = ["model.hidden_dim=16", "model.num_heads=2", "model.feedforward_dim=16", "model.cvae_layers=1"]
 SMALL += ["model.encoder_layers=1", "dataset.chunk_size=5", "model.dropout=0.1"]

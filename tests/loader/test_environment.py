@@ -3,7 +3,7 @@
 import pytest
 
 from loader.checks import static_checks
-from loader.resolve.run_config import resolve
+from loader.resolve.resolver import resolve
 
 TEXT = "task_name: text\nmodel_config: gpt\nmax_steps: 10\ndataset: {path: a}\n"
 

@@ -7,7 +7,7 @@ from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
 from loader.output import render
 from loader.resolve.global_batch_size import divisors
-from loader.resolve.run_config import read_saved, resolve
+from loader.resolve.resolver import read_saved, resolve
 
 
 def batch(run):

@@ -9,7 +9,7 @@ from loader.checks.devices import apply_hardware
 from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
 from loader.output.training_arguments import training_arguments
-from loader.resolve.run_config import resolve
+from loader.resolve.resolver import resolve
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 

@@ -15,7 +15,7 @@ from documents import checked
 from fresh_interpreter import ROOT, python
 
 from loader.errors import MOST_PROBLEMS, ConfigError, one_line
-from loader.resolve.run_config import resolve
+from loader.resolve.resolver import resolve
 from loader.sources.yaml_reader import MOST_BYTES, MOST_LEVELS, MOST_NODES, read_yaml
 
 SECONDS = 20  # by then a file that takes for ever has been let go

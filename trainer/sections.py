@@ -1,0 +1,128 @@
+"""The YAML sections that the trainer acts on, as dataclasses: their keys, types, bounds, defaults and help texts.
+
+Importing this needs no torch: the loader reads the declarations for `--check` and passes filled instances through.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from storage.config_keys import HARMLESS, IMPOSSIBLE, TRAJECTORY, key
+
+Direction = Literal["min", "max"]
+
+
+@dataclass
+class OptimizerConfig:
+    """`optimizer`: which one, and its constructor's own keyword arguments."""
+
+    name: str | None = key(
+        None, "A name of TrainingArguments (adamw_torch_fused …), a torch.optim or pytorch-optimizer class."
+    )
+    lr: float | None = key(
+        None, "The same as `learning_rate`; null: the optimizer's own (1e-3; adafactor: relative steps).", ge=0
+    )
+    weight_decay: float | None = key(None, "The same as the key `weight_decay`.", ge=0)
+    betas: list[float] | None = key(None, "The same as `adam_beta1`, `adam_beta2`.")
+    eps: float | None = key(None, "The same as `adam_epsilon`.", ge=0)
+
+
+@dataclass
+class SchedulerConfig:
+    """`scheduler`: the learning rate's course, and its own keyword arguments."""
+
+    name: str | None = key(None, "A name of lr_scheduler_type (cosine …) or a class of torch.optim.lr_scheduler.")
+    interval: Literal["step", "epoch"] | None = key(None, "What it counts; null: epochs for a torch class, else steps.")
+    frequency: int = key(1, "It moves once in this many intervals.", ge=1)
+    monitor: str | None = key(None, "ReduceLROnPlateau: the metric it follows; null: the evaluation loss.")
+
+
+@dataclass
+class EmaConfig:
+    """`ema`: the moving average that `using_ema: true` keeps."""
+
+    decay: float = key(0.999, "Share of the old average kept at each update.", ge=0, lt=1)
+    warmup: bool = key(True, "Start from a smaller decay, (1 + n) / (10 + n) after n updates.")
+    update_every: int = key(1, "Update the average once in this many steps.", ge=1)
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """`early_stopping`: when to end before the last step. `true` takes the defaults, a number is the patience."""
+
+    monitor: str = key("eval_loss", "Metric to follow; val/loss, val_loss and eval_loss are the same.")
+    mode: Direction = key("min", "Whether less or more is better.")
+    patience: int = key(10, "Checks without improvement before stopping.", ge=0)
+    min_delta: float = key(0.0, "Change that counts as an improvement.", ge=0)
+    check_on_train_epoch_end: bool = key(False, "Check at the end of each epoch; false: after each evaluation.")
+    stopping_threshold: float | None = key(None, "Stop as soon as the metric is this good.")
+    divergence_threshold: float | None = key(None, "Stop as soon as the metric is this bad.")
+    strict: bool = key(True, "A metric that is not there is an error; false: the check is skipped.")
+    verbose: bool = key(False, "Print a line for each improvement.", on_resume=HARMLESS)
+    check_finite: bool = key(True, "Stop when the metric is not a finite number.")
+    log_rank_zero_only: bool = key(False, "Only the first process prints; false: each one does.", on_resume=HARMLESS)
+
+
+@dataclass
+class CheckpointingConfig:
+    """`checkpointing`: which checkpoints are saved and kept, beside `save_steps`."""
+
+    monitor: str | list[str] | None = key(None, "Metrics whose best checkpoints are kept.")
+    mode: Direction | list[Direction] | dict[str, Direction] = key("min", "min or max, for all or for each metric.")
+    save_top_k: int = key(-1, "Best checkpoints kept for each metric: -1 all, 0 none.", ge=-1)
+    save_last: bool = key(True, "Keep the newest checkpoint in any case.")
+    every_n_epochs: int = key(1, "Save at the end of every n-th epoch; 0: no periodic saves.", ge=0)
+    dirpath: str | None = key(None, "Folder of the checkpoints; null: output_dir.")
+
+    def __post_init__(self) -> None:
+        monitors = self.monitors
+        if isinstance(self.mode, list) and len(self.mode) != len(monitors):
+            raise ValueError(f"`mode` has {len(self.mode)} entries for {len(monitors)} monitors; give one for each")
+        if isinstance(self.mode, dict) and (unknown := sorted(set(self.mode) - set(monitors))):
+            raise ValueError(f"`mode` names `{unknown[0]}`, which `monitor` does not; monitors: {', '.join(monitors)}")
+        if len(set(monitors)) != len(monitors):
+            raise ValueError(f"`monitor` names one metric twice: {', '.join(monitors)}")
+
+    @property
+    def monitors(self) -> list[str]:
+        return [self.monitor] if isinstance(self.monitor, str) else list(self.monitor or [])
+
+
+@dataclass
+class LoggingConfig:
+    """`logging`: the logger, and how it calls the run."""
+
+    logger_type: Literal["CSVLogger", "TensorBoardLogger", "WandbLogger"] | None = key(None, "Logger; null: none.")
+    name: str | None = key(None, "Name of the run.")
+    project: str | None = key(None, "Project the run belongs to.")
+    entity: str | None = key(None, "User or team that owns it.")
+    group: str | None = key(None, "Larger experiment it is part of.")
+    notes: str | None = key(None, "A longer description.")
+    log_model: Literal["all", "best"] | bool | None = key(None, "Upload checkpoints: all, best; null: none.")
+    save_dir: str | None = key(None, "Folder of the logger's files; null: output_dir.")
+
+
+@dataclass
+class ParameterGroup:
+    """One entry of `param_groups`: parameters that train at their own rate."""
+
+    pattern: str = key(
+        "", "A part that the model names (backbone …) or a regex over parameter names.", on_resume=IMPOSSIBLE
+    )
+    lr: float | None = key(None, "Learning rate of the group.", ge=0, on_resume=TRAJECTORY)
+    lr_factor: float | None = key(None, "Learning rate as a multiple of `learning_rate`.", ge=0, on_resume=TRAJECTORY)
+    weight_decay: float | None = key(None, "Weight decay of the group.", ge=0, on_resume=TRAJECTORY)
+
+    def __post_init__(self) -> None:
+        if not self.pattern:
+            raise ValueError("`pattern` is missing: name a part of the model or a regex over parameter names")
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"`pattern: {self.pattern}` is not a regular expression: {error}") from None
+        if self.lr is None and self.lr_factor is None and self.weight_decay is None:
+            raise ValueError("changes nothing: give `lr`, `lr_factor` or `weight_decay`")
+        if self.lr is not None and self.lr_factor is not None:
+            raise ValueError("`lr` and `lr_factor` are both given; keep one")
