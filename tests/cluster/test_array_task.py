@@ -4,9 +4,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from loader.schema.alias_flags import alias_paths
 
 from loader.command_line.parser import argument_parser
+from loader.schema.alias_flags import alias_paths
 from loader.sources.key_aliases import ALIASES
 
 FILE = Path(__file__).resolve().parent.parent.parent / "scripts/slurm/array_task.py"
