@@ -1,1 +1,1 @@
-"""Agreement between ranks, sharded tensors, and checks of the launch."""
+"""Consensus between ranks, sharded tensors, and checks of the launch."""
