@@ -80,14 +80,28 @@ class CheckpointingConfig:
         monitors = self.monitors
         if isinstance(self.mode, list) and len(self.mode) != len(monitors):
             raise ValueError(f"`mode` has {len(self.mode)} entries for {len(monitors)} monitors; give one for each")
-        if isinstance(self.mode, dict) and (unknown := sorted(set(self.mode) - set(monitors))):
-            raise ValueError(f"`mode` names `{unknown[0]}`, which `monitor` does not; monitors: {', '.join(monitors)}")
+        if isinstance(self.mode, dict) and (different := sorted(set(self.mode) ^ set(monitors))):
+            raise ValueError(f"`mode` and `monitor` must name the same metrics; only one of them has `{different[0]}`")
         if len(set(monitors)) != len(monitors):
             raise ValueError(f"`monitor` names one metric twice: {', '.join(monitors)}")
+        if self.save_top_k > 0 and not monitors:
+            raise ValueError(
+                f"`save_top_k: {self.save_top_k}` needs `monitor`, which defines the best; to keep the newest few, set "
+                "save_total_limit"
+            )
 
     @property
     def monitors(self) -> list[str]:
+        """The monitored metrics as the user names them."""
         return [self.monitor] if isinstance(self.monitor, str) else list(self.monitor or [])
+
+    @property
+    def modes(self) -> dict[str, str]:
+        """`min` or `max` for each monitor, in the monitors' order."""
+        if isinstance(self.mode, dict):
+            return {monitor: self.mode[monitor] for monitor in self.monitors}
+        modes = [self.mode] * len(self.monitors) if isinstance(self.mode, str) else self.mode
+        return dict(zip(self.monitors, modes, strict=True))
 
 
 @dataclass

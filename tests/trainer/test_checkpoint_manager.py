@@ -20,6 +20,7 @@ from trainer.callbacks.text_samples import Sampling, WriteSamples
 from trainer.checkpointing import async_writer, contents
 from trainer.checkpointing.async_writer import CheckpointWriter, SavesFailed
 from trainer.checkpointing.manager import CheckpointManager
+from trainer.sections import CheckpointingConfig
 
 HIDDEN = ".deleting-checkpoint-2"
 EACH_TWO = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
@@ -305,7 +306,7 @@ def test_a_run_that_fails_completes_its_save(tmp_path, monkeypatch):
 def test_an_evaluation_and_an_epoch_end_at_one_step_are_saved_once(tmp_path):
     kept = {"monitor": "val/loss", "mode": "min", "save_top_k": -1, "save_last": True, "every_n_epochs": 1}
     trainer = make_trainer(
-        tmp_path, checkpointing=SimpleNamespace(**kept), num_train_epochs=1, eval_strategy="steps", eval_steps=6
+        tmp_path, checkpointing=CheckpointingConfig(**kept), num_train_epochs=1, eval_strategy="steps", eval_steps=6
     )
     recorder = RecordsSaves(tmp_path)
     trainer.add_callback(recorder)

@@ -2,7 +2,6 @@
 
 import json
 import os
-from types import SimpleNamespace
 
 import pytest
 from tiny_training import make_trainer
@@ -11,8 +10,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from storage.checkpoints import checkpoints
 from trainer.callbacks.checkpoint_policy import PREEMPTION
-from trainer.callbacks.model_checkpoint import ModelCheckpoint, monitor_modes
+from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.dataloading.samplers import EveryNEpochs
+from trainer.sections import CheckpointingConfig
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 
@@ -21,7 +21,7 @@ SCORES = [0, 1, 3, 2, 7, 7, 1, 2, 3, 6, 5, 4, 8]
 
 
 def settings(monitor="val/loss", mode="min", save_top_k=-1, save_last=True, every_n_epochs=0):
-    return SimpleNamespace(
+    return CheckpointingConfig(
         monitor=monitor, mode=mode, save_top_k=save_top_k, save_last=save_last, every_n_epochs=every_n_epochs
     )
 
@@ -95,7 +95,7 @@ class SavesAt(TrainerCallback):
         (settings(monitor=None, every_n_epochs=1), None, [6, 12]),
         (settings(monitor=[], every_n_epochs=2, save_last=False), None, [12]),
         (settings(monitor=None, every_n_epochs=1), 1, [12]),
-        (settings(monitor=None, every_n_epochs=None), None, [12]),
+        (settings(monitor=None, every_n_epochs=0), None, [12]),
         (
             settings(monitor=["val_loss", "val_score"], mode=["min", "max"], save_top_k=1, save_last=False),
             None,
@@ -281,18 +281,18 @@ def test_monitors_of_several_evaluation_sets(tmp_path):
 @pytest.mark.parametrize(
     ("given", "key"),
     [
-        ({"monitor": ["a", "b"], "mode": ["min"]}, "checkpointing.mode"),
-        ({"monitor": ["a"], "mode": {"b": "min"}}, "checkpointing.mode"),
-        ({"monitor": None, "save_top_k": 2}, "checkpointing.save_top_k: 2"),
+        ({"monitor": ["a", "b"], "mode": ["min"]}, "`mode`"),
+        ({"monitor": ["a"], "mode": {"b": "min"}}, "`mode`"),
+        ({"monitor": None, "save_top_k": 2}, "`save_top_k: 2`"),
     ],
 )
-def test_settings_that_do_not_fit(tmp_path, given, key):
+def test_settings_that_do_not_fit(given, key):
     with pytest.raises(ValueError, match=key):
-        ModelCheckpoint(settings(**given), tmp_path)
+        settings(**given)
 
 
 def test_modes_are_in_the_monitors_order():
-    assert list(monitor_modes(settings(monitor=["b", "a"], mode={"a": "min", "b": "max"})).items()) == [
+    assert list(settings(monitor=["b", "a"], mode={"a": "min", "b": "max"}).modes.items()) == [
         ("b", "max"),
         ("a", "min"),
     ]

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
@@ -29,19 +29,10 @@ from trainer.callbacks.checkpoint_policy import (
 )
 from trainer.callbacks.epochs import epochs_begun, is_whole
 from trainer.callbacks.metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
+from trainer.sections import CheckpointingConfig
 
 STATE_KEY = "model_checkpoint"  # in trainer_state.json
 NEVER = -1  # a step that no run reaches
-
-
-class CheckpointingSettings(Protocol):
-    """The section `checkpointing`."""
-
-    monitor: str | Sequence[str] | None
-    mode: str | Sequence[str] | Mapping[str, str]  # min or max: for all, in the monitors' order, or by monitor
-    save_top_k: int  # best checkpoints kept for each monitor; -1: all, 0: none
-    save_last: bool
-    every_n_epochs: int | None  # 0 or None: no periodic saves
 
 
 class ModelCheckpoint(TrainerCallback):
@@ -69,26 +60,19 @@ class ModelCheckpoint(TrainerCallback):
         delete: Removes a folder's name at once, and its content then or later.
 
     Raises:
-        ValueError: `mode` does not fit `monitor`, or `save_top_k` has no monitor; during training also if a monitor is
-            not logged.
+        UnknownMetric: during training, if a monitor is not logged.
     """
 
     def __init__(
         self,
-        settings: CheckpointingSettings | None,
+        settings: CheckpointingConfig | None,
         checkpoint_dir: Path,
         save_total_limit: int | None = None,
         delete: Callable[[Path], None] = remove,
     ):
-        self.modes = {} if settings is None else monitor_modes(settings)
-        self.save_top_k = -1 if settings is None else settings.save_top_k
-        self.save_last = settings is not None and settings.save_last
-        self.every_n_epochs = None if settings is None else settings.every_n_epochs
-        if self.save_top_k > 0 and not self.modes:
-            raise ValueError(
-                f"`checkpointing.save_top_k: {self.save_top_k}` needs `checkpointing.monitor` to define the best; to "
-                "keep the newest few, set save_total_limit"
-            )
+        settings = settings or CheckpointingConfig(save_last=False, every_n_epochs=0)
+        self.modes, self.save_top_k = settings.modes, settings.save_top_k
+        self.save_last, self.every_n_epochs = settings.save_last, settings.every_n_epochs
         self.limit, self.latest = save_total_limit, LatestMetrics()
         self.files = CheckpointFiles(Path(checkpoint_dir), delete)
         self._reset()
@@ -334,22 +318,3 @@ def _printed_errors(line: str) -> Iterator[None]:
         yield
     except OSError as error:
         tqdm.write(f"{line} ({error.strerror or error})", file=sys.stderr)
-
-
-def monitor_modes(settings: CheckpointingSettings) -> dict[str, str]:
-    """Return `min` or `max` for each monitor, in the monitors' order.
-
-    Raises:
-        ValueError: a monitor has no mode.
-    """
-    monitors = [settings.monitor] if isinstance(settings.monitor, str) else list(settings.monitor or [])
-    if isinstance(settings.mode, str):
-        return dict.fromkeys(monitors, settings.mode)
-    if isinstance(settings.mode, Mapping):
-        modes = dict(settings.mode)
-    else:
-        modes = dict(zip(monitors, settings.mode, strict=False))
-    without = [name for name in monitors if name not in modes]
-    if without:
-        raise ValueError(f"`checkpointing.mode` has no value for the monitor `{without[0]}`; give min or max for each")
-    return {name: modes[name] for name in monitors}
