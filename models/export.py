@@ -58,7 +58,7 @@ def export(checkpoint: Path, out: Path, merge: bool, trust_remote_code: bool = F
     check_files(checkpoint)
     module = component_of(checkpoint)
     if merge:
-        from models.adapt.saved import plain_model
+        from models.adapt.adapter_io import plain_model
 
         model = plain_model(checkpoint, module, trust_remote_code)
         out.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from storage.config_keys import HARMLESS
+from storage.config_keys import HARMLESS, key
 
 DIMS = ("state_dim", "action_dim", "chunk_size", "num_images", "image_height", "image_width")
 POSITIVE_DIMS = DIMS[:3]  # the other three are 0 for data without images
@@ -27,35 +27,25 @@ class PolicyConfig:
     image_height: int | None = dim("pixels", 0)
     image_width: int | None = dim("pixels", 0)
 
-    backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = field(
-        default="resnet18", metadata={"help": "image backbone; not built when the data has no images"}
+    backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = key(
+        "resnet18", "image backbone; not built when the data has no images"
     )
-    backbone_weights: str | None = field(
-        default=None,
-        metadata={"help": "pretrained weights of the backbone: hub id or folder; null: random weights"},
+    backbone_weights: str | None = key(
+        None, "pretrained weights of the backbone: hub id or folder; null: random weights"
     )
-    backbone_norm: Literal["auto", "frozen", "batch"] = field(
-        default="auto",
-        metadata={
-            "help": "frozen: batch norms keep the statistics and scales they were loaded with; batch: they "
-            "learn; auto: frozen exactly when backbone_weights is set"
-        },
+    backbone_norm: Literal["auto", "frozen", "batch"] = key(
+        "auto",
+        "frozen: batch norms keep the statistics and scales they were loaded with; batch: they "
+        "learn; auto: frozen exactly when backbone_weights is set",
     )
-    n_action_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "actions executed of each chunk before the next is predicted; null: all",
-            "ge": 1,
-            "on_resume": HARMLESS,
-        },
+    n_action_steps: int | None = key(
+        None, "actions executed of each chunk before the next is predicted; null: all", ge=1, on_resume=HARMLESS
     )
-    temporal_ensemble_coeff: float | None = field(
-        default=None,
-        metadata={
-            "help": "m of temporal ensembling: predict at every step and average with weights exp(-m·i), "
-            "i = 0 the oldest prediction; the paper's value is 0.01; null: execute chunks instead",
-            "on_resume": HARMLESS,
-        },
+    temporal_ensemble_coeff: float | None = key(
+        None,
+        "m of temporal ensembling: predict at every step and average with weights exp(-m·i), "
+        "i = 0 the oldest prediction; the paper's value is 0.01; null: execute chunks instead",
+        on_resume=HARMLESS,
     )
 
     def __post_init__(self) -> None:

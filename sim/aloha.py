@@ -16,48 +16,16 @@ normal: never clip them to the range that gym-aloha declares.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from sim.aloha_config import Config
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from sim.environment import Environment
 
-CAMERAS = ("top", "angle", "front_close", "left_pillar", "right_pillar")
-CONTROL_HZ = 50
-MAX_REWARD = 4
 PROCESS_KEYS: frozenset[str] = frozenset()
-
-
-@dataclass
-class Config:
-    """Keys of an `env` section."""
-
-    task: Literal["transfer_cube", "insertion"] = field(
-        metadata={
-            "help": "transfer_cube: the right arm lifts a cube and hands it to the left arm; "
-            "insertion: each arm lifts a part, then they push the peg into the socket"
-        }
-    )
-    cameras: list[str] = field(
-        default_factory=list,
-        metadata={"help": f"cameras in every observation, of {', '.join(CAMERAS)}; [] needs no OpenGL"},
-    )
-    episode_steps: int = field(default=400, metadata={"help": "control steps of an episode, 0.02 s each", "ge": 1})
-    image_height: int = field(default=480, metadata={"help": "rendered pixels", "ge": 16, "le": 2160})
-    image_width: int = field(default=640, metadata={"help": "rendered pixels", "ge": 16, "le": 3840})
-    shadows: bool = field(
-        default=False,
-        metadata={"help": "cast shadows: three times slower on a CPU; record and score with the same value"},
-    )
-
-    def __post_init__(self) -> None:
-        for camera in self.cameras:
-            if camera not in CAMERAS:
-                raise ValueError(f"env.cameras: no camera {camera!r}; this scene has {', '.join(CAMERAS)}")
-        if len(set(self.cameras)) != len(self.cameras):
-            raise ValueError(f"env.cameras: {self.cameras} names a camera twice")
 
 
 def make(config: Config) -> Environment:

@@ -18,7 +18,7 @@ from gym_aloha.tasks import sim as joint_tasks
 from gym_aloha.tasks import sim_end_effector as end_effector_tasks
 from gym_aloha.utils import sample_box_pose, sample_insertion_pose
 
-from sim.aloha import MAX_REWARD, Config
+from sim.aloha_config import MAX_REWARD, Config
 
 LEFT_FINGERS = ("vx300s_left/10_left_gripper_finger", "vx300s_left/10_right_gripper_finger")
 RIGHT_FINGERS = ("vx300s_right/10_left_gripper_finger", "vx300s_right/10_right_gripper_finger")

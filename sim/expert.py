@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.aloha import Config, simulator
+from sim.aloha import simulator
+from sim.aloha_config import Config
 
 OPEN, SHUT = 1.0, 0.0
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sim.aloha import CAMERAS, CONTROL_HZ, Config, simulator
+from sim.aloha import simulator
+from sim.aloha_config import CAMERAS, CONTROL_HZ, Config
 from sim.rollout import EpisodeResult
 from sim.workers import run
 

@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from sim import expert
-from sim.aloha import Config, make, simulator
+from sim.aloha import make, simulator
+from sim.aloha_config import Config
 from sim.workers import progress, run
 from storage.atomic import sync, sync_folder
 

@@ -14,7 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from sim.aloha import Config, make
+from sim.aloha import make
+from sim.aloha_config import Config
 from sim.workers import progress, run
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from data.bundle import Bundle
 from data.cache import in_gigabytes
-from data.demonstrations import Config
+from data.demonstrations.config import Config
 from data.demonstrations.dataset import Demonstrations, collate
 from data.demonstrations.encoder import ObservationEncoder
 from data.demonstrations.source import Source, prepare

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from data.demonstrations import Config, episode_files
+from data.demonstrations.config import Config, episode_files
 
 IMAGE_GROUPS = {"act": "observations/images", "il_studio": "observations/image"}
 MIRRORED_ATTRIBUTES = ("mirrored", "mirror", "is_mirrored")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data import cache
-from data.demonstrations import Config
+from data.demonstrations.config import Config
 from data.demonstrations.frames import ArrayFrames, FileFrames, write_all
 from data.demonstrations.images import FrameFit, available_resizer, training_size
 from data.demonstrations.layouts import (

@@ -12,8 +12,8 @@ import numpy as np
 from data.bundle import Bundle
 from data.cache import file_identity, key_of, open_or_build
 from data.mixing import MixtureSampler
-from data.records import Config
 from data.records.chat import Encoded, Encoder
+from data.records.config import Config
 from data.records.dataset import Rows, collate, save
 from data.records.packing import fill, first_fit
 from data.records.source import Source, find, hub_splits, read, split_of_hub

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.text import SPLITS, Config
+from data.text.config import SPLITS, Config
 from data.text.folder import Folder
 from data.user_json import parsed
 

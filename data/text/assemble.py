@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from data.bundle import Bundle
-from data.text import Config, find, samples_per_step
 from data.text.agreement import tokenizer_digest
+from data.text.config import Config, find, samples_per_step
 from data.text.dataset import EvalWindows, MixedWindows, TrainWindows, collate
 from data.text.folder import Folder, Split, read_folder
 from data.text.sampling import Drawn, Interleaved, RandomStarts, Sampling, StoredStarts

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.text import MOST_IDS, SPLITS
+from data.text.config import MOST_IDS, SPLITS
 from data.text.nanogpt_meta import read_meta_pickle
 from data.user_json import parsed
 

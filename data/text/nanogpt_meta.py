@@ -11,7 +11,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from data.text import MOST_IDS
+from data.text.config import MOST_IDS
 
 LARGEST_META = 64 * 2**20  # bytes; a vocabulary of 200,000 words takes about 4 MB
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.text import SPLITS
+from data.text.config import SPLITS
 from data.text.sources import Piece
 from data.text.tokenizers import block_encoder
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.text import shortened
+from data.text.config import shortened
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -28,12 +28,12 @@ class Component:
 
 @cache
 def shipped(section: str) -> tuple[str, ...]:
-    """Names of the components that come with Keel: the modules of the section's folder that define a `Config`."""
+    """Names of Keel's own components: the modules of the section's folder that declare PROCESS_KEYS."""
     folder = ROOT / COMPONENTS[section]
     names = []
     for path in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
         name = path.parent.name if path.name == "__init__.py" else path.stem
-        if "\nclass Config" in path.read_text(encoding="utf-8"):
+        if "\nPROCESS_KEYS" in path.read_text(encoding="utf-8"):
             names.append(name)
     return tuple(names)
 

@@ -10,12 +10,11 @@ Importing this needs neither torch nor transformers; `build` and `load` bring th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.policy import PolicyConfig, require_dims
-from storage.config_keys import TRAJECTORY
+from models.act.config import Config
+from models.policy import require_dims
 
 if TYPE_CHECKING:
     from models.act.network import ACT
@@ -32,63 +31,6 @@ PARTS: dict[str, str] = {
     "decoder": r"^(decoder|queries)(\.|$)",
     "head": r"^head(\.|$)",
 }
-
-
-@dataclass
-class Config(PolicyConfig):
-    """Keys of `model: {name: act}`; the defaults are the paper's."""
-
-    hidden_dim: int = field(default=512, metadata={"help": "width of every token", "ge": 4})
-    num_heads: int = field(default=8, metadata={"help": "attention heads; divides hidden_dim", "ge": 1})
-    feedforward_dim: int = field(default=3200, metadata={"help": "inner width of feed-forward blocks", "ge": 1})
-    encoder_layers: int = field(default=4, metadata={"help": "layers over latent, state and images", "ge": 1})
-    decoder_layers: int = field(
-        default=1,
-        metadata={
-            "help": "layers over the chunk's queries, all of them used; the paper's code builds 7 but reads "
-            "only the first one's output, so 1 is what it trained",
-            "ge": 1,
-        },
-    )
-    cvae_layers: int = field(default=4, metadata={"help": "layers that encode demonstrated chunks", "ge": 1})
-    latent_dim: int = field(default=32, metadata={"help": "numbers in the style variable z", "ge": 1})
-    kl_weight: float = field(
-        default=10.0,
-        metadata={
-            "help": "loss = L1 + kl_weight × KL",
-            "ge": 0,
-            "on_resume": TRAJECTORY,
-        },
-    )
-    use_cvae: bool = field(
-        default=True,
-        metadata={"help": "learn z from the demonstrated chunk; false: z is always 0, no KL, faster"},
-    )
-    dropout: float = field(
-        default=0.1,
-        metadata={
-            "help": "in every attention and feed-forward block",
-            "ge": 0,
-            "lt": 1,
-            "on_resume": TRAJECTORY,
-        },
-    )
-    pre_norm: bool = field(
-        default=False, metadata={"help": "layer norm before each block; false: after it, as in the paper"}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(
-                f"model.hidden_dim: {self.hidden_dim} is not divisible by model.num_heads: {self.num_heads}; "
-                f"try hidden_dim {self.num_heads * max(1, round(self.hidden_dim / self.num_heads))}"
-            )
-        if self.hidden_dim % 4:
-            raise ValueError(
-                f"model.hidden_dim: {self.hidden_dim} is not divisible by 4: "
-                "the sines and cosines of two image axes share it"
-            )
 
 
 def build(config: Config, process: Any) -> ACT:

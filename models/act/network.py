@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from models.act import Config
+from models.act.config import Config
 from models.backbone import ImageBackbone, load_backbone_weights
 from models.chunking import ChunkPolicy, masked_mean
 from models.layers import DecoderLayer, Encoder, grid_positions, sequence_positions

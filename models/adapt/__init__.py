@@ -9,19 +9,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .checks import check
+from models.adapt.checks import check
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from .adapted import Adapted
+    from models.adapt.adapted_model import AdaptedModel
 
 __all__ = ["build_adapted", "check", "load_adapted"]
 
 
 def build_adapted(
     module: ModuleType, config: Any, process: Any, *, autocast: str | None = None, on_gpu: bool | None = None
-) -> Adapted:
+) -> AdaptedModel:
     """The model of a run: built, its weights loaded, quantized, frozen and given adapters as `process` says.
 
     Args:
@@ -34,7 +34,7 @@ def build_adapted(
     Raises:
         ValueError: a pattern matches nothing, weights do not fit, a package is missing, nothing is left to train.
     """
-    from .build import build
+    from models.adapt.build import build
 
     return build(module, config, process, autocast, on_gpu)
 
@@ -50,6 +50,6 @@ def load_adapted(
     Raises:
         ValueError: the folder or its base model is missing, or weights do not fit, or are pickled.
     """
-    from .saved import load
+    from models.adapt.adapter_io import load
 
     return load(Path(folder), module, device, trust_remote_code)

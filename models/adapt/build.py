@@ -12,18 +12,20 @@ from typing import Any
 
 from torch import nn
 
-from . import quantize as quantization
-from .adapted import Adapted, Group, Record
-from .attention import choose_attention
-from .checks import INSTALL_PEFT
-from .freeze import freeze, frozen_and_tuned, refuse_all_frozen
-from .parts import parameters_in, parts_of, peft_parts
-from .sources import Source, cast, first_weights
+from models.adapt import quantize as quantization
+from models.adapt.adapted_model import AdaptedModel
+from models.adapt.adapted_state import Group, Record
+from models.adapt.attention import choose_attention
+from models.adapt.checks import INSTALL_PEFT
+from models.adapt.dtype import cast
+from models.adapt.freeze import freeze, frozen_and_tuned, refuse_all_frozen
+from models.adapt.initial_weights import Source, first_weights
+from models.adapt.submodules import parameters_in, parts_of, peft_parts
 
 ADAPTER_WEIGHTS = r"\.lora_"
 
 
-def build(module: ModuleType, config: Any, process: Any, autocast: str | None, on_gpu: bool | None) -> Adapted:
+def build(module: ModuleType, config: Any, process: Any, autocast: str | None, on_gpu: bool | None) -> AdaptedModel:
     """See `models.adapt.build_adapted`."""
     source = first_weights(module, config, process)
     model, lines = source.model, source.lines
@@ -40,13 +42,15 @@ def build(module: ModuleType, config: Any, process: Any, autocast: str | None, o
         _quantize(model, record, parts, trained)
     freeze(model, frozen, tuned)
     refuse_all_frozen(model)
-    return Adapted(model, parts, [], record)
+    return AdaptedModel(model, parts, [], record)
 
 
-def _with_lora(source: Source, record: Record, parts: dict[str, str], frozen: set[str], tuned: set[str]) -> Adapted:
+def _with_lora(
+    source: Source, record: Record, parts: dict[str, str], frozen: set[str], tuned: set[str]
+) -> AdaptedModel:
     if importlib.util.find_spec("peft") is None:
         raise ValueError(INSTALL_PEFT)
-    from . import lora
+    from models.adapt import lora
 
     model, process = source.model, record.process
     chosen = lora.plan(model, process, parts, frozen, tuned, source.new)
@@ -64,13 +68,13 @@ def _with_lora(source: Source, record: Record, parts: dict[str, str], frozen: se
         _check_modules(adapter, process, chosen)
     _refreeze(adapter, frozen)
     groups = [Group(ADAPTER_WEIGHTS, process.lora_lr)] if process.lora_lr is not None else []
-    return Adapted(adapter, peft_parts(parts), groups, record, base)
+    return AdaptedModel(adapter, peft_parts(parts), groups, record, base)
 
 
 def _check_modules(adapter: nn.Module, process: Any, chosen: Any) -> None:
     """`lora_module`, where set, must be what the earlier adapter adapts."""
-    from .lora import ALL_LINEAR, adapted_modules
-    from .parts import base_name
+    from models.adapt.lora import ALL_LINEAR, adapted_modules
+    from models.adapt.submodules import base_name
 
     has = {base_name(name) for name in adapted_modules(adapter)}
     if process.lora_module != ALL_LINEAR and has != set(chosen.adapted):
@@ -82,7 +86,7 @@ def _check_modules(adapter: nn.Module, process: Any, chosen: Any) -> None:
 
 def _refreeze(adapter: nn.Module, frozen: set[str]) -> None:
     """`lora_bias` trains biases; those of frozen parts stay frozen."""
-    from .parts import base_name
+    from models.adapt.submodules import base_name
 
     for name, parameter in adapter.named_parameters():
         if "lora_" not in name and base_name(name) in frozen:

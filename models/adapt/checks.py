@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-# Files of an adapted model; see `models.adapt.saved`.
+# Files of an adapted model; see `models.adapt.adapter_io`.
 ADAPTATION = "adaptation.json"
 BASE = "base"
 QUANTIZED = "quantized.safetensors"

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from .checks import FLAGGED_PARTS, words_of
-from .parts import nothing_found, parameters_in, select
+from models.adapt.checks import FLAGGED_PARTS, words_of
+from models.adapt.submodules import nothing_found, parameters_in, select
 
 
 def frozen_and_tuned(model: nn.Module, process: Any, parts: Mapping[str, str]) -> tuple[set[str], set[str]]:

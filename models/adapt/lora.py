@@ -30,11 +30,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 
+from models.adapt.checks import words_of
+from models.adapt.quantize import quantized_layers
+from models.adapt.submodules import PLAIN_WORD, is_inside, parameters_in, select, whole_modules
 from models.pretrained import reason
-
-from .checks import words_of
-from .parts import PLAIN_WORD, is_inside, parameters_in, select, whole_modules
-from .quantize import quantized_layers
 
 ALL_LINEAR = "all-linear"
 ADAPTER, PICKLED_ADAPTER = "adapter_model.safetensors", "adapter_model.bin"

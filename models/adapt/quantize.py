@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checks import INSTALL_BITSANDBYTES
-from .parts import parameters_in, select
+from models.adapt.checks import INSTALL_BITSANDBYTES
+from models.adapt.submodules import parameters_in, select
 
 
 def quantizable(model: nn.Module, parts: Mapping[str, str], trained: set[str]) -> list[str]:
@@ -76,7 +76,7 @@ def quantize(model: nn.Module, names: Iterable[str], settings: Mapping[str, Any]
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(INSTALL_BITSANDBYTES)
-    from .bnb_layers import EightBitLinear, FourBitLinear
+    from models.adapt.bnb_layers import EightBitLinear, FourBitLinear
 
     # It says at every forward of every 8-bit layer that it casts the input to float16, as it always does.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -99,7 +99,7 @@ def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def dequantize(model: nn.Module) -> None:
     """Replaces every quantized layer by a plain one with the numbers it stands for, in place."""
-    from .bnb_layers import plain_weight
+    from models.adapt.bnb_layers import plain_weight
 
     for name, layer in quantized_layers(model).items():
         linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
@@ -114,7 +114,7 @@ def plain_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str
     layers = quantized_layers(model)
     if not layers:
         return dict(state)
-    from .bnb_layers import plain_weight
+    from models.adapt.bnb_layers import plain_weight
 
     own = {f"{name}.{key}" for name, layer in layers.items() for key in layer.state_dict() if key != "bias"}
     plain = {name: value for name, value in state.items() if name not in own}
@@ -136,7 +136,7 @@ def restore_packed(model: nn.Module, names: Iterable[str], settings: Mapping[str
     """Quantized layers in place of the named ones, exactly as `packed_state` saved them."""
     from safetensors.torch import load_file
 
-    from .bnb_layers import restore
+    from models.adapt.bnb_layers import restore
 
     quantize(model, names, settings)
     stored = load_file(file)
@@ -153,7 +153,7 @@ def resident_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
     yield from model.named_buffers()
     layers = quantized_layers(model)
     if layers:
-        from .bnb_layers import constants
+        from models.adapt.bnb_layers import constants
 
         for name, layer in layers.items():
             yield from ((f"{name}.weight", tensor) for tensor in constants(layer))

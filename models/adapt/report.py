@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .quantize import element_count, quantized_layers, resident_tensors
+from models.adapt.quantize import element_count, quantized_layers, resident_tensors
 
 OTHER = "(other)"
 

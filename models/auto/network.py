@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from models.auto import Config, class_name
+from models.auto.config import Config, class_name
 from models.auto.gguf import gguf_file, gguf_source, gguf_weights
 from models.pretrained import from_files, refuse_unfilled
 

@@ -2,69 +2,67 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.gpt.layers import KeysAndValues
 
-if TYPE_CHECKING:
-    from models.gpt.network import GPT
+
+class Generation:
+    """Mixin of the GPT: text generation by sampling one token after the other."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        do_sample: bool = True,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+        dataset_index: int | None = None,
+        use_cache: bool = True,
+    ) -> Tensor:
+        """The prompt and `max_new_tokens` after it. No token ends the text early.
+
+        Args:
+            input_ids: (B, T), or (B, C, T) with several contexts, which each go on.
+            do_sample: draw from the softmax; false: the most probable token.
+            temperature: scores are divided by it.
+            top_k: draw from so many most probable tokens. None: from all.
+            generator: of the draws; they are made on its device. None: torch's own.
+            dataset_index: whose vocabulary the prompt is in.
+            use_cache: keep keys and values of past tokens: the same scores for less. Once the text is longer than
+                `block_size` only its end is read, whose positions change with each token, so that nothing can be kept.
+
+        Raises:
+            ValueError: an empty prompt, a token outside the vocabulary, or a number out of range.
+        """
+        _check(max_new_tokens, temperature, top_k)
+        block_size, was_training = self.block_size, self.training
+        vocabularies = self.vocabularies(input_ids[..., -block_size:], dataset_index)
+        _check_prompt(input_ids, [self.vocab_sizes[each] for each in vocabularies])
+        self.eval()
+        try:
+            past, read = _empty(self, use_cache), 0
+            for _ in range(max_new_tokens):
+                length = input_ids.shape[-1]
+                if length > block_size:
+                    past, read = None, 0
+                new = input_ids[..., max(read, length - block_size) :]
+                hidden = self.hidden(new, vocabularies, past=past, first=read)[:, -1]
+                read = length if past is not None else 0
+                drawn = [
+                    _next(self.logits(hidden, each), do_sample, temperature, top_k, generator) for each in vocabularies
+                ]
+                tokens = drawn[0] if input_ids.dim() == 2 else torch.stack(drawn, dim=1)
+                input_ids = torch.cat((input_ids, tokens.to(input_ids)), dim=-1)
+        finally:
+            self.train(was_training)
+        return input_ids
 
 
-@torch.no_grad()
-def generate(
-    self: GPT,
-    input_ids: Tensor,
-    max_new_tokens: int,
-    do_sample: bool = True,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    generator: torch.Generator | None = None,
-    dataset_index: int | None = None,
-    use_cache: bool = True,
-) -> Tensor:
-    """The prompt and `max_new_tokens` after it. No token ends the text early.
-
-    Args:
-        input_ids: (B, T), or (B, C, T) with several contexts, which each go on.
-        do_sample: draw from the softmax; false: the most probable token.
-        temperature: scores are divided by it.
-        top_k: draw from so many most probable tokens. None: from all.
-        generator: of the draws; they are made on its device. None: torch's own.
-        dataset_index: whose vocabulary the prompt is in.
-        use_cache: keep keys and values of past tokens: the same scores for less. Once the text is longer than
-            `block_size` only its end is read, whose positions change with each token, so that nothing can be kept.
-
-    Raises:
-        ValueError: an empty prompt, a token outside the vocabulary, or a number out of range.
-    """
-    _check(max_new_tokens, temperature, top_k)
-    block_size, was_training = self.block_size, self.training
-    vocabularies = self.vocabularies(input_ids[..., -block_size:], dataset_index)
-    _check_prompt(input_ids, [self.vocab_sizes[each] for each in vocabularies])
-    self.eval()
-    try:
-        past, read = _empty(self, use_cache), 0
-        for _ in range(max_new_tokens):
-            length = input_ids.shape[-1]
-            if length > block_size:
-                past, read = None, 0
-            new = input_ids[..., max(read, length - block_size) :]
-            hidden = self.hidden(new, vocabularies, past=past, first=read)[:, -1]
-            read = length if past is not None else 0
-            drawn = [
-                _next(self.logits(hidden, each), do_sample, temperature, top_k, generator) for each in vocabularies
-            ]
-            tokens = drawn[0] if input_ids.dim() == 2 else torch.stack(drawn, dim=1)
-            input_ids = torch.cat((input_ids, tokens.to(input_ids)), dim=-1)
-    finally:
-        self.train(was_training)
-    return input_ids
-
-
-def _empty(model: GPT, use_cache: bool) -> list[KeysAndValues] | None:
+def _empty(model: nn.Module, use_cache: bool) -> list[KeysAndValues] | None:
     return [KeysAndValues() for _ in model.blocks] if use_cache else None
 
 
@@ -95,7 +93,7 @@ def _check(max_new_tokens: int, temperature: float, top_k: int | None) -> None:
 
 def _check_prompt(input_ids: Tensor, sizes: list[int]) -> None:
     if not input_ids.numel():
-        raise ValueError("an empty prompt: there is nothing to go on from; give at least one token")
+        raise ValueError("the prompt is empty; give at least one token")
     contexts = [input_ids] if input_ids.dim() == 2 else input_ids.unbind(1)
     for tokens, size in zip(contexts, sizes, strict=True):
         least, most = int(tokens.min()), int(tokens.max())

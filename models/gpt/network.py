@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from models.gpt import Config
-from models.gpt.generation import generate
+from models.gpt.config import Config
+from models.gpt.generation import Generation
 from models.gpt.layers import ROPE_THETA, Block, KeysAndValues, norm_of, rotation
 from models.pretrained import pretrained_config
 
@@ -47,14 +47,13 @@ class Head(nn.Linear):
         return F.linear(tokens, self.weight if rows is None else self.weight[rows])
 
 
-class GPT(PreTrainedModel):
+class GPT(Generation, PreTrainedModel):
     """A decoder-only transformer that predicts the next token."""
 
     config_class = GPTConfig
     supports_gradient_checkpointing = True
     _tied_weights_keys = {"head.weight": "token_embedding.weight"}
     _no_split_modules = ["Block"]  # what FSDP divides one by one
-    generate = generate
 
     def __init__(self, config: GPTConfig):
         super().__init__(config)

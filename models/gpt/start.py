@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig
 
-from models.gpt import FROM_SCRATCH, Config, load
+from models.gpt.config import FROM_SCRATCH, Config
 from models.gpt.layers import NORM_EPS
 from models.gpt.network import GPT, GPTConfig
-from models.pretrained import from_files, reason, refuse_unfilled
+from models.pretrained import from_files, load_checkpoint, reason, refuse_unfilled
 
 # Left open in a configuration, these come from the pretrained model.
 SIZES = ("n_layer", "n_head", "n_embd", "bias", "n_kv_head", "mlp", "mlp_ratio", "rope_theta")
@@ -200,7 +200,7 @@ def load_for_adapter(place: str, folder: Path, cache_dir: str | None) -> GPT:
     """See `models.gpt.load_base`."""
     config_file = Path(place) / "config.json"
     if config_file.is_file() and _own_sizes(Path(place)):
-        return load(place)
+        return load_checkpoint(GPT, place)
     config = from_files(GPTConfig, folder, str(folder), local_files_only=True)
     try:
         _, weights = _gpt2(place, cache_dir)

@@ -5,12 +5,11 @@ Importing this needs neither torch nor transformers; `build` and `load` bring th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from models.policy import PolicyConfig, require_dims
-from storage.config_keys import TRAJECTORY
+from models.mlp.config import Config
+from models.policy import require_dims
 
 if TYPE_CHECKING:
     from models.mlp.network import MLP
@@ -24,30 +23,6 @@ PARTS: dict[str, str] = {
     "trunk": r"^trunk(\.|$)",
     "head": r"^head(\.|$)",
 }
-
-
-@dataclass
-class Config(PolicyConfig):
-    """Keys of `model: {name: mlp}`."""
-
-    hidden_dim: int = field(default=512, metadata={"help": "width of each hidden layer", "ge": 1})
-    hidden_layers: int = field(default=2, metadata={"help": "hidden layers", "ge": 1})
-    dropout: float = field(
-        default=0.0,
-        metadata={
-            "help": "after each hidden layer",
-            "ge": 0,
-            "lt": 1,
-            "on_resume": TRAJECTORY,
-        },
-    )
-    loss: Literal["l1", "mse"] = field(
-        default="l1",
-        metadata={
-            "help": "error of an action: absolute or squared difference",
-            "on_resume": TRAJECTORY,
-        },
-    )
 
 
 def build(config: Config, process: Any) -> MLP:

@@ -14,7 +14,7 @@ from transformers import initialization as init
 
 from models.backbone import ImageBackbone, load_backbone_weights
 from models.chunking import ChunkPolicy, masked_mean
-from models.mlp import Config
+from models.mlp.config import Config
 from models.pretrained import pretrained_config
 
 MLPConfig = pretrained_config(Config, "mlp", "MLPConfig", __name__)

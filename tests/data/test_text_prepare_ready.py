@@ -7,7 +7,8 @@ import types
 
 import pytest
 
-from data.text import READY, find, ready
+from data.text import find, ready
+from data.text.config import READY
 from data.text.preparing import Settings
 from data.text.ready import prepared, settings_of
 

@@ -26,8 +26,8 @@ from adapting import (
 
 import models.act
 from models import adapt
-from models.adapt.parts import base_name, parts_of, select
-from models.adapt.saved import plain_model
+from models.adapt.adapter_io import plain_model
+from models.adapt.submodules import base_name, parts_of, select
 
 ROOT = Path(__file__).resolve().parents[2]
 every_model = pytest.mark.parametrize("name", list(MODULES))

@@ -10,8 +10,8 @@ from adapting import MODULES, batch_of, build_adapted, config_of, disturb, outpu
 
 from models import adapt
 from models.adapt import quantize
+from models.adapt.adapter_io import plain_model
 from models.adapt.report import resident_bytes
-from models.adapt.saved import plain_model
 
 pytestmark = [
     pytest.mark.slow,  # importing bitsandbytes and its kernels takes seconds

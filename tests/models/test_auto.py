@@ -11,7 +11,7 @@ from adapting import LLAMA, batch_of, build_adapted, config_of, disturb, outputs
 
 import models.auto
 from models import adapt
-from models.adapt.parts import base_name
+from models.adapt.submodules import base_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,7 +22,7 @@ def build(config, **settings):
 
 
 def test_every_task_is_a_class_of_transformers():
-    tasks = typing.get_args(models.auto.Task)
+    tasks = typing.get_args(models.auto.config.Task)
     assert models.auto.class_name("causal_lm") == "AutoModelForCausalLM"
     assert models.auto.class_name("seq2seq_lm") == "AutoModelForSeq2SeqLM"
     for task in tasks:

@@ -146,7 +146,7 @@ def test_an_adapter_finds_its_base_again(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     again = adapt.load_adapted(tmp_path / "run", models.auto)
     torch.testing.assert_close(logits(again), expected, rtol=0, atol=1e-6)
-    from models.adapt.saved import plain_model
+    from models.adapt.adapter_io import plain_model
 
     torch.testing.assert_close(logits(plain_model(tmp_path / "run", models.auto)), expected, rtol=0, atol=1e-5)
     base = Path(peft.PeftConfig.from_pretrained(tmp_path / "run").base_model_name_or_path)
@@ -162,7 +162,7 @@ def test_an_adapter_finds_its_base_again(folder, tmp_path, monkeypatch):
 def test_a_relative_path_is_noted_in_full(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     model = build("tiny.gguf")
-    from models.adapt.saved import _absolute
+    from models.adapt.adapter_io import _absolute
 
     assert _absolute(model.loaded_from) == str(folder / "tiny.gguf")
 

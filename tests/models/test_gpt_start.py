@@ -8,7 +8,7 @@ from adapting import process_of
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from models import adapt, gpt
-from models.adapt.saved import plain_model
+from models.adapt.adapter_io import plain_model
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 12, "vocab_size": 70}
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sim import expert
-from sim.aloha import Config, make, simulator
+from sim.aloha import make, simulator
+from sim.aloha_config import Config
 from sim.record import demonstrate
 
 

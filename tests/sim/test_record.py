@@ -14,7 +14,8 @@ import pytest
 from simulated_policies import HOME
 
 from sim import expert
-from sim.aloha import Config, make
+from sim.aloha import make
+from sim.aloha_config import Config
 from sim.record import Recorded, record, recorded
 
 ROOT = Path(__file__).resolve().parents[2]

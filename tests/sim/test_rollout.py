@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from simulated_policies import Broken, Still, counted_still
 
-from sim.aloha import Config, make
+from sim.aloha import make
+from sim.aloha_config import Config
 from sim.expert import ExpertPolicy
 from sim.rollout import EpisodeResult, rollout, score, wilson_interval
 

@@ -18,28 +18,25 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from models.adapt import quantize as quantization
+from models.adapt.adapted_state import AdaptedState
+from models.adapt.checks import ADAPTATION, BASE, QUANTIZED
+from models.adapt.dtype import cast
 from models.pretrained import from_files
 
-from . import quantize as quantization
-from .checks import ADAPTATION, BASE, QUANTIZED
-from .sources import cast
 
-if TYPE_CHECKING:
-    from .adapted import Adapted
-
-
-def settings_of(adapted: Adapted) -> dict[str, Any]:
+def settings_of(adapted: AdaptedState) -> dict[str, Any]:
     """What loading needs to know."""
     record, process = adapted.record, adapted.record.process
     lora = None
     if adapted.has_adapter:
-        from .lora import adapted_modules
-        from .parts import base_name
+        from models.adapt.lora import adapted_modules
+        from models.adapt.submodules import base_name
 
         config = adapted.model.peft_config["default"]
         modules = [base_name(name) for name in adapted_modules(adapted.model)]
@@ -65,8 +62,8 @@ def _absolute(place: str | None) -> str | None:
 # ---- saving ----
 
 
-def save(adapted: Adapted, folder: Path, state: Mapping[str, torch.Tensor] | None, final: Path) -> None:
-    """See `Adapted.save`."""
+def save(adapted: AdaptedState, folder: Path, state: Mapping[str, torch.Tensor] | None, final: Path) -> None:
+    """See `AdaptedState.save`."""
     folder.mkdir(parents=True, exist_ok=True)
     model = adapted.model
     if adapted.has_adapter:
@@ -87,7 +84,7 @@ def save(adapted: Adapted, folder: Path, state: Mapping[str, torch.Tensor] | Non
     (folder / ADAPTATION).write_text(text + "\n", encoding="utf-8")
 
 
-def _save_base(adapted: Adapted, folder: Path, final: Path) -> None:
+def _save_base(adapted: AdaptedState, folder: Path, final: Path) -> None:
     """Notes where the adapter's base is; one that exists nowhere else is put beside the adapter."""
     config = adapted.model.peft_config["default"]
     config.base_model_name_or_path = _absolute(adapted.record.place)
@@ -102,7 +99,7 @@ def _save_base(adapted: Adapted, folder: Path, final: Path) -> None:
     adapted.base_copy = final / BASE
 
 
-def _nearest_base(adapted: Adapted) -> Path:
+def _nearest_base(adapted: AdaptedState) -> Path:
     """The base as the last checkpoint holds it, where links cost nothing; rotated away, as it was first written."""
     copy_is_whole = adapted.base_copy is not None and (adapted.base_copy / "config.json").is_file()
     return adapted.base_copy if copy_is_whole else Path(adapted.base_folder.name)
@@ -166,7 +163,7 @@ def load(folder: Path, module: ModuleType, device: str, trust_remote_code: bool 
         model = _whole(folder, module, trust_remote_code)
         quantization.restore_packed(model, settings["modules"], settings, folder / QUANTIZED)
     else:
-        from .lora import attach
+        from models.adapt.lora import attach
 
         model = _base(folder, module, info, trust_remote_code)
         if settings:
@@ -190,7 +187,7 @@ def plain_model(folder: Path, module: ModuleType, trust_remote_code: bool = Fals
     info = read_settings(folder)
     if info is None or info["lora"] is None:
         return _whole(folder, module, trust_remote_code).eval()
-    from .lora import attach
+    from models.adapt.lora import attach
 
     model, settings = _base(folder, module, info, trust_remote_code), info["quantization"]
     if settings:  # the adapter was trained around the error of quantization, which is therefore kept
@@ -225,10 +222,10 @@ def _untie(model: nn.Module, changed: set[str]) -> None:
         model.config.get_text_config().tie_word_embeddings = False
 
 
-def resume(adapted: Adapted, folder: Path) -> None:
-    """See `Adapted.load`."""
+def resume(adapted: AdaptedState, folder: Path) -> None:
+    """See `AdaptedState.load`."""
     if adapted.has_adapter:
-        from .lora import load_weights
+        from models.adapt.lora import load_weights
 
         _refuse_other_base(adapted, folder)
         load_weights(adapted.model, folder)
@@ -256,7 +253,7 @@ def resume(adapted: Adapted, folder: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def _refuse_other_base(adapted: Adapted, folder: Path) -> None:
+def _refuse_other_base(adapted: AdaptedState, folder: Path) -> None:
     """An adapter on other random weights (another seed) would be another model."""
     if adapted.base_folder is None or not (folder / BASE).is_dir():
         return

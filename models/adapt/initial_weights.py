@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checks import check, unused_path
+from models.adapt.checks import check, unused_path
 
 SHOWN = 3  # names of weights that a line lists
 
@@ -48,7 +48,7 @@ def first_weights(module: ModuleType, config: Any, process: Any) -> Source:
         assert not path or "model_name_or_path" in keys, unused_path(path)
         lines = [*getattr(model, "notes", [])]
         return Source(model, getattr(model, "loaded_from", None), getattr(model, "new_weights", None), lines)
-    from .saved import plain_model, refuse_other_module
+    from models.adapt.adapter_io import plain_model, refuse_other_module
 
     folder = Path(os.path.expanduser(path))
     refuse_other_module(folder, module)
@@ -98,20 +98,3 @@ def _take_fitting(model: nn.Module, weights: dict[str, torch.Tensor], folder: Pa
 
 def _size(tensor: torch.Tensor | None) -> str:
     return "nothing" if tensor is None else f"{'×'.join(map(str, tensor.shape)) or 'a number'}"
-
-
-def cast(model: nn.Module, weights_dtype: str | None) -> None:
-    """All floating-point weights as `weights_dtype`, in place.
-
-    Buffers that are not saved (the frequencies of rotary positions) keep their type: they are computed, not learned,
-    and a model that is loaded again has them in full precision.
-    """
-    if weights_dtype is None:
-        return
-    dtype, saved = getattr(torch, weights_dtype), model.state_dict().keys()
-    buffers = [buffer for name, buffer in model.named_buffers() if name in saved]
-    for tensor in [*model.parameters(), *buffers]:
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
-    if hasattr(model, "config"):
-        model.config.dtype = dtype

@@ -1,0 +1,137 @@
+"""Configuration keys of demonstrations, and the episode files of a folder; importing this needs no package."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from storage.config_keys import HARMLESS, IMPOSSIBLE, key
+
+NORMALIZATION_KINDS = Literal["zscore", "min_max", "percentiles", "identity"]
+
+
+SUFFIXES = (".hdf5", ".h5")
+
+
+def described(text: str, default=None, **bounds):
+    """A Config field with its help text; containers are copied for each Config."""
+    if isinstance(default, (dict, list)):
+        return field(default_factory=default.copy, metadata={"help": text, **bounds})
+    return field(default=default, metadata={"help": text, **bounds})
+
+
+@dataclass
+class Config:
+    """YAML section `dataset` with `name: demonstrations`."""
+
+    path: str | list[str] | None = key(
+        None,
+        "folder of episode files, searched recursively for *.hdf5 and *.h5, or a list of folders to mix; "
+        "unset only while the task's data is yet to be recorded",
+        on_resume=HARMLESS,
+    )
+    weights: list[float] | None = key(
+        None,
+        "how often each folder of `path` is drawn, in any unit; unset draws every step (or, with "
+        "episode_first, every episode) equally often",
+    )
+    layout: Literal["auto", "act", "il_studio"] = key(
+        "auto",
+        "where files keep things: `act` /action, /observations/qpos, /observations/images; `il_studio` "
+        "/action_joint, /observations/state_joint, /observations/image; `auto` looks into the first file",
+    )
+    control: Literal["joint", "ee"] = key(
+        "joint", "which actions and states of the IL-Studio layout: joint positions or end-effector poses"
+    )
+    state_keys: list[str] | None = key(
+        None,
+        "HDF5 paths concatenated to the state, such as [observations/qpos, observations/env_state]; unset: "
+        "the layout's own",
+        on_resume=IMPOSSIBLE,
+    )
+    action_key: str | None = key(None, "HDF5 path of the actions; unset: the layout's own", on_resume=IMPOSSIBLE)
+    cameras: list[str] | None = key(
+        None, "cameras, in the model's order; unset: all the files have; []: none", on_resume=IMPOSSIBLE
+    )
+    image_size: list[int] | None = key(
+        None,
+        "[height, width] of images in training, in pixels; unset: a square of the frame's shorter side (of "
+        "its longer side with image_aspect_ratio pad)",
+        on_resume=IMPOSSIBLE,
+    )
+    chunk_size: int = key(100, "actions per chunk, in control steps", ge=1, on_resume=IMPOSSIBLE)
+    eval_fraction: float = key(
+        0.0, "share of each folder's episodes held out for evaluation, at least one where it is not 0", ge=0, lt=1
+    )
+    split_seed: int = key(
+        0, "which episodes are held out; apart from the run's seed, so that runs stay comparable", ge=0
+    )
+    max_episodes: int | None = key(None, "use only the first so many episodes of each folder", ge=1)
+    samples_per_epoch: int | None = key(None, "samples in an epoch; unset: the number of training steps", ge=1)
+    normalization: dict[Literal["state", "action"], NORMALIZATION_KINDS] = key(
+        {"state": "zscore", "action": "zscore"},
+        "kind for state and action: zscore; min_max (to [-1, 1]); percentiles (1 % and 99 % to [-1, 1], not "
+        "clipped); identity",
+    )
+    normalization_mask: dict[Literal["state", "action"], list[bool]] = key(
+        {}, "per dimension of state and action: true normalises, false leaves the value; unset: all true"
+    )
+    minimum_std: float = key(
+        0.01, "floor of the standard deviation under zscore, in the signal's unit: keeps idle joints' noise small", gt=0
+    )
+
+    def __post_init__(self):
+        self.normalization = {"state": "zscore", "action": "zscore", **self.normalization}
+        paths = self.paths()
+        if self.weights is not None and len(self.weights) != len(paths):
+            raise ValueError(
+                f"dataset.weights has {len(self.weights)} entries but dataset.path names {len(paths)} "
+                f"folders; give one weight for each folder"
+            )
+        if self.weights is not None and min(self.weights) <= 0:
+            raise ValueError(
+                f"dataset.weights {self.weights} has an entry that is not positive; leave the folder out "
+                f"of dataset.path instead"
+            )
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise ValueError(
+                f"dataset.image_size {self.image_size} is not [height, width]; give two positive numbers "
+                f"of pixels, such as [240, 320]"
+            )
+        for name in ("state_keys", "cameras"):
+            entries = getattr(self, name)
+            if entries is not None and len(set(entries)) != len(entries):
+                raise ValueError(f"dataset.{name} {entries} names one entry twice; name each once")
+        if self.state_keys == []:
+            raise ValueError("dataset.state_keys is empty; name at least one HDF5 path, or leave the key out")
+
+    def paths(self) -> list[str]:
+        if self.path is None:
+            return []
+        return [self.path] if isinstance(self.path, str) else self.path
+
+
+def folder_problem(path: str) -> str | None:
+    """Why a folder cannot be read from, or None. It is never created: a mistyped path must not look empty."""
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        return (
+            f"dataset.path: {path} does not exist; correct the path, or record the task's episodes with "
+            f"`python prepare.py --task_name …`"
+        )
+    if not folder.is_dir():
+        return f"dataset.path: {path} is a file, not a folder of episodes; name the folder it lies in"
+    if next(episode_files(folder), None) is None:
+        return (
+            f"dataset.path: {path} holds no episode (*.hdf5 or *.h5); record some with prepare.py, or correct the path"
+        )
+    return None
+
+
+def episode_files(folder: Path):
+    """Episode files anywhere below a folder, unsorted; hidden ones are other programs' unfinished work."""
+    for directory, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            if name.endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(directory) / name

@@ -1,0 +1,62 @@
+"""Configuration keys of fine-tuning records; importing this needs only the standard library."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from storage.config_keys import EVALUATION, HARMLESS, IMPOSSIBLE, key
+
+# Sets that `prepare` makes by name, and what they are.
+READY = {
+    "python_docstrings": "functions of Python's standard library, and the first paragraph of their docstrings",
+}
+
+
+def described(text: str, default=None, **bounds):
+    """A Config field with its help text."""
+    return field(default=default, metadata={"help": text, **bounds})
+
+
+@dataclass
+class Config:
+    """YAML section `dataset` with `name: records`."""
+
+    path: str | None = key(
+        None,
+        "a .jsonl or .json file, a folder of them (train.jsonl and val.jsonl: its split), a name in data/ or "
+        "$KEEL_HOME/datasets, python_docstrings (made from the installed standard library), or a Hugging Face "
+        "data set's id",
+        on_resume=HARMLESS,
+    )
+    eval_path: str | None = key(None, "held-out records, where they lie apart: as `path`", on_resume=EVALUATION)
+    eval_fraction: float | None = key(
+        None,
+        "share of the records held out, drawn by seed and content; unset: 0.1, where no held-out records are given",
+        ge=0,
+        lt=1,
+    )
+    tokenizer: str | None = key(
+        None,
+        "folder, .gguf file or hub id of the tokenizer; unset: the one of model_name_or_path",
+        on_resume=IMPOSSIBLE,
+    )
+    block_size: int = key(512, "tokens of a row; a longer record loses its end", ge=2)
+    packing: bool = key(
+        True, "several records in a row, each with positions from 0 and blind to the others; false: a row for each"
+    )
+    text_column: str | None = key(None, "key of plain text, where every record is that; unset: `text`")
+    loss_on: Literal["assistant", "all"] = key(
+        "assistant",
+        "tokens that are learned: what the assistant says, its end of turn included (of a prompt and completion, the "
+        "completion), or all; plain text is learned whole",
+    )
+    chat_template: str | None = key(
+        None,
+        "a Jinja template, or a file that holds one, for a tokenizer without a chat template or instead of its own",
+    )
+
+    def __post_init__(self):
+        if self.eval_path is not None and self.eval_fraction is not None:
+            raise ValueError(
+                f"dataset.eval_path {self.eval_path} gives the held-out records, so dataset.eval_fraction "
+                f"{self.eval_fraction:g} would draw none; leave one of them out"
+            )

@@ -1,0 +1,104 @@
+"""Configuration keys of the GPT; importing this needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from storage.config_keys import TRAJECTORY, key
+
+# Sizes that a new network has where neither the configuration nor a pretrained model says.
+FROM_SCRATCH: dict[str, Any] = {"n_layer": 6, "n_head": 6, "n_embd": 384, "bias": False, "mlp": "gelu"}
+
+
+def size(help_text: str, source: str) -> int | None:
+    """A size that something else may know; None: that one."""
+    return field(default=None, metadata={"help": f"{help_text}; null: {source}", "ge": 1})
+
+
+@dataclass
+class Config:
+    """Keys of `model: {name: gpt}`."""
+
+    n_layer: int | None = size("transformer blocks", "the pretrained model's, 6 from scratch")
+    n_head: int | None = size("attention heads; divides n_embd", "the pretrained model's, 6 from scratch")
+    n_embd: int | None = size("width of every token", "the pretrained model's, 384 from scratch")
+    n_kv_head: int | None = size("heads of keys and values, each shared by n_head / n_kv_head queries", "n_head")
+    block_size: int | None = size("longest input, in tokens", "the data's")
+    vocab_size: int | None = size("tokens of the vocabulary", "the data's")
+    vocab_sizes: list[int] | None = key(
+        None, "tokens of each vocabulary where there are several; filled in from the data"
+    )
+    dataset_names: list[str] | None = key(
+        None, "data sets that the vocabularies belong to, one to a batch; filled in from the data"
+    )
+    context_names: list[str] | None = key(
+        None, "contexts that the vocabularies belong to, all in each sample; filled in from the data"
+    )
+    dropout: float = key(0.0, "after embeddings, attention and feed-forward", ge=0, lt=1, on_resume=TRAJECTORY)
+    bias: bool | None = key(
+        None, "biases in linear layers and layer norms; null: the pretrained model's, false from scratch"
+    )
+    tie_head: bool = key(True, "the output head is the token embedding; false: has weights of its own")
+    position: Literal["learned", "rope", "none"] = key(
+        "learned", "learned: a table; rope: queries and keys are rotated; none: no positions"
+    )
+    rope_theta: float | None = key(None, "slowest rotation of `position: rope`, in tokens / 2π; null: 10000", gt=1)
+    norm: Literal["layernorm", "rmsnorm"] = key("layernorm", "norm before each block")
+    mlp: Literal["gelu", "gelu_tanh", "swiglu"] | None = key(
+        None,
+        "gelu: two layers; gelu_tanh: with GPT-2's approximation, slower on a CPU; swiglu: gated, three "
+        "matrices; null: the pretrained model's, gelu from scratch",
+    )
+    mlp_ratio: float | None = key(
+        None, "inner width of feed-forward blocks / n_embd; null: 4, and for swiglu 8/3 up to a multiple of 64", gt=0
+    )
+    qk_norm: bool = key(False, "RMS norm of each head's queries and keys")
+
+    def __post_init__(self) -> None:
+        self._check_heads()
+        self._check_vocabularies()
+        if self.rope_theta is not None and self.position != "rope":
+            raise ValueError(
+                f"model.rope_theta: {self.rope_theta:g} would do nothing with model.position: {self.position}; "
+                "set position to rope or rope_theta to null"
+            )
+
+    def _check_heads(self) -> None:
+        if None not in (self.n_embd, self.n_head):
+            if self.n_embd % self.n_head:
+                raise ValueError(
+                    f"model.n_embd: {self.n_embd} is not divisible by model.n_head: {self.n_head}; "
+                    f"try n_embd {self.n_head * max(1, round(self.n_embd / self.n_head))}"
+                )
+            if self.position == "rope" and self.n_embd // self.n_head % 2:
+                raise ValueError(
+                    f"model.position: rope rotates pairs of numbers, and heads of n_embd {self.n_embd} / n_head "
+                    f"{self.n_head} = {self.n_embd // self.n_head} are odd; choose an even head size"
+                )
+        if None not in (self.n_head, self.n_kv_head) and self.n_head % self.n_kv_head:
+            raise ValueError(
+                f"model.n_head: {self.n_head} is not divisible by model.n_kv_head: {self.n_kv_head}; "
+                "queries share heads of keys and values in equal groups"
+            )
+
+    def _check_vocabularies(self) -> None:
+        names = [key for key in ("dataset_names", "context_names") if getattr(self, key) is not None]
+        if self.vocab_sizes is None:
+            if names:
+                raise ValueError(f"model.{names[0]} names vocabularies; give their sizes as model.vocab_sizes")
+            return
+        if len(names) != 1:
+            raise ValueError("model.vocab_sizes needs either model.dataset_names or model.context_names, not both")
+        given = getattr(self, names[0])
+        if len(given) != len(self.vocab_sizes) or len(set(given)) != len(given):
+            raise ValueError(
+                f"model.{names[0]}: {given} must be {len(self.vocab_sizes)} different names, one for each of "
+                f"model.vocab_sizes: {self.vocab_sizes}"
+            )
+        if min(self.vocab_sizes, default=0) < 1:
+            raise ValueError(f"model.vocab_sizes: {self.vocab_sizes} must be sizes of at least 1")
+        if self.vocab_size not in (None, max(self.vocab_sizes)):
+            raise ValueError(
+                f"model.vocab_size: {self.vocab_size} contradicts model.vocab_sizes: {self.vocab_sizes}; leave it out"
+            )
