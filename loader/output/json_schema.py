@@ -32,7 +32,7 @@ def json_schema() -> dict[str, Any]:
         if name not in REPLACED and name != "training_config":
             properties[name] = _key_schema(key)
     properties |= _section_schemas()
-    for alias in yaml_keys() - set(REPLACED) - {"training_config"}:
+    for alias in sorted(yaml_keys() - set(REPLACED) - {"training_config"}):
         properties.setdefault(alias, {"description": "Alias of another system; the run prints the key it stands for."})
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -23,10 +23,10 @@ def build(config, **settings):
 
 def test_every_task_is_a_class_of_transformers():
     tasks = typing.get_args(models.auto.config.Task)
-    assert models.auto.class_name("causal_lm") == "AutoModelForCausalLM"
-    assert models.auto.class_name("seq2seq_lm") == "AutoModelForSeq2SeqLM"
+    assert models.auto.config.class_name("causal_lm") == "AutoModelForCausalLM"
+    assert models.auto.config.class_name("seq2seq_lm") == "AutoModelForSeq2SeqLM"
     for task in tasks:
-        assert hasattr(transformers, models.auto.class_name(task)), task
+        assert hasattr(transformers, models.auto.config.class_name(task)), task
 
 
 def test_a_new_model_is_transformers_own():
