@@ -125,7 +125,7 @@ def prepare_dataset(asked: PrepareArguments) -> None:
 
 def refuse_bad_paths(asked: PrepareArguments) -> None:
     """What no file system could hold, before it is looked for."""
-    from data.text import bad_path
+    from data.text.config import bad_path
 
     for name in ("dataset", "text", "val_text", "tokenizer", "out"):
         value = getattr(asked, name)

@@ -19,14 +19,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loader.checks.devices import idle_gpu_lines
 from loader.checks.runtime_checks import check_batch, check_data, check_model
 from loader.command_line.entry import CONFIG_ERROR, CRASHED, print_problems, process_rank, refusing, run_config_or_exit
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig, with_dims
 from loader.resume.find_checkpoint import takes_newest, wants_resume
 from loader.schema.hyper_arguments import HyperArguments
+from models.adapt.optional_imports import hide_kernel_warning
 from storage.checkpoints import checkpoints, recover, set_aside, sweep
 from storage.lock import RunLock
+from trainer.hf_patches import defer_peft, use_one_gpu
 
 __all__ = ["HyperArguments", "main"]
 
@@ -53,6 +56,8 @@ def carry_out(run: RunConfig, signals: Signals) -> Any:
     for lock in locks:
         refusing(lock.check)
     # torch and transformers are imported from here on: what came before answers in a fraction of a second.
+    defer_peft()
+    hide_kernel_warning()
     from transformers import set_seed
     from transformers.utils import logging
 
@@ -60,6 +65,7 @@ def carry_out(run: RunConfig, signals: Signals) -> Any:
     from prepare import build_data, with_prepared_data
 
     args = refusing(training_arguments, run)
+    run.notes += idle_gpu_lines(run, use_one_gpu(args))
     if args.disable_tqdm:
         logging.disable_progress_bar()  # loading and saving weights show one too
     with args.main_process_first(local=True, desc="data preparation"):

@@ -1,32 +1,49 @@
-"""Evaluation: whose weights it sees, what it reports, how it is left when the run is to stop. A part of `Trainer`."""
+"""Evaluation during training: averaged weights, several sets, named loss terms, preemption. A part of `Trainer`."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import transformers
+import torch
 from transformers import TrainerCallback
 
 from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.metric_names import metric_or_error
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
+from trainer.hf_patches import no_on_evaluate
 from trainer.optimization.lr_scheduler import Schedule
 from trainer.optimization.lr_scheduler_config import is_training_loss
 
 
-class EvaluationLeft(Exception):
-    """The run was told to stop in the middle of an evaluation."""
+class EvaluationInterrupted(Exception):
+    """The run was preempted in the middle of an evaluation."""
 
 
-class Evaluating(transformers.Trainer):
+class Evaluation:
     """Several sets in one event, averaged weights, named loss terms, metrics that the data derives from the loss."""
 
-    def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+    def add_eval_terms(self, outputs: Any) -> None:
+        """Collect the named loss terms of one evaluation batch over all processes."""
+        terms = outputs.get("losses") if isinstance(outputs, dict) else None
+        if self.eval_terms is None or not terms:
+            return
+        names = sorted(terms)
+        values = torch.stack([terms[name].detach().float() for name in names])
+        # Every sample counts with its batch's mean, so that a short last batch has the right weight.
+        gathered = self.gather_function(values.repeat(self.args.eval_batch_size, 1))
+        self.eval_terms.append(dict(zip(names, gathered.double().sum(0).tolist(), strict=True)) | {"": len(gathered)})
+
+    def with_terms(self, run: Callable[[], Any], prefix: str) -> Any:
+        """Run an evaluation loop, and add to its metrics the named loss terms and what the data derives from the loss.
+
+        Args:
+            run: transformers' own loop.
+            prefix: `eval`, or `eval_<set>` of one of several sets.
+        """
         self.eval_terms = []
-        output = super().evaluation_loop(*arguments, **options)
-        prefix = options.get("metric_key_prefix", "eval")
+        output = run()
         samples = sum(terms[""] for terms in self.eval_terms)
         for name in sorted({name for terms in self.eval_terms for name in terms} - {""}):
             output.metrics[f"{prefix}_loss_{name}"] = sum(terms.get(name, 0.0) for terms in self.eval_terms) / samples
@@ -36,27 +53,34 @@ class Evaluating(transformers.Trainer):
             output.metrics.update({f"{prefix}_{name}": value for name, value in further.items()})
         return output
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    def evaluate_sets(
+        self, evaluate: Callable[..., dict[str, float]], eval_dataset: Any, ignore_keys: Any, prefix: str
     ) -> dict[str, float]:
+        """Evaluate one set or several with the averaged weights, if there are any; `evaluate` is transformers' own."""
         sets = self.eval_dataset if eval_dataset is None else eval_dataset
         with self._not_training(), self.averaged():
             if not isinstance(sets, dict):
-                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-            return self._evaluate_each(sets, eval_dataset is None, ignore_keys, metric_key_prefix)
+                return evaluate(eval_dataset, ignore_keys, prefix)
+            return self._evaluate_each(evaluate, sets, eval_dataset is None, ignore_keys, prefix)
 
     def _evaluate_each(
-        self, sets: Mapping[str, Any], are_own: bool, ignore_keys: list[str] | None, prefix: str
+        self,
+        evaluate: Callable[..., dict[str, float]],
+        sets: Mapping[str, Any],
+        are_own: bool,
+        ignore_keys: list[str] | None,
+        prefix: str,
     ) -> dict[str, float]:
-        """Several sets: each one's metrics under its name, their mean loss, and one event that tells all of them."""
+        """Evaluate several sets: metrics with each set's name, their mean loss, and one `on_evaluate` for all of them.
+
+        Args:
+            are_own: Whether `sets` are the Trainer's own, which transformers takes by name.
+        """
         metrics: dict[str, float] = {}
         handler = self.callback_handler
-        handler.on_evaluate = lambda args, state, control, metrics: control
-        try:
-            for name, each in sets.items():
-                metrics |= super().evaluate(name if are_own else each, ignore_keys, f"{prefix}_{name}")
-        finally:
-            del handler.on_evaluate
+        with no_on_evaluate(handler):
+            for name, dataset in sets.items():
+                metrics |= evaluate(name if are_own else dataset, ignore_keys, f"{prefix}_{name}")
         losses = [metrics[f"{prefix}_{name}_loss"] for name in sets if f"{prefix}_{name}_loss" in metrics]
         if len(losses) == len(sets):
             mean = {f"{prefix}_loss": sum(losses) / len(losses)}
@@ -65,17 +89,23 @@ class Evaluating(transformers.Trainer):
         self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        if skip_scheduler and self.state.global_step:  # a look at a resumed run: nothing is decided on it
+    def evaluate_in_training(self, run: Callable[[], dict[str, float]], skip_scheduler: bool) -> dict[str, float]:
+        """Run an evaluation of the training loop and pass its metrics to a plateau schedule.
+
+        Args:
+            run: transformers' own method.
+            skip_scheduler: This is the evaluation before the first step; for a resumed run nothing depends on it.
+        """
+        if skip_scheduler and self.state.global_step:
             with self._without(EarlyStopping, ModelCheckpoint):
-                return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+                return run()
+        metrics = run()
         if not skip_scheduler:
             self._show_to_schedule(metrics)
         return metrics
 
     def _show_to_schedule(self, metrics: Mapping[str, float]) -> None:
-        """A plateau's metric, if it follows one of the evaluation's."""
+        """Give a plateau schedule its metric, if that is one of an evaluation."""
         schedule = self.lr_scheduler
         wanted = schedule.needs_metric if isinstance(schedule, Schedule) else None
         if wanted is not None and not is_training_loss(wanted):
@@ -84,7 +114,7 @@ class Evaluating(transformers.Trainer):
     @contextlib.contextmanager
     def _without(self, *kinds: type[TrainerCallback]) -> Iterator[None]:
         before = self.callback_handler.callbacks
-        self.callback_handler.callbacks = [each for each in before if not isinstance(each, kinds)]
+        self.callback_handler.callbacks = [callback for callback in before if not isinstance(callback, kinds)]
         try:
             yield
         finally:
@@ -92,7 +122,7 @@ class Evaluating(transformers.Trainer):
 
     @contextlib.contextmanager
     def _not_training(self) -> Iterator[None]:
-        """The time spent here is not training time."""
+        """Do not count the time inside as training time."""
         if self.meter is None:
             yield
             return
@@ -103,16 +133,10 @@ class Evaluating(transformers.Trainer):
             self.meter.resume()
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
-        """The model holds the averaged weights inside, where there are any."""
+        """Inside, the model has the averaged weights, if there are any."""
         return self.ema.swapped() if self.ema is not None else contextlib.nullcontext()
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        wanted = self.args.metric_for_best_model
-        if wanted is not None:  # `val/loss` is `eval_loss`; one that is not there is told with those that are
-            self.args.metric_for_best_model = metric_or_error(wanted, metrics, "metric_for_best_model")
-        return super()._determine_best_metric(metrics, trial)
-
     def during_evaluation(self) -> None:
-        """After each batch of an evaluation: one that belongs to the training is left where that is told to stop."""
+        """After each batch of an evaluation in training: interrupt it if the run is preempted."""
         if self.is_in_train and self.meter is not None and self.checkpointing.poll():
-            raise EvaluationLeft
+            raise EvaluationInterrupted

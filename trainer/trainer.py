@@ -36,37 +36,44 @@ from trainer.callbacks.user_callbacks import named_callbacks
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.manager import CheckpointManager
 from trainer.checkpointing.step_state import NOTHING_PENDING, restore_log_interval
-from trainer.checkpointing.trainer_io import CheckpointIO, check_shapes
-from trainer.dataloading.dataloaders import Loading, without_adapter
+from trainer.checkpointing.trainer_io import check_shapes
+from trainer.dataloading.dataloaders import without_adapter
 from trainer.dataloading.resume_position import KEY as POSITION
-from trainer.dataloading.resume_position import Position, stored_position
+from trainer.dataloading.resume_position import DataPosition, stored_position
 from trainer.dataloading.samplers import EveryNEpochs
 from trainer.distributed.launch_checks import (
     DEEPSPEED_LINE,
     check_launch,
     check_sharding,
     explain_first_step,
-    honour_fsdp_on_cpu,
+    wants_fsdp,
 )
-from trainer.evaluation import Evaluating, EvaluationLeft
-from trainer.hf_fast_paths import restore_walks, spare_lookups, spare_walks
+from trainer.evaluation import EvaluationInterrupted
+from trainer.hf_overrides import HFOverrides
+from trainer.hf_patches import (
+    cache_package_lookups,
+    connect_peft,
+    enable_fsdp_on_cpu,
+    restore_module_walks,
+    skip_module_walks,
+)
 from trainer.loss_terms import NamedMeans
 from trainer.optimization.ema import AveragedWeights
-from trainer.optimization.hparam_changes import OptimizerPlan, changed_options, uncompared
+from trainer.optimization.hparam_changes import OptimizerPlan, changed_options
 from trainer.optimization.lr_scheduler import Schedule, check_plan, schedule_lines
 from trainer.optimization.lr_scheduler_config import SchedulePlan, is_training_loss
-from trainer.optimization.nonfinite_guard import IndexedCollate, NonfiniteGuard
+from trainer.optimization.nonfinite_guard import NonfiniteGuard
 from trainer.optimization.optimizers import build_optimizer, group_rates, no_decay_lines, parameter_groups
 from trainer.optimization.warm_start_optimizer import take_state
 from trainer.preemption import Preempted, Signals
 from trainer.serialization import state_dict_io
 from trainer.settings import Settings
-from trainer.step_boundary import EPOCH, STEP, Stopping
+from trainer.step_boundary import EPOCH, STEP
 
 UNSHARDED = ("NO", "MULTI_GPU", "MULTI_CPU")  # every process holds all parameters whole
 
 
-class Trainer(Loading, Evaluating, Stopping, CheckpointIO, transformers.Trainer):
+class Trainer(HFOverrides):
     """Trains `model` and keeps the run's folder.
 
     Args:
@@ -120,7 +127,7 @@ class Trainer(Loading, Evaluating, Stopping, CheckpointIO, transformers.Trainer)
         self.steps_per_epoch, self.followed_steps, self.samples, self.measured_steps = 1, 0, 0, 0
         self.resumed_from: str | None = None
         self.resuming_from: Path | None = None
-        self.position = Position(1, 1, 1)
+        self.position = DataPosition(1, 1, 1)
         self.new_length: int | None = None  # steps, where a resumed run has been given others
         self.generators_are_due = False  # those of random numbers are still to be taken up where the run goes on
         self.pending_work = NOTHING_PENDING  # of a resumed run's last step
@@ -129,6 +136,7 @@ class Trainer(Loading, Evaluating, Stopping, CheckpointIO, transformers.Trainer)
         self.is_resuming = False  # said by whoever knows, before the first rates are shown
         self.eval_on_start, self.save_total_limit = args.eval_on_start, args.save_total_limit
         args.save_total_limit = None  # `ModelCheckpoint` deletes: by step, never the newest or a best one
+        connect_peft()
         super().__init__(
             model=model, args=args, data_collator=collate, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
@@ -140,10 +148,12 @@ class Trainer(Loading, Evaluating, Stopping, CheckpointIO, transformers.Trainer)
             self.model_accepts_loss_kwargs = getattr(inner, "accepts_loss_kwargs", False)
         self._add_callbacks()
 
-    def create_accelerator_and_postprocess(self) -> None:
+    def check_launch(self) -> None:
         check_launch(self.args)
-        honour_fsdp_on_cpu(self.args)
-        super().create_accelerator_and_postprocess()
+        if wants_fsdp(self.args):
+            enable_fsdp_on_cpu()
+
+    def check_sharding(self) -> None:
         if not self.is_unsharded:
             check_sharding(self.accelerator, self.settings, self.adapted)
             if self.is_deepspeed_enabled and self.is_world_process_zero():
@@ -179,12 +189,10 @@ class Trainer(Loading, Evaluating, Stopping, CheckpointIO, transformers.Trainer)
 
     # ---- optimization ----
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            self.optimizer = self.new_optimizer(self.model if model is None else model, self.args)
-            if self.settings.no_decay_verbose and self.is_world_process_zero():
-                print("\n".join(no_decay_lines(self.model)), flush=True)
-        return self.optimizer
+    def first_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        if self.settings.no_decay_verbose and self.is_world_process_zero():
+            print("\n".join(no_decay_lines(self.model)), flush=True)
+        return self.new_optimizer(model, self.args)
 
     def new_optimizer(self, model: nn.Module, args: transformers.TrainingArguments) -> torch.optim.Optimizer:
         """The named optimizer over the model's parameter groups."""
@@ -257,8 +265,12 @@ class Trainer(Loading, Evaluating, Stopping, CheckpointIO, transformers.Trainer)
             where = f"optimizer `{self.optimizer_name}` or schedule `{self.plan.name}`"
             raise ValueError(f"{where} cannot be built: {' '.join(str(error).split())}") from error
 
-    def set_initial_training_values(self, *arguments: Any, **options: Any) -> Any:
-        values = super().set_initial_training_values(*arguments, **options)
+    def count_from_position(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Count the steps from the position in the data; of a run with `max_steps`, return another number of epochs.
+
+        Args:
+            values: transformers' (epochs, steps per epoch, …).
+        """
         self.steps_per_epoch = max(1, values[1])
         with checkpoint_load_errors(self.resuming_from):
             self.position = self._position(self.resuming_from)
@@ -267,29 +279,23 @@ class Trainer(Loading, Evaluating, Stopping, CheckpointIO, transformers.Trainer)
             values = (epochs, *values[1:])
         return values
 
-    def _position(self, checkpoint: Path | None) -> Position:
+    def _position(self, checkpoint: Path | None) -> DataPosition:
         """How this run's steps count through the data, after those of a checkpoint's run."""
         samples = self._samples_per_epoch(self.train_dataset, self.args)
         batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        now = Position(self.steps_per_epoch, samples, batch)
+        now = DataPosition(self.steps_per_epoch, samples, batch)
         step, earlier = stored_position(checkpoint) if checkpoint is not None else (0, None)
         return now if earlier is None else earlier.followed_by(now, step)
 
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: str | None,
-        trial: Any,
-    ) -> tuple[int, int]:
-        """(epochs done, micro-batches done in the next): of a resumed run by its samples, whatever its batches are."""
-        with checkpoint_load_errors(resume_from_checkpoint), uncompared():
-            epochs, batches = super()._init_training_state(
-                max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-            )
-        if resume_from_checkpoint is not None:
-            # transformers takes up the checkpoint's settings with its state: those of now count.
+    def resume_progress(self, max_steps: int, progress: tuple[int, int], resumes: bool) -> tuple[int, int]:
+        """Return (epochs done, micro-batches done in the next), for a resumed run by its samples.
+
+        Args:
+            progress: The same as transformers counts it, in batches.
+        """
+        epochs, batches = progress
+        if resumes:
+            # transformers takes over the checkpoint's arguments with its state: restore those of this run.
             self.state.compute_steps(self.args, max_steps)
             self.state.train_batch_size = self._train_batch_size
             epochs, steps = self.position.place(self.state.global_step)
@@ -299,19 +305,16 @@ class Trainer(Loading, Evaluating, Stopping, CheckpointIO, transformers.Trainer)
         self.state.stateful_callbacks[POSITION] = dataclasses.asdict(self.position)
         return epochs, batches
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Schedule:
-        if self.lr_scheduler is None:
-            steps = self.steps_per_epoch
-            self.lr_scheduler = Schedule(optimizer or self.optimizer, self.plan, num_training_steps, steps)
-            self.lr_scheduler.steps_before = self.position.steps_before
-            self._created_lr_scheduler = True
-            if self.resuming_from is None:
-                self._show_schedule()
-        return self.lr_scheduler
+    def first_scheduler(self, total_steps: int, optimizer: Any) -> Schedule:
+        schedule = Schedule(optimizer, self.plan, total_steps, self.steps_per_epoch)
+        schedule.steps_before = self.position.steps_before
+        if self.resuming_from is None:
+            self._show_schedule(schedule)
+        return schedule
 
-    def _show_schedule(self) -> None:
-        if self.is_world_process_zero() and isinstance(self.lr_scheduler, Schedule):
-            print("\n".join(schedule_lines(self.lr_scheduler)), flush=True)
+    def _show_schedule(self, schedule: Any) -> None:
+        if self.is_world_process_zero() and isinstance(schedule, Schedule):
+            print("\n".join(schedule_lines(schedule)), flush=True)
 
     def shown_rate(self) -> float:
         """The learning rate at the height of the schedule: `resume_lr` where a resumed run has one."""
@@ -330,46 +333,33 @@ class Trainer(Loading, Evaluating, Stopping, CheckpointIO, transformers.Trainer)
         """Samples per device and micro-batch, from now on."""
         self.args.per_device_train_batch_size = self._train_batch_size = size
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: the stock estimate walks every parameter on every micro-step and knows only tokens."""
-        return 0
+    def prepare_steps(self, model: nn.Module) -> None:
+        """Prepare optimizer and model for the first step.
 
-    def _prepare_for_training(self, *arguments: Any, **options: Any) -> tuple[nn.Module, Any]:
+        Args:
+            model: As it is trained, perhaps wrapped (DDP, FSDP).
+        """
         self.followed_loss = torch.zeros((), device=self.args.device)
-        model, loader = super()._prepare_for_training(*arguments, **options)
         if self.settings.first_optimizer is not None and not self.is_resuming:
             take_state(self.optimizer, self.settings.first_optimizer)
         if self.is_fsdp_enabled:
             explain_first_step(self.optimizer, self.optimizer_name)
         if self.is_unsharded:
-            spare_walks(model, self.model)
-            spare_lookups()
-            self.clipped_parameters = [each for each in model.parameters() if each.requires_grad]
-        return model, loader
+            skip_module_walks(model, self.model)
+            cache_package_lookups()
+            self.clipped_parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     @property
     def is_unsharded(self) -> bool:
         return self.accelerator.distributed_type in UNSHARDED
 
-    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        """Clips in place and returns the norm before it; for unsharded parameters without a walk to find them."""
-        if self.clipped_parameters is None:
-            return super()._clip_grad_norm(model)
-        self.accelerator.unscale_gradients()
-        return nn.utils.clip_grad_norm_(self.clipped_parameters, self.args.max_grad_norm)
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """The norm, which is also where a step that is not finite is stopped: the optimizer's step comes next."""
-        if grad_norm is None and self.clipped_parameters is not None:
-            self.accelerator.unscale_gradients()
-            gradients = [each.grad for each in self.clipped_parameters if each.grad is not None]
-            grad_norm = nn.utils.get_total_norm(gradients)
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+    def before_update(self, norm: Any) -> Any:
+        """Record the gradient norm, and skip the coming optimizer step if it is not finite; returns the norm."""
         self.skipped_update = False
         if self.is_deepspeed_enabled:  # its engine has made the update already
             self.guard.pass_over()
             return norm
-        if not self.is_unsharded:  # the host decides: no fused kernel has been seen to skip divided weights
+        if not self.is_unsharded:  # decided on the host: no fused kernel is known to skip sharded weights
             norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         self.norms.add(norm)
         self.skipped_update = self.guard.before_update(self.state.global_step + 1, self.optimizer, norm)
@@ -407,53 +397,10 @@ class Trainer(Loading, Evaluating, Stopping, CheckpointIO, transformers.Trainer)
             self.followed_loss.zero_()
             self.followed_steps = 0
 
-    # ---- losses ----
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        indices = inputs.pop(IndexedCollate.KEY, None)
-        self.samples += 0 if indices is None else len(indices)
-        if self.guard.begin(indices, self._tr_loss, self.followed_loss):
-            self.train_terms.mark()
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.followed_loss += loss
-        return loss
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        terms = outputs.get("losses") if isinstance(outputs, dict) else None
-        if model.training:
-            loss = self.guard.protect(loss, terms)
-            if terms:
-                self.train_terms.add(terms)
-        return (loss, outputs) if return_outputs else loss
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """One evaluation batch: its loss, whatever the batch's target is called, and its named terms."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        terms = outputs.get("losses") if isinstance(outputs, dict) else None
-        if self.eval_terms is not None and terms:
-            names = sorted(terms)
-            values = torch.stack([terms[name].detach().float() for name in names])
-            # Each sample carries its batch's mean, so that a short last batch weighs what it should.
-            gathered = self.gather_function(values.repeat(self.args.eval_batch_size, 1))
-            self.eval_terms.append(
-                dict(zip(names, gathered.double().sum(0).tolist(), strict=True)) | {"": len(gathered)}
-            )
-        return loss.detach().mean(), None, None
-
     # ---- logs ----
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def completed_log(self, logs: dict[str, float]) -> dict[str, float]:
+        """Return a log entry of training with its loss terms, gradient norm, skipped steps and throughput."""
         if "loss" in logs:
             steps = self.norms.steps
             factor, skipped = self.guard.take(steps)
@@ -466,7 +413,7 @@ class Trainer(Loading, Evaluating, Stopping, CheckpointIO, transformers.Trainer)
             self._log_text(logs)
             logs["weight_decay"] = max((group.get("weight_decay", 0.0) for group in self._groups()), default=0.0)
         logs.pop("total_flos", None)
-        super().log(logs, start_time)
+        return logs
 
     def _log_text(self, logs: dict[str, float]) -> None:
         """`tokens` trained on so far, tokens/s, and what the data says of the loss."""
@@ -511,11 +458,11 @@ class Trainer(Loading, Evaluating, Stopping, CheckpointIO, transformers.Trainer)
                 if isinstance(each, (TensorBoardCallback, MetricsFile, CsvLog)):  # write what they have not yet
                     each.on_train_end(self.args, self.state, self.control)
             raise
-        except EvaluationLeft:  # of the one before the first step
+        except EvaluationInterrupted:  # of the one before the first step
             raise Preempted(self.signals.received or "another process", self.state.global_step) from None
         finally:
             self.checkpointing.close()
-            restore_walks(self.model_wrapped)
+            restore_module_walks(self.model_wrapped)
             self.clipped_parameters, self.meter = None, None
             if self.optimizer is not None:
                 self.guard.release(self.optimizer)

@@ -93,19 +93,8 @@ def _visible(run: RunConfig, variable: str, names: str | None, chosen: int) -> s
     return visible[chosen]
 
 
-def use_one_gpu(run: RunConfig, arguments: Any) -> list[str]:
-    """One process computes on one GPU; a line where others stay idle that nobody has excluded.
-
-    With `n_gpu` above 1 the Trainer would wrap the model in `nn.DataParallel`, which makes the batch so many times
-    larger and the loss a vector.
-
-    Args:
-        arguments: `TrainingArguments`, changed in place: their device is the first visible GPU whatever `n_gpu` says.
-    """
-    visible = arguments.n_gpu
-    if visible <= 1:
+def idle_gpu_lines(run: RunConfig, visible: int) -> list[str]:
+    """A line about GPUs that one process leaves idle, unless the user chose the devices."""
+    if visible <= 1 or run.process.devices not in AS_LAUNCHED:
         return []
-    arguments._n_gpu = 1
-    if run.process.devices not in AS_LAUNCHED:
-        return []
-    return [f"{visible} GPUs are visible, one process uses the first; start with accelerate launch for all"]
+    return [f"{visible} GPUs are visible, one process uses the first; start with accelerate launch to use all"]

@@ -7,7 +7,7 @@ import sys
 import typing
 from typing import Any
 
-from loader.checks.devices import apply_hardware, use_one_gpu
+from loader.checks.devices import apply_hardware
 from loader.errors import ConfigError
 from loader.resolve.derived import OWN_DEFAULTS, eval_strategy, warmup
 from loader.resolve.run_config import RunConfig
@@ -47,7 +47,6 @@ def training_arguments(run: RunConfig) -> Any:
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise ConfigError(f"TrainingArguments refuses this configuration: {' '.join(str(error).split())}") from error
-    run.notes.extend(use_one_gpu(run, arguments))
     return arguments
 
 

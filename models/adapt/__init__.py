@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from models.adapt.checks import check
+from models.adapt.optional_imports import hide_kernel_warning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +35,7 @@ def build_adapted(
     Raises:
         ValueError: a pattern matches nothing, weights do not fit, a package is missing, nothing is left to train.
     """
+    hide_kernel_warning()
     from models.adapt.build import build
 
     return build(module, config, process, autocast, on_gpu)
@@ -50,6 +52,7 @@ def load_adapted(
     Raises:
         ValueError: the folder or its base model is missing, or weights do not fit, or are pickled.
     """
+    hide_kernel_warning()
     from models.adapt.adapter_io import load
 
     return load(Path(folder), module, device, trust_remote_code)

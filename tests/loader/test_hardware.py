@@ -5,11 +5,12 @@ import os
 import pytest
 import torch
 
-from loader.checks.devices import apply_hardware
+from loader.checks.devices import apply_hardware, idle_gpu_lines
 from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
 from loader.output.training_arguments import training_arguments
 from loader.resolve.resolver import resolve
+from trainer.hf_patches import use_one_gpu
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
@@ -37,9 +38,9 @@ def test_one_process_uses_one_of_two_gpus_and_says_so(run, monkeypatch, devices)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     chosen = run(f"devices={devices}", "per_device_train_batch_size=3")
     arguments = training_arguments(chosen)
+    lines = idle_gpu_lines(chosen, use_one_gpu(arguments))
     assert arguments.n_gpu == 1 and arguments.train_batch_size == 3 and arguments.parallel_mode.value == "not_parallel"
-    line = "2 GPUs are visible, one process uses the first; start with accelerate launch for all"
-    assert chosen.notes.count(line) == (devices != "1")
+    assert len(lines) == (devices != "1")
     assert visible() == {}
 
 
@@ -47,7 +48,8 @@ def test_one_process_uses_one_of_two_gpus_and_says_so(run, monkeypatch, devices)
 def test_nothing_to_say_of_one_gpu_or_none(run, monkeypatch, count):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     chosen = run()
-    assert training_arguments(chosen).n_gpu == count and not [line for line in chosen.notes if "visible" in line]
+    arguments = training_arguments(chosen)
+    assert idle_gpu_lines(chosen, use_one_gpu(arguments)) == [] and arguments.n_gpu == count
 
 
 @pytest.mark.parametrize(

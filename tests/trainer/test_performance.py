@@ -34,12 +34,12 @@ def test_figures_of_an_interval():
     meter = StepMeter(CPU, clock=clock)
     assert meter.take(2, 8) == {}  # nothing has begun
     clock.now = 110.0
-    meter.started_step()
+    with meter.waiting():
+        clock.now += 0.5
     clock.now = 111.0
-    meter.waited(0.5)
-    meter.started_step()  # the second step's begin does not move the interval's
+    with meter.waiting():  # the second step does not move the beginning of the interval
+        clock.now += 0.1
     clock.now = 114.0
-    meter.waited(0.1)
     first = meter.take(2, 32)
     assert first["samples_per_second"] == 8.0 and first["step_ms"] == 2000.0 and first["data_wait_ms"] == 300.0
     assert "mfu" not in first
@@ -52,7 +52,8 @@ def test_figures_of_an_interval():
 def test_evaluation_and_saving_do_not_count():
     clock = Clock()
     meter = StepMeter(CPU, clock=clock)
-    meter.started_step()
+    with meter.waiting():
+        pass
     clock.now += 2.0
     meter.pause()
     clock.now += 50.0
@@ -76,7 +77,8 @@ def test_a_log_within_a_pause():
     """The pause reaches into the next interval."""
     clock = Clock()
     meter = StepMeter(CPU, clock=clock)
-    meter.started_step()
+    with meter.waiting():
+        pass
     clock.now += 1.0
     meter.pause()
     assert meter.take(1, 1)["step_ms"] == 1000.0
@@ -92,13 +94,15 @@ def test_model_flops_utilization(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
     clock = Clock()
     meter = StepMeter(torch.device("cuda"), flops_per_sample=1e12, processes=2, clock=clock)
-    meter.started_step()
+    with meter.waiting():
+        pass
     clock.now += 1.0
     taken = meter.take(1, 100)
     assert taken["mfu"] == pytest.approx(100e12 / (2 * 989e12), abs=1e-4) and taken["peak_memory_mb"] == 3.0
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some Other Thing")
     unknown = StepMeter(torch.device("cuda"), flops_per_sample=1e12, clock=clock)
-    unknown.started_step()
+    with unknown.waiting():
+        pass
     clock.now += 1.0
     assert "mfu" not in unknown.take(1, 100)
 

@@ -5,9 +5,10 @@ Units: `_ms` milliseconds of one optimizer step, `_mb` mebibytes (2**20 bytes).
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -68,14 +69,16 @@ class StepMeter:
         self.paused_at, self.pauses = 0.0, 0
         self.waited_s = 0.0
 
-    def started_step(self) -> None:
-        """Before the first batch of a step is asked for. Time counts from the first of these on."""
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Measure how long the loop waits for a batch; measurement begins with the first one."""
+        began = self.clock()
         if self.began is None:
-            self.began = self.clock()
-
-    def waited(self, seconds: float) -> None:
-        """The loop stood still for a batch."""
-        self.waited_s += seconds
+            self.began = began
+        try:
+            yield
+        finally:
+            self.waited_s += self.clock() - began
 
     def pause(self) -> None:
         """What follows is not training. Pauses nest."""

@@ -7,8 +7,7 @@ import copy
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -277,18 +276,3 @@ class CheckpointManager:
 def _parts_of_other_ranks(world_size: int) -> list[str]:
     """The last file that each other rank writes of a sharded optimizer state."""
     return [f"{sharded_optimizer.part_name(rank, world_size)}.json" for rank in range(1, world_size)]
-
-
-@contextmanager
-def deferred_on_save(handler: Any) -> Iterator[None]:
-    """Inside, transformers does not fire `on_save` when a save begins: `CheckpointManager` does when it is complete."""
-
-    def on_save(args: Any, state: Any, control: Any) -> Any:
-        control.should_save = False
-        return control
-
-    handler.on_save = on_save
-    try:
-        yield
-    finally:
-        del handler.on_save

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from tqdm import tqdm
 from transformers import TrainerState
 
@@ -26,7 +24,7 @@ from trainer.optimization.optimizers import parameter_groups
 from trainer.serialization import rng_state, state_dict_io
 
 
-class CheckpointIO(transformers.Trainer):
+class CheckpointIO:
     """Writes the model's files, loads a checkpoint, and applies the hyperparameters that a resume changes."""
 
     # ---- writing ----
@@ -69,60 +67,55 @@ class CheckpointIO(transformers.Trainer):
             self.settings.tokenizer.save_pretrained(folder)
         write_files(folder, self.files)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write the final model, without training state; `save_model` calls this."""
+    def save_final_model(self, output_dir: str | None, state_dict: Mapping[str, torch.Tensor] | None) -> None:
+        """Write the final model, without training state, into `output_dir`, or the run's folder."""
         if self.args.should_save or not self.is_unsharded:
             weights = self.weights() if state_dict is None else state_dict
         if self.args.should_save:
             folder = Path(output_dir if output_dir is not None else self.args.output_dir)
             self.checkpointing.save_final(folder, weights)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if self.is_unsharded:
-            super().save_model(output_dir, _internal_call)
-        else:
-            self._save(output_dir)
-
     # ---- loading ----
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with checkpoint_load_errors(resume_from_checkpoint):
+    def load_weights(self, folder: Path, default: Callable[[], None]) -> None:
+        """Load the model's weights from a checkpoint; `default` loads those of a model that is not adapted."""
+        with checkpoint_load_errors(folder):
             if is_sharded(self.model):
-                load_whole_weights(self.model, Path(resume_from_checkpoint))
+                load_whole_weights(self.model, folder)
             elif self.adapted is None:
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                default()
             else:
-                self.adapted.load(Path(resume_from_checkpoint))
+                self.adapted.load(folder)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        with checkpoint_load_errors(checkpoint):
-            folder = Path(checkpoint)
+    def load_training_state(self, folder: Path) -> None:
+        """Load optimizer, schedule, pending work, skipped steps and EMA, and apply changed hyperparameters."""
+        with checkpoint_load_errors(folder):
             if self.is_fsdp_enabled or sharded_optimizer.has_parts(folder):
                 sharded_optimizer.load_local_state(self.model, self.optimizer, folder)
             elif not self.is_deepspeed_enabled:  # its engine has loaded its own files
                 self.optimizer.load_state_dict(state_dict_io.read(folder, "optimizer"))
             self.lr_scheduler.load_state_dict(state_dict_io.read(folder, "scheduler"))
             self.checkpointing.last_good = folder.name
-            self.resumed_from, self.pending_work = checkpoint, read_pending_work(folder)
+            self.resumed_from, self.pending_work = folder, read_pending_work(folder)
             self.generators_are_due = True
-            self.guard.load(checkpoint)
+            self.guard.load(folder)
             if self.ema is not None:
-                self.ema.load(checkpoint)
+                self.ema.load(folder)
             self._change_on_resume()
-        self._show_schedule()
+        self._show_schedule(self.lr_scheduler)
 
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        scaler = getattr(self.accelerator, "scaler", None)  # of float16 losses
-        if checkpoint is not None and scaler is not None:
-            with checkpoint_load_errors(checkpoint):
-                scaler.load_state_dict(state_dict_io.read(Path(checkpoint), "scaler"))
+    def load_scaler(self, folder: Path) -> None:
+        """Load the state of the loss scaler of float16 training, if there is one."""
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None:
+            with checkpoint_load_errors(folder):
+                scaler.load_state_dict(state_dict_io.read(folder, "scaler"))
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.generators_are_due:  # else a resumed evaluation has restored them
-            with checkpoint_load_errors(checkpoint):
-                restore_rng(Path(checkpoint), self.args, self.state.global_step)
+    def load_rng_state(self, folder: Path) -> None:
+        """Restore the random number generators, unless a resumed evaluation has done so already."""
+        if self.generators_are_due:
+            with checkpoint_load_errors(folder):
+                restore_rng(folder, self.args, self.state.global_step)
 
     def _change_on_resume(self) -> None:
         """Apply optimizer options that have changed since the checkpoint, and `resume_lr` and `resume_weight_decay`:
@@ -152,7 +145,8 @@ class CheckpointIO(transformers.Trainer):
         if rate is not None:
             self.lr_scheduler.rebase([new_group["lr"] for _, new_group in pairs])
 
-    def _load_best_model(self) -> None:
+    def load_best_checkpoint(self) -> None:
+        """Load the model of the best checkpoint; if that is corrupted, keep the last one and print a line."""
         best = Path(self.state.best_model_checkpoint)
         if reason := self._verify(best):
             if self.is_world_process_zero():
@@ -184,7 +178,7 @@ class CheckpointIO(transformers.Trainer):
         self.ema = None
 
 
-def restore_rng(folder: Path, args: transformers.TrainingArguments, step: int) -> None:
+def restore_rng(folder: Path, args: Any, step: int) -> None:
     """Restore this rank's random number generators; a rank that the checkpoint does not know gets new seeds."""
     states = rng_state.read(folder, args.process_index)
     if states is not None:

@@ -1,15 +1,13 @@
-"""How training and evaluation get their batches: the first part of `Trainer`."""
+"""Samplers, dataloaders and collate functions of training and evaluation: a part of `Trainer`."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
 from trainer.dataloading.samplers import eval_shuffle_sampler, limited_count, limited_dataset, limited_sampler
@@ -17,68 +15,65 @@ from trainer.optimization.nonfinite_guard import IndexedCollate, IndexedSamples
 from trainer.preemption import IgnoringSignals
 
 
-class Loading(transformers.Trainer):
-    """Samplers with an order of their own, shares of the data, batches that know their samples."""
+class DataLoading:
+    """Samplers whose order follows from seed and epoch, shares of the data, batches that know their samples."""
 
-    def _samples_per_epoch(self, dataset: Any, args: transformers.TrainingArguments) -> int:
+    def _samples_per_epoch(self, dataset: Any, args: Any) -> int:
         whole = len(self.sampler(args.seed)) if self.sampler is not None and self.settings.shuffle else len(dataset)
         batch = args.train_batch_size * args.world_size
         share, drop_last = self.settings.limit_train_batches, args.dataloader_drop_last
         return limited_count(whole, share, batch, drop_last, "limit_train_batches")
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+    def train_sampler(self, train_dataset: Any, default: Callable[[Any], Any]) -> Any:
+        """The data's own sampler, or sequential order, or `default(train_dataset)`, each limited to its share."""
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         if not self.settings.shuffle:
             sampler = torch.utils.data.SequentialSampler(dataset)
         elif self.sampler is None:
-            sampler = super()._get_train_sampler(train_dataset)
+            sampler = default(train_dataset)
         else:
             sampler = self.sampler(self.args.data_seed if self.args.data_seed is not None else self.args.seed)
         batch = self._train_batch_size * self.args.world_size
         return limited_sampler(sampler, self.settings.limit_train_batches, batch, self.args.dataloader_drop_last)
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+    def eval_sampler(self, eval_dataset: Any, default: Callable[[Any], Any]) -> Any:
+        """A seeded shuffle if `eval_shuffle` is set, otherwise `default(eval_dataset)`."""
         if self.settings.eval_shuffle:
             return eval_shuffle_sampler(eval_dataset, self.args.seed)
-        return super()._get_eval_sampler(eval_dataset)
+        return default(eval_dataset)
 
     def _limit_evaluation(self) -> None:
         share, batch = self.settings.limit_val_batches, self.args.eval_batch_size * self.args.world_size
         if self.eval_dataset is None or (isinstance(share, float) and share == 1.0):
             return
         if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {name: limited_dataset(each, share, batch) for name, each in self.eval_dataset.items()}
+            sets = self.eval_dataset.items()
+            self.eval_dataset = {name: limited_dataset(dataset, share, batch) for name, dataset in sets}
         else:
             self.eval_dataset = limited_dataset(self.eval_dataset, share, batch)
 
-    def _get_dataloader(
-        self,
-        dataset: Any,
-        description: str,
-        batch_size: int,
-        sampler_fn: Any = None,
-        is_training: bool = False,
-        **more: Any,
-    ) -> Any:
-        if is_training:
-            indexed = IndexedSamples(dataset)
-            loader = super()._get_dataloader(indexed, description, batch_size, sampler_fn, is_training, **more)
-            return self._with_own_generator(loader)
-        with self._evaluation_loader():
-            loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **more)
-        return self._with_own_generator(loader)
+    def train_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
+        """`build(dataset)`, whose batches know the indices of their samples."""
+        return self._with_own_generator(build(IndexedSamples(dataset)))
+
+    def eval_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
+        with self._evaluation_arguments():
+            return self._with_own_generator(build(dataset))
 
     def _with_own_generator(self, loader: Any) -> Any:
-        """A loader draws its workers' seed whenever it makes workers, which kept ones spare: not from the generator
-        that dropout draws from, or a resumed run, which makes them anew, would go another way."""
+        """Give a loader its own generator for the seeds of its workers.
+
+        With the global generator, starting workers would change the random numbers of dropout, and a resumed run,
+        which starts them once more, would differ from an uninterrupted one.
+        """
         inner = getattr(loader, "base_dataloader", loader)
         inner.generator = torch.Generator().manual_seed(self.args.seed)
         inner.worker_init_fn = IgnoringSignals(inner.worker_init_fn)
         return loader
 
     @contextlib.contextmanager
-    def _evaluation_loader(self) -> Iterator[None]:
-        """Evaluation sees every sample, and may have workers of its own."""
+    def _evaluation_arguments(self) -> Iterator[None]:
+        """Arguments for an evaluation loader: no sample is dropped, and the number of workers may differ."""
         names = (
             "dataloader_multiprocessing_context",
             "dataloader_drop_last",
@@ -99,25 +94,16 @@ class Loading(transformers.Trainer):
             for name, value in before.items():
                 setattr(self.args, name, value)
 
-    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
-        """`remove_unused_columns` on whole batches: keys that the model's forward does not name are left out.
-
-        Training batches also say which samples they hold.
-        """
+    def collate_function(self, collate: Callable, is_training: bool) -> Callable:
+        """`collate`, without keys that the model's forward does not name if `remove_unused_columns` is set; training
+        batches also hold the indices of their samples."""
         if self.args.remove_unused_columns:
-            data_collator = _OnlyNamedKeys(data_collator, frozenset(_forward_names(self.model)))
-        return IndexedCollate(data_collator) if (description or "").lower() == "training" else data_collator
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        self.meter.started_step()
-        began = time.perf_counter()
-        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.meter.waited(time.perf_counter() - began)
-        return batches
+            collate = _OnlyNamedKeys(collate, frozenset(_forward_names(self.model)))
+        return IndexedCollate(collate) if is_training else collate
 
 
 class _OnlyNamedKeys:
-    """A collate function whose batches hold only the keys a forward names; picklable for loader workers."""
+    """A collate function whose batches contain only the keys that a forward names; picklable for workers."""
 
     def __init__(self, collate: Callable, names: frozenset[str]):
         self.collate, self.names = collate, names
@@ -130,11 +116,11 @@ def _forward_names(model: nn.Module) -> list[str]:
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [
         name
-        for name, each in inspect.signature(without_adapter(model).forward).parameters.items()
-        if each.kind in named
+        for name, parameter in inspect.signature(without_adapter(model).forward).parameters.items()
+        if parameter.kind in named
     ]
 
 
 def without_adapter(model: nn.Module) -> nn.Module:
-    """PEFT's wrapper passes everything on, so it is the model inside that says what it takes."""
+    """The model inside PEFT's wrapper, whose forward names the inputs that it takes."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

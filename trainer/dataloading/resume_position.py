@@ -1,14 +1,11 @@
-"""A resumed run goes on in the data where it stood, also with other batches; no batch is drawn to be dropped."""
+"""Resume mid-epoch without replaying the dataloader, even if the batch size changed."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import transformers.trainer
 
 from storage import safe_read
 
@@ -16,13 +13,13 @@ KEY = "data_position"  # in trainer_state.json
 
 
 @dataclass(frozen=True)
-class Position:
-    """How a run's steps count through the data.
+class DataPosition:
+    """How the steps of a run count through the data.
 
     Attributes:
         steps_per_epoch, samples_per_epoch, samples_per_step: Of all processes together.
-        steps_before: Added to the run's steps, which were of another size once: the steps that the samples until then
-            would have been, less those that they were.
+        steps_before: Added to the run's steps after the batch size changed: the number of new steps that the samples
+            so far would have been, minus the steps that they were.
     """
 
     steps_per_epoch: int
@@ -39,10 +36,10 @@ class Position:
         epochs, steps = self.place(step)
         return epochs * self.samples_per_epoch + min(steps * self.samples_per_step, self.samples_per_epoch)
 
-    def followed_by(self, now: Position, step: int) -> Position:
-        """`now`, its steps counted on from where this stood at a step.
+    def followed_by(self, now: DataPosition, step: int) -> DataPosition:
+        """Return `now` with its steps counted on from where this position was at a step.
 
-        Where that is in the middle of one of the new steps, that step is taken whole: a few samples come twice.
+        If that is in the middle of one of the new steps, the whole step is taken: a few samples are used twice.
         """
         if replace(now, steps_before=self.steps_before) == self:
             return self
@@ -51,35 +48,27 @@ class Position:
         return replace(now, steps_before=steps - step)
 
 
-def stored_position(checkpoint: Path) -> tuple[int, Position | None]:
-    """The step of a checkpoint, and how its steps count; None where it does not say."""
+def stored_position(checkpoint: Path) -> tuple[int, DataPosition | None]:
+    """The step of a checkpoint, and how its steps count; None if it does not say."""
     state = safe_read.read_json(checkpoint / "trainer_state.json")
     stored = state.get("stateful_callbacks", {}).get(KEY)
     if stored is None:
         return state["global_step"], None
-    return state["global_step"], Position(**stored)
+    return state["global_step"], DataPosition(**stored)
 
 
-@contextlib.contextmanager
-def positions_instead_of_skipping() -> Iterator[None]:
-    """Inside, transformers' resuming takes no time in the number of batches done, where the sampler allows it."""
-    skipping = transformers.trainer.skip_first_batches
-    transformers.trainer.skip_first_batches = lambda loader, batches=0: started_at(loader, batches, skipping)
-    try:
-        yield
-    finally:
-        transformers.trainer.skip_first_batches = skipping
+def start_at(loader: Any, batches: int, skip: Callable[[Any, int], Any]) -> Any:
+    """Return the loader, so that its next pass begins after `batches` batches of each process.
 
-
-def started_at(loader: Any, batches: int, skipping: Callable[[Any, int], Any]) -> Any:
-    """The loader, whose next pass begins after `batches` batches of each process; `skipping(loader, batches)` where
-    its sampler has no `set_position`, or where processes fill up an uneven end with the epoch's first batches."""
+    Falls back to `skip(loader, batches)` if the sampler has no `set_position`, or if the processes complete an uneven
+    last batch with the first samples of the epoch.
+    """
     shard = loader.batch_sampler
-    inner = getattr(shard, "batch_sampler", shard)  # of several processes each takes every n-th batch
+    inner = getattr(shard, "batch_sampler", shard)  # each process takes every n-th batch
     processes = getattr(shard, "num_processes", 1)
     sampler, size = getattr(inner, "sampler", None), getattr(inner, "batch_size", None)
     knows = hasattr(sampler, "set_position") and size and not getattr(shard, "split_batches", False)
     if not knows or (processes > 1 and len(sampler) % (size * processes)):
-        return skipping(loader, batches)
+        return skip(loader, batches)
     sampler.set_position(min(batches * size * processes, len(sampler)))
     return loader

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
+
+from trainer.hf_patches import replace_next_step
 
 DEEPSPEED_LINE = (
     "DeepSpeed makes the updates inside its engine: a step that is not finite is not kept from the weights; "
@@ -47,14 +48,6 @@ def wants_fsdp(args: Any) -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or args.fsdp_plugin_args is not None
 
 
-def honour_fsdp_on_cpu(args: Any) -> None:
-    """Before accelerate is set up: it turns FSDP on only where it sees processes with a GPU each, and trains others
-    with DDP."""
-    state = PartialState()
-    if wants_fsdp(args) and state.distributed_type == DistributedType.MULTI_CPU:
-        state.distributed_type = DistributedType.MULTI_GPU
-
-
 def check_sharding(accelerator: Any, settings: Any, adapted: Any) -> None:
     """What a run asks for must be possible with divided weights.
 
@@ -80,14 +73,8 @@ def explain_first_step(optimizer: Any, name: str) -> None:
 
     The error that passes then is a `CannotDivide`.
     """
-    inner = getattr(optimizer, "optimizer", optimizer)
-    own, step = vars(inner).get("step"), inner.step
 
-    def first_step(*arguments: Any, **options: Any) -> Any:
-        if own is None:
-            del inner.step
-        else:  # a schedule has put one there
-            inner.step = own
+    def explained(step: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         try:
             return step(*arguments, **options)
         except (RuntimeError, AssertionError) as error:
@@ -99,4 +86,4 @@ def explain_first_step(optimizer: Any, name: str) -> None:
                 "and Lion can, or train with scripts/accelerate/ddp.yaml"
             ) from error
 
-    inner.step = first_step
+    replace_next_step(getattr(optimizer, "optimizer", optimizer), explained)

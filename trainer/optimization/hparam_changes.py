@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import transformers.trainer
 from torch import nn
 
 from trainer.optimization.optimizers import build_optimizer
@@ -61,18 +59,6 @@ def apply_changes(optimizer: torch.optim.Optimizer, schedule: Any, changes: Sequ
         group.update({key: value for key, value in changed.items() if key != "lr"})
     bases = [changed.get("lr", base) for base, changed in zip(schedule.base_lrs, changes, strict=True)]
     schedule.rebase([float(each) for each in bases])
-
-
-@contextmanager
-def uncompared() -> Iterator[None]:
-    """Inside, transformers does not warn of settings that its saved state has otherwise: those of now count, and what
-    differs has been said."""
-    compare = transformers.trainer.compare_trainer_and_checkpoint_args
-    transformers.trainer.compare_trainer_and_checkpoint_args = lambda *arguments: None
-    try:
-        yield
-    finally:
-        transformers.trainer.compare_trainer_and_checkpoint_args = compare
 
 
 def _same(value: Any, earlier: Any) -> bool:

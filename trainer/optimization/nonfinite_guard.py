@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 
+from trainer.hf_patches import replace_next_step
+
 FACTS = "skipped_steps.json"
 SHOWN_SAMPLES, SHOWN_BATCHES = 64, 4
 FUSED_WITH_FLAG = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
@@ -298,16 +300,11 @@ def drop_update(optimizer: Any) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
-    own = vars(optimizer).get("step")  # a schedule puts one there
 
-    def skip(*arguments: Any, **options: Any) -> None:
-        if own is None:
-            del optimizer.step
-        else:
-            optimizer.step = own
-        optimizer._opt_called = True  # a schedule warns when it steps before its optimizer did
+    def skip(step: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        optimizer._opt_called = True  # a scheduler warns when it steps before its optimizer did
 
-    optimizer.step = skip
+    replace_next_step(optimizer, skip)
 
 
 def _distributed() -> bool:

@@ -11,7 +11,7 @@ from tiny_training import EpochSampler, Samples, make_trainer
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerCallback
 
-from trainer.dataloading.resume_position import Position, started_at
+from trainer.dataloading.resume_position import DataPosition, start_at
 
 
 class Positioned(EpochSampler):
@@ -73,23 +73,23 @@ def loader(count, processes):
 
 def test_positions_count_the_samples_of_all_processes():
     made, sampler = loader(24, processes=3)
-    assert started_at(made, 2, None) is made and sampler.position == 2 * 4 * 3
+    assert start_at(made, 2, None) is made and sampler.position == 2 * 4 * 3
 
 
 def test_an_uneven_end_is_skipped_to_as_before():
     """There processes are filled up with the epoch's first batches, which a position would hide."""
     made, sampler = loader(22, processes=3)
-    assert started_at(made, 2, lambda each, batches: ("skipped", batches)) == ("skipped", 2)
+    assert start_at(made, 2, lambda each, batches: ("skipped", batches)) == ("skipped", 2)
     assert sampler.position == 0
     plain = DataLoader(Samples(8), batch_size=4)
-    assert started_at(plain, 1, lambda each, batches: "skipped") == "skipped"
+    assert start_at(plain, 1, lambda each, batches: "skipped") == "skipped"
 
 
 def test_batches_that_are_split_are_skipped_to_as_before():
     """There a batch holds the samples of all processes: a position counted by processes would be too far."""
     made, sampler = loader(24, processes=3)
     made.batch_sampler.split_batches = True
-    assert started_at(made, 2, lambda each, batches: "skipped") == "skipped" and sampler.position == 0
+    assert start_at(made, 2, lambda each, batches: "skipped") == "skipped" and sampler.position == 0
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -180,9 +180,9 @@ def test_another_seed_draws_another_order_from_the_same_place(tmp_path):
 
 
 def test_position_by_hand():
-    before = Position(steps_per_epoch=3, samples_per_epoch=22, samples_per_step=8)
+    before = DataPosition(steps_per_epoch=3, samples_per_epoch=22, samples_per_step=8)
     assert before.place(7) == (2, 1) and before.samples(7) == 2 * 22 + 8
-    now = Position(steps_per_epoch=6, samples_per_epoch=22, samples_per_step=4)
+    now = DataPosition(steps_per_epoch=6, samples_per_epoch=22, samples_per_step=4)
     after = before.followed_by(now, 7)
     assert after.place(7) == (2, 2) and after.samples(7) == before.samples(7)
     assert after.followed_by(now, 9) is after  # the same again: nothing moves

@@ -1,0 +1,290 @@
+"""Every method of transformers' Trainer that Keel overrides; each docstring says what would go wrong without it.
+
+The methods are short: they delegate to plainly named methods of the mixins (`DataLoading`, `Evaluation`,
+`StepBoundary`, `CheckpointIO`) and of `Trainer`, and pass transformers' own method where it is still needed.
+`tests/trainer/test_hf_contract.py` compares every name and signature with the installed version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from trainer.callbacks.metric_names import metric_or_error
+from trainer.checkpointing.load_errors import checkpoint_load_errors
+from trainer.checkpointing.trainer_io import CheckpointIO
+from trainer.dataloading.dataloaders import DataLoading
+from trainer.dataloading.resume_position import start_at
+from trainer.evaluation import Evaluation
+from trainer.hf_patches import no_argument_comparison, start_by_position
+from trainer.optimization.nonfinite_guard import IndexedCollate
+from trainer.step_boundary import StepBoundary
+
+
+class HFOverrides(DataLoading, StepBoundary, Evaluation, CheckpointIO, transformers.Trainer):
+    """transformers' Trainer with Keel's behaviour in place of its own."""
+
+    # ---- set-up ----
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Without it: processes that were launched together might train apart, all writing the same files."""
+        self.check_launch()
+        super().create_accelerator_and_postprocess()
+        self.check_sharding()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Without it: parameter groups, optimizers of torch.optim and their options would not exist."""
+        if self.optimizer is None:
+            self.optimizer = self.first_optimizer(self.model if model is None else model)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Without it: schedules of torch, floors, decay steps and a resumed schedule with another length would not
+        exist."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = self.first_scheduler(num_training_steps, optimizer or self.optimizer)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _prepare_for_training(self, *arguments: Any, **options: Any) -> tuple[nn.Module, Any]:
+        """Without it: an optimizer state from an earlier run would be lost, and every step would walk all modules."""
+        model, loader = super()._prepare_for_training(*arguments, **options)
+        self.prepare_steps(model)
+        return model, loader
+
+    def set_initial_training_values(self, *arguments: Any, **options: Any) -> Any:
+        """Without it: a resumed run with another batch size would end after the wrong number of epochs."""
+        return self.count_from_position(super().set_initial_training_values(*arguments, **options))
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """Returns (epochs done, micro-batches done in the next). Without it: a resumed run would count batches, which
+        are other samples if the batch size has changed, and would log and save as the checkpoint's arguments say."""
+        with checkpoint_load_errors(resume_from_checkpoint), no_argument_comparison():
+            progress = super()._init_training_state(
+                max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+            )
+        return self.resume_progress(max_steps, progress, resume_from_checkpoint is not None)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Without it: every micro-batch walks all parameters, for an estimate that is right only for text."""
+        return 0
+
+    # ---- batches ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Without it: the order of samples would depend on the process's RNG state, not on seed and epoch alone."""
+        return self.train_sampler(train_dataset, super()._get_train_sampler)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Without it: `eval_shuffle` would have no effect."""
+        return self.eval_sampler(eval_dataset, super()._get_eval_sampler)
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Without it: worker seeds would come from the generator of dropout, and evaluation would drop samples."""
+
+        def build(dataset: Any) -> Any:
+            return super(HFOverrides, self)._get_dataloader(
+                dataset, description, batch_size, sampler_fn, is_training, **options
+            )
+
+        return self.train_dataloader(dataset, build) if is_training else self.eval_dataloader(dataset, build)
+
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
+        """Without it: `remove_unused_columns` would expect lists of dicts, not whole batches, and batches of a bad step
+        could not name their samples."""
+        return self.collate_function(data_collator, is_training=(description or "").lower() == "training")
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """Without it: time spent waiting for data would be counted as training time."""
+        with self.meter.waiting():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    # ---- one step ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Without it: nobody would know which samples a step that is not finite was made of."""
+        indices = inputs.pop(IndexedCollate.KEY, None)
+        self.samples += 0 if indices is None else len(indices)
+        if self.guard.begin(indices, self._tr_loss, self.followed_loss):
+            self.train_terms.mark()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.followed_loss += loss
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Without it: named loss terms would not be logged, and a loss that is not finite would reach the weights."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        terms = outputs.get("losses") if isinstance(outputs, dict) else None
+        if model.training:
+            loss = self.guard.protect(loss, terms)
+            if terms:
+                self.train_terms.add(terms)
+        return (loss, outputs) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        """Without it: clipping walks all modules in every step to find the parameters."""
+        if self.clipped_parameters is None:
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        return nn.utils.clip_grad_norm_(self.clipped_parameters, self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called right before `optimizer.step()`: records the norm, and skips the update if it is not finite (see
+        `Trainer.before_update`). Without it: one NaN gradient destroys the weights."""
+        if grad_norm is None and self.clipped_parameters is not None:
+            self.accelerator.unscale_gradients()
+            gradients = [parameter.grad for parameter in self.clipped_parameters if parameter.grad is not None]
+            grad_norm = nn.utils.get_total_norm(gradients)
+        return self.before_update(super()._get_grad_norm(model, grad_norm=grad_norm))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Without it: loss terms, throughput and skipped steps would be missing from the log, and skipped steps would
+        count in its mean loss."""
+        super().log(self.completed_log(logs), start_time)
+
+    # ---- the end of a step ----
+
+    def _run_epoch(self, *, model: nn.Module, epoch: int, start_time: float, **options: Any) -> None:
+        """Without it: a resumed run would repeat or lose what a preempted step still had to do."""
+        self.finish_step(model, epoch, start_time)
+        if self.control.should_training_stop:
+            return
+        with start_by_position(start_at):
+            super()._run_epoch(model=model, epoch=epoch, start_time=start_time, **options)
+
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: torch.Tensor,
+        grad_norm: torch.Tensor | float | None,
+        model: nn.Module,
+        trial: Any,
+        epoch: float,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Without it: a preempted run would not stop at the end of a step."""
+        run = partial(
+            super()._maybe_log_save_evaluate,
+            tr_loss,
+            grad_norm,
+            model,
+            trial,
+            epoch,
+            ignore_keys_for_eval,
+            start_time,
+            learning_rate,
+        )
+        self.end_step(run, grad_norm, learning_rate)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Without it: checkpoints would be written in place, without manifest, and pickled."""
+        self.save_checkpoint()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Without it: `checkpointing.dirpath` would have no effect."""
+        return str(self.checkpoint_dir) if trial is None else super()._get_output_dir(trial)
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        """Without it: work left by a run that was preempted at its last step would be lost."""
+        self.finish_last_step(start_time)
+        return super()._finalize_training(trial, num_train_samples, start_time)
+
+    # ---- evaluation ----
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Without it: there would be no loss unless the batch's target is called `labels`, and no named terms."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        self.add_eval_terms(outputs)
+        return loss.detach().mean(), None, None
+
+    def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
+        """Without it: an evaluation would report no named loss terms and no metrics of the data."""
+        run = partial(super().evaluation_loop, *arguments, metric_key_prefix=metric_key_prefix, **options)
+        return self.with_terms(run, metric_key_prefix)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Without it: averaged weights would not be evaluated, and several sets would have no common loss."""
+        return self.evaluate_sets(super().evaluate, eval_dataset, ignore_keys, metric_key_prefix)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """Without it: plateau schedules could not follow any metric, and an evaluation before a resume would count."""
+        run = partial(super()._evaluate, trial, ignore_keys_for_eval, skip_scheduler)
+        return self.evaluate_in_training(run, skip_scheduler)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Without it: `val/loss` would not be found as `eval_loss`, and a missing metric would be a KeyError."""
+        wanted = self.args.metric_for_best_model
+        if wanted is not None:
+            self.args.metric_for_best_model = metric_or_error(wanted, metrics, "metric_for_best_model")
+        return super()._determine_best_metric(metrics, trial)
+
+    # ---- files ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Without it: the final model would lack its processor files and come with pickled arguments."""
+        self.save_final_model(output_dir, state_dict)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Without it: sharded weights would be saved in accelerate's own format."""
+        if self.is_unsharded:
+            super().save_model(output_dir, _internal_call)
+        else:
+            self._save(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Without it: adapters, quantized and sharded weights would not be loaded as they were saved."""
+        default = partial(super()._load_from_checkpoint, resume_from_checkpoint, model)
+        self.load_weights(Path(resume_from_checkpoint), default)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Without it: state would be read from pickles, and missing state would be ignored."""
+        if checkpoint is not None:
+            self.load_training_state(Path(checkpoint))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Without it: the state of the float16 loss scaler would be read from a pickle."""
+        if checkpoint is not None:
+            self.load_scaler(Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Without it: RNG states would be read from a pickle, and restored again after a resumed evaluation."""
+        if checkpoint is not None:
+            self.load_rng_state(Path(checkpoint))
+
+    def _load_best_model(self) -> None:
+        """Without it: a corrupted best checkpoint would end the run at its last step."""
+        self.load_best_checkpoint()

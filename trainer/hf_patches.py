@@ -1,0 +1,199 @@
+"""Patches of functions and objects of transformers and accelerate; each docstring says what would go wrong without it.
+
+Methods of transformers' Trainer that Keel overrides are in `hf_overrides.py`. `tests/trainer/test_hf_contract.py`
+compares every name and signature in both modules with the installed versions. Importing this module imports neither
+torch nor transformers, because `defer_peft` must run before they are imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+PEFT_USERS = ("transformers.trainer_utils", "transformers.trainer")  # modules that import peft when they are imported
+
+
+def defer_peft() -> None:
+    """Let transformers import without peft until the run itself imports it.
+
+    Without it: every run imports peft, and with it bitsandbytes: a second, and a warning about missing CPU kernels.
+    Call before anything imports `transformers.trainer_utils`.
+    """
+    if "peft" in sys.modules or any(name in sys.modules for name in PEFT_USERS):
+        return
+    import transformers.utils as utils
+    from transformers.utils import import_utils
+
+    available = import_utils.is_peft_available
+    utils.is_peft_available = import_utils.is_peft_available = lambda: False
+    try:
+        import transformers.trainer  # noqa: F401
+    finally:
+        utils.is_peft_available = import_utils.is_peft_available = available
+    for name in PEFT_USERS:
+        sys.modules[name].is_peft_available = lambda: "peft" in sys.modules
+
+
+def connect_peft() -> None:
+    """Give transformers the classes of peft that `defer_peft` kept from it, once the run has imported peft.
+
+    Without it: transformers' Trainer fails with a NameError when it checks for a PEFT model.
+    """
+    peft = sys.modules.get("peft")
+    if peft is not None:
+        sys.modules["transformers.trainer_utils"].PeftModel = peft.PeftModel
+        sys.modules["transformers.trainer_utils"].PeftMixedModel = peft.PeftMixedModel
+        sys.modules["transformers.trainer"].PeftModel = peft.PeftModel
+
+
+def cache_package_lookups() -> None:
+    """Remember accelerate's answers about which packages are installed.
+
+    Without it: accelerate searches the import path at every backward pass and every optimizer step.
+    """
+    from accelerate.utils import imports
+
+    if not hasattr(imports._is_package_available, "cache_info"):
+        imports._is_package_available = functools.cache(imports._is_package_available)
+
+
+def skip_module_walks(model: Any, inner: Any) -> None:
+    """Until `restore_module_walks`: skip `model.train()` while the model trains, and zero gradients from a fixed list.
+
+    Without it: both walk all modules in every step, several percent of the step of a small network.
+
+    Args:
+        model: The model as it is trained, perhaps wrapped (DDP).
+        inner: The model itself. An evaluation puts only it into evaluation mode, which the wrapper does not see.
+    """
+    walk, parameters = type(model).train.__get__(model), list(model.parameters())
+
+    def train(mode: bool = True) -> Any:
+        return model if model.training == mode == inner.training else walk(mode)
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        for parameter in parameters:
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad = parameter.grad.detach().zero_()
+
+    model.train, model.zero_grad = train, zero_grad
+
+
+def restore_module_walks(model: Any) -> None:
+    """Undo `skip_module_walks`; does nothing to a model that was not patched."""
+    for name in ("train", "zero_grad"):
+        model.__dict__.pop(name, None)
+
+
+@contextlib.contextmanager
+def replaced(holder: Any, name: str, value: Any) -> Iterator[Any]:
+    """Replace an attribute of a module inside the context; yields the original."""
+    original = getattr(holder, name)
+    setattr(holder, name, value)
+    try:
+        yield original
+    finally:
+        setattr(holder, name, original)
+
+
+@contextlib.contextmanager
+def start_by_position(start: Callable[[Any, int, Callable[[Any, int], Any]], Any]) -> Iterator[None]:
+    """Replace transformers' `skip_first_batches` by `start(loader, batches, skip_first_batches)`.
+
+    Without it: a resumed run draws every batch of the epoch that was already trained on, and throws it away.
+    """
+    import transformers.trainer as module
+
+    skip = module.skip_first_batches
+    with replaced(module, "skip_first_batches", lambda dataloader, num_batches=0: start(dataloader, num_batches, skip)):
+        yield
+
+
+@contextlib.contextmanager
+def no_argument_comparison() -> Iterator[None]:
+    """Silence transformers' comparison of arguments with those in a checkpoint.
+
+    Without it: transformers warns about changes that Keel has already checked, and reported with their origins.
+    """
+    import transformers.trainer as module
+
+    with replaced(module, "compare_trainer_and_checkpoint_args", lambda training_args, trainer_state: None):
+        yield
+
+
+@contextlib.contextmanager
+def deferred_on_save(handler: Any) -> Iterator[None]:
+    """Keep a callback handler from firing `on_save` when a save begins; the checkpoint manager fires it when it ends.
+
+    Without it: callbacks would upload or link a checkpoint that a background thread is still writing.
+    """
+
+    def on_save(args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_save = False
+        return control
+
+    handler.on_save = on_save
+    try:
+        yield
+    finally:
+        del handler.on_save
+
+
+@contextlib.contextmanager
+def no_on_evaluate(handler: Any) -> Iterator[None]:
+    """Keep a callback handler from firing `on_evaluate`.
+
+    Without it: several evaluation sets fire several events, and early stopping counts each as an evaluation.
+    """
+    handler.on_evaluate = lambda args, state, control, metrics, **kwargs: control
+    try:
+        yield
+    finally:
+        del handler.on_evaluate
+
+
+def enable_fsdp_on_cpu() -> None:
+    """Make accelerate honour FSDP for CPU processes; call before the accelerator is created.
+
+    Without it: accelerate uses FSDP only with GPUs, and silently trains CPU processes with DDP.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    state = PartialState()
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        state.distributed_type = DistributedType.MULTI_GPU
+
+
+def use_one_gpu(arguments: Any) -> int:
+    """Train on the first visible GPU only; returns how many are visible.
+
+    Without it: one process with several GPUs becomes `nn.DataParallel`, which multiplies the batch size.
+    """
+    visible = arguments.n_gpu
+    if visible > 1:
+        arguments._n_gpu = 1
+    return visible
+
+
+def replace_next_step(optimizer: Any, step: Callable[..., Any]) -> None:
+    """Replace the next `optimizer.step()` by `step(original, *arguments, **options)`; later ones are the original.
+
+    Without it: the update of a step that is not finite could not be skipped (some optimizers count steps without
+    gradients), and torch's errors about sharded tensors would reach the user unexplained.
+    """
+    own, original = vars(optimizer).get("step"), optimizer.step
+
+    def next_step(*arguments: Any, **options: Any) -> Any:
+        if own is None:
+            del optimizer.step
+        else:  # a scheduler has patched the instance as well
+            optimizer.step = own
+        return step(original, *arguments, **options)
+
+    optimizer.step = next_step
