@@ -367,7 +367,7 @@ def change_on_resume(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, ch
     trainer.plan = replace(trainer.plan, new_length=run.hyper.resume_schedule, takes_over=changes.schedule_changed)
     trainer.new_length = trainer.total_steps() if changes.length_changed else None
     if not nothing_left(run, checkpoint, trainer.new_length):
-        trainer.try_going_on(checkpoint)
+        trainer.check_resumable(checkpoint)
     if history := changes.history(checkpoint):
         trainer.files["resumed.json"] = history
     return changes.lines

@@ -109,15 +109,15 @@ def _run(train, request, log):
 
 def _install(event, step, number, what):
     from storage import manifest
+    from trainer.callbacks.hooks import Hooks
     from trainer.checkpointing import async_writer
-    from trainer.trainer import _Hooks
 
     if event in ("publish", "published"):
         _wrap(async_writer, "publish", event, lambda staged, final: final.name == f"checkpoint-{step}", what)
     elif event in ("final", "finished"):
         _wrap(manifest, "publish_into", event, lambda *arguments, **facts: True, what)
     else:
-        original, seen = getattr(_Hooks, event, lambda *arguments, **options: None), []
+        original, seen = getattr(Hooks, event, lambda *arguments, **options: None), []
 
         def handler(self, args, state, control, **options):
             if state.global_step == step:
@@ -126,7 +126,7 @@ def _install(event, step, number, what):
                     os.kill(os.getpid(), what)
             return original(self, args, state, control, **options)
 
-        setattr(_Hooks, event, handler)
+        setattr(Hooks, event, handler)
 
 
 def _wrap(module, name, event, applies, what):

@@ -1,7 +1,7 @@
 """Every method of transformers' Trainer that Keel overrides; each docstring says what would go wrong without it.
 
-The methods are short: they delegate to plainly named methods of the mixins (`DataLoading`, `Evaluation`,
-`StepBoundary`, `CheckpointIO`) and of `Trainer`, and pass transformers' own method where it is still needed.
+The methods are short: they delegate to plainly named methods of the mixins (`OptimizationSetup`, `DataLoading`,
+`Evaluation`, `StepBoundary`, `CheckpointIO`) and of `Trainer`, and pass transformers' method where it is still needed.
 `tests/trainer/test_hf_contract.py` compares every name and signature with the installed version.
 """
 
@@ -24,10 +24,11 @@ from trainer.dataloading.resume_position import start_at
 from trainer.evaluation import Evaluation
 from trainer.hf_patches import no_argument_comparison, start_by_position
 from trainer.optimization.nonfinite_guard import IndexedCollate
+from trainer.optimization_setup import OptimizationSetup
 from trainer.step_boundary import StepBoundary
 
 
-class HFOverrides(DataLoading, StepBoundary, Evaluation, CheckpointIO, transformers.Trainer):
+class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, CheckpointIO, transformers.Trainer):
     """transformers' Trainer with Keel's behaviour in place of its own."""
 
     # ---- set-up ----

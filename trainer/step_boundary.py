@@ -34,7 +34,7 @@ class StepBoundary:
         self.phase = STEP if pending.epoch else EPOCH
         # Evaluations may use random numbers: restore the state before them, and train on with the state after them.
         self._load_rng_state(str(self.resuming_from))
-        self.generators_are_due = False
+        self.rng_restore_pending = False
         is_end = self.state.global_step >= self.state.max_steps
         self.control.should_training_stop |= is_end or (pending.stop and self._still_stops())
         known = (self._tr_loss, pending.grad_norm, model, None, epoch, None, start_time, pending.learning_rate)

@@ -11,8 +11,6 @@ Here: what a Trainer is made of, its optimization, its losses and its log. In fi
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,13 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from storage import manifest
 from trainer.callbacks.csv_logger import CsvLog
 from trainer.callbacks.early_stopping import EarlyStopping
+from trainer.callbacks.hooks import Hooks
 from trainer.callbacks.log_files import check_appendable, write_files
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.callbacks.progress import Console, MetricsFile
@@ -36,10 +34,8 @@ from trainer.callbacks.user_callbacks import named_callbacks
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.manager import CheckpointManager
 from trainer.checkpointing.step_state import NOTHING_PENDING, restore_log_interval
-from trainer.checkpointing.trainer_io import check_shapes
 from trainer.dataloading.dataloaders import without_adapter
-from trainer.dataloading.resume_position import KEY as POSITION
-from trainer.dataloading.resume_position import DataPosition, stored_position
+from trainer.dataloading.resume_position import DataPosition
 from trainer.dataloading.samplers import EveryNEpochs
 from trainer.distributed.launch_checks import (
     DEEPSPEED_LINE,
@@ -59,14 +55,12 @@ from trainer.hf_patches import (
 )
 from trainer.loss_terms import NamedMeans
 from trainer.optimization.ema import AveragedWeights
-from trainer.optimization.hparam_changes import OptimizerPlan, changed_options
-from trainer.optimization.lr_scheduler import Schedule, check_plan, schedule_lines
-from trainer.optimization.lr_scheduler_config import SchedulePlan, is_training_loss
+from trainer.optimization.lr_scheduler import Schedule
+from trainer.optimization.lr_scheduler_config import is_training_loss
 from trainer.optimization.nonfinite_guard import NonfiniteGuard
-from trainer.optimization.optimizers import build_optimizer, group_rates, no_decay_lines, parameter_groups
 from trainer.optimization.warm_start_optimizer import take_state
+from trainer.optimization_setup import plan_of
 from trainer.preemption import Preempted, Signals
-from trainer.serialization import state_dict_io
 from trainer.settings import Settings
 from trainer.step_boundary import EPOCH, STEP
 
@@ -109,9 +103,26 @@ class Trainer(HFOverrides):
         self.settings, self.adapted, self.signals = settings or Settings(), adapted, signals
         self.sampler, self.files = sampler, dict(files or {})
         self.optimizer_name = self.settings.optimizer_name or getattr(args.optim, "value", args.optim)
-        self.plan = self.settings.schedule or _plan_of(args)
+        self.plan = self.settings.schedule or plan_of(args)
         self.checkpoint_dir = Path(self.settings.checkpoint_dir or args.output_dir)
-        self.try_optimization(model, args, self._samples_per_epoch(train_dataset, args))
+        self.check_optimization(model, args, self._samples_per_epoch(train_dataset, args))
+        self._begin_state(model, train_dataset)
+        self.eval_on_start, self.save_total_limit = args.eval_on_start, args.save_total_limit
+        args.save_total_limit = None  # `ModelCheckpoint` deletes: by step, never the newest or a best one
+        connect_peft()
+        super().__init__(
+            model=model, args=args, data_collator=collate, train_dataset=train_dataset, eval_dataset=eval_dataset
+        )
+        self._limit_evaluation()
+        self.checkpointing = CheckpointManager(self, self.settings.save_in_background, self.settings.max_failed_saves)
+        inner = without_adapter(model)
+        if not type(inner).__module__.startswith("transformers."):
+            # `**context` in a forward means «what else the batch knows», not «num_items_in_batch scales my loss».
+            self.model_accepts_loss_kwargs = getattr(inner, "accepts_loss_kwargs", False)
+        self._add_callbacks()
+
+    def _begin_state(self, model: nn.Module, train_dataset: Any) -> None:
+        """The state that training changes, as it is before the first step."""
         self.train_terms, self.eval_terms = NamedMeans(), None
         self.guard = NonfiniteGuard(
             self.settings.stop_after_nonfinite,
@@ -128,25 +139,12 @@ class Trainer(HFOverrides):
         self.resumed_from: str | None = None
         self.resuming_from: Path | None = None
         self.position = DataPosition(1, 1, 1)
-        self.new_length: int | None = None  # steps, where a resumed run has been given others
-        self.generators_are_due = False  # those of random numbers are still to be taken up where the run goes on
-        self.pending_work = NOTHING_PENDING  # of a resumed run's last step
+        self.new_length: int | None = None  # total steps of a resumed run whose length has changed
+        self.rng_restore_pending = False  # RNG states are restored where the resumed run continues
+        self.pending_work = NOTHING_PENDING  # of the step at which a resumed run was preempted
         self.phase = STEP
-        self.locks: Sequence[Any] = ()  # of the folders that are written to; `lost` where another run has one now
-        self.is_resuming = False  # said by whoever knows, before the first rates are shown
-        self.eval_on_start, self.save_total_limit = args.eval_on_start, args.save_total_limit
-        args.save_total_limit = None  # `ModelCheckpoint` deletes: by step, never the newest or a best one
-        connect_peft()
-        super().__init__(
-            model=model, args=args, data_collator=collate, train_dataset=train_dataset, eval_dataset=eval_dataset
-        )
-        self._limit_evaluation()
-        self.checkpointing = CheckpointManager(self, self.settings.save_in_background, self.settings.max_failed_saves)
-        inner = without_adapter(model)
-        if not type(inner).__module__.startswith("transformers."):
-            # `**context` in a forward means «what else the batch knows», not «num_items_in_batch scales my loss».
-            self.model_accepts_loss_kwargs = getattr(inner, "accepts_loss_kwargs", False)
-        self._add_callbacks()
+        self.locks: Sequence[Any] = ()  # locks of the folders that are written to
+        self.is_resuming = False  # set before the first learning rates are shown
 
     def check_launch(self) -> None:
         check_launch(self.args)
@@ -164,7 +162,7 @@ class Trainer(HFOverrides):
         settings, args = self.settings, self.args
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Hooks(self))
+        self.add_callback(Hooks(self))
         self.add_callback(MetricsFile(Path(args.output_dir) / "metrics.jsonl"))
         if settings.csv_dir is not None:
             self.add_callback(CsvLog(settings.csv_dir))
@@ -187,151 +185,7 @@ class Trainer(HFOverrides):
             self.add_callback(callback)
         self.add_callback(Console(bar=not args.disable_tqdm))
 
-    # ---- optimization ----
-
-    def first_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        if self.settings.no_decay_verbose and self.is_world_process_zero():
-            print("\n".join(no_decay_lines(self.model)), flush=True)
-        return self.new_optimizer(model, self.args)
-
-    def new_optimizer(self, model: nn.Module, args: transformers.TrainingArguments) -> torch.optim.Optimizer:
-        """The named optimizer over the model's parameter groups."""
-        settings = self.settings
-        return build_optimizer(
-            model,
-            self.optimizer_name,
-            settings.optimizer_options,
-            args=args,
-            specs=settings.param_groups,
-            parts=settings.parts,
-        )
-
-    def _optimizer_plan(self) -> OptimizerPlan:
-        return OptimizerPlan(self.optimizer_name, self.settings.optimizer_options, self.settings.param_groups)
-
-    def total_steps(self) -> int:
-        """Optimizer updates of the whole run."""
-        args = self.args
-        steps = updates_per_epoch(args, self._samples_per_epoch(self.train_dataset, args))
-        return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
-
-    def try_going_on(self, checkpoint: Path) -> None:
-        """Tries on throw-away objects whether schedule and groups can go on from a checkpoint.
-
-        Raises:
-            ValueError: they cannot.
-        """
-        with checkpoint_load_errors(checkpoint):  # another version of transformers may have written other keys
-            TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        steps = updates_per_epoch(self.args, self._samples_per_epoch(self.train_dataset, self.args))
-        optimizer, stored = self.new_optimizer(self.model, self.args), state_dict_io.read(checkpoint, "scheduler")
-        if len(stored.get("base_lrs", ())) != len(optimizer.param_groups):
-            raise ValueError(
-                f"{checkpoint} was trained with {len(stored.get('base_lrs', ()))} parameter groups, this run has "
-                f"{len(optimizer.param_groups)}; set back what is trained and how"
-            )
-        with checkpoint_load_errors(checkpoint, reraise=(ValueError,)):
-            Schedule(optimizer, self.plan, self.total_steps(), steps).load_state_dict(stored)
-        if self.adapted is None or not self.adapted.has_constant_weights:
-            check_shapes(checkpoint, self.model.state_dict())
-        if self.settings.earlier_optimizer is not None:
-            earlier = self.settings.earlier_optimizer
-            changed_options(earlier, self._optimizer_plan(), self.model, self.args, self.settings.parts)
-
-    def try_optimization(self, model: nn.Module, args: transformers.TrainingArguments, samples: int) -> None:
-        """Builds optimizer and schedule once to throw them away: what is wrong with them is said before the run's
-        folder is made. `samples` are those of an epoch.
-
-        Raises:
-            ValueError: a name, an option or a parameter group does not fit; a package that one needs is missing.
-        """
-        check_plan(self.plan)
-        steps = updates_per_epoch(args, samples)
-        total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
-        warm = self.plan.warmup_length(total, steps)
-        if warm >= total:
-            raise ValueError(
-                f"the warm-up of {warm} steps is not shorter than the run of {total}; the learning rate would never be "
-                "reached"
-            )
-        try:
-            optimizer = self.new_optimizer(model, args)
-            if self.settings.first_optimizer is not None:
-                take_state(optimizer, self.settings.first_optimizer)
-            Schedule(optimizer, self.plan, total, steps)
-        except (TypeError, ValueError, ImportError, RuntimeError, NotImplementedError) as error:
-            if isinstance(error, ValueError) and "`" in str(error):
-                raise  # ours: it names what is wrong
-            where = f"optimizer `{self.optimizer_name}` or schedule `{self.plan.name}`"
-            raise ValueError(f"{where} cannot be built: {' '.join(str(error).split())}") from error
-
-    def count_from_position(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Count the steps from the position in the data; of a run with `max_steps`, return another number of epochs.
-
-        Args:
-            values: transformers' (epochs, steps per epoch, …).
-        """
-        self.steps_per_epoch = max(1, values[1])
-        with checkpoint_load_errors(self.resuming_from):
-            self.position = self._position(self.resuming_from)
-        if self.args.max_steps > 0 and self.position.steps_before:
-            epochs = math.ceil((self.args.max_steps + self.position.steps_before) / self.steps_per_epoch)
-            values = (epochs, *values[1:])
-        return values
-
-    def _position(self, checkpoint: Path | None) -> DataPosition:
-        """How this run's steps count through the data, after those of a checkpoint's run."""
-        samples = self._samples_per_epoch(self.train_dataset, self.args)
-        batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        now = DataPosition(self.steps_per_epoch, samples, batch)
-        step, earlier = stored_position(checkpoint) if checkpoint is not None else (0, None)
-        return now if earlier is None else earlier.followed_by(now, step)
-
-    def resume_progress(self, max_steps: int, progress: tuple[int, int], resumes: bool) -> tuple[int, int]:
-        """Return (epochs done, micro-batches done in the next), for a resumed run by its samples.
-
-        Args:
-            progress: The same as transformers counts it, in batches.
-        """
-        epochs, batches = progress
-        if resumes:
-            # transformers takes over the checkpoint's arguments with its state: restore those of this run.
-            self.state.compute_steps(self.args, max_steps)
-            self.state.train_batch_size = self._train_batch_size
-            epochs, steps = self.position.place(self.state.global_step)
-            batches = 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
-            if self.settings.forget_best:
-                self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
-        self.state.stateful_callbacks[POSITION] = dataclasses.asdict(self.position)
-        return epochs, batches
-
-    def first_scheduler(self, total_steps: int, optimizer: Any) -> Schedule:
-        schedule = Schedule(optimizer, self.plan, total_steps, self.steps_per_epoch)
-        schedule.steps_before = self.position.steps_before
-        if self.resuming_from is None:
-            self._show_schedule(schedule)
-        return schedule
-
-    def _show_schedule(self, schedule: Any) -> None:
-        if self.is_world_process_zero() and isinstance(schedule, Schedule):
-            print("\n".join(schedule_lines(schedule)), flush=True)
-
-    def shown_rate(self) -> float:
-        """The learning rate at the height of the schedule: `resume_lr` where a resumed run has one."""
-        new = self.settings.resume_lr if self.is_resuming else None
-        return self.args.learning_rate if new is None else new
-
-    def learning_rates(self) -> dict[str, float]:
-        """Parameter name -> the rate of its group at the height of the schedule; frozen ones are not in it."""
-        settings, args = self.settings, self.args
-        groups = parameter_groups(
-            self.model, self.shown_rate(), args.weight_decay, settings.param_groups, settings.parts
-        )
-        return group_rates(self.model, groups)
-
-    def use_batch_size(self, size: int) -> None:
-        """Samples per device and micro-batch, from now on."""
-        self.args.per_device_train_batch_size = self._train_batch_size = size
+    # ---- training ----
 
     def prepare_steps(self, model: nn.Module) -> None:
         """Prepare optimizer and model for the first step.
@@ -372,6 +226,13 @@ class Trainer(HFOverrides):
             with checkpoint_load_errors(self.resumed_from):
                 restore_log_interval(self, self.resumed_from)
             self.resumed_from = None
+
+    def begin_step(self) -> None:
+        self.phase = STEP
+        self.checkpointing.dispatch_on_save()
+
+    def end_epoch(self) -> None:
+        self.phase = EPOCH
 
     def begin_epoch(self) -> None:
         """The workers' seed follows from seed and epoch, whatever happened before."""
@@ -485,52 +346,5 @@ class Trainer(HFOverrides):
         write_files(Path(self.args.output_dir), {**self.files, **more})
 
 
-class _Hooks(TrainerCallback):
-    """Passes moments of the training on to the Trainer, which has no methods of its own for them."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.begin_training()
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.begin_epoch()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.phase = STEP
-        self.trainer.checkpointing.dispatch_on_save()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.phase = EPOCH
-
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.during_evaluation()
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.after_update()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.after_step()
-
-
-def updates_per_epoch(args: transformers.TrainingArguments, samples: int) -> int:
-    """Optimizer updates that each process makes in an epoch of so many samples."""
-    full, rest = divmod(samples, args.train_batch_size)
-    batches = full if args.dataloader_drop_last else full + (rest > 0)
-    own = batches // args.world_size if args.dataloader_drop_last else math.ceil(batches / args.world_size)
-    return max(1, math.ceil(own / args.gradient_accumulation_steps))
-
-
 def _averaged_weights(model: nn.Module, spec: Any) -> AveragedWeights | None:
     return None if spec is None else AveragedWeights(model, spec.decay, spec.warmup, spec.update_every)
-
-
-def _plan_of(args: transformers.TrainingArguments) -> SchedulePlan:
-    """The schedule that TrainingArguments alone describe."""
-    return SchedulePlan(
-        name=getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
-        options=dict(args.lr_scheduler_kwargs or {}),
-        warmup_steps=args.warmup_steps,
-        learning_rate=args.learning_rate,
-    )

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from storage.checkpoints import checkpoints
 from trainer import preemption
-from trainer.trainer import _Hooks
+from trainer.callbacks.hooks import Hooks
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CLOCK = ("second", "runtime", "_ms", "memory", "train_loss")
@@ -40,7 +40,7 @@ def logged(folder):
 def signalled(monkeypatch, event, step, number=signal.SIGTERM, after=0):
     """Send a signal to this process at a callback's event of a step, at the `after`-th event from 0."""
     seen = []
-    original = getattr(_Hooks, event)
+    original = getattr(Hooks, event)
 
     def handler(self, args, state, control, **kwargs):
         if state.global_step == step:
@@ -50,7 +50,7 @@ def signalled(monkeypatch, event, step, number=signal.SIGTERM, after=0):
         return original(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Hooks, event, handler)
+        patch.setattr(Hooks, event, handler)
         yield seen
 
 

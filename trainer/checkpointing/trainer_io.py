@@ -97,7 +97,7 @@ class CheckpointIO:
             self.lr_scheduler.load_state_dict(state_dict_io.read(folder, "scheduler"))
             self.checkpointing.last_good = folder.name
             self.resumed_from, self.pending_work = folder, read_pending_work(folder)
-            self.generators_are_due = True
+            self.rng_restore_pending = True
             self.guard.load(folder)
             if self.ema is not None:
                 self.ema.load(folder)
@@ -113,7 +113,7 @@ class CheckpointIO:
 
     def load_rng_state(self, folder: Path) -> None:
         """Restore the random number generators, unless a resumed evaluation has done so already."""
-        if self.generators_are_due:
+        if self.rng_restore_pending:
             with checkpoint_load_errors(folder):
                 restore_rng(folder, self.args, self.state.global_step)
 

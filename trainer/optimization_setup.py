@@ -1,0 +1,191 @@
+"""Build and check the optimizer, the schedule and the position in the data: a part of `Trainer`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.trainer_callback import TrainerState
+
+from trainer.checkpointing.load_errors import checkpoint_load_errors
+from trainer.checkpointing.trainer_io import check_shapes
+from trainer.dataloading.resume_position import KEY as POSITION
+from trainer.dataloading.resume_position import DataPosition, stored_position
+from trainer.optimization.hparam_changes import OptimizerPlan, changed_options
+from trainer.optimization.lr_scheduler import Schedule, check_plan, schedule_lines
+from trainer.optimization.lr_scheduler_config import SchedulePlan
+from trainer.optimization.optimizers import build_optimizer, group_rates, no_decay_lines, parameter_groups
+from trainer.optimization.warm_start_optimizer import take_state
+from trainer.serialization import state_dict_io
+
+
+class OptimizationSetup:
+    """What a run is optimized with, from its settings and, on resume, from its checkpoint."""
+
+    def first_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        if self.settings.no_decay_verbose and self.is_world_process_zero():
+            print("\n".join(no_decay_lines(self.model)), flush=True)
+        return self.new_optimizer(model, self.args)
+
+    def new_optimizer(self, model: nn.Module, args: Any) -> torch.optim.Optimizer:
+        """Build the named optimizer over the model's parameter groups."""
+        settings = self.settings
+        return build_optimizer(
+            model,
+            self.optimizer_name,
+            settings.optimizer_options,
+            args=args,
+            specs=settings.param_groups,
+            parts=settings.parts,
+        )
+
+    def _optimizer_plan(self) -> OptimizerPlan:
+        return OptimizerPlan(self.optimizer_name, self.settings.optimizer_options, self.settings.param_groups)
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        args = self.args
+        steps = updates_per_epoch(args, self._samples_per_epoch(self.train_dataset, args))
+        return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
+
+    def check_resumable(self, checkpoint: Path) -> None:
+        """Check with a temporary optimizer and schedule that they can resume from a checkpoint.
+
+        Raises:
+            ValueError: other parameter groups, another schedule, or weights of another shape.
+        """
+        with checkpoint_load_errors(checkpoint):  # another version of transformers may have written other keys
+            TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        steps = updates_per_epoch(self.args, self._samples_per_epoch(self.train_dataset, self.args))
+        optimizer, stored = self.new_optimizer(self.model, self.args), state_dict_io.read(checkpoint, "scheduler")
+        if len(stored.get("base_lrs", ())) != len(optimizer.param_groups):
+            raise ValueError(
+                f"{checkpoint} was trained with {len(stored.get('base_lrs', ()))} parameter groups, this run has "
+                f"{len(optimizer.param_groups)}; set back what is trained and how"
+            )
+        with checkpoint_load_errors(checkpoint, reraise=(ValueError,)):
+            Schedule(optimizer, self.plan, self.total_steps(), steps).load_state_dict(stored)
+        if self.adapted is None or not self.adapted.has_constant_weights:
+            check_shapes(checkpoint, self.model.state_dict())
+        if self.settings.earlier_optimizer is not None:
+            earlier = self.settings.earlier_optimizer
+            changed_options(earlier, self._optimizer_plan(), self.model, self.args, self.settings.parts)
+
+    def check_optimization(self, model: nn.Module, args: Any, samples: int) -> None:
+        """Check optimizer and schedule by building them once, before the run's folder is made.
+
+        Args:
+            samples: Samples of an epoch.
+
+        Raises:
+            ValueError: a name, an option or a parameter group does not fit; a package that one needs is missing.
+        """
+        check_plan(self.plan)
+        steps = updates_per_epoch(args, samples)
+        total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
+        warm = self.plan.warmup_length(total, steps)
+        if warm >= total:
+            raise ValueError(
+                f"the warm-up of {warm} steps is not shorter than the run of {total}; the learning rate would never "
+                "be reached"
+            )
+        try:
+            optimizer = self.new_optimizer(model, args)
+            if self.settings.first_optimizer is not None:
+                take_state(optimizer, self.settings.first_optimizer)
+            Schedule(optimizer, self.plan, total, steps)
+        except (TypeError, ValueError, ImportError, RuntimeError, NotImplementedError) as error:
+            if isinstance(error, ValueError) and "`" in str(error):
+                raise  # Keel's own error: it names what is wrong
+            where = f"optimizer `{self.optimizer_name}` or schedule `{self.plan.name}`"
+            raise ValueError(f"{where} cannot be built: {' '.join(str(error).split())}") from error
+
+    def count_from_position(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Count the steps from the position in the data; of a run with `max_steps`, return another number of epochs.
+
+        Args:
+            values: transformers' (epochs, steps per epoch, …).
+        """
+        self.steps_per_epoch = max(1, values[1])
+        with checkpoint_load_errors(self.resuming_from):
+            self.position = self._position(self.resuming_from)
+        if self.args.max_steps > 0 and self.position.steps_before:
+            epochs = math.ceil((self.args.max_steps + self.position.steps_before) / self.steps_per_epoch)
+            values = (epochs, *values[1:])
+        return values
+
+    def _position(self, checkpoint: Path | None) -> DataPosition:
+        """How the steps of this run count through the data, continued from those of a checkpoint."""
+        samples = self._samples_per_epoch(self.train_dataset, self.args)
+        batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        now = DataPosition(self.steps_per_epoch, samples, batch)
+        step, earlier = stored_position(checkpoint) if checkpoint is not None else (0, None)
+        return now if earlier is None else earlier.followed_by(now, step)
+
+    def resume_progress(self, max_steps: int, progress: tuple[int, int], resumes: bool) -> tuple[int, int]:
+        """Return (epochs done, micro-batches done in the next), for a resumed run by its samples.
+
+        Args:
+            progress: The same as transformers counts it, in batches.
+        """
+        epochs, batches = progress
+        if resumes:
+            # transformers takes over the checkpoint's arguments with its state: restore those of this run.
+            self.state.compute_steps(self.args, max_steps)
+            self.state.train_batch_size = self._train_batch_size
+            epochs, steps = self.position.place(self.state.global_step)
+            batches = 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
+            if self.settings.forget_best:
+                self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
+        self.state.stateful_callbacks[POSITION] = dataclasses.asdict(self.position)
+        return epochs, batches
+
+    def first_scheduler(self, total_steps: int, optimizer: Any) -> Schedule:
+        schedule = Schedule(optimizer, self.plan, total_steps, self.steps_per_epoch)
+        schedule.steps_before = self.position.steps_before
+        if self.resuming_from is None:
+            self._show_schedule(schedule)
+        return schedule
+
+    def _show_schedule(self, schedule: Any) -> None:
+        if self.is_world_process_zero() and isinstance(schedule, Schedule):
+            print("\n".join(schedule_lines(schedule)), flush=True)
+
+    def shown_rate(self) -> float:
+        """The peak learning rate of the schedule: `resume_lr` if a resumed run has one."""
+        new = self.settings.resume_lr if self.is_resuming else None
+        return self.args.learning_rate if new is None else new
+
+    def learning_rates(self) -> dict[str, float]:
+        """Parameter name -> peak learning rate of its group; frozen parameters are left out."""
+        settings, args = self.settings, self.args
+        groups = parameter_groups(
+            self.model, self.shown_rate(), args.weight_decay, settings.param_groups, settings.parts
+        )
+        return group_rates(self.model, groups)
+
+    def use_batch_size(self, size: int) -> None:
+        """Set the number of samples per device and micro-batch."""
+        self.args.per_device_train_batch_size = self._train_batch_size = size
+
+
+def updates_per_epoch(args: Any, samples: int) -> int:
+    """Optimizer steps in an epoch of this many samples; every process makes the same number."""
+    full, rest = divmod(samples, args.train_batch_size)
+    batches = full if args.dataloader_drop_last else full + (rest > 0)
+    own = batches // args.world_size if args.dataloader_drop_last else math.ceil(batches / args.world_size)
+    return max(1, math.ceil(own / args.gradient_accumulation_steps))
+
+
+def plan_of(args: Any) -> SchedulePlan:
+    """The schedule that TrainingArguments alone describe."""
+    return SchedulePlan(
+        name=getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
+        options=dict(args.lr_scheduler_kwargs or {}),
+        warmup_steps=args.warmup_steps,
+        learning_rate=args.learning_rate,
+    )
