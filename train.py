@@ -1,7 +1,6 @@
 """Train anything: `python train.py --task_name TASK --training_config FILE --flag value …`.
 
-Read top to bottom, this is a whole run: flags and YAML -> RunConfig -> TrainingArguments -> data -> model -> adapted ->
-Trainer.
+From top to bottom: flags and YAML -> RunConfig -> TrainingArguments -> data -> model -> adapted model -> Trainer.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import contextlib
 import json
 import multiprocessing
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +36,25 @@ OPTIMIZER_ARGUMENTS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Trains what the command line describes; returns the Trainer, its final model saved in the run's folder."""
+    """Train as the command line describes; returns the Trainer, after the final model is saved in the run's folder."""
     run = None
     with Signals() as signals:
         try:
             run = run_config_or_exit(arguments)  # also answers --help, --check, --print_config, --print_schema
-            return carry_out(run, signals)
-        except Preempted as left:
+            return execute(run, signals)
+        except Preempted as preempted:
             if process_rank() == 0:
-                print(left.line(run is not None and wants_resume(run) and takes_newest(run)), flush=True)
+                print(preempted.line(run is not None and wants_resume(run) and takes_newest(run)), flush=True)
             raise SystemExit(EXIT_CODE) from None
 
 
-def carry_out(run: RunConfig, signals: Signals) -> Any:
-    """A whole run. Told to stop, it leaves at once while it is set up, and later when its state is saved."""
+def execute(run: RunConfig, signals: Signals) -> Any:
+    """Carry out a run. A preemption during set-up ends it at once, later as soon as its state is saved."""
     folders = dict.fromkeys((Path(run.output_dir), run.checkpoint_dir)) if process_rank() == 0 else ()
     locks = [RunLock(folder) for folder in folders]
     for lock in locks:
         refusing(lock.check)
-    # torch and transformers are imported from here on: what came before answers in a fraction of a second.
+    # torch and transformers are imported only from here on, so that everything above answers at once.
     defer_peft()
     hide_kernel_warning()
     from transformers import set_seed
@@ -75,51 +74,52 @@ def carry_out(run: RunConfig, signals: Signals) -> Any:
     adapted = refusing(build_model, run, bundle, args)
     trainer = refusing(build_trainer, run, args, bundle, adapted, signals)
     with contextlib.ExitStack() as held:
-        # A folder that is there is held before a checkpoint of it is chosen: nobody adds or takes one in between.
-        there = [lock for lock in locks if lock.folder.is_dir()]
-        for lock in there:
+        # Lock existing folders before choosing a checkpoint, so that no other run adds or deletes one in between.
+        existing = [lock for lock in locks if lock.folder.is_dir()]
+        for lock in existing:
             refusing(held.enter_context, lock)
-        checkpoint, passed_over = refusing(chosen_checkpoint, run, trainer)
+        checkpoint, skipped = refusing(choose_checkpoint, run, trainer)
         trainer.is_resuming = checkpoint is not None
-        refusing(settle_batch_size, run, trainer, checkpoint)
-        changed = refusing(change_on_resume, run, trainer, bundle, adapted, checkpoint)
+        refusing(choose_batch_size, run, trainer, checkpoint)
+        changed = refusing(apply_changes_on_resume, run, trainer, bundle, adapted, checkpoint)
         rates = trainer.learning_rates()
-        report, table = adapted.report(rates), adapted.table(rates)  # what is frozen, quantized, adapted, how it trains
-        trainer.files["run.yaml"] = recorded(run, trainer, adapted)
+        report, table = adapted.report(rates), adapted.table(rates)  # what is frozen, quantized, adapted, trained
+        trainer.files["run.yaml"] = run_yaml(run, trainer, adapted)
         for lock in locks:
-            if lock not in there:
+            if lock not in existing:
                 refusing(held.enter_context, lock)
-                refusing(check_nobody_came, run, lock.folder)
+                refusing(check_no_new_checkpoints, run, lock.folder)
             sweep(lock.folder)
         trainer.locks = locks
         if trainer.is_world_process_zero():
-            begun = refusing(leave_other_courses, run, checkpoint, passed_over)
-            print("\n".join([*run.notes, *begun, *changed, *told(run, bundle, adapted, table)]), flush=True)
+            resumed = refusing(set_aside_abandoned, run, checkpoint, skipped)
+            about = [*bundle.summary, f"model: {run.model.name}", *adapted.lines, *table]
+            print("\n".join([*run.notes, *resumed, *changed, *about]), flush=True)
             refusing(trainer.begin_run_folder, report)
         signals.check()
         with signals.deferred():
-            train(run, trainer, checkpoint)
-            save_final_model(trainer)
+            train_and_save(run, trainer, checkpoint)
     if trainer.is_world_process_zero():
         print(f"final model in {run.output_dir}", flush=True)
     return trainer
 
 
-def train(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
-    """Trains until the run's end, if it has not come to it already; the model is then what the run is kept for."""
+def train_and_save(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
+    """Train to the end of the run, unless the checkpoint already is its end, and save the final model."""
     from trainer.callbacks.metric_names import UnknownMetric
     from trainer.checkpointing.async_writer import SavesFailed
     from trainer.checkpointing.load_errors import CheckpointLoadError
     from trainer.distributed.launch_checks import CannotDivide
     from trainer.optimization.nonfinite_guard import TrainingDiverged
 
-    if checkpoint and (why := nothing_left(run, checkpoint, trainer.new_length)):
-        if trainer.is_world_process_zero():
-            print(f"{checkpoint.name} {why}: nothing is left to train", flush=True)
-        trainer.finish_from(checkpoint)
-        return
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint and (reason := finished_reason(run, checkpoint, trainer.new_length)):
+            if trainer.is_world_process_zero():
+                print(f"{checkpoint.name} {reason}: nothing is left to train", flush=True)
+            trainer.finish_from(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        save_final_model(trainer)
     except (UnknownMetric, CannotDivide, CheckpointLoadError) as error:
         print_problems([str(error)])
         raise SystemExit(CONFIG_ERROR) from error
@@ -129,77 +129,65 @@ def train(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
 
 
 def save_final_model(trainer: Any) -> None:
-    """Into the run's folder; a disk that will not take it costs nothing, since the last checkpoint stands."""
+    """Save the final model into the run's folder; if the disk is full, the last checkpoint remains."""
     from trainer.checkpointing.async_writer import SavesFailed, is_storage_error
 
     try:
         trainer.save_model()
-    except SavesFailed as error:
-        print_problems([str(error)])
-        raise SystemExit(CRASHED) from error
     except Exception as error:
-        if not is_storage_error(error):
+        if isinstance(error, SavesFailed) or not is_storage_error(error):
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        print_problems(
-            [
-                f"the final model could not be written to {trainer.args.output_dir}: {reason}; make room and run the "
-                "same command again with --resume_from_checkpoint auto"
-            ]
-        )
-        raise SystemExit(CRASHED) from error
+        raise SavesFailed(
+            f"the final model could not be written to {trainer.args.output_dir}: {reason}; make room and run the same "
+            "command again with --resume_from_checkpoint auto"
+        ) from error
 
 
-def chosen_checkpoint(run: RunConfig, trainer: Any) -> tuple[Path | None, dict[Path, str]]:
-    """Where the run goes on, and which checkpoints it passes over, why: the first process reads every file, all take
-    its word."""
+def choose_checkpoint(run: RunConfig, trainer: Any) -> tuple[Path | None, dict[Path, str]]:
+    """The checkpoint to resume from, and the skipped ones with reasons; rank 0 reads the files, all ranks agree."""
     from loader.resume.find_checkpoint import chosen
 
-    found: Any = None
+    choice: Any = None
     try:
         if trainer.args.process_index == 0:
             recover(run.checkpoint_dir)
-            found = chosen(run, deep=True)
+            choice = chosen(run, deep=True)
     except (ValueError, OSError) as error:
-        found = error
-    found = trainer.checkpointing.consensus.broadcast_from_rank0(found)
-    if isinstance(found, (ValueError, OSError)):
-        raise found
-    return found
+        choice = error
+    choice = trainer.checkpointing.consensus.broadcast_from_rank0(choice)
+    if isinstance(choice, (ValueError, OSError)):
+        raise choice
+    return choice
 
 
-def check_nobody_came(run: RunConfig, folder: Path) -> None:
-    """A folder that was not there when this run looked for checkpoints must hold none now that it is held."""
+def check_no_new_checkpoints(run: RunConfig, folder: Path) -> None:
+    """Check that a folder which did not exist when checkpoints were searched has none now that it is locked."""
     if wants_resume(run) and checkpoints(folder):
         raise ValueError(
-            f"another run has saved in {folder} while this one was set up; start it again to go on from there"
+            f"another run has saved in {folder} while this one was set up; start it again to resume from there"
         )
 
 
-def leave_other_courses(run: RunConfig, checkpoint: Path | None, passed_over: dict[Path, str]) -> list[str]:
-    """Renames the checkpoints that this run does not go on from, lest they pass for its own later; says so."""
+def set_aside_abandoned(run: RunConfig, checkpoint: Path | None, skipped: dict[Path, str]) -> list[str]:
+    """Rename checkpoints of the abandoned branch, so that a later `auto` ignores them; returns lines to print."""
     from loader.resume.find_checkpoint import MODEL_ALONE, superseded
 
     lines = []
-    for path, why in passed_over.items():
-        name = set_aside(path, "superseded" if why == MODEL_ALONE else "damaged")
-        lines.append(f"skipping {path.name}: it {why}; renamed {name}")
+    for path, reason in skipped.items():
+        name = set_aside(path, "superseded" if reason == MODEL_ALONE else "damaged")
+        lines.append(f"skipping {path.name}: it {reason}; renamed {name}")
     if checkpoint is None:
         return lines
     lines.append(f"resuming from {checkpoint}")
     for path in superseded(run, checkpoint):
         name = set_aside(path, "superseded")
-        lines.append(f"{path.name} is of the course that is left here: renamed {name}")
+        lines.append(f"{path.name} belongs to the branch that is abandoned here: renamed {name}")
     return lines
 
 
-def told(run: RunConfig, bundle: Any, adapted: Any, table: list[str]) -> list[str]:
-    """What a run says of its data and its model before its first step."""
-    return [*bundle.summary, f"model: {run.model.name}", *adapted.lines, *table]
-
-
 def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
-    """The network, built for the data's dimensions and adapted: weights loaded, quantized, frozen, LoRA."""
+    """Build the network for the data's dimensions and adapt it: load weights, quantize, freeze, add LoRA."""
     from models.adapt import build_adapted
 
     half = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
@@ -212,7 +200,7 @@ def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
 
 
 def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals: Signals | None = None) -> Any:
-    """The Trainer of a run; a ValueError where data and settings do not fit one another."""
+    """Build the Trainer; a ValueError if data and settings do not fit each other."""
     from trainer.trainer import Trainer
 
     check_batch(run, args)
@@ -242,56 +230,41 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
 
 
 def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
-    """The RunConfig in the Trainer's words."""
+    """Collect the Trainer's settings.
+
+    Sections and process parameters that the Trainer has under the same name are passed through as they are.
+    """
     from loader.resume.warm_start import first_optimizer
     from trainer.callbacks.csv_logger import log_folder
-    from trainer.settings import Settings
+    from trainer.sections import EmaConfig
+    from trainer.settings import TrainerSettings
 
-    process, logging = run.process, run.logging
-    names = list(bundle.eval_datasets)
+    names = {field.name for field in fields(TrainerSettings)}
+    shared = {name: getattr(view, name) for view in (run.process, run) for name in names if hasattr(view, name)}
+    splits = list(bundle.eval_datasets)
 
     def metrics(split: str, loss: float) -> dict[str, float]:
-        return bundle.metrics(names[0] if split == "eval" else split, loss)
+        return bundle.metrics(splits[0] if split == "eval" else split, loss)
 
-    wants_csv = logging is not None and logging.logger_type == "CSVLogger"
-    return Settings(
-        optimizer_name=run.hyper.optim,
-        optimizer_options=run.optimizer_options,
-        param_groups=[*run.param_groups, *adapted.groups],
-        parts=adapted.parts,
-        schedule=schedule_plan(run),
-        no_decay_verbose=process.no_decay_verbose,
-        ema=averaging(run),
-        early_stopping=run.early_stopping,
-        min_epochs=process.min_epochs,
-        checkpointing=run.checkpointing,
-        checkpoint_dir=run.checkpoint_dir,
-        check_val_every_n_epoch=process.check_val_every_n_epoch,
-        limit_train_batches=process.limit_train_batches,
-        limit_val_batches=process.limit_val_batches,
-        shuffle=process.shuffle,
-        eval_shuffle=process.eval_shuffle,
-        eval_num_workers=process.eval_num_workers,
-        stop_after_nonfinite=process.stop_after_nonfinite,
-        grad_clip_threshold=process.grad_clip_threshold,
-        benchmark_train_step=process.benchmark_train_step,
-        resume_lr=process.resume_lr,
-        resume_weight_decay=process.resume_weight_decay,
-        validate_before_resume=process.validate_before_resume,
-        callbacks=run.callbacks,
-        csv_dir=log_folder(logging, run.output_dir) if wants_csv else None,
-        metrics=metrics if bundle.metrics is not None else None,
-        tokens_per_sample=bundle.tokens_per_sample,
-        tokenizer=bundle.tokenizer,
-        sampling=sampling(run, bundle, adapted.model),
-        first_optimizer=first_optimizer(run),
-        save_in_background=process.save_in_background,
-        max_failed_saves=process.max_failed_saves,
-    )
+    wants_csv = run.logging is not None and run.logging.logger_type == "CSVLogger"
+    own = {
+        "optimizer_name": run.hyper.optim,
+        "param_groups": [*run.param_groups, *adapted.groups],
+        "parts": adapted.parts,
+        "schedule": schedule_plan(run),
+        "ema": (run.ema or EmaConfig()) if run.process.using_ema else None,
+        "csv_dir": log_folder(run.logging, run.output_dir) if wants_csv else None,
+        "metrics": metrics if bundle.metrics is not None else None,
+        "units": bundle.units,
+        "tokenizer": bundle.tokenizer,
+        "sampling": sampling(run, bundle, adapted.model),
+        "first_optimizer": first_optimizer(run),
+    }
+    return TrainerSettings(**shared | own)
 
 
 def schedule_plan(run: RunConfig) -> Any:
-    """The learning rate's course."""
+    """The learning-rate schedule."""
     from loader.resolve.derived import schedule_counts_epochs, warmup
     from trainer.optimization.lr_scheduler_config import SchedulePlan
 
@@ -310,7 +283,7 @@ def schedule_plan(run: RunConfig) -> Any:
 
 
 def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
-    """How samples are written in mid-training, or None; a ValueError where a prompt cannot be read or is too long."""
+    """How to write text samples during training, or None; a ValueError if the prompt is too long or not encodable."""
     from trainer.callbacks.text_samples import Sampling, prompt_ids, room_after
 
     process = run.process
@@ -336,20 +309,18 @@ def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
     except ValueError:
         if run.was_set("sample_prompt"):
             raise
-        chosen = replace(chosen, prompt=bundle.tokenizer.decode([0]))  # a vocabulary without a line's end
+        chosen = replace(chosen, prompt=bundle.tokenizer.decode([0]))  # a vocabulary without line breaks
     return chosen
 
 
-def averaging(run: RunConfig) -> Any:
-    """The settings of the averaged weights, or None."""
-    from trainer.sections import EmaConfig
+def apply_changes_on_resume(
+    run: RunConfig, trainer: Any, bundle: Any, adapted: Any, checkpoint: Path | None
+) -> list[str]:
+    """Hand what has changed since the checkpoint to the Trainer and to `resumed.json`; returns lines to print.
 
-    return (run.ema or EmaConfig()) if run.process.using_ema else None
-
-
-def change_on_resume(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, checkpoint: Path | None) -> list[str]:
-    """What a resumed run was given otherwise than the run that wrote its checkpoint reaches the Trainer, and
-    `resumed.json`; the lines that say so. A ValueError where the run may not go on."""
+    Raises:
+        ValueError: a change does not allow the run to resume.
+    """
     from loader.resume.compatibility import resume_changes
     from loader.resume.warm_start import changed_data
 
@@ -366,7 +337,7 @@ def change_on_resume(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, ch
     settings.forget_best = changes.best_changed
     trainer.plan = replace(trainer.plan, new_length=run.hyper.resume_schedule, takes_over=changes.schedule_changed)
     trainer.new_length = trainer.total_steps() if changes.length_changed else None
-    if not nothing_left(run, checkpoint, trainer.new_length):
+    if not finished_reason(run, checkpoint, trainer.new_length):
         trainer.check_resumable(checkpoint)
     if history := changes.history(checkpoint):
         trainer.files["resumed.json"] = history
@@ -374,17 +345,17 @@ def change_on_resume(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, ch
 
 
 def optimizer_plan(run: RunConfig, adapted: Any) -> Any:
-    """The optimizer of an earlier run over this run's model."""
+    """The optimizer of an earlier run, for this run's model."""
     from trainer.optimization.hparam_changes import OptimizerPlan
 
     arguments = {name: getattr(run.hyper, name) for name in OPTIMIZER_ARGUMENTS}
     arguments["optim_args"] = run.trainer.get("optim_args")
-    groups = [replace(each, lr=run.process.lora_lr) for each in adapted.groups]
+    groups = [replace(group, lr=run.process.lora_lr) for group in adapted.groups]
     return OptimizerPlan(run.hyper.optim, run.optimizer_options, [*run.param_groups, *groups], arguments)
 
 
-def settle_batch_size(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
-    """`tune_batch_size`: the largest batch that fits; a resumed run keeps the size of its checkpoint."""
+def choose_batch_size(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
+    """`tune_batch_size`: find the largest batch that fits; a resumed run keeps the size of its checkpoint."""
     if not run.process.tune_batch_size:
         return
     from trainer.batch_size_finder import tune_batch_size
@@ -396,8 +367,8 @@ def settle_batch_size(run: RunConfig, trainer: Any, checkpoint: Path | None) -> 
     trainer.use_batch_size(size)
 
 
-def recorded(run: RunConfig, trainer: Any, adapted: Any) -> str:
-    """run.yaml: the configuration with its origins, headed by what was chosen while the run was set up."""
+def run_yaml(run: RunConfig, trainer: Any, adapted: Any) -> str:
+    """run.yaml: the configuration with its origins, after comments about what was chosen during set-up."""
     from loader.output import render
 
     effective = dict(adapted.effective)
@@ -407,8 +378,8 @@ def recorded(run: RunConfig, trainer: Any, adapted: Any) -> str:
     return f"{head}{render.as_yaml(run)}{render.END}"
 
 
-def nothing_left(run: RunConfig, checkpoint: Path, new_length: int | None = None) -> str | None:
-    """Why a resumed run has nothing to train: its last step is done, or it had stopped early."""
+def finished_reason(run: RunConfig, checkpoint: Path, new_length: int | None = None) -> str | None:
+    """Why a resumed run has nothing left to train: its last step is done, or it stopped early; None: it has."""
     from loader.resume.find_checkpoint import finished
     from trainer.callbacks.early_stopping import already_stopped
     from trainer.checkpointing.step_state import read_pending_work
@@ -424,7 +395,7 @@ if __name__ == "__main__":
     try:
         main()
     finally:
-        ignore_signals()  # the exit code stands: what comes now comes too late
-        # A loader's worker may hang in a dead mount, and hears no SIGTERM.
+        ignore_signals()  # a signal that arrives now must not change the exit code
+        # A dataloader worker may hang in a dead mount, where it ignores SIGTERM.
         for child in multiprocessing.active_children():
             child.kill()

@@ -44,7 +44,7 @@ from data.bundle import Bundle
 from models import gpt
 from trainer.optimization.lr_scheduler_config import SchedulePlan
 from trainer.optimization.optimizers import parameter_groups
-from trainer.settings import Settings
+from trainer.settings import TrainerSettings
 from trainer.trainer import Trainer
 
 RATE, LEAST_RATE, DECAY, BETAS, LOG_EVERY = 1e-3, 1e-4, 0.1, (0.9, 0.99), 10
@@ -313,7 +313,7 @@ def trainer_of(model: nn.Module, bundle: Bundle, setting: Setting, folder: str, 
         **options,
     )
     plan = SchedulePlan("cosine", warmup_steps=setting.warmup, min_lr=LEAST_RATE, learning_rate=RATE)
-    settings = Settings(schedule=plan, metrics=bundle.metrics, tokens_per_sample=bundle.tokens_per_sample)
+    settings = TrainerSettings(schedule=plan, metrics=bundle.metrics, units=bundle.units)
     return Trainer(
         model,
         args,

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainingArguments
 
-from trainer.settings import Settings
+from trainer.settings import TrainerSettings
 from trainer.trainer import Trainer
 
 
@@ -92,7 +92,7 @@ def main() -> None:
         )  # fmt: skip
         trainer = Trainer(
             Wide(asked.megabytes), args, train_dataset=Ones(), collate=torch.utils.data.default_collate,
-            settings=Settings(optimizer_name="AdamW"),
+            settings=TrainerSettings(optimizer_name="AdamW"),
         )  # fmt: skip
         trainer.save_total_limit = trainer.model_checkpoint.limit = 2
         trainer.train()

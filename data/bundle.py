@@ -20,7 +20,7 @@ class Bundle:
         files: file name -> JSON value, saved beside the model so that it can be used without the data.
         summary: lines for people.
         metrics: (`train` or an evaluation set's name, mean loss) -> further named values, such as perplexity.
-        tokens_per_sample: tokens that a model predicts for one sample, where samples are text.
+        units: what a sample consists of -> how many, such as `{"tokens": 1024}`; logged in total and per second.
         tokenizer: of transformers; saved beside the model, and what generated tokens are read with.
     """
 
@@ -32,5 +32,5 @@ class Bundle:
     files: dict[str, dict] = field(default_factory=dict)
     summary: list[str] = field(default_factory=list)
     metrics: Callable[[str, float], dict[str, float]] | None = None
-    tokens_per_sample: int | None = None
+    units: dict[str, int] = field(default_factory=dict)
     tokenizer: Any = None

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from trainer.settings import Settings
+from trainer.settings import TrainerSettings
 from trainer.trainer import Trainer
 
 
@@ -62,7 +62,7 @@ class EpochSampler(torch.utils.data.Sampler):
 
 def make_trainer(folder, model=None, count=22, eval_count=7, files=None, sampler=True, data=None, **settings):
     """A Trainer on `Samples`; keywords that `Settings` has go there, all others to TrainingArguments."""
-    own = [each.name for each in dataclasses.fields(Settings) if each.name in settings]
+    own = [each.name for each in dataclasses.fields(TrainerSettings) if each.name in settings]
     options = {name: settings.pop(name) for name in own}
     defaults = {
         "per_device_train_batch_size": 4,
@@ -86,5 +86,5 @@ def make_trainer(folder, model=None, count=22, eval_count=7, files=None, sampler
         collate=torch.utils.data.default_collate,
         sampler=(lambda seed: EpochSampler(count, seed)) if sampler else None,
         files=files,
-        settings=Settings(**options),
+        settings=TrainerSettings(**options),
     )

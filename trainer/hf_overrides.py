@@ -20,10 +20,10 @@ from trainer.callbacks.metric_names import metric_or_error
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.trainer_io import CheckpointIO
 from trainer.dataloading.dataloaders import DataLoading
+from trainer.dataloading.indexed import IndexedCollate
 from trainer.dataloading.resume_position import start_at
 from trainer.evaluation import Evaluation
 from trainer.hf_patches import no_argument_comparison, start_by_position
-from trainer.optimization.nonfinite_guard import IndexedCollate
 from trainer.optimization_setup import OptimizationSetup
 from trainer.step_boundary import StepBoundary
 

@@ -1,4 +1,4 @@
-"""What a run asks of its Trainer beyond `TrainingArguments`, in plain values."""
+"""The settings of a Trainer beyond `TrainingArguments`."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from trainer.optimization.lr_scheduler_config import SchedulePlan
 
 
 @dataclass
-class Settings:
-    """Every field has the value that changes nothing.
+class TrainerSettings:
+    """What a run asks of its Trainer; every default changes nothing.
+
+    Fields with the name of a process parameter or of a section have its meaning, and are passed through by train.py.
 
     Attributes:
-        optimizer_name, optimizer_options: See `optimizers.build_optimizer`; None takes `args.optim`.
+        optimizer_name, optimizer_options: See `optimizers.build_optimizer`; None: `args.optim`.
         param_groups, parts: See `optimizers.parameter_groups`.
-        schedule: The learning rate's course; None takes what `args` says.
-        ema: `decay`, `warmup`, `update_every` of the averaged weights; None keeps none.
+        schedule: The learning-rate schedule; None: as `args` says.
+        ema: `decay`, `warmup`, `update_every` of the averaged weights; None: no averaging.
         early_stopping, min_epochs: See `early_stopping.EarlyStopping`.
         checkpointing, checkpoint_dir: See `model_checkpoint.ModelCheckpoint`; None: `args.output_dir`.
-        resume_lr, resume_weight_decay, validate_before_resume: Act when a run is resumed, and only then.
+        resume_lr, resume_weight_decay, validate_before_resume: Used only when a run is resumed.
         callbacks: As in YAML, see `named_callbacks.named_callbacks`.
-        csv_dir: Where metrics.csv goes; None writes none.
+        csv_dir: Folder of metrics.csv; None: none is written.
         metrics: (`train`, `eval` or an evaluation set's name, mean loss) -> further named values for the log.
-        tokens_per_sample: Of text; tokens and tokens/s are logged then.
+        units: Name of what a sample consists of -> its number (`{"tokens": 1024}`): logged in total and per second.
         tokenizer: Saved beside the model.
-        sampling: See `samples.WriteSamples`; needs `tokenizer`. None writes no samples.
-        first_optimizer: Checkpoint of an earlier run, with whose optimizer state a fresh run's optimizer starts.
-        earlier_optimizer: On resume, what the checkpoint's run gave its optimizer, where that was something else.
-        forget_best: On resume, what is best is measured otherwise than until now.
+        sampling: See `samples.WriteSamples`; needs `tokenizer`. None: no samples.
+        first_optimizer: Checkpoint whose optimizer state a new run starts with.
+        earlier_optimizer: On resume, the optimizer's settings in the checkpoint's run, if they have changed.
+        forget_best: On resume, forget the best metric: it is measured in another way now.
         save_in_background, max_failed_saves: See `checkpointing.Checkpointing`.
     """
 
@@ -62,7 +64,7 @@ class Settings:
     callbacks: Sequence[Any] = ()
     csv_dir: Path | None = None
     metrics: Callable[[str, float], dict[str, float]] | None = None
-    tokens_per_sample: int | None = None
+    units: Mapping[str, int] = field(default_factory=dict)
     tokenizer: Any = None
     sampling: Sampling | None = None
     first_optimizer: Path | None = None

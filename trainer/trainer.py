@@ -24,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from storage import manifest
 from trainer.callbacks.csv_logger import CsvLog
 from trainer.callbacks.early_stopping import EarlyStopping
+from trainer.callbacks.eval_schedule import EveryNEpochs
 from trainer.callbacks.hooks import Hooks
 from trainer.callbacks.log_files import check_appendable, write_files
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
@@ -36,7 +37,6 @@ from trainer.checkpointing.manager import CheckpointManager
 from trainer.checkpointing.step_state import NOTHING_PENDING, restore_log_interval
 from trainer.dataloading.dataloaders import without_adapter
 from trainer.dataloading.resume_position import DataPosition
-from trainer.dataloading.samplers import EveryNEpochs
 from trainer.distributed.launch_checks import (
     DEEPSPEED_LINE,
     check_launch,
@@ -61,7 +61,7 @@ from trainer.optimization.nonfinite_guard import NonfiniteGuard
 from trainer.optimization.warm_start_optimizer import take_state
 from trainer.optimization_setup import plan_of
 from trainer.preemption import Preempted, Signals
-from trainer.settings import Settings
+from trainer.settings import TrainerSettings
 from trainer.step_boundary import EPOCH, STEP
 
 UNSHARDED = ("NO", "MULTI_GPU", "MULTI_CPU")  # every process holds all parameters whole
@@ -96,11 +96,11 @@ class Trainer(HFOverrides):
         collate: Callable[[Any], dict[str, Any]],
         sampler: Callable[[int], Any] | None = None,
         files: Mapping[str, Any] | None = None,
-        settings: Settings | None = None,
+        settings: TrainerSettings | None = None,
         adapted: Any = None,
         signals: Signals | None = None,
     ):
-        self.settings, self.adapted, self.signals = settings or Settings(), adapted, signals
+        self.settings, self.adapted, self.signals = settings or TrainerSettings(), adapted, signals
         self.sampler, self.files = sampler, dict(files or {})
         self.optimizer_name = self.settings.optimizer_name or getattr(args.optim, "value", args.optim)
         self.plan = self.settings.schedule or plan_of(args)
@@ -271,19 +271,19 @@ class Trainer(HFOverrides):
             if self.meter is not None:
                 logs |= self.meter.take(self.measured_steps, self.samples * self.args.world_size)
                 self.samples = self.measured_steps = 0
-            self._log_text(logs)
+            self._log_units(logs)
             logs["weight_decay"] = max((group.get("weight_decay", 0.0) for group in self._groups()), default=0.0)
         logs.pop("total_flos", None)
         return logs
 
-    def _log_text(self, logs: dict[str, float]) -> None:
-        """`tokens` trained on so far, tokens/s, and what the data says of the loss."""
-        length = self.settings.tokens_per_sample
-        if length is not None:
-            batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-            logs["tokens"] = (self.state.global_step + self.position.steps_before) * batch * length
+    def _log_units(self, logs: dict[str, float]) -> None:
+        """Units trained on so far, such as tokens, and per second; and what the data derives from the loss."""
+        steps = self.state.global_step + self.position.steps_before
+        samples = steps * self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        for name, per_sample in self.settings.units.items():
+            logs[name] = samples * per_sample
             if "samples_per_second" in logs:
-                logs["tokens_per_second"] = round(logs["samples_per_second"] * length, 1)
+                logs[f"{name}_per_second"] = round(logs["samples_per_second"] * per_sample, 1)
         if self.settings.metrics is not None:
             logs |= self.settings.metrics("train", logs["loss"])
 

@@ -48,7 +48,7 @@ def assemble(config: Config, run) -> Bundle:
         files={"data.json": told_apart(manifest, config)},
         summary=summary(train, held_out, manifest, config),
         metrics=metrics,
-        tokens_per_sample=config.block_size,
+        units={"tokens": config.block_size},
         tokenizer=tokenizer,
     )
 

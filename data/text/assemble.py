@@ -35,7 +35,7 @@ def assemble(config: Config, run) -> Bundle:
         files={"data.json": identity(config, folders, names)},
         summary=summarize(config, folders, names),
         metrics=metrics_of(config, folders, names),
-        tokens_per_sample=config.block_size,
+        units={"tokens": config.block_size},
         tokenizer=None if config.separate_embeddings or config.mode == "multicontext" else tokenizer_of(folders[0]),
     )
 

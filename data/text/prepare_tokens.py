@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.text.config import SPLITS
-from data.text.sources import Piece
+from data.text.pieces import Piece
 from data.text.tokenizers import block_encoder
 
 CHUNK_BYTES = 2**20  # text of one task

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from data.text import prepare_workers
+from data.text.pieces import Piece, Share, Symbols
 from data.text.prepare_folder import META, finished, publish, read_json, staging, write_json
 from data.text.prepare_tokens import SPLITS, Output, chunk_encoder, chunks_of
-from data.text.sources import Piece, Share, Symbols, open_source
+from data.text.sources import open_source
 from data.text.tokenizers import (
     bytes_tokenizer,
     char_tokenizer,

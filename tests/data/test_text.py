@@ -104,7 +104,7 @@ def test_block_size_and_what_the_model_is_built_for(tmp_path, folder):
     for block_size in (1, 100):
         bundle = build(Config(str(folder), block_size=block_size), text_run(tmp_path))
         assert bundle.dims == {"vocab_size": 60000, "block_size": block_size}
-        assert bundle.tokens_per_sample == block_size
+        assert bundle.units == {"tokens": block_size}
         assert bundle.train_dataset.__getitems__([0, 1])["input_ids"].shape == (2, block_size)
     assert bundle.summary[0].startswith("words: 5,000 tokens to train, 777 held out, vocabulary 60,000 (uint16, char)")
 

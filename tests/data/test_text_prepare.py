@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.text import prepare_folder, prepare_tokens, preparing, sources
+from data.text import pieces, prepare_folder, prepare_tokens, preparing
 from data.text.preparing import Settings, prepare
 from data.text.tokenizers import open_tokenizer, train_bpe
 
@@ -25,8 +25,8 @@ def some_text(seed: int, words: int = 2000) -> str:
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Many pieces and chunks also in a small text, and a journal entry for each chunk."""
-    monkeypatch.setattr(sources, "PIECE_BYTES", 200)
-    monkeypatch.setattr(sources, "CUT_WINDOW", 100)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 200)
+    monkeypatch.setattr(pieces, "CUT_WINDOW", 100)
     monkeypatch.setattr(prepare_tokens, "CHUNK_BYTES", 300)
     monkeypatch.setattr(preparing, "JOURNAL_SECONDS", 0)
 

@@ -11,8 +11,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from data.text import sources
-from data.text.sources import Folder, JsonLines, Rows, Symbols, TextFile, blocks_of, cut_of, open_source, split_of
+from data.text import pieces, sources
+from data.text.pieces import Symbols, blocks_of, cut_of, split_of
+from data.text.sources import Folder, JsonLines, Rows, TextFile, open_source
 
 TENTH = Fraction(1, 10)
 
@@ -30,8 +31,8 @@ def texts_of(source, share="train"):
 
 
 def test_blocks_are_the_text_and_cut_no_character(monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_BYTES", 16)
-    monkeypatch.setattr(sources, "CUT_WINDOW", 12)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 16)
+    monkeypatch.setattr(pieces, "CUT_WINDOW", 12)
     for text in (
         "a b c " * 20,
         "word " * 30,
@@ -84,7 +85,7 @@ def test_a_file_is_split_at_a_character(tmp_path, monkeypatch):
     text = "aé中😀\r\n" * 50
     (tmp_path / "t.txt").write_bytes(text.encode())
     for size in (1, 2, 3, 5, 64, 10**6):
-        monkeypatch.setattr(sources, "READ_BYTES", size)
+        monkeypatch.setattr(pieces, "READ_BYTES", size)
         symbols = Symbols()
         survey = TextFile(tmp_path / "t.txt").survey(Fraction("0.37"), symbols)
         assert text.encode()[: survey["cut"]].decode() == text[: int(len(text) * (1 - 0.37))]
@@ -187,7 +188,7 @@ def test_lines_that_cannot_be_used(tmp_path, line, words):
 
 
 def test_pieces_go_on_from_the_end_of_any(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_BYTES", 20)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 20)
     monkeypatch.setattr(sources, "ROWS_AT_ONCE", 2)
     write_tree(tmp_path / "tree")
     (tmp_path / "tree/long.txt").write_text("a good many words, more than one piece takes " * 4)
@@ -201,11 +202,11 @@ def test_pieces_go_on_from_the_end_of_any(tmp_path, monkeypatch):
         rows,
     ):
         survey = source.survey(Fraction(1, 2), None)
-        pieces = list(source.pieces(survey, Fraction(1, 2)))
-        assert len(pieces) > 4
-        for done, piece in enumerate(pieces, 1):
+        found = list(source.pieces(survey, Fraction(1, 2)))
+        assert len(found) > 4
+        for done, piece in enumerate(found, 1):
             position = json.loads(json.dumps(piece.position))
-            assert list(source.pieces(survey, Fraction(1, 2), position)) == pieces[done:]
+            assert list(source.pieces(survey, Fraction(1, 2), position)) == found[done:]
 
 
 class Table:

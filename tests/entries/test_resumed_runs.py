@@ -174,26 +174,26 @@ def refused(run, capsys, text=HELD, code=2, **flags):
 def test_a_folder_is_locked_before_its_checkpoint_is_chosen(run, monkeypatch):
     """Another run could save there in between."""
     run(HELD.replace("max_steps: 4", "max_steps: 2"))
-    choose, held = train.chosen_checkpoint, []
+    choose, held = train.choose_checkpoint, []
 
     def chosen(*arguments):
         held.extend((run.folder / "out").glob(".run.lock"))
         return choose(*arguments)
 
-    monkeypatch.setattr(train, "chosen_checkpoint", chosen)
+    monkeypatch.setattr(train, "choose_checkpoint", chosen)
     assert run(HELD, resume_from_checkpoint="auto").state.global_step == 4
     assert len(held) == 1 and not held[0].exists()
 
 
 def test_another_run_saves_into_a_folder_that_did_not_exist(run, capsys, monkeypatch):
-    choose, elsewhere = train.chosen_checkpoint, run.folder / "elsewhere"
+    choose, elsewhere = train.choose_checkpoint, run.folder / "elsewhere"
 
     def chosen(*arguments):
         found = choose(*arguments)
         (elsewhere / "checkpoint-2").mkdir(parents=True)
         return found
 
-    monkeypatch.setattr(train, "chosen_checkpoint", chosen)
+    monkeypatch.setattr(train, "choose_checkpoint", chosen)
     text = f"{HELD}\ncheckpointing: {{dirpath: {elsewhere}, every_n_epochs: 0}}"
     assert str(elsewhere) in refused(run, capsys, text)
     assert [path.name for path in elsewhere.iterdir()] == ["checkpoint-2"]

@@ -18,7 +18,7 @@ from storage import manifest
 from trainer import trainer
 from trainer.distributed import launch_checks
 from trainer.distributed.launch_checks import CannotDivide, check_launch, check_sharding, explain_first_step
-from trainer.settings import Settings
+from trainer.settings import TrainerSettings
 
 CONFIGS = {
     "ddp.yaml": DistributedType.MULTI_GPU,
@@ -92,7 +92,7 @@ def test_what_divided_weights_cannot_do(plugin, settings, adapted, says):
     state = SimpleNamespace(fsdp_plugin=None if plugin is None else SimpleNamespace(**plugin))
     adapted = None if adapted is None else SimpleNamespace(record=SimpleNamespace(**adapted))
     with pytest.raises(ValueError, match=says):
-        check_sharding(SimpleNamespace(state=state), Settings(**settings), adapted)
+        check_sharding(SimpleNamespace(state=state), TrainerSettings(**settings), adapted)
 
 
 class Failing(torch.optim.SGD):

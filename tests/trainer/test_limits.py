@@ -9,13 +9,8 @@ from tiny_training import EpochSampler, Samples, make_trainer
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers.trainer_callback import TrainerCallback
 
-from trainer.dataloading.samplers import (
-    EveryNEpochs,
-    LimitedSampler,
-    eval_shuffle_sampler,
-    limited_dataset,
-    limited_sampler,
-)
+from trainer.callbacks.eval_schedule import EveryNEpochs
+from trainer.dataloading.samplers import LimitedSampler, eval_shuffle_sampler, limited_dataset, limited_sampler
 
 
 def batches_of(sampler, batch_size, processes, drop_last):

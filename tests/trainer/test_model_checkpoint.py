@@ -10,8 +10,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from storage.checkpoints import checkpoints
 from trainer.callbacks.checkpoint_policy import PREEMPTION
+from trainer.callbacks.eval_schedule import EveryNEpochs
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
-from trainer.dataloading.samplers import EveryNEpochs
 from trainer.sections import CheckpointingConfig
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them

@@ -10,15 +10,8 @@ from tiny_training import EpochSampler, Regression, Samples, make_trainer
 from torch.utils.data import DataLoader, default_collate
 
 from trainer.callbacks.log_files import write_files
-from trainer.optimization.nonfinite_guard import (
-    IndexedCollate,
-    IndexedSamples,
-    NonfiniteGuard,
-    TrainingDiverged,
-    describe,
-    drop_update,
-    skips_by_flag,
-)
+from trainer.dataloading.indexed import IndexedCollate, IndexedSamples
+from trainer.optimization.nonfinite_guard import NonfiniteGuard, TrainingDiverged, describe, drop_update, skips_by_flag
 
 
 class Poisoned(Samples):

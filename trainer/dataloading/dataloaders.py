@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.dataloading.indexed import IndexedCollate, IndexedSamples
 from trainer.dataloading.samplers import eval_shuffle_sampler, limited_count, limited_dataset, limited_sampler
-from trainer.optimization.nonfinite_guard import IndexedCollate, IndexedSamples
 from trainer.preemption import IgnoringSignals
 
 

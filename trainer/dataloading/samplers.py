@@ -1,4 +1,4 @@
-"""A share of an epoch instead of all of it, and evaluation in an order or at a rate of its own."""
+"""Samplers and data sets limited to a share of an epoch, and a seeded shuffle for evaluation."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler, Subset
-from transformers import TrainerCallback
-
-from trainer.callbacks.epochs import epochs_begun, is_whole
 
 
 def limited_sampler(
@@ -97,21 +94,3 @@ class SeededOrder(Sampler[int]):
 def eval_shuffle_sampler(dataset: Dataset | Sized, seed: int) -> SeededOrder:
     """The order of a shuffled evaluation. Under `limited_sampler` it makes the limit a random choice of samples."""
     return SeededOrder(len(dataset), seed)
-
-
-class EveryNEpochs(TrainerCallback):
-    """Asks for an evaluation at the end of each n-th epoch; an epoch that the training's end cuts short has no end.
-
-    As for transformers' own evaluations, none comes before `eval_delay` epochs.
-    """
-
-    def __init__(self, epochs: int):
-        if epochs < 1:
-            raise ValueError(f"`check_val_every_n_epoch: {epochs}` must be at least 1")
-        self.epochs = epochs
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        cut_short = control.should_training_stop and not is_whole(state.epoch)
-        due = epochs_begun(state.epoch) % self.epochs == 0 and state.epoch >= args.eval_delay
-        if due and not cut_short:
-            control.should_evaluate = True
