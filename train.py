@@ -32,8 +32,6 @@ from trainer.hf_patches import defer_peft, use_one_gpu
 
 __all__ = ["HyperArguments", "main"]
 
-OPTIMIZER_ARGUMENTS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
-
 
 def main(arguments: list[str] | None = None) -> Any:
     """Train as the command line describes; returns the Trainer, after the final model is saved in the run's folder."""
@@ -348,8 +346,8 @@ def optimizer_plan(run: RunConfig, adapted: Any) -> Any:
     """The optimizer of an earlier run, for this run's model."""
     from trainer.optimization.hparam_changes import OptimizerPlan
 
-    arguments = {name: getattr(run.hyper, name) for name in OPTIMIZER_ARGUMENTS}
-    arguments["optim_args"] = run.trainer.get("optim_args")
+    names = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+    arguments = {"optim_args": run.trainer.get("optim_args")} | {name: getattr(run.hyper, name) for name in names}
     groups = [replace(group, lr=run.process.lora_lr) for group in adapted.groups]
     return OptimizerPlan(run.hyper.optim, run.optimizer_options, [*run.param_groups, *groups], arguments)
 

@@ -43,7 +43,7 @@ import data.text
 from data.bundle import Bundle
 from models import gpt
 from trainer.optimization.lr_scheduler_config import SchedulePlan
-from trainer.optimization.optimizers import parameter_groups
+from trainer.optimization.parameter_groups import parameter_groups
 from trainer.settings import TrainerSettings
 from trainer.trainer import Trainer
 

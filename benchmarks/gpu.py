@@ -42,7 +42,7 @@ from benchmarks.gpt_step import (
     write_tokens,
 )
 from trainer.callbacks.throughput import peak_flops
-from trainer.optimization.optimizers import parameter_groups
+from trainer.optimization.parameter_groups import parameter_groups
 
 GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50304}
 TINY = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "vocab_size": 65, "batch_size": 2, "steps": 40}

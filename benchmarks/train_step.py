@@ -21,7 +21,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from models.act import Config, build
-from trainer.optimization.optimizers import parameter_groups
+from trainer.optimization.parameter_groups import parameter_groups
 from trainer.trainer import Trainer
 
 CHUNK, STATE, ACTION = 100, 21, 14

@@ -18,7 +18,8 @@ from trainer.dataloading.resume_position import DataPosition, stored_position
 from trainer.optimization.hparam_changes import OptimizerPlan, changed_options
 from trainer.optimization.lr_scheduler import Schedule, check_plan, schedule_lines
 from trainer.optimization.lr_scheduler_config import SchedulePlan
-from trainer.optimization.optimizers import build_optimizer, group_rates, no_decay_lines, parameter_groups
+from trainer.optimization.optimizers import build_optimizer
+from trainer.optimization.parameter_groups import group_rates, no_decay_lines, parameter_groups
 from trainer.optimization.warm_start_optimizer import take_state
 from trainer.serialization import state_dict_io
 

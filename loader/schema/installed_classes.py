@@ -17,8 +17,6 @@ BACKEND_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": None
 NOT_OPTIMIZERS = {"Optimizer", "lr_scheduler", "swa_utils", "swap_in_optimizer_params_and_state"}
 # The base class, and two that take a function, which YAML cannot write.
 NOT_SCHEDULERS = {"LRScheduler", "LambdaLR", "MultiplicativeLR"}
-# Optimizers of matrices that are paired with AdamW, or hold one: its options are theirs too.
-WITH_ADAMW = {"Muon", "SpectralSphere", "Magma"}
 # Arguments that a schedule is given, not asked for.
 GIVEN = {"optimizer", "last_epoch", "num_warmup_steps", "num_training_steps"}
 
@@ -62,7 +60,7 @@ def constructor_options(kind: Literal["optimizer", "scheduler"], name: str) -> t
     if kind == "scheduler":
         return tuple(each for each in names if each not in GIVEN)
     own = names[1:]  # the first is what to train
-    if _class_name(name) in WITH_ADAMW and name != "muon":  # the package's own Muon takes other names
+    if name == "Muon":  # paired with AdamW, which takes the options that Muon does not know
         own += [each for each in constructor_options("optimizer", "AdamW") or () if each not in own]
     return tuple(own)
 

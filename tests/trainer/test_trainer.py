@@ -8,7 +8,7 @@ import torch
 from tiny_training import EpochSampler, Regression, Samples, make_trainer
 from torch.utils.data import DataLoader, default_collate
 
-from trainer.optimization.optimizers import parameter_groups
+from trainer.optimization.parameter_groups import parameter_groups
 
 
 def batches(count, epochs, size=4, seed=42):

@@ -20,7 +20,7 @@ from trainer.checkpointing.sharded_weights import load_whole_weights, whole_weig
 from trainer.checkpointing.step_state import read_pending_work
 from trainer.distributed.shards import is_sharded
 from trainer.optimization.hparam_changes import apply_changes, changed_options
-from trainer.optimization.optimizers import parameter_groups
+from trainer.optimization.parameter_groups import parameter_groups
 from trainer.serialization import rng_state, state_dict_io
 
 
