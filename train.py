@@ -1,7 +1,4 @@
-"""Train anything: `python train.py --task_name TASK --training_config FILE --flag value …`.
-
-From top to bottom: flags and YAML -> RunConfig -> TrainingArguments -> data -> model -> adapted model -> Trainer.
-"""
+"""Train anything: flags and YAML -> RunConfig -> TrainingArguments -> data -> model -> adapted model -> Trainer."""
 
 from __future__ import annotations
 
@@ -48,7 +45,7 @@ def main(arguments: list[str] | None = None) -> Any:
 
 def execute(run: RunConfig, signals: Signals) -> Any:
     """Carry out a run. A preemption during set-up ends it at once, later as soon as its state is saved."""
-    folders = dict.fromkeys((Path(run.output_dir), run.checkpoint_dir)) if process_rank() == 0 else ()
+    folders = dict.fromkeys((run.output_dir, run.checkpoint_dir)) if process_rank() == 0 else ()
     locks = [RunLock(folder) for folder in folders]
     for lock in locks:
         refusing(lock.check)
@@ -64,13 +61,19 @@ def execute(run: RunConfig, signals: Signals) -> Any:
     args = refusing(training_arguments, run)
     run.notes += idle_gpu_lines(run, use_one_gpu(args))
     if args.disable_tqdm:
-        logging.disable_progress_bar()  # loading and saving weights show one too
+        logging.disable_progress_bar()
     with args.main_process_first(local=True, desc="data preparation"):
         run = refusing(with_prepared_data, run)
         bundle = refusing(build_data, run)
     set_seed(run.seed)
     adapted = refusing(build_model, run, bundle, args)
     trainer = refusing(build_trainer, run, args, bundle, adapted, signals)
+    prepare_and_train(run, trainer, bundle, adapted, locks)
+    return trainer
+
+
+def prepare_and_train(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, locks: list[RunLock]) -> None:
+    """Lock the run's folders, choose the checkpoint to resume from, train, and save the final model."""
     with contextlib.ExitStack() as held:
         # Lock existing folders before choosing a checkpoint, so that no other run adds or deletes one in between.
         existing = [lock for lock in locks if lock.folder.is_dir()]
@@ -81,7 +84,7 @@ def execute(run: RunConfig, signals: Signals) -> Any:
         refusing(choose_batch_size, run, trainer, checkpoint)
         changed = refusing(apply_changes_on_resume, run, trainer, bundle, adapted, checkpoint)
         rates = trainer.learning_rates()
-        report, table = adapted.report(rates), adapted.table(rates)  # what is frozen, quantized, adapted, trained
+        report, table = adapted.report(rates), adapted.table(rates)
         trainer.files["run.yaml"] = run_yaml(run, trainer, adapted)
         for lock in locks:
             if lock not in existing:
@@ -91,15 +94,12 @@ def execute(run: RunConfig, signals: Signals) -> Any:
         trainer.locks = locks
         if trainer.is_world_process_zero():
             resumed = refusing(set_aside_abandoned, run, checkpoint, skipped)
-            about = [*bundle.summary, f"model: {run.model.name}", *adapted.lines, *table]
-            print("\n".join([*run.notes, *resumed, *changed, *about]), flush=True)
+            model = [f"model: {run.model.name}", *adapted.lines, *table]
+            print("\n".join([*run.notes, *resumed, *changed, *bundle.summary, *model]), flush=True)
             refusing(trainer.begin_run_folder, report)
-        signals.check()
-        with signals.deferred():
+        trainer.signals.check()
+        with trainer.signals.deferred():
             train_and_save(run, trainer, checkpoint)
-    if trainer.is_world_process_zero():
-        print(f"final model in {run.output_dir}", flush=True)
-    return trainer
 
 
 def train_and_save(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
@@ -118,12 +118,12 @@ def train_and_save(run: RunConfig, trainer: Any, checkpoint: Path | None) -> Non
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         save_final_model(trainer)
-    except (UnknownMetric, CannotDivide, CheckpointLoadError) as error:
+        if trainer.is_world_process_zero():
+            print(f"final model in {run.output_dir}", flush=True)
+    except (UnknownMetric, CannotDivide, CheckpointLoadError, TrainingDiverged, SavesFailed) as error:
         print_problems([str(error)])
-        raise SystemExit(CONFIG_ERROR) from error
-    except (TrainingDiverged, SavesFailed) as error:
-        print_problems([str(error)])
-        raise SystemExit(CRASHED) from error
+        has_crashed = isinstance(error, (TrainingDiverged, SavesFailed))
+        raise SystemExit(CRASHED if has_crashed else CONFIG_ERROR) from error
 
 
 def save_final_model(trainer: Any) -> None:
@@ -146,11 +146,10 @@ def choose_checkpoint(run: RunConfig, trainer: Any) -> tuple[Path | None, dict[P
     """The checkpoint to resume from, and the skipped ones with reasons; rank 0 reads the files, all ranks agree."""
     from loader.resume.find_checkpoint import chosen
 
-    choice: Any = None
     try:
         if trainer.args.process_index == 0:
             recover(run.checkpoint_dir)
-            choice = chosen(run, deep=True)
+        choice: Any = chosen(run, deep=True) if trainer.args.process_index == 0 else None
     except (ValueError, OSError) as error:
         choice = error
     choice = trainer.checkpointing.consensus.broadcast_from_rank0(choice)
