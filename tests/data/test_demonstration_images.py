@@ -17,6 +17,7 @@ def written(tmp_path) -> list[dict]:
     return write_act_folder(tmp_path / "act", LENGTHS, cameras=CAMERAS)
 
 
+@pytest.mark.keys("image_aspect_ratio", "dataset(demonstrations).image_size")
 @pytest.mark.parametrize("mode", ["square", "pad", "keep"])
 def test_image_aspect_ratio(tmp_path, mode):
     (arrays,) = write_act_folder(tmp_path / "act", (2,), cameras={"top": (30, 40)})
@@ -43,6 +44,7 @@ def test_image_size_follows_from_the_frames(tmp_path):
     assert sizes == {"square": (30, 30), "pad": (40, 40), "keep": (30, 40)}
 
 
+@pytest.mark.keys("is_multimodal", "dataset(demonstrations).cameras")
 def test_is_multimodal_and_cameras_choose_the_images(tmp_path, written):
     blind = build_act(tmp_path, {"is_multimodal": False})
     assert "images" not in blind.train_dataset[0] and blind.dims["num_images"] == blind.dims["image_height"] == 0
@@ -53,6 +55,7 @@ def test_is_multimodal_and_cameras_choose_the_images(tmp_path, written):
         assert torch.equal(only[0], both[number])
 
 
+@pytest.mark.keys("history_images_length")
 def test_history_repeats_the_first_frame_and_goes_camera_by_camera(tmp_path, written):
     dataset = build_act(tmp_path, {"history_images_length": 3}, image_size=[24, 32]).train_dataset
     for episode, step in [(0, 0), (0, 1), (1, 0), (1, 7), (2, 30)]:

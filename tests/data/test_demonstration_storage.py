@@ -38,6 +38,7 @@ def test_cached_lazy_and_preloaded_are_identical(tmp_path, written):
         assert_same(batch, batches[0])
 
 
+@pytest.mark.keys("lazy_preprocess")
 def test_lazy_keeps_no_cache_and_opens_each_file_once(tmp_path, written, monkeypatch):
     bundle = build_act(tmp_path, {"lazy_preprocess": True}, image_size=[10, 12])
     assert not (tmp_path / "cache").exists()
@@ -47,6 +48,7 @@ def test_lazy_keeps_no_cache_and_opens_each_file_once(tmp_path, written, monkeyp
     assert len(opened) == len(set(opened)) == len(LENGTHS)
 
 
+@pytest.mark.keys("preload_data")
 def test_preloading_needs_neither_cache_nor_files_afterwards(tmp_path, written):
     bundle = build_act(tmp_path, {"preload_data": True}, image_size=[10, 12])
     before = everything(bundle.train_dataset)

@@ -66,6 +66,7 @@ def test_a_batch_is_its_samples_and_the_dims_fit(tmp_path, written):
     assert batch["is_pad"].dtype == torch.bool and batch["episode"].dtype == batch["timestep"].dtype == torch.int64
 
 
+@pytest.mark.keys("skip_mirrored_data")
 def test_skip_mirrored_data_by_name_and_attribute(tmp_path):
     write_act_folder(tmp_path / "act", (10,))
     write_act_episode(tmp_path / "act/episode_1_mirror.hdf5", 11)
@@ -78,6 +79,7 @@ def test_skip_mirrored_data_by_name_and_attribute(tmp_path):
         build_act(tmp_path, {"skip_mirrored_data": True})
 
 
+@pytest.mark.keys("dataset(demonstrations).eval_fraction", "dataset(demonstrations).split_seed")
 def test_held_out_episodes_are_whole_and_stay_the_same(tmp_path, written):
     write_act_folder(tmp_path / "act", (5,) * 10)
     bundle = build_act(tmp_path, eval_fraction=0.3)
@@ -104,6 +106,11 @@ def test_statistics_are_of_the_training_split_alone(tmp_path, written):
     assert everywhere["actions"].abs().max() == 1
 
 
+@pytest.mark.keys(
+    "dataset(demonstrations).normalization",
+    "dataset(demonstrations).normalization_mask",
+    "dataset(demonstrations).minimum_std",
+)
 def test_normalization_mask_and_minimum_std_reach_the_samples(tmp_path, written):
     kinds = {"state": "zscore", "action": "zscore"}
     mask = {"state": [False] + [True] * 13}
@@ -117,6 +124,7 @@ def test_normalization_mask_and_minimum_std_reach_the_samples(tmp_path, written)
         build_act(tmp_path, normalization_mask={"action": [True]})
 
 
+@pytest.mark.keys("dataset(demonstrations).state_keys", "dataset(demonstrations).action_key")
 def test_state_and_action_keys(tmp_path, written):
     keys = ["observations/env_state", "observations/qpos"]
     bundle = build_act(tmp_path, state_keys=keys, action_key="observations/qvel")
@@ -127,6 +135,7 @@ def test_state_and_action_keys(tmp_path, written):
     assert bundle.dims["state_dim"] == 21
 
 
+@pytest.mark.keys("episode_first", "dataset(demonstrations).samples_per_epoch")
 def test_sampling_keys_reach_the_sampler(tmp_path):
     write_act_folder(tmp_path / "act", (5, 95))
     assert len(build_act(tmp_path).sampler(0)) == 100
@@ -137,12 +146,14 @@ def test_sampling_keys_reach_the_sampler(tmp_path):
     assert np.mean(by_episode < 5) == pytest.approx(0.5)
 
 
+@pytest.mark.keys("dataset(demonstrations).max_episodes")
 def test_max_episodes_takes_the_first_in_natural_order(tmp_path):
     write_act_folder(tmp_path / "act", tuple(range(3, 15)))
     dataset = build_act(tmp_path, max_episodes=3).train_dataset
     assert dataset.lengths.tolist() == [3, 4, 5], "episode_10 comes after episode_2"
 
 
+@pytest.mark.keys("dataset(demonstrations).path", "dataset(demonstrations).weights")
 def test_folders_are_mixed_by_weight(tmp_path, written):
     others = write_act_folder(tmp_path / "other", (40, 50), seed=50, cameras=CAMERAS)
     paths = [str(tmp_path / "act"), str(tmp_path / "other")]
@@ -179,6 +190,7 @@ def write_il_studio_folder(tmp_path, **options) -> dict:
     return write_il_studio_episode(tmp_path / "il/episode_0.hdf5", 10, {"primary": (24, 32)}, **options)
 
 
+@pytest.mark.keys("dataset(demonstrations).layout", "dataset(demonstrations).control")
 @pytest.mark.parametrize("control", ["joint", "ee"])
 def test_il_studio_layout(tmp_path, control):
     arrays = write_il_studio_folder(tmp_path)

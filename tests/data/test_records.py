@@ -127,6 +127,7 @@ def test_a_token_across_the_edge_of_a_turn(tokenizer):
     assert masks == [[" spider<|im_end|>"]] * 2
 
 
+@pytest.mark.keys("dataset(records).loss_on")
 def test_loss_on_all(tokenizer):
     """`loss_on: all`: every token but the first, which nothing predicts."""
     encoded = Encoder(tokenizer, "all", None)({"messages": TALK}, "x:1")
@@ -277,6 +278,7 @@ def test_packed_records_do_not_see_one_another(run, tmp_path, attention):
     torch.testing.assert_close(found.loss, torch.cat(losses).mean())
 
 
+@pytest.mark.keys("dataset(records).packing")
 def test_packing_off(run, tmp_path):
     config = data.records.Config(path=write(tmp_path, RECORDS), block_size=48, packing=False, eval_fraction=0)
     rows = data.records.build(config, run).train_dataset
@@ -284,6 +286,7 @@ def test_packing_off(run, tmp_path):
     assert len(rows) == len(RECORDS) and torch.equal(batch["position_ids"][0], torch.arange(48))
 
 
+@pytest.mark.keys("dataset(records).block_size")
 def test_long_records_lose_their_end(run, tmp_path, tokenizer):
     long = {"prompt": "A tale of the spider.", "completion": " word" * 60}
     hopeless = {"prompt": "word " * 100, "completion": "never seen"}
@@ -321,6 +324,7 @@ def test_the_draw_of_held_out_records_is_stable(run, tmp_path, tokenizer):
     assert texts(tokenizer, other.eval_datasets["validation"]) != sides[1][1]
 
 
+@pytest.mark.keys("dataset(records).eval_path", "dataset(records).eval_fraction")
 def test_held_out_by_default_by_folder_and_by_path(run, tmp_path, tokenizer):
     path = write(tmp_path / "one", RECORDS)
     assert len(data.records.build(data.records.Config(path=path, block_size=48), run).eval_datasets) == 1
@@ -350,6 +354,7 @@ def test_bundle(run, tmp_path, tokenizer_folder):
     assert list(sampler) == order[2:] and list(sampler) == order
 
 
+@pytest.mark.keys("dataset(records).tokenizer")
 def test_a_tokenizer_that_the_weights_do_not_know(run, tmp_path, tokenizer):
     """Other numbers for the same tokens are refused; further tokens, or a model without a tokenizer, are not."""
     config = data.records.Config(path=write(tmp_path, RECORDS), block_size=48, tokenizer=str(tmp_path / "own"))
@@ -431,6 +436,7 @@ def test_a_template_that_writes_the_date(run, tmp_path, monkeypatch):
     assert second.files == first.files and second.summary == first.summary
 
 
+@pytest.mark.keys("dataset(records).chat_template")
 def test_chat_template_from_settings(run, tmp_path, tokenizer):
     path = write(tmp_path, [{"messages": TALK}, {"messages": TALK[2:]}])
     (tmp_path / "chat.jinja").write_text(TRIMMED)
@@ -455,6 +461,7 @@ def test_json_list_and_folder_of_files(run, tmp_path, tokenizer):
     assert torch.equal(rows.__getitems__(range(40))["input_ids"], other.__getitems__(range(40))["input_ids"])
 
 
+@pytest.mark.keys("dataset(records).path")
 def test_names_in_the_home_folder(run, tokenizer):
     write(run.cache_dir / "datasets/mine", RECORDS, "train.jsonl")
     config = data.records.Config(path="mine", block_size=48)

@@ -62,6 +62,7 @@ def test_malformed_records(tmp_path, record, says):
         raise ValueError(found)
 
 
+@pytest.mark.keys("dataset(records).text_column")
 def test_text_column_must_be_there(tmp_path):
     file = tmp_path / "records.jsonl"
     file.write_text(f"{json.dumps(GOOD)}\n")

@@ -100,6 +100,7 @@ def test_equal_ids_of_other_symbols_are_another_identity(tmp_path):
     assert found[0] == found[2] != found[1] and None not in found
 
 
+@pytest.mark.keys("dataset(text).block_size")
 def test_block_size_and_what_the_model_is_built_for(tmp_path, folder):
     for block_size in (1, 100):
         bundle = build(Config(str(folder), block_size=block_size), text_run(tmp_path))

@@ -44,6 +44,7 @@ def unusable(**config) -> str:
 TWO = {"path": ["a", "b"], "mode": "multidataset"}
 
 
+@pytest.mark.keys("dataset(text).path")
 def test_path_and_mode():
     assert "dataset.path (--dataset) names no data set" in unusable(path=[])
     assert "names no data set" in unusable(path="")
@@ -334,6 +335,7 @@ def test_wrong_tokens_are_found_past_the_first_chunk(tmp_path):
     assert f"token {CHUNK_TOKENS + 3:,} (byte {2 * CHUNK_TOKENS + 6:,}) is 999" in refusal(tmp_path)
 
 
+@pytest.mark.keys("dataset(text).vocab_size")
 def test_no_meta_means_gpt2_or_vocab_size(tmp_path):
     tokens = counting(500)
     tokens[77] = 50256

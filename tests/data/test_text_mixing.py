@@ -50,6 +50,7 @@ def test_equal_probabilities_where_none_are_given(tmp_path, folders):
     assert np.abs(shares - 1 / 3).max() < 0.035
 
 
+@pytest.mark.keys("dataset(text).sampling_probs")
 def test_sampling_probs_are_reached(tmp_path, folders):
     bundle = mixture(tmp_path, folders, sampling_probs=[0.7, 0.3, 0.0])
     counts = np.bincount(choices(bundle, 3000), minlength=3)
@@ -72,6 +73,7 @@ def test_probabilities_that_move():
     assert sum(probabilities([0.5, 0.3, 0.2], [0.2, 0.3, 0.5], "exponential", 0.5)) == pytest.approx(1)
 
 
+@pytest.mark.keys("dataset(text).sampling_probs_final", "dataset(text).sampling_transition")
 @pytest.mark.slow
 @pytest.mark.parametrize("transition", [None, "linear", "cosine", "exponential"])
 def test_sampling_probs_final_and_sampling_transition(tmp_path, folders, transition):
@@ -181,6 +183,7 @@ def test_any_proportions_have_a_pattern():
         assert had == shares
 
 
+@pytest.mark.keys("dataset(text).interleave")
 def test_interleave_counts(tmp_path, folders):
     bundle = mixture(tmp_path, folders, sampling_probs=[0.5, 0.3, 0.2], interleave=True)
     found = choices(bundle, 100)
@@ -203,6 +206,7 @@ def test_interleaved_in_stored_order_leaves_no_gap(tmp_path, folders):
 # ---- embeddings, evaluation ----
 
 
+@pytest.mark.keys("dataset(text).separate_embeddings")
 def test_separate_embeddings(tmp_path):
     paths = [
         write_text_folder(tmp_path / f"{kind}/notes.v1", counting(500, size), vocab_size=size, text_bytes=400)
@@ -236,6 +240,7 @@ def test_one_embedding_for_all_has_no_index(tmp_path, folders):
     assert starts.min() >= 20000 and starts.max() < 40000
 
 
+@pytest.mark.keys("dataset(text).mode")
 def test_multicontext_reads_the_same_offsets(tmp_path):
     words = write_text_folder(tmp_path / "words", counting(1000), vocab_size=60000, text_bytes=900)
     tags = write_text_folder(tmp_path / "tags", counting(1000) + 70000, vocab_size=80000, dtype="uint32")

@@ -36,6 +36,7 @@ def differ(one, other):
 # ---- what to run ----
 
 
+@pytest.mark.keys("task_name", "model_config")
 def test_task_name_and_model_config_choose_data_and_network(run, tmp_path):
     for index in range(2):
         write_act_episode(tmp_path / "others" / f"episode_{index}.hdf5", steps=9, dims=(5, 2), seed=index)
@@ -47,16 +48,19 @@ def test_task_name_and_model_config_choose_data_and_network(run, tmp_path):
     assert run(out="second").model.config.action_dim == 14
 
 
+@pytest.mark.keys("training_config", "output_dir")
 def test_training_config_and_output_dir(run, tmp_path):
     (tmp_path / "shorter.yaml").write_text(f"extends: {tmp_path / 'base.yaml'}\nmax_steps: 2\n")
     flags = ["--training_config", str(tmp_path / "shorter.yaml"), "--output_dir", str(tmp_path / "here")]
     assert train.main(flags).state.global_step == 2 and (tmp_path / "here" / "model.safetensors").exists()
 
 
+@pytest.mark.keys("seed")
 def test_seed(run, plain):
     assert not differ(weights(run(seed=42)), plain) and differ(weights(run(out="other", seed=43)), plain)
 
 
+@pytest.mark.keys("resume_from_checkpoint")
 def test_resume_from_checkpoint(run, plain, tmp_path):
     run(out="out", save_strategy="steps", save_steps=2)
     again = run(out="on", resume_from_checkpoint=tmp_path / "out" / "checkpoint-2")
@@ -66,6 +70,7 @@ def test_resume_from_checkpoint(run, plain, tmp_path):
 # ---- how long, on how much ----
 
 
+@pytest.mark.keys("num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size")
 def test_length_and_batch_sizes(run, tmp_path):
     assert run(out="a", num_train_epochs=2).state.global_step == 6
     assert run(out="b", max_steps=5).state.global_step == 5
@@ -92,6 +97,7 @@ def rates(run, out):
     return list(run.log("learning_rate", out).values())
 
 
+@pytest.mark.keys("learning_rate", "warmup_steps", "warmup_ratio", "lr_scheduler_type", "min_lr", "lr_decay_iters")
 def test_the_learning_rates_course(run):
     """Each course by its formula; the log shows the rate that the next step will have, so it begins with the second."""
     run(out="rate", learning_rate=0.02)
@@ -109,6 +115,7 @@ def test_the_learning_rates_course(run):
     assert rates(run, "short") == pytest.approx([RATE, RATE / 2, 0, 0], abs=1e-12)
 
 
+@pytest.mark.keys("optim", "weight_decay")
 def test_optim_and_weight_decay(run, plain):
     """Decay pulls matrices towards zero and leaves biases alone, which have no gradient from it."""
     assert type(run(out="sgd", optim="SGD", max_steps=1).optimizer.optimizer) is torch.optim.SGD
@@ -122,6 +129,7 @@ def test_optim_and_weight_decay(run, plain):
         torch.testing.assert_close(frozen["with"][name], pulled, msg=name)
 
 
+@pytest.mark.keys("adam_beta1", "adam_beta2", "adam_epsilon")
 def test_adams_numbers(run, plain):
     flags = {"adam_beta1": 0.5, "adam_beta2": 0.6, "adam_epsilon": 0.1}
     for name, value in flags.items():
@@ -133,6 +141,7 @@ def test_adams_numbers(run, plain):
 # ---- logging and saving ----
 
 
+@pytest.mark.keys("logging_dir", "logging_strategy", "logging_steps", "report_to")
 def test_when_to_log_and_where(run, tmp_path):
     run(out="steps", logging_steps=2)
     assert list(run.log("loss", "steps")) == [2, 4]
@@ -143,6 +152,7 @@ def test_when_to_log_and_where(run, tmp_path):
     assert not (tmp_path / "board" / "runs").exists() and not (tmp_path / "steps" / "runs").exists()
 
 
+@pytest.mark.keys("save_strategy", "save_steps", "save_total_limit")
 def test_when_to_save(run):
     run(out="steps", save_strategy="steps", save_steps=2)
     assert run.checkpoints("steps") == [2, 4]
@@ -157,6 +167,7 @@ def test_when_to_save(run):
 # ---- data loading ----
 
 
+@pytest.mark.keys("dataloader_num_workers", "dataloader_pin_memory")
 def test_workers_load_the_data(run, plain, capfd):
     trainer = run(dataloader_num_workers=1, dataloader_pin_memory="true", do_eval="false")
     assert not differ(weights(trainer), plain)
@@ -170,6 +181,7 @@ def test_workers_load_the_data(run, plain, capfd):
         assert "dataloader_pin_memory: no accelerator is used" in capfd.readouterr().out
 
 
+@pytest.mark.keys("remove_unused_columns")
 def test_remove_unused_columns(run):
     """A forward that names `state` and not `timestep` gets the one and not the other."""
     for wanted in ("true", "false"):
@@ -180,6 +192,7 @@ def test_remove_unused_columns(run):
 # ---- evaluation ----
 
 
+@pytest.mark.keys("do_eval", "eval_steps")
 def test_when_to_evaluate(run):
     run(out="never", do_eval="false", max_steps=2)
     assert run.log("eval_loss", "never") == {}

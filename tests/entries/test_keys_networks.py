@@ -31,6 +31,20 @@ def chunk(net, **more):
     return net.eval()(state=torch.ones(1, net.config.state_dim), **more)["actions"]
 
 
+@pytest.mark.keys(
+    "model(act).state_dim",
+    "model(act).action_dim",
+    "model(act).chunk_size",
+    "model(act).num_images",
+    "model(act).image_height",
+    "model(act).image_width",
+    "model(mlp).state_dim",
+    "model(mlp).action_dim",
+    "model(mlp).chunk_size",
+    "model(mlp).num_images",
+    "model(mlp).image_height",
+    "model(mlp).image_width",
+)
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_dims_are_those_that_the_model_reads_and_writes(name):
     assert chunk(network(name, state_dim=9)).shape == chunk(network(name)).shape == (1, 5, 3)
@@ -44,6 +58,13 @@ def test_dims_are_those_that_the_model_reads_and_writes(name):
             chunk(net, images=images[..., :32, :32])
 
 
+@pytest.mark.keys(
+    "model(act).hidden_dim",
+    "model(act).feedforward_dim",
+    "model(act).encoder_layers",
+    "model(act).cvae_layers",
+    "model(act).latent_dim",
+)
 def test_sizes_of_act():
     assert network("act", hidden_dim=24).head.in_features == 24
     assert network("act", feedforward_dim=40).encoder.layers[0].feedforward[0].out_features == 40
@@ -52,6 +73,7 @@ def test_sizes_of_act():
     assert network("act", latent_dim=6).latent_projection.in_features == 6
 
 
+@pytest.mark.keys("model(act).num_heads", "model(act).pre_norm")
 @pytest.mark.parametrize("change", [{"num_heads": 4}, {"pre_norm": True}])
 def test_the_same_weights_under_another_architecture(change):
     plain, changed = network("act"), network("act", **change)
@@ -60,10 +82,12 @@ def test_the_same_weights_under_another_architecture(change):
     assert not torch.allclose(chunk(plain), chunk(changed))
 
 
+@pytest.mark.keys("model(mlp).hidden_dim")
 def test_width_of_the_perceptron():
     assert network("mlp", hidden_dim=24).head.in_features == 24
 
 
+@pytest.mark.keys("model(act).dropout", "model(mlp).dropout")
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_dropout_makes_two_passes_of_training_differ(name):
     for dropout, alike in ((0.0, True), (0.5, False)):
@@ -75,6 +99,7 @@ def test_dropout_makes_two_passes_of_training_differ(name):
 # ---- adapters ----
 
 
+@pytest.mark.keys("lora_r", "lora_alpha", "lora_dropout")
 def test_lora_r_alpha_and_dropout():
     plain, wide = (
         build_adapted("llama", lora_enable=True, **more).model for more in ({}, {"lora_r": 2, "lora_alpha": 6})
@@ -91,6 +116,7 @@ def test_lora_r_alpha_and_dropout():
         assert torch.equal(one, other) == alike
 
 
+@pytest.mark.keys("lora_task_type")
 def test_lora_task_type_chooses_pefts_class(tmp_path):
     kinds = {"CAUSAL_LM": peft.PeftModelForCausalLM, "FEATURE_EXTRACTION": peft.PeftModelForFeatureExtraction}
     for task, kind in kinds.items():
@@ -111,6 +137,7 @@ class OwnModel(LlamaForCausalLM):
 """
 
 
+@pytest.mark.keys("trust_remote_code")
 def test_trust_remote_code(tmp_path, monkeypatch):
     """Code that comes with a folder runs when it is allowed to, and only then."""
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -130,6 +157,7 @@ def test_trust_remote_code(tmp_path, monkeypatch):
         models.auto.build(models.auto.Config(), dataclasses.replace(process, trust_remote_code=False))
 
 
+@pytest.mark.keys("model(auto).task", "model(auto).config", "model(auto).vocab_size", "model(auto).num_labels")
 def test_a_foreign_model_for_another_task_and_size():
     tasks = {"causal_lm": "LlamaForCausalLM", "sequence_classification": "LlamaForSequenceClassification"}
     config = config_of("llama").config

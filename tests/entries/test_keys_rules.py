@@ -34,6 +34,7 @@ def order(loader):
 # ---- data ----
 
 
+@pytest.mark.keys("shuffle", "eval_shuffle")
 def test_shuffle_and_eval_shuffle(run):
     plain, flipped = run(max_steps=1), run("shuffle: false\neval_shuffle: true", out="flipped", max_steps=1)
     assert order(flipped.get_train_dataloader()) == order(plain.get_eval_dataloader()) == list(range(12))
@@ -41,6 +42,7 @@ def test_shuffle_and_eval_shuffle(run):
         assert order(loader) != list(range(12)) and sorted(order(loader)) == list(range(12))
 
 
+@pytest.mark.keys("eval_num_workers")
 def test_eval_num_workers(run):
     trainer = run("eval_num_workers: 1", max_steps=1)
     before = set(multiprocessing.active_children())
@@ -52,12 +54,14 @@ def test_eval_num_workers(run):
     assert len(set(multiprocessing.active_children()) - before) == 1
 
 
+@pytest.mark.keys("limit_train_batches", "limit_val_batches")
 @pytest.mark.parametrize(("limit", "batches"), [("2", 2), ("0.34", 1), ("1.0", 3)])
 def test_limit_train_batches_and_limit_val_batches(run, limit, batches):
     trainer = run(f"limit_train_batches: {limit}\nlimit_val_batches: {limit}", num_train_epochs=2)
     assert trainer.state.global_step == 2 * batches and len(trainer.get_eval_dataloader()) == batches
 
 
+@pytest.mark.keys("cache_dir", "dataset(demonstrations).chunk_size")
 def test_chunk_size_and_cache_dir(run, tmp_path):
     batch = next(iter(run("dataset: {chunk_size: 5}").get_train_dataloader()))
     assert batch["actions"].shape == (4, 5, 14)
@@ -66,6 +70,7 @@ def test_chunk_size_and_cache_dir(run, tmp_path):
     assert any(files for _, _, files in os.walk(tmp_path / "elsewhere"))
 
 
+@pytest.mark.keys("dataset.name", "env.name", "model.name")
 @pytest.mark.parametrize("section", ["dataset", "env", "model"])
 def test_a_name_chooses_the_module(in_root, tmp_path, monkeypatch, section):
     """`dataset.name`, `env.name` and `model.name`: one that ships, or a module of one's own."""
@@ -84,6 +89,7 @@ def test_a_name_chooses_the_module(in_root, tmp_path, monkeypatch, section):
 # ---- optimizer, schedule, groups ----
 
 
+@pytest.mark.keys("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.betas", "optimizer.eps")
 def test_the_optimizer_section(run):
     section = "{name: AdamW, lr: 0.02, weight_decay: 0.3, betas: [0.5, 0.6], eps: 0.1, amsgrad: true}"
     optimizer = run(f"optimizer: {section}").optimizer
@@ -94,6 +100,7 @@ def test_the_optimizer_section(run):
     assert list(run.log("learning_rate").values()) == [0.02] * 4
 
 
+@pytest.mark.keys("scheduler.name", "scheduler.interval", "scheduler.frequency")
 @pytest.mark.parametrize(
     ("section", "halvings"),
     [
@@ -111,6 +118,7 @@ def test_scheduler_name_interval_and_frequency(run, section, halvings):
     assert list(run.log("learning_rate").values()) == pytest.approx([RATE * 0.5**each for each in halvings])
 
 
+@pytest.mark.keys("scheduler.monitor")
 @pytest.mark.parametrize(("monitor", "key"), [("loss", "loss"), ("eval_loss", "eval_loss")])
 def test_scheduler_monitor(run, monitor, key):
     """torch's own schedule, shown what the run logged, comes to the rates that the run had."""
@@ -125,6 +133,7 @@ def test_scheduler_monitor(run, monitor, key):
     assert list(run.log("learning_rate").values()) == pytest.approx(expected) and expected[-1] < RATE
 
 
+@pytest.mark.keys("param_groups.pattern", "param_groups.lr", "param_groups.lr_factor", "param_groups.weight_decay")
 def test_param_groups(run):
     """A group whose rate is zero stays where it started; the others have the rates and decays that they name."""
     start = weights(run(out="start", max_steps=1, learning_rate=0))
@@ -137,11 +146,13 @@ def test_param_groups(run):
     assert groups == {(0.0, 0.0), (RATE / 2, 0.25), (RATE / 2, 0.0)}
 
 
+@pytest.mark.keys("warmup_epochs")
 def test_warmup_epochs(run):
     run("warmup_epochs: 1")
     assert list(run.log("learning_rate").values()) == pytest.approx([0, RATE / 3, 2 * RATE / 3, RATE])
 
 
+@pytest.mark.keys("no_decay_verbose")
 def test_no_decay_verbose(run, capfd):
     run(out="plain", max_steps=1)
     assert "trunk.0.bias" not in capfd.readouterr().out
@@ -152,6 +163,7 @@ def test_no_decay_verbose(run, capfd):
 # ---- steps ----
 
 
+@pytest.mark.keys("grad_clip_threshold")
 def test_grad_clip_threshold(run):
     run(out="low", max_steps=2)
     norms = run.log("grad_norm", "low").values()
@@ -161,6 +173,7 @@ def test_grad_clip_threshold(run):
     assert list(run.log("grad_clip_pct", "high").values()) == [0, 0]
 
 
+@pytest.mark.keys("stop_after_nonfinite")
 def test_stop_after_nonfinite(run, capfd):
     """A rate without bounds: the first step goes beyond what float32 holds, and every later one is left out."""
     assert run("", out="goes_on", learning_rate=1e38, do_eval="false").state.global_step == 4
@@ -170,6 +183,7 @@ def test_stop_after_nonfinite(run, capfd):
     assert list(run.log("loss", "stops")) == [1, 2]
 
 
+@pytest.mark.keys("tune_batch_size")
 def test_tune_batch_size(run, tmp_path, monkeypatch):
     """Doubled from 2 while a step has memory for it, here up to 4 samples; else up to what twelve samples allow."""
     plain = {"max_steps": 1, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 4}
@@ -187,6 +201,7 @@ def test_tune_batch_size(run, tmp_path, monkeypatch):
     assert "# effective: per_device_train_batch_size 4" in (tmp_path / "out" / "run.yaml").read_text()
 
 
+@pytest.mark.keys("benchmark_train_step")
 def test_benchmark_train_step(run):
     run(out="plain", max_steps=2, logging_steps=2)
     before = (run.folder / "plain" / "metrics.jsonl").read_text()
@@ -199,6 +214,7 @@ def test_benchmark_train_step(run):
 # ---- resuming ----
 
 
+@pytest.mark.keys("validate_before_resume", "resume_lr", "resume_weight_decay")
 def test_what_a_resumed_run_may_change(run):
     run(save_strategy="steps", save_steps=2)
     checkpoint = run.folder / "out" / "checkpoint-2"
@@ -215,6 +231,7 @@ def test_what_a_resumed_run_may_change(run):
 # ---- averaged weights ----
 
 
+@pytest.mark.keys("using_ema", "ema.decay", "ema.warmup", "ema.update_every")
 def test_the_averaged_weights_by_hand(run, tmp_path):
     """Shadow of two steps: w0, w1, w2 are the weights before, between and after them."""
     w0, w1, w2 = (
@@ -260,6 +277,15 @@ def first_stop(values, patience=10, mode="min", min_delta=0.0, reached=None, wor
     return step
 
 
+@pytest.mark.keys(
+    "early_stopping.monitor",
+    "early_stopping.mode",
+    "early_stopping.patience",
+    "early_stopping.min_delta",
+    "early_stopping.check_on_train_epoch_end",
+    "early_stopping.stopping_threshold",
+    "early_stopping.divergence_threshold",
+)
 def test_early_stopping(run, curve):
     evaluated, trained = curve
     middle = sorted(evaluated.values())[4]
@@ -285,6 +311,7 @@ def test_early_stopping(run, curve):
     assert len(ends) > 3
 
 
+@pytest.mark.keys("early_stopping.strict", "early_stopping.verbose")
 def test_early_stopping_strict_and_verbose(run, capfd):
     assert run("early_stopping: {monitor: val_accuracy, strict: false}", out="a", eval_steps=1).state.global_step == 4
     with pytest.raises((ValueError, SystemExit)):  # said at the first evaluation, which is when it is known
@@ -294,6 +321,7 @@ def test_early_stopping_strict_and_verbose(run, capfd):
     assert "eval_loss improved to" in capfd.readouterr().err
 
 
+@pytest.mark.keys("min_epochs")
 def test_min_epochs_and_patience(run, curve):
     """A threshold that is met at once ends the run at the first evaluation, or after the epochs it waits for."""
     rule = "early_stopping: {stopping_threshold: 1000}"
@@ -302,6 +330,7 @@ def test_min_epochs_and_patience(run, curve):
     assert waited.state.global_step == 2 * STEPS_PER_EPOCH
 
 
+@pytest.mark.keys("check_val_every_n_epoch")
 def test_check_val_every_n_epoch(run):
     for every, steps in ((1, [3, 6, 9, 12]), (2, [6, 12]), (3, [9])):
         run(f"check_val_every_n_epoch: {every}\neval_steps: null", out=str(every), num_train_epochs=4)
@@ -311,6 +340,13 @@ def test_check_val_every_n_epoch(run):
 # ---- checkpoints ----
 
 
+@pytest.mark.keys(
+    "checkpointing.monitor",
+    "checkpointing.mode",
+    "checkpointing.save_top_k",
+    "checkpointing.save_last",
+    "checkpointing.every_n_epochs",
+)
 def test_checkpointing(run, curve):
     evaluated, trained = curve
     by_loss = sorted(evaluated, key=evaluated.get)
@@ -331,6 +367,7 @@ def test_checkpointing(run, curve):
         assert run.checkpoints(str(index)) == sorted(set(kept)), section
 
 
+@pytest.mark.keys("checkpointing.dirpath")
 def test_checkpointing_dirpath(run):
     run(f"checkpointing: {{dirpath: {run.folder / 'elsewhere'}}}", max_steps=3)
     assert run.checkpoints("elsewhere") == [3] and run.checkpoints() == []
@@ -339,6 +376,7 @@ def test_checkpointing_dirpath(run):
 # ---- logging, callbacks ----
 
 
+@pytest.mark.keys("logging.logger_type", "logging.save_dir")
 def test_a_table_as_logger_and_its_folder(run):
     run(f"logging: {{logger_type: CSVLogger, save_dir: {run.folder / 'tables'}}}", max_steps=2)
     with open(run.folder / "tables" / "metrics.csv", newline="") as file:
@@ -348,6 +386,16 @@ def test_a_table_as_logger_and_its_folder(run):
     assert (run.folder / "tables" / "nick" / "metrics.csv").exists()
 
 
+@pytest.mark.keys(
+    "logging.name",
+    "logging.project",
+    "logging.entity",
+    "logging.group",
+    "logging.notes",
+    "logging.log_model",
+    "run_name",
+    "project",
+)
 def test_what_loggers_are_told(run, monkeypatch):
     """The section in each logger's own words; the loggers themselves are not started here."""
     monkeypatch.setattr(transformers.trainer, "get_reporting_integration_callbacks", lambda names: [])
@@ -362,6 +410,7 @@ def test_what_loggers_are_told(run, monkeypatch):
     assert (args.run_name, args.project, args.report_to) == ("n", "p", ["trackio"])
 
 
+@pytest.mark.keys("callbacks")
 def test_callbacks(run):
     assert run("callbacks: [{name: small_runs.StopsAfter, step: 2}]").state.global_step == 2
 
@@ -369,6 +418,7 @@ def test_callbacks(run):
 # ---- machine ----
 
 
+@pytest.mark.keys("accelerator", "strategy")
 def test_accelerator_and_strategy(run, capfd):
     assert run("accelerator: cpu", out="cpu", max_steps=1).args.use_cpu
     plain = run(out="plain", max_steps=1).args
@@ -380,6 +430,7 @@ def test_accelerator_and_strategy(run, capfd):
     assert found.ddp_find_unused_parameters is True
 
 
+@pytest.mark.keys("devices")
 def test_devices(run, capfd, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert run("devices: 1", max_steps=1).args.world_size == 1
@@ -388,6 +439,7 @@ def test_devices(run, capfd, monkeypatch):
     assert "`devices: 2`" in capfd.readouterr().err
 
 
+@pytest.mark.keys("save_in_background", "max_failed_saves")
 def test_who_writes_checkpoints_and_how_often_that_may_fail(run, monkeypatch):
     threads, wrote = [], async_writer.write
 

@@ -42,11 +42,13 @@ def same(one, other):
 # ---- optimization ----
 
 
+@pytest.mark.keys("lr_scheduler_kwargs")
 def test_lr_scheduler_kwargs(run):
     run("lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 2}")
     assert list(run.log("learning_rate").values()) == pytest.approx([RATE, RATE / 2, RATE, RATE / 2])
 
 
+@pytest.mark.keys("gradient_accumulation_steps", "dataloader_drop_last")
 def test_gradient_accumulation_steps_and_drop_last(run):
     assert run("gradient_accumulation_steps: 3", out="a", num_train_epochs=2).state.global_step == 2
     assert (
@@ -56,6 +58,7 @@ def test_gradient_accumulation_steps_and_drop_last(run):
     assert run(out="c", num_train_epochs=1, per_device_train_batch_size=5).state.global_step == 3
 
 
+@pytest.mark.keys("max_grad_norm")
 def test_max_grad_norm(run):
     """One step of SGD is as long as the rate times the norm that gradients are cut to."""
     start = weights(run(out="start", max_steps=1, learning_rate=0, optim="SGD"))
@@ -64,6 +67,7 @@ def test_max_grad_norm(run):
     assert run.log("grad_norm", "cut")[1] > 0.125 and length == pytest.approx(0.125, rel=1e-4)
 
 
+@pytest.mark.keys("bf16")
 def test_bf16(run):
     """Half precision inside, float32 weights: losses close to, but not, the exact ones."""
     run(out="exact", max_steps=1)
@@ -72,6 +76,12 @@ def test_bf16(run):
     assert rough == pytest.approx(exact, rel=0.02) and rough != exact and trainer.model.dtype == torch.float32
 
 
+@pytest.mark.keys(
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "activation_checkpointing",
+    "activation_checkpointing_kwargs",
+)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -94,6 +104,7 @@ def test_checkpointing_of_activations(run, settings):
     assert model.is_gradient_checkpointing and all(each.keywords["use_reentrant"] for each in functions)
 
 
+@pytest.mark.keys("torch_compile", "torch_compile_backend")
 def test_torch_compile(run, as_before):
     plain = weights(run(out="plain"))
     torch._dynamo.utils.counters.clear()
@@ -104,6 +115,7 @@ def test_torch_compile(run, as_before):
         torch.testing.assert_close(compiled[name], plain[name])
 
 
+@pytest.mark.keys("torch_empty_cache_steps")
 def test_torch_empty_cache_steps(run, monkeypatch):
     calls = []
     monkeypatch.setattr(transformers.trainer, "clear_device_cache", lambda *_: calls.append(1))
@@ -113,6 +125,7 @@ def test_torch_empty_cache_steps(run, monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.keys("full_determinism")
 def test_full_determinism(run, as_before, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())  # it sets variables for the kernels
     looks = "callbacks: [small_runs.Looks]"
@@ -120,6 +133,7 @@ def test_full_determinism(run, as_before, monkeypatch):
     assert named(run(f"{looks}\nfull_determinism: true", out="b", max_steps=1), Looks).deterministic is True
 
 
+@pytest.mark.keys("data_seed")
 def test_data_seed(run):
     """Another order of the samples from the same start."""
     start = [weights(run(f"data_seed: {seed}", out=f"start{seed}", max_steps=1, learning_rate=0)) for seed in (1, 2)]
@@ -130,6 +144,7 @@ def test_data_seed(run):
 # ---- loading ----
 
 
+@pytest.mark.keys("dataloader_prefetch_factor", "dataloader_in_order", "dataloader_persistent_workers")
 def test_workers_prefetch_persist_and_start(run):
     def loaded(text):
         """A loader, read to its end, and the workers that are still there."""
@@ -147,6 +162,7 @@ def test_workers_prefetch_persist_and_start(run):
     assert (loader.prefetch_factor, loader.in_order, len(left)) == (3, False, 1)
 
 
+@pytest.mark.keys("dataloader_multiprocessing_context")
 def test_dataloader_multiprocessing_context(tmp_path):
     """How workers are started, where there are any: evaluation may have none where training has some."""
     settings = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "forkserver", "eval_num_workers": 0}
@@ -158,11 +174,13 @@ def test_dataloader_multiprocessing_context(tmp_path):
 # ---- logging ----
 
 
+@pytest.mark.keys("logging_first_step")
 def test_logging_first_step(run):
     run("logging_first_step: true", logging_steps=3)
     assert list(run.log("loss")) == [1, 3]
 
 
+@pytest.mark.keys("logging_nan_inf_filter")
 def test_logging_nan_inf_filter(run, monkeypatch):
     """The mean over an evaluation, with or without the batches whose loss is not a number."""
     forward = MLP.forward
@@ -179,11 +197,13 @@ def test_logging_nan_inf_filter(run, monkeypatch):
     assert run.log("eval_loss", "plain") == {1: "nan"} and math.isfinite(run.log("eval_loss", "filtered")[1])
 
 
+@pytest.mark.keys("log_level")
 def test_log_level(run, as_before):
     run("log_level: error", max_steps=1)
     assert transformers.logging.get_verbosity() == transformers.logging.ERROR
 
 
+@pytest.mark.keys("disable_tqdm")
 def test_disable_tqdm(run, capfd):
     run("disable_tqdm: true", out="lines", max_steps=1)
     assert "step/s" not in capfd.readouterr().err
@@ -191,17 +211,20 @@ def test_disable_tqdm(run, capfd):
     assert "1/1 [" in capfd.readouterr().err
 
 
+@pytest.mark.keys("skip_memory_metrics")
 def test_skip_memory_metrics(run):
     run(out="plain", max_steps=1)
     run("skip_memory_metrics: false", out="told", max_steps=1)
     assert not run.log("train_mem_cpu_alloc_delta", "plain") and run.log("train_mem_cpu_alloc_delta", "told")
 
 
+@pytest.mark.keys("use_cache")
 def test_use_cache(run):
     assert run(out="a", max_steps=1).model.config.use_cache is False
     assert run("use_cache: true", out="b", max_steps=1).model.config.use_cache is True
 
 
+@pytest.mark.keys("debug")
 def test_debug_underflow_overflow(run):
     """Every module is watched, and the first one that overflows is named."""
     run(out="plain", learning_rate=1e38, do_eval="false")
@@ -212,6 +235,7 @@ def test_debug_underflow_overflow(run):
 # ---- evaluation ----
 
 
+@pytest.mark.keys("eval_strategy", "eval_delay", "eval_on_start")
 @pytest.mark.parametrize(
     ("text", "steps"),
     [
@@ -239,6 +263,7 @@ def test_when_to_evaluate(run, text, steps):
 EACH_STEP = "save_strategy: steps\nsave_steps: 1\neval_steps: 1\nlearning_rate: 0.1\nmax_steps: 6"
 
 
+@pytest.mark.keys("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
 def test_the_best_model_at_the_end(run):
     for out, text, choose in (
         ("loss", "metric_for_best_model: loss", min),
@@ -267,6 +292,7 @@ def test_saving_only_the_best(run):
     assert run.checkpoints() == expected
 
 
+@pytest.mark.keys("save_only_model")
 def test_save_only_model(run):
     for wanted in ("true", "false"):
         run(f"{EACH_STEP}\nsave_only_model: {wanted}", out=wanted, max_steps=1)
@@ -277,6 +303,7 @@ def test_save_only_model(run):
 # ---- resuming ----
 
 
+@pytest.mark.keys("ignore_data_skip")
 def test_ignore_data_skip(run):
     """A resumed run starts its epoch anew instead of behind the batches that were already seen."""
     run(f"{EACH_STEP}\nmax_steps: 4".replace("\nmax_steps: 6", ""), out="whole")
@@ -288,6 +315,7 @@ def test_ignore_data_skip(run):
     assert not same(weights(seen["true"]), weights(seen["false"]))
 
 
+@pytest.mark.keys("restore_callback_states_from_checkpoint")
 def test_restore_callback_states_from_checkpoint(run):
     run(f"{EACH_STEP}\ncallbacks: [small_runs.Counts]", out="whole")
     for wanted, steps in (("false", 2), ("true", 6)):
@@ -296,6 +324,7 @@ def test_restore_callback_states_from_checkpoint(run):
         assert named(trainer, Counts).steps == steps
 
 
+@pytest.mark.keys("optim_args")
 def test_optim_args(run):
     """Options in transformers' own spelling reach the optimizer, or are refused."""
     trainer = run("optim: SGD\noptim_args: momentum=0.5", max_steps=1)

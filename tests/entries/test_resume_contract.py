@@ -60,6 +60,7 @@ def test_everything_that_cannot_be_is_said_at_once(run, capsys):
     assert [line.split("`")[1].split(":")[0] for line in lines] == ["seed", "model.hidden_dim", "max_steps"]
 
 
+@pytest.mark.keys("resume_changed")
 def test_an_allowed_change_is_said_applied_and_recorded(run, capsys):
     stopped(run)
     text = f"{SAVES}\nmax_grad_norm: 0.001\nresume_changed: allow"
@@ -92,6 +93,7 @@ def test_a_learning_rate_on_the_command_line_is_resume_lr_and_only_once(run, cap
     assert [each["step"] for each in record(run)] == [4]
 
 
+@pytest.mark.keys("resume_schedule")
 def test_an_extended_run_keeps_or_rebases_its_course(run, capsys):
     linear = SAVES + "\nlr_scheduler_type: linear"
     stopped(run, linear, learning_rate=0.8)
@@ -154,6 +156,7 @@ def test_epochs_of_more_batches_make_a_longer_run(run, capsys):
     assert run.log("learning_rate")[9] == pytest.approx(0.01 * (1 - (4 + 2 * 4 / 5) / 6))
 
 
+@pytest.mark.keys("global_batch_size")
 def test_one_batch_or_several_small_ones(run):
     """Stopped in the middle of the second epoch and gone on in halves: what it would have come to."""
     whole = stopped(run, UNPADDED, global_batch_size=4)

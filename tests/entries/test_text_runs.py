@@ -94,6 +94,7 @@ def test_what_is_logged(home):
     assert samples[0]["step"] == 3 and len(samples[0]["text"]) == 1 + 4
 
 
+@pytest.mark.keys("sample_tokens", "sample_prompt", "sample_count", "sample_temperature", "sample_top_k")
 def test_sample_keys(home):
     """Each key of the samples, seen in what is written: sample_tokens, sample_prompt, sample_count, sample_top_k,
     sample_temperature."""
@@ -170,6 +171,7 @@ def test_evaluation_by_hand(home, capsys):
         assert left.value.code == 2 and f"`{words.split()[0]} " in (said := capsys.readouterr().err), said
 
 
+@pytest.mark.keys("load_optimizer")
 def test_prev_run_takes_weights_and_optimizer_and_starts_at_step_0(home):
     """`load_optimizer` and `is_pretrained`, in one word."""
     before = run(f"--dataset a {SMALL} --out_dir out/a")

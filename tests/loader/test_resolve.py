@@ -79,6 +79,7 @@ def test_the_documents_process_keys_are_all_there(shared):
     assert len(named) == 33 and named <= set(keys_of(ProcessArguments))
 
 
+@pytest.mark.keys("extends")
 def test_extends_is_a_chain(in_root, write):
     write("learning_rate: 0.1\nmax_steps: 5\nseed: 1\n", "grandparent.yaml")
     write("extends: grandparent.yaml\nmax_steps: 6\n", "parent.yaml")
@@ -227,6 +228,7 @@ def problems(*settings, **flags):
         return str(error)
 
 
+@pytest.mark.keys("use_reasoning", "use_prev_subtask", "select_seg_token_mask", "llm_loss_weight")
 def test_process_keys_nothing_can_use_are_refused(in_root):
     """Nothing is silently dead: each key is live for the chosen parts, or only its neutral value is accepted."""
     from loader.schema.keys import keys_of

@@ -22,6 +22,7 @@ def test_posterior_starts_as_the_prior(build, batch):
     assert build().train()(**batch())["losses"]["kl"].item() == 0
 
 
+@pytest.mark.keys("model(act).kl_weight")
 def test_losses_by_hand(build, batch):
     net, data = build(kl_weight=3.0).train(), batch()
     torch.nn.init.normal_(net.cvae_encoder.posterior.weight, std=0.2)
@@ -84,6 +85,7 @@ def test_actions_reach_the_prediction_in_training_through_z(build, batch):
     assert torch.equal(reached, ~data["is_pad"])
 
 
+@pytest.mark.keys("model(act).use_cvae")
 def test_without_cvae_there_is_no_kl(build, batch):
     net = build(use_cvae=False).train()
     output = net(**batch())
@@ -111,6 +113,7 @@ def test_image_tokens_keep_their_place(build, batch):
     assert not torch.allclose(turned, expected, atol=1e-5)
 
 
+@pytest.mark.keys("model(act).decoder_layers")
 def test_every_decoder_layer_is_used(build, batch):
     net = build(decoder_layers=3).train()
     net(**batch())["loss"].backward()

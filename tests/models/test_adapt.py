@@ -71,6 +71,7 @@ def test_derived_parts_of_foreign_models():
     assert towers == {each for each, _ in net.named_parameters()} - heads
 
 
+@pytest.mark.keys("freeze")
 @pytest.mark.parametrize(
     ("words", "kept"),
     [
@@ -85,6 +86,7 @@ def test_freeze_by_part_module_regex_and_parameter(words, kept):
     assert trained(model) == {each for each, _ in model.named_parameters() if kept(each)}
 
 
+@pytest.mark.keys("freeze_backbone")
 def test_frozen_weights_stay_and_the_others_move():
     adapted = build_adapted("llama", freeze_backbone=True)
     before = {each: value.clone() for each, value in adapted.model.named_parameters()}
@@ -94,6 +96,7 @@ def test_frozen_weights_stay_and_the_others_move():
     assert moved == {"lm_head.weight"}
 
 
+@pytest.mark.keys("freeze_vision_tower", "tune_mm_mlp_adapter")
 def test_freeze_vision_tower_and_tune_the_projector():
     images = {"num_images": 1, "image_height": 32, "image_width": 32, "backbone": "resnet10"}
     model = build_adapted("act", images, freeze_vision_tower=True).model
@@ -147,6 +150,7 @@ def linears(model):
     return {each for each, module in model.named_modules() if type(module) is torch.nn.Linear}
 
 
+@pytest.mark.keys("lora_enable")
 @every_model
 def test_all_linear_by_hand(name):
     adapted, net = build_adapted(name, lora_enable=True), plain(name)
@@ -162,6 +166,7 @@ def test_all_linear_by_hand(name):
     }
 
 
+@pytest.mark.keys("lora_options")
 @every_model
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}])
 def test_equals_plain_peft(name, options):
@@ -215,6 +220,7 @@ def test_policies_act_and_language_models_write_under_lora():
     assert language.generate(input_ids=torch.tensor([[1, 2]]), max_new_tokens=3, do_sample=False).shape == (1, 5)
 
 
+@pytest.mark.keys("lora_module")
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
@@ -255,6 +261,7 @@ def test_frozen_parts_get_no_adapter_and_the_projector_trains_whole():
     assert any("cvae_encoder.state_projection` is trained too" in each for each in adapted.lines)
 
 
+@pytest.mark.keys("lora_bias")
 def test_lora_bias_trains_biases_except_frozen_ones():
     adapted = build_adapted("act", lora_enable=True, lora_bias="all", freeze=["decoder"])
     biases = {base_name(each) for each in trained(adapted.model) if each.endswith(".bias")}
@@ -263,6 +270,7 @@ def test_lora_bias_trains_biases_except_frozen_ones():
     ]
 
 
+@pytest.mark.keys("lora_lr")
 def test_lora_lr_is_a_group_over_the_adapter_only():
     (group,) = build_adapted("llama", lora_enable=True, lora_lr=0.5).groups
     adapted = build_adapted("llama", lora_enable=True, lora_lr=0.5)
@@ -281,6 +289,7 @@ def test_parts_cover_the_names_of_a_peft_model(name):
         assert original == {base_name(each) for each in found if "lora_" not in each}, part
 
 
+@pytest.mark.keys("lora_weight_path")
 def test_lora_weight_path_starts_from_an_adapter(tmp_path):
     first = build_adapted("llama", lora_enable=True, lora_r=2, lora_alpha=6.0)
     disturb(first.model)
@@ -384,6 +393,7 @@ def test_weights_given_are_the_ones_saved(tmp_path):
 # ---- first weights from elsewhere ----
 
 
+@pytest.mark.keys("is_pretrained")
 @pytest.mark.parametrize("settings", [{}, {"lora_enable": True}])
 def test_is_pretrained_takes_all_weights_adapters_merged(settings, tmp_path):
     first = build_adapted("act", **settings)
@@ -402,6 +412,7 @@ def test_is_pretrained_takes_all_weights_adapters_merged(settings, tmp_path):
         )
 
 
+@pytest.mark.keys("load_pretrain")
 def test_load_pretrain_takes_what_fits_and_says_what_does_not(tmp_path):
     first = build_adapted("act")
     first.save(tmp_path)
@@ -425,6 +436,7 @@ def test_new_heads_of_load_pretrain_train_whole_under_lora(tmp_path):
     assert {"head.weight", "head.bias"} <= whole
 
 
+@pytest.mark.keys("weights_dtype")
 @pytest.mark.parametrize("name", ["act", "llama"])
 @pytest.mark.parametrize("lora", [False, True])
 def test_weights_dtype(name, lora, tmp_path):
@@ -464,6 +476,7 @@ def flash(monkeypatch):
     return calls
 
 
+@pytest.mark.keys("flash_attn")
 def test_flash_attention_in_our_own_attention(flash):
     adapted = build_adapted("act", weights_dtype="bfloat16", flash_attn=True)
     assert adapted.effective == {"attention": "flash_attention_2"} and adapted.lines == []

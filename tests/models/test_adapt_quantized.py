@@ -37,6 +37,7 @@ def layers(model):
             for each, layer in quantize.quantized_layers(model).items()}  # fmt: skip
 
 
+@pytest.mark.keys("bits")
 @every_model
 @pytest.mark.parametrize("bits", [4, 8])
 def test_every_frozen_linear_but_the_head(name, bits):
@@ -68,6 +69,7 @@ NF4 = [
 FP4 = [sign * size for sign in (1, -1) for size in (0.0, 0.0052, 2 / 3, 1.0, 1 / 3, 0.5, 1 / 6, 0.25)]
 
 
+@pytest.mark.keys("quant_type")
 @pytest.mark.parametrize(("quant_type", "values"), [("nf4", NF4), ("fp4", FP4)])
 def test_four_bit_values_by_hand(quant_type, values):
     weight = plain("llama").model.layers[0].self_attn.q_proj.weight.detach()
@@ -96,6 +98,7 @@ def test_eight_bit_values_by_hand():
     assert error.max() < 1 / 127 + 1e-3 and error.gt(1e-3).float().mean() < 0.05
 
 
+@pytest.mark.keys("double_quant")
 @pytest.mark.parametrize("double_quant", [True, False])
 def test_four_bit_bytes_by_hand(double_quant):
     adapted = quantized("llama", freeze=["head"], double_quant=double_quant)

@@ -67,6 +67,7 @@ def test_configurations_that_cannot_be(config, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.keys("model_name_or_path")
 def test_pretrained_by_path(tmp_path):
     first = build(config_of("llama"))
     first.save_pretrained(tmp_path)
@@ -165,6 +166,7 @@ def test_shipped_yaml_shows_the_defaults():
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 20}
 
 
+@pytest.mark.keys("model(auto).block_size")
 def test_block_size_beyond_a_table_of_positions(tmp_path):
     """`block_size` longer than the table is told, of a new model as of a pretrained one; rotated positions go on."""
     new = models.auto.Config(config=GPT2, block_size=17)

@@ -51,6 +51,7 @@ def test_pixels_are_scaled_as_imagenet_models_expect():
     np.testing.assert_allclose(seen[0][5].numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.keys("model(act).backbone_weights", "model(mlp).backbone_weights")
 def test_pretrained_weights_are_loaded_and_their_norms_frozen(build, batch, classifier_folder, tmp_path):
     folder, classifier = classifier_folder
     net = build("act", 1, backbone_weights=str(folder)).train()
@@ -81,6 +82,7 @@ def test_random_weights_keep_batch_norm(build, batch):
     assert not torch.equal(before, net.backbone.resnet.embedder.embedder.normalization.running_mean)
 
 
+@pytest.mark.keys("model(act).backbone_norm", "model(mlp).backbone_norm")
 @pytest.mark.parametrize(("norm", "frozen"), [("frozen", True), ("batch", False), ("auto", False)])
 def test_norm_key(norm, frozen):
     backbone = ImageBackbone(PolicyConfig(backbone="resnet10", backbone_norm=norm))
@@ -99,6 +101,7 @@ def test_weights_that_are_nowhere_are_refused(build, tmp_path):
         build("act", 1, backbone_weights=str(tmp_path / "nowhere"))
 
 
+@pytest.mark.keys("model(act).backbone", "model(mlp).backbone")
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
 def test_architectures_have_the_published_sizes(name):
     """Millions of parameters in torchvision's tables, which count a 1000-class head."""

@@ -60,6 +60,7 @@ def roll(net, states):
     return torch.stack([net.select_action({"state": state[None], "instruction": ["lift"]}) for state in states])
 
 
+@pytest.mark.keys("model(act).n_action_steps", "model(mlp).n_action_steps")
 def test_select_action_predicts_once_per_executed_chunk():
     net, states = policy(n_action_steps=2), torch.randn(6, 3)
     chunks = net(states)["actions"]
@@ -73,6 +74,7 @@ def test_select_action_executes_whole_chunks_by_default():
     torch.testing.assert_close(roll(net, states), expected)
 
 
+@pytest.mark.keys("model(act).temporal_ensemble_coeff", "model(mlp).temporal_ensemble_coeff")
 def test_reset_forgets_the_episode_before():
     for keys in ({"n_action_steps": 4}, {"temporal_ensemble_coeff": 0.01}):
         net, states = policy(**keys), torch.randn(3, 3)

@@ -64,6 +64,7 @@ def test_a_copy_stands_alone(settings, tmp_path):
         torch.testing.assert_close(outputs(reloaded, "act"), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.keys("use_quantization")
 def test_a_quantized_copy_without_lora(tmp_path):
     expected = checkpoint("act", tmp_path / "run", freeze=["encoder"], use_quantization=True, bits=4)
     export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")])

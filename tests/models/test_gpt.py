@@ -79,6 +79,14 @@ def take_llama(model, theirs):
     return theirs.eval()
 
 
+@pytest.mark.keys(
+    "model(gpt).position",
+    "model(gpt).rope_theta",
+    "model(gpt).norm",
+    "model(gpt).mlp",
+    "model(gpt).qk_norm",
+    "model(gpt).n_kv_head",
+)
 @pytest.mark.parametrize("n_kv_head", [None, 4, 2, 1])
 @pytest.mark.parametrize(("qk_norm", "rope_theta"), [(False, None), (True, 500.0)])
 def test_rope_rmsnorm_swiglu_qk_norm_and_grouped_queries_as_in_llama_and_qwen(n_kv_head, qk_norm, rope_theta):
@@ -153,6 +161,7 @@ def test_without_positions_order_of_the_past_says_nothing():
         assert not torch.allclose(other(ids)["logits"][:, -1], other(turned)["logits"][:, -1], atol=1e-2)
 
 
+@pytest.mark.keys("model(gpt).mlp_ratio")
 def test_widths_of_feed_forward_blocks():
     def width(**keys):
         return inner_width(gpt.Config(**{"n_embd": 384, **keys}))
@@ -188,6 +197,7 @@ def test_labels_alone_are_shifted_here():
     assert model(batch["input_ids"]).keys() == {"logits"}
 
 
+@pytest.mark.keys("model(gpt).vocab_size")
 @pytest.mark.parametrize("exact_width", [(), ("cpu",)])
 @pytest.mark.parametrize("keys", [{}, {"tie_head": False}])
 def test_filled_up_rows_change_neither_loss_nor_gradient(exact_width, keys, monkeypatch):
@@ -259,6 +269,7 @@ def test_initial_weights_are_gpt2s():
     }
 
 
+@pytest.mark.keys("model(gpt).n_layer", "model(gpt).n_head", "model(gpt).n_embd", "model(gpt).bias")
 def test_a_new_network_has_the_sizes_it_is_given_or_the_usual_ones():
     config = gpt.build(gpt.Config(block_size=8, vocab_size=65), process_of()).config
     assert (config.n_layer, config.n_head, config.n_embd, config.bias, config.mlp) == (6, 6, 384, False, "gelu")
@@ -279,6 +290,7 @@ def test_flops_by_hand(position):
     assert model.flops_per_sample() / 1024 == pytest.approx(6 * 123.59e6 + 12 * 12 * 768 * 1024, rel=1e-3)
 
 
+@pytest.mark.keys("model(gpt).dropout")
 def test_dropout_acts_in_training_only():
     model, batch = small(dropout=0.5), batch_of()
     plain = small()(**batch)["loss"]
@@ -364,6 +376,7 @@ def test_averaged_weights_of_a_tied_model():
 # ---- files ----
 
 
+@pytest.mark.keys("model(gpt).tie_head")
 @pytest.mark.parametrize("keys", [{}, {"tie_head": False}, {**MODERN, "n_kv_head": 2, "qk_norm": True, "bias": True}])
 def test_saved_and_loaded_bit_for_bit(keys, tmp_path):
     model, batch = excited(small(**keys)), batch_of()
@@ -401,6 +414,7 @@ def test_config_refuses_contradictions(keys, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.keys("model(gpt).block_size")
 def test_missing_sizes_and_too_long_inputs_are_told():
     with pytest.raises(ValueError, match="block_size, vocab_size missing"):
         gpt.build(gpt.Config(), process_of())

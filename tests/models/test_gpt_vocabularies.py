@@ -41,6 +41,7 @@ def single(model, index):
 widths = pytest.mark.parametrize("exact_width", [(), ("cpu",)])
 
 
+@pytest.mark.keys("model(gpt).vocab_sizes", "model(gpt).dataset_names")
 @widths
 @pytest.mark.parametrize("index", range(3))
 def test_a_data_set_has_the_rows_of_its_own_vocabulary(index, exact_width, monkeypatch):
@@ -68,6 +69,7 @@ def test_every_weight_has_a_gradient_whichever_data_set_it_is(tied, exact_width,
         assert moved[128:138].any() and not moved[:128].any() and not moved[138:].any()
 
 
+@pytest.mark.keys("model(gpt).context_names")
 @widths
 def test_contexts_are_added_and_each_has_its_own_loss(exact_width, monkeypatch):
     monkeypatch.setattr(network, "EXACT_WIDTH_ON", exact_width)

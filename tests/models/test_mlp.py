@@ -4,6 +4,7 @@ import pytest
 import torch
 
 
+@pytest.mark.keys("model(mlp).loss")
 @pytest.mark.parametrize("kind", ["l1", "mse"])
 def test_loss_by_hand(build, batch, kind):
     net, data = build("mlp", loss=kind).train(), batch()
@@ -15,6 +16,7 @@ def test_loss_by_hand(build, batch, kind):
     assert set(output["losses"]) == {"action"}
 
 
+@pytest.mark.keys("model(mlp).hidden_layers")
 def test_hidden_layers_and_shapes(build):
     net = build("mlp", hidden_layers=3)
     widths = [tuple(p.shape) for key, p in net.named_parameters() if key.endswith("weight")]

@@ -51,6 +51,7 @@ def test_cameras_are_checked():
         Config(task="insertion", cameras=["top", "top"])
 
 
+@pytest.mark.keys("env(aloha).task")
 @pytest.mark.parametrize(("task", "poses"), [("transfer_cube", 7), ("insertion", 14)])
 def test_an_observation_has_the_documented_arrays(task, poses):
     observation = make(Config(task=task)).reset(5)

@@ -72,6 +72,7 @@ def test_where_nothing_renders_one_line_says_so(tmp_path, monkeypatch):
     assert len(lines) == 1 and lines[0].startswith("no film: MUJOCO_GL=off cannot render")
 
 
+@pytest.mark.keys("env(aloha).cameras", "env(aloha).image_height", "env(aloha).image_width", "env(aloha).shadows")
 def test_a_camera_is_rendered_in_its_size_and_differently_lit_with_shadows(opengl):
     small = Config(task="transfer_cube", cameras=["top"], image_height=96, image_width=128)
     plain, shadowed = (

@@ -139,6 +139,7 @@ def test_failures_are_discarded_counted_and_tried_again(tmp_path, monkeypatch):
     assert len({tuple(poses) for poses in calls}) == 6  # every attempt from another start
 
 
+@pytest.mark.keys("env(aloha).episode_steps")
 def test_an_expert_that_never_succeeds_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="50 attempts at episode 0 failed; use a jitter below 1 or more than 5"):
         record(Config(task="transfer_cube", episode_steps=5), tmp_path, 1, seed=0, num_workers=0)

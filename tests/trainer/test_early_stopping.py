@@ -65,6 +65,7 @@ def told(values, mode, patience, min_delta, stopping_threshold, divergence_thres
     return None
 
 
+@pytest.mark.keys("early_stopping.check_finite")
 def test_stops_where_the_rules_say():
     generator = random.Random(0)
     ends = []
@@ -117,6 +118,7 @@ def test_min_epochs_is_waited_for_once(capfd):
     assert driven([1, 2, 3, 0, 1, 0.5], min_epochs=4) == 6  # it got better in time: two bad checks more
 
 
+@pytest.mark.keys("early_stopping.log_rank_zero_only")
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("zero_only", [False, True])
 def test_which_processes_speak(rank, zero_only, capfd):
