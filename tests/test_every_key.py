@@ -1,7 +1,7 @@
 """Every key of a configuration has a test that sets it and sees its effect.
 
-Such a test carries `@pytest.mark.keys("lora_r", "model(act).dropout", …)`. Fields of TrainingArguments that Keel
-does not declare itself need none: a test in tests/loader/test_training_arguments.py checks for all of them that they arrive.
+Such a test carries `@pytest.mark.keys("lora_r", "model(act).dropout", …)`. Fields of TrainingArguments that Keel does
+not declare itself need none: tests/loader/test_training_arguments.py checks for all of them that they arrive.
 """
 
 import ast
