@@ -42,7 +42,7 @@ class EvalArguments(RemembersGiven):
     video_dir: str | None = key(None, "Where the films go. Default: CHECKPOINT/eval/.")
     batch_size: int = key(64, "Held-out samples at a time, for tasks without a simulator.", ge=1)
     samples: int = key(0, "Texts that a language model shall write.", ge=0)
-    prompt: str = key("\n", "What they go on from.")
+    prompt: str = key("\n", "Text that they continue.")
     tokens: int = key(256, "New tokens of each.", ge=1)
     temperature: float = key(0.8, "Temperature of sampling; 0: always the likeliest token.", ge=0)
     top_k: int | None = key(200, "Sample from the k likeliest tokens.", ge=1)
@@ -118,13 +118,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
     """The scores as one JSON object, printed and perhaps written; and on stderr which of them are not finite."""
-    told = {name: json_number(value) for name, value in scores.items()}
-    if lost := [name for name in scores if told[name] is not scores[name]]:
+    shown_scores = {name: json_number(value) for name, value in scores.items()}
+    if lost := [name for name in scores if shown_scores[name] is not scores[name]]:
         line = f"warning: not finite: {', '.join(lost)}; the weights of {folder}, or the data, are damaged"
         print(line, file=sys.stderr, flush=True)
     if file:
-        Path(file).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(told), flush=True)
+        Path(file).write_text(json.dumps(shown_scores, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(shown_scores), flush=True)
 
 
 OF_ROLLOUTS = ("episodes", "num_workers", "video", "video_episodes", "video_dir")

@@ -56,7 +56,7 @@ class PrepareArguments(RemembersGiven):
     text_column: str | None = key(None, "Text: the column of .jsonl, .parquet and hub datasets. Default: text.")
     split: str | None = key(None, "Text: split of a hub dataset. Default: train.")
     out: str | None = key(None, "Text: folder to write. Default: $KEEL_HOME/datasets/NAME.")
-    overwrite: bool = key(False, "Text: prepare anew what was prepared from something else.")
+    overwrite: bool = key(False, "Text: prepare again what was prepared from other text or settings.")
     # Both
     num_workers: int | None = key(None, "Recording or tokenizing processes. Default: one a core.", ge=1)
 
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             refusing(prepare_dataset, asked)
         except KeyboardInterrupt:
-            print("interrupted; the same line goes on where it stood", flush=True)
+            print("interrupted; the same command continues", flush=True)
             raise SystemExit(INTERRUPTED) from None
         return
     run = refusing(resolve, HyperArguments(task_name=asked.task_name), asked.set)
@@ -152,7 +152,7 @@ def prepare_text(asked: PrepareArguments, ready: str | None, folder: Path, cache
     from data.text.preparing import Settings, describe, is_prepared, plain, prepare
     from data.text.ready import settings_of
 
-    keys = [each.name for each in dataclasses.fields(Settings)]
+    keys = [field.name for field in dataclasses.fields(Settings)]
     given = {key: getattr(asked, key) for key in keys if key in asked.given}
     if {"val_text", "val_fraction"} <= given.keys():
         raise ConfigError("`--val_text` is the whole validation split; leave --val_fraction out")
@@ -203,15 +203,15 @@ def build_data(run: RunConfig) -> Any:
     from data.bundle import Bundle
 
     bundle = run.dataset.module.build(run.dataset.config, run)
-    for each in dataclasses.fields(Bundle):
-        if hasattr(bundle, each.name):
+    for field in dataclasses.fields(Bundle):
+        if hasattr(bundle, field.name):
             continue
-        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(
-                f"dataset `{run.dataset.name}` builds no `{each.name}`; data/bundle.py says what it must be"
+                f"dataset `{run.dataset.name}` builds no `{field.name}`; data/bundle.py says what it must be"
             )
-        made = each.default_factory is not dataclasses.MISSING
-        setattr(bundle, each.name, each.default_factory() if made else each.default)
+        made = field.default_factory is not dataclasses.MISSING
+        setattr(bundle, field.name, field.default_factory() if made else field.default)
     return bundle
 
 

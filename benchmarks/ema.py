@@ -88,7 +88,7 @@ def measure(steps: int, batch_size: int, hidden: int, device: torch.device) -> d
     blocks = [[sum(each[first : first + BLOCK - 1]) for first in range(0, len(each), BLOCK - 1)] for each in timed[:2]]
     ratio = statistics.median(one / other for other, one in zip(*blocks, strict=True))
     return {
-        "weights": sum(each.numel() for each in model.parameters()),
+        "weights": sum(parameter.numel() for parameter in model.parameters()),
         "batch_size": batch_size,
         "plain_ms": round(plain, 3),
         "ema_ms": round(averaged, 3),

@@ -240,7 +240,7 @@ class NanoShape(nn.Module):
 
 
 def sample_by_sample(folder: Path, setting: Setting) -> tuple[Tensor, Tensor]:
-    """A batch as nanoGPT makes it: the file mapped anew, a slice copied for each sample, then stacked."""
+    """A batch as nanoGPT makes it: the file is memory-mapped again, a slice copied for each sample, then stacked."""
     tokens, length = np.memmap(folder / "train.bin", dtype=np.uint16, mode="r"), setting.block_size
     starts = torch.randint(len(tokens) - length, (setting.batch_size,))
     ids = torch.stack([torch.from_numpy(tokens[i : i + length].astype(np.int64)) for i in starts])
@@ -252,7 +252,9 @@ def nano_shape(folder: Path, setting: Setting) -> list[float]:
     """A loop of nanoGPT's shape."""
     torch.manual_seed(0)
     model = NanoShape(setting).train()
-    groups = [[each for each in model.parameters() if (each.dim() >= 2) == decays] for decays in (True, False)]
+    groups = [
+        [parameter for parameter in model.parameters() if (parameter.dim() >= 2) == decays] for decays in (True, False)
+    ]
     groups = [{"params": group, "weight_decay": wd} for group, wd in zip(groups, (DECAY, 0.0), strict=True)]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS)
     scaler = torch.amp.GradScaler("cpu", enabled=False)

@@ -21,7 +21,7 @@ def parsed(text: str | bytes) -> Any:
 
 
 def why(error: ValueError | RecursionError) -> str:
-    """What json's error means to whoever wrote the text."""
+    """What json's error means to the author of the text."""
     if isinstance(error, RecursionError):
         return "lists or objects are nested too deeply"
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):

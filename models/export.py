@@ -19,7 +19,7 @@ from types import ModuleType
 
 from models.adapt.checks import ADAPTATION, BASE, QUANTIZED
 
-# What belongs to training, or is written anew.
+# What belongs to training, or is written again.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 LEFT_BEHIND = {
     "trainer_state.json", "metrics.jsonl", "metrics.csv", "checkpoints.json", "ema.json", "skipped_steps.json",
@@ -88,8 +88,8 @@ def check_files(checkpoint: Path) -> None:
     for file in files:
         try:
             if file.suffix == ".json":
-                told = json.loads(file.read_text(encoding="utf-8"))
-                assert isinstance(told, dict) and (told or file.name != "config.json")
+                config = json.loads(file.read_text(encoding="utf-8"))
+                assert isinstance(config, dict) and (config or file.name != "config.json")
             elif file in weights:
                 with safe_open(file, framework="pt") as opened:
                     opened.keys()
@@ -119,10 +119,10 @@ def component_of(checkpoint: Path) -> ModuleType:
         try:
             # Its plainest loader reads every value as text: somebody else's file may hold anything.
             text = (checkpoint / "run.yaml").read_text(encoding="utf-8")
-            told = yaml.load(text, Loader=yaml.BaseLoader)["model"]["name"]
+            config = yaml.load(text, Loader=yaml.BaseLoader)["model"]["name"]
         except (yaml.YAMLError, TypeError, KeyError, RecursionError):
             raise ValueError(f"{checkpoint / 'run.yaml'} does not name the model (`model: {{name: …}}`)") from None
-        name = told if "." in told else f"models.{told}"
+        name = config if "." in config else f"models.{config}"
     if not name:
         raise ValueError(f"{checkpoint} has neither {ADAPTATION} nor a run.yaml that names its model")
     try:

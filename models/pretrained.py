@@ -106,7 +106,7 @@ def from_files(kind: Any, place: str | Path, shown: str, trust_remote_code: bool
 
 
 def reason(error: Exception) -> str:
-    """What transformers raised, as one line for whoever named the files."""
+    """The error that transformers raised, as one line for the user."""
     text = str(error).strip()
     if "trust_remote_code" in text:
         return "it brings code of its own, which runs only with trust_remote_code: true"
@@ -126,9 +126,11 @@ def refuse_pickles(place: Path, shown: str) -> None:
     """
     names = [place.name] if place.is_file() else sorted(os.listdir(place)) if place.is_dir() else []
     if "config.json" in names:
-        told = _settings(place).get("transformers_weights")
-        if told is not None and not _is_plain(told):
-            raise ValueError(f"{place / 'config.json'} names weights {told!r}: they are a .safetensors file beside it")
+        stored = _settings(place).get("transformers_weights")
+        if stored is not None and not _is_plain(stored):
+            raise ValueError(
+                f"{place / 'config.json'} names weights {stored!r}: they are a .safetensors file beside it"
+            )
     if not names or WEIGHTS in names:
         return
     if SHARDS in names:
@@ -145,9 +147,9 @@ def refuse_pickles(place: Path, shown: str) -> None:
 def _refuse_shards(index: Path) -> None:
     """Shards lie beside their index: a path out of its folder, or to a file of another kind, is somebody's trick."""
     try:
-        told = json.loads(index.read_text(encoding="utf-8"))
-        shards = set(told["weight_map"].values())
-        told["metadata"].get("total_size")
+        stored = json.loads(index.read_text(encoding="utf-8"))
+        shards = set(stored["weight_map"].values())
+        stored["metadata"].get("total_size")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"{index} is damaged ({reason}); restore it") from None

@@ -34,7 +34,7 @@ def film(
     """Writes `rollout_SEED.mp4` (.gif where ffmpeg is missing) and `rollout_SEED.png`, a contact sheet.
 
     Of the results, those with a trajectory are filmed, at the robot's own speed. Where nothing can render,
-    one line says so and no file is written.
+    one line reports it and no file is written.
 
     Returns:
         the files written.

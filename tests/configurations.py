@@ -176,7 +176,7 @@ def fitting(path: str) -> st.SearchStrategy:
     kinds = members(keys[name].annotation) if name in keys else ()
     words = [word for kind in kinds for word in getattr(kind, "__args__", ()) if isinstance(word, (str, int))]
     found = [st.sampled_from(words)] if words else []
-    found += [st.sampled_from([each for each in NUMBERS if float in kinds or isinstance(each, int)])] * (
+    found += [st.sampled_from([number for number in NUMBERS if float in kinds or isinstance(number, int)])] * (
         int in kinds or float in kinds
     )
     found += [st.booleans()] * (bool in kinds)

@@ -107,5 +107,5 @@ class Looks(TrainerCallback):
 
 def named(trainer, kind):
     """A trainer's callback of a class; the module may have been imported twice, so the class's name decides."""
-    (found,) = (each for each in trainer.callback_handler.callbacks if type(each).__name__ == kind.__name__)
+    (found,) = (callback for callback in trainer.callback_handler.callbacks if type(callback).__name__ == kind.__name__)
     return found

@@ -62,7 +62,7 @@ class EpochSampler(torch.utils.data.Sampler):
 
 def make_trainer(folder, model=None, count=22, eval_count=7, files=None, sampler=True, data=None, **settings):
     """A Trainer on `Samples`; keywords that `Settings` has go there, all others to TrainingArguments."""
-    own = [each.name for each in dataclasses.fields(TrainerSettings) if each.name in settings]
+    own = [field.name for field in dataclasses.fields(TrainerSettings) if field.name in settings]
     options = {name: settings.pop(name) for name in own}
     defaults = {
         "per_device_train_batch_size": 4,

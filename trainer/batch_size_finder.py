@@ -124,7 +124,7 @@ def _train(trainer: transformers.Trainer, size: int) -> int:
             loss = transformers.Trainer.compute_loss(trainer, model, batch)
         loss.mean().backward()
         optimizer.step()
-        state = (each for values in optimizer.state.values() for each in values.values())
+        state = (value for values in optimizer.state.values() for value in values.values())
         gradients = (each.grad for group in optimizer.param_groups for each in group["params"])
         fixed = sum(each.nbytes for each in [*state, *gradients] if isinstance(each, torch.Tensor))
         optimizer.zero_grad(set_to_none=True)
@@ -178,7 +178,7 @@ def resident_bytes() -> int:
 
 
 def forget_peak() -> None:
-    """Lets the peak start anew, so that what was read and dropped while preparing does not count; on Linux only."""
+    """Reset the peak, so that memory used and freed during preparation does not count; on Linux only."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

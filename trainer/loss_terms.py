@@ -27,7 +27,7 @@ class NamedMeans:
         self.marked = dict(self.sums), dict(self.counts)
 
     def undo(self, skipped: bool | torch.Tensor) -> None:
-        """Leaves out what was added since `mark` if the step was skipped; a bool tensor says so on the device."""
+        """Remove what was added since `mark` if the step was skipped; `skipped` may be a bool tensor on the device."""
         sums, counts = self.marked
         if skipped is True:
             self.sums, self.counts = sums, counts
@@ -37,7 +37,7 @@ class NamedMeans:
                 self.counts[name] = torch.where(skipped, counts.get(name, 0), self.counts[name])
 
     def take(self, average: Callable[[torch.Tensor], torch.Tensor] = lambda value: value) -> dict[str, float]:
-        """The means so far, averaged over processes by `average`; starts anew."""
+        """Return the means so far, averaged over processes by `average`, and reset."""
         names = sorted(self.sums)
         if not names:
             return {}

@@ -1,4 +1,4 @@
-"""Being told to stop: a signal sets a flag, all processes agree at a step's end, the state is saved, exit code 75.
+"""Preemption: a signal sets a flag, all processes agree at the end of a step, the state is saved, exit code 75.
 
 SIGTERM is what clusters and launchers send, SIGUSR1 what a job asks its scheduler to send before its time is up, SIGINT
 is Ctrl-C. While a run is set up nothing is lost by leaving at once; while it trains, a handler that saved would save a
@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Preempted(BaseException):
-    """The run was told to stop. Not an Exception: nothing that handles errors shall take it for one.
+    """The run was preempted. Not an Exception, so that no error handler catches it.
 
     Attributes:
         step: Of the checkpoint that holds the state; None: it had not begun to train.
@@ -41,7 +41,7 @@ class Preempted(BaseException):
             return f"preempted by {self.signal_name} before the first step: the same command starts again"
         if not self.saved:
             return f"preempted by {self.signal_name} at step {self.step}, which could not be saved"
-        how = "the same command goes on" if goes_on_by_itself else "go on with --resume_from_checkpoint auto"
+        how = "the same command resumes the run" if goes_on_by_itself else "resume with --resume_from_checkpoint auto"
         return f"preempted by {self.signal_name} at step {self.step}: saved checkpoint-{self.step}; {how} from there"
 
 
@@ -96,7 +96,7 @@ class Signals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, whoever trains looks at `received` when it can save."""
+        """Inside, a signal only sets `received`, which the training loop polls when it can save."""
         before, self.is_deferred = self.is_deferred, True
         try:
             yield
@@ -111,7 +111,7 @@ def ignore_signals() -> None:
 
 
 class IgnoringSignals:
-    """A loader's `worker_init_fn`: its processes leave when training does, not when the job's whole group is told to.
+    """A `worker_init_fn` for dataloaders: workers end with training, not when the job's process group gets a signal.
 
     The process that made them may still end them by SIGTERM, as torch and multiprocessing do with one that hangs.
 
@@ -123,16 +123,16 @@ class IgnoringSignals:
         self.inner = inner
 
     def __call__(self, worker: int) -> None:
-        heed_parent_alone()
+        obey_only_parent()
         if self.inner is not None:
             self.inner(worker)
 
 
-def heed_parent_alone() -> None:
+def obey_only_parent() -> None:
     """In a child process: of SIGNALS only a SIGTERM from the parent counts, and ends it."""
     for each in SIGNALS:
         signal.signal(each, _nothing)  # not SIG_IGN, which would keep them from being waited for
-    if not hasattr(signal, "sigwaitinfo"):  # not on every system; then whoever made it has to kill it
+    if not hasattr(signal, "sigwaitinfo"):  # not available on every system; then the parent has to kill it
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     threading.Thread(target=_wait_for_parent, args=(os.getppid(),), name="signals", daemon=True).start()
@@ -140,8 +140,8 @@ def heed_parent_alone() -> None:
 
 def _wait_for_parent(parent: int) -> None:
     while True:
-        told = signal.sigwaitinfo(SIGNALS)
-        if told.si_signo == signal.SIGTERM and told.si_pid == parent:
+        received = signal.sigwaitinfo(SIGNALS)
+        if received.si_signo == signal.SIGTERM and received.si_pid == parent:
             os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""Where a step ends, and a run that is told to stop leaves: a part of `Trainer`."""
+"""What happens at the end of a step or epoch, and where a preempted run stops."""
 
 from __future__ import annotations
 

@@ -3,9 +3,8 @@
 Batches are dicts; the model's `forward(**batch)` returns a dict with `loss` and, where it has several, `losses`: named
 scalars that are averaged into the log as `loss_<name>`.
 
-Here: what a Trainer is made of, its optimization, its losses and its log. In files of their own: how batches are loaded
-(`loading`), evaluation (`evaluating`), a step's end and being told to stop (`stopping`), files (`state_on_disk`, with
-`checkpointing`).
+This file has the construction of the Trainer, its hooks and its log. In other files: `hf_overrides` (all methods that
+transformers calls), `optimization_setup`, `dataloading`, `evaluation`, `step_boundary`, `checkpointing`.
 """
 
 from __future__ import annotations
@@ -315,9 +314,9 @@ class Trainer(HFOverrides):
             self.guard.settle()
             return outcome
         except Preempted:
-            for each in self.callback_handler.callbacks:
-                if isinstance(each, (TensorBoardCallback, MetricsFile, CsvLog)):  # write what they have not yet
-                    each.on_train_end(self.args, self.state, self.control)
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, (TensorBoardCallback, MetricsFile, CsvLog)):  # write what they have not yet
+                    callback.on_train_end(self.args, self.state, self.control)
             raise
         except EvaluationInterrupted:  # of the one before the first step
             raise Preempted(self.signals.received or "another process", self.state.global_step) from None
@@ -338,9 +337,9 @@ class Trainer(HFOverrides):
             ValueError: something is in the place of a file that the run adds to.
             OSError: the folder cannot be written to.
         """
-        for each in self.callback_handler.callbacks:
-            if isinstance(each, (MetricsFile, CsvLog, WriteSamples)):
-                check_appendable(each.path)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, (MetricsFile, CsvLog, WriteSamples)):
+                check_appendable(callback.path)
         more = {} if adaptation is None else {"adaptation.json": adaptation}
         (Path(self.args.output_dir) / manifest.NAME).unlink(missing_ok=True)  # of a final model that this run replaces
         write_files(Path(self.args.output_dir), {**self.files, **more})

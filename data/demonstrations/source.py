@@ -69,7 +69,7 @@ class Source:
 def prepare(path: str, config: Config, process, cache_root: Path) -> Source:
     """The source of one folder, in the way `lazy_preprocess` and `preload_data` ask for."""
     folder = Path(path).expanduser()
-    files = sorted_files(folder)  # listed once: a recording that goes on must not slip in after the key is made
+    files = sorted_files(folder)  # listed once: a recording in progress must not add a file after the key is computed
     if process.lazy_preprocess:
         source = from_files(path, folder, files, config, process)
     else:

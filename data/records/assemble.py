@@ -113,7 +113,7 @@ def description(config: Config, seed: int, tokenizer, train: Source, held_out: S
         "eval_fraction": fraction,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        # One that writes the date renders otherwise tomorrow: a run that goes on then keeps the rows it began with.
+        # A template that writes the date renders differently tomorrow: a resumed run keeps the rows it began with.
         "chat_template": tokenizer.chat_template or "",
         **{key: getattr(config, key) for key in ("block_size", "packing", "text_column", "loss_on")},
     }
@@ -150,8 +150,8 @@ def prepare_rows(
     pad = next(each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if each is not None)
     manifest = {"counts": counts, "date": date_in(tokenizer)}
     for name, records in splits.items():
-        lengths = [len(each.ids) for each in records]
-        rows = first_fit(lengths, config.block_size) if config.packing else [[each] for each in range(len(records))]
+        lengths = [len(record.ids) for record in records]
+        rows = first_fit(lengths, config.block_size) if config.packing else [[index] for index in range(len(records))]
         arrays = fill(records, rows, config.block_size, pad)
         save(folder, name, arrays)
         manifest[name] = {
@@ -222,7 +222,7 @@ def split(chosen: list[tuple[float, Encoded]], fraction: float, source: Source) 
 
 
 def summary(train: Source, held_out: Source | None, manifest: dict, config: Config) -> list[str]:
-    def told(name: str, source: Source) -> str:
+    def summary(name: str, source: Source) -> str:
         found = manifest[name]
         places = found["rows"] * config.block_size
         return (
@@ -230,9 +230,9 @@ def summary(train: Source, held_out: Source | None, manifest: dict, config: Conf
             f"({found['tokens'] / places:.0%} filled), {found['learned'] / found['tokens']:.0%} of their tokens learned"
         )
 
-    lines = [f"{told('train', train)}, to train"]
+    lines = [f"{summary('train', train)}, to train"]
     if "val" in manifest:
-        lines.append(f"{told('val', held_out or train)}, held out")
+        lines.append(f"{summary('val', held_out or train)}, held out")
     counts = manifest["counts"]
     if manifest["date"]:
         lines.append(f"the chat template writes the date: {manifest['date']}, when these rows were made")

@@ -46,7 +46,7 @@ class Encoder:
     def __init__(self, tokenizer, loss_on: str, text_column: str | None):
         if not tokenizer.is_fast:
             raise ValueError(
-                f"the tokenizer {tokenizer.name_or_path} has no tokenizer.json, and without one tokens cannot be told "
+                f"the tokenizer {tokenizer.name_or_path} has no tokenizer.json, and without it tokens cannot be found "
                 "apart by characters; convert it with `AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)`"
             )
         self.tokenizer, self.loss_on, self.text_column = tokenizer, loss_on, text_column
@@ -85,7 +85,7 @@ class Encoder:
             raise ValueError(
                 f"{place}: messages need a chat template, which the tokenizer lacks; give one as dataset.chat_template"
             )
-        if self.loss_on == "assistant" and not any(each["role"] == "assistant" for each in messages):
+        if self.loss_on == "assistant" and not any(message["role"] == "assistant" for message in messages):
             roles = ", ".join(dict.fromkeys(each["role"] for each in messages))
             raise ValueError(f"{place}: no message of the role `assistant`, only of {roles}; nothing would be learned")
         if self.loss_on == "assistant" and self.is_marked:
@@ -126,7 +126,7 @@ class Encoder:
             if not (after.startswith(before) and text.startswith(after)):
                 raise ValueError(
                     f"{place}: the chat template renders message {number + 1} otherwise alone than within the chat, so "
-                    "its tokens cannot be told for certain; give a template with {% generation %} marks as "
+                    "its tokens cannot be identified reliably; give a template with {% generation %} marks as "
                     "dataset.chat_template, or set dataset.loss_on: all"
                 )
             spans.append((len(before), len(after)))

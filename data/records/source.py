@@ -71,9 +71,9 @@ def _located(path: str, cache_dir: Path) -> Path | None:
 def _record_files(folder: Path) -> list[Path]:
     """A folder's files of records, sorted by name; `manifest.json` is this program's own note."""
     return sorted(
-        each
-        for each in folder.iterdir()
-        if each.is_file() and each.suffix in SUFFIXES and each.name != "manifest.json" and each.name[0] != "."
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix in SUFFIXES and path.name != "manifest.json" and path.name[0] != "."
     )
 
 
@@ -152,7 +152,7 @@ def _read_list(file: Path, text: str) -> Iterator[tuple[str, object]]:
             position = skip(position + 1)
         elif text[position : position + 1] != "]":
             raise ValueError(
-                f"{file}:{line}: not JSON (a list goes on with `,` or ends with `]`); is the file cut short?"
+                f"{file}:{line}: not JSON (a list continues with `,` or ends with `]`); is the file cut short?"
             )
 
 

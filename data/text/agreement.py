@@ -96,7 +96,7 @@ def foreign_to_weights(config: Config, folders: list[Folder], weights: str | Non
         theirs = parsed(file.read_text(encoding="utf-8")).get("model", {}).get("vocab")
         foreign = [folder for folder in folders if (own := _vocabulary(folder)) is not None and own != theirs]
     except (OSError, ValueError, AttributeError):
-        return []  # a damaged file is told by whoever needs it
+        return []  # a corrupted file is reported where it is needed
     return [
         f"{config.named('path')}: {folder.path} has other tokens than the weights at {weights} know; prepare "
         f"it with theirs: python prepare.py --dataset NAME --text FILE --tokenizer {weights}"

@@ -44,7 +44,7 @@ class TrainWindows(Windows):
     """Windows of one data set, or of streams read side by side.
 
     Args:
-        samples: of an epoch. Numbers go on over the epochs: any is valid.
+        samples: of an epoch. Numbers continue over the epochs: any is valid.
         starts: numbers -> first tokens.
     """
 

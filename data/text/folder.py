@@ -94,16 +94,17 @@ def _described_by_json(path: Path) -> Folder:
     meta = read_meta(path / "meta.json")
     splits = {}
     for name in SPLITS:
-        told = meta.get("splits", {}).get(name, {})
-        split = read_split(path / f"{name}.bin", meta["dtype"], told.get("bytes"))
+        recorded = meta.get("splits", {}).get(name, {})
+        split = read_split(path / f"{name}.bin", meta["dtype"], recorded.get("bytes"))
         if split.dtype != meta["dtype"]:
             raise ValueError(
                 f"{split.path} has the header of {split.dtype} tokens but {path / 'meta.json'} says {meta['dtype']}; "
                 "correct the meta, or prepare the data set again"
             )
-        if told.get("tokens", split.tokens) != split.tokens:
+        if recorded.get("tokens", split.tokens) != split.tokens:
             raise ValueError(
-                f"{split.path} holds {split.tokens:,} tokens but {path / 'meta.json'} says {told['tokens']:,}; it is "
+                f"{split.path} holds {split.tokens:,} tokens but {path / 'meta.json'} says {recorded['tokens']:,}; it "
+                "is "
                 "cut off or replaced: prepare the data set again"
             )
         splits[name] = split
@@ -133,9 +134,9 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not isinstance(meta.get("tokenizer"), str | None):
         raise ValueError(f"{path}: tokenizer is {reprlib.repr(meta['tokenizer'])}, not a name")
     for name in SPLITS if isinstance(splits, dict) else ():
-        told = splits.get(name, {})
-        if not isinstance(told, dict) or not all(_is_count(told.get(key, 0)) for key in ("tokens", "bytes")):
-            raise ValueError(f"{path}: splits.{name} is {reprlib.repr(told)}; expected numbers of tokens and bytes")
+        recorded = splits.get(name, {})
+        if not isinstance(recorded, dict) or not all(_is_count(recorded.get(key, 0)) for key in ("tokens", "bytes")):
+            raise ValueError(f"{path}: splits.{name} is {reprlib.repr(recorded)}; expected numbers of tokens and bytes")
     if not isinstance(splits, dict):
         raise ValueError(f"{path}: splits is {reprlib.repr(splits)}, not a mapping of train and val")
     return meta

@@ -132,7 +132,7 @@ def blocks_of(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, i
 
 
 def cut_of(block: bytes) -> int:
-    """Where a block that the text goes on after is best cut: before a space between words, near its end.
+    """The best place to cut a block that is followed by more text: before a space between words, near its end.
 
     Else at the end of a line, else between two characters.
     """

@@ -54,7 +54,7 @@ def staging(folder: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ValueError(
-                f"the disk of {work} is full; free some space and run the same line again to go on"
+                f"the disk of {work} is full; free some space and run the same command again to continue"
             ) from error
         raise ValueError(f"{error.filename or work}: {error.strerror or error}") from error
 
@@ -113,7 +113,7 @@ def finished(folder: Path) -> dict | None:
 def publish(work: Path, folder: Path, record: dict) -> None:
     """Renames work/data to the folder, in place of an earlier one."""
     data = work / "data"
-    record = {**record, "files": {each.name: each.stat().st_size for each in data.iterdir() if each.name != RECORD}}
+    record = {**record, "files": {path.name: path.stat().st_size for path in data.iterdir() if path.name != RECORD}}
     (data / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     for entry in [*data.iterdir(), data]:
         sync(entry)

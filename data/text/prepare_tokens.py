@@ -30,7 +30,7 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         for file in self.files.values():
-            with contextlib.suppress(OSError):  # a full disk has already been told of
+            with contextlib.suppress(OSError):  # a full disk has been reported already
                 file.close()
 
     def append(self, tokens: dict[str, tuple[np.ndarray, int]], written: dict) -> dict:

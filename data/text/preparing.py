@@ -91,7 +91,7 @@ def prepare(
 
     Raises:
         ValueError: the input cannot be used, or the folder is another's; one line. Nothing is left behind.
-        KeyboardInterrupt: passed on; the same call goes on later.
+        KeyboardInterrupt: passed on; the same call continues later.
     """
     check_word(settings.tokenizer)
     sources = [open_source(settings.text, settings.text_column, settings.split, settings.only, settings.without)]
@@ -127,15 +127,15 @@ def is_prepared(folder: Path, asked: dict, sources: list | None = None) -> bool:
     if found is None:
         return False
     if not found["whole"]:
-        raise ValueError(f"{folder} was changed after it was prepared; --overwrite prepares it anew")
+        raise ValueError(f"{folder} was changed after it was prepared; --overwrite prepares it again")
     there = found.get("settings", {})
     for key, value in asked.items():
         if there.get(key) != value:
             raise ValueError(
-                f"{folder} was prepared with {key} {there.get(key)}, not {value}; --overwrite prepares it anew"
+                f"{folder} was prepared with {key} {there.get(key)}, not {value}; --overwrite prepares it again"
             )
     if sources is not None and sources != found.get("sources"):
-        raise ValueError(f"{folder} was prepared before {there['text']} changed; --overwrite prepares it anew")
+        raise ValueError(f"{folder} was prepared before {there['text']} changed; --overwrite prepares it again")
     return True
 
 
@@ -184,7 +184,7 @@ class Preparation:
             return found
         if found is not None:
             self.report(
-                f"{self.name}: the text or the settings changed since the interrupted preparation: starting anew"
+                f"{self.name}: the text or the settings changed since the interruption: starting from the beginning"
             )
         for path in self.work.iterdir():
             if path.name != "lock":

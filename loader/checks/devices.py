@@ -51,7 +51,7 @@ def wanted_processes(devices: int | str | list[int]) -> int | None:
     if devices in AS_LAUNCHED:
         return None
     if isinstance(devices, list):
-        return len(devices) if all(each >= 0 for each in devices) else 0
+        return len(devices) if all(device >= 0 for device in devices) else 0
     text = str(devices)
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
 
@@ -84,7 +84,7 @@ def _visible(run: RunConfig, variable: str, names: str | None, chosen: int) -> s
     """Of the GPUs that this process sees (numbers, UUIDs, names of MIG instances; None: all), the chosen one."""
     if names is None:
         return str(chosen)
-    visible = [each.strip() for each in names.split(",") if each.strip()]
+    visible = [part.strip() for part in names.split(",") if part.strip()]
     if chosen >= len(visible):
         raise ConfigError(
             f"`devices: [{chosen}]`{run.place('devices')} names a GPU that this process does not see ({variable} is "

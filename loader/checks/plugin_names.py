@@ -46,7 +46,7 @@ def check_names(run: RunConfig, problems: Problems) -> None:
 def _optimizer(run: RunConfig, problems: Problems) -> None:
     name, words = run.hyper.optim, typing.get_args(trainer_fields()["optim"].annotation)
     classes = (*torch_optimizers(), *pytorch_optimizers())
-    known = (*classes, *words, *(each.lower() for each in pytorch_optimizers()))
+    known = (*classes, *words, *(pytorch_optimizer.lower() for pytorch_optimizer in pytorch_optimizers()))
     if name not in known and torch_optimizers():
         hint = _near(name, known) or "; torch.optim has " + ", ".join(torch_optimizers())
         problems.add(

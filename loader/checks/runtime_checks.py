@@ -47,7 +47,7 @@ def check_model(run: RunConfig, args: Any, model: Any) -> None:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     for key in ("gradient_checkpointing", "activation_checkpointing"):
-        able = any(isinstance(each, GradientCheckpointingLayer) for each in model.modules())
+        able = any(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
         if getattr(args, key, False) and run.was_set(key) and not able:
             name, place = run.model.name, run.place(key)
             raise ValueError(f"`{key}`{place}: model {name} has no layers to recompute; leave it out")

@@ -144,7 +144,7 @@ def _rates(run: RunConfig, problems: Problems) -> None:
 
 def _optimizer_words(run: RunConfig, problems: Problems) -> None:
     said = run.trainer.get("optim_args") or ""
-    if wrong := [each.strip() for each in said.split(",") if each.strip() and not each.partition("=")[2].strip()]:
+    if wrong := [part.strip() for part in said.split(",") if part.strip() and not part.partition("=")[2].strip()]:
         problems.add(
             f"`optim_args: {said}`{run.place('optim_args')}: `{wrong[0]}` is not of the form name=value; write "
             "`momentum=0.9, nesterov=true`"

@@ -111,7 +111,7 @@ def parse_flags(arguments: list[str] | None = None) -> Given:
         raise ConfigError(_unknown_flags(unknown))
     given = vars(namespace)
     asked_for_help = given.pop("help", False)
-    names = {kind: {each.name for each in dataclasses.fields(kind)} for kind in (HyperArguments, CommandArguments)}
+    names = {kind: {field.name for field in dataclasses.fields(kind)} for kind in (HyperArguments, CommandArguments)}
     hyper, command = (kind(**{name: given.pop(name) for name in own & given.keys()}) for kind, own in names.items())
     return Given(hyper, command, given, asked_for_help)
 
@@ -119,14 +119,14 @@ def parse_flags(arguments: list[str] | None = None) -> Given:
 def flag_lines(kind: type, names: list[str] | None = None) -> list[str]:
     """One help line for each flag: name, meaning, default, alias."""
     lines = []
-    for each in dataclasses.fields(kind):
-        if names is not None and each.name not in names:
+    for field in dataclasses.fields(kind):
+        if names is not None and field.name not in names:
             continue
-        default = each.default if each.default is not dataclasses.MISSING else " ".join(each.default_factory())
+        default = field.default if field.default is not dataclasses.MISSING else " ".join(field.default_factory())
         shown = "" if default in (None, "") else f" [{str(default).lower() if isinstance(default, bool) else default}]"
-        alias = f" ({each.metadata['aliases'][0]})" if "aliases" in each.metadata else ""
-        alias += f" (= {each.metadata['path']})" if each.metadata.get("path") not in (None, each.name) else ""
-        lines.append(f"  --{each.name:<28} {each.metadata['help']}{shown}{alias}")
+        alias = f" ({field.metadata['aliases'][0]})" if "aliases" in field.metadata else ""
+        alias += f" (= {field.metadata['path']})" if field.metadata.get("path") not in (None, field.name) else ""
+        lines.append(f"  --{field.name:<28} {field.metadata['help']}{shown}{alias}")
     return lines
 
 
@@ -171,7 +171,7 @@ def help_text() -> str:
         "Trains a model on a task. What changes from run to run is a flag; what is stable lives in YAML.",
         "A flag beats YAML, --set beats a flag. Booleans: --do_eval, --do_eval false, --no_do_eval.",
     ]
-    names = [each.name for each in dataclasses.fields(HyperArguments)]
+    names = [field.name for field in dataclasses.fields(HyperArguments)]
     for title, (first, last) in FLAG_GROUPS.items():
         lines += ["", f"{title}:", *flag_lines(HyperArguments, names[names.index(first) : names.index(last) + 1])]
     lines += ["", "the same in the words of language-model scripts; with --dataset and no task, text is trained on:"]

@@ -103,7 +103,7 @@ def _for_this_machine(values: dict[str, Any], run: RunConfig) -> list[str]:
     values["dataloader_pin_memory"] = False
     accelerator = values.get("accelerator_config")
     if isinstance(accelerator, dict) and accelerator.get("non_blocking"):
-        # Copies to a device go on beside the computation only from pinned memory: without either it means nothing.
+        # Copies to a device run beside the computation only from pinned memory: without it this key has no effect.
         lines.append("accelerator_config.non_blocking: no accelerator is used, so nothing is copied to one")
         values["accelerator_config"] = {key: each for key, each in accelerator.items() if key != "non_blocking"}
     if values.get("bf16") or values.get("bf16_full_eval"):

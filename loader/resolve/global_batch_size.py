@@ -67,7 +67,7 @@ def _solved(share: int, size: int, steps: int, binding: dict[str, Node]) -> tupl
         return (size, share // size) if share % size == 0 else None
     if size * steps == share:
         return size, steps
-    fitting = max(each for each in divisors(share) if each <= max(1, size))
+    fitting = max(divisor for divisor in divisors(share) if divisor <= max(1, size))
     return fitting, share // fitting
 
 
@@ -82,7 +82,7 @@ def batch_line(size: int, steps: int, processes: int | None = None) -> str:
 
 def divisors(number: int) -> list[int]:
     """Every divisor, smallest first."""
-    small = [each for each in range(1, int(number**0.5) + 1) if number % each == 0]
+    small = [index for index in range(1, int(number**0.5) + 1) if number % index == 0]
     return sorted({*small, *(number // each for each in small)})
 
 
@@ -98,7 +98,7 @@ def _other_sizes(wanted: int, processes: int) -> str:
     """What divides: other sizes for these processes, other numbers of processes for this size."""
     below = wanted // processes * processes
     sizes = " or ".join(str(each) for each in (below, below + processes) if each > 0)
-    counts = [each for each in divisors(wanted) if each <= 2 * processes][-3:]
+    counts = [divisor for divisor in divisors(wanted) if divisor <= 2 * processes][-3:]
     return f"give {sizes}, or launch {' or '.join(map(str, counts))} process(es)"
 
 

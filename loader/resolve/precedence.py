@@ -1,6 +1,6 @@
-"""Settings that speak of the same thing: the later word wins, and the loser leaves the tree.
+"""Mutually exclusive settings (max_steps / num_train_epochs …): the later layer wins, the other key is removed.
 
-What is left says what the run does, so that a printed configuration, read again, means the same run.
+The remaining keys describe the run, so that a printed configuration, read again, is the same run.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ WARM_UPS = ("warmup_steps", "warmup_ratio", "warmup_epochs")
 
 
 def resolve_conflicts(tree: Node, layers: list[Node], problems: Problems, is_saved: bool = False) -> None:
-    """Resolves the pairs in place; two of a pair in one layer are a problem.
+    """Resolve conflicts in place; two exclusive settings in one layer are a problem.
 
     Args:
-        is_saved: These are settings of an earlier run, whose processes may have been others than those of now.
+        is_saved: The settings of an earlier run, which may have had another number of processes.
     """
     _one_of(tree, layers, ("max_steps", "num_train_epochs"), problems)
     _one_of(tree, layers, WARM_UPS, problems)
@@ -40,9 +40,9 @@ def resolve_conflicts(tree: Node, layers: list[Node], problems: Problems, is_sav
 
 
 def _one_of(tree: Node, layers: list[Node], names: tuple[str, ...], problems: Problems) -> None:
-    """Of several keys that set one length, the one that the latest layer sets counts, and of equals the first named.
+    """Of several keys that set one length, keep that of the latest layer, and of equals the first named.
 
-    Zero in a later layer takes the length away; so does -1 epochs, which has no end.
+    Zero in a later layer removes the length, and so does -1 epochs, which is a run without end.
     """
     ranks = {name: layer_index(layers, name) for name in names}
     top = max(ranks.values())
@@ -66,7 +66,7 @@ def _one_of(tree: Node, layers: list[Node], names: tuple[str, ...], problems: Pr
 
 
 def _evaluation(tree: Node, layers: list[Node], problems: Problems) -> None:
-    """`eval_strategy`, where a file sets it, `check_val_every_n_epoch`, `do_eval` and `eval_steps`: who came last."""
+    """`eval_strategy`, `check_val_every_n_epoch`, `do_eval` and `eval_steps`: the latest layer wins."""
     ranks = {
         name: layer_index(layers, name)
         for name in ("eval_strategy", "do_eval", "eval_steps", "check_val_every_n_epoch")
@@ -85,7 +85,7 @@ def _evaluation(tree: Node, layers: list[Node], problems: Problems) -> None:
 
 
 def _every_n_epochs(tree: Node, ranks: dict[str, int], problems: Problems) -> None:
-    """`check_val_every_n_epoch` against the two other ways to say when to evaluate."""
+    """`check_val_every_n_epoch` against the two other keys that say when to evaluate."""
     every, mine = tree.value["check_val_every_n_epoch"], ranks["check_val_every_n_epoch"]
     if every.value is None:
         return
@@ -110,7 +110,7 @@ def _every_n_epochs(tree: Node, ranks: dict[str, int], problems: Problems) -> No
 
 
 def _saving(tree: Node, layers: list[Node]) -> None:
-    """`checkpointing` decides alone when to save, unless the user also sets save_strategy or save_steps."""
+    """`checkpointing` alone decides when to save, unless the user also sets save_strategy or save_steps."""
     section = tree.value.get("checkpointing")
     if section is None or section.value is None:
         return
@@ -119,13 +119,13 @@ def _saving(tree: Node, layers: list[Node]) -> None:
 
 
 def _own_rate(tree: Node, layers: list[Node]) -> None:
-    """`optimizer: {lr: null}` against `learning_rate`: the later one counts."""
+    """`optimizer: {lr: null}` against `learning_rate`: the later one wins."""
     own = find(tree, "optimizer.lr")
     if own is None or own.value is not None:
         return
     section = tree.value["optimizer"].value
     adafactor = tree.value["optim"].value == "adafactor"
-    # A named set's «own rate» is its file's word, not the user's: any rate that was set counts more.
+    # In a named preset, `lr: null` was not chosen by the user: any learning rate that was set has precedence.
     least = USERS_FIRST if tree.value["optimizer"].replaces else layer_index(layers, "optimizer.lr")
     if layer_index(layers, "learning_rate") > least:
         del section["lr"]
@@ -138,7 +138,7 @@ def _own_rate(tree: Node, layers: list[Node]) -> None:
 
 
 def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
-    """`logging: {logger_type, name}` against `report_to` and `run_name`: the section says the same in its own words."""
+    """`logging: {logger_type, name}` against `report_to` and `run_name`, which have the same meaning."""
     section = tree.value.get("logging")
     if section is not None and section.value is None:  # `logging: null` is no logger
         section = tree.value["logging"] = Node({"logger_type": Node(None, section.origin)}, section.origin)
@@ -146,7 +146,7 @@ def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
     ranks = layer_index(layers, "report_to"), max(layer_index(layers, "logging.logger_type"), _null_rank(layers))
     if kind is not None:
         backends = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", None: "none", "CSVLogger": "none"}
-        known = isinstance(kind.value, str | None)  # anything else is told when the section is read
+        known = isinstance(kind.value, str | None)  # other values are refused when the section is checked
         meant, said = backends.get(kind.value) if known else None, tree.value["report_to"]
         agree = _reports(said.plain()) == _reports(meant)
         if ranks[0] == ranks[1] > USERS_FIRST and not agree:
@@ -165,13 +165,13 @@ def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
 
 
 def _null_rank(layers: list[Node]) -> int:
-    """The highest layer that says `logging: null`."""
+    """The highest layer that sets `logging: null`."""
     found = [i for i, layer in enumerate(layers) if "logging" in layer.value and layer.value["logging"].value is None]
     return found[-1] if found else 0
 
 
 def _without_effect(tree: Node, layers: list[Node], problems: Problems) -> None:
-    """A key that acts through another: where a later layer switched that off the key goes, else it is a problem."""
+    """A key that needs another: remove it if a later layer has switched that off; otherwise it is a problem."""
     for key, declared in scalar_keys().items():
         switch, wanted = declared.needs, declared.needs_value
         node = tree.value.get(key) if switch is not None and key not in keys_of(ProcessArguments) else None
@@ -193,17 +193,17 @@ def _without_effect(tree: Node, layers: list[Node], problems: Problems) -> None:
             del tree.value[key]
         else:
             needs = f"`{switch}`" if wanted is None else f"`{switch}: {wanted}`"
-            problems.add(f"`{key}`{node.origin.place} would do nothing without {needs}; set that, or leave it out")
+            problems.add(f"`{key}`{node.origin.place} has no effect without {needs}; set that, or leave it out")
 
 
 def _reports(value: object) -> list[str]:
     """The reporting backends in use."""
     words = value if isinstance(value, list) else [value]
-    return [each for each in words if isinstance(each, str) and each != "none"]
+    return [word for word in words if isinstance(word, str) and word != "none"]
 
 
 def _horizon(tree: Node, layers: list[Node]) -> None:
-    """A later layer's schedule that falls towards no end leaves behind where an earlier one was to end."""
+    """A later layer's schedule that does not decay removes the end and the floor of an earlier one."""
     name = tree.value["lr_scheduler_type"].value
     for key in ("lr_decay_iters", "min_lr"):
         floor = key == "min_lr" and name in PLATEAUS
@@ -216,7 +216,7 @@ def _horizon(tree: Node, layers: list[Node]) -> None:
 
 
 def _floor(tree: Node, layers: list[Node]) -> None:
-    """A later layer's learning rate below an earlier one's floor leaves the floor behind."""
+    """A later layer's learning rate below an earlier layer's floor removes the floor."""
     rate, floor = tree.value["learning_rate"], tree.value["min_lr"]
     if _number(floor) > _number(rate) and layer_index(layers, "learning_rate") > layer_index(layers, "min_lr"):
         tree.value["min_lr"] = Node(None, DEFAULT)
@@ -228,7 +228,7 @@ def _default(name: str) -> object:
 
 
 def _number(node: Node) -> float:
-    """A node's number, written as one or as text; 0 for anything else, which the type check refuses."""
+    """The node's value as a number; 0 for anything that the type check will refuse."""
     if isinstance(node.value, bool) or not isinstance(node.value, (int, float, str)):
         return 0
     try:

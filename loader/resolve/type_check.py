@@ -30,7 +30,7 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 def check_value(path: str, node: Node, key: Key, problems: Problems) -> Any:
     """`node`'s value as the key's type. A fault is added to `problems` and None returned."""
-    nested = [each for each in members(key.annotation) if dataclasses.is_dataclass(each)]
+    nested = [member for member in members(key.annotation) if dataclasses.is_dataclass(member)]
     if nested and node.is_mapping:
         return check_dataclass(path, node, nested[0], problems)
     plain = _words_restored(node, key.annotation)
@@ -56,7 +56,7 @@ def check_value(path: str, node: Node, key: Key, problems: Problems) -> Any:
 
 def mapping_of_text(path: str, node: Node, key: Key, problems: Problems) -> Node:
     """The node; where a key of transformers' takes a mapping as JSON text too, the mapping that such a text says."""
-    takes = {typing.get_origin(each) or each for each in members(key.annotation)}
+    takes = {typing.get_origin(member) or member for member in members(key.annotation)}
     if not ({dict, str} <= takes and isinstance(node.value, str)) or (path in FILES and "{" not in node.value):
         return node
     try:
@@ -103,20 +103,20 @@ def check_dataclass(path: str, node: Node, kind: type, problems: Problems, free:
 def describe(annotation: Any) -> str:
     """A type in words: «a whole number», «one of `a`, `b`»."""
     words = []
-    for each in members(annotation):
-        origin, arguments = typing.get_origin(each), typing.get_args(each)
+    for member in members(annotation):
+        origin, arguments = typing.get_origin(member), typing.get_args(member)
         if origin is Literal:
             words.append("one of " + ", ".join(str(word) for word in arguments))
-        elif origin is list or each is list:
+        elif origin is list or member is list:
             inner = f" of {describe(arguments[0])}" if arguments else ""
             words.append(f"a list{inner}")
-        elif origin is dict or each is dict:
+        elif origin is dict or member is dict:
             words.append("a mapping")
-        elif dataclasses.is_dataclass(each):
-            words.append("a mapping with the keys " + ", ".join(keys_of(each)))
+        elif dataclasses.is_dataclass(member):
+            words.append("a mapping with the keys " + ", ".join(keys_of(member)))
         else:
             names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-            words.append(names.get(each, getattr(each, "__name__", str(each))))
+            words.append(names.get(member, getattr(member, "__name__", str(member))))
     return " or ".join(words)
 
 
@@ -132,7 +132,7 @@ def _words_restored(node: Node, annotation: Any) -> Any:
     if node.is_mapping:
         values = next((typing.get_args(each)[1] for each in kinds if typing.get_origin(each) is dict), Any)
         return {name: _words_restored(child, values) for name, child in node.value.items()}
-    literals = [word for each in kinds if typing.get_origin(each) is Literal for word in typing.get_args(each)]
+    literals = [word for kind in kinds if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
     wants_word = str in kinds or any(isinstance(word, str) for word in literals)
     if node.text is not None and node.value is not None and not isinstance(node.value, str) and wants_word:
         takes_value = type(node.value) in kinds or (isinstance(node.value, int) and float in kinds)
@@ -172,12 +172,12 @@ def _coerce(value: Any, annotation: Any) -> tuple[Any, str | None]:
         if isinstance(typed, float) and not math.isfinite(typed):  # written as text: "inf", "1e999"
             return None, f"a finite {describe(annotation).removeprefix('a ')}"
         return typed, None
-    except Exception:  # pydantic's own wording speaks of its internals; ours names the type
+    except Exception:  # pydantic's message describes its internals; ours names the type
         return None, describe(annotation)
 
 
 def _has_literal(kinds: tuple[Any, ...], value: Any) -> bool:
-    return any(typing.get_origin(each) is Literal and value in typing.get_args(each) for each in kinds)
+    return any(typing.get_origin(kind) is Literal and value in typing.get_args(kind) for kind in kinds)
 
 
 @cache

@@ -1,8 +1,8 @@
-"""What may change when a run goes on from a checkpoint: every difference found, classed, refused or applied.
+"""What may change on resume: find every difference to the checkpoint's run, classify it, and refuse or apply it.
 
-Harmless differences are applied; those that change where the training goes are refused unless `resume_changed: allow`,
-and then applied and recorded; what would not fit the checkpoint is refused always. Rates, length and batch have rules
-of their own. What is refused is said all together, with both values and where each came from.
+Harmless differences are applied. Those that change the trajectory are refused, unless `resume_changed: allow`; then
+they are applied and recorded. What does not fit the checkpoint is always refused. Rates, length and batch have their
+own rules. All refusals are reported together, with both values and their origins.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class ResumeChanges:
     """How a run differs from the one that wrote a checkpoint.
 
     Attributes:
-        problems: Why it cannot go on, one line each; empty: it can.
-        lines: What to print where it goes on: each change that matters.
+        problems: Why the run cannot resume, one line each; empty if it can.
+        lines: What to print if it resumes: each change that matters.
         record: The same for `resumed.json`: key -> before, after, origin.
         optimizer_changed: Rates, decays or arguments of the optimizer's groups are others.
         schedule_changed: Another schedule, which begins at the checkpoint's step.
@@ -226,12 +226,12 @@ def _fitting(total: int, after: tuple[int, int, int]) -> str:
     if total % processes:
         return f" (it needs a number of processes that divides it, not {processes})"
     share = total // processes
-    fits = size if share % size == 0 else next(each for each in range(min(size, share), 0, -1) if share % each == 0)
+    fits = size if share % size == 0 else next(index for index in range(min(size, share), 0, -1) if share % index == 0)
     return f" ({PER_DEVICE} {fits}, {ACCUMULATED} {share // fits})"
 
 
 def draws_by_batch(run: RunConfig) -> bool:
-    """Whether the data decides anew for each batch what it is of."""
+    """Whether the data chooses for each batch which data set it comes from."""
     asked = getattr(run.dataset.module, "draws_by_batch", None) if run.dataset is not None else None
     return bool(asked and asked(run.dataset.config))
 

@@ -174,7 +174,7 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
 
 def _trainer_options(run: RunConfig) -> dict[str, Any]:
     """`optim_args` of an optimizer that transformers builds: `name=value, …`."""
-    words = [each.partition("=") for each in (run.trainer.get("optim_args") or "").split(",") if "=" in each]
+    words = [part.partition("=") for part in (run.trainer.get("optim_args") or "").split(",") if "=" in part]
     return {name.strip(): _number(value.strip()) for name, _, value in words}
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, whether it is whole, and whether the run may go on from it."""
+"""Find the checkpoint to resume from, verify it, and check whether the run may resume from it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def wants_resume(run: RunConfig) -> bool:
 
 
 def takes_newest(run: RunConfig) -> bool:
-    """Whether the run goes on from the newest whole checkpoint, if it has any, not from one that is named."""
+    """Whether the run resumes from its newest complete checkpoint, if any, and not from a named one."""
     asked = str(run.hyper.resume_from_checkpoint).lower()
     return asked in AUTO_WORDS or asked.startswith(AUTO_ELSE)
 
 
 def resume_target(run: RunConfig, deep: bool = False) -> Path | None:
-    """The checkpoint to go on from, or None for a fresh start. `auto` takes the newest whole one, if there is any.
+    """The checkpoint to resume from, or None for a new run. `auto` takes the newest complete one, if any.
 
     Args:
         deep: Read every file of it, see `fault`.
@@ -82,15 +82,15 @@ def _named(run: RunConfig, name: str, deep: bool) -> Path:
 
 
 def _unusable(run: RunConfig, named: Path, why: str) -> str:
-    remedy = "" if NEW_RUN in why else "; name a whole checkpoint-N, or auto to find one"
+    remedy = "" if NEW_RUN in why else "; name a complete checkpoint-N, or auto to find one"
     return f"`resume_from_checkpoint: {named}`{run.place('resume_from_checkpoint')} {why}{remedy}"
 
 
 def _nothing_whole(run: RunConfig) -> str:
+    place = run.place("resume_from_checkpoint")
     return (
-        f"`resume_from_checkpoint: {NEWEST}`{run.place('resume_from_checkpoint')}: {run.checkpoint_dir} holds no whole "
-        "checkpoint to go on from; name the folder of a run that was saved, or leave it out (init_from resume says the "
-        "same)"
+        f"`resume_from_checkpoint: {NEWEST}`{place}: {run.checkpoint_dir} has no complete checkpoint; name "
+        "the folder of a run with checkpoints, or leave it out (init_from resume has the same meaning)"
     )
 
 
@@ -193,7 +193,7 @@ def finished(checkpoint: Path, total_steps: int | None = None) -> bool:
 
 
 def check_resume(run: RunConfig, problems: Problems) -> None:
-    """Problems of resuming: no such checkpoint, a torn one, or a run that may not go on from it."""
+    """Problems of resuming: no such checkpoint, a truncated one, or a run that may not resume from it."""
     target, place = resume_target(run), run.place("resume_from_checkpoint")
     if not str(run.hyper.resume_from_checkpoint).strip():
         problems.add(f"`resume_from_checkpoint`{place} is empty; give auto, a checkpoint folder, or leave it out")

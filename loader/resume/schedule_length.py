@@ -1,4 +1,4 @@
-"""A run that goes on with another length: whether its learning rate's course can follow, and how."""
+"""Resume with another length: whether and how the learning-rate schedule can follow."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class AliasFlags:
     log_interval: int | None = alias("Steps between log lines.", "logging_steps")
     # First weights
     init_from: str | None = alias(
-        "First weights: scratch, resume (the run in out_dir goes on), prev_run (weights and optimizer of "
+        "First weights: scratch, resume (continue the run in out_dir), prev_run (weights and optimizer of "
         "prev_run_ckpt, from step 0), gpt2, or any causal language model by hub id or path, GGUF too."
     )
     gpt2_type: str | None = alias("Which GPT-2: gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder.")
@@ -73,7 +73,7 @@ class AliasFlags:
     warmup_iters: int | None = alias("Steps of the warm-up.", "warmup_steps")
     # Samples
     max_sample_tokens: int | None = alias("Tokens to generate when the validation loss improves.", "sample_tokens")
-    sample_start_tokens: str | None = alias("Text that a sample goes on from.", "sample_prompt")
+    sample_start_tokens: str | None = alias("Text that a sample continues.", "sample_prompt")
     num_samples: int | None = alias("Samples each time.", "sample_count")
     temperature: float | None = alias("Temperature of sampling.", "sample_temperature")
     top_k: int | None = alias("Sample from the k likeliest tokens.", "sample_top_k")

@@ -43,7 +43,7 @@ def component_module(section: str, name: str, place: str = "") -> ModuleType:
 
     Raises:
         ConfigError: no such module (with the nearest name), a module without a `Config`, or one whose own import failed
-            (the two are told apart: the second names what it could not import), or code in the folder of a run.
+            (two different messages; the second names what could not be imported), or code in the folder of a run.
     """
     path = name if "." in name else f"{COMPONENTS[section]}.{name}"
     if not all(part.isidentifier() for part in path.split(".")):

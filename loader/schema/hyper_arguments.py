@@ -16,7 +16,7 @@ class RemembersGiven:
 
     def __new__(cls, *args: Any, **kwargs: Any):
         self = super().__new__(cls)
-        names = [each.name for each in dataclasses.fields(cls)]
+        names = [field.name for field in dataclasses.fields(cls)]
         object.__setattr__(self, "given", frozenset(names[: len(args)]) | frozenset(kwargs))
         object.__setattr__(self, "_built", False)
         return self

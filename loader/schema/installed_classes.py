@@ -61,7 +61,11 @@ def constructor_options(kind: Literal["optimizer", "scheduler"], name: str) -> t
         return tuple(each for each in names if each not in GIVEN)
     own = names[1:]  # the first is what to train
     if name == "Muon":  # paired with AdamW, which takes the options that Muon does not know
-        own += [each for each in constructor_options("optimizer", "AdamW") or () if each not in own]
+        own += [
+            constructor_option
+            for constructor_option in constructor_options("optimizer", "AdamW") or ()
+            if constructor_option not in own
+        ]
     return tuple(own)
 
 
@@ -69,7 +73,9 @@ def _class_name(name: str) -> str:
     """The class that an optimizer's name stands for: itself, or the package's class of that name in lower case."""
     if name in torch_optimizers() or name in pytorch_optimizers():
         return name
-    return next((each for each in pytorch_optimizers() if each.lower() == name), name)
+    return next(
+        (pytorch_optimizer for pytorch_optimizer in pytorch_optimizers() if pytorch_optimizer.lower() == name), name
+    )
 
 
 def _optimizer_constructor(name: str) -> ast.FunctionDef | None:

@@ -158,12 +158,12 @@ class ProcessArguments:
     warmup_epochs: float = key(
         0.0, "Number of warm-up epochs (warmup_steps and warmup_ratio are flags).", ge=0, used_by=TRAINER
     )
-    min_epochs: float = key(0.0, "Early stopping ends no run before this many epochs.", ge=0, used_by=TRAINER)
+    min_epochs: float = key(0.0, "Early stopping does not end a run before this many epochs.", ge=0, used_by=TRAINER)
     check_val_every_n_epoch: int | None = key(
         None, "Evaluate at the end of every n-th epoch.", ge=1, used_by=TRAINER, on_resume=EVALUATION_TIME
     )
     no_decay_verbose: bool = key(
-        False, "Print which parameters weight decay leaves alone.", used_by=TRAINER, on_resume=HARMLESS
+        False, "Print which parameters have no weight decay.", used_by=TRAINER, on_resume=HARMLESS
     )
     grad_clip_threshold: float = key(
         1.0,
@@ -174,14 +174,14 @@ class ProcessArguments:
     )
     stop_after_nonfinite: int = key(
         10,
-        "A step whose loss or gradient is not finite is left out; stop after this many in a row.",
+        "End the run after this many steps in a row with a loss or gradient that is not finite; each is skipped.",
         ge=1,
         used_by=TRAINER,
         on_resume=HARMLESS,
     )
     tune_batch_size: bool = key(
         False,
-        "Double the batch size per device until memory says no, then train with it.",
+        "Find the largest power-of-two multiple of the batch size that fits in memory, and train with it.",
         used_by=TRAINER,
         on_resume=HARMLESS,
     )
@@ -190,20 +190,20 @@ class ProcessArguments:
     )
     validate_before_resume: bool = key(
         False,
-        "Evaluate once before a resumed run goes on (eval_on_start: a fresh one).",
+        "Evaluate once before a resumed run continues (eval_on_start: before a new one).",
         used_by=TRAINER,
         on_resume=HARMLESS,
     )
     # Checkpoints
     save_in_background: bool = key(
         True,
-        "Copy the state to host memory and write it while training goes on; false: training waits for the disk.",
+        "Copy the state to host memory and write it while training continues; false: training waits for the disk.",
         used_by=TRAINER,
         on_resume=HARMLESS,
     )
     max_failed_saves: int = key(
         3,
-        "A checkpoint that cannot be written (full disk) is told; the run ends after this many in a row.",
+        "End the run after this many saves in a row have failed (full disk); a single failure is only reported.",
         ge=1,
         used_by=TRAINER,
         on_resume=HARMLESS,
@@ -225,7 +225,7 @@ class ProcessArguments:
         on_resume=HARMLESS,
     )
     sample_prompt: str = key(
-        "\n", "Text that a sample goes on from.", needs="sample_tokens", used_by=COMPONENT, on_resume=HARMLESS
+        "\n", "Text that a sample continues.", needs="sample_tokens", used_by=COMPONENT, on_resume=HARMLESS
     )
     sample_count: int = key(
         1, "Samples each time.", ge=1, le=1000, needs="sample_tokens", used_by=COMPONENT, on_resume=HARMLESS

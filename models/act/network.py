@@ -104,7 +104,7 @@ class ACT(ChunkPolicy):
             self.backbone = ImageBackbone(config)
             self.image_projection = nn.Linear(self.backbone.out_channels, dim)
         if config.num_images > 1:
-            # Without it views and frames of history could only be told apart by content.
+            # Without it, cameras and frames of history could only be distinguished by their content.
             self.view_positions = nn.Embedding(config.num_images, dim)
             self.view_positions.starts_at_zero = True  # the paper: all cameras share one camera's positions
         if config.use_cvae:

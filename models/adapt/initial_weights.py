@@ -62,7 +62,7 @@ def first_weights(module: ModuleType, config: Any, process: Any) -> Source:
 
 
 def _take_all(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> str:
-    """Every weight of an equal model; returns the line that says so."""
+    """Load every weight of an equal model; returns a line for the log."""
     own = model.state_dict()
     wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
     wrong += [name for name in weights if name not in own]

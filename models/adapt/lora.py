@@ -302,7 +302,7 @@ def _is_dataclass(value: Any) -> bool:
 def wrap(model: nn.Module, config: LoraConfig, place: str) -> Adapter:
     """`model` with an adapter; quantized layers get PEFT's adapters for them."""
     bits = {4 if hasattr(layer, "quant_state") else 8 for layer in quantized_layers(model).values()}
-    flags = [f"is_loaded_in_{each}bit" for each in bits]
+    flags = [f"is_loaded_in_{bit}bit" for bit in bits]
     for flag in flags:
         setattr(model, flag, True)
     try:

@@ -119,7 +119,7 @@ def _fit(settings: PreTrainedConfig, sizes: dict[str, int], path: str, can_grow:
     """As `_fill`, for an architecture that comes with weights: its vocabulary stays.
 
     It is often padded beyond the tokenizer's; one that is smaller would need a new embedding, and all that was learned
-    about tokens would be lost. `can_grow`: such weights are left out, and a line says so.
+    about tokens would be lost. `can_grow`: such weights are left out, with a line in the log.
 
     Raises:
         ValueError: the data has tokens that the model does not know.

@@ -26,7 +26,7 @@ class Generation:
         """The prompt and `max_new_tokens` after it. No token ends the text early.
 
         Args:
-            input_ids: (B, T), or (B, C, T) with several contexts, which each go on.
+            input_ids: (B, T), or (B, C, T) with several contexts, each of which is continued.
             do_sample: draw from the softmax; false: the most probable token.
             temperature: scores are divided by it.
             top_k: draw from so many most probable tokens. None: from all.
@@ -41,7 +41,7 @@ class Generation:
         _check(max_new_tokens, temperature, top_k)
         block_size, was_training = self.block_size, self.training
         vocabularies = self.vocabularies(input_ids[..., -block_size:], dataset_index)
-        _check_prompt(input_ids, [self.vocab_sizes[each] for each in vocabularies])
+        _check_prompt(input_ids, [self.vocab_sizes[vocabulary] for vocabulary in vocabularies])
         self.eval()
         try:
             past, read = _empty(self, use_cache), 0

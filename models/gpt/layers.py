@@ -102,7 +102,7 @@ class CausalAttention(Attention):
             mask: (B, 1, T, T) true where to look; None: at all tokens before.
             past: of the tokens before these, which are added to it. Then T is 1, unless it is empty.
         """
-        query, key, value = (self._split(each) for each in self.qkv(tokens).split(self.widths, dim=-1))
+        query, key, value = (self._split(part) for part in self.qkv(tokens).split(self.widths, dim=-1))
         if hasattr(self, "query_norm"):
             query, key = self.query_norm(query), self.key_norm(key)
         if turned is not None:

@@ -111,7 +111,7 @@ class GPT(Generation, PreTrainedModel):
             input_ids: (B, T); with several contexts (B, C, T), whose embeddings are added.
             labels: as input_ids, the tokens themselves, shifted here; -100: no loss.
             shift_labels: as input_ids, the next token at each place; counts instead of `labels`.
-            position_ids: (B, T); where they do not go on by one a new document begins, which sees only itself.
+            position_ids: (B, T); where they do not increase by one, a document begins, which attends only to itself.
             dataset_index: whose vocabulary the batch is in, where there are several data sets.
             context: other batch keys, which this network does not use.
 
@@ -133,7 +133,7 @@ class GPT(Generation, PreTrainedModel):
         if names is None:
             return {"loss": self._loss(hidden, shift_labels, vocabularies[0])}
         targets = shift_labels.unbind(1)
-        losses = [self._loss(hidden, targets[each], each) for each in vocabularies]
+        losses = [self._loss(hidden, targets[vocabulary], vocabulary) for vocabulary in vocabularies]
         named = {name: loss.detach() for name, loss in zip(names, losses, strict=True)}
         return {"loss": torch.stack(losses).mean(), "losses": named}
 
@@ -200,7 +200,7 @@ class GPT(Generation, PreTrainedModel):
 
     def _embed(self, input_ids: Tensor, vocabularies: list[int]) -> Tensor:
         """(B, T) or (B, C, T) -> (B, T, D), the sum over contexts."""
-        starts = [self.starts[each] for each in vocabularies]
+        starts = [self.starts[vocabulary] for vocabulary in vocabularies]
         if input_ids.dim() == 2:
             return self.token_embedding(input_ids + starts[0] if starts[0] else input_ids)
         offsets = torch.tensor(starts, device=input_ids.device)[:, None]
@@ -244,7 +244,7 @@ class GPT(Generation, PreTrainedModel):
 
     def _multiplied(self) -> int:
         """Weights that each token is multiplied with."""
-        trunk = sum(each.numel() for module in (*self.blocks, self.norm) for each in module.parameters())
+        trunk = sum(parameter.numel() for module in (*self.blocks, self.norm) for parameter in module.parameters())
         rows = self.starts[-1] / (len(self.vocab_sizes) if self.datasets else 1)
         return trunk + round(rows * self.config.n_embd)
 

@@ -36,7 +36,7 @@ class Slurm:
 
     def submit(self, *words, options=(), script=SCRIPT, cwd, **variables):
         """The job's number; its log is `cwd/log-7` (`log-7_0`)."""
-        name = "log-%A_%a" if any(each.startswith("--array") for each in options) else "log-%j"
+        name = "log-%A_%a" if any(option.startswith("--array") for option in options) else "log-%j"
         environment = {**self.environment, **{key: str(value) for key, value in variables.items()}}
         command = ["sbatch", "--parsable", f"--output={name}", *options, str(script), *map(str, words)]
         done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=60)

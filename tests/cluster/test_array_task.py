@@ -59,9 +59,9 @@ def test_all_of_train_pys_names_for_the_folder_are_known(tmp_path):
         section, _, last = key.rpartition(".")
         words = [["--set", f"{key}=a"], ["--set", "seed=1", f"{key.replace('.', ' . ')} =a"], [f"--set={key}=a"]]
         words += [["--set", f"{section}={{{last}: a}}"]] if section else []
-        for each in words:
+        for word in words:
             with pytest.raises(ValueError, match="in an array, name the folder by --output_dir"):
-                module.array_task(0, "", [*COMMON, *each])
+                module.array_task(0, "", [*COMMON, *word])
 
 
 def test_what_is_wrong_with_another_line_stops_no_task(tmp_path):

@@ -77,7 +77,7 @@ def run(tmp_path, tokenizer_folder):
 
 def write(folder, records, name="records.jsonl"):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+    (folder / name).write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     return str(folder / name)
 
 
@@ -305,7 +305,7 @@ def test_long_records_lose_their_end(run, tmp_path, tokenizer):
 def texts(tokenizer, rows):
     ids = rows.__getitems__(list(range(len(rows))))["input_ids"]
     return {
-        each for row in tokenizer.batch_decode(ids) for each in row.replace("<pad>", "").split("<|im_end|>") if each
+        part for row in tokenizer.batch_decode(ids) for part in row.replace("<pad>", "").split("<|im_end|>") if part
     }
 
 
@@ -333,7 +333,7 @@ def test_held_out_by_default_by_folder_and_by_path(run, tmp_path, tokenizer):
     for config in ({"path": str(tmp_path / "two")}, {"path": path, "eval_path": other}):
         bundle = data.records.build(data.records.Config(block_size=48, **config), run)
         assert texts(tokenizer, bundle.eval_datasets["validation"]) == {"held out"}
-        assert len(texts(tokenizer, bundle.train_dataset)) == len({each["text"] for each in RECORDS})
+        assert len(texts(tokenizer, bundle.train_dataset)) == len({record["text"] for record in RECORDS})
     nothing = data.records.Config(path=str(tmp_path / "two"), block_size=48, eval_fraction=0)
     assert data.records.build(nothing, run).eval_datasets == {}
 
@@ -482,6 +482,6 @@ def test_hugging_face_data_sets(run, tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", package)
     bundle = data.records.build(data.records.Config(path="someone/talks", block_size=48), run)
     assert texts(tokenizer, bundle.eval_datasets["validation"]) == {"held out"}
-    assert len(texts(tokenizer, bundle.train_dataset)) == len({each["text"] for each in RECORDS})
+    assert len(texts(tokenizer, bundle.train_dataset)) == len({record["text"] for record in RECORDS})
     with pytest.raises(ValueError, match="dataset.path: someone/else cannot be loaded: .*no such data set"):
         data.records.build(data.records.Config(path="someone/else"), run)

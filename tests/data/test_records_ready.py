@@ -60,7 +60,7 @@ def records(folder, name):
 
 
 def test_functions_without_their_docstrings(library):
-    found = [each for each in ready.functions(library) if each[0] == "package0/module0.py"]
+    found = [function for function in ready.functions(library) if function[0] == "package0/module0.py"]
     assert found == [
         (
             "package0/module0.py",
@@ -85,7 +85,7 @@ def test_records(library, tmp_path):
     assert counts == {"train": len(train), "val": len(held_out)} and counts["val"] > 0
     # One for each `size…`, and `waits`, which every module has, once.
     questions = [each["messages"][0]["content"] for each in train + held_out]
-    assert len(questions) == len(set(questions)) == 41 and not any("tested" in each for each in questions)
+    assert len(questions) == len(set(questions)) == 41 and not any("tested" in question for question in questions)
     assert not {each["source"] for each in train} & {each["source"] for each in held_out}
     for record in train + held_out:
         user, assistant = record["messages"]

@@ -510,7 +510,10 @@ def test_a_pickle_runs_nothing(tmp_path):
         ({"vocab_size": "5"}, "has no vocab_size that is a positive whole number"),
         ({"vocab_size": 5, "itos": {0: "a"}}, "itos does not list the ids 0 to 4"),
         ({"vocab_size": 2, "itos": {0: "a", 1: "a"}}, "gives one character two ids"),
-        ({"vocab_size": 5, "itos": [chr(0xD800 + each) for each in range(5)]}, "gives id 0 half a character (U+D800)"),
+        (
+            {"vocab_size": 5, "itos": [chr(0xD800 + index) for index in range(5)]},
+            "gives id 0 half a character (U+D800)",
+        ),
         ({"vocab_size": 10**30}, "vocab_size is too large; token ids are uint32"),
         ({"vocab_size": 10**5000, "itos": ["a"]}, "vocab_size is too large; token ids are uint32"),
         ({"vocab_size": 2**32, "itos": ["a"]}, "itos does not list the ids 0 to 4294967295"),

@@ -19,7 +19,7 @@ WORDS = ["the", "cat", "isn't", "on\tthe", "mat;\n\n", "", "«ça", "va»", "中
 
 def some_text(seed: int, words: int = 2000) -> str:
     draw = np.random.default_rng(seed)
-    return "".join(WORDS[each] + " \n"[draw.random() < 0.1] for each in draw.integers(len(WORDS), size=words))
+    return "".join(WORDS[integer] + " \n"[draw.random() < 0.1] for integer in draw.integers(len(WORDS), size=words))
 
 
 @pytest.fixture

@@ -90,4 +90,4 @@ def test_a_command_on_text_passes_the_check(command, tmp_path, monkeypatch):
 
 
 def test_all_commands_on_text_are_there(shared):
-    assert sum(each.values[0].startswith(OF_TEXT) for each in COMMANDS) >= 5
+    assert sum(command.values[0].startswith(OF_TEXT) for command in COMMANDS) >= 5

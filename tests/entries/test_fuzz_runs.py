@@ -101,7 +101,7 @@ def outcome(folder, recipe):
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     inside = (str(folder / "out"), "out", os.environ["KEEL_HOME"], f"{tempfile.gettempdir()}/torchinductor")
-    elsewhere = [each for each in changes if not any(f"'{place}" in each for place in inside)]
+    elsewhere = [change for change in changes if not any(f"'{place}" in change for place in inside)]
     return code, [line for line in err.getvalue().splitlines() if line.startswith("error:")], elsewhere
 
 

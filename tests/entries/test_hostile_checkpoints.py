@@ -159,8 +159,8 @@ def test_pickles_as_first_weights(refused, place, key):
         if name == "run":
             (folder / "model.safetensors").unlink()
             pickled(folder / "pytorch_model.bin", place)
-            for each in folder.glob("checkpoint-*"):
-                shutil.rmtree(each)
+            for path in folder.glob("checkpoint-*"):
+                shutil.rmtree(path)
         assert name in refused(f"{RUN} model_name_or_path={name} {key}=true")
 
 
@@ -247,8 +247,8 @@ def test_damaged_safetensors(refused, place, content):
     (place / "base/model.safetensors").write_bytes(content)
     assert "base" in refused(AUTO)
     (place / "run/model.safetensors").write_bytes(content)
-    for each in (place / "run").glob("checkpoint-*"):
-        shutil.rmtree(each)
+    for path in (place / "run").glob("checkpoint-*"):
+        shutil.rmtree(path)
     assert "run" in refused(f"{RUN} model_name_or_path=run is_pretrained=true")
     assert "run" in refused("--checkpoint run", evaluation.main)
 

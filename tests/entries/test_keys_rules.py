@@ -115,7 +115,7 @@ def test_scheduler_name_interval_and_frequency(run, section, halvings):
     own |= dict(pair.split(": ") for pair in section.split(", "))
     text = ", ".join(f"{key}: {value}" for key, value in own.items() if value != "null")
     run(f"scheduler: {{{text}}}", max_steps=6)
-    assert list(run.log("learning_rate").values()) == pytest.approx([RATE * 0.5**each for each in halvings])
+    assert list(run.log("learning_rate").values()) == pytest.approx([RATE * 0.5**halving for halving in halvings])
 
 
 @pytest.mark.keys("scheduler.monitor")

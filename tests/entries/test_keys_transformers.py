@@ -99,9 +99,11 @@ def test_checkpointing_of_activations(run, settings):
     assert not run(text, out="plain", **flags).model.is_gradient_checkpointing
     model = run(f"{text}\n{settings}", out="flipped", **flags).model
     functions = {
-        each._gradient_checkpointing_func for each in model.modules() if hasattr(each, "_gradient_checkpointing_func")
+        module._gradient_checkpointing_func
+        for module in model.modules()
+        if hasattr(module, "_gradient_checkpointing_func")
     }
-    assert model.is_gradient_checkpointing and all(each.keywords["use_reentrant"] for each in functions)
+    assert model.is_gradient_checkpointing and all(function.keywords["use_reentrant"] for function in functions)
 
 
 @pytest.mark.keys("torch_compile", "torch_compile_backend")

@@ -51,7 +51,7 @@ def test_five_kills_lose_nothing(tmp_path):
     done = command(*words, "--set", f"checkpointing.dirpath={tmp_path / 'shared'}")
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.split()[1] for line in lines if line.startswith("kill ")] == [f"{each}/5" for each in range(1, 6)]
+    assert [line.split()[1] for line in lines if line.startswith("kill ")] == [f"{index}/5" for index in range(1, 6)]
     assert lines[-1].startswith("passed: 5 kills")
     assert not (tmp_path / "runs").exists() and not (tmp_path / "shared").exists()
 

@@ -191,7 +191,7 @@ def test_help_imports_nothing_heavy():
 
 def children_of(process):
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-    return [int(each) for each in found.split()]
+    return [int(part) for part in found.split()]
 
 
 def heed_interrupts():
@@ -227,7 +227,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_bytes(home, tmp_path, h
     line = [*map(str, line)]
     journal = home / "datasets/.x.preparing/journal.json"
     for size in (700_000, 2_000_000, 6_000_000):
-        text.write_text(" ".join(words[each] for each in draw.integers(len(words), size=size)))
+        text.write_text(" ".join(words[integer] for integer in draw.integers(len(words), size=size)))
         process = subprocess.Popen(
             line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
         )
@@ -244,7 +244,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_bytes(home, tmp_path, h
     if how == signal.SIGINT:
         assert "the same line goes on" in said and not errors
     deadline = time.monotonic() + 10
-    while any(os.path.exists(f"/proc/{each}") for each in workers) and time.monotonic() < deadline:
+    while any(os.path.exists(f"/proc/{worker}") for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(os.path.exists(f"/proc/{each}") for each in workers)
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)

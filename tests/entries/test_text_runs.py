@@ -289,7 +289,7 @@ def refused(capsys, call, *arguments):
     capsys.readouterr()
     with pytest.raises(SystemExit) as left:
         call(*arguments)
-    errors = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert left.value.code == 2 and len(errors) == 1, errors
     return errors[0]
 

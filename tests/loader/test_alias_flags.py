@@ -131,7 +131,7 @@ def test_a_word_sets(in_root, line):
 
 def test_every_word_is_in_the_list():
     said = " ".join(SET).replace("--no_", "--").split()
-    assert {f"--{each.name}" for each in dataclasses.fields(AliasFlags)} <= set(said)
+    assert {f"--{field.name}" for field in dataclasses.fields(AliasFlags)} <= set(said)
 
 
 # In a file -> on the command line -> what comes of it: the later word counts, whole, and with the others it needs.

@@ -26,7 +26,7 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("number", [1, 2, 12, 36, 97, 1024])
 def test_divisors(number):
-    assert divisors(number) == [each for each in range(1, number + 1) if number % each == 0]
+    assert divisors(number) == [index for index in range(1, number + 1) if number % index == 0]
 
 
 @pytest.mark.parametrize(

@@ -401,13 +401,16 @@ def risky(tree):
     """What a module does that could run what it reads."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [each.name for each in node.names] + [getattr(node, "module", None) or ""]
+            names = [name.name for name in node.names] + [getattr(node, "module", None) or ""]
             yield from {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"} & {
                 n.split(".")[0] for n in names
             }
         if not isinstance(node, ast.Call):
             continue
-        called, keywords = ast.unparse(node.func), {each.arg: ast.unparse(each.value) for each in node.keywords}
+        called, keywords = (
+            ast.unparse(node.func),
+            {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords},
+        )
         if called in ("eval", "exec", "compile", "os.system", "__import__"):
             yield called
         if called in ("torch.load", "yaml.unsafe_load", "yaml.full_load", "torch.package.PackageImporter"):

@@ -20,7 +20,7 @@ def test_the_flags_are_exactly_the_documents(shared):
     text = next((shared / "specs").glob("001*")).read_text()
     section = text.split("### Command-line Suitable Parameters")[1].split("###")[0]
     named = {name for line in section.splitlines() if line.startswith("- ") for name in re.findall(r"`(\w+)`", line)}
-    assert named == {each.name for each in dataclasses.fields(HyperArguments)} - ADDED
+    assert named == {field.name for field in dataclasses.fields(HyperArguments)} - ADDED
 
 
 def test_no_arguments_means_nothing_given():
@@ -101,6 +101,6 @@ def test_mistakes_are_one_line(arguments, says):
 
 def test_help_names_every_flag_and_its_default():
     text = help_text()
-    for each in dataclasses.fields(HyperArguments):
-        assert f"--{each.name} " in text
+    for field in dataclasses.fields(HyperArguments):
+        assert f"--{field.name} " in text
     assert "[5e-05]" in text and "(--policy)" in text and "default.yaml" in text

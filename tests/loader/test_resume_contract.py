@@ -315,7 +315,7 @@ def test_a_schedule_without_the_learning_rate_is_known(scheduler, more, groups):
 
     def rates(rate):
         plan = lr_scheduler_config.SchedulePlan(name, options, learning_rate=rate, **more)
-        return lr_scheduler.planned_rates(plan, 12, 4, [rate * each for each in groups])
+        return lr_scheduler.planned_rates(plan, 12, 4, [rate * group for group in groups])
 
     before, after = (list(itertools.chain(*rates(rate))) for rate in (1e-3, 3e-3))
     assert ignores_learning_rate(run) == (before == pytest.approx(after))

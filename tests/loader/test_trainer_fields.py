@@ -9,7 +9,7 @@ from loader.schema.training_arguments_fields import REQUIRED, trainer_fields
 
 
 def test_names_and_constant_defaults_equal_the_imported_class():
-    imported = {each.name: each for each in dataclasses.fields(TrainingArguments) if each.init}
+    imported = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
     read = trainer_fields()
     assert list(read) == list(imported)
     for name, each in imported.items():
@@ -24,10 +24,12 @@ def test_enumerations_are_lists_of_words():
     assert {"linear", "cosine", "constant"} <= set(words)
     from transformers.training_args import OptimizerNames
 
-    assert set(typing.get_args(trainer_fields()["optim"].annotation)) == {each.value for each in OptimizerNames}
+    assert set(typing.get_args(trainer_fields()["optim"].annotation)) == {
+        optimizername.value for optimizername in OptimizerNames
+    }
 
 
 def test_types():
     assert trainer_fields()["bf16"].annotation is bool
     assert trainer_fields()["max_grad_norm"].annotation is float
-    assert REQUIRED not in [each.default for each in trainer_fields().values()]
+    assert REQUIRED not in [trainer_field.default for trainer_field in trainer_fields().values()]

@@ -107,7 +107,7 @@ def resolved(tmp_path, name):
 def as_written(value):
     """The word of an enumeration, the fields of a dataclass."""
     if dataclasses.is_dataclass(value):
-        return {each.name: as_written(getattr(value, each.name)) for each in dataclasses.fields(value)}
+        return {field.name: as_written(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
         return [as_written(each) for each in value]
     return getattr(value, "value", value)
@@ -178,5 +178,5 @@ def test_text_that_is_no_mapping_is_refused(in_root, setting):
 def test_arguments_of_an_optimizer_are_pairs(in_root, tmp_path):
     for wrong, word in (("3", "3"), ("a=1, b", "b"), ("a=", "a=")):
         problems = check_run(resolve(settings=[f"output_dir={tmp_path}", f"optim_args='{wrong}'"]))
-        (line,) = (each for each in problems if "optim_args" in each)
+        (line,) = (problem for problem in problems if "optim_args" in problem)
         assert f"`{word}` is not of the form name=value" in line

@@ -155,11 +155,11 @@ def linears(model):
 def test_all_linear_by_hand(name):
     adapted, net = build_adapted(name, lora_enable=True), plain(name)
     head = {"act": "head", "llama": "lm_head", "vit": "classifier"}[name]
-    sizes = [net.get_submodule(each) for each in linears(net) - {head}]
-    by_hand = sum(4 * (each.in_features + each.out_features) for each in sizes)
+    sizes = [net.get_submodule(linear) for linear in linears(net) - {head}]
+    by_hand = sum(4 * (size.in_features + size.out_features) for size in sizes)
     total = adapted.report({})["total"]
     assert total["adapter"] == by_hand and total["adapted"] == len(sizes)
-    assert total["parameters"] == sum(each.numel() for each in net.parameters())
+    assert total["parameters"] == sum(parameter.numel() for parameter in net.parameters())
     assert total["trained"] == sum(each.numel() for each in net.get_submodule(head).parameters())  # a new head
     assert trained(adapted.model) == {
         each for each, _ in adapted.model.named_parameters() if ".lora_" in each or "modules_to_save" in each
@@ -179,8 +179,8 @@ def test_equals_plain_peft(name, options):
     reference = peft.PeftModel(net, config)
     ours, theirs = dict(adapted.model.named_parameters()), dict(reference.named_parameters())
     assert ours.keys() == theirs.keys() and trained(adapted.model) == trained(reference)
-    for each in ours:
-        assert torch.equal(ours[each], theirs[each]), each
+    for our in ours:
+        assert torch.equal(ours[our], theirs[our]), our
     disturb(adapted.model)
     disturb(reference)
     torch.testing.assert_close(outputs(adapted.model, name), outputs(reference, name), rtol=0, atol=1e-6)
@@ -207,7 +207,7 @@ def test_the_adapter_loads_in_plain_peft(name, tmp_path):
         auto = peft.AutoPeftModel.from_pretrained(str(tmp_path), import_allowlist=["models.act.network"])
         torch.testing.assert_close(outputs(auto, name), expected, rtol=0, atol=1e-6)
     again = adapt.load_adapted(tmp_path, MODULES[name])
-    assert not again.training and not any(each.requires_grad for each in again.parameters())
+    assert not again.training and not any(parameter.requires_grad for parameter in again.parameters())
     torch.testing.assert_close(outputs(again, name), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(outputs(plain_model(tmp_path, MODULES[name]), name), expected, rtol=0, atol=1e-5)
 
@@ -239,14 +239,14 @@ def test_lora_module_takes_parts_names_regexes_and_lists(word, expected):
     found = {
         base_name(each).removesuffix(".lora_A.default.weight") for each in trained(adapted.model) if "lora_A" in each
     }
-    assert found == {each for each in linears(plain("act")) if expected(each)}
+    assert found == {linear for linear in linears(plain("act")) if expected(linear)}
 
 
 def test_convolutional_backbones_can_be_adapted():
     images = {"num_images": 1, "image_height": 32, "image_width": 32, "backbone": "resnet10"}
     adapted = build_adapted("act", images, lora_enable=True, lora_module="vit")
     names = [base_name(each) for each in trained(adapted.model) if "lora_A" in each]
-    assert names and all(each.startswith("backbone.") for each in names)
+    assert names and all(name.startswith("backbone.") for name in names)
 
 
 def test_frozen_parts_get_no_adapter_and_the_projector_trains_whole():
@@ -258,7 +258,7 @@ def test_frozen_parts_get_no_adapter_and_the_projector_trains_whole():
         "latent_projection.weight",
         "latent_projection.bias",
     }
-    assert any("cvae_encoder.state_projection` is trained too" in each for each in adapted.lines)
+    assert any("cvae_encoder.state_projection` is trained too" in line for line in adapted.lines)
 
 
 @pytest.mark.keys("lora_bias")
@@ -266,7 +266,7 @@ def test_lora_bias_trains_biases_except_frozen_ones():
     adapted = build_adapted("act", lora_enable=True, lora_bias="all", freeze=["decoder"])
     biases = {base_name(each) for each in trained(adapted.model) if each.endswith(".bias")}
     assert "encoder.layers.0.feedforward.0.bias" in biases and not [
-        each for each in biases if each.startswith("decoder")
+        biase for biase in biases if biase.startswith("decoder")
     ]
 
 
@@ -363,7 +363,7 @@ def test_the_base_is_written_once_and_linked(tmp_path):
     adapted = build_adapted("act", lora_enable=True)
     for step in (1, 2, 3):
         adapted.save(tmp_path / f"checkpoint-{step}")
-    inodes = {os.stat(each).st_ino for each in tmp_path.glob("*/base/model.safetensors")}
+    inodes = {os.stat(path).st_ino for path in tmp_path.glob("*/base/model.safetensors")}
     assert len(list(tmp_path.glob("*/base/model.safetensors"))) == 3 and len(inodes) == 1
     settings = json.loads((tmp_path / "checkpoint-1/adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(tmp_path / "checkpoint-1/base")
@@ -418,7 +418,7 @@ def test_load_pretrain_takes_what_fits_and_says_what_does_not(tmp_path):
     first.save(tmp_path)
     adapted = build_adapted("act", {"action_dim": 4}, model_name_or_path=str(tmp_path), load_pretrain=True)
     ours, theirs = adapted.model.state_dict(), first.model.state_dict()
-    differing = {each for each in ours if ours[each].shape != theirs[each].shape}
+    differing = {our for our in ours if ours[our].shape != theirs[our].shape}
     assert differing == {"head.weight", "head.bias", "cvae_encoder.action_projection.weight"}
     assert all(torch.equal(ours[each], theirs[each]) for each in ours if each not in differing)
     assert "3 stay new: cvae_encoder.action_projection.weight" in adapted.lines[0]
@@ -527,7 +527,7 @@ def test_report_by_hand(tmp_path):
     head = found["parts"]["head"]
     assert head["parameters"] == head["trained"] == 32 * 3 + 3 and head["learning_rate"] == [0.001]
     assert head["bytes"] == 2 * 4 * 99  # with the untouched copy that PEFT keeps
-    numbers = sum(each.numel() for each in adapted.model.parameters())
+    numbers = sum(parameter.numel() for parameter in adapted.model.parameters())
     assert found["total"]["bytes"] == 4 * numbers
     assert found["lora"]["modules"] == ["vit.layers.0.attention.q_proj"]
     table = adapted.table(rates)

@@ -104,7 +104,7 @@ def test_four_bit_bytes_by_hand(double_quant):
     adapted = quantized("llama", freeze=["head"], double_quant=double_quant)
     net = plain("llama")
     total = 4 * (96 * 64 * 2 + 5 * 64)  # embeddings, head and norms stay as they are
-    total += sum(each.numel() * each.element_size() for each in net.buffers())
+    total += sum(buffer.numel() * buffer.element_size() for buffer in net.buffers())
     for each, module in net.named_modules():
         if type(module) is torch.nn.Linear and each != "lm_head":
             blocks = module.weight.numel() // 64
@@ -117,7 +117,7 @@ def test_four_bit_bytes_by_hand(double_quant):
 def test_eight_bit_bytes_by_hand():
     adapted = quantized("llama", 8, freeze=["head"])
     net = plain("llama")
-    total = 4 * (96 * 64 * 2 + 5 * 64) + sum(each.numel() * each.element_size() for each in net.buffers())
+    total = 4 * (96 * 64 * 2 + 5 * 64) + sum(buffer.numel() * buffer.element_size() for buffer in net.buffers())
     for each, module in net.named_modules():
         if type(module) is torch.nn.Linear and each != "lm_head":
             total += (
@@ -202,7 +202,7 @@ def test_lora_over_quantized_weights_reloads_and_merges(name, bits, tmp_path):
 def test_freezing_without_lora(name, bits, tmp_path):
     part = "encoder" if name == "act" else "layers"
     adapted = quantized(name, bits, lora_enable=False, freeze=[part])
-    assert layers(adapted.model) and all(f"{part}." in each for each in layers(adapted.model))
+    assert layers(adapted.model) and all(f"{part}." in layer for layer in layers(adapted.model))
     disturb(adapted.model)
     expected = outputs(adapted.model, name)
     adapted.save(tmp_path)
@@ -230,7 +230,7 @@ def test_tied_and_trained_weights_stay_plain():
     tied = quantized("llama", changes={"tie_word_embeddings": True})
     assert type(tied.model.get_base_model().lm_head) is torch.nn.Linear
     whole = quantized("act", tune_mm_mlp_adapter=True)
-    assert not [each for each in layers(whole.model) if each.endswith(("state_projection", "latent_projection"))]
+    assert not [layer for layer in layers(whole.model) if layer.endswith(("state_projection", "latent_projection"))]
 
 
 @pytest.mark.parametrize(
@@ -257,9 +257,9 @@ def test_report_counts_weights_not_bytes():
     adapted = quantized("llama")
     found = adapted.report({})
     net = plain("llama")
-    assert found["total"]["parameters"] == sum(each.numel() for each in net.parameters())
+    assert found["total"]["parameters"] == sum(parameter.numel() for parameter in net.parameters())
     linears = [each for name, each in net.named_modules() if type(each) is torch.nn.Linear and name != "lm_head"]
-    assert found["total"]["quantized"] == sum(each.weight.numel() for each in linears)
+    assert found["total"]["quantized"] == sum(linear.weight.numel() for linear in linears)
     assert found["quantization"] == {
         "bits": 4,
         "quant_type": "nf4",

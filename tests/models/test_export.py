@@ -43,7 +43,7 @@ def test_merged_weights_give_the_checkpoints_outputs(name, settings, tolerance, 
     model = MODULES[name].load(tmp_path / "out")
     torch.testing.assert_close(outputs(model, name), expected, rtol=0, atol=tolerance)
     assert "lora" not in "".join(model.state_dict()) and not quantize.quantized_layers(model)
-    files = {each.name for each in (tmp_path / "out").iterdir()} - {"generation_config.json"}
+    files = {path.name for path in (tmp_path / "out").iterdir()} - {"generation_config.json"}
     assert files == {"config.json", "model.safetensors", "statistics.json", "run.yaml"}
     torch.testing.assert_close(outputs(adapt.load_adapted(tmp_path / "out", MODULES[name]), name), outputs(model, name))
 
@@ -55,7 +55,7 @@ def test_a_copy_stands_alone(settings, tmp_path):
     shutil.rmtree(tmp_path / "run")
     found = outputs(adapt.load_adapted(tmp_path / "out", MODULES["act"]), "act")
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    left = {each.name for each in (tmp_path / "out").iterdir()}
+    left = {path.name for path in (tmp_path / "out").iterdir()}
     assert not left & {"optimizer.pt", "trainer_state.json", "rng_state.pth", "ema.safetensors"}
     if settings:
         config = json.loads((tmp_path / "out/adapter_config.json").read_text())

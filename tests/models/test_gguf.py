@@ -121,7 +121,7 @@ def test_weights_are_those_that_were_written(folder, name):
     assert model.lm_head.weight is model.get_input_embeddings().weight
     # A plain model: what the Trainer refuses is not there.
     assert not getattr(model, "is_quantized", False) and getattr(model, "hf_quantizer", None) is None
-    assert all(each.requires_grad for each in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_it_saves_as_any_other(folder, tmp_path):

@@ -36,8 +36,8 @@ def excited(model, seed=5):
     """Weights so large that attention and norms are far from where they start."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for each in model.parameters():
-            each.add_(0.3 * torch.randn(each.shape, generator=generator))
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 
 
@@ -220,7 +220,7 @@ def test_filled_up_rows_change_neither_loss_nor_gradient(exact_width, keys, monk
 
 def test_every_weight_has_a_gradient_and_both_modes_the_same_loss():
     model, batch = small(qk_norm=True, bias=True), batch_of()
-    assert all(each.any() for each in gradients(model.train(), batch).values())
+    assert all(gradient.any() for gradient in gradients(model.train(), batch).values())
     assert torch.equal(model(**batch)["loss"], model.eval()(**batch)["loss"])
 
 

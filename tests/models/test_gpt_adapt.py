@@ -97,7 +97,7 @@ def test_lora_on_the_head_of_several_vocabularies(kind):
         found, expected = model.eval()(ids, **more)["logits"], plain.eval()(ids, **more)["logits"]
     torch.testing.assert_close(found, expected)
     model.train()(ids, labels=ids, **more)["loss"].backward()
-    assert all(each.grad is not None for each in model.parameters() if each.requires_grad)
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
 def test_text_is_written_under_lora():
@@ -119,7 +119,7 @@ def test_four_bit_weights_under_lora(tied, tmp_path):
     assert (scores(made.model) - scores(plain)).abs().max() < 0.1
     disturb(made.model)
     made.model.train()(**batch())["loss"].backward()
-    assert all(each.grad is not None for each in made.model.parameters() if each.requires_grad)
+    assert all(parameter.grad is not None for parameter in made.model.parameters() if parameter.requires_grad)
     made.save(tmp_path)
     expected = scores(made.model)
     torch.testing.assert_close(scores(adapt.load_adapted(tmp_path, gpt)), expected, rtol=0, atol=1e-5)

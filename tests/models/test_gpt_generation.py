@@ -16,8 +16,8 @@ def lively(**keys):
     torch.manual_seed(0)
     model = gpt.build(gpt.Config(**{**SMALL, **keys}), process_of())
     with torch.no_grad():
-        for each in model.parameters():
-            each.add_(0.3 * torch.randn(each.shape))
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
     return model
 
 

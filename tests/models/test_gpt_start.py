@@ -17,8 +17,8 @@ def saved_gpt2(folder, **keys):
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(**{**TINY, "bos_token_id": 0, "eos_token_id": 0, **keys}))
     with torch.no_grad():
-        for each in model.parameters():
-            each.add_(0.3 * torch.randn(each.shape))
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
     model.save_pretrained(folder)
     return model.eval()
 

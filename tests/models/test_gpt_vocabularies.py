@@ -18,8 +18,8 @@ def several(kind, **keys):
     torch.manual_seed(0)
     model = gpt.build(gpt.Config(**{**SMALL, kind: NAMES, **keys}), process_of())
     with torch.no_grad():
-        for each in model.parameters():
-            each.add_(0.2 * torch.randn(each.shape))
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
     return model.eval()
 
 
@@ -63,7 +63,7 @@ def test_every_weight_has_a_gradient_whichever_data_set_it_is(tied, exact_width,
     model = several("dataset_names", tie_head=tied)
     rows = stream(10)
     model(rows[:, :-1], shift_labels=rows[:, 1:], dataset_index=1)["loss"].backward()
-    assert all(each.grad is not None for each in model.parameters())
+    assert all(parameter.grad is not None for parameter in model.parameters())
     for name in ("token_embedding", "head"):
         moved = model.get_submodule(name).weight.grad.abs().sum(1) > 0
         assert moved[128:138].any() and not moved[:128].any() and not moved[138:].any()
@@ -93,7 +93,7 @@ def test_contexts_are_added_and_each_has_its_own_loss(exact_width, monkeypatch):
         assert output["losses"][name].item() == pytest.approx(by_hand[name].item(), abs=1e-6)
     assert output["loss"].item() == pytest.approx(sum(by_hand.values()).item() / 3, abs=1e-6)
     output["loss"].backward()
-    assert all(each.grad is not None for each in model.parameters())
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_labels_of_contexts_are_shifted_too():

@@ -82,7 +82,7 @@ def test_set_aside_finds_a_free_name(tmp_path):
         (tmp_path / "checkpoint-4" / f"{number}").touch()
         names.set_aside(tmp_path / "checkpoint-4", "damaged")
     aside = ("damaged-checkpoint-4", "damaged-2-checkpoint-4", "damaged-3-checkpoint-4")
-    assert [[each.name for each in (tmp_path / name).iterdir()] for name in aside] == [["0"], ["1"], ["2"]]
+    assert [[path.name for path in (tmp_path / name).iterdir()] for name in aside] == [["0"], ["1"], ["2"]]
     assert not names.checkpoints(tmp_path)
 
 

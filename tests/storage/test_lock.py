@@ -194,8 +194,8 @@ def test_one_of_twelve_processes_wins(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     rivals = [subprocess.Popen(words, cwd=ROOT, **pipes) for _ in range(12)]
     try:
-        for each in rivals:
-            each.stdin.close()
+        for rival in rivals:
+            rival.stdin.close()
         answers = [each.stdout.readline() for each in rivals]
         assert sorted(answers) == ["held\n"] + ["refused\n"] * 11
         assert held_by(tmp_path)["pid"] == rivals[answers.index("held\n")].pid

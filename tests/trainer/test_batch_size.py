@@ -74,7 +74,7 @@ def test_nothing_is_left_behind(tmp_path):
     gradient = torch.ones(2)
     model.linear.bias.grad = gradient
     before, buffer = values(model), model.seen
-    modes = [each.training for each in model.modules()]
+    modes = [module.training for module in model.modules()]
     numbers = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     assert tune_batch_size(trainer, 2, 16) == 8
     assert_same(values(model), before)
@@ -146,7 +146,7 @@ def test_processes_of_one_machine_share_its_memory(tmp_path, monkeypatch):
 def test_gradients_and_optimizer_state_are_what_is_fixed(tmp_path):
     """AdamW: a gradient, two moments and a step number for each weight, of 4 bytes each."""
     trainer = make_trainer(tmp_path, optim="adamw_torch")
-    weights = [each.numel() for each in trainer.model.parameters()]
+    weights = [parameter.numel() for parameter in trainer.model.parameters()]
     with restored(trainer.model):
         assert batch_size_finder._train(trainer, 4) == 4 * (3 * sum(weights) + len(weights))
 

@@ -439,8 +439,8 @@ def full(folder):
 def steps(*processes):
     """Alternate step ends and step begins until all ranks know the result of the save."""
     for _ in range(4000):
-        for each in processes:
-            each.poll()
+        for process in processes:
+            process.poll()
         for each in processes:
             each.dispatch_on_save()
         if all(each.saving_state is None for each in processes):
@@ -450,8 +450,8 @@ def steps(*processes):
 
 
 def left(folder, *processes):
-    for each in processes:
-        each.deletions.wait()
+    for process in processes:
+        process.deletions.wait()
     return os.listdir(folder)
 
 

@@ -28,9 +28,9 @@ def change(model, seed):
     """As if an optimizer had stepped."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for each in model.parameters():
-            if each.requires_grad:
-                each.add_(torch.randn(each.shape, generator=generator).to(each.dtype))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
 
 
 def values(model):
@@ -74,7 +74,7 @@ def test_swapped_shows_the_average_and_gives_back_the_very_same_weights(dtype):
     ema = AveragedWeights(model, decay=0.5, warmup=False, update_every=1)
     change(model, 1)
     ema.update(1)
-    trained, pointers = values(model), [each.data_ptr() for each in model.parameters()]
+    trained, pointers = values(model), [parameter.data_ptr() for parameter in model.parameters()]
     with ema.swapped():
         inside = values(model)
         with ema.swapped():
@@ -121,7 +121,7 @@ def test_saved_and_loaded_bit_for_bit(tmp_path):
     with ema.swapped():  # as a checkpoint is saved
         write_averages(tmp_path, *ema.state())
         averaged = values(model)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["ema.json", "ema.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ema.json", "ema.safetensors"]
 
     other = Tied(torch.bfloat16)
     other.load_state_dict(averaged)

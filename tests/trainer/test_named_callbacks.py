@@ -47,7 +47,7 @@ def my_lab(tmp_path, monkeypatch):
     (package / "torn.py").write_text("def f(:\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield
-    for name in [each for each in sys.modules if each.startswith("my_lab_of_callbacks")]:
+    for name in [module for module in sys.modules if module.startswith("my_lab_of_callbacks")]:
         del sys.modules[name]
 
 

@@ -416,8 +416,8 @@ def _train_one_of_two(rank, folder):
 def test_all_processes_skip_together(tmp_path):
     context = torch.multiprocessing.get_context("fork")
     processes = [context.Process(target=_train_one_of_two, args=(rank, str(tmp_path))) for rank in (0, 1)]
-    for each in processes:
-        each.start()
+    for process in processes:
+        process.start()
     for each in processes:
         each.join(60)
     (main, shown, count), (other, silent, other_count) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))

@@ -359,7 +359,9 @@ def test_muon_trains_matrices_and_adamw_the_rest():
     hidden = [other.linear.weight]
     decayed = [other.embedding.weight, other.mix.weight, other.head.weight]
     decayed.append(other.scale)  # neither a bias nor a norm
-    plain = [each for each in other.parameters() if not any(each is known for known in (*hidden, *decayed))]
+    plain = [
+        parameter for parameter in other.parameters() if not any(parameter is known for known in (*hidden, *decayed))
+    ]
     matrices = torch.optim.Muon(hidden, lr=0.01, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     rest = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95))
@@ -392,7 +394,8 @@ def test_muon_under_accelerate_and_a_loss_scaler():
     assert_same(bare, wrapped)
     groups = accelerated.param_groups
     assert all(
-        any(g is each for member in accelerated.optimizer.members for each in member.param_groups) for g in groups
+        any(g is param_group for member in accelerated.optimizer.members for param_group in member.param_groups)
+        for g in groups
     )
 
     scaled, scaler = Words(), torch.amp.GradScaler("cpu", init_scale=1024.0)

@@ -37,13 +37,13 @@ def test_tensors_share_a_few_blocks(tmp_path, seed):
         return torch.full((size,), 255, dtype=torch.uint8)
 
     buffers = packed(tensors, memory)
-    needed = sum(each.nbytes + pinned_staging.ALIGNMENT for each in tensors.values())
+    needed = sum(tensor.nbytes + pinned_staging.ALIGNMENT for tensor in tensors.values())
     assert all(size & (size - 1) == 0 for size in sizes)
     assert sum(sizes) <= 1.25 * needed and len(sizes) <= 12
     for name, each in tensors.items():
         buffers[name].copy_(each)
     assert all(torch.equal(buffers[name], each) and buffers[name].dtype == each.dtype for name, each in tensors.items())
-    assert len({id_tensor_storage(each) for each in buffers.values()}) == len(tensors)
+    assert len({id_tensor_storage(buffer) for buffer in buffers.values()}) == len(tensors)
     save_file(buffers, tmp_path / "model.safetensors")
     assert all(torch.equal(each, tensors[name]) for name, each in load_file(tmp_path / "model.safetensors").items())
 

@@ -32,7 +32,7 @@ def by_hand(make_optimizer, change):
     """The same with torch alone: `change(groups)` is called between two steps. The first group is decayed."""
     model, data = Regression(), Samples(8)
     decayed = [model.linear.weight, model.head.weight]
-    others = [each for each in model.parameters() if all(each is not one for one in decayed)]
+    others = [parameter for parameter in model.parameters() if all(parameter is not one for one in decayed)]
     optimizer = make_optimizer([{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}])
     for step in range(STEPS):
         if step == CHANGED_AT:

@@ -28,4 +28,4 @@ def test_rows_whose_step_no_number_holds_are_none(tmp_path):
 
 def test_numbers_that_json_has_no_word_for():
     values = [1, 0.5, "x", None, float("nan"), float("inf"), float("-inf")]
-    assert [json_number(each) for each in values] == [1, 0.5, "x", None, "nan", "inf", "-inf"]
+    assert [json_number(value) for value in values] == [1, 0.5, "x", None, "nan", "inf", "-inf"]

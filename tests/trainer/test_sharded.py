@@ -43,7 +43,7 @@ class Tower(nn.Module):
 
 
 def groups(model):
-    decayed = [each for each in model.parameters() if each.dim() > 1]
+    decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     return [
         {"params": decayed, "weight_decay": 0.1},
         {"params": [each for each in model.parameters() if each.dim() < 2]},
@@ -58,13 +58,15 @@ class RowRates(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        for each in self.param_groups[0]["params"]:
-            state = self.state[each]
+        for param_group in self.param_groups[0]["params"]:
+            state = self.state[param_group]
             state.setdefault("count", 0)
             state["count"] += 1
-            state["rows"] = each.grad.square().flatten(1).sum(1) if each.dim() > 1 else each.grad.square()
+            state["rows"] = (
+                param_group.grad.square().flatten(1).sum(1) if param_group.dim() > 1 else param_group.grad.square()
+            )
             state["size"] = torch.tensor(float(state["count"]))
-            each.sub_(each.grad, alpha=0.1)
+            param_group.sub_(param_group.grad, alpha=0.1)
 
 
 OPTIMIZERS = {

@@ -47,7 +47,10 @@ def test_callbacks_of_one_class_are_restored(tmp_path):
         for step in (1, 10):
             trainer.add_callback(Counts(step))
         trainer.train(resume_from_checkpoint=checkpoint)
-    assert [each.count for each in trainer.callback_handler.callbacks if isinstance(each, Counts)] == [6, 60]
+    assert [callback.count for callback in trainer.callback_handler.callbacks if isinstance(callback, Counts)] == [
+        6,
+        60,
+    ]
     stored = json.loads((tmp_path / "checkpoint-6/trainer_state.json").read_text())["stateful_callbacks"]
     assert len(stored["Counts"]) == 2
 
@@ -83,7 +86,7 @@ def test_an_optimizer_state_that_does_not_fit(tmp_path):
     checkpoint = tmp_path / "checkpoint-2"
     stored = json.loads((checkpoint / "optimizer.json").read_text())
     groups = stored["param_groups"]
-    nameless = [{key: value for key, value in each.items() if key != "params"} for each in groups]
+    nameless = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     for changed, reason in ((nameless, ""), (groups[:1], "parameter groups")):
         (checkpoint / "optimizer.json").write_text(json.dumps({**stored, "param_groups": changed}))
         with pytest.raises(ValueError, match=f"^{checkpoint}.* {reason}") as raised:

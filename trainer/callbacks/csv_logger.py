@@ -167,7 +167,7 @@ def _backends(settings: Settings, report_to: Sequence[str]) -> list[str]:
 def _check(settings: Settings, backends: Sequence[str]) -> None:
     shown = settings.logger_type or ", ".join(backends)
     for key in USABLE["wandb"]:
-        usable = [each for each in backends if key in USABLE[each]]
+        usable = [backend for backend in backends if key in USABLE[backend]]
         if getattr(settings, key) and not usable:
             takes = ", ".join(dict.fromkeys(name for each in backends for name in USABLE[each]))
             raise ValueError(f"`logging.{key}` means nothing to {shown}, which takes {takes}; leave it out")

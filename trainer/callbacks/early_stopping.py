@@ -60,7 +60,7 @@ class EarlyStopping(TrainerCallback):
     Must come after the callbacks that ask for evaluations at an epoch's end.
 
     Raises:
-        ValueError: `mode` is neither min nor max; with `strict`, the metric is not there when training goes on.
+        ValueError: `mode` is neither min nor max; with `strict`, the metric is missing when training continues.
     """
 
     def __init__(self, settings: Settings, min_epochs: int | None = None):

@@ -15,10 +15,10 @@ from storage.atomic import write_text
 
 
 def drop_later_lines(path: Path, state: Any) -> None:
-    """Of a file of JSON lines with `step`, keeps those that a run which goes on from `state` will not write again.
+    """Keep the JSON lines (with `step`) that a run resumed from `state` will not write again.
 
     Args:
-        state: The Trainer's; at step 0 the run begins anew, and nothing is kept.
+        state: The Trainer's; at step 0 nothing is kept.
     """
     if not path.exists():
         return

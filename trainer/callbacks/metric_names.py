@@ -19,12 +19,12 @@ def find_metric(name: str, metrics: Mapping[str, Any]) -> str | None:
     log's `x`. A bare `x` is `eval_x` where there is one, else `x`; where several evaluation sets have an `x` of their
     own (`eval_left_x`, `eval_right_x`) a bare name means none of them: it must name one.
     """
-    known = {_word(each): each for each in metrics}
+    known = {_word(metric): metric for metric in metrics}
     word = _word(name)
     ambiguous = any(is_evaluation(each) and each.endswith(f"_{word}") for each in known)
     if _split(word)[0] is None and f"eval_{word}" not in known and ambiguous:
         return None
-    return next((known[each] for each in _readings(word) if each in known), None)
+    return next((known[reading] for reading in _readings(word) if reading in known), None)
 
 
 def metric_or_error(name: str, metrics: Mapping[str, Any], asked_by: str) -> str:
@@ -40,7 +40,7 @@ def metric_or_error(name: str, metrics: Mapping[str, Any], asked_by: str) -> str
 
     if (found := find_metric(name, metrics)) is not None:
         return found
-    logged = [each for each in metrics if each not in ("epoch", "step")]
+    logged = [metric for metric in metrics if metric not in ("epoch", "step")]
     words = {_word(each): each for each in logged}
     close = difflib.get_close_matches(normal_form(name), words, n=1, cutoff=0.5)
     remedy = f"did you mean `{words[close[0]]}`? " if close else ""

@@ -25,7 +25,7 @@ class Sampling:
 
     Attributes:
         tokens: New tokens.
-        prompt: Text to go on from.
+        prompt: Text to continue.
         count: Samples each time.
         temperature: 0 takes the likeliest token always.
         top_k: Only the k likeliest tokens; None: all.
@@ -77,7 +77,7 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     special = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ids = ids or ([] if special is None else [special])
     if not ids:
-        raise ValueError(f"`sample_prompt: {prompt!r}` has no token to go on from; give some text")
+        raise ValueError(f"`sample_prompt: {prompt!r}` has no tokens; give some text")
     return ids
 
 

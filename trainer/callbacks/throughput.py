@@ -81,13 +81,13 @@ class StepMeter:
             self.waited_s += self.clock() - began
 
     def pause(self) -> None:
-        """What follows is not training. Pauses nest."""
+        """Begin a pause, which does not count as training. Pauses nest."""
         if not self.pauses:
             self.paused_at = self.clock()
         self.pauses += 1
 
     def resume(self) -> None:
-        """Training goes on, once every pause is over."""
+        """End a pause; measurement continues when all nested pauses have ended."""
         assert self.pauses, "resumed without a pause"
         self.pauses -= 1
         if not self.pauses and self.began is not None:

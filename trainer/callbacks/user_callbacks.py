@@ -43,7 +43,7 @@ def _callback(entry: str | Mapping[str, Any], place: str) -> TrainerCallback:
 
 
 def _module(name: str, place: str) -> Any:
-    """The module; its absence is told apart from the absence of one that it needs."""
+    """Import the module; a missing module and a missing import inside it are different errors."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -58,7 +58,7 @@ def _near(missing: str) -> str:
     """The remedy for a module that is not there: one of a similar name where it was looked for."""
     parent, _, last = missing.rpartition(".")
     where = getattr(importlib.import_module(parent), "__path__", []) if parent else None
-    close = difflib.get_close_matches(last, [each.name for each in pkgutil.iter_modules(where)], n=1)
+    close = difflib.get_close_matches(last, [iter_module.name for iter_module in pkgutil.iter_modules(where)], n=1)
     return f"; did you mean `{parent}{'.' * bool(parent)}{close[0]}`?" if close else "; is its folder on PYTHONPATH?"
 
 

@@ -1,4 +1,4 @@
-"""How a run's processes were started, and what of it accelerate would leave out without a word."""
+"""Check how the processes of a run were launched, and what accelerate would ignore silently."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from trainer.hf_patches import replace_next_step
 
 DEEPSPEED_LINE = (
-    "DeepSpeed makes the updates inside its engine: a step that is not finite is not kept from the weights; "
-    "checkpoints hold the engine's own pickled files beside Keel's: go on only from those that you wrote"
+    "DeepSpeed makes the updates inside its engine: a step that is not finite reaches the weights; "
+    "checkpoints hold the engine's own pickled files beside Keel's: resume only from those that you wrote"
 )
-# What torch speaks of where it cannot; its NotImplementedErrors are RuntimeErrors too.
+# Words in torch's errors about sharded tensors; its NotImplementedErrors are RuntimeErrors too.
 DIVISION = re.compile(r"DTensor|shard|placement")
 
 
 class CannotDivide(ValueError):
-    """A setting that turned out not to work with divided weights."""
+    """A setting that does not work with sharded weights."""
 
 
 def check_launch(args: Any) -> None:
-    """Processes that were started together must train together, and each on one device.
+    """Check that processes which were launched together train together, each on one device.
 
     Raises:
         ValueError: each would train alone, all of them writing the same files; or one would spread each batch over
@@ -49,10 +49,10 @@ def wants_fsdp(args: Any) -> bool:
 
 
 def check_sharding(accelerator: Any, settings: Any, adapted: Any) -> None:
-    """What a run asks for must be possible with divided weights.
+    """Check that all settings work with sharded weights.
 
     Raises:
-        ValueError: it is not; what to do instead.
+        ValueError: a setting does not; the message says what to do.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     how = "FSDP" if plugin is not None else "DeepSpeed"
@@ -62,14 +62,14 @@ def check_sharding(accelerator: Any, settings: Any, adapted: Any) -> None:
         raise ValueError(f"`using_ema` works with whole weights in each process, not with {how}; turn it off")
     if getattr(getattr(adapted, "record", None), "quantization", None):
         raise ValueError(
-            f"quantized weights cannot be divided by {how}; turn `use_quantization` off, or train with ddp.yaml"
+            f"quantized weights cannot be sharded by {how}; turn `use_quantization` off, or train with ddp.yaml"
         )
     if settings.first_optimizer is not None:
         raise ValueError(f"`load_optimizer` works with whole weights in each process, not with {how}; leave it out")
 
 
 def explain_first_step(optimizer: Any, name: str) -> None:
-    """Whether torch can make an optimizer's update on divided weights shows in its first step: one line says so.
+    """Turn torch's error about sharded weights in the optimizer's first step into one line.
 
     The error that passes then is a `CannotDivide`.
     """
@@ -82,7 +82,7 @@ def explain_first_step(optimizer: Any, name: str) -> None:
             if isinstance(error, torch.OutOfMemoryError) or (text and not DIVISION.search(text)):
                 raise
             raise CannotDivide(
-                f"optimizer `{name}` cannot train divided weights ({text[:200] or type(error).__name__}); AdamW, SGD "
+                f"optimizer `{name}` cannot train sharded weights ({text[:200] or type(error).__name__}); AdamW, SGD "
                 "and Lion can, or train with scripts/accelerate/ddp.yaml"
             ) from error
 

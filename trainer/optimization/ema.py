@@ -48,7 +48,7 @@ class AveragedWeights:
         if not trained:
             raise ValueError("EMA has nothing to average: every weight of the model is frozen")
         self.names, self.parameters = list(trained), list(trained.values())
-        self.shadow = [each.detach().to(_shadow_type(each), copy=True) for each in self.parameters]
+        self.shadow = [parameter.detach().to(_shadow_type(parameter), copy=True) for parameter in self.parameters]
         self.trained: list[torch.Tensor] | None = None  # the weights put aside while `swapped`
         self._groups: list[tuple[list[torch.Tensor], list[nn.Parameter]]] | None = None
 
@@ -94,7 +94,7 @@ class AveragedWeights:
             yield
             return
         self._same_kind()
-        self.trained = [each.detach().clone() for each in self.parameters]
+        self.trained = [parameter.detach().clone() for parameter in self.parameters]
         self._fill(self.shadow)
         try:
             yield
@@ -104,7 +104,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _fill(self, values: list[torch.Tensor]) -> None:
-        """Written in place: optimizer, DDP buckets and compiled graphs go on seeing the same storage."""
+        """Written in place, so that optimizer, DDP buckets and compiled graphs keep the same storage."""
         torch._foreach_copy_(self.parameters, values)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -133,7 +133,7 @@ class AveragedWeights:
     def load(self, folder: Path | str) -> None:
         """Takes up what `write_averages` wrote of `state`: the shadow, and the trained weights back into the model.
 
-        The checkpoint's model file holds the averaged weights, from which training must not go on. Settings stay
+        The checkpoint's model file holds the averaged weights, from which training must not continue. Settings stay
         those given here.
 
         Raises:

@@ -101,7 +101,7 @@ class TorchCurve:
     def momenta(self, index: int) -> dict[str, Any]:
         """What a cycle sets besides the rate: `momentum`, or Adam's `betas`."""
         group = self.stand_in.param_groups[index]
-        return {each: group[each] for each in ("momentum", "betas") if self.cycles_momentum and each in group}
+        return {name: group[name] for name in ("momentum", "betas") if self.cycles_momentum and name in group}
 
     def state_dict(self) -> dict[str, Any]:
         if not self.metric:
@@ -168,7 +168,7 @@ def _made(name: str, options: dict[str, Any], stand_in: torch.optim.Optimizer, u
             for each, start, end in zip(options["schedulers"], starts, ends, strict=True)
         ]
     elif name == "ChainedScheduler":
-        options["schedulers"] = [_inner(each, stand_in, units, rate) for each in options["schedulers"]]
+        options["schedulers"] = [_inner(option, stand_in, units, rate) for option in options["schedulers"]]
     if name in ("OneCycleLR", "CyclicLR"):
         _scale_to_groups(options, stand_in, rate)
     return kind(optimizer=stand_in, **options)

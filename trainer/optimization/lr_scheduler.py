@@ -84,7 +84,7 @@ class Schedule:
         return list(self.last_rates)
 
     def rate_at(self, step: int) -> float:
-        """Goes on to a later step, without training; the rate of the first group there."""
+        """Advance to a later step without training; returns the learning rate of the first group there."""
         self.taken = step
         self._apply()
         return self.last_rates[0]
@@ -116,7 +116,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where another schedule stood.
+        """Continue where another schedule was.
 
         Raises:
             ValueError: it is another schedule, or its run had another length, and the plan says of neither what to do;
@@ -145,7 +145,7 @@ class Schedule:
         self.horizon = self.plan.decay_steps or course.length
 
     def _course_after(self, state: dict[str, Any]) -> Course:
-        """The course of a schedule that goes on: as it was, or changed as the plan says where the length is another."""
+        """The step mapping of a resumed schedule: as it was, or changed as the plan says if the length has changed."""
         before = state.get("total_steps", self.total_steps)
         course = stored_course(state.get("course"), before)
         choice, now = self.plan.new_length, self.total_steps

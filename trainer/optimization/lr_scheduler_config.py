@@ -60,7 +60,7 @@ class SchedulePlan:
     new_length: str | None = None
     "A resumed run with another length: `keep` its course, or `rebase` what is left of it; None: it must not matter."
     takes_over: bool = False
-    "A resumed run may have had another schedule: this one goes on at its step."
+    "The checkpoint may have another schedule: this one continues at its step."
 
     @property
     def follows_metric(self) -> bool:
@@ -139,7 +139,9 @@ def check_names(plan: SchedulePlan) -> None:
 
 
 def _check_one(name: str, options: dict[str, Any]) -> None:
-    known = [each.value for each in SchedulerType] + [each for each in torch_schedules() if each not in UNFIT]
+    known = [each.value for each in SchedulerType] + [
+        torch_schedule for torch_schedule in torch_schedules() if torch_schedule not in UNFIT
+    ]
     if name in UNFIT:
         raise ValueError(f"schedule `{name}` {UNFIT[name]}; there are {', '.join(known)}")
     if name not in known:
@@ -181,7 +183,7 @@ def _check_list(name: str, options: dict[str, Any]) -> None:
             raise ValueError(
                 f"schedule `{name}` has {len(inner)} schedules and needs {len(inner) - 1} milestones, not {stones}"
             )
-        if not all(isinstance(each, int) and each > 0 for each in stones) or stones != sorted(set(stones)):
+        if not all(isinstance(stone, int) and stone > 0 for stone in stones) or stones != sorted(set(stones)):
             raise ValueError(f"schedule `{name}` needs rising whole numbers above 0 as milestones, not {stones}")
 
 

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: never applied, told with their samples; too many in a row end the run.
+"""Skip steps whose loss or gradient is not finite, and report their samples; too many in a row end the run.
 
 The decision comes from the gradient norm alone. A loss that is not finite makes its gradients so (`protect`), and under
 DDP the all-reduced gradients and with them the norm, so that all processes decide alike without talking about it.
@@ -50,16 +50,16 @@ class NonfiniteGuard:
     In each micro-batch `begin`, then `protect` with its loss; `before_update` with the norm, before the update.
 
     On CUDA with a fused torch optimizer nothing waits: the flag stays on the device, the optimizer's kernels read it,
-    and the host looks at its copy one step later. Every other optimizer steps when the host says so, which waits for
+    and the host reads its copy one step later. Every other optimizer steps when the host decides so, which waits for
     the norm. With a gradient scaler (float16) the scaler's own skipping of overflows stands, and only a step whose
     loss was not finite counts here.
 
-    The learning rate schedule and the step number go on over a skipped step; optimizer state does not.
+    The learning-rate schedule and the step number advance over a skipped step; optimizer state does not.
 
     Args:
         stop_after: Skipped steps in a row that end the run with `TrainingDiverged`.
         run_folder: Where checkpoints lie, for the message.
-        show: Told one line for each skipped step, on the main process.
+        show: Called with one line for each skipped step, on the main process.
         where: Sample index -> where it lies in the data, for the message. None: the index alone.
         finish_saving: Called before the message names the newest checkpoint.
     """
@@ -176,7 +176,7 @@ class NonfiniteGuard:
         """Looks at the step that the host has not seen yet, if there is one; before logs, checkpoints and the end.
 
         All processes call it alike, since they exchange sample ids when the step was bad. Its norm was computed a step
-        ago, so the device goes on working meanwhile.
+        ago, so the device keeps working meanwhile.
 
         Raises:
             TrainingDiverged: see `before_update`.
@@ -197,7 +197,7 @@ class NonfiniteGuard:
         if optimizer is not None:
             vars(getattr(optimizer, "optimizer", optimizer)).pop("found_inf", None)
 
-    # ---- what is told ----
+    # ---- what is reported ----
 
     def take(self, steps: int) -> tuple[float, dict[str, int]]:
         """For a log line over `steps` optimizer steps: what to multiply its loss by, and `skipped_steps` if any were.
@@ -282,7 +282,7 @@ def describe(batches: Sequence[Mapping[str, Any]]) -> str:
 
 
 def skips_by_flag(optimizer: Any) -> bool:
-    """Whether the optimizer's kernels leave weights and state alone where its `found_inf` says so.
+    """Whether the optimizer's kernels skip the update of weights and state if its `found_inf` is set.
 
     Not SGD before its first momentum: it would keep uninitialized memory as momentum.
     """

@@ -42,7 +42,11 @@ def stored_course(stored: Any, total: int) -> Course:
     try:
         found = Course(**stored)
         numbers = (found.length, found.total, found.start, found.position)
-        if all(isinstance(each, (int, float)) for each in numbers) and found.length > 0 and found.total > found.start:
+        if (
+            all(isinstance(number, (int, float)) for number in numbers)
+            and found.length > 0
+            and found.total > found.start
+        ):
             return found
     except TypeError:
         pass
