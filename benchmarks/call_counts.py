@@ -20,6 +20,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from trainer.hf_patches import defer_peft
+
+defer_peft()  # before anything imports transformers' Trainer
+
 TEXT = "To be, or not to be, that is the question.\n" * 400
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 4}
 SETTINGS = ["save_strategy=no", "logging_steps=1000", "eval_strategy=no", "report_to=none"]

@@ -18,6 +18,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+from trainer.hf_patches import defer_peft
+
+defer_peft()  # before anything imports transformers' Trainer
+
 import torch
 from transformers import TrainerCallback, TrainingArguments
 

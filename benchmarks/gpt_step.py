@@ -33,6 +33,10 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+from trainer.hf_patches import defer_peft
+
+defer_peft()  # before anything imports transformers' Trainer
+
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -22,6 +22,10 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+from trainer.hf_patches import defer_peft
+
+defer_peft()  # before anything imports transformers' Trainer
+
 import torch
 from torch import Tensor, nn
 

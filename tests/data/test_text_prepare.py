@@ -237,7 +237,7 @@ def test_after_a_change_an_interrupted_preparation_starts_anew(tmp_path, text_fi
         text_file.write_text("something else", encoding="utf-8")
     word = "char" if change == "settings" else "bytes"
     prepare(tmp_path / "set", Settings(str(text_file), word), report=lines.append)
-    assert any("starting anew" in line for line in lines)
+    assert any("since the interruption" in line for line in lines)
     tokens = tokens_of(tmp_path / "set", "train") + tokens_of(tmp_path / "set", "val")
     assert open_tokenizer(str(tmp_path / "set")).decode(tokens) == text_file.read_text(encoding="utf-8")
 

@@ -249,7 +249,7 @@ def test_from_any_causal_language_model(home):
     ("line", "says"),
     [
         ("--dataset c", "prepare.py --dataset c"),
-        ("--init_from=resume --out_dir=out/none", "no run to go on with"),
+        ("--init_from=resume --out_dir=out/none", "out/none"),
         ("--training_mode=multidataset --dataset_list a b --dataset_sampling_probs 0.5 0.6", "sums to 1.1"),
         ("--training_mode=multidataset --dataset_list a", "at least two data sets"),
         ("--training_mode=multidataset --dataset_list a longer_alphabet", "tokenizer"),

@@ -295,7 +295,7 @@ def test_dims_that_contradict_are_found_without_the_data(in_root):
 def test_a_reader_that_leaves_early_is_no_error(in_root):
     words = f"{sys.executable} train.py --print_schema | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", words], cwd=in_root, capture_output=True, text=True)
-    assert done.stdout == "{\n0\n" and done.stderr == ""
+    assert done.stdout == "{\n0\n" and "Traceback" not in done.stderr
 
 
 def test_the_later_of_two_lengths_wins(in_root, write):

@@ -85,7 +85,7 @@ def test_one_process_on_two_gpus_is_refused(tmp_path, monkeypatch):
         ({"fsdp_version": 2}, {"ema": object()}, None, "`using_ema` works with whole weights.* not with FSDP"),
         (None, {"ema": object()}, None, "`using_ema` works with whole weights.* not with DeepSpeed"),
         (None, {"first_optimizer": Path("x")}, None, "`load_optimizer` works with whole weights"),
-        ({"fsdp_version": 2}, {}, {"quantization": {"bits": 4}}, "quantized weights cannot be divided by FSDP"),
+        ({"fsdp_version": 2}, {}, {"quantization": {"bits": 4}}, "use_quantization"),
     ],
 )
 def test_what_divided_weights_cannot_do(plugin, settings, adapted, says):
@@ -124,7 +124,7 @@ def first_step(error):
     ],
 )
 def test_an_optimizer_that_cannot_divide_says_so_in_its_first_step(error):
-    with pytest.raises(CannotDivide, match="optimizer `Failing` cannot train divided weights"):
+    with pytest.raises(CannotDivide, match="optimizer `Failing` cannot train sharded weights"):
         first_step(error)
 
 
