@@ -169,8 +169,12 @@ def test_a_mapping_may_be_written_as_json_text(in_root):
     ],
 )  # fmt: skip
 def test_text_that_is_no_mapping_is_refused(in_root, setting):
+    name = setting.partition("_kwargs=")[0]
+    if setting.partition("=")[0] not in scalar_keys():
+        pytest.skip("the installed transformers has no such field")
+    switches = [f"{name}=true"] if name in scalar_keys() else []
     with pytest.raises(ConfigError) as refused:
-        resolve(settings=["gradient_checkpointing=true", "activation_checkpointing=true", setting])
+        resolve(settings=[*switches, setting])
     (line,) = refused.value.problems
     assert line.startswith(f"`{setting.split('=')[0]}: ") and "in --set must be a mapping, as in {name: value}" in line
 
