@@ -133,7 +133,7 @@ OF_SAMPLES = ("prompt", "tokens", "temperature", "top_k", "seed")
 
 
 def check_flags(asked: EvalArguments, run: RunConfig) -> None:
-    """Raises ConfigError for a flag that would do nothing here."""
+    """Raises ConfigError for a flag that has no effect here."""
     dead = dict.fromkeys(OF_ROLLOUTS, f"task {run.task} has no simulator to roll a policy out in")
     if run.env is None and not asked.samples:
         dead |= dict.fromkeys(OF_SAMPLES, "no --samples are asked for")
@@ -143,7 +143,7 @@ def check_flags(asked: EvalArguments, run: RunConfig) -> None:
             dead["video_episodes"] = "nothing is filmed; set --video"
     for name, why in dead.items():
         if name in asked.given:
-            raise ConfigError(f"`--{name} {getattr(asked, name)}` would do nothing: {why}")
+            raise ConfigError(f"`--{name} {getattr(asked, name)}` has no effect: {why}")
 
 
 def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
@@ -185,11 +185,11 @@ def written_samples(asked: EvalArguments, model: Any, tokenizer: Any) -> list[st
     Raises:
         ValueError: it has no tokenizer to write with, the prompt does not fit, or generating fails.
     """
-    from trainer.callbacks.text_samples import Sampling, sample_texts
+    from trainer.callbacks.text_samples import GenerationConfig, sample_texts
 
     if tokenizer is None:
         raise ValueError("--samples: the data has no single tokenizer to write text with; leave it out")
-    sampling = Sampling(asked.tokens, asked.prompt, asked.samples, asked.temperature, asked.top_k)
+    sampling = GenerationConfig(asked.tokens, asked.prompt, asked.samples, asked.temperature, asked.top_k)
     try:
         return sample_texts(model, tokenizer, sampling, asked.seed)
     except ValueError:

@@ -149,10 +149,10 @@ def prepare_text(asked: PrepareArguments, ready: str | None, folder: Path, cache
     Raises:
         ValueError: the text, the tokenizer or the folder cannot be used, or is not named; one line.
     """
-    from data.text.preparing import Settings, describe, is_prepared, plain, prepare
-    from data.text.ready import settings_of
+    from data.text.builtin_datasets import settings_of
+    from data.text.preparing import PreparationSettings, describe, is_prepared, plain, prepare
 
-    keys = [field.name for field in dataclasses.fields(Settings)]
+    keys = [field.name for field in dataclasses.fields(PreparationSettings)]
     given = {key: getattr(asked, key) for key in keys if key in asked.given}
     if {"val_text", "val_fraction"} <= given.keys():
         raise ConfigError("`--val_text` is the whole validation split; leave --val_fraction out")
@@ -165,7 +165,7 @@ def prepare_text(asked: PrepareArguments, ready: str | None, folder: Path, cache
                 known = did_you_mean(asked.dataset, names) or f"; known by name are {quoted(names)}"
                 known = known if key == "text" else ""
                 raise ConfigError(f"`--dataset {asked.dataset}` needs --{key}: {remedy}{known}")
-        settings = Settings(**given)
+        settings = PreparationSettings(**given)
     else:
         settings = settings_of(ready, cache_dir, given)
     prepare(folder, settings, asked.num_workers, asked.overwrite)

@@ -263,9 +263,9 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
 def schedule_plan(run: RunConfig) -> Any:
     """The learning-rate schedule."""
     from loader.resolve.derived import schedule_counts_epochs, warmup
-    from trainer.optimization.lr_scheduler_config import SchedulePlan
+    from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
-    return SchedulePlan(
+    return LRSchedulerConfig(
         name=run.hyper.lr_scheduler_type,
         options={**(run.trainer.get("lr_scheduler_kwargs") or {}), **run.scheduler},
         interval=run.schedule.interval or ("epoch" if schedule_counts_epochs(run) else "step"),
@@ -281,7 +281,7 @@ def schedule_plan(run: RunConfig) -> Any:
 
 def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
     """How to write text samples during training, or None; a ValueError if the prompt is too long or not encodable."""
-    from trainer.callbacks.text_samples import Sampling, prompt_ids, room_after
+    from trainer.callbacks.text_samples import GenerationConfig, prompt_ids, room_after
 
     process = run.process
     if not process.sample_tokens or not bundle.eval_datasets:
@@ -294,7 +294,7 @@ def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
             )
         run.notes.append("no samples: the data has no single tokenizer to write text with")
         return None
-    chosen = Sampling(
+    chosen = GenerationConfig(
         process.sample_tokens,
         process.sample_prompt,
         process.sample_count,

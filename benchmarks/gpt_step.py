@@ -46,7 +46,7 @@ from transformers import TrainerCallback, TrainingArguments
 import data.text
 from data.bundle import Bundle
 from models import gpt
-from trainer.optimization.lr_scheduler_config import SchedulePlan
+from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 from trainer.optimization.parameter_groups import parameter_groups
 from trainer.settings import TrainerSettings
 from trainer.trainer import Trainer
@@ -318,7 +318,7 @@ def trainer_of(model: nn.Module, bundle: Bundle, setting: Setting, folder: str, 
         remove_unused_columns=False,
         **options,
     )
-    plan = SchedulePlan("cosine", warmup_steps=setting.warmup, min_lr=LEAST_RATE, learning_rate=RATE)
+    plan = LRSchedulerConfig("cosine", warmup_steps=setting.warmup, min_lr=LEAST_RATE, learning_rate=RATE)
     settings = TrainerSettings(schedule=plan, metrics=bundle.metrics, units=bundle.units)
     return Trainer(
         model,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 
-class NamedMeans:
+class LossMeter:
     """Running means of a model's loss terms: `{"action": …, "kl": …}` of every micro-batch since the last `take`."""
 
     def __init__(self) -> None:

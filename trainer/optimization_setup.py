@@ -15,12 +15,11 @@ from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.trainer_io import check_shapes
 from trainer.dataloading.resume_position import KEY as POSITION
 from trainer.dataloading.resume_position import DataPosition, stored_position
-from trainer.optimization.hparam_changes import OptimizerPlan, changed_options
+from trainer.optimization.hparam_changes import OptimizerPlan, changed_options, load_earlier_state
 from trainer.optimization.lr_scheduler import Schedule, check_plan, schedule_lines
-from trainer.optimization.lr_scheduler_config import SchedulePlan
+from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 from trainer.optimization.optimizers import build_optimizer
 from trainer.optimization.parameter_groups import group_rates, no_decay_lines, parameter_groups
-from trainer.optimization.warm_start_optimizer import take_state
 from trainer.serialization import state_dict_io
 
 
@@ -97,7 +96,7 @@ class OptimizationSetup:
         try:
             optimizer = self.new_optimizer(model, args)
             if self.settings.first_optimizer is not None:
-                take_state(optimizer, self.settings.first_optimizer)
+                load_earlier_state(optimizer, self.settings.first_optimizer)
             Schedule(optimizer, self.plan, total, steps)
         except (TypeError, ValueError, ImportError, RuntimeError, NotImplementedError) as error:
             if isinstance(error, ValueError) and "`" in str(error):
@@ -182,9 +181,9 @@ def updates_per_epoch(args: Any, samples: int) -> int:
     return max(1, math.ceil(own / args.gradient_accumulation_steps))
 
 
-def plan_of(args: Any) -> SchedulePlan:
+def plan_of(args: Any) -> LRSchedulerConfig:
     """The schedule that TrainingArguments alone describe."""
-    return SchedulePlan(
+    return LRSchedulerConfig(
         name=getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
         options=dict(args.lr_scheduler_kwargs or {}),
         warmup_steps=args.warmup_steps,

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.callbacks.text_samples import Sampling
+from trainer.callbacks.text_samples import GenerationConfig
 from trainer.optimization.hparam_changes import OptimizerPlan
-from trainer.optimization.lr_scheduler_config import SchedulePlan
+from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
 
 @dataclass
@@ -42,7 +42,7 @@ class TrainerSettings:
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     param_groups: Sequence[Any] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
-    schedule: SchedulePlan | None = None
+    schedule: LRSchedulerConfig | None = None
     no_decay_verbose: bool = False
     ema: Any = None
     early_stopping: Any = None
@@ -66,7 +66,7 @@ class TrainerSettings:
     metrics: Callable[[str, float], dict[str, float]] | None = None
     units: Mapping[str, int] = field(default_factory=dict)
     tokenizer: Any = None
-    sampling: Sampling | None = None
+    sampling: GenerationConfig | None = None
     first_optimizer: Path | None = None
     earlier_optimizer: OptimizerPlan | None = None
     forget_best: bool = False

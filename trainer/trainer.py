@@ -29,7 +29,7 @@ from trainer.callbacks.log_files import check_appendable, write_files
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.callbacks.progress import Console, MetricsFile
 from trainer.callbacks.text_samples import WriteSamples
-from trainer.callbacks.throughput import GradientNormLog, StepMeter, TimedSteps, flops_per_sample
+from trainer.callbacks.throughput import GradientNormLog, ThroughputMonitor, TimedSteps, flops_per_sample
 from trainer.callbacks.user_callbacks import named_callbacks
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.manager import CheckpointManager
@@ -52,12 +52,12 @@ from trainer.hf_patches import (
     restore_module_walks,
     skip_module_walks,
 )
-from trainer.loss_terms import NamedMeans
+from trainer.loss_terms import LossMeter
 from trainer.optimization.ema import AveragedWeights
+from trainer.optimization.hparam_changes import load_earlier_state
 from trainer.optimization.lr_scheduler import Schedule
 from trainer.optimization.lr_scheduler_config import is_training_loss
 from trainer.optimization.nonfinite_guard import NonfiniteGuard
-from trainer.optimization.warm_start_optimizer import take_state
 from trainer.optimization_setup import plan_of
 from trainer.preemption import Preempted, Signals
 from trainer.settings import TrainerSettings
@@ -122,7 +122,7 @@ class Trainer(HFOverrides):
 
     def _begin_state(self, model: nn.Module, train_dataset: Any) -> None:
         """The state that training changes, as it is before the first step."""
-        self.train_terms, self.eval_terms = NamedMeans(), None
+        self.train_terms, self.eval_terms = LossMeter(), None
         self.guard = NonfiniteGuard(
             self.settings.stop_after_nonfinite,
             self.checkpoint_dir,
@@ -131,7 +131,7 @@ class Trainer(HFOverrides):
         )
         self.norms = GradientNormLog(self.settings.grad_clip_threshold)
         self.ema = _averaged_weights(model, self.settings.ema)
-        self.meter: StepMeter | None = None
+        self.meter: ThroughputMonitor | None = None
         self.clipped_parameters: list[nn.Parameter] | None = None
         self.skipped_update: bool | torch.Tensor = False
         self.steps_per_epoch, self.followed_steps, self.samples, self.measured_steps = 1, 0, 0, 0
@@ -194,7 +194,7 @@ class Trainer(HFOverrides):
         """
         self.followed_loss = torch.zeros((), device=self.args.device)
         if self.settings.first_optimizer is not None and not self.is_resuming:
-            take_state(self.optimizer, self.settings.first_optimizer)
+            load_earlier_state(self.optimizer, self.settings.first_optimizer)
         if self.is_fsdp_enabled:
             explain_first_step(self.optimizer, self.optimizer_name)
         if self.is_unsharded:
@@ -306,7 +306,7 @@ class Trainer(HFOverrides):
         self.args.eval_on_start = self.settings.validate_before_resume if resuming else self.eval_on_start
         processes = self.args.world_size
         self.samples = self.measured_steps = 0
-        self.meter = StepMeter(self.args.device, flops_per_sample(self.model), processes)
+        self.meter = ThroughputMonitor(self.args.device, flops_per_sample(self.model), processes)
         deferred = self.signals.deferred() if self.signals is not None else contextlib.nullcontext()
         try:
             with deferred:

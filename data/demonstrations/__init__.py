@@ -36,7 +36,7 @@ def check(config: Config, run) -> list[str]:
 
 def build(config: Config, run):
     """The `Bundle` of the configured folders; raises ValueError where they cannot be used."""
-    from data.demonstrations.assemble import assemble
+    from data.demonstrations.build_bundle import assemble
 
     if config.path is None:
         raise ValueError(

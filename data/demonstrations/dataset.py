@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data.demonstrations.encoder import ObservationEncoder
-from data.demonstrations.source import Source
+from data.demonstrations.source import EpisodeSource
 
 
 class Demonstrations(torch.utils.data.Dataset):
@@ -23,7 +23,7 @@ class Demonstrations(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        sources: list[Source],
+        sources: list[EpisodeSource],
         chosen: list[np.ndarray],
         first_ids: list[int],
         encoder: ObservationEncoder,
@@ -109,7 +109,9 @@ class Demonstrations(torch.utils.data.Dataset):
         return images
 
     @staticmethod
-    def copy_frames(source: Source, out: np.ndarray, where: np.ndarray, k: int, camera: int, rows: np.ndarray) -> None:
+    def copy_frames(
+        source: EpisodeSource, out: np.ndarray, where: np.ndarray, k: int, camera: int, rows: np.ndarray
+    ) -> None:
         if len(where) == len(out):
             return source.frames.copy_to(out[:, k], camera, rows)
         for sample, row in zip(where.tolist(), rows, strict=True):

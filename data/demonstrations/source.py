@@ -27,7 +27,7 @@ TEXTS = ("instruction", "reasoning", "subtask")
 
 
 @dataclass
-class Source:
+class EpisodeSource:
     """Steps of all episodes of a folder; episode e has the rows from offsets[e] to before offsets[e + 1]."""
 
     path: str
@@ -66,7 +66,7 @@ class Source:
             self.arrays, self.frames = open_arrays(self.folder, self.details)
 
 
-def prepare(path: str, config: Config, process, cache_root: Path) -> Source:
+def prepare(path: str, config: Config, process, cache_root: Path) -> EpisodeSource:
     """The source of one folder, in the way `lazy_preprocess` and `preload_data` ask for."""
     folder = Path(path).expanduser()
     files = sorted_files(folder)  # listed once: a recording in progress must not add a file after the key is computed
@@ -78,7 +78,7 @@ def prepare(path: str, config: Config, process, cache_root: Path) -> Source:
         prepared, details = cache.open_or_build(
             cache_root, key, lambda staging: write(staging, folder, files, config, process)
         )
-        source = Source(path, details, *open_arrays(prepared, details), prepared)
+        source = EpisodeSource(path, details, *open_arrays(prepared, details), prepared)
     return preload(source) if process.preload_data else source
 
 
@@ -105,7 +105,7 @@ def settings(config: Config, process) -> dict:
 
 
 def scan(folder: Path, files: list[Path], config: Config, process) -> tuple[dict, dict[str, np.ndarray]]:
-    """Read and check everything but the frames; -> details and arrays of a `Source`."""
+    """Read and check everything but the frames; -> details and arrays of a `EpisodeSource`."""
     keys, episodes, left_out = None, [], 0
     for file in files:
         if config.max_episodes is not None and len(episodes) == config.max_episodes:
@@ -190,10 +190,10 @@ def encode_texts(episodes: list[Episode]) -> tuple[list[str], dict[str, np.ndarr
     return list(numbers), codes
 
 
-def from_files(path: str, folder: Path, files: list[Path], config: Config, process) -> Source:
+def from_files(path: str, folder: Path, files: list[Path], config: Config, process) -> EpisodeSource:
     """Signals in memory, since their statistics need all of them; frames left in the files."""
     details, arrays = scan(folder, files, config, process)
-    source = Source(path, details, arrays, None)
+    source = EpisodeSource(path, details, arrays, None)
     if source.fit is not None:
         source.frames = FileFrames(files_of(folder, details), arrays["offsets"], details["image_keys"], source.fit)
     return source
@@ -202,7 +202,7 @@ def from_files(path: str, folder: Path, files: list[Path], config: Config, proce
 def write(staging: Path, folder: Path, files: list[Path], config: Config, process) -> dict:
     """Fill a cache folder; returns its manifest."""
     details, arrays = scan(folder, files, config, process)
-    source = Source(str(folder), details, arrays, None)
+    source = EpisodeSource(str(folder), details, arrays, None)
     cache.require_disk(staging, source.image_bytes() + sum(array.nbytes for array in arrays.values()), str(folder))
     for name, array in arrays.items():
         np.save(staging / f"{name}.npy", array)
@@ -223,7 +223,7 @@ def open_arrays(prepared: Path, details: dict) -> tuple[dict[str, np.ndarray], A
     return arrays, ArrayFrames([mapped(f"frames_{camera}") for camera in cameras]) if details["fit"] else None
 
 
-def preload(source: Source) -> Source:
+def preload(source: EpisodeSource) -> EpisodeSource:
     """The whole source in memory, at training size."""
     cache.require_memory(source.image_bytes() + sum(array.nbytes for array in source.arrays.values()))
     source.arrays = {name: np.array(array) for name, array in source.arrays.items()}
@@ -237,7 +237,7 @@ def preload(source: Source) -> Source:
     return source
 
 
-def frames_shape(source: Source) -> tuple[int, int, int, int]:
+def frames_shape(source: EpisodeSource) -> tuple[int, int, int, int]:
     """(N, 3, h, w)."""
     return int(source.arrays["offsets"][-1]), 3, source.fit.height, source.fit.width
 

@@ -82,7 +82,7 @@ def prepare(name: str, folder: Path) -> dict:
     Raises:
         ValueError: no such set, or the folder is there and holds something else.
     """
-    from data.records.ready import make
+    from data.records.builtin_datasets import make
 
     return make(name, Path(folder))
 
@@ -92,6 +92,6 @@ def build(config: Config, run):
     problems = check(config, run)
     if problems:
         raise ValueError(problems[0])
-    from data.records.assemble import assemble
+    from data.records.build_bundle import assemble
 
     return assemble(config, run)

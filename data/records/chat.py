@@ -159,8 +159,8 @@ def _template_errors(place: str) -> Iterator[None]:
     try:
         yield
     except (jinja2.TemplateError, TypeError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{place}: the chat template cannot render these messages: {said}") from None
+        message_text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{place}: the chat template cannot render these messages: {message_text}") from None
 
 
 def _encoded(ids: list[int], learned: np.ndarray, is_open: bool = False) -> Encoded:

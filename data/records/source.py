@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.user_json import parsed, why
+from data.strict_json import parsed, why
 
 SUFFIXES = (".jsonl", ".json")
 TRAIN_FILE, HELD_OUT_FILE = "train.jsonl", "val.jsonl"
@@ -16,7 +16,7 @@ HELD_OUT_SPLITS = ("validation", "valid", "val", "dev", "test")
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordSource:
     """Records in files, one after another; or those of a Hugging Face data set's split."""
 
     files: tuple[Path, ...] = ()
@@ -34,7 +34,7 @@ def is_found(path: str, cache_dir: Path) -> bool:
     return _located(path, cache_dir) is not None
 
 
-def find(path: str, cache_dir: Path, key: str) -> tuple[Source, Source | None]:
+def find(path: str, cache_dir: Path, key: str) -> tuple[RecordSource, RecordSource | None]:
     """The records that `path` means and, where they come split, the held-out ones.
 
     Args:
@@ -50,14 +50,14 @@ def find(path: str, cache_dir: Path, key: str) -> tuple[Source, Source | None]:
     if place.is_file():
         if place.suffix not in SUFFIXES:
             raise ValueError(f"{key}: {path} is neither .jsonl nor .json; give records as JSON, one object a line")
-        return Source((place,)), None
+        return RecordSource((place,)), None
     train, held_out = place / TRAIN_FILE, place / HELD_OUT_FILE
     if train.is_file():
-        return Source((train,)), Source((held_out,)) if held_out.is_file() else None
+        return RecordSource((train,)), RecordSource((held_out,)) if held_out.is_file() else None
     files = _record_files(place)
     if not files:
         raise ValueError(f"{key}: the folder {path} holds no .jsonl or .json file; name the one with the records")
-    return Source(tuple(files)), None
+    return RecordSource(tuple(files)), None
 
 
 def _located(path: str, cache_dir: Path) -> Path | None:
@@ -77,16 +77,16 @@ def _record_files(folder: Path) -> list[Path]:
     )
 
 
-def _on_hub(path: str, key: str) -> tuple[Source, Source | None]:
+def _on_hub(path: str, key: str) -> tuple[RecordSource, RecordSource | None]:
     missing = f"{key}: {path} does not exist, neither as a file or folder nor as a name in data/ or $KEEL_HOME/datasets"
     if path.startswith(("/", ".", "~")) or path.endswith(SUFFIXES) or path.count("/") > 1:
         raise ValueError(missing)
     if importlib.util.find_spec("datasets") is None:
         raise ValueError(f"{missing}; a Hugging Face data set of that id needs the package datasets")
-    return Source(hub_id=path), None
+    return RecordSource(hub_id=path), None
 
 
-def read(source: Source) -> Iterator[tuple[str, object]]:
+def read(source: RecordSource) -> Iterator[tuple[str, object]]:
     """(place, JSON value) of each record.
 
     Raises:
@@ -156,7 +156,7 @@ def _read_list(file: Path, text: str) -> Iterator[tuple[str, object]]:
             )
 
 
-def _read_hub(source: Source) -> Iterator[tuple[str, object]]:
+def _read_hub(source: RecordSource) -> Iterator[tuple[str, object]]:
     for number, record in enumerate(hub_splits(source.hub_id)[source.split], 1):
         yield f"{source} record {number}", dict(record)
 
@@ -175,11 +175,11 @@ def hub_splits(hub_id: str) -> dict:
     return found
 
 
-def split_of_hub(source: Source) -> Source | None:
+def split_of_hub(source: RecordSource) -> RecordSource | None:
     """The held-out records that a Hugging Face data set brings along."""
     names = hub_splits(source.hub_id)
     held_out = next((name for name in HELD_OUT_SPLITS if name in names), None)
-    return Source(hub_id=source.hub_id, split=held_out) if held_out else None
+    return RecordSource(hub_id=source.hub_id, split=held_out) if held_out else None
 
 
 # ---- what a record is ----
@@ -237,7 +237,7 @@ def _a(value: object) -> str:
     return names.get(type(value), "a number")
 
 
-def first_problem(source: Source, config) -> list[str]:
+def first_problem(source: RecordSource, config) -> list[str]:
     """What is wrong with the first record, if anything; a Hugging Face data set is not asked."""
     if source.hub_id is not None:
         return []

@@ -31,10 +31,10 @@ def load_tokenizer(place: str, cache_dir: Path, hub_cache: str | None, trust_rem
         # Left open, `trust_remote_code` would be asked for at the terminal.
         return AutoTokenizer.from_pretrained(name, cache_dir=hub_cache, trust_remote_code=trust_remote_code)
     except Exception as error:  # a damaged file may raise anything
-        said = str(error).strip().split("\n")[0] or type(error).__name__
+        cause = str(error).strip().split("\n")[0] or type(error).__name__
         if "trust_remote_code" in str(error):
-            said = "it brings code of its own, which runs only with trust_remote_code: true"
-        raise ValueError(f"the tokenizer of {place} cannot be loaded: {said}") from None
+            cause = "it brings code of its own, which runs only with trust_remote_code: true"
+        raise ValueError(f"the tokenizer of {place} cannot be loaded: {cause}") from None
 
 
 def gguf_file(path: Path) -> Path | None:
@@ -68,8 +68,8 @@ def _from_gguf(file: Path, cache_dir: Path):
                 str(file.parent), gguf_file=file.name, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # the package's own, of any kind, where a file is cut short or lacks a field
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"the tokenizer in {file} cannot be read: {said}") from None
+            cause = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"the tokenizer in {file} cannot be read: {cause}") from None
         tokenizer.save_pretrained(folder)
         return {"file": str(file)}
 

@@ -18,7 +18,7 @@ PROCESS_KEYS = frozenset(
 
 def check(config: Config, run) -> list[str]:
     """Problems that can be seen from the files' sizes and first bytes, one line each."""
-    from data.text.agreement import disagreements, foreign_to_weights
+    from data.text.compatibility import disagreements, foreign_to_weights
     from data.text.folder import read_folder
 
     problems, folders = run_problems(config, run), []
@@ -112,14 +112,14 @@ def step_problems(config: Config, folders: list, run) -> list[str]:
 
 def prepared(config: Config, run) -> Config:
     """The configuration, after data sets of `READY` that it names and that are missing have been prepared."""
-    from data.text import ready
+    from data.text import builtin_datasets
 
-    return ready.prepared(config, run)
+    return builtin_datasets.prepared(config, run)
 
 
 def build(config: Config, run):
     """The `Bundle` of the configured data sets; raises ValueError where they cannot be used."""
-    from data.text.assemble import assemble
+    from data.text.build_bundle import assemble
 
     problems = check(config, run)
     problems += [

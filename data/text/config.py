@@ -135,7 +135,7 @@ class Config:
             )
 
     def _check_mode(self) -> None:
-        """Keys that would do nothing."""
+        """Keys that has no effect."""
         for name in (
             "sampling_probs",
             "sampling_probs_final",
@@ -188,7 +188,7 @@ class Config:
                     f"probability instead, or {self.named('sampling_transition')} linear"
                 )
         if self.interleave and self.sampling_probs is not None:
-            from data.text.proportions import whole_proportions
+            from data.text.interleave import whole_proportions
 
             try:
                 whole_proportions(self.sampling_probs)

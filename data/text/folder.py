@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.strict_json import parsed
 from data.text.config import MOST_IDS, SPLITS
 from data.text.nanogpt_meta import read_meta_pickle
-from data.user_json import parsed
 
 GPT2_VOCABULARY = 50257
 WIDTHS = {"uint16": 2, "uint32": 4}  # bytes of a token

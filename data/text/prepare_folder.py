@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.user_json import parsed
+from data.strict_json import parsed
 from storage.atomic import sync
 
 META = "meta.json"

@@ -44,7 +44,7 @@ BYTES_A_WORKER = 2**21  # below this a worker process costs more than it saves
 
 
 @dataclass(frozen=True)
-class Settings:
+class PreparationSettings:
     """All that decides the result, besides the text itself."""
 
     text: str
@@ -67,7 +67,7 @@ class Settings:
 
 
 def plain(settings: dict) -> dict:
-    """Settings as JSON; a path that exists is absolute, so that one is the same from every working folder."""
+    """The settings as JSON; an existing path is absolute, so that it is the same from every working folder."""
     settings = json.loads(json.dumps(settings))
     for key in ("text", "val_text", "tokenizer"):
         if settings.get(key) and os.path.exists(os.path.expanduser(settings[key])):
@@ -77,7 +77,7 @@ def plain(settings: dict) -> dict:
 
 def prepare(
     folder: Path,
-    settings: Settings,
+    settings: PreparationSettings,
     num_workers: int | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] = print,
@@ -150,7 +150,13 @@ class Preparation:
     """One data set in the making, in its staging folder."""
 
     def __init__(
-        self, work: Path, name: str, settings: Settings, parts: list[tuple[Any, Share]], made_of: dict, report: Callable
+        self,
+        work: Path,
+        name: str,
+        settings: PreparationSettings,
+        parts: list[tuple[Any, Share]],
+        made_of: dict,
+        report: Callable,
     ):
         self.work, self.data, self.name, self.settings, self.parts = work, work / "data", name, settings, parts
         self.made_of, self.report = made_of, report

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.text.proportions import interleaving, whole_proportions
+from data.text.interleave import interleaving, whole_proportions
 
 # SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 17).
 STEP, FIRST, SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -93,7 +93,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplerFactory:
     """Seed -> sampler; a class, so that a bundle can be pickled. The seed is already in the data set."""
 
     samples: int

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.strict_json import parsed
 from data.text import pieces
 from data.text.pieces import (
     Piece,
@@ -37,7 +38,6 @@ from data.text.pieces import (
     refuse_empty_split,
     split_of,
 )
-from data.user_json import parsed
 
 ROWS_AT_ONCE = 1000
 BINARY_PROBE = 2**13

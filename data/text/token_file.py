@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from data.strict_json import parsed
 from data.text.folder import Folder, Split
-from data.user_json import parsed
 
 CHUNK_TOKENS = 2**22
 

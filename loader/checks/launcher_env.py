@@ -26,19 +26,19 @@ def check_environment(run: RunConfig, problems: Problems) -> None:
     _compilation(run, problems)
 
 
-def _said(name: str) -> str:
+def _environment_setting(name: str) -> str:
     value = os.environ.get(name, "").strip().lower()
     return "" if value in UNSET else value
 
 
 def _precision(run: RunConfig, problems: Problems) -> None:
-    said = _said("ACCELERATE_MIXED_PRECISION")
+    setting = _environment_setting("ACCELERATE_MIXED_PRECISION")
     ours = next((key for key in ("fp16", "bf16") if run.trainer.get(key)), "no")
-    if said and said != ours:
-        remedy = f"set `{said}: true`" if said in ("bf16", "fp16") else "set bf16 or fp16"
+    if setting and setting != ours:
+        remedy = f"set `{setting}: true`" if setting in ("bf16", "fp16") else "set bf16 or fp16"
         problems.add(
-            f"`ACCELERATE_MIXED_PRECISION={said}` in the environment (accelerate launch --mixed_precision, or the file "
-            f"given to it), and the training file says {ours}{run.place(ours)}; {remedy} there, or launch with "
+            f"`ACCELERATE_MIXED_PRECISION={setting}` in the environment (accelerate launch --mixed_precision, or its "
+            f"file), and the training file says {ours}{run.place(ours)}; {remedy} there, or launch with "
             "--mixed_precision no"
         )
 
@@ -54,12 +54,12 @@ def _compilation(run: RunConfig, problems: Problems) -> None:
         ("BACKEND", "MODE", "USE_FULLGRAPH", "USE_DYNAMIC", "USE_REGIONAL_COMPILATION") if compiles else ("BACKEND",)
     )
     for name in names:
-        said = _said(f"ACCELERATE_DYNAMO_{name}")
-        if said and said != ours.get(name):
+        setting = _environment_setting(f"ACCELERATE_DYNAMO_{name}")
+        if setting and setting != ours.get(name):
             key = {"BACKEND": "torch_compile_backend", "MODE": "torch_compile_mode"}.get(name, "torch_compile")
             value = run.trainer.get(key)
             problems.add(
-                f"`ACCELERATE_DYNAMO_{name}={said}` in the environment (accelerate launch --dynamo_{name.lower()}, or "
-                f"the file given to it) is not what the training file says (`{key}: {shown(value)}`{run.place(key)}); "
+                f"`ACCELERATE_DYNAMO_{name}={setting}` in the environment (accelerate launch --dynamo_{name.lower()}, "
+                f"or its file) is not what the training file says (`{key}: {shown(value)}`{run.place(key)}); "
                 f"compile by torch_compile, torch_compile_backend and torch_compile_mode there, and leave it out"
             )

@@ -55,7 +55,7 @@ def _optimizer(run: RunConfig, problems: Problems) -> None:
         )
     for key in ADAM_KEYS if name in WITHOUT_BETAS else ():
         if run.on_command_line(key):
-            problems.add(f"`{key}`{run.place(key)} would do nothing: optimizer {name} is not of Adam's kind")
+            problems.add(f"`{key}`{run.place(key)} has no effect: optimizer {name} is not of Adam's kind")
     if name in words:
         return
     takes = constructor_options("optimizer", name)
@@ -68,7 +68,7 @@ def _optimizer(run: RunConfig, problems: Problems) -> None:
             problems.add(f"`optimizer.{option}`{place}: {name} takes no such option{hint}")
     for key, option in ADAM_KEYS.items():
         if run.on_command_line(key) and not {option, f"adamw_{option}"} & set(takes):
-            problems.add(f"`{key}`{run.place(key)} would do nothing: optimizer {name} has no `{option}`")
+            problems.add(f"`{key}`{run.place(key)} has no effect: optimizer {name} has no `{option}`")
 
 
 def _schedule(run: RunConfig, problems: Problems) -> None:
@@ -86,13 +86,13 @@ def _schedule(run: RunConfig, problems: Problems) -> None:
         for key in unfit:
             if run.was_set(f"scheduler.{key}") and getattr(run.schedule, key) not in (None, 1, "step"):
                 problems.add(
-                    f"`scheduler.{key}`{run.place(f'scheduler.{key}')} would do nothing: {name} moves every step; a "
+                    f"`scheduler.{key}`{run.place(f'scheduler.{key}')} has no effect: {name} moves every step; a "
                     "class of torch.optim.lr_scheduler takes it"
                 )
         return
     if run.schedule.monitor is not None and name != "ReduceLROnPlateau":
         problems.add(
-            f"`scheduler.monitor`{run.place('scheduler.monitor')} would do nothing: {name} follows no metric; "
+            f"`scheduler.monitor`{run.place('scheduler.monitor')} has no effect: {name} follows no metric; "
             "ReduceLROnPlateau does"
         )
     takes = constructor_options("scheduler", name)

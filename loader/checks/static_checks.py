@@ -126,27 +126,30 @@ def _rules(run: RunConfig, problems: Problems) -> None:
             f"`checkpointing.dirpath`{run.place('checkpointing.dirpath')}; leave one out"
         )
     if run.ema is not None and not run.process.using_ema:
-        problems.add(f"`ema`{run.place('ema')} would do nothing while `using_ema` is false")
+        problems.add(f"`ema`{run.place('ema')} has no effect while `using_ema` is false")
 
 
 def _rates(run: RunConfig, problems: Problems) -> None:
     """A rate that was asked for on the command line, or for a resumed run, and that no step would have."""
     if not ignores_learning_rate(run):
         return
-    for key, said in (("learning_rate", run.on_command_line("learning_rate")), ("resume_lr", run.process.resume_lr)):
-        if said:
+    for key, is_given in (
+        ("learning_rate", run.on_command_line("learning_rate")),
+        ("resume_lr", run.process.resume_lr),
+    ):
+        if is_given:
             problems.add(
-                f"`{key}: {getattr(run.process, key, run.hyper.learning_rate):g}`{run.place(key)} would do nothing: "
+                f"`{key}: {getattr(run.process, key, run.hyper.learning_rate):g}`{run.place(key)} has no effect: "
                 f"lr_scheduler_type {run.hyper.lr_scheduler_type}{run.place('lr_scheduler_type')} has all its rates "
                 "from its own options; change scheduler.max_lr"
             )
 
 
 def _optimizer_words(run: RunConfig, problems: Problems) -> None:
-    said = run.trainer.get("optim_args") or ""
-    if wrong := [part.strip() for part in said.split(",") if part.strip() and not part.partition("=")[2].strip()]:
+    arguments = run.trainer.get("optim_args") or ""
+    if wrong := [part.strip() for part in arguments.split(",") if part.strip() and not part.partition("=")[2].strip()]:
         problems.add(
-            f"`optim_args: {said}`{run.place('optim_args')}: `{wrong[0]}` is not of the form name=value; write "
+            f"`optim_args: {arguments}`{run.place('optim_args')}: `{wrong[0]}` is not of the form name=value; write "
             "`momentum=0.9, nesterov=true`"
         )
 
@@ -174,7 +177,7 @@ def _horizons(run: RunConfig, problems: Problems) -> None:
         floor_of_plateau = name == "min_lr" and run.hyper.lr_scheduler_type in PLATEAUS
         if getattr(run.hyper, name) is not None and horizonless and not floor_of_plateau:
             problems.add(
-                f"`{name}`{run.place(name)} would do nothing: lr_scheduler_type {run.hyper.lr_scheduler_type} does not "
+                f"`{name}`{run.place(name)} has no effect: lr_scheduler_type {run.hyper.lr_scheduler_type} does not "
                 "fall towards an end"
             )
     _course(run, problems)
@@ -190,7 +193,7 @@ def _horizons(run: RunConfig, problems: Problems) -> None:
             value = getattr(run.process if name == "warmup_epochs" else run.hyper, name)
             if run.was_set(name) and value not in (neutral, "constant"):
                 problems.add(
-                    f"`{name}`{run.place(name)} would do nothing: adafactor without a learning rate takes relative "
+                    f"`{name}`{run.place(name)} has no effect: adafactor without a learning rate takes relative "
                     "steps, its own schedule; set learning_rate"
                 )
 
@@ -211,8 +214,8 @@ def _course(run: RunConfig, problems: Problems) -> None:
 
 
 def _strategies(run: RunConfig, problems: Problems) -> None:
-    for key, why in _dead_flags(run):
-        problems.add(f"`{key}`{run.place(key)} would do nothing: {why}")
+    for key, reason in _dead_flags(run):
+        problems.add(f"`{key}`{run.place(key)} has no effect: {reason}")
     if run.trainer.get("fp16") and run.trainer.get("bf16"):
         problems.add(f"`fp16`{run.place('fp16')} and `bf16`{run.place('bf16')} are both true; keep one")
     needs_metric = run.trainer.get("load_best_model_at_end") or run.hyper.save_strategy == "best"
@@ -253,7 +256,7 @@ def _dead_flags(run: RunConfig) -> list[tuple[str, str]]:
             "the data holds nothing out (dataset.eval_fraction is 0)",
         ),
     }
-    return [(key, why) for key, (is_dead, why) in dead.items() if is_dead and run.on_command_line(key)]
+    return [(key, reason) for key, (is_dead, reason) in dead.items() if is_dead and run.on_command_line(key)]
 
 
 def _components(run: RunConfig, problems: Problems) -> None:

@@ -35,9 +35,7 @@ def check_process_keys(run: RunConfig, problems: Problems) -> None:
             problems.add(_placed(line, run))
     for name in ("quant_type", "double_quant"):
         if run.process.use_quantization and run.process.bits == 8 and run.was_set(name):
-            problems.add(
-                f"`{name}`{run.place(name)} would do nothing with `bits: 8`{run.place('bits')}; it is of 4 bits"
-            )
+            problems.add(f"`{name}`{run.place(name)} has no effect with `bits: 8`{run.place('bits')}; it is of 4 bits")
     for name, key in keys.items():
         value = getattr(run.process, name)
         if value == key.default:
@@ -46,7 +44,7 @@ def check_process_keys(run: RunConfig, problems: Problems) -> None:
             users = _users(name)
             able = f"; used by {users}" if users else " yet"
             problems.add(
-                f"`{name}: {shown(value)}`{run.place(name)} would do nothing: no model or data here uses `{name}`"
+                f"`{name}: {shown(value)}`{run.place(name)} has no effect: no model or data here uses `{name}`"
                 f"{able}; set it to {shown(key.default)}"
             )
             continue

@@ -84,9 +84,9 @@ def _readable(arguments: list[str] | None) -> list[str]:
     """The words of the command line; those that a terminal wrote in another encoding than UTF-8 are refused."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     for before, word in zip(["", *words], words, strict=False):
-        if why := unusable(word):
+        if reason := unusable(word):
             raise ConfigError(
-                f"the word `{ascii(word)}`{f' after `{before}`' * bool(before)} {why}; write it otherwise"
+                f"the word `{ascii(word)}`{f' after `{before}`' * bool(before)} {reason}; write it otherwise"
             )
     return words
 

@@ -49,8 +49,8 @@ def _yaml_lines(node: Node, depth: int) -> Iterator[str]:
             yield from _yaml_lines(child, depth + 1)
         else:
             # What follows from the global batch is said, not set: with other processes it comes out differently.
-            said = "# " if child.origin == SOLVED else ""
-            yield f"{said}{indent}{_flow(key)}: {_flow(child.plain())}  # {child.origin}\n"
+            comment = "# " if child.origin == SOLVED else ""
+            yield f"{comment}{indent}{_flow(key)}: {_flow(child.plain())}  # {child.origin}\n"
 
 
 def _flow(value: Any) -> str:

@@ -48,9 +48,11 @@ def settle_global_batch(tree: Node, layers: list[Node], problems: Problems) -> N
     binding = {name: tree.value[name] for name in (PER_DEVICE, ACCUMULATED) if layer_index(layers, name) >= own}
     chosen = _solved(share, size, steps or 1, binding)
     if chosen is None:
-        said = " and ".join(f"`{name}: {each.value}`{each.origin.place}" for name, each in binding.items())
+        settings = " and ".join(f"`{name}: {each.value}`{each.origin.place}" for name, each in binding.items())
         per = f" for each of {processes} processes" if processes > 1 else ""
-        problems.add(f"{label} is {share} samples a step{per}, which {said} does not give; {_splits(share, binding)}")
+        problems.add(
+            f"{label} is {share} samples a step{per}, which {settings} does not give; {_splits(share, binding)}"
+        )
         return
     for name, value in zip((PER_DEVICE, ACCUMULATED), chosen, strict=True):
         if name not in binding:
@@ -104,7 +106,7 @@ def _other_sizes(wanted: int, processes: int) -> str:
 
 def _splits(share: int, binding: dict[str, Node]) -> str:
     """The pairs that multiply to `share`, those near what was said."""
-    said = _count(binding.get(PER_DEVICE)) or share // max(1, _count(binding[ACCUMULATED]) or 1)
-    near = sorted(sorted(divisors(share), key=lambda each: abs(each - said))[:4])
+    wanted = _count(binding.get(PER_DEVICE)) or share // max(1, _count(binding[ACCUMULATED]) or 1)
+    near = sorted(sorted(divisors(share), key=lambda each: abs(each - wanted))[:4])
     pairs = ", ".join(f"{each} × {share // each}" for each in near)
     return f"{PER_DEVICE} × {ACCUMULATED} may be {pairs}; leave one of them out, or give another {GLOBAL}"

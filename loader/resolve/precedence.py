@@ -47,20 +47,20 @@ def _one_of(tree: Node, layers: list[Node], names: tuple[str, ...], problems: Pr
     ranks = {name: layer_index(layers, name) for name in names}
     top = max(ranks.values())
     latest = [name for name in names if ranks[name] == top > USERS_FIRST]
-    said = [name for name in names if _number(tree.value[name]) > 0]
-    if latest and not set(latest) & set(said) and latest != ["max_steps"]:
-        for name in set(said) - set(latest):
+    given = [name for name in names if _number(tree.value[name]) > 0]
+    if latest and not set(latest) & set(given) and latest != ["max_steps"]:
+        for name in set(given) - set(latest):
             if _number(tree.value[name]) > 0:
                 tree.value[name] = Node(_default(name), DEFAULT)
         return
-    if len(said) < 2:
+    if len(given) < 2:
         return
-    winner = max(said, key=lambda name: (ranks[name], -names.index(name)))
-    rivals = [name for name in said if name != winner and ranks[name] == ranks[winner] > USERS_FIRST]
+    winner = max(given, key=lambda name: (ranks[name], -names.index(name)))
+    rivals = [name for name in given if name != winner and ranks[name] == ranks[winner] > USERS_FIRST]
     if rivals:
         places = [f"`{name}`{tree.value[name].origin.place}" for name in (winner, *rivals)]
         problems.add(f"{' and '.join(places)} both set the same length; keep one")
-    for name in said:
+    for name in given:
         if name != winner:
             tree.value[name] = Node(_default(name), DEFAULT)
 
@@ -147,11 +147,11 @@ def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
     if kind is not None:
         backends = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", None: "none", "CSVLogger": "none"}
         known = isinstance(kind.value, str | None)  # other values are refused when the section is checked
-        meant, said = backends.get(kind.value) if known else None, tree.value["report_to"]
-        agree = _reports(said.plain()) == _reports(meant)
+        meant, report_to = backends.get(kind.value) if known else None, tree.value["report_to"]
+        agree = _reports(report_to.plain()) == _reports(meant)
         if ranks[0] == ranks[1] > USERS_FIRST and not agree:
             problems.add(
-                f"`logging.logger_type`{kind.origin.place} and `report_to`{said.origin.place} name two loggers; "
+                f"`logging.logger_type`{kind.origin.place} and `report_to`{report_to.origin.place} name two loggers; "
                 "keep one"
             )
         elif ranks[0] > ranks[1] and not agree:

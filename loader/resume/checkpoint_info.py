@@ -52,7 +52,7 @@ class Facts:
 
     @property
     def course_end(self) -> int:
-        """The step at which the learning rate's course ends: see `trainer.optimization.step_mapping.Course`."""
+        """The step at which the learning-rate schedule ends, see `trainer.optimization.lr_scheduler.StepMapping`."""
         course = self.schedule.get("course")
         found = course.get("total") if isinstance(course, dict) else None
         return found if type(found) is int else self.total

@@ -87,38 +87,45 @@ def resume_changes(run: RunConfig, checkpoint: Path, total: int | None = None) -
     Args:
         total: Steps of the run with the data that it has now; None: the data has not been looked at.
     """
-    found = ResumeChanges(read_saved(checkpoint / "run.yaml"), Facts(checkpoint))
-    changes = differences(run, found.earlier, checkpoint / "run.yaml")
+    outcome = ResumeChanges(read_saved(checkpoint / "run.yaml"), Facts(checkpoint))
+    changes = differences(run, outcome.earlier, checkpoint / "run.yaml")
     for change in changes:
-        _judge(run, change, found)
+        _judge(run, change, outcome)
     by_path = {each.path: each for each in changes}
-    _rates(run, by_path, found)
-    _batch(run, found)
-    _length(run, by_path, found, total)
-    return found
+    _rates(run, by_path, outcome)
+    _batch(run, outcome)
+    _length(run, by_path, outcome, total)
+    return outcome
 
 
-def _judge(run: RunConfig, change: Change, found: ResumeChanges) -> None:
-    kind, name = class_of_change(run, change, found.earlier), found.facts.folder.name
+def _judge(run: RunConfig, change: Change, outcome: ResumeChanges) -> None:
+    kind, name = class_of_change(run, change, outcome.earlier), outcome.facts.folder.name
     if kind in (EVALUATION, EVALUATION_TIME, LOGGING):
-        kind = TRAJECTORY if _follows(run, kind) or _follows(found.earlier, kind) else HARMLESS
-    found.best_changed |= change.path in ("metric_for_best_model", "greater_is_better")
+        kind = TRAJECTORY if _follows(run, kind) or _follows(outcome.earlier, kind) else HARMLESS
+    outcome.best_changed |= change.path in ("metric_for_best_model", "greater_is_better")
     if kind == IMPOSSIBLE:
-        found.problems.append(
+        outcome.problems.append(
             f"{change.now}, and {name} was trained with {change.was}: what it holds does not fit; set it back, or "
             f"{NEW_RUN}"
         )
     elif kind == TRAJECTORY and run.hyper.resume_changed == "refuse":
-        found.problems.append(
+        outcome.problems.append(
             f"{change.now}, and {name} was trained with {change.was}: it changes where the training goes; set it back, "
             "or allow it with --resume_changed allow"
         )
     elif kind == TRAJECTORY:
-        found.apply(change, f"changed on resume: {change.now}, was {change.was}")
+        outcome.apply(change, f"changed on resume: {change.now}, was {change.was}")
         top = change.path.split(".")[0]
-        found.optimizer_changed |= top in ("optim", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon", "lora_lr")
-        found.optimizer_changed |= top.startswith("param_groups")
-        found.schedule_changed |= top == "lr_scheduler_type"
+        outcome.optimizer_changed |= top in (
+            "optim",
+            "optimizer",
+            "adam_beta1",
+            "adam_beta2",
+            "adam_epsilon",
+            "lora_lr",
+        )
+        outcome.optimizer_changed |= top.startswith("param_groups")
+        outcome.schedule_changed |= top == "lr_scheduler_type"
 
 
 def class_of_change(run: RunConfig, change: Change, earlier: RunConfig) -> str:
@@ -152,36 +159,36 @@ def _follows(run: RunConfig, kind: str) -> bool:
 # ---- rates ----
 
 
-def _rates(run: RunConfig, changes: dict[str, Change], found: ResumeChanges) -> None:
+def _rates(run: RunConfig, changes: dict[str, Change], outcome: ResumeChanges) -> None:
     """A learning rate or weight decay that is another now does what resume_lr and resume_weight_decay say."""
     for key, explicit in (("learning_rate", "resume_lr"), ("weight_decay", "resume_weight_decay")):
         change, stated = changes.get(key), getattr(run.process, explicit)
         if stated is not None and explicit in changes:
-            found.apply(changes[explicit], f"{changes[explicit].now}, from here on")
+            outcome.apply(changes[explicit], f"{changes[explicit].now}, from here on")
         if change is None:
             continue
         if key == "learning_rate" and ignores_learning_rate(run):
-            found.problems.append(
-                f"{change.now} (it was {change.was}) would do nothing: lr_scheduler_type "
+            outcome.problems.append(
+                f"{change.now} (it was {change.was}) has no effect: lr_scheduler_type "
                 f"{run.hyper.lr_scheduler_type} has all its rates from its own options; change scheduler.max_lr"
             )
             continue
         if stated is not None and stated != change.after:
-            found.problems.append(
+            outcome.problems.append(
                 f"{change.now} (it was {change.was}) and `{explicit}: {stated:g}`{run.place(explicit)} both change it "
                 "on resume; keep one"
             )
             continue
-        found.apply(change, f"{explicit} {change.after:g}: {change.now}, was {change.was}")
-        found.optimizer_changed = True
+        outcome.apply(change, f"{explicit} {change.after:g}: {change.now}, was {change.was}")
+        outcome.optimizer_changed = True
 
 
 # ---- batch ----
 
 
-def _batch(run: RunConfig, found: ResumeChanges) -> None:
+def _batch(run: RunConfig, outcome: ResumeChanges) -> None:
     """Batch per device, accumulation and processes: free where their product stays."""
-    facts = found.facts
+    facts = outcome.facts
     before = facts.batch
     after = (run.hyper.per_device_train_batch_size, run.trainer.get(ACCUMULATED, 1), launched_processes())
     if before is None:
@@ -199,25 +206,25 @@ def _batch(run: RunConfig, found: ResumeChanges) -> None:
         if old != new
     ] or [f"{after[2]} process{'es' * (after[2] > 1)}"]
     change = Change("batch", was, now, name, next(filter(None, places.values()), ""))
-    said = f"{' and '.join(differ)}: a batch of {now}, and {name} was trained with {was}"
+    statement = f"{' and '.join(differ)}: a batch of {now}, and {name} was trained with {was}"
     if total == new and not (before[0] != after[0] and draws_by_batch(run)):
-        found.apply(change, f"batch {now}, {name}'s was {was}: the same {total} samples a step, in the same order")
+        outcome.apply(change, f"batch {now}, {name}'s was {was}: the same {total} samples a step, in the same order")
         return
     if total == new:
-        why = "with several data sets each batch is of one of them, so its size decides which"
+        reason = "with several data sets each batch is of one of them, so its size decides which"
         remedy = f"set {PER_DEVICE} {before[0]}"
     else:
-        why = f"a step was of {total} samples and would be of {new}"
+        reason = f"a step was of {total} samples and would be of {new}"
         remedy = f"set global_batch_size {total}" + _fitting(total, after)
     if run.hyper.max_steps <= 0 and total != new and not run.is_endless:
-        found.problems.append(
-            f"{said}: {why}, and the length in epochs would be another "
+        outcome.problems.append(
+            f"{statement}: {reason}, and the length in epochs would be another "
             f"number of steps; {remedy}, or say the length as max_steps"
         )
     elif run.hyper.resume_changed == "refuse":
-        found.problems.append(f"{said}: {why}; {remedy}, or allow it with --resume_changed allow")
+        outcome.problems.append(f"{statement}: {reason}; {remedy}, or allow it with --resume_changed allow")
     else:
-        found.apply(change, f"changed on resume: batch {now}, was {was}")
+        outcome.apply(change, f"changed on resume: batch {now}, was {was}")
 
 
 def _fitting(total: int, after: tuple[int, int, int]) -> str:
@@ -239,11 +246,11 @@ def draws_by_batch(run: RunConfig) -> bool:
 # ---- length ----
 
 
-def _length(run: RunConfig, changes: dict[str, Change], found: ResumeChanges, total: int | None) -> None:
+def _length(run: RunConfig, changes: dict[str, Change], outcome: ResumeChanges, total: int | None) -> None:
     names = ["max_steps", "num_train_epochs"] if run.hyper.max_steps <= 0 else ["max_steps"]
-    names += ["num_train_epochs"] if found.earlier.hyper.max_steps <= 0 else []
+    names += ["num_train_epochs"] if outcome.earlier.hyper.max_steps <= 0 else []
     changed = [changes[name] for name in dict.fromkeys(names) if name in changes]
-    facts = found.facts
+    facts = outcome.facts
     after = total_steps(run, facts) if total is None or run.is_endless else total
     if changed:
         change = next((each for each in changed if each.after_place), changed[0])
@@ -253,20 +260,20 @@ def _length(run: RunConfig, changes: dict[str, Change], found: ResumeChanges, to
     else:
         change, setting = _change_of_epochs(run, changes, facts, after)
         if total is None:
-            _length_to_come(run, change, setting, found)
+            _length_to_come(run, change, setting, outcome)
             return
-    problems, line = check_length(run, found, facts.folder.name, setting, after)
-    found.problems += problems
+    problems, line = check_length(run, outcome, facts.folder.name, setting, after)
+    outcome.problems += problems
     if not line or problems:
         return
-    found.length_changed = True
-    found.apply(change, line)
-    for moved in _shares_of_the_length(run, found.earlier):
-        said = f"{setting} moves {moved}"
+    outcome.length_changed = True
+    outcome.apply(change, line)
+    for moved in _shares_of_the_length(run, outcome.earlier):
+        statement = f"{setting} moves {moved}"
         if run.hyper.resume_changed == "refuse":
-            found.problems.append(f"{said}; set it back, or allow it with --resume_changed allow")
+            outcome.problems.append(f"{statement}; set it back, or allow it with --resume_changed allow")
         else:
-            found.lines.append(f"changed on resume: {said}")
+            outcome.lines.append(f"changed on resume: {statement}")
 
 
 def _change_of_epochs(
@@ -283,12 +290,12 @@ def _change_of_epochs(
     return change, f"{epochs} with the data as it is now"
 
 
-def _length_to_come(run: RunConfig, change: Change, setting: str, found: ResumeChanges) -> None:
+def _length_to_come(run: RunConfig, change: Change, setting: str, outcome: ResumeChanges) -> None:
     """How long epochs are now, only the data says; whether that will matter can be said before."""
-    matters = depends_on_length(run) and not found.schedule_changed and run.hyper.resume_schedule is None
+    matters = depends_on_length(run) and not outcome.schedule_changed and run.hyper.resume_schedule is None
     if change.path in OF_AN_EPOCH and matters:
-        found.problems.append(
-            f"{setting} may make another number of steps than {found.facts.total:,}, {the_choice(run, found)}"
+        outcome.problems.append(
+            f"{setting} may make another number of steps than {outcome.facts.total:,}, {the_choice(run, outcome)}"
         )
 
 

@@ -57,16 +57,16 @@ def chosen(run: RunConfig, deep: bool = False) -> tuple[Path | None, dict[Path, 
         return _named(run, asked, deep), {}
     passed_over = {}
     for path in reversed(checkpoints(run.checkpoint_dir)):
-        why = no_way_on(path, deep)
-        if why is None:
+        reason = no_way_on(path, deep)
+        if reason is None:
             return path, passed_over
-        if deep and manifest.UNREADABLE in why:
+        if deep and manifest.UNREADABLE in reason:
             raise ValueError(
-                f"{path} {why}; it may be whole all the same: start again when it can be read, or move it away"
+                f"{path} {reason}; it may be whole all the same: start again when it can be read, or move it away"
             )
-        if deep and manifest.OTHER_FORMAT in why:
-            raise ValueError(f"{path} {why}")
-        passed_over[path] = why
+        if deep and manifest.OTHER_FORMAT in reason:
+            raise ValueError(f"{path} {reason}")
+        passed_over[path] = reason
     if asked.lower().startswith(AUTO_ELSE):
         return _named(run, asked[len(AUTO_ELSE) :], deep), passed_over
     if deep and asked.lower() == NEWEST:
@@ -76,14 +76,14 @@ def chosen(run: RunConfig, deep: bool = False) -> tuple[Path | None, dict[Path, 
 
 def _named(run: RunConfig, name: str, deep: bool) -> Path:
     named = Path(os.path.expanduser(name))
-    if deep and (why := no_way_on(named, deep)):
-        raise ValueError(_unusable(run, named, why))
+    if deep and (reason := no_way_on(named, deep)):
+        raise ValueError(_unusable(run, named, reason))
     return named
 
 
-def _unusable(run: RunConfig, named: Path, why: str) -> str:
-    remedy = "" if NEW_RUN in why else "; name a complete checkpoint-N, or auto to find one"
-    return f"`resume_from_checkpoint: {named}`{run.place('resume_from_checkpoint')} {why}{remedy}"
+def _unusable(run: RunConfig, named: Path, reason: str) -> str:
+    remedy = "" if NEW_RUN in reason else "; name a complete checkpoint-N, or auto to find one"
+    return f"`resume_from_checkpoint: {named}`{run.place('resume_from_checkpoint')} {reason}{remedy}"
 
 
 def _nothing_whole(run: RunConfig) -> str:
@@ -110,8 +110,8 @@ def fault(checkpoint: Path, deep: bool = False) -> str | None:
             f"keeps its state in pickles ({pickles[0]}), which can run any code and are never loaded: it is of another "
             f"trainer, or of an older version; {NEW_RUN}"
         )
-    if why := manifest.verify(checkpoint, deep) or _incomplete(checkpoint) or _inconsistent(checkpoint):
-        return why
+    if reason := manifest.verify(checkpoint, deep) or _incomplete(checkpoint) or _inconsistent(checkpoint):
+        return reason
     return None if _holds_more_than_the_model(checkpoint) else MODEL_ALONE
 
 
@@ -121,8 +121,8 @@ def _holds_more_than_the_model(checkpoint: Path) -> bool:
 
 def no_way_on(checkpoint: Path, deep: bool = False) -> str | None:
     """`fault`, but that the model alone is enough where nothing is left to train."""
-    why = fault(checkpoint, deep)
-    return None if why == MODEL_ALONE and finished(checkpoint) else why
+    reason = fault(checkpoint, deep)
+    return None if reason == MODEL_ALONE and finished(checkpoint) else reason
 
 
 def _incomplete(checkpoint: Path) -> str | None:
@@ -202,8 +202,8 @@ def check_resume(run: RunConfig, problems: Problems) -> None:
             problems.add(_nothing_whole(run))
     elif not target.is_dir():
         problems.add(f"`resume_from_checkpoint: {target}`{place} is not a checkpoint folder")
-    elif why := no_way_on(target):
-        problems.add(_unusable(run, target, why))
+    elif reason := no_way_on(target):
+        problems.add(_unusable(run, target, reason))
     else:
         for line in resume_changes(run, target).problems:
             problems.add(line)

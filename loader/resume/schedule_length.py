@@ -37,59 +37,59 @@ TO_NOTHING = {
 ENDLESS = 10**7  # steps; a run without an end has more
 
 
-def check_length(run: RunConfig, found: Any, name: str, setting: str, after: float | None) -> tuple[list[str], str]:
+def check_length(run: RunConfig, outcome: Any, name: str, setting: str, after: float | None) -> tuple[list[str], str]:
     """Problems of another length, and the line that says what becomes of the schedule; "": the length is the same.
 
     Args:
-        found: `resume_contract.ResumeChanges` so far.
+        outcome: The `compatibility.ResumeChanges` so far.
         name: of the checkpoint.
         setting: The setting that says the new length, as error lines write it.
         after: Steps of the run as it is now; None: only its data could say.
     """
-    facts = found.facts
+    facts = outcome.facts
     step, before = facts.step, facts.total
     if after is None or after == before:
         return [], ""
     was, now = (f"{each:,} steps" if each < ENDLESS else "no end" for each in (before, after))
     if after < step:
         return [f"{setting}: {name} has gone further than {now}; name an earlier checkpoint, or more steps"], ""
-    said, choice = f"{setting} makes {now} of {was}", run.hyper.resume_schedule
-    if not depends_on_length(run) or found.schedule_changed:
-        problems = _over(run, found, name, setting) if choice == "rebase" and not found.schedule_changed else []
-        return problems, f"length: {said}"
+    statement, choice = f"{setting} makes {now} of {was}", run.hyper.resume_schedule
+    if not depends_on_length(run) or outcome.schedule_changed:
+        problems = _over(run, outcome, name, setting) if choice == "rebase" and not outcome.schedule_changed else []
+        return problems, f"length: {statement}"
     ends = facts.course_end
     if choice is None:
-        return [f"{said}, {the_choice(run, found, f'the {max(0, after - step):,} steps from there on')}"], ""
+        return [f"{statement}, {the_choice(run, outcome, f'the {max(0, after - step):,} steps from there on')}"], ""
     if choice == "rebase":
-        problems = _over(run, found, name, setting)
-        return problems, f"length: {said}; what is left of the learning rate's course is spread over the rest"
+        problems = _over(run, outcome, name, setting)
+        return problems, f"length: {statement}; what is left of the learning rate's course is spread over the rest"
     if after > ends and ends_at_nothing(run):
         return [
             f"`resume_schedule: keep`{run.place('resume_schedule')}: {run.hyper.lr_scheduler_type} ends at a learning "
             f"rate of 0 at step {ends:,}, and nothing would be learned in the {after - ends:,} steps after it; take "
             "rebase, or another lr_scheduler_type with --resume_changed allow"
         ], ""
-    return [], f"length: {said}; the learning rate keeps its course to step {ends:,}, then it stays"
+    return [], f"length: {statement}; the learning rate keeps its course to step {ends:,}, then it stays"
 
 
-def the_choice(run: RunConfig, found: Any, rest: str = "the steps from there on") -> str:
+def the_choice(run: RunConfig, outcome: Any, rest: str = "the steps from there on") -> str:
     """What can be said of a schedule that falls towards an end which is now elsewhere."""
     return (
         f"and {run.hyper.lr_scheduler_type} falls towards the end: say which with --resume_schedule: keep (its course "
-        f"ends at step {found.facts.course_end:,} as planned, then the rate stays) or rebase (what is left of the "
-        f"course after step {found.facts.step:,} is spread over {rest})"
+        f"ends at step {outcome.facts.course_end:,} as planned, then the rate stays) or rebase (what is left of the "
+        f"course after step {outcome.facts.step:,} is spread over {rest})"
     )
 
 
-def _over(run: RunConfig, found: Any, name: str, setting: str) -> list[str]:
+def _over(run: RunConfig, outcome: Any, name: str, setting: str) -> list[str]:
     """Nothing is left of a course to rebase, or no end to spread it to."""
-    ends = found.facts.course_end
+    ends = outcome.facts.course_end
     if run.is_endless or ends >= ENDLESS:
         return [
             f"`resume_schedule: rebase`{run.place('resume_schedule')} with {setting}: a run without an end has none to "
             "spread the learning rate's course to; take keep, or give max_steps"
         ]
-    if found.facts.step < ends:
+    if outcome.facts.step < ends:
         return []
     return [
         f"`resume_schedule: rebase`{run.place('resume_schedule')} with {setting}: the learning rate's course is over "

@@ -19,7 +19,7 @@ from models.adapt.attention import choose_attention
 from models.adapt.checks import INSTALL_PEFT
 from models.adapt.dtype import cast
 from models.adapt.freeze import freeze, frozen_and_tuned, refuse_all_frozen
-from models.adapt.initial_weights import Source, first_weights
+from models.adapt.initial_weights import InitialModel, first_weights
 from models.adapt.submodules import parameters_in, parts_of, peft_parts
 
 ADAPTER_WEIGHTS = r"\.lora_"
@@ -46,7 +46,7 @@ def build(module: ModuleType, config: Any, process: Any, autocast: str | None, o
 
 
 def _with_lora(
-    source: Source, record: Record, parts: dict[str, str], frozen: set[str], tuned: set[str]
+    source: InitialModel, record: Record, parts: dict[str, str], frozen: set[str], tuned: set[str]
 ) -> AdaptedModel:
     if importlib.util.find_spec("peft") is None:
         raise ValueError(INSTALL_PEFT)

@@ -17,7 +17,7 @@ SHOWN = 3  # names of weights that a line lists
 
 
 @dataclass
-class Source:
+class InitialModel:
     """A model with its first weights.
 
     Attributes:
@@ -32,7 +32,7 @@ class Source:
     lines: list[str] = field(default_factory=list)
 
 
-def first_weights(module: ModuleType, config: Any, process: Any) -> Source:
+def first_weights(module: ModuleType, config: Any, process: Any) -> InitialModel:
     """The model that `module` builds, with the weights that `model_name_or_path` names.
 
     Raises:
@@ -47,7 +47,7 @@ def first_weights(module: ModuleType, config: Any, process: Any) -> Source:
         model = module.build(config, process)
         assert not path or "model_name_or_path" in keys, unused_path(path)
         lines = [*getattr(model, "notes", [])]
-        return Source(model, getattr(model, "loaded_from", None), getattr(model, "new_weights", None), lines)
+        return InitialModel(model, getattr(model, "loaded_from", None), getattr(model, "new_weights", None), lines)
     from models.adapt.adapter_io import plain_model, refuse_other_module
 
     folder = Path(os.path.expanduser(path))
@@ -56,9 +56,9 @@ def first_weights(module: ModuleType, config: Any, process: Any) -> Source:
     lines = [*getattr(model, "notes", [])]
     weights = plain_model(folder, module, process.trust_remote_code).state_dict()
     if process.is_pretrained:
-        return Source(model, new=set(), lines=[*lines, _take_all(model, weights, folder)])
+        return InitialModel(model, new=set(), lines=[*lines, _take_all(model, weights, folder)])
     new, line = _take_fitting(model, weights, folder)
-    return Source(model, new=new, lines=[*lines, line])
+    return InitialModel(model, new=new, lines=[*lines, line])
 
 
 def _take_all(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> str:

@@ -60,7 +60,7 @@ class Config:
         self._check_vocabularies()
         if self.rope_theta is not None and self.position != "rope":
             raise ValueError(
-                f"model.rope_theta: {self.rope_theta:g} would do nothing with model.position: {self.position}; "
+                f"model.rope_theta: {self.rope_theta:g} has no effect with model.position: {self.position}; "
                 "set position to rope or rope_theta to null"
             )
 

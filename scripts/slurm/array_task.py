@@ -89,8 +89,8 @@ def output_dir(words: list[str]) -> str | None:
     given = parse_flags(words)
     if "output_dir" in set_layer(given.command.set, Problems()).value:
         raise ValueError(f"`--set {' '.join(given.command.set)}`: in an array, name the folder by --output_dir")
-    said = {name: getattr(given.hyper, name) for name in given.hyper.given} | given.aliases
-    return next((said[name] for name in FOLDER_FLAGS if name in said), None)
+    flags = {name: getattr(given.hyper, name) for name in given.hyper.given} | given.aliases
+    return next((flags[name] for name in FOLDER_FLAGS if name in flags), None)
 
 
 def main() -> int:

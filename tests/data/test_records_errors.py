@@ -7,7 +7,7 @@ import pytest
 
 import data.records
 from data.records import Config
-from data.records.source import Source, kind_of, read
+from data.records.source import RecordSource, kind_of, read
 
 GOOD = {"text": "fine"}
 
@@ -20,7 +20,7 @@ def run(tmp_path):
 
 def problems_of(path, column=None):
     try:
-        for place, record in read(Source((path,))):
+        for place, record in read(RecordSource((path,))):
             kind_of(record, place, column)
     except ValueError as error:
         assert "\n" not in str(error)
@@ -91,7 +91,7 @@ def test_lines_of_a_list_are_those_its_records_begin_on(tmp_path):
     records = [{"text": "a\nb"}, {"text": "c"}, {"nested": {"x": [1, 2]}}]
     file = tmp_path / "a.json"
     file.write_text(json.dumps(records, indent=1))
-    found = list(read(Source((file,))))
+    found = list(read(RecordSource((file,))))
     assert [value for _, value in found] == records
     assert [place for place, _ in found] == [f"{file}:2", f"{file}:5", f"{file}:8"]
 

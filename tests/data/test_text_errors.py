@@ -351,7 +351,7 @@ def test_no_meta_means_gpt2_or_vocab_size(tmp_path):
     assert bundle.dims["vocab_size"] == 50300 and "vocabulary 50,300" in bundle.summary[0]
     assert "vocabulary of 50,000 (dataset.vocab_size); raise it" in refusal(tmp_path, vocab_size=50_000)
     write_text_folder(tmp_path / "a", counting(500, 60))
-    assert "dataset.vocab_size 65 would do nothing:" in refusal(tmp_path, vocab_size=65)
+    assert "dataset.vocab_size 65 has no effect:" in refusal(tmp_path, vocab_size=65)
 
 
 def test_wide_tokens_without_a_meta_are_noticed(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from text_folders import counting, text_run, write_text_folder
 
 from data.text import Config, build
-from data.text.proportions import interleaving, whole_proportions
+from data.text.interleave import interleaving, whole_proportions
 from data.text.sampling import Drawn, probabilities
 
 SYMBOLS = {letter: number for number, letter in enumerate("abcde")}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data.text import pieces, prepare_folder, prepare_tokens, preparing
-from data.text.preparing import Settings, prepare
+from data.text.preparing import PreparationSettings, prepare
 from data.text.tokenizers import open_tokenizer, train_bpe
 
 WORDS = ["the", "cat", "isn't", "on\tthe", "mat;\n\n", "", "«ça", "va»", "中文", "12345", "😀", "e\u0301", "to", "be"]
@@ -63,7 +63,7 @@ def test_one_file_is_split_by_characters_and_gives_the_tokens_of_the_whole(
     tmp_path, text_file, small_pieces, kind, some_tokenizer
 ):
     word, text = some_tokenizer if kind == "path" else kind, some_text(0)
-    prepare(tmp_path / "set", Settings(str(text_file), word, val_fraction=0.2), report=quiet)
+    prepare(tmp_path / "set", PreparationSettings(str(text_file), word, val_fraction=0.2), report=quiet)
     tokenizer, meta = open_tokenizer(str(tmp_path / "set")), json.loads((tmp_path / "set/meta.json").read_text())
     kept = int(len(text) * 0.8)
     for split, part in (("train", text[:kept]), ("val", text[kept:])):
@@ -79,7 +79,7 @@ def test_one_file_is_split_by_characters_and_gives_the_tokens_of_the_whole(
 def test_shakespeare_is_nanogpts(tmp_path, shared):
     path = shared / "data/tinyshakespeare.txt"
     text = path.read_text(encoding="utf-8")
-    prepare(tmp_path / "set", Settings(str(path), "char"), report=quiet)
+    prepare(tmp_path / "set", PreparationSettings(str(path), "char"), report=quiet)
     numbers = {symbol: index for index, symbol in enumerate(sorted(set(text)))}
     expected = [numbers[symbol] for symbol in text]
     assert len(numbers) == 65
@@ -90,7 +90,7 @@ def test_shakespeare_is_nanogpts(tmp_path, shared):
 
 def test_bpe_learns_from_the_training_text_alone(tmp_path, small_pieces):
     (tmp_path / "text.txt").write_text("ab " * 900 + "xy " * 100)
-    prepare(tmp_path / "set", Settings(str(tmp_path / "text.txt"), "bpe:280"), report=quiet)
+    prepare(tmp_path / "set", PreparationSettings(str(tmp_path / "text.txt"), "bpe:280"), report=quiet)
     vocabulary = open_tokenizer(str(tmp_path / "set")).get_vocab()
     assert "Ġab" in vocabulary and "xy" not in vocabulary
 
@@ -99,7 +99,7 @@ def test_bpe_learns_from_a_sample_of_a_large_text(tmp_path, text_file, small_pie
     monkeypatch.setattr(preparing, "BPE_SAMPLE_BYTES", 5000)
     seen, lines, original = [], [], preparing.train_bpe
     monkeypatch.setattr(preparing, "train_bpe", lambda texts, n: original(seen.extend(texts) or seen, n))
-    prepare(tmp_path / "set", Settings(str(text_file), "bpe:300"), report=lines.append)
+    prepare(tmp_path / "set", PreparationSettings(str(text_file), "bpe:300"), report=lines.append)
     assert 2500 < sum(len(each.encode()) for each in seen) <= 5000
     assert any("is learnt from every" in line for line in lines)
 
@@ -113,7 +113,7 @@ def test_a_vocabulary_beyond_uint16(tmp_path, text_file):
     backend = Tokenizer(models.WordLevel({each: index for index, each in enumerate(characters)}, unk_token=" "))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "large")
-    prepare(tmp_path / "set", Settings(str(text_file), str(tmp_path / "large")), report=quiet)
+    prepare(tmp_path / "set", PreparationSettings(str(text_file), str(tmp_path / "large")), report=quiet)
     meta = json.loads((tmp_path / "set/meta.json").read_text())
     assert (meta["dtype"], meta["vocab_size"]) == ("uint32", len(characters))
     found = tokens_of(tmp_path / "set", "train") + tokens_of(tmp_path / "set", "val")
@@ -134,7 +134,7 @@ def write_documents(folder: Path, count: int) -> list[str]:
 @pytest.mark.parametrize("word", ["char", "bytes", "bpe:300"])
 def test_of_many_documents_every_tenth_validates_and_each_is_ended(tmp_path, small_pieces, word):
     texts = write_documents(tmp_path / "texts", 33)
-    prepare(tmp_path / "set", Settings(str(tmp_path / "texts"), word), report=quiet)
+    prepare(tmp_path / "set", PreparationSettings(str(tmp_path / "texts"), word), report=quiet)
     tokenizer, meta = open_tokenizer(str(tmp_path / "set")), json.loads((tmp_path / "set/meta.json").read_text())
     of_split = {"train": [text for n, text in enumerate(texts) if n % 10 != 9], "val": texts[9::10]}
     for split, documents in of_split.items():
@@ -150,7 +150,9 @@ def test_of_many_documents_every_tenth_validates_and_each_is_ended(tmp_path, sma
 
 def test_a_given_validation_text(tmp_path, text_file, small_pieces):
     (tmp_path / "val.txt").write_text("never seen: ß", encoding="utf-8")
-    prepare(tmp_path / "set", Settings(str(text_file), "char", val_text=str(tmp_path / "val.txt")), report=quiet)
+    prepare(
+        tmp_path / "set", PreparationSettings(str(text_file), "char", val_text=str(tmp_path / "val.txt")), report=quiet
+    )
     tokenizer = open_tokenizer(str(tmp_path / "set"))
     assert tokenizer.decode(tokens_of(tmp_path / "set", "train")) == some_text(0)
     assert tokenizer.decode(tokens_of(tmp_path / "set", "val")) == "never seen: ß"
@@ -161,7 +163,7 @@ def write_lines(path: Path, count: int = 40) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_input(kind: str, tmp_path: Path) -> Settings:
+def write_input(kind: str, tmp_path: Path) -> PreparationSettings:
     if kind == "folder":
         write_documents(tmp_path / "texts", 33)
     elif kind == "lines":
@@ -171,7 +173,7 @@ def write_input(kind: str, tmp_path: Path) -> Settings:
         (tmp_path / "val.txt").write_text(some_text(5, 600), encoding="utf-8", newline="")
     name = {"folder": "texts", "lines": "texts.jsonl", "two files": "texts.txt"}[kind]
     given = {"val_text": str(tmp_path / "val.txt")} if kind == "two files" else {}
-    return Settings(str(tmp_path / name), "bpe:300", **given)
+    return PreparationSettings(str(tmp_path / name), "bpe:300", **given)
 
 
 @pytest.mark.parametrize("kind", ["two files", "folder", "lines"])
@@ -205,7 +207,7 @@ def test_an_interrupted_preparation_goes_on_to_the_same_bytes(tmp_path, small_pi
 
 
 def test_a_journal_that_the_files_do_not_reach_is_not_believed(tmp_path, small_pieces, text_file, monkeypatch):
-    settings = Settings(str(text_file), "bytes")
+    settings = PreparationSettings(str(text_file), "bytes")
     interrupt_after(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "set", settings, report=quiet)
@@ -231,12 +233,12 @@ def test_after_a_change_an_interrupted_preparation_starts_anew(tmp_path, text_fi
     lines = []
     interrupt_after(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "set", Settings(str(text_file), "bytes"), report=quiet)
+        prepare(tmp_path / "set", PreparationSettings(str(text_file), "bytes"), report=quiet)
     monkeypatch.undo()
     if change == "text":
         text_file.write_text("something else", encoding="utf-8")
     word = "char" if change == "settings" else "bytes"
-    prepare(tmp_path / "set", Settings(str(text_file), word), report=lines.append)
+    prepare(tmp_path / "set", PreparationSettings(str(text_file), word), report=lines.append)
     assert any("since the interruption" in line for line in lines)
     tokens = tokens_of(tmp_path / "set", "train") + tokens_of(tmp_path / "set", "val")
     assert open_tokenizer(str(tmp_path / "set")).decode(tokens) == text_file.read_text(encoding="utf-8")
@@ -256,20 +258,22 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, small_pieces, kind
 def test_an_error_in_a_worker_is_one_line_and_ends_all(tmp_path, small_pieces, text_file):
     import multiprocessing
 
-    prepare(tmp_path / "first", Settings(str(text_file), "char"), report=quiet)
+    prepare(tmp_path / "first", PreparationSettings(str(text_file), "char"), report=quiet)
     text_file.write_text(some_text(0) + "ß" + some_text(0), encoding="utf-8")
     with pytest.raises(ValueError, match=r"text.txt after byte \d+: the character 'ß' \(U\+00DF\) is not among"):
-        prepare(tmp_path / "set", Settings(str(text_file), str(tmp_path / "first")), num_workers=2, report=quiet)
+        prepare(
+            tmp_path / "set", PreparationSettings(str(text_file), str(tmp_path / "first")), num_workers=2, report=quiet
+        )
     assert not multiprocessing.active_children()
     assert sorted(os.listdir(tmp_path)) == ["first", "text.txt"]
 
 
 def test_done_is_said_and_another_wish_is_refused(tmp_path, text_file, monkeypatch):
-    settings, lines, folder = Settings(str(text_file), "bytes"), [], tmp_path / "set"
+    settings, lines, folder = PreparationSettings(str(text_file), "bytes"), [], tmp_path / "set"
     prepare(folder, settings, report=quiet)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     monkeypatch.chdir(tmp_path)
-    prepare(folder, Settings("text.txt", "bytes"), report=lines.append)
+    prepare(folder, PreparationSettings("text.txt", "bytes"), report=lines.append)
     assert len(lines) == 1 and "is already prepared: " in lines[0] and "tokens of bytes, vocabulary 256" in lines[0]
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     for change, words in (
@@ -277,7 +281,9 @@ def test_done_is_said_and_another_wish_is_refused(tmp_path, text_file, monkeypat
         ({"val_fraction": 0.5}, "was prepared with val_fraction 0.1, not 0.5; --overwrite"),
     ):
         with pytest.raises(ValueError, match=words):
-            prepare(folder, Settings(**{"text": str(text_file), "tokenizer": "bytes"} | change), report=quiet)
+            prepare(
+                folder, PreparationSettings(**{"text": str(text_file), "tokenizer": "bytes"} | change), report=quiet
+            )
     text_file.write_text("another text")
     with pytest.raises(ValueError, match=r"was prepared before .*text.txt changed; --overwrite"):
         prepare(folder, settings, report=quiet)
@@ -290,7 +296,7 @@ def test_done_is_said_and_another_wish_is_refused(tmp_path, text_file, monkeypat
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, text_file, overwrite):
-    settings = Settings(str(text_file), "bytes")
+    settings = PreparationSettings(str(text_file), "bytes")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
     prepare(tmp_path / "set", settings, report=quiet)
@@ -310,7 +316,7 @@ def test_two_at_once_take_turns(tmp_path, text_file, small_pieces):
     lines, folder = [], tmp_path / "set"
     threads = [
         threading.Thread(
-            target=prepare, args=(folder, Settings(str(text_file), "char")), kwargs={"report": lines.append}
+            target=prepare, args=(folder, PreparationSettings(str(text_file), "char")), kwargs={"report": lines.append}
         )
         for _ in range(3)
     ]
@@ -324,7 +330,7 @@ def test_two_at_once_take_turns(tmp_path, text_file, small_pieces):
 
 
 def test_a_full_disk_is_told_and_the_work_goes_on_later(tmp_path, text_file, small_pieces, monkeypatch):
-    settings = Settings(str(text_file), "bytes")
+    settings = PreparationSettings(str(text_file), "bytes")
     original, count = prepare_tokens.Output.append, iter(range(10**9))
 
     def append(self, *words):
@@ -345,7 +351,7 @@ def test_a_full_disk_is_told_and_the_work_goes_on_later(tmp_path, text_file, sma
 
 def test_a_folder_that_cannot_be_made(tmp_path, text_file):
     with pytest.raises(ValueError, match=r"text.txt.*: Not a directory"):
-        prepare(text_file / "set", Settings(str(text_file), "bytes"), report=quiet)
+        prepare(text_file / "set", PreparationSettings(str(text_file), "bytes"), report=quiet)
 
 
 @pytest.mark.parametrize("place", ["text.txt", "texts", "texts.jsonl"])
@@ -366,7 +372,7 @@ def test_a_text_that_fails_while_it_is_read_is_named(tmp_path, text_file, monkey
 
     monkeypatch.setattr(Path, "open", open_)
     with pytest.raises(ValueError, match=rf"{failing}: Input/output error$") as caught:
-        prepare(tmp_path / "set", Settings(str(tmp_path / place), "char"), report=quiet)
+        prepare(tmp_path / "set", PreparationSettings(str(tmp_path / place), "char"), report=quiet)
     assert "preparing" not in str(caught.value) and not (tmp_path / "set").exists()
 
 
@@ -374,7 +380,7 @@ def test_a_text_that_fails_while_it_is_read_is_named(tmp_path, text_file, monkey
 def test_interrupted_while_a_vocabulary_is_learnt_it_is_the_same_in_the_end(
     tmp_path, text_file, small_pieces, monkeypatch, when
 ):
-    settings = Settings(str(text_file), "bpe:300")
+    settings = PreparationSettings(str(text_file), "bpe:300")
     prepare(tmp_path / "whole" / "set", settings, report=quiet)
 
     def interrupted(*_):
@@ -391,7 +397,7 @@ def test_interrupted_while_a_vocabulary_is_learnt_it_is_the_same_in_the_end(
 
 
 def test_killed_between_the_two_renames_loses_nothing(tmp_path, text_file, monkeypatch):
-    settings, folder = Settings(str(text_file), "bytes"), tmp_path / "set"
+    settings, folder = PreparationSettings(str(text_file), "bytes"), tmp_path / "set"
     prepare(folder, settings, report=quiet)
     text_file.write_text("newer text")
 
@@ -426,6 +432,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, text, settings, word
     path = tmp_path / "text.txt"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=words) as caught:
-        prepare(tmp_path / "set", Settings(**{"text": str(path), "tokenizer": "bytes"} | settings), report=quiet)
+        prepare(
+            tmp_path / "set", PreparationSettings(**{"text": str(path), "tokenizer": "bytes"} | settings), report=quiet
+        )
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == ["text.txt"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.user_json import parsed
+from data.strict_json import parsed
 
 DEEP, LONG = "[" * 100_000, "9" * 5000
 
@@ -32,9 +32,9 @@ def test_everything_else_is_jsons():
 @pytest.mark.parametrize(("value", "reason"), [(DEEP, "nested too deeply"), (LONG, "more than 4,300 digits")])
 def test_records(tmp_path, name, value, reason):
     """A list that is read an element at a time, and lines."""
-    from data.records.source import Source, read
+    from data.records.source import RecordSource, read
 
     line = f'{{"text": {value}}}'
     (tmp_path / name).write_text(f"[\n{line}]" if name == "x.json" else f'{{"text": "fine"}}\n{line}')
     with pytest.raises(ValueError, match=rf"{name}:2: not JSON \(.*{reason}\)"):
-        list(read(Source((tmp_path / name,))))
+        list(read(RecordSource((tmp_path / name,))))

@@ -179,11 +179,11 @@ def test_words_in_a_file_mean_text(in_root, tmp_path):
 
 def test_exponential_falls_to_min_lr(in_root):
     from trainer.optimization.lr_scheduler import planned_rates
-    from trainer.optimization.lr_scheduler_config import SchedulePlan
+    from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
     run = run_of("--dataset a --lr_scheduler exponential --max_iters 8 --warmup_iters 2 --lr_decay_iters 6")
     assert (run.schedule.interval, run.scheduler, run.hyper.min_lr) == ("step", {}, 1e-4)
-    plan = SchedulePlan(
+    plan = LRSchedulerConfig(
         "ExponentialLR", interval="step", warmup_steps=2, min_lr=1e-4, decay_steps=6, learning_rate=1e-3
     )
     rates = [rate for (rate,) in planned_rates(plan, 8, 4)]
@@ -265,7 +265,7 @@ def test_resume_needs_only_the_folder(in_root, tmp_path):
         ("--decay_lr --min_lr 0.5", "`min_lr: 0.5` on the command line is above `learning_rate: 0.001`"),
         ("--decay_lr --lr_decay_iters 2 --warmup_iters 3", "`lr_decay_iters: 2` on the command line lies within"),
         ("--lr_scheduler step", "needs `step_size`: --set scheduler.step_size=…"),
-        ("--optimizer sgd --beta1 0.5", "`adam_beta1` on the command line would do nothing"),
+        ("--optimizer sgd --beta1 0.5", "`adam_beta1` on the command line has no effect"),
     ],
 )
 def test_what_check_sees_of_the_course(in_root, tmp_path, line, says):

@@ -480,7 +480,7 @@ def test_settings_that_once_slipped_through(in_root, settings, says):
 
 def test_flags_that_would_do_nothing(in_root, tmp_path):
     out = str(tmp_path / "out")
-    assert "`eval_steps` on the command line would do nothing" in problems(
+    assert "`eval_steps` on the command line has no effect" in problems(
         "eval_strategy=epoch", output_dir=out, eval_steps=5
     )
     assert "`save_total_limit`" in problems(output_dir=out, save_strategy="no", save_total_limit=3)
@@ -511,7 +511,7 @@ def test_rules_that_need_what_is_not_there(in_root, tmp_path):
     assert "must be a share of at most 1.0" in problems("limit_train_batches=1.5", output_dir=out)
     assert "raise one or lower the other" in problems("min_epochs=9", output_dir=out, num_train_epochs=2.0)
     assert "no module `nowhere`" in problems("callbacks=[nowhere.Mine]", output_dir=out)
-    assert "would do nothing: optimizer SGD has no `betas`" in problems(output_dir=out, optim="SGD", adam_beta1=0.5)
+    assert "has no effect: optimizer SGD has no `betas`" in problems(output_dir=out, optim="SGD", adam_beta1=0.5)
 
 
 def test_devices_and_strategies(in_root, tmp_path, monkeypatch):

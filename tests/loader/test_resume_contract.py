@@ -314,7 +314,7 @@ def test_a_schedule_without_the_learning_rate_is_known(scheduler, more, groups):
     )
 
     def rates(rate):
-        plan = lr_scheduler_config.SchedulePlan(name, options, learning_rate=rate, **more)
+        plan = lr_scheduler_config.LRSchedulerConfig(name, options, learning_rate=rate, **more)
         return lr_scheduler.planned_rates(plan, 12, 4, [rate * group for group in groups])
 
     before, after = (list(itertools.chain(*rates(rate))) for rate in (1e-3, 3e-3))
@@ -324,9 +324,7 @@ def test_a_schedule_without_the_learning_rate_is_known(scheduler, more, groups):
 def test_a_learning_rate_that_would_do_nothing_is_refused(resumed, in_root, tmp_path):
     text = BASE + "scheduler: {name: OneCycleLR, max_lr: 0.1, interval: step}\n"
     (problem,) = resumed(text, text, ["learning_rate=0.5"]).problems
-    assert (
-        "`learning_rate: 0.5` in --set" in problem and "would do nothing" in problem and "scheduler.max_lr" in problem
-    )
+    assert "`learning_rate: 0.5` in --set" in problem and "has no effect" in problem and "scheduler.max_lr" in problem
     warm = text + "warmup_steps: 5\n"
     assert resumed(warm, warm, ["learning_rate=0.5"]).problems == []
     own = text + "param_groups: [{pattern: head, lr: 0.1}]\n"
@@ -334,7 +332,7 @@ def test_a_learning_rate_that_would_do_nothing_is_refused(resumed, in_root, tmp_
 
     def problems(*settings):
         run = resolve(None, [f"output_dir={tmp_path / 'new'}", *settings], file(tmp_path, "fresh", text))
-        return [line for line in static_checks.check_run(run) if "would do nothing" in line]
+        return [line for line in static_checks.check_run(run) if "has no effect" in line]
 
     assert problems() == []
     assert [line.split(":")[0] for line in problems("learning_rate=0.5", "resume_lr=0.1")] == [
@@ -447,10 +445,10 @@ def test_what_is_said_of_a_schedule_is_what_its_rates_do(scheduler, more):
     name, options = scheduler["name"], {key: value for key, value in scheduler.items() if key != "name"}
     ends_itself = name in lr_scheduler_config.FOLLOWS_METRIC or "min_lr" in scheduler
     if (ends_itself and "min_lr" in more) or (name.startswith("constant") and {"min_lr", "lr_decay_iters"} & {*more}):
-        pytest.skip("refused: it would do nothing, or say the same twice")
+        pytest.skip("refused: it has no effect, or say the same twice")
     hyper = {"lr_scheduler_type": name, "warmup_ratio": 0, "warmup_steps": 0, "lr_decay_iters": None, "min_lr": None}
     run = SimpleNamespace(hyper=SimpleNamespace(**{**hyper, **more}), scheduler=options, trainer={}, optimizer={})
-    plan = lr_scheduler_config.SchedulePlan(
+    plan = lr_scheduler_config.LRSchedulerConfig(
         name,
         options,
         warmup_steps=run.hyper.warmup_ratio,

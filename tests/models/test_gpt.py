@@ -398,7 +398,7 @@ def test_saved_and_loaded_bit_for_bit(keys, tmp_path):
         ({"n_embd": 30, "n_head": 4}, "n_embd: 30 is not divisible by model.n_head: 4; try n_embd 32"),
         ({"n_embd": 12, "n_head": 4, "position": "rope"}, "n_embd 12 / n_head 4 = 3 are odd"),
         ({"n_head": 4, "n_kv_head": 3}, "n_head: 4 is not divisible by model.n_kv_head: 3"),
-        ({"rope_theta": 500.0}, "rope_theta: 500 would do nothing with model.position: learned"),
+        ({"rope_theta": 500.0}, "rope_theta: 500 has no effect with model.position: learned"),
         ({"dataset_names": ["a"]}, "dataset_names names vocabularies; give their sizes"),
         ({"vocab_sizes": [3, 4]}, "needs either model.dataset_names or model.context_names"),
         ({"vocab_sizes": [3], "dataset_names": ["a"], "context_names": ["a"]}, "not both"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trainer.optimization.lr_scheduler import Schedule, depends_on_length, schedule_lines
-from trainer.optimization.lr_scheduler_config import SchedulePlan
+from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
 BASES = [1.0, 0.1]  # two groups
 
@@ -20,7 +20,7 @@ def schedule(total, plan, steps_per_epoch=20):
 def gone_on(before, total, choice, plan=None, **changes):
     """A schedule of another length that takes up another's state, as a checkpoint's JSON keeps it."""
     plan = plan or before.plan
-    plan = SchedulePlan(**{**vars(plan), "new_length": choice, **changes})
+    plan = LRSchedulerConfig(**{**vars(plan), "new_length": choice, **changes})
     after = schedule(total, plan)
     after.load_state_dict(json.loads(json.dumps(before.state_dict())))
     return after
@@ -45,7 +45,7 @@ def linear(position, length=100, warmup=10):
     return position / warmup if position < warmup else (length - position) / (length - warmup)
 
 
-LINEAR = SchedulePlan("linear", warmup_steps=10, learning_rate=1.0)
+LINEAR = LRSchedulerConfig("linear", warmup_steps=10, learning_rate=1.0)
 
 
 @pytest.mark.parametrize(("step", "total"), [(40, 160), (4, 200), (40, 70), (99, 300), (0, 50)])
@@ -61,7 +61,7 @@ def test_what_is_left_of_a_course_is_spread_over_the_steps_that_are_left(step, t
 
 
 def test_a_share_of_warm_up_stays_the_share_it_was():
-    plan = SchedulePlan("linear", warmup_steps=0.1, learning_rate=1.0)
+    plan = LRSchedulerConfig("linear", warmup_steps=0.1, learning_rate=1.0)
     after = gone_on(stepped(schedule(100, plan), 40), 160, "rebase")
     assert after.warmup == 10 and after.get_last_lr()[0] == pytest.approx(linear(40))
 
@@ -81,7 +81,7 @@ def test_a_second_and_a_third_length():
 
 @pytest.mark.parametrize("name", ["cosine", "CosineAnnealingLR"])
 def test_a_course_that_is_kept_ends_where_it_was_to_end(name):
-    plan = SchedulePlan(name, min_lr=0.25, learning_rate=1.0)
+    plan = LRSchedulerConfig(name, min_lr=0.25, learning_rate=1.0)
     before = stepped(schedule(100, plan), 40)
     found = rates(gone_on(before, 250, "keep"), 250)
     for at, (rate, _) in found.items():
@@ -91,7 +91,7 @@ def test_a_course_that_is_kept_ends_where_it_was_to_end(name):
 
 
 def test_a_course_that_is_kept_survives_further_resumes_and_can_be_rebased_before_its_end():
-    plan = SchedulePlan("linear", min_lr=0.5, learning_rate=1.0)
+    plan = LRSchedulerConfig("linear", min_lr=0.5, learning_rate=1.0)
     kept = stepped(gone_on(stepped(schedule(100, plan), 40), 200, "keep"), 60)
     again = gone_on(kept, 300, "keep")
     assert rates(again, 300)[299] == pytest.approx([0.5, 0.05])
@@ -116,10 +116,10 @@ def test_what_would_teach_nothing_is_refused():
 @pytest.mark.parametrize(
     "plan",
     [
-        SchedulePlan("StepLR", {"step_size": 30}, learning_rate=1.0),
-        SchedulePlan("constant", warmup_steps=10, learning_rate=1.0),
-        SchedulePlan("linear", decay_steps=90, learning_rate=1.0),
-        SchedulePlan("StepLR", {"step_size": 2}, interval="epoch", warmup_epochs=1, learning_rate=1.0),
+        LRSchedulerConfig("StepLR", {"step_size": 30}, learning_rate=1.0),
+        LRSchedulerConfig("constant", warmup_steps=10, learning_rate=1.0),
+        LRSchedulerConfig("linear", decay_steps=90, learning_rate=1.0),
+        LRSchedulerConfig("StepLR", {"step_size": 2}, interval="epoch", warmup_epochs=1, learning_rate=1.0),
     ],
 )
 def test_schedules_that_do_not_ask_for_the_length_go_on_as_ever(plan):
@@ -130,7 +130,7 @@ def test_schedules_that_do_not_ask_for_the_length_go_on_as_ever(plan):
 
 
 def test_a_schedule_in_epochs_is_stretched_too():
-    plan = SchedulePlan("CosineAnnealingLR", interval="epoch", learning_rate=1.0)  # 5 epochs of 20 steps
+    plan = LRSchedulerConfig("CosineAnnealingLR", interval="epoch", learning_rate=1.0)  # 5 epochs of 20 steps
     found = rates(gone_on(stepped(schedule(100, plan), 40), 160, "rebase"), 160)
     for at, (rate, _) in found.items():
         epochs = int((40 + 60 * (at - 40) / 120 + 1e-9) // 20)
@@ -139,7 +139,7 @@ def test_a_schedule_in_epochs_is_stretched_too():
 
 def test_another_schedule_takes_over_at_the_same_step():
     before = stepped(schedule(100, LINEAR), 40)
-    cosine = SchedulePlan("cosine", learning_rate=1.0)
+    cosine = LRSchedulerConfig("cosine", learning_rate=1.0)
     with pytest.raises(ValueError, match="the checkpoint's schedule is `linear`"):
         gone_on(before, 100, None, plan=cosine)
     after = gone_on(before, 100, None, plan=cosine, takes_over=True)
@@ -149,7 +149,7 @@ def test_another_schedule_takes_over_at_the_same_step():
 
 
 def test_a_plateau_keeps_its_reductions_when_its_options_change():
-    plan = SchedulePlan("ReduceLROnPlateau", {"patience": 0, "threshold": 0.0, "factor": 0.5}, learning_rate=1.0)
+    plan = LRSchedulerConfig("ReduceLROnPlateau", {"patience": 0, "threshold": 0.0, "factor": 0.5}, learning_rate=1.0)
     before = schedule(100, plan)
     for value in (1.0, 2.0):
         before.observe(value)
@@ -161,7 +161,7 @@ def test_a_plateau_keeps_its_reductions_when_its_options_change():
 
 
 def test_changed_options_count_from_the_same_step():
-    plan = SchedulePlan("StepLR", {"step_size": 10, "gamma": 0.1}, learning_rate=1.0)
+    plan = LRSchedulerConfig("StepLR", {"step_size": 10, "gamma": 0.1}, learning_rate=1.0)
     after = gone_on(stepped(schedule(100, plan), 40), 100, None, options={"step_size": 20, "gamma": 0.5})
     assert after.get_last_lr() == pytest.approx([0.25, 0.025])  # two of the new steps lie behind it
     floored = gone_on(stepped(schedule(100, LINEAR), 40), 100, None, min_lr=0.5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_training import Regression, make_trainer
 
-from trainer.optimization.warm_start_optimizer import take_state
+from trainer.optimization.hparam_changes import load_earlier_state
 from trainer.serialization.state_dict_io import read, split, write
 
 
@@ -31,7 +31,7 @@ def test_equals_loading_by_hand(tmp_path):
         for g in saved["param_groups"]
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.5)
-    take_state(optimizer, folder)
+    load_earlier_state(optimizer, folder)
     ours = [optimizer.state[each]["exp_avg"] for group in optimizer.param_groups for each in group["params"]]
     assert all(torch.equal(mine, saved["state"][i]["exp_avg"]) for mine, i in zip(ours, flat, strict=True))
 

@@ -11,7 +11,7 @@ from tiny_training import Regression, make_trainer
 from trainer.callbacks.throughput import (
     PEAK_TFLOPS,
     GradientNormLog,
-    StepMeter,
+    ThroughputMonitor,
     TimedSteps,
     flops_per_sample,
     peak_flops,
@@ -31,7 +31,7 @@ class Clock:
 
 def test_figures_of_an_interval():
     clock = Clock()
-    meter = StepMeter(CPU, clock=clock)
+    meter = ThroughputMonitor(CPU, clock=clock)
     assert meter.take(2, 8) == {}  # nothing has begun
     clock.now = 110.0
     with meter.waiting():
@@ -51,7 +51,7 @@ def test_figures_of_an_interval():
 
 def test_evaluation_and_saving_do_not_count():
     clock = Clock()
-    meter = StepMeter(CPU, clock=clock)
+    meter = ThroughputMonitor(CPU, clock=clock)
     with meter.waiting():
         pass
     clock.now += 2.0
@@ -76,7 +76,7 @@ def test_evaluation_and_saving_do_not_count():
 def test_a_log_within_a_pause():
     """The pause reaches into the next interval."""
     clock = Clock()
-    meter = StepMeter(CPU, clock=clock)
+    meter = ThroughputMonitor(CPU, clock=clock)
     with meter.waiting():
         pass
     clock.now += 1.0
@@ -93,14 +93,14 @@ def test_model_flops_utilization(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
     clock = Clock()
-    meter = StepMeter(torch.device("cuda"), flops_per_sample=1e12, processes=2, clock=clock)
+    meter = ThroughputMonitor(torch.device("cuda"), flops_per_sample=1e12, processes=2, clock=clock)
     with meter.waiting():
         pass
     clock.now += 1.0
     taken = meter.take(1, 100)
     assert taken["mfu"] == pytest.approx(100e12 / (2 * 989e12), abs=1e-4) and taken["peak_memory_mb"] == 3.0
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some Other Thing")
-    unknown = StepMeter(torch.device("cuda"), flops_per_sample=1e12, clock=clock)
+    unknown = ThroughputMonitor(torch.device("cuda"), flops_per_sample=1e12, clock=clock)
     with unknown.waiting():
         pass
     clock.now += 1.0

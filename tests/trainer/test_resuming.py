@@ -7,7 +7,7 @@ import torch
 from tiny_training import Regression, Samples, make_trainer
 
 from trainer.optimization.hparam_changes import OptimizerPlan, changed_options
-from trainer.optimization.lr_scheduler_config import SchedulePlan
+from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
 STEPS, CHANGED_AT = 6, 3
 SAME = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "weight_decay": 0.1, "learning_rate": 0.05}
@@ -123,7 +123,7 @@ def test_groups_of_other_parameters_are_refused(tmp_path):
 def test_a_momentum_that_cycles_follows_a_changed_beta(tmp_path):
     """A CyclicLR writes the first beta at every step; the second stays what it was changed to."""
     cycle = {"base_lr": 0.01, "max_lr": 0.05, "step_size_up": 4, "cycle_momentum": True}
-    plan = SchedulePlan("CyclicLR", cycle, "step", learning_rate=0.05)
+    plan = LRSchedulerConfig("CyclicLR", cycle, "step", learning_rate=0.05)
     trainer = resumed(tmp_path, {}, {"adam_beta2": 0.9}, schedule=plan)
     betas = trainer.optimizer.param_groups[0]["betas"]
     assert betas[1] == 0.9 and betas[0] != 0.9

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from trainer.callbacks.text_samples import Sampling, WriteSamples, prompt_ids, sample_texts
+from trainer.callbacks.text_samples import GenerationConfig, WriteSamples, prompt_ids, sample_texts
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def model():
 
 
 def test_the_likeliest_tokens_by_hand(model, tokenizer):
-    (text,) = sample_texts(model, tokenizer, Sampling(4, "ab", temperature=0), seed=0)
+    (text,) = sample_texts(model, tokenizer, GenerationConfig(4, "ab", temperature=0), seed=0)
     ids = [0, 1]
     model.eval()
     for _ in range(4):
@@ -43,7 +43,7 @@ def test_samples_are_a_function_of_the_seed_and_leave_training_alone(model, toke
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    sampling = Sampling(12, "a", count=2, temperature=1.0, top_k=None)
+    sampling = GenerationConfig(12, "a", count=2, temperature=1.0, top_k=None)
     first = sample_texts(model, tokenizer, sampling, seed=1)
     assert torch.equal(torch.rand(3), expected) and model.training
     assert len(first) == 2 and all(len(text) == 13 and text[0] == "a" for text in first)
@@ -59,7 +59,7 @@ def test_top_k_and_temperature_reach_the_model(tokenizer):
             asked.update(options)
             return options["input_ids"]
 
-    sample_texts(Model(1, 1), tokenizer, Sampling(3, "abc", temperature=0.5, top_k=4), seed=0)
+    sample_texts(Model(1, 1), tokenizer, GenerationConfig(3, "abc", temperature=0.5, top_k=4), seed=0)
     assert (asked["max_new_tokens"], asked["temperature"], asked["top_k"]) == (3, 0.5, 4)
     assert asked["input_ids"].tolist() == [[0, 1, 2]]
 
@@ -80,7 +80,7 @@ def written(folder):
 
 
 def test_a_sample_when_the_validation_loss_is_the_best_so_far(model, tokenizer, tmp_path, capsys):
-    callback = WriteSamples(model, tokenizer, Sampling(2, "a"), tmp_path, seed=0)
+    callback = WriteSamples(model, tokenizer, GenerationConfig(2, "a"), tmp_path, seed=0)
     state = SimpleNamespace(is_world_process_zero=True, log_history=[], global_step=0)
     for loss in (3.0, 2.0, 2.5, math.nan, 1.5):
         state.global_step += 10
@@ -95,7 +95,7 @@ def test_a_sample_when_the_validation_loss_is_the_best_so_far(model, tokenizer, 
 
 def test_other_processes_write_nothing(model, tokenizer, tmp_path):
     state = SimpleNamespace(is_world_process_zero=False, log_history=[{"eval_loss": 1.0}], global_step=5)
-    WriteSamples(model, tokenizer, Sampling(2, "a"), tmp_path, seed=0).on_evaluate(
+    WriteSamples(model, tokenizer, GenerationConfig(2, "a"), tmp_path, seed=0).on_evaluate(
         None, state, None, {"eval_loss": 1.0}
     )
     assert written(tmp_path) == []
@@ -109,17 +109,17 @@ def with_table():
 
 
 def test_a_table_of_positions_ends_a_sample(with_table, model, tokenizer):
-    (text,) = sample_texts(with_table, tokenizer, Sampling(256, "abc", temperature=0), seed=0)
+    (text,) = sample_texts(with_table, tokenizer, GenerationConfig(256, "abc", temperature=0), seed=0)
     assert len(text) == 8
-    (text,) = sample_texts(with_table, tokenizer, Sampling(2, "abc", temperature=0), seed=0)
+    (text,) = sample_texts(with_table, tokenizer, GenerationConfig(2, "abc", temperature=0), seed=0)
     assert len(text) == 5
-    (text,) = sample_texts(model, tokenizer, Sampling(40, "abc", temperature=0), seed=0)
+    (text,) = sample_texts(model, tokenizer, GenerationConfig(40, "abc", temperature=0), seed=0)
     assert len(text) == 43  # rotated positions go on past the model's 32
 
 
 def test_a_prompt_longer_than_the_table(with_table, tokenizer):
     with pytest.raises(ValueError, match="`sample_prompt: .* has 9 tokens but the model has positions for 8 only"):
-        sample_texts(with_table, tokenizer, Sampling(1, "abcabcabc"), seed=0)
+        sample_texts(with_table, tokenizer, GenerationConfig(1, "abcabcabc"), seed=0)
 
 
 def test_a_sample_that_fails_ends_no_training(tokenizer, tmp_path, capsys):
@@ -129,7 +129,7 @@ def test_a_sample_that_fails_ends_no_training(tokenizer, tmp_path, capsys):
 
     failing = Model(1, 1).train()
     state = SimpleNamespace(is_world_process_zero=True, log_history=[{"eval_loss": 1.0}], global_step=5)
-    WriteSamples(failing, tokenizer, Sampling(2, "a"), tmp_path, seed=0).on_evaluate(
+    WriteSamples(failing, tokenizer, GenerationConfig(2, "a"), tmp_path, seed=0).on_evaluate(
         None, state, None, {"eval_loss": 1.0}
     )
     assert capsys.readouterr().err.splitlines() == ["no sample at step 5: index out of range in self"]

@@ -13,7 +13,7 @@ from transformers.trainer_utils import SchedulerType
 
 from trainer.optimization.lr_curves import stand_in_for
 from trainer.optimization.lr_scheduler import Schedule, check_plan, planned_rates, schedule_lines
-from trainer.optimization.lr_scheduler_config import SchedulePlan, is_training_loss, torch_schedules
+from trainer.optimization.lr_scheduler_config import LRSchedulerConfig, is_training_loss, torch_schedules
 
 BASES = [0.1, 0.02]
 TRAINER_OPTIONS = {
@@ -43,7 +43,7 @@ def optimizer_at(bases, **settings):
 
 
 def plan_for(name, options=None, **settings):
-    return SchedulePlan(name=name, options=options or {}, **{"learning_rate": BASES[0], **settings})
+    return LRSchedulerConfig(name=name, options=options or {}, **{"learning_rate": BASES[0], **settings})
 
 
 def by_hand(make, steps, bases=BASES, moves=lambda step: True):
@@ -437,9 +437,9 @@ class Scheduled(transformers.Trainer):
 @pytest.mark.parametrize("kind", ["epoch", "step", "linear"])
 def test_a_trainer_applies_the_planned_rates(tmp_path, kind, accumulation):
     """Logged at every step, and equal to torch's class moved by hand at the ends of the epochs."""
-    plan = SchedulePlan("ExponentialLR", {"gamma": 0.8}, interval=kind, warmup_steps=4, learning_rate=0.05)
+    plan = LRSchedulerConfig("ExponentialLR", {"gamma": 0.8}, interval=kind, warmup_steps=4, learning_rate=0.05)
     if kind == "linear":
-        plan = SchedulePlan("linear", warmup_steps=4, learning_rate=0.05)
+        plan = LRSchedulerConfig("linear", warmup_steps=4, learning_rate=0.05)
     trainer = Scheduled(tmp_path, plan, num_train_epochs=3, gradient_accumulation_steps=accumulation)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*lr_scheduler.*")
@@ -460,7 +460,7 @@ def test_a_trainer_applies_the_planned_rates(tmp_path, kind, accumulation):
 
 def test_a_plateau_in_a_trainer_and_after_a_resume(tmp_path):
     """The rates of a run that was resumed are those of the whole one, and those of torch's plateau by hand."""
-    plan = SchedulePlan("ReduceLROnPlateau", {"patience": 0, "threshold": 0.1}, warmup_steps=3, learning_rate=0.05)
+    plan = LRSchedulerConfig("ReduceLROnPlateau", {"patience": 0, "threshold": 0.1}, warmup_steps=3, learning_rate=0.05)
     settings = {"max_steps": 16, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 8}
     whole = Scheduled(tmp_path / "whole", plan, **settings)
     whole.train()

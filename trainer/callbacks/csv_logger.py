@@ -9,27 +9,14 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 
 from storage.atomic import write_text
 from trainer.callbacks.log_files import append, is_of_the_past
-
-
-class Settings(Protocol):
-    """The section `logging`."""
-
-    logger_type: str | None
-    name: str | None  # of the run
-    project: str | None
-    entity: str | None  # user or team that owns the run
-    group: str | None
-    notes: str | None
-    log_model: str | bool | None  # all, best (true: the same), or none
-    save_dir: str | None
-
+from trainer.sections import LoggingConfig
 
 STEP = re.compile(r"\d{1,18}")  # of a row; int() refuses thousands of digits
 BACKENDS = {"CSVLogger": "csv", "TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}  # logger_type -> backend
@@ -118,13 +105,13 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return columns, [dict(zip(columns, row, strict=True)) for row in whole]
 
 
-def log_folder(settings: Settings, output_dir: Path, subfolder: str = "") -> Path:
+def log_folder(settings: LoggingConfig, output_dir: Path, subfolder: str = "") -> Path:
     """Where files of a logger without a server go: `save_dir` or else the run's folder, and the run's name in it."""
     base = Path(settings.save_dir).expanduser().absolute() if settings.save_dir else Path(output_dir) / subfolder
     return base / settings.name if settings.name else base
 
 
-def logger_environment(settings: Settings, output_dir: Path, report_to: Sequence[str] = ()) -> dict[str, str]:
+def logger_environment(settings: LoggingConfig, output_dir: Path, report_to: Sequence[str] = ()) -> dict[str, str]:
     """The environment variables that say to the loggers what the section says.
 
     The run's name also belongs in `TrainingArguments.run_name`, trackio's project in `TrainingArguments.project`:
@@ -153,18 +140,18 @@ def logger_environment(settings: Settings, output_dir: Path, report_to: Sequence
     return environment
 
 
-def logger_arguments(settings: Settings) -> dict[str, str]:
+def logger_arguments(settings: LoggingConfig) -> dict[str, str]:
     """The fields of TrainingArguments that the section fills."""
     fields = {"run_name": settings.name, "project": settings.project}
     return {field: value for field, value in fields.items() if value}
 
 
-def _backends(settings: Settings, report_to: Sequence[str]) -> list[str]:
+def _backends(settings: LoggingConfig, report_to: Sequence[str]) -> list[str]:
     own = [BACKENDS[settings.logger_type]] if settings.logger_type else []
     return [*own, *(each for each in report_to if each in USABLE and each not in own)]
 
 
-def _check(settings: Settings, backends: Sequence[str]) -> None:
+def _check(settings: LoggingConfig, backends: Sequence[str]) -> None:
     shown = settings.logger_type or ", ".join(backends)
     for key in USABLE["wandb"]:
         usable = [backend for backend in backends if key in USABLE[backend]]
@@ -177,7 +164,7 @@ def _check(settings: Settings, backends: Sequence[str]) -> None:
         raise ValueError("`logging.log_model: best` means nothing to mlflow, which takes all; leave it out")
 
 
-def _for_wandb(settings: Settings) -> dict[str, str]:
+def _for_wandb(settings: LoggingConfig) -> dict[str, str]:
     """`checkpoint` uploads each checkpoint when it is saved, `end` the final model: the best one, if that is loaded."""
     given = {
         "WANDB_NAME": settings.name,
@@ -191,7 +178,7 @@ def _for_wandb(settings: Settings) -> dict[str, str]:
     return {name: value for name, value in given.items() if value}
 
 
-def _for_mlflow(settings: Settings) -> dict[str, str]:
+def _for_mlflow(settings: LoggingConfig) -> dict[str, str]:
     """A data base in `save_dir`: MLflow no longer writes its older folders of files."""
     tags = {"mlflow.note.content": settings.notes, "group": settings.group}
     tags = {name: value for name, value in tags.items() if value}

@@ -6,30 +6,14 @@ import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 
 from storage import safe_read
 from trainer.callbacks.metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
-
-
-class Settings(Protocol):
-    """The section `early_stopping`."""
-
-    monitor: str
-    mode: str  # min or max
-    patience: int  # checks without improvement before stopping
-    min_delta: float  # change that counts as an improvement
-    check_on_train_epoch_end: bool
-    stopping_threshold: float | None
-    divergence_threshold: float | None
-    strict: bool
-    verbose: bool
-    check_finite: bool
-    log_rank_zero_only: bool
-
+from trainer.sections import EarlyStoppingConfig
 
 DECIDING = ("patience", "stopping_threshold", "divergence_threshold", "check_finite")
 
@@ -63,7 +47,7 @@ class EarlyStopping(TrainerCallback):
         ValueError: `mode` is neither min nor max; with `strict`, the metric is missing when training continues.
     """
 
-    def __init__(self, settings: Settings, min_epochs: int | None = None):
+    def __init__(self, settings: EarlyStoppingConfig, min_epochs: int | None = None):
         if settings.mode not in ("min", "max"):
             raise ValueError(f"`early_stopping.mode: {settings.mode}` must be min or max")
         self.settings, self.min_epochs = settings, min_epochs or 0
@@ -205,7 +189,7 @@ class EarlyStopping(TrainerCallback):
             tqdm.write(f"[rank {args.process_index}] {line}" if several else line, file=sys.stderr)
 
 
-def already_stopped(checkpoint: Path, settings: Settings) -> str | None:
+def already_stopped(checkpoint: Path, settings: EarlyStoppingConfig) -> str | None:
     """Why the run that wrote a checkpoint had been stopped there, if it was and the same settings hold now.
 
     A Trainer looks at its stop flag after a step only, so a stopped run that is resumed (a requeued job) has to be
@@ -217,10 +201,10 @@ def already_stopped(checkpoint: Path, settings: Settings) -> str | None:
     return stored["progress"]["reason"] if same else None
 
 
-def state_key(settings: Settings) -> str:
+def state_key(settings: EarlyStoppingConfig) -> str:
     """Where the counts are kept: those of another metric or another `min_delta` are not ours."""
     return f"early_stopping: {normal_form(settings.monitor)}, {settings.mode}, {settings.min_delta:g}"
 
 
-def _deciding(settings: Settings) -> dict[str, Any]:
+def _deciding(settings: EarlyStoppingConfig) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in DECIDING}

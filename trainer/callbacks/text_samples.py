@@ -20,7 +20,7 @@ FILE = "samples.jsonl"
 
 
 @dataclass(frozen=True)
-class Sampling:
+class GenerationConfig:
     """How to sample.
 
     Attributes:
@@ -38,7 +38,7 @@ class Sampling:
     top_k: int | None = 200
 
 
-def sample_texts(model: Any, tokenizer: Any, sampling: Sampling, seed: int) -> list[str]:
+def sample_texts(model: Any, tokenizer: Any, sampling: GenerationConfig, seed: int) -> list[str]:
     """`sampling.count` texts, each the prompt and what follows; the same for the same weights and seed.
 
     A model with a table of positions ends where its table does. The generators that training draws from are left as
@@ -81,7 +81,7 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     return ids
 
 
-def room_after(model: Any, prompt: list[int], sampling: Sampling) -> int:
+def room_after(model: Any, prompt: list[int], sampling: GenerationConfig) -> int:
     """New tokens that the model can write after a prompt: as many as asked for, or what its positions leave.
 
     A table of positions has an end; rotated ones (`rope_parameters`, once `rope_theta`) have none, and our own networks
@@ -122,7 +122,7 @@ class WriteSamples(TrainerCallback):
         seed: Of the run; each step samples with its own.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling, folder: Path, seed: int):
+    def __init__(self, model: Any, tokenizer: Any, sampling: GenerationConfig, folder: Path, seed: int):
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.path, self.seed = folder / FILE, seed
 

@@ -42,7 +42,7 @@ PEAK_TFLOPS = (
 )
 
 
-class StepMeter:
+class ThroughputMonitor:
     """Speed, waiting for data, memory and model FLOPs utilization (MFU) between two log lines.
 
     Evaluation and saving do not count: `pause` and `resume` frame them.

@@ -1,16 +1,18 @@
-"""What a resumed run was given otherwise than the run that wrote its checkpoint, put into the loaded optimizer."""
+"""Hyperparameters that have changed since the checkpoint; optimizer state of an earlier run (`load_optimizer`)."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.optimization.optimizers import build_optimizer
+from trainer.serialization import state_dict_io
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,31 @@ def _same(value: Any, earlier: Any) -> bool:
     if isinstance(value, torch.Tensor) and isinstance(earlier, torch.Tensor):
         return torch.equal(value, earlier)
     return type(value) is type(earlier) and value == earlier
+
+
+def load_earlier_state(optimizer: Any, folder: Path) -> None:
+    """Load the optimizer's state (moments, step counts) from an earlier run's checkpoint, but not its learning rates.
+
+    Raises:
+        ValueError: the state is missing or corrupted, or belongs to another optimizer or model.
+    """
+    settings_of_groups = [
+        {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+    ]
+    try:
+        optimizer.load_state_dict(state_dict_io.read(folder, "optimizer"))
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"`load_optimizer`: {folder} cannot be used: {' '.join(str(error).split())}") from error
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                    raise ValueError(
+                        f"`load_optimizer`: {folder} belongs to another model: its `{name}` is {_size(value)} for a weight "
+                        f"of {_size(parameter)}"
+                    )
+
+
+def _size(tensor: torch.Tensor) -> str:
+    return "×".join(map(str, tensor.shape))

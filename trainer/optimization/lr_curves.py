@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from trainer.optimization.lr_scheduler_config import SchedulePlan, is_trainer_schedule, torch_schedules
+from trainer.optimization.lr_scheduler_config import LRSchedulerConfig, is_trainer_schedule, torch_schedules
 
 # The option that says where the decay ends, for names that have one: `min_lr` is given to it.
 END_OPTION = {"polynomial": "lr_end", "cosine_with_min_lr": "min_lr", "cosine_warmup_with_min_lr": "min_lr"}
@@ -30,7 +30,7 @@ class TrainerCurve:
         warmup, horizon: In steps.
     """
 
-    def __init__(self, plan: SchedulePlan, base_lrs: Sequence[float], rate: float, warmup: int, horizon: int):
+    def __init__(self, plan: LRSchedulerConfig, base_lrs: Sequence[float], rate: float, warmup: int, horizon: int):
         self.base_lrs = base_lrs
         options = dict(plan.options)
         if plan.min_lr is not None and plan.name in END_OPTION:
@@ -51,7 +51,7 @@ class TrainerCurve:
         pass
 
 
-class TorchCurve:
+class TorchLRCurve:
     """A class of torch, or a schedule of transformers without warm-up, over a stand-in for the optimizer.
 
     Without a metric its rates are a function of how often it has moved on: a resumed run moves it as often again
@@ -67,7 +67,7 @@ class TorchCurve:
 
     def __init__(
         self,
-        plan: SchedulePlan,
+        plan: LRSchedulerConfig,
         base_lrs: Sequence[float],
         rate: float,
         units: int,

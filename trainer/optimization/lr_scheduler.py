@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from trainer.optimization.lr_curves import TorchCurve, TrainerCurve, stand_in_for
-from trainer.optimization.lr_scheduler_config import SchedulePlan, check_names, check_numbers
-from trainer.optimization.step_mapping import Course, stored_course
+from trainer.optimization.lr_curves import TorchLRCurve, TrainerCurve, stand_in_for
+from trainer.optimization.lr_scheduler_config import LRSchedulerConfig, check_names, check_numbers
 
 # These decay to `min_lr` where it is set; all others merely never go below it.
 DECAYS_TO_ZERO = ("linear", "cosine", "cosine_with_restarts", "warmup_stable_decay")
@@ -24,12 +24,59 @@ NOTHING = 1e-9  # of the base rate: what is left of a rate that has fallen to 0,
 LOOKED_AT = 10**5  # steps that are compared at most: some schedules have to be walked through
 
 
+@dataclass(frozen=True)
+class StepMapping:
+    """Maps a step of the run to a step of its schedule; they differ once the length of the run has changed.
+
+    From the run's step `start`, at which the schedule was at `position`, the schedule advances evenly to its end at
+    `length`, which it reaches at the run's step `total`.
+    """
+
+    length: int
+    "Number of steps that the schedule was built for."
+    total: int
+    start: int = 0
+    position: float = 0
+    held: bool = False
+    "Past its end the schedule stands still."
+
+    def at(self, step: int) -> float:
+        """The schedule's step, a fraction perhaps, at a step of the run."""
+        if self.held and step >= self.total:
+            return self.length
+        if self.length == self.total and self.start == self.position:
+            return step
+        return self.position + (self.length - self.position) * (step - self.start) / (self.total - self.start)
+
+
+def stored_course(stored: Any, total: int) -> StepMapping:
+    """The course that a checkpoint's schedule is on; one of an earlier version is on its own.
+
+    Raises:
+        ValueError: what is stored is none.
+    """
+    if stored is None:
+        return StepMapping(total, total)
+    try:
+        found = StepMapping(**stored)
+        numbers = (found.length, found.total, found.start, found.position)
+        if (
+            all(isinstance(number, (int, float)) for number in numbers)
+            and found.length > 0
+            and found.total > found.start
+        ):
+            return found
+    except TypeError:
+        pass
+    raise ValueError("the checkpoint's learning rate course is damaged; take another checkpoint")
+
+
 class Schedule:
     """What the Trainer steps once per optimizer update; it writes the rates into the optimizer's groups.
 
     Args:
         optimizer: Each group's base rate is its `initial_lr`, or its `lr` where nobody has set that.
-        plan: See `SchedulePlan`.
+        plan: See `LRSchedulerConfig`.
         total_steps: Optimizer updates of the whole run.
         steps_per_epoch: Optimizer updates of one epoch.
 
@@ -37,12 +84,14 @@ class Schedule:
         ValueError: the plan cannot be carried out; the text names the schedule.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, plan: SchedulePlan, total_steps: int, steps_per_epoch: int):
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, plan: LRSchedulerConfig, total_steps: int, steps_per_epoch: int
+    ):
         check_names(plan)
         self.optimizer, self.plan = optimizer, plan
         self.total_steps, self.steps_per_epoch = total_steps, max(1, steps_per_epoch)
         self.steps_before = 0  # added to the run's steps where epochs are counted: batches may have been larger once
-        self._lay_out(Course(total_steps, total_steps))
+        self._lay_out(StepMapping(total_steps, total_steps))
         if plan.decay_steps and self.warmup >= plan.decay_steps:
             raise ValueError(
                 f"schedule `{plan.name}` ends after {plan.decay_steps} steps, before its {self.warmup} of warm-up"
@@ -139,12 +188,12 @@ class Schedule:
             group["initial_lr"] = base
         self._apply()
 
-    def _lay_out(self, course: Course) -> None:
+    def _lay_out(self, course: StepMapping) -> None:
         self.course = course
         self.warmup = self.plan.warmup_length(course.length, self.steps_per_epoch)
         self.horizon = self.plan.decay_steps or course.length
 
-    def _course_after(self, state: dict[str, Any]) -> Course:
+    def _course_after(self, state: dict[str, Any]) -> StepMapping:
         """The step mapping of a resumed schedule: as it was, or changed as the plan says if the length has changed."""
         before = state.get("total_steps", self.total_steps)
         course = stored_course(state.get("course"), before)
@@ -165,7 +214,7 @@ class Schedule:
                     f"{lengths}, and nothing is left of schedule `{self.plan.name}` to rebase: it ended at step "
                     f"{course.total}"
                 )
-            return Course(course.length, now, self.taken, course.at(self.taken)) if now > self.taken else course
+            return StepMapping(course.length, now, self.taken, course.at(self.taken)) if now > self.taken else course
         ends = zip(self._rates_at_end(course, state), state["base_lrs"], strict=True)
         if now > course.total and all(rate <= NOTHING * base for rate, base in ends):
             raise ValueError(
@@ -174,7 +223,7 @@ class Schedule:
             )
         return dataclasses.replace(course, held=True)
 
-    def _rates_at_end(self, course: Course, state: dict[str, Any]) -> list[float]:
+    def _rates_at_end(self, course: StepMapping, state: dict[str, Any]) -> list[float]:
         if self.plan.follows_metric:
             return list(state["last_rates"])
         trial = Schedule(stand_in_for(state["base_lrs"], 1.0), self.plan, course.length, self.steps_per_epoch)
@@ -199,7 +248,7 @@ class Schedule:
             if self.plan.warms_up_itself:
                 self.curve = TrainerCurve(self.plan, base_lrs, rate, self.warmup, self.horizon)
             else:
-                self.curve = TorchCurve(self.plan, base_lrs, rate, self._moves(self.horizon), self.optimizer)
+                self.curve = TorchLRCurve(self.plan, base_lrs, rate, self._moves(self.horizon), self.optimizer)
         except (TypeError, ValueError, KeyError, ZeroDivisionError, AttributeError) as error:
             raise _cannot(self.plan, error) from error
 
@@ -247,7 +296,7 @@ class Schedule:
 
 
 def planned_rates(
-    plan: SchedulePlan, total_steps: int, steps_per_epoch: int, base_lrs: Sequence[float] | None = None
+    plan: LRSchedulerConfig, total_steps: int, steps_per_epoch: int, base_lrs: Sequence[float] | None = None
 ) -> list[list[float]]:
     """The rates that will be applied, `[step][group]`, without training; a plateau's without reductions.
 
@@ -292,7 +341,7 @@ def schedule_lines(real: Schedule) -> list[str]:
     return [f"learning rate schedule {plan.name}, {pace}{warm}", "  " + ", ".join(points)]
 
 
-def depends_on_length(plan: SchedulePlan, before: int, now: int, steps_per_epoch: int) -> bool:
+def depends_on_length(plan: LRSchedulerConfig, before: int, now: int, steps_per_epoch: int) -> bool:
     """Whether the rates of a run of `before` steps are others than those of the same steps in one of `now` steps."""
     if plan.follows_metric:
         return plan.warmup_length(before, steps_per_epoch) != plan.warmup_length(now, steps_per_epoch)
@@ -306,7 +355,7 @@ def depends_on_length(plan: SchedulePlan, before: int, now: int, steps_per_epoch
     return not all(math.isclose(*pair, rel_tol=1e-9) for pair in zip(rates(before), rates(now), strict=True))
 
 
-def check_plan(plan: SchedulePlan) -> None:
+def check_plan(plan: LRSchedulerConfig) -> None:
     """Tries the plan out.
 
     Raises:
@@ -319,7 +368,7 @@ def check_plan(plan: SchedulePlan) -> None:
     planned_rates(short, 4, 2)
 
 
-def _cannot(plan: SchedulePlan, error: Exception) -> ValueError:
+def _cannot(plan: LRSchedulerConfig, error: Exception) -> ValueError:
     text = " ".join(str(error).split())
     remedy = "; set cycle_momentum: false" if "momentum" in text else ""
     return ValueError(f"schedule `{plan.name}` cannot be built: {text}{remedy}")

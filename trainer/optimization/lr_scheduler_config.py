@@ -28,7 +28,7 @@ TRAINING_LOSS = ("loss", "train_loss", "train/loss")
 
 
 @dataclass(frozen=True)
-class SchedulePlan:
+class LRSchedulerConfig:
     """A schedule as plain values.
 
     Options that are not given: CosineAnnealingLR's `T_max`, PolynomialLR's `total_iters` and OneCycleLR's `total_steps`
@@ -124,13 +124,13 @@ def taken_options(name: str) -> dict[str, inspect.Parameter]:
 # ---- checks ----
 
 
-def check_names(plan: SchedulePlan) -> None:
+def check_names(plan: LRSchedulerConfig) -> None:
     """The part of `check_plan` that concerns names of schedules and of their options."""
     _check_one(plan.name, plan.filled())
     if plan.interval not in (None, "step", "epoch"):
         raise ValueError(f"schedule `{plan.name}` has the interval `{plan.interval}`; it is step or epoch")
     if plan.monitor is not None and not plan.follows_metric:
-        raise ValueError(f"schedule `{plan.name}` follows no metric, so `monitor: {plan.monitor}` would do nothing")
+        raise ValueError(f"schedule `{plan.name}` follows no metric, so `monitor: {plan.monitor}` has no effect")
     by_step_only = is_trainer_schedule(plan.name) and not plan.follows_metric
     if by_step_only and (plan.interval == "epoch" or plan.frequency != 1):
         raise ValueError(
@@ -187,7 +187,7 @@ def _check_list(name: str, options: dict[str, Any]) -> None:
             raise ValueError(f"schedule `{name}` needs rising whole numbers above 0 as milestones, not {stones}")
 
 
-def check_numbers(plan: SchedulePlan) -> None:
+def check_numbers(plan: LRSchedulerConfig) -> None:
     name = plan.name
     if plan.warmup_steps and plan.warmup_epochs:
         raise ValueError(f"schedule `{name}` has a warm-up in steps and one in epochs; keep one")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import data.records
-from data.records import ready
+from data.records import builtin_datasets
 
 SOURCE = '''
 import os
@@ -60,7 +60,7 @@ def records(folder, name):
 
 
 def test_functions_without_their_docstrings(library):
-    found = [function for function in ready.functions(library) if function[0] == "package0/module0.py"]
+    found = [function for function in builtin_datasets.functions(library) if function[0] == "package0/module0.py"]
     assert found == [
         (
             "package0/module0.py",
@@ -78,7 +78,7 @@ def test_functions_without_their_docstrings(library):
 def test_records(library, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        counts = ready.write(tmp_path / name, library)["records"]
+        counts = builtin_datasets.write(tmp_path / name, library)["records"]
     for name in ("train.jsonl", "val.jsonl"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     train, held_out = records(tmp_path / "one", "train.jsonl"), records(tmp_path / "one", "val.jsonl")
@@ -90,12 +90,12 @@ def test_records(library, tmp_path):
     for record in train + held_out:
         user, assistant = record["messages"]
         assert user["role"] == "user" and assistant["role"] == "assistant"
-        code = user["content"].removeprefix(f"{ready.INSTRUCTION}\n\n```python\n").removesuffix("\n```")
+        code = user["content"].removeprefix(f"{builtin_datasets.INSTRUCTION}\n\n```python\n").removesuffix("\n```")
         assert ast.get_docstring(ast.parse(code).body[0]) is None and assistant["content"] not in code
 
 
 def test_the_name_as_a_path(library, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ready, "library", lambda: library)
+    monkeypatch.setattr(builtin_datasets, "library", lambda: library)
     run = SimpleNamespace(cache_dir=tmp_path / "home", process=SimpleNamespace(model_name_or_path="x"))
     config = data.records.prepared(data.records.Config(path="python_docstrings"), run)
     folder = tmp_path / "home/datasets/python_docstrings"

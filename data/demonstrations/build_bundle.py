@@ -10,13 +10,13 @@ from data.cache import in_gigabytes
 from data.demonstrations.config import Config
 from data.demonstrations.dataset import Demonstrations, collate
 from data.demonstrations.encoder import ObservationEncoder
-from data.demonstrations.source import Source, prepare
+from data.demonstrations.source import EpisodeSource, prepare
 from data.mixing import MixtureSampler
 from data.statistics import Normalizer
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplerFactory:
     """Seed -> sampler of the training set; a class, so that a bundle can be pickled."""
 
     group_lengths: list[list[int]]
@@ -44,7 +44,9 @@ def assemble(config: Config, run) -> Bundle:
         return Demonstrations(sources, chosen, first_ids, encoder, config.chunk_size, texts, process.use_prev_subtask)
 
     train_dataset = dataset(train)
-    sampling = Sampling(train_dataset.group_lengths, config.weights, process.episode_first, config.samples_per_epoch)
+    sampling = SamplerFactory(
+        train_dataset.group_lengths, config.weights, process.episode_first, config.samples_per_epoch
+    )
     return Bundle(
         train_dataset,
         eval_sets(sources, held_out, dataset),
@@ -56,7 +58,7 @@ def assemble(config: Config, run) -> Bundle:
     )
 
 
-def refuse_mixture(first: Source, other: Source) -> None:
+def refuse_mixture(first: EpisodeSource, other: EpisodeSource) -> None:
     """Folders that cannot be batched together, with both named."""
     for signal in ("actions", "states"):
         dims = [source.arrays[signal].shape[1] for source in (first, other)]
@@ -80,7 +82,7 @@ def refuse_mixture(first: Source, other: Source) -> None:
         )
 
 
-def wanted_texts(sources: list[Source], process) -> tuple[str, ...]:
+def wanted_texts(sources: list[EpisodeSource], process) -> tuple[str, ...]:
     """The texts a batch carries; asking for what a folder does not record is an error."""
     for key, kind, place in (
         ("use_reasoning", "reasoning", "reasoning/…"),
@@ -96,7 +98,7 @@ def wanted_texts(sources: list[Source], process) -> tuple[str, ...]:
     return ("instruction",) * instructed + ("reasoning",) * process.use_reasoning
 
 
-def split(sources: list[Source], config: Config) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def split(sources: list[EpisodeSource], config: Config) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Episode numbers of each source, for training and held out; whole episodes, since neighbouring steps are
     nearly the same sample."""
     train, held_out = [], []
@@ -114,7 +116,7 @@ def split(sources: list[Source], config: Config) -> tuple[list[np.ndarray], list
     return train, held_out
 
 
-def fit_statistics(sources: list[Source], train: list[np.ndarray], config: Config, process) -> dict:
+def fit_statistics(sources: list[EpisodeSource], train: list[np.ndarray], config: Config, process) -> dict:
     """The content of statistics.json: all that turns observations into inputs without the data.
 
     Over every training step of all folders once, whatever their weights: a changed weight then changes what
@@ -146,13 +148,13 @@ def fit_statistics(sources: list[Source], train: list[np.ndarray], config: Confi
     return statistics
 
 
-def rows_of(source: Source, name: str, episodes: np.ndarray) -> np.ndarray:
+def rows_of(source: EpisodeSource, name: str, episodes: np.ndarray) -> np.ndarray:
     """All steps of some episodes of a source, (steps, dimensions)."""
     offsets = source.arrays["offsets"]
     return np.concatenate([source.arrays[name][offsets[e] : offsets[e + 1]] for e in episodes])
 
 
-def eval_sets(sources: list[Source], held_out: list[np.ndarray], dataset) -> dict[str, Demonstrations]:
+def eval_sets(sources: list[EpisodeSource], held_out: list[np.ndarray], dataset) -> dict[str, Demonstrations]:
     """`validation` for one folder; for several one set each, named after its folder."""
     if not len(held_out[0]):
         return {}
@@ -179,7 +181,7 @@ def dims_of(encoder: ObservationEncoder, config: Config) -> dict[str, int]:
 
 
 def summarize(
-    sources: list[Source],
+    sources: list[EpisodeSource],
     train: list[np.ndarray],
     held_out: list[np.ndarray],
     encoder: ObservationEncoder,

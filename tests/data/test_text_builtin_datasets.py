@@ -7,10 +7,10 @@ import types
 
 import pytest
 
-from data.text import find, ready
+from data.text import builtin_datasets, find
+from data.text.builtin_datasets import prepared, settings_of
 from data.text.config import READY
-from data.text.preparing import Settings
-from data.text.ready import prepared, settings_of
+from data.text.preparing import PreparationSettings
 
 
 def config_of(*paths):
@@ -29,7 +29,7 @@ def small_library(tmp_path, monkeypatch):
     ]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"import {name.split('.')[0]}\n")
-    monkeypatch.setattr(ready.sysconfig, "get_path", lambda name: str(root))
+    monkeypatch.setattr(builtin_datasets.sysconfig, "get_path", lambda name: str(root))
     return root
 
 
@@ -55,15 +55,15 @@ def test_other_names_are_left_to_whoever_reads_them(tmp_path):
 
 def test_shakespeare_is_downloaded_once_and_checked(tmp_path, shared, monkeypatch):
     (tmp_path / "served.txt").write_bytes((shared / "data/tinyshakespeare.txt").read_bytes())
-    monkeypatch.setattr(ready, "SHAKESPEARE_URL", (tmp_path / "served.txt").as_uri())
+    monkeypatch.setattr(builtin_datasets, "SHAKESPEARE_URL", (tmp_path / "served.txt").as_uri())
     settings = settings_of("shakespeare_char", tmp_path / "home", {})
-    assert settings == Settings(str(tmp_path / "home/downloads/tinyshakespeare.txt"), "char")
+    assert settings == PreparationSettings(str(tmp_path / "home/downloads/tinyshakespeare.txt"), "char")
     (tmp_path / "served.txt").unlink()
     assert settings_of("shakespeare_char", tmp_path / "home", {}) == settings, "not downloaded again"
 
 
 def test_without_a_network_it_says_how_to_do_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(ready, "SHAKESPEARE_URL", (tmp_path / "nowhere").as_uri())
+    monkeypatch.setattr(builtin_datasets, "SHAKESPEARE_URL", (tmp_path / "nowhere").as_uri())
     remedy = "python prepare.py --dataset shakespeare_char --text FILE"
     with pytest.raises(ValueError, match=f"cannot download .*nowhere.*; .*{remedy}") as caught:
         settings_of("shakespeare_char", tmp_path / "home", {})
@@ -76,8 +76,8 @@ def test_without_a_network_it_says_how_to_do_it(tmp_path, monkeypatch):
 
 def test_what_is_given_stands_instead_of_its_own(tmp_path):
     given = {"text": "mine.txt", "val_fraction": 0.2}
-    assert settings_of("shakespeare_char", tmp_path, given) == Settings("mine.txt", "char", 0.2)
-    assert settings_of("python_stdlib", tmp_path, given) == Settings("mine.txt", "bpe:4096", 0.2)
+    assert settings_of("shakespeare_char", tmp_path, given) == PreparationSettings("mine.txt", "char", 0.2)
+    assert settings_of("python_stdlib", tmp_path, given) == PreparationSettings("mine.txt", "bpe:4096", 0.2)
     own = settings_of("python_stdlib", tmp_path, {"tokenizer": "bytes"})
     assert (own.tokenizer, own.only) == ("bytes", ".py") and "site-packages" in own.without
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from data.bundle import Bundle
-from data.text.agreement import tokenizer_digest
+from data.text.compatibility import tokenizer_digest
 from data.text.config import Config, find, samples_per_step
 from data.text.dataset import EvalWindows, MixedWindows, TrainWindows, collate
 from data.text.folder import Folder, Split, read_folder
-from data.text.sampling import Drawn, Interleaved, RandomStarts, Sampling, StoredStarts
+from data.text.sampling import Drawn, Interleaved, RandomStarts, SamplerFactory, StoredStarts
 from data.text.token_file import AlignedTokens, Tokens, refuse_wrong_ids
 
 
@@ -30,7 +30,7 @@ def assemble(config: Config, run) -> Bundle:
         train,
         eval_windows(config, folders, names),
         collate,
-        Sampling(samples),
+        SamplerFactory(samples),
         dims_of(config, folders, names),
         files={"data.json": identity(config, folders, names)},
         summary=summarize(config, folders, names),

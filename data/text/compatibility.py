@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data.strict_json import parsed
 from data.text.config import SPLITS, Config
 from data.text.folder import Folder
-from data.user_json import parsed
 
 
 def disagreements(config: Config, folders: list[Folder]) -> list[str]:
@@ -38,7 +38,7 @@ def _unused_vocabulary(config: Config, folders: list[Folder]) -> list[str]:
         return []
     found = described[0]
     return [
-        f"{config.named('vocab_size')} {config.vocab_size} would do nothing: {found.path / found.source} says "
+        f"{config.named('vocab_size')} {config.vocab_size} has no effect: {found.path / found.source} says "
         f"{found.vocab_size}; leave it out"
     ]
 

@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 from data.text.config import READY, find
-from data.text.preparing import Settings, prepare
+from data.text.preparing import PreparationSettings, prepare
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 30
 NOT_THE_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
 
 
-def settings_of(name: str, cache_dir: Path, given: dict) -> Settings:
+def settings_of(name: str, cache_dir: Path, given: dict) -> PreparationSettings:
     """The settings of a ready data set; what is `given` stands instead of its own.
 
     Raises:
@@ -39,7 +39,7 @@ def settings_of(name: str, cache_dir: Path, given: dict) -> Settings:
         if "text" not in given:
             library = os.path.realpath(sysconfig.get_path("stdlib"))
             own |= {"text": library, "only": ".py", "without": NOT_THE_LIBRARY}
-    return Settings(**(own | given))
+    return PreparationSettings(**(own | given))
 
 
 def shakespeare(cache_dir: Path) -> Path:

@@ -16,7 +16,7 @@ from data.records.chat import Encoded, Encoder
 from data.records.config import Config
 from data.records.dataset import Rows, collate, save
 from data.records.packing import fill, first_fit
-from data.records.source import Source, find, hub_splits, read, split_of_hub
+from data.records.source import RecordSource, find, hub_splits, read, split_of_hub
 from data.records.tokenizer import load_tokenizer
 
 VERSION = 2  # of what is kept in the cache
@@ -93,7 +93,7 @@ def template_of(given: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def sources(config: Config, cache_dir: Path) -> tuple[Source, Source | None]:
+def sources(config: Config, cache_dir: Path) -> tuple[RecordSource, RecordSource | None]:
     """Training and held-out records; None: the held-out ones are to be drawn, or there are to be none."""
     train, held_out = find(config.path, cache_dir, "dataset.path")
     if config.eval_path is not None:
@@ -104,7 +104,9 @@ def sources(config: Config, cache_dir: Path) -> tuple[Source, Source | None]:
     return train, split_of_hub(train) if train.hub_id is not None else held_out
 
 
-def description(config: Config, seed: int, tokenizer, train: Source, held_out: Source | None, fraction: float) -> dict:
+def description(
+    config: Config, seed: int, tokenizer, train: RecordSource, held_out: RecordSource | None, fraction: float
+) -> dict:
     """Everything that decides the prepared rows."""
     return {
         "version": VERSION,
@@ -119,7 +121,7 @@ def description(config: Config, seed: int, tokenizer, train: Source, held_out: S
     }
 
 
-def identity(source: Source) -> object:
+def identity(source: RecordSource) -> object:
     if source.hub_id is None:
         return [file_identity(file, file.name) for file in source.files]
     return [source.hub_id, source.split, getattr(hub_splits(source.hub_id)[source.split], "_fingerprint", None)]
@@ -136,7 +138,13 @@ def told_apart(manifest: dict, config: Config) -> dict:
 
 
 def prepare_rows(
-    folder: Path, config: Config, encoder: Encoder, seed: int, train: Source, held_out: Source | None, fraction: float
+    folder: Path,
+    config: Config,
+    encoder: Encoder,
+    seed: int,
+    train: RecordSource,
+    held_out: RecordSource | None,
+    fraction: float,
 ) -> dict:
     """Writes the rows of each split into `folder`; returns what is to be said of them."""
     chosen, counts = encode(encoder, train, config.block_size, seed)
@@ -176,7 +184,9 @@ def digest_of(arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()[:16]
 
 
-def encode(encoder: Encoder, source: Source, block_size: int, seed: int) -> tuple[list[tuple[float, Encoded]], dict]:
+def encode(
+    encoder: Encoder, source: RecordSource, block_size: int, seed: int
+) -> tuple[list[tuple[float, Encoded]], dict]:
     """(place in the draw, tokens) of each record that has something to learn, and how many were cut or left out.
 
     Raises:
@@ -207,7 +217,7 @@ def draw(record: object, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def split(chosen: list[tuple[float, Encoded]], fraction: float, source: Source) -> dict[str, list[Encoded]]:
+def split(chosen: list[tuple[float, Encoded]], fraction: float, source: RecordSource) -> dict[str, list[Encoded]]:
     """Training and held-out records by their draw; at least one is held out where any are to be."""
     if not fraction:
         return {"train": [each for _, each in chosen]}
@@ -221,8 +231,8 @@ def split(chosen: list[tuple[float, Encoded]], fraction: float, source: Source) 
     return {"train": train, "val": [each for number, each in chosen if number < limit]}
 
 
-def summary(train: Source, held_out: Source | None, manifest: dict, config: Config) -> list[str]:
-    def summary(name: str, source: Source) -> str:
+def summary(train: RecordSource, held_out: RecordSource | None, manifest: dict, config: Config) -> list[str]:
+    def summary(name: str, source: RecordSource) -> str:
         found = manifest[name]
         places = found["rows"] * config.block_size
         return (
