@@ -75,20 +75,18 @@ def load_earlier_state(optimizer: Any, folder: Path) -> None:
     Raises:
         ValueError: the state is missing or corrupted, or belongs to another optimizer or model.
     """
-    settings_of_groups = [
-        {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
-    ]
+    options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state_dict_io.read(folder, "optimizer"))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"`load_optimizer`: {folder} cannot be used: {' '.join(str(error).split())}") from error
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
+    for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
                     raise ValueError(
-                        f"`load_optimizer`: {folder} belongs to another model: its `{name}` is {_size(value)} for a weight "
+                        f"`load_optimizer`: {folder} is of another model: its `{name}` is {_size(value)} for a weight "
                         f"of {_size(parameter)}"
                     )
 
