@@ -391,8 +391,10 @@ def finished_reason(run: RunConfig, checkpoint: Path, new_length: int | None = N
 if __name__ == "__main__":
     try:
         main()
+        from trainer.distributed.launch_checks import leave_process_group
+
+        leave_process_group()
     finally:
         ignore_signals()  # a signal that arrives now must not change the exit code
-        # A dataloader worker may hang in a dead mount, where it ignores SIGTERM.
-        for child in multiprocessing.active_children():
+        for child in multiprocessing.active_children():  # a worker that hangs in a dead mount ignores SIGTERM
             child.kill()

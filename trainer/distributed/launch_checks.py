@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed
 
 from trainer.hf_patches import replace_next_step
 
@@ -87,3 +88,9 @@ def explain_first_step(optimizer: Any, name: str) -> None:
             ) from error
 
     replace_next_step(getattr(optimizer, "optimizer", optimizer), explained)
+
+
+def leave_process_group() -> None:
+    """Destroy the process group after a finished run; threads of gloo that still run at exit can abort the process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
