@@ -28,13 +28,22 @@ def defer_peft() -> None:
     from transformers.utils import import_utils
 
     available = import_utils.is_peft_available
-    utils.is_peft_available = import_utils.is_peft_available = lambda: False
+
+    def hidden() -> bool:
+        return False
+
+    utils.is_peft_available = import_utils.is_peft_available = hidden
     try:
         import transformers.trainer  # noqa: F401
     finally:
         utils.is_peft_available = import_utils.is_peft_available = available
-    for name in PEFT_USERS:
-        sys.modules[name].is_peft_available = lambda: "peft" in sys.modules
+    for name, module in list(sys.modules.items()):
+        if name.startswith("transformers.") and vars(module).get("is_peft_available") is hidden:
+            module.is_peft_available = _peft_is_imported if name in PEFT_USERS else available
+
+
+def _peft_is_imported() -> bool:
+    return "peft" in sys.modules
 
 
 def connect_peft() -> None:

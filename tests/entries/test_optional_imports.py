@@ -39,3 +39,21 @@ def test_lora_imports_peft_without_a_warning_about_kernels(words):
     assert done.returncode == 0, done.stderr
     assert "peft" in done.stdout.splitlines()[-1]
     assert "gemm_4bit_forward" not in done.stderr + done.stdout
+
+
+def test_transformers_still_finds_adapters_beside_weights():
+    """Modules that only look peft up see that it is installed; the Trainer sees it once the run has imported it."""
+    program = """
+import sys
+from trainer.hf_patches import connect_peft, defer_peft
+defer_peft()
+import transformers.integrations.peft as integration, transformers.trainer, transformers.trainer_utils as utils
+assert "peft" not in sys.modules and integration.is_peft_available() and not utils.is_peft_available()
+import peft, torch
+connect_peft()
+assert utils.is_peft_available() and not utils._is_peft_model(torch.nn.Linear(1, 1))
+config = peft.LoraConfig(target_modules=["0"])
+assert utils._is_peft_model(peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(1, 1)), config))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
