@@ -54,7 +54,7 @@ def test_what_the_training_file_resumes_is_not_overruled(slurm, tmp_path):
     (tmp_path / "resumes.yaml").write_text("resume_from_checkpoint: newest\n")
     job = slurm.submit("--training_config", "resumes.yaml", "--output_dir", "out", cwd=tmp_path)
     assert slurm.over(job)["ExitCode"] == "2:0"
-    assert "holds no whole checkpoint to go on from" in (tmp_path / f"log-{job}").read_text()
+    assert "has no complete checkpoint" in (tmp_path / f"log-{job}").read_text()
 
 
 @pytest.mark.parametrize("code", [1, 2])

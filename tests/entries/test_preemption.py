@@ -219,7 +219,7 @@ def test_a_checkpoint_at_an_epochs_last_step_is_kept(run, monkeypatch):
 @pytest.mark.slow
 def test_the_output_says_how_to_resume(run, monkeypatch, capsys):
     for options, how in (
-        ({}, "go on with --resume_from_checkpoint auto"),
+        ({}, "--resume_from_checkpoint auto"),
         ({"resume_from_checkpoint": "auto"}, "same"),
     ):
         with signalled(monkeypatch, "on_step_begin", 2):
