@@ -149,27 +149,3 @@ def plan(config: Config, poses: np.ndarray, random: np.random.Generator, jitter:
     left, right = PLANS[config.task](poses, start, Jitter(random, jitter))
     both = np.stack([commands(left, config.episode_steps), commands(right, config.episode_steps)], axis=1)
     return np.stack([hands.step(pair) for pair in both])  # both: (T, 2, 8)
-
-
-class ExpertPolicy:
-    """The scripted expert for `rollout`: plans on an episode's first observation, then replays it blind.
-
-    Its score is an upper bound for a policy trained on its demonstrations.
-    """
-
-    def __init__(self, config: Config, jitter: float = 0.0) -> None:
-        self.config, self.jitter = config, jitter
-        self.reset()
-
-    def reset(self) -> None:
-        self._actions = None
-        self._step = 0
-
-    def __call__(self, observation: dict[str, np.ndarray]) -> np.ndarray:
-        if self._actions is None:
-            poses = observation["observations/env_state"]
-            random = np.random.default_rng(poses.view(np.uint32))  # the same start draws the same jitter
-            self._actions = plan(self.config, poses, random, self.jitter)
-        action = self._actions[self._step]
-        self._step += 1
-        return action

@@ -5,6 +5,8 @@ import signal
 
 import numpy as np
 
+from sim.expert import plan
+
 HOME = np.array([0, -0.96, 1.16, 0, -0.3, 0, 0.1] * 2)  # joint targets of the arms' starting posture
 
 
@@ -21,6 +23,23 @@ class Still:
 class Broken(Still):
     def __call__(self, observation):
         return np.full(14, np.nan)
+
+
+class Expert:
+    """The scripted expert: plans on an episode's first observation, then plays the plan without looking."""
+
+    def __init__(self, config, jitter):
+        self.config, self.jitter = config, jitter
+
+    def reset(self):
+        self.actions = None
+
+    def __call__(self, observation):
+        if self.actions is None:
+            poses = observation["observations/env_state"]
+            random = np.random.default_rng(poses.view(np.uint32))  # the same start draws the same jitter
+            self.actions = iter(plan(self.config, poses, random, self.jitter))
+        return next(self.actions)
 
 
 def counted_still(log):

@@ -48,9 +48,7 @@ class OptimizationSetup:
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        args = self.args
-        steps = updates_per_epoch(args, self._samples_per_epoch(self.train_dataset, args))
-        return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
+        return run_length(self.args, self._samples_per_epoch(self.train_dataset, self.args))[0]
 
     def check_resumable(self, checkpoint: Path) -> None:
         """Check with a temporary optimizer and schedule that they can resume from a checkpoint.
@@ -60,7 +58,7 @@ class OptimizationSetup:
         """
         with checkpoint_load_errors(checkpoint):  # another version of transformers may have written other keys
             TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        steps = updates_per_epoch(self.args, self._samples_per_epoch(self.train_dataset, self.args))
+        total, per_epoch = run_length(self.args, self._samples_per_epoch(self.train_dataset, self.args))
         optimizer, stored = self.new_optimizer(self.model, self.args), state_dict_io.read(checkpoint, "scheduler")
         if len(stored.get("base_lrs", ())) != len(optimizer.param_groups):
             raise ValueError(
@@ -68,7 +66,7 @@ class OptimizationSetup:
                 f"{len(optimizer.param_groups)}; set back what is trained and how"
             )
         with checkpoint_load_errors(checkpoint, reraise=(ValueError,)):
-            Schedule(optimizer, self.plan, self.total_steps(), steps).load_state_dict(stored)
+            Schedule(optimizer, self.plan, total, per_epoch).load_state_dict(stored)
         if self.adapted is None or not self.adapted.has_constant_weights:
             check_shapes(checkpoint, self.model.state_dict())
         if self.settings.earlier_optimizer is not None:
@@ -85,9 +83,8 @@ class OptimizationSetup:
             ValueError: a name, an option or a parameter group does not fit; a package that one needs is missing.
         """
         check_plan(self.plan)
-        steps = updates_per_epoch(args, samples)
-        total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
-        warm = self.plan.warmup_length(total, steps)
+        total, per_epoch = run_length(args, samples)
+        warm = self.plan.warmup_length(total, per_epoch)
         if warm >= total:
             raise ValueError(
                 f"the warm-up of {warm} steps is not shorter than the run of {total}; the learning rate would never "
@@ -97,7 +94,7 @@ class OptimizationSetup:
             optimizer = self.new_optimizer(model, args)
             if self.settings.first_optimizer is not None:
                 load_earlier_state(optimizer, self.settings.first_optimizer)
-            Schedule(optimizer, self.plan, total, steps)
+            Schedule(optimizer, self.plan, total, per_epoch)
         except (TypeError, ValueError, ImportError, RuntimeError, NotImplementedError) as error:
             if isinstance(error, ValueError) and "`" in str(error):
                 raise  # Keel's own error: it names what is wrong
@@ -155,17 +152,15 @@ class OptimizationSetup:
         if self.is_world_process_zero() and isinstance(schedule, Schedule):
             print("\n".join(schedule_lines(schedule)), flush=True)
 
-    def shown_rate(self) -> float:
-        """The peak learning rate of the schedule: `resume_lr` if a resumed run has one."""
-        new = self.settings.resume_lr if self.is_resuming else None
-        return self.args.learning_rate if new is None else new
-
     def learning_rates(self) -> dict[str, float]:
-        """Parameter name -> peak learning rate of its group; frozen parameters are left out."""
+        """Parameter name -> peak learning rate of its group; frozen parameters are left out.
+
+        In a resumed run, `resume_lr` replaces the learning rate of the run.
+        """
         settings, args = self.settings, self.args
-        groups = parameter_groups(
-            self.model, self.shown_rate(), args.weight_decay, settings.param_groups, settings.parts
-        )
+        changed = self.is_resuming and settings.resume_lr is not None
+        rate = settings.resume_lr if changed else args.learning_rate
+        groups = parameter_groups(self.model, rate, args.weight_decay, settings.param_groups, settings.parts)
         return group_rates(self.model, groups)
 
     def use_batch_size(self, size: int) -> None:
@@ -179,6 +174,12 @@ def updates_per_epoch(args: Any, samples: int) -> int:
     batches = full if args.dataloader_drop_last else full + (rest > 0)
     own = batches // args.world_size if args.dataloader_drop_last else math.ceil(batches / args.world_size)
     return max(1, math.ceil(own / args.gradient_accumulation_steps))
+
+
+def run_length(args: Any, samples: int) -> tuple[int, int]:
+    """Optimizer steps of the whole run, and of an epoch of this many samples."""
+    per_epoch = updates_per_epoch(args, samples)
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch), per_epoch
 
 
 def plan_of(args: Any) -> LRSchedulerConfig:

@@ -1,23 +1,14 @@
 """Configuration keys of demonstrations, and the episode files of a folder; importing this needs no package."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from storage.config_keys import HARMLESS, IMPOSSIBLE, key
 
 NORMALIZATION_KINDS = Literal["zscore", "min_max", "percentiles", "identity"]
-
-
 SUFFIXES = (".hdf5", ".h5")
-
-
-def described(text: str, default=None, **bounds):
-    """A Config field with its help text; containers are copied for each Config."""
-    if isinstance(default, (dict, list)):
-        return field(default_factory=default.copy, metadata={"help": text, **bounds})
-    return field(default=default, metadata={"help": text, **bounds})
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Configuration keys of fine-tuning records; importing this needs only the standard library."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from storage.config_keys import EVALUATION, HARMLESS, IMPOSSIBLE, key
@@ -9,11 +9,6 @@ from storage.config_keys import EVALUATION, HARMLESS, IMPOSSIBLE, key
 READY = {
     "python_docstrings": "functions of Python's standard library, and the first paragraph of their docstrings",
 }
-
-
-def described(text: str, default=None, **bounds):
-    """A Config field with its help text."""
-    return field(default=default, metadata={"help": text, **bounds})
 
 
 @dataclass

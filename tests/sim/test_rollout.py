@@ -5,11 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from simulated_policies import Broken, Still, counted_still
+from simulated_policies import Broken, Expert, Still, counted_still
 
 from sim.aloha import make
 from sim.aloha_config import Config
-from sim.expert import ExpertPolicy
 from sim.rollout import EpisodeResult, rollout, score, wilson_interval
 
 CUBE = Config(task="transfer_cube")
@@ -22,7 +21,7 @@ def quiet(line):
 
 @pytest.mark.slow
 def test_the_expert_scores_the_same_with_any_number_of_workers():
-    make_policy = functools.partial(ExpertPolicy, CUBE, jitter=1.0)
+    make_policy = functools.partial(Expert, CUBE, jitter=1.0)
     alone, two = (rollout(make_policy, CUBE, 3, seed=1000, num_workers=count, report=quiet) for count in (0, 2))
     assert alone == two
     assert [result.seed for result in two] == [1000, 1001, 1002]
