@@ -220,10 +220,10 @@ def test_separate_embeddings(tmp_path):
         batch = bundle.collate(bundle.eval_datasets[name].__getitems__([0, 1]))
         assert type(batch["dataset_index"]) is int and batch["dataset_index"] == number
         assert bundle.collate([bundle.eval_datasets[name][0]])["dataset_index"] == number
-        values = bundle.metrics(name, 1.0)
+        values = bundle.metrics[name].compute(1.0)
         assert values["better_than_chance"] == pytest.approx((50, 70)[number] / math.e)
         assert values["bits_per_byte"] == pytest.approx(200 / 400 / math.log(2))
-    assert bundle.metrics("train", 1.0) == {}, "chance differs from batch to batch"
+    assert "train" not in bundle.metrics, "chance differs from batch to batch"
     indices = {bundle.train_dataset.__getitems__([n * 4])["dataset_index"] for n in range(20)}
     assert indices == {0, 1}
     with pytest.raises(ValueError, match="cannot share a batch"):
@@ -235,7 +235,7 @@ def test_one_embedding_for_all_has_no_index(tmp_path, folders):
     assert bundle.dims == {"vocab_size": 60000, "block_size": 16}
     assert "dataset_index" not in bundle.train_dataset[0]
     assert "dataset_index" not in bundle.eval_datasets["one"][0]
-    assert bundle.metrics("train", 0.0) == pytest.approx({"better_than_chance": 60000})
+    assert bundle.metrics["train"].compute(0.0) == pytest.approx({"better_than_chance": 60000})
     starts = bundle.eval_datasets["two"].__getitems__([0, 1])["input_ids"]
     assert starts.min() >= 20000 and starts.max() < 40000
 
@@ -262,7 +262,7 @@ def test_multicontext_reads_the_same_offsets(tmp_path):
     assert len(bundle.train_dataset) == 60, "windows of one stream"
     (held_out,) = bundle.eval_datasets.values()
     assert held_out[3]["input_ids"].shape == (2, 16)
-    values = bundle.metrics("validation", 2.0)
+    values = bundle.metrics["validation"].compute(2.0)
     assert values == pytest.approx(
         {"better_than_chance": math.sqrt(60000 * 80000) / math.exp(2), "perplexity": math.exp(2)}
     )
