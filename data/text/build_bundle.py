@@ -63,13 +63,10 @@ def samples_of_epoch(config: Config, folders: list[Folder], run) -> int:
     return max(1, windows // step) * step
 
 
-def batches_of_run(samples: int, run) -> int:
-    """Micro-batches of all processes in the whole run."""
-    step = samples_per_step(run)
+def steps_of_run(samples: int, run) -> int:
+    """Optimizer steps of the whole run."""
     steps = run.hyper.max_steps
-    if steps <= 0:
-        steps = math.ceil(run.hyper.num_train_epochs * (samples // step))
-    return max(1, steps * step // run.hyper.per_device_train_batch_size)
+    return steps if steps > 0 else max(1, math.ceil(run.hyper.num_train_epochs * (samples // samples_per_step(run))))
 
 
 # ---- data sets ----
@@ -89,11 +86,9 @@ def train_windows(config: Config, folders: list[Folder], names: list[str], sampl
         choose = Interleaved.of(first)
     else:
         final, transition = config.sampling_probs_final, config.sampling_transition or "linear"
-        choose = Drawn(seed, first, final, transition, batches_of_run(samples, run))
-    batch_size = run.hyper.per_device_train_batch_size
-    return MixedWindows(
-        names, tokens, config.block_size, samples, starts, choose, batch_size, config.separate_embeddings
-    )
+        choose = Drawn(seed, first, final, transition, steps_of_run(samples, run))
+    step = samples_per_step(run)
+    return MixedWindows(names, tokens, config.block_size, samples, starts, choose, step, config.separate_embeddings)
 
 
 def eval_windows(config: Config, folders: list[Folder], names: list[str]) -> dict[str, EvalWindows]:
@@ -185,14 +180,14 @@ def summarize(config: Config, folders: list[Folder], names: list[str]) -> list[s
 
 
 def mixture_line(config: Config, names: list[str]) -> str:
-    """`each batch of one data set, drawn: a 0.9 -> 0.5, b 0.1 -> 0.5 (linear)`."""
+    """`each step on one data set, drawn: a 0.9 -> 0.5, b 0.1 -> 0.5 (linear)`."""
     first, final = config.first_probabilities(), config.sampling_probs_final
     parts = [f"{name} {value:.4g}" for name, value in zip(names, first, strict=True)]
     if final is not None:
         parts = [f"{part} -> {value:.4g}" for part, value in zip(parts, final, strict=True)]
     how = "in turns" if config.interleave else "drawn"
     moved = f" ({config.sampling_transition or 'linear'})" if final is not None else ""
-    return f"each batch of one data set, {how}: {', '.join(parts)}{moved}"
+    return f"each step on one data set, {how}: {', '.join(parts)}{moved}"
 
 
 def tokenizer_of(folder: Folder) -> Any:

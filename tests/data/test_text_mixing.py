@@ -101,8 +101,8 @@ def test_the_run_is_as_long_as_its_epochs_where_max_steps_is_not_set(tmp_path, f
     run = text_run(tmp_path / "cache", max_steps=-1, num_train_epochs=2.5, trainer={"gradient_accumulation_steps": 2})
     bundle = build(config, run)
     epoch = len(bundle.train_dataset)  # 437 windows in steps of 8
-    assert epoch == 432 and bundle.train_dataset.choose.batches == 2 * math.ceil(2.5 * 432 / 8)
-    found = choices(bundle, bundle.train_dataset.choose.batches)
+    assert epoch == 432 and bundle.train_dataset.choose.steps == math.ceil(2.5 * 432 / 8)
+    found = choices(bundle, bundle.train_dataset.choose.steps, batch=8)
     assert found[:30].max() == 0 or (found[:30] == 0).mean() > 0.8
     assert (found[-30:] == 2).mean() > 0.8
 
