@@ -164,6 +164,8 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
         values = evaluate(model, dataset, bundle.collate, asked.batch_size, device, bundle.metrics.get(name))
         print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items()))
         scores |= values if len(bundle.eval_datasets) == 1 else {f"{name}_{key}": values[key] for key in values}
+    if len(bundle.eval_datasets) > 1:
+        scores["loss"] = sum(scores[f"{name}_loss"] for name in bundle.eval_datasets) / len(bundle.eval_datasets)
     if asked.samples:
         scores["samples"] = refusing(written_samples, asked, model, bundle.tokenizer)
         print("\n---\n".join(scores["samples"]), flush=True)

@@ -77,14 +77,11 @@ class StepShares:
     @classmethod
     def of(
         cls,
-        terms: LossTerms,
-        batches: Sequence[Mapping[str, Any]],
+        items: Sequence[Mapping[str, torch.Tensor]],
         processes: int,
         sum_over_processes: Callable[[torch.Tensor], torch.Tensor],
     ) -> StepShares:
-        if len(batches) * processes <= 1:
-            return cls()
-        items = [terms.items(batch) for batch in batches]
+        """The shares of micro-batches with so many items of each term."""
         names = sorted(items[0])
         own = torch.stack([torch.stack([counts[name] for name in names]) for counts in items])  # (micro-batches, terms)
         total = sum_over_processes(own.sum(0)) if processes > 1 else own.sum(0)

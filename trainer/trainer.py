@@ -35,6 +35,7 @@ from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.manager import CheckpointManager
 from trainer.checkpointing.step_state import NOTHING_PENDING, restore_log_interval
 from trainer.dataloading.dataloaders import without_adapter
+from trainer.dataloading.indexed import IndexedCollate
 from trainer.dataloading.resume_position import DataPosition
 from trainer.distributed.launch_checks import (
     DEEPSPEED_LINE,
@@ -223,7 +224,14 @@ class Trainer(HFOverrides):
         def sum_over_processes(items: torch.Tensor) -> torch.Tensor:
             return self.accelerator.reduce(items.to(device), reduction="sum")
 
-        return StepShares.of(self.loss_terms, batches, self.args.world_size, sum_over_processes)
+        if len(batches) * self.args.world_size <= 1:
+            return StepShares()
+        items = [self.loss_terms.items(batch) for batch in batches]
+        for counts, batch in zip(items, batches, strict=True):
+            if IndexedCollate.KEY in batch:  # a negative index: the batch only keeps this process in step
+                is_counted = (batch[IndexedCollate.KEY] >= 0).any()
+                counts |= {name: count.to(is_counted.device) * is_counted for name, count in counts.items()}
+        return StepShares.of(items, self.args.world_size, sum_over_processes)
 
     def share_of_step(self, loss: torch.Tensor, outputs: Any, shares: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """A micro-batch's part of the step's loss, guarded against values that are not finite.

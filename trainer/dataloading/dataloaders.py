@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.dataloading.eval_batches import EvalBatches
 from trainer.dataloading.indexed import IndexedCollate, IndexedSamples
 from trainer.dataloading.samplers import eval_shuffle_sampler, limited_count, limited_dataset, limited_sampler
+from trainer.dataloading.shared_batches import EvalBatches, share_train_batches
 from trainer.preemption import IgnoringSignals
 
 
@@ -55,7 +55,7 @@ class DataLoading:
 
     def train_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
         """`build(dataset)`, whose batches know the indices of their samples."""
-        return self._with_own_generator(build(IndexedSamples(dataset)))
+        return self._with_own_generator(share_train_batches(build(IndexedSamples(dataset))))
 
     def eval_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
         """`build(dataset)`; of several processes each gets its own share of the batches, no sample twice."""
