@@ -247,6 +247,8 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
         "ema": (run.ema or EmaConfig()) if run.process.using_ema else None,
         "csv_dir": log_folder(run.logging, run.output_dir) if wants_csv else None,
         "metrics": bundle.log_metrics(),
+        "directions": bundle.directions(),
+        "greater_is_better": run.trainer.get("greater_is_better"),
         "units": bundle.units,
         "tokenizer": bundle.tokenizer,
         "sampling": sampling(run, bundle, adapted.model),

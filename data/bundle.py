@@ -42,3 +42,7 @@ class Bundle:
         """The metrics by the names that the log gives their sets: a single evaluation set is `eval`."""
         sets = list(self.eval_datasets)
         return {"eval" if sets == [name] else name: metric for name, metric in self.metrics.items()}
+
+    def directions(self) -> dict[str, str]:
+        """Name of each value that a metric computes -> `min` or `max`."""
+        return {name: direction for metric in self.metrics.values() for name, direction in metric.directions.items()}

@@ -30,6 +30,8 @@ class TrainerSettings:
         csv_dir: Folder of metrics.csv; None: none is written.
         metrics: `eval`, or each of several evaluation sets' names -> `metrics.metric.Metric`; `train` -> one whose
             values follow from the mean training loss.
+        directions: Name of each value of the metrics -> `min` or `max`. None: `args.greater_is_better` decides.
+        greater_is_better: As the user gave it; None: as `metric_for_best_model` declares.
         units: Name of what a sample consists of -> its number (`{"tokens": 1024}`): logged in total and per second.
         tokenizer: Saved beside the model.
         sampling: See `samples.WriteSamples`; needs `tokenizer`. None: no samples.
@@ -65,6 +67,8 @@ class TrainerSettings:
     callbacks: Sequence[Any] = ()
     csv_dir: Path | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    directions: Mapping[str, str] | None = None
+    greater_is_better: bool | None = None
     units: Mapping[str, int] = field(default_factory=dict)
     tokenizer: Any = None
     sampling: GenerationConfig | None = None
