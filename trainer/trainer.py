@@ -117,7 +117,8 @@ class Trainer(HFOverrides):
         )
         self._limit_evaluation()
         self.checkpointing = CheckpointManager(self, self.settings.save_in_background, self.settings.max_failed_saves)
-        self.loss_terms = LossTerms(without_adapter(model), uses_labels=self.label_smoother is not None)
+        loss = self.settings.loss if self.settings.loss is not None else without_adapter(model)
+        self.loss_terms = LossTerms(loss, uses_labels=self.label_smoother is not None)
         self.model_accepts_loss_kwargs = True  # transformers must not divide a loss that has its share of the step
         self._add_callbacks()
 

@@ -83,13 +83,9 @@ def check_same_numbers(log, other):
 
 
 def test_every_component_has_a_recipe():
-    covered = {
-        (kind, getattr(importlib.import_module(f"recipes.{name}"), kind.upper())) for name in NAMES for kind in KINDS
-    }
-    assert {(kind, name) for kind in KINDS for name in shipped(KINDS[kind])} == covered
-
-
-KINDS = {"model": "model", "data": "dataset"}
+    found = [importlib.import_module(f"recipes.{name}") for name in NAMES]
+    assert {recipe.MODEL for recipe in found} >= set(shipped("model"))
+    assert {recipe.DATA for recipe in found} >= set(shipped("dataset"))
 
 
 def test_the_cut_of_a_batch_changes_nothing(workload):
