@@ -16,6 +16,7 @@ from several_processes import launched
 import eval as evaluation
 import train
 from loader.schema.components import shipped
+from models import export
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
 COMMON = """max_steps=5 logging_steps=1 learning_rate=0.01 lr_scheduler_type=constant eval_strategy=steps eval_steps=5
@@ -123,6 +124,20 @@ def test_averaged_weights_are_those_of_the_steps(workload):
     workload.train("half", using_ema="true", ema__decay=0.5, ema__warmup="false")
     half = workload.weights("half")
     assert any(not torch.equal(plain[name], half[name]) for name in plain)
+
+
+def test_an_adapter_scores_the_same_after_saving_and_merging(workload, capsys):
+    """In training, from the checkpoint, and merged into plain weights; without an adapter export is a copy."""
+    adapted = {"lora_enable": "true", "lora_r": 2, "lora_module": "all-linear"}
+    for out, settings, words in (("adapted", adapted, ["--merge"]), ("plain", {}, [])):
+        log = scores(workload.train(out, **settings))
+        expected = {key.removeprefix("eval_"): value for key, value in log.items()}
+        merged = workload.folder / f"{out}-exported"
+        export.main(["--checkpoint", str(workload.folder / out), *words, "--out", str(merged)])
+        for folder in (workload.folder / out, merged):
+            again = evaluation.main(["--checkpoint", str(folder)])
+            assert {key: again.get(key) for key in expected} == pytest.approx(expected, rel=1e-5)
+    assert not list(merged.glob("adapter_*"))
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import torch
 from demonstration_files import write_act_episode
 
 MODEL, DATA = "act", "demonstrations"
-LORA = "[encoder, decoder]"
 NETWORK = "hidden_dim: 16, num_heads: 2, feedforward_dim: 16, cvae_layers: 1, encoder_layers: 1, decoder_layers: 1"
 SEVERAL = {"model__use_cvae": "false"}
 

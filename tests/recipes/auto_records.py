@@ -6,7 +6,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 MODEL, DATA = "auto", "records"
-LORA = "[q_proj, v_proj]"
 NUMBERS = [str(number) for number in range(20)]
 LLAMA = (
     "{name: auto, config: {model_type: llama, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, "

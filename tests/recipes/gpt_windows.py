@@ -3,7 +3,6 @@
 from text_sets import write_set
 
 MODEL, DATA = "gpt", "text"
-LORA = "[q_proj, v_proj]"
 SIZES = ["--block_size", "16", "--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--dropout", "0"]
 
 
