@@ -27,6 +27,7 @@ class Bundle:
         metrics: name of an evaluation or test set -> its metric. `train`: values that follow from the mean training
             loss; it never sees a batch.
         units: what a sample consists of -> how many, such as `{"tokens": 1024}`; logged in total and per second.
+        statistics: of the training data, for losses that ask for them: `positives` of each label and `samples`.
         tokenizer: of transformers; saved beside the model, and what generated tokens are read with.
     """
 
@@ -40,6 +41,7 @@ class Bundle:
     metrics: dict[str, Metric] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     tokenizer: Any = None
+    statistics: dict[str, Any] = field(default_factory=dict)
     test_datasets: dict[str, Any] = field(default_factory=dict)
     train_transform: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
 

@@ -1,0 +1,208 @@
+"""From tables of images to a `Bundle`: splits, labels as numbers, decoded images in a cache."""
+
+from __future__ import annotations
+
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from metrics.classification import MultiLabelMetric, SingleLabelMetric
+
+from data.bundle import Bundle
+from data.cache import key_of, open_or_build, require_disk
+from data.images.augment import Augment
+from data.images.config import Config
+from data.images.dataset import CachedImages, Collate, DecodedImages
+from data.images.decode import BadImage, Decoder
+from data.images.preprocessing import FILE, Preprocessing, preprocessing_of
+from data.images.splits import read_splits
+from data.images.table import Table
+from data.samplers import WeightedSampler
+
+VERSION = 1  # of what is kept in the cache
+SHOWN = 5  # bad images in a message
+SET_NAMES = {"val": "validation", "test": "test"}
+
+
+def assemble(config: Config, run: Any) -> Bundle:
+    """See `data.images.build`."""
+    tables, notes = read_splits(config, run.seed)
+    process = run.process
+    preprocessing = preprocessing_of(config, process.model_name_or_path, process.cache_dir)
+    names, is_multi_label = tables["train"].names, tables["train"].is_multi_label
+    sets, targets = {}, {}
+    for split, table in tables.items():
+        sets[split], more = open_split(config, run, table, preprocessing, f"dataset.{split}")
+        targets[split] = sets[split].labels
+        notes += more
+    metric = MultiLabelMetric if is_multi_label else SingleLabelMetric
+    held_out = {SET_NAMES[split]: sets[split] for split in ("val", "test") if split in sets}
+    return Bundle(
+        train_dataset=sets["train"],
+        eval_datasets={name: dataset for name, dataset in held_out.items() if name == "validation"},
+        test_datasets={name: dataset for name, dataset in held_out.items() if name == "test"},
+        collate=Collate(preprocessing.mean, preprocessing.std),
+        sampler=functools.partial(WeightedSampler, weights_of(targets["train"], config.sampling == "weighted")),
+        train_transform=transform_of(config, preprocessing, None if is_multi_label else len(names)),
+        dims={
+            "num_labels": len(names),
+            "labels": names,
+            "problem_type": "multi_label_classification" if is_multi_label else "single_label_classification",
+            "image_size": preprocessing.size,
+            "num_channels": preprocessing.channels,
+        },
+        metrics={name: metric(names) for name in held_out},
+        units={"images": 1},
+        files={FILE: preprocessing.as_json(), "data.json": identity(tables, targets, preprocessing)},
+        summary=[*notes, *summary(tables, targets)],
+        statistics={"positives": positives(targets["train"], len(names)), "samples": len(targets["train"])},
+    )
+
+
+def open_split(
+    config: Config, run: Any, table: Table, preprocessing: Preprocessing, what: str
+) -> tuple[CachedImages, list[str]]:
+    """(data set, lines for people) of one split, from the cache if the images fit its budget.
+
+    Raises:
+        ValueError: images cannot be read, and `on_bad_image` is `error`.
+    """
+    decoder = Decoder(preprocessing.size, preprocessing.channels, preprocessing.resize, preprocessing.resample)
+    labels = target_array(table)
+    needed = len(table.images) * preprocessing.channels * preprocessing.size**2
+    if needed > config.cache_gb * 1e9:
+        bad = broken(table, decoder) if config.on_bad_image == "skip" else {}
+        kept = [row for row in range(len(table.images)) if row not in bad]
+        images = [table.images[row] for row in kept]
+        return DecodedImages(images, labels[kept], decoder, os.cpu_count() or 1), skipped_lines(bad, what)
+    described = {"version": VERSION, "decoder": vars(decoder), "on_bad_image": config.on_bad_image}
+    described["images"] = [image_identity(image) for image in table.images]
+    root = Path(run.cache_dir) / "images"
+    build = functools.partial(
+        decode_all, table=table, decoder=decoder, skip=config.on_bad_image == "skip", needed=needed
+    )
+    folder, manifest = open_or_build(root, key_of(described), build)
+    kept = manifest["kept"]
+    names = [str(table.images[row]) for row in kept]
+    bad = dict(manifest["bad"])
+    return CachedImages(str(folder / "images.npy"), labels[kept], names), skipped_lines(bad, what)
+
+
+def decode_all(folder: Path, table: Table, decoder: Decoder, skip: bool, needed: int) -> dict[str, Any]:
+    """Write all images of a table to images.npy, by as many threads as there are cores; returns the manifest."""
+    require_disk(folder, needed, f"a cache of {len(table.images):,} images")
+    shape = (len(table.images), decoder.channels, decoder.size, decoder.size)
+    array = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+
+    def decode(row: int) -> tuple[int, str | None]:
+        try:
+            array[row] = decoder(table.images[row])
+        except BadImage as error:
+            return row, str(error)
+        return row, None
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        bad = [(row, reason) for row, reason in pool.map(decode, range(len(table.images))) if reason is not None]
+    refuse_bad(dict(bad), skip, len(table.images))
+    kept = np.setdiff1d(np.arange(len(table.images)), [row for row, _ in bad]).tolist()
+    if bad:  # close the gaps
+        for place, row in enumerate(kept):
+            array[place] = array[row]
+    array.flush()
+    return {"kept": kept, "bad": bad}
+
+
+def broken(table: Table, decoder: Decoder) -> dict[int, str]:
+    """Row -> reason for images that cannot be decoded."""
+    bad = {}
+    for row, image in enumerate(table.images):
+        try:
+            decoder(image)
+        except BadImage as error:
+            bad[row] = str(error)
+    refuse_bad(bad, True, len(table.images))
+    return bad
+
+
+def refuse_bad(bad: dict[int, str], skip: bool, total: int) -> None:
+    if bad and (not skip or len(bad) == total):
+        listed = "; ".join(list(bad.values())[:SHOWN]) + ("; …" if len(bad) > SHOWN else "")
+        remedy = "" if skip else "; repair them, or leave them out with dataset.on_bad_image: skip"
+        raise ValueError(f"{len(bad)} of {total} images cannot be read: {listed}{remedy}")
+
+
+def skipped_lines(bad: dict[int, str], what: str) -> list[str]:
+    if not bad:
+        return []
+    first = next(iter(bad.values()))
+    return [f"{what}: {len(bad)} images that cannot be read are left out; the first: {first}"]
+
+
+def image_identity(image: Any) -> list[Any]:
+    """What tells one image from another: its path, size and time of modification, or its place in a table."""
+    if not isinstance(image, Path):
+        return [str(image)]
+    try:
+        status = image.stat()
+    except OSError:
+        return [str(image), None]
+    return [str(image), status.st_size, status.st_mtime_ns]
+
+
+def target_array(table: Table) -> np.ndarray:
+    """(N, L) float32 of 0 and 1, or (N,) int64."""
+    number = {name: index for index, name in enumerate(table.names)}
+    if not table.is_multi_label:
+        return np.array([number[label] for (label,) in table.labels], dtype=np.int64)
+    targets = np.zeros((len(table.labels), len(table.names)), dtype=np.float32)
+    for row, labels in enumerate(table.labels):
+        targets[row, [number[label] for label in labels]] = 1
+    return targets
+
+
+def positives(targets: np.ndarray, count: int) -> list[int]:
+    """Images of each label."""
+    if targets.ndim == 1:
+        return np.bincount(targets, minlength=count).tolist()
+    return targets.sum(0).astype(int).tolist()
+
+
+def weights_of(targets: np.ndarray, by_rarity: bool) -> np.ndarray:
+    """Sampling weight of each image; by rarity it is that of its rarest label, 1 / images of the label."""
+    if not by_rarity:
+        return np.ones(len(targets))
+    if targets.ndim == 1:
+        return 1 / np.bincount(targets)[targets]
+    rarity = targets / np.maximum(targets.sum(0), 1)
+    largest = rarity.max(1)
+    return np.where(largest > 0, largest, 1 / len(targets))
+
+
+def transform_of(config: Config, preprocessing: Preprocessing, classes: int | None) -> Augment | None:
+    if not config.augment:
+        return None
+    return Augment(config.augmentation, preprocessing.mean, preprocessing.std, classes)
+
+
+def identity(tables: dict[str, Table], targets: dict[str, np.ndarray], preprocessing: Preprocessing) -> dict[str, Any]:
+    """What tells this data from other: saved with every checkpoint, so that a resumed run can see a change."""
+    splits = {name: [len(targets[name]), positives(targets[name], len(table.names))] for name, table in tables.items()}
+    return {"labels": tables["train"].names, "splits": splits, "image_size": preprocessing.size}
+
+
+def summary(tables: dict[str, Table], targets: dict[str, np.ndarray]) -> list[str]:
+    names = tables["train"].names
+    counts = ", ".join(f"{len(targets[name]):,} {SET_NAMES.get(name, 'training')}" for name in tables)
+    kind = "any number of labels" if tables["train"].is_multi_label else "one class each"
+    found = positives(targets["train"], len(names))
+    shares = sorted(zip(found, names, strict=True), reverse=True)
+    total = max(1, len(targets["train"]))
+    listed = ", ".join(f"{name} {count / total:.1%}" for count, name in shares[:20])
+    lines = [f"images: {counts}; {len(names)} labels, {kind}: {listed}{', …' if len(names) > 20 else ''}"]
+    without = [name for count, name in shares if not count]
+    if without:
+        lines.append(f"labels that no training image has: {', '.join(without)}")
+    return lines

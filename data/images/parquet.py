@@ -1,0 +1,96 @@
+"""Images inside Parquet files and data sets of the hub, as the library `datasets` writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data.images.config import Config
+from data.images.table import Table
+
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "picture", "pixel_values"), ("label", "labels", "fine_label", "class")
+
+
+class Cell:
+    """One image: the bytes in a row of a table; read when asked for."""
+
+    def __init__(self, source: Any, column: str, row: int, name: str):
+        self.source, self.column, self.row, self.name = source, column, row, name
+
+    def read(self) -> bytes:
+        value = self.source[self.column][self.row].as_py()
+        return value["bytes"] if isinstance(value, dict) else value
+
+    def __str__(self) -> str:
+        return f"{self.name}, row {self.row}"
+
+
+def read_parquet(path: Path, config: Config) -> Table:
+    """One Parquet file with a column of encoded images.
+
+    Raises:
+        ValueError: pyarrow is missing, or a column is.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"{path}: reading Parquet needs pyarrow; pip install 'keel[images]'") from None
+    return from_arrow(pyarrow.parquet.read_table(path, memory_map=True), config, str(path))
+
+
+def read_hub(name: str, split: str, config: Config, cache_dir: str | None) -> Table:
+    """A split of a data set of the hub.
+
+    Raises:
+        ValueError: the library `datasets` is missing, or it does not find the data set.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            f"dataset.path: {name} is no file here; for a data set of the hub: pip install datasets"
+        ) from None
+    try:
+        dataset = datasets.load_dataset(name, split=split, cache_dir=cache_dir)
+    except Exception as error:  # whatever the hub, its cache or a loader raises
+        raise ValueError(
+            f"dataset.path: {name} cannot be loaded from the hub: {' '.join(str(error).split())}"
+        ) from None
+    return from_arrow(dataset.data.table, config, f"{name} ({split})", dataset.features)
+
+
+def from_arrow(table: Any, config: Config, name: str, features: Any = None) -> Table:
+    """A table of Arrow with encoded images and one column of labels: a class, or a list of them."""
+    images = _first(table.column_names, config.path_column, IMAGE_COLUMNS, name, "path_column")
+    labels = _first(table.column_names, config.label_column, LABEL_COLUMNS, name, "label_column")
+    class_names = _class_names(table, features, labels)
+    rows = []
+    for value in table[labels].to_pylist():
+        values = value if isinstance(value, list) else [value]
+        rows.append(tuple(class_names[item] if class_names else str(item) for item in values))
+    is_multi_label = any(isinstance(value, list) for value in table[labels][:1].to_pylist())
+    used = class_names or sorted({label for row in rows for label in row})
+    return Table([Cell(table, images, row, name) for row in range(len(rows))], rows, used, is_multi_label)
+
+
+def _first(columns: list[str], wanted: str | None, usual: tuple[str, ...], name: str, key: str) -> str:
+    for column in [wanted] if wanted is not None else usual:
+        if column in columns:
+            return column
+    raise ValueError(
+        f"{name}: no column {wanted or ' or '.join(usual)}; name it as dataset.{key}; there: {', '.join(columns)}"
+    )
+
+
+def _class_names(table: Any, features: Any, column: str) -> list[str] | None:
+    """Names of a `ClassLabel`, which `datasets` also writes into the file's metadata."""
+    import json
+
+    if features is not None:
+        feature = features[column]
+        return getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+    metadata = (table.schema.metadata or {}).get(b"huggingface")
+    if metadata is None:
+        return None
+    described = json.loads(metadata)["info"]["features"].get(column, {})
+    return described.get("names") or (described.get("feature") or {}).get("names")

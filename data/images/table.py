@@ -1,0 +1,234 @@
+"""Tables of images: CSV and TSV files, folders with a subfolder per class, Parquet files, data sets of the hub."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.images.config import Config
+
+PATH_COLUMNS = ("local_path", "path", "file_path", "filepath", "file_name", "filename", "file", "image_path", "image")
+NO_LABELS = {*PATH_COLUMNS, "url", "id", "image_id", "split"}
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2"}
+TABLES = {".csv", ".tsv", ".txt"}
+ONE, ZERO = {"1", "1.0", "true", "True", "TRUE"}, {"0", "0.0", "false", "False", "FALSE"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
+
+
+@dataclass
+class Table:
+    """Images of one source with the labels that each has.
+
+    Attributes:
+        images: Paths, or for Parquet and hub data (file or data set, row).
+        labels: Names of the labels of each image.
+        names: All label names, in the order of the source's columns or sorted.
+        is_multi_label: Whether an image may have any number of labels.
+        splits, groups: Of each image, if there is such a column.
+        notes: Lines for people.
+    """
+
+    images: list[Any]
+    labels: list[tuple[str, ...]]
+    names: list[str]
+    is_multi_label: bool
+    splits: list[str] | None = None
+    groups: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def part(self, indices: Sequence[int]) -> Table:
+        """The images of some rows."""
+        return Table(
+            [self.images[index] for index in indices],
+            [self.labels[index] for index in indices],
+            self.names,
+            self.is_multi_label,
+            None,
+            None if self.groups is None else [self.groups[index] for index in indices],
+            self.notes,
+        )
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path is no file here and may be a data set of the hub: `owner/name`."""
+    if Path(path).expanduser().exists():
+        return False
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).suffix
+
+
+def read_table(path: Path, config: Config, key: str = "dataset.path") -> Table:
+    """Read one source.
+
+    Args:
+        key: The key that names it, for messages.
+
+    Raises:
+        ValueError: the source is missing, or a column or a value is not what it must be; names file and line.
+    """
+    if path.is_dir():
+        return read_class_folders(path, key)
+    if not path.is_file():
+        raise ValueError(
+            f"{key}: {path} does not exist; name a table of images, or a folder with a subfolder per class"
+        )
+    if path.suffix == ".parquet":
+        from data.images.parquet import read_parquet
+
+        return read_parquet(path, config)
+    return read_csv(path, config, key)
+
+
+def read_class_folders(folder: Path, key: str) -> Table:
+    """A folder with a subfolder per class; links are followed, hidden files left out."""
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    images, labels = [], []
+    for name in classes:
+        found = sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in EXTENSIONS)
+        images += found
+        labels += [(name,)] * len(found)
+    used = sorted({label for (label,) in labels})
+    if len(used) < 2:
+        raise ValueError(
+            f"{key}: {folder} has images of {len(used)} class{'es' * (len(used) != 1)}; it must have a subfolder with "
+            "images for each of at least two"
+        )
+    empty = sorted(set(classes) - set(used))
+    notes = [f"{folder}: no images in {', '.join(empty)}"] if empty else []
+    return Table(images, labels, used, is_multi_label=False, notes=notes)
+
+
+def read_csv(path: Path, config: Config, key: str) -> Table:
+    """A table with a header; comma, tab or semicolon, whatever the file is called."""
+    rows = list(_rows(path))
+    if len(rows) < 2:
+        raise ValueError(f"{key}: {path} has no rows below its header")
+    header, rows = rows[0][1], rows[1:]
+    doubled = [name for name, count in Counter(header).items() if count > 1]
+    if doubled:
+        raise ValueError(f"{path}:1: column {doubled[0]!r} is there twice")
+    for line, values in rows:
+        if len(values) != len(header):
+            raise ValueError(f"{path}:{line}: {len(values)} values for {len(header)} columns")
+    columns = {name: [values[index] for _, values in rows] for index, name in enumerate(header)}
+    lines = [line for line, _ in rows]
+    path_column = _column(columns, config.path_column, PATH_COLUMNS, path, "path_column")
+    root = Path(config.root).expanduser() if config.root is not None else path.parent
+    images = [root / value for value in columns[path_column]]
+    _refuse_doubles(images, path, lines)
+    labels, names, is_multi_label, notes = _labels(columns, config, path, lines, path_column)
+    splits = _splits(columns, config, path, lines)
+    groups = None
+    if config.group_column is not None:
+        groups = columns[_column(columns, config.group_column, (), path, "group_column")]
+    return Table(images, labels, names, is_multi_label, splits, groups, notes)
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """(line, values) of each row that is not empty."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            delimiter = max(",\t;", key=first.count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter)
+            return [(reader.line_num, row) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a table of UTF-8 text ({error})") from None
+
+
+def _column(columns: dict[str, list[str]], wanted: str | None, usual: Sequence[str], path: Path, key: str) -> str:
+    """The column that a key names, or the first usual one."""
+    for name in [wanted] if wanted is not None else usual:
+        if name in columns:
+            return name
+    known = ", ".join(columns)
+    if wanted is not None:
+        raise ValueError(f"dataset.{key}: {path} has no column {wanted!r}; its columns: {known}")
+    raise ValueError(
+        f"{path} has no column of paths ({', '.join(usual)}); name it as dataset.{key}; its columns: {known}"
+    )
+
+
+def _refuse_doubles(images: Sequence[Path], path: Path, lines: Sequence[int]) -> None:
+    seen: dict[Path, int] = {}
+    for image, line in zip(images, lines, strict=True):
+        if image in seen:
+            raise ValueError(f"{path}:{line}: {image} is in line {seen[image]} already; an image has one row")
+        seen[image] = line
+
+
+def _labels(
+    columns: dict[str, list[str]], config: Config, path: Path, lines: Sequence[int], path_column: str
+) -> tuple[list[tuple[str, ...]], list[str], bool, list[str]]:
+    """(labels of each row, label names, whether an image may have several, lines for people)"""
+    if config.label_column is not None:
+        values = columns[_column(columns, config.label_column, (), path, "label_column")]
+        rows = [_label_list(value, config.label_separator) for value in values]
+        for labels, line in zip(rows, lines, strict=True):
+            if not labels and config.label_separator is None:
+                raise ValueError(f"{path}:{line}: column {config.label_column!r} is empty; each image needs its class")
+        return rows, sorted({label for labels in rows for label in labels}), config.label_separator is not None, []
+    names, notes = config.labels, []
+    if names is None:
+        taken = NO_LABELS | {path_column, config.split_column, config.group_column}
+        names = [name for name in columns if name not in taken and _looks_like_label(columns[name])]
+        others = [name for name in columns if name not in taken and name not in names]
+        notes = [f"{path.name}: columns that are not of 0 and 1 are left out: {', '.join(others)}"] if others else []
+        if not names:
+            raise ValueError(
+                f"{path} has no column of 0 and 1; name the labels' columns (dataset.labels) or dataset.label_column"
+            )
+    for name in names:
+        _column(columns, name, (), path, "labels")
+    rows = []
+    for index, line in enumerate(lines):
+        found = []
+        for name in names:
+            value = columns[name][index].strip()
+            if value not in ONE | ZERO:
+                raise ValueError(f"{path}:{line}: column {name!r} is {value!r}; a label is 0 or 1")
+            if value in ONE:
+                found.append(name)
+        rows.append(tuple(found))
+    return rows, list(names), True, notes
+
+
+def _looks_like_label(values: Sequence[str]) -> bool:
+    """Most values are 0 or 1: a column with a mistyped one is still a label, and its value an error."""
+    return sum(value.strip() in ONE | ZERO for value in values) > 0.5 * len(values)
+
+
+def _label_list(value: str, separator: str | None) -> tuple[str, ...]:
+    """`a` or, with a separator, `a|b`; a JSON list too."""
+    value = value.strip()
+    if separator is None:
+        return (value,) if value else ()
+    if value.startswith("["):
+        try:
+            return tuple(dict.fromkeys(str(label) for label in json.loads(value.replace("'", '"'))))
+        except ValueError:
+            pass
+    return tuple(dict.fromkeys(part.strip() for part in value.split(separator) if part.strip()))
+
+
+def _splits(columns: dict[str, list[str]], config: Config, path: Path, lines: Sequence[int]) -> list[str] | None:
+    if config.split_column is None:
+        return None
+    values = columns[_column(columns, config.split_column, (), path, "split_column")]
+    for value, line in zip(values, lines, strict=True):
+        if value.strip().lower() not in SPLITS:
+            raise ValueError(f"{path}:{line}: column {config.split_column!r} is {value!r}; it says train, val or test")
+    return [SPLITS[value.strip().lower()] for value in values]
