@@ -166,7 +166,7 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
         print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in found.items()))
         scores |= found if len(bundle.eval_datasets) == 1 else {f"{name}_{key}": value for key, value in found.items()}
     if asked.samples:
-        scores["samples"] = refusing(written_samples, asked, model, bundle.tokenizer)
+        scores["samples"] = refusing(written_samples, asked, model, bundle.processor)
         print("\n---\n".join(scores["samples"]), flush=True)
     return scores
 
@@ -179,19 +179,19 @@ def warn_of_other_data(folder: Path, bundle: Any) -> None:
         print(f"warning: the data is not what {folder} was trained with: {changed}", file=sys.stderr, flush=True)
 
 
-def written_samples(asked: EvalArguments, model: Any, tokenizer: Any) -> list[str]:
+def written_samples(asked: EvalArguments, model: Any, processor: Any) -> list[str]:
     """Texts by the model.
 
     Raises:
         ValueError: it has no tokenizer to write with, the prompt does not fit, or generating fails.
     """
-    from trainer.callbacks.text_samples import GenerationConfig, sample_texts
+    from data.text.generation import GenerationConfig, TextSampler
 
-    if tokenizer is None:
+    if not hasattr(processor, "tokenizer"):
         raise ValueError("--samples: the data has no single tokenizer to write text with; leave it out")
-    sampling = GenerationConfig(asked.tokens, asked.prompt, asked.samples, asked.temperature, asked.top_k)
+    config = GenerationConfig(asked.tokens, asked.temperature, asked.top_k)
     try:
-        return sample_texts(model, tokenizer, sampling, asked.seed)
+        return TextSampler(processor.tokenizer, asked.prompt, asked.samples, config)(model, asked.seed)
     except ValueError:
         raise
     except Exception as error:  # whatever a foreign model's generate() raises

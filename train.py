@@ -253,7 +253,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
         "csv_dir": log_folder(run.logging, run.output_dir) if wants_csv else None,
         "metrics": metrics if bundle.metrics is not None else None,
         "units": bundle.units,
-        "tokenizer": bundle.tokenizer,
+        "processor": bundle.processor,
         "sampling": sampling(run, bundle, adapted.model),
         "first_optimizer": first_optimizer(run),
     }
@@ -281,12 +281,10 @@ def schedule_plan(run: RunConfig) -> Any:
 
 def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
     """How to write text samples during training, or None; a ValueError if the prompt is too long or not encodable."""
-    from trainer.callbacks.text_samples import GenerationConfig, prompt_ids, room_after
-
-    process = run.process
+    process, tokenizer = run.process, getattr(bundle.processor, "tokenizer", None)
     if not process.sample_tokens or not bundle.eval_datasets:
         return None
-    if bundle.tokenizer is None:
+    if tokenizer is None:
         if run.on_command_line("sample_tokens"):
             place = run.place("sample_tokens")
             raise ValueError(
@@ -294,20 +292,17 @@ def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
             )
         run.notes.append("no samples: the data has no single tokenizer to write text with")
         return None
-    chosen = GenerationConfig(
-        process.sample_tokens,
-        process.sample_prompt,
-        process.sample_count,
-        process.sample_temperature,
-        process.sample_top_k,
-    )
+    from data.text.generation import GenerationConfig, TextSampler
+
+    config = GenerationConfig(process.sample_tokens, process.sample_temperature, process.sample_top_k)
+    sampler = TextSampler(tokenizer, process.sample_prompt, process.sample_count, config)
     try:
-        room_after(model, prompt_ids(bundle.tokenizer, process.sample_prompt), chosen)
-    except ValueError:
+        sampler.check(model)
+    except ValueError as error:
         if run.was_set("sample_prompt"):
-            raise
-        chosen = replace(chosen, prompt=bundle.tokenizer.decode([0]))  # a vocabulary without line breaks
-    return chosen
+            raise ValueError(f"`sample_prompt`{run.place('sample_prompt')}: {error}") from error
+        sampler = replace(sampler, prompt=tokenizer.decode([0]))  # a vocabulary without line breaks
+    return sampler
 
 
 def apply_changes_on_resume(

@@ -21,7 +21,8 @@ class Bundle:
         summary: lines for people.
         metrics: (`train` or an evaluation set's name, mean loss) -> further named values, such as perplexity.
         units: what a sample consists of -> how many, such as `{"tokens": 1024}`; logged in total and per second.
-        tokenizer: of transformers; saved beside the model, and what generated tokens are read with.
+        processor: see `data.processor`; saved beside the model with `save_pretrained(folder)`. None: the module's
+            `Processor` needs `files` alone, or there is none.
     """
 
     train_dataset: Any
@@ -33,4 +34,4 @@ class Bundle:
     summary: list[str] = field(default_factory=list)
     metrics: Callable[[str, float], dict[str, float]] | None = None
     units: dict[str, int] = field(default_factory=dict)
-    tokenizer: Any = None
+    processor: Any = None

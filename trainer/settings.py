@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.callbacks.text_samples import GenerationConfig
 from trainer.optimization.hparam_changes import OptimizerPlan
 from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
@@ -30,8 +29,8 @@ class TrainerSettings:
         csv_dir: Folder of metrics.csv; None: none is written.
         metrics: (`train`, `eval` or an evaluation set's name, mean loss) -> further named values for the log.
         units: Name of what a sample consists of -> its number (`{"tokens": 1024}`): logged in total and per second.
-        tokenizer: Saved beside the model.
-        sampling: See `samples.WriteSamples`; needs `tokenizer`. None: no samples.
+        processor: Saved beside the model, `save_pretrained(folder)`. None: `files` are enough.
+        sampling: (model, seed) -> texts, see `text_samples.WriteSamples`; None: no samples.
         first_optimizer: Checkpoint whose optimizer state a new run starts with.
         earlier_optimizer: On resume, the optimizer's settings in the checkpoint's run, if they have changed.
         forget_best: On resume, forget the best metric: it is measured in another way now.
@@ -65,8 +64,8 @@ class TrainerSettings:
     csv_dir: Path | None = None
     metrics: Callable[[str, float], dict[str, float]] | None = None
     units: Mapping[str, int] = field(default_factory=dict)
-    tokenizer: Any = None
-    sampling: GenerationConfig | None = None
+    processor: Any = None
+    sampling: Callable[[Any, int], list[str]] | None = None
     first_optimizer: Path | None = None
     earlier_optimizer: OptimizerPlan | None = None
     forget_best: bool = False

@@ -177,9 +177,7 @@ class Trainer(HFOverrides):
         )
         self.add_callback(self.model_checkpoint)
         if settings.sampling is not None:
-            self.add_callback(
-                WriteSamples(self.model, settings.tokenizer, settings.sampling, Path(args.output_dir), args.seed)
-            )
+            self.add_callback(WriteSamples(self.model, settings.sampling, Path(args.output_dir), args.seed))
         for callback in named_callbacks(settings.callbacks):
             self.add_callback(callback)
         self.add_callback(Console(bar=not args.disable_tqdm))

@@ -10,8 +10,10 @@ Importing this needs nothing but the standard library, so that a configuration c
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from data.records.config import READY, Config
+from data.text.predict_flags import PredictFlags as PredictFlags
 
 PROCESS_KEYS = frozenset(
     {
@@ -95,3 +97,11 @@ def build(config: Config, run):
     from data.records.build_bundle import assemble
 
     return assemble(config, run)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Processor":  # needs transformers, which checking a configuration does not
+        from data.records.processor import Processor
+
+        return Processor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from data.records.chat import Encoded, Encoder
 from data.records.config import Config
 from data.records.dataset import Rows, collate, save
 from data.records.packing import fill, first_fit
+from data.records.processor import Processor
 from data.records.source import RecordSource, find, hub_splits, read, split_of_hub
 from data.records.tokenizer import load_tokenizer
 
@@ -49,7 +50,7 @@ def assemble(config: Config, run) -> Bundle:
         summary=summary(train, held_out, manifest, config),
         metrics=metrics,
         units={"tokens": config.block_size},
-        tokenizer=tokenizer,
+        processor=Processor(tokenizer, config.text_column),
     )
 
 

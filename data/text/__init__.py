@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 from data.text.config import READY, Config, find, samples_per_step
+from data.text.predict_flags import PredictFlags as PredictFlags
 
 PROCESS_KEYS = frozenset(
     {"cache_dir", "sample_tokens", "sample_prompt", "sample_count", "sample_temperature", "sample_top_k"}
@@ -130,3 +132,11 @@ def build(config: Config, run):
     if problems:
         raise ValueError(problems[0])
     return assemble(config, run)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Processor":  # needs transformers, which checking a configuration does not
+        from data.text.processor import Processor
+
+        return Processor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

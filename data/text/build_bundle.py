@@ -14,6 +14,7 @@ from data.text.compatibility import tokenizer_digest
 from data.text.config import Config, find, samples_per_step
 from data.text.dataset import EvalWindows, MixedWindows, TrainWindows, collate
 from data.text.folder import Folder, Split, read_folder
+from data.text.processor import Processor
 from data.text.sampling import Drawn, Interleaved, RandomStarts, SamplerFactory, StoredStarts
 from data.text.token_file import AlignedTokens, Tokens, refuse_wrong_ids
 
@@ -36,7 +37,7 @@ def assemble(config: Config, run) -> Bundle:
         summary=summarize(config, folders, names),
         metrics=metrics_of(config, folders, names),
         units={"tokens": config.block_size},
-        tokenizer=None if config.separate_embeddings or config.mode == "multicontext" else tokenizer_of(folders[0]),
+        processor=processor_of(config, folders),
     )
 
 
@@ -220,6 +221,13 @@ def mixture_line(config: Config, names: list[str]) -> str:
     how = "in turns" if config.interleave else "drawn"
     moved = f" ({config.sampling_transition or 'linear'})" if final is not None else ""
     return f"each batch of one data set, {how}: {', '.join(parts)}{moved}"
+
+
+def processor_of(config: Config, folders: list[Folder]) -> Processor | None:
+    """None where there is no tokenizer, or one for each data set."""
+    several = config.separate_embeddings or config.mode == "multicontext"
+    tokenizer = None if several else tokenizer_of(folders[0])
+    return None if tokenizer is None else Processor(tokenizer)
 
 
 def tokenizer_of(folder: Folder) -> Any:

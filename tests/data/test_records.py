@@ -342,7 +342,9 @@ def test_bundle(run, tmp_path, tokenizer_folder):
     run.process.model_name_or_path = None
     config = data.records.Config(path=write(tmp_path, RECORDS), block_size=48, tokenizer=str(tokenizer_folder))
     bundle = data.records.build(config, run)
-    assert bundle.dims == {"vocab_size": len(bundle.tokenizer), "block_size": 48} and bundle.units == {"tokens": 48}
+    assert bundle.dims == {"vocab_size": len(bundle.processor.tokenizer), "block_size": 48} and bundle.units == {
+        "tokens": 48
+    }
     assert bundle.metrics("validation", 2.0) == {"perplexity": math.exp(2.0)} and bundle.metrics("train", 2.0) == {}
     assert bundle.metrics("validation", 1e4) == {"perplexity": math.inf}
     assert "40 records" not in bundle.summary[0] and "to train" in bundle.summary[0] and "learned" in bundle.summary[0]
@@ -443,7 +445,7 @@ def test_chat_template_from_settings(run, tmp_path, tokenizer):
     for given in (TRIMMED, str(tmp_path / "chat.jinja")):
         config = data.records.Config(path=path, block_size=64, chat_template=given, eval_fraction=0)
         bundle = data.records.build(config, run)
-        assert bundle.tokenizer.chat_template == TRIMMED  # and is saved with the model
+        assert bundle.processor.tokenizer.chat_template == TRIMMED  # and is saved with the model
         assert tokenizer.decode(bundle.train_dataset[0]["input_ids"]).startswith("<s>[user]How many")
     with pytest.raises(ValueError, match="dataset.chat_template: nowhere.jinja is neither a file nor a Jinja template"):
         data.records.build(data.records.Config(path=path, chat_template="nowhere.jinja"), run)

@@ -341,7 +341,7 @@ def test_no_meta_means_gpt2_or_vocab_size(tmp_path):
     tokens[77] = 50256
     folder = write_text_folder(tmp_path / "a", tokens, counting(100), meta=False)
     bundle = build(Config(str(folder), block_size=16), text_run(tmp_path / "cache"))
-    assert bundle.dims["vocab_size"] == 50257 and bundle.tokenizer is None
+    assert bundle.dims["vocab_size"] == 50257 and bundle.processor is None
     assert "no meta.json, taken to be GPT-2's tokens" in bundle.summary[1]
     tokens[77] = 50257
     write_split(folder / "train.bin", tokens)
@@ -475,11 +475,11 @@ def test_nanogpts_meta(tmp_path):
     write_pickle(folder / "meta.pkl", {"vocab_size": 5, "itos": symbols, "stoi": {c: i for i, c in symbols.items()}})
     bundle = build(Config(str(folder), block_size=16), text_run(tmp_path / "cache"))
     assert bundle.dims["vocab_size"] == 5 and "vocabulary 5 (uint16, char)" in bundle.summary[0]
-    assert bundle.tokenizer.encode("a cab\n") == [2, 1, 4, 2, 3, 0]
-    assert bundle.tokenizer.decode([2, 1, 4, 2, 3, 0]) == "a cab\n"
+    assert bundle.processor.tokenizer.encode("a cab\n") == [2, 1, 4, 2, 3, 0]
+    assert bundle.processor.tokenizer.decode([2, 1, 4, 2, 3, 0]) == "a cab\n"
     write_pickle(folder / "meta.pkl", {"vocab_size": 50000, "tokenizer": "tiktoken"})
     bundle = build(Config(str(folder), block_size=16), text_run(tmp_path / "cache"))
-    assert bundle.dims["vocab_size"] == 50000 and bundle.tokenizer is None
+    assert bundle.dims["vocab_size"] == 50000 and bundle.processor is None
 
 
 class Malicious:

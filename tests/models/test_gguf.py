@@ -210,15 +210,15 @@ def test_records_by_the_tokenizer_in_the_file(folder, tmp_path, monkeypatch):
     run = SimpleNamespace(seed=0, cache_dir=tmp_path / "cache", process=process)
     config = data.records.Config(path=str(file), block_size=64, eval_fraction=0)
     bundle = data.records.build(config, run)
-    assert bundle.dims["vocab_size"] == len(bundle.tokenizer) == len(TOKENS)
+    assert bundle.dims["vocab_size"] == len(bundle.processor.tokenizer) == len(TOKENS)
     row = bundle.train_dataset[0]
-    assert bundle.tokenizer.decode(row["input_ids"][row["labels"] != -100]) == "Six legs.<|im_end|>"
+    assert bundle.processor.tokenizer.decode(row["input_ids"][row["labels"] != -100]) == "Six legs.<|im_end|>"
     own = transformers.AutoTokenizer.from_pretrained(folder, gguf_file="tiny.gguf")
     text = own.apply_chat_template(talk, tokenize=False)
     ids = own(text, add_special_tokens=False)["input_ids"]
     assert row["input_ids"][: len(ids)].tolist() == ids
     monkeypatch.setattr(gguf, "GGUFReader", None)  # not read again
-    again = data.records.build(config, run).tokenizer
+    again = data.records.build(config, run).processor.tokenizer
     assert again(text, add_special_tokens=False)["input_ids"] == ids and again.chat_template == TEMPLATE
 
 

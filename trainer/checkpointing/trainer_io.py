@@ -63,8 +63,8 @@ class CheckpointIO:
             self.model.save_pretrained(str(folder), state_dict=dict(weights))
         else:
             state_dict_io.write_tensors(folder / "model.safetensors", weights)
-        if self.settings.tokenizer is not None:
-            self.settings.tokenizer.save_pretrained(folder)
+        if self.settings.processor is not None:
+            self.settings.processor.save_pretrained(folder)
         write_files(folder, self.files)
 
     def save_final_model(self, output_dir: str | None, state_dict: Mapping[str, torch.Tensor] | None) -> None:
