@@ -11,6 +11,7 @@ import gzip
 import os
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,15 @@ class Source:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """The content as a binary stream, decompressed if its name ends with .gz."""
+        """The content as a binary stream, decompressed if its name ends with .gz; ValueError if that is damaged."""
         if self.path is None:
             yield sys.stdin.buffer
-        else:
+            return
+        try:
             with gzip.open(self.path) if self.name.endswith(".gz") else open(self.path, "rb") as stream:
                 yield stream
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{self}: cannot be decompressed ({error}); it is cut off or damaged") from None
 
     @contextlib.contextmanager
     def local_file(self) -> Iterator[Path]:
@@ -70,7 +74,7 @@ class Writer(Protocol):
     def write(self, source: Source, record: Any) -> None: ...
 
     def drop(self, source: Source) -> None:
-        """Leave out a file with an error, including what was written or will be written of it."""
+        """With WHOLE_FILES: leave out what was written of a file that turned out to have an error."""
 
     def close(self) -> None: ...
 

@@ -54,4 +54,8 @@ def __getattr__(name: str):
         from data.demonstrations.encoder import ObservationEncoder
 
         return ObservationEncoder
+    if name == "Processor":
+        from data.demonstrations.processor import Processor
+
+        return Processor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -159,9 +159,6 @@ class JsonLines:
             self.stream.write(content + b"\n")
         self.stream.flush()
 
-    def drop(self, source: Source) -> None:
-        """Lines stand for themselves: those before an error remain."""
-
     def close(self) -> None:
         if self.is_file:
             self.stream.close()
