@@ -103,13 +103,13 @@ class PolicyServer:
             OSError: the address is taken or not this machine's.
         """
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
         silent = logging.getLogger("keel.serving")  # a client that breaks off is no event for the log
         silent.setLevel(logging.CRITICAL + 1)
         settings: dict[str, Any] = {"process_request": self.authorize, "max_size": max_bytes, "logger": silent}
         # Without `Origin` alone: a page in somebody's browser must not reach a server on this machine.
         async with listen(self.connected, host, port, origins=[None], compression=None, **settings) as server:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stop.set)
             shown = f"[{host}]" if ":" in host else host
             announce(f"ws://{shown}:{server.sockets[0].getsockname()[1]}")
             await stop.wait()

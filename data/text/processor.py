@@ -16,6 +16,7 @@ from data.processor import Item, Source
 from data.strict_json import parsed
 from data.text.generation import Continuation, GenerationConfig, generate, prompt_ids, room_after
 from data.text.predict_flags import PredictFlags
+from storage import safe_read
 
 WRITTEN = ("prediction", "finish_reason", "sample", "source")  # keys of an output record besides the input's
 
@@ -208,13 +209,17 @@ def saved_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     Raises:
         ValueError: there is none, or it cannot be loaded.
     """
-    from transformers import AutoTokenizer
+    from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig
 
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder} holds no tokenizer: its data has none, or several; text needs a single one")
     try:
+        model = safe_read.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        # transformers looks for the tokenizer's class in the model's configuration too, and warns of those of ours.
+        is_ours = model and "auto_map" not in model and model.get("model_type") not in CONFIG_MAPPING
+        options = {"config": PreTrainedConfig()} if is_ours else {}
         return AutoTokenizer.from_pretrained(
-            str(folder.absolute()), local_files_only=True, trust_remote_code=trust_remote_code
+            str(folder.absolute()), local_files_only=True, trust_remote_code=trust_remote_code, **options
         )
     except Exception as error:  # a damaged file may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__

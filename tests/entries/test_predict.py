@@ -16,6 +16,7 @@ from text_sets import ALPHABET, run, write_set
 
 import eval as evaluation
 import predict
+import train
 
 SMALL = (
     "--batch_size 8 --block_size 16 --n_layer 2 --n_head 2 --n_embd 32 --max_iters 60 --warmup_iters 2 "
@@ -215,6 +216,90 @@ def test_text_refusals(gpt, tmp_path, capsys):
     bare = tmp_path / "bare"
     shutil.copytree(gpt, bare, ignore=shutil.ignore_patterns("token*", "checkpoint-*"))
     assert f"{bare} holds no tokenizer" in refused(capsys, "--checkpoint", bare, "--input", file)
+
+
+CHATML = (
+    "{% if tools %}{{ '<|im_start|>tools\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ANSWERS = {"How many legs has a spider?": "Eight legs.", "And an ant?": "Six."}
+
+
+def asked(question):
+    return {"messages": [{"role": "user", "content": question}]}
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    """A Llama that has learned two answers by heart: its base ends texts with <|endoftext|>, its template turns with
+    <|im_end|>."""
+    from data.text.tokenizers import train_bpe
+
+    home = tmp_path_factory.mktemp("chat")
+    tokenizer = train_bpe([*ANSWERS, *ANSWERS.values()] * 4, 300)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(home / "tokenizer")
+    records = [
+        {"messages": [*asked(question)["messages"], {"role": "assistant", "content": answer}]}
+        for question, answer in ANSWERS.items()
+    ]
+    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    settings = {"dataset.path": lines(home / "records.jsonl", records), "dataset.tokenizer": home / "tokenizer"}
+    settings |= {"dataset.block_size": 64, "dataset.eval_fraction": 0, "model.config": json.dumps(config)}
+    settings |= {"cache_dir": home / "cache", "sample_tokens": 0, "dataset.packing": "false", "logging_steps": 20}
+    words = [
+        "--task_name",
+        "records",
+        "--training_config",
+        home / "run.yaml",
+        "--output_dir",
+        home / "out",
+        "--max_steps",
+        60,
+    ]
+    words += ["--learning_rate", 0.02, "--per_device_train_batch_size", 2, "--report_to", "none"]
+    (home / "run.yaml").write_text("save_strategy: 'no'\nlr_scheduler_type: constant\neval_strategy: 'no'\n")
+    train.main([*map(str, words), "--set", *(f"{name}={value}" for name, value in settings.items())])
+    shutil.rmtree(home / "tokenizer")
+    return home / "out"
+
+
+@pytest.mark.slow
+def test_chats_are_answered_with_the_saved_template(chat, tmp_path):
+    """The learned answers, up to the end of the turn; and what transformers generates from the same folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    questions = list(ANSWERS)
+    history = asked(questions[0])["messages"] + [{"role": "assistant", "content": "Eight legs."}]
+    history += [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "the reference"}]
+    tools = {"tools": [{"type": "function", "function": {"name": "count"}}]}
+    records = [asked(questions[0]), {"prompt": questions[1], "id": 7}, {"messages": history}]
+    records += [asked(questions[1]) | tools, {"text": "Eight"}]
+    file = lines(tmp_path / "in.jsonl", records)
+    found = predicted(file, "--checkpoint", chat, "--tokens", 12, "--batch_size", 5)
+    assert [(each["prediction"], each["finish_reason"]) for each in found[:2]] == [
+        ("Eight legs.", "stop"),
+        ("Six.", "stop"),
+    ]
+    assert [{key: each[key] for key in record} for each, record in zip(found, records, strict=True)] == records
+    assert found == predicted(file, "--checkpoint", chat, "--tokens", 12, "--batch_size", 1)
+    tokenizer, model = AutoTokenizer.from_pretrained(chat), AutoModelForCausalLM.from_pretrained(chat)
+    options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    rendered = [
+        tokenizer.apply_chat_template(history[:-1], **options),
+        tokenizer.apply_chat_template(records[3]["messages"], **tools, **options),
+        tokenizer("Eight", return_tensors="pt"),
+    ]
+    end = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    for each, inputs in zip(found[2:], rendered, strict=True):
+        ids = model.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=end, pad_token_id=0)[0]
+        new = ids[inputs["input_ids"].shape[1] :].tolist()
+        stops = new[-1] in end
+        assert each["prediction"] == tokenizer.decode(new[:-1] if stops else new)
+        assert each["finish_reason"] == ("stop" if stops else "length")
 
 
 # ---- policies ----
