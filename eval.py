@@ -134,7 +134,7 @@ def check_flags(asked: EvalArguments, run: RunConfig) -> None:
 def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
     """Loss on what the run held out, what the data derives from it, and samples where they are asked for."""
     from prepare import build_data, with_prepared_data
-    from trainer.held_out import mean_losses
+    from trainer.evaluator import evaluate
 
     device = refusing(usable_device, asked.device)
     run = refusing(with_prepared_data, run)
@@ -145,11 +145,12 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     warn_of_other_data(folder, bundle)
     model = refusing(load_model, folder, run, device)
     scores: dict[str, Any] = {"task": run.task, "checkpoint": str(folder)}
-    for name, each in bundle.eval_datasets.items():
-        found = mean_losses(model, each, bundle.collate, asked.batch_size, device)
-        found |= bundle.metrics(name, found["loss"]) if bundle.metrics is not None else {}
-        print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in found.items()))
-        scores |= found if len(bundle.eval_datasets) == 1 else {f"{name}_{key}": value for key, value in found.items()}
+    for name, dataset in bundle.eval_datasets.items():
+        values = evaluate(model, dataset, bundle.collate, asked.batch_size, device, bundle.metrics.get(name))
+        print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items()))
+        scores |= values if len(bundle.eval_datasets) == 1 else {f"{name}_{key}": values[key] for key in values}
+    if len(bundle.eval_datasets) > 1:
+        scores["loss"] = sum(scores[f"{name}_loss"] for name in bundle.eval_datasets) / len(bundle.eval_datasets)
     if asked.samples:
         scores["samples"] = refusing(written_samples, asked, model, bundle.processor)
         print("\n---\n".join(scores["samples"]), flush=True)

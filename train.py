@@ -238,11 +238,6 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
 
     names = {field.name for field in fields(TrainerSettings)}
     shared = {name: getattr(view, name) for view in (run.process, run) for name in names if hasattr(view, name)}
-    splits = list(bundle.eval_datasets)
-
-    def metrics(split: str, loss: float) -> dict[str, float]:
-        return bundle.metrics(splits[0] if split == "eval" else split, loss)
-
     wants_csv = run.logging is not None and run.logging.logger_type == "CSVLogger"
     own = {
         "optimizer_name": run.hyper.optim,
@@ -251,7 +246,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
         "schedule": schedule_plan(run),
         "ema": (run.ema or EmaConfig()) if run.process.using_ema else None,
         "csv_dir": log_folder(run.logging, run.output_dir) if wants_csv else None,
-        "metrics": metrics if bundle.metrics is not None else None,
+        "metrics": bundle.log_metrics(),
         "units": bundle.units,
         "processor": bundle.processor,
         "sampling": sampling(run, bundle, adapted.model),

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from metrics.metric import Metric
+
 
 @dataclass
 class Bundle:
@@ -19,7 +21,8 @@ class Bundle:
         dims: sizes the model is built for.
         files: file name -> JSON value, saved beside the model so that it can be used without the data.
         summary: lines for people.
-        metrics: (`train` or an evaluation set's name, mean loss) -> further named values, such as perplexity.
+        metrics: name of an evaluation or test set -> its metric. `train`: values that follow from the mean training
+            loss; it never sees a batch.
         units: what a sample consists of -> how many, such as `{"tokens": 1024}`; logged in total and per second.
         processor: see `data.processor`; saved beside the model with `save_pretrained(folder)`. None: the module's
             `Processor` needs `files` alone, or there is none.
@@ -32,6 +35,11 @@ class Bundle:
     dims: dict[str, int]
     files: dict[str, dict] = field(default_factory=dict)
     summary: list[str] = field(default_factory=list)
-    metrics: Callable[[str, float], dict[str, float]] | None = None
+    metrics: dict[str, Metric] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     processor: Any = None
+
+    def log_metrics(self) -> dict[str, Metric]:
+        """The metrics by the names that the log gives their sets: a single evaluation set is `eval`."""
+        sets = list(self.eval_datasets)
+        return {"eval" if sets == [name] else name: metric for name, metric in self.metrics.items()}

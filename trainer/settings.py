@@ -27,7 +27,8 @@ class TrainerSettings:
         resume_lr, resume_weight_decay, validate_before_resume: Used only when a run is resumed.
         callbacks: As in YAML, see `named_callbacks.named_callbacks`.
         csv_dir: Folder of metrics.csv; None: none is written.
-        metrics: (`train`, `eval` or an evaluation set's name, mean loss) -> further named values for the log.
+        metrics: `eval`, or each of several evaluation sets' names -> `metrics.metric.Metric`; `train` -> one whose
+            values follow from the mean training loss.
         units: Name of what a sample consists of -> its number (`{"tokens": 1024}`): logged in total and per second.
         processor: Saved beside the model, `save_pretrained(folder)`. None: `files` are enough.
         sampling: (model, seed) -> texts, see `text_samples.WriteSamples`; None: no samples.
@@ -62,7 +63,7 @@ class TrainerSettings:
     validate_before_resume: bool = False
     callbacks: Sequence[Any] = ()
     csv_dir: Path | None = None
-    metrics: Callable[[str, float], dict[str, float]] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
     processor: Any = None
     sampling: Callable[[Any, int], list[str]] | None = None

@@ -35,6 +35,7 @@ from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.manager import CheckpointManager
 from trainer.checkpointing.step_state import NOTHING_PENDING, restore_log_interval
 from trainer.dataloading.dataloaders import without_adapter
+from trainer.dataloading.indexed import IndexedCollate
 from trainer.dataloading.resume_position import DataPosition
 from trainer.distributed.launch_checks import (
     DEEPSPEED_LINE,
@@ -52,7 +53,7 @@ from trainer.hf_patches import (
     restore_module_walks,
     skip_module_walks,
 )
-from trainer.loss_terms import LossMeter
+from trainer.loss_terms import LossMeter, LossTerms, StepShares, scaled
 from trainer.optimization.ema import AveragedWeights
 from trainer.optimization.hparam_changes import load_earlier_state
 from trainer.optimization.lr_scheduler import Schedule
@@ -114,15 +115,13 @@ class Trainer(HFOverrides):
         )
         self._limit_evaluation()
         self.checkpointing = CheckpointManager(self, self.settings.save_in_background, self.settings.max_failed_saves)
-        inner = without_adapter(model)
-        if not type(inner).__module__.startswith("transformers."):
-            # `**context` in a forward means «what else the batch knows», not «num_items_in_batch scales my loss».
-            self.model_accepts_loss_kwargs = getattr(inner, "accepts_loss_kwargs", False)
+        self.loss_terms = LossTerms(without_adapter(model), uses_labels=self.label_smoother is not None)
+        self.model_accepts_loss_kwargs = True  # transformers must not divide a loss that has its share of the step
         self._add_callbacks()
 
     def _begin_state(self, model: nn.Module, train_dataset: Any) -> None:
         """The state that training changes, as it is before the first step."""
-        self.train_terms, self.eval_terms = LossMeter(), None
+        self.train_terms, self.eval_scores = LossMeter(), None
         self.guard = NonfiniteGuard(
             self.settings.stop_after_nonfinite,
             self.checkpoint_dir,
@@ -217,6 +216,36 @@ class Trainer(HFOverrides):
         self.train_terms.undo(self.skipped_update)
         return norm
 
+    def step_shares(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> StepShares:
+        """Count the items of an optimizer step over its micro-batches and all processes."""
+
+        def sum_over_processes(items: torch.Tensor) -> torch.Tensor:
+            return self.accelerator.reduce(items.to(device), reduction="sum")
+
+        if len(batches) * self.args.world_size <= 1:
+            return StepShares()
+        items = [self.loss_terms.items(batch) for batch in batches]
+        for counts, batch in zip(items, batches, strict=True):
+            if IndexedCollate.KEY in batch:  # a negative index: the batch only keeps this process in step
+                is_counted = (batch[IndexedCollate.KEY] >= 0).any()
+                counts |= {name: count.to(is_counted.device) * is_counted for name, count in counts.items()}
+        return StepShares.of(items, self.args.world_size, sum_over_processes)
+
+    def share_of_step(self, loss: torch.Tensor, outputs: Any, shares: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """A micro-batch's part of the step's loss, guarded against values that are not finite.
+
+        Args:
+            loss: Mean over the micro-batch.
+            shares: See `StepShares`; empty if the micro-batch is the whole step.
+        """
+        named = outputs.get("losses") if isinstance(outputs, Mapping) else None
+        if shares:
+            means = self.loss_terms.terms(loss, outputs)
+            loss = self.loss_terms.total({name: scaled(mean, shares[name]) for name, mean in means.items()})
+        if named:
+            self.train_terms.add(named, shares)
+        return self.guard.protect(loss, named)
+
     def begin_training(self) -> None:
         """The Trainer has set its sums to zero; those of a resumed run's unfinished log interval are taken up again."""
         if self.resumed_from is not None:
@@ -281,8 +310,8 @@ class Trainer(HFOverrides):
             logs[name] = samples * per_sample
             if "samples_per_second" in logs:
                 logs[f"{name}_per_second"] = round(logs["samples_per_second"] * per_sample, 1)
-        if self.settings.metrics is not None:
-            logs |= self.settings.metrics("train", logs["loss"])
+        if "train" in self.settings.metrics:
+            logs |= self.settings.metrics["train"].compute(logs["loss"])
 
     def log_beside(self, logs: dict[str, float]) -> None:
         """A record of its own; the log line that may be due at this step stays due."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from trainer.dataloading.indexed import IndexedCollate, IndexedSamples
 from trainer.dataloading.samplers import eval_shuffle_sampler, limited_count, limited_dataset, limited_sampler
+from trainer.dataloading.shared_batches import EvalBatches, share_train_batches
 from trainer.preemption import IgnoringSignals
 
 
@@ -54,11 +55,25 @@ class DataLoading:
 
     def train_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
         """`build(dataset)`, whose batches know the indices of their samples."""
-        return self._with_own_generator(build(IndexedSamples(dataset)))
+        return self._with_own_generator(share_train_batches(build(IndexedSamples(dataset))))
 
     def eval_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
+        """`build(dataset)`; of several processes each gets its own share of the batches, no sample twice."""
         with self._evaluation_arguments():
-            return self._with_own_generator(build(dataset))
+            if self.args.world_size == 1 or isinstance(dataset, torch.utils.data.IterableDataset):
+                return self._with_own_generator(build(dataset))
+            args = self.args
+            indices = self._get_eval_sampler(dataset) or torch.utils.data.SequentialSampler(dataset)
+            loader = torch.utils.data.DataLoader(
+                dataset,
+                batch_sampler=EvalBatches(indices, args.eval_batch_size, args.process_index, args.world_size),
+                collate_fn=self._get_collator_with_removed_columns(self.data_collator),
+                num_workers=args.dataloader_num_workers,
+                prefetch_factor=args.dataloader_prefetch_factor,
+                multiprocessing_context=args.dataloader_multiprocessing_context,
+                pin_memory=args.dataloader_pin_memory,
+            )
+            return self._with_own_generator(loader)
 
     def _with_own_generator(self, loader: Any) -> Any:
         """Give a loader its own generator for the seeds of its workers.
