@@ -68,50 +68,35 @@ def _camera_crew(config: Config, directory: Path, camera: str, stride: int) -> C
             physics.forward()
             frames.append(renderer.render(physics.data.ptr, camera))
         seconds = [moment / CONTROL_HZ for moment in moments]
-        stem = directory / f"rollout_{result.seed}"
-        sheet = stem.with_suffix(".png")
+        video, sheet = (directory / f"rollout_{result.seed}{suffix}" for suffix in (".mp4", ".png"))
         contact_sheet(frames, seconds, sheet)
-        return [write_video(frames, CONTROL_HZ / stride, stem), sheet]
+        write_video(frames, CONTROL_HZ / stride, video)
+        return [video, sheet]
 
     return shoot
 
 
-def write_video(frames: Sequence[np.ndarray], frames_per_second: float, stem: Path) -> Path:
-    """Writes frames (F, height, width, 3) uint8 as STEM.mp4, or as STEM.gif where imageio-ffmpeg is not installed."""
-    path = stem.with_suffix(".mp4")
+def write_video(frames: Sequence[np.ndarray], frames_per_second: float, path: Path) -> None:
+    """Write frames (F, height, width, 3) uint8 as an H.264 video."""
     try:
         import imageio_ffmpeg
+    except ImportError:
+        raise ValueError("the package imageio-ffmpeg is not installed: pip install -e .[sim]") from None
 
-        height, width = frames[0].shape[:2]
-        writer = imageio_ffmpeg.write_frames(
-            str(path),
-            (width, height),
-            fps=frames_per_second,
-            codec="libx264",
-            quality=7,
-            macro_block_size=2,  # H.264 needs even sides; the default resizes to a multiple of 16
-            ffmpeg_log_level="error",
-        )
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
-    except (ImportError, RuntimeError):  # RuntimeError: the package is there, its ffmpeg program is not
-        path.unlink(missing_ok=True)
-        path = stem.with_suffix(".gif")
-        _write_gif(frames, frames_per_second, path)
-    return path
-
-
-def _write_gif(frames: Sequence[np.ndarray], frames_per_second: float, path: Path) -> None:
-    from PIL import Image
-
-    pictures = [Image.fromarray(frame) for frame in frames]
-    # One palette for all frames, drawn from a few: palettes of their own make a still background flicker.
-    sample = np.concatenate(frames[:: max(1, len(frames) // 8)])
-    palette = Image.fromarray(sample).quantize(256)
-    first, *rest = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    first.save(path, save_all=True, append_images=rest, duration=round(1000 / frames_per_second), loop=0)
+    height, width = frames[0].shape[:2]
+    writer = imageio_ffmpeg.write_frames(
+        str(path),
+        (width, height),
+        fps=frames_per_second,
+        codec="libx264",
+        quality=7,
+        macro_block_size=2,  # H.264 needs even sides; the default resizes to a multiple of 16
+        ffmpeg_log_level="error",
+    )
+    writer.send(None)
+    for frame in frames:
+        writer.send(np.ascontiguousarray(frame))
+    writer.close()
 
 
 def contact_sheet(

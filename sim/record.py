@@ -17,7 +17,6 @@ import functools
 import json
 import os
 import re
-import socket
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -29,7 +28,7 @@ from sim import expert
 from sim.aloha import make, simulator
 from sim.aloha_config import Config
 from sim.workers import progress, run
-from storage.atomic import sync, sync_folder
+from storage.atomic import sync, sync_folder, write_json
 
 MOST_ATTEMPTS = 50
 MOST_JITTER = 3  # beyond it an expert's waypoints may change their order in time
@@ -102,13 +101,12 @@ def recorded(config: Config, directory: Path) -> Recorded | None:
     Raises:
         ValueError: it was recorded with another config.
     """
-    path = directory / "recording.json"
-    if not path.exists():
+    stored = _stored(directory)
+    if stored is None:
         return None
-    stored = _stored_settings(path)
-    _refuse_other_settings(directory, stored["config"], dataclasses.asdict(config))
-    kept = sum(bool(EPISODE.fullmatch(name)) for name in os.listdir(directory))
-    return Recorded(kept, stored["wanted"], stored["seed"], stored["jitter"])
+    settings = stored["settings"]
+    _refuse_other_settings(directory, settings, {"config": dataclasses.asdict(config)})
+    return Recorded(len(_episodes(directory)), stored["wanted"], settings["seed"], settings["jitter"])
 
 
 def _recorder(config: Config, directory: Path, seed: int, jitter: float) -> Callable[[int], None]:
@@ -156,109 +154,78 @@ def demonstrate(environment, seed: int, jitter: float) -> dict[str, np.ndarray]:
 
 
 def write_episode(path: Path, episode: dict[str, np.ndarray], attributes: dict) -> None:
-    """Writes the file complete or not at all: readers and interrupted runs never see a part of it."""
+    """Write a file that readers see complete or not at all, also if this process is killed."""
     import h5py
 
-    with _published(path) as temporary, h5py.File(temporary, "w") as file:
+    temporary = path.with_name(f".{path.name}.tmp")  # of an interrupted recording: written again
+    with h5py.File(temporary, "w") as file:
         file.attrs.update(attributes)
         for key, values in episode.items():
-            # A frame a chunk, so that reading one step decompresses one frame.
+            # A frame per chunk, so that reading one step decompresses one frame.
             frames = {"chunks": (1, *values.shape[1:]), "compression": "lzf"} if values.ndim == 4 else {}
             file.create_dataset(key, data=values, **frames)
-
-
-@contextlib.contextmanager
-def _published(path: Path):
-    """A temporary path to write; on leaving, its content is on the disk and is the file at `path`."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    sync(temporary)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
 
 
 def _open_folder(directory: Path, settings: dict) -> None:
-    """Makes the folder, or checks that what it holds was recorded with these settings."""
+    """Create the folder, or check that its content was recorded with these settings."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot record into {directory}: {error.strerror}; choose another folder") from None
-    _remove_stale(directory)
+    stored = _stored(directory)
+    if stored is not None:
+        _refuse_other_settings(directory, stored["settings"], settings)
+    elif _episodes(directory):
+        raise ValueError(f"{directory} holds episodes but no recording.json: record into another folder")
+
+
+def _stored(directory: Path) -> dict | None:
+    """The content of recording.json; None without this file."""
     path = directory / "recording.json"
     if not path.exists():
-        if any(EPISODE.fullmatch(name) for name in os.listdir(directory)):
-            raise ValueError(f"{directory} holds episodes but no recording.json: record into another folder")
-        return
-    stored = _stored_settings(path)
-    theirs = {**stored["config"], "seed": stored["seed"], "jitter": stored["jitter"]}
-    ours = {**settings["config"], "seed": settings["seed"], "jitter": settings["jitter"]}
-    _refuse_other_settings(directory, theirs, ours)
-
-
-def _stored_settings(path: Path) -> dict:
-    """Config, seed and jitter of a recording, and the number of episodes it was asked for."""
+        return None
     try:
         content = json.loads(path.read_text())
-        settings = content["settings"]
-        return {"wanted": content["wanted"], **{key: settings[key] for key in ("config", "seed", "jitter")}}
+        content["wanted"], content["settings"]["config"], content["settings"]["seed"], content["settings"]["jitter"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a recording's settings ({error!r}): use another folder") from None
+    return content
 
 
-def _refuse_other_settings(directory: Path, theirs: dict, ours: dict) -> None:
-    for key, value in ours.items():
-        if theirs.get(key) != value:
+def _refuse_other_settings(directory: Path, stored: dict, settings: dict) -> None:
+    stored, settings = ({**values["config"], **values} for values in (stored, settings))
+    for key, value in settings.items():
+        if key != "config" and stored.get(key) != value:
             raise ValueError(
-                f"{directory} was recorded with {key} {theirs.get(key)!r}, not {value!r}: "
-                "record into another folder, or remove this one"
+                f"{directory} was recorded with {key} {stored.get(key)!r}, not {value!r}: record into another folder"
             )
 
 
 def _write_recording(directory: Path, settings: dict, wanted: int) -> tuple[int, int]:
-    """Writes recording.json and returns its counts (kept, discarded)."""
+    """Write recording.json and return its counts (kept, discarded)."""
     kept, discarded = _count(directory)
     versions = {package: metadata.version(package) for package in ("mujoco", "dm_control", "gym-aloha")}
     content = {"settings": settings, "wanted": wanted, "kept": kept, "discarded": discarded, "versions": versions}
-    with _published(directory / "recording.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(directory / "recording.json", content)
     return kept, discarded
+
+
+def _episodes(directory: Path) -> list[Path]:
+    return [directory / name for name in os.listdir(directory) if EPISODE.fullmatch(name)]
 
 
 def _count(directory: Path) -> tuple[int, int]:
     """Episodes in the folder, and the attempts that failed before them."""
     import h5py
 
-    kept = discarded = 0
-    for name in os.listdir(directory):
-        if EPISODE.fullmatch(name):
-            try:
-                with h5py.File(directory / name, "r") as file:
-                    discarded += int(file.attrs["discarded_attempts"])
-            except (OSError, KeyError) as error:
-                raise ValueError(
-                    f"{directory / name} is not an episode recorded here ({error}): remove it and record again"
-                ) from None
-            kept += 1
-    return kept, discarded
-
-
-def _remove_stale(directory: Path) -> None:
-    """Removes temporary files left by writers of this machine that are no longer alive."""
-    leftover = re.compile(rf"\..*\.{re.escape(socket.gethostname())}\.(\d+)\.tmp")
-    for name in os.listdir(directory):
-        match = leftover.fullmatch(name)
-        if match and not _alive(int(match[1])):
-            (directory / name).unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it lives, and is another user's
-        return True
-    return True
+    discarded, paths = 0, _episodes(directory)
+    for path in paths:
+        try:
+            with h5py.File(path, "r") as file:
+                discarded += int(file.attrs["discarded_attempts"])
+        except (OSError, KeyError) as error:
+            raise ValueError(f"{path} is not an episode recorded here ({error}): move it out of this folder") from None
+    return len(paths), discarded

@@ -142,7 +142,6 @@ def fit_statistics(sources: list[EpisodeSource], train: list[np.ndarray], config
         "image_height": fit.height if fit else 0,
         "image_width": fit.width if fit else 0,
         "image_aspect_ratio": process.image_aspect_ratio,
-        "resizer": fit.resizer if fit else None,
         "history": process.history_images_length,
     }
     return statistics
@@ -195,6 +194,11 @@ def summarize(
             f"{len(kept)} to train ({lengths[kept].sum()} steps), {len(out)} held out"
             + (f", {left_out} mirrored left out" if left_out else "")
         )
+        lines += [
+            f"camera {camera} is in {count} of {len(lengths)} episodes of {source.path} and is left out; name it in "
+            f"dataset.cameras to require it"
+            for camera, count in source.details["cameras_left_out"].items()
+        ]
     details, dims = sources[0].details, dims_of(encoder, config)
     lines.append(
         f"state {dims['state_dim']} ({', '.join(details['state_keys'])}), actions {dims['chunk_size']} x "

@@ -1,6 +1,7 @@
 """Configuration keys of demonstrations, and the episode files of a folder; importing this needs no package."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -112,17 +113,64 @@ def folder_problem(path: str) -> str | None:
         )
     if not folder.is_dir():
         return f"dataset.path: {path} is a file, not a folder of episodes; name the folder it lies in"
-    if next(episode_files(folder), None) is None:
+    try:
+        files = episode_files(folder)
+    except ValueError as error:
+        return f"dataset.path: {error}"
+    if not files:
         return (
             f"dataset.path: {path} holds no episode (*.hdf5 or *.h5); record some with prepare.py, or correct the path"
         )
     return None
 
 
-def episode_files(folder: Path):
-    """Episode files anywhere below a folder, unsorted; hidden ones are other programs' unfinished work."""
-    for directory, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            if name.endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(directory) / name
+def episode_files(folder: Path) -> list[Path]:
+    """The episode files below a folder in natural order, episode_2 before episode_10; hidden ones are unfinished.
+
+    Links to files and folders are followed. A file that is reached in several ways is listed once, by a path without
+    a link if there is one.
+
+    Raises:
+        ValueError: a folder cannot be read, or a link leads nowhere.
+    """
+
+    def natural(file: Path) -> list:
+        parts = re.split(r"(\d+)", str(file.relative_to(folder)))
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+    found: dict[tuple[int, int], Path] = {}
+    top = os.path.realpath(folder)
+    seen, waiting = set(), [str(folder)]
+    while waiting:  # folders behind links come after all others
+        for directory, subfolders, names in os.walk(waiting.pop(0), onerror=refuse_unreadable):
+            real = os.path.realpath(directory)
+            if real in seen or top.startswith(os.path.join(real, "")):  # a loop of links
+                subfolders.clear()
+                continue
+            seen.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            waiting += [path for name in subfolders if os.path.islink(path := os.path.join(directory, name))]
+            for name in names:
+                add_episode(Path(directory, name), found)
+    return sorted(found.values(), key=natural)
+
+
+def add_episode(path: Path, found: dict[tuple[int, int], Path]) -> None:
+    """Add an episode file under its device and inode number; other files are ignored."""
+    is_episode = path.name.endswith(SUFFIXES)
+    if path.name.startswith(".") or not (is_episode or path.is_symlink() and not path.suffix):
+        return
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ValueError(
+            f"{path} is a link to {os.path.realpath(path)}, which cannot be read ({error.strerror}); restore its "
+            f"target, or move the link out of dataset.path"
+        ) from None
+    number = (status.st_dev, status.st_ino)
+    if is_episode and (number not in found or found[number].is_symlink() and not path.is_symlink()):
+        found[number] = path
+
+
+def refuse_unreadable(error: OSError) -> None:
+    raise ValueError(f"cannot read {error.filename}: {error.strerror}; correct its permissions, or move it away")

@@ -7,7 +7,7 @@ from collections import deque
 
 import numpy as np
 
-from data.demonstrations.images import FrameFit, available_resizer
+from data.demonstrations.images import FrameFit
 from data.statistics import Normalizer
 
 
@@ -46,7 +46,6 @@ class ObservationEncoder:
             "image_height",
             "image_width",
             "image_aspect_ratio",
-            "resizer",
             "history",
         }
         if not isinstance(seen, dict) or not wanted <= seen.keys():
@@ -60,9 +59,7 @@ class ObservationEncoder:
             refuse_change("is_multimodal", process.is_multimodal, True)
             refuse_change("history_images_length", process.history_images_length, seen["history"])
             refuse_change("image_aspect_ratio", process.image_aspect_ratio, seen["image_aspect_ratio"])
-            if seen["resizer"] == "opencv":
-                require_opencv()
-            fit = FrameFit(seen["image_aspect_ratio"], seen["image_height"], seen["image_width"], seen["resizer"])
+            fit = FrameFit(seen["image_aspect_ratio"], seen["image_height"], seen["image_width"])
         return cls(state, action, seen["state_keys"], seen["image_keys"], fit, seen["history"])
 
     def reset(self) -> None:
@@ -88,7 +85,7 @@ class ObservationEncoder:
     def remember(self, observation: dict) -> np.ndarray:
         """Take in this step's frames; -> (K, 3, h, w), camera-major, oldest first, the first one repeated."""
         for key in self.image_keys:
-            frame = self.fit(np.asarray(self.entry(observation, key))[None])[0]
+            frame = self.fit(self.entry(observation, key))
             seen = self.frames[key]
             seen.extend([frame] * (1 if seen else self.history))
         return np.stack([frame for key in self.image_keys for frame in self.frames[key]])
@@ -110,12 +107,3 @@ class ObservationEncoder:
 def refuse_change(key: str, now: object, trained: object) -> None:
     if now != trained:
         raise ValueError(f"{key} is {now} but the model was trained with {trained}; use the run's own configuration")
-
-
-def require_opencv() -> None:
-    """Pillow's pictures differ by grey levels from those the model was trained on: said, not swallowed."""
-    if available_resizer() != "opencv":
-        raise ValueError(
-            "the model was trained on images resized by OpenCV, which is not installed here; "
-            "pip install opencv-python-headless"
-        )

@@ -4,20 +4,22 @@ Shapes: N steps of a folder, F frames, B rows asked for, h and w in training.
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from data.demonstrations.images import FrameFit
-from data.demonstrations.layouts import reading, unreadable
+from data.demonstrations.hdf5 import dataset_at, place, problem, read, reading
+from data.demonstrations.images import FrameFit, decode
+from data.demonstrations.layouts import is_compressed
 
 BLOCK_FRAMES = 16  # read at once: some 15 MB of 480x640 frames
 SERIAL_FRAMES = 2000  # fewer are prepared here, before other processes would have started
@@ -38,70 +40,84 @@ class ArrayFrames:
 
 
 class FileFrames:
-    """Frames read and fitted when asked for. Keeps its files open, each process its own."""
+    """Frames read, decoded and resized on request. Keeps its files open, each process its own."""
 
     def __init__(self, files: list[Path], offsets: np.ndarray, keys: list[str], fit: FrameFit):
         self.files, self.offsets, self.keys, self.fit = files, offsets, keys, fit
-        self.handles: OrderedDict[int, h5py.File] = OrderedDict()
+        self.cameras: OrderedDict[int, list[h5py.Dataset]] = OrderedDict()  # of the open files, by episode
         self.process = os.getpid()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "handles": OrderedDict()}
+        return {**self.__dict__, "cameras": OrderedDict()}
 
     def copy_to(self, out: np.ndarray, camera: int, rows: np.ndarray) -> None:
         """Frames at `rows` (B,) into out (B, 3, h, w)."""
         episodes = np.searchsorted(self.offsets, rows, side="right") - 1
         for target, row, episode in zip(out, rows.tolist(), episodes.tolist(), strict=True):
             step = row - int(self.offsets[episode])
-            try:
-                frame = self.handle(episode)[self.keys[camera]][step]
-            except (OSError, RuntimeError) as error:
-                raise unreadable(self.files[episode], error) from None
-            target[...] = self.fit(frame[None])[0]
+            target[...] = fitted(self.open(episode)[camera], step, step + 1, self.fit)[0]
 
-    def handle(self, episode: int) -> h5py.File:
+    def open(self, episode: int) -> list[h5py.Dataset]:
+        """The cameras of an episode."""
         if self.process != os.getpid():  # HDF5 handles do not survive a fork
-            self.handles, self.process = OrderedDict(), os.getpid()
-        if episode not in self.handles:
-            if len(self.handles) == OPEN_FILES:
-                self.handles.popitem(last=False)[1].close()
-            self.handles[episode] = h5py.File(self.files[episode], "r")
-        self.handles.move_to_end(episode)
-        return self.handles[episode]
+            self.cameras, self.process = OrderedDict(), os.getpid()
+        if episode not in self.cameras:
+            if len(self.cameras) == OPEN_FILES:
+                self.cameras.popitem(last=False)
+            file = self.files[episode]
+            try:
+                root = h5py.File(file, "r")
+            except OSError as error:
+                raise ValueError(f"cannot read {file}: {problem(file, error)}") from None
+            self.cameras[episode] = [dataset_at(root, key) for key in self.keys]  # these keep the file open
+        self.cameras.move_to_end(episode)
+        return self.cameras[episode]
+
+
+def fitted(frames: h5py.Dataset, start: int, end: int, fit: FrameFit) -> np.ndarray:
+    """Frames start … end - 1 of a camera, decoded if they are compressed, (F, 3, h, w) uint8."""
+    rows = read(frames, slice(start, end))
+    compressed = is_compressed(frames)
+    images = np.empty((len(rows), 3, fit.height, fit.width), np.uint8)
+    for offset, row in enumerate(rows):
+        try:
+            images[offset] = fit(decode(row) if compressed else row)
+        except ValueError as error:
+            raise ValueError(f"{place(frames)} step {start + offset}: {error}") from None
+    return images
 
 
 def write_episode(file: Path, keys: list[str], targets: list[np.ndarray | Path], start: int, fit: FrameFit) -> int:
-    """Fit all frames of one episode into rows `start`… of each camera's array; returns its steps."""
+    """Write all frames of one episode into rows `start`… of each camera's array; returns its steps."""
     with reading(file) as root:
         for key, target in zip(keys, targets, strict=True):
             array = np.load(target, mmap_mode="r+") if isinstance(target, Path) else target
-            frames = root[key]
+            frames = dataset_at(root, key)
             for first in range(0, len(frames), BLOCK_FRAMES):
-                block = fit(frames[first : first + BLOCK_FRAMES])
+                block = fitted(frames, first, first + BLOCK_FRAMES, fit)
                 array[start + first : start + first + len(block)] = block
-        return len(root[keys[0]])
+        return len(frames)
 
 
 def write_all(files: list[Path], offsets: np.ndarray, keys: list[str], targets: list, fit: FrameFit) -> None:
-    """Fit the frames of all episodes into `targets`: arrays in memory, or .npy files written by all cores."""
+    """Write the frames of all episodes into `targets`, on all cores: arrays in memory, or paths of .npy files."""
     jobs = [(file, keys, targets, int(start), fit) for file, start in zip(files, offsets[:-1], strict=True)]
     workers = min(len(os.sched_getaffinity(0)), len(jobs))
-    parallel = workers > 1 and offsets[-1] * len(keys) > SERIAL_FRAMES and can_start_processes()
-    done = run_parallel(jobs, workers) if parallel and isinstance(targets[0], Path) else map(run_job, jobs)
+    parallel = workers > 1 and offsets[-1] * len(keys) > SERIAL_FRAMES
     with progress(int(offsets[-1]), str(files[0].parent)) as advance:
-        for steps in done:
+        for steps in run_parallel(jobs, workers) if parallel else itertools.starmap(write_episode, jobs):
             advance(steps)
 
 
-def run_job(job: tuple) -> int:
-    return write_episode(*job)
-
-
 def run_parallel(jobs: list[tuple], workers: int) -> Iterator[int]:
-    # Not forked: a fork would copy the locks of threads that OpenCV or torch run in this process.
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=use_one_thread)
+    """Steps of each written episode, in the order of completion."""
+    if isinstance(jobs[0][2][0], Path) and can_start_processes():
+        # Not forked: a fork would copy the locks of threads that OpenCV or torch run in this process.
+        executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=use_one_thread)
+    else:  # arrays of this process; OpenCV decodes and resizes without Python's lock, HDF5 reads one at a time
+        executor = ThreadPoolExecutor(workers)
     try:
-        for future in as_completed([executor.submit(run_job, job) for job in jobs]):
+        for future in as_completed([executor.submit(write_episode, *job) for job in jobs]):
             yield future.result()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

@@ -3,26 +3,21 @@
 Shapes: E episodes, N steps of all of them, S state and A action dimensions, h and w in training.
 """
 
+import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from data import cache
-from data.demonstrations.config import Config
+from data.demonstrations.config import Config, episode_files
 from data.demonstrations.frames import ArrayFrames, FileFrames, write_all
-from data.demonstrations.images import FrameFit, available_resizer, training_size
-from data.demonstrations.layouts import (
-    Episode,
-    Keys,
-    is_mirrored,
-    read_episode,
-    reading,
-    resolve_keys,
-    sorted_files,
-)
+from data.demonstrations.hdf5 import add_sources, reading
+from data.demonstrations.images import FrameFit, training_size
+from data.demonstrations.layouts import Episode, is_mirrored, read_episode, resolve_keys
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 TEXTS = ("instruction", "reasoning", "subtask")
 
 
@@ -69,17 +64,24 @@ class EpisodeSource:
 def prepare(path: str, config: Config, process, cache_root: Path) -> EpisodeSource:
     """The source of one folder, in the way `lazy_preprocess` and `preload_data` ask for."""
     folder = Path(path).expanduser()
-    files = sorted_files(folder)  # listed once: a recording in progress must not add a file after the key is computed
+    files = episode_files(folder)  # listed once: a recording in progress must not add a file after the key is computed
     if process.lazy_preprocess:
         source = from_files(path, folder, files, config, process)
     else:
-        identities = [cache.file_identity(file, str(file.relative_to(folder))) for file in files]
-        key = cache.key_of({**settings(config, process), "files": identities})
+        key = cache.key_of({**settings(config, process), "files": identities(folder, files)})
         prepared, details = cache.open_or_build(
             cache_root, key, lambda staging: write(staging, folder, files, config, process)
         )
         source = EpisodeSource(path, details, *open_arrays(prepared, details), prepared)
     return preload(source) if process.preload_data else source
+
+
+def identities(folder: Path, files: list[Path]) -> list[dict]:
+    """The identity of each episode file, and of each other file that HDF5 follows from one of them."""
+    sources: set[Path] = set()
+    for file in files:
+        add_sources(file, sources)
+    return [cache.file_identity(file, os.path.relpath(file, folder)) for file in [*files, *sorted(sources)]]
 
 
 def settings(config: Config, process) -> dict:
@@ -99,7 +101,6 @@ def settings(config: Config, process) -> dict:
             "cameras": config.cameras,
             "image_size": config.image_size,
             "image_aspect_ratio": process.image_aspect_ratio,
-            "resizer": available_resizer(),
         }
     return wanted
 
@@ -114,12 +115,15 @@ def scan(folder: Path, files: list[Path], config: Config, process) -> tuple[dict
             if process.skip_mirrored_data and is_mirrored(root, str(file.relative_to(folder))):
                 left_out += 1
                 continue
-            keys = keys or resolve_keys(root, file, config, process.is_multimodal)
-            episodes.append(read_episode(root, file, keys))
+            keys = keys or resolve_keys(root, config, process.is_multimodal)
+            episodes.append(read_episode(root, keys, config.cameras))
             refuse_difference(episodes[0], episodes[-1])
     if not episodes:
         raise ValueError(f"{folder} holds {left_out} mirrored episodes and no other; set skip_mirrored_data: false")
-    fit = common_fit(episodes, config, process.image_aspect_ratio)
+    counts = Counter(camera for episode in episodes for camera in episode.frame_sizes)
+    cameras = config.cameras or sorted(camera for camera, count in counts.items() if count == len(episodes))
+    cameras = cameras if keys.images else []
+    fit = common_fit(episodes, cameras, config, process.image_aspect_ratio)
     vocabulary, codes = encode_texts(episodes)
     offsets = np.cumsum([0] + [len(episode.actions) for episode in episodes])
     arrays = {
@@ -129,24 +133,18 @@ def scan(folder: Path, files: list[Path], config: Config, process) -> tuple[dict
         **codes,
     }
     details = {
-        "names": [str(episode.file.relative_to(folder)) for episode in episodes],
+        "names": [os.path.relpath(episode.file, folder) for episode in episodes],
         "left_out": left_out,
         "fit": fit and vars(fit),
         "vocabulary": vocabulary,
         "texts": sorted(codes),
-        **describe(keys),
-    }
-    return details, arrays
-
-
-def describe(keys: Keys) -> dict:
-    cameras, image_keys = list(keys.images), list(keys.images.values())
-    return {
         "cameras": cameras,
-        "image_keys": image_keys,
+        "image_keys": [f"{keys.images}/{camera}" for camera in cameras],
+        "cameras_left_out": {camera: count for camera, count in sorted(counts.items()) if camera not in cameras},
         "state_keys": list(keys.state),
         "action_key": keys.action,
     }
+    return details, arrays
 
 
 def refuse_difference(first: Episode, other: Episode) -> None:
@@ -159,14 +157,15 @@ def refuse_difference(first: Episode, other: Episode) -> None:
             )
 
 
-def common_fit(episodes: list[Episode], config: Config, mode: str) -> FrameFit | None:
+def common_fit(episodes: list[Episode], cameras: list[str], config: Config, mode: str) -> FrameFit | None:
     """One training size for all cameras and episodes.
 
     Without `image_size` it follows from the frames, which then have to agree.
     """
     first = None
     for episode in episodes:
-        for camera, size in episode.frame_sizes.items():
+        for camera in cameras:
+            size = episode.frame_sizes[camera]
             first = first or (episode.file, camera, size)
             if size != first[2] and (mode == "keep" or config.image_size is None):
                 raise ValueError(
@@ -177,7 +176,7 @@ def common_fit(episodes: list[Episode], config: Config, mode: str) -> FrameFit |
     if first is None:
         return None
     height, width = training_size(mode, config.image_size, first[2])
-    return FrameFit(mode, int(height), int(width), available_resizer())
+    return FrameFit(mode, int(height), int(width))
 
 
 def encode_texts(episodes: list[Episode]) -> tuple[list[str], dict[str, np.ndarray]]:

@@ -76,7 +76,7 @@ def test_the_cache_follows_the_content(tmp_path, written):
     assert caches(tmp_path) == made, "what does not change the prepared arrays reuses them"
 
 
-def test_whatever_decides_the_prepared_arrays_makes_another_cache(tmp_path, written, monkeypatch):
+def test_whatever_decides_the_prepared_arrays_makes_another_cache(tmp_path, written):
     base = {"image_size": [10, 12], "state_keys": ["observations/qpos"], "action_key": "action"}
     variants = [
         ({}, {}),
@@ -94,9 +94,6 @@ def test_whatever_decides_the_prepared_arrays_makes_another_cache(tmp_path, writ
     for number, (process, config) in enumerate(variants):
         build_act(tmp_path, process, **base | config)
         assert len(caches(tmp_path)) == number + 1, (process, config)
-    monkeypatch.setattr("data.demonstrations.source.available_resizer", lambda: "pillow")
-    build_act(tmp_path, **base)
-    assert len(caches(tmp_path)) == len(variants) + 1
 
 
 def test_changed_data_is_seen(tmp_path, written):
