@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from loader.command_line.entry import entry_flags, refusing
 from loader.errors import ConfigError, did_you_mean, quoted
@@ -55,6 +55,9 @@ class PrepareArguments(RemembersGiven):
     val_text: str | None = key(None, "Text: a file or folder that validates, in place of a share.")
     text_column: str | None = key(None, "Text: the column of .jsonl, .parquet and hub datasets. Default: text.")
     split: str | None = key(None, "Text: split of a hub dataset. Default: train.")
+    newlines: Literal["keep", "lf"] = key(
+        "keep", "Text: keep carriage returns, or turn every line end into a line feed."
+    )
     out: str | None = key(None, "Text: folder to write. Default: $KEEL_HOME/datasets/NAME.")
     overwrite: bool = key(False, "Text: prepare again what was prepared from other text or settings.")
     # Both
@@ -62,7 +65,7 @@ class PrepareArguments(RemembersGiven):
 
 
 OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "set")
-OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "split", "out", "overwrite")
+OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "split", "newlines", "out", "overwrite")
 
 
 def main(arguments: list[str] | None = None) -> None:

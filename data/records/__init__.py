@@ -1,11 +1,7 @@
-"""Records of text for fine-tuning: chats, prompts with completions, plain text; one JSON object each.
+"""Records of text for fine-tuning: chats, prompts with completions, plain text; one JSON object each (see `forms`).
 
-    {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
-    {"prompt": "…", "completion": "…"}
-    {"text": "…"}
-
-A sample is a row of `block_size` tokens that holds one record or, packed, several that do not see one another.
-Importing this needs nothing but the standard library, so that a configuration can be checked in no time.
+A sample is a row of `block_size` tokens that holds one record or, packed, several that do not attend to one another.
+Importing this needs nothing but the standard library, so that a configuration can be checked without delay.
 """
 
 import dataclasses
@@ -42,7 +38,7 @@ def check(config: Config, run) -> list[str]:
             continue
         try:
             train, held_out = find(path, Path(run.cache_dir), f"dataset.{key}")
-            problems += first_problem(train, config)
+            problems += first_problem(train, config.text_column)
         except ValueError as error:
             problems.append(str(error))
             continue

@@ -1,5 +1,6 @@
 """From records to a `Bundle`: split, tokens, rows, all kept in a cache."""
 
+import collections
 import datetime
 import functools
 import hashlib
@@ -20,9 +21,17 @@ from data.records.source import RecordSource, find, hub_splits, read, split_of_h
 from data.records.tokenizer import load_tokenizer
 from metrics.language import LanguageMetric
 
-VERSION = 2  # of what is kept in the cache
+VERSION = 3  # of what is kept in the cache
 EVAL_FRACTION = 0.1
 SPLITS = ("train", "val")
+NOTES = {
+    "truncated": "{:,} records are longer than {size} tokens and lose their end",
+    "dropped": "{:,} records have no token to learn (within {size}) and are left out",
+    "open": "in {:,} records the chat template ends an assistant's turn without a special token: the model will not "
+    "learn to stop there",
+    "renamed": "in {:,} records messages of the role `developer` are rendered as `system`, the role that the chat "
+    "template knows",
+}
 
 
 def assemble(config: Config, run) -> Bundle:
@@ -147,7 +156,7 @@ def prepare_rows(
     if held_out is not None:
         others, other_counts = encode(encoder, held_out, config.block_size, seed)
         splits = {"train": [each for _, each in chosen], "val": [each for _, each in others]}
-        counts = {key: counts[key] + other_counts[key] for key in counts}
+        counts += other_counts
     else:
         splits = split(chosen, fraction, train)
     tokenizer = encoder.tokenizer
@@ -182,22 +191,24 @@ def digest_of(arrays: dict[str, np.ndarray]) -> str:
 
 def encode(
     encoder: Encoder, source: RecordSource, block_size: int, seed: int
-) -> tuple[list[tuple[float, Encoded]], dict]:
+) -> tuple[list[tuple[float, Encoded]], collections.Counter]:
     """(place in the draw, tokens) of each record that has something to learn, and how many were cut or left out.
 
     Raises:
         ValueError: a record is malformed, or none has anything to learn.
     """
-    kept, counts = [], {"truncated": 0, "dropped": 0, "open": 0}
+    kept, counts = [], collections.Counter()
     for place, record in read(source):
         encoded = encoder(record, place)
         counts["truncated"] += len(encoded.ids) > block_size
-        encoded = Encoded(encoded.ids[:block_size], encoded.learned[:block_size], encoded.is_open)
-        if not encoded.learned.any():
+        counts.update(f"unread {key}" for key in encoded.unread)
+        counts["renamed"] += encoded.is_renamed
+        ids, learned = encoded.ids[:block_size], encoded.learned[:block_size]
+        if not learned.any():
             counts["dropped"] += 1
             continue
         counts["open"] += encoded.is_open
-        kept.append((draw(record, seed), encoded))
+        kept.append((draw(record, seed), encoded._replace(ids=ids, learned=learned)))
     if not kept:
         raise ValueError(
             f"{source}: none of {counts['dropped']} records has a token to learn within dataset.block_size "
@@ -228,29 +239,25 @@ def split(chosen: list[tuple[float, Encoded]], fraction: float, source: RecordSo
 
 
 def summary(train: RecordSource, held_out: RecordSource | None, manifest: dict, config: Config) -> list[str]:
-    def summary(name: str, source: RecordSource) -> str:
-        found = manifest[name]
-        places = found["rows"] * config.block_size
-        return (
-            f"{source}: {found['records']:,} records in {found['rows']:,} rows of {config.block_size} tokens "
-            f"({found['tokens'] / places:.0%} filled), {found['learned'] / found['tokens']:.0%} of their tokens learned"
-        )
-
-    lines = [f"{summary('train', train)}, to train"]
-    if "val" in manifest:
-        lines.append(f"{summary('val', held_out or train)}, held out")
-    counts = manifest["counts"]
+    lines = []
+    for split, source, use in (("train", train, "to train"), ("val", held_out or train, "held out")):
+        if split in manifest:
+            numbers = manifest[split]
+            places = numbers["rows"] * config.block_size
+            lines.append(
+                f"{source}: {numbers['records']:,} records in {numbers['rows']:,} rows of {config.block_size} tokens "
+                f"({numbers['tokens'] / places:.0%} filled), {numbers['learned'] / numbers['tokens']:.0%} of their "
+                f"tokens learned, {use}"
+            )
+    if train.left_out:
+        names = ", ".join(f"{count:,} {ending}" for ending, count in sorted(train.left_out.items()))
+        lines.append(f"files beside the records that are not read: {names}")
     if manifest["date"]:
         lines.append(f"the chat template writes the date: {manifest['date']}, when these rows were made")
-    if counts["truncated"]:
-        lines.append(f"{counts['truncated']:,} records are longer than {config.block_size} tokens and lose their end")
-    if counts["dropped"]:
-        lines.append(
-            f"{counts['dropped']:,} records have no token to learn (within {config.block_size}) and are left out"
-        )
-    if counts["open"]:
-        lines.append(
-            f"in {counts['open']:,} records the chat template ends an assistant's turn without a special token: the "
-            "model will not learn to stop there"
-        )
+    counts = manifest["counts"]
+    lines += [text.format(counts[key], size=config.block_size) for key, text in NOTES.items() if counts.get(key)]
+    unread = {key.removeprefix("unread "): count for key, count in counts.items() if key.startswith("unread ")}
+    if unread:
+        keys = ", ".join(f"`{key}` ({count:,})" for key, count in sorted(unread.items()))
+        lines.append(f"keys of records that are not used (number of records): {keys}")
     return lines

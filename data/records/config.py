@@ -17,9 +17,9 @@ class Config:
 
     path: str | None = key(
         None,
-        "a .jsonl or .json file, a folder of them (train.jsonl and val.jsonl: its split), a name in data/ or "
+        "a .jsonl or .json file (or .gz of it), a folder of them (train* and val*: its splits), a name in data/ or "
         "$KEEL_HOME/datasets, python_docstrings (made from the installed standard library), or a Hugging Face "
-        "data set's id",
+        "dataset's id",
         on_resume=HARMLESS,
     )
     eval_path: str | None = key(None, "held-out records, where they lie apart: as `path`", on_resume=EVALUATION)
@@ -41,8 +41,8 @@ class Config:
     text_column: str | None = key(None, "key of plain text, where every record is that; unset: `text`")
     loss_on: Literal["assistant", "all"] = key(
         "assistant",
-        "tokens that are learned: what the assistant says, its end of turn included (of a prompt and completion, the "
-        "completion), or all; plain text is learned whole",
+        "tokens that carry loss: those of the assistant's turns (of a prompt and completion, the completion), or all; "
+        "in plain text all do",
     )
     chat_template: str | None = key(
         None,

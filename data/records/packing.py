@@ -42,7 +42,7 @@ def fill(records: Sequence[Encoded], rows: Sequence[Sequence[int]], block_size: 
     for row, numbers in enumerate(rows):
         begin = 0
         for number in numbers:
-            ids, learned, _ = records[number]
+            ids, learned = records[number][:2]
             end = begin + len(ids)
             arrays["input_ids"][row, begin:end] = ids
             arrays["learned"][row, begin:end] = learned

@@ -1,32 +1,45 @@
 """Where records lie, and reading them one by one, each with its place for errors: FILE:LINE."""
 
+import collections
 import functools
+import gzip
 import importlib.util
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.records.forms import read_form
 from data.strict_json import parsed, why
 
-SUFFIXES = (".jsonl", ".json")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 TRAIN_FILE, HELD_OUT_FILE = "train.jsonl", "val.jsonl"
-# Splits of a Hugging Face data set that are held out, by custom; the first that it has counts.
+# Names of held-out splits: of files, of folders and in Hugging Face data sets, where the first one counts.
 HELD_OUT_SPLITS = ("validation", "valid", "val", "dev", "test")
+SPLIT_NAME = re.compile(rf"({'|'.join(('train', *HELD_OUT_SPLITS))})(?![A-Za-z])")
 
 
 @dataclass(frozen=True)
 class RecordSource:
-    """Records in files, one after another; or those of a Hugging Face data set's split."""
+    """Records in files, one after another; or those of a Hugging Face data set's split.
+
+    `left_out` counts the files of the folder that are not read, by the ending of their names.
+    """
 
     files: tuple[Path, ...] = ()
     hub_id: str | None = None
     split: str = "train"
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if self.hub_id is not None:
             return f"{self.hub_id} ({self.split})"
-        return str(self.files[0]) if len(self.files) == 1 else f"{self.files[0].parent} ({len(self.files)} files)"
+        if len(self.files) == 1:
+            return str(self.files[0])
+        return f"{os.path.commonpath(self.files)} ({len(self.files)} files)"
 
 
 def is_found(path: str, cache_dir: Path) -> bool:
@@ -48,16 +61,28 @@ def find(path: str, cache_dir: Path, key: str) -> tuple[RecordSource, RecordSour
     if place is None:
         return _on_hub(path, key)
     if place.is_file():
-        if place.suffix not in SUFFIXES:
-            raise ValueError(f"{key}: {path} is neither .jsonl nor .json; give records as JSON, one object a line")
+        if not place.name.endswith(SUFFIXES):
+            raise ValueError(f"{key}: {path} is neither .jsonl nor .json (or .gz of them); give one JSON object a line")
         return RecordSource((place,)), None
-    train, held_out = place / TRAIN_FILE, place / HELD_OUT_FILE
-    if train.is_file():
-        return RecordSource((train,)), RecordSource((held_out,)) if held_out.is_file() else None
-    files = _record_files(place)
-    if not files:
+    by_split = collections.defaultdict(list)
+    for file in _files_below(place):
+        by_split[_split_of(file.relative_to(place))].append(file)
+    train, held_out = by_split.pop("train", None) or by_split.pop("", []), by_split.pop("val", [])
+    if not train:
         raise ValueError(f"{key}: the folder {path} holds no .jsonl or .json file; name the one with the records")
-    return RecordSource(tuple(files)), None
+    left_out = collections.Counter(file.suffix or file.name for files in by_split.values() for file in files)
+    train = RecordSource(tuple(train), left_out=dict(left_out))
+    return train, RecordSource(tuple(held_out)) if held_out else None
+
+
+def _split_of(file: Path) -> str | None:
+    """Which split a file below a folder belongs to by its name or a folder's; empty: any; None: it holds no records."""
+    if not file.name.endswith(SUFFIXES):
+        return None
+    names = [match[0] for part in file.parts if (match := SPLIT_NAME.match(part))]
+    if names and names[0] in HELD_OUT_SPLITS[:-1]:
+        return "val"
+    return names[0] if names else ""
 
 
 def _located(path: str, cache_dir: Path) -> Path | None:
@@ -65,16 +90,18 @@ def _located(path: str, cache_dir: Path) -> Path | None:
     if direct.exists():
         return direct
     named = [Path("data") / path, cache_dir / "datasets" / path]
-    return next((each for each in named if each.is_dir() and _record_files(each)), None)
+    return next((place for place in named if any(_split_of(file) is not None for file in _files_below(place))), None)
 
 
-def _record_files(folder: Path) -> list[Path]:
-    """A folder's files of records, sorted by name; `manifest.json` is this program's own note."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and path.suffix in SUFFIXES and path.name != "manifest.json" and path.name[0] != "."
-    )
+def _files_below(folder: Path) -> list[Path]:
+    """All files in a folder and its subfolders, sorted by path; `manifest.json` is this program's own note."""
+    files, seen = [], set()
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        linked = {name: os.path.realpath(os.path.join(parent, name)) for name in subfolders}
+        subfolders[:] = [name for name in subfolders if name[0] != "." and linked[name] not in seen]
+        files += [Path(parent, name) for name in names if name[0] != "." and name != "manifest.json"]
+    return sorted(file for file in files if file.is_file())
 
 
 def _on_hub(path: str, key: str) -> tuple[RecordSource, RecordSource | None]:
@@ -105,21 +132,29 @@ def read(source: RecordSource) -> Iterator[tuple[str, object]]:
 
 
 def _read_file(file: Path) -> Iterator[tuple[str, object]]:
-    if file.suffix == ".json":
-        text = _decoded(file.read_bytes(), str(file))
-        if text.lstrip().startswith("["):
-            yield from _read_list(file, text)
-            return
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            place = f"{file}:{number}"
-            text = _decoded(line, place).strip()
-            if text:
-                try:
-                    value = parsed(text)
-                except ValueError as error:
-                    raise ValueError(f"{place}: not JSON ({error}); each line is one JSON object") from None
-                yield place, value
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+            if file.name.removesuffix(".gz").endswith(".json"):
+                text = _decoded(lines.read(), str(file))
+                if text.lstrip().startswith("["):
+                    yield from _read_list(file, text)
+                    return
+                lines.seek(0)
+            yield from _read_lines(file, lines)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{file}: not whole gzip data ({error}); copy or download the file again") from None
+
+
+def _read_lines(file: Path, lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
+    for number, line in enumerate(lines, 1):
+        place = f"{file}:{number}"
+        text = _decoded(line, place).strip()
+        if text:
+            try:
+                value = parsed(text)
+            except ValueError as error:
+                raise ValueError(f"{place}: not JSON ({error}); each line is one JSON object") from None
+            yield place, value
 
 
 def _decoded(content: bytes, place: str) -> str:
@@ -182,68 +217,13 @@ def split_of_hub(source: RecordSource) -> RecordSource | None:
     return RecordSource(hub_id=source.hub_id, split=held_out) if held_out else None
 
 
-# ---- what a record is ----
-
-
-def kind_of(record: object, place: str, text_column: str | None) -> str:
-    """ "messages", "prompt" or "text": which of the three forms a record has.
-
-    Raises:
-        ValueError: none of them, or one with something missing.
-    """
-    if not isinstance(record, dict):
-        raise ValueError(f"{place}: a record is a JSON object, this is {_a(record)}")
-    if text_column is not None:
-        _require_text(record, text_column, place, "dataset.text_column names it")
-        return "text"
-    if "messages" in record:
-        _require_messages(record["messages"], place)
-        return "messages"
-    if "prompt" in record or "completion" in record:
-        for key in ("prompt", "completion"):
-            _require_text(record, key, place, "a prompt goes with a completion")
-        return "prompt"
-    if "text" in record:
-        _require_text(record, "text", place, "plain text")
-        return "text"
-    keys = ", ".join(f"`{key}`" for key in list(record)[:5]) or "none"
-    raise ValueError(
-        f"{place}: has neither `messages` nor `prompt` and `completion` nor `text` (its keys: {keys}); name the key of "
-        "its text with dataset.text_column"
-    )
-
-
-def _require_text(record: dict, key: str, place: str, why: str) -> None:
-    if key not in record:
-        raise ValueError(f"{place}: has no `{key}` ({why})")
-    if not isinstance(record[key], str):
-        raise ValueError(f"{place}: `{key}` is {_a(record[key])}, not text")
-
-
-def _require_messages(messages: object, place: str) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{place}: `messages` must be a list of at least one message")
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict):
-            raise ValueError(f"{place}: message {number} is {_a(message)}, not an object with `role` and `content`")
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                found = f"is {_a(message[key])}, not text" if key in message else "is missing"
-                raise ValueError(f"{place}: `{key}` of message {number} {found}; a message has `role` and `content`")
-
-
-def _a(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def first_problem(source: RecordSource, config) -> list[str]:
+def first_problem(source: RecordSource, text_column: str | None) -> list[str]:
     """What is wrong with the first record, if anything; a Hugging Face data set is not asked."""
     if source.hub_id is not None:
         return []
     try:
         place, record = next(read(source))
-        kind_of(record, place, config.text_column)
+        read_form(record, place, text_column)
     except (ValueError, OSError) as error:
         return [" ".join(str(error).split())]
     return []
