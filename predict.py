@@ -110,7 +110,7 @@ def check_flags(asked: Any, run: RunConfig, kind: type[Processor], flags: Any) -
     dead = dict.fromkeys(names - own, f"{run.dataset.name} data has no use for it")
     if asked.serve is None:
         dead |= dict.fromkeys(OF_A_SERVER, "no --serve is given")
-        dead |= flags.without_effect() if flags is not None else {}
+        dead |= getattr(flags, "without_effect", dict)()
     else:
         if not kind.SERVES:
             raise ConfigError(f"`--serve {asked.serve}`: {run.dataset.name} data has no policy to serve")

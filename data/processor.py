@@ -1,7 +1,8 @@
 """What a kind of data adds so that `predict.py` works for it: a `Processor`.
 
-A data module exports its subclass as `Processor` and, where it has flags of its own, their dataclass as `PredictFlags`
-(importable without torch). Both work from a checkpoint's folder alone, without the training data.
+A data module exports its subclass as `Processor`; it works from a checkpoint's folder alone, without the training data.
+For flags of its own it exports their dataclass as `PredictFlags`: fields by `storage.config_keys.key`, importable
+without torch; `without_effect()`, if there is one, returns flags that change nothing beside the others, and why.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ import numpy as np
 from data import processor
 from data.demonstrations.config import SUFFIXES
 from data.demonstrations.encoder import ObservationEncoder
-from data.demonstrations.layouts import dataset_at, read_signal, reading, unreadable
+from data.demonstrations.hdf5 import dataset_at, place, read, reading
+from data.demonstrations.images import decode
+from data.demonstrations.layouts import is_compressed, read_signal
 from data.processor import Item, Source
 from storage import safe_read
 
@@ -50,15 +52,17 @@ class Processor(ObservationEncoder, processor.Processor):
     def read(self, source: Source) -> Iterator[Item]:
         """An item for each step: {HDF5 path: its row}."""
         with source.local_file() as file, reading(file) as root:
-            signals: dict[str, Any] = {key: read_signal(root, file, key) for key in self.state_keys}
-            signals |= {key: dataset_at(root, file, key) for key in self.image_keys}
-            steps = len(signals[self.state_keys[0]])
-            for key, rows in signals.items():
+            states = {key: read_signal(root, key) for key in self.state_keys}
+            cameras = {key: dataset_at(root, key) for key in self.image_keys}
+            steps = len(states[self.state_keys[0]])
+            for key, rows in {**states, **cameras}.items():
                 if len(rows) != steps:
                     raise ValueError(f"{file}: {key} has {len(rows)} steps but {self.state_keys[0]} has {steps}")
             self.reset()
             for step in range(steps):
-                yield Item(source, f"{source} step {step}", {key: row_at(signals[key], step, file) for key in signals})
+                observation = {key: rows[step] for key, rows in states.items()}
+                observation |= {key: frame_at(frames, step) for key, frames in cameras.items()}
+                yield Item(source, f"{source} step {step}", observation)
 
     def predict(self, model: Any, inputs: list[dict[str, Any]]) -> np.ndarray:
         """-> normalised (B, C, A) float32."""
@@ -145,9 +149,10 @@ class Recordings:
         self.root.close()
 
 
-def row_at(rows: Any, step: int, file: Path) -> np.ndarray:
-    """One step of a signal or of a camera's frames."""
+def frame_at(frames: h5py.Dataset, step: int) -> np.ndarray:
+    """One frame of a camera, decoded if the recording has compressed frames."""
+    row = read(frames, step)
     try:
-        return rows[step]
-    except (OSError, RuntimeError) as error:
-        raise unreadable(file, error) from None
+        return decode(row) if is_compressed(frames) else row
+    except ValueError as error:
+        raise ValueError(f"{place(frames)} step {step}: {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -85,14 +85,21 @@ class Encoder:
         if self.loss_on == "assistant" and "assistant" not in roles:
             roles = ", ".join(dict.fromkeys(roles))
             raise ValueError(f"{place}: no message of the role `assistant`, only of {roles}; nothing would be learned")
+        variant, encoded = self._rendered(chat, place, RenderedChat.encoded)
+        return encoded._replace(is_renamed=roles != [message["role"] for message in variant.messages])
+
+    def question(self, chat: Chat, place: str) -> list[int]:
+        """Token ids of a chat up to where the assistant answers; raises ValueError as `__call__`."""
+        return self._rendered(chat, place, RenderedChat.question)[1]
+
+    def _rendered(self, chat: Chat, place: str, use: Callable[[RenderedChat], Any]) -> tuple[Chat, Any]:
+        """The first variant of a chat that the template renders, and what `use` makes of it."""
         problem = None
         for variant in _variants(chat):
             try:
-                encoded = RenderedChat(self, variant, place).encoded()
+                return variant, use(RenderedChat(self, variant, place))
             except ValueError as error:
                 problem = error
-            else:
-                return encoded._replace(is_renamed=roles != [message["role"] for message in variant.messages])
         raise problem
 
     def tokenized(self, text: str, place: str, add_special_tokens: bool) -> tuple[list[int], np.ndarray]:
@@ -150,6 +157,11 @@ class RenderedChat:
         for tokens, _ in self._turns(is_learned=False):
             learned[tokens] = False
         return _encoded(self.ids, learned, is_open)._replace(unread=frozenset(self._unread()))
+
+    def question(self) -> list[int]:
+        """Token ids of the chat, ready for the assistant's answer."""
+        self._require_all_rendered()
+        return self.encoder.tokenized(self._render(self.chat.messages, True), self.place, add_special_tokens=False)[0]
 
     def _turns(self, is_learned: bool) -> Iterator[tuple[np.ndarray, bool]]:
         """(tokens, whether an end-of-turn token ends them) of the assistant's turns that carry loss, or of the others.

@@ -65,6 +65,13 @@ class Draw:
         return torch.full_like(scores, -torch.inf).scatter(-1, kept.indices.gather(-1, place), 0.0)
 
 
+def require_numbers(input_ids: Tensor, scores: Tensor) -> Tensor:
+    """A logits processor that raises ValueError for scores that are NaN, which would pass for the first token."""
+    if scores.isnan().any():
+        raise ValueError("the model's scores are not numbers; its weights are damaged")
+    return scores
+
+
 def generate(
     model: Any,
     prompts: list[list[int]],
@@ -82,7 +89,7 @@ def generate(
         numbers: Of the sample, for each prompt: the same prompt with another number is drawn again. None: all 0.
 
     Raises:
-        ValueError: the model has no `generate`, or no position is left after a prompt.
+        ValueError: the model has no `generate` or is damaged, or no position is left after a prompt.
     """
     inner = _inner(model)
     if not hasattr(inner, "generate"):
@@ -128,7 +135,7 @@ def _run(
         attention_mask=mask,
         max_new_tokens=count,
         do_sample=False,
-        logits_processor=[Draw(config, seeds, device)] if config.temperature else [],
+        logits_processor=[require_numbers, *([Draw(config, seeds, device)] if config.temperature else [])],
         eos_token_id=ends or None,
         pad_token_id=pad,
     )

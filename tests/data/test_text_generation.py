@@ -149,6 +149,16 @@ def test_a_table_of_positions_ends_a_sample(gpt2, llama, tokenizer):
         TextSampler(tokenizer, "abcabcabc", 1, GREEDY).check(gpt2)
 
 
+def test_damaged_weights_are_no_text(llama):
+    weight = llama.lm_head.weight.data[3].clone()
+    llama.lm_head.weight.data[3] = torch.nan
+    try:
+        with pytest.raises(ValueError, match="not numbers"):
+            generate(llama, PROMPTS, GREEDY)
+    finally:
+        llama.lm_head.weight.data[3] = weight
+
+
 def test_a_model_without_generate_is_named():
     with pytest.raises(ValueError, match="Linear cannot write text"):
         generate(torch.nn.Linear(1, 1), [[1]], GREEDY)

@@ -386,7 +386,9 @@ def test_a_bad_recording_is_left_out_whole(policy, tmp_path, capsys):
     predict.main([*words, "--batch_size", "2"])
     assert list(actions(output)) == ["c.hdf5/actions"] and actions(output)["c.hdf5/actions"].shape == (5, 3, 14)
     errors = capsys.readouterr().err.splitlines()
-    for line, name, reason in zip(errors, "abde", ("nan at step 3", "no `obs", "9 dimensions", "cannot"), strict=False):
+    for line, name, reason in zip(
+        errors, "abde", ("nan at step 3", "no dataset `obs", "9 dimensions", "cannot"), strict=False
+    ):
         assert line.startswith("error: ") and str(folder / f"{name}.hdf5") in line and reason in line, line
     assert len(errors) == 5 and "5 inputs predicted; 4 with errors" in errors[-1]
     output.write_text("before")
