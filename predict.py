@@ -74,8 +74,6 @@ def main(arguments: list[str] | None = None) -> None:
     processor, model = refusing(load, asked, folder, run, flags)
     try:
         refusing(predict, processor, model, sources, asked)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print(f"interrupted; {asked.output or 'standard output'} is not complete", file=sys.stderr, flush=True)
         raise SystemExit(INTERRUPTED) from None
@@ -252,15 +250,19 @@ def output_target(asked: Any) -> Iterator[Path | BinaryIO]:
     if asked.output is not None:
         with atomic.replacing(Path(asked.output).expanduser()) as temporary:
             yield temporary
-    elif asked.strict:
+        return
+    try:
+        if not asked.strict:
+            yield sys.stdout.buffer
+            return
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "records")
             yield file
             with open(file, "rb") as content:
                 shutil.copyfileobj(content, sys.stdout.buffer)
             sys.stdout.buffer.flush()
-    else:
-        yield sys.stdout.buffer
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

@@ -1,17 +1,18 @@
-"""predict.py on small trained checkpoints: against the network called by hand, transformers and eval.py."""
+"""predict.py on language models: against the network called by hand, transformers and eval.py."""
 
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
-import h5py
-import numpy as np
 import pytest
 import torch
-from demonstration_files import write_act_episode
-from small_runs import SmallRuns
+from conftest import ROOT
+from predictions import lines, predicted, refused
 from text_sets import ALPHABET, run, write_set
 
 import eval as evaluation
@@ -23,33 +24,6 @@ SMALL = (
     "--learning_rate 0.02 --eval_interval 60 --eval_iters 1 --max_sample_tokens 0"
 )
 PROMPTS = ["abc", "", "p\n", "abcdefghijklmnopabcdefgh", "k", "hello"]  # the fourth is longer than the block
-
-
-def refused(capsys, *words):
-    """The one error line of a call that leaves with exit code 2 and prints nothing else."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as left:
-        predict.main([*map(str, words)])
-    output = capsys.readouterr()
-    errors = [line for line in output.err.splitlines() if line.startswith("error: ")]
-    assert left.value.code == 2 and len(errors) == 1 and output.out == "", output
-    return errors[0]
-
-
-def predicted(*words):
-    """Lines of the file that predict.py writes."""
-    output = words[0].parent / "predicted.jsonl"
-    predict.main(["--input", *map(str, words), "--output", str(output)])
-    return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-
-
-def lines(path, records):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
-# ---- language models ----
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +59,7 @@ def test_continuations_are_the_most_probable_ones_at_any_batch_size(gpt, tmp_pat
     for size in (1, 2, 64):
         words = ["--checkpoint", gpt, "--max_new_tokens", 20, "--batch_size", size]
         assert predicted(file, *words) == expected
+    assert predicted(file, "--checkpoint", gpt / "checkpoint-60", "--tokens", 20) == expected
 
 
 def test_plain_lines_of_files_folders_and_standard_input(gpt, tmp_path, capsys, monkeypatch):
@@ -184,6 +159,55 @@ def test_samples_are_those_of_eval(gpt, tmp_path, capsys):
 
 def saved(folder):
     return evaluation.checkpoint_run(str(folder))[1]
+
+
+def test_a_bar_on_a_terminal_alone(gpt, tmp_path, capsys, monkeypatch):
+    file = lines(tmp_path / "in.jsonl", [{"prompt": "abc"}] * 3)
+    words = ["--checkpoint", gpt, "--tokens", 1, "--batch_size", 2]
+    predicted(file, *words)
+    assert capsys.readouterr().err == "3 inputs predicted\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    predicted(file, *words)
+    assert "3/3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_leaves_nothing(gpt, tmp_path, monkeypatch, number, code):
+    """The signal comes after the first batch."""
+    from data.text.processor import Processor
+
+    whole, calls = Processor.predict, []
+
+    def interrupted(self, model, inputs):
+        calls.append(inputs)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return whole(self, model, inputs)
+
+    monkeypatch.setattr(Processor, "predict", interrupted)
+    file = lines(tmp_path / "in.jsonl", [{"prompt": "abc"}] * 3)
+    with pytest.raises(SystemExit) as left:
+        predicted(file, "--checkpoint", gpt, "--tokens", 1, "--batch_size", 1)
+    assert left.value.code == code and len(calls) == 2 and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_read_enough(gpt, tmp_path):
+    file = lines(tmp_path / "in.jsonl", [{"prompt": "abc", "pad": "x" * 9000}] * 40)
+    command = f"{sys.executable} predict.py --checkpoint {gpt} --input {file} --tokens 1 --batch_size 1 | head -n 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["source"] == "in.jsonl:1"
+    assert done.stderr.count("\n") == 1 and "inputs predicted" in done.stderr
+
+
+@pytest.mark.slow
+def test_several_vocabularies_are_refused(tmp_path, capsys):
+    for seed, name in enumerate("ab"):
+        write_set(tmp_path / name, seed)
+    line = f"--training_mode=multicontext --multicontext_datasets {tmp_path / 'a'} {tmp_path / 'b'} {SMALL}"
+    run(f"{line} --out_dir {tmp_path / 'out'}", "--set", f"cache_dir={tmp_path / 'cache'}")
+    file = lines(tmp_path / "in.jsonl", [{"prompt": "abc"}])
+    assert "holds no tokenizer" in refused(capsys, "--checkpoint", tmp_path / "out", "--input", file)
 
 
 def test_text_refusals(gpt, tmp_path, capsys):
@@ -300,162 +324,3 @@ def test_chats_are_answered_with_the_saved_template(chat, tmp_path):
         stops = new[-1] in end
         assert each["prediction"] == tokenizer.decode(new[:-1] if stops else new)
         assert each["finish_reason"] == ("stop" if stops else "length")
-
-
-# ---- policies ----
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    """A perceptron on states, trained for a few steps; the recordings stay for prediction."""
-    runs = SmallRuns(tmp_path_factory.mktemp("policy"))
-    runs()
-    shutil.rmtree(runs.folder / "cache")
-    return runs.folder
-
-
-def chunks_by_hand(folder, states):
-    """(T, C, A): zscore by statistics.json, the network's two layers as matrices, and back."""
-    from safetensors.torch import load_file
-
-    weights = {name: value.double().numpy() for name, value in load_file(folder / "model.safetensors").items()}
-    state, action = (json.loads((folder / "statistics.json").read_text())[name] for name in ("state", "action"))
-    hidden = (states - state["mean"]) / np.maximum(state["std"], 0.01)
-    hidden = np.maximum(hidden @ weights["trunk.0.weight"].T + weights["trunk.0.bias"], 0)
-    chunks = (hidden @ weights["head.weight"].T + weights["head.bias"]).reshape(len(states), 3, -1)
-    return chunks * np.maximum(action["std"], 0.01) + action["mean"]
-
-
-def actions(path):
-    """Recording's name -> predicted chunks."""
-    found = {}
-    with h5py.File(path) as root:
-        root.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    return found
-
-
-def test_chunks_for_every_recorded_observation(policy, tmp_path):
-    """Of a folder, of one file, and at any batch size; actions are not read."""
-    episodes = policy / "episodes"
-    file = tmp_path / "sub/no_actions.h5"
-    written = write_act_episode(file, steps=7, seed=9, replace={"action": None})
-    shutil.copy(episodes / "episode_1.hdf5", tmp_path)
-    words = ["--checkpoint", str(policy / "out"), "--output", str(tmp_path / "out.h5df")]
-    results = []
-    for size in (1, 5, 64):
-        predict.main(["--input", str(tmp_path), *words, "--batch_size", str(size)])
-        results.append(actions(tmp_path / "out.h5df"))
-    assert list(results[0]) == ["episode_1.hdf5/actions", "sub/no_actions.h5/actions"]
-    with h5py.File(episodes / "episode_1.hdf5") as root:
-        states = [root["observations/qpos"][()], written["observations/qpos"]]
-    for (name, found), state in zip(results[0].items(), states, strict=True):
-        assert found.shape == (len(state), 3, 14) and found.dtype == np.float64
-        np.testing.assert_allclose(found, chunks_by_hand(policy / "out", state), rtol=1e-5, atol=1e-5)
-        for other in results[1:]:
-            np.testing.assert_allclose(other[name], found, rtol=1e-6, atol=1e-6)
-
-
-def test_standard_input_is_a_recording_too(policy, tmp_path, monkeypatch, capsys):
-    content = (policy / "episodes/episode_0.hdf5").read_bytes()
-    words = ["--checkpoint", str(policy / "out"), "--input", "-", "--output", str(tmp_path / "out.h5")]
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
-    predict.main(words)
-    with h5py.File(policy / "episodes/episode_0.hdf5") as root:
-        expected = chunks_by_hand(policy / "out", root["observations/qpos"][()])
-    np.testing.assert_allclose(actions(tmp_path / "out.h5")["-/actions"], expected, rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"text")))
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        predict.main(words)
-    assert "<stdin>" in (said := capsys.readouterr().err) and "/tmp" not in said
-
-
-def test_a_bad_recording_is_left_out_whole(policy, tmp_path, capsys):
-    folder = tmp_path / "in"
-    good = write_act_episode(folder / "c.hdf5", steps=5, seed=1)
-    whole = good["observations/qpos"]
-    late = whole.copy()
-    late[3, 2] = np.nan
-    write_act_episode(folder / "a.hdf5", steps=5, replace={"observations/qpos": late})
-    write_act_episode(folder / "b.hdf5", steps=5, replace={"observations/qpos": None})
-    write_act_episode(folder / "d.hdf5", steps=5, replace={"observations/qpos": whole[:, :9]})
-    content = (folder / "c.hdf5").read_bytes()
-    (folder / "e.hdf5").write_bytes(content[: len(content) // 2])
-    output = tmp_path / "out.h5"
-    words = ["--checkpoint", str(policy / "out"), "--input", str(folder), "--output", str(output)]
-    predict.main([*words, "--batch_size", "2"])
-    assert list(actions(output)) == ["c.hdf5/actions"] and actions(output)["c.hdf5/actions"].shape == (5, 3, 14)
-    errors = capsys.readouterr().err.splitlines()
-    for line, name, reason in zip(
-        errors, "abde", ("nan at step 3", "no dataset `obs", "9 dimensions", "cannot"), strict=False
-    ):
-        assert line.startswith("error: ") and str(folder / f"{name}.hdf5") in line and reason in line, line
-    assert len(errors) == 5 and "5 inputs predicted; 4 with errors" in errors[-1]
-    output.write_text("before")
-    assert "a.hdf5" in refused(capsys, *words, "--strict")
-    assert output.read_text() == "before" and sorted(tmp_path.iterdir()) == [folder, output]
-
-
-def test_policy_refusals(policy, tmp_path, capsys):
-    words = ["--checkpoint", policy / "out", "--input", policy / "episodes"]
-    assert "name a file to write with --output" in refused(capsys, *words)
-    output = ["--output", tmp_path / "x.h5"]
-    assert "demonstrations data has no use for it" in refused(capsys, *words, *output, "--temperature", 1)
-    served = ["--checkpoint", policy / "out", "--serve", 0]
-    assert "`--input" in refused(capsys, *served, "--input", policy) and not list(tmp_path.iterdir())
-    assert "--serve reads no files" in refused(capsys, *served, "--batch_size", 16)
-    for host in ("0.0.0.0", "::", "example.org", ""):
-        assert "set --token" in refused(capsys, *served, "--host", host)
-    assert "printable" in refused(capsys, *served, "--token", "")
-    assert "printable" in refused(capsys, *served, "--token", "a b\n")
-    assert "No such file" in refused(capsys, *served, "--token", "@/no/file")
-
-
-VISION = """\
-history_images_length: 2
-model: {name: act, hidden_dim: 16, num_heads: 2, feedforward_dim: 16, encoder_layers: 1, decoder_layers: 1,
-  latent_dim: 4, cvae_layers: 1, backbone: resnet10, n_action_steps: 2}
-"""
-
-
-@pytest.mark.slow
-def test_images_and_their_history_are_those_of_eval(tmp_path):
-    """ACT on two frames of a camera: the plan at step t is what eval.py's policy plans there, and the data set's sample
-    at t gives the same chunk."""
-    from small_runs import BASE
-
-    runs = SmallRuns(tmp_path)
-    shutil.rmtree(tmp_path / "episodes")
-    for index in range(2):
-        write_act_episode(tmp_path / "episodes" / f"episode_{index}.hdf5", 8, cameras={"top": (40, 56)}, seed=index)
-    (tmp_path / "base.yaml").write_text(
-        BASE.replace("TASK", str(tmp_path / "task.yaml"))
-        .replace("CACHE", str(tmp_path / "cache"))
-        .replace("model_config: mlp\n", "model_config: act\n")
-        .replace("model: {hidden_dim: 8, hidden_layers: 1}\n", "")
-    )
-    trainer = runs(VISION, max_steps=2)
-    out = tmp_path / "out"
-    output = tmp_path / "out.h5"
-    for size in (1, 3):
-        words = ["--checkpoint", str(out), "--input", str(tmp_path / "episodes"), "--output", str(output)]
-        predict.main([*words, "--batch_size", str(size)])
-        found = actions(output)
-        policy = evaluation.load_policy(str(out), "cpu")
-        for index in range(2):
-            chunks = found[f"episode_{index}.hdf5/actions"]
-            with h5py.File(tmp_path / f"episodes/episode_{index}.hdf5") as root:
-                rows = {key: root[key][()] for key in ("observations/qpos", "observations/images/top")}
-            policy.reset()
-            for step in range(8):
-                policy.model.reset()  # plan anew at every step
-                action = policy({key: values[step] for key, values in rows.items()})
-                np.testing.assert_allclose(chunks[step, 0], action, rtol=1e-5, atol=1e-5)
-    model = trainer.model.eval()
-    sample = trainer.train_dataset.__getitems__(list(range(8)))
-    with torch.no_grad():
-        chunk = model(state=sample["state"], images=sample["images"])["actions"].numpy()
-    episode = int(sample["episode"][0])
-    np.testing.assert_allclose(
-        found[f"episode_{episode}.hdf5/actions"], policy.processor.decode_action(chunk), 1e-4, 1e-4
-    )

@@ -6,33 +6,21 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import pytest
 from conftest import ROOT
-from demonstration_files import write_act_episode
 from documents import blocks
-from small_runs import BASE, SmallRuns
+from predictions import actions, observations, train_on_images
 
 pytestmark = pytest.mark.slow
-VISION = """\
-history_images_length: 2
-model: {name: act, hidden_dim: 16, num_heads: 2, feedforward_dim: 16, encoder_layers: 1, decoder_layers: 1,
-  latent_dim: 4, cvae_layers: 1, backbone: resnet10, n_action_steps: 2}
-"""
 
 
 @pytest.fixture(scope="module")
 def act(tmp_path_factory):
     """A tiny ACT on two frames of a camera."""
-    runs = SmallRuns(tmp_path_factory.mktemp("act"))
-    for index in range(2):
-        write_act_episode(runs.folder / "episodes" / f"episode_{index}.hdf5", 8, cameras={"top": (40, 56)}, seed=index)
-    base = BASE.replace("TASK", str(runs.folder / "task.yaml")).replace("CACHE", str(runs.folder / "cache"))
-    base = base.replace("model_config: mlp\n", "model_config: act\n")
-    (runs.folder / "base.yaml").write_text(base.replace("model: {hidden_dim: 8, hidden_layers: 1}\n", ""))
-    runs(VISION, max_steps=2)
-    return runs.folder
+    folder = tmp_path_factory.mktemp("act")
+    train_on_images(folder)
+    return folder
 
 
 class Served:
@@ -64,12 +52,6 @@ def client():
     return SimpleNamespace(**names)
 
 
-def observations(folder, index):
-    with h5py.File(folder / "episodes" / f"episode_{index}.hdf5") as root:
-        rows = {key: root[key][()] for key in ("observations/qpos", "observations/images/top")}
-    return [{key: values[step] for key, values in rows.items()} for step in range(8)]
-
-
 def test_the_client_of_the_document(act, tmp_path):
     """Two robots take turns: each gets what predict.py writes for its recording, and after a reset again."""
     import predict
@@ -77,8 +59,7 @@ def test_the_client_of_the_document(act, tmp_path):
     output = tmp_path / "out.h5"
     words = ["--checkpoint", str(act / "out"), "--input", str(act / "episodes"), "--output", str(output)]
     predict.main([*words, "--device", "cpu"])
-    with h5py.File(output) as root:
-        expected = [root[f"episode_{index}.hdf5/actions"][()] for index in range(2)]
+    expected = list(actions(output).values())
     assert np.abs(expected[0] - expected[1]).max() > 0.01
     code = client()
     with Served("--checkpoint", act / "out", "--serve", 0, "--device", "cpu") as server:
