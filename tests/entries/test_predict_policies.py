@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from demonstration_files import write_act_episode
-from predictions import actions, observations, refused, train_on_images
+from predictions import CAMERA, actions, observations, refused, train_on_images
 from small_runs import SmallRuns
 
 import eval as evaluation
@@ -217,22 +217,54 @@ def test_policy_refusals(policy, tmp_path, capsys):
     assert "No such file" in refused(capsys, *served, "--token", "@/no/file")
 
 
+@pytest.fixture(scope="module")
+def act(tmp_path_factory):
+    """(folder, Trainer) of a tiny ACT on images."""
+    folder = tmp_path_factory.mktemp("act")
+    return folder, train_on_images(folder)
+
+
 @pytest.mark.slow
-def test_images_and_their_history_are_those_of_eval(tmp_path):
+def test_a_recording_that_fails_late_leaves_nothing(act, tmp_path, capsys):
+    """A frame cannot be decoded after others of its file were predicted and written."""
+    import cv2
+
+    folder, _ = act
+    content = write_act_episode(tmp_path / "in/b.hdf5", 8, cameras={"top": (40, 56)}, seed=1)
+    rows = [cv2.imencode(".png", frame)[1].ravel() for frame in content[CAMERA]]
+    rows = np.stack([np.pad(row, (0, 30_000 - len(row))) for row in rows])
+    write_act_episode(tmp_path / "in/c.hdf5", 8, cameras={"top": (40, 56)}, seed=1, replace={CAMERA: rows})
+    rows[5, 30:] = 0
+    for name in ("a", "d"):
+        file = tmp_path / f"in/{name}.hdf5"
+        write_act_episode(file, 8, cameras={"top": (40, 56)}, seed=1, replace={CAMERA: rows})
+    words = ["--checkpoint", str(folder / "out"), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out.h5")]
+    predict.main([*words, "--batch_size", "3"])
+    found = actions(tmp_path / "out.h5")
+    assert list(found) == ["b.hdf5/actions", "c.hdf5/actions"]
+    np.testing.assert_allclose(*found.values(), rtol=1e-5, atol=1e-5)
+    errors = capsys.readouterr().err.splitlines()
+    for line, name in zip(errors[:2], "ad", strict=True):
+        assert f"{tmp_path / 'in' / name}.hdf5: {CAMERA} step 5" in line
+    assert "16 inputs predicted; 2 with errors" in errors[2]
+
+
+@pytest.mark.slow
+def test_images_and_their_history_are_those_of_eval(act, tmp_path):
     """ACT on two frames of a camera: the plan at each step is what eval.py's policy plans there, and what the network
     predicts for the data set's sample of that step."""
-    trainer = train_on_images(tmp_path)
-    policy, results = evaluation.load_policy(str(tmp_path / "out"), "cpu"), []
+    folder, trainer = act
+    policy, results = evaluation.load_policy(str(folder / "out"), "cpu"), []
     for size in (1, 3):
         output = tmp_path / f"out-{size}.h5"
-        words = ["--checkpoint", str(tmp_path / "out"), "--input", str(tmp_path / "episodes"), "--output", str(output)]
+        words = ["--checkpoint", str(folder / "out"), "--input", str(folder / "episodes"), "--output", str(output)]
         predict.main([*words, "--batch_size", str(size)])
         results.append(actions(output))
     for index in range(2):
         found, other = (result[f"episode_{index}.hdf5/actions"] for result in results)
         np.testing.assert_allclose(found, other, rtol=1e-5, atol=1e-5)
         policy.reset()
-        for step, observation in enumerate(observations(tmp_path, index)):
+        for step, observation in enumerate(observations(folder, index)):
             policy.model.reset()  # plan again at every step
             np.testing.assert_allclose(found[step, 0], policy(observation), rtol=1e-5, atol=1e-5)
     sample = trainer.train_dataset.__getitems__(list(range(8)))
