@@ -14,7 +14,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from loader.command_line.entry import CONFIG_ERROR, entry_flags, print_problems, refusing
 from loader.errors import ConfigError
@@ -39,6 +39,7 @@ class EvalArguments(RemembersGiven):
     video: bool = key(False, "Write a film and a contact sheet of the first episodes; --video_dir implies it.")
     video_episodes: int = key(1, "How many episodes --video films.", ge=1)
     video_dir: str | None = key(None, "Where the films go. Default: CHECKPOINT/eval/.")
+    split: Literal["validation", "test"] = key("validation", "The data that is scored, for tasks without a simulator.")
     batch_size: int = key(64, "Held-out samples at a time, for tasks without a simulator.", ge=1)
     samples: int = key(0, "Texts that a language model shall write.", ge=0)
     prompt: str = key("\n", "Text that they continue.")
@@ -113,7 +114,7 @@ def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
 
 
 OF_ROLLOUTS = ("episodes", "num_workers", "video", "video_episodes", "video_dir")
-OF_HELD_OUT_DATA = ("batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
+OF_HELD_OUT_DATA = ("split", "batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
 OF_SAMPLES = ("prompt", "tokens", "temperature", "top_k", "seed")
 
 
@@ -139,18 +140,21 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     device = refusing(usable_device, asked.device)
     run = refusing(with_prepared_data, run)
     bundle = refusing(build_data, run)
-    if not bundle.eval_datasets:
-        print_problems([f"{folder}: its run held nothing out to be scored on (dataset.eval_fraction)"])
+    sets = bundle.eval_datasets if asked.split == "validation" else bundle.test_datasets
+    if not sets:
+        nothing = {"validation": "its run held nothing out to be scored on (dataset.eval_fraction)"}
+        print_problems([f"{folder}: {nothing.get(asked.split, 'its data has no test set')}"])
         raise SystemExit(CONFIG_ERROR)
     warn_of_other_data(folder, bundle)
     model = refusing(load_model, folder, run, device)
     scores: dict[str, Any] = {"task": run.task, "checkpoint": str(folder)}
-    for name, dataset in bundle.eval_datasets.items():
-        values = evaluate(model, dataset, bundle.collate, asked.batch_size, device, bundle.metrics.get(name))
+    loss = run.loss.module.build(run.loss.config) if run.loss is not None else None
+    for name, dataset in sets.items():
+        values = evaluate(model, dataset, bundle.collate, asked.batch_size, device, bundle.metrics.get(name), loss)
         print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items()))
-        scores |= values if len(bundle.eval_datasets) == 1 else {f"{name}_{key}": values[key] for key in values}
-    if len(bundle.eval_datasets) > 1:
-        scores["loss"] = sum(scores[f"{name}_loss"] for name in bundle.eval_datasets) / len(bundle.eval_datasets)
+        scores |= values if len(sets) == 1 else {f"{name}_{key}": values[key] for key in values}
+    if len(sets) > 1:
+        scores["loss"] = sum(scores[f"{name}_loss"] for name in sets) / len(sets)
     if asked.samples:
         scores["samples"] = refusing(written_samples, asked, model, bundle.processor)
         print("\n---\n".join(scores["samples"]), flush=True)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from transformers import TrainerCallback
 
 from trainer.callbacks.early_stopping import EarlyStopping
@@ -38,7 +39,7 @@ class Evaluation:
             run: transformers' own loop over `dataloader`.
             prefix: `eval`, or `eval_<set>` of one of several sets.
         """
-        metric = self.settings.metrics.get(prefix.removeprefix("eval_"))
+        metric = self.settings.metrics.get(prefix)
         counted = getattr(getattr(dataloader, "batch_sampler", None), "counted", None)
         self.eval_scores = EvalScores(self.loss_terms, metric, counted)
         output = run()
@@ -82,6 +83,14 @@ class Evaluation:
             metrics |= mean
         self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def score_test(self) -> dict[str, float]:
+        """Score the test sets with the model that the run ends with; nothing is chosen by these scores."""
+        scores: dict[str, float] = {}
+        with self._without(EarlyStopping, ModelCheckpoint), self.averaged():
+            for prefix, dataset in self.settings.test_datasets.items():
+                scores |= transformers.Trainer.evaluate(self, dataset, metric_key_prefix=prefix)
+        return scores
 
     def evaluate_in_training(self, run: Callable[[], dict[str, float]], skip_scheduler: bool) -> dict[str, float]:
         """Run an evaluation of the training loop and pass its metrics to a plateau schedule.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.loss_terms import LossTerms, MeanLosses
+from trainer.loss_terms import LossTerms, MeanLosses, outputs_with_loss
 
 
 class EvalScores:
@@ -49,18 +49,20 @@ def evaluate(
     batch_size: int,
     device: torch.device | str,
     metric: Any = None,
+    loss: Any = None,
 ) -> dict[str, float]:
     """Score a model on a map-style data set in one process, without a Trainer.
 
     Args:
         model: In evaluation mode, on `device`.
         collate: What the data set's `__getitems__` returned, or a list of samples -> batch.
+        loss: A loss of `models.losses`; None: the model's own.
     """
     network = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper has no loss_items
-    scores = EvalScores(LossTerms(network), metric)
+    scores = EvalScores(LossTerms(network if loss is None else loss), metric)
     for batch in batches_of(dataset, collate, batch_size):
         batch = to_device(batch, device)
-        outputs = model(**batch)
+        outputs = outputs_with_loss(model, batch, loss)
         scores.add(batch, outputs["loss"], outputs)
     return scores.compute()
 

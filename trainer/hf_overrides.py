@@ -24,7 +24,7 @@ from trainer.dataloading.indexed import IndexedCollate
 from trainer.dataloading.resume_position import start_at
 from trainer.evaluation import Evaluation
 from trainer.hf_patches import no_argument_comparison, start_by_position
-from trainer.loss_terms import StepShares
+from trainer.loss_terms import StepShares, outputs_with_loss
 from trainer.optimization_setup import OptimizationSetup
 from trainer.step_boundary import StepBoundary
 
@@ -118,9 +118,9 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         return self.collate_function(data_collator, is_training=(description or "").lower() == "training")
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """Without it: time spent waiting for data would be counted as training time."""
+        """Without it: waiting for data would be counted as training time, and no batch would be transformed."""
         with self.meter.waiting():
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            return super().get_batch_samples(self.transformed(epoch_iterator), num_batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> StepShares:
         """Without it: only the labels of transformers' own models would be counted, and any other loss would be a mean
@@ -143,7 +143,11 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Without it: named loss terms would not be logged, and a loss that is not finite would reach the weights."""
-        loss, outputs = super().compute_loss(model, inputs, True)  # a mean over the items of this micro-batch
+        if self.settings.loss is not None:
+            outputs = outputs_with_loss(model, inputs, self.settings.loss)
+            loss = outputs["loss"]
+        else:
+            loss, outputs = super().compute_loss(model, inputs, True)  # a mean over the items of this micro-batch
         if isinstance(num_items_in_batch, StepShares):
             loss = self.share_of_step(loss, outputs, num_items_in_batch.next())
         return (loss, outputs) if return_outputs else loss

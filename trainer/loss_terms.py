@@ -22,11 +22,23 @@ from torch import nn
 NO_LOSS = -100  # label of a token that carries no loss
 
 
+def outputs_with_loss(model: nn.Module, batch: Mapping[str, Any], loss: Any = None) -> Mapping[str, Any]:
+    """The model's outputs with their `loss`.
+
+    Args:
+        loss: A loss of `models.losses`, computed from predictions; None: the model's own.
+    """
+    if loss is None:
+        return model(**batch)
+    outputs = model(**{name: value for name, value in batch.items() if name not in loss.targets})
+    return {**outputs, **loss(outputs, batch)}
+
+
 class LossTerms:
     """The terms of a network's loss and the number of items that each is a mean over.
 
     Args:
-        network: The network itself, without wrappers.
+        network: The network itself, without wrappers; or a loss of `models.losses`.
         uses_labels: The loss is computed from `labels` outside the network (label smoothing).
     """
 

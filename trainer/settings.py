@@ -27,8 +27,13 @@ class TrainerSettings:
         resume_lr, resume_weight_decay, validate_before_resume: Used only when a run is resumed.
         callbacks: As in YAML, see `named_callbacks.named_callbacks`.
         csv_dir: Folder of metrics.csv; None: none is written.
-        metrics: `eval`, or each of several evaluation sets' names -> `metrics.metric.Metric`; `train` -> one whose
-            values follow from the mean training loss.
+        metrics: Prefix of an evaluation's values (`eval`, `eval_<set>`, `test` …) -> `metrics.metric.Metric`; `train`
+            -> one whose values follow from the mean training loss.
+        directions: Name of each value of the metrics -> `min` or `max`. None: `args.greater_is_better` decides.
+        greater_is_better: As the user gave it; None: as `metric_for_best_model` declares.
+        loss: A loss of `models.losses` in place of the model's own.
+        train_transform: (batch, generator) -> batch, for training batches; see `data.bundle.Bundle`.
+        test_datasets: Scored at the end: prefix of the scores (`test`, or `test_<name>` of several) -> data set.
         units: Name of what a sample consists of -> its number (`{"tokens": 1024}`): logged in total and per second.
         processor: Saved beside the model, `save_pretrained(folder)`. None: `files` are enough.
         sampling: (model, seed) -> texts, see `text_samples.WriteSamples`; None: no samples.
@@ -64,6 +69,11 @@ class TrainerSettings:
     callbacks: Sequence[Any] = ()
     csv_dir: Path | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    directions: Mapping[str, str] | None = None
+    greater_is_better: bool | None = None
+    loss: Any = None
+    train_transform: Any = None
+    test_datasets: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
     processor: Any = None
     sampling: Callable[[Any, int], list[str]] | None = None

@@ -26,6 +26,7 @@ from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.eval_schedule import EveryNEpochs
 from trainer.callbacks.hooks import Hooks
 from trainer.callbacks.log_files import check_appendable, write_files
+from trainer.callbacks.metric_names import check_directions
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.callbacks.progress import Console, MetricsFile
 from trainer.callbacks.text_samples import WriteSamples
@@ -59,7 +60,7 @@ from trainer.optimization.hparam_changes import load_earlier_state
 from trainer.optimization.lr_scheduler import Schedule
 from trainer.optimization.lr_scheduler_config import is_training_loss
 from trainer.optimization.nonfinite_guard import NonfiniteGuard
-from trainer.optimization_setup import plan_of
+from trainer.optimization_setup import plan_of, with_direction
 from trainer.preemption import Preempted, Signals
 from trainer.settings import TrainerSettings
 from trainer.step_boundary import EPOCH, STEP
@@ -103,8 +104,9 @@ class Trainer(HFOverrides):
         self.settings, self.adapted, self.signals = settings or TrainerSettings(), adapted, signals
         self.sampler, self.files = sampler, dict(files or {})
         self.optimizer_name = self.settings.optimizer_name or getattr(args.optim, "value", args.optim)
-        self.plan = self.settings.schedule or plan_of(args)
+        self.plan = with_direction(self.settings.schedule or plan_of(args), self.settings.directions)
         self.checkpoint_dir = Path(self.settings.checkpoint_dir or args.output_dir)
+        check_directions(self.settings, args)
         self.check_optimization(model, args, self._samples_per_epoch(train_dataset, args))
         self._begin_state(model, train_dataset)
         self.eval_on_start, self.save_total_limit = args.eval_on_start, args.save_total_limit
@@ -115,7 +117,8 @@ class Trainer(HFOverrides):
         )
         self._limit_evaluation()
         self.checkpointing = CheckpointManager(self, self.settings.save_in_background, self.settings.max_failed_saves)
-        self.loss_terms = LossTerms(without_adapter(model), uses_labels=self.label_smoother is not None)
+        loss = self.settings.loss if self.settings.loss is not None else without_adapter(model)
+        self.loss_terms = LossTerms(loss, uses_labels=self.label_smoother is not None)
         self.model_accepts_loss_kwargs = True  # transformers must not divide a loss that has its share of the step
         self._add_callbacks()
 
@@ -169,10 +172,10 @@ class Trainer(HFOverrides):
         if (settings.check_val_every_n_epoch or 1) > 1:
             self.add_callback(EveryNEpochs(settings.check_val_every_n_epoch))
         if settings.early_stopping is not None:
-            self.add_callback(EarlyStopping(settings.early_stopping, settings.min_epochs))
+            self.add_callback(EarlyStopping(settings.early_stopping, settings.min_epochs, settings.directions))
         delete = self.checkpointing.deletions.delete
         self.model_checkpoint = ModelCheckpoint(
-            settings.checkpointing, self.checkpoint_dir, self.save_total_limit, delete
+            settings.checkpointing, self.checkpoint_dir, self.save_total_limit, delete, settings.directions
         )
         self.add_callback(self.model_checkpoint)
         if settings.sampling is not None:

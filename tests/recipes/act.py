@@ -4,7 +4,6 @@ import torch
 from demonstration_files import write_act_episode
 
 MODEL, DATA = "act", "demonstrations"
-LORA = "[encoder, decoder]"
 NETWORK = "hidden_dim: 16, num_heads: 2, feedforward_dim: 16, cvae_layers: 1, encoder_layers: 1, decoder_layers: 1"
 SEVERAL = {"model__use_cvae": "false"}
 
@@ -18,6 +17,10 @@ def words(folder, model=f"{{name: act, {NETWORK}, latent_dim: 4, dropout: 0.0, k
     )
     (folder / "training.yaml").write_text(f"task_name: {folder / 'task.yaml'}\nmodel: {model}\n")
     return ["--training_config", str(folder / "training.yaml")]
+
+
+def inputs(folder):
+    return folder / "episodes"
 
 
 def without_noise(monkeypatch):

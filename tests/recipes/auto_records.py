@@ -6,7 +6,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 MODEL, DATA = "auto", "records"
-LORA = "[q_proj, v_proj]"
 NUMBERS = [str(number) for number in range(20)]
 LLAMA = (
     "{name: auto, config: {model_type: llama, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, "
@@ -43,3 +42,7 @@ def words(folder, packing=False, model=LLAMA):
         f"packing: {str(packing).lower()}}}\n"
     )
     return ["--training_config", str(folder / "training.yaml")]
+
+
+def inputs(folder):
+    return folder / "val.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -56,6 +57,25 @@ class DataLoading:
     def train_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
         """`build(dataset)`, whose batches know the indices of their samples."""
         return self._with_own_generator(share_train_batches(build(IndexedSamples(dataset))))
+
+    def transformed(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Apply `train_transform` to each micro-batch of a step.
+
+        Its random numbers are a function of (seed, step, micro-batch, process), so that a resumed run draws the same.
+        """
+        transform = self.settings.train_transform
+        if transform is None:
+            return batches
+        return (self._transformed(batch, number) for number, batch in enumerate(batches))
+
+    def _transformed(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
+        batch = self._prepare_inputs(batch)
+        indices = batch.pop(IndexedCollate.KEY, None)
+        place = (self.args.seed, self.state.global_step, number, self.args.process_index)
+        seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=7).digest(), "little")
+        generator = torch.Generator(self.args.device).manual_seed(seed)
+        batch = self.settings.train_transform(batch, generator)
+        return batch if indices is None else {**batch, IndexedCollate.KEY: indices}
 
     def eval_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
         """`build(dataset)`; of several processes each gets its own share of the batches, no sample twice."""
