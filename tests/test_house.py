@@ -202,10 +202,13 @@ def test_component_contract(section, name):
     for key in keys_of(module.Config).values():
         assert key.help, f"{section} {name}: `{key.name}` has no help text"
     assert frozenset(keys_of(ProcessArguments)) >= module.PROCESS_KEYS
-    needed = {"dataset": ("build", "check", "Processor"), "model": ("build", "load", "PARTS"), "env": ("make",)}[
-        section
-    ]
-    assert all(hasattr(module, function) for function in needed)
+    needed = {
+        "dataset": ("build", "check", "Processor"),
+        "model": ("build", "load", "PARTS"),
+        "loss": ("build",),
+        "env": ("make",),
+    }
+    assert all(hasattr(module, name) for name in needed[section])
 
 
 def test_every_component_is_found():
