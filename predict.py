@@ -75,7 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         refusing(predict, processor, model, sources, asked)
     except KeyboardInterrupt:
-        print(f"interrupted; {asked.output or 'standard output'} is not complete", file=sys.stderr, flush=True)
+        kept = f"; {asked.output} is as it was" if asked.output is not None else ""
+        print(f"interrupted{kept}", file=sys.stderr, flush=True)
         raise SystemExit(INTERRUPTED) from None
 
 
@@ -83,22 +84,23 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def flag_class(arguments: list[str] | None) -> type:
-    """`PredictArguments` and the flags of every kind of data: Keel's, and the one of the checkpoint."""
+    """`PredictArguments` and the flags of every kind of data: that of the checkpoint first, then Keel's."""
     modules = [component_module("dataset", name) for name in shipped("dataset")]
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--checkpoint", nargs="?")
     words = sys.argv[1:] if arguments is None else arguments
     checkpoint = peek.parse_known_args(words)[0].checkpoint
     with contextlib.suppress(ConfigError, OSError, AttributeError, TypeError):  # reported once the flags are known
-        modules.append(read_saved(Path(checkpoint).expanduser() / "run.yaml").dataset.module)
+        modules.insert(0, read_saved(Path(checkpoint).expanduser() / "run.yaml").dataset.module)
     kinds = dict.fromkeys(module.PredictFlags for module in modules if hasattr(module, "PredictFlags"))
     return dataclass(type("AllFlags", (*kinds, PredictArguments), {"__module__": __name__}))
 
 
 def kind_flags(asked: Any, run: RunConfig) -> Any:
-    """The flags of the checkpoint's own kind of data, or None."""
+    """The flags of the checkpoint's own kind of data, with its own defaults, or None."""
     kind = getattr(run.dataset.module, "PredictFlags", None)
-    return kind and kind(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(kind)})
+    given = {field.name for field in dataclasses.fields(kind)} & asked.given if kind is not None else ()
+    return kind and kind(**{name: getattr(asked, name) for name in given})
 
 
 def check_flags(asked: Any, run: RunConfig, kind: type[Processor], flags: Any) -> None:
