@@ -105,6 +105,8 @@ def kind_flags(asked: Any, run: RunConfig) -> Any:
 
 def check_flags(asked: Any, run: RunConfig, kind: type[Processor], flags: Any) -> None:
     """Raises ConfigError for a flag that has no effect here, and for a missing one."""
+    if empty := [name for name in asked.given if getattr(asked, name) == ""]:
+        raise ConfigError(f"`--{empty[0]}` is empty; give it a value, or leave it out")
     names = {field.name for field in dataclasses.fields(asked)} - {f.name for f in dataclasses.fields(PredictArguments)}
     own = {field.name for field in dataclasses.fields(flags)} if flags is not None else set()
     dead = dict.fromkeys(names - own, f"{run.dataset.name} data has no use for it")

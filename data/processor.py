@@ -164,7 +164,7 @@ class Processor:
 def input_sources(given: str, suffixes: tuple[str, ...]) -> tuple[list[Source], int]:
     """The files that `--input` names, and how many other files of a folder are not read; `-` is standard input.
 
-    A folder is searched recursively; files are sorted by path, hidden ones are left out.
+    A folder is searched recursively, linked folders too; files are sorted by path, hidden ones are left out.
 
     Raises:
         ValueError: there is no such path, or nothing of this kind in it.
@@ -179,8 +179,12 @@ def input_sources(given: str, suffixes: tuple[str, ...]) -> tuple[list[Source], 
         if not path.name.endswith(suffixes):
             raise ValueError(f"`--input {given}` is none of {kinds}, which this task reads")
         return [Source(path.name, path)], 0
-    files, others = [], 0
-    for folder, subfolders, names in os.walk(path):
+    files, others, visited = [], 0, set()
+    for folder, subfolders, names in os.walk(path, followlinks=True):
+        if os.path.realpath(folder) in visited:  # a link that leads back
+            subfolders.clear()
+            continue
+        visited.add(os.path.realpath(folder))
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             if name.endswith(suffixes) and not name.startswith("."):

@@ -62,13 +62,14 @@ class Processor(processor.Processor):
     def read(self, source: Source) -> Iterator[Item]:
         """Lines that are not blank. Standard input is JSON if its first such line begins with `{`."""
         is_json = None if source.path is None else not source.name.endswith(".txt")
+        is_empty = True
         with source.open() as stream:
-            number = 0
             for number, line in enumerate(stream, 1):
                 if line.strip():
+                    is_empty = False
                     is_json = line.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") if is_json is None else is_json
                     yield Item(source, f"{source}:{number}", Line(f"{source.name}:{number}", line, is_json))
-        if not number or is_json is None:
+        if is_empty:
             raise ValueError("holds no line; give one prompt or record a line")
 
     def encode(self, raw: Line) -> Prompt:
@@ -179,7 +180,7 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) 
         raise ValueError("`messages` need a chat template, which the saved tokenizer lacks; give a `prompt`")
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"the chat template cannot render `messages`: {reason}") from None
     return prompt_ids(tokenizer, text)
@@ -195,7 +196,9 @@ def end_of_turn(tokenizer: Any) -> int | None:
     messages = [{"role": "user", "content": "Who"}, {"role": "assistant", "content": answer}]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except (jinja2.TemplateError, TypeError, ValueError):
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError):
+        return None
+    if answer not in text:
         return None
     added = tokenizer.added_tokens_decoder.items()
     special = {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}

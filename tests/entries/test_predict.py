@@ -68,11 +68,15 @@ def test_plain_lines_of_files_folders_and_standard_input(gpt, tmp_path, capsys, 
     lines(tmp_path / "in/sub/a.jsonl", [{"text": "abc"}])
     lines(tmp_path / "in/.hidden.jsonl", [{"text": "abc"}])
     (tmp_path / "in/other.csv").write_text("1\n")
+    lines(tmp_path / "elsewhere/c.jsonl", [{"text": "n"}])
+    (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "in")
     words = ["--checkpoint", gpt, "--tokens", 3]
     records = predicted(tmp_path / "in", *words)
     assert [(each["source"], each["text"]) for each in records] == [
         ("b.txt:1", "abc"),
         ("b.txt:3", "k"),
+        ("linked/c.jsonl:1", "n"),
         ("sub/a.jsonl:1", "abc"),
     ]
     assert "2 other files" in capsys.readouterr().err
@@ -126,7 +130,7 @@ def test_a_damaged_file_does_not_stop_the_others(gpt, tmp_path, capsys):
     whole = gzip.compress(b'{"prompt": "abc"}\n' * 9)
     (folder / "a.jsonl.gz").write_bytes(whole)
     (folder / "b.jsonl.gz").write_bytes(whole[: len(whole) - 12])
-    (folder / "c.jsonl").write_bytes(b"")
+    (folder / "c.jsonl").write_bytes(b"\n \n")
     records = predicted(folder, "--checkpoint", gpt, "--tokens", 1)
     assert [record["source"] for record in records if record["source"][0] != "b"] == [
         *(f"a.jsonl.gz:{number}" for number in range(1, 10)),
@@ -225,6 +229,7 @@ def test_text_refusals(gpt, tmp_path, capsys):
         (["--token", "secret"], "`--token secret` has no effect: no --serve"),
         (["--serve", 0], "text data has no policy to serve"),
         (["--batch_size", 0], "must be at least 1"),
+        (["--output", ""], "`--output` is empty"),
         (["--device", "foo"], "`--device foo` cannot be used"),
     ]:
         assert reason in refused(capsys, *words, *more)

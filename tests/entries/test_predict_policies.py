@@ -210,9 +210,11 @@ def test_policy_refusals(policy, tmp_path, capsys):
     served = ["--checkpoint", policy / "out", "--serve", 0]
     assert "`--input" in refused(capsys, *served, "--input", policy) and not list(tmp_path.iterdir())
     assert "--serve reads no files" in refused(capsys, *served, "--batch_size", 16)
-    for host in ("0.0.0.0", "::", "example.org", ""):
+    for host in ("0.0.0.0", "::", "example.org", " "):
         assert "set --token" in refused(capsys, *served, "--host", host)
-    assert "printable" in refused(capsys, *served, "--token", "")
+    assert "`--token` is empty" in refused(capsys, *served, "--token", "")
+    (tmp_path / "empty").touch()
+    assert "printable" in refused(capsys, *served, "--token", f"@{tmp_path / 'empty'}")
     assert "printable" in refused(capsys, *served, "--token", "a b\n")
     assert "No such file" in refused(capsys, *served, "--token", "@/no/file")
 
