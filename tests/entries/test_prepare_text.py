@@ -231,7 +231,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_bytes(home, tmp_path, h
         process = subprocess.Popen(
             line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
         )
-        while process.poll() is None and not (journal.exists() and json.loads(journal.read_text())["read"]):
+        while process.poll() is None and not (journal.exists() and json.loads(journal.read_text())["pieces"]):
             time.sleep(0.01)
         workers = children_of(process)
         process.send_signal(how)
