@@ -2,18 +2,16 @@
 
 import collections
 import functools
-import gzip
 import importlib.util
 import json
 import os
 import re
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.records.forms import read_form
-from data.strict_json import parsed, why
+from data.strict_json import json_lines, open_maybe_compressed, reason
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 TRAIN_FILE, HELD_OUT_FILE = "train.jsonl", "val.jsonl"
@@ -132,40 +130,22 @@ def read(source: RecordSource) -> Iterator[tuple[str, object]]:
 
 
 def _read_file(file: Path) -> Iterator[tuple[str, object]]:
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            if file.name.removesuffix(".gz").endswith(".json"):
-                text = _decoded(lines.read(), str(file))
-                if text.lstrip().startswith("["):
-                    yield from _read_list(file, text)
-                    return
-                lines.seek(0)
-            yield from _read_lines(file, lines)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{file}: not whole gzip data ({error}); copy or download the file again") from None
+    with open_maybe_compressed(file) as stream:
+        if file.name.removesuffix(".gz").endswith(".json"):
+            content = stream.read().removeprefix(b"\xef\xbb\xbf")
+            if content.lstrip().startswith(b"["):
+                yield from _read_list(file, content)
+                return
+            stream = content.splitlines()
+        yield from json_lines(file, stream)
 
 
-def _read_lines(file: Path, lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
-    for number, line in enumerate(lines, 1):
-        place = f"{file}:{number}"
-        text = _decoded(line, place).strip()
-        if text:
-            try:
-                value = parsed(text)
-            except ValueError as error:
-                raise ValueError(f"{place}: not JSON ({error}); each line is one JSON object") from None
-            yield place, value
-
-
-def _decoded(content: bytes, place: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: not UTF-8 text ({error.reason} at byte {error.start}); convert the file") from None
-
-
-def _read_list(file: Path, text: str) -> Iterator[tuple[str, object]]:
+def _read_list(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
     """The elements of one JSON list, each with the line that it begins on."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not JSON ({reason(error)}); convert it to UTF-8") from None
     decoder, whitespace = json.JSONDecoder(), " \t\r\n"
     position, line, counted = text.index("[") + 1, 1, 0
 
@@ -180,7 +160,7 @@ def _read_list(file: Path, text: str) -> Iterator[tuple[str, object]]:
         try:
             value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}:{line}: not JSON ({why(error)}); the file is a list of JSON objects") from None
+            raise ValueError(f"{file}:{line}: not JSON ({reason(error)}); the file is a list of JSON objects") from None
         yield f"{file}:{line}", value
         position = skip(position)
         if text[position : position + 1] == ",":

@@ -7,6 +7,7 @@ but the standard library, so that a configuration can be checked in no time.
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from data.text.config import READY, Config, find, samples_per_step
@@ -38,22 +39,20 @@ def check(config: Config, run) -> list[str]:
 
 
 def missing(config: Config, path: str, cache_dir: Path) -> str:
-    """What to do about a data set that is not there."""
-    where, place = config.named("path"), Path(path).expanduser()
-    if place.is_file():
+    """Return what to do about a data set that is not there."""
+    where, place = config.named("path"), os.path.expanduser(path)
+    if os.path.isfile(place):
         return (
-            f"{where}: {path} is a file, not a folder of tokens; make one of it: python prepare.py --dataset "
-            f"{place.stem} --text {path}"
+            f"{where}: {path} is a file, not a folder of tokens; prepare it: python prepare.py --dataset "
+            f"{Path(path).stem} --text {path}"
         )
-    if place.is_dir():
+    if os.path.isdir(place):
         return f"{where}: the folder {path} has neither train.bin nor val.bin; name the one that prepare.py wrote"
-    known = {*READY}
-    for shelf in (Path("data"), Path(cache_dir) / "datasets"):
-        if shelf.is_dir():
-            known |= {each.parent.name for each in shelf.glob("*/train.bin")}
+    shelves = (Path("data"), Path(cache_dir) / "datasets")
+    known = {*READY, *(file.parent.name for shelf in shelves for file in shelf.glob("*/train.bin"))}
     near = difflib.get_close_matches(path, sorted(known), n=1, cutoff=0.6)
     remedy = f"did you mean {near[0]}?" if near else f"prepare it: python prepare.py --dataset {path} --text FILE"
-    return f"{where}: no data set {path} here, in data/ or in {Path(cache_dir) / 'datasets'}; {remedy}"
+    return f"{where}: no data set {path} here, in {shelves[0]}/ or in {shelves[1]}; {remedy}"
 
 
 def run_problems(config: Config, run) -> list[str]:

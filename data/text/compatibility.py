@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,13 @@ from data.text.folder import Folder
 
 def disagreements(config: Config, folders: list[Folder]) -> list[str]:
     """One line for each way in which the folders cannot be used together, or not with these settings."""
-    problems = [*_named_twice(config, folders), *_unused_vocabulary(config, folders), *_too_short(config, folders)]
+    problems = [*_unused_vocabulary(config, folders), *_too_short(config, folders)]
     first, others = folders[:1], folders[1:]
     if config.mode == "multicontext":
         problems += [line for one in first for other in others for line in _unaligned(config, one, other)]
     elif config.mode == "multidataset" and not config.separate_embeddings:
         problems += [line for one in first for other in others for line in _foreign_tokens(config, one, other)]
     return problems
-
-
-def _named_twice(config: Config, folders: list[Folder]) -> list[str]:
-    places = [folder.path.resolve() for folder in folders]
-    return [
-        f"{config.named('path')}: {folder.path} is named twice, under two names; name each data set once"
-        for number, folder in enumerate(folders)
-        if places[number] in places[:number]
-    ]
 
 
 def _unused_vocabulary(config: Config, folders: list[Folder]) -> list[str]:
@@ -89,7 +81,7 @@ def foreign_to_weights(config: Config, folders: list[Folder], weights: str | Non
 
     Only a folder that holds its tokenizer can be compared.
     """
-    file = Path(weights).expanduser() / "tokenizer.json" if weights else None
+    file = Path(os.path.expanduser(weights)) / "tokenizer.json" if weights else None
     if file is None or not file.is_file() or config.separate_embeddings or config.mode == "multicontext":
         return []
     try:

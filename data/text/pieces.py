@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from data.strict_json import open_maybe_compressed
 from data.text.tokenizers import CODE_POINTS, code_points
 
 PIECE_CHARACTERS = 2**18
@@ -79,17 +78,6 @@ def refuse_empty_split(kept: int, count: int, share: Share, name: str, unit: str
         )
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to read; errors while reading name it, which Python's own do not."""
-    with path.open("rb") as stream:
-        try:
-            yield stream
-        except OSError as error:
-            error.filename = error.filename or str(path)
-            raise
-
-
 def with_newlines(text: str, newlines: str) -> str:
     """Return text with all line ends as line feeds (`lf`), or as it is (`keep`)."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if newlines == "lf" else text
@@ -102,7 +90,7 @@ def read_text(path: Path, newlines: str) -> Iterator[str]:
         ValueError: A byte is not UTF-8; the message says which.
     """
     offset, rest = 0, b""
-    with opened(path) as stream:
+    with open_maybe_compressed(path) as stream:
         while block := stream.read(READ_BYTES):
             data = rest + block
             try:

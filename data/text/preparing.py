@@ -76,7 +76,7 @@ def plain(settings: dict) -> dict:
     settings = json.loads(json.dumps(settings))
     for key in ("text", "val_text", "tokenizer"):
         if settings.get(key) and os.path.exists(os.path.expanduser(settings[key])):
-            settings[key] = str(Path(settings[key]).expanduser().absolute())
+            settings[key] = str(Path(os.path.expanduser(settings[key])).absolute())
     return settings
 
 

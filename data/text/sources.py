@@ -16,12 +16,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.strict_json import parsed
+from data.strict_json import json_lines, open_maybe_compressed
 from data.text.pieces import (
     Piece,
     Share,
     TextFacts,
-    opened,
     pieces_of,
     read_text,
     refuse_empty_split,
@@ -32,7 +31,7 @@ from data.text.pieces import (
 ROWS_AT_ONCE = 1000
 BINARY_PROBE = 2**13
 TABLES = (".parquet",)
-LINES = (".jsonl", ".json", ".ndjson")
+LINES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz")
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*)?")
 FILE_ENDING = re.compile(r"\.[A-Za-z]\w{0,6}$")
@@ -58,21 +57,21 @@ def open_source(
     Raises:
         ValueError: No such path, and not like an id; or `column` or `split` for a source that has none.
     """
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if not path.exists():
         return _open_missing(text, path, column, split, newlines)
     if split is not None:
         raise ValueError(f"--split {split} is for datasets of the hub; {text} is a path")
-    ending = path.suffix.lower()
-    if path.is_file() and ending in TABLES:
+    name = path.name.lower()
+    if path.is_file() and name.endswith(TABLES):
         table = _loaded(str(path), "parquet", data_files=str(path), split="train")
         return Rows(str(path), table, column or "text", _identity(path), newlines)
-    if path.is_file() and ending in LINES:
+    if path.is_file() and name.endswith(LINES):
         return JsonLines([path], column or "text", newlines)
     if path.is_dir():
         source = Folder(path, only, without, newlines)
         names = [name for name, _, _ in source.files]
-        if names and all(Path(name).suffix.lower() == ".jsonl" for name in names):
+        if names and all(name.lower().endswith((".jsonl", ".jsonl.gz")) for name in names):
             return JsonLines([path / name for name in names], column or "text", newlines)
     elif path.is_file():
         source = TextFile(path, newlines)
@@ -237,10 +236,10 @@ class Folder(Source):
     def _facts(self, path: Path, with_symbols: bool) -> TextFacts | None:
         """None for a file that is not text, whatever its first blocks are."""
         facts = TextFacts(with_symbols)
-        with opened(path) as stream:
-            if b"\0" in stream.read(BINARY_PROBE):
-                return None
         try:
+            with open_maybe_compressed(path) as stream:
+                if b"\0" in stream.read(BINARY_PROBE):
+                    return None
             for block in read_text(path, self.newlines):
                 facts.add(block)
         except ValueError:
@@ -264,23 +263,12 @@ class JsonLines(Source):
 
     def texts(self, survey: dict) -> Iterator[tuple[str, Iterable[str]]]:
         for file in self.files:
-            with opened(file) as stream:
-                for number, line in enumerate(stream, 1):
-                    place = f"{file}:{number}"
-                    yield place, [with_newlines(self._text(line, place), self.newlines)]
-
-    def _text(self, line: bytes, place: str) -> str:
-        if not line.strip():
-            return ""
-        try:
-            record = parsed(line)
-        except ValueError as error:  # also bytes that are not UTF-8
-            raise ValueError(f"{place} is not a line of JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{place} holds no JSON object but {type(record).__name__}; write one object a line")
-        if self.column not in record:
-            raise ValueError(f"{place} has no `{self.column}`; it has {', '.join(record) or 'nothing'}: --text_column")
-        return _cell(record[self.column], self.column, place)
+            with open_maybe_compressed(file) as stream:
+                for place, record in json_lines(file, stream):
+                    if not isinstance(record, dict) or self.column not in record:
+                        keys = ", ".join(record) if isinstance(record, dict) else f"no keys ({type(record).__name__})"
+                        raise ValueError(f"{place} has no `{self.column}`; it has {keys or 'nothing'}: --text_column")
+                    yield place, [with_newlines(_cell(record[self.column], self.column, place), self.newlines)]
 
 
 class Rows(Source):

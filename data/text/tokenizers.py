@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.text.config import shortened
+from storage.safe_read import printable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -74,7 +74,7 @@ def open_tokenizer(path_or_id: str, cache_dir: str | os.PathLike | None = None) 
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    path = Path(path_or_id).expanduser()
+    path = Path(os.path.expanduser(path_or_id))
     try:
         if path.is_file():
             return PreTrainedTokenizerFast(tokenizer_file=str(path), clean_up_tokenization_spaces=False)
@@ -95,10 +95,10 @@ def check_word(word: str) -> None:
     if kind == "bpe":
         if not (size.isascii() and size.isdigit() and len(size) <= MOST_DIGITS and LEAST_BPE <= int(size) <= MOST_BPE):
             raise ValueError(
-                f"tokenizer `{shortened(word)}`: write bpe:N with N tokens, such as bpe:4096; at least {LEAST_BPE} "
+                f"tokenizer `{printable(word)}`: write bpe:N with N tokens, such as bpe:4096; at least {LEAST_BPE} "
                 f"(bytes and an end of text), at most {MOST_BPE}"
             )
-    elif word not in ("char", "bytes") and not Path(word).expanduser().exists():
+    elif word not in ("char", "bytes") and not Path(os.path.expanduser(word)).exists():
         near = difflib.get_close_matches(word, ["char", "bytes", "bpe"], n=1, cutoff=0.6)
         if near or not HUB_ID.fullmatch(word):
             hint = f"; did you mean `{near[0]}`?" if near else ": no such path; there are char, bytes and bpe:N"
