@@ -31,12 +31,6 @@ SHAREGPT_ROLES = {
 }
 # What a template gets besides the messages, by the record's key.
 TEMPLATE_INPUTS = ("tools", "documents")
-# Arguments of transformers' apply_chat_template that are not variables of the template.
-RESERVED = {
-    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length",
-    "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens",
-    "tokenize", "tokenizer_kwargs", "tools", "truncation",
-}  # fmt: skip
 CHAT, ALPACA = ("messages", "conversations"), ("instruction", "output")
 
 
@@ -153,8 +147,6 @@ def _with_inputs(record: dict, chat: Chat, read: set[str], place: str) -> tuple[
     if not isinstance(inputs, dict | None):
         raise ValueError(f"{place}: `chat_template_kwargs` is {_a(inputs)}, not an object")
     inputs = dict(inputs or {})
-    if reserved := RESERVED & inputs.keys():
-        raise ValueError(f"{place}: `chat_template_kwargs` cannot set `{min(reserved)}`; leave it out")
     for key in TEMPLATE_INPUTS:
         value = record.get(key)
         if isinstance(value, str) and value.strip():

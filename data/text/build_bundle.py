@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.bundle import Bundle
+from data.load_tokenizer import load_tokenizer
 from data.text.compatibility import tokenizer_digest
 from data.text.config import Config, find, samples_per_step
 from data.text.dataset import EvalWindows, MixedWindows, TrainWindows, collate
@@ -230,12 +231,4 @@ def tokenizer_of(folder: Folder) -> Any:
         return char_tokenizer(folder.symbols)
     if folder.tokenizer_file is None:
         return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file leads to
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{folder.path} has a tokenizer that cannot be loaded ({why}); prepare the data set again"
-        ) from None
+    return load_tokenizer(folder.path)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.load_tokenizer import load_tokenizer
 from storage.safe_read import printable
 
 if TYPE_CHECKING:
@@ -66,25 +67,10 @@ def train_bpe(texts: Iterable[str], n: int) -> PreTrainedTokenizerFast:
     return _for_transformers(backend, eos_token=END_OF_TEXT)
 
 
-def open_tokenizer(path_or_id: str, cache_dir: str | os.PathLike | None = None) -> PreTrainedTokenizerFast:
-    """A tokenizer's folder, its tokenizer.json, or an id of the hub (whose downloads `cache_dir` keeps).
-
-    Raises:
-        ValueError: nothing there, not a fast tokenizer, or one that wants to run code of its own.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    path = Path(os.path.expanduser(path_or_id))
-    try:
-        if path.is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(path), clean_up_tokenization_spaces=False)
-        local = path.is_dir()
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(path) if local else path_or_id, cache_dir=cache_dir, local_files_only=local, trust_remote_code=False
-        )
-    except Exception as error:  # transformers, tokenizers and the hub's client each have their own
-        raise ValueError(f"tokenizer {path_or_id} cannot be opened: {_first_line(error)}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+def open_tokenizer(path_or_id: str) -> PreTrainedTokenizerFast:
+    """Return a fast tokenizer, see `data.load_tokenizer`; a ValueError if it is slow."""
+    tokenizer = load_tokenizer(path_or_id)
+    if not tokenizer.is_fast:
         raise ValueError(f"tokenizer {path_or_id} has no fast version (tokenizer.json), which preparing text needs")
     return tokenizer
 
@@ -210,10 +196,3 @@ def _for_transformers(backend: Tokenizer, **special: str) -> PreTrainedTokenizer
 
     # Clean-up would join « ,» and « n't» to the word before: decoding has to give the text back.
     return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].endswith(":"):  # a list follows, without which it says nothing
-        return " ".join(lines)
-    return lines[0] if lines else type(error).__name__

@@ -278,12 +278,8 @@ def test_tokenizers_that_cannot_be_loaded(run, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "x.gguf").write_bytes(b"not one")
     (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\x00")
-    for name, says in (
-        ("folder", "cannot be loaded"),
-        ("x.gguf", "is not a GGUF file"),
-        ("cut.gguf", "cannot be read"),
-    ):
-        with pytest.raises(ValueError, match=f"{name}.* {says}|{name} {says}") as caught:
+    for name in ("folder", "x.gguf", "cut.gguf"):
+        with pytest.raises(ValueError, match=f"tokenizer of .*{name} cannot be loaded") as caught:
             data.records.build(Config(path=str(path), tokenizer=str(tmp_path / name)), run)
         assert "\n" not in str(caught.value)
     for name in ("a.gguf", "b.gguf"):

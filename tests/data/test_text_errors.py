@@ -518,7 +518,7 @@ def test_checking_needs_neither_numpy_nor_torch(tmp_path):
 def test_an_unreadable_tokenizer(tmp_path):
     folder = write_text_folder(tmp_path / "a", counting(500, 60))
     (folder / "tokenizer.json").write_text("{}")
-    assert "has a tokenizer that cannot be loaded" in refusal(tmp_path)
+    assert f"the tokenizer of {folder} cannot be loaded" in refusal(tmp_path)
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
