@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from typing import Any
 
 from data.bundle import Bundle
 from data.load_tokenizer import load_tokenizer
-from data.text.compatibility import tokenizer_digest
+from data.text.compatibility import vocabulary
 from data.text.config import Config, find, samples_per_step
-from data.text.dataset import EvalWindows, MixedWindows, TrainWindows, collate
+from data.text.dataset import EvalWindows, TrainWindows, collate
 from data.text.folder import Folder, Split, read_folder
 from data.text.sampling import Drawn, Interleaved, RandomStarts, SamplerFactory, StoredStarts
 from data.text.token_file import AlignedTokens, Tokens, refuse_wrong_ids
@@ -76,25 +77,20 @@ def batches_of_run(samples: int, run) -> int:
 # ---- data sets ----
 
 
-def train_windows(config: Config, folders: list[Folder], names: list[str], samples: int, run):
+def train_windows(config: Config, folders: list[Folder], names: list[str], samples: int, run) -> TrainWindows:
     seed = run.trainer.get("data_seed")
     seed = run.seed if seed is None else seed
     starts = RandomStarts(seed) if run.process.shuffle else StoredStarts()
     tokens = [Tokens(folder.splits["train"]) for folder in folders]
-    if config.mode == "single":
-        return TrainWindows(names[0], tokens[0], config.block_size, samples, starts)
     if config.mode == "multicontext":
-        return TrainWindows(", ".join(names), AlignedTokens(tokens), config.block_size, samples, starts)
-    first = config.first_probabilities()
-    if config.interleave:
-        choose = Interleaved.of(first)
-    else:
-        final, transition = config.sampling_probs_final, config.sampling_transition or "linear"
-        choose = Drawn(seed, first, final, transition, batches_of_run(samples, run))
-    batch_size = run.hyper.per_device_train_batch_size
-    return MixedWindows(
-        names, tokens, config.block_size, samples, starts, choose, batch_size, config.separate_embeddings
-    )
+        names, tokens = [", ".join(names)], [AlignedTokens(tokens)]
+    windows = TrainWindows(names, tokens, config.block_size, samples, starts)
+    if config.mode == "multidataset":
+        windows.batch_size, windows.says_which = run.hyper.per_device_train_batch_size, config.separate_embeddings
+        first, final = config.first_probabilities(), config.sampling_probs_final
+        transition, batches = config.sampling_transition or "linear", batches_of_run(samples, run)
+        windows.choose = Interleaved.of(first) if config.interleave else Drawn(seed, first, final, transition, batches)
+    return windows
 
 
 def eval_windows(config: Config, folders: list[Folder], names: list[str]) -> dict[str, EvalWindows]:
@@ -111,18 +107,17 @@ def eval_windows(config: Config, folders: list[Folder], names: list[str]) -> dic
 
 
 def identity(config: Config, folders: list[Folder], names: list[str]) -> dict[str, Any]:
-    """What tells these tokens from others: saved with every checkpoint, so that a resumed run can see a change.
+    """What identifies the tokens: saved with every checkpoint, so that a resumed run can see a change.
 
-    Equal ids that stand for other symbols are other data: the tokenizer counts too.
+    Equal ids that stand for other symbols are other data: the vocabulary counts too.
     """
-    return {
-        "block_size": config.block_size,
-        "data": [
-            {"name": name, "vocab_size": folder.vocab_size, "tokenizer": tokenizer_digest(folder)}
-            | {split: [each.tokens, fingerprint(each)] for split, each in folder.splits.items()}
-            for name, folder in zip(names, folders, strict=True)
-        ],
-    }
+    data = []
+    for name, folder in zip(names, folders, strict=True):
+        tokens = vocabulary(folder)
+        digest = tokens and hashlib.sha256(json.dumps(tokens, sort_keys=True).encode()).hexdigest()[:16]
+        splits = {key: [split.tokens, fingerprint(split)] for key, split in folder.splits.items()}
+        data.append({"name": name, "vocab_size": folder.vocab_size, "tokenizer": digest, **splits})
+    return {"block_size": config.block_size, "data": data}
 
 
 def fingerprint(split: Split, sampled: int = 2**16) -> str:

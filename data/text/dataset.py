@@ -41,59 +41,30 @@ class Windows(torch.utils.data.Dataset):
 
 
 class TrainWindows(Windows):
-    """Windows of one data set, or of streams read side by side.
+    """Windows of one data set, of streams read side by side, or of several data sets, each micro-batch of one of them.
 
     Args:
-        samples: of an epoch. Numbers continue over the epochs: any is valid.
-        starts: numbers -> first tokens.
+        samples: Of an epoch. Numbers continue over the epochs: any is valid.
+        starts: Numbers -> first tokens.
+
+    Attributes:
+        choose: Number of a micro-batch -> number of its data set, if there are several.
+        batch_size: Samples of a micro-batch; it determines which numbers make one, and must be the loader's.
+        says_which: Whether batches carry `dataset_index`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        tokens: Tokens | AlignedTokens,
-        block_size: int,
-        samples: int,
-        starts: RandomStarts | StoredStarts,
-    ):
-        self.name, self.tokens, self.block_size, self.samples, self.starts = name, tokens, block_size, samples, starts
-
-    def __len__(self) -> int:
-        return self.samples
-
-    def __getitems__(self, numbers: list[int]) -> dict[str, Any]:
-        starts = self.starts(np.array(numbers, np.uint64), len(self.tokens), self.block_size)
-        return batch_of(self.tokens.rows(starts, self.block_size + 1))
-
-    def where(self, number: int) -> str:
-        """`shakespeare_char token 12345`: where sample `number` begins."""
-        starts = self.starts(np.array([number], np.uint64), len(self.tokens), self.block_size)
-        return f"{self.name} token {starts[0]}"
-
-
-class MixedWindows(Windows):
-    """Windows of several data sets, each micro-batch of one of them.
-
-    Args:
-        samples: of an epoch.
-        choose: number of a micro-batch -> number of its data set.
-        batch_size: samples of a micro-batch; it says which numbers make one, and must be the loader's.
-        says_which: batches carry `dataset_index`.
-    """
+    choose: Drawn | Interleaved | None = None
+    batch_size, says_which = 1, False
 
     def __init__(
         self,
         names: list[str],
-        tokens: list[Tokens],
+        tokens: list[Tokens] | list[AlignedTokens],
         block_size: int,
         samples: int,
         starts: RandomStarts | StoredStarts,
-        choose: Drawn | Interleaved,
-        batch_size: int,
-        says_which: bool,
     ):
-        self.names, self.tokens, self.block_size, self.samples = names, tokens, block_size, samples
-        self.starts, self.choose, self.batch_size, self.says_which = starts, choose, batch_size, says_which
+        self.names, self.tokens, self.block_size, self.samples, self.starts = names, tokens, block_size, samples, starts
 
     def __len__(self) -> int:
         return self.samples
@@ -105,16 +76,17 @@ class MixedWindows(Windows):
 
     def _windows(self, numbers: list[int]) -> tuple[int, np.ndarray]:
         """(data set, first tokens) of the samples of one micro-batch, or of some of them."""
-        batch = numbers[0] // self.batch_size
-        chosen, own = self.choose(batch), np.array(numbers, np.uint64)
-        if isinstance(self.starts, StoredStarts):
-            # In stored order a data set's own samples are counted, or it would be read with gaps.
-            passed = (batch - self.choose.earlier(batch)) * self.batch_size
-            own -= np.uint64(passed)
-        return chosen, self.starts(own, len(self.tokens[chosen]), self.block_size)
+        chosen, samples = 0, np.array(numbers, np.uint64)
+        if self.choose is not None:
+            batch = numbers[0] // self.batch_size
+            chosen = self.choose(batch)
+            if isinstance(self.starts, StoredStarts):
+                # In stored order a data set's own samples are counted, or it would be read with gaps.
+                samples -= np.uint64((batch - self.choose.earlier(batch)) * self.batch_size)
+        return chosen, self.starts(samples, len(self.tokens[chosen]), self.block_size)
 
     def where(self, number: int) -> str:
-        """`shakespeare_char token 12345`: where sample `number` begins."""
+        """Return `shakespeare_char token 12345`: where sample `number` begins."""
         chosen, starts = self._windows([number])
         return f"{self.names[chosen]} token {starts[0]}"
 

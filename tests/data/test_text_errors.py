@@ -518,6 +518,8 @@ def test_checking_needs_neither_numpy_nor_torch(tmp_path):
 def test_an_unreadable_tokenizer(tmp_path):
     folder = write_text_folder(tmp_path / "a", counting(500, 60))
     (folder / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json cannot be read" in refusal(tmp_path)
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": {}}, "added_tokens": []}')
     assert f"the tokenizer of {folder} cannot be loaded" in refusal(tmp_path)
 
 
