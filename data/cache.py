@@ -1,7 +1,7 @@
-"""Folders of prepared data, named by the content they were made from.
+"""Keep folders of prepared data, named by the content they were made from.
 
-A folder is complete or absent: it is built under another name and renamed once. Processes that need the
-same one at the same time take turns on a lock file; the second finds it done.
+A folder is complete or absent: it is built under another name and renamed once. If several processes need the same one,
+a lock file lets one of them build it.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ BLOCK_BYTES = 16 * 1024
 
 
 def file_identity(path: Path, name: str) -> dict:
-    """What tells a file's content apart: relative name, size, modification time, digest of sampled bytes.
+    """Return what identifies a file's content: relative name, size, modification time, digest of sampled bytes.
 
     The modification time catches every ordinary edit and the sampled bytes a restored time stamp; reading all
     bytes of a large set at every start would cost more than the cache saves.
@@ -41,7 +41,7 @@ def file_identity(path: Path, name: str) -> dict:
 
 
 def key_of(description: dict) -> str:
-    """Folder name for a JSON description of everything that decides the prepared content."""
+    """Return the folder name for a JSON description of everything that decides the prepared content."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -99,7 +99,7 @@ def require_disk(folder: Path, needed: int, what: str) -> None:
 
 
 def require_memory(needed: int) -> None:
-    """Refuse to preload what does not fit; every process of this machine holds its own copy."""
+    """Raise ValueError if data does not fit into memory; every process of this machine holds its own copy."""
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     free = free_memory()
     if needed * copies > free:
@@ -110,7 +110,7 @@ def require_memory(needed: int) -> None:
 
 
 def free_memory() -> int:
-    """Bytes this process may still use: the machine's available memory, or what its control group leaves."""
+    """Return how many bytes this process may still use: of the machine's memory, or within its control group."""
     with open("/proc/meminfo") as stream:
         fields = dict(line.split(":", 1) for line in stream)
     free = int(fields["MemAvailable"].split()[0]) * 1024

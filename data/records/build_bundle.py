@@ -23,7 +23,7 @@ from data.records.dataset import Rows, collate, save
 from data.records.packing import fill, first_fit
 from data.records.source import RecordSource, find, hub_splits, read, split_of_hub
 
-VERSION = 3  # of what is kept in the cache
+VERSION = 3  # of the rows in the cache
 EVAL_FRACTION = 0.1
 NOTES = {
     "truncated": "{:,} records are longer than {size} tokens and lose their end",
@@ -37,7 +37,7 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Sources:
-    """Training and held-out records. If there are none of the latter, `fraction` of the former is held out."""
+    """Training and validation records; if there are none of the latter, `fraction` of the former validates."""
 
     train: RecordSource
     held_out: RecordSource | None
@@ -91,15 +91,15 @@ def assemble(config: Config, run) -> Bundle:
 
 
 def metrics(split: str, loss: float) -> dict[str, float]:
-    """Perplexity of held-out records: e to the mean loss of a token."""
+    """Return the perplexity of validation records: e to the mean loss of a token."""
     return {} if split == "train" else {"perplexity": math.exp(loss) if loss < 700 else math.inf}
 
 
 def tokenizer_of(config: Config, run, cache_dir: Path):
-    """The tokenizer that the settings name, with the chat template that they give.
+    """Return the configured tokenizer, with the configured chat template.
 
     Raises:
-        ValueError: there is none, or it numbers tokens otherwise than the one that the first weights were trained with.
+        ValueError: There is none, or its ids differ from those that the first weights were trained with.
     """
     process, model = run.process, run.process.model_name_or_path
     hub_cache, remote = getattr(process, "cache_dir", None), bool(getattr(process, "trust_remote_code", False))
@@ -108,12 +108,12 @@ def tokenizer_of(config: Config, run, cache_dir: Path):
         try:
             theirs = load_tokenizer(model, cache_dir, hub_cache, remote).get_vocab().items()
         except ValueError:
-            theirs = tokenizer.get_vocab().items()  # the model brings none, which may be why one is named
-        own = tokenizer.get_vocab().items()
-        if not (own <= theirs or theirs <= own):  # one of them may have further tokens
+            theirs = tokenizer.get_vocab().items()  # the model has none, which may be why one is configured
+        ours = tokenizer.get_vocab().items()
+        if not (ours <= theirs or theirs <= ours):  # one of them may have further tokens
             raise ValueError(
-                f"dataset.tokenizer: {config.tokenizer} numbers tokens otherwise than the tokenizer of {model}, whose "
-                "weights know only its own; leave dataset.tokenizer out"
+                f"dataset.tokenizer: {config.tokenizer} has other ids than the tokenizer of {model}, with which the "
+                "weights were trained; leave dataset.tokenizer out"
             )
     if config.chat_template is not None:
         tokenizer.chat_template = template_of(config.chat_template)
@@ -121,7 +121,7 @@ def tokenizer_of(config: Config, run, cache_dir: Path):
 
 
 def template_of(given: str) -> str:
-    """`dataset.chat_template` as Jinja text: itself, or the content of the file it names."""
+    """Return `dataset.chat_template` as Jinja text: itself, or the content of the file it names."""
     if "{%" in given or "{{" in given:
         return given
     file = Path(given).expanduser()
@@ -131,7 +131,7 @@ def template_of(given: str) -> str:
 
 
 def description(config: Config, seed: int, tokenizer, sources: Sources) -> dict:
-    """Everything that decides the prepared rows."""
+    """Return everything that decides the prepared rows."""
     return {
         "version": VERSION,
         "sources": [identity(source) for source in (sources.train, sources.held_out) if source is not None],
@@ -186,10 +186,10 @@ def prepare_rows(folder: Path, config: Config, encoder: Encoder, seed: int, sour
 def encode(
     encoder: Encoder, source: RecordSource, block_size: int, seed: int
 ) -> tuple[list[tuple[float, Encoded]], collections.Counter]:
-    """(place in the draw, tokens) of each record that has something to learn, and how many were cut or left out.
+    """Return (number drawn, tokens) of each record with tokens that carry loss, and counts of what `summary` reports.
 
     Raises:
-        ValueError: a record is malformed, or none has anything to learn.
+        ValueError: A record is malformed, or none has a token that carries loss.
     """
     kept, counts = [], collections.Counter()
     for place, record in read(source):
@@ -212,29 +212,29 @@ def encode(
 
 
 def draw(record: object, seed: int) -> float:
-    """A number from 0 to 1 that depends on the record's content and the seed alone: other records may come and go."""
+    """Return a number from 0 to 1 that depends only on the record's content and the seed, not on other records."""
     content = json.dumps(record, sort_keys=True, ensure_ascii=False, default=str)
     digest = hashlib.sha256(f"{seed}:{content}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def split(chosen: list[tuple[float, Encoded]], fraction: float, source: RecordSource) -> dict[str, list[Encoded]]:
-    """Training and held-out records by their draw; at least one is held out where any are to be."""
+    """Return training and validation records by their numbers; at least one validates unless `fraction` is 0."""
     if not fraction:
-        return {"train": [each for _, each in chosen]}
+        return {"train": [record for _, record in chosen]}
     limit = max(fraction, np.nextafter(min(number for number, _ in chosen), 2))
-    train = [each for number, each in chosen if number >= limit]
+    train = [record for number, record in chosen if number >= limit]
     if not train:
         raise ValueError(
             f"dataset.eval_fraction {fraction:g} leaves none of the {len(chosen)} records of {source} for training; "
-            "lower it, give held-out records as dataset.eval_path, or set it to 0"
+            "lower it, give validation records as dataset.eval_path, or set it to 0"
         )
-    return {"train": train, "val": [each for number, each in chosen if number < limit]}
+    return {"train": train, "val": [record for number, record in chosen if number < limit]}
 
 
 def summary(sources: Sources, manifest: dict, config: Config) -> list[str]:
     lines, train = [], sources.train
-    for split, source, use in (("train", train, "to train"), ("val", sources.held_out or train, "held out")):
+    for split, source, use in (("train", train, "for training"), ("val", sources.held_out or train, "for validation")):
         if split in manifest:
             numbers = manifest[split]
             places = numbers["rows"] * config.block_size

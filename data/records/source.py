@@ -1,4 +1,4 @@
-"""Where records lie, and reading them one by one, each with its place for errors: FILE:LINE."""
+"""Find records and read them one by one, each with its place for errors: FILE:LINE."""
 
 import collections
 import functools
@@ -15,14 +15,14 @@ from data.strict_json import json_lines, open_maybe_compressed, reason
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 TRAIN_FILE, HELD_OUT_FILE = "train.jsonl", "val.jsonl"
-# Names of held-out splits: of files, of folders and in Hugging Face data sets, where the first one counts.
+# Names of validation splits: of files, of folders and in Hugging Face datasets, where the first one counts.
 HELD_OUT_SPLITS = ("validation", "valid", "val", "dev", "test")
 SPLIT_NAME = re.compile(rf"({'|'.join(('train', *HELD_OUT_SPLITS))})(?![A-Za-z])")
 
 
 @dataclass(frozen=True)
 class RecordSource:
-    """Records in files, one after another; or those of a Hugging Face data set's split.
+    """Records in files, one after another, or those of a split of a Hugging Face dataset.
 
     `left_out` counts the files of the folder that are not read, by the ending of their names.
     """
@@ -41,19 +41,19 @@ class RecordSource:
 
 
 def is_found(path: str, cache_dir: Path) -> bool:
-    """Whether a path or name is there on this machine."""
+    """Return whether a path or name exists on this machine."""
     return _located(path, cache_dir) is not None
 
 
 def find(path: str, cache_dir: Path, key: str) -> tuple[RecordSource, RecordSource | None]:
-    """The records that `path` means and, where they come split, the held-out ones.
+    """Return the records that `path` names and, if they are split, the validation records.
 
     Args:
-        path: a file, a folder, a name in data/ or `cache_dir`/datasets, or a Hugging Face data set's id.
-        key: what to call it in errors.
+        path: A file, a folder, a name in data/ or `cache_dir`/datasets, or the id of a Hugging Face dataset.
+        key: The configuration key, for errors.
 
     Raises:
-        ValueError: nothing is there, or no records are in it.
+        ValueError: Nothing is there, or it contains no records.
     """
     place = _located(path, cache_dir)
     if place is None:
@@ -92,7 +92,7 @@ def _located(path: str, cache_dir: Path) -> Path | None:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """All files in a folder and its subfolders, sorted by path; `manifest.json` is this program's own note."""
+    """All files in a folder and its subfolders, sorted by path, without the cache's `manifest.json`."""
     files, seen = [], set()
     for parent, subfolders, names in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(parent))
@@ -107,15 +107,15 @@ def _on_hub(path: str, key: str) -> tuple[RecordSource, RecordSource | None]:
     if path.startswith(("/", ".", "~")) or path.endswith(SUFFIXES) or path.count("/") > 1:
         raise ValueError(missing)
     if importlib.util.find_spec("datasets") is None:
-        raise ValueError(f"{missing}; a Hugging Face data set of that id needs the package datasets")
+        raise ValueError(f"{missing}; a Hugging Face dataset of that id needs the package datasets")
     return RecordSource(hub_id=path), None
 
 
 def read(source: RecordSource) -> Iterator[tuple[str, object]]:
-    """(place, JSON value) of each record.
+    """Yield (place, JSON value) of each record.
 
     Raises:
-        ValueError: not JSON, not UTF-8, or no record at all.
+        ValueError: A file is not JSON or not UTF-8, or has no record.
     """
     if source.hub_id is not None:
         yield from _read_hub(source)
@@ -178,27 +178,27 @@ def _read_hub(source: RecordSource) -> Iterator[tuple[str, object]]:
 
 @functools.cache
 def hub_splits(hub_id: str) -> dict:
-    """Split name -> records of a Hugging Face data set, downloaded or from its cache."""
+    """Return split name -> records of a Hugging Face dataset, downloaded or from its cache."""
     import datasets
 
     try:
-        found = datasets.load_dataset(hub_id)
+        splits = datasets.load_dataset(hub_id)
     except Exception as error:  # a network's, a script's or a file format's
         raise ValueError(f"dataset.path: {hub_id} cannot be loaded: {' '.join(str(error).split())}") from error
-    if "train" not in found:
-        raise ValueError(f"dataset.path: {hub_id} has no split `train`, only {', '.join(found)}")
-    return found
+    if "train" not in splits:
+        raise ValueError(f"dataset.path: {hub_id} has no split `train`, only {', '.join(splits)}")
+    return splits
 
 
 def split_of_hub(source: RecordSource) -> RecordSource | None:
-    """The held-out records that a Hugging Face data set brings along."""
+    """Return the validation split of a Hugging Face dataset, if it has one."""
     names = hub_splits(source.hub_id)
     held_out = next((name for name in HELD_OUT_SPLITS if name in names), None)
     return RecordSource(hub_id=source.hub_id, split=held_out) if held_out else None
 
 
 def first_problem(source: RecordSource, text_column: str | None) -> list[str]:
-    """What is wrong with the first record, if anything; a Hugging Face data set is not asked."""
+    """Return what is wrong with the first record, if anything; nothing is loaded from a hub."""
     if source.hub_id is not None:
         return []
     try:

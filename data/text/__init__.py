@@ -18,7 +18,7 @@ PROCESS_KEYS = frozenset(
 
 
 def check(config: Config, run) -> list[str]:
-    """Problems that can be seen from the files' sizes and first bytes, one line each."""
+    """Return the problems that the files' sizes and first bytes show, one line each."""
     from data.text.compatibility import disagreements, foreign_to_weights
     from data.text.folder import read_folder
 
@@ -56,9 +56,9 @@ def missing(config: Config, path: str, cache_dir: Path) -> str:
 
 
 def run_problems(config: Config, run) -> list[str]:
-    """Settings of the run under which a mixture of data sets would not be what was asked for.
+    """Return the settings of the run with which a mixture of data sets would not be the configured one.
 
-    What a batch is drawn from follows from the number of its first sample, so batch size and numbering must be known.
+    The number of a batch's first sample decides its data set, so batch size and numbering must not change.
     """
     if config.mode != "multidataset":
         return []
@@ -89,13 +89,15 @@ def run_problems(config: Config, run) -> list[str]:
 
 
 def draws_by_batch(config: Config) -> bool:
-    """Whether each micro-batch is of one data set, so that its size decides which samples there are."""
+    """Return whether each micro-batch is of one data set, so that its size decides which samples it has."""
     return config.mode == "multidataset"
 
 
 def step_problems(config: Config, folders: list, run) -> list[str]:
-    """A step of more samples than the data has windows, counting those at every position: some would come twice for
-    certain. The numbers alone of a mistyped batch's samples can fill the memory."""
+    """Return a problem if a step takes more samples than the data has windows, counted at every position.
+
+    The numbers alone of the samples of a mistyped batch size can fill the memory.
+    """
     counted = folders[:1] if config.mode == "multicontext" else folders
     windows = sum(max(0, folder.splits["train"].tokens - config.block_size) for folder in counted)
     step = samples_per_step(run)
@@ -110,14 +112,14 @@ def step_problems(config: Config, folders: list, run) -> list[str]:
 
 
 def prepared(config: Config, run) -> Config:
-    """The configuration, after data sets of `READY` that it names and that are missing have been prepared."""
+    """Prepare the data sets of `READY` that the configuration names and that are missing; return the configuration."""
     from data.text import builtin_datasets
 
     return builtin_datasets.prepared(config, run)
 
 
 def build(config: Config, run):
-    """The `Bundle` of the configured data sets; raises ValueError where they cannot be used."""
+    """Return the `Bundle` of the configured data sets; raise ValueError if they cannot be used."""
     from data.text.build_bundle import assemble
 
     problems = check(config, run)

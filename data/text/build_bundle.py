@@ -1,4 +1,4 @@
-"""From folders of tokens to a `Bundle`: ids checked, windows numbered, vocabularies and metrics."""
+"""Build the `Bundle` of folders of tokens: check ids, number windows, compute vocabularies and metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data.text.token_file import AlignedTokens, Tokens, refuse_wrong_ids
 
 
 def assemble(config: Config, run) -> Bundle:
-    """The Bundle of data sets that `data.text.check` has nothing against."""
+    """Return the Bundle of data sets that passed `data.text.check`."""
     folders = [read_folder(find(path, run.cache_dir), config.vocab_size) for path in config.paths()]
     for folder in folders:
         refuse_wrong_ids(folder, Path(run.cache_dir))
@@ -43,7 +43,7 @@ def assemble(config: Config, run) -> Bundle:
 
 
 def unique_names(paths: list[Path]) -> list[str]:
-    """A name for each folder that can be part of a metric's name and of a parameter's: letters, digits, _ and -."""
+    """Return a unique name for each folder, of letters, digits, _ and -, as names of metrics and parameters need."""
     names: list[str] = []
     for path in paths:
         plain = re.sub(r"[^\w-]+", "_", path.resolve().name)
@@ -58,7 +58,7 @@ def unique_names(paths: list[Path]) -> list[str]:
 
 
 def samples_of_epoch(config: Config, folders: list[Folder], run) -> int:
-    """As many windows as would cover the training tokens once, in whole optimizer steps; at least one step."""
+    """Return how many windows cover the training tokens once, in whole optimizer steps; at least one step."""
     counted = folders[:1] if config.mode == "multicontext" else folders
     windows = sum(folder.splits["train"].tokens // config.block_size for folder in counted)
     step = samples_per_step(run)
@@ -66,7 +66,7 @@ def samples_of_epoch(config: Config, folders: list[Folder], run) -> int:
 
 
 def batches_of_run(samples: int, run) -> int:
-    """Micro-batches of all processes in the whole run."""
+    """Return the number of micro-batches of all processes in the whole run."""
     step = samples_per_step(run)
     steps = run.hyper.max_steps
     if steps <= 0:
@@ -94,15 +94,15 @@ def train_windows(config: Config, folders: list[Folder], names: list[str], sampl
 
 
 def eval_windows(config: Config, folders: list[Folder], names: list[str]) -> dict[str, EvalWindows]:
-    """`validation`, or for a mixture one set for each data set, under its name."""
+    """Return `validation`, or for a mixture one set for each data set, under its name."""
     tokens = [Tokens(folder.splits["val"]) for folder in folders]
     if config.mode == "single":
         return {"validation": EvalWindows(tokens[0], config.block_size)}
     if config.mode == "multicontext":
         return {"validation": EvalWindows(AlignedTokens(tokens), config.block_size)}
     return {
-        name: EvalWindows(each, config.block_size, number if config.separate_embeddings else None)
-        for number, (name, each) in enumerate(zip(names, tokens, strict=True))
+        name: EvalWindows(split, config.block_size, number if config.separate_embeddings else None)
+        for number, (name, split) in enumerate(zip(names, tokens, strict=True))
     }
 
 
@@ -121,13 +121,13 @@ def identity(config: Config, folders: list[Folder], names: list[str]) -> dict[st
 
 
 def fingerprint(split: Split, sampled: int = 2**16) -> str:
-    """A digest of up to so many tokens, taken evenly over the file."""
+    """Return a digest of up to `sampled` tokens, taken evenly from the file."""
     tokens = Tokens(split).array
     return hashlib.sha256(tokens[:: max(1, len(tokens) // sampled)].tobytes()).hexdigest()[:16]
 
 
 def dims_of(config: Config, folders: list[Folder], names: list[str]) -> dict[str, Any]:
-    """`vocab_size` is the largest one where there are several, which `vocab_sizes` lists."""
+    """Return the sizes a model is built for: `vocab_size` is the largest if there are several (`vocab_sizes`)."""
     sizes = [folder.vocab_size for folder in folders]
     dims: dict[str, Any] = {"vocab_size": max(sizes), "block_size": config.block_size}
     if config.mode == "multicontext":
@@ -137,7 +137,7 @@ def dims_of(config: Config, folders: list[Folder], names: list[str]) -> dict[str
     return dims
 
 
-# ---- what people see ----
+# ---- metrics and summary ----
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,9 @@ def metrics_of(config: Config, folders: list[Folder], names: list[str]) -> Metri
     if len(set(logarithms)) == 1:
         chance["train"] = logarithms[0]
     held_out = {name: folder.splits["val"] for name, folder in zip(sets, folders, strict=True)}
-    return Metrics(chance, {name: each.tokens / each.text_bytes for name, each in held_out.items() if each.text_bytes})
+    return Metrics(
+        chance, {name: split.tokens / split.text_bytes for name, split in held_out.items() if split.text_bytes}
+    )
 
 
 def summarize(config: Config, folders: list[Folder], names: list[str]) -> list[str]:
@@ -193,11 +195,11 @@ def summarize(config: Config, folders: list[Folder], names: list[str]) -> list[s
         train, val = folder.splits["train"], folder.splits["val"]
         method = f", {folder.method}" if folder.method else ""
         lines.append(
-            f"{name}: {train.tokens:,} tokens to train, {val.tokens:,} held out, vocabulary {folder.vocab_size:,} "
+            f"{name}: {train.tokens:,} training and {val.tokens:,} validation tokens, vocabulary {folder.vocab_size:,} "
             f"({train.dtype}{method}), in {folder.path}"
         )
         if folder.source == "GPT-2":
-            lines.append(f"{name}: no meta.json, taken to be GPT-2's tokens (dataset.vocab_size says otherwise)")
+            lines.append(f"{name}: no meta.json, taken to be GPT-2's tokens (dataset.vocab_size sets another size)")
         elif folder.tokenizer_file is None and folder.symbols is None:
             lines.append(f"{name}: no tokenizer.json beside the tokens, so they cannot be shown as text")
     if config.mode == "multicontext":
@@ -208,7 +210,7 @@ def summarize(config: Config, folders: list[Folder], names: list[str]) -> list[s
 
 
 def mixture_line(config: Config, names: list[str]) -> str:
-    """`each batch of one data set, drawn: a 0.9 -> 0.5, b 0.1 -> 0.5 (linear)`."""
+    """Return `each batch of one data set, drawn: a 0.9 -> 0.5, b 0.1 -> 0.5 (linear)`."""
     first, final = config.first_probabilities(), config.sampling_probs_final
     parts = [f"{name} {value:.4g}" for name, value in zip(names, first, strict=True)]
     if final is not None:
@@ -219,7 +221,7 @@ def mixture_line(config: Config, names: list[str]) -> str:
 
 
 def tokenizer_of(folder: Folder) -> Any:
-    """The tokenizer of transformers that belongs to a folder's ids, or None."""
+    """Return the tokenizer of a folder's ids, or None."""
     if folder.symbols is not None:
         from data.text.tokenizers import char_tokenizer
 

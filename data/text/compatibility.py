@@ -1,4 +1,4 @@
-"""Whether several data sets fit one another and the configuration: tokenizers, lengths, window sizes."""
+"""Check that several data sets fit one another and the configuration: tokenizers, lengths, window sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data.text.folder import Folder
 
 
 def disagreements(config: Config, folders: list[Folder]) -> list[str]:
-    """One line for each way in which the folders cannot be used together, or not with these settings."""
+    """Return one line for each reason why the folders cannot be used together or with these settings."""
     problems = [*_unused_vocabulary(config, folders), *_too_short(config, folders)]
     first, others = folders[:1], folders[1:]
     if config.mode == "multicontext":
@@ -25,10 +25,10 @@ def _unused_vocabulary(config: Config, folders: list[Folder]) -> list[str]:
     described = [folder for folder in folders if folder.source.startswith("meta")]
     if config.vocab_size is None or not folders or len(described) < len(folders):
         return []
-    found = described[0]
+    folder = described[0]
     return [
-        f"{config.named('vocab_size')} {config.vocab_size} has no effect: {found.path / found.source} says "
-        f"{found.vocab_size}; leave it out"
+        f"{config.named('vocab_size')} {config.vocab_size} has no effect: {folder.path / folder.source} says "
+        f"{folder.vocab_size}; leave it out"
     ]
 
 
@@ -57,13 +57,13 @@ def _unaligned(config: Config, one: Folder, other: Folder) -> list[str]:
 def _foreign_tokens(config: Config, one: Folder, other: Folder) -> list[str]:
     """One embedding for both needs the same meaning of each id, not only as many of them."""
     try:
-        known = [tokens for tokens in (vocabulary(one), vocabulary(other)) if tokens is not None]
+        vocabularies = [tokens for tokens in (vocabulary(one), vocabulary(other)) if tokens is not None]
     except ValueError as error:
         return [f"{config.named('path')}: {error}"]
     if one.vocab_size != other.vocab_size:
         how = f"have vocabularies of {one.vocab_size:,} and {other.vocab_size:,} tokens"
     # Without any list of tokens only their numbers can be compared, which is enough for GPT-2's.
-    elif known[1:] == known[:1] if known else "meta.json" not in (one.source, other.source):
+    elif vocabularies[1:] == vocabularies[:1] if vocabularies else "meta.json" not in (one.source, other.source):
         return []
     else:
         how = f"have different tokenizers (or no tokenizer.json to compare), though both of {one.vocab_size:,} tokens"
@@ -74,7 +74,7 @@ def _foreign_tokens(config: Config, one: Folder, other: Folder) -> list[str]:
 
 
 def foreign_to_weights(config: Config, folders: list[Folder], weights: str | None) -> list[str]:
-    """One line for each folder whose ids mean other tokens than those that the first weights were trained on.
+    """Return one line for each folder whose ids mean other tokens than those that the first weights were trained on.
 
     Only a folder that holds its tokenizer can be compared.
     """
@@ -83,7 +83,7 @@ def foreign_to_weights(config: Config, folders: list[Folder], weights: str | Non
         return []
     try:
         theirs = _read_vocabulary(file)
-        foreign = [folder for folder in folders if (own := vocabulary(folder)) is not None and own[0] != theirs[0]]
+        foreign = [folder for folder in folders if (tokens := vocabulary(folder)) and tokens[0] != theirs[0]]
     except ValueError:
         return []  # a corrupted file is reported where it is needed
     return [

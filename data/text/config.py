@@ -1,4 +1,4 @@
-"""Configuration keys of text data sets, and where their folders are; importing this needs no package."""
+"""Declare the configuration keys of text data sets, and find their folders; needs only the standard library."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Config:
     interleave: bool = key(
         False,
         "multidataset: batches take turns in the proportions sampling_probs instead of being drawn; after "
-        "any number of batches each data set had its share to within one",
+        "any number of batches each data set has had its share to within one",
     )
     separate_embeddings: bool = key(
         False,
@@ -92,12 +92,12 @@ class Config:
         return [self.path] if isinstance(self.path, str) else self.path
 
     def first_probabilities(self) -> list[float]:
-        """Probability of each data set at the run's start."""
+        """Return the probability of each data set at the start of the run."""
         count = len(self.paths())
         return self.sampling_probs or [1 / count] * count
 
     def named(self, key: str) -> str:
-        """`dataset.mode (--training_mode)`: a key as YAML and as the command line call it."""
+        """Return `dataset.mode (--training_mode)`: a key as YAML and as the command line call it."""
         flag = PATH_FLAGS[self.mode] if key == "path" else FLAGS.get(key)
         return f"dataset.{key} ({flag})" if flag else f"dataset.{key}"
 
@@ -172,7 +172,7 @@ def find(name: str, cache_dir: str | Path) -> Path | None:
 
 
 def samples_per_step(run) -> int:
-    """Samples that all processes together take for one optimizer step."""
+    """Return how many samples all processes together take for one optimizer step."""
     accumulated = run.trainer.get("gradient_accumulation_steps", 1)
     processes = os.environ.get("WORLD_SIZE", "")
     return run.hyper.per_device_train_batch_size * accumulated * (int(processes) if processes.isdecimal() else 1)

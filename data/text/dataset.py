@@ -1,10 +1,10 @@
-"""Samples and batches of text.
+"""Make samples and batches of text.
 
 Shapes: B samples, T tokens of a sample (block_size), C streams read side by side.
 
 A batch is a dict of `input_ids` (B, T) int64, `shift_labels` (B, T) int64, the token that follows each of them, and
 `labels`, the input ids again for models that shift them themselves. With several streams each is (B, C, T).
-`dataset_index`, an int, says of which data set a whole batch is, where each has an embedding of its own.
+`dataset_index`, an int, is the number of the batch's data set, if each has an embedding of its own.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def batch_of(rows: np.ndarray) -> dict[str, torch.Tensor]:
 
 
 class Windows(torch.utils.data.Dataset):
-    """Samples by number, a batch at a time."""
+    """Samples by their numbers, a batch at a time."""
 
     def __getitems__(self, numbers: list[int]) -> dict[str, Any]:
         raise NotImplementedError
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """One sample: the batch of one, without its batch axis."""
+        """Return one sample: the batch of one, without its batch axis."""
         batch = self.__getitems__([number])
         return {key: value[0] if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
@@ -92,10 +92,10 @@ class TrainWindows(Windows):
 
 
 class EvalWindows(Windows):
-    """The windows of held-out text, side by side without overlap, in an order that makes any first few a fair sample.
+    """The windows of a validation text, side by side without overlap, so ordered that any first few are a fair sample.
 
     Args:
-        index: of the data set, where batches say it.
+        index: The number of the data set, if batches carry `dataset_index`.
     """
 
     def __init__(self, tokens: Tokens | AlignedTokens, block_size: int, index: int | None = None):
@@ -107,16 +107,16 @@ class EvalWindows(Windows):
         return self.count
 
     def __getitems__(self, numbers: list[int]) -> dict[str, Any]:
-        own = np.array(numbers, np.int64)
-        if own.min() < 0 or own.max() >= self.count:
-            raise IndexError(f"sample {own.min()}…{own.max()} of {self.count}")
-        starts = own * self.stride % self.count * self.block_size
+        samples = np.array(numbers, np.int64)
+        if samples.min() < 0 or samples.max() >= self.count:
+            raise IndexError(f"sample {samples.min()}…{samples.max()} of {self.count}")
+        starts = samples * self.stride % self.count * self.block_size
         batch = batch_of(self.tokens.rows(starts, self.block_size + 1))
         return batch if self.index is None else {**batch, "dataset_index": self.index}
 
 
 def collate(samples: dict | list[dict]) -> dict:
-    """A batch as `__getitems__` made it, or one made of single samples, all of one data set."""
+    """Return a batch as `__getitems__` made it, or make one of single samples, all of one data set."""
     if isinstance(samples, dict):
         return samples
     first = samples[0]

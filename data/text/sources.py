@@ -178,7 +178,7 @@ def _until(blocks: Iterator[str], count: int, rest: list[str]) -> Iterator[str]:
 
 
 class Folder(Source):
-    """The text files below a folder, a document each, in the order of their paths.
+    """The text files below a folder, each a document, in the order of their paths.
 
     Left out and counted: hidden files and folders, links, empty files and what is not UTF-8 text.
     """
@@ -218,11 +218,11 @@ class Folder(Source):
     def survey(self, share: Share, facts: TextFacts) -> dict:
         kept, left_out = [], {**self.left_out, "binary": 0, "empty": 0}
         for name, _, _ in self.files:
-            found = self._facts(self.path / name, bool(len(facts.seen)))
-            if found is None or not found.characters:
-                left_out["binary" if found is None else "empty"] += 1
+            of_file = self._facts(self.path / name, bool(len(facts.seen)))
+            if of_file is None or not of_file.characters:
+                left_out["binary" if of_file is None else "empty"] += 1
             else:
-                facts.merge(found)
+                facts.merge(of_file)
                 kept.append(name)
         note = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
         note = f"left out: {note}" if note else ""
@@ -252,7 +252,7 @@ class Folder(Source):
 
 
 class JsonLines(Source):
-    """Files with a JSON object a line, a document each: the text in one of its keys."""
+    """Files with one JSON object per line, each a document: the text of one of its keys."""
 
     def __init__(self, files: list[Path], column: str, newlines: str = "keep"):
         self.files, self.column, self.newlines = files, column, newlines
@@ -272,7 +272,7 @@ class JsonLines(Source):
 
 
 class Rows(Source):
-    """A column of a table of the package `datasets`, a document a row."""
+    """A column of a table of the package `datasets`, one document per row."""
 
     def __init__(self, name: str, table: Any, column: str, identity: Any, newlines: str = "keep"):
         if column not in table.column_names:

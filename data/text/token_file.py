@@ -1,4 +1,4 @@
-"""The tokens of a split, mapped into memory, and the check that each is an id of the vocabulary.
+"""Map the tokens of a split into memory, and check that each is an id of the vocabulary.
 
 Shapes: B samples, L tokens of a window, C streams read side by side.
 """
@@ -22,7 +22,7 @@ def numpy_type(split: Split) -> np.dtype:
 
 
 class Tokens:
-    """One split's tokens. Pickled it is the file's name: a loader worker maps the file again."""
+    """One split's tokens. Pickling keeps the file's name only: a loader worker maps the file again."""
 
     def __init__(self, split: Split):
         self.split = split
@@ -34,7 +34,7 @@ class Tokens:
         return self.split.tokens
 
     def rows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The windows from `starts` (B,) on, (B, L), of the file's type: a copy."""
+        """Return the windows that begin at `starts` (B,), (B, L), of the file's type: a copy."""
         if self.windows is None or self.windows.shape[1] != length:
             self.windows = np.lib.stride_tricks.sliding_window_view(self.array, length)
         return self.windows[starts]
@@ -57,7 +57,7 @@ class AlignedTokens:
         return len(self.streams[0])
 
     def rows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """(B, C, L): the same window of each stream."""
+        """Return the same windows of each stream, (B, C, L)."""
         return np.stack([stream.rows(starts, length) for stream in self.streams], axis=1)
 
 
@@ -101,9 +101,9 @@ def largest_id(split: Split, cache_dir: Path) -> int:
     facts |= {"dtype": split.dtype, "offset": split.offset}
     note = cache_dir / "text_checks" / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):  # no note, or a damaged one
-        known = safe_read.read_json(note)
-        largest = known.pop("largest_id", None)
-        if known == facts and isinstance(largest, int):
+        earlier = safe_read.read_json(note)
+        largest = earlier.pop("largest_id", None)
+        if earlier == facts and isinstance(largest, int):
             return largest
     largest = max(int(chunk.max()) for _, chunk in _chunks(split))
     with contextlib.suppress(OSError):  # a folder that cannot be written to: checked again the next time

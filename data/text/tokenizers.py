@@ -1,10 +1,10 @@
-"""The tokenizers of the text data: made here, or opened from a folder or the hub.
+"""Make the tokenizers of text data, and encode blocks of text with them.
 
-All are transformers' PreTrainedTokenizerFast, saved beside the tokens and opened again by AutoTokenizer. Those made
-here give any text back exactly: a character a token (`char`), a byte a token (`bytes`), or byte-level BPE (`bpe:N`).
+All are transformers' PreTrainedTokenizerFast, saved beside the tokens. Those made here decode to exactly the encoded
+text: one token per character (`char`) or byte (`bytes`), or byte-level BPE (`bpe:N`).
 
-A block of text reaches its tokens through `block_encoder`, which needs the package `tokenizers` alone, and for
-characters and bytes is one look-up in a table: the same ids, hundreds of times faster.
+`block_encoder` needs only the package `tokenizers`, and for characters and bytes it is one look-up in a table: the same
+ids, hundreds of times faster.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ Encode = Callable[[Sequence[bytes]], list[np.ndarray]]
 
 
 def char_tokenizer(symbols: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token a character (Unicode code point); ids in the order in which the symbols come first.
+    """Return a tokenizer with one token per character (Unicode code point), ids in the order of the symbols.
 
-    A character that is not among them is an error when it is encoded, since the vocabulary has no unknown token.
+    Another character is an error when it is encoded, since the vocabulary has no unknown token.
     """
     return _for_transformers(_char_backend(list(dict.fromkeys(symbols))))
 
 
 def bytes_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a UTF-8 byte; the id is the byte's value, 0 to 255."""
+    """Return a tokenizer with one token per UTF-8 byte; the id is the byte's value, 0 to 255."""
     return _for_transformers(_bytes_backend())
 
 
 def train_bpe(texts: Iterable[str], n: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of at most `n` tokens, the end of text (id 0) and the 256 bytes among them.
+    """Train byte-level BPE of at most `n` tokens, including the end of text (id 0) and the 256 bytes.
 
-    Split into words as GPT-2 splits them. Fewer tokens where the texts have no more pairs to merge.
+    Words are split as GPT-2 splits them. There are fewer tokens if the texts have no more pairs to merge.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -76,7 +76,7 @@ def open_tokenizer(path_or_id: str) -> PreTrainedTokenizerFast:
 
 
 def check_word(word: str) -> None:
-    """Refuses a `--tokenizer` that is none of char, bytes, bpe:N, a path that exists and what may be a hub id."""
+    """Raise ValueError for a `--tokenizer` that is none of char, bytes, bpe:N, an existing path, or like a hub id."""
     kind, colon, size = word.partition(":")
     if kind == "bpe":
         if not (size.isascii() and size.isdigit() and len(size) <= MOST_DIGITS and LEAST_BPE <= int(size) <= MOST_BPE):
@@ -92,17 +92,17 @@ def check_word(word: str) -> None:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """One more than the largest id: what an embedding needs, also where ids have gaps."""
+    """Return one more than the largest id: the size an embedding needs, also if ids have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def block_encoder(folder: Path) -> Encode:
-    """The saved tokenizer as a function: blocks of UTF-8 text -> their token ids, one array a block.
+    """Return the saved tokenizer as a function: blocks of UTF-8 text -> their token ids, one array per block.
 
-    No special token is added, and one that the text spells out is ordinary text. `tokenizers` alone is imported:
-    a worker process starts in a fraction of what transformers takes.
+    No special token is added, and special tokens that the text contains are encoded as ordinary text. Only `tokenizers`
+    is imported: a worker process starts in a fraction of the time that transformers takes.
 
-    Raises (the function): ValueError: a character that a char tokenizer lacks; says where in the text.
+    Raises (the function): ValueError: A char tokenizer lacks a character; the message says which.
     """
     from tokenizers import Tokenizer
 
@@ -116,8 +116,8 @@ def block_encoder(folder: Path) -> Encode:
     backend.encode_special_tokens = True
 
     def encode(blocks: Sequence[bytes]) -> list[np.ndarray]:
-        found = backend.encode_batch_fast([block.decode() for block in blocks], add_special_tokens=False)
-        return [np.asarray(each.ids, np.uint32) for each in found]
+        encodings = backend.encode_batch_fast([block.decode() for block in blocks], add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
 
     return encode
 
@@ -127,21 +127,21 @@ def _char_lookup(symbols: list[str]) -> Encode:
     ids[[ord(symbol) for symbol in symbols]] = np.arange(len(symbols))
 
     def encode(blocks: Sequence[bytes]) -> list[np.ndarray]:
-        found = [ids[code_points(block.decode())] for block in blocks]
-        for block, tokens in zip(blocks, found, strict=True):
+        encoded = [ids[code_points(block.decode())] for block in blocks]
+        for block, tokens in zip(blocks, encoded, strict=True):
             if len(tokens) and tokens.min() < 0:
                 unknown = block.decode()[int(tokens.argmin())]
                 raise ValueError(
                     f"the character {unknown!r} (U+{ord(unknown):04X}) is not among the {len(symbols)} symbols of the "
                     f"tokenizer"
                 )
-        return found
+        return encoded
 
     return encode
 
 
 def code_points(text: str) -> np.ndarray:
-    """(characters,) uint32."""
+    """Return the code points of a text, (characters,) uint32."""
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
 
 
@@ -182,7 +182,7 @@ def _bytes_backend() -> Tokenizer:
 
 
 def _byte_symbols() -> list[str]:
-    """The character by which byte-level tokenizers write each byte: itself where it is printable Latin-1.
+    """The character by which byte-level tokenizers write each byte: itself if it is printable Latin-1.
 
     The others take the code points from 256 on, in order.
     """
