@@ -72,15 +72,15 @@ def prepared(config: Config, run) -> Config:
     return dataclasses.replace(config, path=str(folder))
 
 
-def prepare(name: str, folder: Path) -> dict:
-    """Make the built-in data set `name`, train.jsonl and val.jsonl, in `folder`; return the number of records of each.
+def prepare(name: str, folder: Path) -> None:
+    """Make the built-in data set `name`, train.jsonl and val.jsonl, in `folder`.
 
     Raises:
         ValueError: There is no such data set, or the folder holds something else.
     """
     from data.records.builtin_datasets import make
 
-    return make(name, Path(folder))
+    make(name, Path(folder))
 
 
 def build(config: Config, run):

@@ -24,26 +24,15 @@ MOST_RECORDS = 2000
 HELD_OUT_SHARE = 10  # one module in so many
 
 
-def make(name: str, folder: Path) -> dict[str, int]:
+def make(name: str, folder: Path) -> None:
     """See `data.records.prepare`."""
     if name != "python_docstrings":
         raise ValueError(f"there is no built-in data set {name}, only python_docstrings")
     if (folder / TRAIN_FILE).is_file():
-        return {split: _count(folder / file) for split, file in _FILES.items()}
+        return
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds other files; remove the folder, or name the records with dataset.path")
-    if folder.is_dir():
-        folder.rmdir()
-    _, manifest = open_or_build(folder.parent, folder.name, lambda staging: write(staging, library()))
-    return manifest["records"]
-
-
-_FILES = {"train": TRAIN_FILE, "val": HELD_OUT_FILE}
-
-
-def _count(file: Path) -> int:
-    with file.open("rb") as lines:
-        return sum(1 for _ in lines)
+    open_or_build(folder.parent, folder.name, lambda staging: write(staging, library()))
 
 
 def library() -> Path:
@@ -62,17 +51,14 @@ def write(folder: Path, root: Path) -> dict:
         by_source.setdefault(source, (module, {"messages": messages, "source": module}))
     # Drawn by content: functions that are added to the library do not change which of the others are drawn.
     kept = set(sorted(by_source, key=_digest)[:MOST_RECORDS])
-    counts = {}
-    for split, file in _FILES.items():
-        records = [
-            record
-            for source, (module, record) in by_source.items()
-            if source in kept and is_held_out(module) == (split == "val")
-        ]
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        (folder / file).write_text(text, encoding="utf-8")
-        counts[split] = len(records)
-    return {"records": counts, "instruction": INSTRUCTION}
+    lines = {TRAIN_FILE: [], HELD_OUT_FILE: []}
+    for source, (module, record) in by_source.items():
+        if source in kept:
+            file = HELD_OUT_FILE if is_held_out(module) else TRAIN_FILE
+            lines[file].append(json.dumps(record, ensure_ascii=False) + "\n")
+    for file, records in lines.items():
+        (folder / file).write_text("".join(records), encoding="utf-8")
+    return {"instruction": INSTRUCTION}
 
 
 def is_held_out(module: str) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 
 from data.text.pieces import Piece, Share, TextFacts
 from data.text.prepare_folder import META, finished, publish, read_json, staging
-from data.text.prepare_tokens import SPLITS, ChunkEncoder, Output, chunks_of, cores, encode_in_order
+from data.text.prepare_tokens import SPLITS, ChunkEncoder, Output, chunks_of, encode_in_order
 from data.text.sources import Source, open_source
 from data.text.tokenizers import (
     bytes_tokenizer,
@@ -267,7 +267,7 @@ class Preparation:
         from tqdm import tqdm
 
         begin = self._done(self.journal["written"])
-        count = num_workers or max(1, min(cores(), (self.size - begin) // BYTES_PER_WORKER))
+        count = num_workers or max(1, min(len(os.sched_getaffinity(0)), (self.size - begin) // BYTES_PER_WORKER))
         # Reading is much faster than tokenizing: what is done already is read again and skipped.
         chunks = chunks_of(itertools.islice(self._pieces(), self.journal["pieces"], None))
         bar = {} if sys.stderr.isatty() else {"mininterval": 30, "ascii": True}  # in a log, a line per half minute
