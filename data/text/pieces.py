@@ -78,12 +78,20 @@ def refuse_empty_split(kept: int, count: int, share: Share, name: str, unit: str
         )
 
 
-def with_newlines(text: str, newlines: str) -> str:
-    """Return text with all line ends as line feeds (`lf`), or as it is (`keep`)."""
-    return text.replace("\r\n", "\n").replace("\r", "\n") if newlines == "lf" else text
+def with_newlines(blocks: Iterable[str], newlines: str) -> Iterator[str]:
+    """Yield a text with all line ends as line feeds (`lf`), or as it is (`keep`)."""
+    held = ""
+    for block in blocks:
+        if newlines == "lf":
+            block = held + block
+            held = "\r" if block.endswith("\r") else ""  # the line feed may follow
+            block = block.removesuffix("\r").replace("\r\n", "\n").replace("\r", "\n")
+        yield block
+    if held:
+        yield "\n"
 
 
-def read_text(path: Path, newlines: str) -> Iterator[str]:
+def read_text(path: Path) -> Iterator[str]:
     """Yield a file's text without byte order mark, some megabytes at a time.
 
     Raises:
@@ -97,13 +105,9 @@ def read_text(path: Path, newlines: str) -> Iterator[str]:
                 text, used = codecs.utf_8_decode(data, "strict", False)
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, offset + error.start, data[error.start]) from None
-            if newlines == "lf" and text.endswith("\r"):  # the line feed may follow
-                text, used = text[:-1], used - 1
-            yield with_newlines(text if offset else text.removeprefix("\ufeff"), newlines)
+            yield text if offset else text.removeprefix("\ufeff")
             offset, rest = offset + used, data[used:]
-    if rest == b"\r":
-        yield "\n"
-    elif rest:
+    if rest:
         raise _not_utf8(path, offset, rest[0])
 
 

@@ -65,10 +65,13 @@ class PreparationSettings:
 
     def sources(self) -> list[tuple[Source, Share]]:
         """Return each source of text with its share."""
-        text = open_source(self.text, self.text_column, self.split, self.only, self.without, self.newlines)
-        if self.val_text is None:
-            return [(text, Fraction(str(self.val_fraction)))]
-        return [(text, "train"), (open_source(self.val_text, self.text_column, newlines=self.newlines), "val")]
+        text = open_source(self.text, self.text_column, self.split, self.only, self.without)
+        sources = [(text, Fraction(str(self.val_fraction)))]
+        if self.val_text is not None:
+            sources = [(text, "train"), (open_source(self.val_text, self.text_column), "val")]
+        for source, _ in sources:
+            source.newlines = self.newlines
+        return sources
 
 
 def plain(settings: dict) -> dict:

@@ -43,7 +43,6 @@ def open_source(
     split: str | None = None,
     only: str = "",
     without: tuple[str, ...] = (),
-    newlines: str = "keep",
 ) -> Source:
     """Return the source that `text` names: an existing path, or a dataset of the hub.
 
@@ -52,29 +51,28 @@ def open_source(
         split: Of a dataset of the hub; None: train.
         only: The ending that files of a folder need; all endings if empty.
         without: Names of subfolders that are left out.
-        newlines: `keep`, or `lf` to turn all line ends into line feeds.
 
     Raises:
         ValueError: No such path, and not like an id; or `column` or `split` for a source that has none.
     """
     path = Path(os.path.expanduser(text))
     if not path.exists():
-        return _open_missing(text, path, column, split, newlines)
+        return _open_missing(text, path, column, split)
     if split is not None:
         raise ValueError(f"--split {split} is for datasets of the hub; {text} is a path")
     name = path.name.lower()
     if path.is_file() and name.endswith(TABLES):
         table = _loaded(str(path), "parquet", data_files=str(path), split="train")
-        return Rows(str(path), table, column or "text", _identity(path), newlines)
+        return Rows(str(path), table, column or "text", _identity(path))
     if path.is_file() and name.endswith(LINES):
-        return JsonLines([path], column or "text", newlines)
+        return JsonLines([path], column or "text")
     if path.is_dir():
-        source = Folder(path, only, without, newlines)
+        source = Folder(path, only, without)
         names = [name for name, _, _ in source.files]
         if names and all(name.lower().endswith((".jsonl", ".jsonl.gz")) for name in names):
-            return JsonLines([path / name for name in names], column or "text", newlines)
+            return JsonLines([path / name for name in names], column or "text")
     elif path.is_file():
-        source = TextFile(path, newlines)
+        source = TextFile(path)
     else:
         raise ValueError(f"{text} is neither a file nor a folder")
     if column is not None:
@@ -84,7 +82,7 @@ def open_source(
     return source
 
 
-def _open_missing(text: str, path: Path, column: str | None, split: str | None, newlines: str) -> Rows:
+def _open_missing(text: str, path: Path, column: str | None, split: str | None) -> Rows:
     """A dataset of the hub, unless the name is rather that of a file that is missing."""
     is_path = FILE_ENDING.search(text) or ("/" in text and path.parent.exists())
     if is_path or not HUB_ID.fullmatch(text):
@@ -92,7 +90,7 @@ def _open_missing(text: str, path: Path, column: str | None, split: str | None, 
     dataset, _, configuration = text.partition(":")
     split = split or "train"
     table = _loaded(f"{text} is no path, and as a dataset of the hub", dataset, configuration or None, split=split)
-    return Rows(text, table, column or "text", {"dataset": text, "split": split, "rows": len(table)}, newlines)
+    return Rows(text, table, column or "text", {"dataset": text, "split": split, "rows": len(table)})
 
 
 class Source:
@@ -101,9 +99,11 @@ class Source:
     Attributes:
         documents: Whether the text consists of documents; otherwise it is one text.
         size: Bytes of the text, roughly, for the progress bar.
+        newlines: `keep`, or `lf` to turn all line ends into line feeds.
     """
 
     documents = True
+    newlines = "keep"
     size: int
 
     def identity(self) -> Any:
@@ -121,15 +121,16 @@ class Source:
             ValueError: The text cannot be read, or the share leaves a split empty.
         """
         if len(facts.seen):
-            for block in itertools.chain.from_iterable(blocks for _, blocks in self.texts({})):
-                facts.add(block)
+            for _, blocks in self.texts({}):
+                for block in with_newlines(blocks, self.newlines):
+                    facts.add(block)
         return {}
 
     def pieces(self, survey: dict, share: Share) -> Iterator[Piece]:
         number = 0
         for place, blocks in self.texts(survey):
             is_empty = True
-            for piece in pieces_of(blocks, split_of(number, share), place):
+            for piece in pieces_of(with_newlines(blocks, self.newlines), split_of(number, share), place):
                 yield piece
                 is_empty = False
             number += not is_empty
@@ -140,15 +141,15 @@ class TextFile(Source):
 
     documents = False
 
-    def __init__(self, path: Path, newlines: str = "keep"):
-        self.path, self.newlines, self.size = path, newlines, path.stat().st_size
+    def __init__(self, path: Path):
+        self.path, self.size = path, path.stat().st_size
 
     def identity(self) -> Any:
         return _identity(self.path)
 
     def survey(self, share: Share, facts: TextFacts) -> dict:
         before = facts.characters
-        for block in read_text(self.path, self.newlines):
+        for block in with_newlines(read_text(self.path), self.newlines):
             facts.add(block)
         count = facts.characters - before
         if not count:
@@ -158,7 +159,7 @@ class TextFile(Source):
         return {"kept": kept, "note": _carriage_returns(self.path, facts)}
 
     def pieces(self, survey: dict, share: Share) -> Iterator[Piece]:
-        blocks, rest, done = read_text(self.path, self.newlines), [], 0
+        blocks, rest, done = with_newlines(read_text(self.path), self.newlines), [], 0
         splits = {"train": _until(blocks, survey["kept"], rest), "val": itertools.chain(rest, blocks)}
         for split, part in splits.items():
             for piece in pieces_of(part, split, "", is_document=False):
@@ -183,8 +184,8 @@ class Folder(Source):
     Left out and counted: hidden files and folders, links, empty files and what is not UTF-8 text.
     """
 
-    def __init__(self, path: Path, only: str = "", without: tuple[str, ...] = (), newlines: str = "keep"):
-        self.path, self.only, self.without, self.newlines = path, only, frozenset(without), newlines
+    def __init__(self, path: Path, only: str = "", without: tuple[str, ...] = ()):
+        self.path, self.only, self.without = path, only, frozenset(without)
         self.files, self.left_out = self._listed()
         self.size = sum(size for _, size, _ in self.files)
 
@@ -240,7 +241,7 @@ class Folder(Source):
             with open_maybe_compressed(path) as stream:
                 if b"\0" in stream.read(BINARY_PROBE):
                     return None
-            for block in read_text(path, self.newlines):
+            for block in with_newlines(read_text(path), self.newlines):
                 facts.add(block)
         except ValueError:
             return None
@@ -248,14 +249,14 @@ class Folder(Source):
 
     def texts(self, survey: dict) -> Iterator[tuple[str, Iterable[str]]]:
         for name in survey["files"]:
-            yield str(self.path / name), read_text(self.path / name, self.newlines)
+            yield str(self.path / name), read_text(self.path / name)
 
 
 class JsonLines(Source):
     """Files with one JSON object per line, each a document: the text of one of its keys."""
 
-    def __init__(self, files: list[Path], column: str, newlines: str = "keep"):
-        self.files, self.column, self.newlines = files, column, newlines
+    def __init__(self, files: list[Path], column: str):
+        self.files, self.column = files, column
         self.size = sum(file.stat().st_size for file in files)
 
     def identity(self) -> Any:
@@ -268,16 +269,16 @@ class JsonLines(Source):
                     if not isinstance(record, dict) or self.column not in record:
                         keys = ", ".join(record) if isinstance(record, dict) else f"no keys ({type(record).__name__})"
                         raise ValueError(f"{place} has no `{self.column}`; it has {keys or 'nothing'}: --text_column")
-                    yield place, [with_newlines(_cell(record[self.column], self.column, place), self.newlines)]
+                    yield place, [_cell(record[self.column], self.column, place)]
 
 
 class Rows(Source):
     """A column of a table of the package `datasets`, one document per row."""
 
-    def __init__(self, name: str, table: Any, column: str, identity: Any, newlines: str = "keep"):
+    def __init__(self, name: str, table: Any, column: str, identity: Any):
         if column not in table.column_names:
             raise ValueError(f"{name} has no column `{column}`; it has {', '.join(table.column_names)}: --text_column")
-        self.name, self.table, self.column, self.newlines = name, table.select_columns([column]), column, newlines
+        self.name, self.table, self.column = name, table.select_columns([column]), column
         self.size = self.table.data.nbytes
         self._identity = identity
 
@@ -288,7 +289,7 @@ class Rows(Source):
         for start in range(0, len(self.table), ROWS_AT_ONCE):
             for row, value in enumerate(self.table[start : start + ROWS_AT_ONCE][self.column], start):
                 place = f"{self.name} row {row}"
-                yield place, [with_newlines(_cell(value, self.column, place), self.newlines)]
+                yield place, [_cell(value, self.column, place)]
 
 
 def _cell(value: Any, column: str, place: str) -> str:
