@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.hub import load_dataset
 from data.records.forms import read_form
 from data.strict_json import json_lines, open_maybe_compressed, reason
 
@@ -17,6 +18,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 TRAIN_FILE, HELD_OUT_FILE = "train.jsonl", "val.jsonl"
 # Names of validation splits: of files, of folders and in Hugging Face datasets, where the first one counts.
 HELD_OUT_SPLITS = ("validation", "valid", "val", "dev", "test")
+BETWEEN_VALUES = re.compile(r"[\s,]*")
 SPLIT_NAME = re.compile(rf"({'|'.join(('train', *HELD_OUT_SPLITS))})(?![A-Za-z])")
 
 
@@ -143,32 +145,16 @@ def _read_file(file: Path) -> Iterator[tuple[str, object]]:
 def _read_list(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
     """The elements of one JSON list, each with the line that it begins on."""
     try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not JSON ({reason(error)}); convert it to UTF-8") from None
-    decoder, whitespace = json.JSONDecoder(), " \t\r\n"
-    position, line, counted = text.index("[") + 1, 1, 0
-
-    def skip(position: int) -> int:
-        while position < len(text) and text[position] in whitespace:
-            position += 1
-        return position
-
-    position = skip(position)
-    while text[position : position + 1] != "]":
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}:{line}: not JSON ({reason(error)}); the file is a list of JSON objects") from None
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        place = f"{file}:{getattr(error, 'lineno', 1)}"
+        raise ValueError(f"{place}: not JSON ({reason(error)}); the file is a list of JSON objects") from None
+    text, decoder, line, begin, end = content.decode(), json.JSONDecoder(), 1, 0, content.index(b"[") + 1
+    for value in values:
+        previous, begin = begin, BETWEEN_VALUES.match(text, end).end()
+        line += text.count("\n", previous, begin)
         yield f"{file}:{line}", value
-        position = skip(position)
-        if text[position : position + 1] == ",":
-            position = skip(position + 1)
-        elif text[position : position + 1] != "]":
-            raise ValueError(
-                f"{file}:{line}: not JSON (a list continues with `,` or ends with `]`); is the file cut short?"
-            )
+        _, end = decoder.raw_decode(text, begin)
 
 
 def _read_hub(source: RecordSource) -> Iterator[tuple[str, object]]:
@@ -179,12 +165,7 @@ def _read_hub(source: RecordSource) -> Iterator[tuple[str, object]]:
 @functools.cache
 def hub_splits(hub_id: str) -> dict:
     """Return split name -> records of a Hugging Face dataset, downloaded or from its cache."""
-    import datasets
-
-    try:
-        splits = datasets.load_dataset(hub_id)
-    except Exception as error:  # a network's, a script's or a file format's
-        raise ValueError(f"dataset.path: {hub_id} cannot be loaded: {' '.join(str(error).split())}") from error
+    splits = load_dataset(f"dataset.path: {hub_id}", hub_id)
     if "train" not in splits:
         raise ValueError(f"dataset.path: {hub_id} has no split `train`, only {', '.join(splits)}")
     return splits

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data.hub import load_dataset
 from data.strict_json import json_lines, open_maybe_compressed
 from data.text.pieces import (
     Piece,
@@ -62,7 +63,7 @@ def open_source(
         raise ValueError(f"--split {split} is for datasets of the hub; {text} is a path")
     name = path.name.lower()
     if path.is_file() and name.endswith(TABLES):
-        table = _loaded(str(path), "parquet", data_files=str(path), split="train")
+        table = load_dataset(str(path), "parquet", data_files=str(path), split="train")
         return Rows(str(path), table, column or "text", _identity(path))
     if path.is_file() and name.endswith(LINES):
         return JsonLines([path], column or "text")
@@ -89,7 +90,7 @@ def _open_missing(text: str, path: Path, column: str | None, split: str | None) 
         raise ValueError(f"{text} does not exist")
     dataset, _, configuration = text.partition(":")
     split = split or "train"
-    table = _loaded(f"{text} is no path, and as a dataset of the hub", dataset, configuration or None, split=split)
+    table = load_dataset(f"{text} is no path, and as a dataset of the hub", dataset, configuration or None, split=split)
     return Rows(text, table, column or "text", {"dataset": text, "split": split, "rows": len(table)})
 
 
@@ -309,19 +310,6 @@ def _carriage_returns(path: Path, facts: TextFacts) -> str:
     if not facts.carriage_returns:
         return ""
     return f"{path}: {facts.carriage_returns:,} carriage returns stay in the text; --newlines lf drops them"
-
-
-def _loaded(name: str, *arguments: Any, **options: Any) -> Any:
-    """A table of the package `datasets`, imported here: nothing else needs it."""
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise ValueError(f"{name} needs the package `datasets`: pip install datasets") from None
-    try:
-        return load_dataset(*arguments, **options)
-    except Exception as error:  # no such dataset, no network, no such split: the package has an error for each
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{name} cannot be loaded: {reason}") from error
 
 
 def _identity(path: Path) -> dict:
