@@ -26,7 +26,7 @@ PROCESS_KEYS = frozenset(
 
 
 def check(config: Config, run) -> list[str]:
-    """Problems that can be seen without a tokenizer, one line each; the first record of each file set is read."""
+    """Return the problems that show without a tokenizer, one line each; the first record of each path is read."""
     from data.records.source import find, first_problem
 
     problems = []
@@ -58,14 +58,14 @@ def check(config: Config, run) -> list[str]:
 
 
 def is_to_prepare(path: str, run) -> bool:
-    """Whether `path` is the name of a set that is yet to be made."""
+    """Return whether `path` names a built-in data set that is not made yet."""
     from data.records.source import is_found
 
     return path in READY and not is_found(path, Path(run.cache_dir))
 
 
 def prepared(config: Config, run) -> Config:
-    """The config with a ready name as a folder; the set is made on first use."""
+    """Return the configuration with the folder of a built-in data set, which is made on first use."""
     if config.path not in READY or not is_to_prepare(config.path, run):
         return config
     folder = Path(run.cache_dir) / "datasets" / config.path
@@ -74,19 +74,19 @@ def prepared(config: Config, run) -> Config:
     return dataclasses.replace(config, path=str(folder))
 
 
-def prepare(name: str, folder: Path) -> dict:
-    """Makes the ready set `name`, train.jsonl and val.jsonl, in `folder`; returns {"train": records, "val": records}.
+def prepare(name: str, folder: Path) -> None:
+    """Make the built-in data set `name`, train.jsonl and val.jsonl, in `folder`.
 
     Raises:
-        ValueError: no such set, or the folder is there and holds something else.
+        ValueError: There is no such data set, or the folder holds something else.
     """
     from data.records.builtin_datasets import make
 
-    return make(name, Path(folder))
+    make(name, Path(folder))
 
 
 def build(config: Config, run):
-    """The `Bundle` of the configured records; raises ValueError where they cannot be used."""
+    """Return the `Bundle` of the configured records; raise ValueError if they cannot be used."""
     problems = check(config, run)
     if problems:
         raise ValueError(problems[0])

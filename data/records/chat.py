@@ -1,4 +1,4 @@
-"""From a record to token ids, and which of them carry loss."""
+"""Encode records as token ids, and determine which of them carry loss."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Encoded(NamedTuple):
 
     Attributes:
         ids: (length,) int32.
-        learned: (length,) bool; the first token of a record is never learned, since nothing comes before it.
-        is_open: an assistant's turn ends without a special token, so that the model would not learn to stop.
-        unread: keys of the record that make no difference to the text.
-        is_renamed: `developer` messages are rendered as `system`, the only one of the two that the template knows.
+        learned: (length,) bool, whether a token carries loss; a record's first token never does.
+        is_open: Whether an assistant's turn ends without a special token, so that the model would not learn to stop.
+        unread: Keys of the record that make no difference to the text.
+        is_renamed: Whether `developer` messages are rendered as `system`, because the template does not know the role.
     """
 
     ids: np.ndarray
@@ -38,16 +38,16 @@ class Encoder:
     """record -> `Encoded`.
 
     Args:
-        tokenizer: of transformers, a fast one: the others do not say which characters a token stands for.
+        tokenizer: Of transformers, a fast one: the others do not say which characters a token stands for.
         loss_on: "assistant" or "all".
-        text_column: see `forms.read_form`.
+        text_column: See `forms.read_form`.
     """
 
     def __init__(self, tokenizer, loss_on: str, text_column: str | None):
         if not tokenizer.is_fast:
             raise ValueError(
-                f"the tokenizer {tokenizer.name_or_path} has no tokenizer.json, and without it tokens cannot be found "
-                "apart by characters; convert it with `AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)`"
+                f"the tokenizer {tokenizer.name_or_path} has no tokenizer.json, without which the characters of a "
+                "token are unknown; convert it with `AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)`"
             )
         self.tokenizer, self.loss_on, self.text_column = tokenizer, loss_on, text_column
         self.has_generation_marks = bool(GENERATION_MARK.search(tokenizer.chat_template or ""))
@@ -55,7 +55,7 @@ class Encoder:
         self.special = {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
 
     def __call__(self, record: object, place: str) -> Encoded:
-        """Raises ValueError, one line with `place`: a malformed record, or one the template cannot render."""
+        """Encode a record; raise ValueError, one line with `place`, if it is malformed or cannot be rendered."""
         form, unread = read_form(record, place, self.text_column)
         if isinstance(form, Text) and form.prompt is not None and self.tokenizer.chat_template:
             form = as_chat(form)

@@ -31,12 +31,6 @@ SHAREGPT_ROLES = {
 }
 # What a template gets besides the messages, by the record's key.
 TEMPLATE_INPUTS = ("tools", "documents")
-# Arguments of transformers' apply_chat_template that are not variables of the template.
-RESERVED = {
-    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length",
-    "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens",
-    "tokenize", "tokenizer_kwargs", "tools", "truncation",
-}  # fmt: skip
 CHAT, ALPACA = ("messages", "conversations"), ("instruction", "output")
 
 
@@ -106,18 +100,18 @@ def as_chat(text: Text) -> Chat:
 
 def _alpaca(record: dict, place: str) -> tuple[Chat, set[str]]:
     instruction, output = (_text(record, key, place, "an instruction goes with an output") for key in ALPACA)
-    given = _text(record, "input", place) if "input" in record else ""
-    question = f"{instruction}\n\n{given}" if given.strip() else instruction
-    turns = [("user", question, "`instruction`"), ("assistant", output, "`output`")]
-    for number, pair in reversed(list(enumerate(record.get("history") or [], 1))):
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+    details = _text(record, "input", place) if "input" in record else ""
+    question = f"{instruction}\n\n{details}" if details.strip() else instruction
+    chat = Chat([], [], [])
+    for number, pair in enumerate([*record.get("history", []), [question, output]], 1):
+        if not isinstance(pair, list) or [type(text) for text in pair] != [str, str]:
             raise ValueError(f"{place}: entry {number} of `history` is not a pair of texts")
-        turns[:0] = [
-            (role, text, f"`history` {number}") for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
-    messages = [{"role": role, "content": text} for role, text, _ in turns]
-    labels, learned = [label for _, _, label in turns], [role == "assistant" for role, _, _ in turns]
-    return _with_inputs(record, Chat(messages, labels, learned), {*ALPACA, "input", "history"}, place)
+        chat.messages.extend(
+            {"role": role, "content": text} for role, text in zip(("user", "assistant"), pair, strict=True)
+        )
+        chat.labels.extend((f"question {number}", f"answer {number}"))
+        chat.learned.extend((False, True))
+    return _with_inputs(record, chat, {*ALPACA, "input", "history"}, place)
 
 
 def _chat(record: dict, parts: list[tuple[str, object, bool]], place: str) -> tuple[Chat, set[str]]:
@@ -153,8 +147,6 @@ def _with_inputs(record: dict, chat: Chat, read: set[str], place: str) -> tuple[
     if not isinstance(inputs, dict | None):
         raise ValueError(f"{place}: `chat_template_kwargs` is {_a(inputs)}, not an object")
     inputs = dict(inputs or {})
-    if reserved := RESERVED & inputs.keys():
-        raise ValueError(f"{place}: `chat_template_kwargs` cannot set `{min(reserved)}`; leave it out")
     for key in TEMPLATE_INPUTS:
         value = record.get(key)
         if isinstance(value, str) and value.strip():

@@ -1,30 +1,30 @@
-"""Where records lie, and reading them one by one, each with its place for errors: FILE:LINE."""
+"""Find records and read them one by one, each with its place for errors: FILE:LINE."""
 
 import collections
 import functools
-import gzip
 import importlib.util
 import json
 import os
 import re
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.hub import load_dataset
 from data.records.forms import read_form
-from data.strict_json import parsed, why
+from data.strict_json import json_lines, open_maybe_compressed, reason
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 TRAIN_FILE, HELD_OUT_FILE = "train.jsonl", "val.jsonl"
-# Names of held-out splits: of files, of folders and in Hugging Face data sets, where the first one counts.
+# Names of validation splits: of files, of folders and in Hugging Face datasets, where the first one counts.
 HELD_OUT_SPLITS = ("validation", "valid", "val", "dev", "test")
+BETWEEN_VALUES = re.compile(r"[\s,]*")
 SPLIT_NAME = re.compile(rf"({'|'.join(('train', *HELD_OUT_SPLITS))})(?![A-Za-z])")
 
 
 @dataclass(frozen=True)
 class RecordSource:
-    """Records in files, one after another; or those of a Hugging Face data set's split.
+    """Records in files, one after another, or those of a split of a Hugging Face dataset.
 
     `left_out` counts the files of the folder that are not read, by the ending of their names.
     """
@@ -43,19 +43,19 @@ class RecordSource:
 
 
 def is_found(path: str, cache_dir: Path) -> bool:
-    """Whether a path or name is there on this machine."""
+    """Return whether a path or name exists on this machine."""
     return _located(path, cache_dir) is not None
 
 
 def find(path: str, cache_dir: Path, key: str) -> tuple[RecordSource, RecordSource | None]:
-    """The records that `path` means and, where they come split, the held-out ones.
+    """Return the records that `path` names and, if they are split, the validation records.
 
     Args:
-        path: a file, a folder, a name in data/ or `cache_dir`/datasets, or a Hugging Face data set's id.
-        key: what to call it in errors.
+        path: A file, a folder, a name in data/ or `cache_dir`/datasets, or the id of a Hugging Face dataset.
+        key: The configuration key, for errors.
 
     Raises:
-        ValueError: nothing is there, or no records are in it.
+        ValueError: Nothing is there, or it contains no records.
     """
     place = _located(path, cache_dir)
     if place is None:
@@ -94,7 +94,7 @@ def _located(path: str, cache_dir: Path) -> Path | None:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """All files in a folder and its subfolders, sorted by path; `manifest.json` is this program's own note."""
+    """All files in a folder and its subfolders, sorted by path, without the cache's `manifest.json`."""
     files, seen = [], set()
     for parent, subfolders, names in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(parent))
@@ -109,15 +109,15 @@ def _on_hub(path: str, key: str) -> tuple[RecordSource, RecordSource | None]:
     if path.startswith(("/", ".", "~")) or path.endswith(SUFFIXES) or path.count("/") > 1:
         raise ValueError(missing)
     if importlib.util.find_spec("datasets") is None:
-        raise ValueError(f"{missing}; a Hugging Face data set of that id needs the package datasets")
+        raise ValueError(f"{missing}; a Hugging Face dataset of that id needs the package datasets")
     return RecordSource(hub_id=path), None
 
 
 def read(source: RecordSource) -> Iterator[tuple[str, object]]:
-    """(place, JSON value) of each record.
+    """Yield (place, JSON value) of each record.
 
     Raises:
-        ValueError: not JSON, not UTF-8, or no record at all.
+        ValueError: A file is not JSON or not UTF-8, or has no record.
     """
     if source.hub_id is not None:
         yield from _read_hub(source)
@@ -132,63 +132,29 @@ def read(source: RecordSource) -> Iterator[tuple[str, object]]:
 
 
 def _read_file(file: Path) -> Iterator[tuple[str, object]]:
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            if file.name.removesuffix(".gz").endswith(".json"):
-                text = _decoded(lines.read(), str(file))
-                if text.lstrip().startswith("["):
-                    yield from _read_list(file, text)
-                    return
-                lines.seek(0)
-            yield from _read_lines(file, lines)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{file}: not whole gzip data ({error}); copy or download the file again") from None
+    with open_maybe_compressed(file) as stream:
+        if file.name.removesuffix(".gz").endswith(".json"):
+            content = stream.read().removeprefix(b"\xef\xbb\xbf")
+            if content.lstrip().startswith(b"["):
+                yield from _read_list(file, content)
+                return
+            stream = content.splitlines()
+        yield from json_lines(file, stream)
 
 
-def _read_lines(file: Path, lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
-    for number, line in enumerate(lines, 1):
-        place = f"{file}:{number}"
-        text = _decoded(line, place).strip()
-        if text:
-            try:
-                value = parsed(text)
-            except ValueError as error:
-                raise ValueError(f"{place}: not JSON ({error}); each line is one JSON object") from None
-            yield place, value
-
-
-def _decoded(content: bytes, place: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: not UTF-8 text ({error.reason} at byte {error.start}); convert the file") from None
-
-
-def _read_list(file: Path, text: str) -> Iterator[tuple[str, object]]:
+def _read_list(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
     """The elements of one JSON list, each with the line that it begins on."""
-    decoder, whitespace = json.JSONDecoder(), " \t\r\n"
-    position, line, counted = text.index("[") + 1, 1, 0
-
-    def skip(position: int) -> int:
-        while position < len(text) and text[position] in whitespace:
-            position += 1
-        return position
-
-    position = skip(position)
-    while text[position : position + 1] != "]":
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}:{line}: not JSON ({why(error)}); the file is a list of JSON objects") from None
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        place = f"{file}:{getattr(error, 'lineno', 1)}"
+        raise ValueError(f"{place}: not JSON ({reason(error)}); the file is a list of JSON objects") from None
+    text, decoder, line, begin, end = content.decode(), json.JSONDecoder(), 1, 0, content.index(b"[") + 1
+    for value in values:
+        previous, begin = begin, BETWEEN_VALUES.match(text, end).end()
+        line += text.count("\n", previous, begin)
         yield f"{file}:{line}", value
-        position = skip(position)
-        if text[position : position + 1] == ",":
-            position = skip(position + 1)
-        elif text[position : position + 1] != "]":
-            raise ValueError(
-                f"{file}:{line}: not JSON (a list continues with `,` or ends with `]`); is the file cut short?"
-            )
+        _, end = decoder.raw_decode(text, begin)
 
 
 def _read_hub(source: RecordSource) -> Iterator[tuple[str, object]]:
@@ -198,27 +164,22 @@ def _read_hub(source: RecordSource) -> Iterator[tuple[str, object]]:
 
 @functools.cache
 def hub_splits(hub_id: str) -> dict:
-    """Split name -> records of a Hugging Face data set, downloaded or from its cache."""
-    import datasets
-
-    try:
-        found = datasets.load_dataset(hub_id)
-    except Exception as error:  # a network's, a script's or a file format's
-        raise ValueError(f"dataset.path: {hub_id} cannot be loaded: {' '.join(str(error).split())}") from error
-    if "train" not in found:
-        raise ValueError(f"dataset.path: {hub_id} has no split `train`, only {', '.join(found)}")
-    return found
+    """Return split name -> records of a Hugging Face dataset, downloaded or from its cache."""
+    splits = load_dataset(f"dataset.path: {hub_id}", hub_id)
+    if "train" not in splits:
+        raise ValueError(f"dataset.path: {hub_id} has no split `train`, only {', '.join(splits)}")
+    return splits
 
 
 def split_of_hub(source: RecordSource) -> RecordSource | None:
-    """The held-out records that a Hugging Face data set brings along."""
+    """Return the validation split of a Hugging Face dataset, if it has one."""
     names = hub_splits(source.hub_id)
     held_out = next((name for name in HELD_OUT_SPLITS if name in names), None)
     return RecordSource(hub_id=source.hub_id, split=held_out) if held_out else None
 
 
 def first_problem(source: RecordSource, text_column: str | None) -> list[str]:
-    """What is wrong with the first record, if anything; a Hugging Face data set is not asked."""
+    """Return what is wrong with the first record, if anything; nothing is loaded from a hub."""
     if source.hub_id is not None:
         return []
     try:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from data.strict_json import open_maybe_compressed
 from data.text.tokenizers import CODE_POINTS, code_points
 
 PIECE_CHARACTERS = 2**18
@@ -79,43 +78,36 @@ def refuse_empty_split(kept: int, count: int, share: Share, name: str, unit: str
         )
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to read; errors while reading name it, which Python's own do not."""
-    with path.open("rb") as stream:
-        try:
-            yield stream
-        except OSError as error:
-            error.filename = error.filename or str(path)
-            raise
+def with_newlines(blocks: Iterable[str], newlines: str) -> Iterator[str]:
+    """Yield a text with all line ends as line feeds (`lf`), or as it is (`keep`)."""
+    held = ""
+    for block in blocks:
+        if newlines == "lf":
+            block = held + block
+            held = "\r" if block.endswith("\r") else ""  # the line feed may follow
+            block = block.removesuffix("\r").replace("\r\n", "\n").replace("\r", "\n")
+        yield block
+    if held:
+        yield "\n"
 
 
-def with_newlines(text: str, newlines: str) -> str:
-    """Return text with all line ends as line feeds (`lf`), or as it is (`keep`)."""
-    return text.replace("\r\n", "\n").replace("\r", "\n") if newlines == "lf" else text
-
-
-def read_text(path: Path, newlines: str) -> Iterator[str]:
+def read_text(path: Path) -> Iterator[str]:
     """Yield a file's text without byte order mark, some megabytes at a time.
 
     Raises:
         ValueError: A byte is not UTF-8; the message says which.
     """
     offset, rest = 0, b""
-    with opened(path) as stream:
+    with open_maybe_compressed(path) as stream:
         while block := stream.read(READ_BYTES):
             data = rest + block
             try:
                 text, used = codecs.utf_8_decode(data, "strict", False)
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, offset + error.start, data[error.start]) from None
-            if newlines == "lf" and text.endswith("\r"):  # the line feed may follow
-                text, used = text[:-1], used - 1
-            yield with_newlines(text if offset else text.removeprefix("\ufeff"), newlines)
+            yield text if offset else text.removeprefix("\ufeff")
             offset, rest = offset + used, data[used:]
-    if rest == b"\r":
-        yield "\n"
-    elif rest:
+    if rest:
         raise _not_utf8(path, offset, rest[0])
 
 

@@ -5,7 +5,6 @@ stays there, with a journal of how far it came:
 
     journal.json   the settings, the sources' identities, the number of pieces that are done, and the sizes of the files
                    after them; longer files are cut before the work continues
-    survey.json    what one pass over the sources found
     data/          the folder to be
 """
 

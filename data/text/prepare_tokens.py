@@ -121,11 +121,6 @@ def chunks_of(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield chunk
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def encode_in_order(
     encoder: ChunkEncoder, chunks: Iterable[list[Piece]], num_workers: int
 ) -> Iterator[tuple[list[Piece], Tokens]]:

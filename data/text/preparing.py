@@ -22,7 +22,7 @@ import numpy as np
 
 from data.text.pieces import Piece, Share, TextFacts
 from data.text.prepare_folder import META, finished, publish, read_json, staging
-from data.text.prepare_tokens import SPLITS, ChunkEncoder, Output, chunks_of, cores, encode_in_order
+from data.text.prepare_tokens import SPLITS, ChunkEncoder, Output, chunks_of, encode_in_order
 from data.text.sources import Source, open_source
 from data.text.tokenizers import (
     bytes_tokenizer,
@@ -65,10 +65,13 @@ class PreparationSettings:
 
     def sources(self) -> list[tuple[Source, Share]]:
         """Return each source of text with its share."""
-        text = open_source(self.text, self.text_column, self.split, self.only, self.without, self.newlines)
-        if self.val_text is None:
-            return [(text, Fraction(str(self.val_fraction)))]
-        return [(text, "train"), (open_source(self.val_text, self.text_column, newlines=self.newlines), "val")]
+        text = open_source(self.text, self.text_column, self.split, self.only, self.without)
+        sources = [(text, Fraction(str(self.val_fraction)))]
+        if self.val_text is not None:
+            sources = [(text, "train"), (open_source(self.val_text, self.text_column), "val")]
+        for source, _ in sources:
+            source.newlines = self.newlines
+        return sources
 
 
 def plain(settings: dict) -> dict:
@@ -76,7 +79,7 @@ def plain(settings: dict) -> dict:
     settings = json.loads(json.dumps(settings))
     for key in ("text", "val_text", "tokenizer"):
         if settings.get(key) and os.path.exists(os.path.expanduser(settings[key])):
-            settings[key] = str(Path(settings[key]).expanduser().absolute())
+            settings[key] = str(Path(os.path.expanduser(settings[key])).absolute())
     return settings
 
 
@@ -167,7 +170,7 @@ class Preparation:
         began = time.monotonic()
         self.journal = self._open_journal()
         tokenizer = self._open_tokenizer()
-        self.survey = self._survey()
+        self.surveys, self.symbols = self._survey()
         tokenizer = tokenizer or self._save(self._make_tokenizer())
         vocab_size = vocabulary_size(tokenizer)
         dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
@@ -212,20 +215,15 @@ class Preparation:
         atomic.write_json(self.work / "journal.json", journal)
         return journal
 
-    def _survey(self) -> list[dict]:
-        """One pass over each source: what it holds, where it is split, and which symbols occur."""
-        survey = read_json(self.work / "survey.json")
-        if survey is None:
-            facts = TextFacts(with_symbols=self.settings.tokenizer == "char")
-            parts = [source.survey(share, facts) for source, share in self.sources]
-            if self.documents:
-                facts.add("\n")  # between them
-            for note in filter(None, (part.pop("note", "") for part in parts)):
-                self.report(note)
-            survey = {"parts": parts, "symbols": facts.symbols()}
-            atomic.write_json(self.work / "survey.json", survey)
-        self.symbols = survey["symbols"]
-        return survey["parts"]
+    def _survey(self) -> tuple[list[dict], list[str]]:
+        """One pass over each source: what it holds and where it is split; and all symbols, for a char tokenizer."""
+        facts = TextFacts(with_symbols=self.settings.tokenizer == "char")
+        parts = [source.survey(share, facts) for source, share in self.sources]
+        if self.documents:
+            facts.add("\n")  # between them
+        for note in filter(None, (part.get("note") for part in parts)):
+            self.report(note)
+        return parts, facts.symbols()
 
     def _open_tokenizer(self) -> Any:
         """The one that was named, or that was saved before an interruption; None: still to be made from the text."""
@@ -264,18 +262,21 @@ class Preparation:
         return itertools.islice(train, 0, None, every)
 
     def _pieces(self) -> Iterator[Piece]:
-        for (source, share), survey in zip(self.sources, self.survey, strict=True):
+        for (source, share), survey in zip(self.sources, self.surveys, strict=True):
             yield from source.pieces(survey, share)
 
     def _tokenize(self, encoder: ChunkEncoder, num_workers: int | None) -> None:
         """Append what is left; the journal follows every second, and at an interruption."""
+        from tqdm import tqdm
+
         begin = self._done(self.journal["written"])
-        count = num_workers or max(1, min(cores(), (self.size - begin) // BYTES_PER_WORKER))
+        count = num_workers or max(1, min(len(os.sched_getaffinity(0)), (self.size - begin) // BYTES_PER_WORKER))
         # Reading is much faster than tokenizing: what is done already is read again and skipped.
         chunks = chunks_of(itertools.islice(self._pieces(), self.journal["pieces"], None))
+        bar = {} if sys.stderr.isatty() else {"mininterval": 30, "ascii": True}  # in a log, a line per half minute
         with (
             Output(self.data, self.journal["written"]) as output,
-            _progress(self.name, self.size, begin, self.report) as advance,
+            tqdm(total=self.size, initial=begin, desc=self.name, unit="B", unit_scale=True, **bar) as progress,
             contextlib.closing(encode_in_order(encoder, chunks, count)) as results,
         ):
             flushed, state = time.monotonic(), self.journal
@@ -284,7 +285,7 @@ class Preparation:
                     written = output.append(tokens, state["written"])
                     # One assignment: an interruption finds the state before the chunk or after it, never between.
                     state = {**state, "pieces": state["pieces"] + len(chunk), "written": written}
-                    advance(sum(size for _, size in tokens.values()))
+                    progress.update(sum(size for _, size in tokens.values()))
                     if time.monotonic() - flushed >= JOURNAL_SECONDS:
                         self._flush(output, state)
                         flushed = time.monotonic()
@@ -309,24 +310,3 @@ class Preparation:
             "splits": {split: {key: written[split][key] for key in ("tokens", "bytes")} for split in SPLITS},
         }
         (self.data / META).write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _progress(name: str, total: int, done: int, report: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
-    """Yield a function that takes the bytes that were read: a bar on a terminal, a line per half minute in a log."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        with tqdm(total=total, initial=done, desc=name, unit="B", unit_scale=True) as bar:
-            yield bar.update
-        return
-    last = time.monotonic()
-
-    def advance(taken: int) -> None:
-        nonlocal done, last
-        done += taken
-        if time.monotonic() - last >= 30:
-            last = time.monotonic()
-            report(f"{name}: {done:,} of {total:,} bytes")
-
-    yield advance

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.strict_json import parsed
+from data.hub import load_dataset
+from data.strict_json import json_lines, open_maybe_compressed
 from data.text.pieces import (
     Piece,
     Share,
     TextFacts,
-    opened,
     pieces_of,
     read_text,
     refuse_empty_split,
@@ -32,7 +32,7 @@ from data.text.pieces import (
 ROWS_AT_ONCE = 1000
 BINARY_PROBE = 2**13
 TABLES = (".parquet",)
-LINES = (".jsonl", ".json", ".ndjson")
+LINES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz")
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*)?")
 FILE_ENDING = re.compile(r"\.[A-Za-z]\w{0,6}$")
@@ -44,7 +44,6 @@ def open_source(
     split: str | None = None,
     only: str = "",
     without: tuple[str, ...] = (),
-    newlines: str = "keep",
 ) -> Source:
     """Return the source that `text` names: an existing path, or a dataset of the hub.
 
@@ -53,29 +52,28 @@ def open_source(
         split: Of a dataset of the hub; None: train.
         only: The ending that files of a folder need; all endings if empty.
         without: Names of subfolders that are left out.
-        newlines: `keep`, or `lf` to turn all line ends into line feeds.
 
     Raises:
         ValueError: No such path, and not like an id; or `column` or `split` for a source that has none.
     """
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if not path.exists():
-        return _open_missing(text, path, column, split, newlines)
+        return _open_missing(text, path, column, split)
     if split is not None:
         raise ValueError(f"--split {split} is for datasets of the hub; {text} is a path")
-    ending = path.suffix.lower()
-    if path.is_file() and ending in TABLES:
-        table = _loaded(str(path), "parquet", data_files=str(path), split="train")
-        return Rows(str(path), table, column or "text", _identity(path), newlines)
-    if path.is_file() and ending in LINES:
-        return JsonLines([path], column or "text", newlines)
+    name = path.name.lower()
+    if path.is_file() and name.endswith(TABLES):
+        table = load_dataset(str(path), "parquet", data_files=str(path), split="train")
+        return Rows(str(path), table, column or "text", _identity(path))
+    if path.is_file() and name.endswith(LINES):
+        return JsonLines([path], column or "text")
     if path.is_dir():
-        source = Folder(path, only, without, newlines)
+        source = Folder(path, only, without)
         names = [name for name, _, _ in source.files]
-        if names and all(Path(name).suffix.lower() == ".jsonl" for name in names):
-            return JsonLines([path / name for name in names], column or "text", newlines)
+        if names and all(name.lower().endswith((".jsonl", ".jsonl.gz")) for name in names):
+            return JsonLines([path / name for name in names], column or "text")
     elif path.is_file():
-        source = TextFile(path, newlines)
+        source = TextFile(path)
     else:
         raise ValueError(f"{text} is neither a file nor a folder")
     if column is not None:
@@ -85,15 +83,15 @@ def open_source(
     return source
 
 
-def _open_missing(text: str, path: Path, column: str | None, split: str | None, newlines: str) -> Rows:
+def _open_missing(text: str, path: Path, column: str | None, split: str | None) -> Rows:
     """A dataset of the hub, unless the name is rather that of a file that is missing."""
     is_path = FILE_ENDING.search(text) or ("/" in text and path.parent.exists())
     if is_path or not HUB_ID.fullmatch(text):
         raise ValueError(f"{text} does not exist")
     dataset, _, configuration = text.partition(":")
     split = split or "train"
-    table = _loaded(f"{text} is no path, and as a dataset of the hub", dataset, configuration or None, split=split)
-    return Rows(text, table, column or "text", {"dataset": text, "split": split, "rows": len(table)}, newlines)
+    table = load_dataset(f"{text} is no path, and as a dataset of the hub", dataset, configuration or None, split=split)
+    return Rows(text, table, column or "text", {"dataset": text, "split": split, "rows": len(table)})
 
 
 class Source:
@@ -102,9 +100,11 @@ class Source:
     Attributes:
         documents: Whether the text consists of documents; otherwise it is one text.
         size: Bytes of the text, roughly, for the progress bar.
+        newlines: `keep`, or `lf` to turn all line ends into line feeds.
     """
 
     documents = True
+    newlines = "keep"
     size: int
 
     def identity(self) -> Any:
@@ -122,15 +122,16 @@ class Source:
             ValueError: The text cannot be read, or the share leaves a split empty.
         """
         if len(facts.seen):
-            for block in itertools.chain.from_iterable(blocks for _, blocks in self.texts({})):
-                facts.add(block)
+            for _, blocks in self.texts({}):
+                for block in with_newlines(blocks, self.newlines):
+                    facts.add(block)
         return {}
 
     def pieces(self, survey: dict, share: Share) -> Iterator[Piece]:
         number = 0
         for place, blocks in self.texts(survey):
             is_empty = True
-            for piece in pieces_of(blocks, split_of(number, share), place):
+            for piece in pieces_of(with_newlines(blocks, self.newlines), split_of(number, share), place):
                 yield piece
                 is_empty = False
             number += not is_empty
@@ -141,15 +142,15 @@ class TextFile(Source):
 
     documents = False
 
-    def __init__(self, path: Path, newlines: str = "keep"):
-        self.path, self.newlines, self.size = path, newlines, path.stat().st_size
+    def __init__(self, path: Path):
+        self.path, self.size = path, path.stat().st_size
 
     def identity(self) -> Any:
         return _identity(self.path)
 
     def survey(self, share: Share, facts: TextFacts) -> dict:
         before = facts.characters
-        for block in read_text(self.path, self.newlines):
+        for block in with_newlines(read_text(self.path), self.newlines):
             facts.add(block)
         count = facts.characters - before
         if not count:
@@ -159,7 +160,7 @@ class TextFile(Source):
         return {"kept": kept, "note": _carriage_returns(self.path, facts)}
 
     def pieces(self, survey: dict, share: Share) -> Iterator[Piece]:
-        blocks, rest, done = read_text(self.path, self.newlines), [], 0
+        blocks, rest, done = with_newlines(read_text(self.path), self.newlines), [], 0
         splits = {"train": _until(blocks, survey["kept"], rest), "val": itertools.chain(rest, blocks)}
         for split, part in splits.items():
             for piece in pieces_of(part, split, "", is_document=False):
@@ -179,13 +180,13 @@ def _until(blocks: Iterator[str], count: int, rest: list[str]) -> Iterator[str]:
 
 
 class Folder(Source):
-    """The text files below a folder, a document each, in the order of their paths.
+    """The text files below a folder, each a document, in the order of their paths.
 
     Left out and counted: hidden files and folders, links, empty files and what is not UTF-8 text.
     """
 
-    def __init__(self, path: Path, only: str = "", without: tuple[str, ...] = (), newlines: str = "keep"):
-        self.path, self.only, self.without, self.newlines = path, only, frozenset(without), newlines
+    def __init__(self, path: Path, only: str = "", without: tuple[str, ...] = ()):
+        self.path, self.only, self.without = path, only, frozenset(without)
         self.files, self.left_out = self._listed()
         self.size = sum(size for _, size, _ in self.files)
 
@@ -219,11 +220,11 @@ class Folder(Source):
     def survey(self, share: Share, facts: TextFacts) -> dict:
         kept, left_out = [], {**self.left_out, "binary": 0, "empty": 0}
         for name, _, _ in self.files:
-            found = self._facts(self.path / name, bool(len(facts.seen)))
-            if found is None or not found.characters:
-                left_out["binary" if found is None else "empty"] += 1
+            of_file = self._facts(self.path / name, bool(len(facts.seen)))
+            if of_file is None or not of_file.characters:
+                left_out["binary" if of_file is None else "empty"] += 1
             else:
-                facts.merge(found)
+                facts.merge(of_file)
                 kept.append(name)
         note = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
         note = f"left out: {note}" if note else ""
@@ -237,11 +238,11 @@ class Folder(Source):
     def _facts(self, path: Path, with_symbols: bool) -> TextFacts | None:
         """None for a file that is not text, whatever its first blocks are."""
         facts = TextFacts(with_symbols)
-        with opened(path) as stream:
-            if b"\0" in stream.read(BINARY_PROBE):
-                return None
         try:
-            for block in read_text(path, self.newlines):
+            with open_maybe_compressed(path) as stream:
+                if b"\0" in stream.read(BINARY_PROBE):
+                    return None
+            for block in with_newlines(read_text(path), self.newlines):
                 facts.add(block)
         except ValueError:
             return None
@@ -249,14 +250,14 @@ class Folder(Source):
 
     def texts(self, survey: dict) -> Iterator[tuple[str, Iterable[str]]]:
         for name in survey["files"]:
-            yield str(self.path / name), read_text(self.path / name, self.newlines)
+            yield str(self.path / name), read_text(self.path / name)
 
 
 class JsonLines(Source):
-    """Files with a JSON object a line, a document each: the text in one of its keys."""
+    """Files with one JSON object per line, each a document: the text of one of its keys."""
 
-    def __init__(self, files: list[Path], column: str, newlines: str = "keep"):
-        self.files, self.column, self.newlines = files, column, newlines
+    def __init__(self, files: list[Path], column: str):
+        self.files, self.column = files, column
         self.size = sum(file.stat().st_size for file in files)
 
     def identity(self) -> Any:
@@ -264,32 +265,21 @@ class JsonLines(Source):
 
     def texts(self, survey: dict) -> Iterator[tuple[str, Iterable[str]]]:
         for file in self.files:
-            with opened(file) as stream:
-                for number, line in enumerate(stream, 1):
-                    place = f"{file}:{number}"
-                    yield place, [with_newlines(self._text(line, place), self.newlines)]
-
-    def _text(self, line: bytes, place: str) -> str:
-        if not line.strip():
-            return ""
-        try:
-            record = parsed(line)
-        except ValueError as error:  # also bytes that are not UTF-8
-            raise ValueError(f"{place} is not a line of JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{place} holds no JSON object but {type(record).__name__}; write one object a line")
-        if self.column not in record:
-            raise ValueError(f"{place} has no `{self.column}`; it has {', '.join(record) or 'nothing'}: --text_column")
-        return _cell(record[self.column], self.column, place)
+            with open_maybe_compressed(file) as stream:
+                for place, record in json_lines(file, stream):
+                    if not isinstance(record, dict) or self.column not in record:
+                        keys = ", ".join(record) if isinstance(record, dict) else f"no keys ({type(record).__name__})"
+                        raise ValueError(f"{place} has no `{self.column}`; it has {keys or 'nothing'}: --text_column")
+                    yield place, [_cell(record[self.column], self.column, place)]
 
 
 class Rows(Source):
-    """A column of a table of the package `datasets`, a document a row."""
+    """A column of a table of the package `datasets`, one document per row."""
 
-    def __init__(self, name: str, table: Any, column: str, identity: Any, newlines: str = "keep"):
+    def __init__(self, name: str, table: Any, column: str, identity: Any):
         if column not in table.column_names:
             raise ValueError(f"{name} has no column `{column}`; it has {', '.join(table.column_names)}: --text_column")
-        self.name, self.table, self.column, self.newlines = name, table.select_columns([column]), column, newlines
+        self.name, self.table, self.column = name, table.select_columns([column]), column
         self.size = self.table.data.nbytes
         self._identity = identity
 
@@ -300,7 +290,7 @@ class Rows(Source):
         for start in range(0, len(self.table), ROWS_AT_ONCE):
             for row, value in enumerate(self.table[start : start + ROWS_AT_ONCE][self.column], start):
                 place = f"{self.name} row {row}"
-                yield place, [with_newlines(_cell(value, self.column, place), self.newlines)]
+                yield place, [_cell(value, self.column, place)]
 
 
 def _cell(value: Any, column: str, place: str) -> str:
@@ -320,19 +310,6 @@ def _carriage_returns(path: Path, facts: TextFacts) -> str:
     if not facts.carriage_returns:
         return ""
     return f"{path}: {facts.carriage_returns:,} carriage returns stay in the text; --newlines lf drops them"
-
-
-def _loaded(name: str, *arguments: Any, **options: Any) -> Any:
-    """A table of the package `datasets`, imported here: nothing else needs it."""
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise ValueError(f"{name} needs the package `datasets`: pip install datasets") from None
-    try:
-        return load_dataset(*arguments, **options)
-    except Exception as error:  # no such dataset, no network, no such split: the package has an error for each
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{name} cannot be loaded: {reason}") from error
 
 
 def _identity(path: Path) -> dict:

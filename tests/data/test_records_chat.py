@@ -178,7 +178,7 @@ def test_thinking_can_be_asked_for_in_a_record(tokenizer):
     assert learned_text(tokenizer, encoded)[1] == "Six.<|im_end|>"
     assert encoded.unread == {"chat_template_kwargs.colour"}
     record["chat_template_kwargs"] = {"tokenize": True}
-    assert "`chat_template_kwargs` cannot set `tokenize`" in refusal(tokenizer, record)
+    assert "'tokenize'" in refusal(tokenizer, record)
 
 
 def test_keys_that_go_nowhere_are_counted(tokenizer):

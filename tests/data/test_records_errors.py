@@ -193,10 +193,10 @@ def test_text_column_must_be_there(tmp_path):
     ("name", "content", "line", "says"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', 2, "not JSON"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', 2, "not UTF-8 text .invalid start byte at byte 10"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', 2, "not JSON .*0xff in position 10"),
         ("a.json", b'[\n {"text": "x"},\n {"text" "y"}\n]', 3, "not JSON"),
-        ("a.json", b'[\n {"text": "x"}\n {"text": "y"}\n]', 2, "not JSON"),
-        ("a.json", b'[\n {"text": "x"},\n {"text": "y"}\n', 3, "cut short"),
+        ("a.json", b'[\n {"text": "x"}\n {"text": "y"}\n]', 3, "not JSON"),
+        ("a.json", b'[\n {"text": "x"},\n {"text": "y"}\n', 4, "not JSON"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n{"text": \n'), 2, "not JSON"),
     ],
 )
@@ -278,12 +278,8 @@ def test_tokenizers_that_cannot_be_loaded(run, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "x.gguf").write_bytes(b"not one")
     (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\x00")
-    for name, says in (
-        ("folder", "cannot be loaded"),
-        ("x.gguf", "is not a GGUF file"),
-        ("cut.gguf", "cannot be read"),
-    ):
-        with pytest.raises(ValueError, match=f"{name}.* {says}|{name} {says}") as caught:
+    for name in ("folder", "x.gguf", "cut.gguf"):
+        with pytest.raises(ValueError, match=f"tokenizer of .*{name} cannot be loaded") as caught:
             data.records.build(Config(path=str(path), tokenizer=str(tmp_path / name)), run)
         assert "\n" not in str(caught.value)
     for name in ("a.gguf", "b.gguf"):
