@@ -15,10 +15,10 @@ normal: never clip them to the range that gym-aloha declares.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from sim.aloha_config import Config
+from sim.workers import environment_variables
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -44,19 +44,13 @@ def simulator() -> ModuleType:
     stepping needs none, so they are imported with rendering off. `sim.renderer` reads MUJOCO_GL again when
     frames are asked for.
     """
-    chosen = os.environ.get("MUJOCO_GL")
-    os.environ["MUJOCO_GL"] = "off"
     try:
-        import sim.environment
+        with environment_variables({"MUJOCO_GL": "off"}):
+            import sim.environment
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "sim":
             raise
         raise ValueError(
             f"the ALOHA simulator needs the package {error.name!r}, not installed: pip install -e .[sim]"
         ) from error
-    finally:
-        if chosen is None:
-            del os.environ["MUJOCO_GL"]
-        else:
-            os.environ["MUJOCO_GL"] = chosen
     return sim.environment

@@ -24,18 +24,13 @@ LEFT_FINGERS = ("vx300s_left/10_left_gripper_finger", "vx300s_left/10_right_grip
 RIGHT_FINGERS = ("vx300s_right/10_left_gripper_finger", "vx300s_right/10_right_gripper_finger")
 SOCKET_WALLS = ("socket-1", "socket-2", "socket-3", "socket-4")
 ROBOT_QPOS = 16  # joints of the two arms with two fingers each; the free bodies' poses come after them
-SCENES = {
-    ("transfer_cube", "joint"): "bimanual_viperx_transfer_cube.xml",
-    ("insertion", "joint"): "bimanual_viperx_insertion.xml",
-    ("transfer_cube", "end_effector"): "bimanual_viperx_end_effector_transfer_cube.xml",
-    ("insertion", "end_effector"): "bimanual_viperx_end_effector_insertion.xml",
-}
 
 
 @functools.cache
 def compiled_model(task: str, control_mode: str) -> wrapper.MjModel:
     """The scene's compiled model, once a process: compiling takes longer than an episode."""
-    model = wrapper.MjModel.from_xml_path(str(ASSETS_DIR / SCENES[task, control_mode]))
+    scene = task if control_mode == "joint" else f"end_effector_{task}"
+    model = wrapper.MjModel.from_xml_path(str(ASSETS_DIR / f"bimanual_viperx_{scene}.xml"))
     if control_mode == "end_effector":
         # The scene welds each hand to its mocap body so softly that under MuJoCo 3 the hand trails
         # centimetres behind; a stiff weld makes it go where the waypoints say.
@@ -145,10 +140,6 @@ class Environment:
             from sim.renderer import Renderer
 
             self._renderer = Renderer(self.physics.model.ptr, config.image_height, config.image_width, config.shadows)
-        self.reward = 0
-        self.steps = 0
-        self.steps_to_success: int | None = None
-        self.diverged = False
 
     @property
     def physics(self) -> Physics:

@@ -36,9 +36,7 @@ class Waypoint:
 def rotation(axis: str, degrees: float) -> np.ndarray:
     """The quaternion (4,) of a turn about x, y or z."""
     half = np.radians(degrees) / 2
-    quaternion = np.zeros(4)
-    quaternion[0], quaternion[1 + "xyz".index(axis)] = np.cos(half), np.sin(half)
-    return quaternion
+    return np.array([np.cos(half), *np.sin(half) * np.eye(3)["xyz".index(axis)]])
 
 
 Track = tuple[list[Waypoint], list[Waypoint]]  # of the left hand, of the right hand

@@ -112,21 +112,15 @@ def recorded(config: Config, directory: Path) -> Recorded | None:
 def _recorder(config: Config, directory: Path, seed: int, jitter: float) -> Callable[[int], None]:
     """One worker's function: records the episode of an index."""
     environment = make(config)
+    attributes = {"sim": True, "success": True, "strict_success": True, "task": config.task}
 
     def record_episode(index: int) -> None:
         for attempt in range(MOST_ATTEMPTS):
             start = int(np.random.SeedSequence([seed, index, attempt]).generate_state(1)[0])
             episode = demonstrate(environment, start, jitter)
             if environment.strict_success:
-                attributes = {
-                    "sim": True,
-                    "seed": start,
-                    "success": True,
-                    "strict_success": True,
-                    "task": config.task,
-                    "discarded_attempts": attempt,
-                }
-                write_episode(directory / f"episode_{index}.hdf5", episode, attributes)
+                own = {"seed": start, "discarded_attempts": attempt}
+                write_episode(directory / f"episode_{index}.hdf5", episode, {**attributes, **own})
                 return
         raise ValueError(
             f"{directory}: {MOST_ATTEMPTS} attempts at episode {index} failed; use a jitter below {jitter:g} "

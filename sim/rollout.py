@@ -105,18 +105,14 @@ def score(results: Sequence[EpisodeResult]) -> dict[str, float | int | None]:
     """Success rates with their Wilson 95 % intervals, ready for JSON; every episode counts."""
     episodes = len(results)
     assert episodes, "score needs at least one episode"
-    successes = sum(result.success for result in results)
-    strict = sum(result.strict_success for result in results)
-    low, high = wilson_interval(successes, episodes)
-    strict_low, strict_high = wilson_interval(strict, episodes)
+    scores = {}
+    for name in ("success", "strict_success"):
+        successes = sum(getattr(result, name) for result in results)
+        low, high = wilson_interval(successes, episodes)
+        scores |= {f"{name}_rate": successes / episodes, f"{name}_low": low, f"{name}_high": high}
     steps = [result.steps_to_success for result in results if result.steps_to_success is not None]
     return {
-        "success_rate": successes / episodes,
-        "success_low": low,
-        "success_high": high,
-        "strict_success_rate": strict / episodes,
-        "strict_success_low": strict_low,
-        "strict_success_high": strict_high,
+        **scores,
         "mean_steps_to_success": sum(steps) / len(steps) if steps else None,
         "mean_max_reward": sum(result.max_reward for result in results) / episodes,
         "mean_return": sum(result.episode_return for result in results) / episodes,

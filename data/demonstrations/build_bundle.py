@@ -1,6 +1,6 @@
 """From folders of episodes to a `Bundle`: split, statistics, datasets, sampling."""
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +10,9 @@ from data.cache import in_gigabytes
 from data.demonstrations.config import Config
 from data.demonstrations.dataset import Demonstrations, collate
 from data.demonstrations.encoder import ObservationEncoder
-from data.demonstrations.source import EpisodeSource, prepare
+from data.demonstrations.source import EpisodeSource, prepare, refuse_difference
 from data.mixing import MixtureSampler
 from data.statistics import Normalizer
-
-
-@dataclass(frozen=True)
-class SamplerFactory:
-    """Seed -> sampler of the training set; a class, so that a bundle can be pickled."""
-
-    group_lengths: list[list[int]]
-    weights: list[float] | None
-    episode_first: bool
-    samples_per_epoch: int | None
-
-    def __call__(self, seed: int) -> MixtureSampler:
-        return MixtureSampler(self.group_lengths, self.weights, self.episode_first, self.samples_per_epoch, seed)
 
 
 def assemble(config: Config, run) -> Bundle:
@@ -37,48 +24,37 @@ def assemble(config: Config, run) -> Bundle:
     train, held_out = split(sources, config)
     statistics = fit_statistics(sources, train, config, process)
     encoder = ObservationEncoder.from_files(config, process, statistics)
-    counts = [len(source.lengths()) for source in sources]
-    first_ids = [sum(counts[:number]) for number in range(len(sources))]
 
     def dataset(chosen: list[np.ndarray]) -> Demonstrations:
-        return Demonstrations(sources, chosen, first_ids, encoder, config.chunk_size, texts, process.use_prev_subtask)
+        return Demonstrations(sources, chosen, encoder, config.chunk_size, texts, process.use_prev_subtask)
 
     train_dataset = dataset(train)
-    sampling = SamplerFactory(
-        train_dataset.group_lengths, config.weights, process.episode_first, config.samples_per_epoch
-    )
+    lengths, dims = train_dataset.group_lengths, dims_of(encoder, config)
     return Bundle(
         train_dataset,
         eval_sets(sources, held_out, dataset),
         collate,
-        sampling,
-        dims_of(encoder, config),
+        partial(MixtureSampler, lengths, config.weights, process.episode_first, config.samples_per_epoch),
+        dims,
         {"statistics.json": statistics},
-        summarize(sources, train, held_out, encoder, config),
+        summarize(sources, train, held_out, dims),
     )
 
 
 def refuse_mixture(first: EpisodeSource, other: EpisodeSource) -> None:
-    """Folders that cannot be batched together, with both named."""
-    for signal in ("actions", "states"):
-        dims = [source.arrays[signal].shape[1] for source in (first, other)]
-        if dims[0] != dims[1]:
-            raise ValueError(
-                f"{signal} have {dims[0]} dimensions in {first.first_file} but {dims[1]} in "
-                f"{other.first_file}; mix folders of one kind of robot, or name state_keys and action_key"
-            )
+    """Raise ValueError, naming both, if the samples of two folders do not fit into one batch."""
+    refuse_difference(first.first_file, first.arrays, other.first_file, other.arrays)
     cameras = [", ".join(source.details["cameras"]) or "no camera" for source in (first, other)]
     if cameras[0] != cameras[1]:
         raise ValueError(
             f"{first.first_file} has {cameras[0]} but {other.first_file} has {cameras[1]}; name in "
             f"dataset.cameras those that all folders have"
         )
-    sizes = [source.fit and (source.fit.height, source.fit.width) for source in (first, other)]
-    if sizes[0] != sizes[1]:
+    if first.fit != other.fit:
         raise ValueError(
-            f"images are {sizes[0][0]}x{sizes[0][1]} from {first.first_file} but {sizes[1][0]}x"
-            f"{sizes[1][1]} from {other.first_file}; set dataset.image_size, and image_aspect_ratio to "
-            f"square or pad"
+            f"images are {first.fit.height}x{first.fit.width} from {first.first_file} but {other.fit.height}x"
+            f"{other.fit.width} from {other.first_file}; set dataset.image_size, and image_aspect_ratio to square or "
+            f"pad"
         )
 
 
@@ -155,13 +131,9 @@ def rows_of(source: EpisodeSource, name: str, episodes: np.ndarray) -> np.ndarra
 
 def eval_sets(sources: list[EpisodeSource], held_out: list[np.ndarray], dataset) -> dict[str, Demonstrations]:
     """`validation` for one folder; for several one set each, named after its folder."""
-    if not len(held_out[0]):
-        return {}
-    if len(sources) == 1:
-        return {"validation": dataset(held_out)}
     sets = {}
-    for number, source in enumerate(sources):
-        name = Path(source.path).name
+    for number, source in enumerate(sources if len(held_out[0]) else []):
+        name = Path(source.path).name if len(sources) > 1 else "validation"
         chosen = [ids if other == number else ids[:0] for other, ids in enumerate(held_out)]
         sets[name if name not in sets else f"{name}_{number}"] = dataset(chosen)
     return sets
@@ -180,34 +152,31 @@ def dims_of(encoder: ObservationEncoder, config: Config) -> dict[str, int]:
 
 
 def summarize(
-    sources: list[EpisodeSource],
-    train: list[np.ndarray],
-    held_out: list[np.ndarray],
-    encoder: ObservationEncoder,
-    config: Config,
+    sources: list[EpisodeSource], train: list[np.ndarray], held_out: list[np.ndarray], dims: dict[str, int]
 ) -> list[str]:
+    """The lines that a run prints about its episodes."""
     lines = []
     for source, kept, out in zip(sources, train, held_out, strict=True):
-        lengths, left_out = source.lengths(), source.details["left_out"]
+        lengths, details = source.lengths(), source.details
         lines.append(
             f"{source.path}: {len(lengths)} episodes of {lengths.min()} to {lengths.max()} steps, "
             f"{len(kept)} to train ({lengths[kept].sum()} steps), {len(out)} held out"
-            + (f", {left_out} mirrored left out" if left_out else "")
+            + (f", {details['left_out']} mirrored left out" if details["left_out"] else "")
         )
         lines += [
             f"camera {camera} is in {count} of {len(lengths)} episodes of {source.path} and is left out; name it in "
             f"dataset.cameras to require it"
-            for camera, count in source.details["cameras_left_out"].items()
+            for camera, count in details["cameras_left_out"].items()
         ]
-    details, dims = sources[0].details, dims_of(encoder, config)
+    details = sources[0].details
     lines.append(
         f"state {dims['state_dim']} ({', '.join(details['state_keys'])}), actions {dims['chunk_size']} x "
         f"{dims['action_dim']} ({details['action_key']})"
     )
-    if encoder.fit is not None:
+    if details["cameras"]:
         size = in_gigabytes(sum(source.image_bytes() for source in sources))
         lines.append(
             f"images {dims['num_images']} x {dims['image_height']} x {dims['image_width']} "
-            f"({', '.join(details['cameras'])}; history {encoder.history}), {size}"
+            f"({', '.join(details['cameras'])}; history {dims['num_images'] // len(details['cameras'])}), {size}"
         )
     return lines

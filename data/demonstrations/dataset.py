@@ -16,7 +16,6 @@ class Demonstrations(torch.utils.data.Dataset):
 
     Args:
         chosen: for each source the numbers of its episodes that belong to this dataset.
-        first_ids: for each source the number its first episode has among all sources' episodes.
         texts: of "instruction", "reasoning" those a batch carries.
         use_prev_subtask: append the subtask of the step before to the instruction.
     """
@@ -25,18 +24,13 @@ class Demonstrations(torch.utils.data.Dataset):
         self,
         sources: list[EpisodeSource],
         chosen: list[np.ndarray],
-        first_ids: list[int],
         encoder: ObservationEncoder,
         chunk_size: int,
         texts: tuple[str, ...],
         use_prev_subtask: bool,
     ):
-        self.sources, self.encoder, self.texts, self.use_prev_subtask = (
-            sources,
-            encoder,
-            texts,
-            use_prev_subtask,
-        )
+        self.sources, self.encoder = sources, encoder
+        self.texts, self.use_prev_subtask = texts, use_prev_subtask
         self.chunk = np.arange(chunk_size)
         self.source = np.concatenate([np.full(len(ids), s) for s, ids in enumerate(chosen)])  # (E,)
         self.starts = np.concatenate(
@@ -45,7 +39,8 @@ class Demonstrations(torch.utils.data.Dataset):
         lengths = [source.lengths()[ids] for source, ids in zip(sources, chosen, strict=True)]
         self.group_lengths = [group.tolist() for group in lengths]
         self.lengths = np.concatenate(lengths)  # (E,)
-        self.ids = np.concatenate([first + ids for first, ids in zip(first_ids, chosen, strict=True)])  # (E,)
+        counts = [len(source.lengths()) for source in sources]
+        self.ids = np.concatenate([sum(counts[:s]) + ids for s, ids in enumerate(chosen)])  # (E,) over all sources
         self.ends = np.cumsum(self.lengths)  # (E,)
 
     def __len__(self) -> int:
@@ -101,21 +96,13 @@ class Demonstrations(torch.utils.data.Dataset):
         images = torch.empty((len(source), cameras * history, 3, fit.height, fit.width), dtype=torch.uint8)
         out = images.numpy()
         for number in np.unique(source):
-            where = np.flatnonzero(source == number)
+            samples = np.flatnonzero(source == number)
             for past in range(history):
-                rows = start[where] + np.maximum(timestep[where] - (history - 1 - past), 0)
+                rows = start[samples] + np.maximum(timestep[samples] - (history - 1 - past), 0)
                 for camera in range(cameras):
-                    self.copy_frames(self.sources[number], out, where, camera * history + past, camera, rows)
+                    targets = [out[sample, camera * history + past] for sample in samples]
+                    self.sources[number].frames.copy_to(targets, camera, rows)
         return images
-
-    @staticmethod
-    def copy_frames(
-        source: EpisodeSource, out: np.ndarray, where: np.ndarray, k: int, camera: int, rows: np.ndarray
-    ) -> None:
-        if len(where) == len(out):
-            return source.frames.copy_to(out[:, k], camera, rows)
-        for sample, row in zip(where.tolist(), rows, strict=True):
-            source.frames.copy_to(out[sample : sample + 1, k], camera, row[None])
 
     def text(self, kind: str, source: int, start: int, timestep: int) -> str:
         text = self.sources[source].text(kind, start + timestep)

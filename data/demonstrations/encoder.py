@@ -4,6 +4,7 @@ Shapes: K images (cameras x history), h and w in training, S state and A action 
 """
 
 from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,24 +12,21 @@ from data.demonstrations.images import FrameFit
 from data.statistics import Normalizer
 
 
+@dataclass(eq=False)
 class ObservationEncoder:
-    """Built from a run's configuration and its saved statistics alone; the data need not exist any more.
+    """Encodes observations from the run's configuration and its saved statistics alone, without the demonstrations.
 
     An observation is a flat dict keyed by HDF5 path, one step of what an episode file stacks.
     """
 
-    def __init__(
-        self,
-        state: Normalizer,
-        action: Normalizer,
-        state_keys: list[str],
-        image_keys: list[str],
-        fit: FrameFit | None,
-        history: int,
-    ):
-        self.state, self.action, self.state_keys = state, action, state_keys
-        self.image_keys, self.fit, self.history = image_keys, fit, history
-        self.frames: dict[str, deque] = {}
+    state: Normalizer
+    action: Normalizer
+    state_keys: list[str]
+    image_keys: list[str]
+    fit: FrameFit | None
+    history: int
+
+    def __post_init__(self):
         self.reset()
 
     @classmethod
@@ -40,14 +38,7 @@ class ObservationEncoder:
             if not isinstance(statistics, dict) or part not in statistics:
                 raise ValueError(damaged % f"`{part}`")
         seen = statistics["observation"]
-        wanted = {
-            "state_keys",
-            "image_keys",
-            "image_height",
-            "image_width",
-            "image_aspect_ratio",
-            "history",
-        }
+        wanted = {"state_keys", "image_keys", "image_height", "image_width", "image_aspect_ratio", "history"}
         if not isinstance(seen, dict) or not wanted <= seen.keys():
             raise ValueError(damaged % "part of `observation`")
         state = Normalizer.from_dict(statistics["state"], f"`state` in {place}")

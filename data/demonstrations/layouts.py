@@ -51,17 +51,11 @@ def resolve_keys(root: h5py.File, config: Config, with_images: bool) -> Keys:
             f"dataset.control: ee, but {root.filename} is in ACT's layout, which has joint actions alone; use "
             f"control: joint, or name action_key and state_keys"
         )
-    defaults = {
-        "act": ("action", "observations/qpos"),
-        "il_studio": (f"action_{config.control}", f"observations/state_{config.control}"),
-    }
-    action, state = defaults[layout]
-    with_images = with_images and config.cameras != []
-    return Keys(
-        config.action_key or action,
-        tuple(config.state_keys or [state]),
-        IMAGE_GROUPS[layout] if with_images else None,
-    )
+    action, state = "action", "observations/qpos"
+    if layout == "il_studio":
+        action, state = f"action_{config.control}", f"observations/state_{config.control}"
+    images = IMAGE_GROUPS[layout] if with_images and config.cameras != [] else None
+    return Keys(config.action_key or action, tuple(config.state_keys or [state]), images)
 
 
 def read_episode(root: h5py.File, keys: Keys, cameras: list[str] | None) -> Episode:
@@ -146,15 +140,13 @@ def read_texts(root: h5py.File, steps: int) -> dict[str, list[str]]:
     if instruction is not None:
         texts["instruction"] = instruction
     group = root.get("reasoning")
-    names = names_in(group) if isinstance(group, h5py.Group) else []
-    entries = {name: lines for name in names if (lines := text_at(root, f"reasoning/{name}", steps)) is not None}
+    keys = [f"reasoning/{name}" for name in names_in(group)] if isinstance(group, h5py.Group) else ["reasoning"]
+    entries = {key.rpartition("/")[2]: lines for key in keys if (lines := text_at(root, key, steps)) is not None}
     if entries:
         texts["reasoning"] = [
             "\n".join(f"{name}: {line}" if len(entries) > 1 else line for name, line in zip(entries, step, strict=True))
             for step in zip(*entries.values(), strict=True)
         ]
-    elif not names and (reasoning := text_at(root, "reasoning", steps)) is not None:
-        texts["reasoning"] = reasoning
     if "subtask" in entries:
         texts["subtask"] = entries["subtask"]
     return texts

@@ -158,6 +158,18 @@ def test_virtual_values_without_a_source_or_beyond_it_are_refused(tmp_path):
     assert "`x`" in refusal(tmp_path)
 
 
+def test_a_virtual_dataset_grows_with_its_source(tmp_path):
+    write_act_episode(tmp_path / "act/episode_0.hdf5", 10, replace={"action": None})
+    with h5py.File(tmp_path / "source.h5", "w") as root:
+        root.create_dataset("x", data=np.full((10, 14), 4.0), maxshape=(None, 14))
+    with h5py.File(tmp_path / "act/episode_0.hdf5", "r+") as root:
+        layout = h5py.VirtualLayout((5, 14), "f8", maxshape=(None, 14))
+        unlimited = slice(h5py.h5s.UNLIMITED)
+        layout[unlimited] = h5py.VirtualSource("../source.h5", "x", (5, 14), maxshape=(None, 14))[unlimited]
+        root.create_virtual_dataset("action", layout)
+    assert (everything(build_act(tmp_path).train_dataset)["actions"] == 4).all()
+
+
 def test_a_missing_target_of_a_link_is_named(tmp_path):
     external_episode(tmp_path)
     (tmp_path / "sources/index.h5").unlink()
@@ -176,18 +188,23 @@ def test_a_missing_target_of_a_link_is_named(tmp_path):
     assert "`language_instruction`" in message and "`/observations/text`" in message
 
 
-def test_raw_external_storage_that_lost_bytes_is_refused(tmp_path, monkeypatch):
+def test_values_in_raw_or_numbered_files_are_refused(tmp_path, monkeypatch):
+    """HDF5 returns zeros for what is missing at the end of a raw file, or between numbered ones."""
     write_act_folder(tmp_path / "act", (10,), replace={"action": None})
     monkeypatch.chdir(tmp_path)
     with h5py.File(tmp_path / "act/episode_0.hdf5", "r+") as root:
         root.create_dataset("action", (10, 14), "f8", external=[("raw.bin", 0, 10 * 14 * 8)])[...] = 5
-    assert (everything(build_act(tmp_path).train_dataset)["actions"] == 5).all()
-    with (tmp_path / "raw.bin").open("r+b") as stream:
-        stream.write(np.full(14, 6.0).tobytes())
-    assert (build_act(tmp_path).train_dataset[0]["actions"][0] == 6).all()
-    os.truncate(tmp_path / "raw.bin", 800)
     message = refusal(tmp_path)
     assert "episode_0.hdf5: action" in message and "raw.bin" in message
+    with h5py.File(tmp_path / "act/episode_0.hdf5", "r+") as root:
+        del root["action"]
+        space = h5py.h5s.create_simple((10, 14), (h5py.h5s.UNLIMITED, 14))
+        space.select_hyperslab((0, 0), (h5py.h5s.UNLIMITED, 1), (5, 14), (5, 14))
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_virtual(space, b"part_%b.h5", b"x", h5py.h5s.create_simple((5, 14)))
+        h5py.h5d.create(root.id, b"action", h5py.h5t.NATIVE_DOUBLE, space, plist)
+    message = refusal(tmp_path)
+    assert "episode_0.hdf5: action" in message and "part_%b.h5" in message
 
 
 # --- files that cannot be read ------------------------------------------------------------------------------------
@@ -213,7 +230,7 @@ def with_filter(file, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "name"), [(32001, "blosc"), (32004, "lz4"), (32008, "bitshuffle"), (32015, "zstd"), (32099, "")]
+    ("number", "name"), [(32001, "blosc"), (32004, "lz4"), (32008, "bitshuffle"), (32015, "zstd"), (32099, "unnamed")]
 )
 def test_a_missing_filter_is_named(tmp_path, number, name):
     write_act_folder(tmp_path / "act", LENGTHS)
@@ -221,7 +238,7 @@ def test_a_missing_filter_is_named(tmp_path, number, name):
     with_filter(file, number)
     message = refusal(tmp_path)
     assert f"{file}: action" in message and f"{name} (id {number})" in message
-    assert ("hdf5plugin" in message) == bool(name)
+    assert ("hdf5plugin" in message) == (name != "unnamed")
 
 
 PLUGIN = """
