@@ -1,7 +1,7 @@
-"""Films rollouts: a video and a contact sheet each, drawn afterwards from the simulator positions kept.
+"""Film rollouts: a video and a contact sheet each, rendered afterwards from recorded simulator positions.
 
-Drawing afterwards keeps OpenGL out of the scoring: a state policy is scored where nothing can render, and a
-graphics driver that crashes takes no result with it.
+Rendering afterwards keeps OpenGL out of the evaluation: a state policy is evaluated on machines that cannot render, and
+a crash of a graphics driver loses no result.
 
 Shapes: T control steps, F frames, Q simulator positions.
 """
@@ -27,7 +27,7 @@ FRAMES_PER_SECOND = 10
 def film(
     config: Config, results: Sequence[EpisodeResult], directory: Path, report: Callable[[str], None] = print
 ) -> list[Path]:
-    """Write `rollout_SEED.mp4`, at the robot's own speed, and `rollout_SEED.png`, a contact sheet.
+    """Write `rollout_SEED.mp4`, at the robot's speed, and `rollout_SEED.png`, a contact sheet.
 
     Results without a trajectory are left out. If nothing can render, one line reports it.
 
@@ -38,21 +38,21 @@ def film(
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     try:
-        for _, files in run(functools.partial(_camera_crew, config, directory), filmed, num_workers=1):
+        for _, files in run(functools.partial(_filmer, config, directory), filmed, num_workers=1):
             paths += files
     except (ValueError, RuntimeError, ImportError) as error:
         report(f"no film: {str(error).strip().splitlines()[-1]}")
     return paths
 
 
-def _camera_crew(config: Config, directory: Path) -> Callable[[EpisodeResult], list[Path]]:
-    """The renderer process's function: it draws one result and returns its files."""
+def _filmer(config: Config, directory: Path) -> Callable[[EpisodeResult], list[Path]]:
+    """The function of the rendering process: it films one result and returns its files."""
     physics = simulator().Environment(dataclasses.replace(config, cameras=[])).physics
     from sim.renderer import Renderer
 
     renderer = Renderer(physics.model.ptr, HEIGHT, WIDTH, config.shadows)
 
-    def shoot(result: EpisodeResult) -> list[Path]:
+    def film_result(result: EpisodeResult) -> list[Path]:
         frames = []
         for positions in result.trajectory[:: CONTROL_HZ // FRAMES_PER_SECOND]:
             physics.data.qpos[:] = positions
@@ -63,7 +63,7 @@ def _camera_crew(config: Config, directory: Path) -> Callable[[EpisodeResult], l
         write_video(frames, FRAMES_PER_SECOND, video)
         return [video, sheet]
 
-    return shoot
+    return film_result
 
 
 def write_video(frames: Sequence[np.ndarray], frames_per_second: float, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rolls a policy out in the simulator on seeds it has not seen, and scores it.
+"""Roll a policy out in the simulator on unseen seeds, and compute its success rates.
 
 Shapes: T control steps, Q = 16 arm joints and fingers + 7 a free body.
 """
@@ -21,7 +21,7 @@ from sim.workers import progress, run
 
 class Policy(Protocol):
     def reset(self) -> None:
-        """Forgets the last episode."""
+        """Begin a new episode."""
 
     def __call__(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         """Joint targets (14,) for an observation of `sim.aloha`."""
@@ -40,7 +40,7 @@ class EpisodeResult:
     episode_return: int
     """sum of the rewards of all steps"""
     trajectory: np.ndarray | None = dataclasses.field(default=None, repr=False)
-    """(T + 1, Q) simulator positions, kept for the episodes to be filmed"""
+    """(T + 1, Q) simulator positions; only of the episodes to film"""
 
 
 def rollout(
@@ -54,13 +54,16 @@ def rollout(
 ) -> list[EpisodeResult]:
     """Results of the episodes with seeds seed … seed + num_episodes - 1, in this order.
 
-    `make_policy` is called once in each worker process, so it must pickle: a function of a module, or a
-    `functools.partial` of one. `num_workers` None takes a process for each core, 0 runs in this one. Their
-    number changes no result, provided the policy acts on its observations since `reset` alone.
-    The first `film_episodes` results carry the trajectory that `sim.film` draws.
+    The number of workers changes no result, provided that the policy depends only on its observations since `reset`.
+
+    Args:
+        make_policy: Called once in each worker process, so it must pickle: a function of a module, or a
+            `functools.partial` of one.
+        num_workers: None takes a process for each core, 0 runs in this one.
+        film_episodes: How many results, the first ones, get a trajectory for `sim.film`.
 
     Raises:
-        ValueError: a seed out of range, the simulator is missing, or the policy's action is unusable.
+        ValueError: A seed is out of range, the simulator is missing, or the policy's action is no valid one.
     """
     if num_episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {num_episodes}")
@@ -102,7 +105,7 @@ def _episode(environment, policy: Policy, seed: int, keep_trajectory: bool) -> E
 
 
 def score(results: Sequence[EpisodeResult]) -> dict[str, float | int | None]:
-    """Success rates with their Wilson 95 % intervals, ready for JSON; every episode counts."""
+    """Success rates with their Wilson 95 % intervals, as JSON values."""
     episodes = len(results)
     assert episodes, "score needs at least one episode"
     scores = {}

@@ -1,4 +1,4 @@
-"""From folders of episodes to a `Bundle`: split, statistics, datasets, sampling."""
+"""Build a `Bundle` from folders of episodes: split, statistics, datasets, sampling."""
 
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,13 @@ from data.statistics import Normalizer
 
 
 def assemble(config: Config, run) -> Bundle:
+    """Build the `Bundle`; raises ValueError if the folders or their episodes do not fit together."""
     process = run.process
     sources = [prepare(path, config, process, Path(run.cache_dir) / "demonstrations") for path in config.paths()]
     for other in sources[1:]:
         refuse_mixture(sources[0], other)
-    texts = wanted_texts(sources, process)
-    train, held_out = split(sources, config)
+    texts = texts_in_batch(sources, process)
+    train, evaluation = split(sources, config)
     statistics = fit_statistics(sources, train, config, process)
     encoder = ObservationEncoder.from_files(config, process, statistics)
 
@@ -32,12 +33,12 @@ def assemble(config: Config, run) -> Bundle:
     lengths, dims = train_dataset.group_lengths, dims_of(encoder, config)
     return Bundle(
         train_dataset,
-        eval_sets(sources, held_out, dataset),
+        eval_sets(sources, evaluation, dataset),
         collate,
         partial(MixtureSampler, lengths, config.weights, process.episode_first, config.samples_per_epoch),
         dims,
         {"statistics.json": statistics},
-        summarize(sources, train, held_out, dims),
+        summarize(sources, train, evaluation, dims),
     )
 
 
@@ -53,13 +54,12 @@ def refuse_mixture(first: EpisodeSource, other: EpisodeSource) -> None:
     if first.fit != other.fit:
         raise ValueError(
             f"images are {first.fit.height}x{first.fit.width} from {first.first_file} but {other.fit.height}x"
-            f"{other.fit.width} from {other.first_file}; set dataset.image_size, and image_aspect_ratio to square or "
-            f"pad"
+            f"{other.fit.width} from {other.first_file}; set dataset.image_size, and image_aspect_ratio square or pad"
         )
 
 
-def wanted_texts(sources: list[EpisodeSource], process) -> tuple[str, ...]:
-    """The texts a batch carries; asking for what a folder does not record is an error."""
+def texts_in_batch(sources: list[EpisodeSource], process) -> tuple[str, ...]:
+    """Names of the texts in a batch; raises ValueError if a folder does not record a text that is switched on."""
     for key, kind, place in (
         ("use_reasoning", "reasoning", "reasoning/…"),
         ("use_prev_subtask", "subtask", "reasoning/subtask"),
@@ -75,9 +75,11 @@ def wanted_texts(sources: list[EpisodeSource], process) -> tuple[str, ...]:
 
 
 def split(sources: list[EpisodeSource], config: Config) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Episode numbers of each source, for training and held out; whole episodes, since neighbouring steps are
-    nearly the same sample."""
-    train, held_out = [], []
+    """Episode numbers of each source, for training and for evaluation.
+
+    Episodes are never divided, since neighbouring steps are nearly the same sample.
+    """
+    train, evaluation = [], []
     for number, source in enumerate(sources):
         episodes = len(source.lengths())
         count = max(1, round(config.eval_fraction * episodes)) if config.eval_fraction > 0 else 0
@@ -88,15 +90,15 @@ def split(sources: list[EpisodeSource], config: Config) -> tuple[list[np.ndarray
             )
         order = np.random.default_rng([config.split_seed, number]).permutation(episodes)
         train.append(np.sort(order[count:]))
-        held_out.append(np.sort(order[:count]))
-    return train, held_out
+        evaluation.append(np.sort(order[:count]))
+    return train, evaluation
 
 
 def fit_statistics(sources: list[EpisodeSource], train: list[np.ndarray], config: Config, process) -> dict:
-    """The content of statistics.json: all that turns observations into inputs without the data.
+    """The content of statistics.json, from which observations are encoded without the demonstrations.
 
-    Over every training step of all folders once, whatever their weights: a changed weight then changes what
-    is drawn, never what a number means.
+    Every training step of all folders counts once, whatever the folders' weights: a changed weight changes which
+    samples are drawn, but not their normalization.
     """
     statistics = {"version": 1}
     for signal, name in (("state", "states"), ("action", "actions")):
@@ -129,12 +131,12 @@ def rows_of(source: EpisodeSource, name: str, episodes: np.ndarray) -> np.ndarra
     return np.concatenate([source.arrays[name][offsets[e] : offsets[e + 1]] for e in episodes])
 
 
-def eval_sets(sources: list[EpisodeSource], held_out: list[np.ndarray], dataset) -> dict[str, Demonstrations]:
-    """`validation` for one folder; for several one set each, named after its folder."""
+def eval_sets(sources: list[EpisodeSource], evaluation: list[np.ndarray], dataset) -> dict[str, Demonstrations]:
+    """Evaluation sets by name: `validation` for one folder; for several, one set named after each folder."""
     sets = {}
-    for number, source in enumerate(sources if len(held_out[0]) else []):
+    for number, source in enumerate(sources if len(evaluation[0]) else []):
         name = Path(source.path).name if len(sources) > 1 else "validation"
-        chosen = [ids if other == number else ids[:0] for other, ids in enumerate(held_out)]
+        chosen = [ids if other == number else ids[:0] for other, ids in enumerate(evaluation)]
         sets[name if name not in sets else f"{name}_{number}"] = dataset(chosen)
     return sets
 
@@ -152,15 +154,15 @@ def dims_of(encoder: ObservationEncoder, config: Config) -> dict[str, int]:
 
 
 def summarize(
-    sources: list[EpisodeSource], train: list[np.ndarray], held_out: list[np.ndarray], dims: dict[str, int]
+    sources: list[EpisodeSource], train: list[np.ndarray], evaluation: list[np.ndarray], dims: dict[str, int]
 ) -> list[str]:
     """The lines that a run prints about its episodes."""
     lines = []
-    for source, kept, out in zip(sources, train, held_out, strict=True):
+    for source, train_ids, eval_ids in zip(sources, train, evaluation, strict=True):
         lengths, details = source.lengths(), source.details
         lines.append(
             f"{source.path}: {len(lengths)} episodes of {lengths.min()} to {lengths.max()} steps, "
-            f"{len(kept)} to train ({lengths[kept].sum()} steps), {len(out)} held out"
+            f"{len(train_ids)} for training ({lengths[train_ids].sum()} steps), {len(eval_ids)} for evaluation"
             + (f", {details['left_out']} mirrored left out" if details["left_out"] else "")
         )
         lines += [

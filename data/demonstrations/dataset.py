@@ -1,6 +1,6 @@
 """Samples and batches of demonstrations.
 
-Shapes: B samples, C actions a chunk, S state and A action dimensions, K images (cameras x history), h and w
+Shapes: B samples, C actions per chunk, S state and A action dimensions, K images (cameras x history), h and w
 in training, E episodes.
 """
 
@@ -12,12 +12,12 @@ from data.demonstrations.source import EpisodeSource
 
 
 class Demonstrations(torch.utils.data.Dataset):
-    """Every step of the chosen episodes of one or several sources, episode after episode.
+    """Every step of the selected episodes of one or several sources, episode after episode.
 
     Args:
-        chosen: for each source the numbers of its episodes that belong to this dataset.
-        texts: of "instruction", "reasoning" those a batch carries.
-        use_prev_subtask: append the subtask of the step before to the instruction.
+        chosen: For each source, the numbers of its episodes in this dataset.
+        texts: Texts in a batch, of "instruction" and "reasoning".
+        use_prev_subtask: Append the subtask of the previous step to the instruction.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Demonstrations(torch.utils.data.Dataset):
         return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> dict:
-        """One sample: the batch of one, without its batch axis."""
+        """One sample: a batch of size one without its batch axis."""
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict:
-        """The batch of these samples at once, ready for a model:
+        """The batch of these samples:
 
         state (B, S) float32, actions (B, C, A) float32, is_pad (B, C) bool, episode and timestep (B,) int64;
-        images (B, K, 3, h, w) uint8 if there are any; instruction, reasoning lists of B texts if asked for.
+        images (B, K, 3, h, w) uint8 if there are any; instruction and reasoning (lists of B texts) if in `texts`.
         Steps after an episode's end repeat its last action, and is_pad is true for them.
         """
         index = np.asarray(indices)
@@ -107,13 +107,13 @@ class Demonstrations(torch.utils.data.Dataset):
     def text(self, kind: str, source: int, start: int, timestep: int) -> str:
         text = self.sources[source].text(kind, start + timestep)
         if kind == "instruction" and self.use_prev_subtask and timestep > 0:
-            # The step before, since at the robot that is the last subtask a policy has named.
+            # Of the previous step: on the robot, that is the last subtask that the policy has predicted.
             text += f" Previous subtask: {self.sources[source].text('subtask', start + timestep - 1)}"
         return text.strip()
 
 
 def collate(samples: dict | list[dict]) -> dict:
-    """A batch as `__getitems__` made it, or one made of single samples."""
+    """Return the batch that `__getitems__` built, or stack single samples."""
     if isinstance(samples, dict):
         return samples
     return {

@@ -1,6 +1,6 @@
-"""The frames of one folder: from prepared arrays, or from the episode files one by one; and preparing them.
+"""The frames of one folder, from prepared arrays or from the episode files, and their preparation.
 
-Shapes: N steps of a folder, F frames, B rows asked for, h and w in training.
+Shapes: N steps of a folder, F frames, B requested rows, h and w in training.
 """
 
 import itertools
@@ -21,12 +21,12 @@ from data.demonstrations.images import FrameFit, decode
 from data.demonstrations.layouts import is_compressed
 
 BLOCK_FRAMES = 16  # read at once: some 15 MB of 480x640 frames
-SERIAL_FRAMES = 2000  # fewer are prepared here, before other processes would have started
+SERIAL_FRAMES = 2000  # fewer are prepared in this process before others would have started
 OPEN_FILES = 256  # far below the usual limit of 1024 for one process
 
 
 class ArrayFrames:
-    """Frames already at training size: one array (N, 3, h, w) uint8 a camera, on disk or in memory."""
+    """Frames already at training size: one array (N, 3, h, w) uint8 per camera, on disk or in memory."""
 
     def __init__(self, arrays: list[np.ndarray]):
         self.arrays = arrays
@@ -105,7 +105,7 @@ def write_episode(file: Path, keys: list[str], targets: list[np.ndarray | Path],
 
 
 def run_parallel(jobs: list[tuple], workers: int) -> Iterator[None]:
-    """Run `write_episode`; yields after each job."""
+    """Run `write_episode` for all jobs and yield after each."""
     if isinstance(jobs[0][2][0], Path) and can_start_processes():
         # Not forked: a fork would copy the locks of threads that OpenCV or torch run in this process.
         executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=use_one_thread)

@@ -41,14 +41,14 @@ def is_mirrored(root: h5py.File, name: str) -> bool:
 
 
 def resolve_keys(root: h5py.File, config: Config, with_images: bool) -> Keys:
-    """The layout of a folder, from its first file and what the configuration fixes."""
+    """The keys of a folder, from its first file and the configuration."""
     layout = config.layout
     if layout == "auto":
         il_studio = any(key in root for key in ("action_joint", "action_ee", IMAGE_GROUPS["il_studio"]))
         layout = "il_studio" if il_studio else "act"
     if layout == "act" and config.control == "ee" and not (config.action_key and config.state_keys):
         raise ValueError(
-            f"dataset.control: ee, but {root.filename} is in ACT's layout, which has joint actions alone; use "
+            f"dataset.control: ee, but {root.filename} is in ACT's layout, which has only joint actions; use "
             f"control: joint, or name action_key and state_keys"
         )
     action, state = "action", "observations/qpos"
@@ -130,8 +130,8 @@ def frame_size(frames: h5py.Dataset) -> tuple[int, int]:
 def read_texts(root: h5py.File, steps: int) -> dict[str, list[str]]:
     """The instruction, reasoning and subtask of every step, of those the file has.
 
-    Reasoning is every text under `reasoning` (numbers there, such as target positions, are no text), each
-    with its name if there are several.
+    Reasoning joins all texts under `reasoning`, with their names if there are several. Numbers there, such as target
+    positions, are left out.
     """
     texts = {}
     instruction = text_at(root, "language_instruction", steps)
@@ -153,7 +153,7 @@ def read_texts(root: h5py.File, steps: int) -> dict[str, list[str]]:
 
 
 def text_at(root: h5py.File, key: str, steps: int) -> list[str] | None:
-    """One text a step from a dataset of strings; None for a group, for numbers, and without such a key."""
+    """One text per step from a dataset of strings; None for a group, for numbers, and without such a key."""
     item = root.get(key)
     if item is None:
         check_links(root, key)
@@ -164,7 +164,7 @@ def text_at(root: h5py.File, key: str, steps: int) -> list[str] | None:
 
 
 def per_step(stored: object, root: h5py.File, key: str, steps: int) -> list[str]:
-    """One text a step, from one text or as many as there are steps."""
+    """One text per step, from one text or as many as there are steps."""
     lines = []
     for value in np.atleast_1d(stored).ravel().tolist():
         try:

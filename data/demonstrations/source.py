@@ -1,4 +1,4 @@
-"""All episodes of one folder, ready to be sampled: from a cache on disk, in memory, or from the files.
+"""All episodes of one folder, read from a cache on disk, from memory, or from the files.
 
 Shapes: E episodes, N steps of all of them, S state and A action dimensions, h and w in training.
 """
@@ -23,7 +23,7 @@ TEXTS = ("instruction", "reasoning", "subtask")
 
 @dataclass
 class EpisodeSource:
-    """Steps of all episodes of a folder; episode e has the rows from offsets[e] to before offsets[e + 1]."""
+    """Steps of all episodes of a folder; the rows of episode e are offsets[e] … offsets[e + 1] - 1."""
 
     path: str
     details: dict  # JSON: names, left_out, fit, vocabulary, texts, cameras, image_keys, state_keys, action_key …
@@ -55,10 +55,10 @@ class EpisodeSource:
         return self.image_bytes() + sum(array.nbytes for array in self.arrays.values())
 
     def text(self, kind: str, row: int) -> str:
-        """Empty if the folder records no such text."""
+        """The text at a row; empty if the folder has no texts of this kind."""
         return self.details["vocabulary"][self.arrays[kind][row]] if kind in self.arrays else ""
 
-    # A process that gets a copy opens the files again: sending their content would multiply it.
+    # Another process opens the cache's files itself: pickling their content would copy it.
     def __getstate__(self) -> dict:
         return self.__dict__ if self.folder is None else {**self.__dict__, "arrays": None, "frames": None}
 
@@ -93,13 +93,13 @@ def identities(folder: Path, files: list[Path]) -> list[dict]:
 
 
 def settings(config: Config, process) -> dict:
-    """All that decides the prepared content, besides the files."""
-    of_config = ["layout", "control", "state_keys", "action_key", "max_episodes"]
-    of_process = ["skip_mirrored_data", "is_multimodal"]
+    """All settings that affect the prepared content."""
+    config_keys = ["layout", "control", "state_keys", "action_key", "max_episodes"]
+    process_keys = ["skip_mirrored_data", "is_multimodal"]
     if process.is_multimodal and config.cameras != []:
-        of_config += ["cameras", "image_size"]
-        of_process += ["image_aspect_ratio"]
-    values = {key: getattr(config, key) for key in of_config} | {key: getattr(process, key) for key in of_process}
+        config_keys += ["cameras", "image_size"]
+        process_keys += ["image_aspect_ratio"]
+    values = {key: getattr(config, key) for key in config_keys} | {key: getattr(process, key) for key in process_keys}
     return {"version": CACHE_VERSION, **values}
 
 
