@@ -26,10 +26,8 @@ class Waypoint:
     """Pose of a hand at a control step; between two waypoints it moves in a straight line."""
 
     step: float
-    position: np.ndarray
-    """(3,) metres"""
-    rotation: np.ndarray
-    """(4,) quaternion"""
+    position: np.ndarray  # (3,) metres
+    rotation: np.ndarray  # (4,) quaternion
     gripper: float
 
 

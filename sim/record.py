@@ -37,12 +37,9 @@ EPISODE = re.compile(r"episode_\d+\.hdf5")
 
 @dataclasses.dataclass
 class RecordReport:
-    kept: int
-    """episodes in the folder now"""
-    discarded: int
-    """attempts, over all these episodes, that missed the strict criterion"""
-    recorded: int
-    """episodes that were missing and are recorded now"""
+    kept: int  # episodes in the folder now
+    discarded: int  # attempts, over all these episodes, that missed the strict criterion
+    recorded: int  # episodes that were missing and are recorded now
     seconds: float
 
 
@@ -89,10 +86,8 @@ def record(
 
 @dataclasses.dataclass
 class Recorded:
-    kept: int
-    """whole episodes in the folder"""
-    wanted: int
-    """episodes that the last recording was to hold: more than `kept` if it was interrupted"""
+    kept: int  # whole episodes in the folder
+    wanted: int  # episodes that the last recording was to hold: more than `kept` if it was interrupted
     seed: int
     jitter: float
 

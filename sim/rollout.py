@@ -30,17 +30,13 @@ class Policy(Protocol):
 @dataclasses.dataclass
 class EpisodeResult:
     seed: int
-    success: bool
-    """reward 4 was reached at some step: the standard criterion"""
-    strict_success: bool
-    """the goal still held at the last step"""
-    steps_to_success: int | None
-    """control steps until reward 4 was first reached"""
+    success: bool  # reward 4 was reached at some step: the standard criterion
+    strict_success: bool  # the goal still held at the last step
+    steps_to_success: int | None  # control steps until reward 4 was first reached
     max_reward: int
-    episode_return: int
-    """sum of the rewards of all steps"""
+    episode_return: int  # sum of the rewards of all steps
+    # (T + 1, Q) simulator positions; only of the episodes to film
     trajectory: np.ndarray | None = dataclasses.field(default=None, repr=False)
-    """(T + 1, Q) simulator positions; only of the episodes to film"""
 
 
 def rollout(

@@ -65,10 +65,11 @@ def texts_in_batch(sources: list[EpisodeSource], process) -> tuple[str, ...]:
         ("use_prev_subtask", "subtask", "reasoning/subtask"),
     ):
         for source in sources:
-            if getattr(process, key) and kind not in source.arrays:
+            count = source.details["texts_incomplete"].get(kind, 0)
+            if getattr(process, key) and (count or kind not in source.arrays):
                 raise ValueError(
-                    f"{key} is true but {source.path} records no text under {place}; set {key}: false, or "
-                    f"use a dataset that has it"
+                    f"{key} is true but {count} of {len(source.lengths())} episodes in {source.path} have a text under "
+                    f"{place}; set {key}: false, or use a dataset that has it"
                 )
     instructed = process.use_prev_subtask or any("instruction" in source.arrays for source in sources)
     return ("instruction",) * instructed + ("reasoning",) * process.use_reasoning
@@ -169,6 +170,10 @@ def summarize(
             f"camera {camera} is in {count} of {len(lengths)} episodes of {source.path} and is left out; name it in "
             f"dataset.cameras to require it"
             for camera, count in details["cameras_left_out"].items()
+        ]
+        lines += [
+            f"{kind} is in {count} of {len(lengths)} episodes of {source.path} and empty in the others"
+            for kind, count in details["texts_incomplete"].items()
         ]
     details = sources[0].details
     lines.append(

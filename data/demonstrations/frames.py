@@ -106,9 +106,13 @@ def write_episode(file: Path, keys: list[str], targets: list[np.ndarray | Path],
 
 def run_parallel(jobs: list[tuple], workers: int) -> Iterator[None]:
     """Run `write_episode` for all jobs and yield after each."""
+    import cv2
+
     if isinstance(jobs[0][2][0], Path) and can_start_processes():
-        # Not forked: a fork would copy the locks of threads that OpenCV or torch run in this process.
-        executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=use_one_thread)
+        # Not forked: a fork would copy the locks of threads that OpenCV or torch run in this process. And one thread in
+        # each: OpenCV would start as many as the machine has cores.
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,))
     else:  # arrays of this process; OpenCV decodes and resizes without Python's lock, HDF5 reads one at a time
         executor = ThreadPoolExecutor(workers)
     try:
@@ -116,13 +120,6 @@ def run_parallel(jobs: list[tuple], workers: int) -> Iterator[None]:
             yield future.result()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-def use_one_thread() -> None:
-    """OpenCV would start as many threads in every process as the machine has cores."""
-    import cv2
-
-    cv2.setNumThreads(1)
 
 
 def can_start_processes() -> bool:

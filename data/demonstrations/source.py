@@ -124,6 +124,7 @@ def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSou
     image_keys = [f"{keys.images}/{camera}" for camera in cameras]
     fit = common_fit(episodes, cameras, config, process.image_aspect_ratio)
     vocabulary, codes = encode_texts(episodes)
+    text_counts = Counter(kind for episode in episodes for kind in episode.texts)
     arrays = {
         "offsets": np.cumsum([0] + [len(episode.actions) for episode in episodes]),
         "states": np.concatenate([episode.states for episode in episodes]),
@@ -136,6 +137,7 @@ def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSou
         "fit": fit and vars(fit),
         "vocabulary": vocabulary,
         "texts": sorted(codes),
+        "texts_incomplete": {kind: count for kind, count in text_counts.items() if count < len(episodes)},
         "cameras": cameras,
         "image_keys": image_keys,
         "cameras_left_out": {camera: count for camera, count in sorted(counts.items()) if camera not in cameras},
