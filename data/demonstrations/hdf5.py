@@ -126,22 +126,24 @@ def dataset_at(root: h5py.File, key: str) -> h5py.Dataset:
     )
 
 
-def check_links(root: h5py.File, key: str) -> None:
-    """Raise ValueError if a link on the way to a key leads nowhere."""
+def check_links(root: h5py.File, key: str, most: int = 16) -> None:
+    """Raise ValueError if a link on the way to a key leads nowhere; like HDF5, follow at most 16 links in a row."""
     group = root
-    for name in key.split("/"):
+    for name in filter(None, key.split("/")):
         if not isinstance(group, h5py.Group) or not group.id.links.exists(name.encode()):
             return
         if group.get(name) is None:
             file, target = Path(group.file.filename), group.id.links.get_val(name.encode())
             if isinstance(target, tuple):
                 file, target = find_source(file, os.fsdecode(target[0]), "HDF5_EXT_PREFIX"), target[1]
-            place_of_link = f"{root.filename}: `{key}` is a link to `{os.fsdecode(target)}` in {file}"
+            target = os.path.join(group.name, os.fsdecode(target))
             try:
-                with reading(file):
+                with reading(file) as other:
+                    if most:
+                        check_links(other, target, most - 1)
                     raise ValueError("that file has no such key; restore the target of the link")
             except ValueError as error:
-                raise ValueError(f"{place_of_link}: {error}") from None
+                raise ValueError(f"{root.filename}: `{key}` is a link to `{target}` in {file}: {error}") from None
         group = group.get(name)
 
 

@@ -1,5 +1,6 @@
 """HDF5 files as people have them: links, virtual datasets, filters, locks, pointers, texts that are not UTF-8."""
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -186,6 +187,36 @@ def test_a_missing_target_of_a_link_is_named(tmp_path):
         root["language_instruction"] = h5py.SoftLink("/observations/text")
     message = refusal(tmp_path)
     assert "`language_instruction`" in message and "`/observations/text`" in message
+    with h5py.File(tmp_path / "act/episode_0.hdf5", "r+") as root:
+        del root["language_instruction"]
+        root["language_instruction"] = h5py.ExternalLink("episode_0.hdf5", "language_instruction")  # a loop
+    assert "episode_0.hdf5: `language_instruction`" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("write", [virtual_episode, external_episode])
+@pytest.mark.parametrize("fault", ["locked", "pointer", "truncated", "filter"])
+def test_a_source_that_cannot_be_read_is_named(tmp_path, write, fault):
+    write(tmp_path)
+    source = tmp_path / "sources/a.h5"
+    with contextlib.ExitStack() as stack:
+        if fault == "locked":
+            fcntl.flock(stack.enter_context(source.open("rb")), fcntl.LOCK_EX)
+        elif fault == "pointer":
+            source.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        elif fault == "truncated":
+            source.write_bytes(source.read_bytes()[:1500])
+        else:
+            with_filter(source, 32015, "x" if write is virtual_episode else "observations/qpos")
+        message = refusal(tmp_path)
+    assert "sources/a.h5" in message and "observations" in message
+    assert {"locked": "locked", "pointer": "git lfs pull", "truncated": "truncated", "filter": "zstd"}[fault] in message
+
+
+def test_a_leading_slash_in_a_key_changes_nothing(tmp_path):
+    write_act_folder(tmp_path / "act", (10,))
+    plain = states(build_act(tmp_path))
+    assert (states(build_act(tmp_path, state_keys=["/observations/qpos"], action_key="/action")) == plain).all()
+    assert "`/observations/gone`" in refusal(tmp_path, state_keys=["/observations/gone"])
 
 
 def test_values_in_raw_or_numbered_files_are_refused(tmp_path, monkeypatch):
@@ -215,16 +246,16 @@ def test_case_blosc_names_the_filter(tmp_path):
     assert "episode_0.hdf5: action" in message and "blosc (id 32001)" in message and "hdf5plugin" in message
 
 
-def with_filter(file, number: int) -> None:
-    """Change the filter of `action`, whose data are compressed with gzip, to another number in the file."""
+def with_filter(file, number: int, key: str = "action") -> None:
+    """Write a dataset again, in chunks that were passed through the filter of this number, which changes nothing."""
     with h5py.File(file, "r+") as root:
-        values = root["action"][()]
-        del root["action"]
+        values = root[key][()]
+        del root[key]
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plist.set_chunk((1, values.shape[1]))
         plist.set_filter(number, h5py.h5z.FLAG_OPTIONAL, ())
         space = h5py.h5s.create_simple(values.shape)
-        dataset = h5py.Dataset(h5py.h5d.create(root.id, b"action", h5py.h5t.NATIVE_DOUBLE, space, plist))
+        dataset = h5py.Dataset(h5py.h5d.create(root.id, key.encode(), h5py.h5t.NATIVE_DOUBLE, space, plist))
         for step, row in enumerate(values):
             dataset.id.write_direct_chunk((step, 0), row.tobytes(), 0)
 
