@@ -1,12 +1,12 @@
-"""Records the scripted expert's demonstrations, one HDF5 file an episode in ACT's layout.
+"""Record demonstrations of a scripted expert, one HDF5 file per episode in ACT's layout.
 
     episode_0.hdf5   /action (T, 14) float64, /observations/qpos (T, 14) …; action[t] is stored with the
                      observation before it; attributes sim, seed, success, strict_success, task and
                      discarded_attempts, the failures before this success
     recording.json   the settings that all episodes share, and the counts
 
-An episode depends on the settings, the seed and its index alone: not on the number of workers, nor on
-whether the recording was interrupted. Shapes: T control steps.
+An episode depends only on the settings, the seed and its index, not on the number of workers or an interruption of
+the recording. Shapes: T control steps.
 """
 
 from __future__ import annotations
@@ -31,18 +31,15 @@ from sim.workers import progress, run
 from storage.atomic import sync, sync_folder, write_json
 
 MOST_ATTEMPTS = 50
-MOST_JITTER = 3  # beyond it an expert's waypoints may change their order in time
+MOST_JITTER = 3  # beyond it, waypoints of an expert may change their order
 EPISODE = re.compile(r"episode_\d+\.hdf5")
 
 
 @dataclasses.dataclass
 class RecordReport:
-    kept: int
-    """episodes in the folder now"""
-    discarded: int
-    """attempts, over all these episodes, that missed the strict criterion"""
-    recorded: int
-    """episodes that were missing and are recorded now"""
+    kept: int  # episodes in the folder now
+    discarded: int  # attempts, over all these episodes, that missed the strict criterion
+    recorded: int  # episodes that were missing and are recorded now
     seconds: float
 
 
@@ -55,15 +52,17 @@ def record(
     jitter: float = 1.0,
     report: Callable[[str], None] = print,
 ) -> RecordReport:
-    """Records those of the episodes 0 … num_episodes - 1 that `directory` lacks; others stay as they are.
+    """Record those of the episodes 0 … num_episodes - 1 that `directory` lacks; others are kept.
 
-    Each is a strict success: attempts that fail are discarded, counted, and tried again from another start.
-    `jitter` scales the random variation of the expert's waypoints, 0 for none. `num_workers` None takes a
-    process for each core, 0 records in this process.
+    Only episodes with strict success are kept: failed attempts are discarded, counted, and repeated from another start.
+
+    Args:
+        num_workers: None takes a process for each core, 0 records in this process.
+        jitter: Scales the random variation of the expert's waypoints; 0 for none.
 
     Raises:
-        ValueError: an argument is out of range, the simulator is missing, the folder holds a recording made
-            with other settings or episodes of unknown origin, or cannot be written.
+        ValueError: An argument is out of range, the simulator is missing, or the folder cannot be written or holds
+            episodes of other settings or unknown origin.
     """
     began = time.monotonic()
     if num_episodes < 1 or seed < 0 or not 0 <= jitter <= MOST_JITTER:
@@ -87,16 +86,14 @@ def record(
 
 @dataclasses.dataclass
 class Recorded:
-    kept: int
-    """whole episodes in the folder"""
-    wanted: int
-    """episodes the last recording into it was asked for: more than `kept` when it was interrupted"""
+    kept: int  # whole episodes in the folder
+    wanted: int  # episodes that the last recording was to hold: more than `kept` if it was interrupted
     seed: int
     jitter: float
 
 
 def recorded(config: Config, directory: Path) -> Recorded | None:
-    """What a folder holds, read without the simulator; None when nothing was recorded into it.
+    """What a folder holds, read without the simulator; None if nothing was recorded into it.
 
     Raises:
         ValueError: it was recorded with another config.
@@ -110,22 +107,16 @@ def recorded(config: Config, directory: Path) -> Recorded | None:
 
 
 def _recorder(config: Config, directory: Path, seed: int, jitter: float) -> Callable[[int], None]:
-    """One worker's function: records the episode of an index."""
+    """The function of one worker: it records the episode of an index."""
     environment = make(config)
+    attributes = {"sim": True, "success": True, "strict_success": True, "task": config.task}
 
     def record_episode(index: int) -> None:
         for attempt in range(MOST_ATTEMPTS):
             start = int(np.random.SeedSequence([seed, index, attempt]).generate_state(1)[0])
             episode = demonstrate(environment, start, jitter)
             if environment.strict_success:
-                attributes = {
-                    "sim": True,
-                    "seed": start,
-                    "success": True,
-                    "strict_success": True,
-                    "task": config.task,
-                    "discarded_attempts": attempt,
-                }
+                attributes["seed"], attributes["discarded_attempts"] = start, attempt
                 write_episode(directory / f"episode_{index}.hdf5", episode, attributes)
                 return
         raise ValueError(
@@ -137,10 +128,10 @@ def _recorder(config: Config, directory: Path, seed: int, jitter: float) -> Call
 
 
 def demonstrate(environment, seed: int, jitter: float) -> dict[str, np.ndarray]:
-    """Replays the expert's plan under joint control; `environment` is left at the episode's last step.
+    """Replay the expert's plan under joint control; `environment` is left at the episode's last step.
 
     Returns:
-        arrays (T, …) under `action` and the observations' keys.
+        Arrays (T, …) under `action` and the observations' keys.
     """
     observation = environment.reset(seed)
     poses = observation["observations/env_state"]

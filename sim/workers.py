@@ -16,23 +16,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any
 
+from tqdm import tqdm
+
 # One thread per worker, in array libraries and in Mesa's software OpenGL: with a worker on every core, more
 # threads only make the workers wait for one another.
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "LP_NUM_THREADS": "1",
-}
+ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS")
 
 Start = Callable[[], Callable[[Any], Any]]
-
-
-def default_workers() -> int:
-    """One worker for each core that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run(start: Start, tasks: Sequence[Any], num_workers: int | None = None) -> Iterator[tuple[Any, Any]]:
@@ -42,7 +32,7 @@ def run(start: Start, tasks: Sequence[Any], num_workers: int | None = None) -> I
 
     Args:
         start: Called once in each worker; returns the function that does a task. It and the tasks must pickle.
-        num_workers: 0 does everything in this process; None takes a worker for each core.
+        num_workers: 0 does everything in this process; None takes a worker for each core that this process may use.
 
     Raises:
         ValueError: A task raised it, or an OSError.
@@ -50,7 +40,7 @@ def run(start: Start, tasks: Sequence[Any], num_workers: int | None = None) -> I
     """
     if num_workers is not None and num_workers < 0:
         raise ValueError(f"the number of simulator processes must be at least 0, got {num_workers}")
-    count = min(default_workers() if num_workers is None else num_workers, len(tasks))
+    count = min(len(os.sched_getaffinity(0)) if num_workers is None else num_workers, len(tasks))
     if count == 0:
         work = start() if tasks else None
         for task in tasks:
@@ -59,7 +49,7 @@ def run(start: Start, tasks: Sequence[Any], num_workers: int | None = None) -> I
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start_worker)
     try:
-        with _environment(ONE_THREAD):
+        with environment_variables({name: "1" for name in ONE_THREAD if name not in os.environ}):
             futures = {executor.submit(_work, start, task): task for task in tasks}
         for future in as_completed(futures):
             yield futures[future], future.result()
@@ -94,24 +84,21 @@ _function: Callable[[Any], Any] | None = None  # of this worker, from its first 
 
 def progress(results: Iterator[Any], total: int, verb: str, report: Callable[[str], None]) -> Iterator[Any]:
     """Pass results on and report their number: a bar on a terminal, ten lines in a log."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(results, total=total, desc=verb, unit="episode")
-        return
-    for count, result in enumerate(results, 1):
-        if count * 10 // total > (count - 1) * 10 // total:
+    has_bar = sys.stderr.isatty()
+    for count, result in enumerate(tqdm(results, verb, total, unit="episode", disable=not has_bar), 1):
+        if not has_bar and count * 10 // total > (count - 1) * 10 // total:
             report(f"{verb} {count} of {total} episodes")
         yield result
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes started in the block, except those that the user has set."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
+def environment_variables(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables in this block, and for the processes that it starts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for name in added:
+        for name in values:
             del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if value is not None})

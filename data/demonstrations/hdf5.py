@@ -18,23 +18,27 @@ HDF5PLUGIN_FILTERS = {
     32008: "bitshuffle",
     32013: "zfp",
     32015: "zstd",
-    32017: "sz",
-    32018: "fcidecomp",
-    32024: "sz3",
     32026: "blosc2",
-    32028: "sperr",
 }
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def open_file(file: Path) -> h5py.File:
+    """An open HDF5 file; raises ValueError with the reason if that fails."""
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:
+        raise ValueError(f"cannot read {file}: {problem(file, error)}") from None
 
 
 @contextlib.contextmanager
 def reading(file: Path) -> Iterator[h5py.File]:
     """An open HDF5 file; raises ValueError with the reason if the file cannot be opened or read."""
-    try:
-        with h5py.File(file, "r") as root:
+    with open_file(file) as root:
+        try:
             yield root
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"cannot read {file}: {problem(file, error)}") from None
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"cannot read {file}: {problem(file, error)}") from None
 
 
 def problem(file: Path, error: Exception) -> str:
@@ -84,22 +88,18 @@ def read(dataset: h5py.Dataset, selection=()) -> np.ndarray:
     with contextlib.suppress(ImportError):
         importlib.import_module("hdf5plugin")  # registers its filters on import
     if missing_filters(dataset):
-        names = ", ".join(f"{name or 'unnamed'} (id {number})" for number, name in missing.items())
-        provided = missing.keys() <= HDF5PLUGIN_FILTERS.keys()
+        names = ", ".join(f"{HDF5PLUGIN_FILTERS.get(number, 'unnamed')} (id {number})" for number in missing)
+        provided = HDF5PLUGIN_FILTERS.keys() >= set(missing)
         remedy = "pip install hdf5plugin" if provided else "install its plugin and set HDF5_PLUGIN_PATH to its folder"
         raise ValueError(f"cannot read {place(dataset)}: this machine lacks the HDF5 filter {names}; {remedy}")
     return read(dataset, selection)
 
 
-def missing_filters(dataset: h5py.Dataset) -> dict[int, str]:
-    """Number and name of the compression filters of a dataset that are not available here."""
+def missing_filters(dataset: h5py.Dataset) -> list[int]:
+    """Numbers of the compression filters of a dataset that are not available here."""
     settings = dataset.id.get_create_plist()
-    filters = [settings.get_filter(position) for position in range(settings.get_nfilters())]
-    return {
-        number: HDF5PLUGIN_FILTERS.get(number) or stored_name.decode(errors="replace")
-        for number, _, _, stored_name in filters
-        if not h5py.h5z.filter_avail(number)
-    }
+    filters = [settings.get_filter(position)[0] for position in range(settings.get_nfilters())]
+    return [number for number in filters if not h5py.h5z.filter_avail(number)]
 
 
 def names_in(group: h5py.Group) -> list[str]:
@@ -126,45 +126,43 @@ def dataset_at(root: h5py.File, key: str) -> h5py.Dataset:
     )
 
 
-def check_links(root: h5py.File, key: str) -> None:
-    """Raise ValueError if a link on the way to a key leads nowhere."""
+def check_links(root: h5py.File, key: str, most: int = 16) -> None:
+    """Raise ValueError if a link on the way to a key leads nowhere; like HDF5, follow at most 16 links in a row."""
     group = root
-    for name in key.split("/"):
+    for name in filter(None, key.split("/")):
         if not isinstance(group, h5py.Group) or not group.id.links.exists(name.encode()):
             return
         if group.get(name) is None:
             file, target = Path(group.file.filename), group.id.links.get_val(name.encode())
             if isinstance(target, tuple):
                 file, target = find_source(file, os.fsdecode(target[0]), "HDF5_EXT_PREFIX"), target[1]
-            place_of_link = f"{root.filename}: `{key}` is a link to `{os.fsdecode(target)}` in {file}"
+            target = os.path.join(group.name, os.fsdecode(target))
             try:
-                with reading(file):
+                with reading(file) as other:
+                    if most:
+                        check_links(other, target, most - 1)
                     raise ValueError("that file has no such key; restore the target of the link")
             except ValueError as error:
-                raise ValueError(f"{place_of_link}: {error}") from None
+                raise ValueError(f"{root.filename}: `{key}` is a link to `{target}` in {file}: {error}") from None
         group = group.get(name)
 
 
 def check_sources(dataset: h5py.Dataset) -> None:
-    """Raise ValueError if values of a dataset come from a place that is missing: HDF5 would return zeros for them."""
-    file = Path(dataset.file.filename)
-    for name, offset, size in dataset.external or ():
-        source = find_raw_source(name)
-        if not source.is_file() or (size != h5py.h5s.UNLIMITED and source.stat().st_size < offset + size):
-            raise ValueError(
-                f"{place(dataset)} takes its values from {source}, which is missing or too short; restore that file"
-            )
-    if not dataset.is_virtual:
+    """Raise ValueError if values of a dataset have no source: HDF5 would return zeros for them."""
+    mappings = dataset.virtual_sources() if dataset.is_virtual else []
+    unsupported = [name for name, _, _ in dataset.external or ()]  # raw values outside of HDF5 files
+    unsupported += [mapping.file_name for mapping in mappings if "%b" in mapping.file_name + mapping.dset_name]
+    if unsupported:
+        raise ValueError(
+            f"{place(dataset)} takes its values from {unsupported[0]} in a way that is not supported; copy them into "
+            f"an ordinary dataset"
+        )
+    for mapping in mappings:
+        source = find_source(Path(dataset.file.filename), mapping.file_name, "HDF5_VDS_PREFIX")
+        check_virtual_source(dataset, mapping, source)
+    if not mappings or None in dataset.maxshape:  # a virtual dataset that grows with its sources
         return
-    covered = 0
-    for mapping in dataset.virtual_sources():
-        if "%b" in mapping.file_name + mapping.dset_name:
-            raise ValueError(
-                f"{place(dataset)} is a virtual dataset over numbered sources ({mapping.file_name}), which is not "
-                f"supported; copy its values into an ordinary dataset"
-            )
-        check_virtual_source(dataset, mapping, find_source(file, mapping.file_name, "HDF5_VDS_PREFIX"))
-        covered += mapping.vspace.get_select_npoints()
+    covered = sum(mapping.vspace.get_select_npoints() for mapping in mappings)
     if covered < dataset.size:
         raise ValueError(
             f"{place(dataset)} is a virtual dataset in which {dataset.size - covered} of {dataset.size} values have "
@@ -196,13 +194,8 @@ def find_source(file: Path, name: str, variable: str) -> Path:
     return next((path for path in candidates if path.exists()), Path(file.parent, name))
 
 
-def find_raw_source(name: str) -> Path:
-    """The file of raw values that HDF5 opens for a name: relative to the working directory unless a prefix is set."""
-    return Path(os.environ.get("HDF5_EXTFILE_PREFIX", ""), name)
-
-
 def add_sources(file: Path, sources: set[Path]) -> None:
-    """Add the other files that values of an HDF5 file come from: targets of external links, sources of datasets."""
+    """Add the other files that values of an HDF5 file come from: through external links or virtual datasets."""
     new = set()
 
     def visit_link(name: bytes, info) -> None:
@@ -211,11 +204,9 @@ def add_sources(file: Path, sources: set[Path]) -> None:
             new.add(find_source(file, target, "HDF5_EXT_PREFIX"))
 
     def visit_object(name: str | bytes, item) -> None:
-        if isinstance(item, h5py.Dataset):
-            new.update(find_raw_source(source) for source, _, _ in item.external or ())
-            if item.is_virtual:
-                names = [mapping.file_name for mapping in item.virtual_sources()]
-                new.update(find_source(file, source, "HDF5_VDS_PREFIX") for source in names)
+        if isinstance(item, h5py.Dataset) and item.is_virtual:
+            names = [mapping.file_name for mapping in item.virtual_sources()]
+            new.update(find_source(file, source, "HDF5_VDS_PREFIX") for source in names)
 
     with contextlib.suppress(OSError, RuntimeError), h5py.File(file, "r") as root:  # reading the episode reports these
         root.id.links.visit(visit_link, info=True)

@@ -1,4 +1,4 @@
-"""Recorded frames to the size a model trains at.
+"""Decode recorded frames and resize them to the size in training.
 
 Shapes: H and W as recorded, h and w in training.
 """
@@ -13,9 +13,9 @@ MEAN_COLOUR = (124, 116, 104)
 
 @dataclass(frozen=True)
 class FrameFit:
-    """A frame (H, W, 3) uint8 -> (3, h, w) uint8.
+    """Resize a frame (H, W, 3) uint8 and return it as (3, h, w) uint8.
 
-    `square` stretches to (height, width); `pad` keeps the proportions and fills up with the mean colour;
+    `square` stretches to (height, width); `pad` keeps the proportions and fills the rest with the mean colour;
     `keep` does not resize, and refuses frames of another size.
     """
 

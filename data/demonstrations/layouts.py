@@ -41,27 +41,21 @@ def is_mirrored(root: h5py.File, name: str) -> bool:
 
 
 def resolve_keys(root: h5py.File, config: Config, with_images: bool) -> Keys:
-    """The layout of a folder, from its first file and what the configuration fixes."""
+    """The keys of a folder, from its first file and the configuration."""
     layout = config.layout
     if layout == "auto":
         il_studio = any(key in root for key in ("action_joint", "action_ee", IMAGE_GROUPS["il_studio"]))
         layout = "il_studio" if il_studio else "act"
     if layout == "act" and config.control == "ee" and not (config.action_key and config.state_keys):
         raise ValueError(
-            f"dataset.control: ee, but {root.filename} is in ACT's layout, which has joint actions alone; use "
+            f"dataset.control: ee, but {root.filename} is in ACT's layout, which has only joint actions; use "
             f"control: joint, or name action_key and state_keys"
         )
-    defaults = {
-        "act": ("action", "observations/qpos"),
-        "il_studio": (f"action_{config.control}", f"observations/state_{config.control}"),
-    }
-    action, state = defaults[layout]
-    with_images = with_images and config.cameras != []
-    return Keys(
-        config.action_key or action,
-        tuple(config.state_keys or [state]),
-        IMAGE_GROUPS[layout] if with_images else None,
-    )
+    action, state = "action", "observations/qpos"
+    if layout == "il_studio":
+        action, state = f"action_{config.control}", f"observations/state_{config.control}"
+    images = IMAGE_GROUPS[layout] if with_images and config.cameras != [] else None
+    return Keys(config.action_key or action, tuple(config.state_keys or [state]), images)
 
 
 def read_episode(root: h5py.File, keys: Keys, cameras: list[str] | None) -> Episode:
@@ -136,8 +130,8 @@ def frame_size(frames: h5py.Dataset) -> tuple[int, int]:
 def read_texts(root: h5py.File, steps: int) -> dict[str, list[str]]:
     """The instruction, reasoning and subtask of every step, of those the file has.
 
-    Reasoning is every text under `reasoning` (numbers there, such as target positions, are no text), each
-    with its name if there are several.
+    Reasoning joins all texts under `reasoning`, with their names if there are several. Numbers there, such as target
+    positions, are left out.
     """
     texts = {}
     instruction = text_at(root, "language_instruction", steps)
@@ -146,22 +140,20 @@ def read_texts(root: h5py.File, steps: int) -> dict[str, list[str]]:
     if instruction is not None:
         texts["instruction"] = instruction
     group = root.get("reasoning")
-    names = names_in(group) if isinstance(group, h5py.Group) else []
-    entries = {name: lines for name in names if (lines := text_at(root, f"reasoning/{name}", steps)) is not None}
+    keys = [f"reasoning/{name}" for name in names_in(group)] if isinstance(group, h5py.Group) else ["reasoning"]
+    entries = {key.rpartition("/")[2]: lines for key in keys if (lines := text_at(root, key, steps)) is not None}
     if entries:
         texts["reasoning"] = [
             "\n".join(f"{name}: {line}" if len(entries) > 1 else line for name, line in zip(entries, step, strict=True))
             for step in zip(*entries.values(), strict=True)
         ]
-    elif not names and (reasoning := text_at(root, "reasoning", steps)) is not None:
-        texts["reasoning"] = reasoning
     if "subtask" in entries:
         texts["subtask"] = entries["subtask"]
     return texts
 
 
 def text_at(root: h5py.File, key: str, steps: int) -> list[str] | None:
-    """One text a step from a dataset of strings; None for a group, for numbers, and without such a key."""
+    """One text per step from a dataset of strings; None for a group, for numbers, and without such a key."""
     item = root.get(key)
     if item is None:
         check_links(root, key)
@@ -172,7 +164,7 @@ def text_at(root: h5py.File, key: str, steps: int) -> list[str] | None:
 
 
 def per_step(stored: object, root: h5py.File, key: str, steps: int) -> list[str]:
-    """One text a step, from one text or as many as there are steps."""
+    """One text per step, from one text or as many as there are steps."""
     lines = []
     for value in np.atleast_1d(stored).ravel().tolist():
         try:

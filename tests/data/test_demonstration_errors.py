@@ -75,7 +75,7 @@ def test_missing_keys_say_which_exist(tmp_path):
     assert "`observations/eef`" in refusal(tmp_path, state_keys=["observations/eef"])
     assert "`target`" in refusal(tmp_path, action_key="target")
     assert "`action_joint`" in refusal(tmp_path, layout="il_studio")
-    assert "ACT's layout, which has joint actions alone" in refusal(tmp_path, control="ee")
+    assert "dataset.control: ee" in refusal(tmp_path, control="ee")
 
 
 @pytest.mark.parametrize("signal", ["action", "observations/qpos"])
@@ -136,7 +136,7 @@ def test_frames_of_differing_size(tmp_path):
         assert "frames are 24x32 in" in message and "but 12x16 in" in message and "image_size" in message
     build(Config(path=str(tmp_path / "act"), image_size=[8, 8]), run_in(tmp_path / "cache"))
     (tmp_path / "cache").rename(tmp_path / "used")
-    assert "cannot be had with image_aspect_ratio: keep" in refusal(
+    assert "dataset.image_size [8, 8] contradicts image_aspect_ratio: keep" in refusal(
         tmp_path, {"image_aspect_ratio": "keep"}, image_size=[8, 8]
     )
 

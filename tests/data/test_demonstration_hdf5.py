@@ -1,5 +1,6 @@
 """HDF5 files as people have them: links, virtual datasets, filters, locks, pointers, texts that are not UTF-8."""
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -158,6 +159,18 @@ def test_virtual_values_without_a_source_or_beyond_it_are_refused(tmp_path):
     assert "`x`" in refusal(tmp_path)
 
 
+def test_a_virtual_dataset_grows_with_its_source(tmp_path):
+    write_act_episode(tmp_path / "act/episode_0.hdf5", 10, replace={"action": None})
+    with h5py.File(tmp_path / "source.h5", "w") as root:
+        root.create_dataset("x", data=np.full((10, 14), 4.0), maxshape=(None, 14))
+    with h5py.File(tmp_path / "act/episode_0.hdf5", "r+") as root:
+        layout = h5py.VirtualLayout((5, 14), "f8", maxshape=(None, 14))
+        unlimited = slice(h5py.h5s.UNLIMITED)
+        layout[unlimited] = h5py.VirtualSource("../source.h5", "x", (5, 14), maxshape=(None, 14))[unlimited]
+        root.create_virtual_dataset("action", layout)
+    assert (everything(build_act(tmp_path).train_dataset)["actions"] == 4).all()
+
+
 def test_a_missing_target_of_a_link_is_named(tmp_path):
     external_episode(tmp_path)
     (tmp_path / "sources/index.h5").unlink()
@@ -174,20 +187,55 @@ def test_a_missing_target_of_a_link_is_named(tmp_path):
         root["language_instruction"] = h5py.SoftLink("/observations/text")
     message = refusal(tmp_path)
     assert "`language_instruction`" in message and "`/observations/text`" in message
+    with h5py.File(tmp_path / "act/episode_0.hdf5", "r+") as root:
+        del root["language_instruction"]
+        root["language_instruction"] = h5py.ExternalLink("episode_0.hdf5", "language_instruction")  # a loop
+    assert "episode_0.hdf5: `language_instruction`" in refusal(tmp_path)
 
 
-def test_raw_external_storage_that_lost_bytes_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("write", [virtual_episode, external_episode])
+@pytest.mark.parametrize("fault", ["locked", "pointer", "truncated", "filter"])
+def test_a_source_that_cannot_be_read_is_named(tmp_path, write, fault):
+    write(tmp_path)
+    source = tmp_path / "sources/a.h5"
+    with contextlib.ExitStack() as stack:
+        if fault == "locked":
+            fcntl.flock(stack.enter_context(source.open("rb")), fcntl.LOCK_EX)
+        elif fault == "pointer":
+            source.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        elif fault == "truncated":
+            source.write_bytes(source.read_bytes()[:1500])
+        else:
+            with_filter(source, 32015, "x" if write is virtual_episode else "observations/qpos")
+        message = refusal(tmp_path)
+    assert "sources/a.h5" in message and "observations" in message
+    assert {"locked": "locked", "pointer": "git lfs pull", "truncated": "truncated", "filter": "zstd"}[fault] in message
+
+
+def test_a_leading_slash_in_a_key_changes_nothing(tmp_path):
+    write_act_folder(tmp_path / "act", (10,))
+    plain = states(build_act(tmp_path))
+    assert (states(build_act(tmp_path, state_keys=["/observations/qpos"], action_key="/action")) == plain).all()
+    assert "`/observations/gone`" in refusal(tmp_path, state_keys=["/observations/gone"])
+
+
+def test_values_in_raw_or_numbered_files_are_refused(tmp_path, monkeypatch):
+    """HDF5 returns zeros for what is missing at the end of a raw file, or between numbered ones."""
     write_act_folder(tmp_path / "act", (10,), replace={"action": None})
     monkeypatch.chdir(tmp_path)
     with h5py.File(tmp_path / "act/episode_0.hdf5", "r+") as root:
         root.create_dataset("action", (10, 14), "f8", external=[("raw.bin", 0, 10 * 14 * 8)])[...] = 5
-    assert (everything(build_act(tmp_path).train_dataset)["actions"] == 5).all()
-    with (tmp_path / "raw.bin").open("r+b") as stream:
-        stream.write(np.full(14, 6.0).tobytes())
-    assert (build_act(tmp_path).train_dataset[0]["actions"][0] == 6).all()
-    os.truncate(tmp_path / "raw.bin", 800)
     message = refusal(tmp_path)
     assert "episode_0.hdf5: action" in message and "raw.bin" in message
+    with h5py.File(tmp_path / "act/episode_0.hdf5", "r+") as root:
+        del root["action"]
+        space = h5py.h5s.create_simple((10, 14), (h5py.h5s.UNLIMITED, 14))
+        space.select_hyperslab((0, 0), (h5py.h5s.UNLIMITED, 1), (5, 14), (5, 14))
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_virtual(space, b"part_%b.h5", b"x", h5py.h5s.create_simple((5, 14)))
+        h5py.h5d.create(root.id, b"action", h5py.h5t.NATIVE_DOUBLE, space, plist)
+    message = refusal(tmp_path)
+    assert "episode_0.hdf5: action" in message and "part_%b.h5" in message
 
 
 # --- files that cannot be read ------------------------------------------------------------------------------------
@@ -198,22 +246,22 @@ def test_case_blosc_names_the_filter(tmp_path):
     assert "episode_0.hdf5: action" in message and "blosc (id 32001)" in message and "hdf5plugin" in message
 
 
-def with_filter(file, number: int) -> None:
-    """Change the filter of `action`, whose data are compressed with gzip, to another number in the file."""
+def with_filter(file, number: int, key: str = "action") -> None:
+    """Write a dataset again, in chunks that were passed through the filter of this number, which changes nothing."""
     with h5py.File(file, "r+") as root:
-        values = root["action"][()]
-        del root["action"]
+        values = root[key][()]
+        del root[key]
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plist.set_chunk((1, values.shape[1]))
         plist.set_filter(number, h5py.h5z.FLAG_OPTIONAL, ())
         space = h5py.h5s.create_simple(values.shape)
-        dataset = h5py.Dataset(h5py.h5d.create(root.id, b"action", h5py.h5t.NATIVE_DOUBLE, space, plist))
+        dataset = h5py.Dataset(h5py.h5d.create(root.id, key.encode(), h5py.h5t.NATIVE_DOUBLE, space, plist))
         for step, row in enumerate(values):
             dataset.id.write_direct_chunk((step, 0), row.tobytes(), 0)
 
 
 @pytest.mark.parametrize(
-    ("number", "name"), [(32001, "blosc"), (32004, "lz4"), (32008, "bitshuffle"), (32015, "zstd"), (32099, "")]
+    ("number", "name"), [(32001, "blosc"), (32004, "lz4"), (32008, "bitshuffle"), (32015, "zstd"), (32099, "unnamed")]
 )
 def test_a_missing_filter_is_named(tmp_path, number, name):
     write_act_folder(tmp_path / "act", LENGTHS)
@@ -221,7 +269,7 @@ def test_a_missing_filter_is_named(tmp_path, number, name):
     with_filter(file, number)
     message = refusal(tmp_path)
     assert f"{file}: action" in message and f"{name} (id {number})" in message
-    assert ("hdf5plugin" in message) == bool(name)
+    assert ("hdf5plugin" in message) == (name != "unnamed")
 
 
 PLUGIN = """

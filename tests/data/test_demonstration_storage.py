@@ -1,6 +1,7 @@
 """Cached, lazy and preloaded demonstrations: the same samples, never stale ones."""
 
 import itertools
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -46,6 +47,16 @@ def test_lazy_keeps_no_cache_and_opens_each_file_once(tmp_path, written, monkeyp
     monkeypatch.setattr(h5py, "File", lambda *args: opened.append(args[0]) or original(*args))
     everything(bundle.train_dataset), everything(bundle.train_dataset)
     assert len(opened) == len(set(opened)) == len(LENGTHS)
+
+
+def test_lazy_keeps_only_so_many_files_open(tmp_path, written, monkeypatch):
+    monkeypatch.setattr("data.demonstrations.frames.OPEN_FILES", 1)
+    plain = everything(build_act(tmp_path, image_size=[10, 12]).train_dataset)
+    dataset = build_act(tmp_path, {"lazy_preprocess": True}, image_size=[10, 12]).train_dataset
+    assert_same(dataset.__getitems__([0, 63 - 1, 0, 21]), {key: value[[0, 62, 0, 21]] for key, value in plain.items()})
+    links = [Path(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    targets = [os.path.realpath(link) for link in links if link.exists()]
+    assert [Path(target).name for target in targets if target.startswith(str(tmp_path))] == ["episode_1.hdf5"]
 
 
 @pytest.mark.keys("preload_data")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from simulated_policies import doubling
 
-from sim.workers import default_workers, run
+from sim.workers import run
 from storage.lock import is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,6 @@ def test_a_worker_computes_with_one_thread_unless_the_user_says_otherwise(monkey
 def test_zero_workers_is_this_process():
     assert {result[1] for _, result in run(doubling, [1, 2], num_workers=0)} == {os.getpid()}
     assert list(run(doubling, [], num_workers=None)) == []
-    assert 1 <= default_workers() <= os.cpu_count()
 
 
 @pytest.mark.parametrize(
