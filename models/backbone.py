@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import ResNetBackbone, ResNetConfig
 
 from models.policy import PolicyConfig
-from models.pretrained import from_files, refuse_unfilled
+from models.pretrained import load_whole_model
 
 # Layer type, channels of the first stage (doubled in each next one), layers per stage.
 ARCHITECTURES = {
@@ -92,17 +92,13 @@ def load_backbone_weights(backbone: ImageBackbone, weights: str, cache_dir: str 
     Raises:
         ValueError: nothing found there, or weights of another architecture.
     """
-    place = f"model.backbone_weights: {weights}"
-    pretrained, report = from_files(
+    pretrained = load_whole_model(
         ResNetBackbone,
         weights,
-        place,
+        f"model.backbone_weights: {weights}",
         config=ResNetConfig.from_dict(backbone.resnet.config.to_dict()),
         cache_dir=cache_dir,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported below, in one line
     )
-    refuse_unfilled(report, place)
     # A frozen norm has no count of batches; every other tensor must find its place.
     wanted = backbone.resnet.state_dict().keys()
     backbone.resnet.load_state_dict({k: v for k, v in pretrained.state_dict().items() if k in wanted})

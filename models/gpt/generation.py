@@ -1,9 +1,9 @@
-"""Text by sampling one token after the other."""
+"""Generate text by sampling one token after the other."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.gpt.layers import KeysAndValues
 
@@ -23,17 +23,17 @@ class Generation:
         dataset_index: int | None = None,
         use_cache: bool = True,
     ) -> Tensor:
-        """The prompt and `max_new_tokens` after it. No token ends the text early.
+        """Return the prompt and `max_new_tokens` after it. No token ends the text early.
 
         Args:
-            input_ids: (B, T), or (B, C, T) with several contexts, each of which is continued.
+            input_ids: (B, T), or (B, C, T) with C contexts, each of which is continued.
             do_sample: draw from the softmax; false: the most probable token.
             temperature: scores are divided by it.
-            top_k: draw from so many most probable tokens. None: from all.
-            generator: of the draws; they are made on its device. None: torch's own.
-            dataset_index: whose vocabulary the prompt is in.
-            use_cache: keep keys and values of past tokens: the same scores for less. Once the text is longer than
-                `block_size` only its end is read, whose positions change with each token, so that nothing can be kept.
+            top_k: draw from the k most probable tokens. None: from all.
+            generator: random generator of the draws, which are made on its device. None: torch's default.
+            dataset_index: the data set whose vocabulary the prompt is in.
+            use_cache: keep keys and values of past tokens: the same scores in less time. When the text is longer than
+                `block_size`, only its end is read, whose positions change with each token, so that nothing is kept.
 
         Raises:
             ValueError: an empty prompt, a token outside the vocabulary, or a number out of range.
@@ -44,7 +44,7 @@ class Generation:
         _check_prompt(input_ids, [self.vocab_sizes[vocabulary] for vocabulary in vocabularies])
         self.eval()
         try:
-            past, read = _empty(self, use_cache), 0
+            past, read = [KeysAndValues() for _ in self.blocks] if use_cache else None, 0
             for _ in range(max_new_tokens):
                 length = input_ids.shape[-1]
                 if length > block_size:
@@ -52,9 +52,8 @@ class Generation:
                 new = input_ids[..., max(read, length - block_size) :]
                 hidden = self.hidden(new, vocabularies, past=past, first=read)[:, -1]
                 read = length if past is not None else 0
-                drawn = [
-                    _next(self.logits(hidden, each), do_sample, temperature, top_k, generator) for each in vocabularies
-                ]
+                scores = [self.logits(hidden, vocabulary) for vocabulary in vocabularies]
+                drawn = [_next(logits, do_sample, temperature, top_k, generator) for logits in scores]
                 tokens = drawn[0] if input_ids.dim() == 2 else torch.stack(drawn, dim=1)
                 input_ids = torch.cat((input_ids, tokens.to(input_ids)), dim=-1)
         finally:
@@ -62,14 +61,10 @@ class Generation:
         return input_ids
 
 
-def _empty(model: nn.Module, use_cache: bool) -> list[KeysAndValues] | None:
-    return [KeysAndValues() for _ in model.blocks] if use_cache else None
-
-
 def _next(
     logits: Tensor, do_sample: bool, temperature: float, top_k: int | None, generator: torch.Generator | None
 ) -> Tensor:
-    """(B, V) -> (B, 1)"""
+    """Draw the next token from its scores: (B, V) -> (B, 1)."""
     if not do_sample:
         return logits.argmax(-1, keepdim=True)
     logits = logits.float() / temperature
@@ -92,11 +87,10 @@ def _check(max_new_tokens: int, temperature: float, top_k: int | None) -> None:
 
 
 def _check_prompt(input_ids: Tensor, sizes: list[int]) -> None:
+    """Raise ValueError if the prompt is empty or a token is outside the vocabulary of its context."""
     if not input_ids.numel():
         raise ValueError("the prompt is empty; give at least one token")
-    contexts = [input_ids] if input_ids.dim() == 2 else input_ids.unbind(1)
-    for tokens, size in zip(contexts, sizes, strict=True):
-        least, most = int(tokens.min()), int(tokens.max())
-        if least < 0 or most >= size:
-            wrong = least if least < 0 else most
-            raise ValueError(f"token {wrong} of the prompt is outside the vocabulary of {size} tokens")
+    for tokens, size in zip([input_ids] if input_ids.dim() == 2 else input_ids.unbind(1), sizes, strict=True):
+        outside = tokens[(tokens < 0) | (tokens >= size)]
+        if outside.numel():
+            raise ValueError(f"token {outside[0]} of the prompt is outside the vocabulary of {size} tokens")

@@ -94,7 +94,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     full.mkdir()
     (full / "x").write_text("")
     assert "is not an empty folder" in refused(capsys, "--checkpoint", run, "--merge", "--out", full)
-    assert "holds no config.json" in refused(capsys, "--checkpoint", full, "--merge", "--out", tmp_path / "o")
+    assert "no config.json" in refused(capsys, "--checkpoint", full, "--merge", "--out", tmp_path / "o")
     shutil.rmtree(run / "base")
     assert "base is missing" in refused(capsys, "--checkpoint", run, "--merge", "--out", tmp_path / "o")
     (run / "adaptation.json").write_text('{"module": "models.nowhere"}')
@@ -115,7 +115,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
         ("adapter_config.json", b"[", "adapter_config.json is damaged"),
         ("adapter_config.json", None, "no adapter_config.json"),
         ("adaptation.json", b"[]", "adaptation.json is damaged"),
-        ("adaptation.json", b'{"module": 3}', "does not say which module"),
+        ("adaptation.json", b'{"module": 3}', "`module`"),
     ],
 )
 def test_a_damaged_folder_is_told_before_anything_is_written(name, content, says, merge, tmp_path, capsys):

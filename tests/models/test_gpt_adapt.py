@@ -11,7 +11,7 @@ from adapting import disturb, process_of, trained
 
 from models import adapt, gpt
 from models.adapt import quantize
-from models.adapt.adapter_io import plain_model
+from models.adapt.saved_model import plain_model
 from models.adapt.submodules import base_name
 
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 8, "vocab_size": 70}
