@@ -68,14 +68,26 @@ class Attention(nn.Module):
         """query (B or 1, T, D), key, value (B, S, D), is_pad (B, S) true where not to look -> (B, T, D)."""
         query = self._heads(self.query(query)).expand(key.shape[0], -1, -1, -1)
         key, value = self._heads(self.key(key)), self._heads(self.value(value))
-        dropout = self.dropout if self.training else 0.0
-        if self.flash_attention is not None and is_pad is None and query.dtype in (torch.bfloat16, torch.float16):
-            # Its own order of axes is (B, S, H, D / H).
-            heads = (tokens.transpose(1, 2) for tokens in (query, key, value))
-            return self.output(self.flash_attention(*heads, dropout_p=dropout).flatten(2))
         mask = None if is_pad is None else ~is_pad[:, None, None, :]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return self.output(attended.transpose(1, 2).flatten(2))
+        return self.output(self.attend(query, key, value, mask))
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """query (B, H, T, E), key, value (B, K, S, E), H a multiple of K -> (B, T, H·E).
+
+        Args:
+            mask: broadcastable to (B, H, T, S), true where a query attends to a key.
+            is_causal: attend only to earlier tokens and the token itself.
+        """
+        dropout = self.dropout if self.training else 0.0
+        if self.flash_attention is not None and mask is None and query.dtype in (torch.bfloat16, torch.float16):
+            # Its order of axes is (B, T, H, E); it supports K < H without an option.
+            heads = (tokens.transpose(1, 2) for tokens in (query, key, value))
+            return self.flash_attention(*heads, dropout_p=dropout, causal=is_causal).flatten(2)
+        options = {"is_causal": is_causal, "enable_gqa": query.shape[1] != key.shape[1]}
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, **options)
+        return attended.transpose(1, 2).flatten(2)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B, S, D) -> (B, H, S, D / H)"""

@@ -113,11 +113,13 @@ def from_files(kind: Any, place: str | Path, shown: str, trust_remote_code: bool
         ValueError: nothing is there, it is damaged, pickled, or needs code that is not trusted.
     """
     is_model = kind is not AutoConfig and not (isinstance(kind, type) and issubclass(kind, PreTrainedConfig))
-    if is_model and "gguf_file" not in options:
-        refuse_pickles(Path(place), shown)
-        os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else the hub is asked to convert such a model
-        options["use_safetensors"] = True
     try:
+        if is_model and "gguf_file" not in options:
+            _refuse_pickles(Path(place))
+            os.environ.setdefault(
+                "DISABLE_SAFETENSORS_CONVERSION", "1"
+            )  # else the hub is asked to convert such a model
+            options["use_safetensors"] = True
         # If `trust_remote_code` were not given, transformers would ask at the terminal.
         return kind.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # a damaged or hostile file may raise anything
@@ -142,44 +144,24 @@ def reason(error: Exception) -> str:
     return line if line and isinstance(error, KNOWN_ERRORS) else f"{type(error).__name__} {line}".strip()
 
 
-def refuse_pickles(place: Path, shown: str) -> None:
+def _refuse_pickles(place: Path) -> None:
     """Refuse weights that are not safetensors, or shards in other folders; files on a hub are not examined.
 
     Raises:
         ValueError: the reason, with the file.
     """
     names = [place.name] if place.is_file() else sorted(os.listdir(place)) if place.is_dir() else []
+    weights = {}
     if "config.json" in names:
-        stored = saved_config(place).get("transformers_weights")
-        if stored is not None and not _is_beside(stored):
-            raise ValueError(
-                f"{place / 'config.json'} names weights {stored!r}; they must be a .safetensors file beside it"
-            )
-    if WEIGHTS in names:
-        return
+        weights["config.json"] = [saved_config(place).get("transformers_weights") or WEIGHTS]
+    if SHARDS in names and WEIGHTS not in names:
+        weights[SHARDS] = json.loads((place / SHARDS).read_text(encoding="utf-8"))["weight_map"].values()
+    for file, name in ((file, name) for file, values in weights.items() for name in values):
+        if not isinstance(name, str) or name != os.path.basename(name) or not name.endswith(".safetensors"):
+            raise ValueError(f"{place / file} names weights {name!r}; they must be a .safetensors file beside it")
     pickled = next((name for name in names if name.endswith(PICKLED)), None)
-    if SHARDS in names:
-        _refuse_shards(place / SHARDS)
-    elif pickled is not None and not any(name.endswith(".safetensors") for name in names):
+    if pickled is not None and not any(name.endswith(".safetensors") or name == SHARDS for name in names):
         raise ValueError(
-            f"{shown} has its weights as a pickle ({pickled}), and reading a pickle can run code; save the model "
-            f"again with save_pretrained, which writes {WEIGHTS}"
+            f"its weights are a pickle ({pickled}), and reading a pickle can run code; save the model again with "
+            f"save_pretrained, which writes {WEIGHTS}"
         )
-
-
-def _refuse_shards(index: Path) -> None:
-    """Refuse shards that are outside the index's folder or not safetensors."""
-    try:
-        stored = json.loads(index.read_text(encoding="utf-8"))
-        shards = set(stored["weight_map"].values())
-        stored["metadata"].get("total_size")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index} is damaged ({type(error).__name__}: {one_line(error)}); restore it") from None
-    for name in sorted(shards, key=str):
-        if not _is_beside(name):
-            raise ValueError(f"{index} names a shard {name!r}; shards must be .safetensors files beside it")
-
-
-def _is_beside(name: Any) -> bool:
-    """Return whether a name is that of a safetensors file in the folder of the file that names it."""
-    return isinstance(name, str) and name == os.path.basename(name) and name.endswith(".safetensors")

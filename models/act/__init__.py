@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.act.config import Config
-from models.policy import require_dims
 
 if TYPE_CHECKING:
     from models.act.network import ACT
@@ -43,10 +42,10 @@ def build(config: Config, process: Any) -> ACT:
     Raises:
         ValueError: a dim is missing, or the backbone's weights are not found or do not fit.
     """
-    require_dims(config)
-    from models.act.network import build_network
+    from models.act.network import ACT
+    from models.backbone import build_policy
 
-    return build_network(config, process.cache_dir)
+    return build_policy(ACT, config, process.cache_dir)
 
 
 def load(folder: str | Path) -> ACT:

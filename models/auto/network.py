@@ -17,9 +17,7 @@ from models.suggestions import did_you_mean
 
 def build_network(config: Config, process: Any) -> PreTrainedModel:
     """See `models.auto.build`."""
-    kind = getattr(transformers, class_name(config.task), None)
-    if kind is None:
-        raise ValueError(f"`model.task: {config.task}`: this transformers has no {class_name(config.task)}; update it")
+    kind = getattr(transformers, class_name(config.task))
     path = process.model_name_or_path and os.path.expanduser(process.model_name_or_path)
     sizes = {key: getattr(config, key) for key in ("vocab_size", "num_labels") if getattr(config, key) is not None}
     own_checkpoint = process.is_pretrained or process.load_pretrain

@@ -109,30 +109,12 @@ class CausalAttention(Attention):
             query, key = rotate(query, turned), rotate(key, turned)
         if past is not None:
             key, value = past.add(key, value)
-        # A single token may look at all there are.
-        return self.output(self._attend(query, key, value, mask, is_causal=mask is None and query.shape[2] > 1))
+        # A single token may attend to all keys.
+        return self.output(self.attend(query, key, value, mask, is_causal=mask is None and query.shape[2] > 1))
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(B, T, heads·E) -> (B, heads, T, E)"""
         return tokens.view(*tokens.shape[:2], -1, self.head_size).transpose(1, 2)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        """Heads (B, H, T, E) over keys and values (B, K, S, E) -> (B, T, D)."""
-        dropout = self.dropout if self.training else 0.0
-        if self.flash_attention is not None and mask is None and query.dtype in (torch.bfloat16, torch.float16):
-            # Its own order of axes is (B, T, H, E), and it shares heads of keys by itself.
-            heads = (each.transpose(1, 2) for each in (query, key, value))
-            return self.flash_attention(*heads, dropout_p=dropout, causal=is_causal).flatten(2)
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=is_causal,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )
-        return attended.transpose(1, 2).flatten(2)
 
 
 class MLP(nn.Module):

@@ -123,7 +123,7 @@ def _gpt2(path: str, cache_dir: str | None) -> tuple[GPT2Config, dict[str, Tenso
     """
     options, shown = {"cache_dir": cache_dir, "local_files_only": os.path.isdir(path)}, f"`model_name_or_path: {path}`"
     try:
-        model_type = PreTrainedConfig.get_config_dict(path, **options)[0]["model_type"]
+        model_type = PreTrainedConfig.get_config_dict(path, **options)[0].get("model_type")
     except Exception as error:  # a damaged file may raise anything
         raise ValueError(f"{shown} cannot be loaded: {reason(error)}") from error
     if model_type == GPTConfig.model_type:
@@ -132,9 +132,8 @@ def _gpt2(path: str, cache_dir: str | None) -> tuple[GPT2Config, dict[str, Tenso
             "that fit)"
         )
     if model_type != "gpt2":
-        raise ValueError(
-            f"{shown} is of model_type {model_type}, but `model: gpt` starts from GPT-2's weights; use `model: auto`"
-        )
+        model = f"is a {model_type} model" if model_type else "has no config.json with a model_type"
+        raise ValueError(f"{shown} {model}; `model: gpt` starts from GPT-2's weights, `model: auto` from any others")
     model = load_whole_model(GPT2LMHeadModel, path, shown, **options)
     for key, supported in GPT2_SETTINGS.items():
         value = getattr(model.config, key)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.mlp.config import Config
-from models.policy import require_dims
 
 if TYPE_CHECKING:
     from models.mlp.network import MLP
@@ -27,10 +26,10 @@ PARTS: dict[str, str] = {
 
 def build(config: Config, process: Any) -> MLP:
     """A new network for the data's dims; arguments and errors as `models.act.build`."""
-    require_dims(config)
-    from models.mlp.network import build_network
+    from models.backbone import build_policy
+    from models.mlp.network import MLP
 
-    return build_network(config, process.cache_dir)
+    return build_policy(MLP, config, process.cache_dir)
 
 
 def load(folder: str | Path) -> MLP:

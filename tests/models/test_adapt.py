@@ -448,7 +448,7 @@ def test_weights_dtype(name, lora, tmp_path):
 # ---- attention ----
 
 
-def attend_by_hand(query, key, value, dropout_p=0.0):
+def attend_by_hand(query, key, value, dropout_p=0.0, causal=False):
     """(B, S, H, D) as flash-attention takes them."""
     scores = torch.einsum("bthd,bshd->bhts", query, key) / query.shape[-1] ** 0.5
     return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), value)

@@ -127,10 +127,10 @@ def test_other_and_missing_models_are_told_in_one_line(tmp_path):
     os.remove(tmp_path / "gpt2" / "model.safetensors")
     (tmp_path / "empty").mkdir()
     for name, message in (
-        ("llama", "llama.*use `model: auto`"),
+        ("llama", "llama.*`model: auto`"),
         ("own", "is one of our own checkpoints: set `is_pretrained`"),
         ("gpt2", "cannot be loaded: "),
-        ("empty", "cannot be loaded: "),
+        ("empty", "no config.json"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             start(tmp_path / name)
