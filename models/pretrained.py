@@ -116,9 +116,7 @@ def from_files(kind: Any, place: str | Path, shown: str, trust_remote_code: bool
     try:
         if is_model and "gguf_file" not in options:
             _refuse_pickles(Path(place))
-            os.environ.setdefault(
-                "DISABLE_SAFETENSORS_CONVERSION", "1"
-            )  # else the hub is asked to convert such a model
+            os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks the hub to convert
             options["use_safetensors"] = True
         # If `trust_remote_code` were not given, transformers would ask at the terminal.
         return kind.from_pretrained(place, trust_remote_code=trust_remote_code, **options)

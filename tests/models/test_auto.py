@@ -1,19 +1,15 @@
 """`model: {name: auto}`: models of transformers from a configuration or a folder."""
 
 import typing
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
-import yaml
 from adapting import LLAMA, batch_of, build_adapted, config_of, disturb, outputs, process_of, trained
 
 import models.auto
 from models import adapt
 from models.adapt.submodules import base_name
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def build(config, **settings):
@@ -153,14 +149,6 @@ def test_our_own_checkpoints_give_their_architecture(tmp_path):
         models.auto, models.auto.Config(), process_of(model_name_or_path=str(tmp_path), is_pretrained=True)
     )
     torch.testing.assert_close(outputs(second.model, "llama"), outputs(first.model, "llama"), rtol=0, atol=1e-5)
-
-
-def test_shipped_yaml_shows_the_defaults():
-    text = (ROOT / "configs/model/auto.yaml").read_text(encoding="utf-8")
-    shown = yaml.safe_load(text)["model"]
-    assert shown.pop("name") == "auto"
-    assert models.auto.Config(**shown) == models.auto.Config()
-    assert shown.keys() == models.auto.Config.__dataclass_fields__.keys()
 
 
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 20}

@@ -15,6 +15,7 @@ from models.gpt.layers import inner_width
 
 SMALL = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 65}
 MODERN = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu"}
+FULLY_MODERN = {**MODERN, "n_kv_head": 2, "qk_norm": True}
 
 
 def small(**keys):
@@ -303,7 +304,7 @@ def test_dropout_acts_in_training_only():
 # ---- how it is run ----
 
 
-@pytest.mark.parametrize("keys", [{}, {**MODERN, "n_kv_head": 2, "qk_norm": True}])
+@pytest.mark.parametrize("keys", [{}, FULLY_MODERN])
 def test_gradient_checkpointing_recomputes_blocks_and_keeps_gradients(keys):
     model, batch = small(**keys).train(), batch_of()
     plain, calls = gradients(model, batch), []
@@ -315,36 +316,28 @@ def test_gradient_checkpointing_recomputes_blocks_and_keeps_gradients(keys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exact_width", [(), ("cpu",)])
-@pytest.mark.parametrize("keys", [{}, {**MODERN, "n_kv_head": 2, "qk_norm": True}])
-def test_compiles_in_one_graph(keys, exact_width, monkeypatch):
+@pytest.mark.parametrize(
+    ("keys", "backend", "exact_width"),
+    [*((keys, "aot_eager", width) for keys in ({}, FULLY_MODERN) for width in ((), ("cpu",))), ({}, "inductor", ())],
+)
+def test_compiles_in_one_graph(keys, backend, exact_width, monkeypatch):
     monkeypatch.setattr(network, "EXACT_WIDTH_ON", exact_width)
     torch._dynamo.reset()
     model, batch = excited(small(**keys)).train(), batch_of()
     plain = gradients(model, batch)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     model.zero_grad()
     loss = compiled(**batch)["loss"]
     loss.backward()
     torch.testing.assert_close(loss, model(**batch)["loss"])
-    for name, each in model.named_parameters():
-        torch.testing.assert_close(each.grad, plain[name], rtol=1e-4, atol=1e-6)
-    packed = {**batch, "position_ids": torch.arange(16).remainder(5).expand(3, 16)}
-    torch.testing.assert_close(compiled(**packed)["loss"], model(**packed)["loss"])
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain[name], rtol=1e-4, atol=1e-6)
+    if backend == "aot_eager":
+        packed = {**batch, "position_ids": torch.arange(16).remainder(5).expand(3, 16)}
+        torch.testing.assert_close(compiled(**packed)["loss"], model(**packed)["loss"])
 
 
-@pytest.mark.slow
-def test_compiles_for_the_processor():
-    torch._dynamo.reset()
-    model, batch = excited(small()).train(), batch_of()
-    plain = gradients(model, batch)
-    model.zero_grad()
-    torch.compile(model, fullgraph=True)(**batch)["loss"].backward()
-    for name, each in model.named_parameters():
-        torch.testing.assert_close(each.grad, plain[name], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("keys", [{}, {**MODERN, "n_kv_head": 2, "qk_norm": True}])
+@pytest.mark.parametrize("keys", [{}, FULLY_MODERN])
 def test_half_precision_is_near_and_its_loss_is_not_half(keys):
     model, batch = small(**keys).train(), batch_of()
     expected = model(**batch)["loss"]
@@ -357,27 +350,11 @@ def test_half_precision_is_near_and_its_loss_is_not_half(keys):
     assert model.double()(**batch)["loss"].dtype == torch.float64
 
 
-def test_averaged_weights_of_a_tied_model():
-    from trainer.optimization.ema import AveragedWeights
-
-    model = small()
-    before = {name: each.clone() for name, each in model.state_dict().items()}
-    averaged = AveragedWeights(model, 0.5, False, 1)
-    with torch.no_grad():
-        for each in model.parameters():
-            each.add_(1.0)
-    averaged.update(1)
-    with averaged.swapped():
-        assert model.head.weight is model.token_embedding.weight
-        for name, each in model.state_dict().items():
-            torch.testing.assert_close(each, before[name] + 0.5)
-
-
 # ---- files ----
 
 
 @pytest.mark.keys("model(gpt).tie_head")
-@pytest.mark.parametrize("keys", [{}, {"tie_head": False}, {**MODERN, "n_kv_head": 2, "qk_norm": True, "bias": True}])
+@pytest.mark.parametrize("keys", [{}, {"tie_head": False}, {**FULLY_MODERN, "bias": True}])
 def test_saved_and_loaded_bit_for_bit(keys, tmp_path):
     model, batch = excited(small(**keys)), batch_of()
     model.save_pretrained(tmp_path)

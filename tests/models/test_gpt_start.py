@@ -50,11 +50,11 @@ def test_scores_are_those_of_transformers(keys, tmp_path):
     assert not model.token_embedding.weight[70:].any()
 
 
-def test_a_head_of_its_own_begins_as_gpt2s(tmp_path):
-    model = start(saved := tmp_path, block_size=12, vocab_size=70) if saved_gpt2(tmp_path) else None
-    apart = start(saved, block_size=12, vocab_size=70, tie_head=False)
-    assert apart.head.weight is not apart.token_embedding.weight
-    torch.testing.assert_close(apart(tokens())["logits"], model(tokens())["logits"])
+def test_an_untied_head_starts_as_gpt2s(tmp_path):
+    saved_gpt2(tmp_path)
+    tied, untied = (start(tmp_path, block_size=12, vocab_size=70, tie_head=tie) for tie in (True, False))
+    assert untied.head.weight is not untied.token_embedding.weight
+    torch.testing.assert_close(untied(tokens())["logits"], tied(tokens())["logits"])
 
 
 def test_positions_are_cropped_and_smaller_vocabularies_fit(tmp_path):
@@ -76,46 +76,51 @@ def test_generates_as_transformers_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    ("keys", "theirs"),
     [
-        ({"n_layer": 6}, "model.n_layer: 6` contradicts 2, which .* has; leave it out"),
-        ({"n_embd": 32}, "model.n_embd: 32` contradicts 16"),
-        ({"bias": False}, "model.bias: False` contradicts True"),
-        ({"mlp": "swiglu"}, "model.mlp: swiglu` contradicts gelu_tanh"),
-        ({"mlp_ratio": 3.0}, "model.mlp_ratio: 3.0` contradicts 4.0"),
-        ({"n_kv_head": 1}, "model.n_kv_head: 1` contradicts 2"),
-        ({"position": "rope"}, "model.position: rope` contradicts learned, .*; set it to learned"),
-        ({"norm": "rmsnorm"}, "model.norm: rmsnorm` contradicts layernorm"),
-        ({"qk_norm": True}, "model.qk_norm: True` contradicts False, .*; set it to false"),
-        ({"block_size": 13}, "model.block_size: 13`: .* has positions for 12 tokens only"),
-        ({"vocab_size": 71}, "the data's vocabulary of 71 tokens is larger than the 70"),
-        ({"vocab_sizes": [3, 4], "dataset_names": ["a", "b"]}, "has one vocabulary, the data has 2"),
+        ({"n_layer": 6}, "2"),
+        ({"n_embd": 32}, "16"),
+        ({"bias": False}, "True"),
+        ({"mlp": "swiglu"}, "gelu_tanh"),
+        ({"mlp_ratio": 3.0}, "4.0"),
+        ({"n_kv_head": 1}, "2"),
+        ({"position": "rope"}, "learned"),
+        ({"norm": "rmsnorm"}, "layernorm"),
+        ({"qk_norm": True}, "False.*set it to false"),
+        ({"block_size": 13}, "12"),
     ],
 )
-def test_contradictions_name_both(keys, message, tmp_path):
+def test_contradictions_name_key_and_both_values(keys, theirs, tmp_path):
     saved_gpt2(tmp_path)
-    with pytest.raises(ValueError, match=message) as caught:
+    ((key, value),) = keys.items()
+    with pytest.raises(ValueError, match=f"`model.{key}: {value}`.*{theirs}") as caught:
         start(tmp_path, **keys)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_said_again_is_no_contradiction(tmp_path):
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [({"vocab_size": 71}, "71.*70"), ({"vocab_sizes": [3, 4], "dataset_names": ["a", "b"]}, "one vocabulary.* 2")],
+)
+def test_vocabularies_that_do_not_fit_are_refused(keys, message, tmp_path):
     saved_gpt2(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        start(tmp_path, **keys)
+
+
+def test_equal_settings_are_no_contradiction(tmp_path):
+    theirs = saved_gpt2(tmp_path)
     keys = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_kv_head": 2, "mlp": "gelu_tanh", "mlp_ratio": 4.0, "bias": True}
-    assert_equal_scores(start(tmp_path, **keys), saved_gpt2(tmp_path), tokens())
+    assert_equal_scores(start(tmp_path, **keys), theirs, tokens())
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"activation_function": "relu"}, "computes with activation_function: relu, gpt with gelu_new"),
-        ({"layer_norm_epsilon": 1e-3}, "computes with layer_norm_epsilon: 0.001"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "computes with scale_attn_by_inverse_layer_idx: True"),
-    ],
+    ("key", "value"),
+    [("activation_function", "relu"), ("layer_norm_epsilon", 1e-3), ("scale_attn_by_inverse_layer_idx", True)],
 )
-def test_relatives_of_gpt2_are_refused(keys, message, tmp_path):
-    saved_gpt2(tmp_path, **keys)
-    with pytest.raises(ValueError, match=message):
+def test_relatives_of_gpt2_are_refused(key, value, tmp_path):
+    saved_gpt2(tmp_path, **{key: value})
+    with pytest.raises(ValueError, match=f"{tmp_path}.*{key}: {value}"):
         start(tmp_path)
 
 
