@@ -12,7 +12,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from adapting import MODULES, batch_of, build_adapted, config_of, disturb, outputs, process_of, trained
+from adapting import HEADS, MODULES, batch_of, build_adapted, config_of, disturb, outputs, process_of, trained
 from safetensors.torch import load_file, save_file
 
 import models.act
@@ -22,7 +22,6 @@ from models.adapt.submodules import base_name, parts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 every_model = pytest.mark.parametrize("name", list(MODULES))
-HEADS = {"act": "head", "llama": "lm_head", "vit": "classifier"}
 
 
 def plain(name, **changes):
@@ -319,7 +318,12 @@ def test_resume_restores_the_trained_weights(name, settings, tmp_path):
         assert torch.equal(value, dict(again.model.named_parameters())[each]), each
     with pytest.raises(ValueError, match="first"):
         # A network of another size: its weights do not fit.
-        other = {"act": {"hidden_dim": 8}, "llama": {"hidden_size": 32}, "vit": {"hidden_size": 16}}[name]
+        other = {
+            "act": {"hidden_dim": 8},
+            "gpt": {"n_embd": 32},
+            "llama": {"hidden_size": 32},
+            "vit": {"hidden_size": 16},
+        }[name]
         build_adapted(name, other, **settings).load(tmp_path)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapting import MODULES, batch_of, build_adapted, config_of, disturb, outputs, process_of, trained
+from adapting import HEADS, MODULES, batch_of, build_adapted, config_of, disturb, outputs, process_of, trained
 
 from models import adapt
 from models.adapt import quantize
@@ -17,7 +17,6 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"),
 ]
 every_model = pytest.mark.parametrize("name", list(MODULES))
-HEADS = {"act": "head", "llama": "lm_head", "vit": "classifier"}
 # How far an 8-bit layer's rounding of its inputs, which plain weights do not have, moves an output.
 TOLERANCE = {4: 1e-5, 8: 5e-2}
 
@@ -173,7 +172,7 @@ def test_lora_over_quantized_weights_reloads_and_merges(name, bits, tmp_path):
 @every_model
 @pytest.mark.parametrize("bits", [4, 8])
 def test_freezing_without_lora(name, bits, tmp_path):
-    part = "encoder" if name == "act" else "layers"
+    part = {"act": "encoder", "gpt": "blocks"}.get(name, "layers")
     adapted = quantized(name, bits, lora_enable=False, freeze=[part])
     assert layers(adapted.model) and all(f"{part}." in layer for layer in layers(adapted.model))
     disturb(adapted.model)

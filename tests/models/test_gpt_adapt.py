@@ -1,22 +1,13 @@
 """Adapting the GPT: freezing, LoRA, 4-bit weights, flash-attention."""
 
-import importlib.util
-
 import pytest
 import torch
 from adapting import disturb, process_of, trained
 
 from models import adapt, gpt
-from models.adapt import quantize
 from models.adapt.saved_model import plain_model
-from models.adapt.submodules import base_name
 
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 8, "vocab_size": 70}
-LINEAR = {
-    f"blocks.{index}.{name}"
-    for index in range(2)
-    for name in ("attention.qkv", "attention.output", "mlp.up", "mlp.down")
-}
 
 
 def adapted(keys=None, **settings):
@@ -50,34 +41,6 @@ def test_parts_can_be_frozen(settings, kept):
     assert trained(model) == kept
     model.train()(**batch())["loss"].backward()
     assert {name for name, each in model.named_parameters() if each.grad is not None} == kept
-
-
-NO_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is None
-four_bits = pytest.param(
-    {"use_quantization": True, "bits": 4},
-    marks=[pytest.mark.slow, pytest.mark.skipif(NO_BITSANDBYTES, reason="bitsandbytes is not installed")],
-)
-
-
-@pytest.mark.parametrize("quantized", [{}, four_bits])
-@pytest.mark.parametrize("tied", [True, False])
-def test_lora_on_all_linear_layers_trains_saves_merges_and_loads(tied, quantized, tmp_path):
-    made = adapted({"tie_head": tied}, lora_enable=True, lora_task_type="CAUSAL_LM", **quantized)
-    assert {base_name(name).split(".lora_")[0] for name in trained(made.model) if "lora_" in name} == LINEAR
-    whole = {base_name(name) for name in trained(made.model) if "lora_" not in name}
-    assert whole == (set() if tied else {"head.weight"})  # a tied head stays fixed with the embeddings
-    assert any("tied" in line for line in made.lines) == tied
-    layers = {base_name(name).removesuffix(".base_layer") for name in quantize.quantized_layers(made.model)}
-    assert layers == (LINEAR if quantized else set())
-    plain = adapted({"tie_head": tied}).model
-    assert (scores(made.model) - scores(plain)).abs().max() <= (0.1 if quantized else 1e-6)
-    disturb(made.model)
-    made.model.train()(**batch())["loss"].backward()
-    assert all(parameter.grad is not None for parameter in made.model.parameters() if parameter.requires_grad)
-    made.save(tmp_path)
-    expected = scores(made.model)
-    torch.testing.assert_close(scores(adapt.load_adapted(tmp_path, gpt)), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(scores(plain_model(tmp_path, gpt)), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("word", "tied"), [("head", True), ("embeddings", True), ("embeddings", False)])
