@@ -1,4 +1,4 @@
-"""The plain baseline: a perceptron from the state (and pooled image features) to a chunk of actions.
+"""The baseline: a perceptron from the state (and pooled image features) to a chunk of actions.
 
 Importing this needs neither torch nor transformers; `build` and `load` bring them.
 """
@@ -18,14 +18,14 @@ PROCESS_KEYS: frozenset[str] = frozenset({"cache_dir"})
 # Part name -> regular expression over parameter and module names.
 PARTS: dict[str, str] = {
     "backbone": r"^backbone(\.|$)",
-    "vision_tower": r"^backbone(\.|$)",  # the same, in the words of vision-language models
+    "vision_tower": r"^backbone(\.|$)",  # the same part under the name that vision-language models use
     "trunk": r"^trunk(\.|$)",
     "head": r"^head(\.|$)",
 }
 
 
 def build(config: Config, process: Any) -> MLP:
-    """A new network for the data's dims; arguments and errors as `models.act.build`."""
+    """Build a network for the data's dims; arguments and errors as `models.act.build`."""
     from models.backbone import build_policy
     from models.mlp.network import MLP
 
@@ -33,7 +33,7 @@ def build(config: Config, process: Any) -> MLP:
 
 
 def load(folder: str | Path) -> MLP:
-    """The network saved in `folder`, in evaluation mode."""
+    """Load the network saved in `folder`, in evaluation mode."""
     from models.mlp.network import MLP
     from models.pretrained import load_checkpoint
 
