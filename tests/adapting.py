@@ -119,12 +119,13 @@ def build_adapted(name, changes=None, **settings):
 
 
 @torch.no_grad()
-def disturb(model):
-    """As if it had been trained: every weight that trains has moved."""
-    generator = torch.Generator().manual_seed(3)
+def disturb(model, size=0.05, seed=3):
+    """Move every weight that trains, as if the model had been trained."""
+    generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def trained(model):

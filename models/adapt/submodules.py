@@ -151,16 +151,10 @@ def whole_modules(model: nn.Module, parameters: set[str]) -> tuple[list[str], se
     A container is never one of them: it has no forward that a wrapper could replace.
     """
     whole: list[str] = []
-
-    def visit(name: str, module: nn.Module) -> None:
-        inside = parameters_in(model, [name]) if name else set()
-        if inside and inside <= parameters and not isinstance(module, CONTAINERS):
+    for name, module in model.named_modules():  # a module comes before those inside it
+        inside = parameters_in(model, [name])
+        if inside and inside <= parameters and not isinstance(module, CONTAINERS) and not is_inside(name, whole):
             whole.append(name)
-            return
-        for child_name, child in module.named_children():
-            visit(f"{name}.{child_name}" if name else child_name, child)
-
-    visit("", model)
     return whole, parameters - parameters_in(model, whole)
 
 

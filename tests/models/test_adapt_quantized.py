@@ -35,14 +35,16 @@ def layers(model):
             for each, layer in quantize.quantized_layers(model).items()}  # fmt: skip
 
 
+def numbers(model, layer):
+    return quantize.plain_state(torch.nn.Sequential(layers(model)[layer]), {})["0.weight"]
+
+
 @pytest.mark.keys("bits")
 @every_model
 @pytest.mark.parametrize("bits", [4, 8])
 def test_every_frozen_linear_but_the_head(name, bits):
-    found, net = layers(quantized(name, bits).model), plain(name)
-    assert found.keys() == {
-        each for each, module in net.named_modules() if type(module) is torch.nn.Linear and each != HEADS[name]
-    }
+    linear = {key for key, module in plain(name).named_modules() if type(module) is torch.nn.Linear}
+    assert layers(quantized(name, bits).model).keys() == linear - {HEADS[name]}
 
 
 # The 16 values of NF4: Dettmers et al. 2023, appendix E; of FP4, as bitsandbytes documents them, by sign and size.
@@ -60,10 +62,8 @@ def test_four_bit_values_by_hand(quant_type, values):
     levels = torch.tensor(values)
     nearest = (blocks[..., None] / scale[..., None] - levels).abs().argmin(-1)
     by_hand = (levels[nearest] * scale).reshape(weight.shape)
-    layer = layers(quantized("llama", quant_type=quant_type, double_quant=False).model)[
-        "model.layers.0.self_attn.q_proj"
-    ]
-    found = quantize.plain_state(torch.nn.Sequential(layer), {})["0.weight"]
+    model = quantized("llama", quant_type=quant_type, double_quant=False).model
+    found = numbers(model, "model.layers.0.self_attn.q_proj")
     # A value half-way between two levels may go either way.
     assert (found - by_hand).abs().gt(2e-4 * scale.max()).float().mean() < 0.01
 
@@ -72,11 +72,9 @@ def test_eight_bit_values_by_hand():
     weight = plain("llama").model.layers[0].mlp.up_proj.weight.detach()
     scale = weight.abs().amax(1, keepdim=True)
     by_hand = (weight / scale * 127).round() * scale / 127
-    found = quantize.plain_state(
-        torch.nn.Sequential(layers(quantized("llama", 8).model)["model.layers.0.mlp.up_proj"]), {}
-    )
+    found = numbers(quantized("llama", 8).model, "model.layers.0.mlp.up_proj")
     # bitsandbytes reads weights as float16 first: a value near a half may go the other way, by one step of 1 / 127.
-    error = (found["0.weight"] - by_hand).abs() / scale
+    error = (found - by_hand).abs() / scale
     assert error.max() < 1 / 127 + 1e-3 and error.gt(1e-3).float().mean() < 0.05
 
 
@@ -106,28 +104,17 @@ def gradients(model, name):
 
 @every_model
 @pytest.mark.parametrize("bits", [4, 8])
-def test_gradients_before_and_after_an_evaluation(name, bits):
-    model = quantized(name, bits).model
-    disturb(model)
+def test_gradients_are_those_of_the_plain_weights_also_after_an_evaluation(name, bits):
+    model = disturb(quantized(name, bits).model)
     before = gradients(model, name)
     assert before.keys() == trained(model)
     outputs(model, name)
     after = gradients(model, name)
-    for each in before:
-        torch.testing.assert_close(after[each], before[each], rtol=1e-5, atol=1e-7)
-
-
-@every_model
-@pytest.mark.parametrize("bits", [4, 8])
-def test_gradients_are_those_of_the_plain_weights(name, bits, tmp_path):
-    model = quantized(name, bits).model
-    disturb(model)
-    found = gradients(model, name)
     quantize.dequantize(model)
-    expected = gradients(model, name)
-    for each in expected:
-        near = torch.nn.functional.cosine_similarity(found[each].flatten(), expected[each].flatten(), dim=0)
-        assert near > 0.999 or expected[each].norm() < 1e-6, each
+    for key, expected in gradients(model, name).items():
+        torch.testing.assert_close(after[key], before[key], rtol=1e-5, atol=1e-7)
+        near = torch.nn.functional.cosine_similarity(before[key].flatten(), expected.flatten(), dim=0)
+        assert near > 0.999 or expected.norm() < 1e-6, key
 
 
 def test_no_layer_repacks_its_weight_in_evaluation(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from adapting import process_of
+from adapting import disturb, process_of
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from models import gpt
@@ -33,13 +33,9 @@ def batch_of(**sizes):
     return {"input_ids": rows[:, :-1], "shift_labels": rows[:, 1:].clone(), "labels": rows[:, :-1]}
 
 
-def excited(model, seed=5):
+def excited(model):
     """Weights so large that attention and norms are far from where they start."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
+    return disturb(model, 0.3).eval()
 
 
 def gradients(model, batch):

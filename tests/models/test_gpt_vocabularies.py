@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from adapting import process_of
+from adapting import disturb, process_of
 
 from models import gpt
 from models.gpt import network
@@ -16,11 +16,7 @@ STARTS = [0, 128, 192]  # of rows filled up to 128, 64 and 128
 
 def several(kind, **keys):
     torch.manual_seed(0)
-    model = gpt.build(gpt.Config(**{**SMALL, kind: NAMES, **keys}), process_of())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape))
-    return model.eval()
+    return disturb(gpt.build(gpt.Config(**{**SMALL, kind: NAMES, **keys}), process_of()), 0.2).eval()
 
 
 def stream(size, length=9, seed=0):
