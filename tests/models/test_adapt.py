@@ -239,10 +239,7 @@ def test_frozen_parts_get_no_adapter_and_the_projector_trains_whole():
     names = {base_name(each).split(".")[0] for each in trained(adapted.model)}
     assert names == {"encoder", "cvae_encoder", "state_projection", "latent_projection"}
     whole = {each for each in trained(adapted.model) if "modules_to_save" in each}
-    assert {base_name(each) for each in whole if "latent" in each} == {
-        "latent_projection.weight",
-        "latent_projection.bias",
-    }
+    assert sum("latent_projection" in name for name in whole) == 2  # its weight and bias
     assert any("cvae_encoder.state_projection` is trained too" in line for line in adapted.lines)
 
 
@@ -250,9 +247,7 @@ def test_frozen_parts_get_no_adapter_and_the_projector_trains_whole():
 def test_lora_bias_trains_biases_except_frozen_ones():
     adapted = build_adapted("act", lora_enable=True, lora_bias="all", freeze=["decoder"])
     biases = {base_name(each) for each in trained(adapted.model) if each.endswith(".bias")}
-    assert "encoder.layers.0.feedforward.0.bias" in biases and not [
-        biase for biase in biases if biase.startswith("decoder")
-    ]
+    assert "encoder.layers.0.feedforward.0.bias" in biases and "decoder" not in {name.split(".")[0] for name in biases}
 
 
 @pytest.mark.keys("lora_lr")
@@ -291,9 +286,8 @@ def test_a_tied_head_is_no_new_head(tmp_path):
     adapted = build_adapted("llama", {"tie_word_embeddings": True}, lora_enable=True)
     assert any("tied to the embeddings" in line for line in adapted.lines)
     assert all("lora_" in each for each in trained(adapted.model))
-    both = build_adapted(
-        "llama", {"tie_word_embeddings": True}, lora_enable=True, lora_module=["embed_tokens", "q_proj"]
-    )
+    words = ["embed_tokens", "q_proj"]
+    both = build_adapted("llama", {"tie_word_embeddings": True}, lora_enable=True, lora_module=words)
     disturb(both.model)
     both.save(tmp_path / "run")
     merged = plain_model(tmp_path / "run", MODULES["llama"])

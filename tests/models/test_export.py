@@ -48,28 +48,24 @@ def test_merged_weights_give_the_checkpoints_outputs(name, settings, tolerance, 
     torch.testing.assert_close(outputs(adapt.load_adapted(tmp_path / "out", MODULES[name]), name), outputs(model, name))
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_enable": True}])
+@pytest.mark.keys("use_quantization")
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora_enable": True}, {"freeze": ["encoder"], "use_quantization": True, "bits": 4}]
+)
 def test_a_copy_stands_alone(settings, tmp_path):
     expected = checkpoint("act", tmp_path / "run", **settings)
     export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
     shutil.rmtree(tmp_path / "run")
-    found = outputs(adapt.load_adapted(tmp_path / "out", MODULES["act"]), "act")
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert not left & {"optimizer.pt", "trainer_state.json", "rng_state.pth", "ema.safetensors"}
-    if settings:
+    model = adapt.load_adapted(tmp_path / "out", MODULES["act"])
+    torch.testing.assert_close(outputs(model, "act"), expected, rtol=0, atol=1e-6)
+    assert bool(quantize.quantized_layers(model)) == ("bits" in settings)
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not files & {"optimizer.pt", "trainer_state.json", "rng_state.pth", "ema.safetensors"}
+    if "lora_enable" in settings:
         config = json.loads((tmp_path / "out/adapter_config.json").read_text())
         base = MODULES["act"].load(config["base_model_name_or_path"])
         reloaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "out"))
         torch.testing.assert_close(outputs(reloaded, "act"), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.keys("use_quantization")
-def test_a_quantized_copy_without_lora(tmp_path):
-    expected = checkpoint("act", tmp_path / "run", freeze=["encoder"], use_quantization=True, bits=4)
-    export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
-    model = adapt.load_adapted(tmp_path / "out", MODULES["act"])
-    assert quantize.quantized_layers(model) and torch.equal(outputs(model, "act"), expected)
 
 
 def test_runs_from_before_adaptation_are_found_by_run_yaml(tmp_path):

@@ -58,15 +58,6 @@ def test_positions_are_cropped_and_smaller_vocabularies_fit(tmp_path):
     assert start(tmp_path).config.block_size == 12
 
 
-def test_generates_as_transformers_does(tmp_path):
-    theirs = saved_gpt2(tmp_path)
-    ids = tokens(3)
-    expected = theirs.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, do_sample=False, eos_token_id=None
-    )
-    assert torch.equal(start(tmp_path).generate(ids, 9, do_sample=False), expected)
-
-
 @pytest.mark.parametrize(
     ("keys", "theirs"),
     [

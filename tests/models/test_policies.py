@@ -127,10 +127,6 @@ def test_every_parameter_is_in_one_part(build, name):
     modules = [module for module, _ in net.named_modules()]
     for regex in parts.values():
         assert any(re.search(regex, module) for module in modules)
-
-
-@every_policy
-def test_no_images_no_backbone(build, name):
     assert not any("backbone" in key or "image" in key for key in build(name).state_dict())
 
 
