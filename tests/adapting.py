@@ -88,6 +88,12 @@ def process_of(**settings):
     return dataclasses.replace(Process(), **settings)
 
 
+def plain(name, **changes):
+    """The network of `config_of`, not adapted."""
+    torch.manual_seed(0)
+    return MODULES[name].build(config_of(name, **changes), process_of())
+
+
 def batch_of(name):
     generator = torch.Generator().manual_seed(7)
     if name == "act":

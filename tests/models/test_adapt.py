@@ -12,7 +12,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from adapting import HEADS, MODULES, batch_of, build_adapted, config_of, disturb, outputs, process_of, trained
+from adapting import HEADS, MODULES, batch_of, build_adapted, config_of, disturb, outputs, plain, process_of, trained
 from safetensors.torch import load_file, save_file
 
 import models.act
@@ -22,11 +22,6 @@ from models.adapt.submodules import base_name, parts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 every_model = pytest.mark.parametrize("name", list(MODULES))
-
-
-def plain(name, **changes):
-    torch.manual_seed(0)
-    return MODULES[name].build(config_of(name, **changes), process_of())
 
 
 # ---- nothing asked, nothing done ----

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapting import HEADS, MODULES, batch_of, build_adapted, config_of, disturb, outputs, process_of, trained
+from adapting import HEADS, MODULES, batch_of, build_adapted, disturb, outputs, plain, trained
 
 from models import adapt
 from models.adapt import quantize
@@ -19,11 +19,6 @@ pytestmark = [
 every_model = pytest.mark.parametrize("name", list(MODULES))
 # How far an 8-bit layer's rounding of its inputs, which plain weights do not have, moves an output.
 TOLERANCE = {4: 1e-5, 8: 5e-2}
-
-
-def plain(name):
-    torch.manual_seed(0)
-    return MODULES[name].build(config_of(name), process_of())
 
 
 def quantized(name, bits=4, **settings):
