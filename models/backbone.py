@@ -63,7 +63,7 @@ class ImageBackbone(nn.Module):
         self.out_channels = channels * 8
         self.register_buffer("pixel_mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("pixel_std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1))
-        if freezes_norms(config):
+        if config.backbone_norm == "frozen" or (config.backbone_norm == "auto" and config.backbone_weights is not None):
             freeze_norms(self.resnet)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -71,13 +71,6 @@ class ImageBackbone(nn.Module):
         pixels = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         features = self.resnet(pixels.flatten(0, 1)).feature_maps[-1]
         return features.unflatten(0, images.shape[:2])
-
-
-def freezes_norms(config: PolicyConfig) -> bool:
-    """Return whether `backbone_norm` asks for frozen batch norms."""
-    if config.backbone_norm == "auto":
-        return config.backbone_weights is not None
-    return config.backbone_norm == "frozen"
 
 
 def freeze_norms(module: nn.Module) -> None:

@@ -26,8 +26,7 @@ ADAPTER_WEIGHTS = r"\.lora_"
 
 def build(module: ModuleType, config: Any, process: Any, autocast: str | None, on_gpu: bool | None) -> AdaptedModel:
     """See `models.adapt.build_adapted`."""
-    source = first_weights(module, config, process)
-    model = source.model
+    model = first_weights(module, config, process)
     attention, lines = choose_attention(model, process.flash_attn, autocast or process.weights_dtype, on_gpu)
     cast(model, process.weights_dtype)
     parts = parts_of(model, getattr(module, "PARTS", None))
@@ -35,15 +34,15 @@ def build(module: ModuleType, config: Any, process: Any, autocast: str | None, o
         model,
         parts,
         module=module.__name__,
-        place=source.place,
+        place=getattr(model, "loaded_from", None),
         cache_dir=process.cache_dir,
         weights_dtype=process.weights_dtype,
         attention=attention,
-        lines=source.lines + lines,
+        lines=[*getattr(model, "notes", ()), *lines],
     )
     frozen, tuned = frozen_and_tuned(model, process, parts)
     if process.lora_enable:
-        _add_lora(adapted, process, frozen, tuned, source.new)
+        _add_lora(adapted, process, frozen, tuned)
         return adapted
     if process.use_quantization:
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad} - frozen | tuned
@@ -52,13 +51,13 @@ def build(module: ModuleType, config: Any, process: Any, autocast: str | None, o
     return adapted
 
 
-def _add_lora(adapted: AdaptedModel, process: Any, frozen: set[str], tuned: set[str], new: set[str] | None) -> None:
-    """Quantize the model if asked to, and wrap it with an adapter; `new` as `InitialModel.new`."""
+def _add_lora(adapted: AdaptedModel, process: Any, frozen: set[str], tuned: set[str]) -> None:
+    """Quantize the model if asked to, and wrap it with an adapter."""
     from models.adapt import lora
 
     model, earlier, options = adapted.model, process.lora_weight_path, process.lora_options
     plan = lora.LoraPlan(model, adapted.parts, frozen)
-    plan.train_whole(new, tuned, words_of(options.get("modules_to_save")))
+    plan.train_whole(getattr(model, "new_weights", None), tuned, words_of(options.get("modules_to_save")))
     plan.adapt(words_of(process.lora_module), with_dora=bool(options.get("use_dora")))
     numbers = {name: getattr(process, key) for name, key in lora.NUMBERS.items()}
     if earlier:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,41 +15,27 @@ from models.adapt.saved_model import plain_model, refuse_other_module
 SHOWN = 3  # names of weights that a line lists
 
 
-@dataclass
-class InitialModel:
-    """A model with its first weights.
-
-    Attributes:
-        place: folder or hub id from which exactly these weights load again; None: nowhere.
-        new: names of the parameters that no pretrained weight filled; None: all are random.
-        lines: what was loaded.
-    """
-
-    model: nn.Module
-    place: str | None = None
-    new: set[str] | None = None
-    lines: list[str] = field(default_factory=list)
-
-
-def first_weights(module: ModuleType, config: Any, process: Any) -> InitialModel:
+def first_weights(module: ModuleType, config: Any, process: Any) -> nn.Module:
     """Build the model of `module`, with the weights that `model_name_or_path` names.
 
-    A component that loads weights itself sets `loaded_from`, `new_weights` and `notes` of its model.
+    A component that loads pretrained weights itself sets the first two of these attributes of its model:
+
+        loaded_from: folder or hub id from which exactly these weights load again; None or absent: nowhere.
+        new_weights: names of the parameters that no pretrained weight filled; None or absent: all are random.
+        notes: lines for the log.
 
     Raises:
         ValueError: the folder is missing, is of another model, or its weights do not fit.
     """
-    takes_ours = process.is_pretrained or process.load_pretrain
-    folder = Path(os.path.expanduser(process.model_name_or_path or ""))
-    if takes_ours:
-        refuse_other_module(folder, module)
+    if not (process.is_pretrained or process.load_pretrain):
+        return module.build(config, process)
+    folder = Path(os.path.expanduser(process.model_name_or_path))
+    refuse_other_module(folder, module)
     model = module.build(config, process)
-    lines = list(getattr(model, "notes", ()))
-    if not takes_ours:
-        return InitialModel(model, getattr(model, "loaded_from", None), getattr(model, "new_weights", None), lines)
     weights = plain_model(folder, module, process.trust_remote_code).state_dict()
-    new, line = (_load_all if process.is_pretrained else _load_fitting)(model, weights, folder)
-    return InitialModel(model, new=new, lines=[*lines, line])
+    model.new_weights, line = (_load_all if process.is_pretrained else _load_fitting)(model, weights, folder)
+    model.notes = [*getattr(model, "notes", ()), line]
+    return model
 
 
 def _load_all(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> tuple[set[str], str]:

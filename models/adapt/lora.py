@@ -218,8 +218,8 @@ class LoraPlan:
                     f"{getattr(config, name)}; leave it out"
                 )
         self.lines.append(
-            f"lora_weight_path: starts from {path} with its own settings: r {config.r}, alpha {config.lora_alpha:g}, "
-            f"dropout {config.lora_dropout:g}, bias {config.bias}, its own modules"
+            f"lora_weight_path: starts from {path} with its settings: r {config.r}, alpha {config.lora_alpha}, dropout "
+            f"{config.lora_dropout}, bias {config.bias}, and its modules"
         )
         config.inference_mode = False
         config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *self.saved])) or None
@@ -253,9 +253,6 @@ def _stored_config(folder: str, shown: str, cache_dir: str | None = None) -> Lor
         raise ValueError(f"{shown}: its adapter_config.json is damaged ({reason(error)})") from error
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{shown} is a {config.peft_type} adapter, not LoRA")
-    for name in ("r", "lora_alpha", "lora_dropout"):
-        if not isinstance(getattr(config, name), (int, float)):
-            raise ValueError(f"{shown}: its adapter_config.json is damaged (`{name}` is {getattr(config, name)!r})")
     return config
 
 

@@ -62,10 +62,7 @@ def load(folder: Path, module: ModuleType, device: str, trust_remote_code: bool 
     if settings["lora"] is not None:
         from models.adapt.lora import attach
 
-        model = _base(folder, module, settings, trust_remote_code)
-        if quantized:
-            quantization.quantize(model, quantized["modules"], quantized)
-        model = attach(model, folder)
+        model = attach(_base(folder, module, settings, trust_remote_code), folder)
     else:
         model = _whole(folder, module, trust_remote_code)
         if quantized:
@@ -84,9 +81,8 @@ def plain_model(folder: Path, module: ModuleType, trust_remote_code: bool = Fals
         return _whole(folder, module, trust_remote_code).eval()
     from models.adapt.lora import attach
 
-    model, quantized = _base(folder, module, settings, trust_remote_code), settings["quantization"]
-    if quantized:  # the adapter was trained around the error of quantization, which is therefore kept
-        quantization.quantize(model, quantized["modules"], quantized)
+    model = _base(folder, module, settings, trust_remote_code)
+    if settings["quantization"]:  # the adapter was trained with the error of quantization, which is therefore kept
         quantization.dequantize(model)
     _untie(model, {*settings["lora"]["modules"], *settings["lora"]["trained_whole"]})
     return attach(model, folder).merge_and_unload(safe_merge=True).eval()
@@ -99,7 +95,7 @@ def _whole(folder: Path, module: ModuleType, trust_remote_code: bool) -> nn.Modu
 
 
 def _base(folder: Path, module: ModuleType, settings: dict[str, Any], trust_remote_code: bool) -> nn.Module:
-    """Load the model that an adapter was made for. The caller decides whether its code may run, not the folder."""
+    """Load and quantize the model that an adapter was made for. The caller decides whether its code may run."""
     place = str(folder / BASE) if (folder / BASE).is_dir() else settings["base"]
     if place is None:
         raise ValueError(f"{folder / BASE} is missing: the adapter was made for the weights in it; restore it")
@@ -108,6 +104,8 @@ def _base(folder: Path, module: ModuleType, settings: dict[str, Any], trust_remo
     else:
         model = module.load(place)
     cast(model, settings["weights_dtype"])
+    if quantized := settings["quantization"]:
+        quantization.quantize(model, quantized["modules"], quantized)
     return model
 
 
