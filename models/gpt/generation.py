@@ -1,4 +1,4 @@
-"""Text by sampling one token after the other."""
+"""Generate text by sampling one token after the other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.gpt.layers import KeysAndValues
 
@@ -129,7 +129,7 @@ def _next(
     top_k: int | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """(B, V) -> (B, 1)"""
+    """Draw the next token from its scores: (B, V) -> (B, 1)."""
     if not do_sample:
         return logits.argmax(-1, keepdim=True)
     logits = logits.float() / temperature
@@ -152,11 +152,10 @@ def _check(max_new_tokens: int, temperature: float, top_k: int | None) -> None:
 
 
 def _check_prompt(input_ids: Tensor, sizes: list[int]) -> None:
+    """Raise ValueError if the prompt is empty or a token is outside the vocabulary of its context."""
     if not input_ids.numel():
         raise ValueError("the prompt is empty; give at least one token")
-    contexts = [input_ids] if input_ids.dim() == 2 else input_ids.unbind(1)
-    for tokens, size in zip(contexts, sizes, strict=True):
-        least, most = int(tokens.min()), int(tokens.max())
-        if least < 0 or most >= size:
-            wrong = least if least < 0 else most
-            raise ValueError(f"token {wrong} of the prompt is outside the vocabulary of {size} tokens")
+    for tokens, size in zip([input_ids] if input_ids.dim() == 2 else input_ids.unbind(1), sizes, strict=True):
+        outside = tokens[(tokens < 0) | (tokens >= size)]
+        if outside.numel():
+            raise ValueError(f"token {outside[0]} of the prompt is outside the vocabulary of {size} tokens")

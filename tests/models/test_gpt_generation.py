@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adapting import process_of
+from adapting import disturb, process_of
 
 from models import gpt
 
@@ -14,11 +14,7 @@ MODERN = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "n_kv_head": 2
 def lively(**keys):
     """Weights so large that scores differ."""
     torch.manual_seed(0)
-    model = gpt.build(gpt.Config(**{**SMALL, **keys}), process_of())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape))
-    return model
+    return disturb(gpt.build(gpt.Config(**{**SMALL, **keys}), process_of()), 0.3)
 
 
 def prompt(length=3, high=65):

@@ -90,7 +90,7 @@ def test_one_process_on_two_gpus_is_refused(tmp_path, monkeypatch):
 )
 def test_what_divided_weights_cannot_do(plugin, settings, adapted, says):
     state = SimpleNamespace(fsdp_plugin=None if plugin is None else SimpleNamespace(**plugin))
-    adapted = None if adapted is None else SimpleNamespace(record=SimpleNamespace(**adapted))
+    adapted = None if adapted is None else SimpleNamespace(**adapted)
     with pytest.raises(ValueError, match=says):
         check_sharding(SimpleNamespace(state=state), TrainerSettings(**settings), adapted)
 
