@@ -39,12 +39,6 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         super().create_accelerator_and_postprocess()
         self.check_sharding()
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Without it: parameter groups, optimizers of torch.optim and their options would not exist."""
-        if self.optimizer is None:
-            self.optimizer = self.first_optimizer(self.model if model is None else model)
-        return self.optimizer
-
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Without it: schedules of torch, floors, decay steps and a resumed schedule with another length would not
         exist."""
@@ -118,8 +112,13 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Without it: time spent waiting for data would be counted as training time."""
-        with self.meter.waiting():
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        meter = self.meter
+        began = meter.clock()
+        if meter.began is None:
+            meter.began = began
+        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
+        meter.waited_s += meter.clock() - began
+        return batches
 
     # ---- one step ----
 
@@ -199,7 +198,10 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
             start_time,
             learning_rate,
         )
-        self.end_step(run, grad_norm, learning_rate)
+        if self.has_boundary_work():
+            self.end_step(run, grad_norm, learning_rate)
+        else:
+            run()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Without it: checkpoints would be written in place, without manifest, and pickled."""

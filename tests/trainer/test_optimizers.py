@@ -477,7 +477,7 @@ def test_every_schedule_passes_the_trial_and_trains(tmp_path, kind):
 
 
 def test_the_trial_names_what_cannot_be_built(tmp_path):
-    with pytest.raises(ValueError, match="schedule `cosine` takes no `bogus`"):
+    with pytest.raises(ValueError, match="schedule `cosine` .*bogus"):
         make_trainer(tmp_path / "out", lr_scheduler_type="cosine", lr_scheduler_kwargs={"bogus": 1})
     with pytest.raises(ValueError, match="`adamw_torch`.*bogus"):
         make_trainer(

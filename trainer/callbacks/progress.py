@@ -49,7 +49,7 @@ class MetricsFile(TrainerCallback):
 
 
 class Console(TrainerCallback):
-    """Progress: a bar on a terminal, one plain line for each log event everywhere."""
+    """Prints one plain line for each log event."""
 
     SHOWN = {
         "loss": "loss",
@@ -68,34 +68,18 @@ class Console(TrainerCallback):
         "mfu": "mfu",
     }
 
-    def __init__(self, bar: bool):
-        self.bar_wanted, self.bar = bar, None
+    def __init__(self) -> None:
         self.started, self.first_step = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started, self.first_step = time.monotonic(), state.global_step
-        if state.is_world_process_zero and self.bar_wanted:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         if not any(self.is_shown(name) for name in logs):
             return
-        line = self.line(state, logs)
-        if self.bar is not None:
-            self.bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        tqdm.write(self.line(state, logs), file=sys.stderr)  # above a progress bar, if there is one
 
     def is_shown(self, name: str) -> bool:
         """The usual figures, and every loss: terms (`loss_kl`) and those of single evaluation sets (`eval_a_loss`)."""
@@ -113,3 +97,23 @@ class Console(TrainerCallback):
             left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
             words.append(f"eta {int(left // 60)}:{int(left % 60):02d}")
         return "  ".join(words)
+
+
+class ProgressBar(Console):
+    """Shows a progress bar below the lines."""
+
+    bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

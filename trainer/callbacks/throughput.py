@@ -5,10 +5,9 @@ Units: `_ms` milliseconds of one optimizer step, `_mb` mebibytes (2**20 bytes).
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,20 +64,9 @@ class ThroughputMonitor:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         peak = peak_flops(name)
         self.share_per_rate = flops_per_sample / (peak * processes) if flops_per_sample and peak else None
-        self.began: float | None = None
+        self.began: float | None = None  # set when the loop asks for its first batch
         self.paused_at, self.pauses = 0.0, 0
-        self.waited_s = 0.0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Measure how long the loop waits for a batch; measurement begins with the first one."""
-        began = self.clock()
-        if self.began is None:
-            self.began = began
-        try:
-            yield
-        finally:
-            self.waited_s += self.clock() - began
+        self.waited_s = 0.0  # the loop adds the time for which it waits for a batch
 
     def pause(self) -> None:
         """Begin a pause, which does not count as training. Pauses nest."""
@@ -157,28 +145,3 @@ class TimedSteps(TrainerCallback):
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-class GradientNormLog:
-    """How often the gradient norm before clipping was above a threshold, counted on the device.
-
-    A norm that is not a number is not above it; an infinite one is.
-    """
-
-    def __init__(self, threshold: float):
-        self.threshold, self.steps = threshold, 0
-        self.over: torch.Tensor | int = 0
-
-    def add(self, norm: torch.Tensor | float) -> None:
-        """One step's norm, a scalar; nothing waits for it."""
-        over = norm > self.threshold
-        self.over = self.over + (over.detach().long() if isinstance(over, torch.Tensor) else int(over))
-        self.steps += 1
-
-    def take(self) -> dict[str, float]:
-        """`grad_clip_pct`: percent of the steps since the last call."""
-        if not self.steps:
-            return {}
-        share = 100 * float(self.over) / self.steps
-        self.over, self.steps = 0, 0
-        return {"grad_clip_pct": round(share, 2)}

@@ -62,6 +62,7 @@ class NonfiniteGuard:
         show: Called with one line for each skipped step, on the main process.
         where: Sample index -> where it lies in the data, for the message. None: the index alone.
         finish_saving: Called before the message names the newest checkpoint.
+        clip_threshold: Steps with a larger gradient norm are counted, on the device; NaN is not larger.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class NonfiniteGuard:
         show: Callable[[str], None] | None = None,
         where: Callable[[int], str] | None = None,
         finish_saving: Callable[[], None] | None = None,
+        clip_threshold: float = math.inf,
     ):
         if stop_after < 1:
             raise ValueError(f"stopping after {stop_after} non-finite steps in a row makes no sense; give at least 1")
@@ -78,6 +80,8 @@ class NonfiniteGuard:
         self.run_folder = None if run_folder is None else Path(run_folder)
         self.finish_saving = finish_saving or (lambda: None)
         self.in_a_row, self.skipped, self.skipped_since_log = 0, 0, 0
+        self.clip_threshold, self.steps = clip_threshold, 0  # optimizer steps since the last log line
+        self.clipped: torch.Tensor | int = 0  # of these, steps with a norm above the threshold
         self.samples: torch.Tensor | None = None
         self.batches: list[Batch] = []
         self.sums: tuple[torch.Tensor, ...] = ()
@@ -127,6 +131,9 @@ class NonfiniteGuard:
             TrainingDiverged: this made the last of `stop_after` skipped steps in a row.
         """
         self.settle()
+        self.steps += 1
+        is_clipped = norm > self.clip_threshold
+        self.clipped = self.clipped + (is_clipped.long() if isinstance(is_clipped, torch.Tensor) else is_clipped)
         batches, self.batches = self.batches, []
         inner = getattr(optimizer, "optimizer", optimizer)
         scaled = getattr(optimizer, "scaler", None) is not None
@@ -199,17 +206,22 @@ class NonfiniteGuard:
 
     # ---- what is reported ----
 
-    def take(self, steps: int) -> tuple[float, dict[str, int]]:
-        """For a log line over `steps` optimizer steps: what to multiply its loss by, and `skipped_steps` if any were.
+    def take(self) -> tuple[float, dict[str, float]]:
+        """Return a factor for the loss, and `grad_clip_pct` and `skipped_steps`, of the steps since the last call.
 
         A skipped step's loss is not in the sum, which the Trainer divides by all steps: loss * steps / applied is the
         mean over the applied ones. NaN if there was none.
         """
         self.settle()
-        skipped, self.skipped_since_log = self.skipped_since_log, 0
+        counts: dict[str, float] = {}
+        steps, skipped = self.steps, self.skipped_since_log
+        if steps:
+            counts["grad_clip_pct"] = round(100 * float(self.clipped) / steps, 2)
+        self.steps, self.clipped, self.skipped_since_log = 0, 0, 0
         if not skipped:
-            return 1.0, {}
-        return (steps / (steps - skipped) if steps > skipped else math.nan), {"skipped_steps": skipped}
+            return 1.0, counts
+        counts["skipped_steps"] = skipped
+        return (steps / (steps - skipped) if steps > skipped else math.nan), counts
 
     def _count(self, step: int, norm: float, found: list[dict[str, Any]]) -> None:
         self.in_a_row += 1
