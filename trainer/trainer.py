@@ -319,7 +319,7 @@ class Trainer(HFOverrides):
             return outcome
         except Preempted:
             for callback in self.callback_handler.callbacks:
-                if isinstance(callback, (TensorBoardCallback, MetricsFile, CsvLog)):  # write what they have not yet
+                if isinstance(callback, (TensorBoardCallback, MetricsFile)):  # write what they have not yet
                     callback.on_train_end(self.args, self.state, self.control)
             raise
         except EvaluationInterrupted:  # of the one before the first step
@@ -341,7 +341,7 @@ class Trainer(HFOverrides):
             OSError: the folder cannot be written to.
         """
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, (MetricsFile, CsvLog, WriteSamples)):
+            if isinstance(callback, (MetricsFile, WriteSamples)):
                 check_appendable(callback.path)
         more = {} if adaptation is None else {"adaptation.json": adaptation}
         (Path(self.args.output_dir) / manifest.NAME).unlink(missing_ok=True)  # of a final model that this run replaces

@@ -1,10 +1,11 @@
-"""What a run shows and keeps while it trains: metrics.jsonl, lines in a log file, a bar on a terminal."""
+"""What a run prints and writes while it trains: metrics.jsonl, a line for each log event, a progress bar."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,24 @@ from trainer.callbacks.log_files import append, drop_later_lines, json_number
 
 
 class MetricsFile(TrainerCallback):
-    """`OUT/metrics.jsonl`: one JSON object for each log event, with `step`. Only the first process writes."""
+    """`OUT/metrics.jsonl`: one JSON object for each log event, with `step`. Only the first process writes.
+
+    A full disk does not end the training: what it cannot take is written with a later event.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self.waiting, self.is_late = "", False  # lines that a full disk would not take
+        self.waiting: list[dict[str, Any]] = []  # records that are not written yet
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run writes on from its checkpoint: lines of steps that will be repeated are dropped."""
+        """Drop the lines of steps that a resumed run will repeat."""
         if state.is_world_process_zero:
             drop_later_lines(self.path, state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs:
-            return
-        record = {"step": state.global_step, **{name: json_number(value) for name, value in logs.items()}}
-        self.waiting += json.dumps(record) + "\n"
-        self._write()
+        if state.is_world_process_zero and logs:
+            self.waiting.append({"step": state.global_step, **logs})
+            self._write()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.waiting:
@@ -39,13 +41,15 @@ class MetricsFile(TrainerCallback):
 
     def _write(self) -> None:
         try:
-            append(self.path, self.waiting)
+            self._append(self.waiting)
+            self.waiting = []
         except OSError as error:
-            if not self.is_late:
+            if len(self.waiting) == 1:
                 tqdm.write(f"{self.path} cannot be written ({error.strerror}); its lines wait", file=sys.stderr)
-            self.is_late = True
-        else:
-            self.waiting, self.is_late = "", False
+
+    def _append(self, records: Sequence[dict[str, Any]]) -> None:
+        lines = [{name: json_number(value) for name, value in record.items()} for record in records]
+        append(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 class Console(TrainerCallback):

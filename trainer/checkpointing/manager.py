@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from storage import manifest
 from storage.checkpoints import staging_folder
-from trainer.callbacks.csv_logger import CsvLog
 from trainer.callbacks.progress import MetricsFile
 from trainer.callbacks.text_samples import WriteSamples
 from trainer.checkpointing import sharded_optimizer
@@ -251,7 +250,7 @@ class CheckpointManager:
     def _logs(self) -> list[Path]:
         """Files that callbacks append lines to, see `Save.logs`."""
         callbacks = self.trainer.callback_handler.callbacks
-        return [callback.path for callback in callbacks if isinstance(callback, (MetricsFile, CsvLog, WriteSamples))]
+        return [callback.path for callback in callbacks if isinstance(callback, (MetricsFile, WriteSamples))]
 
     def save_final(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """Write the final model into the run's folder: each file atomically, the manifest last.
