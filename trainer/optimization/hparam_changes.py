@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.distributed.shards import size_text
 from trainer.optimization.optimizers import build_optimizer
 from trainer.serialization import state_dict_io
 
@@ -87,10 +88,6 @@ def load_earlier_state(optimizer: Any, folder: Path) -> None:
             for name, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
                     raise ValueError(
-                        f"`load_optimizer`: {folder} is of another model: its `{name}` is {_size(value)} for a weight "
-                        f"of {_size(parameter)}"
+                        f"`load_optimizer`: {folder} is of another model: its `{name}` is {size_text(value.shape)} for "
+                        f"a weight of {size_text(parameter.shape)}"
                     )
-
-
-def _size(tensor: torch.Tensor) -> str:
-    return "×".join(map(str, tensor.shape))

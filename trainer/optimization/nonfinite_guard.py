@@ -75,8 +75,6 @@ class NonfiniteGuard:
         finish_saving: Callable[[], None] | None = None,
         clip_threshold: float = math.inf,
     ):
-        if stop_after < 1:
-            raise ValueError(f"stopping after {stop_after} non-finite steps in a row makes no sense; give at least 1")
         self.stop_after, self.show, self.where = stop_after, show or _to_stderr, where or str
         self.run_folder = None if run_folder is None else Path(run_folder)
         self.finish_saving = finish_saving or (lambda: None)
