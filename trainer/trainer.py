@@ -77,7 +77,7 @@ class Trainer(HFOverrides):
         settings: Everything else that a run asks for.
         adapted: Saves and loads the model's files, `save(folder, state_dict, final)` and `load(folder)`; None:
             transformers' own way.
-        signals: Tells the run to stop; None: nothing does.
+        signals: Handlers of the signals that preempt the run; None: it cannot be preempted.
 
     Raises:
         ValueError: a setting does not fit the model, the data or the installed packages.
@@ -115,12 +115,13 @@ class Trainer(HFOverrides):
         self.checkpointing = CheckpointManager(self, self.settings.save_in_background, self.settings.max_failed_saves)
         inner = without_adapter(model)
         if not type(inner).__module__.startswith("transformers."):
-            # `**context` in a forward means «what else the batch knows», not «num_items_in_batch scales my loss».
+            # `**context` in a forward takes further keys of the batch; it does not mean that it takes
+            # `num_items_in_batch` to scale its loss.
             self.model_accepts_loss_kwargs = getattr(inner, "accepts_loss_kwargs", False)
         self._add_callbacks()
 
     def _begin_state(self, model: nn.Module, train_dataset: Any) -> None:
-        """The state that training changes, as it is before the first step."""
+        """Initialize the state that training changes."""
         self.train_terms, self.eval_terms = LossMeter(), None
         self.guard = NonfiniteGuard(
             self.settings.stop_after_nonfinite,
@@ -158,7 +159,7 @@ class Trainer(HFOverrides):
                 print(DEEPSPEED_LINE, flush=True)
 
     def _add_callbacks(self) -> None:
-        """In the order in which an event reaches them: what writes, what asks for evaluations, what decides on them."""
+        """Add callbacks in the order of calls: log files, requests of evaluations, reactions to their results."""
         settings, args = self.settings, self.args
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -294,7 +295,7 @@ class Trainer(HFOverrides):
             logs |= self.settings.metrics("train", logs["loss"])
 
     def log_beside(self, logs: dict[str, float]) -> None:
-        """A record of its own; the log line that may be due at this step stays due."""
+        """Log a separate record; a log line that is due at this step stays due."""
         due = self.control.should_log
         self.log(logs)
         self.control.should_log = due
@@ -331,13 +332,13 @@ class Trainer(HFOverrides):
             self.guard.release(self.optimizer)
 
     def begin_run_folder(self, adaptation: Any = None) -> None:
-        """run.yaml and the other small files, before the first step: a run that dies still says what it was.
+        """Write run.yaml and the other small files before the first step, so that an aborted run is documented.
 
         Args:
-            adaptation: JSON value of adaptation.json, which checkpoints have from elsewhere.
+            adaptation: JSON value of adaptation.json, which checkpoints get with the model's files.
 
         Raises:
-            ValueError: something is in the place of a file that the run adds to.
+            ValueError: a log file of the run cannot be appended to.
             OSError: the folder cannot be written to.
         """
         for callback in self.callback_handler.callbacks:

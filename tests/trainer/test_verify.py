@@ -118,7 +118,10 @@ def test_the_final_model(out, capsys):
     (out / "model.safetensors").write_bytes(b"final")
     manifest.write(out, step=101, world_size=1, names=["model.safetensors"])
     code, lines = verified(capsys, out)
-    assert code == 0 and lines[3:] == ["final model: complete (1 file, 0.0 MB, step 101)", "a resume takes checkpoint-100"]
+    assert code == 0 and lines[3:] == [
+        "final model: complete (1 file, 0.0 MB, step 101)",
+        "a resume takes checkpoint-100",
+    ]
     (out / "model.safetensors").write_bytes(b"finaL")
     assert verified(capsys, out)[1][3] == "final model: has a damaged model.safetensors (its SHA-256 differs)"
 

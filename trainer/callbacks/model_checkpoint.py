@@ -1,4 +1,4 @@
-"""Saves checkpoints after good evaluations and at epoch ends, and deletes those that are no longer needed."""
+"""Save checkpoints after good evaluations and at epoch ends, and delete those that are no longer needed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ModelCheckpoint(TrainerCallback):
     def _reset(self) -> None:
         self.checkpoints: list[SavedCheckpoint] = []  # sorted by step
         self.scores: dict[str, tuple[int, float]] = {}  # monitor -> (step, value) of its last finite evaluation
-        self.metrics: dict[str, str] = {}  # monitor -> the logged key that it means
+        self.metrics: dict[str, str] = {}  # monitor -> the logged key that it stands for
         self.missing: set[str] = set()  # monitors that were not among the metrics of an evaluation
         # Steps at which a save was last requested by this callback or by others, or deferred to the epoch's end.
         self.requested_at = self.requested_by_others_at = self.deferred_at = NEVER

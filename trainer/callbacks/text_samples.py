@@ -1,4 +1,4 @@
-"""Text that a language model writes while it trains: whenever the validation loss is the best so far."""
+"""Sample text from a language model during training, whenever the validation loss is the best so far."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class GenerationConfig:
     """How to sample.
 
     Attributes:
-        tokens: New tokens.
+        tokens: Number of new tokens.
         prompt: Text to continue.
-        count: Samples each time.
-        temperature: 0 takes the likeliest token always.
+        count: Number of samples each time.
+        temperature: 0: always the likeliest token.
         top_k: Only the k likeliest tokens; None: all.
     """
 
@@ -39,10 +39,9 @@ class GenerationConfig:
 
 
 def sample_texts(model: Any, tokenizer: Any, sampling: GenerationConfig, seed: int) -> list[str]:
-    """`sampling.count` texts, each the prompt and what follows; the same for the same weights and seed.
+    """Return `sampling.count` texts, each the prompt and its continuation; equal for equal weights and seeds.
 
-    A model with a table of positions ends where its table does. The generators that training draws from are left as
-    they were.
+    A text ends where a model's table of positions ends. The random number generators of training are not changed.
 
     Raises:
         ValueError: the prompt has no tokens, characters that the tokenizer does not know, or no room after it.
@@ -55,7 +54,7 @@ def sample_texts(model: Any, tokenizer: Any, sampling: GenerationConfig, seed: i
     if sampling.temperature == 0:
         choice = {"do_sample": False}
     if isinstance(_inner(model), GenerationMixin):
-        # Left to themselves they take the padding token inside a prompt for padding.
+        # By default transformers takes a padding token inside the prompt for padding.
         choice |= {"attention_mask": torch.ones_like(ids), "pad_token_id": tokenizer.eos_token_id or 0}
     was_training = model.training
     model.eval()
@@ -65,11 +64,11 @@ def sample_texts(model: Any, tokenizer: Any, sampling: GenerationConfig, seed: i
             written = model.generate(input_ids=ids, max_new_tokens=tokens, **choice)
     finally:
         model.train(was_training)
-    return [tokenizer.decode(each) for each in written.tolist()]
+    return [tokenizer.decode(text) for text in written.tolist()]
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt's token ids; that of the beginning (or end) of a text where it is empty."""
+    """Return the token ids of the prompt; of an empty one the token that begins (or ends) a text."""
     try:
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     except Exception as error:  # tokenizers raises bare exceptions
@@ -82,10 +81,10 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def room_after(model: Any, prompt: list[int], sampling: GenerationConfig) -> int:
-    """New tokens that the model can write after a prompt: as many as asked for, or what its positions leave.
+    """Return how many new tokens the model can write after a prompt: as requested, or as its positions allow.
 
-    A table of positions has an end; rotated ones (`rope_parameters`, once `rope_theta`) have none, and our own networks
-    read the end of a long text.
+    A table of positions has an end; rotary positions (`rope_parameters`, formerly `rope_theta`) have none, and Keel's
+    own networks read only the end of a long text.
 
     Raises:
         ValueError: the prompt alone fills the table.
@@ -112,14 +111,14 @@ def _inner(model: Any) -> Any:
 
 
 class WriteSamples(TrainerCallback):
-    """Prints samples and adds them to OUT/samples.jsonl, a line each: `{"step", "eval_loss", "text"}`.
+    """Prints samples and appends them to OUT/samples.jsonl, a line each: `{"step", "eval_loss", "text"}`.
 
-    A model that cannot write is no reason to end its training: that is said in one line.
+    If a model fails to write, one line is printed and training continues.
 
     Args:
-        model: The model itself, not what wraps it for training.
+        model: The model itself, without the wrapper that it is trained in.
         folder: The run's folder.
-        seed: Of the run; each step samples with its own.
+        seed: Of the run; each step samples with its own seed.
     """
 
     def __init__(self, model: Any, tokenizer: Any, sampling: GenerationConfig, folder: Path, seed: int):
@@ -139,12 +138,12 @@ class WriteSamples(TrainerCallback):
             return
         try:
             texts = sample_texts(self.model, self.tokenizer, self.sampling, self.seed + state.global_step)
-        except Exception as error:  # whatever a foreign model's generate() raises
+        except Exception as error:  # `generate` of a model from elsewhere may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             if is_first:
                 tqdm.write(f"no sample at step {state.global_step}: {reason}", file=sys.stderr)
             return
-        if not is_first:  # it has helped with its part of the weights
+        if not is_first:  # it was needed for its part of the weights only
             return
         for text in texts:
             tqdm.write(f"sample at step {state.global_step}: {text}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How fast a run goes, without making it slower: what a step costs is read where the run waits anyway, at a log line.
+"""Measure the speed of a run without slowing it down: figures are read at log lines, where the run waits anyway.
 
 Units: `_ms` milliseconds of one optimizer step, `_mb` mebibytes (2**20 bytes).
 """
@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-# Dense bfloat16 (float16 for Volta and Turing) matrix products in TFLOP/s, from the makers' data sheets. The first name
-# that is part of the device's counts, so the special comes before the general.
+# Dense bfloat16 (float16 for Volta and Turing) matrix products in TFLOP/s, from the vendors' data sheets. The first
+# name that is part of the device's name counts, so special names come before general ones.
 PEAK_TFLOPS = (
     ("B200", 2250.0),
     ("GH200", 989.0),
@@ -44,12 +44,12 @@ PEAK_TFLOPS = (
 class ThroughputMonitor:
     """Speed, waiting for data, memory and model FLOPs utilization (MFU) between two log lines.
 
-    Evaluation and saving do not count: `pause` and `resume` frame them.
+    Evaluation and saving do not count: call `pause` before them and `resume` after them.
 
     Args:
-        device: Where the model trains; names the memory that is meant and the peak.
+        device: Trains the model; determines the memory that is measured and the peak.
         flops_per_sample: Floating-point operations for one sample, forward and backward. None: no MFU.
-        processes: Of how many processes the samples are counted.
+        processes: Number of processes whose samples are counted.
         clock: Seconds, monotonic.
     """
 
@@ -82,37 +82,38 @@ class ThroughputMonitor:
             self.began += self.clock() - max(self.paused_at, self.began)
 
     def take(self, steps: int, samples: int) -> dict[str, float]:
-        """What the `steps` optimizer steps over `samples` samples (of all processes) since the last call took."""
+        """Return the figures of the `steps` optimizer steps, over `samples` samples of all processes, since the last
+        call."""
         now = self.clock()
         if self.began is None or steps < 1 or now <= self.began:
             return {}
         began, waited, self.began, self.waited_s = self.began, self.waited_s, now, 0.0
         rate = samples / (now - began)
-        taken = {
+        figures = {
             "samples_per_second": round(rate, 2),
             "step_ms": round(1e3 * (now - began) / steps, 3),
             "data_wait_ms": round(1e3 * waited / steps, 3),
             "peak_memory_mb": round(peak_memory(self.device) / 2**20, 1),
         }
         if self.share_per_rate is not None:
-            taken["mfu"] = round(rate * self.share_per_rate, 4)
-        return taken
+            figures["mfu"] = round(rate * self.share_per_rate, 4)
+        return figures
 
 
 def flops_per_sample(model: nn.Module) -> float | None:
-    """What the model says one sample costs, forward and backward: its attribute or method `flops_per_sample`."""
-    given = getattr(model, "flops_per_sample", None)
-    given = given() if callable(given) else given
-    return None if given is None else float(given)
+    """Return the operations for one sample, forward and backward: the model's attribute or method of this name."""
+    flops = getattr(model, "flops_per_sample", None)
+    flops = flops() if callable(flops) else flops
+    return None if flops is None else float(flops)
 
 
 def peak_flops(device_name: str) -> float | None:
-    """FLOP/s a GPU of this name reaches at most; None for one that is not in the table."""
+    """Return the peak FLOP/s of a GPU by its name; None: it is not in the table."""
     return next((1e12 * tflops for name, tflops in PEAK_TFLOPS if name in device_name), None)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, elsewhere the most that the process had resident."""
+    """Return the peak memory in bytes: of tensors on a GPU, or the resident memory of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # not on every system
@@ -122,9 +123,9 @@ def peak_memory(device: torch.device) -> int:
 
 
 class TimedSteps(TrainerCallback):
-    """`train_step_ms` of every single step: forward, backward and update, without the wait for data.
+    """Logs `train_step_ms` of every step: forward, backward and update, without the wait for data.
 
-    It waits for the device before and after each step, which a run that is not measured should not do.
+    It waits for the device before and after each step, which slows training down.
 
     Args:
         log: Called with `{"train_step_ms": …}` at the end of each step.

@@ -53,8 +53,8 @@ class RankStatus(NamedTuple):
 class CheckpointManager:
     """Saves the checkpoints of one Trainer. All ranks must make the same calls.
 
-    A save begins at one step and is found complete at a later one. Only then `on_save` is fired, with the state of the
-    step that was saved, and only then an older checkpoint may be deleted.
+    A save begins at one step and ends at a later one. Only then `on_save` is fired, with the state of the step that was
+    saved, and only then an older checkpoint may be deleted.
 
     Args:
         trainer: The Trainer whose state is saved.
@@ -121,7 +121,7 @@ class CheckpointManager:
         return self.number > 0 and self.status.last_saved == self.number
 
     def close(self) -> None:
-        """End saving when training ends, for whatever reason."""
+        """End saving when training ends, with or without an error."""
         self.writer.abandon_soon()
         try:
             self.wait_written()
