@@ -14,7 +14,7 @@ from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
 @dataclass
 class TrainerSettings:
-    """What a run asks of its Trainer; every default changes nothing.
+    """Settings of a Trainer; the defaults leave transformers' behaviour unchanged.
 
     Fields with the name of a process parameter or of a section have its meaning, and are passed through by train.py.
 
@@ -26,16 +26,16 @@ class TrainerSettings:
         early_stopping, min_epochs: See `early_stopping.EarlyStopping`.
         checkpointing, checkpoint_dir: See `model_checkpoint.ModelCheckpoint`; None: `args.output_dir`.
         resume_lr, resume_weight_decay, validate_before_resume: Used only when a run is resumed.
-        callbacks: As in YAML, see `named_callbacks.named_callbacks`.
+        callbacks: As in YAML, see `user_callbacks.named_callbacks`.
         csv_dir: Folder of metrics.csv; None: none is written.
         metrics: (`train`, `eval` or an evaluation set's name, mean loss) -> further named values for the log.
-        units: Name of what a sample consists of -> its number (`{"tokens": 1024}`): logged in total and per second.
+        units: Name of a unit -> its number in a sample (`{"tokens": 1024}`): logged in total and per second.
         tokenizer: Saved beside the model.
-        sampling: See `samples.WriteSamples`; needs `tokenizer`. None: no samples.
+        sampling: See `text_samples.WriteSamples`; needs `tokenizer`. None: no samples.
         first_optimizer: Checkpoint whose optimizer state a new run starts with.
         earlier_optimizer: On resume, the optimizer's settings in the checkpoint's run, if they have changed.
         forget_best: On resume, forget the best metric: it is measured in another way now.
-        save_in_background, max_failed_saves: See `checkpointing.Checkpointing`.
+        save_in_background, max_failed_saves: See `manager.CheckpointManager`.
     """
 
     optimizer_name: str | None = None

@@ -31,17 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    faults = {part: verify(part, deep=not flags.quick) for part in parts}
-    for part, fault in faults.items():
+    errors = {part: verify(part, deep=not flags.quick) for part in parts}
+    for part, error in errors.items():
         title = part.name if CHECKPOINT.fullmatch(part.name) else "final model"
-        print(f"{title}: {fault or summary(part)}")
+        print(f"{title}: {error or summary(part)}")
     if not CHECKPOINT.fullmatch(folder.name):
-        complete = [part for part in parts if part != folder and faults[part] is None]
+        complete = [part for part in parts if part != folder and errors[part] is None]
         if complete:
             print(f"a resume takes {complete[-1].name}")
         else:
             print("a resume finds no complete checkpoint here: auto starts a new run, newest refuses")
-    return INCOMPLETE if any(faults.values()) else 0
+    return INCOMPLETE if any(errors.values()) else 0
 
 
 def parts_of(folder: Path) -> list[Path]:
@@ -96,8 +96,8 @@ def _listed_folder(folder: Path) -> Path:
 
 def verify(folder: Path, deep: bool) -> str | None:
     """Return what is wrong with a checkpoint or a final model, or None; an empty manifest is an error, too."""
-    if (fault := manifest.verify(folder, deep=deep)) is not None:
-        return fault
+    if (error := manifest.verify(folder, deep=deep)) is not None:
+        return error
     content = manifest.read(folder)
     if CHECKPOINT.fullmatch(folder.name) and content["step"] != step_of(folder):
         return f"holds the state of step {content['step']}"
