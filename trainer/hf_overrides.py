@@ -39,6 +39,12 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         super().create_accelerator_and_postprocess()
         self.check_sharding()
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Without it: DeepSpeed, which drops the optimizer that was built, would train with transformers' default."""
+        if self.optimizer is None:
+            self.optimizer = self.built_optimizer
+        return self.optimizer
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Without it: schedules of torch, floors, decay steps and a resumed schedule with another length would not
         exist."""

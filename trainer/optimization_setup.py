@@ -66,8 +66,8 @@ class OptimizationSetup:
             earlier = settings.earlier_optimizer.build(self.model, self.args, settings.parts)
             self.changed_options = changed_options(earlier.param_groups, self.initial_groups)
 
-    def build_optimization(self, model: nn.Module, args: Any, samples: int) -> torch.optim.Optimizer:
-        """Build the optimizer, which is returned, and the schedule, before the run's folder is made.
+    def build_optimization(self, model: nn.Module, args: Any, samples: int) -> None:
+        """Build the optimizer and the schedule, before the run's folder is made.
 
         Args:
             samples: Samples of an epoch.
@@ -84,7 +84,7 @@ class OptimizationSetup:
                 "be reached"
             )
         try:
-            optimizer = self.new_optimizer(model, args)
+            self.built_optimizer = optimizer = self.new_optimizer(model, args)
             self.initial_groups = [dict(group) for group in optimizer.param_groups]
             if self.settings.first_optimizer is not None:
                 load_earlier_state(optimizer, self.settings.first_optimizer)
@@ -94,7 +94,6 @@ class OptimizationSetup:
                 raise  # Keel's own error: it names what is wrong
             where = f"optimizer `{self.optimizer_name}` or schedule `{self.plan.name}`"
             raise ValueError(f"{where} cannot be built: {' '.join(str(error).split())}") from error
-        return optimizer
 
     def count_from_position(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """Count the steps from the position in the data; of a run with `max_steps`, return another number of epochs.

@@ -102,7 +102,7 @@ class Trainer(HFOverrides):
         self.optimizer_name = self.settings.optimizer_name or getattr(args.optim, "value", args.optim)
         self.plan = self.settings.schedule or plan_of(args)
         self.checkpoint_dir = Path(self.settings.checkpoint_dir or args.output_dir)
-        optimizer = self.build_optimization(model, args, self._samples_per_epoch(train_dataset, args))
+        self.build_optimization(model, args, self._samples_per_epoch(train_dataset, args))
         self._begin_state(model, train_dataset)
         self.eval_on_start, self.save_total_limit = args.eval_on_start, args.save_total_limit
         args.save_total_limit = None  # `ModelCheckpoint` deletes: by step, never the newest or a best one
@@ -110,7 +110,7 @@ class Trainer(HFOverrides):
         super().__init__(
             model=model, args=args, data_collator=collate, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
-        self.optimizer = optimizer
+        self.optimizer = self.built_optimizer
         self._limit_evaluation()
         self.checkpointing = CheckpointManager(self, self.settings.save_in_background, self.settings.max_failed_saves)
         inner = without_adapter(model)

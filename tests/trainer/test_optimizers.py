@@ -430,6 +430,8 @@ def test_every_schedule_is_built_once_and_trains(tmp_path, kind):
     trainer.train()
     assert trainer.optimizer.optimizer is optimizer and trainer.lr_scheduler is schedule
     assert schedule.step_count == 4 and optimizer.state
+    trainer.optimizer = None  # as DeepSpeed's integration does
+    assert trainer.create_optimizer() is optimizer
 
 
 @pytest.mark.parametrize(
