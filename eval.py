@@ -14,7 +14,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from loader.command_line.entry import CONFIG_ERROR, entry_flags, print_problems, refusing
 from loader.errors import ConfigError
@@ -40,6 +40,7 @@ class EvalArguments(RemembersGiven):
     video: bool = key(False, "Write a film and a contact sheet of the first episodes; --video_dir implies it.")
     video_episodes: int = key(1, "How many episodes --video films.", ge=1)
     video_dir: str | None = key(None, "Where the films go. Default: CHECKPOINT/eval/.")
+    split: Literal["validation", "test"] = key("validation", "The data that is scored, for tasks without a simulator.")
     batch_size: int = key(64, "Held-out samples at a time, for tasks without a simulator.", ge=1)
     samples: int = key(0, "Texts that a language model shall write.", ge=0)
     prompt: str = key("\n", "Text that they continue.")
@@ -128,7 +129,7 @@ def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
 
 
 OF_ROLLOUTS = ("episodes", "num_workers", "video", "video_episodes", "video_dir")
-OF_HELD_OUT_DATA = ("batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
+OF_HELD_OUT_DATA = ("split", "batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
 OF_SAMPLES = ("prompt", "tokens", "temperature", "top_k", "seed")
 
 
@@ -149,22 +150,26 @@ def check_flags(asked: EvalArguments, run: RunConfig) -> None:
 def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
     """Loss on what the run held out, what the data derives from it, and samples where they are asked for."""
     from prepare import build_data, with_prepared_data
-    from trainer.held_out import mean_losses
+    from trainer.evaluator import evaluate
 
     device = refusing(usable_device, asked.device)
     run = refusing(with_prepared_data, run)
     bundle = refusing(build_data, run)
-    if not bundle.eval_datasets:
-        print_problems([f"{folder}: its run held nothing out to be scored on (dataset.eval_fraction)"])
+    sets = bundle.eval_datasets if asked.split == "validation" else bundle.test_datasets
+    if not sets:
+        nothing = {"validation": "its run held nothing out to be scored on (dataset.eval_fraction)"}
+        print_problems([f"{folder}: {nothing.get(asked.split, 'its data has no test set')}"])
         raise SystemExit(CONFIG_ERROR)
     warn_of_other_data(folder, bundle)
     model = refusing(load_model, folder, run, device)
     scores: dict[str, Any] = {"task": run.task, "checkpoint": str(folder)}
-    for name, each in bundle.eval_datasets.items():
-        found = mean_losses(model, each, bundle.collate, asked.batch_size, device)
-        found |= bundle.metrics(name, found["loss"]) if bundle.metrics is not None else {}
-        print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in found.items()))
-        scores |= found if len(bundle.eval_datasets) == 1 else {f"{name}_{key}": value for key, value in found.items()}
+    loss = run.loss.module.build(run.loss.config) if run.loss is not None else None
+    for name, dataset in sets.items():
+        values = evaluate(model, dataset, bundle.collate, asked.batch_size, device, bundle.metrics.get(name), loss)
+        print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items()))
+        scores |= values if len(sets) == 1 else {f"{name}_{key}": values[key] for key in values}
+    if len(sets) > 1:
+        scores["loss"] = sum(scores[f"{name}_loss"] for name in sets) / len(sets)
     if asked.samples:
         scores["samples"] = refusing(written_samples, asked, model, bundle.tokenizer)
         print("\n---\n".join(scores["samples"]), flush=True)

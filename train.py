@@ -117,6 +117,7 @@ def train_and_save(run: RunConfig, trainer: Any, checkpoint: Path | None) -> Non
             trainer.finish_from(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.score_test()
         save_final_model(trainer)
         if trainer.is_world_process_zero():
             print(f"final model in {run.output_dir}", flush=True)
@@ -238,11 +239,6 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
 
     names = {field.name for field in fields(TrainerSettings)}
     shared = {name: getattr(view, name) for view in (run.process, run) for name in names if hasattr(view, name)}
-    splits = list(bundle.eval_datasets)
-
-    def metrics(split: str, loss: float) -> dict[str, float]:
-        return bundle.metrics(splits[0] if split == "eval" else split, loss)
-
     wants_csv = run.logging is not None and run.logging.logger_type == "CSVLogger"
     own = {
         "optimizer_name": run.hyper.optim,
@@ -251,8 +247,13 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
         "schedule": schedule_plan(run),
         "ema": (run.ema or EmaConfig()) if run.process.using_ema else None,
         "csv_dir": log_folder(run.logging, run.output_dir) if wants_csv else None,
-        "metrics": metrics if bundle.metrics is not None else None,
+        "metrics": bundle.metrics_by_prefix(),
+        "directions": bundle.directions(),
+        "greater_is_better": run.trainer.get("greater_is_better"),
         "units": bundle.units,
+        "loss": run.loss.module.build(run.loss.config) if run.loss is not None else None,
+        "train_transform": bundle.train_transform,
+        "test_datasets": bundle.test_sets_by_prefix() if run.process.evaluate_test else {},
         "tokenizer": bundle.tokenizer,
         "sampling": sampling(run, bundle, adapted.model),
         "first_optimizer": first_optimizer(run),

@@ -18,9 +18,9 @@ from loader.schema.sections import COMPONENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = ("train", "eval", "prepare")
-ROOMS = ("loader", "models", "data", "trainer", "sim", "storage")
+ROOMS = ("loader", "models", "data", "metrics", "trainer", "sim", "storage")
 # room -> the rooms it may import besides itself
-MAY_IMPORT = {room: {"storage"} for room in ROOMS} | {"storage": set()}
+MAY_IMPORT = {room: {"storage"} for room in ROOMS} | {"data": {"storage", "metrics"}, "storage": set()}
 # Subpackages (and files) of a room, highest first: each may import those below it, none its equals or those above.
 LAYERS = {
     "loader": [["command_line"], ["output"], ["checks"], ["resume"], ["resolve"], ["sources"], ["schema"], ["errors"]],

@@ -106,11 +106,11 @@ def _train(trainer: transformers.Trainer, size: int) -> int:
     fixed = 0
     for step in range(STEPS):
         model.train()
-        batch = trainer._prepare_inputs(collate(_fetch(trainer.train_dataset, step * size, size)))
+        samples = collate(_fetch(trainer.train_dataset, step * size, size))
+        (batch,) = trainer.transformed(iter([trainer._prepare_inputs(samples)]))
         with trainer.accelerator.autocast():
-            # transformers' own `compute_loss`: the trainer's also keeps what it will log.
-            loss = transformers.Trainer.compute_loss(trainer, model, batch)
-        loss.mean().backward()
+            loss = trainer.compute_loss(model, batch)
+        loss.backward()
         optimizer.step()
         state = [value for values in optimizer.state.values() for value in values.values()]
         gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from transformers.trainer_callback import TrainerState
 
+from trainer.callbacks.metric_names import required_direction
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.trainer_io import check_shapes
 from trainer.dataloading.resume_position import KEY as POSITION
@@ -184,6 +186,18 @@ def run_length(args: Any, samples: int) -> tuple[int, int]:
     """Optimizer steps of the whole run, and of an epoch of this many samples."""
     per_epoch = updates_per_epoch(args, samples)
     return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch), per_epoch
+
+
+def with_direction(plan: LRSchedulerConfig, directions: Mapping[str, str] | None) -> LRSchedulerConfig:
+    """A plateau schedule follows its metric in the direction that the metric declares, unless `mode` is given.
+
+    Raises:
+        ValueError: the direction is neither given nor known.
+    """
+    if plan.monitor is None or not plan.follows_metric or "mode" in plan.options:
+        return plan
+    mode = required_direction(plan.monitor, None, directions, "scheduler")
+    return dataclasses.replace(plan, options={**plan.options, "mode": mode})
 
 
 def plan_of(args: Any) -> LRSchedulerConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,13 @@ class TrainerSettings:
         resume_lr, resume_weight_decay, validate_before_resume: Used only when a run is resumed.
         callbacks: As in YAML, see `user_callbacks.named_callbacks`.
         csv_dir: Folder of metrics.csv; None: none is written.
-        metrics: (`train`, `eval` or an evaluation set's name, mean loss) -> further named values for the log.
+        metrics: Prefix of an evaluation's values (`eval`, `eval_<set>`, `test` …) -> `metrics.metric.Metric`; `train`
+            -> one whose values follow from the mean training loss.
+        directions: Name of each value of the metrics -> `min` or `max`. None: `args.greater_is_better` decides.
+        greater_is_better: As the user gave it; None: as `metric_for_best_model` declares.
+        loss: A loss of `models.losses` in place of the model's own.
+        train_transform: (batch, generator) -> batch, for training batches; see `data.bundle.Bundle`.
+        test_datasets: Scored at the end: prefix of the scores (`test`, or `test_<name>` of several) -> data set.
         units: Name of a unit -> its number in a sample (`{"tokens": 1024}`): logged in total and per second.
         tokenizer: Saved beside the model.
         sampling: See `text_samples.WriteSamples`; needs `tokenizer`. None: no samples.
@@ -63,7 +69,12 @@ class TrainerSettings:
     validate_before_resume: bool = False
     callbacks: Sequence[Any] = ()
     csv_dir: Path | None = None
-    metrics: Callable[[str, float], dict[str, float]] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    directions: Mapping[str, str] | None = None
+    greater_is_better: bool | None = None
+    loss: Any = None
+    train_transform: Any = None
+    test_datasets: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
     tokenizer: Any = None
     sampling: GenerationConfig | None = None

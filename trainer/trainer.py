@@ -26,6 +26,7 @@ from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.eval_schedule import EveryNEpochs
 from trainer.callbacks.hooks import FollowTrainingLoss, Hooks, UpdateAverages
 from trainer.callbacks.log_files import check_appendable, write_files
+from trainer.callbacks.metric_names import check_directions
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.callbacks.progress import Console, MetricsFile, ProgressBar
 from trainer.callbacks.text_samples import WriteSamples
@@ -35,6 +36,7 @@ from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.manager import CheckpointManager
 from trainer.checkpointing.step_state import NOTHING_PENDING, restore_log_interval
 from trainer.dataloading.dataloaders import without_adapter
+from trainer.dataloading.indexed import IndexedCollate
 from trainer.dataloading.resume_position import DataPosition
 from trainer.distributed.launch_checks import (
     DEEPSPEED_LINE,
@@ -52,11 +54,11 @@ from trainer.hf_patches import (
     restore_module_walks,
     skip_module_walks,
 )
-from trainer.loss_terms import LossMeter
+from trainer.loss_terms import LossMeter, LossTerms, StepShares, scaled
 from trainer.optimization.ema import AveragedWeights
 from trainer.optimization.nonfinite_guard import NonfiniteGuard
 from trainer.optimization.parameter_groups import no_decay_lines
-from trainer.optimization_setup import plan_of
+from trainer.optimization_setup import plan_of, with_direction
 from trainer.preemption import Preempted, Signals
 from trainer.settings import TrainerSettings
 from trainer.step_boundary import EPOCH, STEP
@@ -100,8 +102,9 @@ class Trainer(HFOverrides):
         self.settings, self.adapted, self.signals = settings or TrainerSettings(), adapted, signals
         self.sampler, self.files = sampler, dict(files or {})
         self.optimizer_name = self.settings.optimizer_name or getattr(args.optim, "value", args.optim)
-        self.plan = self.settings.schedule or plan_of(args)
+        self.plan = with_direction(self.settings.schedule or plan_of(args), self.settings.directions)
         self.checkpoint_dir = Path(self.settings.checkpoint_dir or args.output_dir)
+        check_directions(self.settings, args)
         self.build_optimization(model, args, self._samples_per_epoch(train_dataset, args))
         self._begin_state(model, train_dataset)
         self.eval_on_start, self.save_total_limit = args.eval_on_start, args.save_total_limit
@@ -113,16 +116,14 @@ class Trainer(HFOverrides):
         self.optimizer = self.built_optimizer
         self._limit_evaluation()
         self.checkpointing = CheckpointManager(self, self.settings.save_in_background, self.settings.max_failed_saves)
-        inner = without_adapter(model)
-        if not type(inner).__module__.startswith("transformers."):
-            # `**context` in a forward takes further keys of the batch; it does not mean that it takes
-            # `num_items_in_batch` to scale its loss.
-            self.model_accepts_loss_kwargs = getattr(inner, "accepts_loss_kwargs", False)
+        loss = self.settings.loss if self.settings.loss is not None else without_adapter(model)
+        self.loss_terms = LossTerms(loss, uses_labels=self.label_smoother is not None)
+        self.model_accepts_loss_kwargs = True  # transformers must not divide a loss that has its share of the step
         self._add_callbacks()
 
     def _begin_state(self, model: nn.Module, train_dataset: Any) -> None:
         """Initialize the state that training changes."""
-        self.train_terms, self.eval_terms = LossMeter(), None
+        self.train_terms, self.eval_scores = LossMeter(), None
         self.guard = NonfiniteGuard(
             self.settings.stop_after_nonfinite,
             self.checkpoint_dir,
@@ -176,10 +177,10 @@ class Trainer(HFOverrides):
         if (settings.check_val_every_n_epoch or 1) > 1:
             self.add_callback(EveryNEpochs(settings.check_val_every_n_epoch))
         if settings.early_stopping is not None:
-            self.add_callback(EarlyStopping(settings.early_stopping, settings.min_epochs))
+            self.add_callback(EarlyStopping(settings.early_stopping, settings.min_epochs, settings.directions))
         delete = self.checkpointing.deletions.delete
         self.model_checkpoint = ModelCheckpoint(
-            settings.checkpointing, self.checkpoint_dir, self.save_total_limit, delete
+            settings.checkpointing, self.checkpoint_dir, self.save_total_limit, delete, settings.directions
         )
         self.add_callback(self.model_checkpoint)
         if settings.sampling is not None:
@@ -219,6 +220,36 @@ class Trainer(HFOverrides):
         self.skipped_update = self.guard.before_update(self.state.global_step + 1, self.optimizer, norm)
         self.train_terms.undo(self.skipped_update)
         return norm
+
+    def step_shares(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> StepShares:
+        """Count the items of an optimizer step over its micro-batches and all processes."""
+
+        def sum_over_processes(items: torch.Tensor) -> torch.Tensor:
+            return self.accelerator.reduce(items.to(device), reduction="sum")
+
+        if len(batches) * self.args.world_size <= 1:
+            return StepShares()
+        items = [self.loss_terms.items(batch) for batch in batches]
+        for counts, batch in zip(items, batches, strict=True):
+            if IndexedCollate.KEY in batch:  # a negative index: the batch only keeps this process in step
+                is_counted = (batch[IndexedCollate.KEY] >= 0).any()
+                counts |= {name: count.to(is_counted.device) * is_counted for name, count in counts.items()}
+        return StepShares.of(items, self.args.world_size, sum_over_processes)
+
+    def share_of_step(self, loss: torch.Tensor, outputs: Any, shares: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """A micro-batch's part of the step's loss, guarded against values that are not finite.
+
+        Args:
+            loss: Mean over the micro-batch.
+            shares: See `StepShares`; empty if the micro-batch is the whole step.
+        """
+        named = outputs.get("losses") if isinstance(outputs, Mapping) else None
+        if shares:
+            means = self.loss_terms.terms(loss, outputs)
+            loss = self.loss_terms.total({name: scaled(mean, shares[name]) for name, mean in means.items()})
+        if named:
+            self.train_terms.add(named, shares)
+        return self.guard.protect(loss, named)
 
     def begin_training(self) -> None:
         """Restore the sums of a resumed run's unfinished log interval, after transformers has set its own to zero."""
@@ -291,8 +322,8 @@ class Trainer(HFOverrides):
             logs[name] = samples * per_sample
             if "samples_per_second" in logs:
                 logs[f"{name}_per_second"] = round(logs["samples_per_second"] * per_sample, 1)
-        if self.settings.metrics is not None:
-            logs |= self.settings.metrics("train", logs["loss"])
+        if "train" in self.settings.metrics:
+            logs |= self.settings.metrics["train"].compute(logs["loss"])
 
     def log_beside(self, logs: dict[str, float]) -> None:
         """Log a separate record; a log line that is due at this step stays due."""

@@ -4,7 +4,6 @@ import datetime
 import functools
 import hashlib
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from data.records.dataset import Rows, collate, save
 from data.records.packing import fill, first_fit
 from data.records.source import RecordSource, find, hub_splits, read, split_of_hub
 from data.records.tokenizer import load_tokenizer
+from metrics.language import LanguageMetric
 
 VERSION = 2  # of what is kept in the cache
 EVAL_FRACTION = 0.1
@@ -47,15 +47,10 @@ def assemble(config: Config, run) -> Bundle:
         dims={"vocab_size": len(tokenizer), "block_size": config.block_size},
         files={"data.json": told_apart(manifest, config)},
         summary=summary(train, held_out, manifest, config),
-        metrics=metrics,
+        metrics={name: LanguageMetric() for name in sets},
         units={"tokens": config.block_size},
         tokenizer=tokenizer,
     )
-
-
-def metrics(split: str, loss: float) -> dict[str, float]:
-    """Perplexity of held-out records: e to the mean loss of a token."""
-    return {} if split == "train" else {"perplexity": math.exp(loss) if loss < 700 else math.inf}
 
 
 def tokenizer_of(config: Config, run, cache_dir: Path):

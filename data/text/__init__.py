@@ -90,7 +90,7 @@ def run_problems(config: Config, run) -> list[str]:
 
 
 def draws_by_batch(config: Config) -> bool:
-    """Whether each micro-batch is of one data set, so that its size decides which samples there are."""
+    """Whether each step is on one data set, so that its size decides which samples there are."""
     return config.mode == "multidataset"
 
 

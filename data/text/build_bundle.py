@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from data.text.dataset import EvalWindows, MixedWindows, TrainWindows, collate
 from data.text.folder import Folder, Split, read_folder
 from data.text.sampling import Drawn, Interleaved, RandomStarts, SamplerFactory, StoredStarts
 from data.text.token_file import AlignedTokens, Tokens, refuse_wrong_ids
+from metrics.language import LanguageMetric
 
 
 def assemble(config: Config, run) -> Bundle:
@@ -63,13 +63,10 @@ def samples_of_epoch(config: Config, folders: list[Folder], run) -> int:
     return max(1, windows // step) * step
 
 
-def batches_of_run(samples: int, run) -> int:
-    """Micro-batches of all processes in the whole run."""
-    step = samples_per_step(run)
+def steps_of_run(samples: int, run) -> int:
+    """Optimizer steps of the whole run."""
     steps = run.hyper.max_steps
-    if steps <= 0:
-        steps = math.ceil(run.hyper.num_train_epochs * (samples // step))
-    return max(1, steps * step // run.hyper.per_device_train_batch_size)
+    return steps if steps > 0 else max(1, math.ceil(run.hyper.num_train_epochs * (samples // samples_per_step(run))))
 
 
 # ---- data sets ----
@@ -89,11 +86,9 @@ def train_windows(config: Config, folders: list[Folder], names: list[str], sampl
         choose = Interleaved.of(first)
     else:
         final, transition = config.sampling_probs_final, config.sampling_transition or "linear"
-        choose = Drawn(seed, first, final, transition, batches_of_run(samples, run))
-    batch_size = run.hyper.per_device_train_batch_size
-    return MixedWindows(
-        names, tokens, config.block_size, samples, starts, choose, batch_size, config.separate_embeddings
-    )
+        choose = Drawn(seed, first, final, transition, steps_of_run(samples, run))
+    step = samples_per_step(run)
+    return MixedWindows(names, tokens, config.block_size, samples, starts, choose, step, config.separate_embeddings)
 
 
 def eval_windows(config: Config, folders: list[Folder], names: list[str]) -> dict[str, EvalWindows]:
@@ -144,51 +139,24 @@ def dims_of(config: Config, folders: list[Folder], names: list[str]) -> dict[str
 # ---- what people see ----
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """Mean loss, in nats a token, -> further values.
+def metrics_of(config: Config, folders: list[Folder], names: list[str]) -> dict[str, LanguageMetric]:
+    """Metric of each split.
 
-    By split: `chance` is the loss of a model that knows nothing, the logarithm of the vocabulary; `tokens_per_byte` is
-    of the text that the tokens stand for.
-    """
-
-    chance: dict[str, float]
-    tokens_per_byte: dict[str, float]
-
-    def __call__(self, split: str, loss: float) -> dict[str, float]:
-        values = {}
-        if split in self.chance:
-            values["better_than_chance"] = exponential(self.chance[split] - loss)
-        if split != "train":
-            values["perplexity"] = exponential(loss)
-        if split in self.tokens_per_byte:
-            values["bits_per_byte"] = loss / math.log(2) * self.tokens_per_byte[split]
-        return values
-
-
-def exponential(value: float) -> float:
-    """e^value, infinite where no float holds it."""
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
-
-
-def metrics_of(config: Config, folders: list[Folder], names: list[str]) -> Metrics:
-    """For contexts the loss is the mean over them, so chance is the mean of their logarithms; their bytes say nothing.
-
+    For contexts the loss is the mean over them, so chance is the mean of their logarithms; their bytes say nothing.
     The training loss of data sets with vocabularies of different sizes has no chance that would mean anything.
     """
     logarithms = [math.log(folder.vocab_size) for folder in folders]
     if config.mode == "multicontext":
         mean = sum(logarithms) / len(logarithms)
-        return Metrics({"train": mean, "validation": mean}, {})
+        return {"train": LanguageMetric(mean, perplexity=False), "validation": LanguageMetric(mean)}
     sets = ["validation"] if config.mode == "single" else names
-    chance = dict(zip(sets, logarithms, strict=True))
+    metrics = {}
     if len(set(logarithms)) == 1:
-        chance["train"] = logarithms[0]
-    held_out = {name: folder.splits["val"] for name, folder in zip(sets, folders, strict=True)}
-    return Metrics(chance, {name: each.tokens / each.text_bytes for name, each in held_out.items() if each.text_bytes})
+        metrics["train"] = LanguageMetric(logarithms[0], perplexity=False)
+    for name, chance, folder in zip(sets, logarithms, folders, strict=True):
+        split = folder.splits["val"]
+        metrics[name] = LanguageMetric(chance, split.tokens / split.text_bytes if split.text_bytes else None)
+    return metrics
 
 
 def summarize(config: Config, folders: list[Folder], names: list[str]) -> list[str]:
@@ -212,14 +180,14 @@ def summarize(config: Config, folders: list[Folder], names: list[str]) -> list[s
 
 
 def mixture_line(config: Config, names: list[str]) -> str:
-    """`each batch of one data set, drawn: a 0.9 -> 0.5, b 0.1 -> 0.5 (linear)`."""
+    """`each step on one data set, drawn: a 0.9 -> 0.5, b 0.1 -> 0.5 (linear)`."""
     first, final = config.first_probabilities(), config.sampling_probs_final
     parts = [f"{name} {value:.4g}" for name, value in zip(names, first, strict=True)]
     if final is not None:
         parts = [f"{part} -> {value:.4g}" for part, value in zip(parts, final, strict=True)]
     how = "in turns" if config.interleave else "drawn"
     moved = f" ({config.sampling_transition or 'linear'})" if final is not None else ""
-    return f"each batch of one data set, {how}: {', '.join(parts)}{moved}"
+    return f"each step on one data set, {how}: {', '.join(parts)}{moved}"
 
 
 def tokenizer_of(folder: Folder) -> Any:

@@ -72,12 +72,12 @@ class TrainWindows(Windows):
 
 
 class MixedWindows(Windows):
-    """Windows of several data sets, each micro-batch of one of them.
+    """Windows of several data sets, each optimizer step on one of them, however it is cut into batches.
 
     Args:
         samples: of an epoch.
-        choose: number of a micro-batch -> number of its data set.
-        batch_size: samples of a micro-batch; it says which numbers make one, and must be the loader's.
+        choose: number of an optimizer step -> number of its data set.
+        step_size: samples of an optimizer step, over its micro-batches and all processes.
         says_which: batches carry `dataset_index`.
     """
 
@@ -89,11 +89,11 @@ class MixedWindows(Windows):
         samples: int,
         starts: RandomStarts | StoredStarts,
         choose: Drawn | Interleaved,
-        batch_size: int,
+        step_size: int,
         says_which: bool,
     ):
         self.names, self.tokens, self.block_size, self.samples = names, tokens, block_size, samples
-        self.starts, self.choose, self.batch_size, self.says_which = starts, choose, batch_size, says_which
+        self.starts, self.choose, self.step_size, self.says_which = starts, choose, step_size, says_which
 
     def __len__(self) -> int:
         return self.samples
@@ -104,12 +104,12 @@ class MixedWindows(Windows):
         return {**batch, "dataset_index": chosen} if self.says_which else batch
 
     def _windows(self, numbers: list[int]) -> tuple[int, np.ndarray]:
-        """(data set, first tokens) of the samples of one micro-batch, or of some of them."""
-        batch = numbers[0] // self.batch_size
-        chosen, own = self.choose(batch), np.array(numbers, np.uint64)
+        """(data set, first tokens) of samples of one step."""
+        step = numbers[0] // self.step_size
+        chosen, own = self.choose(step), np.array(numbers, np.uint64)
         if isinstance(self.starts, StoredStarts):
             # In stored order a data set's own samples are counted, or it would be read with gaps.
-            passed = (batch - self.choose.earlier(batch)) * self.batch_size
+            passed = (step - self.choose.earlier(step)) * self.step_size
             own -= np.uint64(passed)
         return chosen, self.starts(own, len(self.tokens[chosen]), self.block_size)
 

@@ -102,7 +102,7 @@ class SamplerFactory:
         return Numbers(self.samples)
 
 
-# ---- which data set a batch is of ----
+# ---- which data set a step is on ----
 
 
 def probabilities(
@@ -120,22 +120,21 @@ def probabilities(
 
 @dataclass(frozen=True)
 class Drawn:
-    """The data set of each batch is drawn, with the probabilities of that moment.
+    """The data set of each step is drawn, with the probabilities of that moment.
 
-    `batches` are those of the whole run, all processes and micro-batches counted; they matter only where there are
-    final probabilities.
+    `steps` are those of the whole run; they matter only if there are final probabilities.
     """
 
     seed: int
     first: list[float]
     final: list[float] | None = None
     transition: str | None = None
-    batches: int = 1
+    steps: int = 1
 
-    def __call__(self, batch: int) -> int:
-        """Number of the data set of micro-batch `batch`."""
-        uniform = random_number(self.seed, "data set", batch) / 2**64
-        progress = min(1.0, batch / self.batches)
+    def __call__(self, step: int) -> int:
+        """Number of the data set of step `step`."""
+        uniform = random_number(self.seed, "data set", step) / 2**64
+        progress = min(1.0, step / self.steps)
         reached = list(itertools.accumulate(probabilities(self.first, self.final, self.transition, progress)))
         # The quotient may round up to 1; from the right, so that a data set of probability 0 is never chosen.
         return bisect.bisect_right(reached, min(uniform, 1 - 2**-53) * reached[-1])
@@ -143,11 +142,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Interleaved:
-    """The data sets take turns in a pattern that repeats: after k batches each had k × its share to within one."""
+    """The data sets take turns in a pattern that repeats: after k steps each had k × its share to within one."""
 
     pattern: list[int]
-    before: np.ndarray  # (pattern length, data sets): batches of each before that place in the pattern
-    shares: np.ndarray  # (data sets,): batches of each in a whole pattern
+    before: np.ndarray  # (pattern length, data sets): steps of each before that place in the pattern
+    shares: np.ndarray  # (data sets,): steps of each in a whole pattern
 
     @classmethod
     def of(cls, first: list[float]) -> Interleaved:
@@ -155,13 +154,13 @@ class Interleaved:
         chosen = np.eye(len(first), dtype=np.int64)[pattern]
         return cls(pattern, np.cumsum(chosen, axis=0) - chosen, chosen.sum(axis=0))
 
-    def __call__(self, batch: int) -> int:
-        """Number of the data set of micro-batch `batch`."""
-        return self.pattern[batch % len(self.pattern)]
+    def __call__(self, step: int) -> int:
+        """Number of the data set of step `step`."""
+        return self.pattern[step % len(self.pattern)]
 
-    def earlier(self, batch: int) -> int:
-        """How many micro-batches before `batch` were of its data set."""
-        rounds, place = divmod(batch, len(self.pattern))
+    def earlier(self, step: int) -> int:
+        """How many steps before `step` were on its data set."""
+        rounds, place = divmod(step, len(self.pattern))
         data_set = self.pattern[place]
         return int(rounds * self.shares[data_set] + self.before[place, data_set])
 

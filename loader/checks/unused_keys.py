@@ -22,7 +22,7 @@ def adaptation() -> ModuleType:
 
 def check_process_keys(run: RunConfig, problems: Problems) -> None:
     """A process key that nothing in this run can use must be at its default: no setting is silently dead."""
-    chosen = [part for part in (run.dataset, run.model, run.env) if part is not None]
+    chosen = [part for part in (run.dataset, run.model, run.env, run.loss) if part is not None]
     keys = keys_of(ProcessArguments)
     always = (TRAINER, ADAPTATION) if run.model is not None else (TRAINER,)
     live = {name for name, key in keys.items() if key.used_by in always}

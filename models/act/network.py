@@ -166,8 +166,16 @@ class ACT(ChunkPolicy):
             return {"actions": predicted}
         losses = {"action": masked_mean((predicted - actions).abs(), is_pad), **losses}
         loss = losses["action"] + self.config.kl_weight * losses.get("kl", 0.0)
-        output = {"loss": loss, "losses": {name: value.detach() for name, value in losses.items()}}
+        output = {"loss": loss, "losses": losses}
         return output if self.training else {**output, "actions": predicted}
+
+    def loss_items(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The KL divergence is a mean over samples."""
+        return {**super().loss_items(batch), "kl": len(batch["actions"])}
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        return {"kl": self.config.kl_weight}
 
     def predict(self, latent: Tensor, state: Tensor, images: Tensor | None) -> Tensor:
         """latent (B, Z), state (B, state dim), images (B, K, 3, H, W) -> (B, C, A)."""

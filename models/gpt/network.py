@@ -134,8 +134,18 @@ class GPT(Generation, PreTrainedModel):
             return {"loss": self._loss(hidden, shift_labels, vocabularies[0])}
         targets = shift_labels.unbind(1)
         losses = [self._loss(hidden, targets[vocabulary], vocabulary) for vocabulary in vocabularies]
-        named = {name: loss.detach() for name, loss in zip(names, losses, strict=True)}
-        return {"loss": torch.stack(losses).mean(), "losses": named}
+        return {"loss": torch.stack(losses).mean(), "losses": dict(zip(names, losses, strict=True))}
+
+    def loss_items(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Term of the loss (a context, or `loss`) -> number of tokens in this batch that carry it."""
+        targets = batch["shift_labels"] if "shift_labels" in batch else batch["labels"][..., 1:]
+        if self.contexts is None:
+            return {"loss": (targets != -100).sum()}
+        return {name: (context != -100).sum() for name, context in zip(self.contexts, targets.unbind(1), strict=True)}
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        return {name: 1 / len(self.contexts) for name in self.contexts or ()}
 
     def vocabularies(self, input_ids: Tensor, dataset_index: int | None) -> list[int]:
         """Which vocabularies the tokens are in: one for each context, else a single one.

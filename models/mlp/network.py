@@ -74,7 +74,7 @@ class MLP(ChunkPolicy):
             return {"actions": predicted}
         difference = predicted.float() - actions.float()
         loss = masked_mean(difference.abs() if self.config.loss == "l1" else difference.square(), is_pad)
-        output = {"loss": loss, "losses": {"action": loss.detach()}}
+        output = {"loss": loss, "losses": {"action": loss}}
         return output if self.training else {**output, "actions": predicted}
 
     def predict(self, state: Tensor, images: Tensor | None) -> Tensor:

@@ -343,8 +343,9 @@ def test_bundle(run, tmp_path, tokenizer_folder):
     config = data.records.Config(path=write(tmp_path, RECORDS), block_size=48, tokenizer=str(tokenizer_folder))
     bundle = data.records.build(config, run)
     assert bundle.dims == {"vocab_size": len(bundle.tokenizer), "block_size": 48} and bundle.units == {"tokens": 48}
-    assert bundle.metrics("validation", 2.0) == {"perplexity": math.exp(2.0)} and bundle.metrics("train", 2.0) == {}
-    assert bundle.metrics("validation", 1e4) == {"perplexity": math.inf}
+    assert list(bundle.metrics) == ["validation"]
+    assert bundle.metrics["validation"].compute(2.0) == {"perplexity": math.exp(2.0)}
+    assert bundle.metrics["validation"].compute(1e4) == {"perplexity": math.inf}
     assert "40 records" not in bundle.summary[0] and "to train" in bundle.summary[0] and "learned" in bundle.summary[0]
     sampler = bundle.sampler(5)
     sampler.set_epoch(2)

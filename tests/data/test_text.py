@@ -213,7 +213,8 @@ def test_a_pickled_bundle_holds_names_of_files_not_their_content(tmp_path):
     assert len(stored) < 20_000
     copy = pickle.loads(stored)
     assert_equal([copy.train_dataset.__getitems__([1, 2])], [bundle.train_dataset.__getitems__([1, 2])])
-    assert copy.metrics("validation", 1.0) == bundle.metrics("validation", 1.0) and len(copy.sampler(0)) == 6248
+    assert copy.metrics["validation"].compute(1.0) == bundle.metrics["validation"].compute(1.0)
+    assert len(copy.sampler(0)) == 6248
 
 
 def test_32_bit_tokens(tmp_path):
@@ -272,14 +273,15 @@ def test_the_last_window_needs_the_token_after_it(tmp_path):
 def test_metrics(tmp_path):
     folder = write_text_folder(tmp_path / "a", counting(500, 64), counting(100, 64), vocab_size=64, text_bytes=250)
     metrics = build(Config(str(folder), block_size=16), text_run(tmp_path)).metrics
-    assert metrics("train", math.log(4)) == pytest.approx({"better_than_chance": 16})
-    held_out = metrics("validation", math.log(4))
+    assert metrics["train"].compute(math.log(4)) == pytest.approx({"better_than_chance": 16})
+    held_out = metrics["validation"].compute(math.log(4))
     assert held_out == pytest.approx({"better_than_chance": 16, "perplexity": 4, "bits_per_byte": 2 * 100 / 250})
-    assert metrics("validation", 1e4)["perplexity"] == math.inf
+    assert metrics["validation"].compute(1e4)["perplexity"] == math.inf
 
 
 def test_no_bytes_no_bits_per_byte(tmp_path, folder):
-    assert "bits_per_byte" not in build(Config(str(folder), block_size=16), text_run(tmp_path)).metrics("validation", 1)
+    metrics = build(Config(str(folder), block_size=16), text_run(tmp_path)).metrics
+    assert "bits_per_byte" not in metrics["validation"].compute(1)
 
 
 # ---- where data sets are found ----

@@ -88,7 +88,11 @@ def test_contexts_are_added_and_each_has_its_own_loss(exact_width, monkeypatch):
         scores = model.norm(x) @ table[STARTS[index] : STARTS[index] + SIZES[index]].T
         by_hand[name] = F.cross_entropy(scores.transpose(1, 2), targets[:, index])
         torch.testing.assert_close(model(ids)["logits"][name], scores)
-    assert list(output["losses"]) == NAMES and not any(each.requires_grad for each in output["losses"].values())
+    assert list(output["losses"]) == NAMES
+    items = model.loss_items({"shift_labels": targets})
+    assert {name: int(count) for name, count in items.items()} == {
+        name: int((targets[:, index] != -100).sum()) for index, name in enumerate(NAMES)
+    }
     for name in NAMES:
         assert output["losses"][name].item() == pytest.approx(by_hand[name].item(), abs=1e-6)
     assert output["loss"].item() == pytest.approx(sum(by_hand.values()).item() / 3, abs=1e-6)

@@ -29,7 +29,10 @@ def test_predicts_a_chunk_and_learns_from_one(build, batch, name, num_images):
     net, data = build(name, num_images), batch(num_images)
     output = net.train()(**data)
     assert output["loss"].ndim == 0 and output["loss"].requires_grad
-    assert all(not value.requires_grad for value in output["losses"].values())
+    weighted = sum(net.loss_weights.get(term, 1) * value for term, value in output["losses"].items())
+    torch.testing.assert_close(weighted, output["loss"])
+    items = net.loss_items(data)
+    assert set(items) == set(output["losses"]) and items["action"] == (~data["is_pad"]).sum() * 3
     output["loss"].backward()
     untouched = [key for key, p in net.named_parameters() if p.requires_grad and p.grad is None]
     assert not untouched  # distributed training would wait for their gradients

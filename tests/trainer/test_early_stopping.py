@@ -11,6 +11,7 @@ from transformers import TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
 from trainer.callbacks.early_stopping import EarlyStopping, already_stopped
+from trainer.sections import EarlyStoppingConfig
 
 DEFAULTS = {
     "monitor": "val/loss",
@@ -299,3 +300,11 @@ def test_a_resumed_run_knows_what_was_logged_before(tmp_path):
         trainer.train(resume_from_checkpoint=checkpoint)
     whole, resumed = stoppings
     assert whole.progress == resumed.progress and whole.progress.checked_step == 12
+
+
+def test_the_direction_is_given_declared_or_required():
+    assert EarlyStopping(EarlyStoppingConfig(monitor="val/loss")).direction == "min"
+    assert EarlyStopping(EarlyStoppingConfig(monitor="eval_left_f1"), directions={"f1": "max"}).direction == "max"
+    assert EarlyStopping(EarlyStoppingConfig(monitor="f1", mode="min"), directions={"f1": "max"}).direction == "min"
+    with pytest.raises(ValueError, match=r"early_stopping\.monitor: f1.*early_stopping\.mode"):
+        EarlyStopping(EarlyStoppingConfig(monitor="f1"))

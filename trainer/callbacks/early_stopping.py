@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from storage import safe_read
-from trainer.callbacks.metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
+from trainer.callbacks.metric_names import (
+    LatestMetrics,
+    find_metric,
+    is_evaluation,
+    metric_or_error,
+    normal_form,
+    required_direction,
+)
 from trainer.sections import EarlyStoppingConfig
 
 DECIDING = ("patience", "stopping_threshold", "divergence_threshold", "check_finite")
@@ -44,10 +52,14 @@ class EarlyStopping(TrainerCallback):
     It must come after callbacks that request evaluations at an epoch's end.
 
     Raises:
-        UnknownMetric: with `strict`, the metric is missing when training continues.
+        ValueError: the metric's direction is neither given nor known; with `strict`, the metric is missing when
+            training continues.
     """
 
-    def __init__(self, settings: EarlyStoppingConfig, min_epochs: int | None = None):
+    def __init__(
+        self, settings: EarlyStoppingConfig, min_epochs: int | None = None, directions: Mapping[str, str] | None = None
+    ):
+        self.direction = required_direction(settings.monitor, settings.mode, directions, "early_stopping")
         self.settings, self.min_epochs = settings, min_epochs or 0
         self.progress, self.latest = Progress(), LatestMetrics()
         self.epoch_ended = self.is_missing = self.printed_missing = self.printed_waiting = False
@@ -149,12 +161,12 @@ class EarlyStopping(TrainerCallback):
         return None
 
     def _better(self, value: float, than: float) -> bool:
-        return value < than if self.settings.mode == "min" else value > than
+        return value < than if self.direction == "min" else value > than
 
     def _improves(self, value: float) -> bool:
         if math.isnan(value) or (self.settings.check_finite and math.isinf(value)):
             return False
-        delta = self.settings.min_delta if self.settings.mode == "min" else -self.settings.min_delta
+        delta = self.settings.min_delta if self.direction == "min" else -self.settings.min_delta
         return self.progress.best is None or self._better(value + delta, self.progress.best)
 
     # ---- state and lines ----
@@ -201,7 +213,7 @@ def already_stopped(checkpoint: Path, settings: EarlyStoppingConfig) -> str | No
 
 def state_key(settings: EarlyStoppingConfig) -> str:
     """Return the key of the stored state; the state of another metric or another `min_delta` is not used."""
-    return f"early_stopping: {normal_form(settings.monitor)}, {settings.mode}, {settings.min_delta:g}"
+    return f"early_stopping: {normal_form(settings.monitor)}, {settings.mode or 'declared'}, {settings.min_delta:g}"
 
 
 def _deciding(settings: EarlyStoppingConfig) -> dict[str, Any]:

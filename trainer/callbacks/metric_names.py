@@ -53,6 +53,63 @@ def normal_form(name: str) -> str:
     return word if kind is None else f"{kind}_{rest}"
 
 
+def direction_of(name: str, declared: Mapping[str, str] | None = None) -> str | None:
+    """`min` or `max`: whether less or more of a metric is better; None if that is not known.
+
+    Args:
+        name: As a user writes it, perhaps with the name of an evaluation set: `val/left_accuracy`.
+        declared: Directions of the data's metrics by their own names. Losses need none.
+    """
+    rest = _split(_word(name))[1]
+    for metric, direction in (declared or {}).items():
+        if rest == _word(metric) or rest.endswith(f"_{_word(metric)}"):
+            return direction
+    return "min" if "loss" in rest.split("_") else None
+
+
+def required_direction(name: str, given: str | None, declared: Mapping[str, str] | None, asked_by: str) -> str:
+    """The direction that the user gave or that is known.
+
+    Args:
+        asked_by: The section that names the metric, for the message.
+
+    Raises:
+        ValueError: neither.
+    """
+    direction = given or direction_of(name, declared)
+    if direction is None:
+        raise ValueError(
+            f"`{asked_by}.monitor: {name}`: whether less or more of it is better is not known; set "
+            f"`{asked_by}.mode` to min or max"
+        )
+    return direction
+
+
+def check_directions(settings: Any, args: Any) -> None:
+    """Check that the direction of every monitored metric is known, and set `args.greater_is_better` accordingly.
+
+    transformers takes more of anything but `…loss` for better; that stays if `settings.directions` is None.
+
+    Raises:
+        ValueError: a direction is neither given nor known.
+    """
+    for section in ("early_stopping", "checkpointing"):
+        if (config := getattr(settings, section)) is not None:
+            modes = config.modes if section == "checkpointing" else {config.monitor: config.mode}
+            for monitor, mode in modes.items():
+                required_direction(monitor, mode, settings.directions, section)
+    name = args.metric_for_best_model
+    if name is None or settings.greater_is_better is not None or settings.directions is None:
+        return
+    direction = direction_of(name, settings.directions)
+    if direction is None:
+        raise ValueError(
+            f"`metric_for_best_model: {name}`: whether less or more of it is better is not known; set "
+            "`greater_is_better`"
+        )
+    args.greater_is_better = direction == "max"
+
+
 def is_evaluation(key: str) -> bool:
     """Whether a logged key belongs to an evaluation."""
     return key.startswith("eval_")

@@ -28,7 +28,14 @@ from trainer.callbacks.checkpoint_policy import (
     superfluous_steps,
 )
 from trainer.callbacks.epochs import epochs_begun, is_whole
-from trainer.callbacks.metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
+from trainer.callbacks.metric_names import (
+    LatestMetrics,
+    find_metric,
+    is_evaluation,
+    metric_or_error,
+    normal_form,
+    required_direction,
+)
 from trainer.sections import CheckpointingConfig
 
 STATE_KEY = "model_checkpoint"  # in trainer_state.json
@@ -58,6 +65,7 @@ class ModelCheckpoint(TrainerCallback):
         checkpoint_dir: Folder of the `checkpoint-N`.
         save_total_limit: None or 0: no limit.
         delete: Removes a folder's name at once, and its content then or later.
+        directions: Of the data's metrics, for monitors without a mode.
     """
 
     def __init__(
@@ -66,9 +74,14 @@ class ModelCheckpoint(TrainerCallback):
         checkpoint_dir: Path,
         save_total_limit: int | None = None,
         delete: Callable[[Path], None] = remove,
+        directions: Mapping[str, str] | None = None,
     ):
         settings = settings or CheckpointingConfig(save_last=False, every_n_epochs=0)
-        self.modes, self.save_top_k = settings.modes, settings.save_top_k
+        self.save_top_k = settings.save_top_k
+        self.modes = {
+            monitor: required_direction(monitor, mode, directions, "checkpointing")
+            for monitor, mode in settings.modes.items()
+        }
         self.save_last, self.every_n_epochs = settings.save_last, settings.every_n_epochs
         self.limit, self.latest = save_total_limit, LatestMetrics()
         self.files = CheckpointFiles(Path(checkpoint_dir), delete)

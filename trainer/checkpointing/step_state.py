@@ -82,7 +82,7 @@ def restore_log_interval(trainer: Any, checkpoint: Path | str) -> None:
     trainer.followed_steps = state["followed_steps"]
     terms = trainer.train_terms
     terms.sums = {name: torch.tensor(total, device=device) for name, (total, _) in state["terms"].items()}
-    terms.counts = {name: int(count) for name, (_, count) in state["terms"].items()}
+    terms.counts = {name: count for name, (_, count) in state["terms"].items()}
     terms.mark()
     trainer.guard.clipped, trainer.guard.steps = state["norms"]
     trainer.guard.skipped_since_log = state["skipped"]

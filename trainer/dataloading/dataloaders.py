@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,6 +14,7 @@ from torch import nn
 
 from trainer.dataloading.indexed import IndexedCollate, IndexedSamples
 from trainer.dataloading.samplers import SeededOrder, limited_count, limited_dataset, limited_sampler
+from trainer.dataloading.shared_batches import EvalBatches, share_train_batches
 from trainer.preemption import IgnoringSignals
 
 
@@ -53,11 +55,44 @@ class DataLoading:
 
     def train_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
         """Return `build(dataset)`, whose batches have the indices of their samples."""
-        return self._with_own_generator(build(IndexedSamples(dataset)))
+        return self._with_own_generator(share_train_batches(build(IndexedSamples(dataset))))
+
+    def transformed(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Apply `train_transform` to each micro-batch of a step.
+
+        Its random numbers are a function of (seed, step, micro-batch, process), so that a resumed run draws the same.
+        """
+        transform = self.settings.train_transform
+        if transform is None:
+            return batches
+        return (self._transformed(batch, number) for number, batch in enumerate(batches))
+
+    def _transformed(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
+        batch = self._prepare_inputs(batch)
+        indices = batch.pop(IndexedCollate.KEY, None)
+        place = (self.args.seed, self.state.global_step, number, self.args.process_index)
+        seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=7).digest(), "little")
+        generator = torch.Generator(self.args.device).manual_seed(seed)
+        batch = self.settings.train_transform(batch, generator)
+        return batch if indices is None else {**batch, IndexedCollate.KEY: indices}
 
     def eval_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
+        """`build(dataset)`; of several processes each gets its own share of the batches, no sample twice."""
         with self._evaluation_arguments():
-            return self._with_own_generator(build(dataset))
+            if self.args.world_size == 1 or isinstance(dataset, torch.utils.data.IterableDataset):
+                return self._with_own_generator(build(dataset))
+            args = self.args
+            indices = self._get_eval_sampler(dataset) or torch.utils.data.SequentialSampler(dataset)
+            loader = torch.utils.data.DataLoader(
+                dataset,
+                batch_sampler=EvalBatches(indices, args.eval_batch_size, args.process_index, args.world_size),
+                collate_fn=self._get_collator_with_removed_columns(self.data_collator),
+                num_workers=args.dataloader_num_workers,
+                prefetch_factor=args.dataloader_prefetch_factor,
+                multiprocessing_context=args.dataloader_multiprocessing_context,
+                pin_memory=args.dataloader_pin_memory,
+            )
+            return self._with_own_generator(loader)
 
     def _with_own_generator(self, loader: Any) -> Any:
         """Give a loader its own generator for the seeds of its workers.
