@@ -123,7 +123,9 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         began = meter.clock()
         if meter.began is None:
             meter.began = began
-        batches = super().get_batch_samples(self.transformed(epoch_iterator), num_batches, device)
+        if self.settings.train_transform is not None:
+            epoch_iterator = self.transformed(epoch_iterator)
+        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
         meter.waited_s += meter.clock() - began
         return batches
 
