@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from trainer.preemption import EXIT_CODE, Preempted, Signals, ignore_signals, leave_when_told
+from trainer.preemption import EXIT_CODE, Preempted, Signals, exit_on_signal, ignore_signals
 
 if __name__ == "__main__":
-    leave_when_told()  # the imports that follow take seconds on a slow file system
+    exit_on_signal()  # the imports that follow take seconds on a slow file system
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Text that a language model writes while it trains: whenever the validation loss is the best so far."""
+"""Sample text from a language model during training, whenever the validation loss is the best so far."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ FILE = "samples.jsonl"
 
 
 class WriteSamples(TrainerCallback):
-    """Prints samples and adds them to OUT/samples.jsonl, a line each: `{"step", "eval_loss", "text"}`.
+    """Prints samples and appends them to OUT/samples.jsonl, a line each: `{"step", "eval_loss", "text"}`.
 
-    A model that cannot write is no reason to end its training: that is said in one line.
+    If a model fails to write, one line is printed and training continues.
 
     Args:
-        model: The model itself, not what wraps it for training.
+        model: The model itself, without the wrapper that it is trained in.
         write: (model, seed) -> texts; leaves training's random generators alone.
         folder: The run's folder.
-        seed: Of the run; each step samples with its own.
+        seed: Of the run; each step samples with its own seed.
     """
 
     def __init__(self, model: Any, write: Callable[[Any, int], list[str]], folder: Path, seed: int):
@@ -47,12 +47,12 @@ class WriteSamples(TrainerCallback):
             return
         try:
             texts = self.write(self.model, self.seed + state.global_step)
-        except Exception as error:  # whatever a foreign model's generate() raises
+        except Exception as error:  # `generate` of a model from elsewhere may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             if is_first:
                 tqdm.write(f"no sample at step {state.global_step}: {reason}", file=sys.stderr)
             return
-        if not is_first:  # it has helped with its part of the weights
+        if not is_first:  # it was needed for its part of the weights only
             return
         for text in texts:
             tqdm.write(f"sample at step {state.global_step}: {text}", file=sys.stderr)
