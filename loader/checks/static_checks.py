@@ -9,13 +9,15 @@ from loader.checks.devices import check_hardware
 from loader.checks.launcher_env import check_environment
 from loader.checks.plugin_names import check_names
 from loader.checks.unused_keys import check_process_keys
-from loader.errors import Problems, quoted
+from loader.errors import ConfigError, Problems, quoted
 from loader.resolve.derived import TRAINING_METRICS, eval_strategy, holds_nothing_out, ignores_learning_rate, warmup
 from loader.resolve.precedence import PLATEAUS, WITHOUT_HORIZON
 from loader.resolve.run_config import RunConfig
-from loader.resume.find_checkpoint import check_resume, checkpoints, resume_target, takes_newest, wants_resume
+from loader.resume.compatibility import resume_changes
+from loader.resume.find_checkpoint import find_checkpoint, takes_newest, wants_resume
 from loader.schema.components import shipped
 from loader.schema.keys import keys_of, scalar_keys
+from storage.checkpoints import checkpoints
 
 # What marks a folder as the output of an earlier run. (run.yaml alone is left by a start that failed.)
 RUN_FILES = ("metrics.jsonl", "config.json", "model.safetensors", "adapter_config.json")
@@ -295,11 +297,15 @@ def _output_dir(run: RunConfig, problems: Problems) -> None:
         _writable("logging.save_dir", Path(os.path.expanduser(run.logging.save_dir)), run, problems)
     if not _writable("output_dir", folder, run, problems):
         return
-    target = resume_target(run)
-    if wants_resume(run):
-        check_resume(run, problems)
-    home = run.checkpoint_dir
-    own = wants_resume(run) and (takes_newest(run) or target.absolute().parent in (folder.absolute(), home.absolute()))
+    home, point = run.checkpoint_dir, None
+    try:
+        point = find_checkpoint(run).point
+    except ConfigError as error:
+        problems.lines += error.problems
+    if point is not None:
+        problems.lines += resume_changes(run, point).problems
+    parents = (folder.absolute(), home.absolute())
+    own = wants_resume(run) and (takes_newest(run) or point is None or point.folder.absolute().parent in parents)
     files = (*map(folder.joinpath, RUN_FILES), *checkpoints(folder), *(checkpoints(home) if home != folder else ()))
     if not own and (used := [path.name for path in files if path.exists()]):
         problems.add(

@@ -11,7 +11,7 @@ import yaml
 from loader.resolve.derived import eval_strategy, holds_nothing_out, warmup
 from loader.resolve.global_batch_size import SOLVED, batch_line
 from loader.resolve.run_config import RunConfig
-from loader.resume.find_checkpoint import resume_target
+from loader.resume.find_checkpoint import find_checkpoint
 from loader.sources.config_tree import Node, leaves
 
 # Line breaks to YAML that its writer leaves as they are.
@@ -75,7 +75,7 @@ def summary(run: RunConfig) -> str:
     evaluation = {"no": "none", "epoch": "each epoch"}.get(eval_strategy(run), by_step)
     if holds_nothing_out(run):
         evaluation = "none: the data holds nothing out"
-    source = resume_target(run)
+    point = find_checkpoint(run).point
     rows = {
         "task": hyper.task_name,
         "data": f"{run.dataset.name} {getattr(run.dataset.config, 'path', None) or '(recorded on first use)'}",
@@ -83,7 +83,7 @@ def summary(run: RunConfig) -> str:
         "length": f"{length}, batch {batch}",
         "optimizer": f"{hyper.optim}, learning rate {hyper.learning_rate:g}, {hyper.lr_scheduler_type}{warm_text}",
         "evaluation": evaluation,
-        "output": f"{run.output_dir}" + (f", resumed from {source.name}" if source else ""),
+        "output": f"{run.output_dir}" + (f", resumed from {point.folder.name}" if point else ""),
     }
     changed = sum(run.was_set(path) and str(node.origin) != "default" for path, node in leaves(run.tree))
     lines = [f"{name:<11} {value}" for name, value in rows.items()]

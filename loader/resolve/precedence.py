@@ -132,6 +132,8 @@ def _own_rate(tree: Node, layers: list[Node]) -> None:
     elif adafactor:
         section.setdefault("relative_step", Node(True, own.origin))
         section.setdefault("scale_parameter", Node(True, own.origin))
+        if layer_index(layers, "lr_scheduler_type") <= USERS_FIRST:  # the relative steps are its schedule
+            tree.value["lr_scheduler_type"] = Node("constant", own.origin)
     else:
         del section["lr"]
         tree.value["learning_rate"] = Node(OWN_RATE, own.origin)

@@ -121,10 +121,14 @@ def _resumed_file(flags: Node) -> Path:
     return path
 
 
-def read_saved(path: str | os.PathLike) -> RunConfig:
-    """Read the RunConfig of an earlier run from its run.yaml alone, without task, model or default files."""
+def read_saved(path: str | os.PathLike, text: str | None = None) -> RunConfig:
+    """Read the RunConfig of an earlier run from its run.yaml alone, without task, model or default files.
+
+    Args:
+        text: The content of the file, if it has been read already.
+    """
     problems = Problems()
-    saved = layers.training_layers(path, problems)
+    saved = layers.training_layers(path, problems) if text is None else [layers.text_layer(path, text, problems)]
     resolve_combined_aliases(saved, problems)
     return _typed([layers.built_in_layer(), *saved], problems, is_saved=True)
 

@@ -34,6 +34,7 @@ class RunConfig:
         callbacks: Import paths, or mappings with `name` and arguments.
         notes: Lines to print once, such as what an alias became.
         dataset, env, model: The chosen components.
+        inspected: Checkpoints that were verified for this run, see `loader/resume/find_checkpoint.py`.
     """
 
     tree: Node
@@ -54,6 +55,7 @@ class RunConfig:
     dataset: Component | None = None
     env: Component | None = None
     model: Component | None = None
+    inspected: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def seed(self) -> int:

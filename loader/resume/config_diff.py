@@ -5,25 +5,30 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from loader.errors import shown
 from loader.resolve.derived import OWN_DEFAULTS, eval_strategy, schedule_counts_epochs, warmup
 from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import members
-from loader.resume.change_policy import class_of_optimizer
+from loader.resume.find_checkpoint import ResumePoint
 from loader.schema.keys import scalar_keys
 from loader.schema.sections import COMPONENTS, OPTIONAL_SECTIONS
 from loader.schema.training_arguments_fields import REQUIRED
 from loader.schema.training_arguments_overlay import REPLACED
 from loader.sources.config_tree import find
-from storage.config_keys import TRAJECTORY
+from storage.config_keys import IMPOSSIBLE, TRAJECTORY
 
 # What sections also say: compared there, and so not twice.
 SAID_BY = {"optimizer": "optim_args", "scheduler": "lr_scheduler_kwargs"}
 # Another of these leaves the earlier one's arguments behind.
 OWNERS = {"optim": "optimizer", "lr_scheduler_type": "scheduler", "dataset.name": "dataset", "model.name": "model"}
+# Constructor arguments of optimizers that decide the shape of their state.
+STATE_SHAPE = ("rank", "proj_type", "optim_bits", "block_size", "merge_dims", "max_preconditioner_dim")
+# Constructor switches that keep no state.
+STATELESS = ("nesterov", "maximize", "foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay")
+# Different names of one algorithm, with the same state.
+SAME_OPTIMIZER = ({"adamw_torch", "adamw_torch_fused", "AdamW"},)
 ON, OFF = "on", "off"  # an optional section that is there, and one that is not
 
 
@@ -50,13 +55,12 @@ class Change:
         return {"before": self.before, "after": self.after, "origin": origin}
 
 
-def differences(run: RunConfig, earlier: RunConfig, saved: Path) -> list[Change]:
-    """What is another in `run` than in `earlier`, whose run.yaml is `saved`; of a section that is new, only that."""
-    now, then = settings_of(run), settings_of(earlier)
-    lines = saved.read_text(encoding="utf-8").splitlines()
+def differences(run: RunConfig, point: ResumePoint) -> list[Change]:
+    """Return what differs between a run and the one that wrote a checkpoint; of a new section, only that it is new."""
+    now, then = settings_of(run), settings_of(point.run)
     changed = [path for path in dict.fromkeys([*now, *then]) if not _same(path, then.get(path), now.get(path))]
     return [
-        Change(path, then.get(path), now.get(path), _recorded_origin(earlier, path, lines), _place(run, path))
+        Change(path, then.get(path), now.get(path), _recorded_origin(point, path), _place(run, path))
         for path in changed
         if not _follows_another(path, then, now)
     ]
@@ -101,10 +105,11 @@ def _place(run: RunConfig, path: str) -> str:
     return next(filter(None, map(run.place, _ways(run, path))), "")
 
 
-def _recorded_origin(earlier: RunConfig, path: str, lines: list[str]) -> str:
-    """Where an earlier value came from, as its run.yaml says behind it: `cli`, `default`, `FILE:LINE`."""
-    found = next(filter(None, (find(earlier.tree, way) for way in _ways(earlier, path))), None)
-    number = found.origin.line if found is not None else None
+def _recorded_origin(point: ResumePoint, path: str) -> str:
+    """Where an earlier value came from, as the comment in run.yaml says: `cli`, `default`, `FILE:LINE`."""
+    lines = point.run_lines
+    node = next(filter(None, (find(point.run.tree, way) for way in _ways(point.run, path))), None)
+    number = node.origin.line if node is not None else None
     if number is None or not 0 < number <= len(lines):
         return "default"
     return lines[number - 1].rpartition("  # ")[2] if "  # " in lines[number - 1] else "run.yaml"
@@ -190,3 +195,30 @@ def _flat(path: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         return {path: None if value == {} else value}
     return {name: each for key, child in value.items() for name, each in _flat(f"{path}.{key}", child).items()}
+
+
+# ---- settings of the optimizer; other keys declare what a change means (`on_resume`) ----
+
+
+def class_of_option(before: Any, after: Any, option: str) -> str:
+    """Classify a changed constructor argument of the optimizer.
+
+    A number is read at each step, so that another one changes the trajectory only. An argument that was null, or a
+    momentum that was 0, has no state yet; an argument that is not a number decides what the state contains.
+    """
+    if option in STATELESS:
+        return TRAJECTORY
+    numbers = _is_numeric(before) and _is_numeric(after)
+    appears = "momentum" in option and bool(before) != bool(after)
+    return IMPOSSIBLE if option in STATE_SHAPE or not numbers or appears else TRAJECTORY
+
+
+def class_of_optimizer(before: str, after: str) -> str:
+    """Classify a change of the optimizer itself."""
+    return TRAJECTORY if any({before, after} <= names for names in SAME_OPTIMIZER) else IMPOSSIBLE
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(map(_is_numeric, value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

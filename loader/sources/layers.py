@@ -16,7 +16,7 @@ from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import FREE_SECTIONS, OPTIONAL_SECTIONS, SECTIONS
 from loader.sources.config_tree import CLI, DEFAULT, SET, Node, at_path, merge, node_of
 from loader.sources.translate_aliases import translate_aliases
-from loader.sources.yaml_reader import display_path, read_scalar, read_yaml
+from loader.sources.yaml_reader import display_path, parse_yaml, read_scalar, read_yaml
 
 DEFAULT_FILE = ROOT / "configs" / "training" / "default.yaml"
 
@@ -67,6 +67,11 @@ def built_in_layer(**others: Any) -> Node:
 def training_layers(path: str | os.PathLike, problems: Problems) -> list[Node]:
     """A training file and everything it extends, the furthest ancestor first."""
     return [_prepared(layer, problems) for layer in _chain(Path(path), [])]
+
+
+def text_layer(path: str | os.PathLike, text: str, problems: Problems) -> Node:
+    """Return the layer of a file that extends no other, from its text."""
+    return _prepared(_without_blanks(parse_yaml(text, display_path(path))), problems)
 
 
 def file_layer(kind: str, path: Path, problems: Problems) -> Node:

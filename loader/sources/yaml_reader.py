@@ -48,6 +48,11 @@ def read_yaml(path: str | os.PathLike) -> Node:
         ) from None
     except OSError as error:
         raise ConfigError(f"configuration file {shown} cannot be read: {error.strerror}") from None
+    return parse_yaml(text, shown)
+
+
+def parse_yaml(text: str, shown: str) -> Node:
+    """Parse the text of a YAML file; error lines call the file `shown`. See `read_yaml`."""
     root = _compose(text, shown)
     if root is None:
         return Node({}, Origin(shown, 1, 1))

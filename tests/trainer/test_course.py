@@ -109,7 +109,7 @@ def test_what_would_teach_nothing_is_refused():
     assert rates(gone_on(before, 60, "keep"), 60)[60][0] == pytest.approx(linear(60))  # cut short, not stretched
     with pytest.raises(ValueError, match="nothing is left of schedule `linear` to rebase: it ended at step 100"):
         gone_on(stepped(before, 100), 200, "rebase")
-    with pytest.raises(ValueError, match="keep its course or to rebase"):
+    with pytest.raises(ValueError, match="resume_schedule: keep .it ends at step 100"):
         gone_on(stepped(schedule(100, LINEAR), 40), 200, None)
 
 

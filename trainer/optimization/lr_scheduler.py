@@ -24,6 +24,10 @@ NOTHING = 1e-9  # of the base rate: what is left of a rate that has fallen to 0,
 LOOKED_AT = 10**5  # steps that are compared at most: some schedules have to be walked through
 
 
+class LengthError(ValueError):
+    """The schedule does not allow the run to resume with another number of steps."""
+
+
 @dataclass(frozen=True)
 class StepMapping:
     """Maps a step of the run to a step of its schedule; they differ once the length of the run has changed.
@@ -203,21 +207,22 @@ class Schedule:
         lengths = f"the run was of {before} steps and is of {now}"
         if choice is None:
             if depends_on_length(self.plan, before, now, self.steps_per_epoch):
-                raise ValueError(
-                    f"{lengths}, and schedule `{self.plan.name}` falls towards the end; say with resume_schedule "
-                    "whether to keep its course or to rebase what is left of it"
+                raise LengthError(
+                    f"{lengths}, and schedule `{self.plan.name}` falls towards the end; choose with "
+                    f"--resume_schedule: keep (it ends at step {course.total} as planned, then the rate stays) or "
+                    f"rebase (what is left of it after step {self.taken} is stretched over the remaining steps)"
                 )
             return course
         if choice == "rebase":
             if self.taken >= course.total:
-                raise ValueError(
+                raise LengthError(
                     f"{lengths}, and nothing is left of schedule `{self.plan.name}` to rebase: it ended at step "
                     f"{course.total}"
                 )
             return StepMapping(course.length, now, self.taken, course.at(self.taken)) if now > self.taken else course
         ends = zip(self._rates_at_end(course, state), state["base_lrs"], strict=True)
         if now > course.total and all(rate <= NOTHING * base for rate, base in ends):
-            raise ValueError(
+            raise LengthError(
                 f"{lengths}, and schedule `{self.plan.name}`, if it is kept, ends at a learning rate of 0 at step "
                 f"{course.total}; rebase it"
             )
