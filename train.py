@@ -14,12 +14,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from loader.checks.devices import idle_gpu_lines
+from loader.checks.launch import idle_gpu_lines
 from loader.checks.runtime_checks import check_batch, check_data, check_model
 from loader.command_line.entry import CONFIG_ERROR, CRASHED, print_problems, process_rank, refusing, run_config_or_exit
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig, with_dims
-from loader.resume.find_checkpoint import ResumePoint, Search, find_on_rank0, takes_newest, wants_resume
+from loader.resume.find_checkpoint import ResumePoint, Search, find_on_rank0
 from loader.schema.hyper_arguments import HyperArguments
 from models.adapt.optional_imports import hide_kernel_warning
 from storage.checkpoints import checkpoints, set_aside, sweep
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> Any:
             return execute(run, signals)
         except Preempted as preempted:
             if process_rank() == 0:
-                print(preempted.line(run is not None and wants_resume(run) and takes_newest(run)), flush=True)
+                print(preempted.line(run is not None and run.wants_resume and run.resumes_newest), flush=True)
             raise SystemExit(EXIT_CODE) from None
 
 
@@ -148,7 +148,7 @@ def choose_checkpoint(run: RunConfig, trainer: Any) -> Search:
 
 def check_no_new_checkpoints(run: RunConfig, folder: Path) -> None:
     """Check that a folder which did not exist when checkpoints were searched has none now that it is locked."""
-    if wants_resume(run) and checkpoints(folder):
+    if run.wants_resume and checkpoints(folder):
         raise ValueError(
             f"another run has saved in {folder} while this one was set up; start it again to resume from there"
         )
@@ -250,7 +250,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
 
 def schedule_plan(run: RunConfig) -> Any:
     """The learning-rate schedule."""
-    from loader.resolve.derived import schedule_counts_epochs, warmup
+    from loader.resolve.run_config import schedule_counts_epochs, warmup
     from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
     return LRSchedulerConfig(

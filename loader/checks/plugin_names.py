@@ -8,15 +8,15 @@ import typing
 
 from loader.errors import Problems, did_you_mean, quoted
 from loader.resolve.run_config import RunConfig
-from loader.schema.installed_classes import (
+from loader.schema.installed import (
     backend_is_installed,
     constructor_options,
     pytorch_optimizers,
     reporting_backends,
     torch_optimizers,
     torch_schedulers,
+    trainer_fields,
 )
-from loader.schema.training_arguments_fields import trainer_fields
 
 PLATEAUS = ("reduce_lr_on_plateau", "greedy")
 # Options without which torch's schedules cannot be made.

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from loader.checks.versions import check_versions
 from loader.command_line.parser import flag_lines, help_text, parse_flags, parser_class
 from loader.errors import ConfigError, did_you_mean, one_line
 from loader.resolve.resolver import resolve
 from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import out_of_bounds
 from loader.schema.hyper_arguments import CommandArguments
+from loader.schema.installed import check_versions
 from loader.schema.keys import keys_of
 from loader.sources.yaml_reader import unusable
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import yaml
 
-from loader.resolve.derived import eval_strategy, holds_nothing_out, warmup
 from loader.resolve.global_batch_size import SOLVED, batch_line
-from loader.resolve.run_config import RunConfig
+from loader.resolve.run_config import RunConfig, eval_strategy, holds_nothing_out, warmup
 from loader.resume.find_checkpoint import find_checkpoint
 from loader.sources.config_tree import Node, leaves
 
@@ -75,7 +74,7 @@ def summary(run: RunConfig) -> str:
     evaluation = {"no": "none", "epoch": "each epoch"}.get(eval_strategy(run), by_step)
     if holds_nothing_out(run):
         evaluation = "none: the data holds nothing out"
-    point = find_checkpoint(run).point
+    point = find_checkpoint(run).point if run.wants_resume else None
     rows = {
         "task": hyper.task_name,
         "data": f"{run.dataset.name} {getattr(run.dataset.config, 'path', None) or '(recorded on first use)'}",

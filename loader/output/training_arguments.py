@@ -7,13 +7,12 @@ import sys
 import typing
 from typing import Any
 
-from loader.checks.devices import apply_hardware
+from loader.checks.launch import apply_hardware
 from loader.errors import ConfigError
-from loader.resolve.derived import OWN_DEFAULTS, eval_strategy, warmup
-from loader.resolve.run_config import RunConfig
+from loader.resolve.run_config import OWN_DEFAULTS, RunConfig, eval_strategy, warmup
 from loader.schema.hyper_arguments import HyperArguments
+from loader.schema.installed import trainer_fields
 from loader.schema.keys import keys_of
-from loader.schema.training_arguments_fields import trainer_fields
 
 ENDLESS_EPOCHS = 10.0**7  # more than any run sees; what `num_train_epochs: -1` comes to
 # Keys that name files: they choose what is read and are not settings of the run itself.

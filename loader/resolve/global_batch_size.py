@@ -30,12 +30,6 @@ def settle_global_batch(tree: Node, layers: list[Node], problems: Problems) -> N
         if wanted is not None:
             problems.add(f"`{GLOBAL}: {wanted}`{node.origin.place} is more than {LARGEST:,} samples; lower it")
         return  # absent, or of a wrong type: said where types are checked
-    tuned = tree.value.get("tune_batch_size")
-    if tuned is not None and tuned.value is True:
-        problems.add(
-            f"`tune_batch_size`{tuned.origin.place} and `{GLOBAL}`{node.origin.place} both choose the batch size; keep "
-            "one"
-        )
     processes, own = launched_processes(), layer_index(layers, GLOBAL)
     label = f"`{GLOBAL}: {wanted}`{node.origin.place}"
     if wanted % processes:

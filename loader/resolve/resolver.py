@@ -19,9 +19,9 @@ from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPTIONAL_SECTIONS, SECTIONS
 from loader.schema.training_arguments_overlay import REPLACED
 from loader.sources import layers
-from loader.sources.combined_aliases import initial_weights_choice, resolve_combined_aliases
 from loader.sources.config_tree import DEFAULT, Node, find, merge, node_of
 from loader.sources.key_aliases import TRACKING, TRACKING_MODEL_KEYS, yaml_keys
+from loader.sources.translate_aliases import initial_weights_choice, resolve_combined_aliases
 
 # Kinds of file that a key names.
 FILE_KINDS = (("task", "task_name"), ("model", "model_config"))

@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any, Literal
 
 from loader.errors import Problems, did_you_mean, quoted
+from loader.schema.installed import REQUIRED
 from loader.schema.keys import Key, keys_of
-from loader.schema.training_arguments_fields import REQUIRED
 from loader.sources.config_tree import Node, node_of
 
 UNION_TYPES = (typing.Union, types.UnionType)

@@ -12,10 +12,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from loader.resolve.derived import TRAINING_LOSS, TRAINING_METRICS, ignores_learning_rate
 from loader.resolve.global_batch_size import ACCUMULATED, GLOBAL, PER_DEVICE, batch_line, launched_processes
-from loader.resolve.precedence import PLATEAUS
-from loader.resolve.run_config import RunConfig
+from loader.resolve.rules import PLATEAUS
+from loader.resolve.run_config import TRAINING_LOSS, TRAINING_METRICS, RunConfig, ignores_learning_rate
 from loader.resume.config_diff import Change, class_of_optimizer, class_of_option, differences, settings_of
 from loader.resume.find_checkpoint import MODEL_ALONE, NEW_RUN, ResumePoint
 from loader.schema.keys import on_resume

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from loader.errors import shown
-from loader.resolve.derived import OWN_DEFAULTS, eval_strategy, schedule_counts_epochs, warmup
-from loader.resolve.run_config import RunConfig
+from loader.resolve.run_config import OWN_DEFAULTS, RunConfig, eval_strategy, schedule_counts_epochs, warmup
 from loader.resolve.type_check import members
 from loader.resume.find_checkpoint import ResumePoint
+from loader.schema.installed import REQUIRED
 from loader.schema.keys import scalar_keys
 from loader.schema.sections import COMPONENTS, OPTIONAL_SECTIONS
-from loader.schema.training_arguments_fields import REQUIRED
 from loader.schema.training_arguments_overlay import REPLACED
 from loader.sources.config_tree import find
 from storage.config_keys import IMPOSSIBLE, TRAJECTORY

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from loader.errors import ConfigError
 from loader.resolve.global_batch_size import ACCUMULATED, PER_DEVICE
 from loader.resolve.resolver import read_saved
-from loader.resolve.run_config import RunConfig
+from loader.resolve.run_config import AUTO_ELSE, NEWEST, RunConfig
 from storage import manifest, safe_read
 from storage.checkpoints import CHECKPOINT, checkpoints, recover, step_of
 
@@ -28,9 +28,6 @@ OPTIMIZER_STATE = re.compile(r"optimizer(-\d{5}-of-\d{5})?\.json|global_step\d+/
 END_OF_YAML = "\n...\n"  # ends each run.yaml: YAML that was truncated is often still YAML
 POSITION = "data_position"  # its key in trainer_state.json, see trainer/dataloading/resume_position.py
 MODEL_ALONE = "holds the model alone (save_only_model)"
-NEWEST = "newest"  # as auto, but a run without a checkpoint is an error
-NO_WORDS, AUTO_WORDS = ("false", "no", "none"), ("auto", "true", "yes", NEWEST)
-AUTO_ELSE = "auto:"  # as auto, but a run without a checkpoint starts from the one that follows
 
 
 @dataclass(frozen=True)
@@ -93,17 +90,6 @@ class Search(NamedTuple):
     skipped: dict[Path, str]
 
 
-def wants_resume(run: RunConfig) -> bool:
-    asked = run.hyper.resume_from_checkpoint
-    return asked is not None and str(asked).lower() not in NO_WORDS
-
-
-def takes_newest(run: RunConfig) -> bool:
-    """Whether the run resumes from its newest complete checkpoint, if any, and not from a named one."""
-    asked = str(run.hyper.resume_from_checkpoint).lower()
-    return asked in AUTO_WORDS or asked.startswith(AUTO_ELSE)
-
-
 def find_checkpoint(run: RunConfig, deep: bool = False) -> Search:
     """Find the checkpoint to resume from; `auto` takes the newest complete one, if any.
 
@@ -114,12 +100,12 @@ def find_checkpoint(run: RunConfig, deep: bool = False) -> Search:
         ConfigError: a checkpoint that was named, or any that there must be, is not complete; the newest one cannot be
             read, or belongs to another version.
     """
-    if not wants_resume(run):
+    if not run.wants_resume:
         return Search(None, {})
     asked, place = str(run.hyper.resume_from_checkpoint), run.place("resume_from_checkpoint")
     if not asked.strip():
         raise ConfigError(f"`resume_from_checkpoint`{place} is empty; give auto, a checkpoint folder, or leave it out")
-    if not takes_newest(run):
+    if not run.resumes_newest:
         return Search(_named(run, asked, deep), {})
     skipped = {}
     for folder in reversed(checkpoints(run.checkpoint_dir)):
@@ -281,6 +267,6 @@ def _contradiction(point: ResumePoint) -> str | None:
 
 def superseded(run: RunConfig, point: ResumePoint) -> list[Path]:
     """Checkpoints of the branch that a run abandons by resuming from a named checkpoint."""
-    if takes_newest(run):
+    if run.resumes_newest:
         return []
     return [folder for folder in checkpoints(run.checkpoint_dir) if step_of(folder) > point.step]

@@ -1,7 +1,7 @@
 """Flags in the spelling of language-model scripts (`--dataset`, `--max_iters`, `--eval_interval` …).
 
 Each is an alias: its `path` is the key it sets. Those without a path set several keys or depend on others; see
-`loader/sources/combined_aliases.py`.
+`loader/sources/translate_aliases.py`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class AliasFlags:
 
 @cache
 def alias_paths() -> dict[str, str | None]:
-    """Alias -> the key that it sets; None for those that `loader/sources/combined_aliases.py` resolves."""
+    """Alias -> the key that it sets; None for those that `loader/sources/translate_aliases.py` resolves."""
     return {field.name: field.metadata["path"] for field in dataclasses.fields(AliasFlags)}
 
 

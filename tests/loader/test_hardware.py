@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from loader.checks.devices import apply_hardware, idle_gpu_lines
+from loader.checks.launch import apply_hardware, idle_gpu_lines
 from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
 from loader.output.training_arguments import training_arguments

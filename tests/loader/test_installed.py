@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from loader.schema.installed_classes import (
+from loader.schema.installed import (
     _source,
     constructor_options,
     pytorch_optimizers,
@@ -87,7 +87,7 @@ def test_what_is_not_known_is_none():
 
 
 def test_a_package_that_is_not_installed_has_no_names(monkeypatch):
-    monkeypatch.setattr("loader.schema.installed_classes._folder", lambda package: None)
+    monkeypatch.setattr("loader.schema.installed._folder", lambda package: None)
     for each in (_source, pytorch_optimizers, torch_optimizers):
         each.cache_clear()
     try:
@@ -101,7 +101,7 @@ def test_a_package_that_is_not_installed_has_no_names(monkeypatch):
 def test_reading_imports_nothing_and_is_quick():
     program = """
 import sys, time
-from loader.schema import installed_classes as installed
+from loader.schema import installed
 began = time.perf_counter()
 installed.constructor_options("optimizer", "adamuon"), installed.constructor_options("optimizer", "SGD")
 installed.constructor_options("scheduler", "OneCycleLR"), installed.constructor_options("scheduler", "cosine")

@@ -11,8 +11,8 @@ from checkpoint_folders import write_checkpoint
 from loader.checks import static_checks
 from loader.command_line.parser import HyperArguments
 from loader.output import render
-from loader.resolve.derived import ignores_learning_rate
 from loader.resolve.resolver import read_saved, resolve
+from loader.resolve.run_config import ignores_learning_rate
 from loader.resume.compatibility import resume_changes
 from loader.resume.config_diff import class_of_option, settings_of
 from loader.resume.find_checkpoint import inspect
@@ -123,7 +123,7 @@ def test_what_is_recorded_is_what_was_resolved(in_root, tmp_path):
     [
         "logging_steps: 3", "save_steps: 7", "eval_steps: 9", "dataloader_num_workers: 2", "report_to: none",
         "save_total_limit: 2", "dataloader_pin_memory: false", "early_stopping: null", "logging_first_step: true",
-        "per_device_eval_batch_size: 3", "sample_temperature: 0.1", "cache_dir: elsewhere", "use_cpu: true",
+        "per_device_eval_batch_size: 3", "cache_dir: elsewhere", "use_cpu: true",
         "load_best_model_at_end: true", "max_failed_saves: 9",
     ],
 )  # fmt: skip

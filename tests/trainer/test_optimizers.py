@@ -12,7 +12,7 @@ from tiny_training import Regression, make_trainer
 from torch import nn
 
 import trainer.optimization.optimizers as optimizers
-from loader.schema.installed_classes import pytorch_optimizers
+from loader.schema.installed import pytorch_optimizers
 from trainer.optimization.optimizers import NOT_PLAIN, build_optimizer, optimizer_class, package_optimizers
 from trainer.optimization.parameter_groups import group_rates, no_decay_lines, parameter_groups, undecayed_names
 from trainer.serialization import state_dict_io

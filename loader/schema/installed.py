@@ -1,4 +1,8 @@
-"""What the installed packages accept by name, read from their source: importing torch to check a word costs seconds."""
+"""What the installed packages offer, read from their source: importing torch or transformers to ask costs seconds.
+
+The fields of `transformers.TrainingArguments` with types, defaults and help texts; the names of optimizers, schedules
+and reporting backends, with the options of their constructors; versions.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,133 @@ import ast
 import importlib.util
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
-from loader.schema.training_arguments_fields import transformers_folder
+from loader.errors import ConfigError
+
+# Where the enumerations that annotate those fields are defined.
+ENUM_FILES = ("training_args.py", "trainer_utils.py", "debug_utils.py")
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class TrainerField:
+    """One field: its Python type (enumerations as a Literal of their values), default and help text."""
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
+
+
+@cache
+def trainer_fields() -> dict[str, TrainerField]:
+    """Name -> field, in the order of the installed version's source."""
+    folder = transformers_folder()
+    source = (folder / "training_args.py").read_text(encoding="utf-8")
+    fields = {}
+    for statement in _class_body(source, "TrainingArguments"):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            name = statement.target.id
+            if name.startswith("_") or "ClassVar" in ast.unparse(statement.annotation):
+                continue
+            default, text = _default_and_help(statement.value)
+            fields[name] = TrainerField(name, _annotation(statement.annotation, folder), default, text)
+    return fields
+
+
+def transformers_folder() -> Path:
+    """Where the installed transformers lies, found without importing it."""
+    found = importlib.util.find_spec("transformers")
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError("transformers is not installed: run `make install`, or pip install -e .")
+    return Path(found.submodule_search_locations[0])
+
+
+def _class_body(source: str, name: str) -> list[ast.stmt]:
+    """The class's field section only: parsing the whole 3,000-line file would cost most of `--check`'s time."""
+    start = source.index(f"\nclass {name}") + 1
+    end = source.find("\n    def ", start)
+    return ast.parse(source[start:end]).body[0].body
+
+
+def _default_and_help(value: ast.expr | None) -> tuple[Any, str]:
+    if value is None:
+        return REQUIRED, ""
+    if not isinstance(value, ast.Call):
+        return _literal(value), ""
+    keywords = {keyword.arg: keyword.value for keyword in value.keywords}
+    default = _literal(keywords["default"]) if "default" in keywords else _factory(keywords.get("default_factory"))
+    metadata = keywords.get("metadata")
+    text = ""
+    if isinstance(metadata, ast.Dict):
+        for key, each in zip(metadata.keys, metadata.values, strict=True):
+            if isinstance(key, ast.Constant) and key.value == "help":
+                text = _literal(each) or ""
+    return default, " ".join(text.split()) if isinstance(text, str) else ""
+
+
+def _factory(value: ast.expr | None) -> Any:
+    return {"list": [], "dict": {}}.get(value.id) if isinstance(value, ast.Name) else None
+
+
+def _literal(value: ast.expr) -> Any:
+    """The value of a constant expression; None where it is computed at run time."""
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return None
+
+
+@cache
+def _enums(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Enumeration name -> its values, for every string enumeration in ENUM_FILES."""
+    found = {}
+    for file in ENUM_FILES:
+        source = (folder / file).read_text(encoding="utf-8")
+        position = source.find("(ExplicitEnum):")
+        while position >= 0:
+            start = source.rindex("class ", 0, position)
+            end = source.find("\n\n\n", position)
+            name = source[start + 6 : position]
+            body = ast.parse(source[start : end if end > 0 else None]).body[0].body
+            found[name] = tuple(
+                each.value.value
+                for each in body
+                if isinstance(each, ast.Assign) and isinstance(each.value, ast.Constant)
+            )
+            position = source.find("(ExplicitEnum):", position + 1)
+    return found
+
+
+def _annotation(node: ast.expr, folder: Path) -> Any:
+    """The annotation as a type pydantic understands; names it cannot know become Any."""
+    text = ast.unparse(node)
+    names: dict[str, Any] = {"Any": Any, "Literal": Literal, "Union": Union, "Optional": Union}
+    enums = _enums(folder)
+    for child in ast.walk(node):
+        if isinstance(child, ast.Name) and child.id in enums:
+            # `SchedulerType | str` means «one of these words»: the bare str would let any word through.
+            text = text.replace(f"{child.id} | str", child.id)
+            names[child.id] = Literal[enums[child.id]]
+        elif isinstance(child, ast.Name) and child.id not in names and child.id not in _known_names():
+            names[child.id] = Any
+    try:
+        return eval(text, {"__builtins__": {}}, {**_BUILTINS, **names})
+    except Exception:  # an annotation written in a way this reader does not know: TrainingArguments checks the value
+        return Any
+
+
+_BUILTINS = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "tuple": tuple}
+
+
+def _known_names() -> set[str]:
+    return set(_BUILTINS) | {"None"}
+
 
 # Reporting backends whose package has another name, or that need none.
 BACKEND_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": None}
@@ -170,3 +296,52 @@ def backend_is_installed(name: str) -> bool:
     """Whether the package that a reporting backend needs can be found."""
     package = BACKEND_PACKAGES.get(name, name)
     return package is None or importlib.util.find_spec(package) is not None
+
+
+# Package -> (oldest release that will do, first that will not), as in setup.cfg.
+SUPPORTED = {"torch": ((2, 10), None), "transformers": ((5, 17), (6,))}
+RELEASE = re.compile(r"(?:\d+!)?(\d+(?:\.\d+)*)")
+
+
+def check_versions() -> None:
+    """Refuses packages that are too old or too new, before anything imports them.
+
+    Raises:
+        ConfigError: one line for each, with the version that is there and how to get one that will do.
+    """
+    problems = []
+    for package, (oldest, too_new) in SUPPORTED.items():
+        wanted = f"{package}>={_text(oldest)}" + (f",<{_text(too_new)}" if too_new else "")
+        install = f"pip install '{wanted}'"
+        version = installed_version(package)
+        if version is None:
+            problems.append(f"{package} is not installed: {install}")
+            continue
+        release = _release(version)
+        if release is None:
+            continue  # a build of one's own, which is trusted to know better
+        if release < oldest:
+            problems.append(f"{package} {version} is too old, Keel needs {_text(oldest)} or newer: {install}")
+        elif too_new is not None and release >= too_new:
+            problems.append(f"{package} {version} is too new, Keel knows releases below {_text(too_new)}: {install}")
+    if problems:
+        raise ConfigError(problems)
+
+
+@cache
+def installed_version(package: str) -> str | None:
+    """A package's version, `2.13.0+cpu`; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> tuple[int, ...] | None:
+    """`2.13.0a0+cpu` -> (2, 13, 0): a pre-release has what its release has. None: no number is in it."""
+    found = RELEASE.match(version or "")
+    return tuple(map(int, found[1].split("."))) if found else None
+
+
+def _text(release: tuple[int, ...]) -> str:
+    return ".".join(map(str, release))
