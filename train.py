@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loader.checks.launch import idle_gpu_lines
-from loader.checks.runtime_checks import check_batch, check_data, check_model
+from loader.checks.runtime_checks import check_batch, check_data, check_hub, check_model, hub_reason, is_hub_error
 from loader.command_line.entry import CONFIG_ERROR, CRASHED, print_problems, process_rank, refusing, run_config_or_exit
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig, with_dims
@@ -132,6 +132,9 @@ def save_final_model(trainer: Any) -> None:
     try:
         trainer.save_model()
     except Exception as error:
+        if is_hub_error(error):
+            folder = trainer.args.output_dir
+            raise SavesFailed(f"the final model is in {folder} but was not pushed: {hub_reason(error)}") from error
         if isinstance(error, SavesFailed) or not is_storage_error(error):
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -188,6 +191,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
     """Build the Trainer; a ValueError if data and settings do not fit each other."""
     from trainer.trainer import Trainer
 
+    check_hub(run, args)
     check_batch(run, args)
     check_data(run, args, bundle)
     check_model(run, args, adapted.model)
@@ -210,6 +214,8 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
             signals=signals,
         )
     except OSError as error:
+        if is_hub_error(error):
+            raise ValueError(f"`push_to_hub: true`{run.place('push_to_hub')}: {hub_reason(error)}") from error
         place = run.place("output_dir")
         raise ValueError(f"`output_dir: {run.output_dir}`{place} cannot be made: {error.strerror}") from error
 

@@ -58,10 +58,42 @@ def wanted_processes(devices: int | str | list[int]) -> int | None:
 
 
 def apply_hardware(run: RunConfig, values: dict[str, Any]) -> list[str]:
-    """Puts the choice into the values for TrainingArguments; a line for what this machine cannot honour.
+    """Put the chosen devices into the values for TrainingArguments; returns a line for what this machine cannot do.
 
     Must run before the first use of CUDA: it may hide GPUs from this process.
+
+    Raises:
+        ConfigError: the device cannot compute in the chosen precision.
     """
+    import torch
+
+    lines = _choose_device(run, values)
+    has_gpu = torch.accelerator.is_available() and not values.get("use_cpu")
+    _check_precision(run, has_gpu, torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    is_set = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+    if launched_processes() > 1 and not has_gpu and not is_set:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        lines.append(f"ACCELERATE_USE_CPU=true is set: there is no GPU, {launched_processes()} processes use the CPU")
+    return lines
+
+
+def _check_precision(run: RunConfig, has_gpu: bool, has_bf16: bool) -> None:
+    """Refuse a precision that the device does not have; on a CPU, accelerate would silently train in float32."""
+    import torch
+
+    needs = {"fp16": "a GPU, as a CPU has no gradient scaling; set bf16, or leave it out"} if not has_gpu else {}
+    if not (has_gpu and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)):
+        needs["tf32"] = "an NVIDIA GPU of the Ampere generation or later; leave it out"
+    if has_gpu and torch.cuda.is_available() and not has_bf16:
+        needs["bf16"] = "a GPU with bfloat16; set fp16, or leave it out"
+    problems = [
+        f"`{key}: true`{run.place(key)} needs {reason}" for key, reason in needs.items() if run.trainer.get(key) is True
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _choose_device(run: RunConfig, values: dict[str, Any]) -> list[str]:
     import torch
 
     values |= STRATEGIES.get(run.process.strategy, {})

@@ -19,6 +19,38 @@ def check_batch(run: RunConfig, args: Any) -> None:
         )
 
 
+def check_hub(run: RunConfig, args: Any) -> None:
+    """Refuse `push_to_hub` if the hub cannot be reached or does not accept the token, before anything is trained."""
+    if not args.push_to_hub or args.process_index != 0:
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    try:
+        HfApi().whoami(token=args.hub_token)
+    except LocalTokenNotFoundError:
+        reason = "there is no token; run `hf auth login`, or set hub_token"
+    except Exception as error:
+        if not is_hub_error(error):
+            raise
+        reason = f"{hub_reason(error)}; leave it out and upload the final model later (hf upload)"
+    else:
+        return
+    raise ValueError(f"`push_to_hub: true`{run.place('push_to_hub')}: {reason}")
+
+
+def is_hub_error(error: BaseException) -> bool:
+    """Whether an error comes from the hub or from the way to it."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return bool(packages & {"huggingface_hub", "httpx", "httpx2", "requests"})
+
+
+def hub_reason(error: BaseException) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    text = " ".join(str(error).split())[:200]
+    return f"the hub answers {status}: {text}" if status else f"the hub cannot be reached ({text})"
+
+
 def check_data(run: RunConfig, args: Any, bundle: Any) -> None:
     """Refuses what the data cannot serve; evaluation that was not asked for is left out where nothing is held out."""
     batch, samples = args.train_batch_size * args.world_size, len(bundle.sampler(run.seed))

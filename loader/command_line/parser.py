@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,8 @@ from loader.schema.hyper_arguments import FLAG_GROUPS, CommandArguments, HyperAr
 from loader.sources.key_aliases import yaml_keys
 from storage.config_keys import BOUNDS
 
+# A bare word that means `--set`; Hydra's `+` and `++` for new keys have no meaning of their own here.
+SETTING = re.compile(r"\+{0,2}(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
 NOT_OF_ARGPARSE = (*BOUNDS, "path", "on_resume", "needs", "used_by")  # metadata that argparse does not take
 
 
@@ -106,14 +109,41 @@ def parse_flags(arguments: list[str] | None = None) -> Given:
         ConfigError: an unknown flag (with the nearest one, or where the key belongs), or a value of the wrong type.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    namespace, unknown = argument_parser().parse_known_args(arguments)
+    flags, settings = _without_settings([_with_underscores(word) for word in arguments])
+    namespace, unknown = argument_parser().parse_known_args(flags)
     if unknown:
         raise ConfigError(_unknown_flags(unknown))
     given = vars(namespace)
+    if settings:
+        given["set"] = [*given.get("set", ()), *settings]
     asked_for_help = given.pop("help", False)
     names = {kind: {field.name for field in dataclasses.fields(kind)} for kind in (HyperArguments, CommandArguments)}
     hyper, command = (kind(**{name: given.pop(name) for name in own & given.keys()}) for kind, own in names.items())
     return Given(hyper, command, given, asked_for_help)
+
+
+def _with_underscores(word: str) -> str:
+    """`--batch-size=4` as `--batch_size=4`, where such a flag exists."""
+    flag, equals, value = word.partition("=")
+    written = "--" + flag.removeprefix("--").replace("-", "_")
+    is_known = flag.startswith("--") and written in argument_parser()._option_string_actions
+    return f"{written}{equals}{value}" if is_known else word
+
+
+def _without_settings(words: list[str]) -> tuple[list[str], list[str]]:
+    """Split Hydra's bare words (`key=value`, `group=name`, `+key=value`) from the flags and their values."""
+    options, flags, settings = argument_parser()._option_string_actions, [], []
+    takes_next = takes_all = False  # the flag before takes this word, whatever it looks like
+    for word in words:
+        match = None if takes_next or takes_all else SETTING.fullmatch(word)
+        if match:
+            settings.append(f"{match['key'].replace('-', '_')}={match['value']}")
+            continue
+        flags.append(word)
+        action = options.get(word)
+        takes_next = action is not None and action.nargs is None
+        takes_all = (takes_all and not word.startswith("--")) or word == "--set"
+    return flags, settings
 
 
 def flag_lines(kind: type, names: list[str] | None = None) -> list[str]:
@@ -170,6 +200,7 @@ def help_text() -> str:
         "",
         "Trains a model on a task. What changes from run to run is a flag; what is stable lives in YAML.",
         "A flag beats YAML, --set beats a flag. Booleans: --do_eval, --do_eval false, --no_do_eval.",
+        "Bare words key.path=value, group=name and +key=value mean the same as after --set.",
     ]
     names = [field.name for field in dataclasses.fields(HyperArguments)]
     for title, (first, last) in FLAG_GROUPS.items():

@@ -76,7 +76,7 @@ def summary(run: RunConfig) -> str:
         evaluation = "none: the data holds nothing out"
     point = find_checkpoint(run).point if run.wants_resume else None
     rows = {
-        "task": hyper.task_name,
+        "task": hyper.task_name or "of its own (the training file has a dataset)",
         "data": f"{run.dataset.name} {getattr(run.dataset.config, 'path', None) or '(recorded on first use)'}",
         "model": run.model.name,
         "length": f"{length}, batch {batch}",

@@ -204,9 +204,8 @@ def _without_effect(settings: Settings) -> None:
         switch, wanted = declared.needs, declared.needs_value
         node = settings.tree.value.get(key) if switch is not None else None
         is_process_key = key in keys_of(ProcessArguments)
-        if node is None or node.value in (None, False) or node.plain() in ({}, []):
-            continue
-        if is_process_key and node.plain() == declared.default:
+        neutral = (declared.default,) if is_process_key else (None, False, {}, [])
+        if node is None or node.plain() in neutral:
             continue
         if switch == "report_to":
             reports = backends(settings[switch])

@@ -53,7 +53,11 @@ def resolve(
     if chosen is None and initial_weights_choice([flags, overrides]) == "resume" and "task_name" not in hyper.given:
         chosen = _resumed_file(flags)
     training = _training(chosen, problems) if chosen is not None else []
-    implied = {"task_name": TEXT_TASK} if (aliases.keys() | problems.aliases) & set(TEXT_ALIASES) else {}
+    implied: dict[str, Any] = {}
+    if any(find(layer, "dataset.name") is not None for layer in training):
+        implied = {"task_name": None}  # a training file with its own data is its own task
+    elif (aliases.keys() | problems.aliases) & set(TEXT_ALIASES):
+        implied = {"task_name": TEXT_TASK}
     below = [layers.built_in_layer(**implied), *layers.training_layers(layers.DEFAULT_FILE, problems)]
     if chosen is None:  # the task's own recipe, where the command line names none
         training = _recipe_of_task([*below, flags, overrides], problems)

@@ -105,8 +105,8 @@ class RunConfig:
 
     @property
     def task(self) -> str:
-        """The task's name: its file's stem."""
-        return Path(self.hyper.task_name).stem
+        """The task's name: its file's stem; for a training file with its own data, the kind of data."""
+        return Path(self.hyper.task_name).stem if self.hyper.task_name else self.dataset.name
 
     def place(self, path: str) -> str:
         """` at FILE:LINE:COLUMN` of a key, for an error line; empty for a default."""

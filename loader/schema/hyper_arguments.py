@@ -41,9 +41,9 @@ class HyperArguments(RemembersGiven):
     """
 
     # What to run
-    task_name: str = key(
+    task_name: str | None = key(
         "sim_transfer_cube_state",
-        "Task: a file in configs/task/ (its data and environment), or a path.",
+        "Task: a file in configs/task/ (its data and environment), or a path; none if the training file has a dataset.",
         on_resume=HARMLESS,
     )
     training_config: str | None = key(

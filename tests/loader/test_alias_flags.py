@@ -61,6 +61,7 @@ def test_the_documents_defaults(in_root):
 
 
 SET = {
+    "--lr 0.25 --epochs 2.5": {"learning_rate": 0.25, "num_train_epochs": 2.5},
     "--dataset books": {"dataset.path": "books"},
     "--training_mode multidataset --dataset_list a b": {"dataset.mode": "multidataset", "dataset.path": ["a", "b"]},
     "--training_mode multicontext --multicontext_datasets a b": {

@@ -129,6 +129,20 @@ def test_the_scheduler_section(in_root, write):
     assert run.hyper.lr_scheduler_type == "cosine_with_min_lr" and run.scheduler == {"min_lr": 1e-6}
 
 
+def test_a_training_file_with_its_own_data_is_its_own_task(in_root, write, tmp_path, shared):
+    own = "dataset: {name: demonstrations, path: a, chunk_size: 10}\nmodel: mlp\n"
+    run = resolve(training_config=write(own))
+    assert run.env is None and run.hyper.task_name is None and run.task == "demonstrations"
+    assert run.dataset.config.state_keys is None and run.model.name == "mlp"
+    again = resolve(training_config=write(render.as_yaml(run), "again.yaml"))
+    assert again.env is None and again.dataset.config == run.dataset.config
+    named = resolve(HyperArguments(task_name=STATE), training_config=write(own))
+    assert named.env is not None and named.dataset.config.path == "a"
+    assert resolve(training_config=write("dataset: {chunk_size: 9}\n")).env is not None  # the task's data, changed
+    run = resolve(None, [f"output_dir={tmp_path / 'out'}"], shared / "cases/configs/no_task.yaml")
+    assert (run.env, run.process.image_aspect_ratio) == (None, "square") and static_checks.check_run(run) == []
+
+
 @pytest.mark.parametrize("written", ["mlp", "configs/model/mlp.yaml"])
 def test_the_last_word_on_the_model_wins(in_root, write, written):
     assert resolve().model.name == "act"  # the task's
