@@ -61,7 +61,7 @@ def _one_of(settings: Settings, names: tuple[str, ...]) -> None:
             places = [f"`{name}`{tree.value[name].origin.place}" for name in (winner, *rivals)]
             settings.problems.add(f"{' and '.join(places)} both set the same length; keep one")
     for name in dropped:
-        tree.value[name] = Node(scalar_keys()[name].default, DEFAULT)
+        settings.follow(name, scalar_keys()[name].default, latest[0] if latest else winner)
 
 
 def _shared_by_model_and_data(settings: Settings) -> None:

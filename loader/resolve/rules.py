@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from loader.errors import Problems, shown
 from loader.resolve.global_batch_size import GLOBAL
 from loader.resolve.run_config import TRAINING_METRICS
+from loader.schema.components import ROOT
 from loader.schema.keys import scalar_keys
-from loader.sources.config_tree import CLI, DEFAULT, SET, Node, find, node_of
+from loader.sources.config_tree import CLI, DEFAULT, SET, Node, Origin, find, node_of
 
 USERS_FIRST = 1  # the layers up to this one are built-in and default.yaml
 PLATEAUS = ("reduce_lr_on_plateau", "greedy", "ReduceLROnPlateau")
@@ -18,6 +20,14 @@ PLATEAUS = ("reduce_lr_on_plateau", "greedy", "ReduceLROnPlateau")
 WITHOUT_HORIZON = ("constant", "constant_with_warmup", *PLATEAUS)
 SHARES = ("logging_steps", "save_steps", "eval_steps", "warmup_steps", "warmup_ratio")
 EVALUATION = ("do_eval", "eval_strategy", "check_val_every_n_epoch", "dataset.eval_fraction")
+
+
+NOTED_DEFAULTS = ("lr_scheduler_type", "eval_strategy", "report_to")  # a default that follows is noted too
+
+
+def _is_by_user(origin: Origin) -> bool:
+    """Whether a value is from the command line or a file that is not one of Keel's own."""
+    return origin != DEFAULT and not Path(origin.source).absolute().is_relative_to(ROOT / "configs")
 
 
 class Settings:
@@ -76,7 +86,7 @@ class Settings:
         parent.value[key] = node_of(value, origin)
         if path == "lr_scheduler_type":
             self.tree.value.pop("scheduler", None)  # its options were those of the earlier schedule
-        if before is not None and before.origin != DEFAULT or path in ("lr_scheduler_type", "eval_strategy"):
+        if _is_by_user(origin) and (before is not None and before.origin != DEFAULT or path in NOTED_DEFAULTS):
             was = "" if before is None or before.is_mapping else f": {shown(before.plain())}"
             by = shown(self[winner]) if not isinstance(self[winner], dict) else "given"
             source = f" ({before.origin})" if before is not None else ""
@@ -208,7 +218,7 @@ RULES = (
         Rule(
             name, ("lr_scheduler_type",),
             lambda s, name=name, kinds=kinds: s[name] is not None and s["lr_scheduler_type"] in kinds,
-            None, "has no effect: {} does not fall towards an end", ("lr_scheduler_type", "linear"),
+            None, "has no effect: {} does not fall towards an end", ("lr_scheduler_type", "cosine"),
         )
         for name, kinds in (
             ("lr_decay_iters", WITHOUT_HORIZON), ("min_lr", [n for n in WITHOUT_HORIZON if n not in PLATEAUS]),
