@@ -58,7 +58,7 @@ def _optimizer(run: RunConfig, problems: Problems) -> None:
             problems.add(f"`{key}`{run.place(key)} has no effect: optimizer {name} is not of Adam's kind")
     if name in words:
         return
-    takes = constructor_options("optimizer", name)
+    takes = constructor_options(name)
     if takes is None:
         return
     for option in run.optimizer_options:
@@ -95,7 +95,7 @@ def _schedule(run: RunConfig, problems: Problems) -> None:
             f"`scheduler.monitor`{run.place('scheduler.monitor')} has no effect: {name} follows no metric; "
             "ReduceLROnPlateau does"
         )
-    takes = constructor_options("scheduler", name)
+    takes = constructor_options(name)
     for option in run.scheduler if takes is not None else ():
         if option not in takes:
             hint = did_you_mean(option, takes) or f"; it takes {', '.join(takes)}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -143,8 +142,6 @@ BACKEND_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": None
 NOT_OPTIMIZERS = {"Optimizer", "lr_scheduler", "swa_utils", "swap_in_optimizer_params_and_state"}
 # The base class, and two that take a function, which YAML cannot write.
 NOT_SCHEDULERS = {"LRScheduler", "LambdaLR", "MultiplicativeLR"}
-# Arguments that a schedule is given, not asked for.
-GIVEN = {"optimizer", "last_epoch", "num_warmup_steps", "num_training_steps"}
 
 
 @cache
@@ -170,100 +167,36 @@ def pytorch_optimizers() -> tuple[str, ...]:
 
 
 @cache
-def constructor_options(kind: Literal["optimizer", "scheduler"], name: str) -> tuple[str, ...] | None:
-    """Names of the options that an optimizer or schedule takes besides what it acts on; None where it is not known.
+def constructor_options(name: str) -> tuple[str, ...] | None:
+    """Names of the options that a class of torch.optim or torch.optim.lr_scheduler takes; None for any other name.
 
-    Optimizers: classes of torch.optim and of pytorch-optimizer, the latter in lower case too; the names of
-    TrainingArguments stand for several packages' classes and are not known. Schedules: classes of
-    torch.optim.lr_scheduler, and transformers' names.
+    Options of other packages' classes are checked by their constructors when the run starts.
     """
-    function = _schedule_function(name) if kind == "scheduler" else _optimizer_constructor(name)
-    if function is None:
+    if name in torch_schedulers():
+        parameters = _parameters(_source("torch", "optim/lr_scheduler.py"), name)
+        return tuple(parameter for parameter in parameters if parameter not in ("optimizer", "last_epoch"))
+    if name not in torch_optimizers():
         return None
-    names = [each.arg for each in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
-    if function.name == "__init__":
-        names = names[1:]
-    if kind == "scheduler":
-        return tuple(each for each in names if each not in GIVEN)
-    own = names[1:]  # the first is what to train
-    if name == "Muon":  # paired with AdamW, which takes the options that Muon does not know
-        own += [
-            constructor_option
-            for constructor_option in constructor_options("optimizer", "AdamW") or ()
-            if constructor_option not in own
-        ]
-    return tuple(own)
-
-
-def _class_name(name: str) -> str:
-    """The class that an optimizer's name stands for: itself, or the package's class of that name in lower case."""
-    if name in torch_optimizers() or name in pytorch_optimizers():
-        return name
-    return next(
-        (pytorch_optimizer for pytorch_optimizer in pytorch_optimizers() if pytorch_optimizer.lower() == name), name
-    )
-
-
-def _optimizer_constructor(name: str) -> ast.FunctionDef | None:
-    """The `__init__` behind an optimizer's name, in the order in which the trainer looks the name up."""
-    if name in torch_optimizers():
-        return _constructor(_torch_optimizer_source(name), name)
-    name = _class_name(name)
-    if name not in pytorch_optimizers():
-        return None
-    found = _folder("pytorch_optimizer") / "optimizer"
-    imports = _source("pytorch_optimizer", "optimizer/__init__.py")
-    for module, names in re.findall(
-        r"^from pytorch_optimizer\.optimizer\.([\w.]+) import (\([^)]*\)|.*)$", imports, re.M
-    ):
-        if re.search(rf"\b{name}\b", names):
-            path = found / module.replace(".", "/")
-            files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
-            sources = [file.read_text(encoding="utf-8") for file in files]
-            return next((made for text in sources if (made := _constructor(text, name, sources))), None)
-    # The package also lists some of torch's own.
-    return _constructor(_torch_optimizer_source(name), name) if name in torch_optimizers() else None
-
-
-def _torch_optimizer_source(name: str) -> str:
     imports = _source("torch", "optim/__init__.py")
     module = re.search(rf"^from torch\.optim\.(\w+) import .*\b{name}\b", imports, re.MULTILINE)
-    return _source("torch", f"optim/{module[1]}.py") if module else ""
+    options = _parameters(_source("torch", f"optim/{module[1]}.py"), name)[1:]  # the first is what to train
+    # Muon is paired with AdamW, which takes the options that Muon does not know.
+    return tuple(dict.fromkeys((*options, *constructor_options("AdamW")))) if name == "Muon" else options
 
 
-def _schedule_function(name: str) -> ast.FunctionDef | None:
-    if name == "reduce_lr_on_plateau":
-        name = "ReduceLROnPlateau"
-    if name in torch_schedulers():
-        return _constructor(_source("torch", "optim/lr_scheduler.py"), name)
-    source = (transformers_folder() / "optimization.py").read_text(encoding="utf-8")
-    if name == "greedy":
-        return _constructor(source, "GreedyLR")
-    words = (transformers_folder() / "trainer_utils.py").read_text(encoding="utf-8")
-    member = re.search(rf'^    (\w+) = "{re.escape(name)}"$', words[words.index("class SchedulerType") :], re.MULTILINE)
-    function = re.search(rf"SchedulerType\.{member[1]}: (\w+)," if member else "$^", source)
-    return _definition(source, f"def {function[1]}(") if function else None
+def _parameters(source: str, name: str) -> tuple[str, ...]:
+    """Parameters of a class's `__init__`, or of its base's, without `self`.
 
-
-def _constructor(source: str, name: str, others: Sequence[str] = ()) -> ast.FunctionDef | None:
-    """The `__init__` of a class in this source, or of its first base in this or the other sources."""
-    made = _definition(source, f"class {name}(") or _definition(source, f"class {name}:")
-    if made is None:
-        return None
+    Only the class is parsed: whole files cost 50 ms and more.
+    """
+    start = re.search(rf"^class {name}\b", source, re.MULTILINE).start()
+    end = re.compile(r"\n(?=[^\s)#])").search(source, start)
+    made = ast.parse(source[start : end.start() if end else None]).body[0]
     for statement in made.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            return statement
-    base = made.bases[0].id if made.bases and isinstance(made.bases[0], ast.Name) else ""
-    return next((found for text in (source, *others) if base and (found := _constructor(text, base))), None)
-
-
-def _definition(source: str, start: str) -> Any:
-    """The class or function that begins with this text; only it is parsed, for whole files cost 50 ms and more."""
-    position = f"\n{source}".find(f"\n{start}")
-    if position < 0:
-        return None
-    end = re.compile(r"\n(?=[^\s)#])").search(source, position + len(start))
-    return ast.parse(source[position : end.start() if end else None]).body[0]
+            parameters = (*statement.args.posonlyargs, *statement.args.args, *statement.args.kwonlyargs)
+            return tuple(parameter.arg for parameter in parameters[1:])
+    return _parameters(source, made.bases[0].id)
 
 
 def _listed(package: str, path: str) -> tuple[str, ...]:

@@ -189,6 +189,12 @@ def test_classes_by_name():
             build_optimizer(Words(), name, {}, args=arguments())
 
 
+def test_an_option_that_kwargs_would_swallow_is_refused():
+    pytest.importorskip("pytorch_optimizer")
+    with pytest.raises(ValueError, match="`Lion` takes no `bogus`"):
+        build_optimizer(Words(), "Lion", {"bogus": 1}, args=arguments())
+
+
 @pytest.mark.parametrize(("name", "option"), [("SGD", "momentun"), ("adamw_torch", "bogus"), ("Muon", "ns_step")])
 def test_an_unknown_option_is_the_constructors_error(name, option):
     with pytest.raises(TypeError, match=option):
