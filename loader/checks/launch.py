@@ -24,16 +24,16 @@ OWN_KEYS = ("fsdp", "deepspeed")
 
 
 def check_hardware(run: RunConfig, problems: Problems) -> None:
-    """What can be said without a GPU: unsupported devices, a number of processes that was not launched."""
+    """Check what needs no GPU: unsupported devices, and `devices` against the number of launched processes."""
     process = run.process
     if process.accelerator in UNSUPPORTED:
         problems.add(
             f"`accelerator: {process.accelerator}`{run.place('accelerator')} is not supported; use cuda or cpu"
         )
     if process.strategy not in STRATEGIES:
-        own = next((key for key in OWN_KEYS if str(process.strategy).startswith(key)), None)
+        name = next((key for key in OWN_KEYS if str(process.strategy).startswith(key)), None)
         known = [word for word in STRATEGIES if word]
-        remedy = f"; set the key `{own}` of TrainingArguments" if own else did_you_mean(str(process.strategy), known)
+        remedy = f"; set the key `{name}` of TrainingArguments" if name else did_you_mean(str(process.strategy), known)
         remedy = remedy or f"; there are {', '.join(known)}"
         problems.add(f"`strategy: {process.strategy}`{run.place('strategy')} is not available{remedy}")
     asked, place = wanted_processes(process.devices), run.place("devices")
@@ -48,7 +48,7 @@ def check_hardware(run: RunConfig, problems: Problems) -> None:
 
 
 def wanted_processes(devices: int | str | list[int]) -> int | None:
-    """How many processes `devices` stands for: None leaves it to the launcher, 0 is no valid answer."""
+    """Return the number of processes that `devices` asks for; None: any number, 0: the value is invalid."""
     if devices in AS_LAUNCHED:
         return None
     if isinstance(devices, list):
@@ -102,7 +102,7 @@ def _choose_device(run: RunConfig, values: dict[str, Any]) -> list[str]:
         values["use_cpu"] = True
         return []
     if isinstance(devices, list) and launched_processes() == 1:
-        # TrainingArguments knows the first visible GPU only: this one becomes it.
+        # TrainingArguments uses the first visible GPU: make the chosen one the first.
         by_hip = torch.version.hip is not None and "HIP_VISIBLE_DEVICES" in os.environ
         variable = "HIP_VISIBLE_DEVICES" if by_hip else "CUDA_VISIBLE_DEVICES"
         os.environ[variable] = _visible(run, variable, os.environ.get(variable), devices[0])
@@ -114,7 +114,7 @@ def _choose_device(run: RunConfig, values: dict[str, Any]) -> list[str]:
 
 
 def _visible(run: RunConfig, variable: str, names: str | None, chosen: int) -> str:
-    """Of the GPUs that this process sees (numbers, UUIDs, names of MIG instances; None: all), the chosen one."""
+    """Return the chosen one of the visible GPUs (numbers, UUIDs, names of MIG instances; None: all)."""
     if names is None:
         return str(chosen)
     visible = [part.strip() for part in names.split(",") if part.strip()]
@@ -127,7 +127,7 @@ def _visible(run: RunConfig, variable: str, names: str | None, chosen: int) -> s
 
 
 def idle_gpu_lines(run: RunConfig, visible: int) -> list[str]:
-    """A line about GPUs that one process leaves idle, unless the user chose the devices."""
+    """Return a line about GPUs that stay idle with one process, unless the user chose the devices."""
     if visible <= 1 or run.process.devices not in AS_LAUNCHED:
         return []
     return [f"{visible} GPUs are visible, one process uses the first; start with accelerate launch to use all"]
@@ -139,8 +139,10 @@ UNSET = ("", "no", "none", "default", "false")  # what launchers set where nothi
 
 
 def check_environment(run: RunConfig, problems: Problems) -> None:
-    """Numbers that are none, and settings of accelerate's that the training files do not have: run.yaml would not know
-    of them, and a resumed run could take another way unseen."""
+    """Check that the launcher's variables are numbers, and that accelerate's agree with the configuration.
+
+    A setting that stood only in the environment would be missing from run.yaml, and could differ in a resumed run.
+    """
     for name in OF_A_LAUNCH:
         if (value := os.environ.get(name, "")) and not WHOLE.fullmatch(value):
             problems.add(

@@ -1,4 +1,4 @@
-"""Whether the data, the model and the processes that there are suit a configuration: known once they are there."""
+"""Checks of data, model, processes and hub against the configuration, made when they exist."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from loader.resolve.run_config import RunConfig
 
 
 def check_batch(run: RunConfig, args: Any) -> None:
-    """Refuses a global batch that was solved for other processes or devices than there are."""
+    """Refuse a global batch size that does not match the actual number of processes and devices."""
     wanted, steps = run.hyper.global_batch_size, args.gradient_accumulation_steps
-    found = args.train_batch_size * steps * args.world_size
-    if wanted not in (None, found):
+    actual = args.train_batch_size * steps * args.world_size
+    if wanted not in (None, actual):
         raise ValueError(
-            f"`global_batch_size: {wanted}`{run.place('global_batch_size')}: here a step is of {found} samples "
+            f"`global_batch_size: {wanted}`{run.place('global_batch_size')}: here a step is of {actual} samples "
             f"({args.train_batch_size} a process × {steps} accumulated × {args.world_size} processes); start the run "
             "with accelerate launch, or choose one device with `devices`"
         )
@@ -52,7 +52,7 @@ def hub_reason(error: BaseException) -> str:
 
 
 def check_data(run: RunConfig, args: Any, bundle: Any) -> None:
-    """Refuses what the data cannot serve; evaluation that was not asked for is left out where nothing is held out."""
+    """Refuse settings that the data does not allow; without held-out data, evaluation by default is turned off."""
     batch, samples = args.train_batch_size * args.world_size, len(bundle.sampler(run.seed))
     if args.dataloader_drop_last and samples < batch:
         raise ValueError(
@@ -75,7 +75,7 @@ def check_data(run: RunConfig, args: Any, bundle: Any) -> None:
 
 
 def check_model(run: RunConfig, args: Any, model: Any) -> None:
-    """Refuses what the network cannot do."""
+    """Refuse settings that the network does not support."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     for key in ("gradient_checkpointing", "activation_checkpointing"):

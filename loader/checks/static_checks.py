@@ -1,4 +1,4 @@
-"""What is known to be wrong before a GPU is touched: conflicts, paths, step arithmetic, keys nothing here can use."""
+"""Checks that need neither torch nor data: lengths, rates, paths, and keys that nothing in the run uses."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from loader.sources.config_tree import DEFAULT, Node
 from storage.checkpoints import checkpoints
 from storage.config_keys import ADAPTATION, TRAINER
 
-# What marks a folder as the output of an earlier run. (run.yaml alone is left by a start that failed.)
+# Files that mark a folder as the output of an earlier run (a failed start leaves run.yaml alone).
 RUN_FILES = ("metrics.jsonl", "config.json", "model.safetensors", "adapter_config.json")
 MOST_OF_NAME = 255  # bytes of a file's name
 
 
 def check_run(run: RunConfig) -> list[str]:
-    """Every problem of a resolved run, one line each; an empty list means it may start."""
+    """Return every problem of a resolved run, one line each; an empty list means that it may start."""
     problems = Problems()
     check_environment(run, problems)
     _length(run, problems)
@@ -69,7 +69,7 @@ def _length(run: RunConfig, problems: Problems) -> None:
 
 
 def _rules(run: RunConfig, problems: Problems) -> None:
-    """Sections that need what is not there."""
+    """Check sections and keys that need other settings."""
     checkpointing = run.checkpointing
     if checkpointing is not None and checkpointing.dirpath and run.logging is not None and run.logging.log_model:
         problems.add(
@@ -90,7 +90,7 @@ def _rules(run: RunConfig, problems: Problems) -> None:
 
 
 def _rates(run: RunConfig, problems: Problems) -> None:
-    """A rate that was asked for on the command line, or for a resumed run, and that no step would have."""
+    """Refuse a given learning rate that has no effect, as the schedule has its own rates."""
     if not ignores_learning_rate(run):
         return
     for key, is_given in (
@@ -115,7 +115,7 @@ def _optimizer_words(run: RunConfig, problems: Problems) -> None:
 
 
 def _relative_steps(run: RunConfig, problems: Problems) -> None:
-    """Adafactor without a learning rate has a schedule of its own."""
+    """Refuse schedule settings if Adafactor takes relative steps, which are its own schedule."""
     if not run.optimizer.get("relative_step"):
         return
     for name in ("lr_scheduler_type", "warmup_steps", "warmup_ratio", "warmup_epochs", "min_lr", "lr_decay_iters"):
@@ -140,7 +140,7 @@ def _components(run: RunConfig, problems: Problems) -> None:
 
 
 def _recordable(run: RunConfig) -> bool:
-    """Whether the task's data is recorded on first use: it names an environment and no path of its own."""
+    """Whether the task's data is recorded on first use: it has an environment and no path."""
     return run.env is not None and getattr(run.dataset.config, "path", None) is None
 
 
@@ -167,9 +167,9 @@ def _output_dir(run: RunConfig, problems: Problems) -> None:
         except ConfigError as error:
             problems.lines += error.problems
     parents = (folder.absolute(), home.absolute())
-    own = run.wants_resume and (run.resumes_newest or point is None or point.folder.absolute().parent in parents)
+    is_own = run.wants_resume and (run.resumes_newest or point is None or point.folder.absolute().parent in parents)
     files = (*map(folder.joinpath, RUN_FILES), *checkpoints(folder), *(checkpoints(home) if home != folder else ()))
-    if not own and (used := [path.name for path in files if path.exists()]):
+    if not is_own and (used := [path.name for path in files if path.exists()]):
         problems.add(
             f"`output_dir: {folder}`{place} already holds a run ({used[0]}); continue it with "
             "--resume_from_checkpoint auto, or name another --output_dir"
@@ -177,7 +177,7 @@ def _output_dir(run: RunConfig, problems: Problems) -> None:
 
 
 def _writable(key: str, folder: Path, run: RunConfig, problems: Problems) -> bool:
-    """Whether a folder is there to write to, or can be made."""
+    """Whether a folder exists and is writable, or can be created; otherwise add a problem."""
     existing, place = folder, run.place(key)
     longest = max((len(os.fsencode(part)) for part in folder.parts), default=0)
     if longest > MOST_OF_NAME:
@@ -204,7 +204,7 @@ CHOICES = ("task_name", "model_config", "dataset.name", "model.name")
 
 
 def check_process_keys(run: RunConfig, problems: Problems) -> None:
-    """A process key that nothing in this run can use must be at its default: no setting is silently dead."""
+    """Refuse process keys that nothing in the run uses; those of a recipe for another model or data are dropped."""
     chosen = [part for part in (run.dataset, run.model, run.env) if part is not None]
     keys = keys_of(ProcessArguments)
     always = (TRAINER, ADAPTATION) if run.model is not None else (TRAINER,)
@@ -213,8 +213,8 @@ def check_process_keys(run: RunConfig, problems: Problems) -> None:
     if run.model is not None:
         adapt = importlib.import_module("models.adapt")  # found by name, as components are
         module = run.model.module
-        parts, own = getattr(module, "PARTS", None), getattr(module, "PROCESS_KEYS", ())
-        for line in adapt.check(parts, run.process, own):
+        parts, process_keys = getattr(module, "PARTS", None), getattr(module, "PROCESS_KEYS", ())
+        for line in adapt.check(parts, run.process, process_keys):
             problems.add(_placed(line, run))
     chosen_at = max(run.layer_index(path) for path in CHOICES)
     for name, key in keys.items():
@@ -235,16 +235,16 @@ def check_process_keys(run: RunConfig, problems: Problems) -> None:
 
 
 def _placed(line: str, run: RunConfig) -> str:
-    """A line that begins with a key, with the place that set the key."""
-    found = re.match(r"`(\w+)[^`]*`", line)
-    return line if found is None else f"{found[0]}{run.place(found[1])}{line[found.end() :]}"
+    """Insert the place that set a key into a line that begins with the key."""
+    match = re.match(r"`(\w+)[^`]*`", line)
+    return line if match is None else f"{match[0]}{run.place(match[1])}{line[match.end() :]}"
 
 
 def _users(name: str) -> str:
-    """Shipped components that use a process key, for the error that says who could."""
-    found = []
+    """Return the components of Keel that use a process key, for an error line."""
+    users = []
     for section in COMPONENTS:
         for component in shipped(section):
             if name in getattr(component_module(section, component), "PROCESS_KEYS", ()):
-                found.append(f"{section} {component}")
-    return quoted(found)
+                users.append(f"{section} {component}")
+    return quoted(users)

@@ -1,4 +1,4 @@
-"""The flags: `HyperArguments`, what changes from run to run. Everything else lives in YAML."""
+"""Parse the command line: flags, `--set`, and Hydra's bare words."""
 
 from __future__ import annotations
 
@@ -40,31 +40,31 @@ def _hf_argument_parser() -> type[argparse.ArgumentParser]:
 @cache
 def parser_class() -> type[argparse.ArgumentParser]:
     class KeelArgumentParser(_hf_argument_parser()):
-        """HfArgumentParser in which an absent flag stays absent and a mistake is one line."""
+        """HfArgumentParser that leaves out flags that were not given, and raises one-line errors."""
 
         def error(self, message: str) -> None:
             raise ConfigError(_friendly(message))
 
         @staticmethod
-        def _parse_dataclass_field(parser: argparse.ArgumentParser, each: dataclasses.Field) -> None:
+        def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
             before = set(map(id, parser._actions))
-            aliases = {key: value for key, value in each.metadata.items() if key not in NOT_OF_ARGPARSE}
-            default = each.default if each.default is not dataclasses.MISSING else each.default_factory()
-            bare = dataclasses.field(default=each.default, default_factory=each.default_factory, metadata=aliases)
-            bare.name, bare.type = each.name, each.type
+            aliases = {key: value for key, value in field.metadata.items() if key not in NOT_OF_ARGPARSE}
+            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+            bare = dataclasses.field(default=field.default, default_factory=field.default_factory, metadata=aliases)
+            bare.name, bare.type = field.name, field.type
             _hf_argument_parser()._parse_dataclass_field(parser, bare)
             for action in parser._actions:
                 if id(action) not in before:
                     action.default = argparse.SUPPRESS
-                    if each.type == bool | None:
+                    if field.type == bool | None:
                         action.nargs, action.const = "?", True
-            if (each.type is bool and default is False) or each.type == bool | None:
-                hyphens = each.name.replace("_", "-")
+            if (field.type is bool and default is False) or field.type == bool | None:
+                hyphens = field.name.replace("_", "-")
                 parser.add_argument(
-                    f"--no_{each.name}",
+                    f"--no_{field.name}",
                     f"--no-{hyphens}",
                     action="store_false",
-                    dest=each.name,
+                    dest=field.name,
                     default=argparse.SUPPRESS,
                 )
 
@@ -73,7 +73,7 @@ def parser_class() -> type[argparse.ArgumentParser]:
 
 @cache
 def argument_parser() -> argparse.ArgumentParser:
-    """The parser of every entry flag. No prefix matching; a flag that is not given leaves no trace."""
+    """Return the parser of train.py's flags, without prefix matching."""
     kinds = (HyperArguments, CommandArguments, AliasFlags)
     parser = parser_class()(kinds, allow_abbrev=False, prog="train.py", add_help=False)
     actions = {action.dest: action for action in parser._actions if not isinstance(action, argparse._StoreFalseAction)}
@@ -90,7 +90,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 class _ExtendAction(argparse._ExtendAction):
-    """`--set a=1 --set b=2` collects both, also when nothing was there before."""
+    """Collect the values of every `--set`; without one, the attribute is absent."""
 
 
 class Given(NamedTuple):
@@ -103,7 +103,7 @@ class Given(NamedTuple):
 
 
 def parse_flags(arguments: list[str] | None = None) -> Given:
-    """Command line -> what was given.
+    """Parse the command line into what was given.
 
     Raises:
         ConfigError: an unknown flag (with the nearest one, or where the key belongs), or a value of the wrong type.
@@ -118,7 +118,9 @@ def parse_flags(arguments: list[str] | None = None) -> Given:
         given["set"] = [*given.get("set", ()), *settings]
     asked_for_help = given.pop("help", False)
     names = {kind: {field.name for field in dataclasses.fields(kind)} for kind in (HyperArguments, CommandArguments)}
-    hyper, command = (kind(**{name: given.pop(name) for name in own & given.keys()}) for kind, own in names.items())
+    hyper, command = (
+        kind(**{name: given.pop(name) for name in fields & given.keys()}) for kind, fields in names.items()
+    )
     return Given(hyper, command, given, asked_for_help)
 
 
@@ -147,7 +149,7 @@ def _without_settings(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def flag_lines(kind: type, names: list[str] | None = None) -> list[str]:
-    """One help line for each flag: name, meaning, default, alias."""
+    """Return one help line for each flag: name, meaning, default, alias."""
     lines = []
     for field in dataclasses.fields(kind):
         if names is not None and field.name not in names:
@@ -185,7 +187,7 @@ def _unknown_flags(unknown: list[str]) -> list[str]:
 
 
 def _friendly(message: str) -> str:
-    """argparse's message with our marks: which flag, which value, what it takes."""
+    """Rewrite argparse's message: flag, value, what it takes."""
     message = message.removeprefix("argument ")
     flags, colon, rest = message.partition(": ")
     if not colon or not flags.startswith("-"):
@@ -194,7 +196,7 @@ def _friendly(message: str) -> str:
 
 
 def help_text() -> str:
-    """`--help`: the flags in groups with their defaults, and where everything else is documented."""
+    """Return the text of `--help`: the flags in groups with their defaults, and where the other keys are documented."""
     lines = [
         "usage: python train.py [--task_name TASK] [--training_config FILE] [--flag value …] [--set key.path=value …]",
         "",
@@ -205,7 +207,7 @@ def help_text() -> str:
     names = [field.name for field in dataclasses.fields(HyperArguments)]
     for title, (first, last) in FLAG_GROUPS.items():
         lines += ["", f"{title}:", *flag_lines(HyperArguments, names[names.index(first) : names.index(last) + 1])]
-    lines += ["", "the same in the words of language-model scripts; with --dataset and no task, text is trained on:"]
+    lines += ["", "aliases of language-model scripts; with --dataset and no task, text is trained on:"]
     lines += [*flag_lines(AliasFlags), "", "instead of training, and single overrides:"]
     lines += flag_lines(CommandArguments)
     lines += [

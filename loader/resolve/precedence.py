@@ -146,8 +146,8 @@ def _saving(tree: Node, layers: list[Node]) -> None:
 
 def _own_rate(tree: Node, layers: list[Node]) -> None:
     """`optimizer: {lr: null}` against `learning_rate`: the later one wins."""
-    own = find(tree, "optimizer.lr")
-    if own is None or own.value is not None:
+    null_rate = find(tree, "optimizer.lr")
+    if null_rate is None or null_rate.value is not None:
         return
     section = tree.value["optimizer"].value
     adafactor = tree.value["optim"].value == "adafactor"
@@ -156,13 +156,13 @@ def _own_rate(tree: Node, layers: list[Node]) -> None:
     if layer_index(layers, "learning_rate") > least:
         del section["lr"]
     elif adafactor:
-        section.setdefault("relative_step", Node(True, own.origin))
-        section.setdefault("scale_parameter", Node(True, own.origin))
+        section.setdefault("relative_step", Node(True, null_rate.origin))
+        section.setdefault("scale_parameter", Node(True, null_rate.origin))
         if layer_index(layers, "lr_scheduler_type") <= USERS_FIRST:  # the relative steps are its schedule
-            tree.value["lr_scheduler_type"] = Node("constant", own.origin)
+            tree.value["lr_scheduler_type"] = Node("constant", null_rate.origin)
     else:
         del section["lr"]
-        tree.value["learning_rate"] = Node(OWN_RATE, own.origin)
+        tree.value["learning_rate"] = Node(OWN_RATE, null_rate.origin)
 
 
 def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
@@ -194,8 +194,8 @@ def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
 
 def _null_rank(layers: list[Node]) -> int:
     """The highest layer that sets `logging: null`."""
-    found = [i for i, layer in enumerate(layers) if "logging" in layer.value and layer.value["logging"].value is None]
-    return found[-1] if found else 0
+    nulls = [i for i, layer in enumerate(layers) if (node := layer.value.get("logging")) and node.value is None]
+    return nulls[-1] if nulls else 0
 
 
 def _without_effect(settings: Settings) -> None:

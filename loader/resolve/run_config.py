@@ -24,7 +24,7 @@ AUTO_ELSE = "auto:"  # as auto, but a run without a checkpoint starts from the o
 
 @dataclass
 class RunConfig:
-    """Everything one run is configured with, typed, with the origin of every value.
+    """The typed configuration of one run, with the origin of every value.
 
     Attributes:
         tree: The merged configuration; all other fields are typed views of it.
@@ -161,31 +161,34 @@ OWN_DEFAULTS: dict[str, Any] = {
 }
 TRAINING_LOSS = ("loss", "train_loss", "train/loss")
 TRAINING_METRICS = (*TRAINING_LOSS, "grad_norm", "learning_rate")
-# Schedules that take rates of their own, with the options that are all of them.
+# Schedules whose rates are options of their own, with the names of these options.
 OWN_RATES = {"OneCycleLR": ("max_lr",), "CyclicLR": ("base_lr", "max_lr")}
 
 
 def ignores_learning_rate(run: RunConfig) -> bool:
-    """Whether `learning_rate` has no influence on any rate: the schedule takes its rates from its own options, and
-    neither a warm-up, nor a floor, nor a parameter group depends on it."""
+    """Whether `learning_rate` has no effect.
+
+    That is so if the schedule takes its rates from its options, and neither a warm-up, nor a minimum, nor a parameter
+    group depends on the learning rate.
+    """
     hyper, process = run.hyper, run.process
     if hyper.warmup_steps or hyper.warmup_ratio or process.warmup_epochs or hyper.min_lr:
         return False
     if process.lora_lr is not None or any(group.lr is not None for group in run.param_groups):
         return False
     options = {**(run.trainer.get("lr_scheduler_kwargs") or {}), **run.scheduler}
-    own = OWN_RATES.get(hyper.lr_scheduler_type, ())
-    return bool(own) and all(options.get(name) is not None for name in own)
+    options_of_rates = OWN_RATES.get(hyper.lr_scheduler_type, ())
+    return bool(options_of_rates) and all(options.get(name) is not None for name in options_of_rates)
 
 
 def warmup(run: RunConfig) -> float:
-    """Warm-up as TrainingArguments takes it: a number of steps, or below 1 a share of all steps."""
+    """Return the warm-up as TrainingArguments takes it: a number of steps, or below 1 a share of all steps."""
     # A ratio of 1 would mean one step; the largest float below 1 means all steps.
     return min(run.hyper.warmup_ratio, 1 - 2**-53) if run.hyper.warmup_ratio > 0 else run.hyper.warmup_steps
 
 
 def eval_strategy(run: RunConfig) -> str:
-    """When to evaluate: `eval_strategy` if YAML sets it, otherwise every `eval_steps` if do_eval is true."""
+    """Return when to evaluate: `eval_strategy` if it is set, otherwise every `eval_steps` if do_eval is true."""
     if run.process.check_val_every_n_epoch is not None and run.hyper.do_eval:
         return "epoch"
     return run.trainer.get("eval_strategy") or ("steps" if run.hyper.do_eval else "no")

@@ -39,10 +39,10 @@ class ResumeChanges:
         problems: Why the run cannot resume, one line each; empty if it can.
         lines: What to print if it resumes: each change that matters.
         record: The same for `resumed.json`: key -> before, after, origin.
-        optimizer_changed: Rates, decays or arguments of the optimizer's groups are others.
+        optimizer_changed: Rates, decays or arguments of the optimizer's groups have changed.
         schedule_changed: Another schedule, which begins at the checkpoint's step.
         length_setting: What gives the run another number of steps, for error lines; None: the number is the same.
-        best_changed: Which checkpoint is best is measured otherwise.
+        best_changed: The metric for the best checkpoint has changed.
     """
 
     point: ResumePoint
@@ -107,11 +107,10 @@ def _judge(run: RunConfig, change: Change, outcome: ResumeChanges) -> None:
     outcome.best_changed |= change.path in ("metric_for_best_model", "greater_is_better")
     if kind == IMPOSSIBLE:
         outcome.problems.append(
-            f"{change.now}, and {name} was trained with {change.was}: what it holds does not fit; set it back, or "
-            f"{NEW_RUN}"
+            f"{change.now}, and {name} was trained with {change.was}: its state does not fit; set it back, or {NEW_RUN}"
         )
     elif kind == TRAJECTORY:
-        statement = f"{change.now}, and {name} was trained with {change.was}: it changes where the training goes"
+        statement = f"{change.now}, and {name} was trained with {change.was}: it changes the trajectory"
         if outcome.refuse_unless_allowed(run, statement, "set it back"):
             return
         outcome.apply(change, f"changed on resume: {change.now}, was {change.was}")
@@ -127,7 +126,7 @@ def class_of_change(run: RunConfig, change: Change, earlier: RunConfig) -> str:
     if path.startswith("optimizer."):
         return class_of_option(change.before, change.after, path.partition(".")[2])
     if path == "lora_lr" and None in (change.before, change.after):
-        return IMPOSSIBLE  # a group of its own, or none
+        return IMPOSSIBLE  # the adapter is a parameter group, or is not
     if path == "seed" and earlier.process.lora_enable and not earlier.process.model_name_or_path:
         return IMPOSSIBLE  # the adapter was trained on random weights, which follow from the seed
     section = path.partition(".")[0]
@@ -136,7 +135,7 @@ def class_of_change(run: RunConfig, change: Change, earlier: RunConfig) -> str:
 
 
 def _follows(run: RunConfig, kind: str) -> bool:
-    """Whether keys of a class (EVALUATION, EVALUATION_TIME, LOGGING) decide on the rates or the end of a run."""
+    """Whether the rates or the end of a run depend on keys of a class (EVALUATION, EVALUATION_TIME, LOGGING)."""
     stopping = run.early_stopping
     by_training = stopping is not None and stopping.monitor in TRAINING_METRICS
     if kind == LOGGING:
@@ -151,7 +150,7 @@ def _follows(run: RunConfig, kind: str) -> bool:
 
 
 def _rates(run: RunConfig, changes: dict[str, Change], outcome: ResumeChanges) -> None:
-    """A learning rate or weight decay that is another now does what resume_lr and resume_weight_decay say."""
+    """Apply a changed learning rate or weight decay like resume_lr and resume_weight_decay."""
     for key, explicit in (("learning_rate", "resume_lr"), ("weight_decay", "resume_weight_decay")):
         change, stated = changes.get(key), getattr(run.process, explicit)
         if stated is not None and explicit in changes:
@@ -178,7 +177,7 @@ def _rates(run: RunConfig, changes: dict[str, Change], outcome: ResumeChanges) -
 
 
 def _batches(run: RunConfig, point: ResumePoint) -> tuple[tuple[int, int, int], tuple[int, int, int]] | None:
-    """(batch per device, accumulated batches, processes) of the checkpoint's run and of this one."""
+    """Return (batch per device, accumulated batches, processes) of the checkpoint's run and of this one."""
     before = point.batch
     if before is None:
         return None
@@ -187,7 +186,7 @@ def _batches(run: RunConfig, point: ResumePoint) -> tuple[tuple[int, int, int], 
 
 
 def _batch(run: RunConfig, outcome: ResumeChanges) -> None:
-    """Batch per device, accumulation and processes may change if their product stays."""
+    """Allow other batches per device, accumulation and processes if their product stays; else refuse or record."""
     point, batches = outcome.point, _batches(run, outcome.point)
     if batches is None or batches[0] == batches[1] or point.is_finished(_expected_steps(run, point)):
         return
@@ -223,7 +222,7 @@ def _batch(run: RunConfig, outcome: ResumeChanges) -> None:
 
 
 def _fitting(total: int, after: tuple[int, int, int]) -> str:
-    """What the wanted size means on the processes of now."""
+    """Suggest how the wanted batch can be divided among the current processes."""
     size, _, processes = after
     if total % processes:
         return f" (it needs a number of processes that divides it, not {processes})"
@@ -242,7 +241,7 @@ def draws_by_batch(run: RunConfig) -> bool:
 
 
 def _length(run: RunConfig, changes: dict[str, Change], outcome: ResumeChanges, total: int | None) -> None:
-    """Another number of steps: never fewer than were done, and recorded."""
+    """Record another number of steps; refuse fewer than were done."""
     point = outcome.point
     after = _expected_steps(run, point) if total is None or run.is_endless else total
     cause = _cause_of_length(run, changes, point, after)
@@ -274,7 +273,7 @@ def _length(run: RunConfig, changes: dict[str, Change], outcome: ResumeChanges, 
 
 
 def _expected_steps(run: RunConfig, point: ResumePoint) -> int | float | None:
-    """Steps of the run, if its epochs are as long as the checkpoint's; None: not known."""
+    """Return the steps of the run, if its epochs are as long as the checkpoint's; None: not known."""
     if run.hyper.max_steps > 0:
         return run.hyper.max_steps
     if run.is_endless:
@@ -286,7 +285,7 @@ def _expected_steps(run: RunConfig, point: ResumePoint) -> int | float | None:
 def _cause_of_length(
     run: RunConfig, changes: dict[str, Change], point: ResumePoint, after: float | None
 ) -> tuple[Change, str] | None:
-    """What may give the run another length, and how error lines write it; None: nothing."""
+    """Return the change that gives the run another length, and how error lines write it; None: there is none."""
     names = ["max_steps", "num_train_epochs"] if run.hyper.max_steps <= 0 else ["max_steps"]
     names += ["num_train_epochs"] if point.run.hyper.max_steps <= 0 else []
     if changed := [changes[name] for name in dict.fromkeys(names) if name in changes]:
@@ -305,7 +304,7 @@ def _cause_of_length(
 
 
 def _shares_of_the_length(run: RunConfig, earlier: RunConfig) -> list[str]:
-    """What stands at a share of all steps, and decides where the training goes."""
+    """Return what depends on a share of all steps and changes the trajectory."""
     settings = settings_of(run)
     moved = []
     if getattr(getattr(run.dataset, "config", None), "sampling_probs_final", None):

@@ -182,12 +182,12 @@ def inspect(run: RunConfig, folder: Path, deep: bool = False) -> ResumePoint | s
 
 
 def _stamp(folder: Path) -> tuple[int, ...] | None:
-    """What changes when files of a checkpoint are added, removed or replaced."""
+    """Return numbers that change when files of a checkpoint are added, removed or replaced."""
     try:
         status = (os.stat(folder), os.stat(folder / manifest.NAME))
     except OSError:
         return None
-    return tuple(number for each in status for number in (each.st_ino, each.st_mtime_ns))
+    return tuple(number for stat in status for number in (stat.st_ino, stat.st_mtime_ns))
 
 
 def _inspect(folder: Path) -> ResumePoint | str:
@@ -215,7 +215,7 @@ def _inspect(folder: Path) -> ResumePoint | str:
 
 
 def _missing(content: dict[str, Any]) -> str | None:
-    """What a resumed run needs and the manifest does not list."""
+    """Return the first thing that a resumed run needs and the manifest does not list."""
     names = content["files"].keys()
     if not names & set(WEIGHTS):
         return "has no model weights"
@@ -252,7 +252,7 @@ def _described(folder: Path, content: dict[str, Any]) -> ResumePoint | str:
 
 
 def _contradiction(point: ResumePoint) -> str | None:
-    """What the files of a checkpoint, each of them intact, say against one another."""
+    """Return a contradiction between the files of a checkpoint, each of which is intact."""
     process, names = point.run.process, point.manifest["files"]
     if CHECKPOINT.fullmatch(point.folder.name) and point.step != step_of(point.folder):
         return f"holds the state of step {point.step}"
@@ -266,7 +266,7 @@ def _contradiction(point: ResumePoint) -> str | None:
 
 
 def superseded(run: RunConfig, point: ResumePoint) -> list[Path]:
-    """Checkpoints of the branch that a run abandons by resuming from a named checkpoint."""
+    """Return the checkpoints of the branch that a run abandons by resuming from a named checkpoint."""
     if run.resumes_newest:
         return []
     return [folder for folder in checkpoints(run.checkpoint_dir) if step_of(folder) > point.step]

@@ -1,4 +1,4 @@
-"""What the installed packages offer, read from their source: importing torch or transformers to ask costs seconds.
+"""What the installed packages accept, read from their source, as importing torch or transformers costs seconds.
 
 The fields of `transformers.TrainingArguments` with types, defaults and help texts; the names of optimizers, schedules
 and reporting backends, with the options of their constructors; versions.
@@ -49,15 +49,15 @@ def trainer_fields() -> dict[str, TrainerField]:
 
 
 def transformers_folder() -> Path:
-    """Where the installed transformers lies, found without importing it."""
-    found = importlib.util.find_spec("transformers")
-    if found is None or not found.submodule_search_locations:
+    """Return the folder of the installed transformers without importing it."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
         raise ConfigError("transformers is not installed: run `make install`, or pip install -e .")
-    return Path(found.submodule_search_locations[0])
+    return Path(spec.submodule_search_locations[0])
 
 
 def _class_body(source: str, name: str) -> list[ast.stmt]:
-    """The class's field section only: parsing the whole 3,000-line file would cost most of `--check`'s time."""
+    """Parse only the fields of a class: the whole file of 3,000 lines would take most of `--check`'s time."""
     start = source.index(f"\nclass {name}") + 1
     end = source.find("\n    def ", start)
     return ast.parse(source[start:end]).body[0].body
@@ -73,9 +73,9 @@ def _default_and_help(value: ast.expr | None) -> tuple[Any, str]:
     metadata = keywords.get("metadata")
     text = ""
     if isinstance(metadata, ast.Dict):
-        for key, each in zip(metadata.keys, metadata.values, strict=True):
+        for key, value in zip(metadata.keys, metadata.values, strict=True):
             if isinstance(key, ast.Constant) and key.value == "help":
-                text = _literal(each) or ""
+                text = _literal(value) or ""
     return default, " ".join(text.split()) if isinstance(text, str) else ""
 
 
@@ -84,7 +84,7 @@ def _factory(value: ast.expr | None) -> Any:
 
 
 def _literal(value: ast.expr) -> Any:
-    """The value of a constant expression; None where it is computed at run time."""
+    """Return the value of a constant expression; None if it is computed at run time."""
     try:
         return ast.literal_eval(value)
     except ValueError:
@@ -93,8 +93,8 @@ def _literal(value: ast.expr) -> Any:
 
 @cache
 def _enums(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Enumeration name -> its values, for every string enumeration in ENUM_FILES."""
-    found = {}
+    """Return the values of every string enumeration in ENUM_FILES by its name."""
+    enums = {}
     for file in ENUM_FILES:
         source = (folder / file).read_text(encoding="utf-8")
         position = source.find("(ExplicitEnum):")
@@ -103,17 +103,17 @@ def _enums(folder: Path) -> dict[str, tuple[str, ...]]:
             end = source.find("\n\n\n", position)
             name = source[start + 6 : position]
             body = ast.parse(source[start : end if end > 0 else None]).body[0].body
-            found[name] = tuple(
-                each.value.value
-                for each in body
-                if isinstance(each, ast.Assign) and isinstance(each.value, ast.Constant)
+            enums[name] = tuple(
+                member.value.value
+                for member in body
+                if isinstance(member, ast.Assign) and isinstance(member.value, ast.Constant)
             )
             position = source.find("(ExplicitEnum):", position + 1)
-    return found
+    return enums
 
 
 def _annotation(node: ast.expr, folder: Path) -> Any:
-    """The annotation as a type pydantic understands; names it cannot know become Any."""
+    """Convert an annotation to a type that pydantic understands; unknown names become Any."""
     text = ast.unparse(node)
     names: dict[str, Any] = {"Any": Any, "Literal": Literal, "Union": Union, "Optional": Union}
     enums = _enums(folder)
@@ -200,7 +200,7 @@ def _parameters(source: str, name: str) -> tuple[str, ...]:
 
 
 def _listed(package: str, path: str) -> tuple[str, ...]:
-    """The `__all__` of a module of an installed package; empty where the package is not found."""
+    """Return the `__all__` of a module of an installed package; empty if the package is not installed."""
     listed = re.search(r"^__all__ = (\[.*?\])", _source(package, path), re.DOTALL | re.MULTILINE)
     return tuple(ast.literal_eval(listed[1])) if listed else ()
 
@@ -213,8 +213,8 @@ def _source(package: str, path: str) -> str:
 
 
 def _folder(package: str) -> Path | None:
-    found = importlib.util.find_spec(package)
-    return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
+    spec = importlib.util.find_spec(package)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 @cache
@@ -231,16 +231,16 @@ def backend_is_installed(name: str) -> bool:
     return package is None or importlib.util.find_spec(package) is not None
 
 
-# Package -> (oldest release that will do, first that will not), as in setup.cfg.
+# Package -> (oldest supported release, first unsupported one), as in setup.cfg.
 SUPPORTED = {"torch": ((2, 10), None), "transformers": ((5, 17), (6,))}
 RELEASE = re.compile(r"(?:\d+!)?(\d+(?:\.\d+)*)")
 
 
 def check_versions() -> None:
-    """Refuses packages that are too old or too new, before anything imports them.
+    """Refuse versions of packages that are too old or too new, before they are imported.
 
     Raises:
-        ConfigError: one line for each, with the version that is there and how to get one that will do.
+        ConfigError: one line for each, with the installed version and how to install another.
     """
     problems = []
     for package, (oldest, too_new) in SUPPORTED.items():
@@ -252,7 +252,7 @@ def check_versions() -> None:
             continue
         release = _release(version)
         if release is None:
-            continue  # a build of one's own, which is trusted to know better
+            continue  # a local build
         if release < oldest:
             problems.append(f"{package} {version} is too old, Keel needs {_text(oldest)} or newer: {install}")
         elif too_new is not None and release >= too_new:
@@ -263,7 +263,7 @@ def check_versions() -> None:
 
 @cache
 def installed_version(package: str) -> str | None:
-    """A package's version, `2.13.0+cpu`; None where it is not installed."""
+    """Return a package's version, `2.13.0+cpu`; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -271,9 +271,9 @@ def installed_version(package: str) -> str | None:
 
 
 def _release(version: str) -> tuple[int, ...] | None:
-    """`2.13.0a0+cpu` -> (2, 13, 0): a pre-release has what its release has. None: no number is in it."""
-    found = RELEASE.match(version or "")
-    return tuple(map(int, found[1].split("."))) if found else None
+    """Parse `2.13.0a0+cpu` to (2, 13, 0), pre-releases like their release; None if it has no number."""
+    match = RELEASE.match(version or "")
+    return tuple(map(int, match[1].split("."))) if match else None
 
 
 def _text(release: tuple[int, ...]) -> str:

@@ -78,7 +78,7 @@ def _check_training_mode(tree: Node, problems: Problems) -> None:
 
 
 def _eval_interval(tree: Node, problems: Problems) -> None:
-    """`eval_interval` is how often to evaluate, and how often to save unless `save_steps` says otherwise."""
+    """Replace `eval_interval` by `eval_steps`, and by `save_steps` unless that is given."""
     interval = tree.value.pop("eval_interval", None)
     if interval is None:
         return
@@ -93,7 +93,7 @@ def _eval_interval(tree: Node, problems: Problems) -> None:
 
 
 def _aliases_in(node: Node, path: str) -> Iterator[tuple[str, Node]]:
-    """Every node that the table names, and every unknown node in a section that only other systems have."""
+    """Yield every alias, and every unknown key of a section that only other systems have."""
     for key, child in node.value.items():
         child_path = f"{path}.{key}" if path else key
         is_section = any(alias.startswith(f"{child_path}.") for alias in ALIASES)
@@ -173,13 +173,13 @@ def resolve_combined_aliases(layers: list[Node], problems: Problems) -> None:
 
 
 def initial_weights_choice(layers: list[Node]) -> str | None:
-    """The value of `init_from` in the latest layer that has it."""
+    """Return the value of `init_from` in the latest layer that has it."""
     values = [layer.value["init_from"].value for layer in layers if "init_from" in layer.value]
     return str(values[-1]) if values and values[-1] is not None else None
 
 
 def same_setting(alias: str, first: Node, key: str, second: Node) -> str:
-    """The error line for one setting that is given under two names."""
+    """Return the error line for a setting that is given under two names."""
     return f"`{alias}`{first.origin.place} and `{key}`{second.origin.place} are the same setting; keep one"
 
 
@@ -194,7 +194,7 @@ def _pop_latest(layers: list[Node], alias: str) -> tuple[int, Node | None]:
 
 
 def _initial_weights(layers: list[Node], problems: Problems) -> None:
-    """`init_from`: which network, and whose weights it starts from."""
+    """Replace `init_from` by the keys that choose the network and its initial weights."""
     (start_at, start), (type_at, gpt2_type), (run_at, run) = (_pop_latest(layers, alias) for alias in START_ALIASES)
     for alias, node in (("init_from", start), ("gpt2_type", gpt2_type), ("prev_run_ckpt", run)):
         if node is not None and not str(node.value).strip():
@@ -233,7 +233,7 @@ def _initial_weights(layers: list[Node], problems: Problems) -> None:
 
 
 def _gpt2_name(name: str, start: Node, gpt2_type: Node | None, layers_later: int, problems: Problems) -> str | None:
-    """Which of GPT-2's weights; None after a problem.
+    """Return which of GPT-2's weights to load; None after a problem.
 
     Args:
         layers_later: How many layers after `init_from` the `gpt2_type` is given; negative: before it.
@@ -263,7 +263,7 @@ def _write(layer: Node, keys: dict[str, object], start: Node, problems: Problems
 
 
 def _decay(layers: list[Node], problems: Problems) -> None:
-    """`decay_lr`: true is a cosine unless another schedule is named, false is a constant rate."""
+    """Replace `decay_lr`: true is a cosine unless another schedule is named, false a constant rate."""
     decay_at, decay = _pop_latest(layers, "decay_lr")
     if decay is None:
         return
