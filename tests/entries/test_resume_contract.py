@@ -32,17 +32,26 @@ def stopped(run, text=SAVES, out="out", at=4, **flags):
     return whole
 
 
-def refused(run, capsys, text=SAVES, **flags):
-    """The error lines of a start, which are those of its --check."""
-    said = []
+def refused(run, capsys, text=SAVES, by_check=True, **flags):
+    """The error lines of a start, which has written nothing.
+
+    Args:
+        by_check: `--check` gives the same lines; else it gives none.
+    """
+    before, lines = folders(run), []
     for more in (["--check"], []):
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             train.main([*run.words(text, **flags, resume_from_checkpoint="auto"), *more])
-        assert left.value.code == 2
-        said.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")])
-    assert said[0] == said[1]
-    return said[0]
+        lines.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")])
+        assert left.value.code == (2 if lines[-1] else 0)
+    assert lines[0] == (lines[1] if by_check else []) and lines[1] and folders(run) == before
+    return lines[1]
+
+
+def folders(run):
+    """Every file in the run's folder, with its time."""
+    return {path: path.stat().st_mtime_ns for path in (run.folder / "out").rglob("*") if path.is_file()}
 
 
 def resumed(run, text=SAVES, **flags):
@@ -97,10 +106,10 @@ def test_a_learning_rate_on_the_command_line_is_resume_lr_and_only_once(run, cap
 def test_an_extended_run_keeps_or_rebases_its_course(run, capsys):
     linear = SAVES + "\nlr_scheduler_type: linear"
     stopped(run, linear, learning_rate=0.8)
-    (line,) = refused(run, capsys, linear, learning_rate=0.8, max_steps=12)
-    assert "12 steps of 8 steps" in line and "keep (" in line and "rebase (" in line
-    (line,) = refused(run, capsys, linear, learning_rate=0.8, max_steps=12, resume_schedule="keep")
-    assert "nothing would be learned" in line
+    (line,) = refused(run, capsys, linear, by_check=False, learning_rate=0.8, max_steps=12)
+    assert "`max_steps: 12` on the command line" in line and "--resume_schedule" in line and "step 8" in line
+    (line,) = refused(run, capsys, linear, by_check=False, learning_rate=0.8, max_steps=12, resume_schedule="keep")
+    assert "`max_steps: 12` on the command line" in line and "rate of 0 at step 8" in line
     (line,) = refused(run, capsys, linear, learning_rate=0.8, max_steps=3)
     assert "has gone further than 3 steps" in line
     trainer = resumed(run, linear, learning_rate=0.8, max_steps=12, resume_schedule="rebase")
@@ -127,8 +136,8 @@ def test_a_run_in_epochs_goes_on_longer(run, capsys):
     base.write_text(base.read_text().replace("max_steps: 4\n", ""))
     text = SAVES.replace("max_steps: 8", "num_train_epochs: 2") + "\nlr_scheduler_type: linear"
     stopped(run, text)
-    (line,) = refused(run, capsys, text.replace("epochs: 2", "epochs: 4"))
-    assert "12 steps of 6 steps" in line
+    (line,) = refused(run, capsys, text.replace("epochs: 2", "epochs: 4"), by_check=False)
+    assert "`num_train_epochs: 4.0` at" in line and "of 6 steps and is of 12" in line
     resumed(run, text.replace("epochs: 2", "epochs: 4"), resume_schedule="rebase")
     assert run.log("learning_rate")[12] == pytest.approx(0.01 * (1 - (4 + 2 * 7 / 8) / 6))
 
@@ -139,8 +148,8 @@ def test_epochs_of_more_batches_make_a_longer_run(run, capsys):
     text = SAVES.replace("max_steps: 8", "num_train_epochs: 3\nlimit_train_batches: 2") + "\nlr_scheduler_type: linear"
     stopped(run, text)
     more = text.replace("batches: 2", "batches: 3") + "\nresume_changed: allow"
-    (line,) = refused(run, capsys, more)
-    assert "`limit_train_batches: 3` at" in line and "keep (its course ends at step 6" in line and "rebase (" in line
+    (line,) = refused(run, capsys, more, by_check=False)
+    assert "`limit_train_batches: 3` at" in line and "step 6" in line and "--resume_schedule" in line
     fewer = f"{text}\ndataset: {{samples_per_epoch: 4}}\nresume_changed: allow"  # what that makes, only the start knows
     with pytest.raises(SystemExit) as left:
         train.main([*run.words(fewer, resume_from_checkpoint="auto"), "--check"])

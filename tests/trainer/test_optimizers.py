@@ -12,7 +12,7 @@ from tiny_training import Regression, make_trainer
 from torch import nn
 
 import trainer.optimization.optimizers as optimizers
-from loader.schema.installed_classes import pytorch_optimizers
+from loader.schema.installed import pytorch_optimizers
 from trainer.optimization.optimizers import NOT_PLAIN, build_optimizer, optimizer_class, package_optimizers
 from trainer.optimization.parameter_groups import group_rates, no_decay_lines, parameter_groups, undecayed_names
 from trainer.serialization import state_dict_io
@@ -188,6 +188,12 @@ UNUSABLE = ("Adamw", "ADAMW_TORCH", "lr_scheduler", "LBFGS", "SparseAdam", "lomo
 def test_what_cannot_be_built(name, options, text):
     with pytest.raises((ValueError, TypeError), match=text):
         build_optimizer(Words(), name, options, args=arguments(weight_decay=0.1))
+
+
+def test_an_option_that_kwargs_would_swallow_is_refused():
+    pytest.importorskip("pytorch_optimizer")
+    with pytest.raises(ValueError, match="`Lion` takes no `bogus`"):
+        build_optimizer(Words(), "Lion", {"bogus": 1}, args=arguments())
 
 
 def test_without_the_package_its_names_say_what_to_install(monkeypatch):

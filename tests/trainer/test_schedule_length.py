@@ -109,7 +109,7 @@ def test_a_learning_rate_of_zero_is_refused():
     assert rates(resumed(before, 60, "keep"), 60)[60][0] == pytest.approx(linear(60))  # cut short, not stretched
     with pytest.raises(ValueError, match="nothing is left of schedule `linear` to rebase: it ended at step 100"):
         resumed(stepped(before, 100), 200, "rebase")
-    with pytest.raises(ValueError, match="set resume_schedule"):
+    with pytest.raises(ValueError, match="resume_schedule: keep .it ends at step 100"):
         resumed(stepped(schedule(100, LINEAR), 40), 200, None)
 
 

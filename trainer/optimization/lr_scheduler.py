@@ -33,6 +33,10 @@ MAX_COMPARED = 10**5  # steps that are compared at most: some schedules have to 
 BUILD_ERRORS = (TypeError, ValueError, KeyError, ZeroDivisionError, AttributeError, OverflowError)
 
 
+class LengthError(ValueError):
+    """The schedule does not allow the run to resume with another number of steps."""
+
+
 @dataclass(frozen=True)
 class StepMapping:
     """Maps a step of the run to a step of its schedule; they differ once the length of the run has changed.
@@ -177,14 +181,15 @@ class Schedule:
         lengths = f"the run was of {before} steps and is of {now}"
         if choice is None:
             if depends_on_length(self.plan, before, now, self.steps_per_epoch):
-                raise ValueError(
-                    f"{lengths}, and schedule `{self.plan.name}` falls towards the end; set resume_schedule to keep "
-                    "it as it was, or to rebase what is left of it"
+                raise LengthError(
+                    f"{lengths}, and schedule `{self.plan.name}` falls towards the end; choose with "
+                    f"--resume_schedule: keep (it ends at step {mapping.total} as planned, then the rate stays) or "
+                    f"rebase (what is left of it after step {self.step_count} is stretched over the remaining steps)"
                 )
             return mapping
         if choice == "rebase":
             if self.step_count >= mapping.total:
-                raise ValueError(
+                raise LengthError(
                     f"{lengths}, and nothing is left of schedule `{self.plan.name}` to rebase: it ended at step "
                     f"{mapping.total}"
                 )
@@ -193,7 +198,7 @@ class Schedule:
             return StepMapping(mapping.length, now, self.step_count, mapping.at(self.step_count))
         ends = zip(self._rates_at_end(mapping, state), state["base_lrs"], strict=True)
         if now > mapping.total and all(rate <= ZERO * base for rate, base in ends):
-            raise ValueError(
+            raise LengthError(
                 f"{lengths}, and schedule `{self.plan.name}`, if it is kept, ends at a learning rate of 0 at step "
                 f"{mapping.total}; rebase it"
             )

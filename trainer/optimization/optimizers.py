@@ -72,6 +72,9 @@ def build_optimizer(
     takes = _parameters(kind)
     for option in FROM_GROUPS.keys() & options.keys():
         raise ValueError(f"optimizer `{name}`: `{option}` is set by the key `{FROM_GROUPS[option]}`; use that")
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    if takes_any and (unknown := [option for option in options if option not in takes]):  # it would be swallowed
+        raise ValueError(f"optimizer `{name}` takes no `{unknown[0]}`; it takes {', '.join(takes)}")
     settings = _with_options(settings, _as_declared(kind, options), takes)
     if settings.get("lr", 0) is not None:
         settings["lr"] = args.learning_rate
