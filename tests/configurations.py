@@ -1,4 +1,4 @@
-"""Configurations that somebody broke: real files and command lines, mutated in structure, text and flags."""
+"""Mutated configurations for fuzzing: real files and command lines, changed in structure, text and flags."""
 
 import copy
 import re
@@ -11,16 +11,24 @@ import yaml
 from documents import SHARED, blocks, filled
 from hypothesis import strategies as st
 
+from loader.command_line.parser import argument_parser
+from loader.resolve.type_check import members
+from loader.schema.alias_flags import alias_paths
+from loader.schema.components import component_module, shipped
+from loader.schema.keys import keys_of, scalar_keys
+from loader.schema.sections import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS
+from loader.sources.key_aliases import ALIASES, yaml_keys
+
 ROOT = Path(__file__).resolve().parent.parent
-LOADER, DUMPER = (getattr(yaml, f"C{name}", getattr(yaml, name)) for name in ("SafeLoader", "SafeDumper"))
 FLAG_OF = {"training": "--training_config", "task": "--task_name", "model": "--model_config"}
-# A value in a tree that is dumped becomes one of these texts afterwards: what no dumper writes.
+SECTIONS = {**FREE_SECTIONS, **OPTIONAL_SECTIONS}
+# A value that is replaced after the tree is dumped: no dumper writes such texts.
 RAW = "KEELRAW{}X"
 
 
 @dataclass
 class Case:
-    """Files, by name below a folder of their own, and the words after `train.py`."""
+    """Files, by name in the working folder, and the words after `train.py`."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
@@ -30,31 +38,28 @@ class Case:
         return f"words: {self.words!r}{files}"
 
 
-# ---- what it begins from ----
+# ---- unchanged configurations ----
 
 
 @cache
-def bases() -> tuple[tuple[str, str, str], ...]:
-    """(kind, name, text): files of configs/, YAML examples of documents, and their command lines (kind `words`)."""
-    found = [
-        (kind, path.stem, path.read_text(encoding="utf-8"))
+def bases() -> tuple[tuple[str, str], ...]:
+    """(kind, text): files of configs/, YAML examples of the documentation, and its command lines (kind `words`)."""
+    bases = [
+        (kind, path.read_text(encoding="utf-8"))
         for kind in FLAG_OF
         for path in sorted((ROOT / "configs" / kind).glob("*.yaml"))
     ]
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((SHARED / "specs").glob("*.txt"))]
-    for document in documents:
-        for number, (language, text) in enumerate(blocks(document)):
-            if language in ("yaml", "yml"):
-                try:
-                    example = yaml.safe_dump(filled(text), sort_keys=False)
-                except (yaml.YAMLError, AttributeError):
-                    continue
-                found.append(("training", f"{document.stem}-{number}", example))
-            else:
-                for line in re.findall(r"python train\.py(.*)", text.replace("\\\n", " ")):
-                    line = line.split("#")[0].split("|")[0].split(">")[0]
-                    found.append(("words", f"{document.stem}-{number}", line))
-    return tuple(found)
+    for language, text in (block for document in documents for block in blocks(document)):
+        if language not in ("yaml", "yml"):
+            lines = re.findall(r"python train\.py([^#|>\n]*)", text.replace("\\\n", " "))
+            bases += [("words", line) for line in lines if line.count('"') % 2 == line.count("'") % 2 == 0]
+            continue
+        try:
+            bases.append(("training", yaml.safe_dump(filled(text), sort_keys=False)))
+        except (yaml.YAMLError, AttributeError):
+            continue
+    return tuple(bases)
 
 
 RUN_YAML = """\
@@ -80,7 +85,7 @@ EARLIER_RUN = {
     "data/train.bin": "\0\1" * 200,
     "data/val.bin": "\0\1" * 200,
 }
-GOING_ON = (
+RESUMING = (
     "--init_from resume --out_dir out",
     "--training_config out/run.yaml --resume_from_checkpoint auto",
     "--training_config out/run.yaml --resume_from_checkpoint newest",
@@ -90,7 +95,7 @@ GOING_ON = (
     "--dataset data --set lora_enable=true lora_weight_path=out/checkpoint-3",
 )
 
-# ---- what is put in ----
+# ---- inserted values ----
 
 PLAIN = (
     None, True, False, 0, -1, 1, 2, 7, 0.5, -0.5, 1e-4, 1e308, -1e308, float("inf"), float("-inf"), float("nan"),
@@ -127,263 +132,8 @@ PARENTS = (
     "no such", ["other.yaml", "gpt_base"], ["base.yaml", None], [[]], {}, 1, "a" * 300, "http://example.org/x.yaml",
     "out/run.yaml", "../base.yaml", "latin.yaml", "folder.yaml",
 )  # fmt: skip
-COMMANDS = (["--check"],) * 6 + (["--print_config"], ["--print_config", "json"], ["--check", "--print_config=yaml"])
-
-
-@cache
-def key_paths() -> tuple[str, ...]:
-    """Every key there is: ours, those of sections and components, and other systems' words."""
-    from loader.schema.alias_flags import alias_paths
-    from loader.schema.components import component_module, shipped
-    from loader.schema.keys import keys_of
-    from loader.schema.sections import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS
-    from loader.sources.key_aliases import ALIASES, yaml_keys
-
-    found = {*yaml_keys(), *ALIASES, *alias_paths()}
-    for section, kind in {**FREE_SECTIONS, **OPTIONAL_SECTIONS}.items():
-        found |= {f"{section}.{name}" for name in keys_of(kind)}
-    for section in COMPONENTS:
-        for name in shipped(section):
-            found |= {f"{section}.{key}" for key in ["name", *keys_of(component_module(section, name).Config)]}
-    return tuple(sorted(found))
-
-
-@cache
-def flags() -> tuple[str, ...]:
-    from loader.command_line.parser import argument_parser
-
-    found = set(argument_parser()._option_string_actions) - {"--help", "-h", "--print_schema", "--print-schema"}
-    return tuple(sorted(found))
-
-
-# Each draw has its own lists and mappings: a later mutation changes them.
-plain = st.sampled_from(PLAIN).map(copy.deepcopy)
-values = st.one_of(plain, plain, st.integers(-5, 5), st.floats(), st.text(max_size=8))
-
-
 NUMBERS = (0, 1, 2, 3, 10**6, 2**31, 2**63, 10**30, 10**308, 0.5, 0.999, 1e-300, 1e-9, 1.0, 1.5, 1e18, 1e300)
-
-
-@cache
-def fitting(path: str) -> st.SearchStrategy:
-    """Values of the type that a key takes, most of them unreasonable: what is refused later than by its type."""
-    from loader.resolve.type_check import members
-    from loader.schema.keys import keys_of, scalar_keys
-    from loader.schema.sections import FREE_SECTIONS, OPTIONAL_SECTIONS
-
-    section, _, name = path.rpartition(".")
-    keys = keys_of({**FREE_SECTIONS, **OPTIONAL_SECTIONS}[section]) if section in SECTIONS_OF_OURS else scalar_keys()
-    kinds = members(keys[name].annotation) if name in keys else ()
-    words = [word for kind in kinds for word in getattr(kind, "__args__", ()) if isinstance(word, (str, int))]
-    found = [st.sampled_from(words)] if words else []
-    found += [st.sampled_from([number for number in NUMBERS if float in kinds or isinstance(number, int)])] * (
-        int in kinds or float in kinds
-    )
-    found += [st.booleans()] * (bool in kinds)
-    found += [st.sampled_from([each for each in PLAIN if isinstance(each, str)])] * (str in kinds or not found)
-    return st.one_of(found)
-
-
-SECTIONS_OF_OURS = ("optimizer", "scheduler", "ema", "early_stopping", "checkpointing", "logging")
-
-
-@st.composite
-def cases(draw) -> Case:
-    """A real configuration after one to four mutations, and the command that looks at it."""
-    kind, _, text = draw(st.sampled_from(bases()))
-    if kind == "words":
-        case = Case({"base.yaml": b"max_steps: 3\n"}, _words(text))
-    elif draw(st.integers(0, 7)) == 0:
-        line = draw(st.sampled_from(GOING_ON))
-        case = Case({name: each.encode("latin-1") for name, each in EARLIER_RUN.items()}, shlex.split(line))
-        case.files["base.yaml"] = b"max_steps: 3\n"
-    else:
-        case = Case({"base.yaml": text.encode()}, [FLAG_OF[kind], "base.yaml"])
-    case.files["other.yaml"] = draw(st.sampled_from([b"seed: 3\n", b"extends: base.yaml\n", b"\xff", b"", b"- 1\n"]))
-    for _ in range(draw(st.integers(1, 4))):
-        mutation = draw(st.sampled_from(MUTATIONS))
-        mutation(draw, case)
-    case.words += draw(st.sampled_from(COMMANDS))
-    return case
-
-
-def _words(line: str) -> list[str]:
-    try:
-        return shlex.split(line)
-    except ValueError:
-        return line.split()
-
-
-# ---- in structure ----
-
-
-TREE_CHANGES = (
-    "set", "set", "set", "set", "known", "known", "known", "known", "rename", "delete", "move", "wrap", "raw", "raw",
-    "extends", "nest",
-)  # fmt: skip
-
-
-def mutate_structure(draw, case: Case) -> None:
-    """One mapping or list of a file, somewhere: a key renamed, removed, moved, set to something else."""
-    name = draw(st.sampled_from(sorted(case.files)))
-    try:
-        tree = yaml.load(case.files[name].decode(), LOADER)
-    except Exception:  # PyYAML fails in many ways of its own
-        return mutate_text(draw, case)
-    if not isinstance(tree, dict):
-        tree = {"max_steps": 3}
-    raw: list[str] = []
-    for _ in range(draw(st.integers(1, 3))):
-        spot = draw(st.sampled_from(list(_containers(tree))))
-        change = draw(st.sampled_from(TREE_CHANGES))
-        _change(draw, tree, spot, change, raw)
-    if name.endswith(".json"):
-        return None
-    try:
-        style = draw(st.sampled_from([False, False, True, None]))
-        text = yaml.dump(
-            tree, Dumper=DUMPER, default_flow_style=style, sort_keys=False, allow_unicode=draw(st.booleans())
-        )
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError):
-        return None
-    for number, each in enumerate(raw):
-        text = text.replace(RAW.format(number), each)
-    case.files[name] = text.encode("utf-8", "surrogatepass")
-    return None
-
-
-def _change(draw, tree: dict, spot: dict | list, change: str, raw: list[str]) -> None:
-    if change == "extends":
-        tree["extends"] = copy.deepcopy(draw(st.sampled_from(PARENTS)))
-        return
-    if change == "known":
-        _set_known(draw, tree)
-        return
-    keys = list(spot) if isinstance(spot, dict) else list(range(len(spot)))
-    if not keys:
-        return
-    key = draw(st.sampled_from(keys))
-    if change == "set":
-        spot[key] = draw(values)
-    elif change == "raw":
-        raw.append(draw(st.sampled_from(RAW_TEXTS)))
-        spot[key] = RAW.format(len(raw) - 1)
-    elif change == "delete":
-        del spot[key]
-    elif change == "wrap":
-        spot[key] = draw(st.sampled_from([lambda x: [x], lambda x: {"name": x}, lambda x: [x, x], str]))(spot[key])
-    elif change == "nest":
-        value = spot[key]
-        for _ in range(draw(st.sampled_from([2, 10, 45, 60, 200]))):
-            value = {"a": value}
-        spot[key] = value
-    elif change == "move":
-        tree[str(key)] = spot.pop(key)
-    elif isinstance(spot, dict):
-        word = str(key)
-        new = draw(st.sampled_from([word[:-1], word + "x", word.upper(), word.replace("_", "-"), "", " ", "name", "a.b",
-                                    "\x1b[0m", "k" * 5000, "ключ", word[::-1], f"no_{word}", 5]))  # fmt: skip
-        spot[new] = spot.pop(key)
-
-
-def _set_known(draw, tree: dict) -> None:
-    """A key that exists, in its section or (dots and all) at the top, with a value that fits its type or any."""
-    path = draw(st.sampled_from(key_paths()))
-    value = draw(fitting(path) if draw(st.booleans()) else values)
-    if draw(st.integers(0, 3)) == 0:
-        tree[path] = value
-        return
-    *sections, key = path.split(".")
-    for section in sections:
-        if not isinstance(tree.get(section), dict):
-            tree[section] = {}
-        tree = tree[section]
-    tree[key] = value
-
-
-def _containers(value, levels: int = 6):
-    """Mappings and lists below a value, itself among them; an alias may lead in a circle."""
-    yield value
-    for child in value.values() if isinstance(value, dict) else value:
-        if isinstance(child, (dict, list)) and levels:
-            yield from _containers(child, levels - 1)
-
-
-# ---- in text ----
-
-
-TEXT_CHANGES = (
-    "cut", "cut", "splice", "splice", "splice", "splice", "flip", "flip", "double", "swap", "indent", "crlf", "tabs",
-    "bom", "utf16", "drop", "repeat", "empty",
-)  # fmt: skip
-
-
-def mutate_text(draw, case: Case) -> None:
-    """Bytes of a file: cut, doubled, flipped, put in, in another encoding."""
-    name = draw(st.sampled_from(sorted(case.files)))
-    text = case.files[name]
-    at = draw(st.integers(0, max(0, len(text) - 1)))
-    lines = text.splitlines(keepends=True) or [b""]
-    line = draw(st.integers(0, len(lines) - 1))
-    change = draw(st.sampled_from(TEXT_CHANGES))
-    if change == "cut":
-        text = text[:at]
-    elif change == "splice":
-        text = text[:at] + draw(st.sampled_from(SPLICES)) + text[at:]
-    elif change == "flip" and text:
-        text = text[:at] + bytes([text[at] ^ draw(st.integers(1, 255))]) + text[at + 1 :]
-    elif change == "double":
-        text = b"".join([*lines[: line + 1], lines[line], *lines[line + 1 :]])
-    elif change == "swap":
-        other = draw(st.integers(0, len(lines) - 1))
-        lines[line], lines[other] = lines[other], lines[line]
-        text = b"".join(lines)
-    elif change == "indent":
-        lines[line] = draw(st.sampled_from([b" ", b"  ", b"\t", b"- "])) + lines[line]
-        text = b"".join(lines)
-    elif change == "drop":
-        text = b"".join(lines[:line] + lines[line + 1 :])
-    elif change == "repeat":
-        text = (text + draw(st.sampled_from([b"\n", b"\n---\n"]))) * 2
-    else:
-        text = {
-            "crlf": text.replace(b"\n", b"\r\n"),
-            "tabs": text.replace(b"  ", b"\t"),
-            "bom": b"\xef\xbb\xbf" + text,
-            "utf16": text.decode("utf-8", "replace").encode("utf-16"),
-            "empty": b"",
-        }.get(change, text)
-    case.files[name] = text
-
-
-# ---- on the command line ----
-
-
-def mutate_flags(draw, case: Case) -> None:
-    """A flag added in one of the ways that people write one, or a word dropped, doubled or moved."""
-    change = draw(st.sampled_from(("flag", "flag", "flag", "set", "set", "set", "word", "drop", "double", "shuffle")))
-    if change == "flag":
-        name, value = draw(st.sampled_from(flags())), _spelled(draw(values))
-        written = [[name, value], [f"{name}={value}"], [name], [f"{name}="], [name[:-2], value], [name, value, value],
-                   [name.replace("_", "-"), value], [name.replace("--", "-"), value], [f"--no_{name[2:]}"],
-                   [f"{name} {value}"]]  # fmt: skip
-        case.words += draw(st.sampled_from(written))
-    elif change == "set":
-        path = draw(st.one_of(st.sampled_from(key_paths()), st.sampled_from(key_paths()), st.sampled_from(ODD_PATHS)))
-        value = draw(st.one_of(values.map(_spelled), st.sampled_from(RAW_TEXTS)))
-        case.words += ["--set", f"{path}{draw(st.sampled_from(['=', '=', '=', '=', '', '==']))}{value}"]
-    elif change == "word":
-        case.words.insert(draw(st.integers(0, len(case.words))), draw(st.sampled_from(ODD_WORDS)))
-    elif case.words:
-        at = draw(st.integers(0, len(case.words) - 1))
-        if change == "drop":
-            del case.words[at]
-        elif change == "double":
-            case.words += case.words[at : at + 2]
-        else:
-            case.words = case.words[at:] + case.words[:at]
-
-
+ODD_KEYS = ("", " ", "name", "a.b", "\x1b[0m", "k" * 5000, "ключ", 5)
 ODD_PATHS = (
     "", ".", "..", "a..b", ".a", "a.", " ", "a b", "model", "model.name", "model.x.y.z", "extends", "training_config",
     "a." * 30 + "b", "dataset", "dataset.name.x", "max_steps.x", "optimizer.x", "hub_token", "callbacks", "callbacks.0",
@@ -394,16 +144,203 @@ ODD_WORDS = (
     "\x1b[0m", "--learning", "--max_step", "--output_dir", "--set", "--check", "--check=x", "--check=false", "--ünï",
     "\udcff", "a\0b", "--seed=1", "--print_config=xml", "\n", "*", "--set=a", "--training_config", "=",
 )  # fmt: skip
+COMMANDS = (["--check"],) * 6 + (["--print_config"], ["--print_config", "json"], ["--check", "--print_config=yaml"])
+
+# Each draw has its own lists and mappings: a later mutation changes them.
+plain = st.sampled_from(PLAIN).map(copy.deepcopy)
+values = st.one_of(plain, plain, st.integers(-5, 5), st.floats(), st.text(max_size=8))
 
 
-def _spelled(value: object) -> str:
+@cache
+def key_paths() -> tuple[str, ...]:
+    """All keys: Keel's own, those of sections and components, and aliases."""
+    paths = {*yaml_keys(), *ALIASES, *alias_paths()}
+    paths |= {f"{section}.{name}" for section, kind in SECTIONS.items() for name in keys_of(kind)}
+    for section in COMPONENTS:
+        for name in shipped(section):
+            paths |= {f"{section}.{key}" for key in ["name", *keys_of(component_module(section, name).Config)]}
+    return tuple(sorted(paths))
+
+
+@cache
+def flags() -> tuple[str, ...]:
+    names = set(argument_parser()._option_string_actions) - {"--help", "-h", "--print_schema", "--print-schema"}
+    return tuple(sorted(names))
+
+
+@cache
+def fitting(path: str) -> st.SearchStrategy:
+    """Values of a key's type, most of them unreasonable: they pass the check of types and fail later, if at all."""
+    section, _, name = path.rpartition(".")
+    keys = keys_of(SECTIONS[section]) if section in SECTIONS else scalar_keys()
+    kinds = members(keys[name].annotation) if name in keys else ()
+    choices = [word for kind in kinds for word in getattr(kind, "__args__", ()) if isinstance(word, (str, int))]
+    numbers = [number for number in NUMBERS if float in kinds or isinstance(number, int) and int in kinds]
+    strategies = [st.sampled_from(group) for group in (choices, numbers) if group] + [st.booleans()] * (bool in kinds)
+    if str in kinds or not strategies:
+        strategies.append(st.sampled_from([value for value in PLAIN if isinstance(value, str)]))
+    return st.one_of(strategies)
+
+
+@st.composite
+def cases(draw) -> Case:
+    """A real configuration after one to four mutations, and a command that checks or prints it."""
+    kind, text = draw(st.sampled_from(bases()))
+    if kind == "words":
+        case = Case({"base.yaml": b"max_steps: 3\n"}, shlex.split(text))
+    elif draw(st.integers(0, 7)) == 0:
+        case = Case({name: content.encode("latin-1") for name, content in EARLIER_RUN.items()})
+        case.words, case.files["base.yaml"] = shlex.split(draw(st.sampled_from(RESUMING))), b"max_steps: 3\n"
+    else:
+        case = Case({"base.yaml": text.encode()}, [FLAG_OF[kind], "base.yaml"])
+    case.files["other.yaml"] = draw(st.sampled_from([b"seed: 3\n", b"extends: base.yaml\n", b"\xff", b"", b"- 1\n"]))
+    for _ in range(draw(st.integers(1, 4))):
+        mutate = draw(st.sampled_from((mutate_structure,) * 6 + (mutate_text,) * 3 + (mutate_flags,) * 4))
+        mutate(draw, case)
+    case.words += draw(st.sampled_from(COMMANDS))
+    return case
+
+
+# ---- structure ----
+
+
+def mutate_structure(draw, case: Case) -> None:
+    """Change keys or entries somewhere in a file."""
+    name = draw(st.sampled_from(sorted(case.files)))
+    try:
+        tree = yaml.safe_load(case.files[name].decode())
+    except Exception:  # PyYAML raises many kinds of errors
+        return mutate_text(draw, case)
+    if not isinstance(tree, dict):
+        tree = {"max_steps": 3}
+    raw: list[str] = []
+    for _ in range(draw(st.integers(1, 3))):
+        kind = draw(st.sampled_from(("extends", *["known"] * 4, *["entry"] * 11)))
+        if kind == "extends":
+            tree["extends"] = copy.deepcopy(draw(st.sampled_from(PARENTS)))
+        elif kind == "known":
+            set_known_key(draw, tree)
+        else:
+            change_entry(draw, tree, draw(st.sampled_from(list(containers(tree)))), raw)
+    if name.endswith(".json"):
+        return None
+    style, unicode = draw(st.sampled_from([False, False, True, None])), draw(st.booleans())
+    try:
+        text = yaml.safe_dump(tree, default_flow_style=style, sort_keys=False, allow_unicode=unicode)
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError):
+        return None
+    for number, inserted in enumerate(raw):
+        text = text.replace(RAW.format(number), inserted)
+    case.files[name] = text.encode("utf-8", "surrogatepass")
+    return None
+
+
+def containers(value, levels: int = 6):
+    """The value and the mappings and lists below it; an alias may lead in a circle."""
+    yield value
+    for child in value.values() if isinstance(value, dict) else value:
+        if isinstance(child, (dict, list)) and levels:
+            yield from containers(child, levels - 1)
+
+
+def change_entry(draw, tree: dict, container: dict | list, raw: list[str]) -> None:
+    """Replace, delete, wrap, move or rename one entry of a mapping or list."""
+    keys = list(container) if isinstance(container, dict) else list(range(len(container)))
+    if not keys:
+        return
+    key = draw(st.sampled_from(keys))
+    change = draw(st.sampled_from((*["set"] * 4, *["raw"] * 2, "delete", "wrap", "nest", "move", "rename")))
+    if change == "set":
+        container[key] = draw(values)
+    elif change == "raw":
+        raw.append(draw(st.sampled_from(RAW_TEXTS)))
+        container[key] = RAW.format(len(raw) - 1)
+    elif change == "delete":
+        del container[key]
+    elif change == "wrap":
+        value = container[key]
+        container[key] = draw(st.sampled_from([[value], {"name": value}, [value, value], str(value)]))
+    elif change == "nest":
+        for _ in range(draw(st.sampled_from([2, 10, 45, 60, 200]))):
+            container[key] = {"a": container[key]}
+    elif change == "move":
+        tree[str(key)] = container.pop(key)
+    elif isinstance(container, dict):
+        word = str(key)
+        misspelled = (word[:-1], word + "x", word.upper(), word.replace("_", "-"), word[::-1], f"no_{word}")
+        container[draw(st.sampled_from(misspelled + ODD_KEYS))] = container.pop(key)
+
+
+def set_known_key(draw, tree: dict) -> None:
+    """Set a key that exists, in its section or with dots at the top, to a value of its type or to any value."""
+    path = draw(st.sampled_from(key_paths()))
+    value = draw(fitting(path) if draw(st.booleans()) else values)
+    *sections, key = [path] if draw(st.integers(0, 3)) == 0 else path.split(".")
+    for section in sections:
+        if not isinstance(tree.get(section), dict):
+            tree[section] = {}
+        tree = tree[section]
+    tree[key] = value
+
+
+# ---- text ----
+
+
+def mutate_text(draw, case: Case) -> None:
+    """Change bytes or lines of a file, or its encoding."""
+    name = draw(st.sampled_from(sorted(case.files)))
+    text = case.files[name]
+    at = draw(st.integers(0, max(0, len(text) - 1)))
+    lines = text.splitlines(keepends=True) or [b""]
+    number = draw(st.integers(0, len(lines) - 1))
+    before, line, after = b"".join(lines[:number]), lines[number], b"".join(lines[number + 1 :])
+    changed = {
+        "cut": text[:at],
+        "splice": text[:at] + draw(st.sampled_from(SPLICES)) + text[at:],
+        "flip": text[:at] + bytes(byte ^ draw(st.integers(1, 255)) for byte in text[at : at + 1]) + text[at + 1 :],
+        "double": before + line + line + after,
+        "swap": before + after + line,
+        "indent": before + draw(st.sampled_from([b" ", b"  ", b"\t", b"- "])) + line + after,
+        "drop": before + after,
+        "repeat": (text + draw(st.sampled_from([b"\n", b"\n---\n"]))) * 2,
+        "crlf": text.replace(b"\n", b"\r\n"),
+        "tabs": text.replace(b"  ", b"\t"),
+        "bom": b"\xef\xbb\xbf" + text,
+        "utf16": text.decode("utf-8", "replace").encode("utf-16"),
+        "empty": b"",
+    }
+    case.files[name] = changed[draw(st.sampled_from((*changed, "cut", "splice", "splice", "splice", "flip")))]
+
+
+# ---- command line ----
+
+
+def mutate_flags(draw, case: Case) -> None:
+    """Add a flag in one of the ways that people write one, or drop, double or move words."""
+    change = draw(st.sampled_from(("flag", "flag", "flag", "set", "set", "set", "word", "drop", "double", "shuffle")))
+    at = draw(st.integers(0, max(0, len(case.words) - 1)))
+    if change == "flag":
+        name, value = draw(st.sampled_from(flags())), spelled(draw(values))
+        written = [[name, value], [f"{name}={value}"], [name], [f"{name}="], [name[:-2], value], [name, value, value],
+                   [name.replace("_", "-"), value], [name.replace("--", "-"), value], [f"--no_{name[2:]}"],
+                   [f"{name} {value}"]]  # fmt: skip
+        case.words += draw(st.sampled_from(written))
+    elif change == "set":
+        path = draw(st.one_of(st.sampled_from(key_paths()), st.sampled_from(key_paths()), st.sampled_from(ODD_PATHS)))
+        value = draw(st.one_of(values.map(spelled), st.sampled_from(RAW_TEXTS)))
+        case.words += ["--set", f"{path}{draw(st.sampled_from(['=', '=', '=', '=', '', '==']))}{value}"]
+    elif change == "word":
+        case.words.insert(at, draw(st.sampled_from(ODD_WORDS)))
+    elif change == "drop":
+        del case.words[at : at + 1]
+    elif change == "double":
+        case.words += case.words[at : at + 2]
+    else:
+        case.words = case.words[at:] + case.words[:at]
+
+
+def spelled(value: object) -> str:
+    """A value as someone would write it on a command line."""
     if isinstance(value, (dict, list)):
-        return yaml.dump(value, Dumper=DUMPER, default_flow_style=True, width=10**9).strip()
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if _hashable(value) else str(value)
-
-
-def _hashable(value: object) -> bool:
-    return value is None or isinstance(value, bool)
-
-
-MUTATIONS = (mutate_structure,) * 6 + (mutate_text,) * 3 + (mutate_flags,) * 4
+        return yaml.safe_dump(value, default_flow_style=True, width=10**9).strip()
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
