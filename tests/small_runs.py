@@ -118,8 +118,9 @@ def named(trainer, kind):
     return callback
 
 
-def stop_workers(loader):
-    """End a loader's persistent workers; torch waits 5 s for each of those that the garbage collector finds."""
-    loader = getattr(loader, "base_dataloader", loader)
-    if loader._iterator is not None:
-        loader._iterator._shutdown_workers()
+def stop_workers(*loaders):
+    """End persistent workers; if the garbage collector finds their loader first, torch waits 5 s for each."""
+    for loader in loaders:
+        iterator = getattr(getattr(loader, "base_dataloader", loader), "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
