@@ -1,6 +1,6 @@
-"""Settings put at random into a tiny run that really starts: it trains its step, or says in one line why not.
+"""Random settings of a tiny run: it trains, or refuses in one line.
 
-KEEL_FUZZ_EXAMPLES and KEEL_FUZZ_SEED look further than CI does.
+KEEL_FUZZ_EXAMPLES and KEEL_FUZZ_SEED try more cases than CI does.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ BASE = {
     "dataset": {"path": "data", "block_size": 8},
     "model": {"n_layer": 1, "n_head": 2, "n_embd": 8},
 }
-# What makes a run long or large, leaves the machine, or needs more of it than a test may ask for.
+# Keys that make a run long or large, use the network, or need special hardware.
 LEFT_OUT = (
     "max_steps", "max_iters", "num_train_epochs", "gradient_accumulation_steps", "dataloader_num_workers",
     "eval_num_workers", "dataloader_prefetch_factor", "per_device_train_batch_size", "per_device_eval_batch_size",
@@ -54,14 +54,14 @@ SCHEDULES = ("linear", "cosine", "constant_with_warmup", "inverse_sqrt", "cosine
 
 
 def choices():
-    """Keys whose values are numbers, switches and words of a list: no paths, names of models or places to write to."""
-    found = [path for path in key_paths() if path.partition(".")[0] in OPTIONAL_SECTIONS and "." in path]
-    found = [path for path in found if path not in ("checkpointing.dirpath", "logging.save_dir", "logging.logger_type")]
+    """Keys whose values are numbers, switches or words of a list: no paths and no names of models."""
+    paths = {path for path in key_paths() if path.partition(".")[0] in OPTIONAL_SECTIONS and "." in path}
+    paths -= {"checkpointing.dirpath", "logging.save_dir", "logging.logger_type"}
     for name, key in scalar_keys().items():
         kinds = members(key.annotation)
         if name not in LEFT_OUT and not {str, dict, list} & set(kinds) and "list" not in str(key.annotation):
-            found.append(name)
-    return sorted(found)
+            paths.add(name)
+    return sorted(paths)
 
 
 @st.composite
@@ -78,25 +78,25 @@ def recipes(draw):
 
 
 class Hang(BaseException):
-    """No Exception: nothing on the way may take it for one of its own."""
-
-
-def ring(*_):
-    raise Hang
+    """Not an Exception, so that no handler catches it."""
 
 
 def outcome(folder, recipe):
-    """(exit code, error lines, what was changed outside of the run's folder and the prepared data)."""
+    """(exit code, error lines, changes outside of the run's folder and the prepared data)."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     shutil.rmtree(folder / "out", ignore_errors=True)
     out, err, code = io.StringIO(), io.StringIO(), 0
-    before = signal.signal(signal.SIGALRM, ring)
+
+    def hang(*_):
+        raise Hang
+
+    before = signal.signal(signal.SIGALRM, hang)
     signal.alarm(LONGEST)
     try:
         with watching(folder) as changes, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             train.main(["--training_config", "recipe.yaml"])
-    except SystemExit as left:
-        code = left.code
+    except SystemExit as error:
+        code = error.code
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
@@ -106,18 +106,18 @@ def outcome(folder, recipe):
 
 
 @pytest.fixture
-def as_quiet_as_before():
+def restored_verbosity():
     """A run's `log_level` stays with the process."""
     verbosity = logging.get_verbosity()
     yield
     logging.set_verbosity(verbosity)
 
 
-def test_runs_with_settings_put_in_at_random(tmp_path, monkeypatch, as_quiet_as_before):
+def test_runs_with_random_settings(tmp_path, monkeypatch, restored_verbosity):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     write_set(tmp_path / "data", tokens=(200, 60))
-    assert outcome(tmp_path, BASE)[:2] == (0, [])  # and all is imported
+    assert outcome(tmp_path, BASE)[:2] == (0, [])  # this run also imports everything
     codes = []
 
     @settings(
@@ -129,7 +129,7 @@ def test_runs_with_settings_put_in_at_random(tmp_path, monkeypatch, as_quiet_as_
         suppress_health_check=list(HealthCheck),
     )
     @given(recipes())
-    def each(recipe):
+    def fuzz(recipe):
         code, errors, elsewhere = outcome(tmp_path, recipe)
         assert code in (0, 1, 2), code
         assert bool(errors) == (code != 0), errors
@@ -138,6 +138,6 @@ def test_runs_with_settings_put_in_at_random(tmp_path, monkeypatch, as_quiet_as_
         codes.append(code)
 
     if "KEEL_FUZZ_SEED" in os.environ:
-        each = seed(int(os.environ["KEEL_FUZZ_SEED"]))(each)
-    each()
+        fuzz = seed(int(os.environ["KEEL_FUZZ_SEED"]))(fuzz)
+    fuzz()
     assert codes.count(0) > len(codes) / 10
