@@ -29,7 +29,7 @@ def write_checkpoint(folder, run, batch=(8, 1, 1), step=STEP, total=TOTAL):
         "last_rates": [],
         "curve": {},
     }
-    schedule["course"] = course
+    schedule["course"] = mapping
     interval = {"last_logged": step, "loss": 0.0, "followed_loss": 0.0, "followed_steps": 0, "terms": {}, "pending": {}}
     interval |= {"norms": [0, 0], "skipped": 0}
     files = {"trainer_state": state, "scheduler": schedule, "log_interval": interval, "optimizer": {}, "rng-0": {}}
