@@ -409,11 +409,11 @@ def test_other_samples_a_step_are_refused_with_what_to_set(resumed, monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     (problem,) = resumed(BASE, BASE, batch=(8, 1, 1)).problems
     assert "a step was of 8 samples and would be of 16" in problem and "--resume_changed allow" in problem
-    assert "set global_batch_size 8 (per_device_train_batch_size 4, gradient_accumulation_steps 1)" in problem
+    assert "set global_batch_size 8," in problem
     assert resumed(BASE, BASE, ["resume_changed=allow"], batch=(8, 1, 1)).problems == []
     monkeypatch.setenv("WORLD_SIZE", "3")
     (problem,) = resumed(BASE, BASE, batch=(8, 1, 1)).problems
-    assert "it needs a number of processes that divides it, not 3" in problem
+    assert "a number of processes that divides it, not 3" in problem
 
 
 def test_several_data_sets_are_drawn_by_the_batch(resumed):
