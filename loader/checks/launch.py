@@ -173,20 +173,10 @@ def _precision(run: RunConfig, problems: Problems) -> None:
 def _compilation(run: RunConfig, problems: Problems) -> None:
     backend = run.trainer.get("torch_compile_backend")
     compiles = bool(run.trainer.get("torch_compile") or backend or run.trainer.get("torch_compile_mode"))
-    ours = {
-        "BACKEND": (backend or "inductor") if compiles else "no",
-        "MODE": run.trainer.get("torch_compile_mode") or "default",
-    }
-    names = (
-        ("BACKEND", "MODE", "USE_FULLGRAPH", "USE_DYNAMIC", "USE_REGIONAL_COMPILATION") if compiles else ("BACKEND",)
-    )
-    for name in names:
-        setting = _environment_setting(f"ACCELERATE_DYNAMO_{name}")
-        if setting and setting != ours.get(name):
-            key = {"BACKEND": "torch_compile_backend", "MODE": "torch_compile_mode"}.get(name, "torch_compile")
-            value = run.trainer.get(key)
-            problems.add(
-                f"`ACCELERATE_DYNAMO_{name}={setting}` in the environment (accelerate launch --dynamo_{name.lower()}, "
-                f"or its file) is not what the training file says (`{key}: {shown(value)}`{run.place(key)}); "
-                f"compile by torch_compile, torch_compile_backend and torch_compile_mode there, and leave it out"
-            )
+    setting = _environment_setting("ACCELERATE_DYNAMO_BACKEND")
+    if setting and setting != ((backend or "inductor") if compiles else "no"):
+        problems.add(
+            f"`ACCELERATE_DYNAMO_BACKEND={setting}` in the environment (accelerate launch --dynamo_backend, or its "
+            f"file) differs from the training file (`torch_compile_backend: {shown(backend)}`"
+            f"{run.place('torch_compile_backend')}); set torch_compile and torch_compile_backend there, leave it out"
+        )

@@ -20,9 +20,9 @@ from loader.sources.config_tree import DEFAULT, Node
 from storage.checkpoints import checkpoints
 from storage.config_keys import ADAPTATION, TRAINER
 
+MOST_OF_NAME = 255  # bytes of a file's name
 # Files that mark a folder as the output of an earlier run (a failed start leaves run.yaml alone).
 RUN_FILES = ("metrics.jsonl", "config.json", "model.safetensors", "adapter_config.json")
-MOST_OF_NAME = 255  # bytes of a file's name
 
 
 def check_run(run: RunConfig) -> list[str]:

@@ -33,7 +33,10 @@ def settle_global_batch(tree: Node, layers: list[Node], problems: Problems) -> N
     processes, level = launched_processes(), layer_index(layers, GLOBAL)
     label = f"`{GLOBAL}: {wanted}`{node.origin.place}"
     if wanted % processes:
-        problems.add(f"{label} cannot be shared by {processes} processes alike; {_other_sizes(wanted, processes)}")
+        nearest = wanted // processes * processes or processes
+        problems.add(
+            f"{label} cannot be divided among {processes} processes; give a multiple of them, such as {nearest}"
+        )
         return
     share = wanted // processes
     size, steps = _count(tree.value.get(PER_DEVICE)), _count(tree.value.get(ACCUMULATED))
@@ -45,7 +48,8 @@ def settle_global_batch(tree: Node, layers: list[Node], problems: Problems) -> N
         settings = " and ".join(f"`{name}: {fixed.value}`{fixed.origin.place}" for name, fixed in binding.items())
         per = f" for each of {processes} processes" if processes > 1 else ""
         problems.add(
-            f"{label} is {share} samples a step{per}, which {settings} does not give; {_splits(share, binding)}"
+            f"{label} is {share} samples a step{per}, which {settings} does not give; leave one of them out, or give "
+            f"divisors: {', '.join(map(str, divisors(share)[:8]))} …"
         )
         return
     for name, value in zip((PER_DEVICE, ACCUMULATED), chosen, strict=True):
@@ -88,19 +92,3 @@ def _count(node: Node | None) -> int | None:
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 16:
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def _other_sizes(wanted: int, processes: int) -> str:
-    """Suggest sizes for these processes, and numbers of processes for this size."""
-    below = wanted // processes * processes
-    sizes = " or ".join(str(size) for size in (below, below + processes) if size > 0)
-    counts = [divisor for divisor in divisors(wanted) if divisor <= 2 * processes][-3:]
-    return f"give {sizes}, or launch {' or '.join(map(str, counts))} process(es)"
-
-
-def _splits(share: int, binding: dict[str, Node]) -> str:
-    """Suggest pairs whose product is `share`, near the given one."""
-    wanted = _count(binding.get(PER_DEVICE)) or share // max(1, _count(binding[ACCUMULATED]) or 1)
-    near = sorted(sorted(divisors(share), key=lambda size: abs(size - wanted))[:4])
-    pairs = ", ".join(f"{size} × {share // size}" for size in near)
-    return f"{PER_DEVICE} × {ACCUMULATED} may be {pairs}; leave one of them out, or give another {GLOBAL}"

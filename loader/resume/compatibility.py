@@ -209,7 +209,8 @@ def _batch(run: RunConfig, outcome: ResumeChanges) -> None:
         remedy = f"set {PER_DEVICE} {before[0]}"
     else:
         reason = f"a step was of {total} samples and would be of {new}"
-        remedy = f"set global_batch_size {total}" + _fitting(total, after)
+        remedy = f"set global_batch_size {total}"
+        remedy += f" (with a number of processes that divides it, not {after[2]})" if total % after[2] else ""
     if run.hyper.max_steps <= 0 and total != new and not run.is_endless:
         outcome.problems.append(
             f"{statement}: {reason}, and the length in epochs would be another "
@@ -219,16 +220,6 @@ def _batch(run: RunConfig, outcome: ResumeChanges) -> None:
         outcome.problems.append(f"{statement}: {reason}; {remedy}, or allow it with --resume_changed allow")
     else:
         outcome.apply(change, f"changed on resume: batch {now}, was {was}")
-
-
-def _fitting(total: int, after: tuple[int, int, int]) -> str:
-    """Suggest how the wanted batch can be divided among the current processes."""
-    size, _, processes = after
-    if total % processes:
-        return f" (it needs a number of processes that divides it, not {processes})"
-    share = total // processes
-    fits = size if share % size == 0 else next(index for index in range(min(size, share), 0, -1) if share % index == 0)
-    return f" ({PER_DEVICE} {fits}, {ACCUMULATED} {share // fits})"
 
 
 def draws_by_batch(run: RunConfig) -> bool:
