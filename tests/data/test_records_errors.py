@@ -197,7 +197,7 @@ def test_text_column_must_be_there(tmp_path):
         ("a.json", b'[\n {"text": "x"},\n {"text" "y"}\n]', 3, "not JSON"),
         ("a.json", b'[\n {"text": "x"}\n {"text": "y"}\n]', 3, "not JSON"),
         ("a.json", b'[\n {"text": "x"},\n {"text": "y"}\n', 4, "not JSON"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n{"text": \n'), 2, "not JSON"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n{"text": \n', mtime=0), 2, "not JSON"),
     ],
 )
 def test_files_that_are_not_json(tmp_path, name, content, line, says):
@@ -208,7 +208,7 @@ def test_files_that_are_not_json(tmp_path, name, content, line, says):
         raise ValueError(found)
 
 
-@pytest.mark.parametrize("content", [b"{}", gzip.compress(b'{"text": "x"}\n' * 99)[:30]])
+@pytest.mark.parametrize("content", [b"{}", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:30]])
 def test_files_that_are_not_gzip(tmp_path, content):
     (tmp_path / "a.jsonl.gz").write_bytes(content)
     assert problems_of(tmp_path / "a.jsonl.gz").startswith(f"{tmp_path / 'a.jsonl.gz'}: not whole gzip data")
