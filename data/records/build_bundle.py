@@ -161,7 +161,7 @@ def prepare_rows(folder: Path, config: Config, encoder: Encoder, seed: int, sour
         splits = split(drawn, sources.fraction, sources.train)
     tokenizer = encoder.tokenizer
     pad = next(number for number in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if number is not None)
-    date = datetime.date.today().isoformat() if "strftime_now" in (tokenizer.chat_template or "") else None
+    date = datetime.date.today().isoformat() if "strftime_now" in str(tokenizer.chat_template) else None
     manifest = {"counts": counts, "date": date}
     for name, records in splits.items():
         lengths = [len(record.ids) for record in records]
@@ -239,9 +239,10 @@ def summary(sources: Sources, manifest: dict, config: Config) -> list[str]:
                 f"({numbers['tokens'] / places:.0%} filled), {numbers['learned'] / numbers['tokens']:.0%} of their "
                 f"tokens learned, {use}"
             )
-    if train.left_out:
-        names = ", ".join(f"{count:,} {ending}" for ending, count in sorted(train.left_out.items()))
-        lines.append(f"files beside the records that are not read: {names}")
+    for source in filter(None, (train, sources.held_out)):
+        if source.left_out:
+            names = ", ".join(f"{count:,} {ending}" for ending, count in sorted(source.left_out.items()))
+            lines.append(f"{source}: files beside the records that are not read: {names}")
     if manifest["date"]:
         lines.append(f"the chat template writes the date: {manifest['date']}, when these rows were made")
     counts = manifest["counts"]

@@ -50,7 +50,6 @@ class Encoder:
                 "token are unknown; convert it with `AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)`"
             )
         self.tokenizer, self.loss_on, self.text_column = tokenizer, loss_on, text_column
-        self.has_generation_marks = bool(GENERATION_MARK.search(tokenizer.chat_template or ""))
         added = tokenizer.added_tokens_decoder.items()
         self.special = {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
 
@@ -146,7 +145,8 @@ class RenderedChat:
         self._require_all_rendered()
         encoder = self.encoder
         learned, is_open = np.full(len(self.ids), encoder.loss_on == "all"), False
-        if encoder.loss_on == "assistant" and encoder.has_generation_marks:
+        template = encoder.tokenizer.get_chat_template(tools=self.chat.inputs.get("tools"))
+        if encoder.loss_on == "assistant" and GENERATION_MARK.search(template):
             marks = self._apply(self.chat.messages, return_dict=True, return_assistant_tokens_mask=True)
             learned = np.asarray(marks["assistant_masks"], bool)
             is_open = any(self.ids[last] not in encoder.special for last in np.flatnonzero(learned)[-1:])

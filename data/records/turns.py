@@ -48,14 +48,16 @@ class MarkedChat:
     def __init__(self, messages: Sequence[Message], text: str, render: Render):
         self.messages, self.text, self.render = messages, text, render
         self.marked = [_marked(message, number) for number, message in enumerate(messages)]
-        if not self._is_the_text(self.marked):
-            # A condition of the template depends on one of them: which one?
-            for number, message in enumerate(messages):
-                if not self._is_the_text([*messages[:number], self.marked[number], *messages[number + 1 :]]):
-                    self.marked[number] = message
-        if not self._is_the_text(self.marked):
-            self.marked = list(messages)
         self.found = _Marks(self._rendered(self.marked))
+        if self.found.text != text:
+            # A condition of the template depends on the text of some messages: those go without marks.
+            for number, message in enumerate(messages):
+                single = [*messages[:number], self.marked[number], *messages[number + 1 :]]
+                if _Marks(self._rendered(single)).text != text:
+                    self.marked[number] = message
+            self.found = _Marks(self._rendered(self.marked))
+        if self.found.text != text:
+            self.marked, self.found = list(messages), _Marks(text)
         self.spans = self.found.spans
 
     def left_out(self, number: int) -> str | None:
@@ -132,9 +134,6 @@ class MarkedChat:
         return marks.text[
             0 if anchor is None else marks.spans[anchor][1] : None if until is None else marks.spans[until][0]
         ]
-
-    def _is_the_text(self, messages: Sequence[Message]) -> bool:
-        return _Marks(self._rendered(messages)).text == self.text
 
     def _rendered(self, messages: Sequence[Message], is_ready: bool = False) -> str:
         """The rendering; empty where the template refuses these messages."""

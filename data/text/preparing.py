@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -35,7 +34,7 @@ from data.text.tokenizers import (
 from storage import atomic
 
 VERSION = 2
-JOURNAL_SECONDS = 1.0
+JOURNAL_SECONDS, REPORT_SECONDS = 1.0, 30.0
 BPE_SAMPLE_BYTES = 2**26  # text that a new BPE vocabulary is trained on, taken evenly from all of it
 BYTES_PER_WORKER = 2**21  # below this a worker process costs more than it saves
 
@@ -273,13 +272,14 @@ class Preparation:
         count = num_workers or max(1, min(len(os.sched_getaffinity(0)), (self.size - begin) // BYTES_PER_WORKER))
         # Reading is much faster than tokenizing: what is done already is read again and skipped.
         chunks = chunks_of(itertools.islice(self._pieces(), self.journal["pieces"], None))
-        bar = {} if sys.stderr.isatty() else {"mininterval": 30, "ascii": True}  # in a log, a line per half minute
         with (
             Output(self.data, self.journal["written"]) as output,
-            tqdm(total=self.size, initial=begin, desc=self.name, unit="B", unit_scale=True, **bar) as progress,
+            # `disable=None`: on a terminal only
+            tqdm(total=self.size, initial=begin, desc=self.name, unit="B", unit_scale=True, disable=None) as progress,
             contextlib.closing(encode_in_order(encoder, chunks, count)) as results,
         ):
             flushed, state = time.monotonic(), self.journal
+            reported = flushed
             try:
                 for chunk, tokens in results:
                     written = output.append(tokens, state["written"])
@@ -289,6 +289,9 @@ class Preparation:
                     if time.monotonic() - flushed >= JOURNAL_SECONDS:
                         self._flush(output, state)
                         flushed = time.monotonic()
+                    if progress.disable and time.monotonic() - reported >= REPORT_SECONDS:
+                        self.report(f"{self.name}: {self._done(written):,} of {self.size:,} bytes")
+                        reported = time.monotonic()
             finally:
                 self._flush(output, state)
 

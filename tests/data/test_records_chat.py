@@ -171,6 +171,16 @@ def test_weight_0_carries_no_loss(tokenizer, template):
     assert "`weight` of message 2 is 0.5" in refusal(tokenizer, {"messages": [TALK[0], {**TALK[1], "weight": 0.5}]})
 
 
+def test_several_templates_by_name(tokenizer):
+    """As older tokenizers have them: the one for tools is used for records with tools."""
+    templates = {"default": CHATML, "tool_use": "{{ tools | length }}" + CHATML}
+    for template in (templates, {**templates, "default": MARKED}):
+        for record in ({"messages": TALK}, {"messages": TALK, "tools": TOOLS}):
+            encoded = encode(tokenizer, record, template)
+            assert learned_text(tokenizer, encoded) == [f"{TALK[1]['content']}<|im_end|>", "Six.<|im_end|>"]
+            assert tokenizer.decode(encoded.ids).startswith("1") == ("tools" in record) and not encoded.unread
+
+
 def test_thinking_can_be_asked_for_in_a_record(tokenizer):
     """`chat_template_kwargs` reach the template: its generation prompt then holds the empty thought."""
     record = {"messages": TALK, "chat_template_kwargs": {"enable_thinking": False, "colour": "red"}}

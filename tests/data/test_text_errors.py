@@ -170,20 +170,21 @@ def test_all_problems_are_listed(tmp_path):
 # ---- files ----
 
 
-def test_files_that_are_missing_empty_or_cut_off(tmp_path):
-    folder = write_text_folder(tmp_path / "a", counting(500, 60), meta=False)
-    content = (folder / "val.bin").read_bytes()
-    (folder / "val.bin").unlink()
-    assert "a has no val.bin; prepare the data set again" in refusal(tmp_path)
-    (folder / "val.bin").write_bytes(b"")
-    assert "val.bin is empty; prepare" in refusal(tmp_path)
-    (folder / "val.bin").write_bytes(content[:-1])
-    assert "val.bin has 399 bytes, but that is no whole number of uint16 tokens" in refusal(tmp_path)
-    (folder / "val.bin").write_bytes(content[:-2])
-    assert "val.bin has 398 bytes, but that is no whole number of uint32 tokens" in refusal(tmp_path, vocab_size=70_000)
-    write_text_folder(tmp_path / "a", counting(500, 60))
-    (folder / "val.bin").write_bytes(content[:-2])
-    assert "val.bin holds 199 uint16 tokens but" in refusal(tmp_path) and "says 200 uint16" in refusal(tmp_path)
+@pytest.mark.parametrize(
+    ("meta", "size", "vocab_size", "words"),
+    [
+        (False, None, None, "a has no val.bin; prepare the data set again"),
+        (False, 0, None, "val.bin is empty; prepare"),
+        (False, 399, None, "val.bin has 399 bytes, but that is no whole number of uint16 tokens"),
+        (False, 398, 70_000, "val.bin has 398 bytes, but that is no whole number of uint32 tokens"),
+        (True, 398, None, "says 200 uint16; it is cut off"),
+    ],
+)
+def test_files_that_are_missing_empty_or_cut_off(tmp_path, meta, size, vocab_size, words):
+    file = write_text_folder(tmp_path / "a", counting(500, 60), meta=meta) / "val.bin"
+    content = file.read_bytes()[:size]
+    file.unlink() if size is None else file.write_bytes(content)
+    assert words in refusal(tmp_path, vocab_size=vocab_size)
 
 
 @pytest.mark.parametrize("save", [np.save, np.savez])
@@ -194,21 +195,24 @@ def test_numpys_files_are_no_tokens(tmp_path, save):
     assert "train.bin is a NumPy file" in refusal(tmp_path)
 
 
-def test_headers(tmp_path):
-    folder = write_text_folder(tmp_path / "a", counting(500, 60), meta=False)
-    train = folder / "train.bin"
-    write_split(train, counting(500), magic=20240520, version=2)
-    assert "magic 20240520 and version 2; version 1 can be read" in refusal(tmp_path)
-    write_split(train, counting(500), "uint32", magic=20240801, version=1)
-    assert "magic 20240801 and version 1; version 7 can be read" in refusal(tmp_path)
-    for counted in (499, 501, -5):
-        write_split(train, counting(500), magic=20240520, counted=counted)
-        assert f"2,024 bytes, but its header counts {counted} uint16 tokens; it is cut off" in refusal(tmp_path)
-    write_split(train, [], magic=20240520)
-    assert "train.bin is empty" in refusal(tmp_path)
-    write_text_folder(tmp_path / "a", counting(500, 60))
-    write_split(train, counting(500, 60), "uint32", magic=20240801, version=7)
-    assert "train.bin holds 500 uint32 tokens but" in refusal(tmp_path)
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ({"magic": 20240520, "version": 2}, "magic 20240520 and version 2; version 1 can be read"),
+        ({"dtype": "uint32", "magic": 20240801}, "magic 20240801 and version 1; version 7 can be read"),
+        *(
+            ({"magic": 20240520, "counted": counted}, f"2,024 bytes, but its header counts {counted} uint16 tokens")
+            for counted in (499, 501, -5)
+        ),
+        ({"magic": 20240520, "tokens": []}, "train.bin is empty"),
+        ({"dtype": "uint32", "magic": 20240801, "version": 7, "meta": True}, "train.bin holds 500 uint32 tokens but"),
+    ],
+)
+def test_headers(tmp_path, header, words):
+    header = {"meta": False, "tokens": counting(500, 60), "dtype": "uint16", **header}
+    folder = write_text_folder(tmp_path / "a", counting(500, 60), meta=header.pop("meta"))
+    write_split(folder / "train.bin", header.pop("tokens"), header.pop("dtype"), **header)
+    assert words in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -236,13 +240,19 @@ def test_a_wrong_meta(tmp_path, change, message):
     assert message in found and "meta.json" in found and len(found) < 400
 
 
-def test_a_meta_that_is_no_json(tmp_path):
-    folder = write_text_folder(tmp_path / "a", counting(500, 60))
-    for content in (b"{", b"\xff\xfe", b"[1]", b"null"):
-        (folder / "meta.json").write_bytes(content)
-        assert "meta.json" in refusal(tmp_path)
-    (folder / "meta.json").write_text("[" * 100_000)
-    assert "meta.json cannot be read as JSON (lists or objects are nested too deeply)" in refusal(tmp_path)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "cannot be read as JSON"),
+        (b"\xff\xfe", "cannot be read as JSON"),
+        (b"[1]", "is [1], not an object"),
+        (b"null", "is None, not an object"),
+        (b"[" * 100_000, "cannot be read as JSON (lists or objects are nested too deeply)"),
+    ],
+)
+def test_a_meta_that_is_no_json(tmp_path, content, words):
+    (write_text_folder(tmp_path / "a", counting(500, 60)) / "meta.json").write_bytes(content)
+    assert f"meta.json {words}" in refusal(tmp_path)
 
 
 def test_block_size_longer_than_a_split(tmp_path):
