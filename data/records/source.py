@@ -1,6 +1,7 @@
 """Find records and read them one by one, each with its place for errors: FILE:LINE."""
 
 import collections
+import contextlib
 import functools
 import importlib.util
 import json
@@ -147,14 +148,30 @@ def _read_list(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
-        place = f"{file}:{getattr(error, 'lineno', 1)}"
-        raise ValueError(f"{place}: not JSON ({reason(error)}); the file is a list of JSON objects") from None
-    text, decoder, line, begin, end = content.decode(), json.JSONDecoder(), 1, 0, content.index(b"[") + 1
-    for value in values:
+        line = getattr(error, "lineno", None) or _line_too_far(content.decode(errors="replace"))
+        raise ValueError(f"{file}:{line}: not JSON ({reason(error)}); the file is a list of JSON objects") from None
+    for (line, _), value in zip(_elements(content.decode()), values, strict=True):
+        yield f"{file}:{line}", value
+
+
+def _elements(text: str) -> Iterator[tuple[int, int]]:
+    """(line, offset) of each element of a list."""
+    decoder, line, begin, end = json.JSONDecoder(), 1, 0, text.index("[") + 1
+    while True:
         previous, begin = begin, BETWEEN_VALUES.match(text, end).end()
         line += text.count("\n", previous, begin)
-        yield f"{file}:{line}", value
+        if text.startswith("]", begin):
+            return
+        yield line, begin
         _, end = decoder.raw_decode(text, begin)
+
+
+def _line_too_far(text: str) -> int:
+    """The line of the first element that is nested too deeply or has too long a number."""
+    lines = [1]
+    with contextlib.suppress(ValueError, RecursionError):
+        lines += (line for line, _ in _elements(text))
+    return lines[-1]
 
 
 def _read_hub(source: RecordSource) -> Iterator[tuple[str, object]]:
