@@ -29,6 +29,15 @@ def check(config: Config, run: Any) -> list[str]:
     return []
 
 
+def __getattr__(name: str) -> Any:
+    """`Processor`, imported when asked for."""
+    if name == "Processor":
+        from data.images.processor import Processor
+
+        return Processor
+    raise AttributeError(name)
+
+
 def build(config: Config, run: Any) -> Any:
     """The `Bundle` of the configured images; raises ValueError if they cannot be used."""
     from data.images.build_bundle import assemble

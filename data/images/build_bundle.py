@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from metrics.classification import MultiLabelMetric, SingleLabelMetric
 
 from data.bundle import Bundle
 from data.cache import key_of, open_or_build, require_disk
@@ -21,6 +20,7 @@ from data.images.preprocessing import FILE, Preprocessing, preprocessing_of
 from data.images.splits import read_splits
 from data.images.table import Table
 from data.samplers import WeightedSampler
+from metrics.classification import MultiLabelMetric, SingleLabelMetric
 
 VERSION = 1  # of what is kept in the cache
 SHOWN = 5  # bad images in a message
@@ -190,7 +190,9 @@ def transform_of(config: Config, preprocessing: Preprocessing, classes: int | No
 def identity(tables: dict[str, Table], targets: dict[str, np.ndarray], preprocessing: Preprocessing) -> dict[str, Any]:
     """What tells this data from other: saved with every checkpoint, so that a resumed run can see a change."""
     splits = {name: [len(targets[name]), positives(targets[name], len(table.names))] for name, table in tables.items()}
-    return {"labels": tables["train"].names, "splits": splits, "image_size": preprocessing.size}
+    train = tables["train"]
+    found = {"labels": train.names, "is_multi_label": train.is_multi_label, "splits": splits}
+    return {**found, "image_size": preprocessing.size}
 
 
 def summary(tables: dict[str, Table], targets: dict[str, np.ndarray]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -292,6 +293,13 @@ def _component(tree: Node, section: str, problems: Problems) -> Component | None
     if config is None:
         return None
     # The tree includes the component's defaults, too, for --print_config and run.yaml; the layers stay unchanged.
-    defaults = {key: node_of(getattr(config, key), DEFAULT) for key in keys_of(module.Config) if key not in node.value}
+    defaults = {
+        key: node_of(_plain(getattr(config, key)), DEFAULT) for key in keys_of(module.Config) if key not in node.value
+    }
     tree.value[section] = Node({**node.value, **defaults}, node.origin)
     return Component(name.value, module, config)
+
+
+def _plain(value: Any) -> Any:
+    """A nested section as a mapping."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value

@@ -59,6 +59,12 @@ class Config:
     )
     num_labels: int | None = key(None, "classes; null: the data's number, or the configuration's", ge=1)
 
+    labels: list[str] | None = key(None, "names of the classes, saved as id2label; null: the data's")
+    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = key(
+        None, "one class each or any number of labels; null: as the data is"
+    )
+    image_size: int | None = key(None, "pixels of a side; null: the data's, or the configuration's", ge=1)
+    num_channels: int | None = key(None, "channels of an image; null: the data's, or the configuration's", ge=1)
     block_size: int | None = key(
         None, "tokens of the longest input, which a table of positions must hold; null: the data's number", ge=1
     )

@@ -14,12 +14,14 @@ from models.auto.gguf import pretrained_source
 from models.pretrained import from_files, load_model, load_whole_model, one_line, saved_config
 from models.suggestions import did_you_mean
 
+SIZES = ("vocab_size", "num_labels", "labels", "problem_type", "image_size", "num_channels")  # of the data
+
 
 def build_network(config: Config, process: Any) -> PreTrainedModel:
     """See `models.auto.build`."""
     kind = getattr(transformers, class_name(config.task))
     path = process.model_name_or_path and os.path.expanduser(process.model_name_or_path)
-    sizes = {key: getattr(config, key) for key in ("vocab_size", "num_labels") if getattr(config, key) is not None}
+    sizes = {key: getattr(config, key) for key in SIZES if getattr(config, key) is not None}
     own_checkpoint = process.is_pretrained or process.load_pretrain
     if path and not own_checkpoint:
         if config.config is not None:
@@ -41,6 +43,8 @@ def build_network(config: Config, process: Any) -> PreTrainedModel:
         )
     notes = _long_inputs(settings, config.block_size, path or f"a new {settings.model_type}", own_checkpoint)
     try:
+        if settings.architectures is None:
+            settings.architectures = [kind._model_mapping[type(settings)].__name__]
         model = kind.from_config(settings)
     except (ValueError, TypeError, AttributeError, ImportError, ZeroDivisionError, RuntimeError) as error:
         message = str(error).strip().split("\n")[0] or type(error).__name__
@@ -82,7 +86,7 @@ def _settings(values: dict[str, Any], sizes: dict[str, int]) -> PreTrainedConfig
             hint = did_you_mean(name, known)
             raise ValueError(f"`model.config.{name}` is not a field of {model_type}'s configuration{hint}")
     for name, size in sizes.items():
-        if values.get(name, size) != size:
+        if name != "labels" and values.get(name, size) != size:
             raise ValueError(f"`model.config.{name}: {values[name]}` contradicts {size}, the data's or `model.{name}`")
     try:
         settings = AutoConfig.for_model(model_type, **values)
@@ -96,6 +100,12 @@ def _fill(settings: PreTrainedConfig, sizes: dict[str, int]) -> None:
     """Set the data's sizes that the architecture has."""
     if "num_labels" in sizes:
         settings.num_labels = sizes["num_labels"]
+    if "labels" in sizes:
+        settings.id2label = dict(enumerate(sizes["labels"]))
+        settings.label2id = {label: number for number, label in enumerate(sizes["labels"])}
+    for name in ("problem_type", "image_size", "num_channels"):
+        if name in sizes and hasattr(settings, name):
+            setattr(settings, name, sizes[name])
     text = settings.get_text_config()
     if "vocab_size" in sizes and hasattr(text, "vocab_size"):
         text.vocab_size = sizes["vocab_size"]
@@ -119,6 +129,12 @@ def _fit(settings: PreTrainedConfig, sizes: dict[str, int], path: str, can_grow:
                 f"the data has {needed} tokens but the model at `model_name_or_path: {path}` knows {size}; prepare the "
                 "data with this model's tokenizer"
             )
+    side = getattr(settings, "image_size", None)
+    if isinstance(side, int) and sizes.get("image_size", side) != side:
+        raise ValueError(
+            f"`image_size: {sizes['image_size']}`: the model at `model_name_or_path: {path}` takes images of {side} "
+            "pixels; leave dataset.image_size out"
+        )
     _fill(settings, sizes)
 
 
