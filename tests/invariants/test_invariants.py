@@ -3,6 +3,7 @@
 Each file of `recipes/` is one workload; a new one joins the suite by adding its file.
 """
 
+import csv
 import importlib
 import json
 import pkgutil
@@ -166,9 +167,12 @@ def test_a_prediction_does_not_depend_on_its_batch(workload, tmp_path):
 
 
 def contents(file):
-    """What predict.py wrote: the lines of a text, or the arrays of an HDF5 file, by number or key."""
+    """What predict.py wrote: lines of JSON, the numbers of a table, or the arrays of an HDF5 file, by number or key."""
     if not h5py.is_hdf5(file):
-        return dict(enumerate(json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()))
+        lines = file.read_text(encoding="utf-8").splitlines()
+        if not lines[0].startswith("{"):
+            return {name: [*map(float, values)] for name, *values in csv.reader(lines[1:])}
+        return dict(enumerate(json.loads(line) for line in lines))
     return actions(file)
 
 
