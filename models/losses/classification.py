@@ -1,4 +1,4 @@
-"""Losses over classes: one label an item, -100 for an item that carries no loss.
+"""Losses over exclusive classes: one label an item, -100 for an item that carries no loss.
 
 Shapes: B samples, T places of a sample, V classes.
 """
@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.losses.multi_label import AsymmetricLoss
+
 NO_LOSS = -100
 
 
@@ -18,7 +20,8 @@ class ClassLoss:
     """Cross entropy with label smoothing, or focal loss, a mean over the items that carry loss.
 
     Reads `logits` (B, V) with `labels` (B,), or (B, T, V) with `shift_labels` (B, T), the next token at each place; if
-    the batch has none, `labels` (B, T) are shifted here.
+    the batch has none, `labels` (B, T) are shifted here. Labels (B, V) in floating point are
+    probabilities of the classes.
     """
 
     targets = frozenset({"labels", "shift_labels"})
@@ -33,22 +36,46 @@ class ClassLoss:
         if not isinstance(logits, Tensor):
             raise ValueError("`loss`: this model returns no single `logits` to compute the loss from; leave `loss` out")
         labels = labels_of(batch)
-        if labels.dim() > 1 and "shift_labels" not in batch:
-            logits = logits[:, :-1]
-        scores, labels = logits.flatten(0, -2).float(), labels.flatten()
+        if labels.is_floating_point():
+            scores, labels = logits.float(), labels.float()
+        else:
+            if labels.dim() > 1 and "shift_labels" not in batch:
+                logits = logits[:, :-1]
+            scores, labels = logits.flatten(0, -2).float(), labels.flatten()
         errors = F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing, reduction="none")
         if self.gamma:
             errors = (1 - (-errors).exp()) ** self.gamma * errors
-        return {"loss": errors.sum() / (labels != NO_LOSS).sum().clamp(min=1)}
+        return {"loss": errors.sum() / _items(labels).clamp(min=1)}
 
     def loss_items(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Items of this batch that carry loss."""
-        return {"loss": (labels_of(batch) != NO_LOSS).sum()}
+        return {"loss": _items(labels_of(batch))}
+
+
+class FocalLoss(ClassLoss):
+    """Focal loss of classes or, where labels are in floating point, of independent labels (`MultiLabelLoss`)."""
+
+    def __init__(self, gamma: float):
+        super().__init__(gamma=gamma)
+        self.multi_label = AsymmetricLoss(gamma, gamma)
+
+    def __call__(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        is_multi_label = labels_of(batch).is_floating_point()
+        return self.multi_label(outputs, batch) if is_multi_label else super().__call__(outputs, batch)
+
+    def loss_items(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        is_multi_label = labels_of(batch).is_floating_point()
+        return self.multi_label.loss_items(batch) if is_multi_label else super().loss_items(batch)
+
+
+def _items(labels: Tensor) -> Tensor:
+    """Number of labels that are not -100; of probabilities, of samples."""
+    return (labels[:, 0] if labels.is_floating_point() else labels).ne(NO_LOSS).sum()
 
 
 def labels_of(batch: Mapping[str, Any]) -> Tensor:
-    """(B,) or, of the next tokens, (B, T) or (B, T - 1)."""
+    """(B,) or, of the next tokens, (B, T) or (B, T - 1); in floating point (B, V)."""
     if "shift_labels" in batch:
         return batch["shift_labels"]
     labels = batch["labels"]
-    return labels if labels.dim() == 1 else labels[:, 1:]
+    return labels if labels.dim() == 1 or labels.is_floating_point() else labels[:, 1:]

@@ -17,11 +17,13 @@ PROCESS_KEYS: frozenset[str] = frozenset()
 class Config:
     """Keys of `loss: {name: focal}`."""
 
-    gamma: float = key(2.0, "an item weighs (1 - p)^gamma, p the probability of its class; 0: cross entropy", ge=0)
+    gamma: float = key(
+        2.0, "an item weighs (1 - p)^gamma, p the probability of its class or label; 0: cross entropy", ge=0
+    )
 
 
 def build(config: Config) -> Any:
     """The loss as a callable on (outputs, batch)."""
-    from models.losses.classification import ClassLoss
+    from models.losses.classification import FocalLoss
 
-    return ClassLoss(gamma=config.gamma)
+    return FocalLoss(config.gamma)

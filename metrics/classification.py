@@ -1,0 +1,142 @@
+"""Metrics of classifiers. Importing this needs neither torch nor torchmetrics; the constructors bring them.
+
+torchmetrics collects and gathers the predictions; the scores are computed in float64 (`metrics.scores`), because those
+of torchmetrics are in float32. Outputs are `logits` (B, L), targets `labels` (B, L) in 0/1, or class indices (B,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from metrics import scores as formulas
+from metrics.metric import Metric
+
+TOP = 5
+PER_LABEL = ("precision", "recall", "f1", "average_precision")
+NO_LABEL = "without positives here, and left out of macro and weighted means"
+
+
+class MultiLabelMetric(Metric):
+    """Scores of independent labels: see `metrics.scores.MULTI_LABEL_DIRECTIONS`.
+
+    An unknown target (NaN or negative) counts nowhere.
+
+    Args:
+        labels: Names of the L labels.
+        thresholds: Decision threshold of each label; None: .5.
+        log_labels: `compute` also returns `precision.<label>`, `recall.<label>`, `f1.<label>` and
+            `average_precision.<label>`.
+    """
+
+    def __init__(self, labels: Sequence[str], thresholds: Sequence[float] | None = None, log_labels: bool = False):
+        from metrics.gathered import GatheredRows
+
+        assert thresholds is None or len(thresholds) == len(labels), (thresholds, labels)
+        self.labels, self.thresholds, self.log_labels = list(labels), thresholds, log_labels
+        self.directions = dict(formulas.MULTI_LABEL_DIRECTIONS)
+        if log_labels:
+            self.directions |= {f"{name}.{label}": "max" for label in labels for name in PER_LABEL}
+        self.gathered = GatheredRows(2 * len(labels))
+
+    def reset(self) -> None:
+        self.gathered.reset()
+
+    def update(self, batch: Mapping[str, Any], outputs: Any) -> None:
+        import torch
+
+        logits = outputs["logits"].float()
+        self.gathered.add(torch.cat((logits, batch["labels"].to(logits)), dim=1))
+
+    def predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities and targets of all processes, each (N, L) in float64."""
+        import torch
+
+        rows = torch.from_numpy(self.gathered.gather()).double()
+        logits, targets = rows.chunk(2, dim=1)
+        # Contiguous: equal logits then have equal probabilities to the last bit, and ties stay ties.
+        return logits.contiguous().sigmoid().numpy(), targets.numpy()
+
+    def compute(self, loss: float | None = None) -> dict[str, float]:
+        probabilities, targets = self.predictions()
+        thresholds = [formulas.HALF] * len(self.labels) if self.thresholds is None else self.thresholds
+        values = formulas.multi_label_scores(probabilities, targets, thresholds)
+        if self.log_labels:
+            values |= {f"{name}.{row['label']}": row[name] for row in self.per_label() for name in PER_LABEL}
+        return values
+
+    def per_label(self) -> list[dict[str, Any]]:
+        """One row for each label (`metrics.scores.multi_label_rows`); after `compute`, which all processes call."""
+        return formulas.multi_label_rows(self.labels, *self.predictions(), self.thresholds)
+
+    def notes(self) -> list[str]:
+        """Lines for people about the data that was scored; after `compute`, which all processes call."""
+        _, targets = self.predictions()
+        return _missing(self.labels, (targets >= formulas.HALF).sum(0))
+
+
+class SingleLabelMetric(Metric):
+    """Scores of exclusive classes: see `metrics.scores.SINGLE_LABEL_DIRECTIONS`.
+
+    `top5_accuracy` is computed of more than five classes. Of classes with equal logits the first ranks higher. A sample
+    with a negative label counts nowhere. Targets may be probabilities (B, L); the largest is the label.
+
+    Args:
+        labels: Names of the L classes.
+    """
+
+    def __init__(self, labels: Sequence[str]):
+        from metrics.gathered import GatheredRows
+
+        self.labels = list(labels)
+        self.has_top = len(labels) > TOP
+        self.directions = dict(formulas.SINGLE_LABEL_DIRECTIONS)
+        if not self.has_top:
+            del self.directions["top5_accuracy"]
+        self.gathered = GatheredRows(4)  # predicted class, true class, probability of the predicted class, rank
+
+    def reset(self) -> None:
+        self.gathered.reset()
+
+    def update(self, batch: Mapping[str, Any], outputs: Any) -> None:
+        import torch
+
+        logits, labels = outputs["logits"].float(), batch["labels"]
+        if labels.dim() == 2:
+            labels = labels.argmax(1)
+        logits, labels = logits[labels >= 0], labels[labels >= 0]
+        confidence, predicted = logits.softmax(1).max(1)
+        target = logits.gather(1, labels[:, None])
+        index = torch.arange(logits.shape[1], device=logits.device)
+        rank = ((logits > target) | ((logits == target) & (index < labels[:, None]))).sum(1)
+        self.gathered.add(torch.stack([predicted.float(), labels.float(), confidence, rank.float()], dim=1))
+
+    def compute(self, loss: float | None = None) -> dict[str, float]:
+        rows = self.gathered.gather()
+        confidence, rank = rows[:, 2].astype(np.float64), rows[:, 3]
+        if not np.isfinite(confidence).all():  # of a model that has diverged
+            return dict.fromkeys(self.directions, float("nan"))
+        values = formulas.single_label_scores(self.confusion_matrix())
+        if self.has_top:
+            values["top5_accuracy"] = float((rank < TOP).mean()) if len(rank) else float("nan")
+        return values | {"calibration_error": formulas.calibration_error(confidence, rank == 0)}
+
+    def confusion_matrix(self) -> np.ndarray:
+        """(L, L) counts: row the true class, column the predicted one."""
+        predicted, targets = self.gathered.gather()[:, :2].astype(np.int64).T
+        return formulas.confusion_matrix(predicted, targets, len(self.labels))
+
+    def per_label(self) -> list[dict[str, Any]]:
+        """One row for each class: support, precision, recall, F1; after `compute`, which all processes call."""
+        return formulas.single_label_rows(self.labels, self.confusion_matrix())
+
+    def notes(self) -> list[str]:
+        """Lines for people about the data that was scored; after `compute`, which all processes call."""
+        return _missing(self.labels, self.confusion_matrix().sum(1))
+
+
+def _missing(labels: Sequence[str], support: np.ndarray) -> list[str]:
+    names = [label for label, count in zip(labels, support, strict=True) if not count]
+    return [f"{len(names)} of {len(labels)} labels {NO_LABEL}: {', '.join(names)}"] if names else []

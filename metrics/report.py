@@ -1,0 +1,95 @@
+"""The files of an evaluation's report: scores, a table of labels, precision-recall curves.
+
+Pure functions of arrays and a folder; matplotlib is imported where it draws.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metrics.scores import HALF, average_precision, known, precision_recall_curve
+from storage.atomic import write_json, write_text
+
+COLORS = 10  # of matplotlib's default cycle
+
+
+def write_scores(folder: Path, scores: Mapping[str, Any]) -> Path:
+    """`scores.json`: name -> value, null for one that is not defined."""
+    path = folder / "scores.json"
+    write_json(path, _without_nan(scores))
+    return path
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_labels(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """`labels.csv`: a header and one row for each label, as `per_label` of a metric returns; empty if not defined."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
+    path = folder / "labels.csv"
+    write_text(path, text.getvalue())
+    return path
+
+
+def label_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows as lines with aligned columns."""
+    cells = [list(rows[0]), *([_shown(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in cells]
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3f}" if value == value else "-"
+
+
+def draw_precision_recall(folder: Path, labels: Sequence[str], scores: np.ndarray, targets: np.ndarray) -> Path | None:
+    """`precision_recall.png`: one curve for each label with positives, with its average precision.
+
+    Args:
+        scores, targets: (N, L), see `metrics.scores`.
+
+    Returns:
+        The file; None if no label has positives.
+    """
+    from matplotlib.figure import Figure
+
+    drawn = [index for index in range(len(labels)) if (targets[:, index] >= HALF).any()]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    for number, index in enumerate(drawn):
+        precision, recall, _ = precision_recall_curve(scores[:, index], targets[:, index])
+        share = np.mean(targets[known(targets[:, index]), index] >= HALF)
+        area = average_precision(scores[:, index], targets[:, index])
+        axes.step(
+            np.append(0.0, recall),
+            np.append(precision[0], precision),
+            where="pre",
+            color=f"C{number % COLORS}",
+            linestyle=("-", "--", ":", "-.")[number // COLORS % 4],
+            label=f"{labels[index]}: AP {area:.3f}, share {share:.3f}",
+        )
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="Precision and recall per label")
+    figure.legend(loc="outside right upper", fontsize="small")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "precision_recall.png"
+    figure.savefig(path, dpi=120)
+    return path
