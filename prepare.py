@@ -206,6 +206,16 @@ def build_data(run: RunConfig) -> Any:
     return bundle
 
 
+def build_loss(run: RunConfig, bundle: Any) -> Any:
+    """The loss that replaces the model's own, or None; it may take weights from the data's dims (`fit`)."""
+    if run.loss is None:
+        return None
+    loss = run.loss.module.build(run.loss.config)
+    if hasattr(loss, "fit"):
+        loss.fit(bundle.dims)
+    return loss
+
+
 def recorder(run: RunConfig) -> ModuleType:
     """The module that records in the run's environment: `record`, beside it."""
     return importlib.import_module(f"{run.env.module.__package__}.record")
