@@ -21,7 +21,6 @@ from loader.errors import ConfigError
 from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import RunConfig
 from loader.schema.hyper_arguments import RemembersGiven
-from storage import safe_read
 from storage.config_keys import key
 from trainer.callbacks.log_files import json_number
 
@@ -57,34 +56,20 @@ class CheckpointPolicy:
     def __init__(self, folder: Path, device: str, trust_remote_code: bool = False):
         self.run = believed(read_saved(folder / "run.yaml"), trust_remote_code)
         self.model = load_model(folder, self.run, device)
-        statistics = read_statistics(folder / "statistics.json")
-        encoder = self.run.dataset.module.ObservationEncoder
-        self.encoder = encoder.from_files(self.run.dataset.config, self.run.process, statistics)
+        processor = self.run.dataset.module.Processor
+        self.processor = processor.from_pretrained(folder, self.run.dataset.config, self.run.process)
         self.device = device
 
     def reset(self) -> None:
         """Forgets the last episode: its images, and the rest of its action chunk."""
-        self.encoder.reset()
+        self.processor.reset()
         self.model.reset()
 
     def __call__(self, observation: dict[str, Any]) -> Any:
         """Action (action_dim,) float64 in the demonstrations' units, for an observation keyed as they are."""
-        inputs = {name: tensor.to(self.device) for name, tensor in self.encoder.encode(observation).items()}
+        inputs = {name: tensor.to(self.device) for name, tensor in self.processor.encode(observation).items()}
         action = self.model.select_action(inputs)
-        return self.encoder.decode_action(action.float().cpu().numpy())
-
-
-def read_statistics(path: Path) -> dict[str, Any]:
-    """The normalization saved with the model. Never guessed: without it every action would be wrong.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
-    try:
-        return safe_read.read_json(path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"{path} cannot be read ({reason}); restore it from the run, or train again") from error
+        return self.processor.decode_action(action.float().cpu().numpy())
 
 
 def believed(run: RunConfig, trust_remote_code: bool) -> RunConfig:
@@ -171,7 +156,7 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     if len(sets) > 1:
         scores["loss"] = sum(scores[f"{name}_loss"] for name in sets) / len(sets)
     if asked.samples:
-        scores["samples"] = refusing(written_samples, asked, model, bundle.tokenizer)
+        scores["samples"] = refusing(written_samples, asked, model, bundle.processor)
         print("\n---\n".join(scores["samples"]), flush=True)
     return scores
 
@@ -184,19 +169,19 @@ def warn_of_other_data(folder: Path, bundle: Any) -> None:
         print(f"warning: the data is not what {folder} was trained with: {changed}", file=sys.stderr, flush=True)
 
 
-def written_samples(asked: EvalArguments, model: Any, tokenizer: Any) -> list[str]:
+def written_samples(asked: EvalArguments, model: Any, processor: Any) -> list[str]:
     """Texts by the model.
 
     Raises:
         ValueError: it has no tokenizer to write with, the prompt does not fit, or generating fails.
     """
-    from trainer.callbacks.text_samples import GenerationConfig, sample_texts
+    from data.text.generation import GenerationConfig, TextSampler
 
-    if tokenizer is None:
+    if not hasattr(processor, "tokenizer"):
         raise ValueError("--samples: the data has no single tokenizer to write text with; leave it out")
-    sampling = GenerationConfig(asked.tokens, asked.prompt, asked.samples, asked.temperature, asked.top_k)
+    config = GenerationConfig(asked.tokens, asked.temperature, asked.top_k)
     try:
-        return sample_texts(model, tokenizer, sampling, asked.seed)
+        return TextSampler(processor.tokenizer, asked.prompt, asked.samples, config)(model, asked.seed)
     except ValueError:
         raise
     except Exception as error:  # whatever a foreign model's generate() raises
@@ -213,7 +198,7 @@ def load_model(folder: Path, run: RunConfig, device: str) -> Any:
     try:
         return load_adapted(folder, run.model.module, device, run.process.trust_remote_code)
     except SafetensorError as error:
-        raise ValueError(f"{folder}: the model's weights are damaged ({error}); score another checkpoint") from None
+        raise ValueError(f"{folder}: the model's weights are damaged ({error}); name another checkpoint") from None
 
 
 def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
@@ -245,14 +230,14 @@ def checkpoint_run(name: str | None) -> tuple[Path, RunConfig]:
         ConfigError: no such folder, or no finished checkpoint in it.
     """
     if name is None:
-        raise ConfigError("name the checkpoint to score: --checkpoint OUT")
+        raise ConfigError("name the checkpoint: --checkpoint OUT")
     folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
         raise ConfigError(f"checkpoint {folder} is not a folder; name a run's output directory or a checkpoint-N in it")
     for files in (("run.yaml",), ("config.json", "adapter_config.json")):
         if not any((folder / file).is_file() for file in files):
             inside = sorted(path.name for path in folder.glob("checkpoint-*"))
-            hint = f"; score one of its checkpoints: {', '.join(inside)}" if inside else ""
+            hint = f"; name one of its checkpoints: {', '.join(inside)}" if inside else ""
             raise ConfigError(f"checkpoint {folder} has no {files[0]}: it is not a finished run{hint}")
     run = read_saved(folder / "run.yaml")
     if run.model is None or run.dataset is None:

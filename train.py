@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from trainer.preemption import EXIT_CODE, Preempted, Signals, ignore_signals, leave_when_told
+from trainer.preemption import EXIT_CODE, Preempted, Signals, exit_on_signal, ignore_signals
 
 if __name__ == "__main__":
-    leave_when_told()  # the imports that follow take seconds on a slow file system
+    exit_on_signal()  # the imports that follow take seconds on a slow file system
 
 import contextlib
-import json
 import multiprocessing
 import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from loader.checks.devices import idle_gpu_lines
-from loader.checks.runtime_checks import check_batch, check_data, check_model
+from loader.checks.launch import idle_gpu_lines
+from loader.checks.runtime_checks import check_batch, check_data, check_hub, check_model, hub_reason, is_hub_error
 from loader.command_line.entry import CONFIG_ERROR, CRASHED, print_problems, process_rank, refusing, run_config_or_exit
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig, with_dims
-from loader.resume.find_checkpoint import takes_newest, wants_resume
+from loader.resume.find_checkpoint import ResumePoint, Search, find_on_rank0
 from loader.schema.hyper_arguments import HyperArguments
 from models.adapt.optional_imports import hide_kernel_warning
-from storage.checkpoints import checkpoints, recover, set_aside, sweep
+from storage.checkpoints import checkpoints, set_aside, sweep
 from storage.lock import RunLock
 from trainer.hf_patches import defer_peft, use_one_gpu
 
@@ -39,7 +38,7 @@ def main(arguments: list[str] | None = None) -> Any:
             return execute(run, signals)
         except Preempted as preempted:
             if process_rank() == 0:
-                print(preempted.line(run is not None and wants_resume(run) and takes_newest(run)), flush=True)
+                print(preempted.line(run is not None and run.wants_resume and run.resumes_newest), flush=True)
             raise SystemExit(EXIT_CODE) from None
 
 
@@ -79,10 +78,10 @@ def prepare_and_train(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, l
         existing = [lock for lock in locks if lock.folder.is_dir()]
         for lock in existing:
             refusing(held.enter_context, lock)
-        checkpoint, skipped = refusing(choose_checkpoint, run, trainer)
-        trainer.is_resuming = checkpoint is not None
-        refusing(choose_batch_size, run, trainer, checkpoint)
-        changed = refusing(apply_changes_on_resume, run, trainer, bundle, adapted, checkpoint)
+        point, skipped = refusing(choose_checkpoint, run, trainer)
+        trainer.is_resuming = point is not None
+        refusing(choose_batch_size, run, trainer, point)
+        changed = refusing(apply_changes_on_resume, run, trainer, bundle, adapted, point)
         rates = trainer.learning_rates()
         report, table = adapted.report(rates), adapted.table(rates)
         trainer.files["run.yaml"] = run_yaml(run, trainer, adapted)
@@ -93,16 +92,16 @@ def prepare_and_train(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, l
             sweep(lock.folder)
         trainer.locks = locks
         if trainer.is_world_process_zero():
-            resumed = refusing(set_aside_abandoned, run, checkpoint, skipped)
+            resumed = refusing(set_aside_abandoned, run, point, skipped)
             model = [f"model: {run.model.name}", *adapted.lines, *table]
             print("\n".join([*run.notes, *resumed, *changed, *bundle.summary, *model]), flush=True)
             refusing(trainer.begin_run_folder, report)
         trainer.signals.check()
         with trainer.signals.deferred():
-            train_and_save(run, trainer, checkpoint)
+            train_and_save(run, trainer, point)
 
 
-def train_and_save(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
+def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> None:
     """Train to the end of the run, unless the checkpoint already is its end, and save the final model."""
     from trainer.callbacks.metric_names import UnknownMetric
     from trainer.checkpointing.async_writer import SavesFailed
@@ -111,12 +110,12 @@ def train_and_save(run: RunConfig, trainer: Any, checkpoint: Path | None) -> Non
     from trainer.optimization.nonfinite_guard import TrainingDiverged
 
     try:
-        if checkpoint and (reason := finished_reason(run, checkpoint, trainer.new_length)):
+        if point and (reason := finished_reason(run, point, trainer.new_length)):
             if trainer.is_world_process_zero():
-                print(f"{checkpoint.name} {reason}: nothing is left to train", flush=True)
-            trainer.finish_from(checkpoint)
+                print(f"{point.folder.name} {reason}: nothing is left to train", flush=True)
+            trainer.finish_from(point.folder)
         else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.train(resume_from_checkpoint=str(point.folder) if point else None)
             trainer.score_test()
         save_final_model(trainer)
         if trainer.is_world_process_zero():
@@ -134,6 +133,9 @@ def save_final_model(trainer: Any) -> None:
     try:
         trainer.save_model()
     except Exception as error:
+        if is_hub_error(error):
+            folder = trainer.args.output_dir
+            raise SavesFailed(f"the final model is in {folder} but was not pushed: {hub_reason(error)}") from error
         if isinstance(error, SavesFailed) or not is_storage_error(error):
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -143,31 +145,20 @@ def save_final_model(trainer: Any) -> None:
         ) from error
 
 
-def choose_checkpoint(run: RunConfig, trainer: Any) -> tuple[Path | None, dict[Path, str]]:
-    """The checkpoint to resume from, and the skipped ones with reasons; rank 0 reads the files, all ranks agree."""
-    from loader.resume.find_checkpoint import chosen
-
-    try:
-        if trainer.args.process_index == 0:
-            recover(run.checkpoint_dir)
-        choice: Any = chosen(run, deep=True) if trainer.args.process_index == 0 else None
-    except (ValueError, OSError) as error:
-        choice = error
-    choice = trainer.checkpointing.consensus.broadcast_from_rank0(choice)
-    if isinstance(choice, (ValueError, OSError)):
-        raise choice
-    return choice
+def choose_checkpoint(run: RunConfig, trainer: Any) -> Search:
+    """Choose the checkpoint to resume from; rank 0 hashes its large files, all ranks agree."""
+    return find_on_rank0(run, trainer.args.process_index == 0, trainer.checkpointing.consensus.broadcast_from_rank0)
 
 
 def check_no_new_checkpoints(run: RunConfig, folder: Path) -> None:
     """Check that a folder which did not exist when checkpoints were searched has none now that it is locked."""
-    if wants_resume(run) and checkpoints(folder):
+    if run.wants_resume and checkpoints(folder):
         raise ValueError(
             f"another run has saved in {folder} while this one was set up; start it again to resume from there"
         )
 
 
-def set_aside_abandoned(run: RunConfig, checkpoint: Path | None, skipped: dict[Path, str]) -> list[str]:
+def set_aside_abandoned(run: RunConfig, point: ResumePoint | None, skipped: dict[Path, str]) -> list[str]:
     """Rename checkpoints of the abandoned branch, so that a later `auto` ignores them; returns lines to print."""
     from loader.resume.find_checkpoint import MODEL_ALONE, superseded
 
@@ -175,10 +166,10 @@ def set_aside_abandoned(run: RunConfig, checkpoint: Path | None, skipped: dict[P
     for path, reason in skipped.items():
         name = set_aside(path, "superseded" if reason == MODEL_ALONE else "damaged")
         lines.append(f"skipping {path.name}: it {reason}; renamed {name}")
-    if checkpoint is None:
+    if point is None:
         return lines
-    lines.append(f"resuming from {checkpoint}")
-    for path in superseded(run, checkpoint):
+    lines.append(f"resuming from {point.folder}")
+    for path in superseded(run, point):
         name = set_aside(path, "superseded")
         lines.append(f"{path.name} belongs to the branch that is abandoned here: renamed {name}")
     return lines
@@ -201,6 +192,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
     """Build the Trainer; a ValueError if data and settings do not fit each other."""
     from trainer.trainer import Trainer
 
+    check_hub(run, args)
     check_batch(run, args)
     check_data(run, args, bundle)
     check_model(run, args, adapted.model)
@@ -223,6 +215,8 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
             signals=signals,
         )
     except OSError as error:
+        if is_hub_error(error):
+            raise ValueError(f"`push_to_hub: true`{run.place('push_to_hub')}: {hub_reason(error)}") from error
         place = run.place("output_dir")
         raise ValueError(f"`output_dir: {run.output_dir}`{place} cannot be made: {error.strerror}") from error
 
@@ -254,7 +248,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
         "loss": run.loss.module.build(run.loss.config) if run.loss is not None else None,
         "train_transform": bundle.train_transform,
         "test_datasets": bundle.test_sets_by_prefix() if run.process.evaluate_test else {},
-        "tokenizer": bundle.tokenizer,
+        "processor": bundle.processor,
         "sampling": sampling(run, bundle, adapted.model),
         "first_optimizer": first_optimizer(run),
     }
@@ -263,7 +257,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
 
 def schedule_plan(run: RunConfig) -> Any:
     """The learning-rate schedule."""
-    from loader.resolve.derived import schedule_counts_epochs, warmup
+    from loader.resolve.run_config import schedule_counts_epochs, warmup
     from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
     return LRSchedulerConfig(
@@ -282,12 +276,10 @@ def schedule_plan(run: RunConfig) -> Any:
 
 def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
     """How to write text samples during training, or None; a ValueError if the prompt is too long or not encodable."""
-    from trainer.callbacks.text_samples import GenerationConfig, prompt_ids, room_after
-
-    process = run.process
+    process, tokenizer = run.process, getattr(bundle.processor, "tokenizer", None)
     if not process.sample_tokens or not bundle.eval_datasets:
         return None
-    if bundle.tokenizer is None:
+    if tokenizer is None:
         if run.on_command_line("sample_tokens"):
             place = run.place("sample_tokens")
             raise ValueError(
@@ -295,49 +287,50 @@ def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
             )
         run.notes.append("no samples: the data has no single tokenizer to write text with")
         return None
-    chosen = GenerationConfig(
-        process.sample_tokens,
-        process.sample_prompt,
-        process.sample_count,
-        process.sample_temperature,
-        process.sample_top_k,
-    )
+    from data.text.generation import GenerationConfig, TextSampler
+
+    config = GenerationConfig(process.sample_tokens, process.sample_temperature, process.sample_top_k)
+    sampler = TextSampler(tokenizer, process.sample_prompt, process.sample_count, config)
     try:
-        room_after(model, prompt_ids(bundle.tokenizer, process.sample_prompt), chosen)
-    except ValueError:
+        sampler.check(model)
+    except ValueError as error:
         if run.was_set("sample_prompt"):
-            raise
-        chosen = replace(chosen, prompt=bundle.tokenizer.decode([0]))  # a vocabulary without line breaks
-    return chosen
+            raise ValueError(f"`sample_prompt`{run.place('sample_prompt')}: {error}") from error
+        sampler = replace(sampler, prompt=tokenizer.decode([0]))  # a vocabulary without line breaks
+    return sampler
 
 
 def apply_changes_on_resume(
-    run: RunConfig, trainer: Any, bundle: Any, adapted: Any, checkpoint: Path | None
+    run: RunConfig, trainer: Any, bundle: Any, adapted: Any, point: ResumePoint | None
 ) -> list[str]:
-    """Hand what has changed since the checkpoint to the Trainer and to `resumed.json`; returns lines to print.
+    """Pass what has changed since the checkpoint to the Trainer and to `resumed.json`; returns lines to print.
 
     Raises:
         ValueError: a change does not allow the run to resume.
     """
     from loader.resume.compatibility import resume_changes
     from loader.resume.warm_start import changed_data
+    from trainer.optimization.lr_scheduler import LengthError
 
-    if checkpoint is None:
+    if point is None:
         return []
-    changes = resume_changes(run, checkpoint, trainer.total_steps())
-    if other := changed_data(bundle.files, checkpoint):
-        changes.data(run, checkpoint, other)
+    changes = resume_changes(run, point, trainer.total_steps())
+    if difference := changed_data(bundle.files, point.folder):
+        changes.data(run, difference)
     if changes.problems:
         raise ConfigError(changes.problems)
-    earlier, settings = changes.earlier, trainer.settings
+    settings = trainer.settings
     if changes.optimizer_changed:
-        settings.earlier_optimizer = optimizer_plan(earlier, adapted)
+        settings.earlier_optimizer = optimizer_plan(point.run, adapted)
     settings.forget_best = changes.best_changed
     trainer.plan = replace(trainer.plan, new_length=run.hyper.resume_schedule, takes_over=changes.schedule_changed)
-    trainer.new_length = trainer.total_steps() if changes.length_changed else None
-    if not finished_reason(run, checkpoint, trainer.new_length):
-        trainer.check_resumable(checkpoint)
-    if history := changes.history(checkpoint):
+    trainer.new_length = trainer.total_steps() if changes.length_setting else None
+    if not finished_reason(run, point, trainer.new_length):
+        try:
+            trainer.check_resumable(point.folder)
+        except LengthError as error:
+            raise ValueError(f"{changes.length_setting}: {error}") from error
+    if history := changes.history():
         trainer.files["resumed.json"] = history
     return changes.lines
 
@@ -352,14 +345,14 @@ def optimizer_plan(run: RunConfig, adapted: Any) -> Any:
     return OptimizerPlan(run.hyper.optim, run.optimizer_options, [*run.param_groups, *groups], arguments)
 
 
-def choose_batch_size(run: RunConfig, trainer: Any, checkpoint: Path | None) -> None:
+def choose_batch_size(run: RunConfig, trainer: Any, point: ResumePoint | None) -> None:
     """`tune_batch_size`: find the largest batch that fits; a resumed run keeps the size of its checkpoint."""
     if not run.process.tune_batch_size:
         return
     from trainer.batch_size_finder import tune_batch_size
 
-    if checkpoint is not None:
-        size = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["train_batch_size"]
+    if point is not None:
+        size = point.state["train_batch_size"]
     else:
         size = tune_batch_size(trainer, run.hyper.per_device_train_batch_size, 2**16)
     trainer.use_batch_size(size)
@@ -376,17 +369,16 @@ def run_yaml(run: RunConfig, trainer: Any, adapted: Any) -> str:
     return f"{head}{render.as_yaml(run)}{render.END}"
 
 
-def finished_reason(run: RunConfig, checkpoint: Path, new_length: int | None = None) -> str | None:
+def finished_reason(run: RunConfig, point: ResumePoint, new_length: int | None = None) -> str | None:
     """Why a resumed run has nothing left to train: its last step is done, or it stopped early; None: it has."""
-    from loader.resume.find_checkpoint import finished
     from trainer.callbacks.early_stopping import already_stopped
     from trainer.checkpointing.step_state import read_pending_work
 
-    if read_pending_work(checkpoint):
+    if read_pending_work(point.folder):
         return None
-    if finished(checkpoint, new_length):
+    if point.is_finished(new_length):
         return "is the run's last step"
-    return already_stopped(checkpoint, run.early_stopping) if run.early_stopping is not None else None
+    return already_stopped(point.folder, run.early_stopping) if run.early_stopping is not None else None
 
 
 if __name__ == "__main__":

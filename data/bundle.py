@@ -27,7 +27,8 @@ class Bundle:
         metrics: name of an evaluation or test set -> its metric. `train`: values that follow from the mean training
             loss; it never sees a batch.
         units: what a sample consists of -> how many, such as `{"tokens": 1024}`; logged in total and per second.
-        tokenizer: of transformers; saved beside the model, and what generated tokens are read with.
+        processor: see `data.processor`; saved beside the model with `save_pretrained(folder)`. None: the module's
+            `Processor` needs `files` alone, or there is none.
     """
 
     train_dataset: Any
@@ -39,7 +40,7 @@ class Bundle:
     summary: list[str] = field(default_factory=list)
     metrics: dict[str, Metric] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
-    tokenizer: Any = None
+    processor: Any = None
     test_datasets: dict[str, Any] = field(default_factory=dict)
     train_transform: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
 

@@ -143,8 +143,19 @@ def verify(folder: Path, deep: bool = True) -> str | None:
         content = read(folder)
     except ValueError as error:
         return str(error)
+    return difference(folder, content, hash_large=deep)
+
+
+def difference(folder: Path, content: dict, hash_small: bool = True, hash_large: bool = True) -> str | None:
+    """Return the first difference between a folder and a manifest that was read from it; None if there is none.
+
+    Args:
+        content: See `read`.
+        hash_small, hash_large: Compare the hashes of files up to ALWAYS_HASHED bytes, of larger ones; sizes are always
+            compared.
+    """
     for name, facts in content["files"].items():
-        path = folder / name
+        path, is_hashed = folder / name, hash_large if facts["size"] > ALWAYS_HASHED else hash_small
         try:
             status = os.lstat(path)
             is_linked = path.resolve() != folder.resolve() / name  # also by a symlink in between
@@ -153,7 +164,7 @@ def verify(folder: Path, deep: bool = True) -> str | None:
             if status.st_size != facts["size"]:
                 kind = "truncated" if status.st_size < facts["size"] else "changed"
                 return f"has a {kind} {printable(name)} ({status.st_size} of {facts['size']} bytes)"
-            if (deep or facts["size"] <= ALWAYS_HASHED) and entry(path)["sha256"] != facts["sha256"]:
+            if is_hashed and entry(path)["sha256"] != facts["sha256"]:
                 return f"has a damaged {printable(name)} (its SHA-256 differs)"
         except (FileNotFoundError, NotADirectoryError):
             return f"has no {printable(name)}"

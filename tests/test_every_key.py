@@ -12,9 +12,9 @@ import pytest
 
 from loader.schema import components, sections
 from loader.schema.hyper_arguments import HyperArguments
+from loader.schema.installed import trainer_fields
 from loader.schema.keys import keys_of
 from loader.schema.process_arguments import ProcessArguments
-from loader.schema.training_arguments_fields import trainer_fields
 from loader.schema.training_arguments_overlay import OVERLAY
 
 TESTS = Path(__file__).resolve().parent

@@ -16,8 +16,6 @@ from trainer.callbacks.metric_names import metric_or_error
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.evaluator import EvalScores
 from trainer.hf_patches import no_on_evaluate
-from trainer.optimization.lr_scheduler import Schedule
-from trainer.optimization.lr_scheduler_config import is_training_loss
 
 
 class EvaluationInterrupted(Exception):
@@ -103,16 +101,17 @@ class Evaluation:
             with self._without(EarlyStopping, ModelCheckpoint):
                 return run()
         metrics = run()
-        if not skip_scheduler:
+        if skip_scheduler:
+            self.model_checkpoint.check_monitors()
+        else:
             self._show_to_schedule(metrics)
         return metrics
 
     def _show_to_schedule(self, metrics: Mapping[str, float]) -> None:
         """Give a plateau schedule its metric, if that is one of an evaluation."""
-        schedule = self.lr_scheduler
-        wanted = schedule.needs_metric if isinstance(schedule, Schedule) else None
-        if wanted is not None and not is_training_loss(wanted):
-            schedule.observe(metrics[metric_or_error(wanted, metrics, "scheduler.monitor")])
+        wanted = self.plan.needs_metric
+        if wanted is not None and not self.plan.follows_training_loss:
+            self.lr_scheduler.observe(metrics[metric_or_error(wanted, metrics, "scheduler.monitor")])
 
     @contextlib.contextmanager
     def _without(self, *kinds: type[TrainerCallback]) -> Iterator[None]:

@@ -41,9 +41,9 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         self.check_sharding()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Without it: parameter groups, optimizers of torch.optim and their options would not exist."""
+        """Without it: DeepSpeed, which drops the optimizer that was built, would train with transformers' default."""
         if self.optimizer is None:
-            self.optimizer = self.first_optimizer(self.model if model is None else model)
+            self.optimizer = self.built_optimizer
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -119,8 +119,15 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Without it: waiting for data would be counted as training time, and no batch would be transformed."""
-        with self.meter.waiting():
-            return super().get_batch_samples(self.transformed(epoch_iterator), num_batches, device)
+        meter = self.meter
+        began = meter.clock()
+        if meter.began is None:
+            meter.began = began
+        if self.settings.train_transform is not None:
+            epoch_iterator = self.transformed(epoch_iterator)
+        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
+        meter.waited_s += meter.clock() - began
+        return batches
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> StepShares:
         """Without it: only the labels of transformers' own models would be counted, and any other loss would be a mean
@@ -206,7 +213,10 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
             start_time,
             learning_rate,
         )
-        self.end_step(run, grad_norm, learning_rate)
+        if self.has_boundary_work():
+            self.end_step(run, grad_norm, learning_rate)
+        else:
+            run()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Without it: checkpoints would be written in place, without manifest, and pickled."""

@@ -31,7 +31,7 @@ class OptimizerConfig:
 
 @dataclass
 class SchedulerConfig:
-    """`scheduler`: the learning rate's course, and its own keyword arguments."""
+    """`scheduler`: the learning-rate schedule and its keyword arguments."""
 
     name: str | None = key(None, "A name of lr_scheduler_type (cosine …) or a class of torch.optim.lr_scheduler.")
     interval: Literal["step", "epoch"] | None = key(None, "What it counts; null: epochs for a torch class, else steps.")

@@ -1,4 +1,4 @@
-"""Words that only installed packages know: optimizers, schedules, their options, reporting backends, callbacks."""
+"""Check names that only the installed packages know: optimizers, schedules, their options, loggers, callbacks."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import typing
 
 from loader.errors import Problems, did_you_mean, quoted
 from loader.resolve.run_config import RunConfig
-from loader.schema.installed_classes import (
+from loader.schema.installed import (
     backend_is_installed,
     constructor_options,
     pytorch_optimizers,
     reporting_backends,
     torch_optimizers,
     torch_schedulers,
+    trainer_fields,
 )
-from loader.schema.training_arguments_fields import trainer_fields
 
 PLATEAUS = ("reduce_lr_on_plateau", "greedy")
-# Options without which torch's schedules cannot be made.
+# Options that torch's schedules require.
 NEEDED = {
     "StepLR": ("step_size",),
     "MultiStepLR": ("milestones",),
@@ -32,7 +32,7 @@ ADAM_KEYS = {"adam_beta1": "betas", "adam_beta2": "betas", "adam_epsilon": "eps"
 
 
 def check_names(run: RunConfig, problems: Problems) -> None:
-    """Adds a line for each name that nothing installed answers to, and each option that its constructor lacks."""
+    """Add a problem for each name that no installed package has, and each option that a constructor does not take."""
     _optimizer(run, problems)
     _schedule(run, problems)
     _backends(run, problems)
@@ -58,7 +58,7 @@ def _optimizer(run: RunConfig, problems: Problems) -> None:
             problems.add(f"`{key}`{run.place(key)} has no effect: optimizer {name} is not of Adam's kind")
     if name in words:
         return
-    takes = constructor_options("optimizer", name)
+    takes = constructor_options(name)
     if takes is None:
         return
     for option in run.optimizer_options:
@@ -95,7 +95,7 @@ def _schedule(run: RunConfig, problems: Problems) -> None:
             f"`scheduler.monitor`{run.place('scheduler.monitor')} has no effect: {name} follows no metric; "
             "ReduceLROnPlateau does"
         )
-    takes = constructor_options("scheduler", name)
+    takes = constructor_options(name)
     for option in run.scheduler if takes is not None else ():
         if option not in takes:
             hint = did_you_mean(option, takes) or f"; it takes {', '.join(takes)}"
@@ -126,7 +126,7 @@ def _backends(run: RunConfig, problems: Problems) -> None:
 
 
 def _callbacks(run: RunConfig, problems: Problems) -> None:
-    """Whether the modules can be found; the classes are looked at when the run starts, for that imports torch."""
+    """Check that the modules exist; the classes are imported when the run starts, as that imports torch."""
     for entry in run.callbacks:
         name = entry if isinstance(entry, str) else entry["name"]
         package = name.partition(".")[0]  # looking further in would import it, and torch with it
@@ -135,7 +135,7 @@ def _callbacks(run: RunConfig, problems: Problems) -> None:
 
 
 def _not_finite(options: dict[str, object]) -> list[str]:
-    """Options with a number in them that is infinite or none: rates computed from it would be so too."""
+    """Return the options that contain an infinite number or NaN."""
 
     def bad(value: object) -> bool:
         if isinstance(value, (list, tuple)):
@@ -148,7 +148,7 @@ def _not_finite(options: dict[str, object]) -> list[str]:
 
 
 def _near(name: str, known: tuple[str, ...]) -> str:
-    """`; did you mean …?`, where a word in another case counts as the nearest."""
-    folded = {each.lower(): each for each in reversed(known)}
+    """Return `; did you mean …?`; a name that differs only in case is the nearest."""
+    folded = {word.lower(): word for word in reversed(known)}
     near = folded.get(name.lower())
     return f"; did you mean `{near}`?" if near else did_you_mean(name, known)

@@ -1,4 +1,4 @@
-"""Whether the data, the model and the processes that there are suit a configuration: known once they are there."""
+"""Checks of data, model, processes and hub against the configuration, made when they exist."""
 
 from __future__ import annotations
 
@@ -8,19 +8,51 @@ from loader.resolve.run_config import RunConfig
 
 
 def check_batch(run: RunConfig, args: Any) -> None:
-    """Refuses a global batch that was solved for other processes or devices than there are."""
+    """Refuse a global batch size that does not match the actual number of processes and devices."""
     wanted, steps = run.hyper.global_batch_size, args.gradient_accumulation_steps
-    found = args.train_batch_size * steps * args.world_size
-    if wanted not in (None, found):
+    actual = args.train_batch_size * steps * args.world_size
+    if wanted not in (None, actual):
         raise ValueError(
-            f"`global_batch_size: {wanted}`{run.place('global_batch_size')}: here a step is of {found} samples "
+            f"`global_batch_size: {wanted}`{run.place('global_batch_size')}: here a step is of {actual} samples "
             f"({args.train_batch_size} a process × {steps} accumulated × {args.world_size} processes); start the run "
             "with accelerate launch, or choose one device with `devices`"
         )
 
 
+def check_hub(run: RunConfig, args: Any) -> None:
+    """Refuse `push_to_hub` if the hub cannot be reached or does not accept the token, before anything is trained."""
+    if not args.push_to_hub or args.process_index != 0:
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    try:
+        HfApi().whoami(token=args.hub_token)
+    except LocalTokenNotFoundError:
+        reason = "there is no token; run `hf auth login`, or set hub_token"
+    except Exception as error:
+        if not is_hub_error(error):
+            raise
+        reason = f"{hub_reason(error)}; leave it out and upload the final model later (hf upload)"
+    else:
+        return
+    raise ValueError(f"`push_to_hub: true`{run.place('push_to_hub')}: {reason}")
+
+
+def is_hub_error(error: BaseException) -> bool:
+    """Whether an error comes from the hub or from the way to it."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return bool(packages & {"huggingface_hub", "httpx", "httpx2", "requests"})
+
+
+def hub_reason(error: BaseException) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    text = " ".join(str(error).split())[:200]
+    return f"the hub answers {status}: {text}" if status else f"the hub cannot be reached ({text})"
+
+
 def check_data(run: RunConfig, args: Any, bundle: Any) -> None:
-    """Refuses what the data cannot serve; evaluation that was not asked for is left out where nothing is held out."""
+    """Refuse settings that the data does not allow; without held-out data, evaluation by default is turned off."""
     batch, samples = args.train_batch_size * args.world_size, len(bundle.sampler(run.seed))
     if args.dataloader_drop_last and samples < batch:
         raise ValueError(
@@ -45,7 +77,7 @@ def check_data(run: RunConfig, args: Any, bundle: Any) -> None:
 
 
 def check_model(run: RunConfig, args: Any, model: Any) -> None:
-    """Refuses what the network cannot do."""
+    """Refuse settings that the network does not support."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     for key in ("gradient_checkpointing", "activation_checkpointing"):

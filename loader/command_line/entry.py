@@ -1,4 +1,4 @@
-"""From the command line to a RunConfig, or to the answer that was asked for instead of training."""
+"""Turn the command line into a checked RunConfig, or answer `--help`, `--check` and the like."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from loader.checks.versions import check_versions
 from loader.command_line.parser import flag_lines, help_text, parse_flags, parser_class
 from loader.errors import ConfigError, did_you_mean, one_line
 from loader.resolve.resolver import resolve
 from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import out_of_bounds
 from loader.schema.hyper_arguments import CommandArguments
+from loader.schema.installed import check_versions
 from loader.schema.keys import keys_of
 from loader.sources.yaml_reader import unusable
 
@@ -36,7 +36,7 @@ Flags = TypeVar("Flags")
 
 
 def run_config_or_exit(arguments: list[str] | None = None) -> RunConfig:
-    """The run that the command line describes.
+    """Return the run that the command line describes.
 
     Answers `--help`, `--check`, `--print_config` and `--print_schema` and leaves with exit code 0; leaves with
     exit code 2 and one line for each problem when the configuration cannot be run.
@@ -81,7 +81,7 @@ def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
 
 
 def _readable(arguments: list[str] | None) -> list[str]:
-    """The words of the command line; those that a terminal wrote in another encoding than UTF-8 are refused."""
+    """Return the words of the command line; those that are not UTF-8 are refused."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     for before, word in zip(["", *words], words, strict=False):
         if reason := unusable(word):
@@ -92,7 +92,7 @@ def _readable(arguments: list[str] | None) -> list[str]:
 
 
 def _answer(run: RunConfig, command: CommandArguments) -> RunConfig | int:
-    """The printed answer's exit code, or the checked run when none was asked for."""
+    """Return the checked run, or print the answer and return its exit code."""
     from loader.checks import static_checks
     from loader.output import render
 
@@ -109,7 +109,7 @@ def _answer(run: RunConfig, command: CommandArguments) -> RunConfig | int:
 
 
 def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about: str | None) -> Flags:
-    """The flags of another entry (prepare.py, eval.py) as an instance of its dataclass.
+    """Parse the flags of another entry (prepare.py, eval.py) into an instance of its dataclass.
 
     Answers `--help` with exit code 0; leaves with exit code 2 and one line when a flag is unknown, of the wrong type
     or out of its bounds.
@@ -136,20 +136,20 @@ def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about
 
 
 def print_problems(problems: Iterable[str]) -> None:
-    """Each problem as one `error:` line on stderr; other processes than the first say which they are."""
+    """Print each problem as one `error:` line on stderr, with the rank if it is not 0."""
     prefix = f"[rank {process_rank()}] " if process_rank() else ""
     for line in problems:
         print(f"{prefix}error: {one_line(line)}", file=sys.stderr)
 
 
 def process_rank() -> int:
-    """This process's number in a distributed launch, 0 outside one."""
+    """Return the rank of this process; 0 without a launcher."""
     rank = os.environ.get("RANK", "")
     return int(rank) if rank.isdigit() else 0
 
 
 def refusing(build: Callable[..., Built], *arguments: object) -> Built:
-    """`build(*arguments)`; its ValueError or OSError is the user's input, not a crash: one line, exit code 2."""
+    """Return `build(*arguments)`; its ValueError or OSError ends the program with one line and exit code 2."""
     try:
         return build(*arguments)
     except OSError as error:
@@ -161,7 +161,7 @@ def refusing(build: Callable[..., Built], *arguments: object) -> Built:
 
 
 def in_words(error: OSError) -> str:
-    """What the operating system refused, and what to do: `/disk/out/run.yaml: No space left on device; make room`."""
+    """Describe an error of the operating system: `/disk/out/run.yaml: No space left on device; make room`."""
     try:
         os.getcwd()
     except OSError:

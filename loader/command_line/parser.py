@@ -1,10 +1,11 @@
-"""The flags: `HyperArguments`, what changes from run to run. Everything else lives in YAML."""
+"""Parse the command line: flags, `--set`, and Hydra's bare words."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import importlib.util
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,8 @@ from loader.schema.hyper_arguments import FLAG_GROUPS, CommandArguments, HyperAr
 from loader.sources.key_aliases import yaml_keys
 from storage.config_keys import BOUNDS
 
+# A bare word that means `--set`; Hydra's `+` and `++` for new keys have no meaning of their own here.
+SETTING = re.compile(r"\+{0,2}(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
 NOT_OF_ARGPARSE = (*BOUNDS, "path", "on_resume", "needs", "used_by")  # metadata that argparse does not take
 
 
@@ -37,31 +40,31 @@ def _hf_argument_parser() -> type[argparse.ArgumentParser]:
 @cache
 def parser_class() -> type[argparse.ArgumentParser]:
     class KeelArgumentParser(_hf_argument_parser()):
-        """HfArgumentParser in which an absent flag stays absent and a mistake is one line."""
+        """HfArgumentParser that leaves out flags that were not given, and raises one-line errors."""
 
         def error(self, message: str) -> None:
             raise ConfigError(_friendly(message))
 
         @staticmethod
-        def _parse_dataclass_field(parser: argparse.ArgumentParser, each: dataclasses.Field) -> None:
+        def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
             before = set(map(id, parser._actions))
-            aliases = {key: value for key, value in each.metadata.items() if key not in NOT_OF_ARGPARSE}
-            default = each.default if each.default is not dataclasses.MISSING else each.default_factory()
-            bare = dataclasses.field(default=each.default, default_factory=each.default_factory, metadata=aliases)
-            bare.name, bare.type = each.name, each.type
+            aliases = {key: value for key, value in field.metadata.items() if key not in NOT_OF_ARGPARSE}
+            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+            bare = dataclasses.field(default=field.default, default_factory=field.default_factory, metadata=aliases)
+            bare.name, bare.type = field.name, field.type
             _hf_argument_parser()._parse_dataclass_field(parser, bare)
             for action in parser._actions:
                 if id(action) not in before:
                     action.default = argparse.SUPPRESS
-                    if each.type == bool | None:
+                    if field.type == bool | None:
                         action.nargs, action.const = "?", True
-            if (each.type is bool and default is False) or each.type == bool | None:
-                hyphens = each.name.replace("_", "-")
+            if (field.type is bool and default is False) or field.type == bool | None:
+                hyphens = field.name.replace("_", "-")
                 parser.add_argument(
-                    f"--no_{each.name}",
+                    f"--no_{field.name}",
                     f"--no-{hyphens}",
                     action="store_false",
-                    dest=each.name,
+                    dest=field.name,
                     default=argparse.SUPPRESS,
                 )
 
@@ -70,7 +73,7 @@ def parser_class() -> type[argparse.ArgumentParser]:
 
 @cache
 def argument_parser() -> argparse.ArgumentParser:
-    """The parser of every entry flag. No prefix matching; a flag that is not given leaves no trace."""
+    """Return the parser of train.py's flags, without prefix matching."""
     kinds = (HyperArguments, CommandArguments, AliasFlags)
     parser = parser_class()(kinds, allow_abbrev=False, prog="train.py", add_help=False)
     actions = {action.dest: action for action in parser._actions if not isinstance(action, argparse._StoreFalseAction)}
@@ -87,7 +90,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 class _ExtendAction(argparse._ExtendAction):
-    """`--set a=1 --set b=2` collects both, also when nothing was there before."""
+    """Collect the values of every `--set`; without one, the attribute is absent."""
 
 
 class Given(NamedTuple):
@@ -100,24 +103,53 @@ class Given(NamedTuple):
 
 
 def parse_flags(arguments: list[str] | None = None) -> Given:
-    """Command line -> what was given.
+    """Parse the command line into what was given.
 
     Raises:
         ConfigError: an unknown flag (with the nearest one, or where the key belongs), or a value of the wrong type.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    namespace, unknown = argument_parser().parse_known_args(arguments)
+    flags, settings = _without_settings([_with_underscores(word) for word in arguments])
+    namespace, unknown = argument_parser().parse_known_args(flags)
     if unknown:
         raise ConfigError(_unknown_flags(unknown))
     given = vars(namespace)
+    if settings:
+        given["set"] = [*given.get("set", ()), *settings]
     asked_for_help = given.pop("help", False)
     names = {kind: {field.name for field in dataclasses.fields(kind)} for kind in (HyperArguments, CommandArguments)}
-    hyper, command = (kind(**{name: given.pop(name) for name in own & given.keys()}) for kind, own in names.items())
+    hyper, command = (
+        kind(**{name: given.pop(name) for name in fields & given.keys()}) for kind, fields in names.items()
+    )
     return Given(hyper, command, given, asked_for_help)
 
 
+def _with_underscores(word: str) -> str:
+    """`--batch-size=4` as `--batch_size=4`, where such a flag exists."""
+    flag, equals, value = word.partition("=")
+    written = "--" + flag.removeprefix("--").replace("-", "_")
+    is_known = flag.startswith("--") and written in argument_parser()._option_string_actions
+    return f"{written}{equals}{value}" if is_known else word
+
+
+def _without_settings(words: list[str]) -> tuple[list[str], list[str]]:
+    """Split Hydra's bare words (`key=value`, `group=name`, `+key=value`) from the flags and their values."""
+    options, flags, settings = argument_parser()._option_string_actions, [], []
+    takes_next = takes_all = False  # the flag before takes this word, whatever it looks like
+    for word in words:
+        match = None if takes_next or takes_all else SETTING.fullmatch(word)
+        if match:
+            settings.append(f"{match['key'].replace('-', '_')}={match['value']}")
+            continue
+        flags.append(word)
+        action = options.get(word)
+        takes_next = action is not None and action.nargs is None
+        takes_all = (takes_all and not word.startswith("--")) or word == "--set"
+    return flags, settings
+
+
 def flag_lines(kind: type, names: list[str] | None = None) -> list[str]:
-    """One help line for each flag: name, meaning, default, alias."""
+    """Return one help line for each flag: name, meaning, default, alias."""
     lines = []
     for field in dataclasses.fields(kind):
         if names is not None and field.name not in names:
@@ -155,7 +187,7 @@ def _unknown_flags(unknown: list[str]) -> list[str]:
 
 
 def _friendly(message: str) -> str:
-    """argparse's message with our marks: which flag, which value, what it takes."""
+    """Rewrite argparse's message: flag, value, what it takes."""
     message = message.removeprefix("argument ")
     flags, colon, rest = message.partition(": ")
     if not colon or not flags.startswith("-"):
@@ -164,17 +196,18 @@ def _friendly(message: str) -> str:
 
 
 def help_text() -> str:
-    """`--help`: the flags in groups with their defaults, and where everything else is documented."""
+    """Return the text of `--help`: the flags in groups with their defaults, and where the other keys are documented."""
     lines = [
         "usage: python train.py [--task_name TASK] [--training_config FILE] [--flag value …] [--set key.path=value …]",
         "",
         "Trains a model on a task. What changes from run to run is a flag; what is stable lives in YAML.",
         "A flag beats YAML, --set beats a flag. Booleans: --do_eval, --do_eval false, --no_do_eval.",
+        "Bare words key.path=value, group=name and +key=value mean the same as after --set.",
     ]
     names = [field.name for field in dataclasses.fields(HyperArguments)]
     for title, (first, last) in FLAG_GROUPS.items():
         lines += ["", f"{title}:", *flag_lines(HyperArguments, names[names.index(first) : names.index(last) + 1])]
-    lines += ["", "the same in the words of language-model scripts; with --dataset and no task, text is trained on:"]
+    lines += ["", "aliases of language-model scripts; with --dataset and no task, text is trained on:"]
     lines += [*flag_lines(AliasFlags), "", "instead of training, and single overrides:"]
     lines += flag_lines(CommandArguments)
     lines += [

@@ -1,4 +1,4 @@
-"""A resolved configuration as text: YAML with origins (also run.yaml), JSON, the `--check` summary, the JSON schema."""
+"""Print a resolved configuration: as YAML with origins (also run.yaml), as JSON, as the summary of `--check`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Any
 
 import yaml
 
-from loader.resolve.derived import eval_strategy, holds_nothing_out, warmup
 from loader.resolve.global_batch_size import SOLVED, batch_line
-from loader.resolve.run_config import RunConfig
-from loader.resume.find_checkpoint import resume_target
+from loader.resolve.run_config import RunConfig, eval_strategy, holds_nothing_out, warmup
+from loader.resume.find_checkpoint import find_checkpoint
 from loader.sources.config_tree import Node, leaves
 
-# Line breaks to YAML that its writer leaves as they are.
+# Line breaks in YAML that its writer does not escape.
 UNREADABLE = ("\x85", "\u2028", "\u2029")
-# `training_config` names the file that was read; its content is what is shown. A token is nobody's to read.
+# `training_config` names the file whose content is shown. A token is secret.
 LEFT_OUT = ("training_config", "hub_token")
 
-# The last line of a run.yaml (YAML's end of a document): a file cut short, wherever that was, has lost it.
+# The last line of a run.yaml (YAML's end of a document); a truncated file has lost it.
 END = "...\n"
 
 
 def as_yaml(run: RunConfig) -> str:
-    """The merged configuration, each value followed by `# origin`. The text is itself a valid training file."""
-    left_out = {"num_train_epochs"} if run.hyper.max_steps > 0 else set()  # it has no say, and read again it would
+    """Format the merged configuration, each value followed by `# origin`; the text is a valid training file."""
+    left_out = (
+        {"num_train_epochs"} if run.hyper.max_steps > 0 else set()
+    )  # without effect here, but not when read again
     return "".join(line for line in _yaml_lines(run.tree, 0) if line.split(":")[0] not in left_out)
 
 
@@ -48,13 +49,13 @@ def _yaml_lines(node: Node, depth: int) -> Iterator[str]:
             yield f"{indent}{_flow(key)}:\n"
             yield from _yaml_lines(child, depth + 1)
         else:
-            # What follows from the global batch is said, not set: with other processes it comes out differently.
+            # What follows from the global batch size is a comment: other numbers of processes give other values.
             comment = "# " if child.origin == SOLVED else ""
             yield f"{comment}{indent}{_flow(key)}: {_flow(child.plain())}  # {child.origin}\n"
 
 
 def _flow(value: Any) -> str:
-    """One value on one line."""
+    """Format a value on one line."""
     plain = not any(mark in str(value) for mark in UNREADABLE)
     text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=plain)
     text = text.removesuffix("\n").removesuffix("\n...").strip()
@@ -62,7 +63,7 @@ def _flow(value: Any) -> str:
 
 
 def summary(run: RunConfig) -> str:
-    """What a run would do, for `--check`."""
+    """Return the summary of `--check`: what a run would do."""
     hyper = run.hyper
     steps = hyper.max_steps
     length = f"{steps} steps" if steps > 0 else f"{hyper.num_train_epochs:g} epochs"
@@ -75,15 +76,15 @@ def summary(run: RunConfig) -> str:
     evaluation = {"no": "none", "epoch": "each epoch"}.get(eval_strategy(run), by_step)
     if holds_nothing_out(run):
         evaluation = "none: the data holds nothing out"
-    source = resume_target(run)
+    point = find_checkpoint(run).point if run.wants_resume else None
     rows = {
-        "task": hyper.task_name,
+        "task": hyper.task_name or "of its own (the training file has a dataset)",
         "data": f"{run.dataset.name} {getattr(run.dataset.config, 'path', None) or '(recorded on first use)'}",
         "model": run.model.name,
         "length": f"{length}, batch {batch}",
         "optimizer": f"{hyper.optim}, learning rate {hyper.learning_rate:g}, {hyper.lr_scheduler_type}{warm_text}",
         "evaluation": evaluation,
-        "output": f"{run.output_dir}" + (f", resumed from {source.name}" if source else ""),
+        "output": f"{run.output_dir}" + (f", resumed from {point.folder.name}" if point else ""),
     }
     changed = sum(run.was_set(path) and str(node.origin) != "default" for path, node in leaves(run.tree))
     lines = [f"{name:<11} {value}" for name, value in rows.items()]

@@ -1,4 +1,4 @@
-"""RunConfig -> `transformers.TrainingArguments`."""
+"""Build `transformers.TrainingArguments` from a RunConfig."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import sys
 import typing
 from typing import Any
 
-from loader.checks.devices import apply_hardware
+from loader.checks.launch import apply_hardware
 from loader.errors import ConfigError
-from loader.resolve.derived import OWN_DEFAULTS, eval_strategy, warmup
-from loader.resolve.run_config import RunConfig
+from loader.resolve.run_config import OWN_DEFAULTS, RunConfig, eval_strategy, warmup
 from loader.schema.hyper_arguments import HyperArguments
+from loader.schema.installed import trainer_fields
 from loader.schema.keys import keys_of
-from loader.schema.training_arguments_fields import trainer_fields
 
-ENDLESS_EPOCHS = 10.0**7  # more than any run sees; what `num_train_epochs: -1` comes to
+ENDLESS_EPOCHS = 10.0**7  # what `num_train_epochs: -1` becomes
 # Keys that name files: they choose what is read and are not settings of the run itself.
 FILE_KEYS = ("task_name", "training_config", "model_config")
 # Fields of hyper that TrainingArguments lacks, or that take another form in it.
@@ -26,7 +25,7 @@ NOT_PASSED = {
 
 
 def training_arguments(run: RunConfig) -> Any:
-    """The `TrainingArguments` of a run, for the installed version of transformers.
+    """Build the `TrainingArguments` of a run, for the installed version of transformers.
 
     `warmup_ratio` and `logging_dir`, gone from newer versions, keep working: the ratio is passed as a fractional
     `warmup_steps`, the directory through the variable that replaced it.
@@ -51,7 +50,7 @@ def training_arguments(run: RunConfig) -> Any:
 
 
 def argument_values(run: RunConfig) -> dict[str, Any]:
-    """The keyword arguments for TrainingArguments; torch-free, so that `--check` can look at them."""
+    """Return the keyword arguments for TrainingArguments; needs no torch."""
     fields, hyper = trainer_fields(), run.hyper
     values = {**OWN_DEFAULTS, **run.trainer}
     values |= {name: getattr(hyper, name) for name in keys_of(HyperArguments) if name not in NOT_PASSED}
@@ -73,7 +72,7 @@ def argument_values(run: RunConfig) -> dict[str, Any]:
     if "logging_dir" in fields and hyper.logging_dir:
         values["logging_dir"] = hyper.logging_dir
     if "disable_tqdm" not in values:
-        values["disable_tqdm"] = not sys.stderr.isatty()  # a bar in a log file is a thousand lines of noise
+        values["disable_tqdm"] = not sys.stderr.isatty()  # a progress bar would fill a log file
     for suffix in ("", "_kwargs"):  # newer versions warn at the old name
         old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
         if values.get(old) is not None and new in fields:
@@ -86,7 +85,7 @@ def _is_trainer_optimizer(name: str) -> bool:
 
 
 def _for_this_machine(values: dict[str, Any], run: RunConfig) -> list[str]:
-    """Adapts what only makes sense with workers or an accelerator; a line for each thing asked for and not honoured."""
+    """Turn off what needs workers or an accelerator; return a line for each setting that the user gave."""
     import torch
 
     lines = []
@@ -105,7 +104,7 @@ def _for_this_machine(values: dict[str, Any], run: RunConfig) -> list[str]:
     if isinstance(accelerator, dict) and accelerator.get("non_blocking"):
         # Copies to a device run beside the computation only from pinned memory: without it this key has no effect.
         lines.append("accelerator_config.non_blocking: no accelerator is used, so nothing is copied to one")
-        values["accelerator_config"] = {key: each for key, each in accelerator.items() if key != "non_blocking"}
+        values["accelerator_config"] = {key: value for key, value in accelerator.items() if key != "non_blocking"}
     if values.get("bf16") or values.get("bf16_full_eval"):
         values["use_cpu"] = True  # else TrainingArguments takes bfloat16 to mean a GPU that it cannot find
     return lines

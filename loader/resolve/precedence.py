@@ -1,68 +1,94 @@
-"""Mutually exclusive settings (max_steps / num_train_epochs …): the later layer wins, the other key is removed.
+"""Settings that exclude or contradict one another: that of the later layer wins, the other follows, and a note says so.
 
-The remaining keys describe the run, so that a printed configuration, read again, is the same run.
+Only two settings that stand in one file, or both on the command line, and contradict each other are a problem. What
+remains describes the run, so that a printed configuration, read again, is the same run.
 """
 
 from __future__ import annotations
 
-from loader.errors import Problems
+from loader.errors import ConfigError, Problems, shown
 from loader.resolve.global_batch_size import settle_global_batch
-from loader.schema.hyper_arguments import HyperArguments
+from loader.resolve.rules import RULES, USERS_FIRST, Settings, backends
+from loader.schema.components import component_module
 from loader.schema.keys import keys_of, scalar_keys
 from loader.schema.process_arguments import ProcessArguments
 from loader.sources.config_tree import DEFAULT, Node, find, layer_index
 
 OWN_RATE = 1e-3  # of an optimizer whose `lr` is null; Adafactor then takes its relative steps instead
-USERS_FIRST = 1  # the layers up to this one are built-in and default.yaml
-PLATEAUS = ("reduce_lr_on_plateau", "greedy", "ReduceLROnPlateau")
-# Schedules that neither end anywhere nor fall towards anything.
-WITHOUT_HORIZON = ("constant", "constant_with_warmup", *PLATEAUS)
 WARM_UPS = ("warmup_steps", "warmup_ratio", "warmup_epochs")
 
 
 def resolve_conflicts(tree: Node, layers: list[Node], problems: Problems, is_saved: bool = False) -> None:
-    """Resolve conflicts in place; two exclusive settings in one layer are a problem.
+    """Resolve conflicts in place; two settings of one layer that contradict each other are a problem.
 
     Args:
         is_saved: The settings of an earlier run, which may have had another number of processes.
     """
-    _one_of(tree, layers, ("max_steps", "num_train_epochs"), problems)
-    _one_of(tree, layers, WARM_UPS, problems)
+    settings = Settings(tree, layers, problems)
+    _one_of(settings, ("max_steps", "num_train_epochs"))
+    _one_of(settings, WARM_UPS)
     _evaluation(tree, layers, problems)
     _saving(tree, layers)
     _own_rate(tree, layers)
     _logger(tree, layers, problems)
-    _horizon(tree, layers)
-    _floor(tree, layers)
-    _without_effect(tree, layers, problems)
-    if not is_saved:
-        settle_global_batch(tree, layers, problems)
+    if is_saved:
+        return
+    for rule in RULES:
+        rule.apply(settings)
+    _shared_by_model_and_data(settings)
+    _without_effect(settings)
+    settle_global_batch(tree, layers, problems)
 
 
-def _one_of(tree: Node, layers: list[Node], names: tuple[str, ...], problems: Problems) -> None:
+def _one_of(settings: Settings, names: tuple[str, ...]) -> None:
     """Of several keys that set one length, keep that of the latest layer, and of equals the first named.
 
     Zero in a later layer removes the length, and so does -1 epochs, which is a run without end.
     """
-    ranks = {name: layer_index(layers, name) for name in names}
+    tree = settings.tree
+    ranks = {name: layer_index(settings.layers, name) for name in names}
     top = max(ranks.values())
     latest = [name for name in names if ranks[name] == top > USERS_FIRST]
-    given = [name for name in names if _number(tree.value[name]) > 0]
+    given = [name for name in names if settings.number(name) > 0]
+    dropped: list[str] = []
     if latest and not set(latest) & set(given) and latest != ["max_steps"]:
-        for name in set(given) - set(latest):
-            if _number(tree.value[name]) > 0:
-                tree.value[name] = Node(_default(name), DEFAULT)
-        return
-    if len(given) < 2:
-        return
-    winner = max(given, key=lambda name: (ranks[name], -names.index(name)))
-    rivals = [name for name in given if name != winner and ranks[name] == ranks[winner] > USERS_FIRST]
-    if rivals:
-        places = [f"`{name}`{tree.value[name].origin.place}" for name in (winner, *rivals)]
-        problems.add(f"{' and '.join(places)} both set the same length; keep one")
-    for name in given:
-        if name != winner:
-            tree.value[name] = Node(_default(name), DEFAULT)
+        dropped = [name for name in given if name not in latest]
+    elif len(given) > 1:
+        winner = max(given, key=lambda name: (ranks[name], -names.index(name)))
+        dropped = [name for name in given if name != winner]
+        rivals = [name for name in dropped if ranks[name] == ranks[winner] > USERS_FIRST]
+        if rivals:
+            places = [f"`{name}`{tree.value[name].origin.place}" for name in (winner, *rivals)]
+            settings.problems.add(f"{' and '.join(places)} both set the same length; keep one")
+    for name in dropped:
+        settings.follow(name, scalar_keys()[name].default, latest[0] if latest else winner)
+
+
+def _shared_by_model_and_data(settings: Settings) -> None:
+    """A key that model and data both have (`block_size`) is one value: the later layer gives it to both."""
+    try:
+        configs = {
+            section: keys_of(component_module(section, settings[f"{section}.name"]).Config)
+            for section in ("model", "dataset")
+            if isinstance(settings[f"{section}.name"], str)
+        }
+    except ConfigError:
+        return  # reported where components are built
+    for name in configs.get("model", {}).keys() & configs.get("dataset", {}).keys():
+        values = {}
+        for section, keys in configs.items():
+            is_given = find(settings.tree, f"{section}.{name}") is not None
+            values[f"{section}.{name}"] = settings[f"{section}.{name}"] if is_given else keys[name].default
+        if None in values.values() or len({str(value) for value in values.values()}) == 1:
+            continue
+        model, data = sorted(values, reverse=True)
+        levels = settings.level(model), settings.level(data)
+        if levels[0] == levels[1]:
+            places = [f"`{path}: {values[path]}`{find(settings.tree, path).origin.place}" for path in (model, data)]
+            settings.problems.add(f"{places[0]} contradicts {places[1]}; leave `{model}` out")
+        else:
+            loser, winner = (model, data) if levels[0] < levels[1] else (data, model)
+            settings.follow(loser, values[winner], winner)
 
 
 def _evaluation(tree: Node, layers: list[Node], problems: Problems) -> None:
@@ -120,8 +146,8 @@ def _saving(tree: Node, layers: list[Node]) -> None:
 
 def _own_rate(tree: Node, layers: list[Node]) -> None:
     """`optimizer: {lr: null}` against `learning_rate`: the later one wins."""
-    own = find(tree, "optimizer.lr")
-    if own is None or own.value is not None:
+    null_rate = find(tree, "optimizer.lr")
+    if null_rate is None or null_rate.value is not None:
         return
     section = tree.value["optimizer"].value
     adafactor = tree.value["optim"].value == "adafactor"
@@ -130,11 +156,13 @@ def _own_rate(tree: Node, layers: list[Node]) -> None:
     if layer_index(layers, "learning_rate") > least:
         del section["lr"]
     elif adafactor:
-        section.setdefault("relative_step", Node(True, own.origin))
-        section.setdefault("scale_parameter", Node(True, own.origin))
+        section.setdefault("relative_step", Node(True, null_rate.origin))
+        section.setdefault("scale_parameter", Node(True, null_rate.origin))
+        if layer_index(layers, "lr_scheduler_type") <= USERS_FIRST:  # the relative steps are its schedule
+            tree.value["lr_scheduler_type"] = Node("constant", null_rate.origin)
     else:
         del section["lr"]
-        tree.value["learning_rate"] = Node(OWN_RATE, own.origin)
+        tree.value["learning_rate"] = Node(OWN_RATE, null_rate.origin)
 
 
 def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
@@ -145,10 +173,10 @@ def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
     kind, name = find(tree, "logging.logger_type"), find(tree, "logging.name")
     ranks = layer_index(layers, "report_to"), max(layer_index(layers, "logging.logger_type"), _null_rank(layers))
     if kind is not None:
-        backends = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", None: "none", "CSVLogger": "none"}
+        meanings = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", None: "none", "CSVLogger": "none"}
         known = isinstance(kind.value, str | None)  # other values are refused when the section is checked
-        meant, report_to = backends.get(kind.value) if known else None, tree.value["report_to"]
-        agree = _reports(report_to.plain()) == _reports(meant)
+        meant, report_to = meanings.get(kind.value) if known else None, tree.value["report_to"]
+        agree = backends(report_to.plain()) == backends(meant)
         if ranks[0] == ranks[1] > USERS_FIRST and not agree:
             problems.add(
                 f"`logging.logger_type`{kind.origin.place} and `report_to`{report_to.origin.place} name two loggers; "
@@ -158,7 +186,7 @@ def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
             del section.value["logger_type"]
         elif meant is not None and not agree:
             tree.value["report_to"] = Node([Node(meant, kind.origin)], kind.origin)
-    reports = _reports(tree.value["report_to"].plain())
+    reports = backends(tree.value["report_to"].plain())
     later = layer_index(layers, "run_name") > layer_index(layers, "logging.name")
     if name is not None and name.value is not None and reports and not later:
         tree.value["run_name"] = Node(name.value, name.origin, name.text)
@@ -166,72 +194,35 @@ def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
 
 def _null_rank(layers: list[Node]) -> int:
     """The highest layer that sets `logging: null`."""
-    found = [i for i, layer in enumerate(layers) if "logging" in layer.value and layer.value["logging"].value is None]
-    return found[-1] if found else 0
+    nulls = [i for i, layer in enumerate(layers) if (node := layer.value.get("logging")) and node.value is None]
+    return nulls[-1] if nulls else 0
 
 
-def _without_effect(tree: Node, layers: list[Node], problems: Problems) -> None:
+def _without_effect(settings: Settings) -> None:
     """A key that needs another: remove it if a later layer has switched that off; otherwise it is a problem."""
     for key, declared in scalar_keys().items():
         switch, wanted = declared.needs, declared.needs_value
-        node = tree.value.get(key) if switch is not None and key not in keys_of(ProcessArguments) else None
-        if node is None or node.value in (None, False) or node.plain() in ({}, []):
+        node = settings.tree.value.get(key) if switch is not None else None
+        is_process_key = key in keys_of(ProcessArguments)
+        neutral = (declared.default,) if is_process_key else (None, False, {}, [])
+        if node is None or node.plain() in neutral:
             continue
-        other = tree.value.get(switch)
-        value = other.plain() if other is not None else None
         if switch == "report_to":
-            reports = _reports(value)
+            reports = backends(settings[switch])
             is_on = bool(reports) if wanted is None else bool({wanted, "all"} & set(reports))
+            decided = max(settings.level(switch, "logging.logger_type"), _null_rank(settings.layers))
         else:
-            is_on = bool(value)
+            is_on, decided = bool(settings[switch]), settings.level(switch)
         if is_on:
             continue
-        decided = layer_index(layers, switch)
-        if switch == "report_to":
-            decided = max(decided, layer_index(layers, "logging.logger_type"), _null_rank(layers))
-        if decided > layer_index(layers, key):
-            del tree.value[key]
+        if decided > max(settings.level(key), USERS_FIRST):
+            if is_process_key:
+                settings.follow(key, declared.default, switch)
+            else:
+                del settings.tree.value[key]
         else:
             needs = f"`{switch}`" if wanted is None else f"`{switch}: {wanted}`"
-            problems.add(f"`{key}`{node.origin.place} has no effect without {needs}; set that, or leave it out")
-
-
-def _reports(value: object) -> list[str]:
-    """The reporting backends in use."""
-    words = value if isinstance(value, list) else [value]
-    return [word for word in words if isinstance(word, str) and word != "none"]
-
-
-def _horizon(tree: Node, layers: list[Node]) -> None:
-    """A later layer's schedule that does not decay removes the end and the floor of an earlier one."""
-    name = tree.value["lr_scheduler_type"].value
-    for key in ("lr_decay_iters", "min_lr"):
-        floor = key == "min_lr" and name in PLATEAUS
-        if (
-            name in WITHOUT_HORIZON
-            and not floor
-            and layer_index(layers, "lr_scheduler_type") > layer_index(layers, key)
-        ):
-            tree.value[key] = Node(None, DEFAULT)
-
-
-def _floor(tree: Node, layers: list[Node]) -> None:
-    """A later layer's learning rate below an earlier layer's floor removes the floor."""
-    rate, floor = tree.value["learning_rate"], tree.value["min_lr"]
-    if _number(floor) > _number(rate) and layer_index(layers, "learning_rate") > layer_index(layers, "min_lr"):
-        tree.value["min_lr"] = Node(None, DEFAULT)
-
-
-def _default(name: str) -> object:
-    keys = {**keys_of(HyperArguments), **keys_of(ProcessArguments)}
-    return keys[name].default
-
-
-def _number(node: Node) -> float:
-    """The node's value as a number; 0 for anything that the type check will refuse."""
-    if isinstance(node.value, bool) or not isinstance(node.value, (int, float, str)):
-        return 0
-    try:
-        return float(node.value)
-    except (ValueError, OverflowError):
-        return 0
+            value = "" if node.is_mapping else f": {shown(node.plain())}"
+            settings.problems.add(
+                f"`{key}{value}`{node.origin.place} has no effect without {needs}; set that, or leave it out"
+            )

@@ -19,9 +19,9 @@ from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPTIONAL_SECTIONS, SECTIONS
 from loader.schema.training_arguments_overlay import REPLACED
 from loader.sources import layers
-from loader.sources.combined_aliases import initial_weights_choice, resolve_combined_aliases
 from loader.sources.config_tree import DEFAULT, Node, find, merge, node_of
 from loader.sources.key_aliases import TRACKING, TRACKING_MODEL_KEYS, yaml_keys
+from loader.sources.translate_aliases import initial_weights_choice, resolve_combined_aliases
 
 # Kinds of file that a key names.
 FILE_KINDS = (("task", "task_name"), ("model", "model_config"))
@@ -53,7 +53,11 @@ def resolve(
     if chosen is None and initial_weights_choice([flags, overrides]) == "resume" and "task_name" not in hyper.given:
         chosen = _resumed_file(flags)
     training = _training(chosen, problems) if chosen is not None else []
-    implied = {"task_name": TEXT_TASK} if (aliases.keys() | problems.aliases) & set(TEXT_ALIASES) else {}
+    implied: dict[str, Any] = {}
+    if any(find(layer, "dataset.name") is not None for layer in training):
+        implied = {"task_name": None}  # a training file with its own data is its own task
+    elif (aliases.keys() | problems.aliases) & set(TEXT_ALIASES):
+        implied = {"task_name": TEXT_TASK}
     below = [layers.built_in_layer(**implied), *layers.training_layers(layers.DEFAULT_FILE, problems)]
     if chosen is None:  # the task's own recipe, where the command line names none
         training = _recipe_of_task([*below, flags, overrides], problems)
@@ -62,15 +66,15 @@ def resolve(
     resolve_combined_aliases(above, problems)
     if start == "prev_run":
         above = [*_earlier_network(_merged([*below, *above])), *above]
-    found = _task_and_model_layers(below, above, problems)
-    for layer in found:
+    named = _task_and_model_layers(below, above, problems)
+    for layer in named:
         layer.value.pop("training", None)
-    stack = [*below, *found, *_earlier_model([*below, *found, *above]), *above]
+    stack = [*below, *named, *_earlier_model([*below, *named, *above]), *above]
     return _typed(stack, problems)
 
 
 def _recipe_of_task(stack: list[Node], problems: Problems) -> list[Node]:
-    """The layers of the training file that the task's file names; none if it names none."""
+    """Return the layers of the training file that the task's file names, if any."""
     task = _task_and_model_layers(stack, [], Problems(), kinds=(("task", "task_name"),))
     recipe = task[0].value.get("training") if task else None
     if recipe is None:
@@ -121,10 +125,14 @@ def _resumed_file(flags: Node) -> Path:
     return path
 
 
-def read_saved(path: str | os.PathLike) -> RunConfig:
-    """Read the RunConfig of an earlier run from its run.yaml alone, without task, model or default files."""
+def read_saved(path: str | os.PathLike, text: str | None = None) -> RunConfig:
+    """Read the RunConfig of an earlier run from its run.yaml alone, without task, model or default files.
+
+    Args:
+        text: The content of the file, if it has been read already.
+    """
     problems = Problems()
-    saved = layers.training_layers(path, problems)
+    saved = layers.training_layers(path, problems) if text is None else [layers.text_layer(path, text, problems)]
     resolve_combined_aliases(saved, problems)
     return _typed([layers.built_in_layer(), *saved], problems, is_saved=True)
 
@@ -149,18 +157,18 @@ def _task_and_model_layers(
     below: list[Node], above: list[Node], problems: Problems, kinds: Sequence[tuple[str, str]] = FILE_KINDS
 ) -> list[Node]:
     """The files that `task_name` and `model_config` name, whichever layer names them last."""
-    found: list[Node] = []
+    files: list[Node] = []
     for kind, key in kinds:
-        named = _merged([*below, *found, *above]).value.get(key)
-        if named is None or named.value is None or isinstance(named.value, (list, dict)):
+        name = _merged([*below, *files, *above]).value.get(key)
+        if name is None or name.value is None or isinstance(name.value, (list, dict)):
             continue
         try:
-            path = layers.find_file(kind, str(named.text or named.value), named.origin.place)
-            found.insert(0, layers.file_layer(kind, path, problems))  # a task may override its model's keys
+            path = layers.find_file(kind, str(name.text or name.value), name.origin.place)
+            files.insert(0, layers.file_layer(kind, path, problems))  # a task may override its model's keys
         except ConfigError as error:
             problems.lines += error.problems
             problems.file_missing = True
-    return found
+    return files
 
 
 def _typed(stack: list[Node], problems: Problems, is_saved: bool = False) -> RunConfig:
@@ -187,8 +195,8 @@ def _typed(stack: list[Node], problems: Problems, is_saved: bool = False) -> Run
     problems.raise_if_any()
     hyper = HyperArguments(**{name: values[name] for name in keys_of(HyperArguments)})
     process = ProcessArguments(**{name: values[name] for name in keys_of(ProcessArguments)})
-    own = {*keys_of(HyperArguments), *keys_of(ProcessArguments)}
-    trainer = {name: value for name, value in values.items() if name not in own}
+    declared = {*keys_of(HyperArguments), *keys_of(ProcessArguments)}
+    trainer = {name: value for name, value in values.items() if name not in declared}
     return RunConfig(tree, stack, hyper, process, trainer, notes=problems.notes, **parts)
 
 
@@ -209,7 +217,7 @@ def _scalars(tree: Node, problems: Problems) -> dict[str, Any]:
 
 
 def _remedy(name: str) -> str:
-    """Where an unknown top-level key belongs, or the nearest known one."""
+    """Return where an unknown top-level key belongs, or the nearest known one."""
     for section in COMPONENTS:
         for component in shipped(section):
             if name in keys_of(component_module(section, component).Config):
@@ -231,7 +239,7 @@ def _parameter_groups(tree: Node, problems: Problems) -> list[Any]:
     node = tree.value.get("param_groups")
     if node is None or node.value is None:
         return []
-    if not isinstance(node.value, list) or not all(each.is_mapping for each in node.value):
+    if not isinstance(node.value, list) or not all(group.is_mapping for group in node.value):
         problems.add(
             f"`param_groups`{node.origin.place} must be a list of mappings with `pattern` and `lr` or `lr_factor`"
         )
@@ -251,14 +259,14 @@ def _callbacks(tree: Node, problems: Problems) -> list[str | dict[str, Any]]:
     if not isinstance(node.value, list):
         problems.add(f"`callbacks`{node.origin.place} must be a list of import paths, or of mappings with `name`")
         return []
-    for index, each in enumerate(node.value):
-        name = each.value.get("name") if each.is_mapping else each
+    for index, entry in enumerate(node.value):
+        name = entry.value.get("name") if entry.is_mapping else entry
         if name is None or not isinstance(name.value, str) or "." not in name.value:
             problems.add(
-                f"`callbacks[{index}]`{each.origin.place} must be an import path (my_lab.callbacks.Mine), or a mapping "
-                "with such a `name` and the arguments"
+                f"`callbacks[{index}]`{entry.origin.place} must be an import path (my_lab.callbacks.Mine), or "
+                "a mapping with such a `name` and the arguments"
             )
-    return [each.plain() for each in node.value]
+    return [entry.plain() for entry in node.value]
 
 
 def _component(tree: Node, section: str, problems: Problems) -> Component | None:

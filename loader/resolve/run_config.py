@@ -12,16 +12,19 @@ from typing import Any
 from loader.errors import Problems
 from loader.schema.components import Component
 from loader.schema.hyper_arguments import HyperArguments
+from loader.schema.installed import trainer_fields
 from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import FREE_SECTIONS
-from loader.schema.training_arguments_fields import trainer_fields
 from loader.sources.config_tree import CLI, DEFAULT, SET, Node, find, layer_index, leaves
 from loader.sources.yaml_reader import read_scalar
+
+NEWEST = "newest"  # as auto, but a run without a checkpoint is an error
+AUTO_ELSE = "auto:"  # as auto, but a run without a checkpoint starts from the one that follows
 
 
 @dataclass
 class RunConfig:
-    """Everything one run is configured with, typed, with the origin of every value.
+    """The typed configuration of one run, with the origin of every value.
 
     Attributes:
         tree: The merged configuration; all other fields are typed views of it.
@@ -34,6 +37,7 @@ class RunConfig:
         callbacks: Import paths, or mappings with `name` and arguments.
         notes: Lines to print once, such as what an alias became.
         dataset, env, model, loss: The chosen components; without `loss` the model's own is used.
+        inspected: Checkpoints that were verified for this run, see `loader/resume/find_checkpoint.py`.
     """
 
     tree: Node
@@ -55,6 +59,7 @@ class RunConfig:
     env: Component | None = None
     model: Component | None = None
     loss: Component | None = None
+    inspected: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def seed(self) -> int:
@@ -89,9 +94,20 @@ class RunConfig:
         return self.hyper.max_steps <= 0 and self.hyper.num_train_epochs == -1
 
     @property
+    def wants_resume(self) -> bool:
+        asked = self.hyper.resume_from_checkpoint
+        return asked is not None and str(asked).lower() not in ("false", "no", "none")
+
+    @property
+    def resumes_newest(self) -> bool:
+        """Whether the run resumes from its newest complete checkpoint, if any, and not from a named one."""
+        asked = str(self.hyper.resume_from_checkpoint).lower()
+        return asked in ("auto", "true", "yes", NEWEST) or asked.startswith(AUTO_ELSE)
+
+    @property
     def task(self) -> str:
-        """The task's name: its file's stem."""
-        return Path(self.hyper.task_name).stem
+        """The task's name: its file's stem; for a training file with its own data, the kind of data."""
+        return Path(self.hyper.task_name).stem if self.hyper.task_name else self.dataset.name
 
     def place(self, path: str) -> str:
         """` at FILE:LINE:COLUMN` of a key, for an error line; empty for a default."""
@@ -137,3 +153,53 @@ def with_dims(run: RunConfig, dims: dict[str, int]) -> Any:
         filled[name] = value
     problems.raise_if_any()
     return dataclasses.replace(run.model.config, **filled)
+
+
+# Keel's defaults for fields of TrainingArguments, where they differ from transformers'.
+OWN_DEFAULTS: dict[str, Any] = {
+    "logging_nan_inf_filter": False,  # it replaces a NaN loss by a finite one in the log, and syncs the GPU every step
+    "ddp_find_unused_parameters": False,  # it searches the graph for unused parameters in every step
+}
+TRAINING_LOSS = ("loss", "train_loss", "train/loss")
+TRAINING_METRICS = (*TRAINING_LOSS, "grad_norm", "learning_rate")
+# Schedules whose rates are options of their own, with the names of these options.
+OWN_RATES = {"OneCycleLR": ("max_lr",), "CyclicLR": ("base_lr", "max_lr")}
+
+
+def ignores_learning_rate(run: RunConfig) -> bool:
+    """Whether `learning_rate` has no effect.
+
+    That is so if the schedule takes its rates from its options, and neither a warm-up, nor a minimum, nor a parameter
+    group depends on the learning rate.
+    """
+    hyper, process = run.hyper, run.process
+    if hyper.warmup_steps or hyper.warmup_ratio or process.warmup_epochs or hyper.min_lr:
+        return False
+    if process.lora_lr is not None or any(group.lr is not None for group in run.param_groups):
+        return False
+    options = {**(run.trainer.get("lr_scheduler_kwargs") or {}), **run.scheduler}
+    options_of_rates = OWN_RATES.get(hyper.lr_scheduler_type, ())
+    return bool(options_of_rates) and all(options.get(name) is not None for name in options_of_rates)
+
+
+def warmup(run: RunConfig) -> float:
+    """Return the warm-up as TrainingArguments takes it: a number of steps, or below 1 a share of all steps."""
+    # A ratio of 1 would mean one step; the largest float below 1 means all steps.
+    return min(run.hyper.warmup_ratio, 1 - 2**-53) if run.hyper.warmup_ratio > 0 else run.hyper.warmup_steps
+
+
+def eval_strategy(run: RunConfig) -> str:
+    """Return when to evaluate: `eval_strategy` if it is set, otherwise every `eval_steps` if do_eval is true."""
+    if run.process.check_val_every_n_epoch is not None and run.hyper.do_eval:
+        return "epoch"
+    return run.trainer.get("eval_strategy") or ("steps" if run.hyper.do_eval else "no")
+
+
+def schedule_counts_epochs(run: RunConfig) -> bool:
+    """Whether the schedule counts epochs by default: the classes of torch.optim.lr_scheduler do."""
+    return run.hyper.lr_scheduler_type not in typing.get_args(trainer_fields()["lr_scheduler_type"].annotation)
+
+
+def holds_nothing_out(run: RunConfig) -> bool:
+    """Whether the settings of the data already exclude an evaluation set."""
+    return run.dataset is not None and getattr(run.dataset.config, "eval_fraction", None) == 0

@@ -1,4 +1,4 @@
-"""Checks one tree against declared types: every value typed and bounded, every unknown key an error with its place."""
+"""Check a tree against the declared types and bounds; unknown keys are problems with their place."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any, Literal
 
 from loader.errors import Problems, did_you_mean, quoted
+from loader.schema.installed import REQUIRED
 from loader.schema.keys import Key, keys_of
-from loader.schema.training_arguments_fields import REQUIRED
 from loader.sources.config_tree import Node, node_of
 
 UNION_TYPES = (typing.Union, types.UnionType)
@@ -22,18 +22,18 @@ BOUND_WORDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "l
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, or the type alone."""
+    """Return the members of a union, or the type itself."""
     if typing.get_origin(annotation) in UNION_TYPES:
-        return tuple(member for each in typing.get_args(annotation) for member in members(each))
+        return tuple(member for argument in typing.get_args(annotation) for member in members(argument))
     return (annotation,)
 
 
 def check_value(path: str, node: Node, key: Key, problems: Problems) -> Any:
-    """`node`'s value as the key's type. A fault is added to `problems` and None returned."""
+    """Return a node's value as the key's type; if it is invalid, add a problem and return None."""
     nested = [member for member in members(key.annotation) if dataclasses.is_dataclass(member)]
     if nested and node.is_mapping:
         return check_dataclass(path, node, nested[0], problems)
-    plain = _words_restored(node, key.annotation)
+    plain = _text_restored(node, key.annotation)
     value, fault = _coerce(plain, key.annotation)
     if fault is None:
         fault = out_of_bounds(value, key.bounds)
@@ -46,7 +46,7 @@ def check_value(path: str, node: Node, key: Key, problems: Problems) -> Any:
     shown = node.text if node.text is not None and not node.is_mapping else repr(plain)
     hint = ""
     words = [
-        word for each in members(key.annotation) if typing.get_origin(each) is Literal for word in typing.get_args(each)
+        word for kind in members(key.annotation) if typing.get_origin(kind) is Literal for word in typing.get_args(kind)
     ]
     if isinstance(plain, str) and plain not in map(str, words):
         hint = did_you_mean(plain, [str(word) for word in words])
@@ -55,24 +55,24 @@ def check_value(path: str, node: Node, key: Key, problems: Problems) -> Any:
 
 
 def mapping_of_text(path: str, node: Node, key: Key, problems: Problems) -> Node:
-    """The node; where a key of transformers' takes a mapping as JSON text too, the mapping that such a text says."""
+    """Parse JSON text into a mapping if the key of transformers takes both; other nodes are returned unchanged."""
     takes = {typing.get_origin(member) or member for member in members(key.annotation)}
     if not ({dict, str} <= takes and isinstance(node.value, str)) or (path in FILES and "{" not in node.value):
         return node
     try:
-        found = json.loads(node.value)
+        mapping = json.loads(node.value)
     except (ValueError, RecursionError):
-        found = None
-    if isinstance(found, dict):
-        return node_of(found, node.origin)
+        mapping = None
+    if isinstance(mapping, dict):
+        return node_of(mapping, node.origin)
     problems.add(f"`{path}: {_short(node.value)}`{node.origin.place} must be a mapping, as in {{name: value}}")
     return Node(None, node.origin)
 
 
 def check_dataclass(path: str, node: Node, kind: type, problems: Problems, free: bool = False) -> Any:
-    """A mapping as an instance of a dataclass. `free` lets further keys through, as the dict attribute `extra`.
+    """Build a dataclass from a mapping. `free` allows further keys, which become the dict attribute `extra`.
 
-    Returns None when anything in it was at fault.
+    Returns None after a problem.
     """
     keys, before, values, extra = keys_of(kind), len(problems.lines), {}, {}
     for name, child in node.value.items():
@@ -101,7 +101,7 @@ def check_dataclass(path: str, node: Node, kind: type, problems: Problems, free:
 
 
 def describe(annotation: Any) -> str:
-    """A type in words: «a whole number», «one of `a`, `b`»."""
+    """Describe a type in words: «a whole number», «one of `a`, `b`»."""
     words = []
     for member in members(annotation):
         origin, arguments = typing.get_origin(member), typing.get_args(member)
@@ -120,18 +120,18 @@ def describe(annotation: Any) -> str:
     return " or ".join(words)
 
 
-def _words_restored(node: Node, annotation: Any) -> Any:
-    """The plain value; where a word is wanted, a bare `no`, `on` or `123` is the word that was written."""
+def _text_restored(node: Node, annotation: Any) -> Any:
+    """Return the plain value; if text is expected, an unquoted `no`, `on` or `123` becomes text again."""
     kinds = members(annotation)
     if isinstance(node.value, list):
         element = next(
-            (typing.get_args(each)[0] for each in kinds if typing.get_args(each) and typing.get_origin(each) is list),
+            (typing.get_args(kind)[0] for kind in kinds if typing.get_args(kind) and typing.get_origin(kind) is list),
             Any,
         )
-        return [_words_restored(child, element) for child in node.value]
+        return [_text_restored(child, element) for child in node.value]
     if node.is_mapping:
-        values = next((typing.get_args(each)[1] for each in kinds if typing.get_origin(each) is dict), Any)
-        return {name: _words_restored(child, values) for name, child in node.value.items()}
+        values = next((typing.get_args(kind)[1] for kind in kinds if typing.get_origin(kind) is dict), Any)
+        return {name: _text_restored(child, values) for name, child in node.value.items()}
     literals = [word for kind in kinds if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
     wants_word = str in kinds or any(isinstance(word, str) for word in literals)
     if node.text is not None and node.value is not None and not isinstance(node.value, str) and wants_word:
@@ -142,16 +142,16 @@ def _words_restored(node: Node, annotation: Any) -> Any:
 
 
 def _write_back(node: Node, value: Any) -> None:
-    """The typed value into the tree, so that what is printed and saved is what the run uses."""
+    """Store the typed value in the tree, so that the printed and saved configuration is the one in use."""
     if isinstance(node.value, list) and isinstance(value, list) and len(node.value) == len(value):
-        for child, each in zip(node.value, value, strict=True):
-            _write_back(child, each)
+        for child, element in zip(node.value, value, strict=True):
+            _write_back(child, element)
     elif not isinstance(node.value, (list, dict)):
         node.value, node.text = value, None
 
 
 def _coerce(value: Any, annotation: Any) -> tuple[Any, str | None]:
-    """(value as the annotated type, None), or (None, what it must be)."""
+    """Return (value as the annotated type, None), or (None, what it must be)."""
     if annotation is Any:
         return value, None
     kinds = members(annotation)
@@ -188,7 +188,7 @@ def _adapter(annotation: Any) -> Any:
 
 
 def out_of_bounds(value: Any, bounds: dict[str, float]) -> str | None:
-    """What a number must be (`at least 1`) when it is outside its bounds; None when it is within."""
+    """Return what a number must be (`at least 1`) if it is out of bounds, else None."""
     if not bounds or not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
     holds = {

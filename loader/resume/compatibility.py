@@ -10,27 +10,25 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from loader.resolve.derived import TRAINING_LOSS, TRAINING_METRICS, ignores_learning_rate
 from loader.resolve.global_batch_size import ACCUMULATED, GLOBAL, PER_DEVICE, batch_line, launched_processes
-from loader.resolve.precedence import PLATEAUS
-from loader.resolve.resolver import read_saved
-from loader.resolve.run_config import RunConfig
-from loader.resume.change_policy import class_of_optimizer, class_of_option
-from loader.resume.checkpoint_info import Facts
-from loader.resume.config_diff import Change, differences, settings_of
-from loader.resume.schedule_length import check_length, depends_on_length, the_choice, total_steps
+from loader.resolve.rules import PLATEAUS
+from loader.resolve.run_config import TRAINING_LOSS, TRAINING_METRICS, RunConfig, ignores_learning_rate
+from loader.resume.config_diff import Change, class_of_optimizer, class_of_option, differences, settings_of
+from loader.resume.find_checkpoint import MODEL_ALONE, NEW_RUN, ResumePoint
 from loader.schema.keys import on_resume
 from loader.schema.sections import COMPONENTS
 from storage.config_keys import EVALUATION, EVALUATION_TIME, HARMLESS, IMPOSSIBLE, LOGGING, TRAJECTORY
 
-NEW_RUN = "begin a new run from its weights (model_name_or_path with is_pretrained or load_pretrain)"
 HISTORY = "resumed.json"
-# Keys that decide how many steps an epoch has; and keys and sections that may, which only the data says.
-OF_AN_EPOCH = ("limit_train_batches", "dataloader_drop_last")
-PERHAPS_OF_AN_EPOCH = ("dataset", "shuffle", "episode_first", "skip_mirrored_data", "accelerator_config")
+ENDLESS = 10**7  # steps; a run without an end has more
+# Keys and sections that decide, or may decide, how many steps an epoch has.
+OF_AN_EPOCH = (
+    "limit_train_batches", "dataloader_drop_last", "dataset", "shuffle", "episode_first", "skip_mirrored_data",
+    "accelerator_config",
+)  # fmt: skip
+OF_THE_OPTIMIZER = ("optim", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon", "lora_lr", "param_groups")
 
 
 @dataclass
@@ -41,91 +39,83 @@ class ResumeChanges:
         problems: Why the run cannot resume, one line each; empty if it can.
         lines: What to print if it resumes: each change that matters.
         record: The same for `resumed.json`: key -> before, after, origin.
-        optimizer_changed: Rates, decays or arguments of the optimizer's groups are others.
+        optimizer_changed: Rates, decays or arguments of the optimizer's groups have changed.
         schedule_changed: Another schedule, which begins at the checkpoint's step.
-        length_changed: The run has another number of steps.
-        best_changed: Which checkpoint is best is measured otherwise.
+        length_setting: What gives the run another number of steps, for error lines; None: the number is the same.
+        best_changed: The metric for the best checkpoint has changed.
     """
 
-    earlier: RunConfig
-    facts: Facts
+    point: ResumePoint
     problems: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     record: dict[str, dict[str, Any]] = field(default_factory=dict)
     optimizer_changed: bool = False
     schedule_changed: bool = False
-    length_changed: bool = False
+    length_setting: str | None = None
     best_changed: bool = False
 
     def apply(self, change: Change, line: str) -> None:
         self.lines.append(line)
         self.record[change.path] = change.recorded()
 
-    def data(self, run: RunConfig, checkpoint: Path, difference: str) -> None:
-        """The data is not what it was: only the data itself could say so."""
+    def refuse_unless_allowed(self, run: RunConfig, statement: str, remedy: str) -> bool:
+        """Add a problem, unless `resume_changed: allow`; returns whether the change is refused."""
         if run.hyper.resume_changed == "refuse":
-            self.problems.append(
-                f"the data is not what {checkpoint} was trained on: {difference}; put that data back, allow it with "
-                f"--resume_changed allow, or {NEW_RUN}"
-            )
-            return
-        self.lines.append(f"changed on resume: the data, {difference}")
-        self.record["data"] = {"before": str(checkpoint), "after": difference, "origin": "dataset"}
+            self.problems.append(f"{statement}; {remedy}, or allow it with --resume_changed allow")
+        return run.hyper.resume_changed == "refuse"
 
-    def history(self, checkpoint: Path) -> list[dict[str, Any]]:
-        """What `resumed.json` says from now on: every earlier change, and those of this resume."""
+    def data(self, run: RunConfig, difference: str) -> None:
+        """Refuse or record data that differs from the checkpoint's; known only once the data is there."""
+        folder = self.point.folder
+        statement = f"the data is not what {folder} was trained on: {difference}"
+        if not self.refuse_unless_allowed(run, statement, f"put that data back, {NEW_RUN}"):
+            self.lines.append(f"changed on resume: the data, {difference}")
+            self.record["data"] = {"before": str(folder), "after": difference, "origin": "dataset"}
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the content of `resumed.json`: the changes of every earlier resume, and of this one."""
         try:
-            before = json.loads((checkpoint / HISTORY).read_text(encoding="utf-8"))
+            before = json.loads((self.point.folder / HISTORY).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = []
-        return [*before, *([{"step": self.facts.step, "changed": self.record}] if self.record else [])]
+        return [*before, *([{"step": self.point.step, "changed": self.record}] if self.record else [])]
 
 
-def resume_changes(run: RunConfig, checkpoint: Path, total: int | None = None) -> ResumeChanges:
-    """Compares a run with the one that wrote a (whole) checkpoint.
+def resume_changes(run: RunConfig, point: ResumePoint, total: int | None = None) -> ResumeChanges:
+    """Compare a run with the one that wrote a checkpoint.
+
+    Whether the learning rate allows another length is not decided here, but by the schedule itself when the run starts.
 
     Args:
-        total: Steps of the run with the data that it has now; None: the data has not been looked at.
+        total: Steps of the run with the data that it has now; None: the data has not been read.
     """
-    outcome = ResumeChanges(read_saved(checkpoint / "run.yaml"), Facts(checkpoint))
-    changes = differences(run, outcome.earlier, checkpoint / "run.yaml")
-    for change in changes:
+    outcome = ResumeChanges(point)
+    changes = {change.path: change for change in differences(run, point)}
+    for change in changes.values():
         _judge(run, change, outcome)
-    by_path = {each.path: each for each in changes}
-    _rates(run, by_path, outcome)
+    _rates(run, changes, outcome)
     _batch(run, outcome)
-    _length(run, by_path, outcome, total)
+    _length(run, changes, outcome, total)
     return outcome
 
 
 def _judge(run: RunConfig, change: Change, outcome: ResumeChanges) -> None:
-    kind, name = class_of_change(run, change, outcome.earlier), outcome.facts.folder.name
+    earlier, name = outcome.point.run, outcome.point.folder.name
+    kind = class_of_change(run, change, earlier)
     if kind in (EVALUATION, EVALUATION_TIME, LOGGING):
-        kind = TRAJECTORY if _follows(run, kind) or _follows(outcome.earlier, kind) else HARMLESS
+        kind = TRAJECTORY if _follows(run, kind) or _follows(earlier, kind) else HARMLESS
     outcome.best_changed |= change.path in ("metric_for_best_model", "greater_is_better")
     if kind == IMPOSSIBLE:
         outcome.problems.append(
-            f"{change.now}, and {name} was trained with {change.was}: what it holds does not fit; set it back, or "
-            f"{NEW_RUN}"
-        )
-    elif kind == TRAJECTORY and run.hyper.resume_changed == "refuse":
-        outcome.problems.append(
-            f"{change.now}, and {name} was trained with {change.was}: it changes where the training goes; set it back, "
-            "or allow it with --resume_changed allow"
+            f"{change.now}, and {name} was trained with {change.was}: its state does not fit; set it back, or {NEW_RUN}"
         )
     elif kind == TRAJECTORY:
+        statement = f"{change.now}, and {name} was trained with {change.was}: it changes the trajectory"
+        if outcome.refuse_unless_allowed(run, statement, "set it back"):
+            return
         outcome.apply(change, f"changed on resume: {change.now}, was {change.was}")
-        top = change.path.split(".")[0]
-        outcome.optimizer_changed |= top in (
-            "optim",
-            "optimizer",
-            "adam_beta1",
-            "adam_beta2",
-            "adam_epsilon",
-            "lora_lr",
-        )
-        outcome.optimizer_changed |= top.startswith("param_groups")
-        outcome.schedule_changed |= top == "lr_scheduler_type"
+        outcome.optimizer_changed |= change.path.partition(".")[0].partition("[")[0] in OF_THE_OPTIMIZER
+        outcome.schedule_changed |= change.path == "lr_scheduler_type"
 
 
 def class_of_change(run: RunConfig, change: Change, earlier: RunConfig) -> str:
@@ -136,7 +126,7 @@ def class_of_change(run: RunConfig, change: Change, earlier: RunConfig) -> str:
     if path.startswith("optimizer."):
         return class_of_option(change.before, change.after, path.partition(".")[2])
     if path == "lora_lr" and None in (change.before, change.after):
-        return IMPOSSIBLE  # a group of its own, or none
+        return IMPOSSIBLE  # the adapter is a parameter group, or is not
     if path == "seed" and earlier.process.lora_enable and not earlier.process.model_name_or_path:
         return IMPOSSIBLE  # the adapter was trained on random weights, which follow from the seed
     section = path.partition(".")[0]
@@ -145,7 +135,7 @@ def class_of_change(run: RunConfig, change: Change, earlier: RunConfig) -> str:
 
 
 def _follows(run: RunConfig, kind: str) -> bool:
-    """Whether keys of a class (EVALUATION, EVALUATION_TIME, LOGGING) decide on the rates or the end of a run."""
+    """Whether the rates or the end of a run depend on keys of a class (EVALUATION, EVALUATION_TIME, LOGGING)."""
     stopping = run.early_stopping
     by_training = stopping is not None and stopping.monitor in TRAINING_METRICS
     if kind == LOGGING:
@@ -160,7 +150,7 @@ def _follows(run: RunConfig, kind: str) -> bool:
 
 
 def _rates(run: RunConfig, changes: dict[str, Change], outcome: ResumeChanges) -> None:
-    """A learning rate or weight decay that is another now does what resume_lr and resume_weight_decay say."""
+    """Apply a changed learning rate or weight decay like resume_lr and resume_weight_decay."""
     for key, explicit in (("learning_rate", "resume_lr"), ("weight_decay", "resume_weight_decay")):
         change, stated = changes.get(key), getattr(run.process, explicit)
         if stated is not None and explicit in changes:
@@ -186,20 +176,24 @@ def _rates(run: RunConfig, changes: dict[str, Change], outcome: ResumeChanges) -
 # ---- batch ----
 
 
-def _batch(run: RunConfig, outcome: ResumeChanges) -> None:
-    """Batch per device, accumulation and processes: free where their product stays."""
-    facts = outcome.facts
-    before = facts.batch
-    after = (run.hyper.per_device_train_batch_size, run.trainer.get(ACCUMULATED, 1), launched_processes())
+def _batches(run: RunConfig, point: ResumePoint) -> tuple[tuple[int, int, int], tuple[int, int, int]] | None:
+    """Return (batch per device, accumulated batches, processes) of the checkpoint's run and of this one."""
+    before = point.batch
     if before is None:
+        return None
+    after = (run.hyper.per_device_train_batch_size, run.trainer.get(ACCUMULATED, 1), launched_processes())
+    return before, (before[0], *after[1:]) if run.process.tune_batch_size else after  # the size that was found stays
+
+
+def _batch(run: RunConfig, outcome: ResumeChanges) -> None:
+    """Allow other batches per device, accumulation and processes if their product stays; else refuse or record."""
+    point, batches = outcome.point, _batches(run, outcome.point)
+    if batches is None or batches[0] == batches[1] or point.is_finished(_expected_steps(run, point)):
         return
-    if run.process.tune_batch_size:  # a resumed run keeps the size that was found
-        after = (before[0], *after[1:])
-    if before == after or facts.step >= (total_steps(run, facts) or facts.total):  # nothing is left to train
-        return
+    before, after = batches
     total, new = math.prod(before), math.prod(after)
     was, now = batch_line(*before), batch_line(*after)
-    name, places = facts.folder.name, {key: run.place(key) for key in (PER_DEVICE, ACCUMULATED, GLOBAL)}
+    name, places = point.folder.name, {key: run.place(key) for key in (PER_DEVICE, ACCUMULATED, GLOBAL)}
     differ = [
         f"`{key}: {new}`{places[key] or ' (default)'}"
         for key, old, new in zip((PER_DEVICE, ACCUMULATED), before, after, strict=False)
@@ -215,7 +209,8 @@ def _batch(run: RunConfig, outcome: ResumeChanges) -> None:
         remedy = f"set {PER_DEVICE} {before[0]}"
     else:
         reason = f"a step was of {total} samples and would be of {new}"
-        remedy = f"set global_batch_size {total}" + _fitting(total, after)
+        remedy = f"set global_batch_size {total}"
+        remedy += f" (with a number of processes that divides it, not {after[2]})" if total % after[2] else ""
     if run.hyper.max_steps <= 0 and total != new and not run.is_endless:
         outcome.problems.append(
             f"{statement}: {reason}, and the length in epochs would be another "
@@ -225,16 +220,6 @@ def _batch(run: RunConfig, outcome: ResumeChanges) -> None:
         outcome.problems.append(f"{statement}: {reason}; {remedy}, or allow it with --resume_changed allow")
     else:
         outcome.apply(change, f"changed on resume: batch {now}, was {was}")
-
-
-def _fitting(total: int, after: tuple[int, int, int]) -> str:
-    """What the wanted size means on the processes of now."""
-    size, _, processes = after
-    if total % processes:
-        return f" (it needs a number of processes that divides it, not {processes})"
-    share = total // processes
-    fits = size if share % size == 0 else next(index for index in range(min(size, share), 0, -1) if share % index == 0)
-    return f" ({PER_DEVICE} {fits}, {ACCUMULATED} {share // fits})"
 
 
 def draws_by_batch(run: RunConfig) -> bool:
@@ -247,66 +232,70 @@ def draws_by_batch(run: RunConfig) -> bool:
 
 
 def _length(run: RunConfig, changes: dict[str, Change], outcome: ResumeChanges, total: int | None) -> None:
-    names = ["max_steps", "num_train_epochs"] if run.hyper.max_steps <= 0 else ["max_steps"]
-    names += ["num_train_epochs"] if outcome.earlier.hyper.max_steps <= 0 else []
-    changed = [changes[name] for name in dict.fromkeys(names) if name in changes]
-    facts = outcome.facts
-    after = total_steps(run, facts) if total is None or run.is_endless else total
-    if changed:
-        change = next((each for each in changed if each.after_place), changed[0])
-        setting = change.now
-    elif run.hyper.max_steps > 0 or run.is_endless or _has_another_batch(run, facts):
+    """Record another number of steps; refuse fewer than were done."""
+    point = outcome.point
+    after = _expected_steps(run, point) if total is None or run.is_endless else total
+    cause = _cause_of_length(run, changes, point, after)
+    if cause is None or after is None or after == point.total_steps:
         return
+    change, setting = cause
+    was, now = (f"{steps:,} steps" if steps < ENDLESS else "no end" for steps in (point.total_steps, after))
+    choice, key = run.hyper.resume_schedule, f"`resume_schedule: rebase`{run.place('resume_schedule')}"
+    if after < point.step:
+        outcome.problems.append(
+            f"{setting}: {point.folder.name} has gone further than {now}; name an earlier checkpoint, or more steps"
+        )
+    elif after > point.step and point.is_weights_only:
+        outcome.problems.append(f"{setting}: {point.folder.name} {MODEL_ALONE}, so no step can follow it; {NEW_RUN}")
+    elif choice == "rebase" and "no end" in (was, now):
+        outcome.problems.append(
+            f"{key} with {setting}: without an end there is nothing to stretch the learning rate's course to; take "
+            "keep, or give max_steps"
+        )
     else:
-        change, setting = _change_of_epochs(run, changes, facts, after)
-        if total is None:
-            _length_to_come(run, change, setting, outcome)
-            return
-    problems, line = check_length(run, outcome, facts.folder.name, setting, after)
-    outcome.problems += problems
-    if not line or problems:
-        return
-    outcome.length_changed = True
-    outcome.apply(change, line)
-    for moved in _shares_of_the_length(run, outcome.earlier):
-        statement = f"{setting} moves {moved}"
-        if run.hyper.resume_changed == "refuse":
-            outcome.problems.append(f"{statement}; set it back, or allow it with --resume_changed allow")
-        else:
-            outcome.lines.append(f"changed on resume: {statement}")
+        outcome.length_setting = setting
+        course = {"keep": ", then the learning rate stays", "rebase": ", stretched over the remaining steps"}
+        schedule = f"; the schedule continues as planned{course[choice]}" if choice else ""
+        outcome.apply(change, f"length: {setting} makes {now} of {was}{schedule}")
+        for moved in _shares_of_the_length(run, point.run):
+            statement = f"{setting} moves {moved}"
+            if not outcome.refuse_unless_allowed(run, statement, "set it back"):
+                outcome.lines.append(f"changed on resume: {statement}")
 
 
-def _change_of_epochs(
-    run: RunConfig, changes: dict[str, Change], facts: Facts, after: float | None
-) -> tuple[Change, str]:
-    """What makes another length of a run whose number of epochs is the same, and how error lines write it."""
-    keys = (*OF_AN_EPOCH, *PERHAPS_OF_AN_EPOCH)
-    change = next((each for path, each in changes.items() if path.partition(".")[0] in keys), None)
+def _expected_steps(run: RunConfig, point: ResumePoint) -> int | float | None:
+    """Return the steps of the run, if its epochs are as long as the checkpoint's; None: not known."""
+    if run.hyper.max_steps > 0:
+        return run.hyper.max_steps
+    if run.is_endless:
+        return math.inf
+    per_epoch = point.steps_per_epoch
+    return None if per_epoch is None else math.ceil(run.hyper.num_train_epochs * per_epoch)
+
+
+def _cause_of_length(
+    run: RunConfig, changes: dict[str, Change], point: ResumePoint, after: float | None
+) -> tuple[Change, str] | None:
+    """Return the change that gives the run another length, and how error lines write it; None: there is none."""
+    names = ["max_steps", "num_train_epochs"] if run.hyper.max_steps <= 0 else ["max_steps"]
+    names += ["num_train_epochs"] if point.run.hyper.max_steps <= 0 else []
+    if changed := [changes[name] for name in dict.fromkeys(names) if name in changes]:
+        change = next((change for change in changed if change.after_place), changed[0])
+        return change, change.now
+    batches = _batches(run, point)
+    has_another_batch = batches is not None and math.prod(batches[0]) != math.prod(batches[1])  # has its own rule
+    if run.hyper.max_steps > 0 or run.is_endless or has_another_batch:
+        return None
     place = run.place("num_train_epochs")
     epochs = f"`num_train_epochs: {run.hyper.num_train_epochs:g}`{place or ' (default)'}"
+    change = next((change for path, change in changes.items() if path.partition(".")[0] in OF_AN_EPOCH), None)
     if change is not None:
         return change, f"{change.now} with {epochs}"
-    change = Change("length", facts.total, after, facts.folder.name, place)
-    return change, f"{epochs} with the data as it is now"
-
-
-def _length_to_come(run: RunConfig, change: Change, setting: str, outcome: ResumeChanges) -> None:
-    """How long epochs are now, only the data says; whether that will matter can be said before."""
-    matters = depends_on_length(run) and not outcome.schedule_changed and run.hyper.resume_schedule is None
-    if change.path in OF_AN_EPOCH and matters:
-        outcome.problems.append(
-            f"{setting} may make another number of steps than {outcome.facts.total:,}, {the_choice(run, outcome)}"
-        )
-
-
-def _has_another_batch(run: RunConfig, facts: Facts) -> bool:
-    """Whether a step takes other samples than before, which has a rule of its own."""
-    now = (run.hyper.per_device_train_batch_size, run.trainer.get(ACCUMULATED, 1), launched_processes())
-    return facts.batch is not None and not run.process.tune_batch_size and math.prod(facts.batch) != math.prod(now)
+    return Change("length", point.total_steps, after, point.folder.name, place), f"{epochs} with the data as it is now"
 
 
 def _shares_of_the_length(run: RunConfig, earlier: RunConfig) -> list[str]:
-    """What stands at a share of all steps, and decides where the training goes."""
+    """Return what depends on a share of all steps and changes the trajectory."""
     settings = settings_of(run)
     moved = []
     if getattr(getattr(run.dataset, "config", None), "sampling_probs_final", None):

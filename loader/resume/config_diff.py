@@ -1,35 +1,39 @@
-"""Two runs' settings beside one another: every difference, with where both values came from."""
+"""Compare the settings of two runs: every difference, with the origins of both values."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from loader.errors import shown
-from loader.resolve.derived import OWN_DEFAULTS, eval_strategy, schedule_counts_epochs, warmup
-from loader.resolve.run_config import RunConfig
+from loader.resolve.run_config import OWN_DEFAULTS, RunConfig, eval_strategy, schedule_counts_epochs, warmup
 from loader.resolve.type_check import members
-from loader.resume.change_policy import class_of_optimizer
+from loader.resume.find_checkpoint import ResumePoint
+from loader.schema.installed import REQUIRED
 from loader.schema.keys import scalar_keys
 from loader.schema.sections import COMPONENTS, OPTIONAL_SECTIONS
-from loader.schema.training_arguments_fields import REQUIRED
 from loader.schema.training_arguments_overlay import REPLACED
 from loader.sources.config_tree import find
-from storage.config_keys import TRAJECTORY
+from storage.config_keys import IMPOSSIBLE, TRAJECTORY
 
-# What sections also say: compared there, and so not twice.
-SAID_BY = {"optimizer": "optim_args", "scheduler": "lr_scheduler_kwargs"}
-# Another of these leaves the earlier one's arguments behind.
+# Sections and the keys with the same meaning, which are compared only once.
+SAME_AS = {"optimizer": "optim_args", "scheduler": "lr_scheduler_kwargs"}
+# Choosing another of these drops the arguments of the earlier one.
 OWNERS = {"optim": "optimizer", "lr_scheduler_type": "scheduler", "dataset.name": "dataset", "model.name": "model"}
+# Constructor arguments of optimizers that decide the shape of their state.
+STATE_SHAPE = ("rank", "proj_type", "optim_bits", "block_size", "merge_dims", "max_preconditioner_dim")
+# Constructor switches that keep no state.
+STATELESS = ("nesterov", "maximize", "foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay")
+# Different names of one algorithm, with the same state.
+SAME_OPTIMIZER = ({"adamw_torch", "adamw_torch_fused", "AdamW"},)
 ON, OFF = "on", "off"  # an optional section that is there, and one that is not
 
 
 @dataclass(frozen=True)
 class Change:
-    """One key that is another now; `after_place` ends in nothing where the value is a default."""
+    """A key whose value has changed; `after_place` is empty for a default."""
 
     path: str
     before: Any
@@ -50,20 +54,19 @@ class Change:
         return {"before": self.before, "after": self.after, "origin": origin}
 
 
-def differences(run: RunConfig, earlier: RunConfig, saved: Path) -> list[Change]:
-    """What is another in `run` than in `earlier`, whose run.yaml is `saved`; of a section that is new, only that."""
-    now, then = settings_of(run), settings_of(earlier)
-    lines = saved.read_text(encoding="utf-8").splitlines()
+def differences(run: RunConfig, point: ResumePoint) -> list[Change]:
+    """Return what differs between a run and the one that wrote a checkpoint; of a new section, only that it is new."""
+    now, then = settings_of(run), settings_of(point.run)
     changed = [path for path in dict.fromkeys([*now, *then]) if not _same(path, then.get(path), now.get(path))]
     return [
-        Change(path, then.get(path), now.get(path), _recorded_origin(earlier, path, lines), _place(run, path))
+        Change(path, then.get(path), now.get(path), _recorded_origin(point, path), _place(run, path))
         for path in changed
         if not _follows_another(path, then, now)
     ]
 
 
 def _follows_another(path: str, then: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a difference only comes with that of another key: a section's that is new, an optimizer's."""
+    """Whether a difference only follows from that of another key: a new section, another optimizer."""
     section = path.partition(".")[0]
     if path in ("eval_steps", "check_val_every_n_epoch"):
         return then["eval_strategy"] != now["eval_strategy"]
@@ -75,18 +78,18 @@ def _follows_another(path: str, then: dict[str, Any], now: dict[str, Any]) -> bo
     return owner != "optim" or class_of_optimizer(then[owner], now[owner]) != TRAJECTORY
 
 
-def _ways(run: RunConfig, path: str) -> list[str]:
-    """Where a setting may stand in a configuration."""
+def _candidates(run: RunConfig, path: str) -> list[str]:
+    """Return the keys that may give a setting."""
     section = path.partition(".")[0]
     return [
         _stands_for(run, path),
-        *([SAID_BY[section]] if section in SAID_BY else []),
+        *([SAME_AS[section]] if section in SAME_AS else []),
         *([path.partition("[")[0]] if "[" in path else []),
     ]
 
 
 def _stands_for(run: RunConfig, path: str) -> str:
-    """The key that says what a setting comes to, where another one may say it."""
+    """Return the key that decides about a setting, if it is not the setting's own."""
     if path == "eval_steps" and run.hyper.eval_steps is None:
         return "save_steps"
     if path == "eval_strategy" and run.process.check_val_every_n_epoch is not None and run.hyper.do_eval:
@@ -97,14 +100,15 @@ def _stands_for(run: RunConfig, path: str) -> str:
 
 
 def _place(run: RunConfig, path: str) -> str:
-    """` at FILE:LINE:COLUMN`; nothing where the value is a default."""
-    return next(filter(None, map(run.place, _ways(run, path))), "")
+    """Return ` at FILE:LINE:COLUMN`; empty for a default."""
+    return next(filter(None, map(run.place, _candidates(run, path))), "")
 
 
-def _recorded_origin(earlier: RunConfig, path: str, lines: list[str]) -> str:
-    """Where an earlier value came from, as its run.yaml says behind it: `cli`, `default`, `FILE:LINE`."""
-    found = next(filter(None, (find(earlier.tree, way) for way in _ways(earlier, path))), None)
-    number = found.origin.line if found is not None else None
+def _recorded_origin(point: ResumePoint, path: str) -> str:
+    """Return the origin of an earlier value from the comment in run.yaml: `cli`, `default`, `FILE:LINE`."""
+    lines = point.run_lines
+    node = next(filter(None, (find(point.run.tree, way) for way in _candidates(point.run, path))), None)
+    number = node.origin.line if node is not None else None
     if number is None or not 0 < number <= len(lines):
         return "default"
     return lines[number - 1].rpartition("  # ")[2] if "  # " in lines[number - 1] else "run.yaml"
@@ -120,7 +124,7 @@ def _same(path: str, before: Any, after: Any) -> bool:
 
 
 def _counts_or_shares(path: str) -> bool:
-    """Whether a whole number counts and a fraction is a share: 1 is one batch, 1.0 all of them."""
+    """Whether an integer is a count and a float a share: 1 is one batch, 1.0 all of them."""
     key = scalar_keys().get(path)
     return key is not None and {int, float} <= {*members(key.annotation)}
 
@@ -134,17 +138,17 @@ def _is_one_file(before: str, after: str) -> bool:
 
 
 def settings_of(run: RunConfig) -> dict[str, Any]:
-    """Every setting of a run by its path, those that nobody gave at their defaults, however they were written."""
+    """Return every setting of a run by its path, defaults included, independent of how it was written."""
     settings: dict[str, Any] = {}
     for name, key in scalar_keys().items():
-        if name in REPLACED or name in SAID_BY.values():
+        if name in REPLACED or name in SAME_AS.values():
             continue
         default = OWN_DEFAULTS.get(name, None if key.default is REQUIRED else key.default)
         for view in (run.hyper, run.process):
             default = getattr(view, name, default)
         settings |= _flat(name, run.trainer.get(name, default))
     settings["report_to"] = run.hyper.report_to
-    # What several keys say together, or one where another is not given.
+    # Settings that follow from several keys.
     strategy = eval_strategy(run)
     steps = run.hyper.save_steps if run.hyper.eval_steps is None else run.hyper.eval_steps
     settings |= {"eval_strategy": strategy, "eval_steps": steps if strategy == "steps" else None}
@@ -155,8 +159,8 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
     given = {**(run.trainer.get("lr_scheduler_kwargs") or {}), **run.scheduler}
     schedule = run.schedule
     counted = schedule.interval or ("epoch" if schedule_counts_epochs(run) else "step")
-    own = {"interval": counted, "frequency": schedule.frequency, "monitor": schedule.monitor}
-    settings |= _flat("scheduler", {**given, **own})
+    declared = {"interval": counted, "frequency": schedule.frequency, "monitor": schedule.monitor}
+    settings |= _flat("scheduler", {**given, **declared})
     for index, group in enumerate(run.param_groups):
         settings |= _flat(f"param_groups[{index}]", dataclasses.asdict(group))
     settings["callbacks"] = run.callbacks
@@ -173,7 +177,7 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
 
 
 def _trainer_options(run: RunConfig) -> dict[str, Any]:
-    """`optim_args` of an optimizer that transformers builds: `name=value, …`."""
+    """Parse `optim_args`, `name=value, …`, of an optimizer that transformers builds."""
     words = [part.partition("=") for part in (run.trainer.get("optim_args") or "").split(",") if "=" in part]
     return {name.strip(): _number(value.strip()) for name, _, value in words}
 
@@ -186,7 +190,34 @@ def _number(text: str) -> Any:
 
 
 def _flat(path: str, value: Any) -> dict[str, Any]:
-    """A mapping as one entry for each value in it."""
+    """Flatten a mapping to one entry for each value."""
     if not isinstance(value, dict) or not value:
         return {path: None if value == {} else value}
-    return {name: each for key, child in value.items() for name, each in _flat(f"{path}.{key}", child).items()}
+    return {name: leaf for key, child in value.items() for name, leaf in _flat(f"{path}.{key}", child).items()}
+
+
+# ---- settings of the optimizer; other keys declare what a change means (`on_resume`) ----
+
+
+def class_of_option(before: Any, after: Any, option: str) -> str:
+    """Classify a changed constructor argument of the optimizer.
+
+    A number is read at each step, so that another one changes the trajectory only. An argument that was null, or a
+    momentum that was 0, has no state yet; an argument that is not a number decides what the state contains.
+    """
+    if option in STATELESS:
+        return TRAJECTORY
+    numbers = _is_numeric(before) and _is_numeric(after)
+    appears = "momentum" in option and bool(before) != bool(after)
+    return IMPOSSIBLE if option in STATE_SHAPE or not numbers or appears else TRAJECTORY
+
+
+def class_of_optimizer(before: str, after: str) -> str:
+    """Classify a change of the optimizer itself."""
+    return TRAJECTORY if any({before, after} <= names for names in SAME_OPTIMIZER) else IMPOSSIBLE
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(map(_is_numeric, value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

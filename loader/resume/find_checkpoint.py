@@ -1,138 +1,227 @@
-"""Find the checkpoint to resume from, verify it, and check whether the run may resume from it."""
+"""Find the checkpoint to resume from, verify it and describe it once, as a `ResumePoint` that everything else receives.
+
+Each process of a launch does so before torch is imported, hashing only small files. Rank 0 hashes the large ones when
+the run's folders are locked.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from loader.errors import ConfigError, Problems
+from loader.errors import ConfigError
+from loader.resolve.global_batch_size import ACCUMULATED, PER_DEVICE
 from loader.resolve.resolver import read_saved
-from loader.resolve.run_config import RunConfig
-from loader.resume.compatibility import NEW_RUN, resume_changes
+from loader.resolve.run_config import AUTO_ELSE, NEWEST, RunConfig
 from storage import manifest, safe_read
-from storage.checkpoints import CHECKPOINT, checkpoints, step_of
+from storage.checkpoints import CHECKPOINT, checkpoints, recover, step_of
 
+NEW_RUN = "begin a new run from its weights (model_name_or_path with is_pretrained or load_pretrain)"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 PICKLES = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin")
-OPTIMIZER_PART = re.compile(r"optimizer-\d{5}-of-\d{5}\.json")  # of one process, where each holds its share
-ENGINES = re.compile(r"global_step\d+/.*optim_states\.pt")  # DeepSpeed's own, which its engine loads
-NEWEST = "newest"  # as auto, but a run without a checkpoint is a mistake
+# The state of an optimizer: of one process, of one of several, of DeepSpeed's engine.
+OPTIMIZER_STATE = re.compile(r"optimizer(-\d{5}-of-\d{5})?\.json|global_step\d+/.*optim_states\.pt")
+END_OF_YAML = "\n...\n"  # ends each run.yaml: YAML that was truncated is often still YAML
+POSITION = "data_position"  # its key in trainer_state.json, see trainer/dataloading/resume_position.py
 MODEL_ALONE = "holds the model alone (save_only_model)"
-NO_WORDS, AUTO_WORDS = ("false", "no", "none"), ("auto", "true", "yes", NEWEST)
-AUTO_ELSE = "auto:"  # as auto, but a run without a checkpoint begins from the one that is named behind it
 
 
-def wants_resume(run: RunConfig) -> bool:
-    asked = run.hyper.resume_from_checkpoint
-    return asked is not None and str(asked).lower() not in NO_WORDS
+@dataclass(frozen=True)
+class ResumePoint:
+    """A verified checkpoint.
+
+    Attributes:
+        folder: The checkpoint-N folder.
+        run: The configuration of the run that wrote it.
+        run_lines: The lines of its run.yaml; each ends with a comment that says where its value came from.
+        manifest, state: The contents of its manifest.json and trainer_state.json.
+    """
+
+    folder: Path
+    run: RunConfig
+    run_lines: tuple[str, ...]
+    manifest: dict[str, Any]
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.state["global_step"]
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run that wrote it."""
+        return self.state["max_steps"]
+
+    @property
+    def is_weights_only(self) -> bool:
+        return not self.manifest.get("resumable", True)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        value: Any = self.state.get("stateful_callbacks")
+        for name in (POSITION, "steps_per_epoch"):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value if type(value) is int and value > 0 else None
+
+    @property
+    def batch(self) -> tuple[int, int, int] | None:
+        """Batch per device, accumulated batches, processes."""
+        batch = tuple(self.manifest.get(name) for name in (PER_DEVICE, ACCUMULATED, "world_size"))
+        return batch if all(type(count) is int and count > 0 for count in batch) else None
+
+    def is_finished(self, total_steps: int | None = None) -> bool:
+        """Whether the checkpoint is at the last step of the run.
+
+        Args:
+            total_steps: Steps of the run as it is now; None: as it was when it wrote the checkpoint.
+        """
+        total = self.total_steps if total_steps is None else total_steps
+        return self.step >= total > 0
 
 
-def takes_newest(run: RunConfig) -> bool:
-    """Whether the run resumes from its newest complete checkpoint, if any, and not from a named one."""
-    asked = str(run.hyper.resume_from_checkpoint).lower()
-    return asked in AUTO_WORDS or asked.startswith(AUTO_ELSE)
+class Search(NamedTuple):
+    """The checkpoint to resume from (None: a new run), and for each newer one that was skipped why."""
+
+    point: ResumePoint | None
+    skipped: dict[Path, str]
 
 
-def resume_target(run: RunConfig, deep: bool = False) -> Path | None:
-    """The checkpoint to resume from, or None for a new run. `auto` takes the newest complete one, if any.
+def find_checkpoint(run: RunConfig, deep: bool = False) -> Search:
+    """Find the checkpoint to resume from; `auto` takes the newest complete one, if any.
 
     Args:
-        deep: Read every file of it, see `fault`.
-    """
-    return chosen(run, deep)[0]
-
-
-def chosen(run: RunConfig, deep: bool = False) -> tuple[Path | None, dict[Path, str]]:
-    """`resume_target`, and of each newer checkpoint that `auto` passes over why it is not taken.
+        deep: Hash large files too, see `inspect`.
 
     Raises:
-        ValueError: with `deep`, a checkpoint that was named, or any that there must be, is not whole.
+        ConfigError: a checkpoint that was named, or any that there must be, is not complete; the newest one cannot be
+            read, or belongs to another version.
     """
-    if not wants_resume(run):
-        return None, {}
-    asked = str(run.hyper.resume_from_checkpoint)
-    if not takes_newest(run):
-        return _named(run, asked, deep), {}
-    passed_over = {}
-    for path in reversed(checkpoints(run.checkpoint_dir)):
-        reason = no_way_on(path, deep)
-        if reason is None:
-            return path, passed_over
-        if deep and manifest.UNREADABLE in reason:
-            raise ValueError(
-                f"{path} {reason}; it may be whole all the same: start again when it can be read, or move it away"
-            )
-        if deep and manifest.OTHER_FORMAT in reason:
-            raise ValueError(f"{path} {reason}")
-        passed_over[path] = reason
+    if not run.wants_resume:
+        return Search(None, {})
+    asked, place = str(run.hyper.resume_from_checkpoint), run.place("resume_from_checkpoint")
+    if not asked.strip():
+        raise ConfigError(f"`resume_from_checkpoint`{place} is empty; give auto, a checkpoint folder, or leave it out")
+    if not run.resumes_newest:
+        return Search(_named(run, asked, deep), {})
+    skipped = {}
+    for folder in reversed(checkpoints(run.checkpoint_dir)):
+        point = inspect(run, folder, deep)
+        if isinstance(point, ResumePoint):
+            return Search(point, skipped)
+        if manifest.UNREADABLE in point:
+            raise ConfigError(f"{folder} {point}; it may be intact: start again when it can be read, or move it away")
+        if manifest.OTHER_FORMAT in point:
+            raise ConfigError(f"{folder} {point}")
+        skipped[folder] = point
     if asked.lower().startswith(AUTO_ELSE):
-        return _named(run, asked[len(AUTO_ELSE) :], deep), passed_over
-    if deep and asked.lower() == NEWEST:
-        raise ValueError(_nothing_whole(run))
-    return None, passed_over
+        return Search(_named(run, asked[len(AUTO_ELSE) :], deep), skipped)
+    if asked.lower() == NEWEST:
+        raise ConfigError(
+            f"`resume_from_checkpoint: {NEWEST}`{place}: {run.checkpoint_dir} has no complete checkpoint; name "
+            "the folder of a run with checkpoints, or leave it out (init_from resume has the same meaning)"
+        )
+    return Search(None, skipped)
 
 
-def _named(run: RunConfig, name: str, deep: bool) -> Path:
-    named = Path(os.path.expanduser(name))
-    if deep and (reason := no_way_on(named, deep)):
-        raise ValueError(_unusable(run, named, reason))
-    return named
-
-
-def _unusable(run: RunConfig, named: Path, reason: str) -> str:
-    remedy = "" if NEW_RUN in reason else "; name a complete checkpoint-N, or auto to find one"
-    return f"`resume_from_checkpoint: {named}`{run.place('resume_from_checkpoint')} {reason}{remedy}"
-
-
-def _nothing_whole(run: RunConfig) -> str:
-    place = run.place("resume_from_checkpoint")
-    return (
-        f"`resume_from_checkpoint: {NEWEST}`{place}: {run.checkpoint_dir} has no complete checkpoint; name "
-        "the folder of a run with checkpoints, or leave it out (init_from resume has the same meaning)"
-    )
-
-
-def fault(checkpoint: Path, deep: bool = False) -> str | None:
-    """What a checkpoint lacks to continue exactly (`has no optimizer.json`), or None when it is whole.
+def find_on_rank0(run: RunConfig, is_rank0: bool, broadcast: Callable[[Any], Any]) -> Search:
+    """Find the checkpoint on rank 0, hashing large files too; every rank gets the same result or error.
 
     Args:
-        deep: Read every file and compare its SHA-256 with the manifest's; otherwise only the small ones.
+        broadcast: Returns the value that it has on rank 0.
     """
+    choice: Any = None
+    if is_rank0:
+        try:
+            recover(run.checkpoint_dir)
+            point, skipped = find_checkpoint(run, deep=True)
+            choice = (point.folder if point else None), skipped
+        except (ValueError, OSError) as error:
+            choice = error
+    choice = broadcast(choice)
+    if isinstance(choice, Exception):
+        raise choice
+    folder, skipped = choice
+    point = inspect(run, folder) if folder else None
+    if isinstance(point, str):
+        raise ValueError(f"{folder} {point}")
+    return Search(point, skipped)
+
+
+def _named(run: RunConfig, name: str, deep: bool) -> ResumePoint:
+    folder = Path(os.path.expanduser(name))
+    label = f"`resume_from_checkpoint: {folder}`{run.place('resume_from_checkpoint')}"
+    if not folder.is_dir():
+        raise ConfigError(f"{label} is not a checkpoint folder")
+    point = inspect(run, folder, deep)
+    if isinstance(point, ResumePoint):
+        return point
+    remedy = "" if NEW_RUN in point else "; name a complete checkpoint-N, or auto to find one"
+    raise ConfigError(f"{label} {point}{remedy}")
+
+
+def inspect(run: RunConfig, folder: Path, deep: bool = False) -> ResumePoint | str:
+    """Verify and describe a checkpoint, unless that was done for this run and the folder has not changed since.
+
+    Args:
+        deep: Hash large files too; they are always compared by size.
+
+    Returns:
+        The checkpoint, or why it cannot be resumed from (`has no optimizer.json`).
+    """
+    stamp = _stamp(folder)
+    if folder not in run.inspected or run.inspected[folder][0] != stamp:
+        run.inspected[folder] = stamp, _inspect(folder)
+    point = run.inspected[folder][1]
+    if deep and isinstance(point, ResumePoint):
+        return manifest.difference(folder, point.manifest, hash_small=False) or point
+    return point
+
+
+def _stamp(folder: Path) -> tuple[int, ...] | None:
+    """Return numbers that change when files of a checkpoint are added, removed or replaced."""
     try:
-        there = {path.name for path in checkpoint.iterdir()}
+        status = (os.stat(folder), os.stat(folder / manifest.NAME))
+    except OSError:
+        return None
+    return tuple(number for stat in status for number in (stat.st_ino, stat.st_mtime_ns))
+
+
+def _inspect(folder: Path) -> ResumePoint | str:
+    try:
+        names = {path.name for path in folder.iterdir()}
     except OSError as error:
         return f"{manifest.UNREADABLE}: {error.strerror}"
-    pickles = [name for name in PICKLES if name in there]
-    if pickles and manifest.NAME not in there:
+    pickles = [name for name in PICKLES if name in names]
+    if pickles and manifest.NAME not in names:
         return (
             f"keeps its state in pickles ({pickles[0]}), which can run any code and are never loaded: it is of another "
             f"trainer, or of an older version; {NEW_RUN}"
         )
-    if reason := manifest.verify(checkpoint, deep) or _incomplete(checkpoint) or _inconsistent(checkpoint):
+    try:
+        content = manifest.read(folder)
+    except ValueError as error:
+        return str(error)
+    reason = manifest.difference(folder, content, hash_large=False) or _missing(content)
+    point = reason or _described(folder, content)
+    if isinstance(point, str):
+        return point
+    if reason := _contradiction(point):
         return reason
-    return None if _holds_more_than_the_model(checkpoint) else MODEL_ALONE
+    return MODEL_ALONE if point.is_weights_only and not point.is_finished() else point
 
 
-def _holds_more_than_the_model(checkpoint: Path) -> bool:
-    return bool(manifest.read(checkpoint).get("resumable", True))
-
-
-def no_way_on(checkpoint: Path, deep: bool = False) -> str | None:
-    """`fault`, but that the model alone is enough where nothing is left to train."""
-    reason = fault(checkpoint, deep)
-    return None if reason == MODEL_ALONE and finished(checkpoint) else reason
-
-
-def _incomplete(checkpoint: Path) -> str | None:
-    """What a resumed run needs and the manifest does not vouch for."""
-    names = manifest.read(checkpoint)["files"].keys()
+def _missing(content: dict[str, Any]) -> str | None:
+    """Return the first thing that a resumed run needs and the manifest does not list."""
+    names = content["files"].keys()
     if not names & set(WEIGHTS):
         return "has no model weights"
-    goes_on = _holds_more_than_the_model(checkpoint)
+    has_state = content.get("resumable", True)
     needed = ["trainer_state.json", "log_interval.json", "run.yaml"]
-    needed += ["scheduler.json", "rng-0.json"] if goes_on else []
+    needed += ["scheduler.json", "rng-0.json"] if has_state else []
     if "adapter_model.safetensors" in names:
         needed += ["adapter_config.json", "adaptation.json"]
     if names & {"ema.json", "ema.safetensors"}:
@@ -140,70 +229,44 @@ def _incomplete(checkpoint: Path) -> str | None:
     for name in needed:
         if name not in names:
             return f"has no {name}"
-    if goes_on and not any(
-        name == "optimizer.json" or OPTIMIZER_PART.fullmatch(name) or ENGINES.fullmatch(name) for name in names
-    ):
-        return "has no optimizer.json"
-    return None
+    return "has no optimizer.json" if has_state and not any(map(OPTIMIZER_STATE.fullmatch, names)) else None
 
 
-def _inconsistent(checkpoint: Path) -> str | None:
-    """What no run would have written, and what files that can be read say of one another."""
+def _described(folder: Path, content: dict[str, Any]) -> ResumePoint | str:
     try:
-        step = safe_read.read_json(checkpoint / "trainer_state.json")["global_step"]
-    except (ValueError, KeyError, TypeError):
+        state = safe_read.read_json(folder / "trainer_state.json")
+        if type(state["global_step"]) is not int or type(state["max_steps"]) is not int:
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError):
         return "has a damaged trainer_state.json"
-    if CHECKPOINT.fullmatch(checkpoint.name) and step != step_of(checkpoint):
-        return f"holds the state of step {step}"
-    if not (checkpoint / "run.yaml").read_bytes().endswith(b"\n...\n"):  # a cut YAML is often still YAML
-        return "has a truncated run.yaml"
     try:
-        run = read_saved(checkpoint / "run.yaml")
-    except (ConfigError, OSError, ValueError):
+        text = (folder / "run.yaml").read_text(encoding="utf-8")
+        if not text.endswith(END_OF_YAML):
+            return "has a truncated run.yaml"
+        run = read_saved(folder / "run.yaml", text)
+    except (OSError, ValueError):
         return "has a damaged run.yaml"
     if run.model is None or run.dataset is None:
         return "has a damaged run.yaml"
-    if run.process.using_ema and not (checkpoint / "ema.json").is_file():
+    return ResumePoint(folder, run, tuple(text.splitlines()), content, state)
+
+
+def _contradiction(point: ResumePoint) -> str | None:
+    """Return a contradiction between the files of a checkpoint, each of which is intact."""
+    process, names = point.run.process, point.manifest["files"]
+    if CHECKPOINT.fullmatch(point.folder.name) and point.step != step_of(point.folder):
+        return f"holds the state of step {point.step}"
+    if process.using_ema and "ema.json" not in names:
         return "has no ema.json, although its run averaged the weights"
-    if run.process.lora_enable and not (checkpoint / "adapter_model.safetensors").is_file():
+    if process.lora_enable and "adapter_model.safetensors" not in names:
         return "has no adapter_model.safetensors"
-    quantized = run.process.use_quantization and not run.process.lora_enable
-    if quantized and not (checkpoint / "quantized.safetensors").is_file():
+    if process.use_quantization and not process.lora_enable and "quantized.safetensors" not in names:
         return "has no quantized.safetensors"
     return None
 
 
-def superseded(run: RunConfig, target: Path) -> list[Path]:
-    """Checkpoints of a course that a run leaves by going on from one that was named, in its folder or elsewhere."""
-    if takes_newest(run):
+def superseded(run: RunConfig, point: ResumePoint) -> list[Path]:
+    """Return the checkpoints of the branch that a run abandons by resuming from a named checkpoint."""
+    if run.resumes_newest:
         return []
-    step = json.loads((target / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-    return [path for path in checkpoints(run.checkpoint_dir) if step_of(path) > step]
-
-
-def finished(checkpoint: Path, total_steps: int | None = None) -> bool:
-    """Whether the checkpoint stands at the run's last step already.
-
-    Args:
-        total_steps: of the run as it is now; None: as it was when it wrote the checkpoint.
-    """
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    total = state["max_steps"] if total_steps is None else total_steps
-    return state["global_step"] >= total > 0
-
-
-def check_resume(run: RunConfig, problems: Problems) -> None:
-    """Problems of resuming: no such checkpoint, a truncated one, or a run that may not resume from it."""
-    target, place = resume_target(run), run.place("resume_from_checkpoint")
-    if not str(run.hyper.resume_from_checkpoint).strip():
-        problems.add(f"`resume_from_checkpoint`{place} is empty; give auto, a checkpoint folder, or leave it out")
-    elif target is None:
-        if str(run.hyper.resume_from_checkpoint).lower() == NEWEST:
-            problems.add(_nothing_whole(run))
-    elif not target.is_dir():
-        problems.add(f"`resume_from_checkpoint: {target}`{place} is not a checkpoint folder")
-    elif reason := no_way_on(target):
-        problems.add(_unusable(run, target, reason))
-    else:
-        for line in resume_changes(run, target).problems:
-            problems.add(line)
+    return [folder for folder in checkpoints(run.checkpoint_dir) if step_of(folder) > point.step]

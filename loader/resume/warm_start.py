@@ -1,4 +1,4 @@
-"""What an earlier run left that another begins from or is compared with: weights, optimizer, its data's facts."""
+"""What an earlier run provides to this one: first weights, optimizer state, and the data it was trained on."""
 
 from __future__ import annotations
 
@@ -10,53 +10,61 @@ from typing import Any
 
 from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import RunConfig
-from loader.resume.find_checkpoint import WEIGHTS, checkpoints, fault
+from loader.resume.find_checkpoint import WEIGHTS, ResumePoint, inspect
 from storage import safe_read
+from storage.checkpoints import checkpoints
 
 WITHOUT_OPTIMIZER = "begin with a new one: --set load_optimizer=false"
 
 
 def earlier_folder(run: RunConfig) -> Path:
-    """Where the weights of an earlier run lie (`is_pretrained`, `load_pretrain`): in its folder, or, where it was
-    never finished, in its newest checkpoint that has weights (and with load_optimizer an optimizer)."""
+    """Return the folder with the weights of an earlier run (`is_pretrained`, `load_pretrain`).
+
+    That is the folder of the run, or if the run never finished, its newest complete checkpoint.
+    """
     folder = Path(os.path.expanduser(run.process.model_name_or_path))
     saved = [
         path for path in (folder, *reversed(checkpoints(folder))) if any((path / name).is_file() for name in WEIGHTS)
     ]
     if not saved or saved[0] == folder:
         return folder
-    # A process that is killed while it saves leaves a checkpoint that is not whole.
-    return next((path for path in saved if fault(path) is None), saved[0])
+    # A process that is killed while it saves leaves an incomplete checkpoint.
+    return next((path for path in saved if isinstance(inspect(run, path), ResumePoint)), saved[0])
 
 
 def first_optimizer(run: RunConfig) -> Path | None:
-    """`load_optimizer`: the newest checkpoint with an optimizer of the run at model_name_or_path, that of its weights.
+    """`load_optimizer`: return the newest checkpoint of the run at model_name_or_path that has an optimizer.
 
     Raises:
-        ValueError: it saved none, or trained with another optimizer, or either run trains an adapter.
+        ValueError: there is none, it is of another optimizer, or either run trains an adapter.
     """
     if not run.process.load_optimizer:
         return None
     folder = earlier_folder(run)
-    found = [path for path in (folder, *reversed(checkpoints(folder))) if (path / "optimizer.json").is_file()]
+    saved = [path for path in (folder, *reversed(checkpoints(folder))) if (path / "optimizer.json").is_file()]
     key = f"`load_optimizer`{run.place('load_optimizer')}"
-    if not found:
-        raise ValueError(f"{key}: {folder} and its checkpoints hold no optimizer.json; {WITHOUT_OPTIMIZER}")
-    before = read_saved(found[0] / "run.yaml")
+    if not saved:
+        raise ValueError(f"{key}: {folder} and its checkpoints have no optimizer.json; {WITHOUT_OPTIMIZER}")
+    point = run.inspected.get(saved[0], (None, None))[1]
+    before = point.run if isinstance(point, ResumePoint) else read_saved(saved[0] / "run.yaml")
     if before.process.lora_enable or run.process.lora_enable:
-        who = f"{found[0]} trained" if before.process.lora_enable else "this run trains"
+        trains = f"{saved[0]} trained" if before.process.lora_enable else "this run trains"
         raise ValueError(
-            f"{key}: {who} an adapter (lora_enable), and an optimizer's state is of the weights that it trained; "
-            f"{WITHOUT_OPTIMIZER}"
+            f"{key}: {trains} an adapter (lora_enable), and an optimizer's state belongs to the weights that it "
+            f"trained; {WITHOUT_OPTIMIZER}"
         )
     if before.hyper.optim != run.hyper.optim:
-        raise ValueError(f"{key}: {found[0]} was trained with optim {before.hyper.optim}, not {run.hyper.optim}")
-    return found[0]
+        raise ValueError(f"{key}: {saved[0]} was trained with optim {before.hyper.optim}, not {run.hyper.optim}")
+    return saved[0]
 
 
 def changed_data(files: Mapping[str, Any], folder: Path) -> str | None:
-    """Where a run's data (its files: name -> JSON value) differs from what a checkpoint's know of it; None: nowhere, or
-    nothing is known."""
+    """Return where a run's data differs from that of a checkpoint; None: nowhere, or nothing is known of it.
+
+    Args:
+        files: What describes the data: file name -> JSON value, see `Bundle.files`.
+        folder: The checkpoint.
+    """
     for name, now in files.items():
         try:
             before = safe_read.read_json(folder / name)
@@ -70,7 +78,7 @@ def changed_data(files: Mapping[str, Any], folder: Path) -> str | None:
 
 
 def first_difference(before: Any, now: Any, path: str = "") -> str | None:
-    """Where two JSON values differ, numbers by more than another machine's rounding; None: nowhere."""
+    """Return where two JSON values differ, ignoring rounding of other machines; None: nowhere."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = dict.fromkeys([*before, *now])
         pairs = [(f"{path}.{key}".strip("."), before.get(key), now.get(key)) for key in keys]

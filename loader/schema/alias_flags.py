@@ -1,7 +1,7 @@
 """Flags in the spelling of language-model scripts (`--dataset`, `--max_iters`, `--eval_interval` …).
 
 Each is an alias: its `path` is the key it sets. Those without a path set several keys or depend on others; see
-`loader/sources/combined_aliases.py`.
+`loader/sources/translate_aliases.py`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class AliasFlags:
     multicontext_datasets: list[str] | None = alias("The data sets of training_mode multicontext.", "dataset.path")
     block_size: int | None = alias("Tokens of one sample.", "dataset.block_size")
     # Length, logs, output
+    epochs: float | None = alias("Number of training epochs.", "num_train_epochs")
     out_dir: str | None = alias("Output directory.", "output_dir")
     batch_size: int | None = alias("Sequences per device, in training and evaluation.", "batch_size")
     max_iters: int | None = alias("Number of training steps.", "max_steps")
@@ -64,6 +65,7 @@ class AliasFlags:
     bias: bool | None = alias("Biases in linear layers and norms.", "model.bias")
     compile: bool | None = alias("Compile the model with torch.compile.", "torch_compile")
     # Optimizer and schedule
+    lr: float | None = alias("Learning rate.", "learning_rate")
     optimizer: str | None = alias("Optimizer: adamw, sgd, or any name that optim takes.", "optimizer")
     beta1: float | None = alias("Adam's first beta.", "adam_beta1")
     beta2: float | None = alias("Adam's second beta.", "adam_beta2")
@@ -81,7 +83,7 @@ class AliasFlags:
 
 @cache
 def alias_paths() -> dict[str, str | None]:
-    """Alias -> the key that it sets; None for those that `loader/sources/combined_aliases.py` resolves."""
+    """Alias -> the key that it sets; None for those that `loader/sources/translate_aliases.py` resolves."""
     return {field.name: field.metadata["path"] for field in dataclasses.fields(AliasFlags)}
 
 

@@ -1,4 +1,4 @@
-"""From a component's name to its module: the file name is the name, a dotted name is a module outside Keel."""
+"""Find the module of a component: by its file name, or by a dotted name if it is outside Keel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Component:
 
 @cache
 def shipped(section: str) -> tuple[str, ...]:
-    """Names of Keel's own components: the modules of the section's folder that declare PROCESS_KEYS."""
+    """Return the names of Keel's components: modules of the section's folder that declare PROCESS_KEYS."""
     folder = ROOT / COMPONENTS[section].replace(".", "/")
     names = []
     for path in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
@@ -39,7 +39,7 @@ def shipped(section: str) -> tuple[str, ...]:
 
 
 def component_module(section: str, name: str, place: str = "") -> ModuleType:
-    """The module that implements `section: {name: …}`.
+    """Import the module that implements `section: {name: …}`.
 
     Raises:
         ConfigError: no such module (with the nearest name), a module without a `Config`, or one whose own import failed
@@ -50,8 +50,8 @@ def component_module(section: str, name: str, place: str = "") -> ModuleType:
         raise ConfigError(f"`{section}.name: {name}`{place} is not a module name")
     if "." in name and (run := _run_around(path)) is not None:
         raise ConfigError(
-            f"`{section}.name: {name}`{place}: the module lies in {run}, the folder of a run, and no code is taken "
-            "from there; copy it to a package of your own"
+            f"`{section}.name: {name}`{place}: the module is in {run}, the folder of a run, from which no code is "
+            "imported; copy it to a package of your own"
         )
     if not _exists(path):
         known = shipped(section)
@@ -70,8 +70,11 @@ def component_module(section: str, name: str, place: str = "") -> ModuleType:
 
 
 def _run_around(path: str) -> Path | None:
-    """The folder of a run in which a module lies, or None. A folder below the working folder is a package to Python, so
-    that a run.yaml that came with somebody's checkpoint could name a file beside it."""
+    """Return the folder of a run that contains a module, or None.
+
+    Python takes any folder below the working folder for a package, so that a run.yaml from somebody else's checkpoint
+    could name a file beside it.
+    """
     parts = path.split(".")
     for entry in sys.path:
         for count in range(1, len(parts)):

@@ -10,7 +10,7 @@ from storage.config_keys import EVALUATION, EVALUATION_TIME, HARMLESS, IMPOSSIBL
 
 
 class RemembersGiven:
-    """Knows which fields were passed or assigned: «given» is presence, never a comparison with the default."""
+    """Remembers which fields were passed or assigned; a field that was given its default counts too."""
 
     given: frozenset[str]
 
@@ -35,15 +35,15 @@ class RemembersGiven:
 
 @dataclass
 class HyperArguments(RemembersGiven):
-    """What changes from run to run. A field that is not given leaves the word to YAML.
+    """What changes from run to run. YAML decides about fields that are not given.
 
     `HyperArguments(learning_rate=5e-5)` counts as given although 5e-5 is the default, and beats YAML.
     """
 
     # What to run
-    task_name: str = key(
+    task_name: str | None = key(
         "sim_transfer_cube_state",
-        "Task: a file in configs/task/ (its data and environment), or a path.",
+        "Task: a file in configs/task/ (its data and environment), or a path; none if the training file has a dataset.",
         on_resume=HARMLESS,
     )
     training_config: str | None = key(
@@ -75,7 +75,7 @@ class HyperArguments(RemembersGiven):
         on_resume=HARMLESS,
     )
     seed: int = key(42, "Random seed: weights, sample order, dropout.", ge=0, lt=2**32)
-    # How long, on how much
+    # Length and batch
     num_train_epochs: float = key(
         3.0, "Number of training epochs; -1 trains until something stops it.", ge=-1, on_resume=OWN_RULE
     )

@@ -18,9 +18,9 @@ from functools import cache
 from typing import Any, Literal
 
 from loader.schema.hyper_arguments import HyperArguments
+from loader.schema.installed import REQUIRED, trainer_fields
 from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPTIONAL_SECTIONS, SECTION_ON_RESUME
-from loader.schema.training_arguments_fields import REQUIRED, trainer_fields
 from loader.schema.training_arguments_overlay import OVERLAY
 from storage.config_keys import BOUNDS, TRAINER, TRAJECTORY
 

@@ -1,7 +1,7 @@
 """What Keel adds to the fields of `TrainingArguments`: bounds, meaning on resume, required switches, replaced fields.
 
 The fields themselves (names, types, defaults, help texts) are read from the installed version, see
-`training_arguments_fields.py`. Metadata means what it means in `storage/config_keys.py`.
+`installed.py`. Metadata means what it means in `storage/config_keys.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tree of configuration values, each with the place that set it, and how a later layer wins over an earlier."""
+"""The tree of configuration values with their origins, and how layers are merged."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Origin:
     column: int | None = None
 
     def __str__(self) -> str:
-        """As recorded: `default`, `cli`, `set`, `FILE:LINE`."""
+        """Return it as it is recorded: `default`, `cli`, `set`, `FILE:LINE`."""
         return self.source if self.line is None else f"{self.source}:{self.line}"
 
     @property
     def place(self) -> str:
-        """As pointed at in an error: ` at FILE:LINE:COLUMN`, ` in --set`, nothing for a flag's own value."""
+        """The place for an error line: ` at FILE:LINE:COLUMN`, ` in --set`, ` on the command line`, or empty."""
         if self.line is not None:
             return f" at {self.source}:{self.line}:{self.column}"
         return {"set": " in --set", "cli": " on the command line"}.get(self.source, "")
@@ -41,14 +41,14 @@ class Node:
     value: Any
     origin: Origin
     text: str | None = None
-    replaces: bool = False  # a named set: takes the place of an earlier mapping instead of merging into it
+    replaces: bool = False  # a named set replaces an earlier mapping instead of merging into it
 
     @property
     def is_mapping(self) -> bool:
         return isinstance(self.value, dict)
 
     def plain(self) -> Any:
-        """The value alone, in plain Python lists and dicts."""
+        """Return the value without origins, as Python lists and dicts."""
         if isinstance(self.value, dict):
             return {key: child.plain() for key, child in self.value.items()}
         if isinstance(self.value, list):
@@ -57,7 +57,7 @@ class Node:
 
 
 def node_of(value: Any, origin: Origin) -> Node:
-    """A plain Python value as a tree in which everything has the same origin."""
+    """Convert a Python value to a tree with one origin."""
     if isinstance(value, dict):
         return Node({str(key): node_of(child, origin) for key, child in value.items()}, origin)
     if isinstance(value, (list, tuple)):
@@ -66,7 +66,7 @@ def node_of(value: Any, origin: Origin) -> Node:
 
 
 def merge(earlier: Node, later: Node) -> Node:
-    """Mappings merge key by key; anything else, and a named set, is replaced by the later value, whole."""
+    """Merge mappings key by key; any other value, and a named set, replaces the earlier one as a whole."""
     if later.replaces or not (earlier.is_mapping and later.is_mapping):
         return later
     merged = dict(earlier.value)
@@ -76,7 +76,7 @@ def merge(earlier: Node, later: Node) -> Node:
 
 
 def leaves(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
-    """`(key.path, node)` of every value that is not a (non-empty) mapping, in the order written."""
+    """Yield `(key.path, node)` of every value that is not a (non-empty) mapping, in the order written."""
     if node.is_mapping and (node.value or not path):
         for key, child in node.value.items():
             yield from leaves(child, f"{path}.{key}" if path else key)
@@ -85,7 +85,7 @@ def leaves(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
 
 
 def find(node: Node, path: str) -> Node | None:
-    """The node at a dotted path, or None."""
+    """Return the node at a dotted path, or None."""
     for key in path.split("."):
         if not node.is_mapping or key not in node.value:
             return None
@@ -94,13 +94,13 @@ def find(node: Node, path: str) -> Node | None:
 
 
 def layer_index(layers: list[Node], path: str) -> int:
-    """The highest layer that sets a key, counted from the lowest; 0 when none does."""
+    """Return the index of the highest layer that sets a key; 0 if none does."""
     setting = [index for index, layer in enumerate(layers) if find(layer, path) is not None]
     return setting[-1] if setting else 0
 
 
 def at_path(path: str, node: Node) -> Node:
-    """`node` placed under a dotted path: the layer that sets just this one value."""
+    """Return a layer that sets `node` at a dotted path and nothing else."""
     for key in reversed(path.split(".")):
         node = Node({key: node}, node.origin)
     return node

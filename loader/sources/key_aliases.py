@@ -147,8 +147,7 @@ def _builder(section: str, name_key: str) -> Callable[[Node], Assignments]:
     return convert
 
 
-def _batch_size(node: Node) -> Assignments:
-    return [("per_device_train_batch_size", node), ("per_device_eval_batch_size", node)]
+BATCH_SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size")
 
 
 def _sanity_check(node: Node) -> Assignments:
@@ -234,7 +233,7 @@ TRAINER = {
     "logger": _logger,
 }
 LOADER = {
-    "batch_size": _batch_size,
+    "batch_size": BATCH_SIZES,
     "num_workers": "dataloader_num_workers",
     "prefetch_factor": "dataloader_prefetch_factor",
     "pin_memory": "dataloader_pin_memory",
@@ -283,7 +282,7 @@ ALIASES: dict[str, object] = {
     "resume.context": SIGNALS,
     "resume.token_corruption": SIGNALS,
     "epochs": "num_train_epochs",
-    "batch_size": _batch_size,
+    "batch_size": BATCH_SIZES,
     "checkpoint_every": _cadence,
     "save_dir": "output_dir",
     "resume_from": "resume_from_checkpoint",

@@ -1,4 +1,4 @@
-"""The files and flags of one run as layers, lowest first, each a tree whose values know their place."""
+"""Read the files and flags of a run as layers, lowest precedence first: trees of values with their places."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import FREE_SECTIONS, OPTIONAL_SECTIONS, SECTIONS
 from loader.sources.config_tree import CLI, DEFAULT, SET, Node, at_path, merge, node_of
 from loader.sources.translate_aliases import translate_aliases
-from loader.sources.yaml_reader import display_path, read_scalar, read_yaml
+from loader.sources.yaml_reader import display_path, parse_yaml, read_scalar, read_yaml
 
 DEFAULT_FILE = ROOT / "configs" / "training" / "default.yaml"
 
-# `optimizer` may spell what has a key of its own; one value has one home, so each layer is rewritten on reading.
-OPTIMIZER_WORDS = {
+# Keys of `optimizer` that are the same settings as top-level keys: each layer is rewritten to the latter on reading.
+OPTIMIZER_KEYS = {
     "lr": "learning_rate",
     "weight_decay": "weight_decay",
     "eps": "adam_epsilon",
     "name": "optim",
 }
-# What people call an optimizer that goes by several names here.
+# Common names of optimizers.
 OPTIMIZER_SYNONYMS = {"adamw": "adamw_torch_fused", "adam": "Adam"}
 
 
 def find_file(kind: str, name: str, place: str = "") -> Path:
-    """The YAML file called `name` in configs/<kind>/ (of the working folder, then Keel's own), or at that path.
+    """Find the YAML file `name` in configs/<kind>/ (of the working folder, then Keel's own), or at that path.
 
     Raises:
         ConfigError: there is none; names the nearest.
@@ -53,24 +53,29 @@ def find_file(kind: str, name: str, place: str = "") -> Path:
             return candidate
     if path.suffix:
         raise ConfigError(f"configuration file {name}{place} does not exist, nor in configs/{kind}/")
-    known = sorted({each.stem for folder in folders for each in folder.glob("*.yaml")})
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     remedy = did_you_mean(name, known) or (f"; there are: {quoted(known)}" if known else "; there are none")
     raise ConfigError(f"`{name}`{place}: no such {kind} in configs/{kind}/{remedy}")
 
 
 def built_in_layer(**others: Any) -> Node:
-    """The lowest layer: the defaults of the hyper and process keys, or what stands in for them."""
+    """Return the lowest layer: the defaults of hyper and process keys, or the values in `others`."""
     keys = {**keys_of(HyperArguments), **keys_of(ProcessArguments)}
     return node_of({name: key.default for name, key in keys.items()} | others, DEFAULT)
 
 
 def training_layers(path: str | os.PathLike, problems: Problems) -> list[Node]:
-    """A training file and everything it extends, the furthest ancestor first."""
+    """Read a training file and everything that it extends, the most distant ancestor first."""
     return [_prepared(layer, problems) for layer in _chain(Path(path), [])]
 
 
+def text_layer(path: str | os.PathLike, text: str, problems: Problems) -> Node:
+    """Return the layer of a file that extends no other, from its text."""
+    return _prepared(_without_blanks(parse_yaml(text, display_path(path))), problems)
+
+
 def file_layer(kind: str, path: Path, problems: Problems) -> Node:
-    """A task or model file; keys that belong elsewhere are refused with the place they belong in."""
+    """Read a task or model file; keys that belong in another kind of file are problems."""
     tree = _without_blanks(read_yaml(path))
     allowed = FILE_SECTIONS[kind]
     for key, node in list(tree.value.items()):
@@ -84,7 +89,7 @@ def file_layer(kind: str, path: Path, problems: Problems) -> Node:
 
 
 def flag_layer(hyper: HyperArguments, aliases: Mapping[str, Any], problems: Problems) -> Node:
-    """The layer of the flags that were given, alias flags included."""
+    """Return the layer of the given flags, alias flags included."""
     layer = node_of({name: getattr(hyper, name) for name in sorted(hyper.given)}, CLI)
     file = layer.value.pop("training_config", None)
     for name, value in aliases.items():
@@ -95,7 +100,7 @@ def flag_layer(hyper: HyperArguments, aliases: Mapping[str, Any], problems: Prob
 
 
 def set_layer(settings: list[str], problems: Problems) -> Node:
-    """`--set key.path=value …`; a later setting of the same key wins."""
+    """Return the layer of `--set key.path=value …`; a later setting of the same key wins."""
     layer = Node({}, SET)
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -108,7 +113,7 @@ def set_layer(settings: list[str], problems: Problems) -> Node:
                 raise ConfigError("a file is built on with `extends` in the file itself, or --training_config")
             if len(keys) > 20:
                 raise ConfigError("no key is that deep")
-            # One setting at a time: `--set model=mlp model.hidden_dim=32` chooses first, then overrides.
+            # One at a time, so that `--set model=mlp model.hidden_dim=32` first chooses and then overrides.
             layer = merge(layer, _prepared(at_path(".".join(keys), read_scalar(text, SET)), problems))
         except ConfigError as error:
             problems.add(f"`--set {setting}`: {error}")
@@ -116,7 +121,7 @@ def set_layer(settings: list[str], problems: Problems) -> Node:
 
 
 def _without_blanks(tree: Node) -> Node:
-    """The tree without keys that were left blank: what stands there is the default, as where the key is left out."""
+    """Return the tree without keys that have no value: they keep their defaults."""
     kept = {}
     for key, child in tree.value.items():
         if child.value is None and child.text == "":
@@ -126,9 +131,9 @@ def _without_blanks(tree: Node) -> Node:
 
 
 def _chain(path: Path, below: list[Path]) -> list[Node]:
-    """`path` and its ancestors, ancestors first. `below` are the files that led here, to find a cycle."""
-    shown = [display_path(each) for each in [*below, path]]
-    if path.resolve() in [each.resolve() for each in below]:
+    """Read `path` and its ancestors, ancestors first. `below` are the files that extend it, to detect a cycle."""
+    shown = [display_path(file) for file in [*below, path]]
+    if path.resolve() in [file.resolve() for file in below]:
         raise ConfigError(f"`extends` goes in a circle: {' -> '.join(shown)}")
     tree = _without_blanks(read_yaml(path))
     parents = tree.value.pop("extends", None)
@@ -140,13 +145,13 @@ def _chain(path: Path, below: list[Path]) -> list[Node]:
         if not isinstance(name.value, str):
             raise ConfigError(f"`extends`{parents.origin.place} takes a file name or a list of them")
         beside = path.parent / os.path.expanduser(name.value)
-        found = beside if beside.is_file() else find_file("training", name.value, parents.origin.place)
-        layers += _chain(found, [*below, path])
+        parent = beside if beside.is_file() else find_file("training", name.value, parents.origin.place)
+        layers += _chain(parent, [*below, path])
     return [*layers, tree]
 
 
 def _prepared(tree: Node, problems: Problems) -> Node:
-    """Named sets read in, and every value moved to its one home."""
+    """Translate aliases, read named sets, and rewrite settings with several spellings to one."""
     if "training_config" in tree.value:
         place = tree.value.pop("training_config").origin.place
         problems.add(f"`training_config`{place} is a flag; a file builds on another with `extends: FILE`")
@@ -158,7 +163,7 @@ def _prepared(tree: Node, problems: Problems) -> Node:
             problems.add(
                 f"`model`{model.origin.place} and `model_config`{named.origin.place} name two models; keep one"
             )
-        # `model: act` names the network; as for every choice, the last layer that names one wins.
+        # `model: act` names the network; the last layer that names one wins.
         tree.value["model_config"] = tree.value.pop("model")
     for section in SECTIONS:
         node = tree.value.get(section)
@@ -167,12 +172,12 @@ def _prepared(tree: Node, problems: Problems) -> Node:
         elif section == "scheduler" and node is not None and isinstance(node.value, list):
             tree.value[section] = _sequence(node)
     _short_forms(tree, problems)
-    _move_optimizer_words(tree, problems)
+    _move_optimizer_keys(tree, problems)
     return tree
 
 
 def _named_set(section: str, node: Node) -> Node:
-    """`optimizer: adafactor` -> the mapping in configs/optimizer/adafactor.yaml."""
+    """Replace `optimizer: adafactor` by the mapping in configs/optimizer/adafactor.yaml."""
     try:
         path = find_file(section, node.value, node.origin.place)
     except ConfigError:
@@ -188,17 +193,17 @@ def _named_set(section: str, node: Node) -> Node:
 
 
 def _sequence(node: Node) -> Node:
-    """A list of schedules is one after the other: `[{name: LinearLR, length: 100}, {name: CosineAnnealingLR}]`."""
+    """Convert a list of schedules, `[{name: LinearLR, length: 100}, {name: CosineAnnealingLR}]`, to a SequentialLR."""
     milestones, total = [], 0
-    for index, each in enumerate(node.value):
-        if not each.is_mapping or not isinstance(each.value.get("name", each).value, str):
-            raise ConfigError(f"`scheduler[{index}]`{each.origin.place} must be a mapping with `name`")
-        length = each.value.pop("length", None)
+    for index, schedule in enumerate(node.value):
+        if not schedule.is_mapping or not isinstance(schedule.value.get("name", schedule).value, str):
+            raise ConfigError(f"`scheduler[{index}]`{schedule.origin.place} must be a mapping with `name`")
+        length = schedule.value.pop("length", None)
         last = index == len(node.value) - 1
         whole = length is not None and isinstance(length.value, int) and not isinstance(length.value, bool)
         if (length is None) != last or not (last or (whole and length.value > 0)):
             raise ConfigError(
-                f"`scheduler[{index}]`{each.origin.place} {'takes no' if last else 'needs a whole number as'} "
+                f"`scheduler[{index}]`{schedule.origin.place} {'takes no' if last else 'needs a whole number as'} "
                 "`length`: every schedule of a list but the last says after how many steps or epochs the next begins"
             )
         if length is not None:
@@ -206,21 +211,21 @@ def _sequence(node: Node) -> Node:
             milestones.append(node_of(total, length.origin))
     keys = {"name": node_of("SequentialLR", node.origin), "schedulers": Node(node.value, node.origin)}
     shared = {}
-    for each in node.value:
+    for schedule in node.value:
         for key in ("interval", "frequency"):
-            if key in each.value:
-                own = each.value.pop(key)
-                if key in shared and shared[key].value != own.value:
+            if key in schedule.value:
+                value = schedule.value.pop(key)
+                if key in shared and shared[key].value != value.value:
                     raise ConfigError(
-                        f"`scheduler`{own.origin.place}: all schedules of a list have one `{key}`; these have "
-                        f"{shared[key].value} and {own.value}"
+                        f"`scheduler`{value.origin.place}: all schedules of a list have one `{key}`; these have "
+                        f"{shared[key].value} and {value.value}"
                     )
-                shared[key] = own
+                shared[key] = value
     return Node({**keys, "milestones": Node(milestones, node.origin), **shared}, node.origin, replaces=True)
 
 
 def _short_forms(tree: Node, problems: Problems) -> None:
-    """`early_stopping: true` or a patience instead of a mapping; `false` and `null` take an optional section away."""
+    """Expand `early_stopping: true` or a patience to a mapping; `false` removes an optional section."""
     node = tree.value.get("early_stopping")
     if node is not None and isinstance(node.value, int) and not isinstance(node.value, bool):
         tree.value["early_stopping"] = Node({"patience": Node(node.value, node.origin)}, node.origin)
@@ -234,11 +239,11 @@ def _short_forms(tree: Node, problems: Problems) -> None:
                 del tree.value[section]
 
 
-def _move_optimizer_words(tree: Node, problems: Problems) -> None:
+def _move_optimizer_keys(tree: Node, problems: Problems) -> None:
     optimizer, scheduler = (tree.value.get(section) for section in FREE_SECTIONS)
     moves = []
     if optimizer is not None and optimizer.is_mapping:
-        moves += [(optimizer, "optimizer", word, home) for word, home in OPTIMIZER_WORDS.items()]
+        moves += [(optimizer, "optimizer", word, home) for word, home in OPTIMIZER_KEYS.items()]
         betas = optimizer.value.get("betas")
         count = len(betas.value) if betas is not None and isinstance(betas.value, list) else 0
         if betas is not None and betas.value is not None and count not in (2, 3):
@@ -252,7 +257,7 @@ def _move_optimizer_words(tree: Node, problems: Problems) -> None:
     for section, name, word, home in moves:
         if word in section.value:
             if word == "lr" and section.value[word].value is None:
-                # «The optimizer's own rate» is a choice that `settle` weighs against the other layers.
+                # The optimizer's own rate: `precedence.py` compares it with `learning_rate` of all layers.
                 if section.replaces and home in tree.value:
                     del section.value[word]  # a key written beside a named set wins over what the set says
                 continue

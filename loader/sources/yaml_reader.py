@@ -1,4 +1,4 @@
-"""Reads YAML into trees that know their positions: safe tags only, no duplicate keys, `${env:…}` expanded."""
+"""Read YAML into trees with positions: safe tags only, no duplicate keys, `${env:…}` expanded."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import yaml
 from loader.errors import ConfigError
 from loader.sources.config_tree import SET, Node, Origin
 
-MOST_BYTES = 4 * 2**20  # of a file: a thousand times what a long configuration has
-# More nodes than any configuration needs: aliases that multiply one another ("billion laughs") end here.
+MOST_BYTES = 4 * 2**20  # of a file
+# More than any configuration needs: the limit for aliases that multiply one another ("billion laughs").
 MOST_NODES = 50_000
-MOST_LEVELS = 50  # of mappings and lists in one another
+MOST_LEVELS = 50  # of nested mappings and lists
 
 # A package's name has no dots here: to look up `a.b` Python imports `a`.
 EXPANDED = re.compile(
@@ -30,7 +30,7 @@ RESOLVER = yaml.resolver.Resolver()
 
 
 def read_yaml(path: str | os.PathLike) -> Node:
-    """The mapping in a YAML file, as a tree with positions.
+    """Read the mapping in a YAML file as a tree with positions.
 
     Raises:
         ConfigError: the file is missing or unreadable, is not a mapping, repeats a key, holds a tag that is not
@@ -48,6 +48,11 @@ def read_yaml(path: str | os.PathLike) -> Node:
         ) from None
     except OSError as error:
         raise ConfigError(f"configuration file {shown} cannot be read: {error.strerror}") from None
+    return parse_yaml(text, shown)
+
+
+def parse_yaml(text: str, shown: str) -> Node:
+    """Parse the text of a YAML file; error lines call the file `shown`. See `read_yaml`."""
     root = _compose(text, shown)
     if root is None:
         return Node({}, Origin(shown, 1, 1))
@@ -61,8 +66,10 @@ def read_yaml(path: str | os.PathLike) -> Node:
 
 
 def _content(path: str | os.PathLike, shown: str) -> bytes:
-    """What a file holds. A pipe that a shell opened for the run (`/dev/stdin`, `<(…)`) is a file too; one with a name,
-    for which nobody may ever write, and a device, which may never end, are not."""
+    """Read a file, or a pipe that a shell has opened (`/dev/stdin`, `<(…)`).
+
+    Named pipes and devices are refused: nobody may ever write to the former, and the latter may never end.
+    """
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise ConfigError(f"configuration file {shown} is a folder; name a YAML file in it")
@@ -80,7 +87,7 @@ def _content(path: str | os.PathLike, shown: str) -> bytes:
 
 
 def read_scalar(text: str, origin: Origin) -> Node:
-    """A value as YAML reads it (`1e-4`, `[a, b]`, `null`), for `--set key.path=value`."""
+    """Parse a value as YAML does (`1e-4`, `[a, b]`, `null`), for `--set key.path=value`."""
     root = _compose(text, origin.source)
     if root is None:
         return Node(None, origin, text="")
@@ -88,7 +95,7 @@ def read_scalar(text: str, origin: Origin) -> Node:
 
 
 def display_path(path: str | os.PathLike) -> str:
-    """A path as the user would write it: relative to the working folder where that is shorter."""
+    """Format a path for messages: relative to the working folder if it lies below."""
     path = os.path.expanduser(os.fspath(path))
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative
@@ -113,7 +120,7 @@ def _compose(text: str, source: str) -> yaml.Node | None:
 
 
 def _refuse_depth(text: str, source: str) -> None:
-    """Composing goes one call deeper with each level, and libyaml's calls end in a crash; its events need none."""
+    """Limit the nesting: libyaml's composer recurses for each level and would crash, its events do not."""
     depth = 0
     for event in yaml.parse(text, Loader=Loader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -127,7 +134,7 @@ def _refuse_depth(text: str, source: str) -> None:
 
 
 class _Builder:
-    """Turns PyYAML's composed nodes into ours; every refusal names its line and column."""
+    """Converts PyYAML's composed nodes to Nodes; errors name line and column."""
 
     def __init__(self, source: str, fixed_origin: Origin | None = None):
         self.source, self.fixed_origin = source, fixed_origin
@@ -196,7 +203,7 @@ class _Builder:
         return Node(_bare_value(text, tag.removeprefix(PREFIX)), origin, text=text)
 
     def expand(self, text: str, origin: Origin) -> str:
-        """`${env:NAME}`, `${env:NAME:default}`, and `${package:NAME}`: the folder of an installed package.
+        """Expand `${env:NAME}`, `${env:NAME:default}`, and `${package:NAME}`: the folder of an installed package.
 
         An unset name without a default is an error.
         """
@@ -232,7 +239,7 @@ class _Builder:
 
 
 def _package_folder(name: str, origin: Origin) -> str:
-    """Where an installed package lies; it is not imported."""
+    """Return the folder of an installed package without importing it."""
     try:
         spec = importlib.util.find_spec(name)
     except ValueError:  # a module without a specification, such as __main__
@@ -245,7 +252,7 @@ def _package_folder(name: str, origin: Origin) -> str:
 
 
 def unusable(text: str) -> str | None:
-    """Why no setting can hold a text: no file system, terminal or UTF-8 file could take it. None: it is in order."""
+    """Return why a text cannot be a value (NUL, not UTF-8), else None."""
     if "\0" in text:
         return "holds a NUL character"
     try:
@@ -256,12 +263,12 @@ def unusable(text: str) -> str | None:
 
 
 def _tag(text: str) -> str:
-    """The tag that YAML 1.1 gives an unquoted text."""
+    """Return the tag that YAML 1.1 gives an unquoted text."""
     return RESOLVER.resolve(yaml.ScalarNode, text, (True, False))
 
 
 def _bare_value(text: str, tag: str) -> Any:
-    """An unquoted scalar's value. Unlike YAML 1.1, `1e-4` is a number, and `010`, `12:30`, dates are words."""
+    """Return an unquoted scalar's value. Unlike in YAML 1.1, `1e-4` is a number; `010`, `12:30` and dates are text."""
     if EXPONENT.fullmatch(text):
         return float(text)
     if tag == "int":

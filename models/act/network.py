@@ -9,7 +9,6 @@ Z latent dim, S tokens that the encoder reads.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,20 +17,12 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from models.act.config import Config
-from models.backbone import ImageBackbone, load_backbone_weights
+from models.backbone import ImageBackbone
 from models.chunking import ChunkPolicy, masked_mean
 from models.layers import DecoderLayer, Encoder, grid_positions, sequence_positions
 from models.pretrained import pretrained_config
 
 ACTConfig = pretrained_config(Config, "act", "ACTConfig", __name__)
-
-
-def build_network(config: Config, cache_dir: str | None) -> ACT:
-    """See `models.act.build`."""
-    model = ACT(ACTConfig(**asdict(config)))
-    if config.num_images and config.backbone_weights:
-        load_backbone_weights(model.backbone, config.backbone_weights, cache_dir)
-    return model
 
 
 def layer_sizes(config: ACTConfig) -> tuple[int, int, int, float, bool]:

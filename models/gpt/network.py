@@ -183,13 +183,18 @@ class GPT(Generation, PreTrainedModel):
         position_ids: Tensor | None = None,
         past: list[KeysAndValues] | None = None,
         first: int = 0,
+        padding: Tensor | None = None,
     ) -> Tensor:
         """What the head reads: (B, T) or (B, C, T) -> (B, T, D).
 
         Args:
             vocabularies: see `vocabularies`.
             past: of each block, what it has computed for the `first` tokens before these.
+            padding: (B,) how many of all tokens are padding before each text; then without `position_ids`.
         """
+        mask = None if position_ids is None else _same_document(position_ids)
+        if padding is not None:
+            position_ids, mask = _after_padding(padding, first, input_ids.shape[-1])
         positions = position_ids
         if positions is None:
             positions = torch.arange(first, first + input_ids.shape[-1], device=input_ids.device)
@@ -202,7 +207,6 @@ class GPT(Generation, PreTrainedModel):
             turned = rotation(positions, config.n_embd // config.n_head, config.rope_theta or ROPE_THETA)
             if position_ids is not None:
                 turned = turned[0][:, None], turned[1][:, None]  # the same for all heads
-        mask = None if position_ids is None else _same_document(position_ids)
         tokens = F.dropout(tokens, self.dropout, self.training)
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, turned, mask, None if past is None else past[index])
@@ -264,3 +268,15 @@ def _same_document(position_ids: Tensor) -> Tensor:
     begins = F.pad(position_ids[:, 1:] != position_ids[:, :-1] + 1, (1, 0))
     document = begins.cumsum(-1)
     return (document[:, None, :, None] == document[:, None, None, :]).tril()
+
+
+def _after_padding(padding: Tensor, first: int, length: int) -> tuple[Tensor, Tensor]:
+    """Positions (B, T) of `length` tokens after `first` others, and the mask (B, 1, T, first + T) that hides padding.
+
+    A token of padding sees itself, because a softmax over nothing would be NaN.
+    """
+    columns = torch.arange(first + length, device=padding.device)
+    rows = columns[first:, None]  # (T, 1)
+    padding = padding[:, None, None]
+    mask = (columns <= rows) & ((columns >= padding) | (columns == rows))  # (B, T, S)
+    return (rows.T - padding[:, 0]).clamp(min=0), mask[:, None]

@@ -107,7 +107,9 @@ def test_block_size_and_what_the_model_is_built_for(tmp_path, folder):
         assert bundle.dims == {"vocab_size": 60000, "block_size": block_size}
         assert bundle.units == {"tokens": block_size}
         assert bundle.train_dataset.__getitems__([0, 1])["input_ids"].shape == (2, block_size)
-    assert bundle.summary[0].startswith("words: 5,000 tokens to train, 777 held out, vocabulary 60,000 (uint16, char)")
+    assert bundle.summary[0].startswith(
+        "words: 5,000 training and 777 validation tokens, vocabulary 60,000 (uint16, char)"
+    )
 
 
 def test_the_hash_is_splitmix64():
@@ -232,7 +234,7 @@ def test_files_with_a_header(tmp_path, magic, version, dtype):
         write_split(tmp_path / f"{name}.bin", counting(count), dtype, magic, version)
     bundle = build(Config(str(tmp_path), block_size=16, vocab_size=70_000), text_run(tmp_path / "cache", shuffle=False))
     assert bundle.train_dataset[0]["input_ids"].tolist() == list(range(16)), "the header is no text"
-    assert "500 tokens to train, 100 held out" in bundle.summary[0] and dtype in bundle.summary[0]
+    assert "500 training and 100 validation tokens" in bundle.summary[0] and dtype in bundle.summary[0]
 
 
 # ---- evaluation ----

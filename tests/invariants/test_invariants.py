@@ -7,13 +7,16 @@ import importlib
 import json
 import pkgutil
 
+import h5py
 import pytest
 import recipes
 import torch
+from predictions import actions
 from safetensors.torch import load_file
 from several_processes import launched
 
 import eval as evaluation
+import predict
 import train
 from loader.schema.components import shipped
 from models import export
@@ -138,6 +141,35 @@ def test_an_adapter_scores_the_same_after_saving_and_merging(workload, capsys):
             again = evaluation.main(["--checkpoint", str(folder)])
             assert {key: again.get(key) for key in expected} == pytest.approx(expected, rel=1e-5)
     assert not list(merged.glob("adapter_*"))
+
+
+def test_a_prediction_does_not_depend_on_its_batch(workload, tmp_path):
+    """And is the same from the last checkpoint, the final model and its export."""
+    workload.train("out", save_strategy="steps", save_steps=5)
+    out, results = workload.folder / "out", []
+    if not hasattr(workload.recipe, "inputs"):
+        with pytest.raises(SystemExit) as left:
+            predict.main(["--checkpoint", str(out), "--input", "-"])
+        assert left.value.code == 2
+        return
+    inputs = workload.recipe.inputs(workload.folder)
+    export.main(["--checkpoint", str(out), "--out", str(workload.folder / "exported")])
+    for folder, size in ((out, 1), (out, 3), (out / "checkpoint-5", 64), (workload.folder / "exported", 64)):
+        words = ["--checkpoint", folder, "--input", inputs, "--output", tmp_path / "predicted", "--batch_size", size]
+        predict.main([*map(str, words)])
+        results.append(contents(tmp_path / "predicted"))
+    assert len(results[0]) > 1
+    for result in results[1:]:
+        assert result.keys() == results[0].keys()
+        for key, value in result.items():
+            assert value == (results[0][key] if isinstance(value, dict) else pytest.approx(results[0][key], abs=1e-5))
+
+
+def contents(file):
+    """What predict.py wrote: the lines of a text, or the arrays of an HDF5 file, by number or key."""
+    if not h5py.is_hdf5(file):
+        return dict(enumerate(json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()))
+    return actions(file)
 
 
 @pytest.mark.slow

@@ -61,6 +61,7 @@ def test_the_documents_defaults(in_root):
 
 
 SET = {
+    "--lr 0.25 --epochs 2.5": {"learning_rate": 0.25, "num_train_epochs": 2.5},
     "--dataset books": {"dataset.path": "books"},
     "--training_mode multidataset --dataset_list a b": {"dataset.mode": "multidataset", "dataset.path": ["a", "b"]},
     "--training_mode multicontext --multicontext_datasets a b": {
@@ -262,8 +263,6 @@ def test_resume_needs_only_the_folder(in_root, tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("--decay_lr --min_lr 0.5", "`min_lr: 0.5` on the command line is above `learning_rate: 0.001`"),
-        ("--decay_lr --lr_decay_iters 2 --warmup_iters 3", "`lr_decay_iters: 2` on the command line lies within"),
         ("--lr_scheduler step", "needs `step_size`: --set scheduler.step_size=…"),
         ("--optimizer sgd --beta1 0.5", "`adam_beta1` on the command line has no effect"),
     ],

@@ -62,13 +62,8 @@ def test_one_of_the_two_said(in_root, write, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "settings", "processes", "says"),
     [
-        ({"global_batch_size": 24}, [], 5, "5 processes alike; give 20 or 25, or launch 4 or 6 or 8 process(es)"),
-        (
-            {"global_batch_size": 24, "per_device_train_batch_size": 5},
-            [],
-            1,
-            "may be 2 × 12, 3 × 8, 4 × 6, 6 × 4; leave",
-        ),
+        ({"global_batch_size": 24}, [], 5, "`global_batch_size: 24` on the command line"),
+        ({"global_batch_size": 24, "per_device_train_batch_size": 5}, [], 1, "1, 2, 3, 4, 6, 8, 12, 24"),
         ({"global_batch_size": 24}, ["gradient_accumulation_steps=5"], 2, "12 samples a step for each of 2 processes"),
         (
             {"global_batch_size": 24, "per_device_train_batch_size": 4},

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from loader.checks.devices import apply_hardware, idle_gpu_lines
+from loader.checks.launch import apply_hardware, idle_gpu_lines
 from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
 from loader.output.training_arguments import training_arguments
@@ -50,6 +50,39 @@ def test_nothing_to_say_of_one_gpu_or_none(run, monkeypatch, count):
     chosen = run()
     arguments = training_arguments(chosen)
     assert idle_gpu_lines(chosen, use_one_gpu(arguments)) == [] and arguments.n_gpu == count
+
+
+@pytest.mark.parametrize(("processes", "is_set"), [(1, None), (2, "true")])
+def test_several_processes_without_a_gpu_use_the_cpu(run, monkeypatch, processes, is_set):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")  # put back afterwards
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    lines = apply_hardware(run(), {})
+    assert os.environ.get("ACCELERATE_USE_CPU") == is_set and len(lines) == (processes > 1)
+
+
+@pytest.mark.parametrize("key", ["fp16", "tf32"])
+@pytest.mark.parametrize("by", ["a machine without a GPU", "accelerator=cpu", "use_cpu=true"])
+def test_a_precision_that_the_device_lacks_is_refused(run, monkeypatch, key, by):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: "=" in by)
+    chosen = run(f"{key}=true")
+    values = {"use_cpu": "use_cpu" in by}
+    chosen.process.accelerator = "cpu" if "accelerator" in by else "auto"
+    with pytest.raises(ConfigError) as error:
+        apply_hardware(chosen, values)
+    assert [line.partition(" needs ")[0] for line in error.value.problems] == [f"`{key}: true` in --set"]
+
+
+def test_bfloat16_needs_a_gpu_that_has_it_or_none(run, monkeypatch):
+    chosen = run("bf16=true")
+    assert apply_hardware(chosen, {"use_cpu": True}) == []
+    for name, value in (("is_available", True), ("is_bf16_supported", False), ("get_device_capability", (7, 5))):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(ConfigError) as error:
+        apply_hardware(chosen, {})
+    assert error.value.problems[0].startswith("`bf16: true` in --set needs")
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,13 @@
 
 import ast
 import os
-import signal
-import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 from audited import watching
+from configurations import time_limit
 from documents import checked
 from fresh_interpreter import ROOT, python
 
@@ -21,20 +19,10 @@ from loader.sources.yaml_reader import MOST_BYTES, MOST_LEVELS, MOST_NODES, read
 SECONDS = 20  # by then a file that takes for ever has been let go
 
 
-class Hang(BaseException):
-    pass
-
-
 @pytest.fixture(autouse=True)
 def nothing_hangs():
-    def ring(*_):
-        raise Hang
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with time_limit(SECONDS):
+        yield
 
 
 @pytest.fixture
@@ -61,20 +49,14 @@ def refused(tmp_path):
     "value",
     [
         "!!python/object/apply:os.system ['touch EXECUTED']",
-        "!!python/object/apply:builtins.exec [\"open('EXECUTED', 'w')\"]",
         "!!python/object/new:os.system ['touch EXECUTED']",
-        "!!python/object/apply:subprocess.Popen [['touch', 'EXECUTED']]",
         "!!python/name:os.system",
         "!!python/module:antigravity",
-        "!!python/tuple [1, 2]",
-        "!!python/str x",
         "!<tag:yaml.org,2002:python/object/apply:os.system> ['touch EXECUTED']",
         "{a: {b: [!!python/object/apply:os.system ['touch EXECUTED']]}}",
         "!!set {a, b}",
-        "!!omap [a: 1]",
         "!!binary aGVsbG8=",
         "!include /etc/passwd",
-        "!env HOME",
     ],
 )
 def test_tags_are_refused_and_nothing_runs(refused, tmp_path, monkeypatch, value):
@@ -93,11 +75,6 @@ def test_a_tag_that_does_not_fit_its_value(refused, value):
     assert f"tag `{value.split()[0]}`" in refused(f"a: {value}\n")
 
 
-def test_set_takes_no_tags_either():
-    code, lines = checked("--set", "max_steps=!!python/object/apply:os.system ['true']")
-    assert code == 2 and len(lines) == 1 and "is not allowed" in lines[0]
-
-
 # ---- bombs ----
 
 
@@ -114,12 +91,10 @@ def bomb(levels, width, first="[x]", layer="[{}]", use="{}"):
     "text",
     [
         bomb(9, 10),
-        bomb(30, 2),
         bomb(9, 10, first="{k: 1}", layer="{{<<: [{}]}}"),
-        "a0: &a0 {x0: 1}\n" + "".join(f"a{i}: &a{i} {{l: *a{i - 1}, r: *a{i - 1}}}\n" for i in range(1, 40)),
         f"a: [{'1, ' * (MOST_NODES + 1)}]\n",
     ],
-    ids=["lists", "narrow", "merges", "mappings", "many"],
+    ids=["lists", "merges", "many"],
 )
 def test_bombs_stop_at_a_number_of_values(refused, text):
     assert f"expands to more than {MOST_NODES:,} values" in refused(text)
@@ -151,21 +126,13 @@ def test_an_alias_of_itself(refused, text):
     "text",
     [
         "a: " + "[" * 1_000_000,  # libyaml's composer would end in a segmentation fault
-        "a: " + "[" * 20_000 + "]" * 20_000,
         "a: " + "{a: " * 20_000,
-        "- " * 20_000 + "x\n",
-        "? " * 20_000 + "x\n",
         "\n".join(" " * depth + "a:" for depth in range(1000)),
     ],
-    ids=["open", "lists", "mappings", "items", "keys", "block"],
+    ids=["open", "mappings", "block"],
 )
 def test_deep_nesting(refused, text):
     assert f"is nested too deeply: more than {MOST_LEVELS} levels" in refused(text)
-
-
-def test_deep_nesting_on_the_command_line():
-    code, lines = checked("--set", f"model.config={'[' * 100_000}")
-    assert code == 2 and len(lines) == 1 and "nested too deeply" in lines[0]
 
 
 def test_nesting_that_somebody_might_need(tmp_path):
@@ -176,25 +143,9 @@ def test_nesting_that_somebody_might_need(tmp_path):
 # ---- numbers and long things ----
 
 
-@pytest.mark.parametrize(
-    "digits",
-    ["9" * 200_000, "9" * 100_000 + "." + "9" * 100_000, "0x" + "f" * 200_000, "1:" * 100_000 + "0",
-     "." + "1" * 200_000, "1" * 200_000 + "e", "1e" + "1" * 200_000],
-    ids=["whole", "point", "hexadecimal", "clock", "fraction", "half an exponent", "exponent"],
-)  # fmt: skip
-def test_numbers_as_long_as_books(tmp_path, monkeypatch, in_root, digits):
-    """What is a number is seen in one pass: patterns that go back would take minutes, and the alarm would ring."""
-    path = tmp_path / "x.yaml"
-    monkeypatch.setenv("KEEL_TEST_LONG", digits)
-    for value in (digits, "${env:KEEL_TEST_LONG}"):
-        path.write_text(f"max_steps: {value}\n")
-        code, lines = checked("--training_config", str(path))
-        assert code == 2 and len(lines) == 1 and "must be a whole number" in lines[0]
-
-
 def test_numbers_that_no_type_holds(in_root):
     """10^900 is a whole number to Python, and infinite to everything else."""
-    for key in ("max_steps", "learning_rate", "save_steps", "per_device_train_batch_size", "seed", "num_train_epochs"):
+    for key in ("max_steps", "learning_rate", "seed"):
         code, lines = checked("--set", f"{key}={'1' * 900}")
         assert code in (0, 2) and len(lines) <= 1
         code, lines = checked("--set", f"{key}='{'1' * 5000}'")
@@ -272,40 +223,22 @@ def test_a_variable_never_becomes_structure(tmp_path, monkeypatch):
     assert read_yaml(path).plain()["run_name"] == "[1, 2]"
 
 
-def test_repeated_keys_below_and_in_merges(refused):
-    assert "`b` at" in refused("a:\n  b: 1\n  b: 2\n")
-    assert "`<<` at" in refused("a: {<<: [1, 2]}\n")
-
-
 # ---- files that are none ----
 
 
-@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "folder", "link to nothing", "circle", "socket"])
-def test_only_files_are_read(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "circle"])
+def test_only_files_are_read(tmp_path, kind):
     path = tmp_path / "x.yaml"
     if kind == "pipe":
         os.mkfifo(path)  # nobody writes: opening it would wait for ever
-    elif kind == "link to a pipe":
-        os.mkfifo(tmp_path / "pipe")
-        path.symlink_to("pipe")
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
     elif kind == "folder":
         path.mkdir()
-    elif kind == "link to nothing":
-        path.symlink_to("nothing")
-    elif kind == "circle":
-        path.symlink_to(path)
     else:
-        monkeypatch.chdir(tmp_path)  # the name of a socket is short
-        with socket.socket(socket.AF_UNIX) as opened:
-            opened.bind(path.name)
-    for words in (["--training_config", str(path)], ["--task_name", str(path)], ["--model_config", str(path)]):
-        code, lines = checked(*words)
-        assert code == 2 and len(lines) == 1, lines
+        path.symlink_to("/dev/zero" if kind == "device" else path)
     (tmp_path / "child.yaml").write_text(f"extends: {path}\n")
-    code, lines = checked("--training_config", str(tmp_path / "child.yaml"))
-    assert code == 2 and len(lines) == 1, lines
+    for flag, file in (("training_config", path), ("task_name", path), ("training_config", tmp_path / "child.yaml")):
+        code, lines = checked(f"--{flag}", str(file))
+        assert code == 2 and len(lines) == 1, lines
 
 
 @pytest.mark.slow
@@ -315,30 +248,6 @@ def test_a_pipe_that_is_already_open_is_a_file(tmp_path):
     for line in (f"{command} <(echo max_steps: 77)", f"echo max_steps: 77 | {command} /dev/stdin"):
         done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and "77 steps" in done.stdout, done.stderr
-
-
-def test_a_pipe_that_never_ends_is_cut_off():
-    """Somebody who writes for ever is listened to for 4 MB."""
-    reading, writing = os.pipe()
-
-    def pour():
-        try:
-            while True:
-                os.write(writing, b"# nothing\n" * 4096)
-        except OSError:
-            pass
-
-    before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    thread = threading.Thread(target=pour, daemon=True)
-    thread.start()
-    try:
-        with pytest.raises(ConfigError, match="larger than 4 MB"):
-            read_yaml(f"/dev/fd/{reading}")
-    finally:
-        os.close(reading)
-        thread.join()
-        os.close(writing)
-        signal.signal(signal.SIGPIPE, before)
 
 
 def test_files_elsewhere_are_the_users_own(tmp_path, in_root):
@@ -393,7 +302,7 @@ def test_the_repositorys_own_files_are_within_all_limits():
 ALLOWED = {
     ("data/text/nanogpt_meta.py", "pickle"),  # an Unpickler that knows no class and no function
     # a type annotation of the installed transformers, without builtins
-    ("loader/schema/training_arguments_fields.py", "eval"),
+    ("loader/schema/installed.py", "eval"),
 }
 
 

@@ -104,3 +104,51 @@ def test_help_names_every_flag_and_its_default():
     for field in dataclasses.fields(HyperArguments):
         assert f"--{field.name} " in text
     assert "[5e-05]" in text and "(--policy)" in text and "default.yaml" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "flags"),
+    [
+        ("--lr 0.1", {"lr": 0.1}),
+        ("--epochs 2", {"epochs": 2.0}),
+        ("--batch-size 4", {"batch_size": 4}),
+        ("--batch-size=4", {"batch_size": 4}),
+        ("--n-layer 3", {"n_layer": 3}),
+    ],
+)
+def test_short_names_and_hyphens(line, flags):
+    assert parse_flags(line.split()).aliases == flags
+
+
+def test_hyphens_may_be_mixed_with_underscores():
+    given = parse_flags(["--per_device-train_batch-size", "4", "--learning-rate=0.5"]).hyper
+    assert (given.per_device_train_batch_size, given.learning_rate) == (4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("line", "settings"),
+    [
+        ("model.n-layer=3", ["model.n_layer=3"]),
+        ("optimizer=adafactor +ema.decay=0.9 ++seed=3", ["optimizer=adafactor", "ema.decay=0.9", "seed=3"]),
+        ("--check seed=3", ["seed=3"]),
+        ("seed=1 --set seed=2 max_steps=3 --check", ["seed=2", "max_steps=3", "seed=1"]),
+        ("--set seed=2 --no_do_eval seed=3", ["seed=2", "seed=3"]),
+        ("--report_to none seed=3", ["seed=3"]),
+        ("callbacks=[{name: a.b}]", ["callbacks=[{name: a.b}]"]),
+    ],
+)
+def test_bare_words_are_settings(line, settings):
+    words = line.split() if "[" not in line else [line]
+    assert parse_flags(words).command.set == settings
+
+
+def test_a_flags_value_may_look_like_a_setting():
+    given = parse_flags(["--output_dir", "a=b", "--task_name=x=y"])
+    assert (given.hyper.output_dir, given.hyper.task_name, given.command.set) == ("a=b", "x=y", [])
+
+
+@pytest.mark.parametrize("word", ["seed", "=3", "3=4", "--sed=3", "~seed=3"])
+def test_other_bare_words_are_refused(word):
+    with pytest.raises(ConfigError) as error:
+        parse_flags([word])
+    assert word.partition("=")[0] in error.value.problems[0]

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from loader.schema.installed_classes import (
+from loader.schema.installed import (
     _source,
     constructor_options,
     pytorch_optimizers,
@@ -44,12 +44,9 @@ def test_the_packages_classes_are_all_known():
     assert set(pytorch_optimizers()) == truth and len(truth) > 120
 
 
-@pytest.mark.slow
 def test_options_are_the_constructors():
     import torch
     from torch.optim import lr_scheduler
-
-    from trainer.optimization.optimizers import optimizer_class, package_optimizers
 
     def options_of(kind):
         names = parameters(kind, next(iter(inspect.signature(kind).parameters)))
@@ -57,42 +54,21 @@ def test_options_are_the_constructors():
         return list(dict.fromkeys([*names, *adamw]))
 
     for name in torch_schedulers():
-        assert list(constructor_options("scheduler", name)) == parameters(
-            getattr(lr_scheduler, name), "optimizer", "last_epoch"
-        ), name
+        kind = getattr(lr_scheduler, name)
+        assert list(constructor_options(name)) == parameters(kind, "optimizer", "last_epoch"), name
     for name in torch_optimizers():
-        assert list(constructor_options("optimizer", name)) == options_of(getattr(torch.optim, name)), name
-    for name in package_optimizers():
-        for word in (name, name.lower()):
-            try:
-                kind = optimizer_class(word)
-            except ValueError:  # not to be had; see trainer.optimization.optimizers
-                continue
-            assert list(constructor_options("optimizer", word)) == options_of(kind), word
-
-
-def test_options_of_the_trainers_schedules():
-    from transformers.trainer_utils import SchedulerType
-
-    from trainer.optimization.lr_scheduler_config import taken_options
-
-    for each in SchedulerType:
-        assert list(constructor_options("scheduler", each.value)) == list(taken_options(each.value)), each.value
-
-
-def test_what_is_not_known_is_none():
-    assert constructor_options("optimizer", "adamw_torch") is None
-    assert constructor_options("optimizer", "NoSuchThing") is None
-    assert constructor_options("scheduler", "NoSuchThing") is None
+        assert list(constructor_options(name)) == options_of(getattr(torch.optim, name)), name
+    for name in ("adamw_torch", "cosine", "Lion", "NoSuchThing"):
+        assert constructor_options(name) is None
 
 
 def test_a_package_that_is_not_installed_has_no_names(monkeypatch):
-    monkeypatch.setattr("loader.schema.installed_classes._folder", lambda package: None)
+    monkeypatch.setattr("loader.schema.installed._folder", lambda package: None)
     for each in (_source, pytorch_optimizers, torch_optimizers):
         each.cache_clear()
     try:
         assert pytorch_optimizers() == () and torch_optimizers() == ()
-        assert constructor_options.__wrapped__("optimizer", "Lion") is None
+        assert constructor_options.__wrapped__("SGD") is None
     finally:
         for each in (_source, pytorch_optimizers, torch_optimizers):
             each.cache_clear()
@@ -101,10 +77,9 @@ def test_a_package_that_is_not_installed_has_no_names(monkeypatch):
 def test_reading_imports_nothing_and_is_quick():
     program = """
 import sys, time
-from loader.schema import installed_classes as installed
+from loader.schema import installed
 began = time.perf_counter()
-installed.constructor_options("optimizer", "adamuon"), installed.constructor_options("optimizer", "SGD")
-installed.constructor_options("scheduler", "OneCycleLR"), installed.constructor_options("scheduler", "cosine")
+installed.constructor_options("SGD"), installed.constructor_options("OneCycleLR"), installed.pytorch_optimizers()
 print(time.perf_counter() - began, *sorted({"torch", "transformers", "pytorch_optimizer"} & set(sys.modules)))
 """
     began = time.perf_counter()

@@ -9,8 +9,8 @@ from loader.errors import ConfigError
 from loader.output import render
 from loader.output.json_schema import json_schema
 from loader.output.training_arguments import argument_values
-from loader.resolve.derived import eval_strategy
 from loader.resolve.resolver import resolve
+from loader.resolve.run_config import eval_strategy
 
 LIGHTNING = """
 dataloader:

@@ -5,7 +5,7 @@ import typing
 
 from transformers import TrainingArguments
 
-from loader.schema.training_arguments_fields import REQUIRED, trainer_fields
+from loader.schema.installed import REQUIRED, trainer_fields
 
 
 def test_names_and_constant_defaults_equal_the_imported_class():

@@ -19,5 +19,9 @@ def words(folder, model=f"{{name: act, {NETWORK}, latent_dim: 4, dropout: 0.0, k
     return ["--training_config", str(folder / "training.yaml")]
 
 
+def inputs(folder):
+    return folder / "episodes"
+
+
 def without_noise(monkeypatch):
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # the latent variable is its mean

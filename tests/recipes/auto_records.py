@@ -42,3 +42,7 @@ def words(folder, packing=False, model=LLAMA):
         f"packing: {str(packing).lower()}}}\n"
     )
     return ["--training_config", str(folder / "training.yaml")]
+
+
+def inputs(folder):
+    return folder / "val.jsonl"
