@@ -220,12 +220,12 @@ def build_data(run: RunConfig) -> Any:
 
 
 def build_loss(run: RunConfig, bundle: Any) -> Any:
-    """The loss that replaces the model's own, or None; it may take weights from the data's dims (`fit`)."""
+    """The loss that replaces the model's own, or None; it may take weights from the data's statistics (`fit`)."""
     if run.loss is None:
         return None
     loss = run.loss.module.build(run.loss.config)
     if hasattr(loss, "fit"):
-        loss.fit(bundle.dims)
+        loss.fit(bundle.statistics)
     return loss
 
 
