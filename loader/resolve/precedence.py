@@ -6,7 +6,7 @@ remains describes the run, so that a printed configuration, read again, is the s
 
 from __future__ import annotations
 
-from loader.errors import ConfigError, Problems, shown
+from loader.errors import ConfigError, Problems
 from loader.resolve.global_batch_size import settle_global_batch
 from loader.resolve.rules import RULES, USERS_FIRST, Settings, backends
 from loader.schema.components import component_module
@@ -220,9 +220,8 @@ def _without_effect(settings: Settings) -> None:
                 settings.follow(key, declared.default, switch)
             else:
                 del settings.tree.value[key]
-        else:
+        elif not is_process_key:  # those are checked with their types, see `static_checks.check_process_keys`
             needs = f"`{switch}`" if wanted is None else f"`{switch}: {wanted}`"
-            value = "" if node.is_mapping else f": {shown(node.plain())}"
             settings.problems.add(
-                f"`{key}{value}`{node.origin.place} has no effect without {needs}; set that, or leave it out"
+                f"`{key}`{node.origin.place} has no effect without {needs}; set that, or leave it out"
             )
