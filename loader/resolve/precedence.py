@@ -6,13 +6,15 @@ remains describes the run, so that a printed configuration, read again, is the s
 
 from __future__ import annotations
 
+import os
+
 from loader.errors import ConfigError, Problems
 from loader.resolve.global_batch_size import settle_global_batch
 from loader.resolve.rules import RULES, USERS_FIRST, Settings, backends
 from loader.schema.components import component_module
 from loader.schema.keys import keys_of, scalar_keys
 from loader.schema.process_arguments import ProcessArguments
-from loader.sources.config_tree import DEFAULT, Node, find, layer_index
+from loader.sources.config_tree import DEFAULT, Node, Origin, find, layer_index
 
 OWN_RATE = 1e-3  # of an optimizer whose `lr` is null; Adafactor then takes its relative steps instead
 WARM_UPS = ("warmup_steps", "warmup_ratio", "warmup_epochs")
@@ -33,11 +35,20 @@ def resolve_conflicts(tree: Node, layers: list[Node], problems: Problems, is_sav
     _logger(tree, layers, problems)
     if is_saved:
         return
+    _launched_precision(settings)
     for rule in RULES:
         rule.apply(settings)
     _shared_by_model_and_data(settings)
     _without_effect(settings)
     settle_global_batch(tree, layers, problems)
+
+
+def _launched_precision(settings: Settings) -> None:
+    """`accelerate launch --mixed_precision bf16` sets the key `bf16`, unless a precision is configured."""
+    name = os.environ.get("ACCELERATE_MIXED_PRECISION", "").strip().lower()
+    if name in ("bf16", "fp16") and settings.level("bf16", "fp16") <= USERS_FIRST:
+        settings.tree.value[name] = Node(True, Origin("launcher"))
+        settings.problems.note(f"accelerate launch --mixed_precision {name} is `{name}: true`")
 
 
 def _one_of(settings: Settings, names: tuple[str, ...]) -> None:

@@ -243,7 +243,10 @@ RULES = (
         for key in ("bf16", "fp16")
     ),
     *(
-        Rule(key, ("use_cpu",), lambda s, key=key: s[key] and s["use_cpu"], False, "needs a GPU ({}); keep one")
+        Rule(
+            key, ("use_cpu", "accelerator"),
+            lambda s, key=key: s[key] and (s["use_cpu"] or s["accelerator"] == "cpu"), False, "needs a GPU ({})",
+        )
         for key in ("fp16", "tf32")
     ),
     Rule("early_stopping", EVALUATION, _stops_blindly, None, NEEDS_EVALUATION),

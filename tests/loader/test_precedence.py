@@ -32,6 +32,7 @@ FOLLOWS = [
     ("bf16: true", "weights_dtype=float64", "bf16", False),
     ("weights_dtype: float64", "bf16=true", "weights_dtype", None),
     ("fp16: true", "use_cpu=true", "fp16", False),
+    ("fp16: true", "accelerator=cpu", "fp16", False),
     ("early_stopping: true", "do_eval=false", "early_stopping", None),
     ("early_stopping: {monitor: loss}", "eval_strategy=no", "early_stopping", None),
     ("early_stopping: true", "dataset.eval_fraction=0", "early_stopping", None),
