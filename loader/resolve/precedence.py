@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 
-from loader.errors import ConfigError, Problems
+from loader.errors import Problems
 from loader.resolve.global_batch_size import settle_global_batch
 from loader.resolve.rules import RULES, USERS_FIRST, Settings, backends
-from loader.schema.components import component_module
 from loader.schema.keys import keys_of, scalar_keys
 from loader.schema.process_arguments import ProcessArguments
 from loader.sources.config_tree import DEFAULT, Node, Origin, find, layer_index
@@ -77,22 +76,11 @@ def _one_of(settings: Settings, names: tuple[str, ...]) -> None:
 
 def _shared_by_model_and_data(settings: Settings) -> None:
     """A key that model and data both have (`block_size`) is one value: the later layer gives it to both."""
-    try:
-        configs = {
-            section: keys_of(component_module(section, settings[f"{section}.name"]).Config)
-            for section in ("model", "dataset")
-            if isinstance(settings[f"{section}.name"], str)
-        }
-    except ConfigError:
-        return  # reported where components are built
-    for name in configs.get("model", {}).keys() & configs.get("dataset", {}).keys():
-        values = {}
-        for section, keys in configs.items():
-            is_given = find(settings.tree, f"{section}.{name}") is not None
-            values[f"{section}.{name}"] = settings[f"{section}.{name}"] if is_given else keys[name].default
+    for name in settings.component_keys("model").keys() & settings.component_keys("dataset").keys():
+        values = {path: settings[path] for path in (f"model.{name}", f"dataset.{name}")}
         if None in values.values() or len({str(value) for value in values.values()}) == 1:
             continue
-        model, data = sorted(values, reverse=True)
+        model, data = values
         levels = settings.level(model), settings.level(data)
         if levels[0] == levels[1]:
             places = [f"`{path}: {values[path]}`{find(settings.tree, path).origin.place}" for path in (model, data)]

@@ -128,6 +128,15 @@ def test_what_recipes_say_against_one_another_is_not_noted(in_root):
     assert not [note for note in resolve(None, ["dataset.path=a"], "gpt").notes if "min_lr" in note]
 
 
+def test_defaults_of_the_data_count(recipe):
+    """Demonstrations hold nothing out unless eval_fraction says so."""
+    own = "dataset: {name: demonstrations, path: a}\nmodel: mlp\n"
+    with pytest.raises(ConfigError) as error:
+        resolve(None, [], recipe(f"{own}early_stopping: true"))
+    (line,) = error.value.problems
+    assert line.startswith("`early_stopping` at ") and "`dataset.eval_fraction: 0.0` (default)" in line
+
+
 def test_flags_and_set_are_one_layer(recipe):
     from loader.schema.hyper_arguments import HyperArguments
 
