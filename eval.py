@@ -14,14 +14,13 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from loader.command_line.entry import CONFIG_ERROR, entry_flags, print_problems, refusing
 from loader.errors import ConfigError
 from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import RunConfig
 from loader.schema.hyper_arguments import RemembersGiven
-from storage import safe_read
 from storage.config_keys import key
 from trainer.callbacks.log_files import json_number
 
@@ -40,6 +39,7 @@ class EvalArguments(RemembersGiven):
     video: bool = key(False, "Write a film and a contact sheet of the first episodes; --video_dir implies it.")
     video_episodes: int = key(1, "How many episodes --video films.", ge=1)
     video_dir: str | None = key(None, "Where the films go. Default: CHECKPOINT/eval/.")
+    split: Literal["validation", "test"] = key("validation", "The data that is scored, for tasks without a simulator.")
     batch_size: int = key(64, "Held-out samples at a time, for tasks without a simulator.", ge=1)
     samples: int = key(0, "Texts that a language model shall write.", ge=0)
     prompt: str = key("\n", "Text that they continue.")
@@ -56,34 +56,20 @@ class CheckpointPolicy:
     def __init__(self, folder: Path, device: str, trust_remote_code: bool = False):
         self.run = believed(read_saved(folder / "run.yaml"), trust_remote_code)
         self.model = load_model(folder, self.run, device)
-        statistics = read_statistics(folder / "statistics.json")
-        encoder = self.run.dataset.module.ObservationEncoder
-        self.encoder = encoder.from_files(self.run.dataset.config, self.run.process, statistics)
+        processor = self.run.dataset.module.Processor
+        self.processor = processor.from_pretrained(folder, self.run.dataset.config, self.run.process)
         self.device = device
 
     def reset(self) -> None:
         """Forgets the last episode: its images, and the rest of its action chunk."""
-        self.encoder.reset()
+        self.processor.reset()
         self.model.reset()
 
     def __call__(self, observation: dict[str, Any]) -> Any:
         """Action (action_dim,) float64 in the demonstrations' units, for an observation keyed as they are."""
-        inputs = {name: tensor.to(self.device) for name, tensor in self.encoder.encode(observation).items()}
+        inputs = {name: tensor.to(self.device) for name, tensor in self.processor.encode(observation).items()}
         action = self.model.select_action(inputs)
-        return self.encoder.decode_action(action.float().cpu().numpy())
-
-
-def read_statistics(path: Path) -> dict[str, Any]:
-    """The normalization saved with the model. Never guessed: without it every action would be wrong.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
-    try:
-        return safe_read.read_json(path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"{path} cannot be read ({reason}); restore it from the run, or train again") from error
+        return self.processor.decode_action(action.float().cpu().numpy())
 
 
 def believed(run: RunConfig, trust_remote_code: bool) -> RunConfig:
@@ -128,7 +114,7 @@ def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
 
 
 OF_ROLLOUTS = ("episodes", "num_workers", "video", "video_episodes", "video_dir")
-OF_HELD_OUT_DATA = ("batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
+OF_HELD_OUT_DATA = ("split", "batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
 OF_SAMPLES = ("prompt", "tokens", "temperature", "top_k", "seed")
 
 
@@ -149,24 +135,28 @@ def check_flags(asked: EvalArguments, run: RunConfig) -> None:
 def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
     """Loss on what the run held out, what the data derives from it, and samples where they are asked for."""
     from prepare import build_data, with_prepared_data
-    from trainer.held_out import mean_losses
+    from trainer.evaluator import evaluate
 
     device = refusing(usable_device, asked.device)
     run = refusing(with_prepared_data, run)
     bundle = refusing(build_data, run)
-    if not bundle.eval_datasets:
-        print_problems([f"{folder}: its run held nothing out to be scored on (dataset.eval_fraction)"])
+    sets = bundle.eval_datasets if asked.split == "validation" else bundle.test_datasets
+    if not sets:
+        nothing = {"validation": "its run held nothing out to be scored on (dataset.eval_fraction)"}
+        print_problems([f"{folder}: {nothing.get(asked.split, 'its data has no test set')}"])
         raise SystemExit(CONFIG_ERROR)
     warn_of_other_data(folder, bundle)
     model = refusing(load_model, folder, run, device)
     scores: dict[str, Any] = {"task": run.task, "checkpoint": str(folder)}
-    for name, each in bundle.eval_datasets.items():
-        found = mean_losses(model, each, bundle.collate, asked.batch_size, device)
-        found |= bundle.metrics(name, found["loss"]) if bundle.metrics is not None else {}
-        print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in found.items()))
-        scores |= found if len(bundle.eval_datasets) == 1 else {f"{name}_{key}": value for key, value in found.items()}
+    loss = run.loss.module.build(run.loss.config) if run.loss is not None else None
+    for name, dataset in sets.items():
+        values = evaluate(model, dataset, bundle.collate, asked.batch_size, device, bundle.metrics.get(name), loss)
+        print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items()))
+        scores |= values if len(sets) == 1 else {f"{name}_{key}": values[key] for key in values}
+    if len(sets) > 1:
+        scores["loss"] = sum(scores[f"{name}_loss"] for name in sets) / len(sets)
     if asked.samples:
-        scores["samples"] = refusing(written_samples, asked, model, bundle.tokenizer)
+        scores["samples"] = refusing(written_samples, asked, model, bundle.processor)
         print("\n---\n".join(scores["samples"]), flush=True)
     return scores
 
@@ -179,19 +169,19 @@ def warn_of_other_data(folder: Path, bundle: Any) -> None:
         print(f"warning: the data is not what {folder} was trained with: {changed}", file=sys.stderr, flush=True)
 
 
-def written_samples(asked: EvalArguments, model: Any, tokenizer: Any) -> list[str]:
+def written_samples(asked: EvalArguments, model: Any, processor: Any) -> list[str]:
     """Texts by the model.
 
     Raises:
         ValueError: it has no tokenizer to write with, the prompt does not fit, or generating fails.
     """
-    from trainer.callbacks.text_samples import GenerationConfig, sample_texts
+    from data.text.generation import GenerationConfig, TextSampler
 
-    if tokenizer is None:
+    if not hasattr(processor, "tokenizer"):
         raise ValueError("--samples: the data has no single tokenizer to write text with; leave it out")
-    sampling = GenerationConfig(asked.tokens, asked.prompt, asked.samples, asked.temperature, asked.top_k)
+    config = GenerationConfig(asked.tokens, asked.temperature, asked.top_k)
     try:
-        return sample_texts(model, tokenizer, sampling, asked.seed)
+        return TextSampler(processor.tokenizer, asked.prompt, asked.samples, config)(model, asked.seed)
     except ValueError:
         raise
     except Exception as error:  # whatever a foreign model's generate() raises
@@ -208,7 +198,7 @@ def load_model(folder: Path, run: RunConfig, device: str) -> Any:
     try:
         return load_adapted(folder, run.model.module, device, run.process.trust_remote_code)
     except SafetensorError as error:
-        raise ValueError(f"{folder}: the model's weights are damaged ({error}); score another checkpoint") from None
+        raise ValueError(f"{folder}: the model's weights are damaged ({error}); name another checkpoint") from None
 
 
 def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
@@ -240,14 +230,14 @@ def checkpoint_run(name: str | None) -> tuple[Path, RunConfig]:
         ConfigError: no such folder, or no finished checkpoint in it.
     """
     if name is None:
-        raise ConfigError("name the checkpoint to score: --checkpoint OUT")
+        raise ConfigError("name the checkpoint: --checkpoint OUT")
     folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
         raise ConfigError(f"checkpoint {folder} is not a folder; name a run's output directory or a checkpoint-N in it")
     for files in (("run.yaml",), ("config.json", "adapter_config.json")):
         if not any((folder / file).is_file() for file in files):
             inside = sorted(path.name for path in folder.glob("checkpoint-*"))
-            hint = f"; score one of its checkpoints: {', '.join(inside)}" if inside else ""
+            hint = f"; name one of its checkpoints: {', '.join(inside)}" if inside else ""
             raise ConfigError(f"checkpoint {folder} has no {files[0]}: it is not a finished run{hint}")
     run = read_saved(folder / "run.yaml")
     if run.model is None or run.dataset is None:

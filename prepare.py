@@ -11,12 +11,13 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from loader.command_line.entry import entry_flags, refusing
 from loader.errors import ConfigError, did_you_mean, quoted
@@ -55,6 +56,9 @@ class PrepareArguments(RemembersGiven):
     val_text: str | None = key(None, "Text: a file or folder that validates, in place of a share.")
     text_column: str | None = key(None, "Text: the column of .jsonl, .parquet and hub datasets. Default: text.")
     split: str | None = key(None, "Text: split of a hub dataset. Default: train.")
+    newlines: Literal["keep", "lf"] = key(
+        "keep", "Text: keep carriage returns, or turn every line end into a line feed."
+    )
     out: str | None = key(None, "Text: folder to write. Default: $KEEL_HOME/datasets/NAME.")
     overwrite: bool = key(False, "Text: prepare again what was prepared from other text or settings.")
     # Both
@@ -62,7 +66,7 @@ class PrepareArguments(RemembersGiven):
 
 
 OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "set")
-OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "split", "out", "overwrite")
+OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "split", "newlines", "out", "overwrite")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -108,11 +112,10 @@ def prepare_dataset(asked: PrepareArguments) -> None:
     name = asked.dataset
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ConfigError(f"`--dataset {name}` is not a plain name; --out gives the folder")
-    refuse_bad_paths(asked)
     ready = ready_names()
     kind = ready.get(name, "text")
     cache_dir = resolve(HyperArguments()).cache_dir
-    folder = Path(asked.out).expanduser().absolute() if asked.out else cache_dir / "datasets" / name
+    folder = Path(os.path.expanduser(asked.out)).absolute() if asked.out else cache_dir / "datasets" / name
     if kind != "text" and asked.text is None:
         wrong = [flag for flag in OF_A_TEXT if flag in asked.given and flag != "out"]
         if wrong:
@@ -121,18 +124,6 @@ def prepare_dataset(asked: PrepareArguments) -> None:
         print(f"{name} is in {folder}")
         return
     prepare_text(asked, name if kind == "text" and name in ready else None, folder, cache_dir, sorted(ready))
-
-
-def refuse_bad_paths(asked: PrepareArguments) -> None:
-    """What no file system could hold, before it is looked for."""
-    from data.text.config import bad_path
-
-    for name in ("dataset", "text", "val_text", "tokenizer", "out"):
-        value = getattr(asked, name)
-        if name == "tokenizer" and (value or "").startswith("bpe:"):
-            continue  # the tokenizers know what is wrong with a size
-        if value is not None and (problem := bad_path(value)):
-            raise ConfigError(f"`--{name}` {problem}")
 
 
 def ready_names() -> dict[str, str]:

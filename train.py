@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from trainer.preemption import EXIT_CODE, Preempted, Signals, ignore_signals, leave_when_told
+from trainer.preemption import EXIT_CODE, Preempted, Signals, exit_on_signal, ignore_signals
 
 if __name__ == "__main__":
-    leave_when_told()  # the imports that follow take seconds on a slow file system
+    exit_on_signal()  # the imports that follow take seconds on a slow file system
 
 import contextlib
 import multiprocessing
@@ -116,6 +116,7 @@ def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> N
             trainer.finish_from(point.folder)
         else:
             trainer.train(resume_from_checkpoint=str(point.folder) if point else None)
+            trainer.score_test()
         save_final_model(trainer)
         if trainer.is_world_process_zero():
             print(f"final model in {run.output_dir}", flush=True)
@@ -232,11 +233,6 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
 
     names = {field.name for field in fields(TrainerSettings)}
     shared = {name: getattr(view, name) for view in (run.process, run) for name in names if hasattr(view, name)}
-    splits = list(bundle.eval_datasets)
-
-    def metrics(split: str, loss: float) -> dict[str, float]:
-        return bundle.metrics(splits[0] if split == "eval" else split, loss)
-
     wants_csv = run.logging is not None and run.logging.logger_type == "CSVLogger"
     own = {
         "optimizer_name": run.hyper.optim,
@@ -245,9 +241,14 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
         "schedule": schedule_plan(run),
         "ema": (run.ema or EmaConfig()) if run.process.using_ema else None,
         "csv_dir": log_folder(run.logging, run.output_dir) if wants_csv else None,
-        "metrics": metrics if bundle.metrics is not None else None,
+        "metrics": bundle.metrics_by_prefix(),
+        "directions": bundle.directions(),
+        "greater_is_better": run.trainer.get("greater_is_better"),
         "units": bundle.units,
-        "tokenizer": bundle.tokenizer,
+        "loss": run.loss.module.build(run.loss.config) if run.loss is not None else None,
+        "train_transform": bundle.train_transform,
+        "test_datasets": bundle.test_sets_by_prefix() if run.process.evaluate_test else {},
+        "processor": bundle.processor,
         "sampling": sampling(run, bundle, adapted.model),
         "first_optimizer": first_optimizer(run),
     }
@@ -275,12 +276,10 @@ def schedule_plan(run: RunConfig) -> Any:
 
 def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
     """How to write text samples during training, or None; a ValueError if the prompt is too long or not encodable."""
-    from trainer.callbacks.text_samples import GenerationConfig, prompt_ids, room_after
-
-    process = run.process
+    process, tokenizer = run.process, getattr(bundle.processor, "tokenizer", None)
     if not process.sample_tokens or not bundle.eval_datasets:
         return None
-    if bundle.tokenizer is None:
+    if tokenizer is None:
         if run.on_command_line("sample_tokens"):
             place = run.place("sample_tokens")
             raise ValueError(
@@ -288,20 +287,17 @@ def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
             )
         run.notes.append("no samples: the data has no single tokenizer to write text with")
         return None
-    chosen = GenerationConfig(
-        process.sample_tokens,
-        process.sample_prompt,
-        process.sample_count,
-        process.sample_temperature,
-        process.sample_top_k,
-    )
+    from data.text.generation import GenerationConfig, TextSampler
+
+    config = GenerationConfig(process.sample_tokens, process.sample_temperature, process.sample_top_k)
+    sampler = TextSampler(tokenizer, process.sample_prompt, process.sample_count, config)
     try:
-        room_after(model, prompt_ids(bundle.tokenizer, process.sample_prompt), chosen)
-    except ValueError:
+        sampler.check(model)
+    except ValueError as error:
         if run.was_set("sample_prompt"):
-            raise
-        chosen = replace(chosen, prompt=bundle.tokenizer.decode([0]))  # a vocabulary without line breaks
-    return chosen
+            raise ValueError(f"`sample_prompt`{run.place('sample_prompt')}: {error}") from error
+        sampler = replace(sampler, prompt=tokenizer.decode([0]))  # a vocabulary without line breaks
+    return sampler
 
 
 def apply_changes_on_resume(

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from metrics.metric import Metric
+
 
 @dataclass
 class Bundle:
@@ -16,12 +18,17 @@ class Bundle:
             one dict of batch tensors.
         sampler: seed -> iterable of training indices with `__len__`, `set_epoch(epoch)` and
             `set_position(samples_done)`; its order is a pure function of (seed, epoch).
+        test_datasets: sets that are scored once, at the end, by name.
+        train_transform: (batch, generator) -> batch, such as augmentation, for training batches only, after collate and
+            on the model's device. The generator is seeded by seed, step and micro-batch: the same after a resume.
         dims: sizes the model is built for.
         files: file name -> JSON value, saved beside the model so that it can be used without the data.
         summary: lines for people.
-        metrics: (`train` or an evaluation set's name, mean loss) -> further named values, such as perplexity.
+        metrics: name of an evaluation or test set -> its metric. `train`: values that follow from the mean training
+            loss; it never sees a batch.
         units: what a sample consists of -> how many, such as `{"tokens": 1024}`; logged in total and per second.
-        tokenizer: of transformers; saved beside the model, and what generated tokens are read with.
+        processor: see `data.processor`; saved beside the model with `save_pretrained(folder)`. None: the module's
+            `Processor` needs `files` alone, or there is none.
     """
 
     train_dataset: Any
@@ -31,6 +38,26 @@ class Bundle:
     dims: dict[str, int]
     files: dict[str, dict] = field(default_factory=dict)
     summary: list[str] = field(default_factory=list)
-    metrics: Callable[[str, float], dict[str, float]] | None = None
+    metrics: dict[str, Metric] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
-    tokenizer: Any = None
+    processor: Any = None
+    test_datasets: dict[str, Any] = field(default_factory=dict)
+    train_transform: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
+
+    def test_sets_by_prefix(self) -> dict[str, Any]:
+        """The test sets by the prefix of their scores: `test`, or `test_<name>` of several."""
+        return {_prefix("test", name, self.test_datasets): dataset for name, dataset in self.test_datasets.items()}
+
+    def metrics_by_prefix(self) -> dict[str, Metric]:
+        """The metrics by the prefix of their values in the log; `train` for those of the training loss."""
+        kinds = {"eval": self.eval_datasets, "test": self.test_datasets}
+        prefixes = {name: _prefix(kind, name, sets) for kind, sets in kinds.items() for name in sets}
+        return {prefixes.get(name, name): metric for name, metric in self.metrics.items()}
+
+    def directions(self) -> dict[str, str]:
+        """Name of each value that a metric computes -> `min` or `max`."""
+        return {name: direction for metric in self.metrics.values() for name, direction in metric.directions.items()}
+
+
+def _prefix(kind: str, name: str, sets: dict[str, Any]) -> str:
+    return kind if len(sets) == 1 else f"{kind}_{name}"

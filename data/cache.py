@@ -1,21 +1,19 @@
-"""Folders of prepared data, named by the content they were made from.
+"""Keep folders of prepared data, named by the content they were made from.
 
-A folder is complete or absent: it is built under another name and renamed once. Processes that need the
-same one at the same time take turns on a lock file; the second finds it done.
+A folder is complete or absent: it is built under another name and renamed once. If several processes need the same one,
+a lock file lets one of them build it.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from storage.atomic import sync
+from storage import atomic
+from storage.lock import exclusive
 
 MANIFEST = "manifest.json"
 SAMPLED_BLOCKS = 16
@@ -23,7 +21,7 @@ BLOCK_BYTES = 16 * 1024
 
 
 def file_identity(path: Path, name: str) -> dict:
-    """What tells a file's content apart: relative name, size, modification time, digest of sampled bytes.
+    """Return what identifies a file's content: relative name, size, modification time, digest of sampled bytes.
 
     The modification time catches every ordinary edit and the sampled bytes a restored time stamp; reading all
     bytes of a large set at every start would cost more than the cache saves.
@@ -43,84 +41,52 @@ def file_identity(path: Path, name: str) -> dict:
 
 
 def key_of(description: dict) -> str:
-    """Folder name for a JSON description of everything that decides the prepared content."""
+    """Return the folder name for a JSON description of everything that decides the prepared content."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def open_or_build(root: Path, key: str, build: Callable[[Path], dict]) -> tuple[Path, dict]:
-    """The complete folder `root/key` and its manifest; `build(temporary folder) -> manifest` makes it."""
-    folder = root / key
+    """Return the complete folder `root/key` and its manifest; `build(staging folder) -> manifest` makes it."""
+    folder, lock = root / key, root / f"{key}.lock"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        (root / f"{key}.lock").touch()
+        lock.touch()
     except OSError as error:
         raise ValueError(
             f"cannot keep prepared data in {root}: {error.strerror}; set cache_dir to a folder you may "
             f"write to, or lazy_preprocess: true to do without a cache"
         ) from None
-    with lock(root / f"{key}.lock") as locked:
+    # Without working locks (some network file systems) several processes build, and the last one's rename wins.
+    with exclusive(lock, message=f"waiting for another process that prepares {folder}") as is_held:
         manifest = read_manifest(folder)
         if manifest is None:
-            remove_leftovers(root, key, locked)
-            build_once(root, key, build)
-            manifest = read_manifest(folder)
-    assert manifest is not None, f"{folder} was just built"
+            for leftover in root.glob(f"{key}.building-*") if is_held else ():
+                atomic.discard(leftover)  # of a killed process
+            manifest = _build(folder, build)
     return folder, manifest
 
 
-def build_once(root: Path, key: str, build: Callable[[Path], dict]) -> None:
-    staging = Path(tempfile.mkdtemp(prefix=f"{key}.building-", dir=root))
+def _build(folder: Path, build: Callable[[Path], dict]) -> dict:
+    staging = folder.with_name(f"{folder.name}.building-{os.getpid()}")
+    staging.mkdir()
     try:
         manifest = build(staging)
-        sizes = {entry.name: entry.stat().st_size for entry in staging.iterdir()}
-        (staging / MANIFEST).write_text(json.dumps({**manifest, "file_sizes": sizes}))
-        for entry in staging.iterdir():
-            sync(entry)
-        sync(staging)
-        os.chmod(staging, 0o755)
-        try:
-            os.rename(staging, root / key)
-        except OSError:
-            if read_manifest(root / key) is None:  # else, without working locks, another process was faster
-                raise
-        sync(root)
+        manifest = {**manifest, "file_sizes": {entry.name: entry.stat().st_size for entry in staging.iterdir()}}
+        (staging / MANIFEST).write_text(json.dumps(manifest))
+        atomic.publish(staging, folder)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        atomic.discard(staging)
+    return read_manifest(folder)
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a complete folder; None where there is none or a file lost bytes since."""
+    """Return the manifest of a complete folder; None if there is none or a file lost bytes since."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        whole = all((folder / name).stat().st_size == size for name, size in manifest["file_sizes"].items())
+        is_whole = all((folder / name).stat().st_size == size for name, size in manifest["file_sizes"].items())
     except (OSError, ValueError, KeyError):
         return None
-    return manifest if whole else None
-
-
-def remove_leftovers(root: Path, key: str, locked: bool) -> None:
-    """Drop a damaged folder and, where the lock says that nobody is at it, what a killed build left."""
-    for leftover in [root / key, *(root.glob(f"{key}.building-*") if locked else [])]:
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def lock(path: Path) -> Iterator[bool]:
-    """Hold an exclusive lock that ends with the process, however it ends; yields whether locks work here."""
-    locked = True
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(
-                f"waiting for another process that prepares {path.with_suffix('')}",
-                file=sys.stderr,
-                flush=True,
-            )
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError:
-            locked = False  # some network file systems: both build and one rename wins, slower but correct
-        yield locked
+    return manifest if is_whole else None
 
 
 def require_disk(folder: Path, needed: int, what: str) -> None:
@@ -133,7 +99,7 @@ def require_disk(folder: Path, needed: int, what: str) -> None:
 
 
 def require_memory(needed: int) -> None:
-    """Refuse to preload what does not fit; every process of this machine holds its own copy."""
+    """Raise ValueError if data does not fit into memory; every process of this machine holds its own copy."""
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     free = free_memory()
     if needed * copies > free:
@@ -144,7 +110,7 @@ def require_memory(needed: int) -> None:
 
 
 def free_memory() -> int:
-    """Bytes this process may still use: the machine's available memory, or what its control group leaves."""
+    """Return how many bytes this process may still use: of the machine's memory, or within its control group."""
     with open("/proc/meminfo") as stream:
         fields = dict(line.split(":", 1) for line in stream)
     free = int(fields["MemAvailable"].split()[0]) * 1024

@@ -1,7 +1,7 @@
-"""The order in which training samples are drawn, from one or several groups of episodes.
+"""Draw the order of training samples from one or several groups of episodes.
 
-The order is a pure function of (seed, epoch): nothing is remembered between epochs, so that a resumed run
-draws what an uninterrupted one would have drawn, and every process of a distributed run agrees on it.
+The order is a pure function of (seed, epoch), so that a resumed run draws what an uninterrupted one would have drawn,
+and all processes of a distributed run draw the same.
 """
 
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ import numpy as np
 
 
 class MixtureSampler:
-    """Indices into a dataset whose steps lie episode after episode, group after group.
+    """Sample indices of a dataset whose steps are stored episode after episode, group after group.
 
     Args:
-        group_lengths: for each group (one folder of episodes) its episodes' lengths, in steps.
-        weights: probability of each group, in any unit; None draws every step equally often.
-        episode_first: draw an episode uniformly, then a step in it, so that short episodes count as much as
+        group_lengths: Of each group (one folder of episodes) the lengths of its episodes, in steps.
+        weights: Probability of each group, in any unit; None draws every step equally often.
+        episode_first: Draw an episode uniformly, then a step in it, so that short episodes count as much as
             long ones; otherwise draw uniformly over steps. Both go round by round: a round uses every episode
             (or step) of its group once before any comes again.
-        samples_per_epoch: length of an epoch; None for the number of steps.
-        seed: of the whole order.
+        samples_per_epoch: Length of an epoch; None for the number of steps.
+        seed: Of the whole order.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class MixtureSampler:
         self.epoch = epoch
 
     def set_position(self, samples_done: int) -> None:
-        """The next iteration starts after this many samples; the one after it at 0 again."""
+        """Start the next iteration after this many samples; later ones start at 0 again."""
         assert 0 <= samples_done <= self.size, samples_done
         self.position = samples_done
 
@@ -59,7 +59,7 @@ class MixtureSampler:
         yield from self.order()[start:].tolist()
 
     def order(self) -> np.ndarray:
-        """All indices of the current epoch, (size,) int64."""
+        """Return all indices of the current epoch, (size,) int64."""
         generator = np.random.default_rng([self.seed, self.epoch])
         groups = np.zeros(self.size, dtype=np.int64)
         if len(self.lengths) > 1:
@@ -73,19 +73,19 @@ class MixtureSampler:
 
 
 def draw_steps(lengths: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """(count,) step indices of one group, in rounds without replacement."""
+    """Return (count,) step indices of one group, in rounds without replacement."""
     return rounds(int(lengths.sum()), count, generator)
 
 
 def draw_episodes_first(lengths: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """(count,) step indices of one group: episodes in rounds without replacement, steps independently."""
+    """Return (count,) step indices of one group: episodes in rounds without replacement, steps independently."""
     episodes = rounds(len(lengths), count, generator)
     starts = np.cumsum(lengths) - lengths
     return starts[episodes] + generator.integers(0, lengths[episodes])
 
 
 def rounds(items: int, count: int, generator: np.random.Generator) -> np.ndarray:
-    """(count,) numbers below `items`: fresh permutations one after another, the last one cut."""
+    """Return (count,) numbers below `items`: permutations one after another, the last one cut."""
     whole = -(-count // items)
     permutations = [generator.permutation(items) for _ in range(whole)]
     return np.concatenate([np.empty(0, np.int64), *permutations])[:count]

@@ -1,4 +1,4 @@
-"""Statistics of a signal, and the per-dimension affine map made from them.
+"""Compute statistics of a signal, and the per-dimension affine map made from them.
 
 Shapes: N steps, D dimensions of one signal (state or action). Everything is float64 until the last cast.
 """
@@ -15,7 +15,7 @@ CONSTANT_RANGE = 1e-6
 
 
 def compute(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-dimension mean, std, min, max, 1 % and 99 % quantiles of values (N, D), each (D,) float64."""
+    """Return per-dimension mean, std, min, max, 1 % and 99 % quantiles of values (N, D), each (D,) float64."""
     values = np.asarray(values, dtype=np.float64)
     assert values.ndim == 2 and len(values), f"values of shape {values.shape}, expected (N, D) with N >= 1"
     low, high = values.min(axis=0), values.max(axis=0)
@@ -44,7 +44,7 @@ class Normalizer:
 
     @classmethod
     def fit(cls, values: np.ndarray, kind: str, mask: list[bool] | None, minimum_std: float) -> "Normalizer":
-        """From training values (N, D); raises ValueError if the mask has another length than D."""
+        """Fit to training values (N, D); raise ValueError if the mask has another length than D."""
         return cls.from_statistics(compute(values), kind, mask, minimum_std)
 
     @classmethod
@@ -60,21 +60,21 @@ class Normalizer:
         return cls(kind, mask, minimum_std, statistics, np.where(mask, shift, 0.0), np.where(mask, scale, 1.0))
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Raw (…, D) -> normalised (…, D) float32."""
+        """Map raw (…, D) to normalised (…, D) float32."""
         return ((values - self.shift) / self.scale).astype(np.float32)
 
     def decode(self, values: np.ndarray) -> np.ndarray:
-        """Normalised (…, D) -> raw (…, D) float64."""
+        """Map normalised (…, D) to raw (…, D) float64."""
         return np.asarray(values, dtype=np.float64) * self.scale + self.shift
 
     def to_dict(self) -> dict:
-        """As JSON values; floats survive JSON bit for bit."""
+        """Return JSON values; floats survive JSON bit for bit."""
         arrays = {name: self.statistics[name].tolist() for name in FIELDS}
         return {"kind": self.kind, "mask": self.mask.tolist(), "minimum_std": self.minimum_std, **arrays}
 
     @classmethod
     def from_dict(cls, saved: object, place: str) -> "Normalizer":
-        """Inverse of `to_dict`. A damaged entry is a ValueError naming `place`, never an identity map."""
+        """Invert `to_dict`; raise ValueError naming `place` for a damaged entry."""
         damaged = f"{place} of the saved statistics is damaged"
         remedy = "restore the file from the training run, or train again"
         wanted = {"kind", "mask", "minimum_std", *FIELDS}
@@ -99,7 +99,7 @@ class Normalizer:
 
 
 def affine(statistics: dict, kind: str, minimum_std: float) -> tuple[np.ndarray, np.ndarray]:
-    """The (shift, scale) of a kind, each (D,); scale is never 0."""
+    """Return (shift, scale) of a kind, each (D,); scale is never 0."""
     if kind == "identity":
         return np.zeros_like(statistics["mean"]), np.ones_like(statistics["mean"])
     if kind == "zscore":
@@ -114,5 +114,5 @@ def affine(statistics: dict, kind: str, minimum_std: float) -> tuple[np.ndarray,
 
 
 def is_constant(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """(D,) bool: the range is nothing but rounding."""
+    """Return (D,) bool: whether the range is only rounding."""
     return high - low <= CONSTANT_RANGE * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))

@@ -1,1 +1,1 @@
-"""Networks: the file or folder name is the name a configuration uses (`model: {name: act}`)."""
+"""Networks; a configuration names one by its file or folder (`model: {name: act}`)."""

@@ -1,17 +1,20 @@
-"""The image backbone of the policies: a ResNet from transformers, over the images of a sample.
+"""The image backbone of the policies: a ResNet from transformers, applied to each image of a sample.
 
 Shapes: B batch, K images, H × W pixels, h × w cells of the feature map (1/32 of the pixels), F its channels.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ResNetBackbone, ResNetConfig
 
-from models.policy import PolicyConfig
-from models.pretrained import from_files, refuse_unfilled
+from models.chunking import ChunkPolicy
+from models.policy import PolicyConfig, require_dims
+from models.pretrained import load_whole_model
 
 # Layer type, channels of the first stage (doubled in each next one), layers per stage.
 ARCHITECTURES = {
@@ -21,7 +24,7 @@ ARCHITECTURES = {
     "resnet50": ("bottleneck", 256, [3, 4, 6, 3]),
     "resnet101": ("bottleneck", 256, [3, 4, 23, 3]),
 }
-# Channel means and deviations of ImageNet, 0 to 1: what pretrained backbones expect.
+# Means and standard deviations of ImageNet's channels, for pixels from 0 to 1, as pretrained backbones expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -29,7 +32,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and scales are buffers: neither gradient nor data changes them.
 
-    With the few, alike images of a robot's batch, running statistics would drift from the pretrained ones.
+    With the few, similar images of a robot's batch, running statistics would drift from the pretrained ones.
     """
 
     def __init__(self, source: nn.BatchNorm2d):
@@ -44,7 +47,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class ImageBackbone(nn.Module):
-    """uint8 images -> feature maps. One ResNet sees all views, as in ACT."""
+    """Compute feature maps of uint8 images. One ResNet sees all views, as in ACT."""
 
     def __init__(self, config: PolicyConfig):
         super().__init__()
@@ -60,7 +63,7 @@ class ImageBackbone(nn.Module):
         self.out_channels = channels * 8
         self.register_buffer("pixel_mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("pixel_std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1))
-        if freezes_norms(config):
+        if config.backbone_norm == "frozen" or (config.backbone_norm == "auto" and config.backbone_weights is not None):
             freeze_norms(self.resnet)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -68,13 +71,6 @@ class ImageBackbone(nn.Module):
         pixels = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         features = self.resnet(pixels.flatten(0, 1)).feature_maps[-1]
         return features.unflatten(0, images.shape[:2])
-
-
-def freezes_norms(config: PolicyConfig) -> bool:
-    """Whether `backbone_norm` means frozen batch norms."""
-    if config.backbone_norm == "auto":
-        return config.backbone_weights is not None
-    return config.backbone_norm == "frozen"
 
 
 def freeze_norms(module: nn.Module) -> None:
@@ -86,23 +82,28 @@ def freeze_norms(module: nn.Module) -> None:
             freeze_norms(child)
 
 
-def load_backbone_weights(backbone: ImageBackbone, weights: str, cache_dir: str | None) -> None:
-    """Fill `backbone` from `weights`, a hub id or the folder of any transformers ResNet.
+def build_policy(kind: type[ChunkPolicy], config: PolicyConfig, cache_dir: str | None) -> ChunkPolicy:
+    """Build a policy for the data's dims, with pretrained backbone weights if `backbone_weights` names some.
 
     Raises:
-        ValueError: nothing found there, or weights of another architecture.
+        ValueError: a dim is missing, or the backbone's weights are not found or do not fit.
     """
-    place = f"model.backbone_weights: {weights}"
-    pretrained, report = from_files(
+    require_dims(config)
+    model = kind(kind.config_class(**asdict(config)))
+    if config.num_images and config.backbone_weights:
+        _load_weights(model.backbone, config.backbone_weights, cache_dir)
+    return model
+
+
+def _load_weights(backbone: ImageBackbone, weights: str, cache_dir: str | None) -> None:
+    """Load `backbone` from `weights`, a hub id or the folder of any transformers ResNet."""
+    pretrained = load_whole_model(
         ResNetBackbone,
         weights,
-        place,
+        f"model.backbone_weights: {weights}",
         config=ResNetConfig.from_dict(backbone.resnet.config.to_dict()),
         cache_dir=cache_dir,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported below, in one line
     )
-    refuse_unfilled(report, place)
-    # A frozen norm has no count of batches; every other tensor must find its place.
+    # A frozen norm has no count of batches; every other tensor must be there.
     wanted = backbone.resnet.state_dict().keys()
     backbone.resnet.load_state_dict({k: v for k, v in pretrained.state_dict().items() if k in wanted})

@@ -5,6 +5,9 @@ Shapes: B batch, C chunk size, A action dim, K images.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,6 +24,13 @@ def masked_mean(errors: Tensor, is_pad: Tensor | None) -> Tensor:
     kept = (~is_pad)[..., None].to(errors.dtype)
     # A batch without any real step has error 0; the clamp keeps 0 / 0 away without a branch on data.
     return (errors * kept).sum() / (kept.sum() * errors.shape[-1]).clamp(min=1)
+
+
+def count_actions(actions: Tensor, is_pad: Tensor | None) -> Tensor:
+    """Numbers that `masked_mean` is a mean over: those of actions (B, C, A) whose step is_pad (B, C) does not mark."""
+    if is_pad is None:
+        return torch.tensor(actions.numel())
+    return (~is_pad).sum() * actions.shape[-1]
 
 
 class ChunkQueue:
@@ -83,13 +93,16 @@ class ChunkPolicy(PreTrainedModel):
 
     main_input_name = "state"
     supports_gradient_checkpointing = True
-    # `forward` takes any further batch key, which the HF Trainer would read as «sums its loss over
-    # accumulated batches by itself» and then no longer divide by the gradient accumulation steps.
-    accepts_loss_kwargs = False
 
     def __init__(self, config):
         super().__init__(config)
         self.reset()
+
+    loss_weights: Mapping[str, float] = {}
+
+    def loss_items(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Term of the loss -> number of items that it is a mean over in this batch."""
+        return {"action": count_actions(batch["actions"], batch.get("is_pad"))}
 
     def reset(self) -> None:
         """Forget all predictions; call it at the start of an episode."""

@@ -1,6 +1,6 @@
-"""Blocks that several networks use.
+"""Transformer blocks and positions that several networks use.
 
-Shapes: B batch, S source tokens, T target tokens, D hidden dim, H attention heads.
+Shapes: B batch, S source tokens, T target tokens, D hidden dim, H query heads, K key heads, E = D / H.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def sinusoids(positions: Tensor, dim: int) -> Tensor:
-    """(…) positions -> (…, dim): sine and cosine in turn, of angles position / 10000^(2i/dim).
+    """Encode positions: (…) -> (…, dim), alternating sine and cosine of the angles position / 10000^(2i/dim).
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
     """
@@ -26,14 +26,14 @@ def sinusoids(positions: Tensor, dim: int) -> Tensor:
 
 
 def sequence_positions(length: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """(length, dim) sinusoidal positions 0 … length - 1."""
+    """Encode the positions 0 … length - 1: (length, dim)."""
     return sinusoids(torch.arange(length, device=device), dim)
 
 
 def grid_positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """(height × width, dim) sinusoidal positions of a feature map, row by row: first half y, second half x.
+    """Encode the cells of a feature map: (height × width, dim), row by row; first half y, second half x.
 
-    Rows and columns count from 1 and are scaled so that the last is 2π: any map size spans the same range.
+    Rows and columns count from 1 and are scaled so that the last is 2π: every map size has the same range.
     Source: Carion et al. 2020 (DETR), arXiv:2005.12872, with its `normalize=True`.
     """
     rows = torch.arange(1, height + 1, device=device) * (2 * math.pi / height)
@@ -59,23 +59,35 @@ class Attention(nn.Module):
         self.output = nn.Linear(dim, dim)
 
     def use_flash_attention(self) -> None:
-        """From here on compute with flash-attention 2 wherever it can: half precision, no padding mask."""
+        """Compute with flash-attention 2 from now on, where it can: half precision, no padding mask."""
         from flash_attn import flash_attn_func
 
         self.flash_attention = flash_attn_func
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, is_pad: Tensor | None = None) -> Tensor:
-        """query (B or 1, T, D), key, value (B, S, D), is_pad (B, S) true where not to look -> (B, T, D)."""
+        """query (B or 1, T, D), key, value (B, S, D), is_pad (B, S) true for padding -> (B, T, D)."""
         query = self._heads(self.query(query)).expand(key.shape[0], -1, -1, -1)
         key, value = self._heads(self.key(key)), self._heads(self.value(value))
-        dropout = self.dropout if self.training else 0.0
-        if self.flash_attention is not None and is_pad is None and query.dtype in (torch.bfloat16, torch.float16):
-            # Its own order of axes is (B, S, H, D / H).
-            heads = (tokens.transpose(1, 2) for tokens in (query, key, value))
-            return self.output(self.flash_attention(*heads, dropout_p=dropout).flatten(2))
         mask = None if is_pad is None else ~is_pad[:, None, None, :]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return self.output(attended.transpose(1, 2).flatten(2))
+        return self.output(self.attend(query, key, value, mask))
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """query (B, H, T, E), key, value (B, K, S, E), H a multiple of K -> (B, T, H·E).
+
+        Args:
+            mask: broadcastable to (B, H, T, S), true where a query attends to a key.
+            is_causal: attend only to earlier tokens and the token itself.
+        """
+        dropout = self.dropout if self.training else 0.0
+        if self.flash_attention is not None and mask is None and query.dtype in (torch.bfloat16, torch.float16):
+            # Its order of axes is (B, T, H, E); it supports K < H without an option.
+            heads = (tokens.transpose(1, 2) for tokens in (query, key, value))
+            return self.flash_attention(*heads, dropout_p=dropout, causal=is_causal).flatten(2)
+        options = {"is_causal": is_causal, "enable_gqa": query.shape[1] != key.shape[1]}
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, **options)
+        return attended.transpose(1, 2).flatten(2)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B, S, D) -> (B, H, S, D / H)"""
@@ -83,7 +95,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Two linear layers with a ReLU between them."""
+    """Two linear layers with a ReLU between them; (…, D) -> (…, D)."""
 
     def __init__(self, dim: int, hidden_dim: int, dropout: float):
         layers = nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden_dim, dim)
@@ -101,7 +113,7 @@ class Residual(nn.Module):
 
     def forward(self, tokens: Tensor, block: Callable[[Tensor], Tensor]) -> Tensor:
         branch = self.dropout(block(self.norm(tokens) if self.pre_norm else tokens))
-        # The block may have worked for the first tokens only, or for one batch row that stands for all.
+        # The block may have computed only the first tokens, or one batch row for all samples.
         tokens = tokens[:, : branch.shape[1]] + branch
         return tokens if self.pre_norm else self.norm(tokens)
 
@@ -121,7 +133,7 @@ class EncoderLayer(GradientCheckpointingLayer):
     ) -> Tensor:
         """tokens (B, S, D), positions (S, D), is_pad (B, S) -> (B, S, D).
 
-        With `num_outputs` only that many first tokens are computed: the same values for less.
+        With `num_outputs` only the first tokens are computed: the same values at less cost.
         """
 
         def attend(x: Tensor) -> Tensor:
@@ -146,7 +158,7 @@ class DecoderLayer(GradientCheckpointingLayer):
     def forward(self, targets: Tensor, memory: Tensor, positions: Tensor, memory_positions: Tensor) -> Tensor:
         """targets (B, T, D), memory (B, S, D), positions (T, D), memory_positions (S, D) -> (B, T, D).
 
-        Targets that are the same for every sample may be given once, (1, T, D).
+        Targets that are equal for all samples may be given once, (1, T, D).
         """
 
         def attend_self(x: Tensor) -> Tensor:
@@ -161,7 +173,7 @@ class DecoderLayer(GradientCheckpointingLayer):
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers; with `pre_norm` a last layer norm, as nothing else bounds its output."""
+    """A stack of encoder layers; with `pre_norm` a final layer norm, because nothing else bounds the output."""
 
     def __init__(self, num_layers: int, dim: int, num_heads: int, feedforward_dim: int, dropout: float, pre_norm: bool):
         super().__init__()

@@ -8,11 +8,11 @@ from typing import Literal
 from storage.config_keys import HARMLESS, key
 
 DIMS = ("state_dim", "action_dim", "chunk_size", "num_images", "image_height", "image_width")
-POSITIVE_DIMS = DIMS[:3]  # the other three are 0 for data without images
+LEAST = dict.fromkeys(DIMS[:3], 1)  # the other three are 0 for data without images
 
 
 def dim(help_text: str, ge: int) -> int | None:
-    """A size that the data fills in; it has no default, because a wrong shape must never pass unnoticed."""
+    """Declare a size that the data fills in, without a default, so that a wrong shape is never silent."""
     return field(default=None, metadata={"help": f"{help_text}; filled in from the data", "ge": ge})
 
 
@@ -62,13 +62,10 @@ class PolicyConfig:
 
 
 def require_dims(config: PolicyConfig) -> None:
-    """Raise ValueError unless the data has filled in every size, and they fit together."""
-    missing = [name for name in DIMS if getattr(config, name) is None]
+    """Raise ValueError unless the data has filled in every size, and images are large enough."""
+    missing = [name for name in DIMS if getattr(config, name) is None or getattr(config, name) < LEAST.get(name, 0)]
     if missing:
-        raise ValueError(f"model: {', '.join(missing)} missing; the data set's dims must give them")
-    empty = [name for name in POSITIVE_DIMS if getattr(config, name) < 1]
-    if empty:
-        raise ValueError(f"model: {', '.join(empty)} must be at least 1; the data set's dims give them")
+        raise ValueError(f"model: {', '.join(missing)} missing or too small; the data set's dims must give them")
     if config.num_images and min(config.image_height, config.image_width) < 32:
         raise ValueError(
             f"model: images of {config.image_height}×{config.image_width} pixels are too small for a ResNet; "

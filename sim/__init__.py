@@ -1,1 +1,1 @@
-"""Simulators and scripted experts: record demonstrations, score rollouts, film them."""
+"""Simulators and scripted experts: record demonstrations, evaluate policies, film rollouts."""

@@ -3,7 +3,7 @@
 Importing this file needs neither MuJoCo nor OpenGL; `make` loads the simulator. An observation is a flat
 dict keyed by the HDF5 path under which a recording stores it:
 
-    observations/qpos             (14,) float64   joint angles in rad; 6, 13 gripper openings, 0 shut .. 1 open
+    observations/qpos             (14,) float64   joint angles in rad; 6, 13 gripper openings, 0 closed .. 1 open
     observations/qvel             (14,) float64   rad/s; grippers in openings/s
     observations/env_state        (O,) float64    free bodies' positions in metres, quaternions w, x, y, z:
                                                   O = 7 cube | 14 peg, then socket
@@ -15,10 +15,10 @@ normal: never clip them to the range that gym-aloha declares.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from sim.aloha_config import Config
+from sim.workers import environment_variables
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -29,10 +29,10 @@ PROCESS_KEYS: frozenset[str] = frozenset()
 
 
 def make(config: Config) -> Environment:
-    """The simulated task under joint control, ready for `reset(seed)`.
+    """The simulated task under joint control, before its first `reset(seed)`.
 
     Raises:
-        ValueError: the simulator is not installed, or cameras are asked for and nothing can render.
+        ValueError: The simulator is not installed, or it has cameras and nothing can render.
     """
     return simulator().Environment(config)
 
@@ -40,23 +40,16 @@ def make(config: Config) -> Environment:
 def simulator() -> ModuleType:
     """The module `sim.environment`, imported without touching OpenGL.
 
-    dm_control and mujoco load the library that MUJOCO_GL names as soon as they are imported, although
-    stepping needs none, so they are imported with rendering off. `sim.renderer` reads MUJOCO_GL again when
-    frames are asked for.
+    On import, dm_control and mujoco load the library that MUJOCO_GL names, although stepping needs none, so they are
+    imported with rendering off. `sim.renderer` reads MUJOCO_GL again for the first frame.
     """
-    chosen = os.environ.get("MUJOCO_GL")
-    os.environ["MUJOCO_GL"] = "off"
     try:
-        import sim.environment
+        with environment_variables({"MUJOCO_GL": "off"}):
+            import sim.environment
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "sim":
             raise
         raise ValueError(
             f"the ALOHA simulator needs the package {error.name!r}, not installed: pip install -e .[sim]"
         ) from error
-    finally:
-        if chosen is None:
-            del os.environ["MUJOCO_GL"]
-        else:
-            os.environ["MUJOCO_GL"] = chosen
     return sim.environment

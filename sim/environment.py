@@ -24,21 +24,16 @@ LEFT_FINGERS = ("vx300s_left/10_left_gripper_finger", "vx300s_left/10_right_grip
 RIGHT_FINGERS = ("vx300s_right/10_left_gripper_finger", "vx300s_right/10_right_gripper_finger")
 SOCKET_WALLS = ("socket-1", "socket-2", "socket-3", "socket-4")
 ROBOT_QPOS = 16  # joints of the two arms with two fingers each; the free bodies' poses come after them
-SCENES = {
-    ("transfer_cube", "joint"): "bimanual_viperx_transfer_cube.xml",
-    ("insertion", "joint"): "bimanual_viperx_insertion.xml",
-    ("transfer_cube", "end_effector"): "bimanual_viperx_end_effector_transfer_cube.xml",
-    ("insertion", "end_effector"): "bimanual_viperx_end_effector_insertion.xml",
-}
 
 
 @functools.cache
 def compiled_model(task: str, control_mode: str) -> wrapper.MjModel:
-    """The scene's compiled model, once a process: compiling takes longer than an episode."""
-    model = wrapper.MjModel.from_xml_path(str(ASSETS_DIR / SCENES[task, control_mode]))
+    """The scene's model, compiled once per process: that takes longer than an episode."""
+    scene = task if control_mode == "joint" else f"end_effector_{task}"
+    model = wrapper.MjModel.from_xml_path(str(ASSETS_DIR / f"bimanual_viperx_{scene}.xml"))
     if control_mode == "end_effector":
         # The scene welds each hand to its mocap body so softly that under MuJoCo 3 the hand trails
-        # centimetres behind; a stiff weld makes it go where the waypoints say.
+        # centimetres behind; a stiff weld makes it follow the waypoints.
         model.eq_solimp[:, :2] = (0.9, 0.95)
     return model
 
@@ -60,7 +55,7 @@ def contacts(physics: Physics) -> set[tuple[str, str]]:
 
 
 class _WithoutRendering:
-    """Leaves images out of the tasks' observations; the environment adds those that are asked for."""
+    """Leaves images out of the tasks' observations; the environment adds those of `Config.cameras`."""
 
     def get_observation(self, physics: Physics) -> dict[str, np.ndarray]:
         return {
@@ -85,8 +80,8 @@ class _Insertion(_WithoutRendering, joint_tasks.InsertionTask):
     def held(self, physics: Physics) -> bool:
         """Whether the peg sits in the socket, each part in its hand and both off the table.
 
-        It sits when at most 5 of the 20 mm down to the pin are left. The contact that gives reward 4 is no
-        measure here: once the hands stop pushing, the stretched grips draw the peg back by about 3 mm.
+        It sits when at most 5 of the 20 mm down to the pin are left. The contact that gives reward 4 is not
+        sufficient: once the hands stop pushing, the stretched grips draw the peg back by about 3 mm.
         """
         touching = contacts(physics)
         parts = ("red_peg", *SOCKET_WALLS)
@@ -108,7 +103,7 @@ def peg_to_pin(physics: Physics) -> float:
 
 
 class _EndEffector(_WithoutRendering, end_effector_tasks.BimanualViperXEndEffectorTask):
-    """Hands follow mocap bodies; the free bodies start in `poses`, which the package would draw unseeded."""
+    """Hands follow mocap bodies; the free bodies start in `poses`, which the package would draw without a seed."""
 
     poses: np.ndarray
 
@@ -132,8 +127,8 @@ def _control(task: object, name: str, control_mode: str) -> control.Environment:
 class Environment:
     """One simulated task under joint control.
 
-    `reward` is the last step's, 0 to 4. `success` says whether 4 was reached since `reset`, and
-    `strict_success` whether the goal also holds at this very moment: ask it after the last step.
+    `reward` is that of the last step, 0 to 4; `success`: whether it was 4 at any step since `reset`; `strict_success`:
+    whether the goal also holds now, which is meant to be read after the last step.
     """
 
     def __init__(self, config: Config) -> None:
@@ -145,29 +140,25 @@ class Environment:
             from sim.renderer import Renderer
 
             self._renderer = Renderer(self.physics.model.ptr, config.image_height, config.image_width, config.shadows)
-        self.reward = 0
-        self.steps = 0
-        self.steps_to_success: int | None = None
-        self.diverged = False
 
     @property
     def physics(self) -> Physics:
         return self._environment.physics
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
-        """Starts the episode of `seed`, 0 <= seed < 2**32, in the poses of gym-aloha's `reset(seed=seed)`."""
-        joint_tasks.BOX_POSE[0] = sample_poses(self.config.task, seed)  # where the package's tasks look
+        """Start the episode of `seed`, 0 <= seed < 2**32, in the poses of gym-aloha's `reset(seed=seed)`."""
+        joint_tasks.BOX_POSE[0] = sample_poses(self.config.task, seed)  # the package's tasks read it
         self.reward, self.steps, self.steps_to_success, self.diverged = 0, 0, None, False
         self._last = self._observe(self._environment.reset())
         return self._last
 
     def step(self, action: np.ndarray) -> dict[str, np.ndarray]:
-        """Applies joint targets (14,) for 0.02 s.
+        """Apply joint targets (14,) for 0.02 s.
 
         Raises:
             ValueError: the action has another shape or is not finite.
 
-        Targets so wild that the simulation diverges end the episode as a failure (`diverged`).
+        If the simulation diverges, the episode ends as a failure (`diverged`).
         """
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (14,) or not np.isfinite(action).all():
@@ -220,10 +211,10 @@ class EndEffectorEnvironment:
         self._environment = _control(self._task, task, "end_effector")
 
     def reset(self, poses: np.ndarray) -> np.ndarray:
-        """Puts the free bodies into `poses` (O,) and the arms into their starting posture.
+        """Put the free bodies into `poses` (O,) and the arms into their starting posture.
 
         Returns:
-            the hand commands (2, 8) that hold this posture, grippers shut; see `step`.
+            the hand commands (2, 8) that hold this posture, grippers closed; see `step`.
         """
         self._task.poses = poses
         self._environment.reset()
@@ -231,7 +222,7 @@ class EndEffectorEnvironment:
         return np.concatenate([data.mocap_pos, data.mocap_quat, np.zeros((2, 1))], axis=1)
 
     def step(self, commands: np.ndarray) -> np.ndarray:
-        """Follows hand commands (2, 8), left then right: position (3), quaternion (4), opening (1).
+        """Follow hand commands (2, 8), left then right: position (3), quaternion (4), opening (1).
 
         Returns:
             joint targets (14,) that reproduce the motion: joint angles reached, gripper openings commanded

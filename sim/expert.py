@@ -1,4 +1,4 @@
-"""Scripted experts: each hand follows time-stamped waypoints that depend on where the parts lie.
+"""Scripted experts: each hand follows time-stamped waypoints that depend on the positions of the parts.
 
 The expert plans in a scene whose hands follow poses, and what it plans is the sequence of joint targets that
 reproduces the motion under joint control. The phases follow the scripted policies published with ACT
@@ -18,27 +18,23 @@ import numpy as np
 from sim.aloha import simulator
 from sim.aloha_config import Config
 
-OPEN, SHUT = 1.0, 0.0
+OPEN, CLOSED = 1.0, 0.0
 
 
 @dataclass(frozen=True)
 class Waypoint:
-    """Where a hand is at a control step; between two waypoints it moves in a straight line."""
+    """Pose of a hand at a control step; between two waypoints it moves in a straight line."""
 
     step: float
-    position: np.ndarray
-    """(3,) metres"""
-    rotation: np.ndarray
-    """(4,) quaternion"""
+    position: np.ndarray  # (3,) metres
+    rotation: np.ndarray  # (4,) quaternion
     gripper: float
 
 
 def rotation(axis: str, degrees: float) -> np.ndarray:
     """The quaternion (4,) of a turn about x, y or z."""
     half = np.radians(degrees) / 2
-    quaternion = np.zeros(4)
-    quaternion[0], quaternion[1 + "xyz".index(axis)] = np.cos(half), np.sin(half)
-    return quaternion
+    return np.array([np.cos(half), *np.sin(half) * np.eye(3)["xyz".index(axis)]])
 
 
 Track = tuple[list[Waypoint], list[Waypoint]]  # of the left hand, of the right hand
@@ -46,7 +42,7 @@ Track = tuple[list[Waypoint], list[Waypoint]]  # of the left hand, of the right 
 
 @dataclass
 class Jitter:
-    """Random differences between demonstrations: a policy sees more than one way of doing the task."""
+    """Random differences between demonstrations, so that a policy learns from more than one motion."""
 
     random: np.random.Generator
     scale: float
@@ -60,7 +56,7 @@ class Jitter:
 
 
 def transfer_cube(poses: np.ndarray, start: np.ndarray, jitter: Jitter) -> Track:
-    """The right hand lifts the cube to the middle, where the left hand takes it over."""
+    """The right hand lifts the cube to the middle, and hands it over to the left hand."""
     cube = poses[:3]
     pick, roll = rotation("y", -60), rotation("x", 90)
     meet = np.array([0, 0.5, 0.25]) + jitter.metres(0.01, 0.01, 0.01)
@@ -68,13 +64,13 @@ def transfer_cube(poses: np.ndarray, start: np.ndarray, jitter: Jitter) -> Track
     above = cube + [0, 0, 0.08] + jitter.metres(0.01, 0.01, 0.01)
     grasp = cube + [0, 0, -0.015] + jitter.metres(0.003, 0.003, 0.002)
     right = [
-        Waypoint(0, start[1, :3], start[1, 3:7], SHUT),
+        Waypoint(0, start[1, :3], start[1, 3:7], CLOSED),
         Waypoint(90 + jitter.steps(6), above, pick, OPEN),
         Waypoint(130 + jitter.steps(4), grasp, pick, OPEN),
-        Waypoint(170, grasp, pick, SHUT),
-        Waypoint(200 + lift, meet + [0.05, 0, 0], pick, SHUT),
-        Waypoint(220 + lift, meet, pick, SHUT),
-        Waypoint(315 + lift, meet, pick, SHUT),  # lets go only once the left hand has shut at 310
+        Waypoint(170, grasp, pick, CLOSED),
+        Waypoint(200 + lift, meet + [0.05, 0, 0], pick, CLOSED),
+        Waypoint(220 + lift, meet, pick, CLOSED),
+        Waypoint(315 + lift, meet, pick, CLOSED),  # opens only after the left hand has closed at 310
         Waypoint(345 + lift, meet, pick, OPEN),
         Waypoint(380 + lift, meet + [0.1, 0, 0], pick, OPEN),
     ]
@@ -82,12 +78,12 @@ def transfer_cube(poses: np.ndarray, start: np.ndarray, jitter: Jitter) -> Track
     # 2 cm higher than the right hand: any lower, and a finger knocks the cube out of the right hand's grip.
     take = meet + [0.02, 0, 0.02]
     left = [
-        Waypoint(0, start[0, :3], start[0, 3:7], SHUT),
+        Waypoint(0, start[0, :3], start[0, 3:7], CLOSED),
         Waypoint(100 + jitter.steps(8), wait, roll, OPEN),
         Waypoint(260 + lift, take, roll, OPEN),
-        Waypoint(310 + lift, take, roll, SHUT),
-        Waypoint(345 + lift, take, roll, SHUT),
-        Waypoint(380 + lift, meet + [-0.1, 0, 0], roll, SHUT),
+        Waypoint(310 + lift, take, roll, CLOSED),
+        Waypoint(345 + lift, take, roll, CLOSED),
+        Waypoint(380 + lift, meet + [-0.1, 0, 0], roll, CLOSED),
     ]
     return left, right
 
@@ -106,12 +102,12 @@ def insertion(poses: np.ndarray, start: np.ndarray, jitter: Jitter) -> Track:
         apart = meet + [side * 0.1, 0, raised]
         joined = meet + [side * 0.05, 0, raised]
         return [
-            Waypoint(0, first[:3], first[3:7], SHUT),
+            Waypoint(0, first[:3], first[3:7], CLOSED),
             Waypoint(120 + jitter.steps(6), above, pick, OPEN),
             Waypoint(170 + jitter.steps(4), grasp, pick, OPEN),
-            Waypoint(220, grasp, pick, SHUT),
-            Waypoint(285 + together, apart, pick, SHUT),
-            Waypoint(340 + together, joined, pick, SHUT),
+            Waypoint(220, grasp, pick, CLOSED),
+            Waypoint(285 + together, apart, pick, CLOSED),
+            Waypoint(340 + together, joined, pick, CLOSED),
         ]
 
     left = hand(-1, socket, rotation("y", 60), 0.0)
@@ -123,11 +119,11 @@ PLANS = {"transfer_cube": transfer_cube, "insertion": insertion}
 
 
 def commands(waypoints: list[Waypoint], steps: int) -> np.ndarray:
-    """Hand commands (T, 8) along the waypoints; after the last one the hand stays."""
+    """Hand commands (T, 8) along the waypoints; the hand stays at the last one."""
     times = [waypoint.step for waypoint in waypoints]
     assert times == sorted(times), f"waypoints out of order: {times}"
     corners = np.array([[*w.position, *w.rotation, w.gripper] for w in waypoints])  # (waypoints, 8)
-    moments = np.arange(1, steps + 1)  # command t is where the hand should be at the end of step t
+    moments = np.arange(1, steps + 1)  # command t is the pose at the end of step t
     track = np.stack([np.interp(moments, times, column) for column in corners.T], axis=1)
     track[:, 3:7] /= np.linalg.norm(track[:, 3:7], axis=1, keepdims=True)
     return track

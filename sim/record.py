@@ -1,12 +1,12 @@
-"""Records the scripted expert's demonstrations, one HDF5 file an episode in ACT's layout.
+"""Record demonstrations of a scripted expert, one HDF5 file per episode in ACT's layout.
 
     episode_0.hdf5   /action (T, 14) float64, /observations/qpos (T, 14) …; action[t] is stored with the
                      observation before it; attributes sim, seed, success, strict_success, task and
                      discarded_attempts, the failures before this success
     recording.json   the settings that all episodes share, and the counts
 
-An episode depends on the settings, the seed and its index alone: not on the number of workers, nor on
-whether the recording was interrupted. Shapes: T control steps.
+An episode depends only on the settings, the seed and its index, not on the number of workers or an interruption of
+the recording. Shapes: T control steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import functools
 import json
 import os
 import re
-import socket
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -29,21 +28,18 @@ from sim import expert
 from sim.aloha import make, simulator
 from sim.aloha_config import Config
 from sim.workers import progress, run
-from storage.atomic import sync, sync_folder
+from storage.atomic import sync, sync_folder, write_json
 
 MOST_ATTEMPTS = 50
-MOST_JITTER = 3  # beyond it an expert's waypoints may change their order in time
+MOST_JITTER = 3  # beyond it, waypoints of an expert may change their order
 EPISODE = re.compile(r"episode_\d+\.hdf5")
 
 
 @dataclasses.dataclass
 class RecordReport:
-    kept: int
-    """episodes in the folder now"""
-    discarded: int
-    """attempts, over all these episodes, that missed the strict criterion"""
-    recorded: int
-    """episodes that were missing and are recorded now"""
+    kept: int  # episodes in the folder now
+    discarded: int  # attempts, over all these episodes, that missed the strict criterion
+    recorded: int  # episodes that were missing and are recorded now
     seconds: float
 
 
@@ -56,15 +52,17 @@ def record(
     jitter: float = 1.0,
     report: Callable[[str], None] = print,
 ) -> RecordReport:
-    """Records those of the episodes 0 … num_episodes - 1 that `directory` lacks; others stay as they are.
+    """Record those of the episodes 0 … num_episodes - 1 that `directory` lacks; others are kept.
 
-    Each is a strict success: attempts that fail are discarded, counted, and tried again from another start.
-    `jitter` scales the random variation of the expert's waypoints, 0 for none. `num_workers` None takes a
-    process for each core, 0 records in this process.
+    Only episodes with strict success are kept: failed attempts are discarded, counted, and repeated from another start.
+
+    Args:
+        num_workers: None takes a process for each core, 0 records in this process.
+        jitter: Scales the random variation of the expert's waypoints; 0 for none.
 
     Raises:
-        ValueError: an argument is out of range, the simulator is missing, the folder holds a recording made
-            with other settings or episodes of unknown origin, or cannot be written.
+        ValueError: An argument is out of range, the simulator is missing, or the folder cannot be written or holds
+            episodes of other settings or unknown origin.
     """
     began = time.monotonic()
     if num_episodes < 1 or seed < 0 or not 0 <= jitter <= MOST_JITTER:
@@ -88,46 +86,37 @@ def record(
 
 @dataclasses.dataclass
 class Recorded:
-    kept: int
-    """whole episodes in the folder"""
-    wanted: int
-    """episodes the last recording into it was asked for: more than `kept` when it was interrupted"""
+    kept: int  # whole episodes in the folder
+    wanted: int  # episodes that the last recording was to hold: more than `kept` if it was interrupted
     seed: int
     jitter: float
 
 
 def recorded(config: Config, directory: Path) -> Recorded | None:
-    """What a folder holds, read without the simulator; None when nothing was recorded into it.
+    """What a folder holds, read without the simulator; None if nothing was recorded into it.
 
     Raises:
         ValueError: it was recorded with another config.
     """
-    path = directory / "recording.json"
-    if not path.exists():
+    stored = _stored(directory)
+    if stored is None:
         return None
-    stored = _stored_settings(path)
-    _refuse_other_settings(directory, stored["config"], dataclasses.asdict(config))
-    kept = sum(bool(EPISODE.fullmatch(name)) for name in os.listdir(directory))
-    return Recorded(kept, stored["wanted"], stored["seed"], stored["jitter"])
+    settings = stored["settings"]
+    _refuse_other_settings(directory, settings, {"config": dataclasses.asdict(config)})
+    return Recorded(len(_episodes(directory)), stored["wanted"], settings["seed"], settings["jitter"])
 
 
 def _recorder(config: Config, directory: Path, seed: int, jitter: float) -> Callable[[int], None]:
-    """One worker's function: records the episode of an index."""
+    """The function of one worker: it records the episode of an index."""
     environment = make(config)
+    attributes = {"sim": True, "success": True, "strict_success": True, "task": config.task}
 
     def record_episode(index: int) -> None:
         for attempt in range(MOST_ATTEMPTS):
             start = int(np.random.SeedSequence([seed, index, attempt]).generate_state(1)[0])
             episode = demonstrate(environment, start, jitter)
             if environment.strict_success:
-                attributes = {
-                    "sim": True,
-                    "seed": start,
-                    "success": True,
-                    "strict_success": True,
-                    "task": config.task,
-                    "discarded_attempts": attempt,
-                }
+                attributes["seed"], attributes["discarded_attempts"] = start, attempt
                 write_episode(directory / f"episode_{index}.hdf5", episode, attributes)
                 return
         raise ValueError(
@@ -139,10 +128,10 @@ def _recorder(config: Config, directory: Path, seed: int, jitter: float) -> Call
 
 
 def demonstrate(environment, seed: int, jitter: float) -> dict[str, np.ndarray]:
-    """Replays the expert's plan under joint control; `environment` is left at the episode's last step.
+    """Replay the expert's plan under joint control; `environment` is left at the episode's last step.
 
     Returns:
-        arrays (T, …) under `action` and the observations' keys.
+        Arrays (T, …) under `action` and the observations' keys.
     """
     observation = environment.reset(seed)
     poses = observation["observations/env_state"]
@@ -156,109 +145,78 @@ def demonstrate(environment, seed: int, jitter: float) -> dict[str, np.ndarray]:
 
 
 def write_episode(path: Path, episode: dict[str, np.ndarray], attributes: dict) -> None:
-    """Writes the file complete or not at all: readers and interrupted runs never see a part of it."""
+    """Write a file that readers see complete or not at all, also if this process is killed."""
     import h5py
 
-    with _published(path) as temporary, h5py.File(temporary, "w") as file:
+    temporary = path.with_name(f".{path.name}.tmp")  # of an interrupted recording: written again
+    with h5py.File(temporary, "w") as file:
         file.attrs.update(attributes)
         for key, values in episode.items():
-            # A frame a chunk, so that reading one step decompresses one frame.
+            # A frame per chunk, so that reading one step decompresses one frame.
             frames = {"chunks": (1, *values.shape[1:]), "compression": "lzf"} if values.ndim == 4 else {}
             file.create_dataset(key, data=values, **frames)
-
-
-@contextlib.contextmanager
-def _published(path: Path):
-    """A temporary path to write; on leaving, its content is on the disk and is the file at `path`."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    sync(temporary)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
 
 
 def _open_folder(directory: Path, settings: dict) -> None:
-    """Makes the folder, or checks that what it holds was recorded with these settings."""
+    """Create the folder, or check that its content was recorded with these settings."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot record into {directory}: {error.strerror}; choose another folder") from None
-    _remove_stale(directory)
+    stored = _stored(directory)
+    if stored is not None:
+        _refuse_other_settings(directory, stored["settings"], settings)
+    elif _episodes(directory):
+        raise ValueError(f"{directory} holds episodes but no recording.json: record into another folder")
+
+
+def _stored(directory: Path) -> dict | None:
+    """The content of recording.json; None without this file."""
     path = directory / "recording.json"
     if not path.exists():
-        if any(EPISODE.fullmatch(name) for name in os.listdir(directory)):
-            raise ValueError(f"{directory} holds episodes but no recording.json: record into another folder")
-        return
-    stored = _stored_settings(path)
-    theirs = {**stored["config"], "seed": stored["seed"], "jitter": stored["jitter"]}
-    ours = {**settings["config"], "seed": settings["seed"], "jitter": settings["jitter"]}
-    _refuse_other_settings(directory, theirs, ours)
-
-
-def _stored_settings(path: Path) -> dict:
-    """Config, seed and jitter of a recording, and the number of episodes it was asked for."""
+        return None
     try:
         content = json.loads(path.read_text())
-        settings = content["settings"]
-        return {"wanted": content["wanted"], **{key: settings[key] for key in ("config", "seed", "jitter")}}
+        content["wanted"], content["settings"]["config"], content["settings"]["seed"], content["settings"]["jitter"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a recording's settings ({error!r}): use another folder") from None
+    return content
 
 
-def _refuse_other_settings(directory: Path, theirs: dict, ours: dict) -> None:
-    for key, value in ours.items():
-        if theirs.get(key) != value:
+def _refuse_other_settings(directory: Path, stored: dict, settings: dict) -> None:
+    stored, settings = ({**values["config"], **values} for values in (stored, settings))
+    for key, value in settings.items():
+        if key != "config" and stored.get(key) != value:
             raise ValueError(
-                f"{directory} was recorded with {key} {theirs.get(key)!r}, not {value!r}: "
-                "record into another folder, or remove this one"
+                f"{directory} was recorded with {key} {stored.get(key)!r}, not {value!r}: record into another folder"
             )
 
 
 def _write_recording(directory: Path, settings: dict, wanted: int) -> tuple[int, int]:
-    """Writes recording.json and returns its counts (kept, discarded)."""
+    """Write recording.json and return its counts (kept, discarded)."""
     kept, discarded = _count(directory)
     versions = {package: metadata.version(package) for package in ("mujoco", "dm_control", "gym-aloha")}
     content = {"settings": settings, "wanted": wanted, "kept": kept, "discarded": discarded, "versions": versions}
-    with _published(directory / "recording.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(directory / "recording.json", content)
     return kept, discarded
+
+
+def _episodes(directory: Path) -> list[Path]:
+    return [directory / name for name in os.listdir(directory) if EPISODE.fullmatch(name)]
 
 
 def _count(directory: Path) -> tuple[int, int]:
     """Episodes in the folder, and the attempts that failed before them."""
     import h5py
 
-    kept = discarded = 0
-    for name in os.listdir(directory):
-        if EPISODE.fullmatch(name):
-            try:
-                with h5py.File(directory / name, "r") as file:
-                    discarded += int(file.attrs["discarded_attempts"])
-            except (OSError, KeyError) as error:
-                raise ValueError(
-                    f"{directory / name} is not an episode recorded here ({error}): remove it and record again"
-                ) from None
-            kept += 1
-    return kept, discarded
-
-
-def _remove_stale(directory: Path) -> None:
-    """Removes temporary files left by writers of this machine that are no longer alive."""
-    leftover = re.compile(rf"\..*\.{re.escape(socket.gethostname())}\.(\d+)\.tmp")
-    for name in os.listdir(directory):
-        match = leftover.fullmatch(name)
-        if match and not _alive(int(match[1])):
-            (directory / name).unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it lives, and is another user's
-        return True
-    return True
+    discarded, paths = 0, _episodes(directory)
+    for path in paths:
+        try:
+            with h5py.File(path, "r") as file:
+                discarded += int(file.attrs["discarded_attempts"])
+        except (OSError, KeyError) as error:
+            raise ValueError(f"{path} is not an episode recorded here ({error}): move it out of this folder") from None
+    return len(paths), discarded

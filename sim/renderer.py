@@ -1,4 +1,4 @@
-"""Off-screen frames of a MuJoCo scene. OpenGL is first touched when a `Renderer` is made."""
+"""Render frames of a MuJoCo scene off-screen. OpenGL is loaded by the first `Renderer`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import weakref
 import mujoco
 import numpy as np
 
-MOST_GEOMS = 1000  # of the scene and its decorations; these scenes have about a hundred
+MOST_GEOMS = 1000  # of the scene and its decorations; the ALOHA scenes have about a hundred
 
 
 class Renderer:
-    """Renders fixed cameras of one scene in one size, always with the same flags.
+    """Render fixed cameras of one scene in one size, always with the same flags.
 
     Raises:
         ValueError: the library that MUJOCO_GL names, or EGL and else OSMesa, cannot render here.
@@ -22,8 +22,8 @@ class Renderer:
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int, shadows: bool) -> None:
         self._model = model
-        self._gl = None  # nothing to close yet, should the next lines fail
-        # The scene's own buffer is 640×480; larger frames need a larger one before the context is made.
+        self._gl = None  # nothing to close yet if the next lines fail
+        # The scene's own buffer is 640×480; larger frames need a larger one before the context is created.
         model.vis.global_.offheight = max(model.vis.global_.offheight, height)
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
         self._gl = _create_context(model.vis.global_.offheight, model.vis.global_.offwidth)
@@ -34,13 +34,13 @@ class Renderer:
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
         self._option = mujoco.MjvOption()
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
-        # mujoco.egl shuts the display down at exit, and contexts must be gone by then: atexit calls the
-        # newest first.
+        # mujoco.egl closes the display at exit, and contexts must be freed before; atexit calls the newest function
+        # first.
         atexit.register(_close_living, weakref.ref(self))
 
     def render(self, data: mujoco.MjData, camera: str) -> np.ndarray:
         """The camera's view of `data`: (height, width, 3) uint8, first row on top."""
-        self._gl.make_current()  # another renderer of this process may have drawn meanwhile
+        self._gl.make_current()  # another renderer of this process may have been used since
         view = mujoco.MjvCamera()
         view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         view.fixedcamid = self._model.camera(camera).id
@@ -51,9 +51,9 @@ class Renderer:
         return frame[::-1].copy()  # OpenGL's first row is the lowest
 
     def close(self) -> None:
-        """Frees the frame buffers; calling it again does nothing."""
+        """Free the frame buffers; calling it again does nothing."""
         if self._gl is not None:
-            # Buffers are numbered in each context alike: freed in another renderer's, they would be its own.
+            # Contexts number their buffers alike: in the context of another renderer, its buffers would be freed.
             self._gl.make_current()
             self._context.free()
             self._gl.free()
@@ -78,11 +78,11 @@ def _create_context(height: int, width: int):
         if library == "egl":
             from mujoco.egl import GLContext
 
-            GLContext._context = None  # its __del__ reads this even when __init__ failed, and complains aloud
+            GLContext._context = None  # its __del__ reads this even when __init__ failed, and prints an error
         else:
             from mujoco.osmesa import GLContext
         return GLContext(width, height)
-    # PyOpenGL tells of a missing library by an ImportError, an AttributeError, a GLError …
+    # PyOpenGL reports a missing library as ImportError, AttributeError, GLError …
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         other = "osmesa (libosmesa6)" if library == "egl" else "egl (libegl1)"
@@ -93,7 +93,7 @@ def _create_context(height: int, width: int):
 
 
 def _loads(library: str) -> bool:
-    # Asked before PyOpenGL is imported, which binds to one library for the life of the process.
+    # Tested before the import of PyOpenGL, which binds to one library until the process ends.
     try:
         ctypes.CDLL(library)
     except OSError:

@@ -1,4 +1,4 @@
-"""Rolls a policy out in the simulator on seeds it has not seen, and scores it.
+"""Roll a policy out in the simulator on unseen seeds, and compute its success rates.
 
 Shapes: T control steps, Q = 16 arm joints and fingers + 7 a free body.
 """
@@ -21,7 +21,7 @@ from sim.workers import progress, run
 
 class Policy(Protocol):
     def reset(self) -> None:
-        """Forgets the last episode."""
+        """Begin a new episode."""
 
     def __call__(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         """Joint targets (14,) for an observation of `sim.aloha`."""
@@ -30,17 +30,13 @@ class Policy(Protocol):
 @dataclasses.dataclass
 class EpisodeResult:
     seed: int
-    success: bool
-    """reward 4 was reached at some step: the standard criterion"""
-    strict_success: bool
-    """the goal still held at the last step"""
-    steps_to_success: int | None
-    """control steps until reward 4 was first reached"""
+    success: bool  # reward 4 was reached at some step: the standard criterion
+    strict_success: bool  # the goal still held at the last step
+    steps_to_success: int | None  # control steps until reward 4 was first reached
     max_reward: int
-    episode_return: int
-    """sum of the rewards of all steps"""
+    episode_return: int  # sum of the rewards of all steps
+    # (T + 1, Q) simulator positions; only of the episodes to film
     trajectory: np.ndarray | None = dataclasses.field(default=None, repr=False)
-    """(T + 1, Q) simulator positions, kept for the episodes to be filmed"""
 
 
 def rollout(
@@ -54,13 +50,16 @@ def rollout(
 ) -> list[EpisodeResult]:
     """Results of the episodes with seeds seed … seed + num_episodes - 1, in this order.
 
-    `make_policy` is called once in each worker process, so it must pickle: a function of a module, or a
-    `functools.partial` of one. `num_workers` None takes a process for each core, 0 runs in this one. Their
-    number changes no result, provided the policy acts on its observations since `reset` alone.
-    The first `film_episodes` results carry the trajectory that `sim.film` draws.
+    The number of workers changes no result, provided that the policy depends only on its observations since `reset`.
+
+    Args:
+        make_policy: Called once in each worker process, so it must pickle: a function of a module, or a
+            `functools.partial` of one.
+        num_workers: None takes a process for each core, 0 runs in this one.
+        film_episodes: How many results, the first ones, get a trajectory for `sim.film`.
 
     Raises:
-        ValueError: a seed out of range, the simulator is missing, or the policy's action is unusable.
+        ValueError: A seed is out of range, the simulator is missing, or the policy's action is no valid one.
     """
     if num_episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {num_episodes}")
@@ -102,21 +101,17 @@ def _episode(environment, policy: Policy, seed: int, keep_trajectory: bool) -> E
 
 
 def score(results: Sequence[EpisodeResult]) -> dict[str, float | int | None]:
-    """Success rates with their Wilson 95 % intervals, ready for JSON; every episode counts."""
+    """Success rates with their Wilson 95 % intervals, as JSON values."""
     episodes = len(results)
     assert episodes, "score needs at least one episode"
-    successes = sum(result.success for result in results)
-    strict = sum(result.strict_success for result in results)
-    low, high = wilson_interval(successes, episodes)
-    strict_low, strict_high = wilson_interval(strict, episodes)
+    scores = {}
+    for name in ("success", "strict_success"):
+        successes = sum(getattr(result, name) for result in results)
+        low, high = wilson_interval(successes, episodes)
+        scores |= {f"{name}_rate": successes / episodes, f"{name}_low": low, f"{name}_high": high}
     steps = [result.steps_to_success for result in results if result.steps_to_success is not None]
     return {
-        "success_rate": successes / episodes,
-        "success_low": low,
-        "success_high": high,
-        "strict_success_rate": strict / episodes,
-        "strict_success_low": strict_low,
-        "strict_success_high": strict_high,
+        **scores,
         "mean_steps_to_success": sum(steps) / len(steps) if steps else None,
         "mean_max_reward": sum(result.max_reward for result in results) / episodes,
         "mean_return": sum(result.episode_return for result in results) / episodes,

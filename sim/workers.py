@@ -1,7 +1,7 @@
-"""Runs the episodes of a recording or a scoring on several processes.
+"""Run the episodes of a recording or an evaluation on several processes.
 
-A worker is a fresh interpreter: it inherits no OpenGL context, no lock and no GPU state. `__main__` is
-imported again there, so a script that starts workers needs the `if __name__ == "__main__":` guard.
+A worker is a fresh interpreter: it inherits no OpenGL context, no lock and no GPU state. It imports `__main__` again,
+so a script that starts workers needs the `if __name__ == "__main__":` guard.
 """
 
 from __future__ import annotations
@@ -10,139 +10,95 @@ import multiprocessing
 import os
 import signal
 import sys
-import traceback
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import Any
 
-# One thread a worker, in array libraries and in Mesa's software OpenGL: with a worker on every core, more
+from tqdm import tqdm
+
+# One thread per worker, in array libraries and in Mesa's software OpenGL: with a worker on every core, more
 # threads only make the workers wait for one another.
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "LP_NUM_THREADS": "1",
-}
+ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS")
 
 Start = Callable[[], Callable[[Any], Any]]
 
 
-def default_workers() -> int:
-    """One worker for each core this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def run(start: Start, tasks: Sequence[Any], num_workers: int | None = None) -> Iterator[tuple[Any, Any]]:
-    """Yields (task, result) as the tasks complete, in any order.
+    """Yield (task, result) in the order of completion.
 
-    `start` is called once in each worker and returns the function that does a task; both it and the tasks
-    must pickle. `num_workers` 0 does everything in this process, None takes a worker for each core. Closing
-    the iterator, or an error, ends all workers at once.
+    Closing the iterator, or an error, ends all workers at once.
+
+    Args:
+        start: Called once in each worker; returns the function that does a task. It and the tasks must pickle.
+        num_workers: 0 does everything in this process; None takes a worker for each core that this process may use.
 
     Raises:
-        ValueError: a task raised it (or an OSError): its message.
-        RuntimeError: a task raised something else, its traceback in the message, or a worker died.
+        ValueError: A task raised it, or an OSError.
+        RuntimeError: A worker died. Other errors of a task are raised as they are.
     """
     if num_workers is not None and num_workers < 0:
         raise ValueError(f"the number of simulator processes must be at least 0, got {num_workers}")
-    count = min(default_workers() if num_workers is None else num_workers, len(tasks))
+    count = min(len(os.sched_getaffinity(0)) if num_workers is None else num_workers, len(tasks))
     if count == 0:
         work = start() if tasks else None
         for task in tasks:
             yield task, work(task)
         return
-    context = multiprocessing.get_context("spawn")
-    processes: dict[Connection, BaseProcess] = {}
+    others = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start_worker)
     try:
-        with _environment(ONE_THREAD):
-            for _ in range(count):
-                ours, theirs = context.Pipe()
-                processes[ours] = context.Process(target=_serve, args=(start, theirs), daemon=True)
-                processes[ours].start()
-                theirs.close()  # so that reading from `ours` ends when the worker dies
-        yield from _dispatch(processes, list(tasks))
+        with environment_variables({name: "1" for name in ONE_THREAD if name not in os.environ}):
+            futures = {executor.submit(_work, start, task): task for task in tasks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except OSError as error:
+        raise ValueError(str(error)) from error
     finally:
-        for process in processes.values():
-            if process.pid is not None:
-                process.terminate()
-                process.join()
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        executor.shutdown(cancel_futures=True)
 
 
-def _dispatch(processes: dict[Connection, BaseProcess], waiting: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Gives a worker its next task when it reports the last one, so a slow task holds up no other."""
-    waiting.reverse()
-    running: dict[Connection, Any] = {}
-
-    def hand_out(connection: Connection) -> None:
-        if waiting:
-            running[connection] = waiting.pop()
-            with suppress(BrokenPipeError):  # a dead worker is found when its result is read
-                connection.send(running[connection])
-
-    for connection in processes:
-        hand_out(connection)
-    while running:
-        for connection in wait(list(running)):
-            task = running.pop(connection)
-            try:
-                outcome, value = connection.recv()
-            except (EOFError, ConnectionResetError):
-                processes[connection].join()
-                code = processes[connection].exitcode
-                raise RuntimeError(f"a simulator process died (exit code {code})") from None
-            if outcome == "error for people":
-                raise ValueError(value)
-            if outcome == "error":
-                raise RuntimeError(f"a simulator process failed:\n{value}")
-            hand_out(connection)
-            yield task, value
-
-
-def _serve(start: Start, connection: Connection) -> None:
-    """A worker's whole life: tasks come in, results go out, until the parent ends it."""
-    # Ctrl-C reaches every process of the terminal; the parent alone handles it, and ends its workers.
+def _start_worker() -> None:
+    # Ctrl-C reaches every process of the terminal; only the parent handles it, and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    work = None
-    with suppress(EOFError, BrokenPipeError):  # the parent is gone
-        while True:
-            task = connection.recv()
-            try:
-                if work is None:
-                    work = start()
-                    if "torch" in sys.modules:
-                        sys.modules["torch"].set_num_threads(1)
-                message = ("done", work(task))
-            except (ValueError, OSError) as error:
-                message = ("error for people", str(error))
-            except Exception:
-                message = ("error", traceback.format_exc())
-            connection.send(message)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(start: Start, task: Any) -> Any:
+    global _function
+    if _function is None:
+        _function = start()
+    return _function(task)
+
+
+_function: Callable[[Any], Any] | None = None  # of this worker, from its first task on
 
 
 def progress(results: Iterator[Any], total: int, verb: str, report: Callable[[str], None]) -> Iterator[Any]:
-    """Passes results on and says how many there were: a bar on a terminal, ten plain lines in a log."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(results, total=total, desc=verb, unit="episode")
-        return
-    for count, result in enumerate(results, 1):
-        if count * 10 // total > (count - 1) * 10 // total:
+    """Pass results on and report their number: a bar on a terminal, ten lines in a log."""
+    has_bar = sys.stderr.isatty()
+    for count, result in enumerate(tqdm(results, verb, total, unit="episode", disable=not has_bar), 1):
+        if not has_bar and count * 10 // total > (count - 1) * 10 // total:
             report(f"{verb} {count} of {total} episodes")
         yield result
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables for processes started meanwhile; a user's own values stay."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
+def environment_variables(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables in this block, and for the processes that it starts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for name in added:
+        for name in values:
             del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if value is not None})

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ os.umask(MASK)
 FSYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file through a temporary file and one rename: readers see the old text or the new one.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file to write, which gets the name `path` by one rename at the end, or is deleted after an error.
 
     Raises:
         OSError: the disk refuses it, or there is a folder of that name.
@@ -31,15 +33,19 @@ def write_text(path: Path, text: str) -> None:
         raise IsADirectoryError(errno.EISDIR, "is a folder, but a file must be written there; move it away", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as `replacing` does: readers see the old text or the new one."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

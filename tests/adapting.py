@@ -7,6 +7,7 @@ import torch
 
 import models.act
 import models.auto
+import models.gpt
 
 
 @dataclass
@@ -66,12 +67,16 @@ VIT = {
     "image_size": 32,
     "patch_size": 8,
 }
-MODULES = {"act": models.act, "llama": models.auto, "vit": models.auto}
+GPT = {"n_layer": 1, "n_head": 2, "n_embd": 64, "block_size": 8, "vocab_size": 96, "tie_head": False}
+MODULES = {"act": models.act, "gpt": models.gpt, "llama": models.auto, "vit": models.auto}
+HEADS = {"act": "head", "gpt": "head", "llama": "lm_head", "vit": "classifier"}
 DIMS = {"state_dim": 6, "action_dim": 3, "chunk_size": 5, "num_images": 0, "image_height": 0, "image_width": 0}
 
 
 def config_of(name, **changes):
-    """A tiny network of each kind: our own policy, a language model and an image classifier of transformers."""
+    """A tiny network of each kind: a policy and a language model of Keel, and a language and a vision model."""
+    if name == "gpt":
+        return models.gpt.Config(**{**GPT, **changes})
     if name == "act":
         return models.act.Config(**{**ACT, **DIMS, **changes})
     if name == "llama":
@@ -83,6 +88,12 @@ def process_of(**settings):
     return dataclasses.replace(Process(), **settings)
 
 
+def plain(name, **changes):
+    """The network of `config_of`, not adapted."""
+    torch.manual_seed(0)
+    return MODULES[name].build(config_of(name, **changes), process_of())
+
+
 def batch_of(name):
     generator = torch.Generator().manual_seed(7)
     if name == "act":
@@ -91,7 +102,7 @@ def batch_of(name):
             "actions": torch.randn(2, 5, 3, generator=generator),
             "is_pad": torch.arange(5) >= torch.tensor([[5], [3]]),
         }
-    if name == "llama":
+    if name in ("gpt", "llama"):
         tokens = torch.randint(0, 96, (2, 7), generator=generator)
         return {"input_ids": tokens, "labels": tokens}
     return {"pixel_values": torch.randn(2, 3, 32, 32, generator=generator), "labels": torch.tensor([0, 2])}
@@ -100,8 +111,10 @@ def batch_of(name):
 @torch.no_grad()
 def outputs(model, name):
     """Predictions in evaluation mode."""
-    found = model.eval()(**batch_of(name))
-    return found["actions"] if name == "act" else found["logits"]
+    batch = batch_of(name)
+    if name == "gpt":
+        del batch["labels"]  # with labels it returns the loss alone
+    return model.eval()(**batch)["actions" if name == "act" else "logits"]
 
 
 def build_adapted(name, changes=None, **settings):
@@ -112,12 +125,13 @@ def build_adapted(name, changes=None, **settings):
 
 
 @torch.no_grad()
-def disturb(model):
-    """As if it had been trained: every weight that trains has moved."""
-    generator = torch.Generator().manual_seed(3)
+def disturb(model, size=0.05, seed=3):
+    """Move every weight that trains, as if the model had been trained."""
+    generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def trained(model):

@@ -20,8 +20,16 @@ def write_checkpoint(folder, run, batch=(8, 1, 1), step=STEP, total=TOTAL):
     position = {"steps_per_epoch": STEPS_PER_EPOCH, "samples_per_epoch": 200, "samples_per_step": 8, "steps_before": 0}
     callbacks = {"TrainerControl": {}, "data_position": position}
     state = {"global_step": step, "max_steps": total, "log_history": [], "stateful_callbacks": callbacks}
-    schedule = {"name": "constant", "taken": step, "metrics_seen": 0, "base_lrs": [], "last_rates": [], "curve": {}}
-    schedule["course"] = {"length": total, "total": total, "start": 0, "position": 0, "held": False}
+    mapping = {"length": total, "total": total, "start": 0, "position": 0, "frozen_after_end": False}
+    schedule = {
+        "name": "constant",
+        "step_count": step,
+        "metrics_seen": 0,
+        "base_lrs": [],
+        "last_rates": [],
+        "curve": {},
+    }
+    schedule["course"] = mapping
     interval = {"last_logged": step, "loss": 0.0, "followed_loss": 0.0, "followed_steps": 0, "terms": {}, "pending": {}}
     interval |= {"norms": [0, 0], "skipped": 0}
     files = {"trainer_state": state, "scheduler": schedule, "log_interval": interval, "optimizer": {}, "rng-0": {}}

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import numpy as np
 
@@ -61,3 +62,13 @@ def double(number):
     if number == 15:
         os.kill(os.getpid(), signal.SIGKILL)
     return 2 * number, os.getpid(), os.environ.get("OMP_NUM_THREADS")
+
+
+def sleeping():
+    return sleep
+
+
+def sleep(folder):
+    """Write a file named after this process, then work for longer than any test waits."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)

@@ -1,16 +1,16 @@
-"""Runs of `train.main` that take a fraction of a second: a perceptron on a few synthetic episodes.
+"""Runs of `train.main` that take a fraction of a second: an MLP on a few synthetic episodes.
 
-Twelve samples to train on and twelve held out; in batches of 4 an epoch has three steps.
+Twelve samples for training and twelve for evaluation; in batches of 4 an epoch has three steps.
 """
 
-import json
-
 import torch
-from demonstration_files import write_act_episode
+from demonstration_files import write_act_folder
+from run_results import metrics
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 import train
+from storage.checkpoints import step_of
 
 STEPS_PER_EPOCH = 3
 BASE = """\
@@ -32,45 +32,56 @@ per_device_eval_batch_size: 4
 
 
 class SmallRuns:
-    """Writes data and a base file under a folder once; calling it trains into `OUT` under that folder."""
+    """Writes data and a base file under a folder once; calling it trains into `OUT` under that folder.
+
+    Attributes:
+        out: the latest run; `log` and `checkpoints` read it by default.
+    """
 
     def __init__(self, folder):
-        self.folder = folder
-        for index in range(2):
-            write_act_episode(folder / "episodes" / f"episode_{index}.hdf5", steps=12, seed=index)
+        self.folder, self.out, self.count = folder, "out", 0
+        write_act_folder(folder / "episodes", (12, 12))
         task = f"dataset: {{name: demonstrations, path: {folder / 'episodes'}, eval_fraction: 0.5}}\n"
         (folder / "task.yaml").write_text(task)
         base = BASE.replace("TASK", str(folder / "task.yaml")).replace("CACHE", str(folder / "cache"))
         (folder / "base.yaml").write_text(base)
 
     def words(self, text="", out="out", **flags):
-        """The command line of a run whose training file is the base with `text` on top."""
+        """The command line of a run whose training file is the base with the lines of `text` on top.
+
+        If two lines have the same key, the later one counts.
+        """
         file = self.folder / f"{out}.yaml"
-        file.write_text(f"extends: {self.folder / 'base.yaml'}\n{text}\n")
+        lines = {line.partition(":")[0]: line for line in text.splitlines()}
+        file.write_text("\n".join([f"extends: {self.folder / 'base.yaml'}", *lines.values(), ""]))
         words = ["--training_config", str(file), "--output_dir", str(self.folder / out)]
         for name, value in flags.items():
             words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
         return words
 
     def __call__(self, text="", out="out", **flags):
+        self.out = out
         return train.main(self.words(text, out, **flags))
 
-    def log(self, key, out="out"):
-        """`{step: value}` of the lines of metrics.jsonl that have a key."""
-        lines = [json.loads(line) for line in (self.folder / out / "metrics.jsonl").read_text().splitlines()]
-        return {line["step"]: line[key] for line in lines if key in line}
+    def new(self, text="", **flags):
+        """Train into a folder that no other run has."""
+        self.count += 1
+        return self(text, f"new-{self.count}", **flags)
 
-    def checkpoints(self, out="out"):
-        return sorted(int(path.name.split("-")[1]) for path in (self.folder / out).glob("checkpoint-*"))
+    def log(self, key, out=None):
+        return metrics(self.folder / (out or self.out), key)
+
+    def checkpoints(self, out=None):
+        return sorted(step_of(path) for path in (self.folder / (out or self.out)).glob("checkpoint-*"))
 
 
 def weights(trainer):
-    """Copies of a trainer's weights as they are now."""
+    """Copies of a trainer's current weights."""
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
 class StopsAfter(TrainerCallback):
-    """Ends a training after a step; to be named in YAML."""
+    """Ends a training after a step; named in YAML, as the callbacks below."""
 
     def __init__(self, step):
         self.step = step
@@ -80,7 +91,7 @@ class StopsAfter(TrainerCallback):
 
 
 class Counts(TrainerCallback, ExportableState):
-    """How many steps it has seen, kept in checkpoints; to be named in YAML."""
+    """Counts steps; the count is saved in checkpoints."""
 
     def __init__(self):
         self.steps = 0
@@ -92,20 +103,24 @@ class Counts(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"steps": self.steps}}
 
 
-class Looks(TrainerCallback):
-    """What a training and its evaluations were seen with; to be named in YAML."""
+class Determinism(TrainerCallback):
+    """Records whether torch's deterministic algorithms were enabled in training."""
 
-    def __init__(self):
-        self.dtypes, self.deterministic = set(), None
-
-    def on_prediction_step(self, args, state, control, model=None, **kwargs):
-        self.dtypes |= {parameter.dtype for parameter in model.parameters()}
+    deterministic = None
 
     def on_step_end(self, args, state, control, **kwargs):
         self.deterministic = torch.are_deterministic_algorithms_enabled()
 
 
 def named(trainer, kind):
-    """A trainer's callback of a class; the module may have been imported twice, so the class's name decides."""
-    (found,) = (callback for callback in trainer.callback_handler.callbacks if type(callback).__name__ == kind.__name__)
-    return found
+    """A trainer's callback of a class, found by its name: this module may have been imported twice."""
+    (callback,) = (each for each in trainer.callback_handler.callbacks if type(each).__name__ == kind.__name__)
+    return callback
+
+
+def stop_workers(*loaders):
+    """End persistent workers; if the garbage collector finds their loader first, torch waits 5 s for each."""
+    for loader in loaders:
+        iterator = getattr(getattr(loader, "base_dataloader", loader), "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()

@@ -17,10 +17,10 @@ from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import COMPONENTS
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRIES = ("train", "eval", "prepare")
-ROOMS = ("loader", "models", "data", "trainer", "sim", "storage")
+ENTRIES = ("train", "eval", "predict", "prepare")
+ROOMS = ("loader", "models", "data", "metrics", "trainer", "sim", "serving", "storage")
 # room -> the rooms it may import besides itself
-MAY_IMPORT = {room: {"storage"} for room in ROOMS} | {"storage": set()}
+MAY_IMPORT = {room: {"storage"} for room in ROOMS} | {"data": {"storage", "metrics"}, "storage": set()}
 # Subpackages (and files) of a room, highest first: each may import those below it, none its equals or those above.
 LAYERS = {
     "loader": [["command_line"], ["output"], ["checks"], ["resume"], ["resolve"], ["sources"], ["schema"], ["errors"]],
@@ -202,8 +202,13 @@ def test_component_contract(section, name):
     for key in keys_of(module.Config).values():
         assert key.help, f"{section} {name}: `{key.name}` has no help text"
     assert frozenset(keys_of(ProcessArguments)) >= module.PROCESS_KEYS
-    needed = {"dataset": ("build", "check"), "model": ("build", "load", "PARTS"), "env": ("make",)}[section]
-    assert all(hasattr(module, function) for function in needed)
+    needed = {
+        "dataset": ("build", "check", "Processor"),
+        "model": ("build", "load", "PARTS"),
+        "loss": ("build",),
+        "env": ("make",),
+    }
+    assert all(hasattr(module, name) for name in needed[section])
 
 
 def test_every_component_is_found():
@@ -250,4 +255,4 @@ def test_the_wheel_contains_the_code_and_the_configuration_and_nothing_else(tmp_
     code = {str(path.relative_to(ROOT)) for path in house.files.values()}
     code |= {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py")}
     yaml = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
-    assert contents == code | yaml | {"train.py", "eval.py", "prepare.py", "configs/schema.json"}
+    assert contents == code | yaml | {"train.py", "eval.py", "predict.py", "prepare.py", "configs/schema.json"}

@@ -1,10 +1,8 @@
-"""Small text data sets as prepare.py would leave them, and runs on them through the command line."""
+"""Small text data sets as prepare.py writes them, and runs on them through the command line."""
 
-import json
 import shlex
 
 import numpy as np
-import torch
 from text_folders import write_text_folder
 
 import train
@@ -17,7 +15,7 @@ SMALL = (
 
 
 def write_set(folder, seed=0, tokens=(1200, 400), alphabet=ALPHABET):
-    """A character data set of a seeded text in which each letter says something of the next."""
+    """A character data set of a seeded text in which each letter depends on the one before."""
     from data.text.tokenizers import char_tokenizer
 
     generator = np.random.default_rng(seed)
@@ -30,14 +28,3 @@ def write_set(folder, seed=0, tokens=(1200, 400), alphabet=ALPHABET):
 def run(line, *more):
     """`python train.py LINE …` in this process."""
     return train.main([*shlex.split(line), *map(str, more), "--set", "report_to=none"])
-
-
-def metrics(folder, key):
-    """`{step: value}` of the lines of metrics.jsonl that have a key."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line[key] for line in lines if key in line}
-
-
-def same_weights(left, right):
-    left, right = left.model.state_dict(), right.model.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

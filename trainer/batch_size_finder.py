@@ -1,4 +1,4 @@
-"""The largest batch that fits, found by trying: the size doubles while real steps succeed, then all is as it was."""
+"""Find the largest batch that fits: the size doubles while real training steps succeed; all state is restored."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil  # accelerate requires it
 import torch
 import torch.distributed
 import transformers
@@ -19,114 +20,101 @@ from torch import nn
 
 from trainer.callbacks.throughput import peak_memory
 
-STEPS = 2  # the first makes the optimizer's state, the second has it all in memory at once
-USABLE = 0.5  # of the memory that is free; a prediction from peaks is rough, and a machine out of memory stops for all
+STEPS = 2  # the first creates the optimizer's state, the second has it all in memory at once
+USABLE = 0.5  # of the free memory: a prediction from peaks is rough, and running out of memory stops the machine
+OUT_OF_MEMORY = ("out of memory", "t allocate memory", "ALLOC_FAILED")  # in errors of torch's CPU allocator and cuBLAS
 
 
 class Trial(NamedTuple):
-    """One size, tried."""
+    """The result of a trial with one batch size."""
 
-    fits: bool
-    why: str  # if it does not fit
-    fixed_bytes: int  # gradients and optimizer state, which do not grow with the batch
+    failure: str | None  # None: the batch fits
+    fixed_bytes: int = 0  # gradients and optimizer state, which do not grow with the batch
 
 
 def tune_batch_size(trainer: transformers.Trainer, start: int, maximum: int) -> int:
-    """Samples per device and micro-batch: `start` doubled while `STEPS` training steps with it fit, up to `maximum`.
+    """Return the number of samples per device and micro-batch: `start`, doubled while `STEPS` training steps succeed.
 
     On a GPU a size fails by running out of memory. On a CPU, where that would end the process, the next size is not
-    tried if twice what this one's activations took would exceed half of the free memory. The data set bounds it too.
-    If `start` does not fit, it is halved instead. The model, optimizer, gradients, random numbers and the data's order
-    are afterwards bit for bit what they were; the trainer's arguments are left for the caller to change.
+    tried if twice the memory of this one's activations would exceed half of the free memory. If `start` does not fit,
+    it is halved instead. The size never exceeds `maximum` or the number of samples. Afterwards the model, optimizer,
+    gradients, random numbers and the data's order are bit for bit what they were; the caller changes the trainer's
+    arguments.
 
     Args:
-        trainer: Has not trained yet; `new_optimizer(model, args)` makes the optimizer of the trial steps.
+        trainer: Has not trained yet; `new_optimizer(model, args)` builds the optimizer of the trials.
 
     Raises:
-        ValueError: the sizes make no sense, the data set has no length, or not even one sample fits.
+        ValueError: the sizes are not in order, the data set has too few samples, or not even one sample fits.
     """
     samples = _samples(trainer, start, maximum)
     bound = min(maximum, samples)
-    size, best, why = min(start, bound), 0, ""
-    memory = _Memory(trainer.args.device, _local_processes())
+    size, best, reason = min(start, bound), 0, ""
+    memory = Memory(trainer.args.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     with restored(trainer.model):
-        while True:
+        while not best and size:  # until a batch fits
             trial = _try(trainer, size)
-            if not trial.fits:
-                why = trial.why
-                if best or size == 1:
-                    break
-                size //= 2
-                continue
-            grew, best = best > 0 or not why, size
-            if not grew:
-                break  # halved until it fitted
-            if 2 * size > bound:
-                why = f"at most {maximum} were asked for" if bound == maximum else f"the data set has {samples}"
-                break
-            why = memory.refuses(trial.fixed_bytes) or ""
-            if why:
-                break
-            size *= 2
-    best = _least(best, trainer.args.device)
+            best, reason = (0, trial.failure) if trial.failure else (size, reason)
+            size //= 2
+        while best and not reason:  # it was the first: larger ones may fit
+            if 2 * best > bound:
+                reason = f"at most {maximum} were asked for" if bound == maximum else f"the data set has {samples}"
+            elif not (reason := memory.limit_exceeded_by_twice(trial.fixed_bytes)):
+                trial = _try(trainer, 2 * best)
+                best, reason = (best, trial.failure) if trial.failure else (2 * best, "")
+    best = _minimum_over_processes(best, trainer.args.device)
     if not best:
-        raise ValueError(f"tune_batch_size: not even a batch of one sample fits ({why}); take a smaller model")
+        raise ValueError(f"tune_batch_size: not even a batch of one sample fits ({reason}); take a smaller model")
     if trainer.args.process_index == 0:
-        print(f"batch size {best} per device, found by trying: {why}", file=sys.stderr, flush=True)
+        print(f"batch size {best} per device, found by trying: {reason}", file=sys.stderr, flush=True)
     return best
 
 
 def _samples(trainer: transformers.Trainer, start: int, maximum: int) -> int:
-    """How many samples each process has."""
+    """The number of samples of each process."""
     if not 1 <= start <= maximum:
         raise ValueError(f"tune_batch_size: start {start} and maximum {maximum} need 1 <= start <= maximum")
-    try:
-        count = len(trainer.train_dataset)
-    except TypeError:
-        raise ValueError("tune_batch_size needs a training data set with a length; give the batch size") from None
-    samples = count // trainer.args.world_size
-    if not samples:
-        raise ValueError(
-            f"tune_batch_size: {count} training samples are too few for {trainer.args.world_size} processes"
-        )
-    return samples
+    count, processes = len(trainer.train_dataset), trainer.args.world_size
+    if count < processes:
+        raise ValueError(f"tune_batch_size: {count} training samples are too few for {processes} processes")
+    return count // processes
 
 
 def _try(trainer: transformers.Trainer, size: int) -> Trial:
-    """Trains `STEPS` steps with batches of `size`. What they leave in memory is let go before this returns."""
+    """Train `STEPS` steps with batches of `size`, and free the memory that they used."""
     try:
-        return Trial(True, "", _train(trainer, size))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        why = f"out of memory with {size}: {_first_line(error)}"
-    except RuntimeError as error:  # what torch's CPU allocator and cuBLAS raise
-        if not any(words in str(error) for words in ("out of memory", "t allocate memory", "ALLOC_FAILED")):
+        return Trial(None, _train(trainer, size))
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).strip() or type(error).__name__
+        is_known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not is_known and not any(words in text for words in OUT_OF_MEMORY):
             raise
-        why = f"out of memory with {size}: {_first_line(error)}"
+        failure = f"out of memory with {size}: {text.splitlines()[0]}"
     finally:
         trainer.model.zero_grad(set_to_none=True)
-    gc.collect()  # out of the handler: the error's traceback held the tensors
+    gc.collect()  # outside of the handler: the error's traceback held the tensors
     if trainer.args.device.type == "cuda":
         torch.cuda.empty_cache()
-    return Trial(False, why, 0)
+    return Trial(failure)
 
 
 def _train(trainer: transformers.Trainer, size: int) -> int:
-    """The steps of a training without its records; returns the bytes of gradients and optimizer state."""
+    """Train without logging; returns the bytes of gradients and optimizer state."""
     model, args = trainer.model, trainer.args
     optimizer = trainer.new_optimizer(model, args)
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
     fixed = 0
     for step in range(STEPS):
         model.train()
-        batch = trainer._prepare_inputs(collate(_fetch(trainer.train_dataset, step * size, size)))
+        samples = collate(_fetch(trainer.train_dataset, step * size, size))
+        (batch,) = trainer.transformed(iter([trainer._prepare_inputs(samples)]))
         with trainer.accelerator.autocast():
-            # Stock `compute_loss`: the trainer's own also keeps what it will log.
-            loss = transformers.Trainer.compute_loss(trainer, model, batch)
-        loss.mean().backward()
+            loss = trainer.compute_loss(model, batch)
+        loss.backward()
         optimizer.step()
-        state = (value for values in optimizer.state.values() for value in values.values())
-        gradients = (each.grad for group in optimizer.param_groups for each in group["params"])
-        fixed = sum(each.nbytes for each in [*state, *gradients] if isinstance(each, torch.Tensor))
+        state = [value for values in optimizer.state.values() for value in values.values()]
+        gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+        fixed = sum(value.nbytes for value in [*state, *gradients] if isinstance(value, torch.Tensor))
         optimizer.zero_grad(set_to_none=True)
     if args.device.type == "cuda":
         torch.cuda.synchronize(args.device)
@@ -134,47 +122,47 @@ def _train(trainer: transformers.Trainer, size: int) -> int:
 
 
 def _fetch(dataset: Any, first: int, count: int) -> Any:
-    """`count` samples as a loader would fetch them, but by plain numbers, so that no sampler moves."""
+    """Fetch `count` samples as a dataloader would, but by plain indices, so that no sampler advances."""
     indices = [index % len(dataset) for index in range(first, first + count)]
     together = getattr(dataset, "__getitems__", None)
     return together(indices) if together else [dataset[index] for index in indices]
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _minimum_over_processes(size: int, device: torch.device) -> int:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return size
+    minimum = torch.tensor(size, device=device)
+    torch.distributed.all_reduce(minimum, torch.distributed.ReduceOp.MIN)
+    return int(minimum)
 
 
 # ---- memory of a CPU ----
 
 
-class _Memory:
+class Memory:
     """Predicts from the peaks of the trials so far whether the next fits in this process's share of the memory."""
 
     def __init__(self, device: torch.device, processes: int):
         self.device = device
-        self.bounded = device.type == "cpu"
-        if self.bounded:
+        self.is_limited = device.type == "cpu"
+        if self.is_limited:
             forget_peak()
-        self.before = resident_bytes() if self.bounded else 0
-        self.usable = USABLE * available_bytes() / processes if self.bounded else 0.0
+            self.before, self.usable = resident_bytes(), USABLE * available_bytes() / processes
 
-    def refuses(self, fixed_bytes: int) -> str | None:
-        """Why twice the last batch would be too much, or None."""
-        if not self.bounded:
-            return None
+    def limit_exceeded_by_twice(self, fixed_bytes: int) -> str:
+        """Return why twice the last batch would not fit; empty: it does, or only trying can tell."""
+        if not self.is_limited:
+            return ""
         taken = peak_memory(self.device) - self.before
         needed = fixed_bytes + 2 * max(0, taken - fixed_bytes)
         if needed <= self.usable:
-            return None
+            return ""
         return f"twice as many would take {needed / 2**20:.0f} MB of the {self.usable / 2**20:.0f} MB that may be used"
 
 
 def resident_bytes() -> int:
-    """Bytes of memory this process holds now; its peak where the system does not say."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return peak_memory(torch.device("cpu"))
+    """Bytes of memory that this process holds now."""
+    return psutil.Process().memory_info().rss
 
 
 def forget_peak() -> None:
@@ -185,46 +173,25 @@ def forget_peak() -> None:
 
 def available_bytes() -> int:
     """Bytes that can be taken without swapping, within the control group (container, Slurm job) if there is one."""
-    try:
-        import psutil
-
-        free = psutil.virtual_memory().available
-    except ImportError:
-        meminfo = Path("/proc/meminfo")
-        lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-        kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-        free = 1024 * kilobytes[0] if kilobytes else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = psutil.virtual_memory().available
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
         free = min(free, int(limit.read_text()) - int(used.read_text()))
     return max(0, free)
 
 
-def _local_processes() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _least(size: int, device: torch.device) -> int:
-    """The smallest of all processes' sizes: they train in step."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return size
-    least = torch.tensor(size, device=device)
-    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-    return int(least)
-
-
-# ---- as it was ----
+# ---- restoring ----
 
 
 @contextlib.contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Whatever is done to the model and the random number generators inside is undone, bit for bit."""
+    """Undo, bit for bit, what is done inside to the model and to the random number generators."""
     undo = [_keep_random_numbers(), _keep_model(model)]
     try:
         yield
     finally:
-        for each in undo:
-            each()
+        for restore in undo:
+            restore()
 
 
 def _keep_random_numbers() -> Callable[[], None]:
@@ -242,16 +209,16 @@ def _keep_random_numbers() -> Callable[[], None]:
 
 
 def _keep_model(model: nn.Module) -> Callable[[], None]:
-    """Trainable weights and buffers are copied to the host, so that the GPU's memory is measured without the copies.
+    """Copy trainable weights and buffers to the host, so that the GPU's memory is measured without the copies.
 
-    Modules get back their own attributes too: training or evaluation mode, and counters a forward may keep.
+    The attributes of modules are restored, too: training or evaluation mode, and counters of their forward.
     """
-    trained = [each for each in model.parameters() if each.requires_grad]
-    tensors = [(each, each.detach().to("cpu", copy=True)) for each in [*trained, *model.buffers()]]
-    gradients = [(each, each.grad) for each in trained]
-    attributes = [(each, dict(vars(each)), dict(each._buffers)) for each in model.modules()]
-    for each, _ in gradients:
-        each.grad = None
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    tensors = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in [*trained, *model.buffers()]]
+    gradients = [(parameter, parameter.grad) for parameter in trained]
+    attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    for parameter in trained:
+        parameter.grad = None
 
     @torch.no_grad()
     def undo() -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from transformers import TrainerCallback
 
 from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.metric_names import metric_or_error
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
+from trainer.evaluator import EvalScores
 from trainer.hf_patches import no_on_evaluate
-from trainer.optimization.lr_scheduler import Schedule
-from trainer.optimization.lr_scheduler_config import is_training_loss
 
 
 class EvaluationInterrupted(Exception):
@@ -24,33 +25,25 @@ class EvaluationInterrupted(Exception):
 class Evaluation:
     """Several sets in one event, averaged weights, named loss terms, metrics that the data derives from the loss."""
 
-    def add_eval_terms(self, outputs: Any) -> None:
-        """Collect the named loss terms of one evaluation batch over all processes."""
-        terms = outputs.get("losses") if isinstance(outputs, dict) else None
-        if self.eval_terms is None or not terms:
-            return
-        names = sorted(terms)
-        values = torch.stack([terms[name].detach().float() for name in names])
-        # Every sample counts with its batch's mean, so that a short last batch has the right weight.
-        gathered = self.gather_function(values.repeat(self.args.eval_batch_size, 1))
-        self.eval_terms.append(dict(zip(names, gathered.double().sum(0).tolist(), strict=True)) | {"": len(gathered)})
+    def add_eval_batch(self, batch: Mapping[str, Any], loss: torch.Tensor, outputs: Any) -> None:
+        """Add one batch of an evaluation to its losses and metrics."""
+        if self.eval_scores is not None:
+            self.eval_scores.add(batch, loss, outputs)
 
-    def with_terms(self, run: Callable[[], Any], prefix: str) -> Any:
-        """Run an evaluation loop, and add to its metrics the named loss terms and what the data derives from the loss.
+    def with_scores(self, run: Callable[[], Any], dataloader: Any, prefix: str) -> Any:
+        """Run an evaluation loop, and add to its metrics the losses and what the data's metric computes.
 
         Args:
-            run: transformers' own loop.
+            run: transformers' own loop over `dataloader`.
             prefix: `eval`, or `eval_<set>` of one of several sets.
         """
-        self.eval_terms = []
+        metric = self.settings.metrics.get(prefix)
+        counted = getattr(getattr(dataloader, "batch_sampler", None), "counted", None)
+        self.eval_scores = EvalScores(self.loss_terms, metric, counted)
         output = run()
-        samples = sum(terms[""] for terms in self.eval_terms)
-        for name in sorted({name for terms in self.eval_terms for name in terms} - {""}):
-            output.metrics[f"{prefix}_loss_{name}"] = sum(terms.get(name, 0.0) for terms in self.eval_terms) / samples
-        self.eval_terms = None
-        if self.settings.metrics is not None and f"{prefix}_loss" in output.metrics:
-            further = self.settings.metrics(prefix.removeprefix("eval_"), output.metrics[f"{prefix}_loss"])
-            output.metrics.update({f"{prefix}_{name}": value for name, value in further.items()})
+        scores = self.eval_scores.compute(partial(self.accelerator.reduce, reduction="sum"))
+        self.eval_scores = None
+        output.metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
         return output
 
     def evaluate_sets(
@@ -89,6 +82,14 @@ class Evaluation:
         self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def score_test(self) -> dict[str, float]:
+        """Score the test sets with the model that the run ends with; nothing is chosen by these scores."""
+        scores: dict[str, float] = {}
+        with self._without(EarlyStopping, ModelCheckpoint), self.averaged():
+            for prefix, dataset in self.settings.test_datasets.items():
+                scores |= transformers.Trainer.evaluate(self, dataset, metric_key_prefix=prefix)
+        return scores
+
     def evaluate_in_training(self, run: Callable[[], dict[str, float]], skip_scheduler: bool) -> dict[str, float]:
         """Run an evaluation of the training loop and pass its metrics to a plateau schedule.
 
@@ -100,16 +101,17 @@ class Evaluation:
             with self._without(EarlyStopping, ModelCheckpoint):
                 return run()
         metrics = run()
-        if not skip_scheduler:
+        if skip_scheduler:
+            self.model_checkpoint.check_monitors()
+        else:
             self._show_to_schedule(metrics)
         return metrics
 
     def _show_to_schedule(self, metrics: Mapping[str, float]) -> None:
         """Give a plateau schedule its metric, if that is one of an evaluation."""
-        schedule = self.lr_scheduler
-        wanted = schedule.needs_metric if isinstance(schedule, Schedule) else None
-        if wanted is not None and not is_training_loss(wanted):
-            schedule.observe(metrics[metric_or_error(wanted, metrics, "scheduler.monitor")])
+        wanted = self.plan.needs_metric
+        if wanted is not None and not self.plan.follows_training_loss:
+            self.lr_scheduler.observe(metrics[metric_or_error(wanted, metrics, "scheduler.monitor")])
 
     @contextlib.contextmanager
     def _without(self, *kinds: type[TrainerCallback]) -> Iterator[None]:

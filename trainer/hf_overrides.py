@@ -24,6 +24,7 @@ from trainer.dataloading.indexed import IndexedCollate
 from trainer.dataloading.resume_position import start_at
 from trainer.evaluation import Evaluation
 from trainer.hf_patches import no_argument_comparison, start_by_position
+from trainer.loss_terms import StepShares, outputs_with_loss
 from trainer.optimization_setup import OptimizationSetup
 from trainer.step_boundary import StepBoundary
 
@@ -40,9 +41,9 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         self.check_sharding()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Without it: parameter groups, optimizers of torch.optim and their options would not exist."""
+        """Without it: DeepSpeed, which drops the optimizer that was built, would train with transformers' default."""
         if self.optimizer is None:
-            self.optimizer = self.first_optimizer(self.model if model is None else model)
+            self.optimizer = self.built_optimizer
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -117,9 +118,21 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         return self.collate_function(data_collator, is_training=(description or "").lower() == "training")
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """Without it: time spent waiting for data would be counted as training time."""
-        with self.meter.waiting():
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        """Without it: waiting for data would be counted as training time, and no batch would be transformed."""
+        meter = self.meter
+        began = meter.clock()
+        if meter.began is None:
+            meter.began = began
+        if self.settings.train_transform is not None:
+            epoch_iterator = self.transformed(epoch_iterator)
+        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
+        meter.waited_s += meter.clock() - began
+        return batches
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> StepShares:
+        """Without it: only the labels of transformers' own models would be counted, and any other loss would be a mean
+        over micro-batches, which weighs items by the size of their micro-batch."""
+        return self.step_shares(batch_samples, device)
 
     # ---- one step ----
 
@@ -137,12 +150,13 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Without it: named loss terms would not be logged, and a loss that is not finite would reach the weights."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        terms = outputs.get("losses") if isinstance(outputs, dict) else None
-        if model.training:
-            loss = self.guard.protect(loss, terms)
-            if terms:
-                self.train_terms.add(terms)
+        if self.settings.loss is not None:
+            outputs = outputs_with_loss(model, inputs, self.settings.loss)
+            loss = outputs["loss"]
+        else:
+            loss, outputs = super().compute_loss(model, inputs, True)  # a mean over the items of this micro-batch
+        if isinstance(num_items_in_batch, StepShares):
+            loss = self.share_of_step(loss, outputs, num_items_in_batch.next())
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
@@ -199,7 +213,10 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
             start_time,
             learning_rate,
         )
-        self.end_step(run, grad_norm, learning_rate)
+        if self.has_boundary_work():
+            self.end_step(run, grad_norm, learning_rate)
+        else:
+            run()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Without it: checkpoints would be written in place, without manifest, and pickled."""
@@ -227,13 +244,13 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        self.add_eval_terms(outputs)
-        return loss.detach().mean(), None, None
+        self.add_eval_batch(inputs, loss, outputs)
+        return None, None, None
 
-    def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
-        """Without it: an evaluation would report no named loss terms and no metrics of the data."""
-        run = partial(super().evaluation_loop, *arguments, metric_key_prefix=metric_key_prefix, **options)
-        return self.with_terms(run, metric_key_prefix)
+    def evaluation_loop(self, dataloader: Any, *arguments: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
+        """Without it: an evaluation would be a mean over batches, without named loss terms and the data's metrics."""
+        run = partial(super().evaluation_loop, dataloader, *arguments, metric_key_prefix=metric_key_prefix, **options)
+        return self.with_scores(run, dataloader, metric_key_prefix)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,21 @@ import torch
 from torch import nn
 from transformers.trainer_callback import TrainerState
 
+from trainer.callbacks.metric_names import required_direction
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.trainer_io import check_shapes
 from trainer.dataloading.resume_position import KEY as POSITION
 from trainer.dataloading.resume_position import DataPosition, stored_position
-from trainer.optimization.hparam_changes import OptimizerPlan, changed_options, load_earlier_state
+from trainer.optimization.hparam_changes import changed_options, load_earlier_state
 from trainer.optimization.lr_scheduler import Schedule, check_plan, schedule_lines
 from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 from trainer.optimization.optimizers import build_optimizer
-from trainer.optimization.parameter_groups import group_rates, no_decay_lines, parameter_groups
+from trainer.optimization.parameter_groups import group_rates, parameter_groups
 from trainer.serialization import state_dict_io
 
 
 class OptimizationSetup:
     """What a run is optimized with, from its settings and, on resume, from its checkpoint."""
-
-    def first_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        if self.settings.no_decay_verbose and self.is_world_process_zero():
-            print("\n".join(no_decay_lines(self.model)), flush=True)
-        return self.new_optimizer(model, self.args)
 
     def new_optimizer(self, model: nn.Module, args: Any) -> torch.optim.Optimizer:
         """Build the named optimizer over the model's parameter groups."""
@@ -43,38 +40,36 @@ class OptimizationSetup:
             parts=settings.parts,
         )
 
-    def _optimizer_plan(self) -> OptimizerPlan:
-        return OptimizerPlan(self.optimizer_name, self.settings.optimizer_options, self.settings.param_groups)
-
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return run_length(self.args, self._samples_per_epoch(self.train_dataset, self.args))[0]
 
     def check_resumable(self, checkpoint: Path) -> None:
-        """Check with a temporary optimizer and schedule that they can resume from a checkpoint.
+        """Check that the run can resume from a checkpoint, and compare its optimizer with this run's.
 
         Raises:
             ValueError: other parameter groups, another schedule, or weights of another shape.
         """
+        settings, optimizer, schedule = self.settings, self.optimizer, self.built_schedule
         with checkpoint_load_errors(checkpoint):  # another version of transformers may have written other keys
             TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        total, per_epoch = run_length(self.args, self._samples_per_epoch(self.train_dataset, self.args))
-        optimizer, stored = self.new_optimizer(self.model, self.args), state_dict_io.read(checkpoint, "scheduler")
+        stored = state_dict_io.read(checkpoint, "scheduler")
         if len(stored.get("base_lrs", ())) != len(optimizer.param_groups):
             raise ValueError(
                 f"{checkpoint} was trained with {len(stored.get('base_lrs', ()))} parameter groups, this run has "
                 f"{len(optimizer.param_groups)}; set back what is trained and how"
             )
+        schedule.plan = self.plan
         with checkpoint_load_errors(checkpoint, reraise=(ValueError,)):
-            Schedule(optimizer, self.plan, total, per_epoch).load_state_dict(stored)
+            schedule.load_state_dict(stored)
         if self.adapted is None or not self.adapted.has_constant_weights:
             check_shapes(checkpoint, self.model.state_dict())
-        if self.settings.earlier_optimizer is not None:
-            earlier = self.settings.earlier_optimizer
-            changed_options(earlier, self._optimizer_plan(), self.model, self.args, self.settings.parts)
+        if settings.earlier_optimizer is not None:
+            earlier = settings.earlier_optimizer.build(self.model, self.args, settings.parts)
+            self.changed_options = changed_options(earlier.param_groups, self.initial_groups)
 
-    def check_optimization(self, model: nn.Module, args: Any, samples: int) -> None:
-        """Check optimizer and schedule by building them once, before the run's folder is made.
+    def build_optimization(self, model: nn.Module, args: Any, samples: int) -> None:
+        """Build the optimizer and the schedule, before the run's folder is made.
 
         Args:
             samples: Samples of an epoch.
@@ -91,10 +86,11 @@ class OptimizationSetup:
                 "be reached"
             )
         try:
-            optimizer = self.new_optimizer(model, args)
+            self.built_optimizer = optimizer = self.new_optimizer(model, args)
+            self.initial_groups = [dict(group) for group in optimizer.param_groups]
             if self.settings.first_optimizer is not None:
                 load_earlier_state(optimizer, self.settings.first_optimizer)
-            Schedule(optimizer, self.plan, total, per_epoch)
+            self.built_schedule = Schedule(optimizer, self.plan, total, per_epoch)
         except (TypeError, ValueError, ImportError, RuntimeError, NotImplementedError) as error:
             if isinstance(error, ValueError) and "`" in str(error):
                 raise  # Keel's own error: it names what is wrong
@@ -142,7 +138,15 @@ class OptimizationSetup:
         return epochs, batches
 
     def first_scheduler(self, total_steps: int, optimizer: Any) -> Schedule:
-        schedule = Schedule(optimizer, self.plan, total_steps, self.steps_per_epoch)
+        """The schedule that was built with the Trainer, or a new one if the run has another length or optimizer now."""
+        schedule, self.built_schedule = self.built_schedule, None
+        unwrapped, length = getattr(optimizer, "optimizer", optimizer), (total_steps, self.steps_per_epoch)
+        if (
+            schedule is None
+            or schedule.optimizer is not unwrapped
+            or (schedule.total_steps, schedule.steps_per_epoch) != length
+        ):
+            schedule = Schedule(optimizer, self.plan, *length)
         schedule.steps_before = self.position.steps_before
         if self.resuming_from is None:
             self._show_schedule(schedule)
@@ -164,8 +168,10 @@ class OptimizationSetup:
         return group_rates(self.model, groups)
 
     def use_batch_size(self, size: int) -> None:
-        """Set the number of samples per device and micro-batch."""
+        """Set the number of samples per device and micro-batch, which changes the length of the schedule."""
         self.args.per_device_train_batch_size = self._train_batch_size = size
+        length = run_length(self.args, self._samples_per_epoch(self.train_dataset, self.args))
+        self.built_schedule = Schedule(self.optimizer, self.plan, *length)
 
 
 def updates_per_epoch(args: Any, samples: int) -> int:
@@ -180,6 +186,18 @@ def run_length(args: Any, samples: int) -> tuple[int, int]:
     """Optimizer steps of the whole run, and of an epoch of this many samples."""
     per_epoch = updates_per_epoch(args, samples)
     return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch), per_epoch
+
+
+def with_direction(plan: LRSchedulerConfig, directions: Mapping[str, str] | None) -> LRSchedulerConfig:
+    """A plateau schedule follows its metric in the direction that the metric declares, unless `mode` is given.
+
+    Raises:
+        ValueError: the direction is neither given nor known.
+    """
+    if plan.monitor is None or not plan.follows_metric or "mode" in plan.options:
+        return plan
+    mode = required_direction(plan.monitor, None, directions, "scheduler")
+    return dataclasses.replace(plan, options={**plan.options, "mode": mode})
 
 
 def plan_of(args: Any) -> LRSchedulerConfig:

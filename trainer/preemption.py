@@ -1,8 +1,8 @@
 """Preemption: a signal sets a flag, all processes agree at the end of a step, the state is saved, exit code 75.
 
-SIGTERM is what clusters and launchers send, SIGUSR1 what a job asks its scheduler to send before its time is up, SIGINT
-is Ctrl-C. While a run is set up nothing is lost by leaving at once; while it trains, a handler that saved would save a
-step's half.
+Clusters and launchers send SIGTERM, schedulers SIGUSR1 before a job's time limit if the job asks for it, Ctrl-C sends
+SIGINT. During set-up the process exits at once. During training the handler only sets a flag, because in the middle of
+a step the state is not consistent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 EXIT_CODE = 75  # sysexits' «temporary failure»: run it again
-INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+INTERRUPTED = 130  # as in shells: 128 + SIGINT
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -23,7 +23,7 @@ class Preempted(BaseException):
     """The run was preempted. Not an Exception, so that no error handler catches it.
 
     Attributes:
-        step: Of the checkpoint that holds the state; None: it had not begun to train.
+        step: Of the checkpoint with the state; None: training had not begun.
         saved: Whether that checkpoint could be written.
     """
 
@@ -31,37 +31,37 @@ class Preempted(BaseException):
         self.signal_name, self.step, self.saved = signal_name, step, saved
         super().__init__(self.line())
 
-    def line(self, goes_on_by_itself: bool = True) -> str:
-        """What the run says when it leaves.
+    def line(self, resumes_by_itself: bool = True) -> str:
+        """Return the line that the run prints when it exits.
 
         Args:
-            goes_on_by_itself: Whether the command that started it takes the newest checkpoint.
+            resumes_by_itself: Whether the command that started the run takes the newest checkpoint.
         """
         if not self.step:
             return f"preempted by {self.signal_name} before the first step: the same command starts again"
         if not self.saved:
             return f"preempted by {self.signal_name} at step {self.step}, which could not be saved"
-        how = "the same command resumes the run" if goes_on_by_itself else "resume with --resume_from_checkpoint auto"
+        how = "the same command resumes the run" if resumes_by_itself else "resume with --resume_from_checkpoint auto"
         return f"preempted by {self.signal_name} at step {self.step}: saved checkpoint-{self.step}; {how} from there"
 
 
-def leave_when_told() -> None:
-    """Until `Signals` takes over, a signal ends the process on the spot: nothing has begun that could be lost."""
-    for each in SIGNALS:
-        signal.signal(each, _leave)
+def exit_on_signal() -> None:
+    """Let signals end the process at once, until `Signals` replaces these handlers."""
+    for number in SIGNALS:
+        signal.signal(number, _exit)
 
 
-def _leave(number: int, frame: Any) -> None:
+def _exit(number: int, frame: Any) -> None:
     if os.environ.get("RANK", "0") == "0":
         os.write(1, f"{Preempted(signal.Signals(number).name)}\n".encode())
     os._exit(EXIT_CODE)
 
 
 class Signals:
-    """The handlers of a run, installed inside `with`; those of before come back after it.
+    """The signal handlers of a run, installed inside `with`; afterwards the previous ones are restored.
 
-    Outside of `deferred` a signal raises Preempted where the program stands; inside, it only sets `received`. The
-    second SIGINT ends the process on the spot.
+    Outside of `deferred` a signal raises Preempted; inside, it only sets `received`. The second SIGINT ends the process
+    at once.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self.before = {each: signal.signal(each, self._handle) for each in SIGNALS}
+            self.before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -90,7 +90,7 @@ class Signals:
             raise Preempted(self.received)
 
     def check(self) -> None:
-        """Raises Preempted where a signal has come; what it raised may have been lost in somebody's callback."""
+        """Raise Preempted if a signal was received; an earlier one may have been caught by other code."""
         if self.received is not None:
             raise Preempted(self.received)
 
@@ -105,15 +105,15 @@ class Signals:
 
 
 def ignore_signals() -> None:
-    """From now on nothing tells this process to stop but SIGKILL."""
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
+    """Ignore SIGNALS from now on."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class IgnoringSignals:
     """A `worker_init_fn` for dataloaders: workers end with training, not when the job's process group gets a signal.
 
-    The process that made them may still end them by SIGTERM, as torch and multiprocessing do with one that hangs.
+    Their parent can still end them with SIGTERM, as torch and multiprocessing do with workers that hang.
 
     Args:
         inner: Called as well; picklable, for workers that are not forked.
@@ -129,9 +129,9 @@ class IgnoringSignals:
 
 
 def obey_only_parent() -> None:
-    """In a child process: of SIGNALS only a SIGTERM from the parent counts, and ends it."""
-    for each in SIGNALS:
-        signal.signal(each, _nothing)  # not SIG_IGN, which would keep them from being waited for
+    """In a child process: of SIGNALS only a SIGTERM from the parent has an effect, and ends it."""
+    for number in SIGNALS:
+        signal.signal(number, _nothing)  # not SIG_IGN: `sigwaitinfo` cannot wait for ignored signals
     if not hasattr(signal, "sigwaitinfo"):  # not available on every system; then the parent has to kill it
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -31,7 +31,7 @@ class OptimizerConfig:
 
 @dataclass
 class SchedulerConfig:
-    """`scheduler`: the learning rate's course, and its own keyword arguments."""
+    """`scheduler`: the learning-rate schedule and its keyword arguments."""
 
     name: str | None = key(None, "A name of lr_scheduler_type (cosine …) or a class of torch.optim.lr_scheduler.")
     interval: Literal["step", "epoch"] | None = key(None, "What it counts; null: epochs for a torch class, else steps.")
@@ -53,7 +53,7 @@ class EarlyStoppingConfig:
     """`early_stopping`: when to end before the last step. `true` takes the defaults, a number is the patience."""
 
     monitor: str = key("eval_loss", "Metric to follow; val/loss, val_loss and eval_loss are the same.")
-    mode: Direction = key("min", "Whether less or more is better.")
+    mode: Direction | None = key(None, "Whether less or more is better; null: as the metric declares, less of a loss.")
     patience: int = key(10, "Checks without improvement before stopping.", ge=0)
     min_delta: float = key(0.0, "Change that counts as an improvement.", ge=0)
     check_on_train_epoch_end: bool = key(False, "Check at the end of each epoch; false: after each evaluation.")
@@ -70,7 +70,9 @@ class CheckpointingConfig:
     """`checkpointing`: which checkpoints are saved and kept, beside `save_steps`."""
 
     monitor: str | list[str] | None = key(None, "Metrics whose best checkpoints are kept.")
-    mode: Direction | list[Direction] | dict[str, Direction] = key("min", "min or max, for all or for each metric.")
+    mode: Direction | list[Direction] | dict[str, Direction] | None = key(
+        None, "min or max, for all or for each metric; null: as each metric declares, less of a loss."
+    )
     save_top_k: int = key(-1, "Best checkpoints kept for each metric: -1 all, 0 none.", ge=-1)
     save_last: bool = key(True, "Keep the newest checkpoint in any case.")
     every_n_epochs: int = key(1, "Save at the end of every n-th epoch; 0: no periodic saves.", ge=0)
@@ -96,11 +98,11 @@ class CheckpointingConfig:
         return [self.monitor] if isinstance(self.monitor, str) else list(self.monitor or [])
 
     @property
-    def modes(self) -> dict[str, str]:
-        """`min` or `max` for each monitor, in the monitors' order."""
+    def modes(self) -> dict[str, str | None]:
+        """`min` or `max` for each monitor, in the monitors' order; None: as it declares."""
         if isinstance(self.mode, dict):
             return {monitor: self.mode[monitor] for monitor in self.monitors}
-        modes = [self.mode] * len(self.monitors) if isinstance(self.mode, str) else self.mode
+        modes = self.mode if isinstance(self.mode, list) else [self.mode] * len(self.monitors)
         return dict(zip(self.monitors, modes, strict=True))
 
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.callbacks.text_samples import GenerationConfig
 from trainer.optimization.hparam_changes import OptimizerPlan
 from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
 
 @dataclass
 class TrainerSettings:
-    """What a run asks of its Trainer; every default changes nothing.
+    """Settings of a Trainer; the defaults leave transformers' behaviour unchanged.
 
     Fields with the name of a process parameter or of a section have its meaning, and are passed through by train.py.
 
@@ -26,16 +25,22 @@ class TrainerSettings:
         early_stopping, min_epochs: See `early_stopping.EarlyStopping`.
         checkpointing, checkpoint_dir: See `model_checkpoint.ModelCheckpoint`; None: `args.output_dir`.
         resume_lr, resume_weight_decay, validate_before_resume: Used only when a run is resumed.
-        callbacks: As in YAML, see `named_callbacks.named_callbacks`.
+        callbacks: As in YAML, see `user_callbacks.named_callbacks`.
         csv_dir: Folder of metrics.csv; None: none is written.
-        metrics: (`train`, `eval` or an evaluation set's name, mean loss) -> further named values for the log.
-        units: Name of what a sample consists of -> its number (`{"tokens": 1024}`): logged in total and per second.
-        tokenizer: Saved beside the model.
-        sampling: See `samples.WriteSamples`; needs `tokenizer`. None: no samples.
+        metrics: Prefix of an evaluation's values (`eval`, `eval_<set>`, `test` …) -> `metrics.metric.Metric`; `train`
+            -> one whose values follow from the mean training loss.
+        directions: Name of each value of the metrics -> `min` or `max`. None: `args.greater_is_better` decides.
+        greater_is_better: As the user gave it; None: as `metric_for_best_model` declares.
+        loss: A loss of `models.losses` in place of the model's own.
+        train_transform: (batch, generator) -> batch, for training batches; see `data.bundle.Bundle`.
+        test_datasets: Scored at the end: prefix of the scores (`test`, or `test_<name>` of several) -> data set.
+        units: Name of a unit -> its number in a sample (`{"tokens": 1024}`): logged in total and per second.
+        processor: Saved beside the model, `save_pretrained(folder)`. None: `files` are enough.
+        sampling: (model, seed) -> texts, see `text_samples.WriteSamples`; None: no samples.
         first_optimizer: Checkpoint whose optimizer state a new run starts with.
         earlier_optimizer: On resume, the optimizer's settings in the checkpoint's run, if they have changed.
         forget_best: On resume, forget the best metric: it is measured in another way now.
-        save_in_background, max_failed_saves: See `checkpointing.Checkpointing`.
+        save_in_background, max_failed_saves: See `manager.CheckpointManager`.
     """
 
     optimizer_name: str | None = None
@@ -63,10 +68,15 @@ class TrainerSettings:
     validate_before_resume: bool = False
     callbacks: Sequence[Any] = ()
     csv_dir: Path | None = None
-    metrics: Callable[[str, float], dict[str, float]] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    directions: Mapping[str, str] | None = None
+    greater_is_better: bool | None = None
+    loss: Any = None
+    train_transform: Any = None
+    test_datasets: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
-    tokenizer: Any = None
-    sampling: GenerationConfig | None = None
+    processor: Any = None
+    sampling: Callable[[Any, int], list[str]] | None = None
     first_optimizer: Path | None = None
     earlier_optimizer: OptimizerPlan | None = None
     forget_best: bool = False

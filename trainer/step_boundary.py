@@ -43,6 +43,7 @@ class StepBoundary:
         if pending.epoch and (is_whole(self.state.epoch) or self.control.should_training_stop):
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             self._maybe_log_save_evaluate(*known)
+        self.phase = STEP
 
     def _still_stops(self) -> bool:
         """Whether the reason why the run ended still holds; early stopping may have other limits now."""
@@ -67,11 +68,15 @@ class StepBoundary:
         rng = rng_state.states() if evaluates else None
         if stops:
             self.control.should_evaluate = self.control.should_save = False
+        else:
+            self.checkpointing.dispatch_on_save()
         try:
             with deferred_on_save(self.callback_handler):
                 run()
         except EvaluationInterrupted:
             stops, saves = True, saves or self.control.should_save
+        if evaluates and not (stops or self.control.should_training_stop):
+            self.model_checkpoint.check_monitors()
         if stops:
             self.stop_here(evaluates, saves, grad_norm, learning_rate, rng)
 

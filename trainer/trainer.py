@@ -24,17 +24,19 @@ from storage import manifest
 from trainer.callbacks.csv_logger import CsvLog
 from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.eval_schedule import EveryNEpochs
-from trainer.callbacks.hooks import Hooks
+from trainer.callbacks.hooks import FollowTrainingLoss, Hooks, UpdateAverages
 from trainer.callbacks.log_files import check_appendable, write_files
+from trainer.callbacks.metric_names import check_directions
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
-from trainer.callbacks.progress import Console, MetricsFile
+from trainer.callbacks.progress import Console, MetricsFile, ProgressBar
 from trainer.callbacks.text_samples import WriteSamples
-from trainer.callbacks.throughput import GradientNormLog, ThroughputMonitor, TimedSteps, flops_per_sample
+from trainer.callbacks.throughput import ThroughputMonitor, TimedSteps, flops_per_sample
 from trainer.callbacks.user_callbacks import named_callbacks
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.manager import CheckpointManager
 from trainer.checkpointing.step_state import NOTHING_PENDING, restore_log_interval
 from trainer.dataloading.dataloaders import without_adapter
+from trainer.dataloading.indexed import IndexedCollate
 from trainer.dataloading.resume_position import DataPosition
 from trainer.distributed.launch_checks import (
     DEEPSPEED_LINE,
@@ -52,13 +54,11 @@ from trainer.hf_patches import (
     restore_module_walks,
     skip_module_walks,
 )
-from trainer.loss_terms import LossMeter
+from trainer.loss_terms import LossMeter, LossTerms, StepShares, scaled
 from trainer.optimization.ema import AveragedWeights
-from trainer.optimization.hparam_changes import load_earlier_state
-from trainer.optimization.lr_scheduler import Schedule
-from trainer.optimization.lr_scheduler_config import is_training_loss
 from trainer.optimization.nonfinite_guard import NonfiniteGuard
-from trainer.optimization_setup import plan_of
+from trainer.optimization.parameter_groups import no_decay_lines
+from trainer.optimization_setup import plan_of, with_direction
 from trainer.preemption import Preempted, Signals
 from trainer.settings import TrainerSettings
 from trainer.step_boundary import EPOCH, STEP
@@ -79,7 +79,7 @@ class Trainer(HFOverrides):
         settings: Everything else that a run asks for.
         adapted: Saves and loads the model's files, `save(folder, state_dict, final)` and `load(folder)`; None:
             transformers' own way.
-        signals: Tells the run to stop; None: nothing does.
+        signals: Handlers of the signals that preempt the run; None: it cannot be preempted.
 
     Raises:
         ValueError: a setting does not fit the model, the data or the installed packages.
@@ -102,9 +102,10 @@ class Trainer(HFOverrides):
         self.settings, self.adapted, self.signals = settings or TrainerSettings(), adapted, signals
         self.sampler, self.files = sampler, dict(files or {})
         self.optimizer_name = self.settings.optimizer_name or getattr(args.optim, "value", args.optim)
-        self.plan = self.settings.schedule or plan_of(args)
+        self.plan = with_direction(self.settings.schedule or plan_of(args), self.settings.directions)
         self.checkpoint_dir = Path(self.settings.checkpoint_dir or args.output_dir)
-        self.check_optimization(model, args, self._samples_per_epoch(train_dataset, args))
+        check_directions(self.settings, args)
+        self.build_optimization(model, args, self._samples_per_epoch(train_dataset, args))
         self._begin_state(model, train_dataset)
         self.eval_on_start, self.save_total_limit = args.eval_on_start, args.save_total_limit
         args.save_total_limit = None  # `ModelCheckpoint` deletes: by step, never the newest or a best one
@@ -112,36 +113,37 @@ class Trainer(HFOverrides):
         super().__init__(
             model=model, args=args, data_collator=collate, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
+        self.optimizer = self.built_optimizer
         self._limit_evaluation()
         self.checkpointing = CheckpointManager(self, self.settings.save_in_background, self.settings.max_failed_saves)
-        inner = without_adapter(model)
-        if not type(inner).__module__.startswith("transformers."):
-            # `**context` in a forward means «what else the batch knows», not «num_items_in_batch scales my loss».
-            self.model_accepts_loss_kwargs = getattr(inner, "accepts_loss_kwargs", False)
+        loss = self.settings.loss if self.settings.loss is not None else without_adapter(model)
+        self.loss_terms = LossTerms(loss, uses_labels=self.label_smoother is not None)
+        self.model_accepts_loss_kwargs = True  # transformers must not divide a loss that has its share of the step
         self._add_callbacks()
 
     def _begin_state(self, model: nn.Module, train_dataset: Any) -> None:
-        """The state that training changes, as it is before the first step."""
-        self.train_terms, self.eval_terms = LossMeter(), None
+        """Initialize the state that training changes."""
+        self.train_terms, self.eval_scores = LossMeter(), None
         self.guard = NonfiniteGuard(
             self.settings.stop_after_nonfinite,
             self.checkpoint_dir,
             where=getattr(train_dataset, "where", None),
             finish_saving=lambda: self.checkpointing.wait_written(),
+            clip_threshold=self.settings.grad_clip_threshold,
         )
-        self.norms = GradientNormLog(self.settings.grad_clip_threshold)
         self.ema = _averaged_weights(model, self.settings.ema)
         self.meter: ThroughputMonitor | None = None
         self.clipped_parameters: list[nn.Parameter] | None = None
         self.skipped_update: bool | torch.Tensor = False
-        self.steps_per_epoch, self.followed_steps, self.samples, self.measured_steps = 1, 0, 0, 0
+        self.steps_per_epoch, self.followed_steps, self.samples, self.measured_from = 1, 0, 0, 0
         self.resumed_from: str | None = None
         self.resuming_from: Path | None = None
         self.position = DataPosition(1, 1, 1)
+        self.changed_options: list[dict[str, Any]] | None = None  # of each parameter group, since the checkpoint
         self.new_length: int | None = None  # total steps of a resumed run whose length has changed
         self.rng_restore_pending = False  # RNG states are restored where the resumed run continues
         self.pending_work = NOTHING_PENDING  # of the step at which a resumed run was preempted
-        self.phase = STEP
+        self.phase, self.is_unsharded = STEP, True
         self.locks: Sequence[Any] = ()  # locks of the folders that are written to
         self.is_resuming = False  # set before the first learning rates are shown
 
@@ -151,17 +153,22 @@ class Trainer(HFOverrides):
             enable_fsdp_on_cpu()
 
     def check_sharding(self) -> None:
+        self.is_unsharded = self.accelerator.distributed_type in UNSHARDED
         if not self.is_unsharded:
             check_sharding(self.accelerator, self.settings, self.adapted)
             if self.is_deepspeed_enabled and self.is_world_process_zero():
                 print(DEEPSPEED_LINE, flush=True)
 
     def _add_callbacks(self) -> None:
-        """In the order in which an event reaches them: what writes, what asks for evaluations, what decides on them."""
+        """Add callbacks in the order of calls: log files, requests of evaluations, reactions to their results."""
         settings, args = self.settings, self.args
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(Hooks(self))
+        if self.ema is not None:
+            self.add_callback(UpdateAverages(self))
+        if self.plan.follows_training_loss:
+            self.add_callback(FollowTrainingLoss(self))
         self.add_callback(MetricsFile(Path(args.output_dir) / "metrics.jsonl"))
         if settings.csv_dir is not None:
             self.add_callback(CsvLog(settings.csv_dir))
@@ -170,19 +177,17 @@ class Trainer(HFOverrides):
         if (settings.check_val_every_n_epoch or 1) > 1:
             self.add_callback(EveryNEpochs(settings.check_val_every_n_epoch))
         if settings.early_stopping is not None:
-            self.add_callback(EarlyStopping(settings.early_stopping, settings.min_epochs))
+            self.add_callback(EarlyStopping(settings.early_stopping, settings.min_epochs, settings.directions))
         delete = self.checkpointing.deletions.delete
         self.model_checkpoint = ModelCheckpoint(
-            settings.checkpointing, self.checkpoint_dir, self.save_total_limit, delete
+            settings.checkpointing, self.checkpoint_dir, self.save_total_limit, delete, settings.directions
         )
         self.add_callback(self.model_checkpoint)
         if settings.sampling is not None:
-            self.add_callback(
-                WriteSamples(self.model, settings.tokenizer, settings.sampling, Path(args.output_dir), args.seed)
-            )
+            self.add_callback(WriteSamples(self.model, settings.sampling, Path(args.output_dir), args.seed))
         for callback in named_callbacks(settings.callbacks):
             self.add_callback(callback)
-        self.add_callback(Console(bar=not args.disable_tqdm))
+        self.add_callback(Console() if args.disable_tqdm else ProgressBar())
 
     # ---- training ----
 
@@ -193,18 +198,14 @@ class Trainer(HFOverrides):
             model: As it is trained, perhaps wrapped (DDP, FSDP).
         """
         self.followed_loss = torch.zeros((), device=self.args.device)
-        if self.settings.first_optimizer is not None and not self.is_resuming:
-            load_earlier_state(self.optimizer, self.settings.first_optimizer)
+        if self.settings.no_decay_verbose and self.is_world_process_zero():
+            print("\n".join(no_decay_lines(self.model)), flush=True)
         if self.is_fsdp_enabled:
             explain_first_step(self.optimizer, self.optimizer_name)
         if self.is_unsharded:
             skip_module_walks(model, self.model)
             cache_package_lookups()
             self.clipped_parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    @property
-    def is_unsharded(self) -> bool:
-        return self.accelerator.distributed_type in UNSHARDED
 
     def before_update(self, norm: Any) -> Any:
         """Record the gradient norm, and skip the coming optimizer step if it is not finite; returns the norm."""
@@ -214,46 +215,82 @@ class Trainer(HFOverrides):
             return norm
         if not self.is_unsharded:  # decided on the host: no fused kernel is known to skip sharded weights
             norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        self.norms.add(norm)
         self.skipped_update = self.guard.before_update(self.state.global_step + 1, self.optimizer, norm)
         self.train_terms.undo(self.skipped_update)
         return norm
 
+    def step_shares(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> StepShares:
+        """Count the items of an optimizer step over its micro-batches and all processes."""
+
+        def sum_over_processes(items: torch.Tensor) -> torch.Tensor:
+            return self.accelerator.reduce(items.to(device), reduction="sum")
+
+        if len(batches) * self.args.world_size <= 1:
+            return StepShares()
+        items = [self.loss_terms.items(batch) for batch in batches]
+        for counts, batch in zip(items, batches, strict=True):
+            if IndexedCollate.KEY in batch:  # a negative index: the batch only keeps this process in step
+                is_counted = (batch[IndexedCollate.KEY] >= 0).any()
+                counts |= {name: count.to(is_counted.device) * is_counted for name, count in counts.items()}
+        return StepShares.of(items, self.args.world_size, sum_over_processes)
+
+    def share_of_step(self, loss: torch.Tensor, outputs: Any, shares: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """A micro-batch's part of the step's loss, guarded against values that are not finite.
+
+        Args:
+            loss: Mean over the micro-batch.
+            shares: See `StepShares`; empty if the micro-batch is the whole step.
+        """
+        named = outputs.get("losses") if isinstance(outputs, Mapping) else None
+        if shares:
+            means = self.loss_terms.terms(loss, outputs)
+            loss = self.loss_terms.total({name: scaled(mean, shares[name]) for name, mean in means.items()})
+        if named:
+            self.train_terms.add(named, shares)
+        return self.guard.protect(loss, named)
+
     def begin_training(self) -> None:
-        """The Trainer has set its sums to zero; those of a resumed run's unfinished log interval are taken up again."""
+        """Restore the sums of a resumed run's unfinished log interval, after transformers has set its own to zero."""
+        self.measured_from = self.state.global_step
         if self.resumed_from is not None:
             with checkpoint_load_errors(self.resumed_from):
                 restore_log_interval(self, self.resumed_from)
             self.resumed_from = None
 
-    def begin_step(self) -> None:
-        self.phase = STEP
-        self.checkpointing.dispatch_on_save()
+    def has_boundary_work(self) -> bool:
+        """Whether this step has anything to do at its end; asked at every step, so it reads plain attributes only.
+
+        That is a log line, an evaluation or a save that is due; a background save to poll; a signal or a lost lock to
+        react to; other ranks to agree with.
+        """
+        control, checkpointing, signals = self.control, self.checkpointing, self.signals
+        return (
+            control.should_log
+            or control.should_evaluate
+            or control.should_save
+            or checkpointing.saving_state is not None
+            or checkpointing.consensus.group is not None
+            or (signals is not None and signals.received is not None)
+            or any(lock.lost for lock in self.locks)
+        )
 
     def end_epoch(self) -> None:
         self.phase = EPOCH
 
     def begin_epoch(self) -> None:
-        """The workers' seed follows from seed and epoch, whatever happened before."""
+        """Set the seed of the dataloader's workers, a function of seed and epoch."""
+        self.phase = STEP
         generator = getattr(self.callback_handler.train_dataloader, "generator", None)
         if generator is not None:
             generator.manual_seed((self.args.seed << 20) + int(self.state.epoch or 0))
 
-    def after_update(self) -> None:
-        """What follows the weights: the averaged ones."""
-        if self.ema is not None and self.skipped_update is not True:
-            self.ema.update(self.state.global_step + 1)
-
-    def after_step(self) -> None:
-        """What follows the training loss: a plateau schedule that has no evaluation to follow."""
-        self.measured_steps += 1
-        schedule = self.lr_scheduler
-        if not isinstance(schedule, Schedule) or not is_training_loss(schedule.needs_metric):
-            return
+    def follow_training_loss(self) -> None:
+        """At the end of each step or epoch, pass the mean training loss since the last call to a plateau schedule."""
         self.followed_steps += 1
         every = self.steps_per_epoch if self.plan.interval == "epoch" else 1
         if self.state.global_step % every == 0:
-            schedule.observe(self._mean_over_processes(self.followed_loss / self.followed_steps).item())
+            loss = self._mean_over_processes(self.followed_loss / self.followed_steps).item()
+            self.lr_scheduler.observe(loss)
             self.followed_loss.zero_()
             self.followed_steps = 0
 
@@ -262,16 +299,16 @@ class Trainer(HFOverrides):
     def completed_log(self, logs: dict[str, float]) -> dict[str, float]:
         """Return a log entry of training with its loss terms, gradient norm, skipped steps and throughput."""
         if "loss" in logs:
-            steps = self.norms.steps
-            factor, skipped = self.guard.take(steps)
+            factor, counts = self.guard.take()
             logs["loss"] *= factor
             logs |= {f"loss_{name}": value for name, value in self.train_terms.take(self._mean_over_processes).items()}
-            logs |= {**self.norms.take(), **skipped}
+            logs |= counts
             if self.meter is not None:
-                logs |= self.meter.take(self.measured_steps, self.samples * self.args.world_size)
-                self.samples = self.measured_steps = 0
+                steps = self.state.global_step - self.measured_from
+                logs |= self.meter.take(steps, self.samples * self.args.world_size)
+                self.samples, self.measured_from = 0, self.state.global_step
             self._log_units(logs)
-            logs["weight_decay"] = max((group.get("weight_decay", 0.0) for group in self._groups()), default=0.0)
+            logs["weight_decay"] = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
         logs.pop("total_flos", None)
         return logs
 
@@ -283,17 +320,14 @@ class Trainer(HFOverrides):
             logs[name] = samples * per_sample
             if "samples_per_second" in logs:
                 logs[f"{name}_per_second"] = round(logs["samples_per_second"] * per_sample, 1)
-        if self.settings.metrics is not None:
-            logs |= self.settings.metrics("train", logs["loss"])
+        if "train" in self.settings.metrics:
+            logs |= self.settings.metrics["train"].compute(logs["loss"])
 
     def log_beside(self, logs: dict[str, float]) -> None:
-        """A record of its own; the log line that may be due at this step stays due."""
+        """Log a separate record; a log line that is due at this step stays due."""
         due = self.control.should_log
         self.log(logs)
         self.control.should_log = due
-
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups if self.optimizer is not None else []
 
     def _mean_over_processes(self, values: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(values.to(self.args.device), reduction="mean")
@@ -305,7 +339,7 @@ class Trainer(HFOverrides):
         self.resuming_from = Path(resume_from_checkpoint) if resuming else None
         self.args.eval_on_start = self.settings.validate_before_resume if resuming else self.eval_on_start
         processes = self.args.world_size
-        self.samples = self.measured_steps = 0
+        self.samples = 0
         self.meter = ThroughputMonitor(self.args.device, flops_per_sample(self.model), processes)
         deferred = self.signals.deferred() if self.signals is not None else contextlib.nullcontext()
         try:
@@ -315,7 +349,7 @@ class Trainer(HFOverrides):
             return outcome
         except Preempted:
             for callback in self.callback_handler.callbacks:
-                if isinstance(callback, (TensorBoardCallback, MetricsFile, CsvLog)):  # write what they have not yet
+                if isinstance(callback, (TensorBoardCallback, MetricsFile)):  # write what they have not yet
                     callback.on_train_end(self.args, self.state, self.control)
             raise
         except EvaluationInterrupted:  # of the one before the first step
@@ -324,21 +358,20 @@ class Trainer(HFOverrides):
             self.checkpointing.close()
             restore_module_walks(self.model_wrapped)
             self.clipped_parameters, self.meter = None, None
-            if self.optimizer is not None:
-                self.guard.release(self.optimizer)
+            self.guard.release(self.optimizer)
 
     def begin_run_folder(self, adaptation: Any = None) -> None:
-        """run.yaml and the other small files, before the first step: a run that dies still says what it was.
+        """Write run.yaml and the other small files before the first step, so that an aborted run is documented.
 
         Args:
-            adaptation: JSON value of adaptation.json, which checkpoints have from elsewhere.
+            adaptation: JSON value of adaptation.json, which checkpoints get with the model's files.
 
         Raises:
-            ValueError: something is in the place of a file that the run adds to.
+            ValueError: a log file of the run cannot be appended to.
             OSError: the folder cannot be written to.
         """
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, (MetricsFile, CsvLog, WriteSamples)):
+            if isinstance(callback, (MetricsFile, WriteSamples)):
                 check_appendable(callback.path)
         more = {} if adaptation is None else {"adaptation.json": adaptation}
         (Path(self.args.output_dir) / manifest.NAME).unlink(missing_ok=True)  # of a final model that this run replaces

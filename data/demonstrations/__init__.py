@@ -1,12 +1,12 @@
-"""Robot demonstrations in HDF5, one file an episode, in ACT's layout or IL-Studio's.
+"""Robot demonstrations in HDF5, one file per episode, in ACT's layout or IL-Studio's.
 
-A sample is one control step: the observation at that step and the chunk of actions from it on. Importing this
-module needs nothing but the standard library, so that a configuration can be checked in no time.
+A sample is one control step: the observation at that step, and the chunk of actions that begins there. Importing this
+module needs only the standard library, so that checking a configuration is fast.
 """
 
 from data.demonstrations.config import Config, folder_problem
 
-# `use_reasoning` and `use_prev_subtask` reach the batch too, but as text: a model that reads text lists them.
+# `use_reasoning` and `use_prev_subtask` add texts to the batch: a model that reads texts lists them.
 PROCESS_KEYS = frozenset(
     {
         "preload_data",
@@ -22,20 +22,20 @@ PROCESS_KEYS = frozenset(
 
 
 def check(config: Config, run) -> list[str]:
-    """Problems that can be seen without opening a file, one line each."""
+    """List the problems that show without opening a file, one line for each."""
     problems = [problem for path in config.paths() if (problem := folder_problem(path))]
     if config.path == []:
         problems.append("dataset.path is an empty list; name at least one folder of episodes")
     if config.image_size is not None and run.process.image_aspect_ratio == "keep":
         problems.append(
-            f"dataset.image_size {config.image_size} cannot be had with image_aspect_ratio: keep, which does "
+            f"dataset.image_size {config.image_size} contradicts image_aspect_ratio: keep, which does "
             f"not resize; leave image_size out, or use square or pad"
         )
     return problems
 
 
 def build(config: Config, run):
-    """The `Bundle` of the configured folders; raises ValueError where they cannot be used."""
+    """Build the `Bundle` of the configured folders; raises ValueError if they cannot be used."""
     from data.demonstrations.build_bundle import assemble
 
     if config.path is None:
@@ -54,4 +54,8 @@ def __getattr__(name: str):
         from data.demonstrations.encoder import ObservationEncoder
 
         return ObservationEncoder
+    if name == "Processor":
+        from data.demonstrations.processor import Processor
+
+        return Processor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""From folders of episodes to a `Bundle`: split, statistics, datasets, sampling."""
+"""Build a `Bundle` from folders of episodes: split, statistics, datasets, sampling."""
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,98 +10,77 @@ from data.cache import in_gigabytes
 from data.demonstrations.config import Config
 from data.demonstrations.dataset import Demonstrations, collate
 from data.demonstrations.encoder import ObservationEncoder
-from data.demonstrations.source import EpisodeSource, prepare
+from data.demonstrations.source import EpisodeSource, prepare, refuse_difference
 from data.mixing import MixtureSampler
 from data.statistics import Normalizer
 
 
-@dataclass(frozen=True)
-class SamplerFactory:
-    """Seed -> sampler of the training set; a class, so that a bundle can be pickled."""
-
-    group_lengths: list[list[int]]
-    weights: list[float] | None
-    episode_first: bool
-    samples_per_epoch: int | None
-
-    def __call__(self, seed: int) -> MixtureSampler:
-        return MixtureSampler(self.group_lengths, self.weights, self.episode_first, self.samples_per_epoch, seed)
-
-
 def assemble(config: Config, run) -> Bundle:
+    """Build the `Bundle`; raises ValueError if the folders or their episodes do not fit together."""
     process = run.process
     sources = [prepare(path, config, process, Path(run.cache_dir) / "demonstrations") for path in config.paths()]
     for other in sources[1:]:
         refuse_mixture(sources[0], other)
-    texts = wanted_texts(sources, process)
-    train, held_out = split(sources, config)
+    texts = texts_in_batch(sources, process)
+    train, evaluation = split(sources, config)
     statistics = fit_statistics(sources, train, config, process)
     encoder = ObservationEncoder.from_files(config, process, statistics)
-    counts = [len(source.lengths()) for source in sources]
-    first_ids = [sum(counts[:number]) for number in range(len(sources))]
 
     def dataset(chosen: list[np.ndarray]) -> Demonstrations:
-        return Demonstrations(sources, chosen, first_ids, encoder, config.chunk_size, texts, process.use_prev_subtask)
+        return Demonstrations(sources, chosen, encoder, config.chunk_size, texts, process.use_prev_subtask)
 
     train_dataset = dataset(train)
-    sampling = SamplerFactory(
-        train_dataset.group_lengths, config.weights, process.episode_first, config.samples_per_epoch
-    )
+    lengths, dims = train_dataset.group_lengths, dims_of(encoder, config)
     return Bundle(
         train_dataset,
-        eval_sets(sources, held_out, dataset),
+        eval_sets(sources, evaluation, dataset),
         collate,
-        sampling,
-        dims_of(encoder, config),
+        partial(MixtureSampler, lengths, config.weights, process.episode_first, config.samples_per_epoch),
+        dims,
         {"statistics.json": statistics},
-        summarize(sources, train, held_out, encoder, config),
+        summarize(sources, train, evaluation, dims),
     )
 
 
 def refuse_mixture(first: EpisodeSource, other: EpisodeSource) -> None:
-    """Folders that cannot be batched together, with both named."""
-    for signal in ("actions", "states"):
-        dims = [source.arrays[signal].shape[1] for source in (first, other)]
-        if dims[0] != dims[1]:
-            raise ValueError(
-                f"{signal} have {dims[0]} dimensions in {first.first_file} but {dims[1]} in "
-                f"{other.first_file}; mix folders of one kind of robot, or name state_keys and action_key"
-            )
+    """Raise ValueError, naming both, if the samples of two folders do not fit into one batch."""
+    refuse_difference(first.first_file, first.arrays, other.first_file, other.arrays)
     cameras = [", ".join(source.details["cameras"]) or "no camera" for source in (first, other)]
     if cameras[0] != cameras[1]:
         raise ValueError(
             f"{first.first_file} has {cameras[0]} but {other.first_file} has {cameras[1]}; name in "
             f"dataset.cameras those that all folders have"
         )
-    sizes = [source.fit and (source.fit.height, source.fit.width) for source in (first, other)]
-    if sizes[0] != sizes[1]:
+    if first.fit != other.fit:
         raise ValueError(
-            f"images are {sizes[0][0]}x{sizes[0][1]} from {first.first_file} but {sizes[1][0]}x"
-            f"{sizes[1][1]} from {other.first_file}; set dataset.image_size, and image_aspect_ratio to "
-            f"square or pad"
+            f"images are {first.fit.height}x{first.fit.width} from {first.first_file} but {other.fit.height}x"
+            f"{other.fit.width} from {other.first_file}; set dataset.image_size, and image_aspect_ratio square or pad"
         )
 
 
-def wanted_texts(sources: list[EpisodeSource], process) -> tuple[str, ...]:
-    """The texts a batch carries; asking for what a folder does not record is an error."""
+def texts_in_batch(sources: list[EpisodeSource], process) -> tuple[str, ...]:
+    """Names of the texts in a batch; raises ValueError if a folder does not record a text that is switched on."""
     for key, kind, place in (
         ("use_reasoning", "reasoning", "reasoning/…"),
         ("use_prev_subtask", "subtask", "reasoning/subtask"),
     ):
         for source in sources:
-            if getattr(process, key) and kind not in source.arrays:
+            count = source.details["texts_incomplete"].get(kind, 0)
+            if getattr(process, key) and (count or kind not in source.arrays):
                 raise ValueError(
-                    f"{key} is true but {source.path} records no text under {place}; set {key}: false, or "
-                    f"use a dataset that has it"
+                    f"{key} is true but {count} of {len(source.lengths())} episodes in {source.path} have a text under "
+                    f"{place}; set {key}: false, or use a dataset that has it"
                 )
     instructed = process.use_prev_subtask or any("instruction" in source.arrays for source in sources)
     return ("instruction",) * instructed + ("reasoning",) * process.use_reasoning
 
 
 def split(sources: list[EpisodeSource], config: Config) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Episode numbers of each source, for training and held out; whole episodes, since neighbouring steps are
-    nearly the same sample."""
-    train, held_out = [], []
+    """Episode numbers of each source, for training and for evaluation.
+
+    Episodes are never divided, since neighbouring steps are nearly the same sample.
+    """
+    train, evaluation = [], []
     for number, source in enumerate(sources):
         episodes = len(source.lengths())
         count = max(1, round(config.eval_fraction * episodes)) if config.eval_fraction > 0 else 0
@@ -112,15 +91,15 @@ def split(sources: list[EpisodeSource], config: Config) -> tuple[list[np.ndarray
             )
         order = np.random.default_rng([config.split_seed, number]).permutation(episodes)
         train.append(np.sort(order[count:]))
-        held_out.append(np.sort(order[:count]))
-    return train, held_out
+        evaluation.append(np.sort(order[:count]))
+    return train, evaluation
 
 
 def fit_statistics(sources: list[EpisodeSource], train: list[np.ndarray], config: Config, process) -> dict:
-    """The content of statistics.json: all that turns observations into inputs without the data.
+    """The content of statistics.json, from which observations are encoded without the demonstrations.
 
-    Over every training step of all folders once, whatever their weights: a changed weight then changes what
-    is drawn, never what a number means.
+    Every training step of all folders counts once, whatever the folders' weights: a changed weight changes which
+    samples are drawn, but not their normalization.
     """
     statistics = {"version": 1}
     for signal, name in (("state", "states"), ("action", "actions")):
@@ -142,7 +121,6 @@ def fit_statistics(sources: list[EpisodeSource], train: list[np.ndarray], config
         "image_height": fit.height if fit else 0,
         "image_width": fit.width if fit else 0,
         "image_aspect_ratio": process.image_aspect_ratio,
-        "resizer": fit.resizer if fit else None,
         "history": process.history_images_length,
     }
     return statistics
@@ -154,16 +132,12 @@ def rows_of(source: EpisodeSource, name: str, episodes: np.ndarray) -> np.ndarra
     return np.concatenate([source.arrays[name][offsets[e] : offsets[e + 1]] for e in episodes])
 
 
-def eval_sets(sources: list[EpisodeSource], held_out: list[np.ndarray], dataset) -> dict[str, Demonstrations]:
-    """`validation` for one folder; for several one set each, named after its folder."""
-    if not len(held_out[0]):
-        return {}
-    if len(sources) == 1:
-        return {"validation": dataset(held_out)}
+def eval_sets(sources: list[EpisodeSource], evaluation: list[np.ndarray], dataset) -> dict[str, Demonstrations]:
+    """Evaluation sets by name: `validation` for one folder; for several, one set named after each folder."""
     sets = {}
-    for number, source in enumerate(sources):
-        name = Path(source.path).name
-        chosen = [ids if other == number else ids[:0] for other, ids in enumerate(held_out)]
+    for number, source in enumerate(sources if len(evaluation[0]) else []):
+        name = Path(source.path).name if len(sources) > 1 else "validation"
+        chosen = [ids if other == number else ids[:0] for other, ids in enumerate(evaluation)]
         sets[name if name not in sets else f"{name}_{number}"] = dataset(chosen)
     return sets
 
@@ -181,29 +155,35 @@ def dims_of(encoder: ObservationEncoder, config: Config) -> dict[str, int]:
 
 
 def summarize(
-    sources: list[EpisodeSource],
-    train: list[np.ndarray],
-    held_out: list[np.ndarray],
-    encoder: ObservationEncoder,
-    config: Config,
+    sources: list[EpisodeSource], train: list[np.ndarray], evaluation: list[np.ndarray], dims: dict[str, int]
 ) -> list[str]:
+    """The lines that a run prints about its episodes."""
     lines = []
-    for source, kept, out in zip(sources, train, held_out, strict=True):
-        lengths, left_out = source.lengths(), source.details["left_out"]
+    for source, train_ids, eval_ids in zip(sources, train, evaluation, strict=True):
+        lengths, details = source.lengths(), source.details
         lines.append(
             f"{source.path}: {len(lengths)} episodes of {lengths.min()} to {lengths.max()} steps, "
-            f"{len(kept)} to train ({lengths[kept].sum()} steps), {len(out)} held out"
-            + (f", {left_out} mirrored left out" if left_out else "")
+            f"{len(train_ids)} for training ({lengths[train_ids].sum()} steps), {len(eval_ids)} for evaluation"
+            + (f", {details['left_out']} mirrored left out" if details["left_out"] else "")
         )
-    details, dims = sources[0].details, dims_of(encoder, config)
+        lines += [
+            f"camera {camera} is in {count} of {len(lengths)} episodes of {source.path} and is left out; name it in "
+            f"dataset.cameras to require it"
+            for camera, count in details["cameras_left_out"].items()
+        ]
+        lines += [
+            f"{kind} is in {count} of {len(lengths)} episodes of {source.path} and empty in the others"
+            for kind, count in details["texts_incomplete"].items()
+        ]
+    details = sources[0].details
     lines.append(
         f"state {dims['state_dim']} ({', '.join(details['state_keys'])}), actions {dims['chunk_size']} x "
         f"{dims['action_dim']} ({details['action_key']})"
     )
-    if encoder.fit is not None:
+    if details["cameras"]:
         size = in_gigabytes(sum(source.image_bytes() for source in sources))
         lines.append(
             f"images {dims['num_images']} x {dims['image_height']} x {dims['image_width']} "
-            f"({', '.join(details['cameras'])}; history {encoder.history}), {size}"
+            f"({', '.join(details['cameras'])}; history {dims['num_images'] // len(details['cameras'])}), {size}"
         )
     return lines

@@ -1,6 +1,7 @@
-"""Configuration keys of demonstrations, and the episode files of a folder; importing this needs no package."""
+"""Configuration keys of demonstrations, and the episode files of a folder; imports only the standard library."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ class Config:
     path: str | list[str] | None = key(
         None,
         "folder of episode files, searched recursively for *.hdf5 and *.h5, or a list of folders to mix; "
-        "unset only while the task's data is yet to be recorded",
+        "unset only until the task's data is recorded",
         on_resume=HARMLESS,
     )
     weights: list[float] | None = key(
@@ -28,8 +29,8 @@ class Config:
     )
     layout: Literal["auto", "act", "il_studio"] = key(
         "auto",
-        "where files keep things: `act` /action, /observations/qpos, /observations/images; `il_studio` "
-        "/action_joint, /observations/state_joint, /observations/image; `auto` looks into the first file",
+        "the files' layout: `act` /action, /observations/qpos, /observations/images; `il_studio` "
+        "/action_joint, /observations/state_joint, /observations/image; `auto` detects it from the first file",
     )
     control: Literal["joint", "ee"] = key(
         "joint", "which actions and states of the IL-Studio layout: joint positions or end-effector poses"
@@ -37,12 +38,12 @@ class Config:
     state_keys: list[str] | None = key(
         None,
         "HDF5 paths concatenated to the state, such as [observations/qpos, observations/env_state]; unset: "
-        "the layout's own",
+        "those of the layout",
         on_resume=IMPOSSIBLE,
     )
-    action_key: str | None = key(None, "HDF5 path of the actions; unset: the layout's own", on_resume=IMPOSSIBLE)
+    action_key: str | None = key(None, "HDF5 path of the actions; unset: that of the layout", on_resume=IMPOSSIBLE)
     cameras: list[str] | None = key(
-        None, "cameras, in the model's order; unset: all the files have; []: none", on_resume=IMPOSSIBLE
+        None, "cameras, in the model's order; unset: those that all episodes have; []: none", on_resume=IMPOSSIBLE
     )
     image_size: list[int] | None = key(
         None,
@@ -52,10 +53,12 @@ class Config:
     )
     chunk_size: int = key(100, "actions per chunk, in control steps", ge=1, on_resume=IMPOSSIBLE)
     eval_fraction: float = key(
-        0.0, "share of each folder's episodes held out for evaluation, at least one where it is not 0", ge=0, lt=1
+        0.0, "share of each folder's episodes for evaluation, at least one episode if it is not 0", ge=0, lt=1
     )
     split_seed: int = key(
-        0, "which episodes are held out; apart from the run's seed, so that runs stay comparable", ge=0
+        0,
+        "seed that chooses the evaluation episodes; not the run's seed, so that runs stay comparable",
+        ge=0,
     )
     max_episodes: int | None = key(None, "use only the first so many episodes of each folder", ge=1)
     samples_per_epoch: int | None = key(None, "samples in an epoch; unset: the number of training steps", ge=1)
@@ -97,13 +100,11 @@ class Config:
             raise ValueError("dataset.state_keys is empty; name at least one HDF5 path, or leave the key out")
 
     def paths(self) -> list[str]:
-        if self.path is None:
-            return []
-        return [self.path] if isinstance(self.path, str) else self.path
+        return [self.path] if isinstance(self.path, str) else self.path or []
 
 
 def folder_problem(path: str) -> str | None:
-    """Why a folder cannot be read from, or None. It is never created: a mistyped path must not look empty."""
+    """Why a folder cannot be used, or None. It is never created: a mistyped path must not look like an empty folder."""
     folder = Path(path).expanduser()
     if not folder.exists():
         return (
@@ -111,18 +112,64 @@ def folder_problem(path: str) -> str | None:
             f"`python prepare.py --task_name …`"
         )
     if not folder.is_dir():
-        return f"dataset.path: {path} is a file, not a folder of episodes; name the folder it lies in"
-    if next(episode_files(folder), None) is None:
-        return (
-            f"dataset.path: {path} holds no episode (*.hdf5 or *.h5); record some with prepare.py, or correct the path"
-        )
+        return f"dataset.path: {path} is a file, not a folder of episodes; name its folder"
+    try:
+        files = episode_files(folder)
+    except ValueError as error:
+        return f"dataset.path: {error}"
+    if not files:
+        return f"dataset.path: {path} holds no episode (*.hdf5, *.h5); correct the path, or record with prepare.py"
     return None
 
 
-def episode_files(folder: Path):
-    """Episode files anywhere below a folder, unsorted; hidden ones are other programs' unfinished work."""
-    for directory, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            if name.endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(directory) / name
+def episode_files(folder: Path) -> list[Path]:
+    """The episode files below a folder, episode_2 before episode_10; hidden files and folders are left out.
+
+    Links to files and folders are followed. A file that is reached in several ways is listed once, by a path without
+    a link if there is one.
+
+    Raises:
+        ValueError: A folder cannot be read, or the target of a link does not exist.
+    """
+
+    def natural(file: Path) -> list:
+        parts = re.split(r"(\d+)", str(file.relative_to(folder)))
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+    episodes: dict[tuple[int, int], Path] = {}  # by device and inode number
+    top = os.path.realpath(folder)
+    visited, waiting = set(), [str(folder)]
+    while waiting:  # folders behind links come after all others
+        for directory, subfolders, names in os.walk(waiting.pop(0), onerror=refuse_unreadable):
+            real = os.path.realpath(directory)
+            if real in visited or top.startswith(os.path.join(real, "")):  # a loop of links
+                subfolders.clear()
+                continue
+            visited.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            waiting += [path for name in subfolders if os.path.islink(path := os.path.join(directory, name))]
+            for name in names:
+                add_episode(Path(directory, name), episodes)
+    return sorted(episodes.values(), key=natural)
+
+
+def add_episode(path: Path, episodes: dict[tuple[int, int], Path]) -> None:
+    """Add an episode file under its device and inode number; other files are ignored."""
+    is_episode = path.name.endswith(SUFFIXES)
+    if path.name.startswith(".") or not (is_episode or path.is_symlink() and not path.suffix):
+        return
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ValueError(
+            f"{path} is a link to {os.path.realpath(path)}, which cannot be read ({error.strerror}); restore its "
+            f"target, or move the link out of dataset.path"
+        ) from None
+    number = (status.st_dev, status.st_ino)
+    if is_episode and (number not in episodes or episodes[number].is_symlink() and not path.is_symlink()):
+        episodes[number] = path
+
+
+def refuse_unreadable(error: OSError) -> None:
+    """Raise ValueError for a folder that `os.walk` cannot read and would leave out."""
+    raise ValueError(f"cannot read {error.filename}: {error.strerror}; correct its permissions, or move it away")

@@ -1,6 +1,6 @@
 """Samples and batches of demonstrations.
 
-Shapes: B samples, C actions a chunk, S state and A action dimensions, K images (cameras x history), h and w
+Shapes: B samples, C actions per chunk, S state and A action dimensions, K images (cameras x history), h and w
 in training, E episodes.
 """
 
@@ -12,31 +12,25 @@ from data.demonstrations.source import EpisodeSource
 
 
 class Demonstrations(torch.utils.data.Dataset):
-    """Every step of the chosen episodes of one or several sources, episode after episode.
+    """Every step of the selected episodes of one or several sources, episode after episode.
 
     Args:
-        chosen: for each source the numbers of its episodes that belong to this dataset.
-        first_ids: for each source the number its first episode has among all sources' episodes.
-        texts: of "instruction", "reasoning" those a batch carries.
-        use_prev_subtask: append the subtask of the step before to the instruction.
+        chosen: For each source, the numbers of its episodes in this dataset.
+        texts: Texts in a batch, of "instruction" and "reasoning".
+        use_prev_subtask: Append the subtask of the previous step to the instruction.
     """
 
     def __init__(
         self,
         sources: list[EpisodeSource],
         chosen: list[np.ndarray],
-        first_ids: list[int],
         encoder: ObservationEncoder,
         chunk_size: int,
         texts: tuple[str, ...],
         use_prev_subtask: bool,
     ):
-        self.sources, self.encoder, self.texts, self.use_prev_subtask = (
-            sources,
-            encoder,
-            texts,
-            use_prev_subtask,
-        )
+        self.sources, self.encoder = sources, encoder
+        self.texts, self.use_prev_subtask = texts, use_prev_subtask
         self.chunk = np.arange(chunk_size)
         self.source = np.concatenate([np.full(len(ids), s) for s, ids in enumerate(chosen)])  # (E,)
         self.starts = np.concatenate(
@@ -45,21 +39,22 @@ class Demonstrations(torch.utils.data.Dataset):
         lengths = [source.lengths()[ids] for source, ids in zip(sources, chosen, strict=True)]
         self.group_lengths = [group.tolist() for group in lengths]
         self.lengths = np.concatenate(lengths)  # (E,)
-        self.ids = np.concatenate([first + ids for first, ids in zip(first_ids, chosen, strict=True)])  # (E,)
+        counts = [len(source.lengths()) for source in sources]
+        self.ids = np.concatenate([sum(counts[:s]) + ids for s, ids in enumerate(chosen)])  # (E,) over all sources
         self.ends = np.cumsum(self.lengths)  # (E,)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> dict:
-        """One sample: the batch of one, without its batch axis."""
+        """One sample: a batch of size one without its batch axis."""
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict:
-        """The batch of these samples at once, ready for a model:
+        """The batch of these samples:
 
         state (B, S) float32, actions (B, C, A) float32, is_pad (B, C) bool, episode and timestep (B,) int64;
-        images (B, K, 3, h, w) uint8 if there are any; instruction, reasoning lists of B texts if asked for.
+        images (B, K, 3, h, w) uint8 if there are any; instruction and reasoning (lists of B texts) if in `texts`.
         Steps after an episode's end repeat its last action, and is_pad is true for them.
         """
         index = np.asarray(indices)
@@ -101,32 +96,24 @@ class Demonstrations(torch.utils.data.Dataset):
         images = torch.empty((len(source), cameras * history, 3, fit.height, fit.width), dtype=torch.uint8)
         out = images.numpy()
         for number in np.unique(source):
-            where = np.flatnonzero(source == number)
+            samples = np.flatnonzero(source == number)
             for past in range(history):
-                rows = start[where] + np.maximum(timestep[where] - (history - 1 - past), 0)
+                rows = start[samples] + np.maximum(timestep[samples] - (history - 1 - past), 0)
                 for camera in range(cameras):
-                    self.copy_frames(self.sources[number], out, where, camera * history + past, camera, rows)
+                    targets = [out[sample, camera * history + past] for sample in samples]
+                    self.sources[number].frames.copy_to(targets, camera, rows)
         return images
-
-    @staticmethod
-    def copy_frames(
-        source: EpisodeSource, out: np.ndarray, where: np.ndarray, k: int, camera: int, rows: np.ndarray
-    ) -> None:
-        if len(where) == len(out):
-            return source.frames.copy_to(out[:, k], camera, rows)
-        for sample, row in zip(where.tolist(), rows, strict=True):
-            source.frames.copy_to(out[sample : sample + 1, k], camera, row[None])
 
     def text(self, kind: str, source: int, start: int, timestep: int) -> str:
         text = self.sources[source].text(kind, start + timestep)
         if kind == "instruction" and self.use_prev_subtask and timestep > 0:
-            # The step before, since at the robot that is the last subtask a policy has named.
+            # Of the previous step: on the robot, that is the last subtask that the policy has predicted.
             text += f" Previous subtask: {self.sources[source].text('subtask', start + timestep - 1)}"
         return text.strip()
 
 
 def collate(samples: dict | list[dict]) -> dict:
-    """A batch as `__getitems__` made it, or one made of single samples."""
+    """Return the batch that `__getitems__` built, or stack single samples."""
     if isinstance(samples, dict):
         return samples
     return {

@@ -1,137 +1,128 @@
-"""The frames of one folder: from prepared arrays, or from the episode files one by one; and preparing them.
+"""The frames of one folder, from prepared arrays or from the episode files, and their preparation.
 
-Shapes: N steps of a folder, F frames, B rows asked for, h and w in training.
+Shapes: N steps of a folder, F frames, B requested rows, h and w in training.
 """
 
-import contextlib
+import itertools
 import multiprocessing
 import os
 import sys
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import h5py
 import numpy as np
+from tqdm import tqdm
 
-from data.demonstrations.images import FrameFit
-from data.demonstrations.layouts import reading, unreadable
+from data.demonstrations.hdf5 import dataset_at, open_file, place, read, reading
+from data.demonstrations.images import FrameFit, decode
+from data.demonstrations.layouts import is_compressed
 
 BLOCK_FRAMES = 16  # read at once: some 15 MB of 480x640 frames
-SERIAL_FRAMES = 2000  # fewer are prepared here, before other processes would have started
+SERIAL_FRAMES = 2000  # fewer are prepared in this process before others would have started
 OPEN_FILES = 256  # far below the usual limit of 1024 for one process
 
 
 class ArrayFrames:
-    """Frames already at training size: one array (N, 3, h, w) uint8 a camera, on disk or in memory."""
+    """Frames already at training size: one array (N, 3, h, w) uint8 per camera, on disk or in memory."""
 
     def __init__(self, arrays: list[np.ndarray]):
         self.arrays = arrays
 
-    def copy_to(self, out: np.ndarray, camera: int, rows: np.ndarray) -> None:
-        """Frames at `rows` (B,) into out (B, 3, h, w)."""
+    def copy_to(self, targets: list[np.ndarray], camera: int, rows: np.ndarray) -> None:
+        """Copy the frames at `rows` (B,) into B arrays (3, h, w)."""
         array = self.arrays[camera]
-        for target, row in zip(out, rows.tolist(), strict=True):  # one plain copy each, no buffer in between
+        for target, row in zip(targets, rows.tolist(), strict=True):  # one plain copy each, no buffer in between
             target[...] = array[row]
 
 
 class FileFrames:
-    """Frames read and fitted when asked for. Keeps its files open, each process its own."""
+    """Frames read, decoded and resized on request. Keeps its files open, each process its own."""
 
     def __init__(self, files: list[Path], offsets: np.ndarray, keys: list[str], fit: FrameFit):
         self.files, self.offsets, self.keys, self.fit = files, offsets, keys, fit
-        self.handles: OrderedDict[int, h5py.File] = OrderedDict()
+        self.cameras: OrderedDict[int, list[h5py.Dataset]] = OrderedDict()  # of the open files, by episode
         self.process = os.getpid()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "handles": OrderedDict()}
+        return {**self.__dict__, "cameras": OrderedDict()}
 
-    def copy_to(self, out: np.ndarray, camera: int, rows: np.ndarray) -> None:
-        """Frames at `rows` (B,) into out (B, 3, h, w)."""
+    def copy_to(self, targets: list[np.ndarray], camera: int, rows: np.ndarray) -> None:
+        """Read the frames at `rows` (B,) into B arrays (3, h, w)."""
         episodes = np.searchsorted(self.offsets, rows, side="right") - 1
-        for target, row, episode in zip(out, rows.tolist(), episodes.tolist(), strict=True):
+        for target, row, episode in zip(targets, rows.tolist(), episodes.tolist(), strict=True):
             step = row - int(self.offsets[episode])
-            try:
-                frame = self.handle(episode)[self.keys[camera]][step]
-            except (OSError, RuntimeError) as error:
-                raise unreadable(self.files[episode], error) from None
-            target[...] = self.fit(frame[None])[0]
+            target[...] = fitted(self.open(episode)[camera], step, step + 1, self.fit)[0]
 
-    def handle(self, episode: int) -> h5py.File:
+    def write_to(self, targets: list[np.ndarray] | list[Path]) -> None:
+        """Write all frames into one array (N, 3, h, w) per camera, in memory or a .npy file, on all cores."""
+        starts, steps = self.offsets[:-1].tolist(), int(self.offsets[-1])
+        jobs = [(file, self.keys, targets, start, self.fit) for file, start in zip(self.files, starts, strict=True)]
+        workers = min(len(os.sched_getaffinity(0)), len(jobs))
+        print(f"preparing the images of {steps} steps in {self.files[0].parent}", file=sys.stderr, flush=True)
+        parallel = workers > 1 and steps * len(self.keys) > SERIAL_FRAMES
+        done = run_parallel(jobs, workers) if parallel else itertools.starmap(write_episode, jobs)
+        for _ in tqdm(done, total=len(jobs), unit="episode", disable=None):  # no bar unless stderr is a terminal
+            pass
+
+    def open(self, episode: int) -> list[h5py.Dataset]:
+        """The cameras of an episode."""
         if self.process != os.getpid():  # HDF5 handles do not survive a fork
-            self.handles, self.process = OrderedDict(), os.getpid()
-        if episode not in self.handles:
-            if len(self.handles) == OPEN_FILES:
-                self.handles.popitem(last=False)[1].close()
-            self.handles[episode] = h5py.File(self.files[episode], "r")
-        self.handles.move_to_end(episode)
-        return self.handles[episode]
+            self.cameras, self.process = OrderedDict(), os.getpid()
+        if episode not in self.cameras:
+            if len(self.cameras) == OPEN_FILES:
+                self.cameras.popitem(last=False)
+            root = open_file(self.files[episode])
+            self.cameras[episode] = [dataset_at(root, key) for key in self.keys]  # these keep the file open
+        self.cameras.move_to_end(episode)
+        return self.cameras[episode]
 
 
-def write_episode(file: Path, keys: list[str], targets: list[np.ndarray | Path], start: int, fit: FrameFit) -> int:
-    """Fit all frames of one episode into rows `start`… of each camera's array; returns its steps."""
+def fitted(frames: h5py.Dataset, start: int, end: int, fit: FrameFit) -> np.ndarray:
+    """Frames start … end - 1 of a camera, decoded if they are compressed, (F, 3, h, w) uint8."""
+    rows = read(frames, slice(start, end))
+    compressed = is_compressed(frames)
+    images = np.empty((len(rows), 3, fit.height, fit.width), np.uint8)
+    for offset, row in enumerate(rows):
+        try:
+            images[offset] = fit(decode(row) if compressed else row)
+        except ValueError as error:
+            raise ValueError(f"{place(frames)} step {start + offset}: {error}") from None
+    return images
+
+
+def write_episode(file: Path, keys: list[str], targets: list[np.ndarray | Path], start: int, fit: FrameFit) -> None:
+    """Write all frames of one episode into rows `start`… of each camera's array."""
     with reading(file) as root:
         for key, target in zip(keys, targets, strict=True):
             array = np.load(target, mmap_mode="r+") if isinstance(target, Path) else target
-            frames = root[key]
+            frames = dataset_at(root, key)
             for first in range(0, len(frames), BLOCK_FRAMES):
-                block = fit(frames[first : first + BLOCK_FRAMES])
+                block = fitted(frames, first, first + BLOCK_FRAMES, fit)
                 array[start + first : start + first + len(block)] = block
-        return len(root[keys[0]])
 
 
-def write_all(files: list[Path], offsets: np.ndarray, keys: list[str], targets: list, fit: FrameFit) -> None:
-    """Fit the frames of all episodes into `targets`: arrays in memory, or .npy files written by all cores."""
-    jobs = [(file, keys, targets, int(start), fit) for file, start in zip(files, offsets[:-1], strict=True)]
-    workers = min(len(os.sched_getaffinity(0)), len(jobs))
-    parallel = workers > 1 and offsets[-1] * len(keys) > SERIAL_FRAMES and can_start_processes()
-    done = run_parallel(jobs, workers) if parallel and isinstance(targets[0], Path) else map(run_job, jobs)
-    with progress(int(offsets[-1]), str(files[0].parent)) as advance:
-        for steps in done:
-            advance(steps)
+def run_parallel(jobs: list[tuple], workers: int) -> Iterator[None]:
+    """Run `write_episode` for all jobs and yield after each."""
+    import cv2
 
-
-def run_job(job: tuple) -> int:
-    return write_episode(*job)
-
-
-def run_parallel(jobs: list[tuple], workers: int) -> Iterator[int]:
-    # Not forked: a fork would copy the locks of threads that OpenCV or torch run in this process.
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=use_one_thread)
+    if isinstance(jobs[0][2][0], Path) and can_start_processes():
+        # Not forked: a fork would copy the locks of threads that OpenCV or torch run in this process. And one thread in
+        # each: OpenCV would start as many as the machine has cores.
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,))
+    else:  # arrays of this process; OpenCV decodes and resizes without Python's lock, HDF5 reads one at a time
+        executor = ThreadPoolExecutor(workers)
     try:
-        for future in as_completed([executor.submit(run_job, job) for job in jobs]):
+        for future in as_completed([executor.submit(write_episode, *job) for job in jobs]):
             yield future.result()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-def use_one_thread() -> None:
-    """OpenCV would start as many threads in every process as the machine has cores."""
-    try:
-        import cv2
-    except ImportError:
-        return
-    cv2.setNumThreads(1)
 
 
 def can_start_processes() -> bool:
     """A program read from standard input cannot be imported again by the processes it starts."""
     main = getattr(sys.modules["__main__"], "__file__", None)
     return main is None or os.path.exists(main)
-
-
-@contextlib.contextmanager
-def progress(total: int, what: str) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal, two plain lines in a log file; yields what to call with the steps done."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        with tqdm(total=total, desc=f"preparing images of {what}", unit=" steps") as bar:
-            yield bar.update
-        return
-    start = time.perf_counter()
-    print(f"preparing images of {what}: {total} steps", file=sys.stderr, flush=True)
-    yield lambda steps: None
-    print(f"prepared images of {what} in {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""Recorded frames to the size a model trains at.
+"""Decode recorded frames and resize them to the size in training.
 
-Shapes: F frames, H and W as recorded, h and w in training.
+Shapes: H and W as recorded, h and w in training.
 """
 
 from dataclasses import dataclass
@@ -13,43 +13,50 @@ MEAN_COLOUR = (124, 116, 104)
 
 @dataclass(frozen=True)
 class FrameFit:
-    """Frames (F, H, W, 3) uint8 -> (F, 3, h, w) uint8, each frame by itself.
+    """Resize a frame (H, W, 3) uint8 and return it as (3, h, w) uint8.
 
-    `square` stretches to (height, width); `pad` keeps the proportions and fills up with the mean colour;
+    `square` stretches to (height, width); `pad` keeps the proportions and fills the rest with the mean colour;
     `keep` does not resize, and refuses frames of another size.
     """
 
     mode: str
     height: int
     width: int
-    resizer: str  # "opencv" or "pillow": they differ by a grey level here and there, so a model keeps to one
 
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        frames = np.asarray(frames)
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        frame = np.asarray(frame)
+        if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
             raise ValueError(
-                f"frames are {frames.dtype} of shape {frames.shape}; expected uint8 (frames, height, width, 3)"
+                f"a frame is {frame.dtype} of shape {frame.shape}; expected uint8 of shape (height, width, 3)"
             )
-        if self.mode == "keep" and frames.shape[1:3] != (self.height, self.width):
+        if self.mode == "keep" and frame.shape[:2] != (self.height, self.width):
             raise ValueError(
-                f"image_aspect_ratio: keep, but a frame is {frames.shape[1]}x{frames.shape[2]} where "
+                f"image_aspect_ratio: keep, but a frame is {frame.shape[0]}x{frame.shape[1]} where "
                 f"others are {self.height}x{self.width}; use square or pad"
             )
-        if frames.shape[1:3] != (self.height, self.width):
-            frames = np.stack([self.fit(frame) for frame in frames])
-        return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
+        return self.fit(frame).transpose(2, 0, 1)
 
     def fit(self, frame: np.ndarray) -> np.ndarray:
-        """One frame (H, W, 3) -> (h, w, 3)."""
-        if self.mode == "square":
-            return resize(frame, self.height, self.width, self.resizer)
+        """(H, W, 3) -> (h, w, 3)."""
+        if self.mode != "pad":
+            return resize(frame, self.height, self.width)
         ratio = min(self.height / frame.shape[0], self.width / frame.shape[1])
         height, width = (max(1, round(side * ratio)) for side in frame.shape[:2])
         top, left = (self.height - height) // 2, (self.width - width) // 2
         canvas = np.empty((self.height, self.width, 3), np.uint8)
         canvas[:] = MEAN_COLOUR
-        canvas[top : top + height, left : left + width] = resize(frame, height, width, self.resizer)
+        canvas[top : top + height, left : left + width] = resize(frame, height, width)
         return canvas
+
+
+def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Area averaging if a frame shrinks, so that fine patterns do not alias; linear if it grows."""
+    import cv2
+
+    if frame.shape[:2] == (height, width):
+        return frame
+    shrinks = height < frame.shape[0] and width < frame.shape[1]
+    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def training_size(mode: str, image_size: list[int] | None, recorded: tuple[int, int]) -> tuple[int, int]:
@@ -62,23 +69,17 @@ def training_size(mode: str, image_size: list[int] | None, recorded: tuple[int, 
     return side, side
 
 
-def available_resizer() -> str:
-    try:
-        import cv2  # noqa: F401
-    except ImportError:
-        return "pillow"
-    return "opencv"
+def decode(compressed: np.ndarray | bytes) -> np.ndarray:
+    """A frame (H, W, 3) uint8 from the bytes of a JPEG or PNG file, which zeros may follow.
 
+    ALOHA's recorder passes its frames to `cv2.imencode` as they are, so `cv2.imdecode` returns them with the channels
+    in the order in which an uncompressed recording stores them, whatever that order is.
+    """
+    import cv2
 
-def resize(frame: np.ndarray, height: int, width: int, resizer: str) -> np.ndarray:
-    """Area averaging where a frame shrinks, so that fine patterns do not alias; linear where it grows."""
-    if frame.shape[:2] == (height, width):
-        return frame
-    if resizer == "opencv":
-        import cv2
-
-        shrinks = height < frame.shape[0] and width < frame.shape[1]
-        return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
+    data = bytes(compressed)
+    frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    # A JPEG without an end marker is truncated, and the decoder would fill the rest of the frame with grey.
+    if frame is None or (data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data):
+        raise ValueError(f"{len(data)} bytes are no complete JPEG or PNG image")
+    return frame

@@ -1,40 +1,35 @@
-"""All episodes of one folder, ready to be sampled: from a cache on disk, in memory, or from the files.
+"""All episodes of one folder, read from a cache on disk, from memory, or from the files.
 
 Shapes: E episodes, N steps of all of them, S state and A action dimensions, h and w in training.
 """
 
-from dataclasses import dataclass, field
+import os
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data import cache
-from data.demonstrations.config import Config
-from data.demonstrations.frames import ArrayFrames, FileFrames, write_all
-from data.demonstrations.images import FrameFit, available_resizer, training_size
-from data.demonstrations.layouts import (
-    Episode,
-    Keys,
-    is_mirrored,
-    read_episode,
-    reading,
-    resolve_keys,
-    sorted_files,
-)
+from data.demonstrations.config import Config, episode_files
+from data.demonstrations.frames import ArrayFrames, FileFrames
+from data.demonstrations.hdf5 import add_sources, reading
+from data.demonstrations.images import FrameFit, training_size
+from data.demonstrations.layouts import Episode, is_mirrored, read_episode, resolve_keys
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 TEXTS = ("instruction", "reasoning", "subtask")
 
 
 @dataclass
 class EpisodeSource:
-    """Steps of all episodes of a folder; episode e has the rows from offsets[e] to before offsets[e + 1]."""
+    """Steps of all episodes of a folder; the rows of episode e are offsets[e] … offsets[e + 1] - 1."""
 
     path: str
-    details: dict  # JSON: names, left_out, keys, image_keys, cameras, fit, vocabulary
+    details: dict  # JSON: names, left_out, fit, vocabulary, texts, cameras, image_keys, state_keys, action_key …
     arrays: dict[str, np.ndarray]  # offsets (E + 1,), states (N, S), actions (N, A), texts (N,) codes
     frames: ArrayFrames | FileFrames | None
-    folder: Path | None = field(default=None)  # of the cache
+    folder: Path | None = None  # of the cache
 
     @property
     def fit(self) -> FrameFit | None:
@@ -44,19 +39,26 @@ class EpisodeSource:
     def first_file(self) -> str:
         return str(Path(self.path) / self.details["names"][0])
 
+    @property
+    def frames_shape(self) -> tuple[int, int, int, int]:
+        """(N, 3, h, w) of each camera."""
+        return int(self.arrays["offsets"][-1]), 3, self.fit.height, self.fit.width
+
     def lengths(self) -> np.ndarray:
         """(E,) steps of each episode."""
         return np.diff(self.arrays["offsets"])
 
     def image_bytes(self) -> int:
-        fit, cameras = self.fit, self.details["cameras"]
-        return 3 * fit.height * fit.width * len(cameras) * int(self.arrays["offsets"][-1]) if fit else 0
+        return len(self.details["cameras"]) * int(np.prod(self.frames_shape)) if self.fit else 0
+
+    def total_bytes(self) -> int:
+        return self.image_bytes() + sum(array.nbytes for array in self.arrays.values())
 
     def text(self, kind: str, row: int) -> str:
-        """Empty where the folder records no such text."""
+        """The text at a row; empty if the folder has no texts of this kind."""
         return self.details["vocabulary"][self.arrays[kind][row]] if kind in self.arrays else ""
 
-    # A process that gets a copy opens the files again: sending their content would multiply it.
+    # Another process opens the cache's files itself: pickling their content would copy it.
     def __getstate__(self) -> dict:
         return self.__dict__ if self.folder is None else {**self.__dict__, "arrays": None, "frames": None}
 
@@ -67,117 +69,110 @@ class EpisodeSource:
 
 
 def prepare(path: str, config: Config, process, cache_root: Path) -> EpisodeSource:
-    """The source of one folder, in the way `lazy_preprocess` and `preload_data` ask for."""
+    """The source of one folder: cached, with `lazy_preprocess` from the files, with `preload_data` in memory."""
     folder = Path(path).expanduser()
-    files = sorted_files(folder)  # listed once: a recording in progress must not add a file after the key is computed
+    files = episode_files(folder)  # listed once: a recording in progress must not add a file after the key is computed
     if process.lazy_preprocess:
-        source = from_files(path, folder, files, config, process)
+        source = scan(folder, files, config, process)
     else:
-        identities = [cache.file_identity(file, str(file.relative_to(folder))) for file in files]
-        key = cache.key_of({**settings(config, process), "files": identities})
+        key = cache.key_of({**settings(config, process), "files": identities(folder, files)})
         prepared, details = cache.open_or_build(
-            cache_root, key, lambda staging: write(staging, folder, files, config, process)
+            cache_root, key, lambda staging: write(staging, scan(folder, files, config, process))
         )
-        source = EpisodeSource(path, details, *open_arrays(prepared, details), prepared)
+        source = EpisodeSource(str(folder), details, *open_arrays(prepared, details), prepared)
+    source.path = path
     return preload(source) if process.preload_data else source
 
 
+def identities(folder: Path, files: list[Path]) -> list[dict]:
+    """The identity of each episode file, and of each other file that HDF5 follows from one of them."""
+    sources: set[Path] = set()
+    for file in files:
+        add_sources(file, sources)
+    return [cache.file_identity(file, os.path.relpath(file, folder)) for file in [*files, *sorted(sources)]]
+
+
 def settings(config: Config, process) -> dict:
-    """All that decides the prepared content, besides the files."""
-    wanted = {
-        "version": CACHE_VERSION,
-        "layout": config.layout,
-        "control": config.control,
-        "state_keys": config.state_keys,
-        "action_key": config.action_key,
-        "max_episodes": config.max_episodes,
-        "skip_mirrored_data": process.skip_mirrored_data,
-        "is_multimodal": process.is_multimodal,
-    }
+    """All settings that affect the prepared content."""
+    config_keys = ["layout", "control", "state_keys", "action_key", "max_episodes"]
+    process_keys = ["skip_mirrored_data", "is_multimodal"]
     if process.is_multimodal and config.cameras != []:
-        wanted |= {
-            "cameras": config.cameras,
-            "image_size": config.image_size,
-            "image_aspect_ratio": process.image_aspect_ratio,
-            "resizer": available_resizer(),
-        }
-    return wanted
+        config_keys += ["cameras", "image_size"]
+        process_keys += ["image_aspect_ratio"]
+    values = {key: getattr(config, key) for key in config_keys} | {key: getattr(process, key) for key in process_keys}
+    return {"version": CACHE_VERSION, **values}
 
 
-def scan(folder: Path, files: list[Path], config: Config, process) -> tuple[dict, dict[str, np.ndarray]]:
-    """Read and check everything but the frames; -> details and arrays of a `EpisodeSource`."""
+def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSource:
+    """Read and check everything but the frames, which stay in the files."""
     keys, episodes, left_out = None, [], 0
     for file in files:
-        if config.max_episodes is not None and len(episodes) == config.max_episodes:
+        if len(episodes) == config.max_episodes:
             break
         with reading(file) as root:
             if process.skip_mirrored_data and is_mirrored(root, str(file.relative_to(folder))):
                 left_out += 1
                 continue
-            keys = keys or resolve_keys(root, file, config, process.is_multimodal)
-            episodes.append(read_episode(root, file, keys))
-            refuse_difference(episodes[0], episodes[-1])
+            keys = keys or resolve_keys(root, config, process.is_multimodal)
+            episodes.append(read_episode(root, keys, config.cameras))
+            refuse_difference(episodes[0].file, vars(episodes[0]), episodes[-1].file, vars(episodes[-1]))
     if not episodes:
         raise ValueError(f"{folder} holds {left_out} mirrored episodes and no other; set skip_mirrored_data: false")
-    fit = common_fit(episodes, config, process.image_aspect_ratio)
+    counts = Counter(camera for episode in episodes for camera in episode.frame_sizes)
+    cameras = config.cameras or sorted(camera for camera, count in counts.items() if count == len(episodes))
+    cameras = cameras if keys.images else []
+    image_keys = [f"{keys.images}/{camera}" for camera in cameras]
+    fit = common_fit(episodes, cameras, config, process.image_aspect_ratio)
     vocabulary, codes = encode_texts(episodes)
-    offsets = np.cumsum([0] + [len(episode.actions) for episode in episodes])
+    text_counts = Counter(kind for episode in episodes for kind in episode.texts)
     arrays = {
-        "offsets": offsets,
+        "offsets": np.cumsum([0] + [len(episode.actions) for episode in episodes]),
         "states": np.concatenate([episode.states for episode in episodes]),
         "actions": np.concatenate([episode.actions for episode in episodes]),
         **codes,
     }
     details = {
-        "names": [str(episode.file.relative_to(folder)) for episode in episodes],
+        "names": [os.path.relpath(episode.file, folder) for episode in episodes],
         "left_out": left_out,
         "fit": fit and vars(fit),
         "vocabulary": vocabulary,
         "texts": sorted(codes),
-        **describe(keys),
-    }
-    return details, arrays
-
-
-def describe(keys: Keys) -> dict:
-    cameras, image_keys = list(keys.images), list(keys.images.values())
-    return {
+        "texts_incomplete": {kind: count for kind, count in text_counts.items() if count < len(episodes)},
         "cameras": cameras,
         "image_keys": image_keys,
+        "cameras_left_out": {camera: count for camera, count in sorted(counts.items()) if camera not in cameras},
         "state_keys": list(keys.state),
         "action_key": keys.action,
     }
+    frames = fit and FileFrames([Path(episode.file) for episode in episodes], arrays["offsets"], image_keys, fit)
+    return EpisodeSource(str(folder), details, arrays, frames)
 
 
-def refuse_difference(first: Episode, other: Episode) -> None:
+def refuse_difference(first_file: str, first: dict, other_file: str, other: dict) -> None:
+    """Raise ValueError if `actions` or `states` of two episodes or folders differ in dimensions."""
     for signal in ("actions", "states"):
-        dims = [getattr(episode, signal).shape[1] for episode in (first, other)]
+        dims = first[signal].shape[1], other[signal].shape[1]
         if dims[0] != dims[1]:
             raise ValueError(
-                f"{signal} have {dims[0]} dimensions in {first.file} but {dims[1]} in {other.file}; train "
-                f"on one kind of robot, or name state_keys and action_key that agree"
+                f"{signal} have {dims[0]} dimensions in {first_file} but {dims[1]} in {other_file}; train on one "
+                f"kind of robot, or name state_keys and action_key that agree"
             )
 
 
-def common_fit(episodes: list[Episode], config: Config, mode: str) -> FrameFit | None:
-    """One training size for all cameras and episodes.
-
-    Without `image_size` it follows from the frames, which then have to agree.
-    """
-    first = None
-    for episode in episodes:
-        for camera, size in episode.frame_sizes.items():
-            first = first or (episode.file, camera, size)
-            if size != first[2] and (mode == "keep" or config.image_size is None):
-                raise ValueError(
-                    f"frames are {first[2][0]}x{first[2][1]} in {first[0]} ({first[1]}) but {size[0]}x"
-                    f"{size[1]} in {episode.file} ({camera}); set dataset.image_size, and "
-                    f"image_aspect_ratio to square or pad"
-                )
-    if first is None:
+def common_fit(episodes: list[Episode], cameras: list[str], config: Config, mode: str) -> FrameFit | None:
+    """One training size for all cameras and episodes; without `image_size` the frames have to agree."""
+    sizes = [(episode.frame_sizes[camera], episode.file, camera) for episode in episodes for camera in cameras]
+    if not sizes:
         return None
-    height, width = training_size(mode, config.image_size, first[2])
-    return FrameFit(mode, int(height), int(width), available_resizer())
+    first, first_file, first_camera = sizes[0]
+    for size, file, camera in sizes:
+        if size != first and (mode == "keep" or config.image_size is None):
+            raise ValueError(
+                f"frames are {first[0]}x{first[1]} in {first_file} ({first_camera}) but {size[0]}x{size[1]} in "
+                f"{file} ({camera}); set dataset.image_size, and image_aspect_ratio to square or pad"
+            )
+    height, width = training_size(mode, config.image_size, first)
+    return FrameFit(mode, int(height), int(width))
 
 
 def encode_texts(episodes: list[Episode]) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -190,31 +185,22 @@ def encode_texts(episodes: list[Episode]) -> tuple[list[str], dict[str, np.ndarr
     return list(numbers), codes
 
 
-def from_files(path: str, folder: Path, files: list[Path], config: Config, process) -> EpisodeSource:
-    """Signals in memory, since their statistics need all of them; frames left in the files."""
-    details, arrays = scan(folder, files, config, process)
-    source = EpisodeSource(path, details, arrays, None)
-    if source.fit is not None:
-        source.frames = FileFrames(files_of(folder, details), arrays["offsets"], details["image_keys"], source.fit)
-    return source
-
-
-def write(staging: Path, folder: Path, files: list[Path], config: Config, process) -> dict:
+def write(staging: Path, source: EpisodeSource) -> dict:
     """Fill a cache folder; returns its manifest."""
-    details, arrays = scan(folder, files, config, process)
-    source = EpisodeSource(str(folder), details, arrays, None)
-    cache.require_disk(staging, source.image_bytes() + sum(array.nbytes for array in arrays.values()), str(folder))
-    for name, array in arrays.items():
+    cache.require_disk(staging, source.total_bytes(), source.path)
+    for name, array in source.arrays.items():
         np.save(staging / f"{name}.npy", array)
-    if source.fit is not None:
-        targets = [staging / f"frames_{camera}.npy" for camera in range(len(details["cameras"]))]
+    if source.frames is not None:
+        targets = [staging / f"frames_{camera}.npy" for camera in range(len(source.details["cameras"]))]
         for target in targets:
-            np.lib.format.open_memmap(target, "w+", np.uint8, frames_shape(source))
-        write_all(files_of(folder, details), arrays["offsets"], details["image_keys"], targets, source.fit)
-    return details
+            np.lib.format.open_memmap(target, "w+", np.uint8, source.frames_shape)
+        source.frames.write_to(targets)
+    return source.details
 
 
 def open_arrays(prepared: Path, details: dict) -> tuple[dict[str, np.ndarray], ArrayFrames | None]:
+    """Map the arrays and frames of a cache folder."""
+
     def mapped(name: str) -> np.ndarray:
         return np.asarray(np.load(prepared / f"{name}.npy", mmap_mode="r"))
 
@@ -224,23 +210,13 @@ def open_arrays(prepared: Path, details: dict) -> tuple[dict[str, np.ndarray], A
 
 
 def preload(source: EpisodeSource) -> EpisodeSource:
-    """The whole source in memory, at training size."""
-    cache.require_memory(source.image_bytes() + sum(array.nbytes for array in source.arrays.values()))
-    source.arrays = {name: np.array(array) for name, array in source.arrays.items()}
-    if isinstance(source.frames, ArrayFrames):
-        source.frames = ArrayFrames([np.array(array) for array in source.frames.arrays])
-    elif source.frames is not None:
-        lazy = source.frames
-        targets = [np.empty(frames_shape(source), np.uint8) for _ in lazy.keys]
-        write_all(lazy.files, lazy.offsets, lazy.keys, targets, lazy.fit)
-        source.frames = ArrayFrames(targets)
-    return source
-
-
-def frames_shape(source: EpisodeSource) -> tuple[int, int, int, int]:
-    """(N, 3, h, w)."""
-    return int(source.arrays["offsets"][-1]), 3, source.fit.height, source.fit.width
-
-
-def files_of(folder: Path, details: dict) -> list[Path]:
-    return [folder / name for name in details["names"]]
+    """Copy the whole source into memory, at training size."""
+    cache.require_memory(source.total_bytes())
+    arrays, frames = {name: np.array(array) for name, array in source.arrays.items()}, source.frames
+    if isinstance(frames, ArrayFrames):
+        frames = ArrayFrames([np.array(array) for array in frames.arrays])
+    elif frames is not None:
+        targets = [np.empty(source.frames_shape, np.uint8) for _ in source.details["cameras"]]
+        frames.write_to(targets)
+        frames = ArrayFrames(targets)
+    return EpisodeSource(source.path, source.details, arrays, frames)

@@ -1,17 +1,15 @@
-"""Records of text for fine-tuning: chats, prompts with completions, plain text; one JSON object each.
+"""Records of text for fine-tuning: chats, prompts with completions, plain text; one JSON object each (see `forms`).
 
-    {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
-    {"prompt": "…", "completion": "…"}
-    {"text": "…"}
-
-A sample is a row of `block_size` tokens that holds one record or, packed, several that do not see one another.
-Importing this needs nothing but the standard library, so that a configuration can be checked in no time.
+A sample is a row of `block_size` tokens that holds one record or, packed, several that do not attend to one another.
+Importing this needs nothing but the standard library, so that a configuration can be checked without delay.
 """
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from data.records.config import READY, Config
+from data.text.predict_flags import PredictFlags as PredictFlags
 
 PROCESS_KEYS = frozenset(
     {
@@ -28,7 +26,7 @@ PROCESS_KEYS = frozenset(
 
 
 def check(config: Config, run) -> list[str]:
-    """Problems that can be seen without a tokenizer, one line each; the first record of each file set is read."""
+    """Return the problems that show without a tokenizer, one line each; the first record of each path is read."""
     from data.records.source import find, first_problem
 
     problems = []
@@ -40,7 +38,7 @@ def check(config: Config, run) -> list[str]:
             continue
         try:
             train, held_out = find(path, Path(run.cache_dir), f"dataset.{key}")
-            problems += first_problem(train, config)
+            problems += first_problem(train, config.text_column)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -60,14 +58,14 @@ def check(config: Config, run) -> list[str]:
 
 
 def is_to_prepare(path: str, run) -> bool:
-    """Whether `path` is the name of a set that is yet to be made."""
+    """Return whether `path` names a built-in data set that is not made yet."""
     from data.records.source import is_found
 
     return path in READY and not is_found(path, Path(run.cache_dir))
 
 
 def prepared(config: Config, run) -> Config:
-    """The config with a ready name as a folder; the set is made on first use."""
+    """Return the configuration with the folder of a built-in data set, which is made on first use."""
     if config.path not in READY or not is_to_prepare(config.path, run):
         return config
     folder = Path(run.cache_dir) / "datasets" / config.path
@@ -76,22 +74,30 @@ def prepared(config: Config, run) -> Config:
     return dataclasses.replace(config, path=str(folder))
 
 
-def prepare(name: str, folder: Path) -> dict:
-    """Makes the ready set `name`, train.jsonl and val.jsonl, in `folder`; returns {"train": records, "val": records}.
+def prepare(name: str, folder: Path) -> None:
+    """Make the built-in data set `name`, train.jsonl and val.jsonl, in `folder`.
 
     Raises:
-        ValueError: no such set, or the folder is there and holds something else.
+        ValueError: There is no such data set, or the folder holds something else.
     """
     from data.records.builtin_datasets import make
 
-    return make(name, Path(folder))
+    make(name, Path(folder))
 
 
 def build(config: Config, run):
-    """The `Bundle` of the configured records; raises ValueError where they cannot be used."""
+    """Return the `Bundle` of the configured records; raise ValueError if they cannot be used."""
     problems = check(config, run)
     if problems:
         raise ValueError(problems[0])
     from data.records.build_bundle import assemble
 
     return assemble(config, run)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Processor":  # needs transformers, which checking a configuration does not
+        from data.records.processor import Processor
+
+        return Processor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,68 +1,101 @@
-"""From records to a `Bundle`: split, tokens, rows, all kept in a cache."""
+"""Build the `Bundle` of records: split, tokens, rows, all kept in a cache."""
 
+from __future__ import annotations
+
+import collections
 import datetime
 import functools
 import hashlib
 import json
-import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data.bundle import Bundle
 from data.cache import file_identity, key_of, open_or_build
+from data.load_tokenizer import load_tokenizer
 from data.mixing import MixtureSampler
 from data.records.chat import Encoded, Encoder
 from data.records.config import Config
 from data.records.dataset import Rows, collate, save
 from data.records.packing import fill, first_fit
+from data.records.processor import Processor
 from data.records.source import RecordSource, find, hub_splits, read, split_of_hub
-from data.records.tokenizer import load_tokenizer
+from metrics.language import LanguageMetric
 
-VERSION = 2  # of what is kept in the cache
+VERSION = 3  # of the rows in the cache
 EVAL_FRACTION = 0.1
-SPLITS = ("train", "val")
+NOTES = {
+    "truncated": "{:,} records are longer than {size} tokens and lose their end",
+    "dropped": "{:,} records have no token to learn (within {size}) and are left out",
+    "open": "in {:,} records the chat template ends an assistant's turn without a special token: the model will not "
+    "learn to stop there",
+    "renamed": "in {:,} records messages of the role `developer` are rendered as `system`, the role that the chat "
+    "template knows",
+}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Training and validation records; if there are none of the latter, `fraction` of the former validates."""
+
+    train: RecordSource
+    held_out: RecordSource | None
+    fraction: float
+
+    @classmethod
+    def of(cls, config: Config, cache_dir: Path) -> Sources:
+        train, held_out = find(config.path, cache_dir, "dataset.path")
+        if config.eval_path is not None:
+            whole, part = find(config.eval_path, cache_dir, "dataset.eval_path")
+            held_out = part or whole
+        elif config.eval_fraction is not None:
+            held_out = None
+        elif train.hub_id is not None:
+            held_out = split_of_hub(train)
+        default = EVAL_FRACTION if config.eval_fraction is None else config.eval_fraction
+        return cls(train, held_out, 0.0 if held_out else default)
 
 
 def assemble(config: Config, run) -> Bundle:
     """See `data.records.build`."""
     cache_dir = Path(run.cache_dir)
     tokenizer = tokenizer_of(config, run, cache_dir)
-    train, held_out = sources(config, cache_dir)
-    fraction = 0.0 if held_out or config.eval_fraction == 0 else config.eval_fraction or EVAL_FRACTION
-    described = description(config, run.seed, tokenizer, train, held_out, fraction)
+    sources = Sources.of(config, cache_dir)
 
     def prepare(folder: Path) -> dict:
         encoder = Encoder(tokenizer, config.loss_on, config.text_column)
-        return prepare_rows(folder, config, encoder, run.seed, train, held_out, fraction)
+        return prepare_rows(folder, config, encoder, run.seed, sources)
 
-    folder, manifest = open_or_build(cache_dir / "records", key_of(described), prepare)
-    sets = {"validation": Rows(folder, "val")} if "val" in manifest else {}
+    key = key_of(description(config, run.seed, tokenizer, sources))
+    folder, manifest = open_or_build(cache_dir / "records", key, prepare)
     train_set = Rows(folder, "train")
+    # Identifies the rows: saved with every checkpoint, so that a resumed run can see a change.
+    rows = {
+        name: {key: manifest[name][key] for key in ("records", "rows", "digest")}
+        for name in ("train", "val")
+        if name in manifest
+    }
     return Bundle(
         train_dataset=train_set,
-        eval_datasets=sets,
+        eval_datasets={"validation": Rows(folder, "val")} if "val" in manifest else {},
         collate=collate,
         sampler=functools.partial(MixtureSampler, [[len(train_set)]], None, False, None),
         dims={"vocab_size": len(tokenizer), "block_size": config.block_size},
-        files={"data.json": told_apart(manifest, config)},
-        summary=summary(train, held_out, manifest, config),
-        metrics=metrics,
+        files={"data.json": {"block_size": config.block_size, **rows}},
+        summary=summary(sources, manifest, config),
+        metrics={"validation": LanguageMetric()} if "val" in manifest else {},
         units={"tokens": config.block_size},
-        tokenizer=tokenizer,
+        processor=Processor(tokenizer, config.text_column),
     )
 
 
-def metrics(split: str, loss: float) -> dict[str, float]:
-    """Perplexity of held-out records: e to the mean loss of a token."""
-    return {} if split == "train" else {"perplexity": math.exp(loss) if loss < 700 else math.inf}
-
-
 def tokenizer_of(config: Config, run, cache_dir: Path):
-    """The tokenizer that the settings name, with the chat template that they give.
+    """Return the configured tokenizer, with the configured chat template.
 
     Raises:
-        ValueError: there is none, or it numbers tokens otherwise than the one that the first weights were trained with.
+        ValueError: There is none, or its ids differ from those that the first weights were trained with.
     """
     process, model = run.process, run.process.model_name_or_path
     hub_cache, remote = getattr(process, "cache_dir", None), bool(getattr(process, "trust_remote_code", False))
@@ -71,12 +104,12 @@ def tokenizer_of(config: Config, run, cache_dir: Path):
         try:
             theirs = load_tokenizer(model, cache_dir, hub_cache, remote).get_vocab().items()
         except ValueError:
-            theirs = tokenizer.get_vocab().items()  # the model brings none, which may be why one is named
-        own = tokenizer.get_vocab().items()
-        if not (own <= theirs or theirs <= own):  # one of them may have further tokens
+            theirs = tokenizer.get_vocab().items()  # the model has none, which may be why one is configured
+        ours = tokenizer.get_vocab().items()
+        if not (ours <= theirs or theirs <= ours):  # one of them may have further tokens
             raise ValueError(
-                f"dataset.tokenizer: {config.tokenizer} numbers tokens otherwise than the tokenizer of {model}, whose "
-                "weights know only its own; leave dataset.tokenizer out"
+                f"dataset.tokenizer: {config.tokenizer} has other ids than the tokenizer of {model}, with which the "
+                "weights were trained; leave dataset.tokenizer out"
             )
     if config.chat_template is not None:
         tokenizer.chat_template = template_of(config.chat_template)
@@ -84,7 +117,7 @@ def tokenizer_of(config: Config, run, cache_dir: Path):
 
 
 def template_of(given: str) -> str:
-    """`dataset.chat_template` as Jinja text: itself, or the content of the file it names."""
+    """Return `dataset.chat_template` as Jinja text: itself, or the content of the file it names."""
     if "{%" in given or "{{" in given:
         return given
     file = Path(given).expanduser()
@@ -93,26 +126,13 @@ def template_of(given: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def sources(config: Config, cache_dir: Path) -> tuple[RecordSource, RecordSource | None]:
-    """Training and held-out records; None: the held-out ones are to be drawn, or there are to be none."""
-    train, held_out = find(config.path, cache_dir, "dataset.path")
-    if config.eval_path is not None:
-        whole, part = find(config.eval_path, cache_dir, "dataset.eval_path")
-        return train, part or whole
-    if config.eval_fraction is not None:
-        return train, None
-    return train, split_of_hub(train) if train.hub_id is not None else held_out
-
-
-def description(
-    config: Config, seed: int, tokenizer, train: RecordSource, held_out: RecordSource | None, fraction: float
-) -> dict:
-    """Everything that decides the prepared rows."""
+def description(config: Config, seed: int, tokenizer, sources: Sources) -> dict:
+    """Return everything that decides the prepared rows."""
     return {
         "version": VERSION,
-        "sources": [identity(source) for source in (train, held_out) if source is not None],
-        "seed_of_split": seed if fraction else None,
-        "eval_fraction": fraction,
+        "sources": [identity(source) for source in (sources.train, sources.held_out) if source is not None],
+        "seed_of_split": seed if sources.fraction else None,
+        "eval_fraction": sources.fraction,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         # A template that writes the date renders differently tomorrow: a resumed run keeps the rows it began with.
@@ -127,81 +147,58 @@ def identity(source: RecordSource) -> object:
     return [source.hub_id, source.split, getattr(hub_splits(source.hub_id)[source.split], "_fingerprint", None)]
 
 
-def told_apart(manifest: dict, config: Config) -> dict:
-    """What tells these rows from others: saved with every checkpoint, so that a resumed run can see a change."""
-    names = [name for name in SPLITS if name in manifest]
-    rows = {name: {key: manifest[name][key] for key in ("records", "rows", "digest")} for name in names}
-    return {"block_size": config.block_size, **rows}
-
-
 # ---- preparing ----
 
 
-def prepare_rows(
-    folder: Path,
-    config: Config,
-    encoder: Encoder,
-    seed: int,
-    train: RecordSource,
-    held_out: RecordSource | None,
-    fraction: float,
-) -> dict:
-    """Writes the rows of each split into `folder`; returns what is to be said of them."""
-    chosen, counts = encode(encoder, train, config.block_size, seed)
-    if held_out is not None:
-        others, other_counts = encode(encoder, held_out, config.block_size, seed)
-        splits = {"train": [each for _, each in chosen], "val": [each for _, each in others]}
-        counts = {key: counts[key] + other_counts[key] for key in counts}
+def prepare_rows(folder: Path, config: Config, encoder: Encoder, seed: int, sources: Sources) -> dict:
+    """Write the rows of each split into `folder`; return its manifest."""
+    drawn, counts = encode(encoder, sources.train, config.block_size, seed)
+    if sources.held_out is not None:
+        others, other_counts = encode(encoder, sources.held_out, config.block_size, seed)
+        splits = {"train": [record for _, record in drawn], "val": [record for _, record in others]}
+        counts += other_counts
     else:
-        splits = split(chosen, fraction, train)
+        splits = split(drawn, sources.fraction, sources.train)
     tokenizer = encoder.tokenizer
-    pad = next(each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if each is not None)
-    manifest = {"counts": counts, "date": date_in(tokenizer)}
+    pad = next(number for number in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if number is not None)
+    date = datetime.date.today().isoformat() if "strftime_now" in str(tokenizer.chat_template) else None
+    manifest = {"counts": counts, "date": date}
     for name, records in splits.items():
         lengths = [len(record.ids) for record in records]
         rows = first_fit(lengths, config.block_size) if config.packing else [[index] for index in range(len(records))]
         arrays = fill(records, rows, config.block_size, pad)
         save(folder, name, arrays)
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(arrays[key]) for key in sorted(arrays)))
         manifest[name] = {
             "records": len(records),
             "rows": len(rows),
             "tokens": sum(lengths),
             "learned": int(arrays["learned"].sum()),
-            "digest": digest_of(arrays),
+            "digest": digest.hexdigest()[:16],
         }
     return manifest
 
 
-def date_in(tokenizer) -> str | None:
-    """The date that a chat template writes into every record, if it does."""
-    return datetime.date.today().isoformat() if "strftime_now" in (tokenizer.chat_template or "") else None
-
-
-def digest_of(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()[:16]
-
-
 def encode(
     encoder: Encoder, source: RecordSource, block_size: int, seed: int
-) -> tuple[list[tuple[float, Encoded]], dict]:
-    """(place in the draw, tokens) of each record that has something to learn, and how many were cut or left out.
+) -> tuple[list[tuple[float, Encoded]], collections.Counter]:
+    """Return (number drawn, tokens) of each record with tokens that carry loss, and counts of what `summary` reports.
 
     Raises:
-        ValueError: a record is malformed, or none has anything to learn.
+        ValueError: A record is malformed, or none has a token that carries loss.
     """
-    kept, counts = [], {"truncated": 0, "dropped": 0, "open": 0}
+    kept, counts = [], collections.Counter()
     for place, record in read(source):
         encoded = encoder(record, place)
         counts["truncated"] += len(encoded.ids) > block_size
-        encoded = Encoded(encoded.ids[:block_size], encoded.learned[:block_size], encoded.is_open)
-        if not encoded.learned.any():
+        counts.update(f"unread {key}" for key in encoded.unread)
+        counts["renamed"] += encoded.is_renamed
+        ids, learned = encoded.ids[:block_size], encoded.learned[:block_size]
+        if not learned.any():
             counts["dropped"] += 1
             continue
         counts["open"] += encoded.is_open
-        kept.append((draw(record, seed), encoded))
+        kept.append((draw(record, seed), encoded._replace(ids=ids, learned=learned)))
     if not kept:
         raise ValueError(
             f"{source}: none of {counts['dropped']} records has a token to learn within dataset.block_size "
@@ -211,50 +208,47 @@ def encode(
 
 
 def draw(record: object, seed: int) -> float:
-    """A number from 0 to 1 that depends on the record's content and the seed alone: other records may come and go."""
+    """Return a number from 0 to 1 that depends only on the record's content and the seed, not on other records."""
     content = json.dumps(record, sort_keys=True, ensure_ascii=False, default=str)
     digest = hashlib.sha256(f"{seed}:{content}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def split(chosen: list[tuple[float, Encoded]], fraction: float, source: RecordSource) -> dict[str, list[Encoded]]:
-    """Training and held-out records by their draw; at least one is held out where any are to be."""
+    """Return training and validation records by their numbers; at least one validates unless `fraction` is 0."""
     if not fraction:
-        return {"train": [each for _, each in chosen]}
+        return {"train": [record for _, record in chosen]}
     limit = max(fraction, np.nextafter(min(number for number, _ in chosen), 2))
-    train = [each for number, each in chosen if number >= limit]
+    train = [record for number, record in chosen if number >= limit]
     if not train:
         raise ValueError(
             f"dataset.eval_fraction {fraction:g} leaves none of the {len(chosen)} records of {source} for training; "
-            "lower it, give held-out records as dataset.eval_path, or set it to 0"
+            "lower it, give validation records as dataset.eval_path, or set it to 0"
         )
-    return {"train": train, "val": [each for number, each in chosen if number < limit]}
+    return {"train": train, "val": [record for number, record in chosen if number < limit]}
 
 
-def summary(train: RecordSource, held_out: RecordSource | None, manifest: dict, config: Config) -> list[str]:
-    def summary(name: str, source: RecordSource) -> str:
-        found = manifest[name]
-        places = found["rows"] * config.block_size
-        return (
-            f"{source}: {found['records']:,} records in {found['rows']:,} rows of {config.block_size} tokens "
-            f"({found['tokens'] / places:.0%} filled), {found['learned'] / found['tokens']:.0%} of their tokens learned"
-        )
-
-    lines = [f"{summary('train', train)}, to train"]
-    if "val" in manifest:
-        lines.append(f"{summary('val', held_out or train)}, held out")
-    counts = manifest["counts"]
+def summary(sources: Sources, manifest: dict, config: Config) -> list[str]:
+    lines, train = [], sources.train
+    for split, source, use in (("train", train, "for training"), ("val", sources.held_out or train, "for validation")):
+        if split in manifest:
+            numbers = manifest[split]
+            places = numbers["rows"] * config.block_size
+            lines.append(
+                f"{source}: {numbers['records']:,} records in {numbers['rows']:,} rows of {config.block_size} tokens "
+                f"({numbers['tokens'] / places:.0%} filled), {numbers['learned'] / numbers['tokens']:.0%} of their "
+                f"tokens learned, {use}"
+            )
+    for source in filter(None, (train, sources.held_out)):
+        if source.left_out:
+            names = ", ".join(f"{count:,} {ending}" for ending, count in sorted(source.left_out.items()))
+            lines.append(f"{source}: files beside the records that are not read: {names}")
     if manifest["date"]:
         lines.append(f"the chat template writes the date: {manifest['date']}, when these rows were made")
-    if counts["truncated"]:
-        lines.append(f"{counts['truncated']:,} records are longer than {config.block_size} tokens and lose their end")
-    if counts["dropped"]:
-        lines.append(
-            f"{counts['dropped']:,} records have no token to learn (within {config.block_size}) and are left out"
-        )
-    if counts["open"]:
-        lines.append(
-            f"in {counts['open']:,} records the chat template ends an assistant's turn without a special token: the "
-            "model will not learn to stop there"
-        )
+    counts = manifest["counts"]
+    lines += [text.format(counts[key], size=config.block_size) for key, text in NOTES.items() if counts.get(key)]
+    unread = {key.removeprefix("unread "): count for key, count in counts.items() if key.startswith("unread ")}
+    if unread:
+        keys = ", ".join(f"`{key}` ({count:,})" for key, count in sorted(unread.items()))
+        lines.append(f"keys of records that are not used (number of records): {keys}")
     return lines

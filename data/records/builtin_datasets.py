@@ -1,7 +1,7 @@
-"""`python_docstrings`: a small instruction set from the source of the installed standard library.
+"""Make `python_docstrings`, a small set of instructions from the source of the installed standard library.
 
-A record asks for the docstring of a function, given without it; the answer is the first paragraph that its authors
-wrote. Modules are held out whole: functions of one module resemble one another.
+A record asks for the docstring of a function, which is shown without it; the answer is the docstring's first paragraph.
+Whole modules validate, since functions of one module resemble one another.
 """
 
 import ast
@@ -24,51 +24,41 @@ MOST_RECORDS = 2000
 HELD_OUT_SHARE = 10  # one module in so many
 
 
-def make(name: str, folder: Path) -> dict[str, int]:
+def make(name: str, folder: Path) -> None:
     """See `data.records.prepare`."""
     if name != "python_docstrings":
-        raise ValueError(f"no records are made by the name {name}; there is python_docstrings")
+        raise ValueError(f"there is no built-in data set {name}, only python_docstrings")
     if (folder / TRAIN_FILE).is_file():
-        return {split: _count(folder / file) for split, file in _FILES.items()}
+        return
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds other files; remove the folder, or name the records with dataset.path")
-    if folder.is_dir():
-        folder.rmdir()
-    _, manifest = open_or_build(folder.parent, folder.name, lambda staging: write(staging, library()))
-    return manifest["records"]
-
-
-_FILES = {"train": TRAIN_FILE, "val": HELD_OUT_FILE}
-
-
-def _count(file: Path) -> int:
-    with file.open("rb") as lines:
-        return sum(1 for _ in lines)
+    open_or_build(folder.parent, folder.name, lambda staging: write(staging, library()))
 
 
 def library() -> Path:
-    """The folder of the standard library's source."""
+    """Return the folder of the standard library's source."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def write(folder: Path, root: Path) -> dict:
-    """train.jsonl and val.jsonl of the functions below `root`; the same source gives the same files."""
-    found: dict[str, tuple[str, dict]] = {}
+    """Write train.jsonl and val.jsonl of the functions below `root`; the same source gives the same files."""
+    by_source: dict[str, tuple[str, dict]] = {}
     for module, source, answer in functions(root):
         messages = [
             {"role": "user", "content": f"{INSTRUCTION}\n\n```python\n{source}\n```"},
             {"role": "assistant", "content": answer},
         ]
-        found.setdefault(source, (module, {"messages": messages, "source": module}))
-    # A draw by content: whatever is added to the library elsewhere, what is drawn here stays.
-    kept = set(sorted(found, key=_digest)[:MOST_RECORDS])
-    counts = {}
-    for split, file in _FILES.items():
-        of_split = [each for each in found if each in kept and is_held_out(found[each][0]) == (split == "val")]
-        text = "".join(json.dumps(found[each][1], ensure_ascii=False) + "\n" for each in of_split)
-        (folder / file).write_text(text, encoding="utf-8")
-        counts[split] = len(of_split)
-    return {"records": counts, "instruction": INSTRUCTION}
+        by_source.setdefault(source, (module, {"messages": messages, "source": module}))
+    # Drawn by content: functions that are added to the library do not change which of the others are drawn.
+    kept = set(sorted(by_source, key=_digest)[:MOST_RECORDS])
+    lines = {TRAIN_FILE: [], HELD_OUT_FILE: []}
+    for source, (module, record) in by_source.items():
+        if source in kept:
+            file = HELD_OUT_FILE if is_held_out(module) else TRAIN_FILE
+            lines[file].append(json.dumps(record, ensure_ascii=False) + "\n")
+    for file, records in lines.items():
+        (folder / file).write_text("".join(records), encoding="utf-8")
+    return {"instruction": INSTRUCTION}
 
 
 def is_held_out(module: str) -> bool:
@@ -80,7 +70,7 @@ def _digest(text: str) -> str:
 
 
 def functions(root: Path) -> Iterator[tuple[str, str, str]]:
-    """(module's file, function without its docstring, first paragraph of the docstring), in a fixed order."""
+    """Yield (module's file, function without its docstring, first paragraph of the docstring), in a fixed order."""
     for file in sorted(root.rglob("*.py")):
         module = file.relative_to(root)
         if LEFT_OUT & set(module.parts):
@@ -99,7 +89,7 @@ def functions(root: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> tuple[str, str] | None:
-    """(source without the docstring, the docstring's first paragraph); None where one of them is not fit to learn."""
+    """Return (source without the docstring, the docstring's first paragraph); None if one is unsuitable."""
     docstring = ast.get_docstring(node)
     if docstring is None or len(node.body) < 2:
         return None

@@ -1,23 +1,19 @@
-"""From a record to token ids, and which of them are learned.
+"""Encode records as token ids, and determine which of them carry loss."""
 
-A chat is rendered by a Jinja template, and templates rarely say which characters are the assistant's. Where one marks
-them ({% generation %}), its marks count. Elsewhere they are found from outside: what the conversation up to a turn
-renders to, ready for an answer, is where the turn begins, and what it renders to with the turn is where it ends. Both
-must be beginnings of the whole chat, or the template is refused: a guess would put loss on the wrong tokens.
-"""
+from __future__ import annotations
 
-import contextlib
+import json
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.records.source import kind_of
+from data.records.forms import TEMPLATE_INPUTS, Chat, Text, as_chat, read_form
+from data.records.turns import MarkedChat, Message, with_function
 
 GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\b")
-# Roles that templates know; with any other it is looked whether the template kept what was said.
-USUAL_ROLES = ("system", "user", "assistant", "tool")
 
 
 class Encoded(NamedTuple):
@@ -25,52 +21,51 @@ class Encoded(NamedTuple):
 
     Attributes:
         ids: (length,) int32.
-        learned: (length,) bool; the first token of a record is never learned, since nothing comes before it.
-        is_open: an assistant's turn ends without a special token, so that the model would not learn to stop.
+        learned: (length,) bool, whether a token carries loss; a record's first token never does.
+        is_open: Whether an assistant's turn ends without a special token, so that the model would not learn to stop.
+        unread: Keys of the record that make no difference to the text.
+        is_renamed: Whether `developer` messages are rendered as `system`, because the template does not know the role.
     """
 
     ids: np.ndarray
     learned: np.ndarray
     is_open: bool = False
+    unread: frozenset[str] = frozenset()
+    is_renamed: bool = False
 
 
 class Encoder:
     """record -> `Encoded`.
 
     Args:
-        tokenizer: of transformers, a fast one: the others do not say which characters a token stands for.
+        tokenizer: Of transformers, a fast one: the others do not say which characters a token stands for.
         loss_on: "assistant" or "all".
-        text_column: see `source.kind_of`.
+        text_column: See `forms.read_form`.
     """
 
     def __init__(self, tokenizer, loss_on: str, text_column: str | None):
         if not tokenizer.is_fast:
             raise ValueError(
-                f"the tokenizer {tokenizer.name_or_path} has no tokenizer.json, and without it tokens cannot be found "
-                "apart by characters; convert it with `AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)`"
+                f"the tokenizer {tokenizer.name_or_path} has no tokenizer.json, without which the characters of a "
+                "token are unknown; convert it with `AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)`"
             )
         self.tokenizer, self.loss_on, self.text_column = tokenizer, loss_on, text_column
-        self.is_marked = bool(GENERATION_MARK.search(tokenizer.chat_template or ""))
         added = tokenizer.added_tokens_decoder.items()
         self.special = {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
 
     def __call__(self, record: object, place: str) -> Encoded:
-        """Raises ValueError, one line with `place`: a malformed record, or one the template cannot render."""
-        kind = kind_of(record, place, self.text_column)
-        if kind == "messages":
-            return self.chat(record["messages"], place)
-        if kind == "text":
-            return self.plain(record[self.text_column or "text"], 0)
-        if self.tokenizer.chat_template:
-            turns = [{"role": "user", "content": record["prompt"]}]
-            return self.chat([*turns, {"role": "assistant", "content": record["completion"]}], place)
-        return self.plain(record["prompt"] + record["completion"], len(record["prompt"]))
+        """Encode a record; raise ValueError, one line with `place`, if it is malformed or cannot be rendered."""
+        form, unread = read_form(record, place, self.text_column)
+        if isinstance(form, Text) and form.prompt is not None and self.tokenizer.chat_template:
+            form = as_chat(form)
+        encoded = self._plain(form, place) if isinstance(form, Text) else self._chat(form, place)
+        return encoded._replace(unread=encoded.unread | unread)
 
-    def plain(self, text: str, begin: int) -> Encoded:
-        """Text as the tokenizer frames it, ended by its end-of-text token; learned from character `begin` on."""
-        found = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
-        ids, offsets = found["input_ids"], np.asarray(found["offset_mapping"], np.int64).reshape(-1, 2)
-        learned = (offsets[:, 1] > begin) & (offsets[:, 1] > offsets[:, 0])
+    def _plain(self, form: Text, place: str) -> Encoded:
+        """Text as the tokenizer frames it, ended by its end-of-text token."""
+        prompt = form.prompt or ""
+        ids, offsets = self.tokenized(prompt + form.text, place, add_special_tokens=True)
+        learned = (offsets[:, 1] > len(prompt)) & (offsets[:, 1] > offsets[:, 0])
         if self.loss_on == "all":
             learned[:] = True
         end = self.tokenizer.eos_token_id
@@ -80,87 +75,161 @@ class Encoder:
             learned[-1] = True
         return _encoded(ids, learned)
 
-    def chat(self, messages: list[dict], place: str) -> Encoded:
+    def _chat(self, chat: Chat, place: str) -> Encoded:
         if not self.tokenizer.chat_template:
             raise ValueError(
                 f"{place}: messages need a chat template, which the tokenizer lacks; give one as dataset.chat_template"
             )
-        if self.loss_on == "assistant" and not any(message["role"] == "assistant" for message in messages):
-            roles = ", ".join(dict.fromkeys(each["role"] for each in messages))
+        roles = [message["role"] for message in chat.messages]
+        if self.loss_on == "assistant" and "assistant" not in roles:
+            roles = ", ".join(dict.fromkeys(roles))
             raise ValueError(f"{place}: no message of the role `assistant`, only of {roles}; nothing would be learned")
-        if self.loss_on == "assistant" and self.is_marked:
-            return self.marked(messages, place)
-        text = self.rendered(messages, place)
-        self.require_all_said(messages, text, place)
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        offsets = np.asarray(found["offset_mapping"], np.int64).reshape(-1, 2)
-        if self.loss_on == "all":
-            return _encoded(found["input_ids"], np.ones(len(offsets), bool))
-        learned, is_open = np.zeros(len(offsets), bool), False
-        for begin, end in self.turns(messages, text, place):
-            # A token that begins before the turn and has its first letters is the turn's, as for transformers' marks.
-            inside = np.flatnonzero((offsets[:, 1] > begin) & (offsets[:, 0] < end) & (offsets[:, 1] > offsets[:, 0]))
-            kept, closed = self.up_to_the_end(inside, found["input_ids"], offsets, text[:end])
-            learned[kept] = True
-            is_open |= not closed
-        return _encoded(found["input_ids"], learned, is_open)
+        variant, encoded = self._rendered(chat, place, RenderedChat.encoded)
+        return encoded._replace(is_renamed=roles != [message["role"] for message in variant.messages])
 
-    def up_to_the_end(self, inside: np.ndarray, ids: list[int], offsets: np.ndarray, text: str) -> tuple:
-        """A turn's tokens without the space that a template puts after its end, and whether it has an end.
+    def question(self, chat: Chat, place: str) -> list[int]:
+        """Token ids of a chat up to where the assistant answers; raises ValueError as `__call__`."""
+        return self._rendered(chat, place, RenderedChat.question)[1]
 
-        Generation stops at the end-of-turn token, so what follows is the template's, not the assistant's.
+    def _rendered(self, chat: Chat, place: str, use: Callable[[RenderedChat], Any]) -> tuple[Chat, Any]:
+        """The first variant of a chat that the template renders, and what `use` makes of it."""
+        problem = None
+        for variant in _variants(chat):
+            try:
+                return variant, use(RenderedChat(self, variant, place))
+            except ValueError as error:
+                problem = error
+        raise problem
+
+    def tokenized(self, text: str, place: str, add_special_tokens: bool) -> tuple[list[int], np.ndarray]:
+        """Token ids and their characters, (length, 2): first and end."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{place}: holds half a character (U+{ord(text[error.start]):04X}); correct it") from None
+        tokens = self.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
+        return tokens["input_ids"], np.asarray(tokens["offset_mapping"], np.int64).reshape(-1, 2)
+
+
+def _variants(chat: Chat) -> Iterator[Chat]:
+    """The chat, then the same chat in older words, for templates that refuse or leave out the newer ones."""
+    yield chat
+    messages = [{**message, "role": message["role"].replace("developer", "system")} for message in chat.messages]
+    if messages != chat.messages:
+        yield replace(chat, messages=messages)
+    if any("tool_calls" in message for message in messages):
+        yield replace(chat, messages=[_with_text_arguments(message) for message in messages])
+
+
+def _with_text_arguments(message: Message) -> Message:
+    if "tool_calls" not in message:
+        return message
+    arguments = [call.get("function", call).get("arguments") for call in message["tool_calls"]]
+    texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in arguments]
+    calls = zip(message["tool_calls"], texts, strict=True)
+    return {**message, "tool_calls": [with_function(call, arguments=text) for call, text in calls]}
+
+
+class RenderedChat:
+    """A chat as text, its tokens, and its assistant's turns in both."""
+
+    def __init__(self, encoder: Encoder, chat: Chat, place: str):
+        self.encoder, self.chat, self.place = encoder, chat, place
+        self.text = self._render(chat.messages, False)
+        self.ids, self.offsets = encoder.tokenized(self.text, place, add_special_tokens=False)
+        special = encoder.special
+        self.special = [tuple(span) for span, number in zip(self.offsets, self.ids, strict=True) if number in special]
+        self.marked = MarkedChat(chat.messages, self.text, self._render)
+
+    def encoded(self) -> Encoded:
+        self._require_all_rendered()
+        encoder = self.encoder
+        learned, is_open = np.full(len(self.ids), encoder.loss_on == "all"), False
+        template = encoder.tokenizer.get_chat_template(tools=self.chat.inputs.get("tools"))
+        if encoder.loss_on == "assistant" and GENERATION_MARK.search(template):
+            marks = self._apply(self.chat.messages, return_dict=True, return_assistant_tokens_mask=True)
+            learned = np.asarray(marks["assistant_masks"], bool)
+            is_open = any(self.ids[last] not in encoder.special for last in np.flatnonzero(learned)[-1:])
+        elif encoder.loss_on == "assistant":
+            for tokens, is_closed in self._turns(is_learned=True):
+                learned[tokens] = True
+                is_open |= not is_closed
+        for tokens, _ in self._turns(is_learned=False):
+            learned[tokens] = False
+        return _encoded(self.ids, learned, is_open)._replace(unread=frozenset(self._unread()))
+
+    def question(self) -> list[int]:
+        """Token ids of the chat, ready for the assistant's answer."""
+        self._require_all_rendered()
+        return self.encoder.tokenized(self._render(self.chat.messages, True), self.place, add_special_tokens=False)[0]
+
+    def _turns(self, is_learned: bool) -> Iterator[tuple[np.ndarray, bool]]:
+        """(tokens, whether an end-of-turn token ends them) of the assistant's turns that carry loss, or of the others.
+
+        A token that begins before the turn and has its first letters is the turn's, as for transformers' marks.
         """
-        special = [number for number in inside if ids[number] in self.special]
-        if not special or text[offsets[special[-1], 1] :].strip():
-            return inside, False
-        return inside[inside <= special[-1]], True
-
-    def turns(self, messages: list[dict], text: str, place: str) -> list[tuple[int, int]]:
-        """(first character, end) of every assistant's turn in the rendered chat."""
-        spans = []
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
+        offsets = self.offsets
+        for number, (message, label) in enumerate(zip(self.chat.messages, self.chat.labels, strict=True)):
+            if message["role"] != "assistant" or self.chat.learned[number] != is_learned:
                 continue
-            before = self.rendered(messages[:number], place, add_generation_prompt=True)
-            after = self.rendered(messages[: number + 1], place) if number + 1 < len(messages) else text
-            if not (after.startswith(before) and text.startswith(after)):
+            turn = self.marked.turn(number, self.special)
+            if turn is None:
                 raise ValueError(
-                    f"{place}: the chat template renders message {number + 1} otherwise alone than within the chat, so "
-                    "its tokens cannot be identified reliably; give a template with {% generation %} marks as "
-                    "dataset.chat_template, or set dataset.loss_on: all"
+                    f"{self.place}: what the chat template makes of {label} cannot be identified in the chat; give a "
+                    "template with {% generation %} marks as dataset.chat_template, or set dataset.loss_on: all"
                 )
-            spans.append((len(before), len(after)))
-        return spans
+            inside = (offsets[:, 1] > turn.begin) & (offsets[:, 0] < turn.end) & (offsets[:, 1] > offsets[:, 0])
+            yield np.flatnonzero(inside), turn.is_closed
 
-    def rendered(self, messages: list[dict], place: str, **options) -> str:
-        with _template_errors(place):
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    def _render(self, messages: Sequence[Message], is_ready: bool) -> str:
+        """The rendering of messages, ready for an answer or not, with the variables of this chat."""
+        return self._apply(messages, tokenize=False, add_generation_prompt=is_ready)
 
-    def marked(self, messages: list[dict], place: str) -> Encoded:
-        """As `chat`, by the template's own marks."""
-        with _template_errors(place):
-            found = self.tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-        learned = np.asarray(found["assistant_masks"], bool)
-        last = np.flatnonzero(learned)[-1:]
-        return _encoded(found["input_ids"], learned, not any(found["input_ids"][each] in self.special for each in last))
+    def _apply(self, messages: Sequence[Message], without: str | None = None, **options: Any) -> Any:
+        import jinja2
 
-    def require_all_said(self, messages: list[dict], text: str, place: str) -> None:
-        """A role that a template does not know it may refuse, or quietly leave out."""
-        for message in messages:
-            if message["role"] not in USUAL_ROLES and message["content"].strip() not in text:
-                raise ValueError(f"{place}: the chat template leaves out messages of the role `{message['role']}`")
+        inputs = {key: value for key, value in self.chat.inputs.items() if key != without}
+        try:
+            return self.encoder.tokenizer.apply_chat_template(list(messages), **inputs, **options)
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{self.place}: the chat template cannot render these messages: {reason}") from None
 
+    # ---- what is not in the text ----
 
-@contextlib.contextmanager
-def _template_errors(place: str) -> Iterator[None]:
-    """Errors of a chat template as one line with the record's place."""
-    import jinja2
+    def _require_all_rendered(self) -> None:
+        """Templates leave out roles and keys that they do not know, without a word."""
+        for number, (message, label) in enumerate(zip(self.chat.messages, self.chat.labels, strict=True)):
+            part = self.marked.left_out(number)
+            if part is None and "tool_calls" in message and self._is_unread(number, "tool_calls"):
+                part = "tool_calls"
+            if part is not None:
+                raise ValueError(
+                    f"{self.place}: the chat template leaves out `{part}` of {label} (role `{message['role']}`); give "
+                    "a template that renders it as dataset.chat_template, or remove it"
+                )
 
-    try:
-        yield
-    except (jinja2.TemplateError, TypeError) as error:
-        message_text = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{place}: the chat template cannot render these messages: {message_text}") from None
+    def _unread(self) -> set[str]:
+        unread = {key for key in self.chat.inputs if self._is_same(self.chat.messages, without=key)}
+        unread = {key if key in TEMPLATE_INPUTS else f"chat_template_kwargs.{key}" for key in unread}
+        for key in {key for message in self.chat.messages for key in message} - {"role", "content", "tool_calls"}:
+            numbers = [number for number, message in enumerate(self.chat.messages) if key in message]
+            if all(self._is_unread(number, key) for number in numbers):
+                unread.add(f"messages.{key}")
+        return unread
+
+    def _is_unread(self, number: int, key: str) -> bool:
+        messages = list(self.chat.messages)
+        messages[number] = {name: value for name, value in messages[number].items() if name != key}
+        return self._is_same(messages)
+
+    def _is_same(self, messages: Sequence[Message], without: str | None = None) -> bool:
+        """Whether other messages, or one variable less, make no difference to the chat and its generation prompt."""
+        options = {"tokenize": False, "add_generation_prompt": True}
+        try:
+            return self._apply(messages, without, **options) == self._apply(self.chat.messages, **options)
+        except ValueError:
+            return False
 
 
 def _encoded(ids: list[int], learned: np.ndarray, is_open: bool = False) -> Encoded:

@@ -1,11 +1,11 @@
-"""Configuration keys of fine-tuning records; importing this needs only the standard library."""
+"""Declare the configuration keys of fine-tuning records; needs only the standard library."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from storage.config_keys import EVALUATION, HARMLESS, IMPOSSIBLE, key
 
-# Sets that `prepare` makes by name, and what they are.
+# Built-in data sets, and what they are.
 READY = {
     "python_docstrings": "functions of Python's standard library, and the first paragraph of their docstrings",
 }
@@ -17,15 +17,15 @@ class Config:
 
     path: str | None = key(
         None,
-        "a .jsonl or .json file, a folder of them (train.jsonl and val.jsonl: its split), a name in data/ or "
+        "a .jsonl or .json file (or .gz of it), a folder of them (train* and val*: its splits), a name in data/ or "
         "$KEEL_HOME/datasets, python_docstrings (made from the installed standard library), or a Hugging Face "
-        "data set's id",
+        "dataset's id",
         on_resume=HARMLESS,
     )
-    eval_path: str | None = key(None, "held-out records, where they lie apart: as `path`", on_resume=EVALUATION)
+    eval_path: str | None = key(None, "validation records, if they are separate: as `path`", on_resume=EVALUATION)
     eval_fraction: float | None = key(
         None,
-        "share of the records held out, drawn by seed and content; unset: 0.1, where no held-out records are given",
+        "share of records that validates, drawn by seed and content; unset: 0.1, if no validation records are given",
         ge=0,
         lt=1,
     )
@@ -36,13 +36,13 @@ class Config:
     )
     block_size: int = key(512, "tokens of a row; a longer record loses its end", ge=2)
     packing: bool = key(
-        True, "several records in a row, each with positions from 0 and blind to the others; false: a row for each"
+        True, "several records in a row, with separate positions and attention; false: one row per record"
     )
-    text_column: str | None = key(None, "key of plain text, where every record is that; unset: `text`")
+    text_column: str | None = key(None, "key of the text, if every record is plain text; unset: `text`")
     loss_on: Literal["assistant", "all"] = key(
         "assistant",
-        "tokens that are learned: what the assistant says, its end of turn included (of a prompt and completion, the "
-        "completion), or all; plain text is learned whole",
+        "tokens that carry loss: those of the assistant's turns (of a prompt and completion, the completion), or all; "
+        "in plain text all do",
     )
     chat_template: str | None = key(
         None,
@@ -52,6 +52,6 @@ class Config:
     def __post_init__(self):
         if self.eval_path is not None and self.eval_fraction is not None:
             raise ValueError(
-                f"dataset.eval_path {self.eval_path} gives the held-out records, so dataset.eval_fraction "
+                f"dataset.eval_path {self.eval_path} gives the validation records, so dataset.eval_fraction "
                 f"{self.eval_fraction:g} would draw none; leave one of them out"
             )

@@ -1,4 +1,4 @@
-"""Samples and batches of records.
+"""Make samples and batches of records.
 
 Shapes: B rows of a batch, T tokens of a row.
 """
@@ -13,15 +13,15 @@ ARRAYS = ("input_ids", "learned", "position_ids")
 
 
 class Rows(torch.utils.data.Dataset):
-    """The rows that `packing.fill` made, read from `folder` where `save` put them.
+    """The rows that `packing.fill` made and `save` wrote into `folder`.
 
     A batch holds, each (B, T) int64:
         input_ids: tokens.
-        position_ids: place of a token in its record. transformers' models read from it, as long as they neither get an
-            attention mask nor keep a cache, that attention ends at a record's beginning.
-        labels: the tokens, -100 where they are not learned.
-        shift_labels: `labels` one to the left: what is to be predicted at each place. A record's first token is never
-            learned, so no record is predicted from the one before.
+        position_ids: Position of a token in its record. With it, transformers' models let no token attend to an earlier
+            record, as long as they neither get an attention mask nor keep a cache.
+        labels: The tokens; -100 for those that carry no loss.
+        shift_labels: `labels` one to the left: the token to predict at each position. A record's first token carries no
+            loss, so no record is predicted from the one before.
     """
 
     def __init__(self, folder: Path, split: str):
@@ -29,13 +29,13 @@ class Rows(torch.utils.data.Dataset):
         self.arrays = [np.load(file_of(folder, split, name), mmap_mode="r") for name in ARRAYS]
 
     def __reduce__(self):
-        return Rows, (self.folder, self.split)  # to a loader's worker go the names, not the tokens
+        return Rows, (self.folder, self.split)  # a loader's worker gets the names, not the tokens
 
     def __len__(self) -> int:
         return len(self.arrays[0])
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """One row, each tensor (T,)."""
+        """Return one row, each tensor (T,)."""
         return {name: value[0] for name, value in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
@@ -57,7 +57,7 @@ def file_of(folder: Path, split: str, name: str) -> Path:
 
 
 def collate(samples) -> dict[str, torch.Tensor]:
-    """A whole batch as it is; a list of single rows as one."""
+    """Return a batch as it is, or make one of single rows."""
     if isinstance(samples, dict):
         return samples
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}

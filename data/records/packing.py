@@ -1,4 +1,4 @@
-"""Records of tokens into rows of one length.
+"""Pack records of tokens into rows of one length.
 
 Shapes: R rows, T tokens of a row (`block_size`).
 """
@@ -9,12 +9,12 @@ import numpy as np
 
 from data.records.chat import Encoded
 
-# How many of the last rows a record may still go into: enough that few tokens stay empty, and no search over millions.
+# How many of the last rows a record may still go into: few positions stay empty, without a search over all rows.
 OPEN_ROWS = 1024
 
 
 def first_fit(lengths: Sequence[int], block_size: int) -> list[list[int]]:
-    """Record numbers of each row: a record goes into the first of the open rows that has room for it."""
+    """Return the record numbers of each row: a record goes into the first of the last rows that has room for it."""
     rows: list[list[int]] = []
     room = np.zeros(len(lengths), np.int64)
     for number, length in enumerate(lengths):
@@ -30,10 +30,10 @@ def first_fit(lengths: Sequence[int], block_size: int) -> list[list[int]]:
 
 
 def fill(records: Sequence[Encoded], rows: Sequence[Sequence[int]], block_size: int, pad: int) -> dict[str, np.ndarray]:
-    """The rows as arrays, each (R, T): `input_ids` int32, `learned` bool, `position_ids` int32.
+    """Return the rows as arrays, each (R, T): `input_ids` int32, `learned` bool, `position_ids` int32.
 
-    Positions begin at 0 with each record, which is what tells a model where one ends. What is left of a row is pad
-    tokens: after several records one more of them; after a single one its continuation, which it cannot see either, so
+    Positions begin at 0 with each record, which tells a model where one ends. The rest of a row is pad tokens: after
+    several records as if they were one more; after a single one as its continuation, which it does not attend to, so
     that a batch of such rows shows no boundary and needs no mask.
     """
     shape = (len(rows), block_size)
@@ -42,7 +42,7 @@ def fill(records: Sequence[Encoded], rows: Sequence[Sequence[int]], block_size: 
     for row, numbers in enumerate(rows):
         begin = 0
         for number in numbers:
-            ids, learned, _ = records[number]
+            ids, learned = records[number][:2]
             end = begin + len(ids)
             arrays["input_ids"][row, begin:end] = ids
             arrays["learned"][row, begin:end] = learned

@@ -7,9 +7,12 @@ but the standard library, so that a configuration can be checked in no time.
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
+from typing import Any
 
 from data.text.config import READY, Config, find, samples_per_step
+from data.text.predict_flags import PredictFlags as PredictFlags
 
 PROCESS_KEYS = frozenset(
     {"cache_dir", "sample_tokens", "sample_prompt", "sample_count", "sample_temperature", "sample_top_k"}
@@ -17,7 +20,7 @@ PROCESS_KEYS = frozenset(
 
 
 def check(config: Config, run) -> list[str]:
-    """Problems that can be seen from the files' sizes and first bytes, one line each."""
+    """Return the problems that the files' sizes and first bytes show, one line each."""
     from data.text.compatibility import disagreements, foreign_to_weights
     from data.text.folder import read_folder
 
@@ -38,28 +41,26 @@ def check(config: Config, run) -> list[str]:
 
 
 def missing(config: Config, path: str, cache_dir: Path) -> str:
-    """What to do about a data set that is not there."""
-    where, place = config.named("path"), Path(path).expanduser()
-    if place.is_file():
+    """Return what to do about a data set that is not there."""
+    where, place = config.named("path"), os.path.expanduser(path)
+    if os.path.isfile(place):
         return (
-            f"{where}: {path} is a file, not a folder of tokens; make one of it: python prepare.py --dataset "
-            f"{place.stem} --text {path}"
+            f"{where}: {path} is a file, not a folder of tokens; prepare it: python prepare.py --dataset "
+            f"{Path(path).stem} --text {path}"
         )
-    if place.is_dir():
+    if os.path.isdir(place):
         return f"{where}: the folder {path} has neither train.bin nor val.bin; name the one that prepare.py wrote"
-    known = {*READY}
-    for shelf in (Path("data"), Path(cache_dir) / "datasets"):
-        if shelf.is_dir():
-            known |= {each.parent.name for each in shelf.glob("*/train.bin")}
+    shelves = (Path("data"), Path(cache_dir) / "datasets")
+    known = {*READY, *(file.parent.name for shelf in shelves for file in shelf.glob("*/train.bin"))}
     near = difflib.get_close_matches(path, sorted(known), n=1, cutoff=0.6)
     remedy = f"did you mean {near[0]}?" if near else f"prepare it: python prepare.py --dataset {path} --text FILE"
-    return f"{where}: no data set {path} here, in data/ or in {Path(cache_dir) / 'datasets'}; {remedy}"
+    return f"{where}: no data set {path} here, in {shelves[0]}/ or in {shelves[1]}; {remedy}"
 
 
 def run_problems(config: Config, run) -> list[str]:
-    """Settings of the run under which a mixture of data sets would not be what was asked for.
+    """Return the settings of the run with which a mixture of data sets would not be the configured one.
 
-    What a batch is drawn from follows from the number of its first sample, so batch size and numbering must be known.
+    The number of a batch's first sample decides its data set, so batch size and numbering must not change.
     """
     if config.mode != "multidataset":
         return []
@@ -90,13 +91,15 @@ def run_problems(config: Config, run) -> list[str]:
 
 
 def draws_by_batch(config: Config) -> bool:
-    """Whether each micro-batch is of one data set, so that its size decides which samples there are."""
+    """Return whether each step is on one data set, so that its size decides which samples it has."""
     return config.mode == "multidataset"
 
 
 def step_problems(config: Config, folders: list, run) -> list[str]:
-    """A step of more samples than the data has windows, counting those at every position: some would come twice for
-    certain. The numbers alone of a mistyped batch's samples can fill the memory."""
+    """Return a problem if a step takes more samples than the data has windows, counted at every position.
+
+    The numbers alone of the samples of a mistyped batch size can fill the memory.
+    """
     counted = folders[:1] if config.mode == "multicontext" else folders
     windows = sum(max(0, folder.splits["train"].tokens - config.block_size) for folder in counted)
     step = samples_per_step(run)
@@ -111,14 +114,14 @@ def step_problems(config: Config, folders: list, run) -> list[str]:
 
 
 def prepared(config: Config, run) -> Config:
-    """The configuration, after data sets of `READY` that it names and that are missing have been prepared."""
+    """Prepare the data sets of `READY` that the configuration names and that are missing; return the configuration."""
     from data.text import builtin_datasets
 
     return builtin_datasets.prepared(config, run)
 
 
 def build(config: Config, run):
-    """The `Bundle` of the configured data sets; raises ValueError where they cannot be used."""
+    """Return the `Bundle` of the configured data sets; raise ValueError if they cannot be used."""
     from data.text.build_bundle import assemble
 
     problems = check(config, run)
@@ -130,3 +133,11 @@ def build(config: Config, run):
     if problems:
         raise ValueError(problems[0])
     return assemble(config, run)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Processor":  # needs transformers, which checking a configuration does not
+        from data.text.processor import Processor
+
+        return Processor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,25 +1,28 @@
-"""From folders of tokens to a `Bundle`: ids checked, windows numbered, vocabularies and metrics."""
+"""Build the `Bundle` of folders of tokens: check ids, number windows, compute vocabularies and metrics."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.bundle import Bundle
-from data.text.compatibility import tokenizer_digest
+from data.load_tokenizer import load_tokenizer
+from data.text.compatibility import vocabulary
 from data.text.config import Config, find, samples_per_step
-from data.text.dataset import EvalWindows, MixedWindows, TrainWindows, collate
+from data.text.dataset import EvalWindows, TrainWindows, collate
 from data.text.folder import Folder, Split, read_folder
+from data.text.processor import Processor
 from data.text.sampling import Drawn, Interleaved, RandomStarts, SamplerFactory, StoredStarts
 from data.text.token_file import AlignedTokens, Tokens, refuse_wrong_ids
+from metrics.language import LanguageMetric
 
 
 def assemble(config: Config, run) -> Bundle:
-    """The Bundle of data sets that `data.text.check` has nothing against."""
+    """Return the Bundle of data sets that passed `data.text.check`."""
     folders = [read_folder(find(path, run.cache_dir), config.vocab_size) for path in config.paths()]
     for folder in folders:
         refuse_wrong_ids(folder, Path(run.cache_dir))
@@ -36,12 +39,12 @@ def assemble(config: Config, run) -> Bundle:
         summary=summarize(config, folders, names),
         metrics=metrics_of(config, folders, names),
         units={"tokens": config.block_size},
-        tokenizer=None if config.separate_embeddings or config.mode == "multicontext" else tokenizer_of(folders[0]),
+        processor=processor_of(config, folders),
     )
 
 
 def unique_names(paths: list[Path]) -> list[str]:
-    """A name for each folder that can be part of a metric's name and of a parameter's: letters, digits, _ and -."""
+    """Return a unique name for each folder, of letters, digits, _ and -, as names of metrics and parameters need."""
     names: list[str] = []
     for path in paths:
         plain = re.sub(r"[^\w-]+", "_", path.resolve().name)
@@ -56,82 +59,73 @@ def unique_names(paths: list[Path]) -> list[str]:
 
 
 def samples_of_epoch(config: Config, folders: list[Folder], run) -> int:
-    """As many windows as would cover the training tokens once, in whole optimizer steps; at least one step."""
+    """Return how many windows cover the training tokens once, in whole optimizer steps; at least one step."""
     counted = folders[:1] if config.mode == "multicontext" else folders
     windows = sum(folder.splits["train"].tokens // config.block_size for folder in counted)
     step = samples_per_step(run)
     return max(1, windows // step) * step
 
 
-def batches_of_run(samples: int, run) -> int:
-    """Micro-batches of all processes in the whole run."""
-    step = samples_per_step(run)
+def steps_of_run(samples: int, run) -> int:
+    """Return the number of optimizer steps of the whole run."""
     steps = run.hyper.max_steps
-    if steps <= 0:
-        steps = math.ceil(run.hyper.num_train_epochs * (samples // step))
-    return max(1, steps * step // run.hyper.per_device_train_batch_size)
+    return steps if steps > 0 else max(1, math.ceil(run.hyper.num_train_epochs * (samples // samples_per_step(run))))
 
 
 # ---- data sets ----
 
 
-def train_windows(config: Config, folders: list[Folder], names: list[str], samples: int, run):
+def train_windows(config: Config, folders: list[Folder], names: list[str], samples: int, run) -> TrainWindows:
     seed = run.trainer.get("data_seed")
     seed = run.seed if seed is None else seed
     starts = RandomStarts(seed) if run.process.shuffle else StoredStarts()
     tokens = [Tokens(folder.splits["train"]) for folder in folders]
-    if config.mode == "single":
-        return TrainWindows(names[0], tokens[0], config.block_size, samples, starts)
     if config.mode == "multicontext":
-        return TrainWindows(", ".join(names), AlignedTokens(tokens), config.block_size, samples, starts)
-    first = config.first_probabilities()
-    if config.interleave:
-        choose = Interleaved.of(first)
-    else:
-        final, transition = config.sampling_probs_final, config.sampling_transition or "linear"
-        choose = Drawn(seed, first, final, transition, batches_of_run(samples, run))
-    batch_size = run.hyper.per_device_train_batch_size
-    return MixedWindows(
-        names, tokens, config.block_size, samples, starts, choose, batch_size, config.separate_embeddings
-    )
+        names, tokens = [", ".join(names)], [AlignedTokens(tokens)]
+    windows = TrainWindows(names, tokens, config.block_size, samples, starts)
+    if config.mode == "multidataset":
+        windows.step_size, windows.says_which = samples_per_step(run), config.separate_embeddings
+        first, final = config.first_probabilities(), config.sampling_probs_final
+        transition, steps = config.sampling_transition or "linear", steps_of_run(samples, run)
+        windows.choose = Interleaved.of(first) if config.interleave else Drawn(seed, first, final, transition, steps)
+    return windows
 
 
 def eval_windows(config: Config, folders: list[Folder], names: list[str]) -> dict[str, EvalWindows]:
-    """`validation`, or for a mixture one set for each data set, under its name."""
+    """Return `validation`, or for a mixture one set for each data set, under its name."""
     tokens = [Tokens(folder.splits["val"]) for folder in folders]
     if config.mode == "single":
         return {"validation": EvalWindows(tokens[0], config.block_size)}
     if config.mode == "multicontext":
         return {"validation": EvalWindows(AlignedTokens(tokens), config.block_size)}
     return {
-        name: EvalWindows(each, config.block_size, number if config.separate_embeddings else None)
-        for number, (name, each) in enumerate(zip(names, tokens, strict=True))
+        name: EvalWindows(split, config.block_size, number if config.separate_embeddings else None)
+        for number, (name, split) in enumerate(zip(names, tokens, strict=True))
     }
 
 
 def identity(config: Config, folders: list[Folder], names: list[str]) -> dict[str, Any]:
-    """What tells these tokens from others: saved with every checkpoint, so that a resumed run can see a change.
+    """What identifies the tokens: saved with every checkpoint, so that a resumed run can see a change.
 
-    Equal ids that stand for other symbols are other data: the tokenizer counts too.
+    Equal ids that stand for other symbols are other data: the vocabulary counts too.
     """
-    return {
-        "block_size": config.block_size,
-        "data": [
-            {"name": name, "vocab_size": folder.vocab_size, "tokenizer": tokenizer_digest(folder)}
-            | {split: [each.tokens, fingerprint(each)] for split, each in folder.splits.items()}
-            for name, folder in zip(names, folders, strict=True)
-        ],
-    }
+    data = []
+    for name, folder in zip(names, folders, strict=True):
+        tokens = vocabulary(folder)
+        digest = tokens and hashlib.sha256(json.dumps(tokens, sort_keys=True).encode()).hexdigest()[:16]
+        splits = {key: [split.tokens, fingerprint(split)] for key, split in folder.splits.items()}
+        data.append({"name": name, "vocab_size": folder.vocab_size, "tokenizer": digest, **splits})
+    return {"block_size": config.block_size, "data": data}
 
 
 def fingerprint(split: Split, sampled: int = 2**16) -> str:
-    """A digest of up to so many tokens, taken evenly over the file."""
+    """Return a digest of up to `sampled` tokens, taken evenly from the file."""
     tokens = Tokens(split).array
     return hashlib.sha256(tokens[:: max(1, len(tokens) // sampled)].tobytes()).hexdigest()[:16]
 
 
 def dims_of(config: Config, folders: list[Folder], names: list[str]) -> dict[str, Any]:
-    """`vocab_size` is the largest one where there are several, which `vocab_sizes` lists."""
+    """Return the sizes a model is built for: `vocab_size` is the largest if there are several (`vocab_sizes`)."""
     sizes = [folder.vocab_size for folder in folders]
     dims: dict[str, Any] = {"vocab_size": max(sizes), "block_size": config.block_size}
     if config.mode == "multicontext":
@@ -141,54 +135,27 @@ def dims_of(config: Config, folders: list[Folder], names: list[str]) -> dict[str
     return dims
 
 
-# ---- what people see ----
+# ---- metrics and summary ----
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """Mean loss, in nats a token, -> further values.
+def metrics_of(config: Config, folders: list[Folder], names: list[str]) -> dict[str, LanguageMetric]:
+    """Metric of each split.
 
-    By split: `chance` is the loss of a model that knows nothing, the logarithm of the vocabulary; `tokens_per_byte` is
-    of the text that the tokens stand for.
-    """
-
-    chance: dict[str, float]
-    tokens_per_byte: dict[str, float]
-
-    def __call__(self, split: str, loss: float) -> dict[str, float]:
-        values = {}
-        if split in self.chance:
-            values["better_than_chance"] = exponential(self.chance[split] - loss)
-        if split != "train":
-            values["perplexity"] = exponential(loss)
-        if split in self.tokens_per_byte:
-            values["bits_per_byte"] = loss / math.log(2) * self.tokens_per_byte[split]
-        return values
-
-
-def exponential(value: float) -> float:
-    """e^value, infinite where no float holds it."""
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
-
-
-def metrics_of(config: Config, folders: list[Folder], names: list[str]) -> Metrics:
-    """For contexts the loss is the mean over them, so chance is the mean of their logarithms; their bytes say nothing.
-
+    For contexts the loss is the mean over them, so chance is the mean of their logarithms; their bytes say nothing.
     The training loss of data sets with vocabularies of different sizes has no chance that would mean anything.
     """
     logarithms = [math.log(folder.vocab_size) for folder in folders]
     if config.mode == "multicontext":
         mean = sum(logarithms) / len(logarithms)
-        return Metrics({"train": mean, "validation": mean}, {})
+        return {"train": LanguageMetric(mean, perplexity=False), "validation": LanguageMetric(mean)}
     sets = ["validation"] if config.mode == "single" else names
-    chance = dict(zip(sets, logarithms, strict=True))
+    metrics = {}
     if len(set(logarithms)) == 1:
-        chance["train"] = logarithms[0]
-    held_out = {name: folder.splits["val"] for name, folder in zip(sets, folders, strict=True)}
-    return Metrics(chance, {name: each.tokens / each.text_bytes for name, each in held_out.items() if each.text_bytes})
+        metrics["train"] = LanguageMetric(logarithms[0], perplexity=False)
+    for name, chance, folder in zip(sets, logarithms, folders, strict=True):
+        split = folder.splits["val"]
+        metrics[name] = LanguageMetric(chance, split.tokens / split.text_bytes if split.text_bytes else None)
+    return metrics
 
 
 def summarize(config: Config, folders: list[Folder], names: list[str]) -> list[str]:
@@ -197,11 +164,11 @@ def summarize(config: Config, folders: list[Folder], names: list[str]) -> list[s
         train, val = folder.splits["train"], folder.splits["val"]
         method = f", {folder.method}" if folder.method else ""
         lines.append(
-            f"{name}: {train.tokens:,} tokens to train, {val.tokens:,} held out, vocabulary {folder.vocab_size:,} "
+            f"{name}: {train.tokens:,} training and {val.tokens:,} validation tokens, vocabulary {folder.vocab_size:,} "
             f"({train.dtype}{method}), in {folder.path}"
         )
         if folder.source == "GPT-2":
-            lines.append(f"{name}: no meta.json, taken to be GPT-2's tokens (dataset.vocab_size says otherwise)")
+            lines.append(f"{name}: no meta.json, taken to be GPT-2's tokens (dataset.vocab_size sets another size)")
         elif folder.tokenizer_file is None and folder.symbols is None:
             lines.append(f"{name}: no tokenizer.json beside the tokens, so they cannot be shown as text")
     if config.mode == "multicontext":
@@ -212,30 +179,29 @@ def summarize(config: Config, folders: list[Folder], names: list[str]) -> list[s
 
 
 def mixture_line(config: Config, names: list[str]) -> str:
-    """`each batch of one data set, drawn: a 0.9 -> 0.5, b 0.1 -> 0.5 (linear)`."""
+    """Return `each step on one data set, drawn: a 0.9 -> 0.5, b 0.1 -> 0.5 (linear)`."""
     first, final = config.first_probabilities(), config.sampling_probs_final
     parts = [f"{name} {value:.4g}" for name, value in zip(names, first, strict=True)]
     if final is not None:
         parts = [f"{part} -> {value:.4g}" for part, value in zip(parts, final, strict=True)]
     how = "in turns" if config.interleave else "drawn"
     moved = f" ({config.sampling_transition or 'linear'})" if final is not None else ""
-    return f"each batch of one data set, {how}: {', '.join(parts)}{moved}"
+    return f"each step on one data set, {how}: {', '.join(parts)}{moved}"
+
+
+def processor_of(config: Config, folders: list[Folder]) -> Processor | None:
+    """None where there is no tokenizer, or one for each data set."""
+    several = config.separate_embeddings or config.mode == "multicontext"
+    tokenizer = None if several else tokenizer_of(folders[0])
+    return None if tokenizer is None else Processor(tokenizer)
 
 
 def tokenizer_of(folder: Folder) -> Any:
-    """The tokenizer of transformers that belongs to a folder's ids, or None."""
+    """Return the tokenizer of a folder's ids, or None."""
     if folder.symbols is not None:
         from data.text.tokenizers import char_tokenizer
 
         return char_tokenizer(folder.symbols)
     if folder.tokenizer_file is None:
         return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file leads to
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{folder.path} has a tokenizer that cannot be loaded ({why}); prepare the data set again"
-        ) from None
+    return load_tokenizer(folder.path)

@@ -1,4 +1,4 @@
-"""Data sets that are known by name and prepared on first use.
+"""Prepare the data sets that are known by name, on first use.
 
 shakespeare_char   the tiny Shakespeare text of char-rnn, a character a token: nanoGPT's first example
 python_stdlib      the source of Python's own standard library: real text that every machine has
@@ -24,26 +24,26 @@ NOT_THE_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test
 
 
 def settings_of(name: str, cache_dir: Path, given: dict) -> PreparationSettings:
-    """The settings of a ready data set; what is `given` stands instead of its own.
+    """Return the settings of a built-in data set; those that are `given` replace its own.
 
     Raises:
-        ValueError: its text is not at hand and cannot be had.
+        ValueError: Its text is missing and cannot be downloaded.
     """
-    own: dict = {}
+    settings: dict = {}
     if name == "shakespeare_char":
-        own["tokenizer"] = "char"
+        settings["tokenizer"] = "char"
         if "text" not in given:
-            own["text"] = str(shakespeare(cache_dir))
+            settings["text"] = str(shakespeare(cache_dir))
     else:
-        own["tokenizer"] = "bpe:4096"
+        settings["tokenizer"] = "bpe:4096"
         if "text" not in given:
             library = os.path.realpath(sysconfig.get_path("stdlib"))
-            own |= {"text": library, "only": ".py", "without": NOT_THE_LIBRARY}
-    return PreparationSettings(**(own | given))
+            settings |= {"text": library, "only": ".py", "without": NOT_THE_LIBRARY}
+    return PreparationSettings(**(settings | given))
 
 
 def shakespeare(cache_dir: Path) -> Path:
-    """The text, downloaded once into cache_dir/downloads."""
+    """Return the file of the text, downloaded once into cache_dir/downloads."""
     path = cache_dir / "downloads" / "tinyshakespeare.txt"
     if path.is_file() and _digest(path.read_bytes()) == SHAKESPEARE_SHA256:
         return path
@@ -51,7 +51,7 @@ def shakespeare(cache_dir: Path) -> Path:
     try:
         with urllib.request.urlopen(SHAKESPEARE_URL, timeout=TIMEOUT_SECONDS) as answer:
             text = answer.read()
-    except OSError as error:  # also urllib's own errors
+    except OSError as error:  # urllib's errors are OSErrors
         reason = getattr(error, "reason", error)
         raise ValueError(f"cannot download {SHAKESPEARE_URL} ({reason}); {remedy}") from error
     if _digest(text) != SHAKESPEARE_SHA256:
@@ -68,7 +68,7 @@ def _digest(content: bytes) -> str:
 
 
 def prepared(config, run):
-    """The config, after those of the data sets it names that are ready by name and missing have been prepared."""
+    """Prepare the built-in data sets that the configuration names and that are missing; return the configuration."""
     for name in config.paths():
         if name in READY and find(name, run.cache_dir) is None:
             folder = run.cache_dir / "datasets" / name

@@ -1,11 +1,9 @@
-"""Whether several data sets fit one another and the configuration: tokenizers, lengths, window sizes."""
+"""Check that several data sets fit one another and the configuration: tokenizers, lengths, window sizes."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 from pathlib import Path
-from typing import Any
 
 from data.strict_json import parsed
 from data.text.config import SPLITS, Config
@@ -13,8 +11,8 @@ from data.text.folder import Folder
 
 
 def disagreements(config: Config, folders: list[Folder]) -> list[str]:
-    """One line for each way in which the folders cannot be used together, or not with these settings."""
-    problems = [*_named_twice(config, folders), *_unused_vocabulary(config, folders), *_too_short(config, folders)]
+    """Return one line for each reason why the folders cannot be used together or with these settings."""
+    problems = [*_unused_vocabulary(config, folders), *_too_short(config, folders)]
     first, others = folders[:1], folders[1:]
     if config.mode == "multicontext":
         problems += [line for one in first for other in others for line in _unaligned(config, one, other)]
@@ -23,23 +21,14 @@ def disagreements(config: Config, folders: list[Folder]) -> list[str]:
     return problems
 
 
-def _named_twice(config: Config, folders: list[Folder]) -> list[str]:
-    places = [folder.path.resolve() for folder in folders]
-    return [
-        f"{config.named('path')}: {folder.path} is named twice, under two names; name each data set once"
-        for number, folder in enumerate(folders)
-        if places[number] in places[:number]
-    ]
-
-
 def _unused_vocabulary(config: Config, folders: list[Folder]) -> list[str]:
     described = [folder for folder in folders if folder.source.startswith("meta")]
     if config.vocab_size is None or not folders or len(described) < len(folders):
         return []
-    found = described[0]
+    folder = described[0]
     return [
-        f"{config.named('vocab_size')} {config.vocab_size} has no effect: {found.path / found.source} says "
-        f"{found.vocab_size}; leave it out"
+        f"{config.named('vocab_size')} {config.vocab_size} has no effect: {folder.path / folder.source} says "
+        f"{folder.vocab_size}; leave it out"
     ]
 
 
@@ -68,16 +57,16 @@ def _unaligned(config: Config, one: Folder, other: Folder) -> list[str]:
 def _foreign_tokens(config: Config, one: Folder, other: Folder) -> list[str]:
     """One embedding for both needs the same meaning of each id, not only as many of them."""
     try:
-        if one.vocab_size != other.vocab_size:
-            how = f"have vocabularies of {one.vocab_size:,} and {other.vocab_size:,} tokens"
-        elif not same_tokenizer(one, other):
-            how = (
-                f"have different tokenizers (or no tokenizer.json to compare), though both of {one.vocab_size:,} tokens"
-            )
-        else:
-            return []
+        vocabularies = [tokens for tokens in (vocabulary(one), vocabulary(other)) if tokens is not None]
     except ValueError as error:
         return [f"{config.named('path')}: {error}"]
+    if one.vocab_size != other.vocab_size:
+        how = f"have vocabularies of {one.vocab_size:,} and {other.vocab_size:,} tokens"
+    # Without any list of tokens only their numbers can be compared, which is enough for GPT-2's.
+    elif vocabularies[1:] == vocabularies[:1] if vocabularies else "meta.json" not in (one.source, other.source):
+        return []
+    else:
+        how = f"have different tokenizers (or no tokenizer.json to compare), though both of {one.vocab_size:,} tokens"
     return [
         f"{config.named('path')}: {one.path} and {other.path} {how}; prepare both with one tokenizer (--tokenizer "
         f"{one.path}), or set {config.named('separate_embeddings')} true"
@@ -85,17 +74,17 @@ def _foreign_tokens(config: Config, one: Folder, other: Folder) -> list[str]:
 
 
 def foreign_to_weights(config: Config, folders: list[Folder], weights: str | None) -> list[str]:
-    """Data whose ids mean other tokens than those that the first weights were trained on: all would be unlearnt.
+    """Return one line for each folder whose ids mean other tokens than those that the first weights were trained on.
 
     Only a folder that holds its tokenizer can be compared.
     """
-    file = Path(weights).expanduser() / "tokenizer.json" if weights else None
+    file = Path(os.path.expanduser(weights), "tokenizer.json") if weights else None
     if file is None or not file.is_file() or config.separate_embeddings or config.mode == "multicontext":
         return []
     try:
-        theirs = parsed(file.read_text(encoding="utf-8")).get("model", {}).get("vocab")
-        foreign = [folder for folder in folders if (own := _vocabulary(folder)) is not None and own != theirs]
-    except (OSError, ValueError, AttributeError):
+        theirs = _read_vocabulary(file)
+        foreign = [folder for folder in folders if (tokens := vocabulary(folder)) and tokens[0] != theirs[0]]
+    except ValueError:
         return []  # a corrupted file is reported where it is needed
     return [
         f"{config.named('path')}: {folder.path} has other tokens than the weights at {weights} know; prepare "
@@ -104,46 +93,21 @@ def foreign_to_weights(config: Config, folders: list[Folder], weights: str | Non
     ]
 
 
-def same_tokenizer(one: Folder, other: Folder) -> bool:
-    """Whether each id means the same in both. Of folders without any list of tokens only the numbers can be compared,
-    which is enough for GPT-2's; one that names a tokenizer in its meta.json has to show it."""
-    if one.tokenizer_file and other.tokenizer_file:
-        return _tokenizer(one) == _tokenizer(other)
-    if one.symbols or other.symbols:
-        return _vocabulary(one) is not None and _vocabulary(one) == _vocabulary(other)
-    return "meta.json" not in (one.source, other.source)
-
-
-def tokenizer_digest(folder: Folder) -> str | None:
-    """Differs where ids mean something else; None for a folder that does not say what they mean."""
-    if folder.symbols is not None:
-        meaning: Any = folder.symbols
-    elif folder.tokenizer_file is not None:
-        meaning = _tokenizer(folder)
-    else:
-        return None
-    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _tokenizer(folder: Folder) -> dict[str, Any]:
-    """tokenizer.json without what decides on lengths alone.
+def vocabulary(folder: Folder) -> list | None:
+    """Return [token -> id, further tokens] of a folder; None if it does not list them.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: Its tokenizer.json cannot be read.
     """
-    try:
-        content = parsed(folder.tokenizer_file.read_text(encoding="utf-8"))
-        return {key: value for key, value in content.items() if key not in ("version", "truncation", "padding")}
-    except (OSError, ValueError, AttributeError) as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"{folder.tokenizer_file} cannot be read ({why}); prepare the data set again") from None
-
-
-def _vocabulary(folder: Folder) -> dict[str, int] | None:
-    """Token -> id, where a folder lists them."""
     if folder.symbols:
-        return {symbol: number for number, symbol in enumerate(folder.symbols)}
-    if folder.tokenizer_file is None:
-        return None
-    model = _tokenizer(folder).get("model")
-    return model.get("vocab") if isinstance(model, dict) else None
+        return [{symbol: number for number, symbol in enumerate(folder.symbols)}, []]
+    return None if folder.tokenizer_file is None else _read_vocabulary(folder.tokenizer_file)
+
+
+def _read_vocabulary(file: Path) -> list:
+    try:
+        content = parsed(file.read_text(encoding="utf-8"))
+        return [content["model"]["vocab"], [[token["id"], token["content"]] for token in content["added_tokens"]]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} cannot be read ({reason}); prepare the data set again") from None

@@ -1,10 +1,10 @@
-"""Samples and batches of text.
+"""Make samples and batches of text.
 
 Shapes: B samples, T tokens of a sample (block_size), C streams read side by side.
 
 A batch is a dict of `input_ids` (B, T) int64, `shift_labels` (B, T) int64, the token that follows each of them, and
 `labels`, the input ids again for models that shift them themselves. With several streams each is (B, C, T).
-`dataset_index`, an int, says of which data set a whole batch is, where each has an embedding of its own.
+`dataset_index`, an int, is the number of the batch's data set, if each has an embedding of its own.
 """
 
 from __future__ import annotations
@@ -29,71 +29,42 @@ def batch_of(rows: np.ndarray) -> dict[str, torch.Tensor]:
 
 
 class Windows(torch.utils.data.Dataset):
-    """Samples by number, a batch at a time."""
+    """Samples by their numbers, a batch at a time."""
 
     def __getitems__(self, numbers: list[int]) -> dict[str, Any]:
         raise NotImplementedError
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """One sample: the batch of one, without its batch axis."""
+        """Return one sample: the batch of one, without its batch axis."""
         batch = self.__getitems__([number])
         return {key: value[0] if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
 class TrainWindows(Windows):
-    """Windows of one data set, or of streams read side by side.
+    """Windows of one data set, of streams read side by side, or of several data sets, each step on one of them.
 
     Args:
-        samples: of an epoch. Numbers continue over the epochs: any is valid.
-        starts: numbers -> first tokens.
+        samples: Of an epoch. Numbers continue over the epochs: any is valid.
+        starts: Numbers -> first tokens.
+
+    Attributes:
+        choose: Number of an optimizer step -> number of its data set, if there are several.
+        step_size: Samples of an optimizer step, over its micro-batches and all processes.
+        says_which: Whether batches carry `dataset_index`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        tokens: Tokens | AlignedTokens,
-        block_size: int,
-        samples: int,
-        starts: RandomStarts | StoredStarts,
-    ):
-        self.name, self.tokens, self.block_size, self.samples, self.starts = name, tokens, block_size, samples, starts
-
-    def __len__(self) -> int:
-        return self.samples
-
-    def __getitems__(self, numbers: list[int]) -> dict[str, Any]:
-        starts = self.starts(np.array(numbers, np.uint64), len(self.tokens), self.block_size)
-        return batch_of(self.tokens.rows(starts, self.block_size + 1))
-
-    def where(self, number: int) -> str:
-        """`shakespeare_char token 12345`: where sample `number` begins."""
-        starts = self.starts(np.array([number], np.uint64), len(self.tokens), self.block_size)
-        return f"{self.name} token {starts[0]}"
-
-
-class MixedWindows(Windows):
-    """Windows of several data sets, each micro-batch of one of them.
-
-    Args:
-        samples: of an epoch.
-        choose: number of a micro-batch -> number of its data set.
-        batch_size: samples of a micro-batch; it says which numbers make one, and must be the loader's.
-        says_which: batches carry `dataset_index`.
-    """
+    choose: Drawn | Interleaved | None = None
+    step_size, says_which = 1, False
 
     def __init__(
         self,
         names: list[str],
-        tokens: list[Tokens],
+        tokens: list[Tokens] | list[AlignedTokens],
         block_size: int,
         samples: int,
         starts: RandomStarts | StoredStarts,
-        choose: Drawn | Interleaved,
-        batch_size: int,
-        says_which: bool,
     ):
-        self.names, self.tokens, self.block_size, self.samples = names, tokens, block_size, samples
-        self.starts, self.choose, self.batch_size, self.says_which = starts, choose, batch_size, says_which
+        self.names, self.tokens, self.block_size, self.samples, self.starts = names, tokens, block_size, samples, starts
 
     def __len__(self) -> int:
         return self.samples
@@ -104,26 +75,27 @@ class MixedWindows(Windows):
         return {**batch, "dataset_index": chosen} if self.says_which else batch
 
     def _windows(self, numbers: list[int]) -> tuple[int, np.ndarray]:
-        """(data set, first tokens) of the samples of one micro-batch, or of some of them."""
-        batch = numbers[0] // self.batch_size
-        chosen, own = self.choose(batch), np.array(numbers, np.uint64)
-        if isinstance(self.starts, StoredStarts):
-            # In stored order a data set's own samples are counted, or it would be read with gaps.
-            passed = (batch - self.choose.earlier(batch)) * self.batch_size
-            own -= np.uint64(passed)
-        return chosen, self.starts(own, len(self.tokens[chosen]), self.block_size)
+        """(data set, first tokens) of samples of one step."""
+        chosen, samples = 0, np.array(numbers, np.uint64)
+        if self.choose is not None:
+            step = numbers[0] // self.step_size
+            chosen = self.choose(step)
+            if isinstance(self.starts, StoredStarts):
+                # In stored order a data set's own samples are counted, or it would be read with gaps.
+                samples -= np.uint64((step - self.choose.earlier(step)) * self.step_size)
+        return chosen, self.starts(samples, len(self.tokens[chosen]), self.block_size)
 
     def where(self, number: int) -> str:
-        """`shakespeare_char token 12345`: where sample `number` begins."""
+        """Return `shakespeare_char token 12345`: where sample `number` begins."""
         chosen, starts = self._windows([number])
         return f"{self.names[chosen]} token {starts[0]}"
 
 
 class EvalWindows(Windows):
-    """The windows of held-out text, side by side without overlap, in an order that makes any first few a fair sample.
+    """The windows of a validation text, side by side without overlap, so ordered that any first few are a fair sample.
 
     Args:
-        index: of the data set, where batches say it.
+        index: The number of the data set, if batches carry `dataset_index`.
     """
 
     def __init__(self, tokens: Tokens | AlignedTokens, block_size: int, index: int | None = None):
@@ -135,16 +107,16 @@ class EvalWindows(Windows):
         return self.count
 
     def __getitems__(self, numbers: list[int]) -> dict[str, Any]:
-        own = np.array(numbers, np.int64)
-        if own.min() < 0 or own.max() >= self.count:
-            raise IndexError(f"sample {own.min()}…{own.max()} of {self.count}")
-        starts = own * self.stride % self.count * self.block_size
+        samples = np.array(numbers, np.int64)
+        if samples.min() < 0 or samples.max() >= self.count:
+            raise IndexError(f"sample {samples.min()}…{samples.max()} of {self.count}")
+        starts = samples * self.stride % self.count * self.block_size
         batch = batch_of(self.tokens.rows(starts, self.block_size + 1))
         return batch if self.index is None else {**batch, "dataset_index": self.index}
 
 
 def collate(samples: dict | list[dict]) -> dict:
-    """A batch as `__getitems__` made it, or one made of single samples, all of one data set."""
+    """Return a batch as `__getitems__` made it, or make one of single samples, all of one data set."""
     if isinstance(samples, dict):
         return samples
     first = samples[0]

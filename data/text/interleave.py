@@ -1,4 +1,4 @@
-"""Data sets that take turns in given proportions."""
+"""Interleave data sets in given proportions."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ TOLERANCE = 1e-6
 
 
 def whole_proportions(values: list[float]) -> list[int]:
-    """Whole numbers in the same proportions: [0.5, 0.25, 0.25] -> [2, 1, 1]; 0.333333 counts as a third.
+    """Return whole numbers in the same proportions: [0.5, 0.25, 0.25] -> [2, 1, 1]; 0.333333 counts as a third.
 
     Raises:
-        ValueError: the smallest such numbers sum to more than LONGEST_PATTERN.
+        ValueError: The smallest such numbers sum to more than LONGEST_PATTERN.
     """
     exact = [Fraction(value).limit_denominator(LONGEST_PATTERN) for value in values]
-    near = all(abs(value - each) <= TOLERANCE for value, each in zip(values, exact, strict=True))
-    whole = math.lcm(*(each.denominator for each in exact))
+    near = all(abs(value - share) <= TOLERANCE for value, share in zip(values, exact, strict=True))
+    whole = math.lcm(*(share.denominator for share in exact))
     if not near or sum(exact) != 1 or whole > LONGEST_PATTERN:
         raise ValueError(
             f"make no pattern of at most {LONGEST_PATTERN:,} batches, as interleaving needs; round them, to four "
             "decimals or fewer"
         )
-    return [int(each * whole) for each in exact]
+    return [int(share * whole) for share in exact]
 
 
 def interleaving(shares: list[int]) -> list[int]:
-    """A pattern of sum(shares) turns in which, after any number k of them, i had more than k × p_i - 1 and less than
-    k × p_i + 1 turns, p_i = shares[i] / sum(shares).
+    """Return a pattern of sum(shares) turns that keeps to the proportions p_i = shares[i] / sum(shares).
 
-    So turn number k may be i's (j + 1)-th only if k > j / p_i, and must have been by k = (j + 1) / p_i, rounded up; of
+    After any number k of turns, i has had more than k × p_i - 1 and less than k × p_i + 1 of them.
+
+    Turn number k may be i's (j + 1)-th only if k > j / p_i, and must have been by k = (j + 1) / p_i, rounded up; of
     those that may come, the most urgent one comes. Such a pattern always exists and this rule finds it (Tijdeman 1980,
     "The chairman assignment problem").
     """

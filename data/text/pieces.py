@@ -1,113 +1,111 @@
-"""Pieces of text: bounded blocks of a source that hold whole characters of one document and one split."""
+"""Pieces of text: bounded parts of a source, each of one document and one split."""
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from data.strict_json import open_maybe_compressed
 from data.text.tokenizers import CODE_POINTS, code_points
 
-PIECE_BYTES = 2**18
-
-
-CUT_WINDOW = 2**14  # how far before its end a piece looks for a good place to end
-
-
+PIECE_CHARACTERS = 2**18
+CUT_WINDOW = 2**14  # how far before its end a piece looks for a good place to end, in characters
 READ_BYTES = 2**23
-
-
 BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\w)")
-
-
 LINE_END = re.compile(r"(?<=\S)(?=\n)")
 
-
-# All of a source for one split, or the share of it that is held out for validation.
+# All of a source for one split, or the share of it that validates.
 Share = str | Fraction
-
-
-Position = list[int]
 
 
 @dataclass(frozen=True)
 class Piece:
-    text: bytes
-    """UTF-8, whole characters"""
+    """Text of a document or of a part of it.
+
+    Attributes:
+        split: train or val.
+        ends: Whether a document ends here.
+        place: Where the text is from, for error lines.
+    """
+
+    text: str
     split: str
-    """train or val"""
     ends: bool
-    """whether a document ends here"""
     place: str
-    """for error lines"""
-    advance: int
-    """bytes of the source it took"""
-    position: Position
-    """where the next piece begins"""
 
 
-class Symbols:
-    """The characters seen in a text."""
+class TextFacts:
+    """Number of characters and carriage returns of a text, and which characters occur, if that is asked for."""
 
-    def __init__(self) -> None:
-        self.seen = np.zeros(CODE_POINTS, bool)
+    def __init__(self, with_symbols: bool) -> None:
+        self.characters = self.carriage_returns = 0
+        self.seen = np.zeros(CODE_POINTS if with_symbols else 0, bool)
 
     def add(self, text: str) -> None:
-        self.seen[code_points(text)] = True
+        self.characters += len(text)
+        self.carriage_returns += text.count("\r")
+        if len(self.seen):
+            self.seen[code_points(text)] = True
 
-    def sorted(self) -> list[str]:
+    def merge(self, other: TextFacts) -> None:
+        self.characters += other.characters
+        self.carriage_returns += other.carriage_returns
+        self.seen |= other.seen
+
+    def symbols(self) -> list[str]:
         return [chr(code) for code in np.flatnonzero(self.seen)]
 
 
 def split_of(document: int, share: Share) -> str:
-    """The split of a document by its number: evenly spread, every tenth validates for 1/10."""
+    """Return the split of a document by its number: evenly spread, every tenth validates for 1/10."""
     if isinstance(share, str):
         return share
     return "val" if int((document + 1) * share) > int(document * share) else "train"
 
 
-def refuse_empty_split(documents: int, share: Share, name: str) -> None:
-    held = 0 if isinstance(share, str) else int(documents * share)
-    if not isinstance(share, str) and not 0 < held < documents:
+def refuse_empty_split(kept: int, count: int, share: Share, name: str, unit: str) -> None:
+    """Raise ValueError if the share keeps all or none of `count` units for training."""
+    if not isinstance(share, str) and not 0 < kept < count:
         raise ValueError(
-            f"the {'train' if held else 'val'} split is empty: {name} has {documents} documents and --val_fraction is "
+            f"the {'val' if kept else 'train'} split is empty: {name} has {count:,} {unit} and --val_fraction is "
             f"{float(share):g}; change it, or give --val_text"
         )
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """The file to read from; an error on the way, as of a disk that fails, names it, which Python's own does not."""
-    with path.open("rb") as stream:
-        try:
-            yield stream
-        except OSError as error:
-            error.filename = error.filename or str(path)
-            raise
+def with_newlines(blocks: Iterable[str], newlines: str) -> Iterator[str]:
+    """Yield a text with all line ends as line feeds (`lf`), or as it is (`keep`)."""
+    held = ""
+    for block in blocks:
+        if newlines == "lf":
+            block = held + block
+            held = "\r" if block.endswith("\r") else ""  # the line feed may follow
+            block = block.removesuffix("\r").replace("\r\n", "\n").replace("\r", "\n")
+        yield block
+    if held:
+        yield "\n"
 
 
-def decoded(path: Path) -> Iterator[tuple[int, str]]:
-    """(byte offset, text) of a file, in blocks of some megabytes.
+def read_text(path: Path) -> Iterator[str]:
+    """Yield a file's text without byte order mark, some megabytes at a time.
 
     Raises:
-        ValueError: a byte that is not UTF-8; says which.
+        ValueError: A byte is not UTF-8; the message says which.
     """
     offset, rest = 0, b""
-    with opened(path) as stream:
+    with open_maybe_compressed(path) as stream:
         while block := stream.read(READ_BYTES):
             data = rest + block
             try:
                 text, used = codecs.utf_8_decode(data, "strict", False)
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, offset + error.start, data[error.start]) from None
-            yield offset, text
+            yield text if offset else text.removeprefix("\ufeff")
             offset, rest = offset + used, data[used:]
     if rest:
         raise _not_utf8(path, offset, rest[0])
@@ -117,37 +115,30 @@ def _not_utf8(path: Path, offset: int, byte: int) -> ValueError:
     return ValueError(f"{path} is not UTF-8 text: byte 0x{byte:02x} at offset {offset}; convert it with iconv")
 
 
-def blocks_of(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, int]]:
-    """(text, where it ends) of the bytes from `begin` to `end`, PIECE_BYTES at most at a time."""
-    while begin < end:
-        stream.seek(begin)
-        wanted = min(PIECE_BYTES, end - begin)
-        block = stream.read(wanted)
-        if len(block) < wanted:
-            raise ValueError(f"{getattr(stream, 'name', 'the text')} became shorter while it was read")
-        if begin + wanted < end:
-            block = block[: cut_of(block)]
-        begin += len(block)
-        yield block, begin
+def pieces_of(blocks: Iterable[str], split: str, place: str, is_document: bool = True) -> Iterator[Piece]:
+    """Cut a text, given in blocks, into pieces of PIECE_CHARACTERS at most; none if it is empty."""
+    rest = ""
+    for block in blocks:
+        rest += block
+        begin = 0
+        while len(rest) - begin > PIECE_CHARACTERS:
+            end = begin + cut_of(rest[begin : begin + PIECE_CHARACTERS])
+            yield Piece(rest[begin:end], split, False, place)
+            begin = end
+        rest = rest[begin:]
+    if rest:
+        yield Piece(rest, split, is_document, place)
 
 
-def cut_of(block: bytes) -> int:
-    """The best place to cut a block that is followed by more text: before a space between words, near its end.
+def cut_of(text: str) -> int:
+    """Return the best place to cut a text that continues: before a space between words, near its end.
 
-    Else at the end of a line, else between two characters.
+    Tokenizers cut there too, so that the pieces' tokens are those of the whole. Otherwise at the end of a line,
+    otherwise at the end.
     """
-    end = len(block)
-    for back in range(1, 5):
-        if block[-back] & 0xC0 != 0x80:  # the first byte of the last character, whole or not
-            width = 1 + (block[-back] >= 0xC0) + (block[-back] >= 0xE0) + (block[-back] >= 0xF0)
-            end -= back if width > back else 0
-            break
-    start = max(0, end - CUT_WINDOW)
-    while block[start] & 0xC0 == 0x80:
-        start += 1
-    window = block[start:end].decode()
+    start = max(0, len(text) - CUT_WINDOW)
     for pattern in (BETWEEN_WORDS, LINE_END):
-        places = [match.start() for match in pattern.finditer(window)]
+        places = [match.start() for match in pattern.finditer(text[start:])]
         if places:
-            return start + len(window[: places[-1]].encode())
-    return end
+            return start + places[-1]
+    return len(text)

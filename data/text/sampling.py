@@ -1,8 +1,8 @@
-"""From the number of a sample to what it is: where its window starts, and of which data set it is.
+"""Compute from a sample's number where its window starts and which data set it is from.
 
-Samples are numbered through the whole run: epoch × samples of an epoch + position. What number n stands for follows
-from (seed, n) by a hash, so that nothing is permuted or remembered: a run of any length is resumed at once, and
-processes that take different numbers take different samples.
+Samples are numbered through the whole run: epoch × samples of an epoch + position. A hash of (seed, n) gives sample n,
+so that no permutation is stored: a run of any length is resumed at once, and processes that take different numbers take
+different samples.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 def random_number(*what: int | str) -> int:
-    """One of 0 … 2^64 - 1, a function of `what` alone: a seed, what the number is for, and which one it is."""
+    """Return one of 0 … 2^64 - 1, a function of `what` alone: a seed, the purpose of the number, and its index."""
     words = " ".join(map(str, what))
     return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little")
 
 
 def random_numbers(key: np.uint64, numbers: np.ndarray) -> np.ndarray:
-    """The `numbers`-th members (uint64) of the sequence that begins at `key`, each uniform over 0 … 2^64 - 1."""
+    """Return the `numbers`-th members (uint64) of the sequence that begins at `key`, each uniform over 0 … 2^64 - 1."""
     state = numbers * STEP + key  # unsigned products and sums wrap around, as they should
     state = (state ^ (state >> BY_30)) * FIRST
     state = (state ^ (state >> BY_27)) * SECOND
@@ -59,7 +59,7 @@ class RandomStarts:
 
 @dataclass(frozen=True)
 class StoredStarts:
-    """One window after another, from the start again after the last whole one."""
+    """One window after another; after the last whole one, from the start again."""
 
     def __call__(self, numbers: np.ndarray, tokens: int, block_size: int) -> np.ndarray:
         """First tokens (B,) of the samples `numbers` (B,) uint64."""
@@ -69,7 +69,7 @@ class StoredStarts:
 class Numbers:
     """The sampler: the numbers of an epoch's samples, one after another.
 
-    It has no seed: the data set's own turns numbers into samples.
+    It needs no seed: the data set has it, which turns numbers into samples.
     """
 
     def __init__(self, samples: int):
@@ -82,7 +82,7 @@ class Numbers:
         self.epoch = epoch
 
     def set_position(self, samples_done: int) -> None:
-        """The next iteration starts after this many samples; the one after it at 0 again."""
+        """Start the next iteration after this many samples; later ones start at 0 again."""
         assert 0 <= samples_done <= self.samples, samples_done
         self.position = samples_done
 
@@ -102,40 +102,39 @@ class SamplerFactory:
         return Numbers(self.samples)
 
 
-# ---- which data set a batch is of ----
+# ---- which data set a step is on ----
 
 
 def probabilities(
     first: list[float], final: list[float] | None, transition: str | None, progress: float
 ) -> list[float]:
-    """Of each data set, when `progress` (0 to 1) of the run is done."""
+    """Return the probability of each data set when `progress` (0 to 1) of the run is done."""
     if final is None:
         return first
     if transition == "exponential":
         moved = [start * (end / start) ** progress for start, end in zip(first, final, strict=True)]
-        return [each / sum(moved) for each in moved]
+        return [value / sum(moved) for value in moved]
     share = (1 - math.cos(math.pi * progress)) / 2 if transition == "cosine" else progress
     return [start + (end - start) * share for start, end in zip(first, final, strict=True)]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The data set of each batch is drawn, with the probabilities of that moment.
+    """The data set of each step is drawn, with the probabilities at that time.
 
-    `batches` are those of the whole run, all processes and micro-batches counted; they matter only where there are
-    final probabilities.
+    `steps` are those of the whole run; they matter only if there are final probabilities.
     """
 
     seed: int
     first: list[float]
     final: list[float] | None = None
     transition: str | None = None
-    batches: int = 1
+    steps: int = 1
 
-    def __call__(self, batch: int) -> int:
-        """Number of the data set of micro-batch `batch`."""
-        uniform = random_number(self.seed, "data set", batch) / 2**64
-        progress = min(1.0, batch / self.batches)
+    def __call__(self, step: int) -> int:
+        """Number of the data set of step `step`."""
+        uniform = random_number(self.seed, "data set", step) / 2**64
+        progress = min(1.0, step / self.steps)
         reached = list(itertools.accumulate(probabilities(self.first, self.final, self.transition, progress)))
         # The quotient may round up to 1; from the right, so that a data set of probability 0 is never chosen.
         return bisect.bisect_right(reached, min(uniform, 1 - 2**-53) * reached[-1])
@@ -143,11 +142,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Interleaved:
-    """The data sets take turns in a pattern that repeats: after k batches each had k × its share to within one."""
+    """The data sets alternate in a repeated pattern: after k steps each has had k × its share to within one."""
 
     pattern: list[int]
-    before: np.ndarray  # (pattern length, data sets): batches of each before that place in the pattern
-    shares: np.ndarray  # (data sets,): batches of each in a whole pattern
+    before: np.ndarray  # (pattern length, data sets): steps of each before that place in the pattern
+    shares: np.ndarray  # (data sets,): steps of each in a whole pattern
 
     @classmethod
     def of(cls, first: list[float]) -> Interleaved:
@@ -155,13 +154,13 @@ class Interleaved:
         chosen = np.eye(len(first), dtype=np.int64)[pattern]
         return cls(pattern, np.cumsum(chosen, axis=0) - chosen, chosen.sum(axis=0))
 
-    def __call__(self, batch: int) -> int:
-        """Number of the data set of micro-batch `batch`."""
-        return self.pattern[batch % len(self.pattern)]
+    def __call__(self, step: int) -> int:
+        """Number of the data set of step `step`."""
+        return self.pattern[step % len(self.pattern)]
 
-    def earlier(self, batch: int) -> int:
-        """How many micro-batches before `batch` were of its data set."""
-        rounds, place = divmod(batch, len(self.pattern))
+    def earlier(self, step: int) -> int:
+        """Return how many steps before `step` were on its data set."""
+        rounds, place = divmod(step, len(self.pattern))
         data_set = self.pattern[place]
         return int(rounds * self.shares[data_set] + self.before[place, data_set])
 
@@ -170,7 +169,9 @@ class Interleaved:
 
 
 def spread_stride(count: int) -> int:
-    """A stride through `count` windows, near the golden section and coprime to it: i × stride % count visits each once,
-    and the first few of them lie evenly over the whole."""
+    """Return a stride through `count` windows, near the golden section and coprime to `count`.
+
+    i × stride % count visits each window once, and the first few of them lie evenly over the whole.
+    """
     near = max(1, round(count * GOLDEN_RATIO))
     return next(near + away for away in range(count + 1) if math.gcd(near + away, count) == 1)

@@ -1,4 +1,4 @@
-"""The tokens of a split, mapped into memory, and the check that each is an id of the vocabulary.
+"""Map the tokens of a split into memory, and check that each is an id of the vocabulary.
 
 Shapes: B samples, L tokens of a window, C streams read side by side.
 """
@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from data.strict_json import parsed
 from data.text.folder import Folder, Split
+from storage import atomic, safe_read
 
 CHUNK_TOKENS = 2**22
 
@@ -26,7 +22,7 @@ def numpy_type(split: Split) -> np.dtype:
 
 
 class Tokens:
-    """One split's tokens. Pickled it is the file's name: a loader worker maps the file again."""
+    """One split's tokens. Pickling keeps the file's name only: a loader worker maps the file again."""
 
     def __init__(self, split: Split):
         self.split = split
@@ -38,7 +34,7 @@ class Tokens:
         return self.split.tokens
 
     def rows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The windows from `starts` (B,) on, (B, L), of the file's type: a copy."""
+        """Return the windows that begin at `starts` (B,), (B, L), of the file's type: a copy."""
         if self.windows is None or self.windows.shape[1] != length:
             self.windows = np.lib.stride_tricks.sliding_window_view(self.array, length)
         return self.windows[starts]
@@ -61,15 +57,15 @@ class AlignedTokens:
         return len(self.streams[0])
 
     def rows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """(B, C, L): the same window of each stream."""
+        """Return the same windows of each stream, (B, C, L)."""
         return np.stack([stream.rows(starts, length) for stream in self.streams], axis=1)
 
 
 def refuse_wrong_ids(folder: Folder, cache_dir: Path) -> None:
-    """Looks at every token of a data set once; later runs remember that it was done.
+    """Check every token of a data set once; later runs find the result in the cache.
 
     Raises:
-        ValueError: an id that the vocabulary does not have, with its place in the file.
+        ValueError: An id that the vocabulary does not have, with its place in the file.
     """
     for split in folder.splits.values():
         if folder.source != "meta.json":
@@ -85,42 +81,38 @@ def _wrong_id(folder: Folder, split: Split) -> str:
         if len(wrong := np.flatnonzero(chunk >= folder.vocab_size))
     )
     byte = split.offset + position * numpy_type(split).itemsize
-    size = f"the vocabulary of {folder.vocab_size:,}"
-    remedy = "prepare the data set again"
-    if folder.source == "GPT-2":
-        size += " (GPT-2's, as there is no meta.json)"
-        remedy = "set dataset.vocab_size, or write a meta.json"
-    elif folder.source == "dataset.vocab_size":
-        size += " (dataset.vocab_size)"
-        remedy = "raise it, or write a meta.json"
-    return f"{split.path}: token {position:,} (byte {byte:,}) is {value:,}, not an id of {size}; {remedy}"
+    origin, remedy = {
+        "GPT-2": (" (GPT-2's, as there is no meta.json)", "set dataset.vocab_size, or write a meta.json"),
+        "dataset.vocab_size": (" (dataset.vocab_size)", "raise it, or write a meta.json"),
+    }.get(folder.source, ("", "prepare the data set again"))
+    return (
+        f"{split.path}: token {position:,} (byte {byte:,}) is {value:,}, not an id of the vocabulary of "
+        f"{folder.vocab_size:,}{origin}; {remedy}"
+    )
 
 
 def largest_id(split: Split, cache_dir: Path) -> int:
-    """The largest token id of a file, read in chunks: memory does not grow with it.
+    """Return the largest token id of a file, read in chunks: memory does not grow with it.
 
-    What was found is remembered in CACHE_DIR/text_checks for as long as the file's size and time stamp stay.
+    The result is kept in CACHE_DIR/text_checks as long as the file's size and time stamp stay.
     """
-    status = split.path.stat()
-    facts = {
-        "path": str(split.path.resolve()),
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "dtype": split.dtype,
-        "offset": split.offset,
-    }
-    name = hashlib.sha256(facts["path"].encode()).hexdigest()[:32]
-    note = cache_dir / "text_checks" / f"{name}.json"
-    known = _remembered(note)
-    if {key: known.get(key) for key in facts} == facts and isinstance(known.get("largest_id"), int):
-        return known["largest_id"]
+    path, status = str(split.path.resolve()), split.path.stat()
+    facts = {"path": path, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    facts |= {"dtype": split.dtype, "offset": split.offset}
+    note = cache_dir / "text_checks" / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):  # no note, or a damaged one
+        earlier = safe_read.read_json(note)
+        largest = earlier.pop("largest_id", None)
+        if earlier == facts and isinstance(largest, int):
+            return largest
     largest = max(int(chunk.max()) for _, chunk in _chunks(split))
-    _remember(note, facts | {"largest_id": largest})
+    with contextlib.suppress(OSError):  # a folder that cannot be written to: checked again the next time
+        atomic.write_json(note, facts | {"largest_id": largest})
     return largest
 
 
 def _chunks(split: Split):
-    """(position of the first token, tokens) of one piece of the file after another."""
+    """(position of the first token, tokens) of one part of the file after another."""
     with split.path.open("rb") as stream:
         stream.seek(split.offset)
         for first in range(0, split.tokens, CHUNK_TOKENS):
@@ -136,20 +128,3 @@ def _refuse_wider_tokens(split: Split) -> None:
         raise ValueError(
             f"{split.path}: every second uint16 is 0, so its tokens are uint32; say so in a meta.json (dtype: uint32)"
         )
-
-
-def _remembered(note: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        known = parsed(note.read_text(encoding="utf-8"))
-        return known if isinstance(known, dict) else {}
-    return {}
-
-
-def _remember(note: Path, facts: dict[str, Any]) -> None:
-    """Written under another name and renamed: processes that do it at once leave one whole file."""
-    with contextlib.suppress(OSError):  # a folder that cannot be written to: looked at again the next time
-        note.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=note.parent, prefix=f".{note.stem}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(facts, stream)
-        os.replace(temporary, note)

@@ -1,10 +1,10 @@
-"""The tokenizers of the text data: made here, or opened from a folder or the hub.
+"""Make the tokenizers of text data, and encode blocks of text with them.
 
-All are transformers' PreTrainedTokenizerFast, saved beside the tokens and opened again by AutoTokenizer. Those made
-here give any text back exactly: a character a token (`char`), a byte a token (`bytes`), or byte-level BPE (`bpe:N`).
+All are transformers' PreTrainedTokenizerFast, saved beside the tokens. Those made here decode to exactly the encoded
+text: one token per character (`char`) or byte (`bytes`), or byte-level BPE (`bpe:N`).
 
-A block of text reaches its tokens through `block_encoder`, which needs the package `tokenizers` alone, and for
-characters and bytes is one look-up in a table: the same ids, hundreds of times faster.
+`block_encoder` needs only the package `tokenizers`, and for characters and bytes it is one look-up in a table: the same
+ids, hundreds of times faster.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.text.config import shortened
+from data.load_tokenizer import load_tokenizer
+from storage.safe_read import printable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,22 +35,22 @@ Encode = Callable[[Sequence[bytes]], list[np.ndarray]]
 
 
 def char_tokenizer(symbols: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token a character (Unicode code point); ids in the order in which the symbols come first.
+    """Return a tokenizer with one token per character (Unicode code point), ids in the order of the symbols.
 
-    A character that is not among them is an error when it is encoded, since the vocabulary has no unknown token.
+    Another character is an error when it is encoded, since the vocabulary has no unknown token.
     """
     return _for_transformers(_char_backend(list(dict.fromkeys(symbols))))
 
 
 def bytes_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a UTF-8 byte; the id is the byte's value, 0 to 255."""
+    """Return a tokenizer with one token per UTF-8 byte; the id is the byte's value, 0 to 255."""
     return _for_transformers(_bytes_backend())
 
 
 def train_bpe(texts: Iterable[str], n: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of at most `n` tokens, the end of text (id 0) and the 256 bytes among them.
+    """Train byte-level BPE of at most `n` tokens, including the end of text (id 0) and the 256 bytes.
 
-    Split into words as GPT-2 splits them. Fewer tokens where the texts have no more pairs to merge.
+    Words are split as GPT-2 splits them. There are fewer tokens if the texts have no more pairs to merge.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -66,39 +67,24 @@ def train_bpe(texts: Iterable[str], n: int) -> PreTrainedTokenizerFast:
     return _for_transformers(backend, eos_token=END_OF_TEXT)
 
 
-def open_tokenizer(path_or_id: str, cache_dir: str | os.PathLike | None = None) -> PreTrainedTokenizerFast:
-    """A tokenizer's folder, its tokenizer.json, or an id of the hub (whose downloads `cache_dir` keeps).
-
-    Raises:
-        ValueError: nothing there, not a fast tokenizer, or one that wants to run code of its own.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    path = Path(path_or_id).expanduser()
-    try:
-        if path.is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(path), clean_up_tokenization_spaces=False)
-        local = path.is_dir()
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(path) if local else path_or_id, cache_dir=cache_dir, local_files_only=local, trust_remote_code=False
-        )
-    except Exception as error:  # transformers, tokenizers and the hub's client each have their own
-        raise ValueError(f"tokenizer {path_or_id} cannot be opened: {_first_line(error)}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+def open_tokenizer(path_or_id: str) -> PreTrainedTokenizerFast:
+    """Return a fast tokenizer, see `data.load_tokenizer`; a ValueError if it is slow."""
+    tokenizer = load_tokenizer(path_or_id)
+    if not tokenizer.is_fast:
         raise ValueError(f"tokenizer {path_or_id} has no fast version (tokenizer.json), which preparing text needs")
     return tokenizer
 
 
 def check_word(word: str) -> None:
-    """Refuses a `--tokenizer` that is none of char, bytes, bpe:N, a path that exists and what may be a hub id."""
+    """Raise ValueError for a `--tokenizer` that is none of char, bytes, bpe:N, an existing path, or like a hub id."""
     kind, colon, size = word.partition(":")
     if kind == "bpe":
         if not (size.isascii() and size.isdigit() and len(size) <= MOST_DIGITS and LEAST_BPE <= int(size) <= MOST_BPE):
             raise ValueError(
-                f"tokenizer `{shortened(word)}`: write bpe:N with N tokens, such as bpe:4096; at least {LEAST_BPE} "
+                f"tokenizer `{printable(word)}`: write bpe:N with N tokens, such as bpe:4096; at least {LEAST_BPE} "
                 f"(bytes and an end of text), at most {MOST_BPE}"
             )
-    elif word not in ("char", "bytes") and not Path(word).expanduser().exists():
+    elif word not in ("char", "bytes") and not Path(os.path.expanduser(word)).exists():
         near = difflib.get_close_matches(word, ["char", "bytes", "bpe"], n=1, cutoff=0.6)
         if near or not HUB_ID.fullmatch(word):
             hint = f"; did you mean `{near[0]}`?" if near else ": no such path; there are char, bytes and bpe:N"
@@ -106,17 +92,17 @@ def check_word(word: str) -> None:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """One more than the largest id: what an embedding needs, also where ids have gaps."""
+    """Return one more than the largest id: the size an embedding needs, also if ids have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def block_encoder(folder: Path) -> Encode:
-    """The saved tokenizer as a function: blocks of UTF-8 text -> their token ids, one array a block.
+    """Return the saved tokenizer as a function: blocks of UTF-8 text -> their token ids, one array per block.
 
-    No special token is added, and one that the text spells out is ordinary text. `tokenizers` alone is imported:
-    a worker process starts in a fraction of what transformers takes.
+    No special token is added, and special tokens that the text contains are encoded as ordinary text. Only `tokenizers`
+    is imported: a worker process starts in a fraction of the time that transformers takes.
 
-    Raises (the function): ValueError: a character that a char tokenizer lacks; says where in the text.
+    Raises (the function): ValueError: A char tokenizer lacks a character; the message says which.
     """
     from tokenizers import Tokenizer
 
@@ -130,8 +116,8 @@ def block_encoder(folder: Path) -> Encode:
     backend.encode_special_tokens = True
 
     def encode(blocks: Sequence[bytes]) -> list[np.ndarray]:
-        found = backend.encode_batch_fast([block.decode() for block in blocks], add_special_tokens=False)
-        return [np.asarray(each.ids, np.uint32) for each in found]
+        encodings = backend.encode_batch_fast([block.decode() for block in blocks], add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
 
     return encode
 
@@ -141,21 +127,21 @@ def _char_lookup(symbols: list[str]) -> Encode:
     ids[[ord(symbol) for symbol in symbols]] = np.arange(len(symbols))
 
     def encode(blocks: Sequence[bytes]) -> list[np.ndarray]:
-        found = [ids[code_points(block.decode())] for block in blocks]
-        for block, tokens in zip(blocks, found, strict=True):
+        encoded = [ids[code_points(block.decode())] for block in blocks]
+        for block, tokens in zip(blocks, encoded, strict=True):
             if len(tokens) and tokens.min() < 0:
                 unknown = block.decode()[int(tokens.argmin())]
                 raise ValueError(
                     f"the character {unknown!r} (U+{ord(unknown):04X}) is not among the {len(symbols)} symbols of the "
                     f"tokenizer"
                 )
-        return found
+        return encoded
 
     return encode
 
 
 def code_points(text: str) -> np.ndarray:
-    """(characters,) uint32."""
+    """Return the code points of a text, (characters,) uint32."""
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
 
 
@@ -196,7 +182,7 @@ def _bytes_backend() -> Tokenizer:
 
 
 def _byte_symbols() -> list[str]:
-    """The character by which byte-level tokenizers write each byte: itself where it is printable Latin-1.
+    """The character by which byte-level tokenizers write each byte: itself if it is printable Latin-1.
 
     The others take the code points from 256 on, in order.
     """
@@ -210,10 +196,3 @@ def _for_transformers(backend: Tokenizer, **special: str) -> PreTrainedTokenizer
 
     # Clean-up would join « ,» and « n't» to the word before: decoding has to give the text back.
     return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].endswith(":"):  # a list follows, without which it says nothing
-        return " ".join(lines)
-    return lines[0] if lines else type(error).__name__

@@ -60,6 +60,8 @@ def check_data(run: RunConfig, args: Any, bundle: Any) -> None:
             f"`dataloader_drop_last`{run.place('dataloader_drop_last')} drops what does not fill one; lower "
             "--per_device_train_batch_size"
         )
+    if run.process.evaluate_test and not bundle.test_datasets:
+        raise ValueError(f"`evaluate_test`{run.place('evaluate_test')}: the data has no test set; set it to false")
     if bundle.eval_datasets or (args.eval_strategy == "no" and run.process.check_val_every_n_epoch is None):
         return
     asked = [key for key in ("do_eval", "eval_strategy", "eval_steps") if run.on_command_line(key)]

@@ -205,7 +205,7 @@ CHOICES = ("task_name", "model_config", "dataset.name", "model.name")
 
 def check_process_keys(run: RunConfig, problems: Problems) -> None:
     """Refuse process keys that nothing in the run uses; those of a recipe for another model or data are dropped."""
-    chosen = [part for part in (run.dataset, run.model, run.env) if part is not None]
+    chosen = [part for part in (run.dataset, run.model, run.env, run.loss) if part is not None]
     keys = keys_of(ProcessArguments)
     always = (TRAINER, ADAPTATION) if run.model is not None else (TRAINER,)
     live = {name for name, key in keys.items() if key.used_by in always}

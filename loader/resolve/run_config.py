@@ -36,7 +36,7 @@ class RunConfig:
         param_groups, ema, early_stopping, checkpointing, logging: Instances of the dataclasses in `trainer.sections`.
         callbacks: Import paths, or mappings with `name` and arguments.
         notes: Lines to print once, such as what an alias became.
-        dataset, env, model: The chosen components.
+        dataset, env, model, loss: The chosen components; without `loss` the model's own is used.
         inspected: Checkpoints that were verified for this run, see `loader/resume/find_checkpoint.py`.
     """
 
@@ -58,6 +58,7 @@ class RunConfig:
     dataset: Component | None = None
     env: Component | None = None
     model: Component | None = None
+    loss: Component | None = None
     inspected: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

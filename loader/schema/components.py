@@ -29,7 +29,7 @@ class Component:
 @cache
 def shipped(section: str) -> tuple[str, ...]:
     """Return the names of Keel's components: modules of the section's folder that declare PROCESS_KEYS."""
-    folder = ROOT / COMPONENTS[section]
+    folder = ROOT / COMPONENTS[section].replace(".", "/")
     names = []
     for path in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
         name = path.parent.name if path.name == "__init__.py" else path.stem

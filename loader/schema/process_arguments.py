@@ -188,6 +188,12 @@ class ProcessArguments:
     benchmark_train_step: bool = key(
         False, "Log the duration of every step (waits for the GPU each step).", used_by=TRAINER, on_resume=HARMLESS
     )
+    evaluate_test: bool = key(
+        False,
+        "Score the data's test set once, at the end, with the model that the run ends with.",
+        used_by=TRAINER,
+        on_resume=HARMLESS,
+    )
     validate_before_resume: bool = key(
         False,
         "Evaluate once before a resumed run continues (eval_on_start: before a new one).",

@@ -13,7 +13,8 @@ from storage.config_keys import HARMLESS, IMPOSSIBLE
 
 _trainer = importlib.import_module("trainer.sections")
 
-COMPONENTS = {"dataset": "data", "env": "sim", "model": "models"}  # section -> the folder its `name` is looked up in
+# section -> the package its `name` is looked up in
+COMPONENTS = {"dataset": "data", "env": "sim", "model": "models", "loss": "models.losses"}
 # Sections whose further keys are passed to a constructor.
 FREE_SECTIONS: dict[str, type] = {"optimizer": _trainer.OptimizerConfig, "scheduler": _trainer.SchedulerConfig}
 # Sections that are absent until a file contains them (`null` removes one again).

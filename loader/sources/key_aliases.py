@@ -326,7 +326,7 @@ TRACKING_MODEL_KEYS = (
 )  # fmt: skip
 # Sections that exist only in other systems' files.
 FOREIGN_SECTIONS = (
-    "lightning", "trainer", "dataloader", "resume", "loss", "train_builder", "model_builder", "dataloader_builder",
+    "lightning", "trainer", "dataloader", "resume", "train_builder", "model_builder", "dataloader_builder",
 )  # fmt: skip
 
 

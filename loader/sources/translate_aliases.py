@@ -39,6 +39,8 @@ def translate_aliases(tree: Node, problems: Problems) -> None:
         _remove(tree, path)
     for section in FOREIGN_SECTIONS:
         tree.value.pop(section, None)
+    if "loss" in tree.value and tree.value["loss"].value == {}:  # it held other systems' keys only
+        del tree.value["loss"]
 
 
 def _merge_dataloader_builder(tree: Node, problems: Problems) -> None:

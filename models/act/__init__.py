@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.act.config import Config
-from models.policy import require_dims
 
 if TYPE_CHECKING:
     from models.act.network import ACT
@@ -24,7 +23,7 @@ PROCESS_KEYS: frozenset[str] = frozenset({"cache_dir"})
 # Part name -> regular expression over parameter and module names.
 PARTS: dict[str, str] = {
     "backbone": r"^backbone(\.|$)",
-    "vision_tower": r"^backbone(\.|$)",  # the same, in the words of vision-language models
+    "vision_tower": r"^backbone(\.|$)",  # the same part under the name that vision-language models use
     "cvae_encoder": r"^cvae_encoder(\.|$)",
     "projector": r"^(state|latent|image)_projection(\.|$)",
     "encoder": r"^(encoder|token_positions|view_positions)(\.|$)",
@@ -34,23 +33,23 @@ PARTS: dict[str, str] = {
 
 
 def build(config: Config, process: Any) -> ACT:
-    """A new network for the data's dims, with pretrained backbone weights if `backbone_weights` names some.
+    """Build a network for the data's dims, with pretrained backbone weights if `backbone_weights` names some.
 
     Args:
         config: with every dim filled in.
-        process: process parameters; `cache_dir` holds what a hub gives (null: the hub's own default).
+        process: process parameters; `cache_dir` is for downloads from a hub (null: the hub's default).
 
     Raises:
         ValueError: a dim is missing, or the backbone's weights are not found or do not fit.
     """
-    require_dims(config)
-    from models.act.network import build_network
+    from models.act.network import ACT
+    from models.backbone import build_policy
 
-    return build_network(config, process.cache_dir)
+    return build_policy(ACT, config, process.cache_dir)
 
 
 def load(folder: str | Path) -> ACT:
-    """The network saved in `folder`, in evaluation mode."""
+    """Load the network saved in `folder`, in evaluation mode."""
     from models.act.network import ACT
     from models.pretrained import load_checkpoint
 

@@ -9,7 +9,6 @@ Z latent dim, S tokens that the encoder reads.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,20 +17,12 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from models.act.config import Config
-from models.backbone import ImageBackbone, load_backbone_weights
+from models.backbone import ImageBackbone
 from models.chunking import ChunkPolicy, masked_mean
 from models.layers import DecoderLayer, Encoder, grid_positions, sequence_positions
 from models.pretrained import pretrained_config
 
 ACTConfig = pretrained_config(Config, "act", "ACTConfig", __name__)
-
-
-def build_network(config: Config, cache_dir: str | None) -> ACT:
-    """See `models.act.build`."""
-    model = ACT(ACTConfig(**asdict(config)))
-    if config.num_images and config.backbone_weights:
-        load_backbone_weights(model.backbone, config.backbone_weights, cache_dir)
-    return model
 
 
 def layer_sizes(config: ACTConfig) -> tuple[int, int, int, float, bool]:
@@ -166,8 +157,16 @@ class ACT(ChunkPolicy):
             return {"actions": predicted}
         losses = {"action": masked_mean((predicted - actions).abs(), is_pad), **losses}
         loss = losses["action"] + self.config.kl_weight * losses.get("kl", 0.0)
-        output = {"loss": loss, "losses": {name: value.detach() for name, value in losses.items()}}
+        output = {"loss": loss, "losses": losses}
         return output if self.training else {**output, "actions": predicted}
+
+    def loss_items(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The KL divergence is a mean over samples."""
+        return {**super().loss_items(batch), "kl": len(batch["actions"])}
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        return {"kl": self.config.kl_weight}
 
     def predict(self, latent: Tensor, state: Tensor, images: Tensor | None) -> Tensor:
         """latent (B, Z), state (B, state dim), images (B, K, 3, H, W) -> (B, C, A)."""

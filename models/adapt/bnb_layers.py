@@ -1,4 +1,4 @@
-"""bitsandbytes' linear layers, with what they lack for any model on any machine."""
+"""bitsandbytes' linear layers, extended to work for any model on any machine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class FourBitLinear(bnb.nn.Linear4bit):
-    """Keeps its weight in the layout that training needs.
+    """A 4-bit linear layer that keeps its weight in the layout that training needs.
 
-    On CPUs with AVX512-BF16 bitsandbytes (0.50) repacks the weight in the first forward in evaluation mode, never
-    undoes it in training, and then computes wrong gradients.
+    On CPUs with AVX512-BF16, bitsandbytes (0.50) repacks the weight in the first forward in evaluation mode, does not
+    undo this in training, and then computes wrong gradients.
     """
 
     def __init__(self, linear: nn.Linear, quant_type: str, double_quant: bool):
@@ -24,7 +24,7 @@ class FourBitLinear(bnb.nn.Linear4bit):
 
 
 class EightBitLinear(bnb.nn.Linear8bitLt):
-    """Takes inputs of any number of axes; bitsandbytes' own takes two or three."""
+    """An 8-bit linear layer for inputs with any number of axes; bitsandbytes' supports two or three."""
 
     def __init__(self, linear: nn.Linear):
         size = linear.in_features, linear.out_features, linear.bias is not None
@@ -39,19 +39,19 @@ class EightBitLinear(bnb.nn.Linear8bitLt):
 
 
 def plain_weight(layer: FourBitLinear | EightBitLinear) -> Tensor:
-    """The weight (out features, in features) as numbers, in the type it had before."""
+    """Return the weight (out features, in features) as numbers, in the type it had before."""
     if isinstance(layer, FourBitLinear):
         return bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     return bnb.functional.int8_vectorwise_dequant(layer.weight.data, scales(layer)).to(layer.plain_dtype)
 
 
 def scales(layer: EightBitLinear) -> Tensor:
-    """(out features,): the largest size of each row; the first forward moves them from the weight to the layer."""
+    """Return the largest magnitude of each row (out features,), which the first forward moves from weight to layer."""
     return layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
 
 
 def constants(layer: FourBitLinear | EightBitLinear) -> list[Tensor]:
-    """What is stored beside the packed weight."""
+    """Return the tensors that are stored beside the packed weight."""
     if isinstance(layer, EightBitLinear):
         return [scales(layer)]
     state = layer.weight.quant_state
@@ -60,7 +60,7 @@ def constants(layer: FourBitLinear | EightBitLinear) -> list[Tensor]:
 
 
 def restore(layer: FourBitLinear | EightBitLinear, stored: dict[str, torch.Tensor]) -> None:
-    """Puts back the weight that the layer's own `state_dict` gave."""
+    """Restore the weight from the tensors of the layer's `state_dict`."""
     weight = stored["weight"]
     if isinstance(layer, FourBitLinear):
         state = {key.removeprefix("weight."): value for key, value in stored.items() if key.startswith("weight.")}

@@ -10,7 +10,7 @@ def cast(model: nn.Module, weights_dtype: str | None) -> None:
     """Convert all floating-point weights to `weights_dtype`, in place; None leaves them as they are.
 
     Buffers that are not saved (the frequencies of rotary positions) keep their type: they are computed, not learned,
-    and a model that is loaded again has them in full precision.
+    and a loaded model has them in full precision.
     """
     if weights_dtype is None:
         return

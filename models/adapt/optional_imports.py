@@ -1,4 +1,4 @@
-"""What importing peft and bitsandbytes needs beforehand; importing this module imports neither."""
+"""Prepare for importing peft and bitsandbytes; importing this module imports neither."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Frozen linear weights in 4 or 8 bits, by bitsandbytes: any model, on CUDA and on CPU.
+"""Quantize frozen linear weights to 4 or 8 bits by bitsandbytes: any model, on CUDA and on CPU.
 
-A 4-bit weight is stored as two values a byte, with one scale for each block of 64 (Dettmers et al. 2023,
-arXiv:2305.14314); an 8-bit weight with one scale for each row (Dettmers et al. 2022, arXiv:2208.07339).
+A 4-bit weight is stored as two values per byte, with one scale per block of 64 (Dettmers et al. 2023,
+arXiv:2305.14314); an 8-bit weight with one scale per row (Dettmers et al. 2022, arXiv:2208.07339).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from models.adapt.checks import INSTALL_BITSANDBYTES
-from models.adapt.submodules import parameters_in, select
+from models.adapt.submodules import is_inside, names_in_part, parameters_in, tied_parameters
 
 
 def quantizable(model: nn.Module, parts: Mapping[str, str], trained: set[str]) -> list[str]:
-    """Names of the linear layers that may be quantized: none that trains, no output head, no tied weight.
+    """Return the names of the linear layers that may be quantized: none that trains, no output head, no tied weight.
 
     Args:
         trained: names of the parameters that will be trained.
@@ -28,45 +28,26 @@ def quantizable(model: nn.Module, parts: Mapping[str, str], trained: set[str]) -
     Raises:
         ValueError: there are none.
     """
-    kept = set(trained)
-    if "head" in parts:
-        kept |= parameters_in(model, _hits(model, "head", parts))
-    holders: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        holders[id(parameter)] = holders.get(id(parameter), 0) + 1
-    fused = _read_directly(model)
-    found = [
+    plain = trained | parameters_in(model, names_in_part(model, "head", parts)) | tied_parameters(model)
+    # torch's layer computes with the weights of its linear layers itself, without calling them.
+    fused = {name for name, module in model.named_modules() if isinstance(module, nn.TransformerEncoderLayer)}
+    names = [
         name
         for name, module in model.named_modules()
         if type(module) is nn.Linear
-        and name not in fused
-        and f"{name}.weight" not in kept
-        and f"{name}.bias" not in kept
-        and holders[id(module.weight)] == 1
+        and plain.isdisjoint((f"{name}.weight", f"{name}.bias"))
+        and not is_inside(name, fused)
     ]
-    if not found:
+    if not names:
         raise ValueError(
             "`use_quantization` found no frozen linear weight to quantize; enable LoRA (`lora_enable`), or `freeze` "
             "parts that have linear layers"
         )
-    return found
-
-
-def _hits(model: nn.Module, part: str, parts: Mapping[str, str]) -> list[str]:
-    try:
-        return select(model, part, parts, "head")
-    except ValueError:  # the part belongs to another variant of this model
-        return []
-
-
-def _read_directly(model: nn.Module) -> set[str]:
-    """Linear layers whose owner computes with their weights itself, without calling them."""
-    owners = [name for name, module in model.named_modules() if isinstance(module, nn.TransformerEncoderLayer)]
-    return {name for name, _ in model.named_modules() if any(name.startswith(f"{owner}.") for owner in owners)}
+    return names
 
 
 def quantize(model: nn.Module, names: Iterable[str], settings: Mapping[str, Any]) -> None:
-    """Replaces the named linear layers, in place.
+    """Replace the named linear layers by quantized ones, in place.
 
     Args:
         settings: `bits`, `quant_type`, `double_quant`.
@@ -78,7 +59,7 @@ def quantize(model: nn.Module, names: Iterable[str], settings: Mapping[str, Any]
         raise ValueError(INSTALL_BITSANDBYTES)
     from models.adapt.bnb_layers import EightBitLinear, FourBitLinear
 
-    # It says at every forward of every 8-bit layer that it casts the input to float16, as it always does.
+    # It warns at every forward of every 8-bit layer that it casts the input to float16, as it always does.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     for name in names:
         linear = model.get_submodule(name)
@@ -88,17 +69,17 @@ def quantize(model: nn.Module, names: Iterable[str], settings: Mapping[str, Any]
             layer = FourBitLinear(linear, settings["quant_type"], settings["double_quant"])
         else:
             layer = EightBitLinear(linear)
-        # Arriving on its device is what quantizes a weight.
+        # Moving a weight to its device quantizes it.
         model.set_submodule(name, layer.train(linear.training).to(linear.weight.device))
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> quantized layer."""
+    """Return the quantized layers, by name."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "plain_dtype")}
 
 
 def dequantize(model: nn.Module) -> None:
-    """Replaces every quantized layer by a plain one with the numbers it stands for, in place."""
+    """Replace every quantized layer by a plain one with the same numbers, in place."""
     from models.adapt.bnb_layers import plain_weight
 
     for name, layer in quantized_layers(model).items():
@@ -110,19 +91,16 @@ def dequantize(model: nn.Module) -> None:
 
 
 def plain_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A model's state with the weights of quantized layers as numbers, under their usual names."""
-    layers = quantized_layers(model)
-    if not layers:
-        return dict(state)
+    """Return a model's state with the weights of quantized layers as numbers, under their usual names."""
     from models.adapt.bnb_layers import plain_weight
 
-    own = {f"{name}.{key}" for name, layer in layers.items() for key in layer.state_dict() if key != "bias"}
-    plain = {name: value for name, value in state.items() if name not in own}
-    return plain | {f"{name}.weight": plain_weight(layer) for name, layer in layers.items()}
+    packed = packed_state(model).keys()
+    plain = {f"{name}.weight": plain_weight(layer) for name, layer in quantized_layers(model).items()}
+    return {name: value for name, value in state.items() if name not in packed} | plain
 
 
 def packed_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What is stored for the quantized layers: quantizing numbers once more would not give the same again."""
+    """Return what is stored for the quantized layers; quantizing their numbers again would not give the same."""
     layers = quantized_layers(model).items()
     return {
         f"{name}.{key}": value.contiguous()
@@ -133,7 +111,7 @@ def packed_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def restore_packed(model: nn.Module, names: Iterable[str], settings: Mapping[str, Any], file: Path) -> None:
-    """Quantized layers in place of the named ones, exactly as `packed_state` saved them."""
+    """Replace the named layers by quantized ones, exactly as `packed_state` saved them."""
     from safetensors.torch import load_file
 
     from models.adapt.bnb_layers import restore
@@ -141,14 +119,14 @@ def restore_packed(model: nn.Module, names: Iterable[str], settings: Mapping[str
     quantize(model, names, settings)
     stored = load_file(file)
     for name in names:
-        own = {key: value for key, value in stored.items() if key.startswith(f"{name}.")}
-        # Copies: what is read here are pages of the file, which may be a checkpoint's that is deleted later.
-        own = {key.removeprefix(f"{name}."): value.clone() for key, value in own.items()}
+        prefix = f"{name}."
+        # Copies: the tensors are pages of the file, which may be in a checkpoint that is deleted later.
+        own = {key.removeprefix(prefix): value.clone() for key, value in stored.items() if key.startswith(prefix)}
         restore(model.get_submodule(name), own)
 
 
 def resident_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
-    """Every tensor that the model holds in memory with the name of its owner, quantization constants included."""
+    """Yield every tensor that the model has in memory with the name of its owner, including quantization constants."""
     yield from model.named_parameters()
     yield from model.named_buffers()
     layers = quantized_layers(model)
@@ -160,6 +138,6 @@ def resident_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
 
 
 def element_count(parameter: torch.Tensor) -> int:
-    """Weights that a parameter stands for; a 4-bit one holds two in each byte."""
+    """Return the number of weights of a parameter; a 4-bit one has two in each byte."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else state.shape.numel()

@@ -1,32 +1,31 @@
-"""What adaptation did to each part of a model, in numbers."""
+"""Count what adaptation did to each part of a model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from models.adapt.quantize import element_count, quantized_layers, resident_tensors
 
-OTHER = "(other)"
+OTHER = "(other)"  # the row of weights in no part
+COUNTS = ("parameters", "trained", "frozen", "quantized", "adapter", "adapted")
 
 
 def describe(model: nn.Module, parts: Mapping[str, str], rates: Mapping[str, float]) -> dict[str, Any]:
-    """Per part, and in total, what is frozen, trained, quantized, adapted, and how large it is.
+    """Return, for each part and in total, what is frozen, trained, quantized and adapted, and how large it is.
 
-    Weights are counted once, in the smallest part that holds them. `parameters` are the model's own, `adapter` those
-    that LoRA adds; `trained` and `frozen` add up to `parameters`. `bytes` are resident: quantization constants, buffers
-    and the untouched copy of a module that trains whole are in them, gradients and optimizer states are not.
+    Weights are counted once, in the smallest part that contains them. `parameters` are the model's own, `adapter` those
+    that LoRA adds; `trained` and `frozen` add up to `parameters`. `bytes` are resident: they include quantization
+    constants, buffers and the unchanged copy of a module that trains completely, but no gradients or optimizer states.
     """
     owner = _owners(model, parts)
     rows: dict[str, dict[str, Any]] = {}
 
     def row(name: str) -> dict[str, Any]:
-        empty = {"parameters": 0, "trained": 0, "frozen": 0, "quantized": 0, "adapter": 0, "adapted": 0}
-        return rows.setdefault(owner(name), {**empty, "learning_rate": set(), "bytes": 0})
+        return rows.setdefault(owner(name), {**dict.fromkeys(COUNTS, 0), "learning_rate": set(), "bytes": 0})
 
     for name, parameter in model.named_parameters():
         count, entry = element_count(parameter), row(name)
@@ -48,63 +47,46 @@ def describe(model: nn.Module, parts: Mapping[str, str], rates: Mapping[str, flo
         if key not in counted:  # tied weights, and constants that layers share
             counted.add(key)
             row(name)["bytes"] += tensor.nbytes
-    for entry in rows.values():
+    total: dict[str, Any] = {key: sum(entry[key] for entry in rows.values()) for key in (*COUNTS, "bytes")}
+    total["learning_rate"] = set().union(*(entry["learning_rate"] for entry in rows.values()))
+    for entry in (*rows.values(), total):
         entry["learning_rate"] = sorted(entry["learning_rate"])
-    return {"parts": rows, "total": _total(rows)}
+    return {"parts": rows, "total": total}
 
 
-def _owners(model: nn.Module, parts: Mapping[str, str]) -> Any:
-    """Parameter name -> the part that it is counted in; parts of one pattern share a row, `backbone, vision_tower`."""
+def _owners(model: nn.Module, parts: Mapping[str, str]) -> Callable[[str], str]:
+    """Return a function from a parameter's name to the row that counts it: the smallest part that contains it.
+
+    Parts of the same regular expression share a row, `backbone, vision_tower`.
+    """
     shared: dict[str, list[str]] = {}
     for part, regex in parts.items():
         shared.setdefault(regex, []).append(part)
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    sizes = {regex: sum(bool(re.search(regex, name)) for name in names) for regex in shared}
-    order = sorted(shared, key=sizes.__getitem__)
-
-    def owner(name: str) -> str:
-        return next((", ".join(shared[regex]) for regex in order if re.search(regex, name)), OTHER)
-
-    return owner
-
-
-def _total(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    counts = ("parameters", "trained", "frozen", "quantized", "adapter", "adapted", "bytes")
-    total = {key: sum(row[key] for row in rows.values()) for key in counts}
-    return {**total, "learning_rate": sorted({rate for row in rows.values() for rate in row["learning_rate"]})}
-
-
-COLUMNS = ("parameters", "trained", "frozen", "quantized", "adapter", "adapted")
+    by_size = sorted(shared, key=lambda regex: sum(bool(re.search(regex, name)) for name in names))
+    return lambda name: next((", ".join(shared[regex]) for regex in by_size if re.search(regex, name)), OTHER)
 
 
 def table(described: Mapping[str, Any]) -> list[str]:
-    """One line a part, one for the total."""
-    lines = [("part", *COLUMNS, "learning rate", "bytes")]
+    """Return one line for each part, and one for the total."""
+    lines = [("part", *COUNTS, "learning rate", "bytes")]
     for part, row in {**described["parts"], "total": described["total"]}.items():
         rates = ", ".join(f"{rate:g}" for rate in row["learning_rate"]) or "-"
-        lines.append((part, *(_count(row[key]) for key in COLUMNS), rates, _bytes(row["bytes"])))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+        counts = (f"{row[key]:,}" if row[key] else "-" for key in COUNTS)
+        lines.append((part, *counts, rates, _bytes(row["bytes"])))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
-            [line[0].ljust(widths[0]), *(word.rjust(width) for word, width in zip(line[1:], widths[1:], strict=True))]
+            word.rjust(width) if column else word.ljust(width)
+            for column, (word, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     ]
 
 
-def _count(count: int) -> str:
-    return f"{count:,}" if count else "-"
-
-
-def _bytes(size: int) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}" if unit != "B" else f"{size} B"
-        size = size / 1000
-    return f"{size:.3g} GB"
-
-
-def resident_bytes(model: nn.Module) -> int:
-    """Bytes of everything that the model holds in memory."""
-    held: dict[tuple, torch.Tensor] = {(t.device, t.data_ptr(), t.nbytes): t for _, t in resident_tensors(model)}
-    return sum(tensor.nbytes for tensor in held.values())
+def _bytes(size: float) -> str:
+    units = ["B", "kB", "MB", "GB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.3g} {units[0]}"

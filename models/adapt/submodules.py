@@ -1,13 +1,14 @@
-"""What a word in a configuration names inside a model: a part, a module, or what a regular expression finds."""
+"""Select submodules and parameters of a model by a word of the configuration: a part, a name or a regex."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from torch import nn
 from transformers import PreTrainedModel
+
+from models.suggestions import did_you_mean
 
 ALIASES = {"vit": "vision_tower"}
 PLAIN_WORD = re.compile(r"[\w.\-]+")
@@ -19,148 +20,142 @@ PROJECTOR_NAMES = ("multi_modal_projector", "mm_projector", "connector", "projec
 
 
 def parts_of(model: nn.Module, declared: Mapping[str, str] | None) -> dict[str, str]:
-    """Part name -> regular expression over module and parameter names: those declared, else derived from the model."""
+    """Return part name -> regular expression over module and parameter names, as declared or derived from the model."""
     if declared:
         return dict(declared)
-    if not isinstance(model, PreTrainedModel):
-        return {
-            name: _inside([name]) for name, child in model.named_children() if any(True for _ in child.parameters())
-        }
-    return _derived(model)
-
-
-def _derived(model: PreTrainedModel) -> dict[str, str]:
-    """Parts of a transformers model, from the conventions that its classes follow."""
-    found: dict[str, list[str]] = {
-        "vision_tower": _shallowest(model, VISION_NAMES),
-        "llm": _shallowest(model, LANGUAGE_NAMES),
-        "projector": _shallowest(model, PROJECTOR_NAMES),
-        "embeddings": _names_of(model, model.get_input_embeddings() if _gives_embeddings(model) else None),
-    }
-    prefix = model.base_model_prefix
-    has_base = bool(prefix) and isinstance(getattr(model, prefix, None), nn.Module)
     children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
+    if not isinstance(model, PreTrainedModel):
+        return {name: _pattern([name]) for name in children}
     outputs = _names_of(model, model.get_output_embeddings())
-    if has_base:
-        found["backbone"] = [prefix]
-        found["head"] = list(dict.fromkeys([*(name for name in children if name != prefix), *outputs]))
+    prefix = model.base_model_prefix
+    if prefix and isinstance(getattr(model, prefix, None), nn.Module):
+        backbone, head = [prefix], [*(name for name in children if name != prefix), *outputs]
     else:
-        found["backbone"] = [name for name in children if name not in outputs]
-        found["head"] = outputs
-    if not found["llm"] and not found["vision_tower"] and outputs:
-        found["llm"] = found["backbone"]
-    if not found["vision_tower"] and model.main_input_name == "pixel_values":
-        found["vision_tower"] = found["backbone"]
-    return {part: _inside(names) for part, names in found.items() if names}
+        backbone, head = [name for name in children if name not in outputs], outputs
+    vision, language = _shallowest(model, VISION_NAMES), _shallowest(model, LANGUAGE_NAMES)
+    if outputs and not vision:
+        language = language or backbone
+    if model.main_input_name == "pixel_values":
+        vision = vision or backbone
+    parts = {
+        "vision_tower": vision,
+        "llm": language,
+        "projector": _shallowest(model, PROJECTOR_NAMES),
+        "embeddings": _input_embeddings(model),
+        "backbone": backbone,
+        "head": list(dict.fromkeys(head)),
+    }
+    return {part: _pattern(names) for part, names in parts.items() if names}
 
 
-def _gives_embeddings(model: PreTrainedModel) -> bool:
+def _input_embeddings(model: PreTrainedModel) -> list[str]:
     try:
-        return model.get_input_embeddings() is not None
-    except NotImplementedError:
-        return False
+        return _names_of(model, model.get_input_embeddings())
+    except NotImplementedError:  # transformers' answer for a model without any
+        return []
 
 
-def _shallowest(model: nn.Module, wanted: Iterable[str]) -> list[str]:
-    """Modules whose own name is one of `wanted`, at the least depth where there is one."""
+def _shallowest(model: nn.Module, wanted: Collection[str]) -> list[str]:
+    """Return the modules whose last name is one of `wanted`, only those at the smallest depth."""
     names = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in wanted]
-    least = min((name.count(".") for name in names), default=0)
-    return [name for name in names if name.count(".") == least]
+    depth = min((name.count(".") for name in names), default=0)
+    return [name for name in names if name.count(".") == depth]
 
 
 def _names_of(model: nn.Module, module: nn.Module | None) -> list[str]:
-    return [name for name, each in model.named_modules() if each is module and name] if module is not None else []
+    return [name for name, child in model.named_modules() if child is module and name]
 
 
-def _inside(names: Iterable[str]) -> str:
+def _pattern(names: Iterable[str]) -> str:
     return rf"^({'|'.join(map(re.escape, names))})(\.|$)"
 
 
 def all_names(model: nn.Module) -> list[str]:
-    """Names of every module and parameter, tied ones under each of their names."""
-    return [name for name, _ in model.named_modules(remove_duplicate=False) if name] + [
-        name for name, _ in model.named_parameters(remove_duplicate=False)
-    ]
+    """Return the names of every module and parameter; tied ones under each of their names."""
+    modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    return modules + [name for name, _ in model.named_parameters(remove_duplicate=False)]
+
+
+def part_named(word: str, parts: Mapping[str, str]) -> str | None:
+    """Return the part that `word` names, by its name or an alias."""
+    part = word if word in parts else ALIASES.get(word)
+    return part if part in parts else None
+
+
+def names_in_part(model: nn.Module, part: str, parts: Mapping[str, str]) -> list[str]:
+    """Return the modules and parameters of a part; none if the model has no such part."""
+    return [name for name in all_names(model) if part in parts and re.search(parts[part], name)]
 
 
 def select(model: nn.Module, word: str, parts: Mapping[str, str], key: str) -> list[str]:
-    """Names of the modules and parameters that `word` means: first a part, then a module's name, then a regex.
+    """Return the names of the modules and parameters that `word` selects: as a part, else a name, else a regex.
 
-    A module's name may leave out what comes before it (`query` is every module of that name), as in PEFT. Only a word
-    with other characters than letters, digits, `_`, `-` and `.` is read as a regular expression: a mistyped part
-    must not quietly match something else.
+    As in PEFT, a name may omit its beginning: `query` selects every module of that name. Only a word with other
+    characters than letters, digits, `_`, `-` and `.` is read as a regular expression, so that a mistyped part does not
+    silently match something else.
 
     Raises:
-        ValueError: nothing matches; names `key`, the word, the parts there are and the nearest name.
+        ValueError: nothing matches; the error has the key, the word, the model's parts and the nearest name.
     """
-    names = all_names(model)
-    part = word if word in parts else ALIASES.get(word, word)
-    if part in parts:
-        hits = [name for name in names if re.search(parts[part], name)]
+    names, part = all_names(model), part_named(word, parts)
+    if part is not None:
+        selected = names_in_part(model, part, parts)
     elif PLAIN_WORD.fullmatch(word):
-        hits = [name for name in names if name == word or name.endswith(f".{word}")]
+        selected = [name for name in names if name == word or name.endswith(f".{word}")]
     else:
-        hits = [name for name in names if _compiled(word, key).search(name)]
-    if not hits:
-        raise ValueError(nothing_found(word, parts, names, key))
-    return hits
+        try:
+            pattern = re.compile(word)
+        except re.error as error:
+            raise ValueError(f"`{key}: {word}` is not a regular expression: {error}") from None
+        selected = [name for name in names if pattern.search(name)]
+    if not selected:
+        known = dict.fromkeys([*parts, *(name.rpartition(".")[2] for name in names), *names])
+        raise ValueError(
+            f"`{key}: {word}` matches nothing in this model; its parts: {', '.join(parts)}{did_you_mean(word, known)}"
+        )
+    return selected
 
 
-def nothing_found(word: str, parts: Mapping[str, str], names: Iterable[str], key: str) -> str:
-    """The error for a word that means nothing in this model."""
-    known = list(dict.fromkeys([*parts, *(name.rpartition(".")[2] for name in names), *names]))
-    near = difflib.get_close_matches(word, known, n=1)
-    hint = f"; did you mean `{near[0]}`?" if near else ""
-    return f"`{key}: {word}` matches nothing in this model; its parts: {', '.join(parts)}{hint}"
+def _ancestors(name: str) -> Iterator[str]:
+    """Yield the name itself and those of all modules that contain it."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
 
 
-def _compiled(word: str, key: str) -> re.Pattern:
-    try:
-        return re.compile(word)
-    except re.error as error:
-        raise ValueError(f"`{key}: {word}` is not a regular expression: {error}") from None
-
-
-def is_inside(name: str, roots: Iterable[str]) -> bool:
-    """Whether a module or parameter is one of `roots` or within one."""
-    return any(name == root or name.startswith(f"{root}.") for root in roots)
+def is_inside(name: str, roots: Collection[str]) -> bool:
+    """Return whether a module or parameter is one of `roots` or inside one."""
+    return any(ancestor in roots for ancestor in _ancestors(name))
 
 
 def parameters_in(model: nn.Module, roots: Iterable[str]) -> set[str]:
-    """Names of the parameters that `roots` are or hold."""
+    """Return the names of the parameters that are one of `roots` or inside one."""
     roots = set(roots)
-    return {
-        name
-        for name, _ in model.named_parameters(remove_duplicate=False)
-        if any(prefix in roots for prefix in _prefixes(name))
-    }
+    return {name for name, _ in model.named_parameters(remove_duplicate=False) if is_inside(name, roots)}
 
 
-def _prefixes(name: str) -> Iterable[str]:
-    pieces = name.split(".")
-    return (".".join(pieces[:count]) for count in range(1, len(pieces) + 1))
+def tied_parameters(model: nn.Module) -> set[str]:
+    """Return the names of parameters that have more than one name."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for same in names.values() if len(same) > 1 for name in same}
 
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def whole_modules(model: nn.Module, parameters: set[str]) -> tuple[list[str], set[str]]:
-    """The largest modules all of whose parameters are in `parameters`, and what no such module holds.
+    """Return the largest modules all of whose parameters are in `parameters`, and the parameters that none contains.
 
-    A container is never one of them: it has no forward that a wrapper could stand in for.
+    A container is never one of them: it has no forward that a wrapper could replace.
     """
-    found: list[str] = []
-
-    def visit(name: str, module: nn.Module) -> None:
-        inside = parameters_in(model, [name]) if name else set()
-        if inside and inside <= parameters and not isinstance(module, CONTAINERS):
-            found.append(name)
-            return
-        for child_name, child in module.named_children():
-            visit(f"{name}.{child_name}" if name else child_name, child)
-
-    visit("", model)
-    return found, parameters - parameters_in(model, found)
+    whole: list[str] = []
+    for name, module in model.named_modules():  # a module comes before those inside it
+        inside = parameters_in(model, [name])
+        if inside and inside <= parameters and not isinstance(module, CONTAINERS) and not is_inside(name, whole):
+            whole.append(name)
+    return whole, parameters - parameters_in(model, whole)
 
 
 # ---- names inside a PEFT model ----
@@ -170,13 +165,11 @@ PEFT_PIECES = re.compile(r"\.(base_layer|original_module|modules_to_save\.[^.]+)
 
 
 def base_name(name: str) -> str:
-    """What a parameter of a PEFT model is called in the model it was made from."""
+    """Return the name that a module or parameter of a PEFT model has in the model that PEFT wraps."""
     return PEFT_PIECES.sub("", name.removeprefix(PEFT_PREFIX))
 
 
 def peft_parts(parts: Mapping[str, str]) -> dict[str, str]:
-    """The same parts over the parameter names of a PEFT model, where every name has a prefix."""
+    """Return the same parts as regular expressions over the names of a PEFT model, which have a prefix."""
     anchor = re.compile(r"(?<![\\\[])\^")
-    return {
-        part: anchor.sub("^" + re.escape(PEFT_PREFIX).replace("\\", "\\\\"), regex) for part, regex in parts.items()
-    }
+    return {part: anchor.sub(lambda _: "^" + re.escape(PEFT_PREFIX), regex) for part, regex in parts.items()}

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 PROCESS_KEYS: frozenset[str] = frozenset({"model_name_or_path", "cache_dir", "trust_remote_code"})
 
-# Derived from the model once it is there.
+# Derived from the model when it has been built.
 PARTS: dict[str, str] = {}
 
 
 def build(config: Config, process: Any) -> PreTrainedModel:
-    """A new model, or the pretrained one at `process.model_name_or_path`.
+    """Build a new model, or load the pretrained one at `process.model_name_or_path`.
 
-    With `is_pretrained` or `load_pretrain` the path gives an architecture at most; its weights are loaded by
-    `models.adapt`.
+    With `is_pretrained` or `load_pretrain` only the architecture is read from the path; `models.adapt` loads its
+    weights.
 
     Raises:
         ValueError: neither `config` nor a path, an unknown model type or field, nothing found at the path, data with
@@ -38,14 +38,14 @@ def build(config: Config, process: Any) -> PreTrainedModel:
 
 
 def load(folder: str | Path, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model saved in `folder`, in evaluation mode; never looks at a hub."""
+    """Load the model saved in `folder`, in evaluation mode, without access to a hub."""
     from models.auto.network import load_saved
 
     return load_saved(Path(folder), trust_remote_code)
 
 
 def load_base(place: str, folder: Path, cache_dir: str | None, trust_remote_code: bool) -> PreTrainedModel:
-    """The model at `place`, as the class and with the configuration that the adapter in `folder` was trained with."""
+    """Load the model at `place`, with the class and configuration with which the adapter in `folder` was trained."""
     from models.auto.network import load_for_adapter
 
     return load_for_adapter(place, folder, cache_dir, trust_remote_code)

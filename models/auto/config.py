@@ -34,7 +34,7 @@ Task = Literal[
 
 
 def class_name(task: str) -> str:
-    """`causal_lm` -> `AutoModelForCausalLM`: the task is the class's name in another spelling."""
+    """Return the class of a task, whose name is the class's in another spelling: `AutoModelForCausalLM`."""
     if task == "features":
         return "AutoModel"
     special = {"lm": "LM", "ctc": "CTC", "seq2seq": "Seq2Seq"}

@@ -1,4 +1,4 @@
-"""Models out of a .gguf file: its quantized weights as plain numbers, which train, save and load like any others."""
+"""Read models from .gguf files: their quantized weights become plain numbers, which train and save like others."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ MAGIC = b"GGUF"
 
 
 def gguf_file(path: str | Path) -> Path | None:
-    """`path` if it is a file, or the only .gguf file of a folder that holds no model of transformers; else None.
+    """Return `path` if it is a file, or the only .gguf file of a folder without a model of transformers; else None.
 
     Raises:
-        ValueError: the file is no GGUF file, there are several, or the package that reads them is missing.
+        ValueError: the file is not a GGUF file, there are several, or the package that reads them is missing.
     """
     file = Path(path).expanduser()
     if file.is_dir():
-        found = [] if (file / "config.json").is_file() else sorted(file.glob("*.gguf"))
-        if len(found) > 1:
+        files = [] if (file / "config.json").is_file() else sorted(file.glob("*.gguf"))
+        if len(files) > 1:
             raise ValueError(
-                f"`model_name_or_path: {path}` holds {len(found)} .gguf files ({found[0].name} …); name one of them"
+                f"`model_name_or_path: {path}` has {len(files)} .gguf files ({files[0].name} …); name one of them"
             )
-        file = found[0] if found else file
+        file = files[0] if files else file
     if not file.is_file():
         return None
     with file.open("rb") as opened:
@@ -35,15 +35,13 @@ def gguf_file(path: str | Path) -> Path | None:
     return file
 
 
-def gguf_source(file: Path) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` of a configuration or a tokenizer is to be given for `file`: a place and options."""
-    return str(file.parent), {"gguf_file": file.name, "local_files_only": True}
-
-
-def gguf_weights(file: Path) -> tuple[str, dict[str, Any]]:
-    """As `gguf_source`, for a model."""
+def pretrained_source(path: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return the place that `from_pretrained` is given for `path`, its options for a configuration and for a model."""
+    file = gguf_file(path)
+    if file is None:
+        return path, {}, {}
     from transformers import GgufConfig
 
-    place, options = gguf_source(file)
-    # Left in their blocks the weights would be a quantized model, which the Trainer does not take.
-    return place, {**options, "quantization_config": GgufConfig(dequantize=True)}
+    options = {"gguf_file": file.name, "local_files_only": True}
+    # Otherwise the weights would stay in their blocks, a quantized model, which the Trainer does not accept.
+    return str(file.parent), options, {**options, "quantization_config": GgufConfig(dequantize=True)}

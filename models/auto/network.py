@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,14 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from models.auto.config import Config, class_name
-from models.auto.gguf import gguf_file, gguf_source, gguf_weights
-from models.pretrained import from_files, refuse_unfilled
+from models.auto.gguf import pretrained_source
+from models.pretrained import from_files, load_model, load_whole_model, one_line, saved_config
+from models.suggestions import did_you_mean
 
 
 def build_network(config: Config, process: Any) -> PreTrainedModel:
     """See `models.auto.build`."""
-    kind = getattr(transformers, class_name(config.task), None)
-    if kind is None:
-        raise ValueError(f"`model.task: {config.task}`: this transformers has no {class_name(config.task)}; update it")
+    kind = getattr(transformers, class_name(config.task))
     path = process.model_name_or_path and os.path.expanduser(process.model_name_or_path)
     sizes = {key: getattr(config, key) for key in ("vocab_size", "num_labels") if getattr(config, key) is not None}
     own_checkpoint = process.is_pretrained or process.load_pretrain
@@ -33,7 +31,8 @@ def build_network(config: Config, process: Any) -> PreTrainedModel:
     if config.config is not None:
         settings = _settings(config.config, sizes)
     elif path:
-        settings = _found(AutoConfig, path, path, process, local_files_only=True)
+        shown = f"`model_name_or_path: {path}`"
+        settings = from_files(AutoConfig, path, shown, process.trust_remote_code, local_files_only=True)
         _fit(settings, sizes, path, can_grow=process.load_pretrain)
     else:
         raise ValueError(
@@ -43,57 +42,44 @@ def build_network(config: Config, process: Any) -> PreTrainedModel:
     notes = _long_inputs(settings, config.block_size, path or f"a new {settings.model_type}", own_checkpoint)
     try:
         model = kind.from_config(settings)
-        model.notes = notes
-        return model
     except (ValueError, TypeError, AttributeError, ImportError, ZeroDivisionError, RuntimeError) as error:
-        raise ValueError(f"`model.config` cannot be built as {class_name(config.task)}: {_line(error)}") from error
-
-
-def _pretrained(kind: type, path: str, sizes: dict[str, int], block_size: int | None, process: Any) -> PreTrainedModel:
-    """A pretrained model; what its weights leave open (a new head) is noted as `new_weights`."""
-    file = gguf_file(path)
-    place, options = gguf_source(file) if file else (path, {})
-    settings = _found(AutoConfig, path, place, process, **options)
-    _fit(settings, sizes, path)
-    notes = _long_inputs(settings, block_size, path, is_trained=True)
-    place, options = gguf_weights(file) if file else (path, {})
-    options |= {"config": settings, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = _found(kind, path, place, process, **options)
-    model.loaded_from, model.notes = str(file or path), notes
-    model.new_weights = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+        message = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(f"`model.config` cannot be built as {class_name(config.task)}: {message}") from error
+    model.notes = notes
     return model
 
 
-def _found(kind: type, path: str, place: str, process: Any, **options: Any) -> Any:
-    """`kind.from_pretrained(place)`, its errors in one line that names `path`."""
-    options |= {"cache_dir": process.cache_dir}
-    return from_files(kind, place, f"`model_name_or_path: {path}`", process.trust_remote_code, **options)
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def _pretrained(kind: type, path: str, sizes: dict[str, int], block_size: int | None, process: Any) -> PreTrainedModel:
+    """Load a pretrained model; parameters that its files do not fill (a new head) are its `new_weights`."""
+    place, config_options, options = pretrained_source(path)
+    shared = (place, f"`model_name_or_path: {path}`", process.trust_remote_code)
+    settings = from_files(AutoConfig, *shared, cache_dir=process.cache_dir, **config_options)
+    _fit(settings, sizes, path)
+    notes = _long_inputs(settings, block_size, path, is_trained=True)
+    model, new = load_model(kind, *shared, cache_dir=process.cache_dir, config=settings, **options)
+    model.loaded_from = str(Path(place, options["gguf_file"])) if options else path
+    model.new_weights, model.notes = new, notes
+    return model
 
 
 def _settings(values: dict[str, Any], sizes: dict[str, int]) -> PreTrainedConfig:
-    """`model.config` as the configuration of its model type.
+    """Return `model.config` as the configuration of its model type.
 
     Raises:
         ValueError: an unknown model type or field (with the nearest), or a value that contradicts the data's.
     """
     values = dict(values)
     model_type = values.pop("model_type")
-    known_types = list(transformers.CONFIG_MAPPING.keys())
+    known_types = transformers.CONFIG_MAPPING.keys()
     if model_type not in known_types:
-        near = difflib.get_close_matches(model_type, known_types, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
+        hint = did_you_mean(model_type, known_types)
         raise ValueError(f"`model.config.model_type: {model_type}` is not a model type of transformers{hint}")
     default = AutoConfig.for_model(model_type)
     known = [name for name in {**default.to_dict(), **default.attribute_map} if not name.startswith("_")]
     known += ["num_labels", "attn_implementation"]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
+            hint = did_you_mean(name, known)
             raise ValueError(f"`model.config.{name}` is not a field of {model_type}'s configuration{hint}")
     for name, size in sizes.items():
         if values.get(name, size) != size:
@@ -101,52 +87,54 @@ def _settings(values: dict[str, Any], sizes: dict[str, int]) -> PreTrainedConfig
     try:
         settings = AutoConfig.for_model(model_type, **values)
     except Exception as error:  # each configuration checks in its own way
-        raise ValueError(f"`model.config`: {' '.join(str(error).split())}") from error
+        raise ValueError(f"`model.config`: {one_line(error)}") from error
     _fill(settings, sizes)
     return settings
 
 
 def _fill(settings: PreTrainedConfig, sizes: dict[str, int]) -> None:
-    """Sizes from the data, where the architecture has them."""
+    """Set the data's sizes that the architecture has."""
     if "num_labels" in sizes:
         settings.num_labels = sizes["num_labels"]
-    inner = settings.get_text_config()
-    if "vocab_size" in sizes and hasattr(inner, "vocab_size"):
-        inner.vocab_size = sizes["vocab_size"]
+    text = settings.get_text_config()
+    if "vocab_size" in sizes and hasattr(text, "vocab_size"):
+        text.vocab_size = sizes["vocab_size"]
 
 
 def _fit(settings: PreTrainedConfig, sizes: dict[str, int], path: str, can_grow: bool = False) -> None:
-    """As `_fill`, for an architecture that comes with weights: its vocabulary stays.
+    """Set the data's sizes as `_fill`, for an architecture with weights, which keeps its own vocabulary.
 
-    It is often padded beyond the tokenizer's; one that is smaller would need a new embedding, and all that was learned
-    about tokens would be lost. `can_grow`: such weights are left out, with a line in the log.
+    That is often padded beyond the tokenizer's. A smaller one would need a new embedding, and all that was learned
+    about tokens would be lost. `can_grow`: leave such weights out, with a line in the log.
 
     Raises:
         ValueError: the data has tokens that the model does not know.
     """
-    has, needs = getattr(settings.get_text_config(), "vocab_size", None), sizes.get("vocab_size")
-    if has is not None and needs is not None and needs > has and not can_grow:
-        raise ValueError(
-            f"the data has {needs} tokens but the model at `model_name_or_path: {path}` knows {has}; prepare the data "
-            "with this model's tokenizer"
-        )
-    stays = has is not None and needs is not None and needs <= has
-    _fill(settings, {name: size for name, size in sizes.items() if name != "vocab_size" or not stays})
+    size, needed = getattr(settings.get_text_config(), "vocab_size", None), sizes.get("vocab_size")
+    if None not in (size, needed):
+        if needed <= size:
+            sizes = {**sizes, "vocab_size": size}
+        elif not can_grow:
+            raise ValueError(
+                f"the data has {needed} tokens but the model at `model_name_or_path: {path}` knows {size}; prepare the "
+                "data with this model's tokenizer"
+            )
+    _fill(settings, sizes)
 
 
 def _long_inputs(settings: PreTrainedConfig, block_size: int | None, whose: str, is_trained: bool) -> list[str]:
-    """Inputs of `block_size` tokens against the model's positions; a line where they are only longer than usual.
+    """Compare inputs of `block_size` tokens with the model's positions; return a line if they are longer than trained.
 
-    A table of positions ends. Rotated ones do not, but a pretrained model has seen so many tokens and no more.
+    A table of positions ends. Rotary positions do not, but a pretrained model has seen inputs up to a length only.
 
     Raises:
         ValueError: the table is shorter than the inputs.
     """
-    inner = settings.get_text_config()
-    positions = getattr(inner, "max_position_embeddings", None)
+    text = settings.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
     if None in (block_size, positions) or block_size <= positions:
         return []
-    if any(getattr(inner, name, None) is not None for name in ("rope_parameters", "rope_theta")):
+    if any(getattr(text, name, None) is not None for name in ("rope_parameters", "rope_theta")):
         longer = f"block_size {block_size} is beyond the {positions} tokens that {whose} was trained for"
         return [longer] if is_trained else []
     remedy = "" if is_trained else ", or model.config.max_position_embeddings to more"
@@ -158,40 +146,27 @@ def _long_inputs(settings: PreTrainedConfig, block_size: int | None, whose: str,
 
 def load_saved(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
     """See `models.auto.load`."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: holds no config.json; give a run's output folder or a checkpoint in it")
+    saved_config(folder)  # one line for what is wrong with it
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     settings = from_files(AutoConfig, folder, str(folder), **options)
-    model, report = from_files(
-        _architecture(settings, folder),
-        folder,
-        str(folder),
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        **options,
-    )
-    refuse_unfilled(report, str(folder))
-    return model
+    return load_whole_model(_architecture(settings, folder), folder, str(folder), **options)
 
 
 def load_for_adapter(place: str, folder: Path, cache_dir: str | None, trust_remote_code: bool) -> PreTrainedModel:
-    """See `models.auto.load_base`. A head that the base lacks is new here, and the adapter brings it."""
+    """See `models.auto.load_base`. A head that the base lacks is new here; the adapter contains its weights."""
     settings = from_files(AutoConfig, folder, str(folder), trust_remote_code, local_files_only=True)
     shown = f"the adapter in {folder} was made for {place}, which"
-    file = gguf_file(place)
-    source, options = gguf_weights(file) if file else (place, {})
-    options |= {"config": settings, "cache_dir": cache_dir, "ignore_mismatched_sizes": True}
-    return from_files(_architecture(settings, folder), source, shown, trust_remote_code, **options)
+    source, _, options = pretrained_source(place)
+    options |= {"config": settings, "cache_dir": cache_dir}
+    return load_model(_architecture(settings, folder), source, shown, trust_remote_code, **options)[0]
 
 
 def _architecture(settings: PreTrainedConfig, folder: Path) -> Any:
-    """The class that config.json names; for code that came with a model, the Auto class that finds it."""
+    """Return the class that config.json names; for code that came with a model, the Auto class that finds it."""
     name = (settings.architectures or [""])[0]
-    if hasattr(transformers, name):
-        return getattr(transformers, name)
-    auto = [each for each in getattr(settings, "auto_map", None) or {} if each.startswith("AutoModel")]
-    if not auto:
+    auto = [key for key in getattr(settings, "auto_map", None) or {} if key.startswith("AutoModel")]
+    if not hasattr(transformers, name) and not auto:
         raise ValueError(
             f"{folder}: config.json names the architecture {name!r}, which this transformers does not have"
         )
-    return getattr(transformers, auto[0])
+    return getattr(transformers, name if hasattr(transformers, name) else auto[0])

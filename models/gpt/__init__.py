@@ -29,14 +29,14 @@ PARTS: dict[str, str] = {
 
 
 def build(config: Config, process: Any) -> GPT:
-    """A new network for the data's dims, or GPT-2's weights where `process.model_name_or_path` names them.
+    """Build a network for the data's dims, with GPT-2's weights if `process.model_name_or_path` names them.
 
-    With `is_pretrained` or `load_pretrain` the path is one of our own checkpoints: what the configuration leaves open
-    is taken from it, its weights are loaded by `models.adapt`.
+    With `is_pretrained` or `load_pretrain` the path is a checkpoint of Keel: sizes that the configuration leaves open
+    are taken from it, and `models.adapt` loads its weights.
 
     Args:
         config: with the data's dims filled in.
-        process: process parameters; `cache_dir` holds what a hub gives (null: the hub's own default).
+        process: process parameters; `cache_dir` is for downloads from a hub (null: the hub's default).
 
     Raises:
         ValueError: a dim is missing, or the pretrained model is not found or does not fit.
@@ -47,7 +47,7 @@ def build(config: Config, process: Any) -> GPT:
 
 
 def load(folder: str | Path) -> GPT:
-    """The network saved in `folder`, in evaluation mode."""
+    """Load the network saved in `folder`, in evaluation mode."""
     from models.gpt.network import GPT
     from models.pretrained import load_checkpoint
 
@@ -55,7 +55,7 @@ def load(folder: str | Path) -> GPT:
 
 
 def load_base(place: str, folder: Path, cache_dir: str | None, trust_remote_code: bool) -> GPT:
-    """The network that the adapter in `folder` was trained for: GPT-2's weights or a network of ours at `place`."""
+    """Load the network at `place` (GPT-2's or Keel's) for which the adapter in `folder` was trained."""
     from models.gpt.start import load_for_adapter
 
     return load_for_adapter(place, folder, cache_dir)

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from storage.config_keys import TRAJECTORY, key
 
-# Sizes that a new network has where neither the configuration nor a pretrained model says.
+# Sizes of a new network that neither the configuration nor a pretrained model gives.
 FROM_SCRATCH: dict[str, Any] = {"n_layer": 6, "n_head": 6, "n_embd": 384, "bias": False, "mlp": "gelu"}
 
 
 def size(help_text: str, source: str) -> int | None:
-    """A size that something else may know; None: that one."""
+    """Declare a size that the data or a pretrained model may give instead."""
     return field(default=None, metadata={"help": f"{help_text}; null: {source}", "ge": 1})
 
 
@@ -83,22 +83,17 @@ class Config:
             )
 
     def _check_vocabularies(self) -> None:
-        names = [key for key in ("dataset_names", "context_names") if getattr(self, key) is not None]
-        if self.vocab_sizes is None:
-            if names:
-                raise ValueError(f"model.{names[0]} names vocabularies; give their sizes as model.vocab_sizes")
+        sizes = self.vocab_sizes
+        named = [names for names in (self.dataset_names, self.context_names) if names is not None]
+        if sizes is None and not named:
             return
-        if len(names) != 1:
-            raise ValueError("model.vocab_sizes needs either model.dataset_names or model.context_names, not both")
-        given = getattr(self, names[0])
-        if len(given) != len(self.vocab_sizes) or len(set(given)) != len(given):
+        if sizes is None or len(named) != 1 or not len(set(named[0])) == len(named[0]) == len(sizes) > 0:
             raise ValueError(
-                f"model.{names[0]}: {given} must be {len(self.vocab_sizes)} different names, one for each of "
-                f"model.vocab_sizes: {self.vocab_sizes}"
+                f"model.vocab_sizes: {sizes} needs as many different names, as either model.dataset_names: "
+                f"{self.dataset_names} or model.context_names: {self.context_names}"
             )
-        if min(self.vocab_sizes, default=0) < 1:
-            raise ValueError(f"model.vocab_sizes: {self.vocab_sizes} must be sizes of at least 1")
-        if self.vocab_size not in (None, max(self.vocab_sizes)):
+        if min(sizes) < 1 or self.vocab_size not in (None, max(sizes)):
             raise ValueError(
-                f"model.vocab_size: {self.vocab_size} contradicts model.vocab_sizes: {self.vocab_sizes}; leave it out"
+                f"model.vocab_sizes: {sizes} must be sizes of at least 1, the largest of them "
+                f"model.vocab_size: {self.vocab_size}; leave vocab_size out"
             )

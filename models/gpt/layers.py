@@ -19,21 +19,21 @@ ROPE_THETA = 10000.0
 
 
 def norm_of(config: Any) -> nn.Module:
-    """The norm of (…, D) that the configuration asks for."""
+    """Return the norm of (…, D) that the configuration asks for."""
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.n_embd, eps=NORM_EPS)
     return nn.LayerNorm(config.n_embd, eps=NORM_EPS, bias=config.bias)
 
 
 def inner_width(config: Any) -> int:
-    """Numbers between the layers of a feed-forward block; SwiGLU's default has as many weights as GELU's."""
+    """Return the inner width of a feed-forward block; SwiGLU's default has as many weights as GELU's."""
     if config.mlp_ratio is not None:
         return max(1, round(config.mlp_ratio * config.n_embd))
     return -(-8 * config.n_embd // (3 * 64)) * 64 if config.mlp == "swiglu" else 4 * config.n_embd
 
 
 def rotation(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary positions: positions (…, T) -> (…, T, E / 2) each.
+    """Compute cosines and sines of rotary positions: positions (…, T) -> (…, T, E / 2) each.
 
     Source: Su et al. 2021, arXiv:2104.09864, equation 34, with the halves of a head as pairs.
     """
@@ -43,13 +43,13 @@ def rotation(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, T
 
 
 def rotate(heads: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
-    """heads (B, H, T, E) turned by cosines and sines (T, E / 2) or (B, 1, T, E / 2)."""
+    """Rotate heads (B, H, T, E) by cosines and sines (T, E / 2) or (B, 1, T, E / 2)."""
     (cos, sin), (first, second) = by, heads.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(heads.dtype)
 
 
 class HeadNorm(nn.RMSNorm):
-    """RMS norm of each head, in the heads' own type: torch has no fast kernel for a weight of another."""
+    """RMS norm of each head, computed in the type of the heads: torch has no fast kernel for mixed types."""
 
     def forward(self, heads: Tensor) -> Tensor:
         """(B, H, T, E) -> (B, H, T, E)"""
@@ -57,14 +57,14 @@ class HeadNorm(nn.RMSNorm):
 
 
 class KeysAndValues:
-    """What one attention layer has computed for the tokens so far."""
+    """Cache of the keys and values that one attention layer has computed so far."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
     def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, K, T, E) of new tokens -> those of all tokens."""
+        """Append keys and values (B, K, T, E) of new tokens; return those of all tokens (B, K, S, E)."""
         if self.keys is not None:
             keys, values = torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
         self.keys, self.values = keys, values
@@ -72,10 +72,10 @@ class KeysAndValues:
 
 
 class CausalAttention(Attention):
-    """Self-attention to the token itself and those before it; queries, keys and values come from one projection."""
+    """Causal self-attention; one projection computes queries, keys and values."""
 
     def __init__(self, config: Any):
-        nn.Module.__init__(self)  # one matrix in place of the parent's three
+        nn.Module.__init__(self)  # one matrix instead of the parent's three
         self.num_heads, self.dropout = config.n_head, config.dropout
         self.num_kv_heads = config.n_kv_head or config.n_head
         self.head_size = config.n_embd // config.n_head
@@ -98,9 +98,9 @@ class CausalAttention(Attention):
         """tokens (B, T, D) -> (B, T, D).
 
         Args:
-            turned: rotary positions of the tokens.
-            mask: (B, 1, T, T) true where to look; None: at all tokens before.
-            past: of the tokens before these, which are added to it. Then T is 1, unless it is empty.
+            turned: cosines and sines of the tokens' rotary positions.
+            mask: (B, 1, T, T), true where a token attends to another; None: to itself and all before it.
+            past: cache of the tokens before these, to which these are added. T is 1 unless the cache is empty.
         """
         query, key, value = (self._split(part) for part in self.qkv(tokens).split(self.widths, dim=-1))
         if hasattr(self, "query_norm"):
@@ -109,34 +109,16 @@ class CausalAttention(Attention):
             query, key = rotate(query, turned), rotate(key, turned)
         if past is not None:
             key, value = past.add(key, value)
-        # A single token may look at all there are.
-        return self.output(self._attend(query, key, value, mask, is_causal=mask is None and query.shape[2] > 1))
+        # A single token may attend to all keys.
+        return self.output(self.attend(query, key, value, mask, is_causal=mask is None and query.shape[2] > 1))
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(B, T, heads·E) -> (B, heads, T, E)"""
         return tokens.view(*tokens.shape[:2], -1, self.head_size).transpose(1, 2)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        """Heads (B, H, T, E) over keys and values (B, K, S, E) -> (B, T, D)."""
-        dropout = self.dropout if self.training else 0.0
-        if self.flash_attention is not None and mask is None and query.dtype in (torch.bfloat16, torch.float16):
-            # Its own order of axes is (B, T, H, E), and it shares heads of keys by itself.
-            heads = (each.transpose(1, 2) for each in (query, key, value))
-            return self.flash_attention(*heads, dropout_p=dropout, causal=is_causal).flatten(2)
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=is_causal,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )
-        return attended.transpose(1, 2).flatten(2)
-
 
 class MLP(nn.Module):
-    """The feed-forward block: GELU, or SwiGLU (Shazeer 2020, arXiv:2002.05202) with gate and value side by side."""
+    """The feed-forward block: GELU, or SwiGLU (Shazeer 2020, arXiv:2002.05202) with gate and value in one matrix."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -156,7 +138,7 @@ class MLP(nn.Module):
 
 
 class Block(GradientCheckpointingLayer):
-    """Attention and feed-forward, each normed before and added to the tokens."""
+    """Attention and feed-forward, each with a norm before it and a residual connection."""
 
     def __init__(self, config: Any):
         super().__init__()

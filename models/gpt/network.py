@@ -134,8 +134,18 @@ class GPT(Generation, PreTrainedModel):
             return {"loss": self._loss(hidden, shift_labels, vocabularies[0])}
         targets = shift_labels.unbind(1)
         losses = [self._loss(hidden, targets[vocabulary], vocabulary) for vocabulary in vocabularies]
-        named = {name: loss.detach() for name, loss in zip(names, losses, strict=True)}
-        return {"loss": torch.stack(losses).mean(), "losses": named}
+        return {"loss": torch.stack(losses).mean(), "losses": dict(zip(names, losses, strict=True))}
+
+    def loss_items(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Term of the loss (a context, or `loss`) -> number of tokens in this batch that carry it."""
+        targets = batch["shift_labels"] if "shift_labels" in batch else batch["labels"][..., 1:]
+        if self.contexts is None:
+            return {"loss": (targets != -100).sum()}
+        return {name: (context != -100).sum() for name, context in zip(self.contexts, targets.unbind(1), strict=True)}
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        return {name: 1 / len(self.contexts) for name in self.contexts or ()}
 
     def vocabularies(self, input_ids: Tensor, dataset_index: int | None) -> list[int]:
         """Which vocabularies the tokens are in: one for each context, else a single one.
@@ -173,13 +183,18 @@ class GPT(Generation, PreTrainedModel):
         position_ids: Tensor | None = None,
         past: list[KeysAndValues] | None = None,
         first: int = 0,
+        padding: Tensor | None = None,
     ) -> Tensor:
         """What the head reads: (B, T) or (B, C, T) -> (B, T, D).
 
         Args:
             vocabularies: see `vocabularies`.
             past: of each block, what it has computed for the `first` tokens before these.
+            padding: (B,) how many of all tokens are padding before each text; then without `position_ids`.
         """
+        mask = None if position_ids is None else _same_document(position_ids)
+        if padding is not None:
+            position_ids, mask = _after_padding(padding, first, input_ids.shape[-1])
         positions = position_ids
         if positions is None:
             positions = torch.arange(first, first + input_ids.shape[-1], device=input_ids.device)
@@ -192,7 +207,6 @@ class GPT(Generation, PreTrainedModel):
             turned = rotation(positions, config.n_embd // config.n_head, config.rope_theta or ROPE_THETA)
             if position_ids is not None:
                 turned = turned[0][:, None], turned[1][:, None]  # the same for all heads
-        mask = None if position_ids is None else _same_document(position_ids)
         tokens = F.dropout(tokens, self.dropout, self.training)
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, turned, mask, None if past is None else past[index])
@@ -254,3 +268,15 @@ def _same_document(position_ids: Tensor) -> Tensor:
     begins = F.pad(position_ids[:, 1:] != position_ids[:, :-1] + 1, (1, 0))
     document = begins.cumsum(-1)
     return (document[:, None, :, None] == document[:, None, None, :]).tril()
+
+
+def _after_padding(padding: Tensor, first: int, length: int) -> tuple[Tensor, Tensor]:
+    """Positions (B, T) of `length` tokens after `first` others, and the mask (B, 1, T, first + T) that hides padding.
+
+    A token of padding sees itself, because a softmax over nothing would be NaN.
+    """
+    columns = torch.arange(first + length, device=padding.device)
+    rows = columns[first:, None]  # (T, 1)
+    padding = padding[:, None, None]
+    mask = (columns <= rows) & ((columns >= padding) | (columns == rows))  # (B, T, S)
+    return (rows.T - padding[:, 0]).clamp(min=0), mask[:, None]

@@ -1,4 +1,4 @@
-"""The plain baseline: a perceptron from the state (and pooled image features) to a chunk of actions.
+"""The baseline: a perceptron from the state (and pooled image features) to a chunk of actions.
 
 Importing this needs neither torch nor transformers; `build` and `load` bring them.
 """
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.mlp.config import Config
-from models.policy import require_dims
 
 if TYPE_CHECKING:
     from models.mlp.network import MLP
@@ -19,22 +18,22 @@ PROCESS_KEYS: frozenset[str] = frozenset({"cache_dir"})
 # Part name -> regular expression over parameter and module names.
 PARTS: dict[str, str] = {
     "backbone": r"^backbone(\.|$)",
-    "vision_tower": r"^backbone(\.|$)",  # the same, in the words of vision-language models
+    "vision_tower": r"^backbone(\.|$)",  # the same part under the name that vision-language models use
     "trunk": r"^trunk(\.|$)",
     "head": r"^head(\.|$)",
 }
 
 
 def build(config: Config, process: Any) -> MLP:
-    """A new network for the data's dims; arguments and errors as `models.act.build`."""
-    require_dims(config)
-    from models.mlp.network import build_network
+    """Build a network for the data's dims; arguments and errors as `models.act.build`."""
+    from models.backbone import build_policy
+    from models.mlp.network import MLP
 
-    return build_network(config, process.cache_dir)
+    return build_policy(MLP, config, process.cache_dir)
 
 
 def load(folder: str | Path) -> MLP:
-    """The network saved in `folder`, in evaluation mode."""
+    """Load the network saved in `folder`, in evaluation mode."""
     from models.mlp.network import MLP
     from models.pretrained import load_checkpoint
 

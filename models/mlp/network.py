@@ -5,27 +5,18 @@ Shapes: B batch, C chunk size, A action dim, K images, F channels of the image f
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from models.backbone import ImageBackbone, load_backbone_weights
+from models.backbone import ImageBackbone
 from models.chunking import ChunkPolicy, masked_mean
 from models.mlp.config import Config
 from models.pretrained import pretrained_config
 
 MLPConfig = pretrained_config(Config, "mlp", "MLPConfig", __name__)
-
-
-def build_network(config: Config, cache_dir: str | None) -> MLP:
-    """See `models.mlp.build`."""
-    model = MLP(MLPConfig(**asdict(config)))
-    if config.num_images and config.backbone_weights:
-        load_backbone_weights(model.backbone, config.backbone_weights, cache_dir)
-    return model
 
 
 class MLP(ChunkPolicy):
@@ -74,7 +65,7 @@ class MLP(ChunkPolicy):
             return {"actions": predicted}
         difference = predicted.float() - actions.float()
         loss = masked_mean(difference.abs() if self.config.loss == "l1" else difference.square(), is_pad)
-        output = {"loss": loss, "losses": {"action": loss.detach()}}
+        output = {"loss": loss, "losses": {"action": loss}}
         return output if self.training else {**output, "actions": predicted}
 
     def predict(self, state: Tensor, images: Tensor | None) -> Tensor:

@@ -223,8 +223,20 @@ def test_reasoning_and_previous_subtask(tmp_path):
 def test_asking_for_texts_that_are_not_there_is_an_error(tmp_path):
     write_il_studio_folder(tmp_path)
     for key in ("use_reasoning", "use_prev_subtask"):
-        with pytest.raises(ValueError, match=f"{key} is true but .*il records no text"):
+        with pytest.raises(ValueError, match=f"{key} is true but 0 of 1 episodes in .*il "):
             build_act(tmp_path, {key: True}, path=str(tmp_path / "il"))
+
+
+def test_texts_of_some_episodes_are_counted(tmp_path):
+    write_il_studio_folder(tmp_path, subtasks=SUBTASKS)
+    write_il_studio_episode(tmp_path / "il/episode_1.hdf5", 10, {"primary": (24, 32)}, instruction=None)
+    for _ in range(2):  # from the files, then from the cache
+        bundle = build_act(tmp_path, path=str(tmp_path / "il"))
+        counts = {line.split()[0] for line in bundle.summary if " is in 1 of 2 episodes " in line}
+        assert counts == {"instruction", "reasoning", "subtask"}
+        assert everything(bundle.train_dataset)["instruction"] == ["pick up the red cube"] * 10 + [""] * 10
+    with pytest.raises(ValueError, match="use_reasoning is true but 1 of 2 episodes"):
+        build_act(tmp_path, {"use_reasoning": True}, path=str(tmp_path / "il"))
 
 
 def test_importing_and_checking_are_light(tmp_path):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from demonstration_files import run_in, write_act_folder, write_il_studio_episode
-from PIL import Image
 
 from data.demonstrations import Config, ObservationEncoder, build
 
@@ -105,20 +104,3 @@ def test_damaged_statistics_are_refused(tmp_path, part):
     ):
         with pytest.raises(ValueError, match="statistics.json.* damaged"):
             ObservationEncoder.from_files(Config(), run_in(tmp_path).process, damaged)
-
-
-def test_a_model_keeps_to_the_resizer_it_was_trained_with(tmp_path, monkeypatch):
-    (arrays,) = write_act_folder(tmp_path / "data", (3,), cameras={"top": (30, 40)})
-    frame = arrays["observations/images/top"][1]
-    with monkeypatch.context() as patch:  # as on a machine without OpenCV
-        patch.setattr("data.demonstrations.source.available_resizer", lambda: "pillow")
-        bundle, encoder = built(tmp_path, image_size=[13, 17])
-    image = encoder.encode(observation(arrays, 1))["images"][0]
-    assert torch.equal(image, bundle.train_dataset[1]["images"])
-    expected = np.asarray(Image.fromarray(frame).resize((17, 13), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(image[0], expected.transpose(2, 0, 1))
-    statistics = bundle.files["statistics.json"]
-    statistics["observation"]["resizer"] = "opencv"
-    monkeypatch.setattr("data.demonstrations.encoder.available_resizer", lambda: "pillow")
-    with pytest.raises(ValueError, match="resized by OpenCV, which is not installed here"):
-        ObservationEncoder.from_files(Config(), run_in(tmp_path).process, statistics)

@@ -1,66 +1,27 @@
-"""Records for fine-tuning: which tokens are learned, rows, batches, splits and the cache."""
+"""Records for fine-tuning: rows, batches, splits, files and the cache."""
 
 import datetime
+import gzip
 import json
 import math
 import pickle
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from record_sets import CHATML, MARKED, TALK, TRIMMED, make_tokenizer, run_of, write
 
 import data.records
 from data.records.chat import Encoded, Encoder
 from data.records.dataset import Rows, collate
 from data.records.packing import fill, first_fit
 
-SPECIAL = ["<pad>", "<s>", "<|im_start|>", "<|im_end|>"]
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# The same, with a default system message and with transformers' own marks.
-MARKED = (
-    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nHelp.<|im_end|>\n' }}{% endif %}"
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
-    "{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# Trims what is said, begins with a token of its own, has no prompt for an answer but a header.
-TRIMMED = (
-    "{{ '<s>' }}{% for message in messages %}{{ '[' + message['role'] + ']' }}{{ message['content'] | trim }}"
-    "{{ '<|im_end|>' if message['role'] == 'assistant' else '\n\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
-)
-TALK = [
-    {"role": "user", "content": "How many legs has a spider?"},
-    {"role": "assistant", "content": "Eight legs, as ünder arachnids."},
-    {"role": "user", "content": "And an ant? assistant"},
-    {"role": "assistant", "content": "Six."},
-]
-
 
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory):
-    """A byte-level BPE tokenizer with real merges, and ChatML as its template."""
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    inner.train_from_iterator([json.dumps(TALK) * 4, "the assistant and the user of the spider"] * 4, trainer)
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="<|im_end|>", chat_template=CHATML
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -71,131 +32,7 @@ def tokenizer(tokenizer_folder):
 
 @pytest.fixture
 def run(tmp_path, tokenizer_folder):
-    process = SimpleNamespace(model_name_or_path=str(tokenizer_folder), trust_remote_code=False, cache_dir=None)
-    return SimpleNamespace(seed=3, cache_dir=tmp_path / "cache", process=process)
-
-
-def write(folder, records, name="records.jsonl"):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    return str(folder / name)
-
-
-def learned_text(tokenizer, encoded):
-    """What the learned tokens say, run by run."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], encoded.learned.astype(int), [0]]))).reshape(-1, 2)
-    return [tokenizer.decode(encoded.ids[begin:end]) for begin, end in edges]
-
-
-# ---- which tokens are learned ----
-
-
-@pytest.mark.parametrize("template", [CHATML, MARKED, TRIMMED], ids=["chatml", "marked", "trimmed"])
-def test_only_what_the_assistant_says_is_learned(tokenizer, template):
-    """Its words and its end of turn, neither the header before nor the line break after."""
-    tokenizer.chat_template = template
-    encoded = Encoder(tokenizer, "assistant", None)({"messages": TALK}, "x:1")
-    assert learned_text(tokenizer, encoded) == [TALK[1]["content"] + "<|im_end|>", "Six.<|im_end|>"]
-    whole = tokenizer.apply_chat_template(TALK, tokenize=False)
-    assert tokenizer.decode(encoded.ids) == whole  # and the model reads the whole chat
-    assert not encoded.is_open
-
-
-def test_marks_and_prefixes_agree(tokenizer):
-    tokenizer.chat_template = MARKED
-    by_marks = Encoder(tokenizer, "assistant", None)({"messages": TALK}, "x:1")
-    for mark in ("{% generation %}", "{% endgeneration %}"):
-        tokenizer.chat_template = tokenizer.chat_template.replace(mark, "")
-    by_prefix = Encoder(tokenizer, "assistant", None)({"messages": TALK}, "x:1")
-    assert np.array_equal(by_marks.ids, by_prefix.ids) and np.array_equal(by_marks.learned, by_prefix.learned)
-    assert by_marks.learned.any()
-
-
-def test_a_token_across_the_edge_of_a_turn(tokenizer):
-    """` spider` is one token, whose space is the template's: learned, as by transformers' marks."""
-    marked = (
-        "{% for message in messages %}{{ message['role'] + ': ' }}{% if message['role'] == 'assistant' %}"
-        "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
-        "{{ message['content'] + ' ' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-    )
-    talk = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "spider"}]
-    masks = []
-    for template in (marked, marked.replace("{% generation %}", "").replace("{% endgeneration %}", "")):
-        tokenizer.chat_template = template
-        masks.append(learned_text(tokenizer, Encoder(tokenizer, "assistant", None)({"messages": talk}, "x:1")))
-    assert masks == [[" spider<|im_end|>"]] * 2
-
-
-@pytest.mark.keys("dataset(records).loss_on")
-def test_loss_on_all(tokenizer):
-    """`loss_on: all`: every token but the first, which nothing predicts."""
-    encoded = Encoder(tokenizer, "all", None)({"messages": TALK}, "x:1")
-    assert encoded.learned[1:].all() and not encoded.learned[0]
-
-
-def test_a_template_that_renders_parts_otherwise_is_refused(tokenizer):
-    """This one shortens all but the last answer, as templates that leave out earlier thoughts do."""
-    tokenizer.chat_template = CHATML.replace(
-        "message['content']", "(message['content'] if loop.last else message['content'] | replace('legs', ''))"
-    )
-    encoder = Encoder(tokenizer, "assistant", None)
-    with pytest.raises(ValueError, match="^x:1: the chat template renders message 2 otherwise alone") as caught:
-        encoder({"messages": TALK}, "x:1")
-    assert "\n" not in str(caught.value)
-    assert learned_text(tokenizer, encoder({"messages": TALK[2:]}, "x:1")) == ["Six.<|im_end|>"]
-
-
-def test_a_template_without_an_end_of_turn_is_told(tokenizer):
-    tokenizer.chat_template = CHATML.replace("<|im_end|>", "")
-    encoded = Encoder(tokenizer, "assistant", None)({"messages": TALK[:2]}, "x:1")
-    assert encoded.is_open and learned_text(tokenizer, encoded) == [TALK[1]["content"] + "\n"]
-
-
-@pytest.mark.parametrize(
-    ("template", "messages", "says"),
-    [
-        (None, TALK, "^x:7: messages need a chat template.*dataset.chat_template"),
-        (CHATML, TALK[:1], "^x:7: no message of the role `assistant`, only of user"),
-        (
-            "{{ raise_exception('roles must alternate') }}",
-            TALK,
-            "^x:7: the chat template cannot render.*must alternate",
-        ),
-        (
-            CHATML.replace(
-                "{% for message in messages %}", "{% for message in messages if message.role != 'critic' %}"
-            ),
-            [*TALK, {"role": "critic", "content": "Too short."}],
-            "^x:7: the chat template leaves out messages of the role `critic`",
-        ),
-    ],
-)
-def test_chats_that_cannot_be_rendered(tokenizer, template, messages, says):
-    tokenizer.chat_template = template
-    with pytest.raises(ValueError, match=says) as caught:
-        Encoder(tokenizer, "assistant", None)({"messages": messages}, "x:7")
-    assert "\n" not in str(caught.value)
-
-
-def test_prompt_and_completion(tokenizer):
-    record = {"prompt": "Two and two make", "completion": " four"}
-    as_chat = Encoder(tokenizer, "assistant", None)(record, "x:1")
-    assert learned_text(tokenizer, as_chat) == [" four<|im_end|>"]
-    assert tokenizer.decode(as_chat.ids).startswith("<|im_start|>user\nTwo and two make<|im_end|>")
-    tokenizer.chat_template = None
-    plain = Encoder(tokenizer, "assistant", None)(record, "x:1")
-    assert tokenizer.decode(plain.ids) == "Two and two make four<|im_end|>"
-    assert learned_text(tokenizer, plain) == [" four<|im_end|>"]
-    assert Encoder(tokenizer, "all", None)(record, "x:1").learned.sum() == len(plain.ids) - 1
-
-
-def test_plain_text_is_learned_whole(tokenizer):
-    encoded = Encoder(tokenizer, "assistant", None)({"text": "Ünd so weiter"}, "x:1")
-    assert tokenizer.decode(encoded.ids) == "Ünd so weiter<|im_end|>"
-    assert encoded.learned[1:].all() and not encoded.learned[0]
-    other = Encoder(tokenizer, "assistant", "body")({"body": "Ünd so weiter", "messages": 3}, "x:1")
-    assert np.array_equal(other.ids, encoded.ids)
+    return run_of(tmp_path, model_name_or_path=str(tokenizer_folder))
 
 
 # ---- rows ----
@@ -342,10 +179,14 @@ def test_bundle(run, tmp_path, tokenizer_folder):
     run.process.model_name_or_path = None
     config = data.records.Config(path=write(tmp_path, RECORDS), block_size=48, tokenizer=str(tokenizer_folder))
     bundle = data.records.build(config, run)
-    assert bundle.dims == {"vocab_size": len(bundle.tokenizer), "block_size": 48} and bundle.units == {"tokens": 48}
-    assert bundle.metrics("validation", 2.0) == {"perplexity": math.exp(2.0)} and bundle.metrics("train", 2.0) == {}
-    assert bundle.metrics("validation", 1e4) == {"perplexity": math.inf}
-    assert "40 records" not in bundle.summary[0] and "to train" in bundle.summary[0] and "learned" in bundle.summary[0]
+    assert bundle.dims == {"vocab_size": len(bundle.processor.tokenizer), "block_size": 48}
+    assert bundle.units == {"tokens": 48}
+    assert list(bundle.metrics) == ["validation"]
+    assert bundle.metrics["validation"].compute(2.0) == {"perplexity": math.exp(2.0)}
+    assert bundle.metrics["validation"].compute(1e4) == {"perplexity": math.inf}
+    assert (
+        "40 records" not in bundle.summary[0] and "for training" in bundle.summary[0] and "learned" in bundle.summary[0]
+    )
     sampler = bundle.sampler(5)
     sampler.set_epoch(2)
     order = list(sampler)
@@ -366,7 +207,7 @@ def test_a_tokenizer_that_the_weights_do_not_know(run, tmp_path, tokenizer):
     vocabulary = content["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="dataset.tokenizer: .* numbers tokens otherwise") as caught:
+    with pytest.raises(ValueError, match="dataset.tokenizer: .* has other ids than") as caught:
         data.records.build(config, run)
     assert "\n" not in str(caught.value)
     run.process.model_name_or_path = str(tmp_path)
@@ -443,22 +284,65 @@ def test_chat_template_from_settings(run, tmp_path, tokenizer):
     for given in (TRIMMED, str(tmp_path / "chat.jinja")):
         config = data.records.Config(path=path, block_size=64, chat_template=given, eval_fraction=0)
         bundle = data.records.build(config, run)
-        assert bundle.tokenizer.chat_template == TRIMMED  # and is saved with the model
+        assert bundle.processor.tokenizer.chat_template == TRIMMED  # and is saved with the model
         assert tokenizer.decode(bundle.train_dataset[0]["input_ids"]).startswith("<s>[user]How many")
     with pytest.raises(ValueError, match="dataset.chat_template: nowhere.jinja is neither a file nor a Jinja template"):
         data.records.build(data.records.Config(path=path, chat_template="nowhere.jinja"), run)
 
 
-def test_json_list_and_folder_of_files(run, tmp_path, tokenizer):
+def test_folders_of_records(run, tmp_path):
+    """Lists and lines, compressed or not, in subfolders and behind links; all else is counted."""
+    write(tmp_path / "elsewhere", RECORDS[30:], "d.jsonl")
     folder = tmp_path / "several"
-    folder.mkdir()
+    (folder / "deep/er").mkdir(parents=True)
     (folder / "a.json").write_text(json.dumps(RECORDS[:9], indent=2))
-    write(folder, RECORDS[9:], "b.jsonl")
+    write(folder, RECORDS[9:12], "b.ndjson")
+    lines = "".join(json.dumps(record) + "\n" for record in RECORDS[12:30])
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (folder / "deep/er/linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "deep/circle").symlink_to(folder)
+    for name in ("README.md", "deep/table.parquet", "deep/other.parquet", ".hidden.jsonl", "test.jsonl"):
+        (folder / name).write_text("{}")
     config = data.records.Config(path=str(folder), block_size=48, packing=False, eval_fraction=0)
-    rows = data.records.build(config, run).train_dataset
+    bundle = data.records.build(config, run)
     single = data.records.Config(path=write(tmp_path, RECORDS), block_size=48, packing=False, eval_fraction=0)
     other = data.records.build(single, run).train_dataset
-    assert torch.equal(rows.__getitems__(range(40))["input_ids"], other.__getitems__(range(40))["input_ids"])
+    assert torch.equal(
+        bundle.train_dataset.__getitems__(range(40))["input_ids"], other.__getitems__(range(40))["input_ids"]
+    )
+    (line,) = [line for line in bundle.summary if "not read" in line]
+    assert "1 .jsonl, 1 .md, 2 .parquet" in line
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("train.jsonl", "val.jsonl"),
+        ("train-00000-of-00001.jsonl", "validation-00000-of-00001.jsonl"),
+        ("train/x.jsonl", "dev/x.jsonl"),
+        ("data/train.jsonl", "data/valid.jsonl"),
+        ("talks.jsonl", "val.jsonl"),
+    ],
+)
+def test_splits_by_name(run, tmp_path, tokenizer, train, held_out):
+    write(tmp_path / "set", RECORDS, train)
+    write(tmp_path / "set", [{"text": "held out"}], held_out)
+    write(tmp_path / "set", [{"text": "never seen"}], held_out.replace("val", "test").replace("dev", "test"))
+    bundle = data.records.build(data.records.Config(path=str(tmp_path / "set"), block_size=48), run)
+    assert texts(tokenizer, bundle.eval_datasets["validation"]) == {"held out"}
+    assert texts(tokenizer, bundle.train_dataset) == {record["text"] for record in RECORDS}
+
+
+def test_what_is_not_used_is_said_once(run, tmp_path):
+    records = [{"messages": TALK, "tools": [{"name": "x"}], "id": number} for number in range(3)]
+    records += [{"text": "x", "id": 3}, {"messages": [{"role": "developer", "content": "Be short."}, *TALK]}]
+    template = CHATML.replace("in messages", "in messages if m.role != 'developer'")
+    path = write(tmp_path, records)
+    config = data.records.Config(path=path, block_size=64, chat_template=template, eval_fraction=0)
+    summaries = [data.records.build(config, run).summary for _ in range(2)]  # the second one is from the cache
+    assert summaries[0] == summaries[1]
+    assert [line for line in summaries[0] if "`id` (4), `tools` (3)" in line]
+    assert [line for line in summaries[0] if line.startswith("in 1 records") and "`developer`" in line]
 
 
 @pytest.mark.keys("dataset(records).path")

@@ -107,7 +107,9 @@ def test_block_size_and_what_the_model_is_built_for(tmp_path, folder):
         assert bundle.dims == {"vocab_size": 60000, "block_size": block_size}
         assert bundle.units == {"tokens": block_size}
         assert bundle.train_dataset.__getitems__([0, 1])["input_ids"].shape == (2, block_size)
-    assert bundle.summary[0].startswith("words: 5,000 tokens to train, 777 held out, vocabulary 60,000 (uint16, char)")
+    assert bundle.summary[0].startswith(
+        "words: 5,000 training and 777 validation tokens, vocabulary 60,000 (uint16, char)"
+    )
 
 
 def test_the_hash_is_splitmix64():
@@ -213,7 +215,8 @@ def test_a_pickled_bundle_holds_names_of_files_not_their_content(tmp_path):
     assert len(stored) < 20_000
     copy = pickle.loads(stored)
     assert_equal([copy.train_dataset.__getitems__([1, 2])], [bundle.train_dataset.__getitems__([1, 2])])
-    assert copy.metrics("validation", 1.0) == bundle.metrics("validation", 1.0) and len(copy.sampler(0)) == 6248
+    assert copy.metrics["validation"].compute(1.0) == bundle.metrics["validation"].compute(1.0)
+    assert len(copy.sampler(0)) == 6248
 
 
 def test_32_bit_tokens(tmp_path):
@@ -231,7 +234,7 @@ def test_files_with_a_header(tmp_path, magic, version, dtype):
         write_split(tmp_path / f"{name}.bin", counting(count), dtype, magic, version)
     bundle = build(Config(str(tmp_path), block_size=16, vocab_size=70_000), text_run(tmp_path / "cache", shuffle=False))
     assert bundle.train_dataset[0]["input_ids"].tolist() == list(range(16)), "the header is no text"
-    assert "500 tokens to train, 100 held out" in bundle.summary[0] and dtype in bundle.summary[0]
+    assert "500 training and 100 validation tokens" in bundle.summary[0] and dtype in bundle.summary[0]
 
 
 # ---- evaluation ----
@@ -272,14 +275,15 @@ def test_the_last_window_needs_the_token_after_it(tmp_path):
 def test_metrics(tmp_path):
     folder = write_text_folder(tmp_path / "a", counting(500, 64), counting(100, 64), vocab_size=64, text_bytes=250)
     metrics = build(Config(str(folder), block_size=16), text_run(tmp_path)).metrics
-    assert metrics("train", math.log(4)) == pytest.approx({"better_than_chance": 16})
-    held_out = metrics("validation", math.log(4))
+    assert metrics["train"].compute(math.log(4)) == pytest.approx({"better_than_chance": 16})
+    held_out = metrics["validation"].compute(math.log(4))
     assert held_out == pytest.approx({"better_than_chance": 16, "perplexity": 4, "bits_per_byte": 2 * 100 / 250})
-    assert metrics("validation", 1e4)["perplexity"] == math.inf
+    assert metrics["validation"].compute(1e4)["perplexity"] == math.inf
 
 
 def test_no_bytes_no_bits_per_byte(tmp_path, folder):
-    assert "bits_per_byte" not in build(Config(str(folder), block_size=16), text_run(tmp_path)).metrics("validation", 1)
+    metrics = build(Config(str(folder), block_size=16), text_run(tmp_path)).metrics
+    assert "bits_per_byte" not in metrics["validation"].compute(1)
 
 
 # ---- where data sets are found ----

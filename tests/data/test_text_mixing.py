@@ -101,8 +101,8 @@ def test_the_run_is_as_long_as_its_epochs_where_max_steps_is_not_set(tmp_path, f
     run = text_run(tmp_path / "cache", max_steps=-1, num_train_epochs=2.5, trainer={"gradient_accumulation_steps": 2})
     bundle = build(config, run)
     epoch = len(bundle.train_dataset)  # 437 windows in steps of 8
-    assert epoch == 432 and bundle.train_dataset.choose.batches == 2 * math.ceil(2.5 * 432 / 8)
-    found = choices(bundle, bundle.train_dataset.choose.batches)
+    assert epoch == 432 and bundle.train_dataset.choose.steps == math.ceil(2.5 * 432 / 8)
+    found = choices(bundle, bundle.train_dataset.choose.steps, batch=8)
     assert found[:30].max() == 0 or (found[:30] == 0).mean() > 0.8
     assert (found[-30:] == 2).mean() > 0.8
 
@@ -220,10 +220,10 @@ def test_separate_embeddings(tmp_path):
         batch = bundle.collate(bundle.eval_datasets[name].__getitems__([0, 1]))
         assert type(batch["dataset_index"]) is int and batch["dataset_index"] == number
         assert bundle.collate([bundle.eval_datasets[name][0]])["dataset_index"] == number
-        values = bundle.metrics(name, 1.0)
+        values = bundle.metrics[name].compute(1.0)
         assert values["better_than_chance"] == pytest.approx((50, 70)[number] / math.e)
         assert values["bits_per_byte"] == pytest.approx(200 / 400 / math.log(2))
-    assert bundle.metrics("train", 1.0) == {}, "chance differs from batch to batch"
+    assert "train" not in bundle.metrics, "chance differs from batch to batch"
     indices = {bundle.train_dataset.__getitems__([n * 4])["dataset_index"] for n in range(20)}
     assert indices == {0, 1}
     with pytest.raises(ValueError, match="cannot share a batch"):
@@ -235,7 +235,7 @@ def test_one_embedding_for_all_has_no_index(tmp_path, folders):
     assert bundle.dims == {"vocab_size": 60000, "block_size": 16}
     assert "dataset_index" not in bundle.train_dataset[0]
     assert "dataset_index" not in bundle.eval_datasets["one"][0]
-    assert bundle.metrics("train", 0.0) == pytest.approx({"better_than_chance": 60000})
+    assert bundle.metrics["train"].compute(0.0) == pytest.approx({"better_than_chance": 60000})
     starts = bundle.eval_datasets["two"].__getitems__([0, 1])["input_ids"]
     assert starts.min() >= 20000 and starts.max() < 40000
 
@@ -262,7 +262,7 @@ def test_multicontext_reads_the_same_offsets(tmp_path):
     assert len(bundle.train_dataset) == 60, "windows of one stream"
     (held_out,) = bundle.eval_datasets.values()
     assert held_out[3]["input_ids"].shape == (2, 16)
-    values = bundle.metrics("validation", 2.0)
+    values = bundle.metrics["validation"].compute(2.0)
     assert values == pytest.approx(
         {"better_than_chance": math.sqrt(60000 * 80000) / math.exp(2), "perplexity": math.exp(2)}
     )

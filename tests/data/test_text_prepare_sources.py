@@ -1,7 +1,6 @@
 """Where texts come from: what is read, in which pieces, and what is refused."""
 
 import importlib.machinery
-import io
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from data.text import pieces, sources
-from data.text.pieces import Symbols, blocks_of, cut_of, split_of
+from data.text.pieces import TextFacts, cut_of, pieces_of, split_of
 from data.text.sources import Folder, JsonLines, Rows, TextFile, open_source
 
 TENTH = Fraction(1, 10)
@@ -20,33 +19,26 @@ TENTH = Fraction(1, 10)
 
 def texts_of(source, share="train"):
     """The documents, put together from their pieces."""
-    found, parts = [], []
-    for piece in source.pieces(source.survey(share, None), share):
+    documents, parts = [], []
+    for piece in source.pieces(source.survey(share, TextFacts(False)), share):
         parts.append(piece.text)
         if piece.ends:
-            found.append(b"".join(parts).decode())
+            documents.append("".join(parts))
             parts = []
     assert not parts
-    return found
+    return documents
 
 
-def test_blocks_are_the_text_and_cut_no_character(monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 16)
+@pytest.mark.parametrize("block_size", [1, 5, 16, 17, 10**6])
+def test_pieces_are_the_text(monkeypatch, block_size):
+    monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 16)
     monkeypatch.setattr(pieces, "CUT_WINDOW", 12)
-    for text in (
-        "a b c " * 20,
-        "word " * 30,
-        "abcdefgh" * 9,
-        "中文字漢" * 30,
-        "😀" * 25,
-        "é e\u0301 ü\n" * 20,
-        "\n" * 99,
-    ):
-        data = text.encode()
-        blocks = list(blocks_of(io.BytesIO(data), 0, len(data)))
-        assert "".join(block.decode() for block, _ in blocks) == text
-        assert [end for _, end in blocks] == np.cumsum([len(block) for block, _ in blocks]).tolist()
-        assert all(0 < len(block) <= 16 for block, _ in blocks)
+    for text in ("a b c " * 20, "word " * 30, "abcdefgh" * 9, "中文字漢" * 30, "é e\u0301 ü\n" * 20, "\n" * 99, ""):
+        blocks = [text[begin : begin + block_size] for begin in range(0, len(text), block_size)]
+        found = list(pieces_of(blocks, "val", "x"))
+        assert "".join(piece.text for piece in found) == text
+        assert all(0 < len(piece.text) <= 16 and (piece.split, piece.place) == ("val", "x") for piece in found)
+        assert [piece.ends for piece in found] == [False] * (len(found) - 1) + [True] * bool(found)
 
 
 @pytest.mark.parametrize(
@@ -62,14 +54,7 @@ def test_blocks_are_the_text_and_cut_no_character(monkeypatch):
     ],
 )
 def test_a_cut_lies_before_a_space_between_words(block, before):
-    assert block.encode()[: cut_of(block.encode())].decode() == before
-
-
-@pytest.mark.parametrize("symbol", ["a", "é", "中", "😀"])
-def test_a_cut_through_a_character_moves_before_it(symbol):
-    whole = ("x" + symbol).encode()
-    for end in range(2, len(whole) + 1):
-        assert cut_of(whole[:end]) == (len(whole) if end == len(whole) else 1)
+    assert block[: cut_of(block)] == before
 
 
 def test_documents_are_held_out_evenly():
@@ -86,10 +71,13 @@ def test_a_file_is_split_at_a_character(tmp_path, monkeypatch):
     (tmp_path / "t.txt").write_bytes(text.encode())
     for size in (1, 2, 3, 5, 64, 10**6):
         monkeypatch.setattr(pieces, "READ_BYTES", size)
-        symbols = Symbols()
-        survey = TextFile(tmp_path / "t.txt").survey(Fraction("0.37"), symbols)
-        assert text.encode()[: survey["cut"]].decode() == text[: int(len(text) * (1 - 0.37))]
-        assert symbols.sorted() == sorted(set(text))
+        facts, source, share = TextFacts(True), TextFile(tmp_path / "t.txt"), Fraction("0.37")
+        parts = {"train": "", "val": ""}
+        for piece in source.pieces(source.survey(share, facts), share):
+            parts[piece.split] += piece.text
+        kept = int(len(text) * (1 - 0.37))
+        assert parts == {"train": text[:kept], "val": text[kept:]}
+        assert facts.symbols() == sorted(set(text))
 
 
 def write_tree(folder):
@@ -116,13 +104,13 @@ def write_tree(folder):
 
 def test_a_folder_gives_its_text_files_in_order_and_says_what_it_left_out(tmp_path):
     write_tree(tmp_path / "tree")
-    source, symbols = Folder(tmp_path / "tree"), Symbols()
+    source, facts = Folder(tmp_path / "tree"), TextFacts(True)
     assert texts_of(source) == ["third", "first", "zweite ü"]
-    survey = source.survey("train", symbols)
+    survey = source.survey("train", facts)
     assert survey["note"] == (
         f"{tmp_path}/tree: 3 text files; left out: 2 hidden, 2 links, 1 special, 2 binary, 1 empty"
     )
-    assert symbols.sorted() == sorted(set("thirdfirstzweite ü")), "none of a file that is left out"
+    assert facts.symbols() == sorted(set("thirdfirstzweite ü")), "none of a file that is left out"
 
 
 def test_a_folder_by_ending_and_without_some_subfolders(tmp_path):
@@ -142,11 +130,11 @@ def test_a_folder_knows_when_it_changed(tmp_path):
 def test_too_few_documents_for_a_validation_split(tmp_path):
     write_tree(tmp_path / "tree")
     with pytest.raises(ValueError, match="the val split is empty: .* has 3 documents and --val_fraction is 0.1"):
-        Folder(tmp_path / "tree").survey(TENTH, None)
+        Folder(tmp_path / "tree").survey(TENTH, TextFacts(False))
     (tmp_path / "none").mkdir()
     (tmp_path / "none/x").write_bytes(b"\0")
     with pytest.raises(ValueError, match=r"none holds no text file \(left out: 1 binary\)"):
-        Folder(tmp_path / "none").survey(TENTH, None)
+        Folder(tmp_path / "none").survey(TENTH, TextFacts(False))
 
 
 def test_json_lines(tmp_path):
@@ -169,14 +157,14 @@ def test_a_folder_of_json_lines_is_read_by_its_lines(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", r"x.jsonl:2 is not a line of JSON"),
-        ("[1]", r"x.jsonl:2 holds no JSON object but list"),
+        ("{", r"x.jsonl:2: not JSON"),
+        ("[1]", r"x.jsonl:2 has no `text`; it has no keys \(list\)"),
         ('{"body": "x", "id": 1}', r"x.jsonl:2 has no `text`; it has body, id: --text_column"),
         ('{"text": 3}', r"x.jsonl:2: `text` is int, not text"),
         ('{"text": "\\ud83d"}', r"x.jsonl:2: `text` holds half a character \(U\+D83D\)"),
-        (b'{"text": "\xff"}', r"x.jsonl:2 is not a line of JSON"),
-        ('{"text": ' + "[" * 100_000, r"x.jsonl:2 is not a line of JSON: lists or objects are nested too deeply$"),
-        ('{"text": "x", "id": ' + "9" * 5000 + "}", r"JSON: a number has more than 4,300 digits$"),
+        (b'{"text": "\xff"}', r"x.jsonl:2: not JSON"),
+        ('{"text": ' + "[" * 100_000, r"x.jsonl:2: not JSON \(lists or objects are nested too deeply"),
+        ('{"text": "x", "id": ' + "9" * 5000 + "}", r"JSON \(a number has more than 4,300 digits"),
     ],
 )
 def test_lines_that_cannot_be_used(tmp_path, line, words):
@@ -187,26 +175,24 @@ def test_lines_that_cannot_be_used(tmp_path, line, words):
     assert "\n" not in str(caught.value)
 
 
-def test_pieces_go_on_from_the_end_of_any(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 20)
+def test_pieces_are_the_same_every_time(tmp_path, monkeypatch):
+    """So that an interrupted preparation can continue after any number of them."""
+    monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 20)
     monkeypatch.setattr(sources, "ROWS_AT_ONCE", 2)
     write_tree(tmp_path / "tree")
     (tmp_path / "tree/long.txt").write_text("a good many words, more than one piece takes " * 4)
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": "some words " * n}) + "\n" for n in (1, 9, 0, 4)))
     (tmp_path / "y.jsonl").write_text(json.dumps({"text": "the last"}) + "\n")
-    rows = Rows("table", Table({"text": ["some words " * n for n in (3, 0, 7, 1, 2)]}), "text", None)
+    table = Table({"text": ["some words " * n for n in (3, 0, 7, 1, 2)]})
     for source in (
         TextFile(tmp_path / "tree/long.txt"),
         Folder(tmp_path / "tree"),
         JsonLines([tmp_path / "x.jsonl", tmp_path / "y.jsonl"], "text"),
-        rows,
+        Rows("table", table, "text", None),
     ):
-        survey = source.survey(Fraction(1, 2), None)
+        survey = json.loads(json.dumps(source.survey(Fraction(1, 2), TextFacts(False))))
         found = list(source.pieces(survey, Fraction(1, 2)))
-        assert len(found) > 4
-        for done, piece in enumerate(found, 1):
-            position = json.loads(json.dumps(piece.position))
-            assert list(source.pieces(survey, Fraction(1, 2), position)) == found[done:]
+        assert len(found) > 4 and found == list(source.pieces(survey, Fraction(1, 2)))
 
 
 class Table:

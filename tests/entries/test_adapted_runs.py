@@ -1,17 +1,18 @@
-"""LoRA on a 4-bit base with averaged weights and frozen parts: a policy of ours and a model of transformers."""
+"""LoRA on a 4-bit base with averaged weights and frozen parts, for a policy and for a model of transformers."""
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from demonstration_files import write_act_episode
-from safetensors.torch import load_file
+from demonstration_files import write_act_folder
+from run_results import same, tensors
 
 import train
+from loader.resolve.resolver import read_saved
+from models import export
+from trainer.tools.run_differences import metric_differences
 
 ACT = """
 model_config: act
@@ -50,11 +51,8 @@ checkpointing: {monitor: [val_loss], every_n_epochs: 0, save_top_k: 1}
 def command(request, in_root, tmp_path):
     """Flags of a small adapted run."""
     if request.param == "act":
-        episodes = tmp_path / "episodes"
-        episodes.mkdir()
-        for index in range(4):
-            write_act_episode(episodes / f"episode_{index}.hdf5", steps=20, seed=index)
-        text = ACT.replace("PATH", str(episodes))
+        write_act_folder(tmp_path / "episodes", (20,) * 4)
+        text = ACT.replace("PATH", str(tmp_path / "episodes"))
     else:
         (tmp_path / "task.yaml").write_text(TASK)
         text = LLAMA.replace("TASK", str(tmp_path / "task.yaml"))
@@ -69,12 +67,6 @@ def command(request, in_root, tmp_path):
     return build
 
 
-def lines(folder):
-    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timed = ("second", "runtime", "_ms", "peak_memory", "train_loss")
-    return [{name: value for name, value in line.items() if not any(t in name for t in timed)} for line in read]
-
-
 def outputs(model, batch):
     with torch.no_grad():
         out = model.eval()(**batch)
@@ -82,7 +74,9 @@ def outputs(model, batch):
 
 
 @pytest.mark.slow
-def test_it_runs_resumes_evaluates_and_merges(command, tmp_path, in_root):
+def test_an_adapted_run_resumes_evaluates_and_merges(command, tmp_path):
+    from models.adapt import load_adapted
+
     trainer = train.main(command("whole"))
     whole = tmp_path / "whole"
     # resumed from the middle: the same files, bit for bit
@@ -92,27 +86,20 @@ def test_it_runs_resumes_evaluates_and_merges(command, tmp_path, in_root):
     resumed = train.main(command("parts", resume_from_checkpoint="auto"))
     assert resumed.state.global_step == 6
     for name in ("adapter_model.safetensors", "checkpoint-6/ema.safetensors"):
-        one, other = load_file(whole / name), load_file(tmp_path / "parts" / name)
-        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), name
-    assert lines(whole) == lines(tmp_path / "parts")
-    # what is saved is the averaged weights
-    stored, adapter = load_file(whole / "checkpoint-6/ema.safetensors"), load_file(whole / "adapter_model.safetensors")
+        assert same(whole / name, tmp_path / "parts" / name), name
+    assert metric_differences(whole, tmp_path / "parts") == []
+    # the saved weights are the averaged ones
+    stored, adapter = tensors(whole / "checkpoint-6/ema.safetensors"), tensors(whole / "adapter_model.safetensors")
     key = next(key for key in adapter if "lora_B" in key)
     inner = key.replace(".weight", ".default.weight")
     assert torch.equal(stored[f"shadow.{inner}"], adapter[key])
     assert not torch.equal(stored[f"trained.{inner}"], adapter[key])
-    # frozen, quantized and adapted, as the report says
     report = json.loads((whole / "adaptation.json").read_text())
     assert report and os.path.samefile(whole / "best-checkpoint", whole / "best-eval_loss")
     # merged: plain weights with the same outputs
-    words = ["--checkpoint", str(whole), "--merge", "--out", str(tmp_path / "merged")]
-    done = subprocess.run([sys.executable, "-m", "models.export", *words], cwd=in_root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    export.main(["--checkpoint", str(whole), "--merge", "--out", str(tmp_path / "merged")])
     batch = next(iter(trainer.get_eval_dataloader()))
     batch = {name: value for name, value in batch.items() if name not in ("labels", "actions", "is_pad")}
-    from loader.resolve.resolver import read_saved
-    from models.adapt import load_adapted
-
     module = read_saved(whole / "run.yaml").model.module
     adapted, merged = load_adapted(whole, module), module.load(tmp_path / "merged")
     assert torch.allclose(outputs(adapted, batch), outputs(merged, batch), atol=1e-4)

@@ -84,7 +84,7 @@ def start():
 
 
 def left_behind(run):
-    """Names in a run's folder, the targets of its symlinks, and its list of checkpoints."""
+    """Names in a run's folder, targets of symlinks, and the list of checkpoints."""
     names = {path.name: os.readlink(path) if path.is_symlink() else "" for path in run.iterdir()}
     listing = run / "checkpoints.json"
     return names, json.loads(listing.read_text()) if listing.is_file() else None

@@ -1,4 +1,4 @@
-"""Every YAML example and every command that the documents print, as they print it."""
+"""Every YAML example, command and Python snippet of the specifications, as printed there."""
 
 import os
 import re
@@ -8,36 +8,48 @@ from pathlib import Path
 import pytest
 import yaml
 from documents import SHARED, blocks, checked, filled
+from fresh_interpreter import python
 from text_sets import SMALL, run, write_set
 
+from configs.training.loader import create_training_arguments, load_training_config
+from loader.command_line.parser import HyperArguments, parse_flags
+from loader.resolve.resolver import resolve
+
 DOCUMENTS = sorted((SHARED / "specs").glob("*.txt")) if SHARED.is_dir() else []
-EXAMPLES = [
-    pytest.param(text, id=f"{path.name[:3]}-{number}")
-    for path in DOCUMENTS
-    for number, (language, text) in enumerate(blocks(path))
-    if language in ("yaml", "yml")
-]
-COMMANDS = [
-    pytest.param(command, id=f"{path.name[:3]}-{number}")
-    for path in DOCUMENTS
-    for number, command in enumerate(
-        " ".join(text.replace("\\\n", " ").split())
-        for language, text in blocks(path)
-        if language in ("bash", "sh", "shell")
-    )
-]
-# Commands of a workload that is not there yet begin with these words.
+
+
+def texts_of(*languages):
+    """Blocks in these languages of all documents, as pytest parameters."""
+    return [
+        pytest.param(text, id=f"{path.name[:3]}-{number}")
+        for path in DOCUMENTS
+        for number, (language, text) in enumerate(blocks(path))
+        if language in languages
+    ]
+
+
+def words_of(command):
+    return shlex.split(command.replace("\\\n", " "))
+
+
+EXAMPLES, COMMANDS = texts_of("yaml", "yml"), texts_of("bash", "sh", "shell")
+# Commands of a workload that does not exist yet begin with these words.
 LATER = ("dreem train",)
 OF_TEXT = ("python train.py --dataset", "python train.py --init_from", "python train.py --training_mode")
 
 
+def of_text(command):
+    return " ".join(words_of(command)).startswith(OF_TEXT)
+
+
 def test_the_documents_are_found(shared):
     assert len(EXAMPLES) >= 4 and len(COMMANDS) >= 6
+    assert sum(of_text(command.values[0]) for command in COMMANDS) >= 5
 
 
 @pytest.mark.parametrize("text", EXAMPLES)
 def test_a_yaml_example_passes_the_check(text, tmp_path, in_root):
-    """All of it, but for what says itself that its workload is not there yet."""
+    """Sections whose workload does not exist yet are reported as such; the rest passes."""
     pytest.importorskip("wandb")
     example = filled(text)
     path = tmp_path / "example.yaml"
@@ -56,9 +68,9 @@ def test_a_yaml_example_passes_the_check(text, tmp_path, in_root):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_passes_the_check(command, tmp_path, monkeypatch, in_root):
-    words = shlex.split(command)
-    if command.startswith(LATER + OF_TEXT):
+def test_a_command_passes_the_check(command, tmp_path, in_root):
+    words = words_of(command)
+    if command.startswith(LATER) or of_text(command):
         return
     assert words[:2] == ["python", "train.py"]
     if "configs/training/my_config.yaml" in command:  # the reader's own file, shown beside the command
@@ -68,9 +80,9 @@ def test_a_command_passes_the_check(command, tmp_path, monkeypatch, in_root):
     assert checked(*words[2:]) == (0, [])
 
 
-@pytest.mark.parametrize("command", [each for each in COMMANDS if each.values[0].startswith(OF_TEXT)])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if of_text(command.values[0])])
 def test_a_command_on_text_passes_the_check(command, tmp_path, monkeypatch):
-    """With data sets of the names it leaves open, and for a resumed run one to go on with."""
+    """Placeholders are replaced by names of data sets; for a resumed run there is an earlier one."""
     sets, names = Path(os.environ["KEEL_HOME"]) / "datasets", iter("abcdef")
     monkeypatch.chdir(tmp_path)
 
@@ -81,7 +93,7 @@ def test_a_command_on_text_passes_the_check(command, tmp_path, monkeypatch):
         write_set(sets / name)
         return name
 
-    line = re.sub("<[a-z_0-9]+>", filled_in, command)
+    line = re.sub("<[a-z_0-9]+>", filled_in, " ".join(command.replace("\\\n", " ").split()))
     assert "<" not in line
     if "resume" in line:
         write_set(sets / "a")
@@ -89,5 +101,53 @@ def test_a_command_on_text_passes_the_check(command, tmp_path, monkeypatch):
     assert checked(*shlex.split(line)[2:]) == (0, [])
 
 
-def test_all_commands_on_text_are_there(shared):
-    assert sum(command.values[0].startswith(OF_TEXT) for command in COMMANDS) >= 5
+# ---- document 001 ----
+
+
+@pytest.fixture
+def document(shared):
+    """`document(language)`: the blocks of document 001 in this language."""
+    (path,) = (shared / "specs").glob("001*")
+    return lambda language: [text for kind, text in blocks(path) if kind == language]
+
+
+@pytest.mark.slow
+def test_the_python_snippet_runs_verbatim(document):
+    (snippet,) = document("python")
+    check = "\nassert training_args.learning_rate == hyper_args.learning_rate\nassert config['lora_enable'] is False\n"
+    check += "assert type(training_args).__module__ == 'transformers.training_args'\n"
+    python(snippet + check)
+
+
+def test_flags_take_precedence_and_the_custom_configuration_is_read(document, in_root, tmp_path):
+    run = resolve(parse_flags(words_of(document("bash")[1])[2:])[0])
+    assert (run.hyper.output_dir, run.hyper.learning_rate, run.hyper.max_steps) == ("my_output", 0.001, 1000)
+    assert run.hyper.per_device_train_batch_size == 16
+    custom = tmp_path / "my_config.yaml"
+    custom.write_text(document("yaml")[0])
+    run = resolve(training_config=custom)
+    assert (run.hyper.output_dir, run.hyper.learning_rate, run.hyper.max_steps) == ("ckpt/my_training", 0.0005, 2000)
+
+
+def test_warmup_ratio_and_logging_dir_work_although_transformers_dropped_them(in_root, tmp_path):
+    hyper = HyperArguments(warmup_ratio=0.1, logging_dir=str(tmp_path / "tb"), output_dir=str(tmp_path / "o"))
+    args = create_training_arguments("configs/training/default.yaml", hyper)
+    assert args.get_warmup_steps(1000) == 100 and args.get_warmup_steps(995) == 100  # rounded up
+    directory = getattr(args, "logging_dir", None) or os.environ["TENSORBOARD_LOGGING_DIR"]
+    assert directory == str(tmp_path / "tb")
+    every_step = create_training_arguments("configs/training/default.yaml", HyperArguments(warmup_ratio=1.0))
+    assert every_step.get_warmup_steps(1000) == 1000
+    assert "TENSORBOARD_LOGGING_DIR" not in os.environ or hasattr(args, "logging_dir")
+
+
+def test_yaml_values_reach_training_arguments_and_a_flag_takes_precedence(in_root, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("learning_rate: 1e-4\nmax_steps: 7\ngradient_accumulation_steps: 3\nlora_r: 64\n")
+    config = load_training_config(path)
+    assert config["learning_rate"] == 1e-4 and config.origins["learning_rate"].endswith("x.yaml:1")
+    with open(path, "a") as file:
+        file.write("torch_compile: true\ngradient_checkpointing: true\nbf16: true\nddp_timeout: 60\n")
+    args = create_training_arguments(path, HyperArguments(learning_rate=5e-5))
+    assert args.torch_compile and args.bf16 and args.ddp_timeout == 60
+    assert getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing
+    assert (args.learning_rate, args.max_steps, args.gradient_accumulation_steps) == (5e-5, 7, 3)

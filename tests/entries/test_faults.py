@@ -1,6 +1,6 @@
-"""Damage to a run's folder between two starts, and disks that fail while it trains.
+"""Damage to a run's folder between two starts, and disks that fail during training.
 
-The run must end like the uninterrupted one: weights, optimizer, EMA, generators and metrics are compared.
+The run must end like the uninterrupted one: weights, optimizer, EMA, RNG states and metrics are compared.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from run_results import error_line
 from text_sets import write_set
 
 import train
@@ -98,114 +99,81 @@ def edit(path, change):
     path.write_text(json.dumps(content))
 
 
-def points_at(name):
-    """A manifest that names a file outside, with its true size and hash."""
-
-    def harm(folder):
-        secret = folder.parent / "secret"
-        secret.write_text("secret")
-        path = folder / manifest.NAME
-        edit(path, lambda content: content["files"].update({name or str(secret): manifest.entry(secret)}))
-
-    return harm
+def name_outside(folder):
+    """The manifest names a file outside of the folder, with its true size and hash."""
+    outside = folder.parent / "outside"
+    outside.write_text("outside")
+    edit(folder / manifest.NAME, lambda content: content["files"].update({"../outside": manifest.entry(outside)}))
 
 
-def linked(folder):
-    """A symlink to the file's content elsewhere."""
+def link_outside(folder):
+    """A file is a symlink to its content elsewhere."""
     shutil.move(folder / "optimizer.safetensors", folder.parent / "moved")
     (folder / "optimizer.safetensors").symlink_to("../moved")
 
 
-def rewritten(folder):
-    """Still YAML of the same length, but another run."""
-    path, (was, now) = folder / "run.yaml", (b"\nseed: 42", b"\nseed: 43")
-    assert was in path.read_bytes()
-    path.write_bytes(path.read_bytes().replace(was, now))
+def change_seed(folder):
+    """run.yaml is valid and has the same length."""
+    path = folder / "run.yaml"
+    assert b"\nseed: 42" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"\nseed: 42", b"\nseed: 43"))
 
 
-HARM = {
-    "cut model": (lambda folder: cut(folder / "model.safetensors"), "has a truncated model.safetensors"),
-    "flipped in the model": (lambda folder: flip(folder / "model.safetensors"), "has a damaged model.safetensors"),
-    "another configuration": (rewritten, "has a damaged run.yaml"),
-    "no optimizer": (lambda folder: (folder / "optimizer.json").unlink(), "has no optimizer.json"),
-    "no manifest": (lambda folder: (folder / manifest.NAME).unlink(), "has no manifest.json"),
-    "a manifest that points upwards": (points_at("../secret"), "not a file in its folder"),
-    "a link out of the folder": (linked, "symlink"),
+DAMAGE = {
+    "truncated": (lambda folder: cut(folder / "model.safetensors"), "model.safetensors"),
+    "flipped bit": (lambda folder: flip(folder / "model.safetensors"), "model.safetensors"),
+    "another configuration": (change_seed, "run.yaml"),
+    "no optimizer": (lambda folder: (folder / "optimizer.json").unlink(), "optimizer.json"),
+    "no manifest": (lambda folder: (folder / manifest.NAME).unlink(), manifest.NAME),
+    "a path out of the folder": (name_outside, "../outside"),
+    "a symlink out of the folder": (link_outside, "optimizer.safetensors"),
 }
 
 
-@pytest.mark.parametrize("name", HARM)
-def test_a_damaged_newest_checkpoint_is_passed_over(home, stopped, capsys, name):
-    harm, text = HARM[name]
-    harm(stopped / "checkpoint-10")
-    capsys.readouterr()
+@pytest.mark.parametrize("name", [*DAMAGE, None])
+def test_auto_skips_a_damaged_checkpoint(home, stopped, capsys, name):
+    if name is not None:
+        damage, file = DAMAGE[name]
+        damage(stopped / "checkpoint-10")
+        named = error_of(capsys, home, stopped, "--resume_from_checkpoint", str(stopped / "checkpoint-10"))
+        assert "checkpoint-10" in named and file in named
     resumed(home, stopped)
     shown = capsys.readouterr().out
-    assert f"resuming from {stopped / 'checkpoint-8'}" in shown
-    (line,) = (line for line in shown.splitlines() if line.startswith("skipping"))
-    assert line.startswith("skipping checkpoint-10: it ") and text in line
-    assert differences(home / "whole", stopped) == []
-    assert steps_of(stopped) == steps_of(home / "whole")
+    assert f"resuming from {stopped / ('checkpoint-10' if name is None else 'checkpoint-8')}\n" in shown
+    skipped = [line for line in shown.splitlines() if line.startswith("skipping")]
+    assert len(skipped) == (name is not None) and all("checkpoint-10" in line and file in line for line in skipped)
+    assert differences(home / "whole", stopped) == [] and steps_of(stopped) == steps_of(home / "whole")
 
 
-def test_an_intact_newest_checkpoint_is_taken(home, stopped, capsys):
-    resumed(home, stopped)
-    shown = capsys.readouterr().out
-    assert f"resuming from {stopped / 'checkpoint-10'}" in shown and "skipping" not in shown
-    assert differences(home / "whole", stopped) == []
-
-
-def damage_all(stopped):
+def test_all_checkpoints_are_damaged(home, stopped, capsys):
+    """`newest` refuses; `auto` starts a new run."""
     for step in steps_of(stopped):
         flip(stopped / f"checkpoint-{step}" / "model.safetensors")
-
-
-def test_auto_starts_a_new_run_if_all_checkpoints_are_damaged(home, stopped, capsys):
-    damage_all(stopped)
+    assert "newest" in error_of(capsys, home, stopped, "--resume_from_checkpoint", "newest")
     resumed(home, stopped)
     shown = capsys.readouterr().out
-    assert "resuming" not in shown
-    assert [line.split(":")[0] for line in shown.splitlines() if line.startswith("skipping")] == [
-        f"skipping checkpoint-{step}" for step in (10, 8, 6, 4, 2)
-    ]
+    skipped = [line.split(":")[0] for line in shown.splitlines() if line.startswith("skipping")]
+    assert "resuming" not in shown and skipped == [f"skipping checkpoint-{step}" for step in (10, 8, 6, 4, 2)]
     assert differences(home / "whole", stopped) == []
 
 
-def refused(capsys, home, out, *words):
+def error_of(capsys, home, out, *words):
     """The error line of a run that does not start; no file changes."""
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as error:
-        trained(home, out, *words)
-    lines = capsys.readouterr().err.splitlines()
-    assert error.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: ")
+    line = error_line(capsys, trained, home, out, *words)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    return lines[0]
+    return line
 
 
-def test_newest_refuses_if_all_checkpoints_are_damaged(home, stopped, capsys):
-    damage_all(stopped)
-    assert "newest" in refused(capsys, home, stopped, "--resume_from_checkpoint", "newest")
-
-
-NAMED = ("cut model", "another configuration", "a manifest that points upwards")
-
-
-@pytest.mark.parametrize("name", NAMED)
-def test_a_damaged_checkpoint_that_is_named_is_refused(home, stopped, capsys, name):
-    harm, text = HARM[name]
-    harm(stopped / "checkpoint-10")
-    line = refused(capsys, home, stopped, "--resume_from_checkpoint", str(stopped / "checkpoint-10"))
-    assert text in line and "checkpoint-10" in line
-
-
-def test_a_damaged_final_model_is_written_again(home, stopped, capsys):
+@pytest.mark.parametrize("harm", [flip, os.unlink])
+def test_a_missing_or_damaged_final_model_is_written_again(home, stopped, capsys, harm):
     shutil.rmtree(stopped)
     shutil.copytree(home / "whole", stopped, symlinks=True)
-    flip(stopped / "model.safetensors")
+    harm(stopped / "model.safetensors")
+    lines = (stopped / "metrics.jsonl").read_text()
     resumed(home, stopped)
     assert "nothing is left to train" in capsys.readouterr().out
-    assert differences(home / "whole", stopped) == []
+    assert differences(home / "whole", stopped) == [] and (stopped / "metrics.jsonl").read_text() == lines
 
 
 # ---- another run ----
@@ -221,7 +189,7 @@ def test_a_folder_that_another_run_holds(home, tmp_path, capsys, shared):
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "held\n"
-        line = refused(capsys, home, out, *more)
+        line = error_of(capsys, home, out, *more)
         assert f"{theirs} is in use by process {process.pid} on " in line and "--output_dir" in line
         assert process.poll() is None and sorted(os.listdir(theirs)) == [".run.lock"]
     finally:
@@ -253,37 +221,25 @@ def failing(monkeypatch, owner, name, error, at):
     monkeypatch.undo()
 
 
-PLACES = {
-    "tensors": (state_dict_io, "save_file"),
-    "manifest": (async_writer.manifest, "write"),
-    "rename": (async_writer, "publish"),
-}
-NUMBERS = {"ENOSPC": errno.ENOSPC, "EDQUOT": errno.EDQUOT, "EROFS": errno.EROFS}
-
-
-def disk_error(number):
-    return OSError(number, os.strerror(number))
-
-
 @pytest.mark.parametrize(
     ("place", "number", "background"),
     [
-        ("tensors", "ENOSPC", "true"),
-        ("manifest", "EDQUOT", "false"),
-        ("rename", "EROFS", "true"),
+        ((state_dict_io, "save_file"), errno.ENOSPC, "true"),
+        ((async_writer.manifest, "write"), errno.EDQUOT, "false"),
+        ((async_writer, "publish"), errno.EROFS, "true"),
     ],
 )
 def test_a_failed_save_does_not_end_training(home, tmp_path, capsys, monkeypatch, place, number, background):
     """The previous checkpoint stays despite the limit, and a successful save resets the count of failures."""
     out = tmp_path / "out"
     more = ["--save_total_limit", "1", "--set", f"save_in_background={background}", "--set", "max_failed_saves=2"]
-    with failing(monkeypatch, *PLACES[place], disk_error(NUMBERS[number]), at={4, 8}) as seen:
+    with failing(monkeypatch, *place, OSError(number, os.strerror(number)), at={4, 8}) as seen:
         trained(home, out, *more)
     assert sorted(set(seen)) == [4, 8]
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ERROR")]
     assert [line.split()[1] for line in lines] == ["checkpoint-4", "checkpoint-8"]
     for line, kept in zip(lines, ("checkpoint-2", "checkpoint-6"), strict=True):
-        assert os.strerror(NUMBERS[number]) in line and kept in line
+        assert os.strerror(number) in line and kept in line
     assert steps_of(out) == [12] and differences(home / "whole", out) == []
 
 
@@ -308,21 +264,14 @@ def test_a_disk_that_is_slower_than_training(home, tmp_path, monkeypatch, backgr
     assert steps_of(out) == [10, 12] and differences(home / "whole", out) == []
 
 
-@pytest.mark.parametrize("background", ["true"])
-def test_too_many_failed_saves_end_the_run(home, tmp_path, capsys, monkeypatch, background):
-    out, more = tmp_path / "out", ["--set", f"save_in_background={background}"]
-    with (
-        failing(monkeypatch, *PLACES["tensors"], disk_error(errno.ENOSPC), at={4, 6, 8, 10, 12}) as seen,
-        pytest.raises(SystemExit) as error,
-    ):
-        trained(home, out, *more)
-    assert error.value.code == 1 and sorted(set(seen)) == [4, 6, 8]
-    shown = capsys.readouterr().err
-    assert shown.count("ERROR:") == 3
-    assert "Traceback" not in shown and "max_failed_saves" in shown.splitlines()[-1]
+def test_too_many_failed_saves_end_the_run(home, tmp_path, capsys, monkeypatch):
+    out, error = tmp_path / "out", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with failing(monkeypatch, state_dict_io, "save_file", error, at={4, 6, 8, 10, 12}) as seen:
+        assert "max_failed_saves" in error_line(capsys, trained, home, out, code=1)
+    assert sorted(set(seen)) == [4, 6, 8]
     assert steps_of(out) == [2] and not list(out.glob(".saving-*")) and not (out / ".run.lock").exists()
     assert manifest.verify(out / "checkpoint-2") is None
-    resumed(home, out, *more)
+    resumed(home, out)
     assert f"resuming from {out / 'checkpoint-2'}" in capsys.readouterr().out
     assert differences(home / "whole", out) == []
 
@@ -336,9 +285,8 @@ def small_disk(tmp_path):
 
     def resize(size):
         options = f"size={size},mode=700" + (",remount" if mounted else "")
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True
-        )
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"no file system can be mounted here: {done.stderr.strip() or done.returncode}")
         mounted.append(place)
@@ -358,16 +306,13 @@ def disk_use(folder):
 
 def test_a_full_file_system(home, small_disk, capsys):
     """Space for two and a half checkpoints: the run ends after three failed saves, and resumes with more space."""
-    each = disk_use(home / "whole" / "checkpoint-4")
+    size = disk_use(home / "whole" / "checkpoint-4")
     rest = disk_use(home / "whole") - sum(disk_use(path) for path in (home / "whole").glob("checkpoint-*"))
-    out = small_disk(rest + each * 5 // 2) / "out"
-    with pytest.raises(SystemExit) as error:
-        trained(home, out)
-    shown = capsys.readouterr().err
-    assert error.value.code == 1 and shown.count("ERROR:") == 3 and "No space left on device" in shown, shown
-    assert "Traceback" not in shown and not list(out.glob(".saving-*"))
+    out = small_disk(rest + size * 5 // 2) / "out"
+    assert "max_failed_saves" in error_line(capsys, trained, home, out, code=1)
+    assert not list(out.glob(".saving-*"))
     assert steps_of(out) == [2, 4] and all(manifest.verify(path) is None for path in out.glob("checkpoint-*"))
-    small_disk(rest + each * 20)
+    small_disk(rest + size * 20)
     resumed(home, out)
     assert differences(home / "whole", out) == []
 

@@ -13,12 +13,14 @@ import struct
 import sys
 
 import h5py
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import transformers
 from audited import watching
-from demonstration_files import write_act_episode
+from demonstration_files import write_act_folder
+from run_results import error_line
 from safetensors.torch import load_file
 from text_sets import SMALL, write_set
 
@@ -66,19 +68,14 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def place(trained, tmp_path, monkeypatch):
-    """A working folder with the data, the adapter, and two copies of the run; the copy `run` is changed."""
+    """A working folder with the data, the adapter, and two copies of the run; tests change the copy `run`."""
     for name, source in (("data", "data"), ("run", "run"), ("whole", "run"), ("adapter", "adapter")):
         shutil.copytree(trained / source, tmp_path / name, symlinks=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("builtins.input", answers_yes)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # the question whether code may run
     return tmp_path
-
-
-def answers_yes(*_):
-    """Answer a question at the terminal whether code may run."""
-    return "y"
 
 
 @pytest.fixture
@@ -86,17 +83,24 @@ def refused(place, capsys):
     """`refused(arguments, main)`: the error line of an entry point, which must exit with code 2."""
 
     def run(line, main=train.main):
-        capsys.readouterr()
-        with watching(place / "nothing") as changes, pytest.raises(SystemExit) as error:
-            main([*shlex.split(line)])
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-        assert error.value.code == 2 and len(lines) == 1, (error.value.code, lines)
+        with watching(place / "nothing") as changes:
+            error = error_line(capsys, main, shlex.split(line))
         assert not (place / "EXECUTED").exists()
         assert not [change for change in changes if "connect" in change or "Popen" in change]
-        assert lines[0].isprintable() and len(lines[0]) < 2100
-        return lines[0]
+        assert error.isprintable() and len(error) < 2100
+        return error
 
     return run
+
+
+def edit(path, **changes):
+    """Change keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def remove_checkpoints(run):
+    for path in run.glob("checkpoint-*"):
+        shutil.rmtree(path)
 
 
 RUN = f"--dataset data {SMALL} --output_dir out --set report_to=none"
@@ -154,13 +158,11 @@ def test_pickled_weights_in_a_checkpoint_with_a_new_manifest(refused, place):
 
 @pytest.mark.parametrize("key", ["is_pretrained", "load_pretrain"])
 def test_pickles_as_first_weights(refused, place, key):
+    old_checkpoint(place / "old", place)
+    (place / "run/model.safetensors").unlink()
+    pickled(place / "run/pytorch_model.bin", place)
+    remove_checkpoints(place / "run")
     for name in ("run", "old"):
-        folder = old_checkpoint(place / "old", place) if name == "old" else place / "run"
-        if name == "run":
-            (folder / "model.safetensors").unlink()
-            pickled(folder / "pytorch_model.bin", place)
-            for path in folder.glob("checkpoint-*"):
-                shutil.rmtree(path)
         assert name in refused(f"{RUN} model_name_or_path={name} {key}=true")
 
 
@@ -171,8 +173,8 @@ def foreign_model(folder, **changes):
     return folder
 
 
-def weights(folder):
-    """Its weights, in safetensors."""
+def add_weights(folder):
+    """Add weights in safetensors."""
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA))
     model.save_pretrained(folder)
     return folder
@@ -182,22 +184,26 @@ AUTO = f"{RUN} --model_config auto --set dataset.block_size=16 model_name_or_pat
 AUTO = " ".join(AUTO.replace("--n_layer 1 --n_head 2 --n_embd 16", "").split())
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model.bin.index.json"])
-def test_a_pickled_model(refused, place, name):
-    foreign_model(place / "base")
+GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 20, "n_positions": 32}
+
+
+@pytest.mark.parametrize(
+    ("line", "config", "name"),
+    [
+        (AUTO, LLAMA, "pytorch_model.bin"),
+        (AUTO, LLAMA, "model.pt"),
+        (AUTO, LLAMA, "pytorch_model.bin.index.json"),
+        (f"{RUN} model_name_or_path=base", GPT2, "pytorch_model.bin"),
+    ],
+)
+def test_a_pickled_model(refused, place, line, config, name):
+    (place / "base").mkdir()
+    (place / "base/config.json").write_text(json.dumps(config))
     pickled(place / "base" / name.removesuffix(".index.json"), place)
     if name.endswith("json"):
         index = {"metadata": {}, "weight_map": {"model.norm.weight": "pytorch_model.bin"}}
         (place / "base" / name).write_text(json.dumps(index))
-    assert "base" in refused(AUTO)
-
-
-def test_a_pickled_gpt2(refused, place):
-    (place / "base").mkdir()
-    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 20, "n_positions": 32}
-    (place / "base/config.json").write_text(json.dumps({"model_type": "gpt2", **sizes}))
-    pickled(place / "base/pytorch_model.bin", place)
-    assert "base" in refused(f"{RUN} model_name_or_path=base")
+    assert "base" in refused(line)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +211,7 @@ def test_a_pickled_gpt2(refused, place):
 )
 def test_an_index_that_names_files_outside_its_folder(refused, place, name):
     """transformers joins any name in the index to the folder."""
-    weights(foreign_model(place / "base"))
+    add_weights(foreign_model(place / "base"))
     tensors = load_file(place / "base/model.safetensors")
     (place / "base/model.safetensors").rename(place / "outside.safetensors")
     pickled(place / "base/pytorch_model.bin", place)
@@ -217,11 +223,11 @@ def test_an_index_that_names_files_outside_its_folder(refused, place, name):
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "pytorch_model.bin", "adapter_model.bin"])
 def test_a_configuration_that_names_its_weights(refused, place, name):
-    weights(foreign_model(place / "base", transformers_weights=name))
+    add_weights(foreign_model(place / "base", transformers_weights=name))
     foreign_model(place / "base", transformers_weights=name)
     (place / "base/model.safetensors").rename(place / "outside.safetensors")
-    for each in ("pytorch_model.bin", "adapter_model.bin"):
-        pickled(place / "base" / each, place)
+    for file in ("pytorch_model.bin", "adapter_model.bin"):
+        pickled(place / "base" / file, place)
     assert "base" in refused(AUTO)
 
 
@@ -247,8 +253,7 @@ def test_damaged_safetensors(refused, place, content):
     (place / "base/model.safetensors").write_bytes(content)
     assert "base" in refused(AUTO)
     (place / "run/model.safetensors").write_bytes(content)
-    for path in (place / "run").glob("checkpoint-*"):
-        shutil.rmtree(path)
+    remove_checkpoints(place / "run")
     assert "run" in refused(f"{RUN} model_name_or_path=run is_pretrained=true")
     assert "run" in refused("--checkpoint run", evaluation.main)
 
@@ -277,7 +282,7 @@ def generate(model, *args, **kwargs):
 @pytest.fixture
 def with_code(place):
     """A model with the code of its architecture in its folder."""
-    weights(foreign_model(place / "base"))
+    add_weights(foreign_model(place / "base"))
     (place / "base/own.py").write_text(CODE.format(executed=str(place / "EXECUTED")))
     auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
     foreign_model(place / "base", model_type="own-llama", architectures=["OwnModel"], auto_map=auto_map)
@@ -307,12 +312,9 @@ def test_a_checkpoint_cannot_trust_itself(refused, place, with_code):
     shutil.rmtree(place / "modules", ignore_errors=True)
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         del sys.modules[name]
-    told = json.loads((place / "out/adaptation.json").read_text())
-    told["trust_remote_code"] = True
-    (place / "out/adaptation.json").write_text(json.dumps(told))
-    assert "trust_remote_code" in refused(
-        f"{AUTO.replace('=base', '=out').replace('dir out', 'dir again')} is_pretrained=true"
-    )
+    edit(place / "out/adaptation.json", trust_remote_code=True)
+    line = AUTO.replace("=base", "=out").replace("dir out", "dir again")
+    assert "trust_remote_code" in refused(f"{line} is_pretrained=true")
     assert "trust_remote_code" in refused("--checkpoint out", evaluation.main)
     evaluation.main(["--checkpoint", "out", "--trust_remote_code"])
     assert (place / "EXECUTED").exists()
@@ -366,22 +368,17 @@ def test_pickled_adapters(refused, place):
     ids=str,
 )
 def test_settings_of_an_adapter(refused, place, changes):
-    file = place / "adapter/adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    edit(place / "adapter/adapter_config.json", **changes)
     assert "adapter" in refused(ADAPTED)
     assert "adapter" in refused("--checkpoint adapter", evaluation.main)
 
 
-@pytest.mark.parametrize(
-    "base",
-    ["old", "/etc/passwd", "../../../../etc", "org/model", "http://127.0.0.1:9/x", 7],
-)
-def test_a_base_that_is_named_elsewhere(refused, place, base):
+@pytest.mark.parametrize("base", ["old", "/etc/passwd", "../../../../etc", "org/model", "http://127.0.0.1:9/x", 7])
+def test_a_base_model_elsewhere(refused, place, base):
     """If the base is not beside the adapter, adaptation.json names it."""
     old_checkpoint(place / "old", place)
     shutil.rmtree(place / "adapter/base")
-    told = json.loads((place / "adapter/adaptation.json").read_text())
-    (place / "adapter/adaptation.json").write_text(json.dumps({**told, "base": base}))
+    edit(place / "adapter/adaptation.json", base=base)
     refused("--checkpoint adapter", evaluation.main)
 
 
@@ -410,9 +407,8 @@ def test_hostile_yaml_in_a_checkpoint(place, refused):
 
 @pytest.mark.parametrize("name", ["../../../EXECUTED", "/etc/passwd", "a/../../x", "", ".", "..", "a\0b", "x\\..\\y"])
 def test_a_manifest_that_names_files_outside_its_folder(refused, place, name):
-    told = json.loads((place / "run/checkpoint-6/manifest.json").read_text())
-    told["files"][name] = {"size": 0, "sha256": "0" * 64}
-    (place / "run/checkpoint-6/manifest.json").write_text(json.dumps(told))
+    path = place / "run/checkpoint-6/manifest.json"
+    edit(path, files={**json.loads(path.read_text())["files"], name: {"size": 0, "sha256": "0" * 64}})
     assert "checkpoint-6" in refused(f"{RUN} --resume_from_checkpoint run/checkpoint-6")
 
 
@@ -427,25 +423,21 @@ def test_a_pickled_vocabulary(refused, place):
 
 def test_object_arrays_and_links_in_an_episode(refused, place):
     """Data that are not plain numbers are refused by type."""
-    for index in range(2):
-        write_act_episode(place / f"episodes/episode_{index}.hdf5", steps=12, seed=index)
+    write_act_folder(place / "episodes", (12, 12))
     line = "--task_name task.yaml --model_config mlp --output_dir out --set report_to=none dataset.chunk_size=3"
     (place / "task.yaml").write_text("dataset: {name: demonstrations, path: episodes}\n")
-    for kind in ("objects", "texts", "a reference", "a link to nothing", "a link to a device", "a cycle"):
+    objects = np.empty(12, dtype=h5py.vlen_dtype(np.uint8))
+    objects[:] = [np.frombuffer(pickle.dumps(Payload(place / "EXECUTED")), np.uint8) for _ in range(12)]
+    for content in (
+        objects,
+        ["a"] * 12,
+        np.empty(12, dtype=h5py.ref_dtype),
+        h5py.ExternalLink("nothing.hdf5", "/action"),
+        h5py.ExternalLink("/dev/null", "/action"),
+        h5py.SoftLink("/action"),
+    ):
         with h5py.File(place / "episodes/episode_1.hdf5", "a") as file:
             with contextlib.suppress(KeyError):
                 del file["action"]
-            if kind == "objects":
-                objects = file.create_dataset("action", (12,), dtype=h5py.vlen_dtype(np.uint8))
-                objects[0] = np.frombuffer(pickle.dumps(Payload(place / "EXECUTED")), np.uint8)
-            elif kind == "texts":
-                file["action"] = ["a"] * 12
-            elif kind == "a reference":
-                file.create_dataset("action", (12,), dtype=h5py.ref_dtype)
-            elif kind == "a link to nothing":
-                file["action"] = h5py.ExternalLink("nothing.hdf5", "/action")
-            elif kind == "a link to a device":
-                file["action"] = h5py.ExternalLink("/dev/null", "/action")
-            else:
-                file["action"] = h5py.SoftLink("/action")
-        assert "episode_1.hdf5" in refused(line), kind
+            file["action"] = content
+        assert "episode_1.hdf5" in refused(line), content

@@ -1,4 +1,4 @@
-"""Each flag of a run, flipped: what the run then does otherwise. Rates and counts are reckoned by hand."""
+"""The effect of each flag on a small run; expected rates and counts are computed by hand."""
 
 import math
 import multiprocessing
@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 import yaml
-from demonstration_files import write_act_episode
+from demonstration_files import write_act_folder
+from run_results import same
 from small_runs import SmallRuns, weights
 from transformers import TrainerCallback
 
@@ -18,19 +19,10 @@ pytestmark = pytest.mark.slow  # whole small runs, many of them
 RATE = 0.01
 
 
-@pytest.fixture
-def run(in_root, tmp_path):
-    return SmallRuns(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """Weights of the run that changes nothing."""
     return weights(SmallRuns(tmp_path_factory.mktemp("plain"))())
-
-
-def differ(one, other):
-    return any(not torch.equal(one[name], other[name]) for name in one)
 
 
 # ---- what to run ----
@@ -38,8 +30,7 @@ def differ(one, other):
 
 @pytest.mark.keys("task_name", "model_config")
 def test_task_name_and_model_config_choose_data_and_network(run, tmp_path):
-    for index in range(2):
-        write_act_episode(tmp_path / "others" / f"episode_{index}.hdf5", steps=9, dims=(5, 2), seed=index)
+    write_act_folder(tmp_path / "others", (9, 9), dims=(5, 2))
     (tmp_path / "other.yaml").write_text(f"dataset: {{name: demonstrations, path: {tmp_path / 'others'}}}\n")
     (tmp_path / "net.yaml").write_text("model: {name: mlp, hidden_dim: 4}\n")
     trainer = run(task_name=tmp_path / "other.yaml", model_config=tmp_path / "net.yaml", max_steps=1)
@@ -57,14 +48,14 @@ def test_training_config_and_output_dir(run, tmp_path):
 
 @pytest.mark.keys("seed")
 def test_seed(run, plain):
-    assert not differ(weights(run(seed=42)), plain) and differ(weights(run(out="other", seed=43)), plain)
+    assert same(run(seed=42), plain) and not same(run(out="other", seed=43), plain)
 
 
 @pytest.mark.keys("resume_from_checkpoint")
 def test_resume_from_checkpoint(run, plain, tmp_path):
     run(out="out", save_strategy="steps", save_steps=2)
     again = run(out="on", resume_from_checkpoint=tmp_path / "out" / "checkpoint-2")
-    assert list(run.log("loss", "on")) == [3, 4] and not differ(weights(again), plain)
+    assert list(run.log("loss", "on")) == [3, 4] and same(again, plain)
 
 
 # ---- how long, on how much ----
@@ -72,10 +63,13 @@ def test_resume_from_checkpoint(run, plain, tmp_path):
 
 @pytest.mark.keys("num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size")
 def test_length_and_batch_sizes(run, tmp_path):
-    assert run(out="a", num_train_epochs=2).state.global_step == 6
-    assert run(out="b", max_steps=5).state.global_step == 5
-    assert run(out="c", num_train_epochs=1, per_device_train_batch_size=5).state.global_step == 3
-    assert run(out="d", num_train_epochs=1, per_device_train_batch_size=2).state.global_step == 6
+    for flags, steps in (
+        ({"num_train_epochs": 2}, 6),
+        ({"max_steps": 5}, 5),
+        ({"num_train_epochs": 1, "per_device_train_batch_size": 5}, 3),
+        ({"num_train_epochs": 1, "per_device_train_batch_size": 2}, 6),
+    ):
+        assert run.new(**flags).state.global_step == steps, flags
 
     class Counts(TrainerCallback):
         batches = 0
@@ -87,53 +81,46 @@ def test_length_and_batch_sizes(run, tmp_path):
     counts = Counts()
     trainer.add_callback(counts)
     trainer.evaluate()
-    assert counts.batches == 2  # 12 held-out samples
+    assert counts.batches == 2  # 12 samples
 
 
 # ---- optimization ----
 
 
-def rates(run, out):
-    return list(run.log("learning_rate", out).values())
-
-
 @pytest.mark.keys("learning_rate", "warmup_steps", "warmup_ratio", "lr_scheduler_type", "min_lr", "lr_decay_iters")
-def test_the_learning_rates_course(run):
-    """Each course by its formula; the log shows the rate that the next step will have, so it begins with the second."""
-    run(out="rate", learning_rate=0.02)
-    assert rates(run, "rate") == pytest.approx([0.02] * 4)
-    run(out="warmup", warmup_steps=3)
-    assert rates(run, "warmup") == pytest.approx([RATE * step / 3 for step in range(4)])
-    run(out="ratio", warmup_ratio=0.5)
-    assert rates(run, "ratio") == pytest.approx([0, RATE / 2, RATE, RATE])
-    run(out="linear", lr_scheduler_type="linear")
-    assert rates(run, "linear") == pytest.approx([RATE * (1 - step / 4) for step in range(4)])
-    run(out="floor", lr_scheduler_type="cosine", min_lr=0.002)
+def test_learning_rate_schedules(run):
+    """Each schedule by its formula."""
     cosine = [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
-    assert rates(run, "floor") == pytest.approx([0.002 + (RATE - 0.002) * each for each in cosine])
-    run(out="short", lr_scheduler_type="linear", lr_decay_iters=2)
-    assert rates(run, "short") == pytest.approx([RATE, RATE / 2, 0, 0], abs=1e-12)
+    for flags, expected in (
+        ({"learning_rate": 0.02}, [0.02] * 4),
+        ({"warmup_steps": 3}, [RATE * step / 3 for step in range(4)]),
+        ({"warmup_ratio": 0.5}, [0, RATE / 2, RATE, RATE]),
+        ({"lr_scheduler_type": "linear"}, [RATE * (1 - step / 4) for step in range(4)]),
+        ({"lr_scheduler_type": "cosine", "min_lr": 0.002}, [0.002 + (RATE - 0.002) * share for share in cosine]),
+        ({"lr_scheduler_type": "linear", "lr_decay_iters": 2}, [RATE, RATE / 2, 0, 0]),
+    ):
+        run.new(**flags)
+        assert list(run.log("learning_rate").values()) == pytest.approx(expected, abs=1e-12), flags
 
 
 @pytest.mark.keys("optim", "weight_decay")
-def test_optim_and_weight_decay(run, plain):
-    """Decay pulls matrices towards zero and leaves biases alone, which have no gradient from it."""
+def test_optim_and_weight_decay(run):
+    """Weight decay reduces matrices and does not change biases."""
     assert type(run(out="sgd", optim="SGD", max_steps=1).optimizer.optimizer) is torch.optim.SGD
-    frozen = {
-        name: weights(run(out=f"decay{decay}", max_steps=1, learning_rate=0.1, weight_decay=decay, optim="SGD"))
-        for name, decay in (("without", 0), ("with", 0.5))
-    }
-    start = weights(run(out="start", max_steps=1, learning_rate=0, optim="SGD"))
+    start, plain, decayed = (
+        weights(run(out=out, max_steps=1, learning_rate=rate, weight_decay=decay, optim="SGD"))
+        for out, rate, decay in (("start", 0, 0), ("plain", 0.1, 0), ("decayed", 0.1, 0.5))
+    )
     for name, before in start.items():
-        pulled = frozen["without"][name] - (0.1 * 0.5 * before if name.endswith("weight") else 0)
-        torch.testing.assert_close(frozen["with"][name], pulled, msg=name)
+        expected = plain[name] - (0.1 * 0.5 * before if name.endswith("weight") else 0)
+        torch.testing.assert_close(decayed[name], expected, msg=name)
 
 
 @pytest.mark.keys("adam_beta1", "adam_beta2", "adam_epsilon")
-def test_adams_numbers(run, plain):
+def test_adam_options(run, plain):
     flags = {"adam_beta1": 0.5, "adam_beta2": 0.6, "adam_epsilon": 0.1}
     for name, value in flags.items():
-        assert differ(weights(run(out=name, **{name: value})), plain), name
+        assert not same(run.new(**{name: value}), plain), name
     group = run(out="all", **flags).optimizer.param_groups[0]
     assert (group["betas"], group["eps"]) == ((0.5, 0.6), 0.1)
 
@@ -154,14 +141,14 @@ def test_when_to_log_and_where(run, tmp_path):
 
 @pytest.mark.keys("save_strategy", "save_steps", "save_total_limit")
 def test_when_to_save(run):
-    run(out="steps", save_strategy="steps", save_steps=2)
-    assert run.checkpoints("steps") == [2, 4]
-    run(out="epochs", save_strategy="epoch", num_train_epochs=2)
-    assert run.checkpoints("epochs") == [3, 6]
-    run(out="few", save_strategy="steps", save_steps=1, save_total_limit=2)
-    assert run.checkpoints("few") == [3, 4]
-    run(out="none", save_strategy="no")
-    assert run.checkpoints("none") == []
+    for flags, steps in (
+        ({"save_strategy": "steps", "save_steps": 2}, [2, 4]),
+        ({"save_strategy": "epoch", "num_train_epochs": 2}, [3, 6]),
+        ({"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}, [3, 4]),
+        ({"save_strategy": "no"}, []),
+    ):
+        run.new(**flags)
+        assert run.checkpoints() == steps, flags
 
 
 # ---- data loading ----
@@ -170,7 +157,7 @@ def test_when_to_save(run):
 @pytest.mark.keys("dataloader_num_workers", "dataloader_pin_memory")
 def test_workers_load_the_data(run, plain, capfd):
     trainer = run(dataloader_num_workers=1, dataloader_pin_memory="true", do_eval="false")
-    assert not differ(weights(trainer), plain)
+    assert same(trainer, plain)
     before = len(multiprocessing.active_children())
     batches = iter(trainer.get_train_dataloader())
     batch = next(batches)
@@ -183,7 +170,7 @@ def test_workers_load_the_data(run, plain, capfd):
 
 @pytest.mark.keys("remove_unused_columns")
 def test_remove_unused_columns(run):
-    """A forward that names `state` and not `timestep` gets the one and not the other."""
+    """The model's forward has a parameter `state` and none that is called `timestep`."""
     for wanted in ("true", "false"):
         batch = next(iter(run(out=wanted, max_steps=1, remove_unused_columns=wanted).get_train_dataloader()))
         assert "state" in batch and ("timestep" in batch) == (wanted == "false")
@@ -194,14 +181,13 @@ def test_remove_unused_columns(run):
 
 @pytest.mark.keys("do_eval", "eval_steps")
 def test_when_to_evaluate(run):
-    run(out="never", do_eval="false", max_steps=2)
-    assert run.log("eval_loss", "never") == {}
-    run(out="often", eval_steps=2)
-    assert list(run.log("eval_loss", "often")) == [2, 4]
+    run.new(do_eval="false", max_steps=2)
+    assert run.log("eval_loss") == {}
+    run.new(eval_steps=2)
+    assert list(run.log("eval_loss")) == [2, 4]
 
 
-def test_a_flags_default_in_yaml(run, tmp_path):
-    """What a file says of a hyper key counts until a flag says otherwise."""
+def test_a_flag_takes_precedence_over_yaml(run, tmp_path):
     assert run("max_steps: 3", out="a").state.global_step == 3
     assert run("max_steps: 3", out="b", max_steps=2).state.global_step == 2
     assert yaml.safe_load((tmp_path / "b" / "run.yaml").read_text())["max_steps"] == 2

@@ -1,4 +1,4 @@
-"""Fields of TrainingArguments in a training file, flipped: transformers' own machinery still does what they say."""
+"""The effect of fields of TrainingArguments that are set in a training file."""
 
 import math
 import multiprocessing
@@ -8,8 +8,8 @@ import signal
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
-from small_runs import Counts, Looks, SmallRuns, named, weights
+from run_results import same, tensors
+from small_runs import Counts, Determinism, named, stop_workers, weights
 from tiny_training import make_trainer
 
 from models.mlp.network import MLP
@@ -20,23 +20,14 @@ RATE = 0.01
 
 
 @pytest.fixture
-def run(in_root, tmp_path):
-    return SmallRuns(tmp_path)
-
-
-@pytest.fixture
-def as_before():
-    """Settings of the whole process are put back."""
+def restored_settings():
+    """Settings of the whole process are restored after the test."""
     verbosity, handler = transformers.logging.get_verbosity(), signal.getsignal(signal.SIGTERM)
     yield
     transformers.logging.set_verbosity(verbosity)
     torch.use_deterministic_algorithms(False)
     signal.signal(signal.SIGTERM, handler)
     torch._dynamo.reset()
-
-
-def same(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 # ---- optimization ----
@@ -50,17 +41,14 @@ def test_lr_scheduler_kwargs(run):
 
 @pytest.mark.keys("gradient_accumulation_steps", "dataloader_drop_last")
 def test_gradient_accumulation_steps_and_drop_last(run):
-    assert run("gradient_accumulation_steps: 3", out="a", num_train_epochs=2).state.global_step == 2
-    assert (
-        run("dataloader_drop_last: true", out="b", num_train_epochs=1, per_device_train_batch_size=5).state.global_step
-        == 2
-    )
-    assert run(out="c", num_train_epochs=1, per_device_train_batch_size=5).state.global_step == 3
+    assert run.new("gradient_accumulation_steps: 3", num_train_epochs=2).state.global_step == 2
+    for text, steps in (("dataloader_drop_last: true", 2), ("", 3)):
+        assert run.new(text, num_train_epochs=1, per_device_train_batch_size=5).state.global_step == steps
 
 
 @pytest.mark.keys("max_grad_norm")
 def test_max_grad_norm(run):
-    """One step of SGD is as long as the rate times the norm that gradients are cut to."""
+    """The length of a step of SGD is the learning rate times the norm that gradients are clipped to."""
     start = weights(run(out="start", max_steps=1, learning_rate=0, optim="SGD"))
     after = weights(run("max_grad_norm: 0.125", out="cut", max_steps=1, learning_rate=1, optim="SGD"))
     length = math.sqrt(sum(float((after[name] - start[name]).square().sum()) for name in start))
@@ -69,7 +57,7 @@ def test_max_grad_norm(run):
 
 @pytest.mark.keys("bf16")
 def test_bf16(run):
-    """Half precision inside, float32 weights: losses close to, but not, the exact ones."""
+    """Weights stay float32; losses are close, but not equal, to those of float32."""
     run(out="exact", max_steps=1)
     trainer = run("bf16: true", out="rough", max_steps=1)
     exact, rough = run.log("loss", "exact")[1], run.log("loss", "rough")[1]
@@ -97,22 +85,19 @@ def test_checkpointing_of_activations(run, settings):
     base = (run.folder / "base.yaml").read_text().replace("model: {hidden_dim: 8, hidden_layers: 1}\n", "")
     (run.folder / "base.yaml").write_text(base)
     assert not run(text, out="plain", **flags).model.is_gradient_checkpointing
-    model = run(f"{text}\n{settings}", out="flipped", **flags).model
-    functions = {
-        module._gradient_checkpointing_func
-        for module in model.modules()
-        if hasattr(module, "_gradient_checkpointing_func")
-    }
+    model = run(f"{text}\n{settings}", out="changed", **flags).model
+    functions = [getattr(module, "_gradient_checkpointing_func", None) for module in model.modules()]
+    functions = [function for function in functions if function]
     assert model.is_gradient_checkpointing and all(function.keywords["use_reentrant"] for function in functions)
 
 
 @pytest.mark.keys("torch_compile", "torch_compile_backend")
-def test_torch_compile(run, as_before):
+def test_torch_compile(run, restored_settings):
     plain = weights(run(out="plain"))
     torch._dynamo.utils.counters.clear()
     compiled = weights(run("torch_compile: true\ntorch_compile_backend: eager", out="compiled"))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    assert compiled.keys() == plain.keys() == load_file(run.folder / "compiled" / "model.safetensors").keys()
+    assert compiled.keys() == plain.keys() == tensors(run.folder / "compiled").keys()
     for name in plain:
         torch.testing.assert_close(compiled[name], plain[name])
 
@@ -128,18 +113,18 @@ def test_torch_empty_cache_steps(run, monkeypatch):
 
 
 @pytest.mark.keys("full_determinism")
-def test_full_determinism(run, as_before, monkeypatch):
+def test_full_determinism(run, restored_settings, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())  # it sets variables for the kernels
-    looks = "callbacks: [small_runs.Looks]"
-    assert named(run(looks, out="a", max_steps=1), Looks).deterministic is False
-    assert named(run(f"{looks}\nfull_determinism: true", out="b", max_steps=1), Looks).deterministic is True
+    for setting, expected in (("false", False), ("true", True)):
+        text = f"callbacks: [small_runs.Determinism]\nfull_determinism: {setting}"
+        assert named(run.new(text, max_steps=1), Determinism).deterministic is expected
 
 
 @pytest.mark.keys("data_seed")
 def test_data_seed(run):
-    """Another order of the samples from the same start."""
-    start = [weights(run(f"data_seed: {seed}", out=f"start{seed}", max_steps=1, learning_rate=0)) for seed in (1, 2)]
-    after = [weights(run(f"data_seed: {seed}", out=f"after{seed}", max_steps=1)) for seed in (1, 2)]
+    """Another order of the samples with the same initial weights."""
+    start = [run.new(f"data_seed: {seed}", max_steps=1, learning_rate=0) for seed in (1, 2)]
+    after = [run.new(f"data_seed: {seed}", max_steps=1) for seed in (1, 2)]
     assert same(*start) and not same(*after)
 
 
@@ -149,24 +134,23 @@ def test_data_seed(run):
 @pytest.mark.keys("dataloader_prefetch_factor", "dataloader_in_order", "dataloader_persistent_workers")
 def test_workers_prefetch_persist_and_start(run):
     def loaded(text):
-        """A loader, read to its end, and the workers that are still there."""
-        text += "\ndataloader_num_workers: 1\ndo_eval: false"
-        loader = run(text, out=f"run{len(text)}", max_steps=1).get_train_dataloader()
-        before = set(multiprocessing.active_children())
+        """Settings of a loader, and how many workers there are when it has been read to its end."""
+        trainer = run.new(f"{text}\ndataloader_num_workers: 1\ndo_eval: false", max_steps=1)
+        stop_workers(trainer.callback_handler.train_dataloader)
+        loader, before = trainer.get_train_dataloader(), set(multiprocessing.active_children())
         assert sum(len(batch["state"]) for batch in loader) == 12
-        return loader, set(multiprocessing.active_children()) - before
+        workers = set(multiprocessing.active_children()) - before
+        stop_workers(loader)
+        return loader.prefetch_factor, loader.in_order, len(workers)
 
-    loader, left = loaded("")
-    assert (loader.prefetch_factor, loader.in_order, left) == (2, True, set())
-    loader, left = loaded(
-        "dataloader_prefetch_factor: 3\ndataloader_in_order: false\ndataloader_persistent_workers: true"
-    )
-    assert (loader.prefetch_factor, loader.in_order, len(left)) == (3, False, 1)
+    assert loaded("") == (2, True, 0)
+    text = "dataloader_prefetch_factor: 3\ndataloader_in_order: false\ndataloader_persistent_workers: true"
+    assert loaded(text) == (3, False, 1)
 
 
 @pytest.mark.keys("dataloader_multiprocessing_context")
 def test_dataloader_multiprocessing_context(tmp_path):
-    """How workers are started, where there are any: evaluation may have none where training has some."""
+    """Training has workers and evaluation has none."""
     settings = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "forkserver", "eval_num_workers": 0}
     trainer = make_trainer(tmp_path, **settings)
     assert trainer.get_train_dataloader().multiprocessing_context.get_start_method() == "forkserver"
@@ -184,23 +168,23 @@ def test_logging_first_step(run):
 
 @pytest.mark.keys("logging_nan_inf_filter")
 def test_logging_nan_inf_filter(run, monkeypatch):
-    """The mean over an evaluation, with or without the batches whose loss is not a number."""
+    """The mean of an evaluation with or without the batches whose loss is NaN."""
     forward = MLP.forward
 
-    def spoiled(self, state, *more, **options):
+    def with_nan(self, state, *more, **options):
         output = forward(self, state, *more, **options)
         if not self.training and options["timestep"].min() == 0:
             output["loss"] = output["loss"] * math.nan
         return output
 
-    monkeypatch.setattr(MLP, "forward", spoiled)
+    monkeypatch.setattr(MLP, "forward", with_nan)
     run(out="plain", max_steps=1)
     run("logging_nan_inf_filter: true", out="filtered", max_steps=1)
     assert run.log("eval_loss", "plain") == {1: "nan"} and math.isfinite(run.log("eval_loss", "filtered")[1])
 
 
 @pytest.mark.keys("log_level")
-def test_log_level(run, as_before):
+def test_log_level(run, restored_settings):
     run("log_level: error", max_steps=1)
     assert transformers.logging.get_verbosity() == transformers.logging.ERROR
 
@@ -216,8 +200,8 @@ def test_disable_tqdm(run, capfd):
 @pytest.mark.keys("skip_memory_metrics")
 def test_skip_memory_metrics(run):
     run(out="plain", max_steps=1)
-    run("skip_memory_metrics: false", out="told", max_steps=1)
-    assert not run.log("train_mem_cpu_alloc_delta", "plain") and run.log("train_mem_cpu_alloc_delta", "told")
+    run("skip_memory_metrics: false", out="shown", max_steps=1)
+    assert not run.log("train_mem_cpu_alloc_delta", "plain") and run.log("train_mem_cpu_alloc_delta", "shown")
 
 
 @pytest.mark.keys("use_cache")
@@ -228,7 +212,7 @@ def test_use_cache(run):
 
 @pytest.mark.keys("debug")
 def test_debug_underflow_overflow(run):
-    """Every module is watched, and the first one that overflows is named."""
+    """The first module that overflows is named."""
     run(out="plain", learning_rate=1e38, do_eval="false")
     with pytest.raises(ValueError, match="DebugUnderflowOverflow"):
         run("debug: underflow_overflow", out="watched", learning_rate=1e38, do_eval="false")
@@ -241,8 +225,8 @@ def test_debug_underflow_overflow(run):
 @pytest.mark.parametrize(
     ("text", "steps"),
     [
-        ("eval_strategy: epoch\nmax_steps: 6", [3, 6]),
-        ("eval_strategy: 'no'", []),
+        ("eval_strategy: epoch\neval_steps: null\nmax_steps: 6", [3, 6]),
+        ("eval_strategy: 'no'\neval_steps: null", []),
         ("eval_steps: 1\neval_delay: 3", [3, 4]),
         ("eval_steps: 2\neval_on_start: true", [0, 2, 4]),
         ("check_val_every_n_epoch: 1\neval_steps: null\neval_delay: 2\nnum_train_epochs: 3\nmax_steps: -1", [6, 9]),
@@ -250,12 +234,6 @@ def test_debug_underflow_overflow(run):
     ],
 )
 def test_when_to_evaluate(run, text, steps):
-    base = (
-        (run.folder / "base.yaml")
-        .read_text()
-        .replace("eval_steps: 100\n", "" if "eval_strategy" in text else "eval_steps: 100\n")
-    )
-    (run.folder / "base.yaml").write_text(base)
     run(text)
     assert list(run.log("eval_loss")) == steps
 
@@ -275,18 +253,12 @@ def test_the_best_model_at_the_end(run):
         run(f"{EACH_STEP}\nload_best_model_at_end: true\n{text}", out=out)
         values = run.log("eval_loss", out)
         best = choose(values, key=values.get)
-        final, kept = (load_file(run.folder / out / name / "model.safetensors") for name in ("", f"checkpoint-{best}"))
-        assert same(final, kept), out
-    last = load_file(run.folder / "loss" / "checkpoint-6" / "model.safetensors")
-    assert not same(last, load_file(run.folder / "greater" / "model.safetensors"))
+        assert same(run.folder / out, run.folder / out / f"checkpoint-{best}"), out
+    assert not same(run.folder / "loss" / "checkpoint-6", run.folder / "greater")
 
 
 def test_saving_only_the_best(run):
-    run(
-        f"{EACH_STEP}\nmetric_for_best_model: loss".replace(
-            "save_strategy: steps\nsave_steps: 1", "save_strategy: best"
-        )
-    )
+    run(f"{EACH_STEP}\nmetric_for_best_model: loss\nsave_strategy: best")
     best, expected = math.inf, []
     for step, value in run.log("eval_loss").items():
         if value < best:
@@ -298,8 +270,8 @@ def test_saving_only_the_best(run):
 def test_save_only_model(run):
     for wanted in ("true", "false"):
         run(f"{EACH_STEP}\nsave_only_model: {wanted}", out=wanted, max_steps=1)
-        there = {path.name for path in (run.folder / wanted / "checkpoint-1").iterdir()}
-        assert "model.safetensors" in there and ("optimizer.json" in there) == (wanted == "false")
+        files = {path.name for path in (run.folder / wanted / "checkpoint-1").iterdir()}
+        assert "model.safetensors" in files and ("optimizer.json" in files) == (wanted == "false")
 
 
 # ---- resuming ----
@@ -307,22 +279,23 @@ def test_save_only_model(run):
 
 @pytest.mark.keys("ignore_data_skip")
 def test_ignore_data_skip(run):
-    """A resumed run starts its epoch anew instead of behind the batches that were already seen."""
-    run(f"{EACH_STEP}\nmax_steps: 4".replace("\nmax_steps: 6", ""), out="whole")
-    seen = {}
+    """A resumed run starts its epoch again instead of after the batches that were already used."""
+    text = f"{EACH_STEP}\nmax_steps: 4\nresume_changed: allow"
+    run(text, out="whole")
     for wanted in ("false", "true"):
-        text = f"{EACH_STEP}\nresume_changed: allow\nignore_data_skip: {wanted}".replace("max_steps: 6", "max_steps: 4")
-        seen[wanted] = run(text, out=wanted, resume_from_checkpoint=run.folder / "whole" / "checkpoint-2")
-    assert same(weights(seen["false"]), load_file(run.folder / "whole" / "model.safetensors"))
-    assert not same(weights(seen["true"]), weights(seen["false"]))
+        resumed = run.new(
+            f"{text}\nignore_data_skip: {wanted}", resume_from_checkpoint=run.folder / "whole/checkpoint-2"
+        )
+        assert same(resumed, run.folder / "whole") == (wanted == "false")
 
 
 @pytest.mark.keys("restore_callback_states_from_checkpoint")
 def test_restore_callback_states_from_checkpoint(run):
-    run(f"{EACH_STEP}\ncallbacks: [small_runs.Counts]", out="whole")
+    text = f"{EACH_STEP}\ncallbacks: [small_runs.Counts]"
+    run(text, out="whole")
     for wanted, steps in (("false", 2), ("true", 6)):
-        text = f"{EACH_STEP}\ncallbacks: [small_runs.Counts]\nrestore_callback_states_from_checkpoint: {wanted}"
-        trainer = run(text, out=wanted, resume_from_checkpoint=run.folder / "whole" / "checkpoint-4")
+        setting = f"restore_callback_states_from_checkpoint: {wanted}"
+        trainer = run.new(f"{text}\n{setting}", resume_from_checkpoint=run.folder / "whole/checkpoint-4")
         assert named(trainer, Counts).steps == steps
 
 

@@ -2,12 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import small_runs
+from fresh_interpreter import ROOT, python
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAM = """
 import sys
 import train
@@ -22,9 +20,8 @@ def train(words):
 
 
 @pytest.fixture
-def words(tmp_path):
-    runs = small_runs.SmallRuns(tmp_path)
-    return runs.words("save_strategy: no\n", out="out", max_steps=1)
+def words(run):
+    return run.words("save_strategy: no", max_steps=1)
 
 
 def test_a_plain_run_imports_neither(words):
@@ -42,7 +39,7 @@ def test_lora_imports_peft_without_a_warning_about_kernels(words):
 
 
 def test_transformers_still_finds_adapters_beside_weights():
-    """Modules that only look peft up see that it is installed; the Trainer sees it once the run has imported it."""
+    """Modules that look for peft find it; the Trainer finds it only when the run has imported it."""
     program = """
 import sys
 from trainer.hf_patches import connect_peft, defer_peft
@@ -55,5 +52,4 @@ assert utils.is_peft_available() and not utils._is_peft_model(torch.nn.Linear(1,
 config = peft.LoraConfig(target_modules=["0"])
 assert utils._is_peft_model(peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(1, 1)), config))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    python(program)

@@ -1,6 +1,6 @@
 """Signals before, during and after training; a preempted run saves, exits with 75 and can be resumed.
 
-That a resumed run ends like an uninterrupted one is tested in test_any_moment.py.
+test_any_moment.py tests that a resumed run ends like an uninterrupted one.
 """
 
 import contextlib
@@ -14,26 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SmallRuns, weights
+from run_results import same
 from torch.utils.data import DataLoader
 
 from storage.checkpoints import checkpoints
 from trainer import preemption
 from trainer.callbacks.hooks import Hooks
+from trainer.tools.run_differences import metric_differences
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CLOCK = ("second", "runtime", "_ms", "memory", "train_loss")
-
-
-@pytest.fixture
-def run(in_root, tmp_path):
-    return SmallRuns(tmp_path)
-
-
-def logged(folder):
-    """metrics.jsonl without what depends on the clock and the machine."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not any(each in name for each in CLOCK)} for line in lines]
 
 
 @contextlib.contextmanager
@@ -78,7 +67,7 @@ def test_in_the_evaluation_before_the_first_step(run, monkeypatch, capsys):
         assert exit_code(run, text) == 75
     assert "before the first step" in capsys.readouterr().out and not checkpoints(run.folder / "out")
     run(text, resume_from_checkpoint="auto")
-    assert [line["step"] for line in logged(run.folder / "out") if "eval_loss" in line].count(0) == 1
+    assert list(run.log("eval_loss")).count(0) == 1
 
 
 def test_during_imports():
@@ -153,7 +142,7 @@ def test_workers_survive_a_signal_to_their_process_group():
 
 
 def test_the_parent_can_terminate_a_worker():
-    """Else a process whose worker hangs would never come to its end."""
+    """Otherwise a process with a hanging worker would never end."""
     loader = DataLoader(Pids(), batch_size=4, num_workers=1, worker_init_fn=preemption.IgnoringSignals(None))
     batches = iter(loader)
     next(batches)
@@ -188,13 +177,11 @@ def test_a_hanging_worker_does_not_keep_the_process_alive(tmp_path):
 def test_preempted_at_its_last_step_and_made_longer(run, monkeypatch):
     """The end of the shorter run does not end the longer one."""
     text = BASE.replace("max_steps: 11", "max_steps: 6")
-    truth = weights(run(BASE, out="whole"))
+    whole = run(BASE, out="whole")
     with signalled(monkeypatch, "on_step_end", 6):
         assert exit_code(run, text, out="parts") == 75
     again = run(BASE, out="parts", resume_from_checkpoint="auto")
-    assert again.state.global_step == 11
-    assert all(torch.equal(value, truth[key]) for key, value in weights(again).items())
-    assert logged(run.folder / "parts")[:-1] == logged(run.folder / "whole")[:-1]
+    assert same(again, whole) and metric_differences(run.folder / "whole", run.folder / "parts") == []
 
 
 @pytest.mark.slow
@@ -218,10 +205,7 @@ def test_a_checkpoint_at_an_epochs_last_step_is_kept(run, monkeypatch):
 
 @pytest.mark.slow
 def test_the_output_says_how_to_resume(run, monkeypatch, capsys):
-    for options, how in (
-        ({}, "--resume_from_checkpoint auto"),
-        ({"resume_from_checkpoint": "auto"}, "same"),
-    ):
+    for options, how in (({}, "--resume_from_checkpoint auto"), ({"resume_from_checkpoint": "auto"}, "same")):
         with signalled(monkeypatch, "on_step_begin", 2):
             assert exit_code(run, BASE, out=f"a{len(options)}", **options) == 75
         assert how in capsys.readouterr().out.splitlines()[-1]
@@ -232,7 +216,7 @@ def test_a_damaged_best_checkpoint(run, capsys):
     """The final model is that of the last step."""
     text = "load_best_model_at_end: true\nmetric_for_best_model: eval_loss\ngreater_is_better: true\n"
     text += "save_strategy: steps\nsave_steps: 2\neval_steps: 2\nmax_steps: 6"
-    run(text.replace("max_steps: 6", "max_steps: 4"))
+    run(f"{text}\nmax_steps: 4")
     best = json.loads((run.folder / "out/checkpoint-4/trainer_state.json").read_text())["best_model_checkpoint"]
     assert not best.endswith("checkpoint-4")
     (Path(best) / "model.safetensors").write_bytes(b"x")

@@ -1,13 +1,13 @@
-"""A GPT under FSDP2 in two processes: sharded in training, whole in its files; and a process that dies."""
+"""A GPT under FSDP2 in two processes: sharded in training, not in its files; and a process that dies."""
 
 import json
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from run_results import metrics, same, tensors
 from several_processes import CALLBACK, launched
-from text_sets import SMALL, metrics, write_set
+from text_sets import SMALL, write_set
 
 import eval as evaluation
 import train
@@ -39,10 +39,7 @@ def sharded(out, *more, code=0, **environment):
 
 def close(left, right, **tolerance):
     """Compare the final weights, losses and gradient norms."""
-    mine, other = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
-    assert mine.keys() == other.keys()
-    for name in mine:
-        torch.testing.assert_close(mine[name], other[name], **tolerance)
+    torch.testing.assert_close(tensors(left), tensors(right), **tolerance)
     for key in ("loss", "grad_norm", "eval_loss"):
         assert metrics(left, key) == pytest.approx(metrics(right, key), rel=tolerance["rtol"], abs=tolerance["atol"])
 
@@ -50,8 +47,7 @@ def close(left, right, **tolerance):
 def same_state(left, right):
     """Compare the weights and both parts of the optimizer state bit for bit."""
     for name in ("model", *PARTS):
-        mine, other = load_file(left / f"{name}.safetensors"), load_file(right / f"{name}.safetensors")
-        assert mine.keys() == other.keys() and all(torch.equal(mine[key], other[key]) for key in mine), name
+        assert same(left / f"{name}.safetensors", right / f"{name}.safetensors"), name
 
 
 @pytest.mark.slow
@@ -78,7 +74,7 @@ def test_sharded_training_equals_training_in_one_process(home):
     assert [half[name] for half in halves] == [
         {"shape": [64, 16], "offset": [first, 0], "cut": [0]} for first in (0, 32)
     ]
-    assert load_file(saved / f"{PARTS[1]}.safetensors")[name].shape == (32, 16)
+    assert tensors(saved / f"{PARTS[1]}.safetensors")[name].shape == (32, 16)
     assert manifest.verify(saved) is None and manifest.read(saved)["world_size"] == 2
     assert manifest.verify(home / "two") is None
     plain, other = (gpt.load(home / folder) for folder in ("two", "one"))

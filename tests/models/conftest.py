@@ -1,6 +1,8 @@
 """Small networks and batches that the tests of this folder share."""
 
-from types import SimpleNamespace
+import importlib.machinery
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -67,3 +69,27 @@ def batch():
         return made
 
     return make
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """Act as if flash-attention were installed, on a GPU that supports it; collects `causal` of each call."""
+    calls = []
+
+    def flash_attn_func(query, key, value, dropout_p=0.0, causal=False):
+        """(B, T, H, E), keys and values (B, S, K, E) -> (B, T, H, E)"""
+        calls.append(causal)
+        shared = query.shape[2] // key.shape[2]
+        key, value = (tokens.repeat_interleave(shared, dim=2) for tokens in (key, value))
+        scores = torch.einsum("bthd,bshd->bhts", query, key) / query.shape[-1] ** 0.5
+        if causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
+        return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), value)
+
+    module = ModuleType("flash_attn")
+    module.flash_attn_func = flash_attn_func
+    module.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    return calls

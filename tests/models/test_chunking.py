@@ -1,7 +1,6 @@
 """Executing chunks, against the naive version that keeps every prediction."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,57 +40,40 @@ def test_ensemble_equals_the_naive_table(coefficient):
         torch.testing.assert_close(ensemble.next(), expected)
 
 
-def policy(**keys):
-    torch.manual_seed(0)
-    sizes = {
-        "state_dim": 3,
-        "action_dim": ACTION,
-        "chunk_size": CHUNK,
-        "num_images": 0,
-        "image_height": 0,
-        "image_width": 0,
-    }
-    config = models.mlp.Config(**sizes, hidden_dim=8, **keys)
-    return models.mlp.build(config, SimpleNamespace(cache_dir=None)).eval()
-
-
 @torch.no_grad()
 def roll(net, states):
     return torch.stack([net.select_action({"state": state[None], "instruction": ["lift"]}) for state in states])
 
 
 @pytest.mark.keys("model(act).n_action_steps", "model(mlp).n_action_steps")
-def test_select_action_predicts_once_per_executed_chunk():
-    net, states = policy(n_action_steps=2), torch.randn(6, 3)
+@pytest.mark.parametrize(("keys", "steps"), [({"n_action_steps": 2}, 2), ({}, CHUNK)])
+def test_select_action_predicts_once_per_executed_chunk(build, keys, steps):
+    net, states = build("mlp", **keys).eval(), torch.randn(7, 6)
     chunks = net(states)["actions"]
-    expected = torch.stack([chunks[step - step % 2, step % 2] for step in range(6)])
-    torch.testing.assert_close(roll(net, states), expected)
-
-
-def test_select_action_executes_whole_chunks_by_default():
-    net, states = policy(), torch.randn(7, 3)
-    expected = torch.cat([net(states[:1])["actions"][0], net(states[5:6])["actions"][0, :2]])
+    expected = torch.stack([chunks[step - step % steps, step % steps] for step in range(7)])
     torch.testing.assert_close(roll(net, states), expected)
 
 
 @pytest.mark.keys("model(act).temporal_ensemble_coeff", "model(mlp).temporal_ensemble_coeff")
-def test_reset_forgets_the_episode_before():
-    for keys in ({"n_action_steps": 4}, {"temporal_ensemble_coeff": 0.01}):
-        net, states = policy(**keys), torch.randn(3, 3)
-        first = roll(net, states)
-        assert not torch.equal(first, roll(net, states))
-        net.reset()
-        assert torch.equal(first, roll(net, states))
+@pytest.mark.parametrize("keys", [{"n_action_steps": 4}, {"temporal_ensemble_coeff": 0.01}])
+def test_reset_forgets_the_episode_before(build, keys):
+    net, states = build("mlp", **keys).eval(), torch.randn(3, 6)
+    first = roll(net, states)
+    assert not torch.equal(first, roll(net, states))
+    net.reset()
+    assert torch.equal(first, roll(net, states))
 
 
-def test_ensembling_needs_every_step():
-    with pytest.raises(ValueError, match="temporal_ensemble_coeff.*n_action_steps: 2"):
-        models.mlp.Config(temporal_ensemble_coeff=0.01, n_action_steps=2)
-
-
-def test_executed_steps_must_be_in_the_chunk():
-    with pytest.raises(ValueError, match="n_action_steps: 6.*chunk_size.*5"):
-        models.mlp.Config(n_action_steps=6, chunk_size=5)
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"temporal_ensemble_coeff": 0.01, "n_action_steps": 2}, "temporal_ensemble_coeff.*n_action_steps: 2"),
+        ({"n_action_steps": 6, "chunk_size": 5}, "n_action_steps: 6.*chunk_size.*5"),
+    ],
+)
+def test_executed_steps_must_fit_the_predictions(keys, message):
+    with pytest.raises(ValueError, match=message):
+        models.mlp.Config(**keys)
 
 
 def test_masked_mean_by_hand():

@@ -48,28 +48,24 @@ def test_merged_weights_give_the_checkpoints_outputs(name, settings, tolerance, 
     torch.testing.assert_close(outputs(adapt.load_adapted(tmp_path / "out", MODULES[name]), name), outputs(model, name))
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_enable": True}])
+@pytest.mark.keys("use_quantization")
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora_enable": True}, {"freeze": ["encoder"], "use_quantization": True, "bits": 4}]
+)
 def test_a_copy_stands_alone(settings, tmp_path):
     expected = checkpoint("act", tmp_path / "run", **settings)
     export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
     shutil.rmtree(tmp_path / "run")
-    found = outputs(adapt.load_adapted(tmp_path / "out", MODULES["act"]), "act")
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert not left & {"optimizer.pt", "trainer_state.json", "rng_state.pth", "ema.safetensors"}
-    if settings:
+    model = adapt.load_adapted(tmp_path / "out", MODULES["act"])
+    torch.testing.assert_close(outputs(model, "act"), expected, rtol=0, atol=1e-6)
+    assert bool(quantize.quantized_layers(model)) == ("bits" in settings)
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not files & {"optimizer.pt", "trainer_state.json", "rng_state.pth", "ema.safetensors"}
+    if "lora_enable" in settings:
         config = json.loads((tmp_path / "out/adapter_config.json").read_text())
         base = MODULES["act"].load(config["base_model_name_or_path"])
         reloaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "out"))
         torch.testing.assert_close(outputs(reloaded, "act"), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.keys("use_quantization")
-def test_a_quantized_copy_without_lora(tmp_path):
-    expected = checkpoint("act", tmp_path / "run", freeze=["encoder"], use_quantization=True, bits=4)
-    export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
-    model = adapt.load_adapted(tmp_path / "out", MODULES["act"])
-    assert quantize.quantized_layers(model) and torch.equal(outputs(model, "act"), expected)
 
 
 def test_runs_from_before_adaptation_are_found_by_run_yaml(tmp_path):
@@ -83,49 +79,45 @@ def refused(capsys, *arguments):
     capsys.readouterr()  # progress bars of what came before
     with pytest.raises(SystemExit) as caught:
         export.main(list(map(str, arguments)))
-    line = capsys.readouterr().err
-    assert caught.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert caught.value.code == 2
     return line
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     checkpoint("act", tmp_path / "run", lora_enable=True)
-    run, full = tmp_path / "run", tmp_path / "full"
+    run, full, out = tmp_path / "run", tmp_path / "full", tmp_path / "o"
     full.mkdir()
     (full / "x").write_text("")
-    assert "is not an empty folder" in refused(capsys, "--checkpoint", run, "--merge", "--out", full)
-    assert "holds no config.json" in refused(capsys, "--checkpoint", full, "--merge", "--out", tmp_path / "o")
+    assert f"--out {full}" in refused(capsys, "--checkpoint", run, "--merge", "--out", full)
+    assert str(full) in refused(capsys, "--checkpoint", full, "--merge", "--out", out)
     shutil.rmtree(run / "base")
-    assert "base is missing" in refused(capsys, "--checkpoint", run, "--merge", "--out", tmp_path / "o")
+    assert str(run / "base") in refused(capsys, "--checkpoint", run, "--merge", "--out", out)
     (run / "adaptation.json").write_text('{"module": "models.nowhere"}')
-    assert "cannot be imported" in refused(capsys, "--checkpoint", run, "--merge", "--out", tmp_path / "o")
+    assert "models.nowhere" in refused(capsys, "--checkpoint", run, "--merge", "--out", out)
     (run / "adaptation.json").unlink()
     (run / "run.yaml").unlink()
-    assert "neither adaptation.json nor a run.yaml" in refused(capsys, "--checkpoint", run, "--out", tmp_path / "o")
-    assert not (tmp_path / "o").exists()
+    assert "run.yaml" in refused(capsys, "--checkpoint", run, "--out", out) and not out.exists()
 
 
 @pytest.mark.parametrize("merge", [["--merge"], []])
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content"),
     [
-        ("adapter_model.safetensors", b"\x00\x01", "adapter_model.safetensors is damaged"),
-        ("base/model.safetensors", b"", "model.safetensors is damaged"),
-        ("config.json", b"{", "config.json is damaged"),
-        ("adapter_config.json", b"[", "adapter_config.json is damaged"),
-        ("adapter_config.json", None, "no adapter_config.json"),
-        ("adaptation.json", b"[]", "adaptation.json is damaged"),
-        ("adaptation.json", b'{"module": 3}', "does not say which module"),
+        ("adapter_model.safetensors", b"\x00\x01"),
+        ("base/model.safetensors", b""),
+        ("config.json", b"{"),
+        ("adapter_config.json", b"["),
+        ("adapter_config.json", None),
+        ("adaptation.json", b"[]"),
+        ("adaptation.json", b'{"module": 3}'),
     ],
 )
-def test_a_damaged_folder_is_told_before_anything_is_written(name, content, says, merge, tmp_path, capsys):
+def test_a_damaged_file_is_named_before_anything_is_written(name, content, merge, tmp_path, capsys):
     checkpoint("act", tmp_path / "run", lora_enable=True)
     file = tmp_path / "run" / name
     file.unlink()
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(SystemExit) as left:
-        export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out"), *merge])
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert left.value.code == 2 and says in line
+    assert file.name in refused(capsys, "--checkpoint", tmp_path / "run", "--out", tmp_path / "out", *merge)
     assert not (tmp_path / "out").exists()

@@ -16,17 +16,8 @@ from models import adapt
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 
 HEADS, KEY_HEADS, WIDTH, INNER, LAYERS = 4, 2, 64, 96, 2
-TOKENS = [
-    "<pad>",
-    "<|im_start|>",
-    "<|im_end|>",
-    *(chr(code) for code in range(33, 127)),
-    "Ġ",
-    "Ċ",
-    "Ġa",
-    "an",
-    "<|endoftext|>",
-]
+LETTERS = [chr(code) for code in range(33, 127)]
+TOKENS = ["<pad>", "<|im_start|>", "<|im_end|>", *LETTERS, "Ġ", "Ċ", "Ġa", "an", "<|endoftext|>"]
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -62,25 +53,16 @@ def paired(weight, heads):
 
 def write_gguf(model, path):
     writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(256)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KEY_HEADS)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
-    writer.add_vocab_size(len(TOKENS))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 4) + [3])
-    writer.add_token_merges(["Ġ a", "a n"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(0)
-    writer.add_chat_template(TEMPLATE)
+    values = {
+        "context_length": 256, "embedding_length": WIDTH, "block_count": LAYERS, "feed_forward_length": INNER,
+        "head_count": HEADS, "head_count_kv": KEY_HEADS, "rope_dimension_count": WIDTH // HEADS, "rope_freq_base": 1e4,
+        "layer_norm_rms_eps": model.config.rms_norm_eps, "vocab_size": len(TOKENS), "tokenizer_model": "gpt2",
+        "tokenizer_pre": "smollm", "token_list": TOKENS, "token_types": [3, 3, 3] + [1] * (len(TOKENS) - 4) + [3],
+        "token_merges": ["Ġ a", "a n"], "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        "chat_template": TEMPLATE,
+    }  # fmt: skip
+    for name, value in values.items():
+        getattr(writer, f"add_{name}")(value)
     state = model.state_dict()
     writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"].numpy())
     writer.add_tensor("output_norm.weight", state["model.norm.weight"].numpy())
@@ -114,18 +96,14 @@ def build(path, vocab_size=None):
 
 
 @pytest.mark.parametrize("name", ["tiny.gguf", "."], ids=["file", "folder"])
-def test_weights_are_those_that_were_written(folder, name):
+def test_weights_are_those_that_were_written_and_are_saved_as_any_others(folder, name, tmp_path):
     model = build(folder / name)
     torch.testing.assert_close(logits(model), logits(tiny_llama()), rtol=1e-5, atol=1e-5)
     assert model.new_weights == set() and model.loaded_from == str(folder / "tiny.gguf")
     assert model.lm_head.weight is model.get_input_embeddings().weight
-    # A plain model: what the Trainer refuses is not there.
+    # A plain model, without what the Trainer refuses.
     assert not getattr(model, "is_quantized", False) and getattr(model, "hf_quantizer", None) is None
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_it_saves_as_any_other(folder, tmp_path):
-    model = build(folder)
     model.save_pretrained(tmp_path)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(logits(again), logits(model), rtol=0, atol=0)
@@ -136,7 +114,8 @@ def test_an_adapter_finds_its_base_again(folder, tmp_path, monkeypatch):
     """By our loader, merged, and in plain PEFT, which reads the path of the .gguf file in adapter_config.json."""
     import peft
 
-    process = process_of(model_name_or_path=str(folder), lora_enable=True, lora_task_type="CAUSAL_LM")
+    monkeypatch.chdir(folder)
+    process = process_of(model_name_or_path="tiny.gguf", lora_enable=True, lora_task_type="CAUSAL_LM")
     adapted = adapt.build_adapted(models.auto, models.auto.Config(), process)
     disturb(adapted.model)
     expected = logits(adapted.model)
@@ -146,7 +125,7 @@ def test_an_adapter_finds_its_base_again(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     again = adapt.load_adapted(tmp_path / "run", models.auto)
     torch.testing.assert_close(logits(again), expected, rtol=0, atol=1e-6)
-    from models.adapt.adapter_io import plain_model
+    from models.adapt.saved_model import plain_model
 
     torch.testing.assert_close(logits(plain_model(tmp_path / "run", models.auto)), expected, rtol=0, atol=1e-5)
     base = Path(peft.PeftConfig.from_pretrained(tmp_path / "run").base_model_name_or_path)
@@ -159,42 +138,19 @@ def test_an_adapter_finds_its_base_again(folder, tmp_path, monkeypatch):
     )
 
 
-def test_a_relative_path_is_noted_in_full(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(folder)
-    model = build("tiny.gguf")
-    from models.adapt.adapter_io import _absolute
-
-    assert _absolute(model.loaded_from) == str(folder / "tiny.gguf")
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"PK\x03\x04 a zip", "is not a GGUF file; name a .gguf file"),
-        (b"", "is not a GGUF file"),
-        (b"GGUF\x03\x00\x00\x00\x01", "cannot be loaded: "),
-    ],
-)
-def test_files_that_are_not_whole(tmp_path, content, says):
-    path = tmp_path / "x.gguf"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"^`model_name_or_path: {path}` {says}") as caught:
+@pytest.mark.parametrize("content", [b"PK\x03\x04 a zip", b"", b"GGUF\x03\x00\x00\x00\x01", "cut in its weights"])
+def test_files_that_are_not_whole(folder, tmp_path, content):
+    path, whole = tmp_path / "x.gguf", (folder / "tiny.gguf").read_bytes()
+    path.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"^`model_name_or_path: {path}` ") as caught:
         build(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_cut_in_its_weights(folder, tmp_path):
-    whole = (folder / "tiny.gguf").read_bytes()
-    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="cut.gguf` cannot be loaded: ") as caught:
-        build(tmp_path / "cut.gguf")
     assert "\n" not in str(caught.value)
 
 
 def test_several_files_and_no_package(folder, tmp_path, monkeypatch):
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
-    with pytest.raises(ValueError, match="holds 2 .gguf files .a.gguf ….; name one of them"):
+    with pytest.raises(ValueError, match="has 2 .gguf files .a.gguf ….; name one of them"):
         build(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None)
     with pytest.raises(ValueError, match="needs the package gguf: pip install gguf"):
@@ -210,15 +166,15 @@ def test_records_by_the_tokenizer_in_the_file(folder, tmp_path, monkeypatch):
     run = SimpleNamespace(seed=0, cache_dir=tmp_path / "cache", process=process)
     config = data.records.Config(path=str(file), block_size=64, eval_fraction=0)
     bundle = data.records.build(config, run)
-    assert bundle.dims["vocab_size"] == len(bundle.tokenizer) == len(TOKENS)
+    assert bundle.dims["vocab_size"] == len(bundle.processor.tokenizer) == len(TOKENS)
     row = bundle.train_dataset[0]
-    assert bundle.tokenizer.decode(row["input_ids"][row["labels"] != -100]) == "Six legs.<|im_end|>"
+    assert bundle.processor.tokenizer.decode(row["input_ids"][row["labels"] != -100]) == "Six legs.<|im_end|>"
     own = transformers.AutoTokenizer.from_pretrained(folder, gguf_file="tiny.gguf")
     text = own.apply_chat_template(talk, tokenize=False)
     ids = own(text, add_special_tokens=False)["input_ids"]
     assert row["input_ids"][: len(ids)].tolist() == ids
     monkeypatch.setattr(gguf, "GGUFReader", None)  # not read again
-    again = data.records.build(config, run).tokenizer
+    again = data.records.build(config, run).processor.tokenizer
     assert again(text, add_special_tokens=False)["input_ids"] == ids and again.chat_template == TEMPLATE
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adapting import process_of
+from adapting import disturb, process_of
 
 from models import gpt
 
@@ -14,11 +14,7 @@ MODERN = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "n_kv_head": 2
 def lively(**keys):
     """Weights so large that scores differ."""
     torch.manual_seed(0)
-    model = gpt.build(gpt.Config(**{**SMALL, **keys}), process_of())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape))
-    return model
+    return disturb(gpt.build(gpt.Config(**{**SMALL, **keys}), process_of()), 0.3)
 
 
 def prompt(length=3, high=65):
@@ -108,3 +104,41 @@ def test_several_contexts_all_go_on():
 def test_bad_settings_are_told(settings, message):
     with pytest.raises(ValueError, match=message):
         lively().generate(**{"input_ids": prompt(), "max_new_tokens": 1, **settings})
+
+
+@pytest.mark.parametrize("keys", [{}, {"position": "none"}, MODERN])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_padding_before_a_prompt_changes_nothing(keys, use_cache):
+    """Prompts of 2, 5 and 11 tokens in one batch: the texts outgrow the block of 8 at different steps, or at once."""
+    model = lively(**keys)
+    alone = [prompt(length)[:1] for length in (2, 5, 11)]
+    ids = torch.cat([torch.nn.functional.pad(each, (11 - each.shape[1], 0), value=64) for each in alone])
+    mask = torch.tensor([[column >= 11 - each.shape[1] for column in range(11)] for each in alone]).long()
+    found = model.generate(ids, 12, do_sample=False, attention_mask=mask, use_cache=use_cache)
+    for row, each in zip(found, alone, strict=True):
+        assert torch.equal(row[11 - each.shape[1] :], by_hand(model, each, 12)[0])
+    with pytest.raises(ValueError, match="padding must be before"):
+        model.generate(ids, 1, attention_mask=mask.flip(1))
+
+
+def test_a_token_ends_a_text_and_the_others_go_on():
+    model = lively()
+    free = by_hand(model, prompt(), 10)
+    end = free[0, 5].item()
+    first = [row.tolist().index(end, 3) if end in row[3:] else 99 for row in free]  # where each text has it
+    found = model.generate(prompt(), 10, do_sample=False, eos_token_id=[end], pad_token_id=7)
+    assert first[0] <= 5 and first[0] != first[1]
+    for row, expected, last in zip(found.tolist(), free.tolist(), first, strict=True):
+        assert row == [*expected[: last + 1], *[7] * 99][: found.shape[1]]
+    assert model.generate(prompt()[:1], 10, do_sample=False, eos_token_id=[end]).shape[1] == first[0] + 1
+
+
+def test_a_processor_sees_the_tokens_and_changes_the_scores():
+    seen = []
+
+    def only_nine(ids, scores):
+        seen.append(ids.shape[1])
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([9]), 0.0)
+
+    found = lively().generate(prompt(), 3, logits_processor=[only_nine])
+    assert (found[:, 3:] == 9).all() and seen == [3, 4, 5]

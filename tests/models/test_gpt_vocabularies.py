@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from adapting import process_of
+from adapting import disturb, process_of
 
 from models import gpt
 from models.gpt import network
@@ -16,11 +16,7 @@ STARTS = [0, 128, 192]  # of rows filled up to 128, 64 and 128
 
 def several(kind, **keys):
     torch.manual_seed(0)
-    model = gpt.build(gpt.Config(**{**SMALL, kind: NAMES, **keys}), process_of())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape))
-    return model.eval()
+    return disturb(gpt.build(gpt.Config(**{**SMALL, kind: NAMES, **keys}), process_of()), 0.2).eval()
 
 
 def stream(size, length=9, seed=0):
@@ -88,7 +84,11 @@ def test_contexts_are_added_and_each_has_its_own_loss(exact_width, monkeypatch):
         scores = model.norm(x) @ table[STARTS[index] : STARTS[index] + SIZES[index]].T
         by_hand[name] = F.cross_entropy(scores.transpose(1, 2), targets[:, index])
         torch.testing.assert_close(model(ids)["logits"][name], scores)
-    assert list(output["losses"]) == NAMES and not any(each.requires_grad for each in output["losses"].values())
+    assert list(output["losses"]) == NAMES
+    items = model.loss_items({"shift_labels": targets})
+    assert {name: int(count) for name, count in items.items()} == {
+        name: int((targets[:, index] != -100).sum()) for index, name in enumerate(NAMES)
+    }
     for name in NAMES:
         assert output["losses"][name].item() == pytest.approx(by_hand[name].item(), abs=1e-6)
     assert output["loss"].item() == pytest.approx(sum(by_hand.values()).item() / 3, abs=1e-6)
@@ -121,12 +121,13 @@ def test_saved_and_loaded(kind, tmp_path):
     assert all(torch.equal(each, again.state_dict()[name]) for name, each in model.state_dict().items())
 
 
-def test_what_does_not_fit_is_told():
-    datasets, contexts = several("dataset_names"), several("context_names")
-    for index in (None, 3, -1):
-        with pytest.raises(ValueError, match=rf"dataset_index: {index} .*0 to 2 \(text, tags, bytes\)"):
-            datasets(stream(10, 8), dataset_index=index)
-    with pytest.raises(ValueError, match=r"shape \(2, 8\): this model reads \(batch, 3 contexts, tokens\)"):
-        contexts(stream(10, 8))
-    with pytest.raises(ValueError, match=r"2 contexts, the model has 3 \(text, tags, bytes\)"):
-        contexts(torch.zeros(1, 2, 8, dtype=torch.long))
+@pytest.mark.parametrize("index", [None, 3, -1])
+def test_an_index_of_no_data_set_is_refused(index):
+    with pytest.raises(ValueError, match=rf"dataset_index: {index} .*0 to 2 \(text, tags, bytes\)"):
+        several("dataset_names")(stream(10, 8), dataset_index=index)
+
+
+@pytest.mark.parametrize(("shape", "says"), [((2, 8), r"\(2, 8\).*3 contexts"), ((1, 2, 8), "2 contexts.* 3 ")])
+def test_other_contexts_are_refused(shape, says):
+    with pytest.raises(ValueError, match=says):
+        several("context_names")(torch.zeros(shape, dtype=torch.long))

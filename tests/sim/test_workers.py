@@ -2,11 +2,18 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from simulated_policies import doubling
 
-from sim.workers import default_workers, run
+from sim.workers import run
+from storage.lock import is_alive
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_results_come_with_their_tasks_from_as_many_processes():
@@ -27,15 +34,14 @@ def test_a_worker_computes_with_one_thread_unless_the_user_says_otherwise(monkey
 def test_zero_workers_is_this_process():
     assert {result[1] for _, result in run(doubling, [1, 2], num_workers=0)} == {os.getpid()}
     assert list(run(doubling, [], num_workers=None)) == []
-    assert 1 <= default_workers() <= os.cpu_count()
 
 
 @pytest.mark.parametrize(
     ("task", "kind", "message"),
     [
         (13, ValueError, "^thirteen is unlucky$"),
-        (14, RuntimeError, "KeyError: 'no fourteen'"),
-        (15, RuntimeError, "process died"),
+        (14, KeyError, "no fourteen"),
+        (15, RuntimeError, "terminated"),
     ],
 )
 def test_errors_and_deaths_reach_the_caller_and_leave_no_process(task, kind, message):
@@ -50,3 +56,22 @@ def test_closing_early_ends_all_workers():
     assert len(multiprocessing.active_children()) == 2
     results.close()
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_parent(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from simulated_policies import sleeping; from sim.workers import run\n"
+        "list(run(sleeping, [Path(sys.argv[1])] * 2, num_workers=2))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    parent = subprocess.Popen([sys.executable, "-c", code, tmp_path], env=environment)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    parent.kill()
+    parent.wait()
+    while any(is_alive(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(workers) == 2 and not any(is_alive(worker) for worker in workers)

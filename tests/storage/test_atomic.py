@@ -1,10 +1,12 @@
-"""What a reader finds after a writer was killed at any of its system calls: the old content or the new."""
+"""A writer may be killed at any of its system calls: a reader finds the old content or the new."""
 
+import contextlib
 import errno
 import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -50,8 +52,8 @@ def killed_at(monkeypatch, count):
 
 def _tree(path):
     if path.is_dir():
-        for each in path.iterdir():
-            each.unlink()
+        for file in path.iterdir():
+            file.unlink()
         path.rmdir()
 
 
@@ -113,11 +115,7 @@ def test_write_text_killed_at_any_call(tmp_path, monkeypatch, count):
 def test_write_text_on_a_full_disk(tmp_path, monkeypatch):
     path = tmp_path / "note.json"
     path.write_text("old")
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(OSError):
         atomic.write_text(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["note.json"]
@@ -153,14 +151,16 @@ def recorded(monkeypatch, folder):
 
     monkeypatch.setattr(os, "fsync", noting("sync", os.fsync, open_file))
     for name in ("rename", "replace"):
-        monkeypatch.setattr(
-            os, name, noting("rename", getattr(os, name), lambda source, target: os.path.abspath(target))
-        )
+        renamed = noting("rename", getattr(os, name), lambda source, target: os.path.abspath(target))
+        monkeypatch.setattr(os, name, renamed)
     monkeypatch.setattr(atomic.shutil, "rmtree", noting("delete", atomic.shutil.rmtree, os.path.abspath))
     return done
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="this system does not tell which file a descriptor is")
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="file descriptors have no names here")
+
+
+@needs_proc
 @pytest.mark.parametrize("there", ["nothing", "an older one", "an older one, and no exchange of names"])
 def test_publish_syncs_before_the_rename_and_deletes_after_it(tmp_path, monkeypatch, there):
     staged = made(tmp_path / "staged", a="new")
@@ -178,7 +178,7 @@ def test_publish_syncs_before_the_rename_and_deletes_after_it(tmp_path, monkeypa
     assert done == [*before, *(("rename", name) for name in names), ("sync", "."), *after]
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="this system does not tell which file a descriptor is")
+@needs_proc
 def test_write_text_syncs_the_file_and_its_folder(tmp_path, monkeypatch):
     done = recorded(monkeypatch, tmp_path)
     atomic.write_text(tmp_path / "sub" / "note", "new")
@@ -190,29 +190,16 @@ def test_write_text_syncs_the_file_and_its_folder(tmp_path, monkeypatch):
     [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EBADF, False), (errno.EIO, True), (errno.ENOSPC, True)],
 )
 def test_sync_folder_ignores_unsupported_file_systems_only(tmp_path, monkeypatch, number, is_fault):
-
-    def fails(descriptor):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "fsync", fails)
-    if not is_fault:
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(number, os.strerror(number))))
+    with pytest.raises(OSError) if is_fault else contextlib.nullcontext():
         atomic.sync_folder(tmp_path)
-        return
-    with pytest.raises(OSError) as raised:
-        atomic.sync_folder(tmp_path)
-    assert raised.value.errno == number
 
 
-LIBRARIES = {
-    "it fails": SimpleNamespace(renameat2=lambda *arguments: -1),  # as on a network's file system
-    "it is not there": SimpleNamespace(),
-}
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library", [SimpleNamespace(renameat2=lambda *arguments: -1), SimpleNamespace()])
 def test_publish_without_an_exchange_of_names(tmp_path, monkeypatch, library):
+    """The system call fails, as on network file systems, or the C library does not have it."""
     staged, final = made(tmp_path / "staged", a="new"), made(tmp_path / "final", a="old")
-    monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *arguments, **options: LIBRARIES[library])
+    monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *arguments, **options: library)
     atomic.publish(staged, final)
     assert content(final) == {"a": "new"} and os.listdir(tmp_path) == ["final"]
 

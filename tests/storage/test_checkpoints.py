@@ -2,49 +2,50 @@
 
 import os
 import subprocess
-import sys
+
+import pytest
 
 from storage import checkpoints as names
 
 
+@pytest.fixture
+def living():
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def dead():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process
+
+
 def test_sorted_by_step(tmp_path):
-    for name in (
-        "checkpoint-100",
-        "checkpoint-9",
-        "checkpoint-1000",
-        "checkpoint-x",
-        "xcheckpoint-1",
-        "checkpoint-1-old",
-        "checkpoint-007",
-        "checkpoint-",
-    ):
-        (tmp_path / name).mkdir()
+    for name in ("100", "9", "1000", "x", "1-old", "007", ""):
+        (tmp_path / f"checkpoint-{name}").mkdir()
+    (tmp_path / "xcheckpoint-1").mkdir()
     (tmp_path / "checkpoint-5").write_text("a file")
     assert [path.name for path in names.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-100", "checkpoint-1000"]
     assert names.checkpoints(tmp_path / "absent") == []
 
 
-def test_sweep_deletes_what_dead_processes_left(tmp_path, monkeypatch):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    try:
-        here = names.host()
-        gone = [
-            f".saving-checkpoint-1.{here}.{dead.pid}",
-            f".saving-checkpoint-2.elsewhere.{living.pid}",  # another machine's, whose run lost the lock
-            f".saving-checkpoint-3.{here}.{os.getpid()}",  # an earlier save of this process
-            f".saving-checkpoint-4.{here}.99999999999999999999",
-            ".deleting-checkpoint-5",
-        ]
-        kept = [f".saving-checkpoint-6.{here}.{living.pid}", "checkpoint-7", ".savings", ".run.lock"]
-        for name in [*gone, *kept]:
-            (tmp_path / name).mkdir()
-        assert sorted(names.sweep(tmp_path)) == sorted(gone)
-        assert sorted(os.listdir(tmp_path)) == sorted(kept)
-    finally:
-        living.kill()
-        living.wait()
+def test_sweep_deletes_what_dead_processes_left(tmp_path, living, dead):
+    here = names.host()
+    gone = [
+        f".saving-checkpoint-1.{here}.{dead.pid}",
+        f".saving-checkpoint-2.elsewhere.{living.pid}",  # another machine's, whose run lost the lock
+        f".saving-checkpoint-3.{here}.{os.getpid()}",  # an earlier save of this process
+        f".saving-checkpoint-4.{here}.99999999999999999999",
+        ".deleting-checkpoint-5",
+    ]
+    kept = [f".saving-checkpoint-6.{here}.{living.pid}", "checkpoint-7", ".savings", ".run.lock"]
+    for name in [*gone, *kept]:
+        (tmp_path / name).mkdir()
+    assert sorted(names.sweep(tmp_path)) == sorted(gone)
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 
 def test_a_staging_folder_names_its_process(tmp_path):
@@ -63,17 +64,12 @@ def test_recover_finishes_an_interrupted_replacement(tmp_path):
     assert names.recover(tmp_path / "absent") == []
 
 
-def test_files_of_live_processes_are_not_swept(tmp_path):
+def test_files_of_live_processes_are_not_swept(tmp_path, living):
     """eval.py may write scores into the folder of a running training."""
-    living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    try:
-        for pid in (living.pid, 99999999999):
-            (tmp_path / f".scores.json.{pid}.tmp").write_text("{")
-        names.sweep(tmp_path)
-        assert os.listdir(tmp_path) == [f".scores.json.{living.pid}.tmp"]
-    finally:
-        living.kill()
-        living.wait()
+    for pid in (living.pid, 99999999999):
+        (tmp_path / f".scores.json.{pid}.tmp").write_text("{")
+    names.sweep(tmp_path)
+    assert os.listdir(tmp_path) == [f".scores.json.{living.pid}.tmp"]
 
 
 def test_set_aside_finds_a_free_name(tmp_path):
@@ -86,10 +82,8 @@ def test_set_aside_finds_a_free_name(tmp_path):
     assert not names.checkpoints(tmp_path)
 
 
-def test_temporary_symlinks_are_swept_and_folders_are_not(tmp_path):
+def test_temporary_symlinks_are_swept_and_folders_are_not(tmp_path, dead):
     """A process that is killed while it replaces a symlink leaves a temporary one."""
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "precious").touch()
     links = [f".best-checkpoint.{dead.pid}.tmp", f".last-checkpoint.{dead.pid}.tmp"]

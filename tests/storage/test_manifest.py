@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 
 import pytest
 
@@ -12,13 +11,13 @@ from storage import manifest
 
 @pytest.fixture
 def folder(tmp_path):
-    found = tmp_path / "checkpoint-7"
-    (found / "base").mkdir(parents=True)
-    (found / "model.safetensors").write_bytes(bytes(range(256)) * 40)
-    (found / "run.yaml").write_text("a: 1\n")
-    (found / "base" / "config.json").write_text("{}")
-    manifest.write(found, step=7, world_size=2, versions={"torch": "2.13.0"})
-    return found
+    checkpoint = tmp_path / "checkpoint-7"
+    (checkpoint / "base").mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+    (checkpoint / "run.yaml").write_text("a: 1\n")
+    (checkpoint / "base" / "config.json").write_text("{}")
+    manifest.write(checkpoint, step=7, world_size=2, versions={"torch": "2.13.0"})
+    return checkpoint
 
 
 def test_content(folder):
@@ -37,13 +36,12 @@ def flip(path, at):
 
 
 DAMAGE = {
-    "gone": (lambda path: path.unlink(), "has no model.safetensors"),
-    "truncated": (
-        lambda path: path.write_bytes(path.read_bytes()[:12]),
-        r"truncated model.safetensors \(12 of 10240 ",
-    ),
-    "longer": (lambda path: path.write_bytes(path.read_bytes() + b"x"), "changed model.safetensors"),
-    "flipped": (lambda path: flip(path, 5000), "damaged model.safetensors .its SHA-256"),
+    "gone": (lambda path: path.unlink(), "has no"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:12]), "12 of 10240 "),
+    "longer": (lambda path: path.write_bytes(path.read_bytes() + b"x"), "changed"),
+    "flipped at the start": (lambda path: flip(path, 0), "SHA-256"),
+    "flipped in the middle": (lambda path: flip(path, 5119), "SHA-256"),
+    "flipped at the end": (lambda path: flip(path, 10239), "SHA-256"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "folder"),
 }
 
@@ -51,22 +49,17 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damaged_files(folder, name, monkeypatch):
     monkeypatch.setattr(manifest, "ALWAYS_HASHED", 0)
-    damage, message = DAMAGE[name]
+    damage, text = DAMAGE[name]
     damage(folder / "model.safetensors")
-    assert re.search(message, manifest.verify(folder))
-    assert (manifest.verify(folder, deep=False) is None) == (name == "flipped")  # the size is the same
+    fault = manifest.verify(folder)
+    assert text in fault and "model.safetensors" in fault
+    assert (manifest.verify(folder, deep=False) is None) == name.startswith("flipped")  # the size is the same
 
 
 def test_small_files_are_always_hashed(folder):
     (folder / "run.yaml").write_text("a: 2\n")
-    found = manifest.verify(folder, deep=False)
-    assert "run.yaml" in found and found == manifest.verify(folder)
-
-
-@pytest.mark.parametrize("at", [0, 5119, 10239])
-def test_a_flipped_bit(folder, at):
-    flip(folder / "model.safetensors", at)
-    assert "SHA-256" in manifest.verify(folder)
+    fault = manifest.verify(folder, deep=False)
+    assert "run.yaml" in fault and fault == manifest.verify(folder)
 
 
 def test_symlinks_inside_the_folder_are_refused(folder, tmp_path):
@@ -131,12 +124,10 @@ def test_no_manifest(folder, kind):
 def test_publish_into_a_folder_with_other_files(folder, tmp_path):
     """The final model beside metrics and checkpoints; files of the previous model are replaced."""
     out, staged = tmp_path / "out", tmp_path / "staged"
-    for name, text in {"out/metrics.jsonl": "m", "out/base/old": "o", "out/config.json": "old"}.items():
+    files = {"out/metrics.jsonl": "m", "out/base/old": "o", "out/config.json": "old"}
+    for name, text in (files | {"staged/config.json": "new", "staged/base/config.json": "{}"}).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    for name, text in {"config.json": "new", "base/config.json": "{}"}.items():
-        (staged / name).parent.mkdir(parents=True, exist_ok=True)
-        (staged / name).write_text(text)
     manifest.publish_into(staged, out, step=3, world_size=1)
     assert sorted(manifest.read(out)["files"]) == ["base/config.json", "config.json"]
     assert manifest.verify(out) is None and (out / "metrics.jsonl").read_text() == "m"
@@ -144,14 +135,10 @@ def test_publish_into_a_folder_with_other_files(folder, tmp_path):
 
 
 def test_file_names_in_messages_are_shortened_and_printable(folder):
-    entry = {"size": 1, "sha256": "0" * 64}
+    content = json.loads((folder / "manifest.json").read_text())
     for name, shown in (("a" * 5000, "a" * 200 + " …"), ("a\x1b[2J\nb", "a?[2J?b")):
-        manifest.write(folder, step=7, world_size=2)
-        content = json.loads((folder / "manifest.json").read_text())
-        content["files"][name] = entry
-        (folder / "manifest.json").write_text(json.dumps(content))
-        assert f" {shown}" in manifest.verify(folder) and len(manifest.verify(folder)) < 300
-        content["files"] = {f"../{name}": entry}
-        (folder / "manifest.json").write_text(json.dumps(content))
-        assert " ../a" in manifest.verify(folder) and len(manifest.verify(folder)) < 300
-        assert manifest.verify(folder).isprintable()
+        for prefix in ("", "../"):
+            files = {f"{prefix}{name}": {"size": 1, "sha256": "0" * 64}}
+            (folder / "manifest.json").write_text(json.dumps(content | {"files": files}))
+            fault = manifest.verify(folder)
+            assert f" {prefix}{shown}"[:200] in fault and len(fault) < 300 and fault.isprintable()

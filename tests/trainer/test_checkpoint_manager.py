@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from storage import manifest
 from storage.atomic import write_text
 from storage.checkpoints import checkpoints
-from trainer.callbacks.text_samples import GenerationConfig, WriteSamples
+from trainer.callbacks.text_samples import WriteSamples
 from trainer.checkpointing import async_writer, contents
 from trainer.checkpointing.async_writer import CheckpointWriter, SavesFailed
 from trainer.checkpointing.manager import CheckpointManager
@@ -342,7 +342,7 @@ def test_logs_are_synced_before_a_checkpoint_is_published(tmp_path, monkeypatch)
     synced = []
     monkeypatch.setattr(async_writer, "sync", lambda path: synced.append(path.name))
     trainer = make_trainer(tmp_path, csv_dir=tmp_path, save_in_background=False, **EACH_TWO)
-    trainer.add_callback(WriteSamples(trainer.model, None, GenerationConfig(1), tmp_path, seed=0))
+    trainer.add_callback(WriteSamples(trainer.model, lambda model, seed: [], tmp_path, seed=0))
     (tmp_path / "samples.jsonl").touch()
     trainer.train()
     assert sorted(synced) == sorted(3 * ["metrics.csv", "metrics.jsonl", "samples.jsonl"])

@@ -11,6 +11,7 @@ from transformers import TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
 from trainer.callbacks.early_stopping import EarlyStopping, already_stopped
+from trainer.sections import EarlyStoppingConfig
 
 DEFAULTS = {
     "monitor": "val/loss",
@@ -198,7 +199,7 @@ def test_a_callback_that_the_checkpoint_does_not_know(tmp_path, capfd):
     trainer.add_callback(EarlyStopping(settings(patience=2)))
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert trainer.state.global_step == 13  # best at 11, then two that are no better
-    assert "early stopping counts from step 6 on" in capfd.readouterr().err
+    assert "early stopping: " in (line := capfd.readouterr().err) and "from 6" in line
 
 
 def test_only_evaluations_of_the_training_count(tmp_path):
@@ -301,6 +302,9 @@ def test_a_resumed_run_knows_what_was_logged_before(tmp_path):
     assert whole.progress == resumed.progress and whole.progress.checked_step == 12
 
 
-def test_the_mode_is_checked():
-    with pytest.raises(ValueError, match="`early_stopping.mode: low` must be min or max"):
-        EarlyStopping(settings(mode="low"))
+def test_the_direction_is_given_declared_or_required():
+    assert EarlyStopping(EarlyStoppingConfig(monitor="val/loss")).direction == "min"
+    assert EarlyStopping(EarlyStoppingConfig(monitor="eval_left_f1"), directions={"f1": "max"}).direction == "max"
+    assert EarlyStopping(EarlyStoppingConfig(monitor="f1", mode="min"), directions={"f1": "max"}).direction == "min"
+    with pytest.raises(ValueError, match=r"early_stopping\.monitor: f1.*early_stopping\.mode"):
+        EarlyStopping(EarlyStoppingConfig(monitor="f1"))

@@ -172,10 +172,10 @@ def test_only_adapters_are_averaged():
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda model: model.frozen.requires_grad_(True), "has no shadow weight `frozen.weight`"),
-        (lambda model: model.norm.requires_grad_(False), "holds weight `norm.bias`, which this run does not train"),
-        (lambda model: model.to(torch.bfloat16), "is \\(3,\\) torch.float32, here it is \\(3,\\) torch.bfloat16"),
-        (lambda model: setattr(model, "norm", nn.BatchNorm1d(5)), "is \\(3,\\) torch.float32, here it is \\(5,\\)"),
+        (lambda model: model.frozen.requires_grad_(True), "`frozen.weight` is not trained"),
+        (lambda model: model.norm.requires_grad_(False), "`norm.bias` .* in this run not trained"),
+        (lambda model: model.to(torch.bfloat16), "is \\(3,\\) torch.float32, .* \\(3,\\) torch.bfloat16"),
+        (lambda model: setattr(model, "norm", nn.BatchNorm1d(5)), "is \\(3,\\) torch.float32, .* \\(5,\\)"),
     ],
 )
 def test_a_checkpoint_of_other_weights_is_refused_and_nothing_changes(tmp_path, break_it, message):
@@ -191,9 +191,6 @@ def test_a_checkpoint_of_other_weights_is_refused_and_nothing_changes(tmp_path, 
 
 
 def test_what_users_do_wrong(tmp_path):
-    for settings, message in (((1.0, True, 1), "decay 1.0"), ((0.9, True, 0), "interval 0")):
-        with pytest.raises(ValueError, match=message):
-            AveragedWeights(Tied(), *settings)
     with pytest.raises(ValueError, match="frozen"):
         AveragedWeights(Tied().requires_grad_(False), 0.9, True, 1)
     with pytest.raises(ValueError, match="without EMA"):

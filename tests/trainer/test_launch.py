@@ -15,7 +15,6 @@ from text_sets import SMALL, write_set
 from tiny_training import make_trainer
 
 from storage import manifest
-from trainer import trainer
 from trainer.distributed import launch_checks
 from trainer.distributed.launch_checks import CannotDivide, check_launch, check_sharding, explain_first_step
 from trainer.settings import TrainerSettings
@@ -90,7 +89,7 @@ def test_one_process_on_two_gpus_is_refused(tmp_path, monkeypatch):
 )
 def test_what_divided_weights_cannot_do(plugin, settings, adapted, says):
     state = SimpleNamespace(fsdp_plugin=None if plugin is None else SimpleNamespace(**plugin))
-    adapted = None if adapted is None else SimpleNamespace(record=SimpleNamespace(**adapted))
+    adapted = None if adapted is None else SimpleNamespace(**adapted)
     with pytest.raises(ValueError, match=says):
         check_sharding(SimpleNamespace(state=state), TrainerSettings(**settings), adapted)
 
@@ -152,7 +151,7 @@ def test_deepspeed_saves_its_own_files(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"the engine's")
 
-    monkeypatch.setattr(trainer.Trainer, "is_unsharded", False)
+    run.is_unsharded = False
     monkeypatch.setattr(run.accelerator, "get_state_dict", lambda engine: run.model.state_dict())
     run.is_deepspeed_enabled, run.model_wrapped = True, SimpleNamespace(save_checkpoint=save_checkpoint)
     run.checkpointing.save()

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers.trainer_callback import TrainerCallback
 
 from trainer.callbacks.eval_schedule import EveryNEpochs
-from trainer.dataloading.samplers import LimitedSampler, eval_shuffle_sampler, limited_dataset, limited_sampler
+from trainer.dataloading.samplers import LimitedSampler, SeededOrder, limited_dataset, limited_sampler
 
 
 def batches_of(sampler, batch_size, processes, drop_last):
@@ -143,10 +143,10 @@ def test_a_limited_run_resumes_as_it_was(tmp_path):
 
 
 def test_shuffled_evaluation_is_one_order():
-    order = eval_shuffle_sampler(Samples(30), seed=5)
+    order = SeededOrder(len(Samples(30)), seed=5)
     assert len(order) == 30 and sorted(order) == list(range(30)) != list(order)
-    assert list(order) == list(order) == list(eval_shuffle_sampler(range(30), 5))
-    assert list(order) != list(eval_shuffle_sampler(range(30), 6))
+    assert list(order) == list(order) == list(SeededOrder(30, 5))
+    assert list(order) != list(SeededOrder(30, 6))
     assert list(limited_sampler(order, 2, batch=4)) == list(order)[:8]
 
 
@@ -179,8 +179,3 @@ def test_a_resumed_run_evaluates_in_the_same_epochs(tmp_path):
     second.add_callback(EveryNEpochs(2))
     second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     assert [line["step"] for line in second.state.log_history if "eval_loss" in line] == [12, 24]
-
-
-def test_every_no_epochs_is_an_error():
-    with pytest.raises(ValueError, match="`check_val_every_n_epoch: 0` must be at least 1"):
-        EveryNEpochs(0)

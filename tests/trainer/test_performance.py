@@ -1,22 +1,23 @@
 """Speed and memory figures against a clock set by hand."""
 
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_training import Regression, make_trainer
+from tiny_training import Regression, Samples, make_trainer
 
 from trainer.callbacks.throughput import (
     PEAK_TFLOPS,
-    GradientNormLog,
     ThroughputMonitor,
     TimedSteps,
     flops_per_sample,
     peak_flops,
     peak_memory,
 )
+from trainer.optimization.nonfinite_guard import NonfiniteGuard
 
 CPU = torch.device("cpu")
 
@@ -34,11 +35,7 @@ def test_figures_of_an_interval():
     meter = ThroughputMonitor(CPU, clock=clock)
     assert meter.take(2, 8) == {}  # nothing has begun
     clock.now = 110.0
-    with meter.waiting():
-        clock.now += 0.5
-    clock.now = 111.0
-    with meter.waiting():  # the second step does not move the beginning of the interval
-        clock.now += 0.1
+    meter.began, meter.waited_s = clock.now, 0.6
     clock.now = 114.0
     first = meter.take(2, 32)
     assert first["samples_per_second"] == 8.0 and first["step_ms"] == 2000.0 and first["data_wait_ms"] == 300.0
@@ -52,8 +49,7 @@ def test_figures_of_an_interval():
 def test_evaluation_and_saving_do_not_count():
     clock = Clock()
     meter = ThroughputMonitor(CPU, clock=clock)
-    with meter.waiting():
-        pass
+    meter.began = clock.now
     clock.now += 2.0
     meter.pause()
     clock.now += 50.0
@@ -77,8 +73,7 @@ def test_a_log_within_a_pause():
     """The pause reaches into the next interval."""
     clock = Clock()
     meter = ThroughputMonitor(CPU, clock=clock)
-    with meter.waiting():
-        pass
+    meter.began = clock.now
     clock.now += 1.0
     meter.pause()
     assert meter.take(1, 1)["step_ms"] == 1000.0
@@ -94,15 +89,13 @@ def test_model_flops_utilization(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
     clock = Clock()
     meter = ThroughputMonitor(torch.device("cuda"), flops_per_sample=1e12, processes=2, clock=clock)
-    with meter.waiting():
-        pass
+    meter.began = clock.now
     clock.now += 1.0
     taken = meter.take(1, 100)
     assert taken["mfu"] == pytest.approx(100e12 / (2 * 989e12), abs=1e-4) and taken["peak_memory_mb"] == 3.0
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some Other Thing")
     unknown = ThroughputMonitor(torch.device("cuda"), flops_per_sample=1e12, clock=clock)
-    with unknown.waiting():
-        pass
+    unknown.began = clock.now
     clock.now += 1.0
     assert "mfu" not in unknown.take(1, 100)
 
@@ -156,20 +149,29 @@ def test_steps_timed_one_by_one(tmp_path, monkeypatch):
     assert all(values.keys() == {"train_step_ms"} and values["train_step_ms"] > 0 for _, values in logged)
 
 
+def test_waiting_for_data_is_measured_by_the_training_loop(tmp_path):
+    class Slow(Samples):
+        def __getitem__(self, index):
+            time.sleep(0.002)
+            return super().__getitem__(index)
+
+    trainer = make_trainer(tmp_path, data=Slow(64), count=64, max_steps=4, gradient_accumulation_steps=2)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "data_wait_ms" in entry]
+    assert [entry["step"] for entry in logs] == [2, 4]
+    assert all(8 * 2 <= entry["data_wait_ms"] < entry["step_ms"] for entry in logs)  # 2 × 4 samples a step
+
+
 @pytest.mark.parametrize("kind", [torch.tensor, float])
 def test_share_of_clipped_steps(kind):
-    norms = GradientNormLog(1.0)
-    assert norms.take() == {}
-    for value in (0.5, 1.0, 1.5, float("inf"), float("nan")):
-        norms.add(kind(value))
-    assert norms.take() == {"grad_clip_pct": 40.0}
-    norms.add(kind(2.0))
-    assert norms.take() == {"grad_clip_pct": 100.0} and norms.take() == {}
+    guard, optimizer = NonfiniteGuard(9, clip_threshold=1.0), torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    assert guard.take() == (1.0, {})
 
+    def steps(*norms):
+        for norm in norms:
+            guard.before_update(1, optimizer, kind(norm))
+        return guard.take()
 
-def test_norms_are_counted_where_they_are():
-    """On the meta device nothing can be read, so nothing waits."""
-    norms = GradientNormLog(1.0)
-    for _ in range(3):
-        norms.add(torch.zeros((), device="meta"))
-    assert norms.over.device.type == "meta" and norms.steps == 3
+    assert steps(0.5, 1.0, 1.5, 2.0) == (1.0, {"grad_clip_pct": 50.0})
+    assert steps(2.0) == (1.0, {"grad_clip_pct": 100.0})
+    assert steps(0.5, 3.0, float("inf"), float("nan")) == (2.0, {"grad_clip_pct": 50.0, "skipped_steps": 2})

@@ -24,7 +24,9 @@ def resumed(tmp_path, before, after, plan=None, **settings):
     options = before.get("optimizer_options", settings.get("optimizer_options", {}))
     specs = before.get("param_groups", settings.get("param_groups", ()))
     trainer.settings.earlier_optimizer = plan or OptimizerPlan(trainer.optimizer_name, options, specs, arguments)
-    trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{CHANGED_AT}"))
+    checkpoint = tmp_path / f"checkpoint-{CHANGED_AT}"
+    trainer.check_resumable(checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
     return trainer
 
 
@@ -106,6 +108,7 @@ def test_the_rate_of_one_group(tmp_path):
     moved.train(resume_from_checkpoint=str(tmp_path / "a/checkpoint-3"))
     trainer = make_trainer(tmp_path / "a", **{**RUN, **SAME, **after, "max_steps": 8})
     trainer.settings.earlier_optimizer = OptimizerPlan("adamw_torch", {}, before["param_groups"], SAME)
+    trainer.check_resumable(tmp_path / "a/checkpoint-6")
     trainer.train(resume_from_checkpoint=str(tmp_path / "a/checkpoint-6"))
     names = {id(each): name for name, each in trainer.model.named_parameters()}
     rates = {names[id(each)]: group["lr"] for group in trainer.optimizer.param_groups for each in group["params"]}
@@ -117,7 +120,7 @@ def test_groups_of_other_parameters_are_refused(tmp_path):
     model, args = Regression(), make_trainer(tmp_path, **RUN).args
     plans = [OptimizerPlan("adamw_torch", {}, [Spec(pattern, lr=0.1)]) for pattern in ("head", "linear")]
     with pytest.raises(ValueError, match="other parameters than those of the checkpoint"):
-        changed_options(*plans, model, args, {})
+        changed_options(*(plan.build(model, args, {}).param_groups for plan in plans))
 
 
 def test_a_momentum_that_cycles_follows_a_changed_beta(tmp_path):
@@ -133,7 +136,7 @@ def test_going_on_is_tried_before_anything_is_written(tmp_path):
     make_trainer(tmp_path, **{**RUN, "lr_scheduler_type": "linear"}).train()
     checkpoint = tmp_path / "checkpoint-3"
     longer = make_trainer(tmp_path, **{**RUN, "lr_scheduler_type": "linear", "max_steps": 9})
-    with pytest.raises(ValueError, match="say with resume_schedule"):
+    with pytest.raises(ValueError, match="resume_schedule: keep"):
         longer.check_resumable(checkpoint)
     with pytest.raises(ValueError, match="2 parameter groups, this run has 4"):
         make_trainer(tmp_path, **RUN, param_groups=[Spec("head", lr=0.1)]).check_resumable(checkpoint)

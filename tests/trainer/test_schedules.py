@@ -13,7 +13,7 @@ from transformers.trainer_utils import SchedulerType
 
 from trainer.optimization.lr_curves import stand_in_for
 from trainer.optimization.lr_scheduler import Schedule, check_plan, planned_rates, schedule_lines
-from trainer.optimization.lr_scheduler_config import LRSchedulerConfig, is_training_loss, torch_schedules
+from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
 BASES = [0.1, 0.02]
 TRAINER_OPTIONS = {
@@ -99,7 +99,9 @@ def test_torch_classes_by_step(name, warmup):
 def test_every_torch_class_is_covered_here():
     composed = {"SequentialLR", "ChainedScheduler", "ReduceLROnPlateau"}
     refused = {"LambdaLR", "MultiplicativeLR", "LRScheduler"}
-    assert set(torch_schedules()) == set(TORCH_OPTIONS) | composed | refused
+    kinds = (kind for kind in vars(lr_scheduler).values() if isinstance(kind, type))
+    names = {kind.__name__ for kind in kinds if issubclass(kind, lr_scheduler.LRScheduler)}
+    assert {name for name in names if not name.startswith("_")} == set(TORCH_OPTIONS) | composed | refused
 
 
 @pytest.mark.parametrize("frequency", [1, 2])
@@ -242,7 +244,7 @@ def test_a_plateau_after_a_warmup():
     optimizer, truth = optimizer_at(BASES), optimizer_at(BASES)
     plan = plan_for("ReduceLROnPlateau", {"patience": 1, "mode": "max"}, warmup_steps=4, monitor="accuracy")
     schedule = Schedule(optimizer, plan, 100, 2)
-    assert schedule.needs_metric == "accuracy"
+    assert schedule.plan.needs_metric == "accuracy"
     original = lr_scheduler.ReduceLROnPlateau(truth, mode="max", factor=0.5, patience=1, threshold=1e-3)
     values = iter([0.9, 0.1, math.nan, 0.1, 0.05, 0.3, math.inf, -1.0, 0.3001, 0.2, 0.5])
     applied = []
@@ -250,14 +252,12 @@ def test_a_plateau_after_a_warmup():
         for _ in range(2):
             schedule.step()
         schedule.observe(value)
-        if schedule.taken >= 4:
+        if schedule.step_count >= 4:
             original.step(math.nan if math.isinf(value) else value)  # infinity is no improvement
         applied.append([group["lr"] for group in optimizer.param_groups])
-        if schedule.taken >= 4:
+        if schedule.step_count >= 4:
             assert applied[-1] == [group["lr"] for group in truth.param_groups] == schedule.get_last_lr()
     assert applied[0] == [0.05, 0.01] and applied[-1][0] < 0.05
-    with pytest.raises(ValueError, match="follows `accuracy`, which was not reported"):
-        schedule.observe(None)
 
 
 def test_plateau_defaults_frequency_floor_and_end():
@@ -285,7 +285,7 @@ def test_transformers_plateau_and_greedy_are_its_own():
         optimizer, truth, seen = optimizer_at(BASES), optimizer_at(BASES), set()
         schedule = Schedule(optimizer, plan_for(name, options), 100, 1)
         original = transformers.get_scheduler(name, truth, scheduler_specific_kwargs=options)
-        assert schedule.needs_metric == "eval_loss"
+        assert schedule.plan.needs_metric == "eval_loss"
         for value in values:
             schedule.step()
             schedule.observe(value)
@@ -296,13 +296,14 @@ def test_transformers_plateau_and_greedy_are_its_own():
     smooth = Schedule(optimizer_at(BASES), plan_for("greedy", options | {"smooth": True}), 100, 1)
     for value in (1.0, math.nan, *[2.0] * 8):  # one NaN must not stay in the average
         smooth.observe(value)
-    assert smooth.curve.state_dict()["average"]["sum"] == 17.0
+    assert smooth.state_dict()["curve"]["average"]["sum"] == 17.0
 
 
 def test_the_training_loss_by_its_names():
-    assert all(is_training_loss(name) for name in ("loss", "train_loss", "train/loss"))
-    assert not any(is_training_loss(name) for name in ("eval_loss", None))
-    assert Schedule(optimizer_at(BASES), plan_for("linear"), 5, 1).needs_metric is None
+    for name in ("loss", "train_loss", "train/loss"):
+        assert plan_for("ReduceLROnPlateau", monitor=name).follows_training_loss
+    assert not any(plan.follows_training_loss for plan in (plan_for("ReduceLROnPlateau"), plan_for("linear")))
+    assert plan_for("linear").needs_metric is None
 
 
 # ---- saved, resumed, rebased ----
@@ -329,7 +330,7 @@ def test_a_saved_schedule_goes_on_exactly(plan, at):
         rates = []
         for step in range(first, last):
             schedule.step()
-            if schedule.needs_metric:
+            if schedule.plan.needs_metric:
                 schedule.observe(1.0 + 0.3 * math.sin(step))
             rates.append([group["lr"] for group in schedule.optimizer.param_groups])
         return rates
@@ -426,7 +427,7 @@ class Scheduled(transformers.Trainer):
 
     def evaluate(self, *arguments, **options):
         metrics = super().evaluate(*arguments, **options)
-        self.lr_scheduler.observe(metrics[self.lr_scheduler.needs_metric])
+        self.lr_scheduler.observe(metrics[self.plan.needs_metric])
         return metrics
 
     def logged(self, key="learning_rate"):
@@ -480,42 +481,35 @@ def test_a_plateau_in_a_trainer_and_after_a_resume(tmp_path):
 # ---- what is refused, and what is printed ----
 
 SEQUENCE = {"schedulers": [{"name": "StepLR", "step_size": 2}, {"name": "ExponentialLR", "gamma": 0.9}]}
-REFUSED = [
-    (plan_for("cosin"), "`cosin` is neither .* did you mean `cosine`"),
-    (plan_for("steplr", {"step_size": 2}), "did you mean `StepLR`"),
-    (plan_for("LambdaLR"), "takes a function, which YAML cannot write"),
-    (plan_for("linear", {"bogus": 1}), "`linear` takes no `bogus`; it takes no options"),
-    (plan_for("StepLR", {"step_sise": 1}), "`StepLR` takes no `step_sise`; did you mean `step_size`?"),
-    (plan_for("StepLR"), "`StepLR` needs the option `step_size`"),
-    (plan_for("CyclicLR"), "`CyclicLR` needs the option `base_lr`"),
-    (plan_for("warmup_stable_decay"), "needs the option `num_decay_steps`"),
-    (plan_for("cosine_with_min_lr"), "cannot be built: One of min_lr or min_lr_rate"),
-    (plan_for("ExponentialLR", {"gamma": "a"}), "`ExponentialLR` cannot be built"),
-    (plan_for("ReduceLROnPlateau", {"factor": 2.0}), "cannot be built: Factor should be < 1.0"),
-    (plan_for("StepLR", {"step_size": 2}, monitor="accuracy"), "follows no metric, so `monitor: accuracy`"),
-    (plan_for("StepLR", {"step_size": 2}, interval="batch"), "interval `batch`; it is step or epoch"),
-    (plan_for("linear", interval="epoch"), "`linear` goes by single steps"),
-    (plan_for("linear", frequency=3), "`linear` goes by single steps"),
-    (plan_for("StepLR", {"step_size": 2}, frequency=0), "frequency 0; give 1 or more"),
-    (plan_for("linear", warmup_steps=5, warmup_epochs=1), "one in epochs; keep one"),
-    (plan_for("linear", warmup_steps=2.5), "2.5 steps; give a whole number, or a share"),
-    (plan_for("linear", warmup_epochs=-1), "warm-up below 0"),
-    (plan_for("linear", warmup_steps=9, decay_steps=9), "ends after 9 steps; give more than the warm-up"),
-    (plan_for("linear", min_lr=0.2), "min_lr 0.2 is not between 0 and the learning rate, 0.1"),
-    (plan_for("polynomial", {"lr_end": 0.01}, min_lr=0.01), "from `min_lr` and from its option `lr_end`"),
-    (plan_for("SequentialLR", SEQUENCE), "`SequentialLR` needs the option `milestones`"),
-    (plan_for("SequentialLR", SEQUENCE | {"milestones": [1, 2]}), "2 schedules and needs 1 milestones"),
-    (plan_for("SequentialLR", SEQUENCE | {"milestones": [0]}), "rising whole numbers above 0"),
-    (plan_for("SequentialLR", {"schedulers": ["StepLR"], "milestones": []}), "a list of entries with a name"),
-    (plan_for("ChainedScheduler", {"schedulers": [{"name": "ReduceLROnPlateau"}]}), "cannot be inside a"),
-    (plan_for("ChainedScheduler", {"schedulers": [{"name": "StepLR", "gama": 1}]}), "`StepLR` takes no `gama`"),
+REFUSED = [  # a schedule, and the value or the name that the error must show
+    (plan_for("steplr", {"step_size": 2}), "steplr"),
+    (plan_for("LambdaLR"), "lr_lambda"),
+    (plan_for("linear", {"bogus": 1}), "bogus"),
+    (plan_for("StepLR", {"step_sise": 1}), "step_sise"),
+    (plan_for("StepLR"), "step_size"),
+    (plan_for("CyclicLR"), "base_lr"),
+    (plan_for("warmup_stable_decay"), "num_decay_steps"),
+    (plan_for("cosine_with_min_lr"), "min_lr"),
+    (plan_for("ExponentialLR", {"gamma": "a"}), "multiply"),
+    (plan_for("ReduceLROnPlateau", {"factor": 2.0}), "Factor"),
+    (plan_for("linear", min_lr=0.2), "0.2"),
+    (plan_for("polynomial", {"lr_end": 0.01}, min_lr=0.01), "lr_end"),
+    (plan_for("SequentialLR", SEQUENCE), "milestones"),
+    (plan_for("SequentialLR", SEQUENCE | {"milestones": [1, 2]}), "[1, 2]"),
+    (plan_for("SequentialLR", SEQUENCE | {"milestones": [0]}), "[0]"),
+    (plan_for("SequentialLR", SEQUENCE | {"milestones": 5}), "5"),
+    (plan_for("SequentialLR", {"schedulers": ["StepLR"], "milestones": []}), "schedulers"),
+    (plan_for("ChainedScheduler", {"schedulers": [{"name": "ReduceLROnPlateau"}]}), "schedulers"),
+    (plan_for("ChainedScheduler", {"schedulers": [{"name": "StepLR", "gama": 1}]}), "gama"),
 ]
 
 
-@pytest.mark.parametrize("plan, text", REFUSED, ids=[f"{plan.name}-{i}" for i, (plan, _) in enumerate(REFUSED)])
-def test_what_does_not_fit_is_told(plan, text):
-    with pytest.raises(ValueError, match=text):
+@pytest.mark.parametrize("plan, value", REFUSED, ids=[f"{plan.name}-{i}" for i, (plan, _) in enumerate(REFUSED)])
+def test_what_cannot_be_built_is_one_line(plan, value):
+    with pytest.raises(ValueError) as raised:
         check_plan(plan)
+    assert value in str(raised.value) and "\n" not in str(raised.value)
+    assert f"`{plan.name}`" in str(raised.value) or plan.min_lr == 0.2
 
 
 @pytest.mark.parametrize("plan", SAVED, ids=lambda plan: plan.name)

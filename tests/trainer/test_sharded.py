@@ -294,10 +294,6 @@ def regroup(facts):
     first |= {"norm.weight": second.pop("norm.weight")}
 
 
-def shift(facts):
-    facts["tensors"]["words.weight/exp_avg"] = {"shape": [7, 4], "offset": [3, 0], "cut": [0]}
-
-
 def forget(facts):
     facts["tensors"]["words.weight/exp_avg"] = {"shape": [9, 4], "offset": [0, 0], "cut": [0]}
 
@@ -308,7 +304,6 @@ def forget(facts):
         (rename, "`words.weight`"),
         (resize, "`words.weight` is 8×4"),
         (regroup, "parameter groups"),
-        (shift, "words.weight/exp_avg"),
         (forget, "`words.weight/exp_avg`"),
         (lambda facts: facts.update(optimizer="SGD"), "SGD.*AdamW"),
         (lambda facts: facts.pop("values"), "values"),
@@ -342,9 +337,7 @@ def test_missing_and_mixed_parts(tmp_path):
     check_error("SafetensorError")
     tensors.unlink()
     check_error("optimizer-00001-of-00001.safetensors")
-    facts.with_name("optimizer-00002-of-00002.json").write_text("{}")
-    check_error("1 and of 2 processes")
-    facts.unlink()
+    facts.rename(facts.with_name("optimizer-00002-of-00002.json"))
     check_error("optimizer-00001-of-00002.json")
 
 
@@ -356,8 +349,6 @@ def test_state_that_cannot_be_sharded(tmp_path):
     optimizer.state[model.single.bias]["inner"] = {1, 2}
     with pytest.raises(ValueError, match="`single.bias/inner`"):
         sharded_optimizer.local_state(model, optimizer)
-    with pytest.raises(ValueError, match="not parameters of the model"):
-        sharded_optimizer.local_state(Tower(), optimizer)
 
 
 def test_weights_in_several_files(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +30,36 @@ class SignalAt(TrainerCallback):
                 os.kill(os.getpid(), 15)
 
         setattr(self, event, send)
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        ({}, [4, 8]),  # log lines
+        ({"eval_strategy": "steps", "eval_steps": 3}, [3, 4, 6, 8]),
+        ({"save_strategy": "steps", "save_steps": 5, "save_in_background": False}, [4, 5, 8]),
+        ({"num_train_epochs": 1, "max_steps": -1, "logging_strategy": "epoch"}, [11]),
+    ],
+)
+def test_steps_without_work_never_reach_the_boundary(tmp_path, cause, expected):
+    trainer = make_trainer(tmp_path, **{"count": 44, "max_steps": 8, "logging_steps": 4} | cause)
+    steps, end_step = [], trainer.end_step
+    trainer.end_step = lambda *arguments: (steps.append(trainer.state.global_step), end_step(*arguments))
+    trainer.train()
+    assert sorted(set(steps)) == expected  # the last step reaches it again at the epoch's end
+
+
+@pytest.mark.parametrize("cause", ["lock", "save", "ranks"])
+def test_what_needs_polling_reaches_the_boundary_at_every_step(tmp_path, cause):
+    trainer = make_trainer(tmp_path, max_steps=4, logging_steps=99)
+    assert not trainer.has_boundary_work()
+    if cause == "lock":
+        trainer.locks = [SimpleNamespace(lost=False), SimpleNamespace(lost=True)]
+    elif cause == "save":
+        trainer.checkpointing.saving_state = trainer.state
+    else:
+        trainer.checkpointing.consensus.group = object()
+    assert trainer.has_boundary_work()
 
 
 def test_save_only_model(tmp_path):

@@ -62,13 +62,14 @@ def test_equals_a_bare_loop_bit_for_bit(tmp_path):
 def test_named_losses_are_the_means_since_the_last_log(tmp_path):
     trainer = make_trainer(tmp_path, learning_rate=0.0, max_steps=4, gradient_accumulation_steps=2)
     trainer.train()
-    model, terms = Regression(), []
-    for batch in batches(22, epochs=2):
-        terms.append({name: value.item() for name, value in model(**batch)["losses"].items()})
-    for log, first in zip([line for line in metrics(tmp_path) if "loss" in line], (0, 4), strict=True):
-        # 22 samples make 6 batches an epoch: steps of micro-batches 0-1, 2-3, 4-5, then the next epoch's
+    model, cut = Regression(), list(batches(22, epochs=2))
+    # 22 samples make 6 batches an epoch, the last of 2 samples: steps of micro-batches 0-1, 2-3, 4-5, then the next
+    pairs = zip(cut[::2], cut[1::2], strict=True)
+    whole = [{key: torch.cat([first[key], second[key]]) for key in first} for first, second in pairs]
+    terms = [model(**step)["losses"] for step in whole]
+    for log, steps in zip([line for line in metrics(tmp_path) if "loss" in line], (terms[:2], terms[2:4]), strict=True):
         for name in ("error", "size"):
-            assert log[f"loss_{name}"] == pytest.approx(sum(t[name] for t in terms[first : first + 4]) / 4, rel=1e-5)
+            assert log[f"loss_{name}"] == pytest.approx(sum(step[name].item() for step in steps) / 2, rel=1e-5)
 
 
 def test_logged_grad_norm_is_that_of_the_step_before_clipping(tmp_path):

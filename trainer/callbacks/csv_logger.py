@@ -1,4 +1,4 @@
-"""Loggers beside metrics.jsonl: a CSV table of our own, and what the section `logging` means to the others."""
+"""Loggers beside metrics.jsonl: a CSV table, and the section `logging` as environment variables of other loggers."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import csv
 import io
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from transformers import TrainerCallback
-
 from storage.atomic import write_text
 from trainer.callbacks.log_files import append, is_of_the_past
+from trainer.callbacks.progress import MetricsFile
 from trainer.sections import LoggingConfig
 
 STEP = re.compile(r"\d{1,18}")  # of a row; int() refuses thousands of digits
 BACKENDS = {"CSVLogger": "csv", "TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}  # logger_type -> backend
-# What each backend has a place for.
+# The keys that each backend can use.
 USABLE = {
     "csv": ("name", "save_dir"),
     "tensorboard": ("name", "save_dir"),
@@ -30,17 +27,16 @@ USABLE = {
 }
 
 
-class CsvLog(TrainerCallback):
+class CsvLog(MetricsFile):
     """`metrics.csv`: one row for each log event, one column for each name, in order of first appearance.
 
-    A new name rewrites the table with one column more. A resumed run drops the rows of steps that it will repeat, and a
-    row that a killed process left unfinished. Only the first process writes.
+    A new name rewrites the table with one more column. A resumed run drops the rows of steps that it will repeat, and a
+    row that a killed process left unfinished.
     """
 
     def __init__(self, folder: Path):
-        self.path = Path(folder) / "metrics.csv"
-        self.columns: list[str] | None = None  # None: not looked yet what is there
-        self.waiting: list[dict[str, Any]] = []  # rows that a full disk would not take
+        super().__init__(Path(folder) / "metrics.csv")
+        self.columns: list[str] | None = None  # None: the file has not been read yet
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -49,80 +45,58 @@ class CsvLog(TrainerCallback):
             if self.path.exists():
                 self._rewrite(kept)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs:
-            return
-        row = {"step": state.global_step, **logs}
-        was_late = bool(self.waiting)
-        self.waiting.append(row)
-        self._write(was_late)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.waiting:
-            self._write(was_late=True)
-
-    def _write(self, was_late: bool) -> None:
-        try:
-            self._add(self.waiting)
-            self.waiting = []
-        except OSError as error:  # a full disk is no reason to end a training
-            if not was_late:
-                tqdm.write(f"{self.path} cannot be written ({error.strerror}); its rows wait", file=sys.stderr)
-
-    def _add(self, rows: list[dict[str, Any]]) -> None:
+    def _append(self, records: Sequence[dict[str, Any]]) -> None:
         if self.columns is None:
             self.columns, _ = read_table(self.path)
-        new = [name for row in rows for name in row if name not in self.columns]
+        new = [name for record in records for name in record if name not in self.columns]
         if new:
             _, before = read_table(self.path)
             self.columns = [*self.columns, *dict.fromkeys(new)]
-            self._rewrite([*before, *rows])
+            self._rewrite([*before, *records])
         else:
-            append(self.path, self._text(rows))
+            append(self.path, self._text(records))
 
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+    def _rewrite(self, rows: Sequence[dict[str, Any]]) -> None:
         write_text(self.path, self._text([dict(zip(self.columns, self.columns, strict=True)), *rows]))
 
-    def _text(self, rows: list[dict[str, Any]]) -> str:
+    def _text(self, rows: Sequence[dict[str, Any]]) -> str:
         text = io.StringIO()
         csv.DictWriter(text, self.columns, lineterminator="\n").writerows(rows)
         return text.getvalue()
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and whole rows of a `metrics.csv`; none where there is no file or none of ours."""
+    """Return the columns and complete rows of a `metrics.csv`; none if there is no such table."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     try:
         rows = list(csv.reader(io.StringIO(text)))
-    except csv.Error:  # damaged: no table of ours
+    except csv.Error:
         rows = []
     if rows and not text.endswith("\n"):
         rows.pop()  # its writer was killed
     if not rows or "step" not in rows[0]:
         return [], []
     columns, step = rows[0], rows[0].index("step")
-    whole = [row for row in rows[1:] if len(row) == len(columns) and STEP.fullmatch(row[step])]
-    return columns, [dict(zip(columns, row, strict=True)) for row in whole]
+    complete = [row for row in rows[1:] if len(row) == len(columns) and STEP.fullmatch(row[step])]
+    return columns, [dict(zip(columns, row, strict=True)) for row in complete]
 
 
 def log_folder(settings: LoggingConfig, output_dir: Path, subfolder: str = "") -> Path:
-    """Where files of a logger without a server go: `save_dir` or else the run's folder, and the run's name in it."""
+    """Return the folder of a logger without a server: the run's name in `save_dir`, or in the run's folder."""
     base = Path(settings.save_dir).expanduser().absolute() if settings.save_dir else Path(output_dir) / subfolder
     return base / settings.name if settings.name else base
 
 
 def logger_environment(settings: LoggingConfig, output_dir: Path, report_to: Sequence[str] = ()) -> dict[str, str]:
-    """The environment variables that say to the loggers what the section says.
+    """Return the environment variables that pass the section to the loggers.
 
-    The run's name also belongs in `TrainingArguments.run_name`, trackio's project in `TrainingArguments.project`:
-    see `logger_arguments`.
+    The loader also passes the run's name as `TrainingArguments.run_name`, and trackio's project as `project`.
 
     Args:
-        report_to: Backends that were asked for by name; `logger_type` adds its own. Without any, nothing is logged and
-            the section has no effect.
+        report_to: Backends by name; `logger_type` adds its own. Without any the section has no effect.
 
     Raises:
-        ValueError: a key that none of the loggers has a place for; `log_model` is none of its words.
+        ValueError: no logger can use a key, or `log_model` has no valid value.
     """
     backends = _backends(settings, report_to)
     if not backends:
@@ -140,15 +114,9 @@ def logger_environment(settings: LoggingConfig, output_dir: Path, report_to: Seq
     return environment
 
 
-def logger_arguments(settings: LoggingConfig) -> dict[str, str]:
-    """The fields of TrainingArguments that the section fills."""
-    fields = {"run_name": settings.name, "project": settings.project}
-    return {field: value for field, value in fields.items() if value}
-
-
 def _backends(settings: LoggingConfig, report_to: Sequence[str]) -> list[str]:
     own = [BACKENDS[settings.logger_type]] if settings.logger_type else []
-    return [*own, *(each for each in report_to if each in USABLE and each not in own)]
+    return [*own, *(backend for backend in report_to if backend in USABLE and backend not in own)]
 
 
 def _check(settings: LoggingConfig, backends: Sequence[str]) -> None:
@@ -156,12 +124,12 @@ def _check(settings: LoggingConfig, backends: Sequence[str]) -> None:
     for key in USABLE["wandb"]:
         usable = [backend for backend in backends if key in USABLE[backend]]
         if getattr(settings, key) and not usable:
-            takes = ", ".join(dict.fromkeys(name for each in backends for name in USABLE[each]))
-            raise ValueError(f"`logging.{key}` means nothing to {shown}, which takes {takes}; leave it out")
+            takes = ", ".join(dict.fromkeys(name for backend in backends for name in USABLE[backend]))
+            raise ValueError(f"`logging.{key}` cannot be used by {shown}, which takes {takes}; leave it out")
     if settings.log_model not in (None, False, True, "all", "best"):
         raise ValueError(f"`logging.log_model: {settings.log_model}` must be all, best or null")
     if settings.log_model in (True, "best") and "wandb" not in backends:
-        raise ValueError("`logging.log_model: best` means nothing to mlflow, which takes all; leave it out")
+        raise ValueError("`logging.log_model: best` cannot be used by mlflow, which takes all; leave it out")
 
 
 def _for_wandb(settings: LoggingConfig) -> dict[str, str]:
@@ -179,7 +147,7 @@ def _for_wandb(settings: LoggingConfig) -> dict[str, str]:
 
 
 def _for_mlflow(settings: LoggingConfig) -> dict[str, str]:
-    """A data base in `save_dir`: MLflow no longer writes its older folders of files."""
+    """MLflow writes a database into `save_dir`."""
     tags = {"mlflow.note.content": settings.notes, "group": settings.group}
     tags = {name: value for name, value in tags.items() if value}
     given = {

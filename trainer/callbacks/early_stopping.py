@@ -1,9 +1,10 @@
-"""Ends a training whose metric no longer improves, is good enough, or is lost."""
+"""End a training whose metric no longer improves, has reached a threshold, has diverged or is not finite."""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from storage import safe_read
-from trainer.callbacks.metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
+from trainer.callbacks.metric_names import (
+    LatestMetrics,
+    find_metric,
+    is_evaluation,
+    metric_or_error,
+    normal_form,
+    required_direction,
+)
 from trainer.sections import EarlyStoppingConfig
 
 DECIDING = ("patience", "stopping_threshold", "divergence_threshold", "check_finite")
@@ -20,39 +28,41 @@ DECIDING = ("patience", "stopping_threshold", "divergence_threshold", "check_fin
 
 @dataclass
 class Progress:
-    """What has been seen so far; stored in every checkpoint."""
+    """The state of the checks, which is stored in every checkpoint."""
 
-    metric: str | None = None  # the logged key that `monitor` meant
+    metric: str | None = None  # the logged key that `monitor` stands for
     best: float | None = None
     best_step: int | None = None
     wait: int = 0  # checks since the last improvement
-    checked_step: int = 0  # 0: an evaluation of the untrained model is no check
+    checked_step: int = 0  # an evaluation of the untrained model, at step 0, does not count
     reason: str | None = None  # why the training was stopped
 
 
 class EarlyStopping(TrainerCallback):
     """Checks one metric after each evaluation, or at each epoch's end; a step is checked once.
 
-    In this order: not finite, `stopping_threshold` reached, worse than `divergence_threshold`, improved by more than
-    `min_delta`, out of `patience`. Before `min_epochs` epochs everything is counted and nothing is stopped.
+    Reasons to stop, in this order: the metric is not finite, has reached `stopping_threshold`, is worse than
+    `divergence_threshold`, or has not improved by more than `min_delta` for `patience` checks. Before `min_epochs`
+    epochs checks are counted, but do not stop the training.
 
-    What it has counted lies in `state.stateful_callbacks` under a key of its own, not under its class' name as with
-    `ExportableState`: that way is off by default, replaces the configured callback by one with the checkpoint's
-    settings where it is on, mixes up two callbacks of one class, and fails at the first save of a run that is resumed
-    with a callback its checkpoint did not have.
+    Its state is stored in `state.stateful_callbacks` under its own key. transformers' `ExportableState` is not used: it
+    is off by default; if it is on, it replaces the configured callback by one with the checkpoint's settings, confuses
+    two callbacks of one class, and fails at the first save of a resumed run with an additional callback.
 
-    Must come after the callbacks that ask for evaluations at an epoch's end.
+    It must come after callbacks that request evaluations at an epoch's end.
 
     Raises:
-        ValueError: `mode` is neither min nor max; with `strict`, the metric is missing when training continues.
+        ValueError: the metric's direction is neither given nor known; with `strict`, the metric is missing when
+            training continues.
     """
 
-    def __init__(self, settings: EarlyStoppingConfig, min_epochs: int | None = None):
-        if settings.mode not in ("min", "max"):
-            raise ValueError(f"`early_stopping.mode: {settings.mode}` must be min or max")
+    def __init__(
+        self, settings: EarlyStoppingConfig, min_epochs: int | None = None, directions: Mapping[str, str] | None = None
+    ):
+        self.direction = required_direction(settings.monitor, settings.mode, directions, "early_stopping")
         self.settings, self.min_epochs = settings, min_epochs or 0
         self.progress, self.latest = Progress(), LatestMetrics()
-        self.epoch_ended = self.is_missing = self.said_missing = self.said_early = False
+        self.epoch_ended = self.is_missing = self.printed_missing = self.printed_waiting = False
         self.logged_step = -1  # the last step with a training log
 
     # ---- events ----
@@ -65,7 +75,7 @@ class EarlyStopping(TrainerCallback):
         self.epoch_ended = bool(stored and stored.get("epoch_ended"))
         self.progress.reason = None
         if state.global_step and not stored:
-            self._print(args, state, f"early stopping counts from step {state.global_step} on: the checkpoint has none")
+            self._print(args, state, f"early stopping: the checkpoint has no checks; counting from {state.global_step}")
         self._store(state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -89,7 +99,7 @@ class EarlyStopping(TrainerCallback):
             self._check(args, state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The epoch's own log and evaluation come after this event: where one is due, the check waits for it."""
+        """Check now, or after the epoch's log line or evaluation if one is due: they follow this event."""
         self.epoch_ended = self.settings.check_on_train_epoch_end
         log_is_due = control.should_log and self.logged_step != state.global_step
         if self.epoch_ended and not control.should_evaluate and not log_is_due:
@@ -97,7 +107,7 @@ class EarlyStopping(TrainerCallback):
         self._store(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.progress.metric is None:  # nothing is left to stop: a trained model is not thrown away for it
+        if self.progress.metric is None:  # too late to be an error: the model is trained
             self._missing(args, state, fatal=False)
 
     # ---- one check ----
@@ -110,14 +120,14 @@ class EarlyStopping(TrainerCallback):
         self.is_missing = self.epoch_ended = False
         if self.progress.checked_step == state.global_step:
             return
-        if self.progress.metric != name:  # a bare name that meant training's until the first evaluation
+        if self.progress.metric != name:  # a bare name stands for a training metric until the first evaluation
             self.progress = Progress(metric=name)
         self.progress.checked_step = state.global_step
         reason = self._judge(args, state, self.latest.values[name])
         if reason and state.epoch < self.min_epochs:
-            if not self.said_early:
+            if not self.printed_waiting:
                 self._print(args, state, f"early stopping waits for min_epochs ({self.min_epochs}): {name} {reason}")
-            self.said_early = True
+            self.printed_waiting = True
         elif reason:
             self.progress.reason = f"early stopping at step {state.global_step}: {name} {reason}"
             self._print(args, state, self.progress.reason)
@@ -125,7 +135,7 @@ class EarlyStopping(TrainerCallback):
         self._store(state)
 
     def _judge(self, args: Any, state: Any, value: float) -> str | None:
-        """Counts the value and says why it ends the training, if it does."""
+        """Count a value; return the reason to stop, or None."""
         settings, progress = self.settings, self.progress
         limit = self._limit(value, settings.stopping_threshold, settings.divergence_threshold)
         if self._improves(value):
@@ -151,12 +161,12 @@ class EarlyStopping(TrainerCallback):
         return None
 
     def _better(self, value: float, than: float) -> bool:
-        return value < than if self.settings.mode == "min" else value > than
+        return value < than if self.direction == "min" else value > than
 
     def _improves(self, value: float) -> bool:
         if math.isnan(value) or (self.settings.check_finite and math.isinf(value)):
             return False
-        delta = self.settings.min_delta if self.settings.mode == "min" else -self.settings.min_delta
+        delta = self.settings.min_delta if self.direction == "min" else -self.settings.min_delta
         return self.progress.best is None or self._better(value + delta, self.progress.best)
 
     # ---- state and lines ----
@@ -179,31 +189,31 @@ class EarlyStopping(TrainerCallback):
         except ValueError as error:
             if self.settings.strict and fatal:
                 raise
-            if not self.said_missing:
+            if not self.printed_missing:
                 self._print(args, state, f"early stopping is skipped: {error}")
-            self.said_missing = True
+            self.printed_missing = True
 
     def _print(self, args: Any, state: Any, line: str) -> None:
-        several = args.world_size > 1 and not self.settings.log_rank_zero_only
-        if several or state.is_world_process_zero:
-            tqdm.write(f"[rank {args.process_index}] {line}" if several else line, file=sys.stderr)
+        every_rank = args.world_size > 1 and not self.settings.log_rank_zero_only
+        if every_rank or state.is_world_process_zero:
+            tqdm.write(f"[rank {args.process_index}] {line}" if every_rank else line, file=sys.stderr)
 
 
 def already_stopped(checkpoint: Path, settings: EarlyStoppingConfig) -> str | None:
-    """Why the run that wrote a checkpoint had been stopped there, if it was and the same settings hold now.
+    """Return why the run that wrote a checkpoint was stopped there; None: it was not, or the settings have changed.
 
-    A Trainer looks at its stop flag after a step only, so a stopped run that is resumed (a requeued job) has to be
-    recognized before it trains on.
+    A Trainer checks its stop flag only after a step, so a stopped run that is resumed (a requeued job) must be
+    recognized before it trains.
     """
     state = safe_read.read_json(checkpoint / "trainer_state.json")
     stored = state.get("stateful_callbacks", {}).get(state_key(settings))
-    same = stored and stored["settings"] == _deciding(settings)
-    return stored["progress"]["reason"] if same else None
+    is_same = stored and stored["settings"] == _deciding(settings)
+    return stored["progress"]["reason"] if is_same else None
 
 
 def state_key(settings: EarlyStoppingConfig) -> str:
-    """Where the counts are kept: those of another metric or another `min_delta` are not ours."""
-    return f"early_stopping: {normal_form(settings.monitor)}, {settings.mode}, {settings.min_delta:g}"
+    """Return the key of the stored state; the state of another metric or another `min_delta` is not used."""
+    return f"early_stopping: {normal_form(settings.monitor)}, {settings.mode or 'declared'}, {settings.min_delta:g}"
 
 
 def _deciding(settings: EarlyStoppingConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a state's `epoch` says: epochs done, as a fraction that carries its rounding."""
+"""Interpret a state's `epoch`: the number of epochs done, a fraction with rounding errors."""
 
 import math
 
@@ -6,10 +6,10 @@ ROUNDING = 1e-8  # of a fraction of up to a thousand epochs; an epoch of ten mil
 
 
 def is_whole(epoch: float) -> bool:
-    """Whether an epoch has come to its end there."""
+    """Whether an epoch ends there."""
     return abs(epoch - round(epoch)) < ROUNDING
 
 
 def epochs_begun(epoch: float) -> int:
-    """How many epochs have been begun, the one that has just ended among them."""
+    """Return how many epochs have begun, including one that has just ended."""
     return math.ceil(epoch - ROUNDING)

@@ -13,8 +13,6 @@ class EveryNEpochs(TrainerCallback):
     """Request an evaluation at the end of every n-th complete epoch, but none before `eval_delay` epochs."""
 
     def __init__(self, epochs: int):
-        if epochs < 1:
-            raise ValueError(f"`check_val_every_n_epoch: {epochs}` must be at least 1")
         self.epochs = epochs
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

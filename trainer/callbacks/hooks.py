@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 
 class Hooks(TrainerCallback):
-    """The first callback of every run: passes events on to the Trainer."""
+    """The first callback of every run: passes events on to the Trainer, none of them an event of every step."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
@@ -19,17 +19,29 @@ class Hooks(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.begin_epoch()
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.begin_step()
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.after_update()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.after_step()
-
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.end_epoch()
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.during_evaluation()
+
+
+class UpdateAverages(TrainerCallback):
+    """Updates the averaged weights after each optimizer step."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.skipped_update is not True:
+            self.trainer.ema.update(state.global_step + 1)
+
+
+class FollowTrainingLoss(TrainerCallback):
+    """Passes the training loss to a plateau schedule that follows it."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.follow_training_loss()

@@ -1,4 +1,4 @@
-"""Files of a run's folder: whole or absent, never half-written."""
+"""Write files of a run's folder atomically, and append to its log files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ from storage.atomic import write_text
 
 
 def drop_later_lines(path: Path, state: Any) -> None:
-    """Keep the JSON lines (with `step`) that a run resumed from `state` will not write again.
-
-    Args:
-        state: The Trainer's; at step 0 nothing is kept.
-    """
+    """Keep only the JSON lines (with `step`) that a run resumed from `state`, a TrainerState, will not repeat."""
     if not path.exists():
         return
     # A power cut may leave anything at the end of a file.
@@ -30,36 +26,36 @@ def drop_later_lines(path: Path, state: Any) -> None:
 
 
 def is_of_the_past(record: Mapping[str, Any], state: Any) -> bool:
-    """Whether a record with `step` was written before the state: not later, nor at its step by what was logged, or an
-    evaluation that ended, after the state was saved."""
+    """Whether a record with `step` was logged before the state was saved; at the state's own step, its log history
+    tells whether the record is older."""
     step = record.get("step")
     if not isinstance(step, int) or step > state.global_step or state.global_step == 0:
         return False
     if step < state.global_step:
         return True
-    known = [each for each in state.log_history if each.get("step") == step]
+    entries = [entry for entry in state.log_history if entry.get("step") == step]
     if is_evaluation(record):
-        return any(is_evaluation(each) for each in known)
+        return any(is_evaluation(entry) for entry in entries)
     names = {name for name, value in record.items() if value != ""}  # a table has all columns in each row
-    return any(names <= each.keys() for each in known)
+    return any(names <= entry.keys() for entry in entries)
 
 
 def is_evaluation(record: Mapping[str, Any]) -> bool:
-    """Whether a record holds an evaluation's values."""
+    """Whether a record has values of an evaluation."""
     return any(name.startswith("eval_") and value not in (None, "") for name, value in record.items())
 
 
 def _record(line: str) -> dict[str, Any]:
-    """Empty for a line that is none, as a torn last one: the process was killed while it wrote it."""
+    """The record in a line; empty if the line is damaged, as the last one of a killed process may be."""
     try:
-        found = json.loads(line) if line.endswith("\n") else {}
-        return found if isinstance(found, dict) else {}
+        record = json.loads(line) if line.endswith("\n") else {}
+        return record if isinstance(record, dict) else {}
     except (ValueError, RecursionError):
         return {}
 
 
 def check_appendable(path: Path) -> None:
-    """What a run adds to must be a file that it may read and write, if it is there at all.
+    """Check that a path is a readable and writable file, if it exists.
 
     Raises:
         ValueError: it is not.
@@ -75,7 +71,7 @@ def check_appendable(path: Path) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Adds text at a file's end: all of it, or none where there is no room.
+    """Append text to a file: all of it, or nothing if the disk is full.
 
     Raises:
         OSError: the file is as it was.
@@ -94,12 +90,12 @@ def append(path: Path, text: str) -> None:
 
 
 def json_number(value: Any) -> Any:
-    """JSON has no NaN: a number that is not finite is written as the word, not as broken JSON."""
+    """Return the value as JSON can hold it: a number that is not finite as a string."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_files(folder: Path, files: Mapping[str, Any]) -> None:
-    """Each entry under its name: text as it is, anything else as JSON."""
+    """Write each entry under its name: text as it is, other values as JSON."""
     for name, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content, indent=1, allow_nan=False) + "\n"
         write_text(folder / name, text)

@@ -1,7 +1,8 @@
-"""Which logged value a written name means: `val/loss`, `val_loss` and `eval_loss` are one metric."""
+"""Find the logged value of a metric's name: `val/loss`, `val_loss` and `eval_loss` are one metric."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,64 +10,119 @@ EVALUATION, TRAINING = ("val", "valid", "eval"), ("train",)
 
 
 class UnknownMetric(ValueError):
-    """A setting names a metric that is not logged; known only once there are metrics."""
+    """A setting names a metric that is not logged, which only the first log or evaluation shows."""
 
 
 def find_metric(name: str, metrics: Mapping[str, Any]) -> str | None:
-    """The key of `metrics` that `name` means, or None.
+    """Return the key of `metrics` that `name` stands for, or None.
 
     `/` and `_` are the same. `val/x`, `valid/x` and `eval/x` are the evaluation's `eval_x`, `train/x` is the training
-    log's `x`. A bare `x` is `eval_x` where there is one, else `x`; where several evaluation sets have an `x` of their
-    own (`eval_left_x`, `eval_right_x`) a bare name means none of them: it must name one.
+    log's `x`. A bare `x` is `eval_x` if that is logged, otherwise `x`; if several evaluation sets have their own `x`
+    (`eval_left_x`, `eval_right_x`), a bare name is ambiguous and stands for none of them.
     """
     known = {_word(metric): metric for metric in metrics}
     word = _word(name)
-    ambiguous = any(is_evaluation(each) and each.endswith(f"_{word}") for each in known)
+    ambiguous = any(is_evaluation(key) and key.endswith(f"_{word}") for key in known)
     if _split(word)[0] is None and f"eval_{word}" not in known and ambiguous:
         return None
     return next((known[reading] for reading in _readings(word) if reading in known), None)
 
 
 def metric_or_error(name: str, metrics: Mapping[str, Any], asked_by: str) -> str:
-    """`find_metric`, or an error that names what there is.
+    """Return `find_metric`, or raise an error that lists what is logged.
 
     Args:
-        asked_by: The setting that holds the name, for the message: `early_stopping.monitor`.
+        asked_by: The setting with the name, for the message: `early_stopping.monitor`.
 
     Raises:
-        UnknownMetric: `name` means none of the metrics.
+        UnknownMetric: `name` stands for none of the metrics.
     """
-    import difflib
-
-    if (found := find_metric(name, metrics)) is not None:
-        return found
+    if (key := find_metric(name, metrics)) is not None:
+        return key
     logged = [metric for metric in metrics if metric not in ("epoch", "step")]
-    words = {_word(each): each for each in logged}
+    words = {_word(metric): metric for metric in logged}
     close = difflib.get_close_matches(normal_form(name), words, n=1, cutoff=0.5)
     remedy = f"did you mean `{words[close[0]]}`? " if close else ""
     raise UnknownMetric(f"`{asked_by}: {name}` is not logged; {remedy}logged: {', '.join(sorted(logged)) or 'nothing'}")
 
 
 def normal_form(name: str) -> str:
-    """One spelling for all that surely mean the same: `val/loss` -> `eval_loss`; a bare name stays bare."""
+    """Return one spelling for all names of one metric: `val/loss` -> `eval_loss`; a bare name stays bare."""
     word = _word(name)
     kind, rest = _split(word)
     return word if kind is None else f"{kind}_{rest}"
 
 
+def direction_of(name: str, declared: Mapping[str, str] | None = None) -> str | None:
+    """`min` or `max`: whether less or more of a metric is better; None if that is not known.
+
+    Args:
+        name: As a user writes it, perhaps with the name of an evaluation set: `val/left_accuracy`.
+        declared: Directions of the data's metrics by their own names. Losses need none.
+    """
+    rest = _split(_word(name))[1]
+    for metric, direction in (declared or {}).items():
+        if rest == _word(metric) or rest.endswith(f"_{_word(metric)}"):
+            return direction
+    return "min" if "loss" in rest.split("_") else None
+
+
+def required_direction(name: str, given: str | None, declared: Mapping[str, str] | None, asked_by: str) -> str:
+    """The direction that the user gave or that is known.
+
+    Args:
+        asked_by: The section that names the metric, for the message.
+
+    Raises:
+        ValueError: neither.
+    """
+    direction = given or direction_of(name, declared)
+    if direction is None:
+        raise ValueError(
+            f"`{asked_by}.monitor: {name}`: whether less or more of it is better is not known; set "
+            f"`{asked_by}.mode` to min or max"
+        )
+    return direction
+
+
+def check_directions(settings: Any, args: Any) -> None:
+    """Check that the direction of every monitored metric is known, and set `args.greater_is_better` accordingly.
+
+    transformers takes more of anything but `…loss` for better; that stays if `settings.directions` is None.
+
+    Raises:
+        ValueError: a direction is neither given nor known.
+    """
+    for section in ("early_stopping", "checkpointing"):
+        if (config := getattr(settings, section)) is not None:
+            modes = config.modes if section == "checkpointing" else {config.monitor: config.mode}
+            for monitor, mode in modes.items():
+                required_direction(monitor, mode, settings.directions, section)
+    name = args.metric_for_best_model
+    if name is None or settings.greater_is_better is not None or settings.directions is None:
+        return
+    direction = direction_of(name, settings.directions)
+    if direction is None:
+        raise ValueError(
+            f"`metric_for_best_model: {name}`: whether less or more of it is better is not known; set "
+            "`greater_is_better`"
+        )
+    args.greater_is_better = direction == "max"
+
+
 def is_evaluation(key: str) -> bool:
-    """Whether a logged key is an evaluation's."""
+    """Whether a logged key belongs to an evaluation."""
     return key.startswith("eval_")
 
 
 class LatestMetrics:
-    """The newest value of every logged name, training's and evaluation's."""
+    """The newest value of every logged name, of training and of evaluation."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
 
     def begin(self, log_history: Sequence[Mapping[str, Any]]) -> None:
-        """Starts from what a resumed run had logged before its checkpoint."""
+        """Start from the values that a resumed run had logged before its checkpoint."""
         self.values = {}
         for record in log_history:
             self.add(record)
@@ -75,7 +131,7 @@ class LatestMetrics:
         self.values |= {name: float(value) for name, value in logs.items() if isinstance(value, (int, float))}
 
     def may_still_come(self, name: str) -> bool:
-        """Whether nothing of the kind that `name` asks for has been logged yet: no evaluation, no training step."""
+        """Whether a metric may be logged later, because no evaluation, or no training step, has been logged yet."""
         kind = _split(_word(name))[0]
         evaluated = any(map(is_evaluation, self.values))
         return (kind != "train" and not evaluated) or (kind != "eval" and "loss" not in self.values)
@@ -93,8 +149,8 @@ def _split(word: str) -> tuple[str | None, str]:
 
 
 def _readings(word: str) -> tuple[str, ...]:
-    """What a word may mean, the likeliest first. The last of each covers an evaluation set that is called `val`, and a
-    training metric whose own name begins with `train_`."""
+    """Return the keys that a name may stand for, the likeliest first. The last one covers an evaluation set that is
+    called `val`, and a training metric whose own name begins with `train_`."""
     kind, rest = _split(word)
     if kind == "eval":
         return f"eval_{rest}", f"eval_{word}"

@@ -1,4 +1,4 @@
-"""Saves checkpoints after good evaluations and at epoch ends, and deletes those that are no longer needed."""
+"""Save checkpoints after good evaluations and at epoch ends, and delete those that are no longer needed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,14 @@ from trainer.callbacks.checkpoint_policy import (
     superfluous_steps,
 )
 from trainer.callbacks.epochs import epochs_begun, is_whole
-from trainer.callbacks.metric_names import LatestMetrics, find_metric, is_evaluation, metric_or_error, normal_form
+from trainer.callbacks.metric_names import (
+    LatestMetrics,
+    find_metric,
+    is_evaluation,
+    metric_or_error,
+    normal_form,
+    required_direction,
+)
 from trainer.sections import CheckpointingConfig
 
 STATE_KEY = "model_checkpoint"  # in trainer_state.json
@@ -58,9 +65,7 @@ class ModelCheckpoint(TrainerCallback):
         checkpoint_dir: Folder of the `checkpoint-N`.
         save_total_limit: None or 0: no limit.
         delete: Removes a folder's name at once, and its content then or later.
-
-    Raises:
-        UnknownMetric: during training, if a monitor is not logged.
+        directions: Of the data's metrics, for monitors without a mode.
     """
 
     def __init__(
@@ -69,9 +74,14 @@ class ModelCheckpoint(TrainerCallback):
         checkpoint_dir: Path,
         save_total_limit: int | None = None,
         delete: Callable[[Path], None] = remove,
+        directions: Mapping[str, str] | None = None,
     ):
         settings = settings or CheckpointingConfig(save_last=False, every_n_epochs=0)
-        self.modes, self.save_top_k = settings.modes, settings.save_top_k
+        self.save_top_k = settings.save_top_k
+        self.modes = {
+            monitor: required_direction(monitor, mode, directions, "checkpointing")
+            for monitor, mode in settings.modes.items()
+        }
         self.save_last, self.every_n_epochs = settings.save_last, settings.every_n_epochs
         self.limit, self.latest = save_total_limit, LatestMetrics()
         self.files = CheckpointFiles(Path(checkpoint_dir), delete)
@@ -80,7 +90,7 @@ class ModelCheckpoint(TrainerCallback):
     def _reset(self) -> None:
         self.checkpoints: list[SavedCheckpoint] = []  # sorted by step
         self.scores: dict[str, tuple[int, float]] = {}  # monitor -> (step, value) of its last finite evaluation
-        self.metrics: dict[str, str] = {}  # monitor -> the logged key that it means
+        self.metrics: dict[str, str] = {}  # monitor -> the logged key that it stands for
         self.missing: set[str] = set()  # monitors that were not among the metrics of an evaluation
         # Steps at which a save was last requested by this callback or by others, or deferred to the epoch's end.
         self.requested_at = self.requested_by_others_at = self.deferred_at = NEVER
@@ -93,17 +103,8 @@ class ModelCheckpoint(TrainerCallback):
         self.latest.begin(state.log_history)
         self._restore(state.stateful_callbacks.get(STATE_KEY), state)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for monitor in sorted(self.missing):  # all evaluation sets have been evaluated by now
-            metric_or_error(monitor, self.latest.values, "checkpointing.monitor")
-
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.latest.add(logs or {})
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if control.should_save:
-            self._note_other_requests(state, control)
-            self._store(state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._note_other_requests(state, control)
@@ -156,7 +157,16 @@ class ModelCheckpoint(TrainerCallback):
         if control.should_save and self.requested_at != state.global_step:
             self.requested_by_others_at = state.global_step
 
-    # ---- calls of the checkpoint manager: what is kept ----
+    # ---- calls of the Trainer ----
+
+    def check_monitors(self) -> None:
+        """Check that the last evaluation had all monitors; called where training continues, after a save that was due.
+
+        Raises:
+            UnknownMetric: a monitor is not logged.
+        """
+        for monitor in sorted(self.missing):
+            metric_or_error(monitor, self.latest.values, "checkpointing.monitor")
 
     def is_resumable(self, step: int) -> bool:
         """Whether training can continue from the checkpoint of a step."""

@@ -1,10 +1,11 @@
-"""What a run shows and keeps while it trains: metrics.jsonl, lines in a log file, a bar on a terminal."""
+"""What a run prints and writes while it trains: metrics.jsonl, a line for each log event, a progress bar."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,24 @@ from trainer.callbacks.log_files import append, drop_later_lines, json_number
 
 
 class MetricsFile(TrainerCallback):
-    """`OUT/metrics.jsonl`: one JSON object for each log event, with `step`. Only the first process writes."""
+    """`OUT/metrics.jsonl`: one JSON object for each log event, with `step`. Only the first process writes.
+
+    A full disk does not end the training: what it cannot take is written with a later event.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self.waiting, self.is_late = "", False  # lines that a full disk would not take
+        self.waiting: list[dict[str, Any]] = []  # records that are not written yet
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run writes on from its checkpoint: lines of steps that will be repeated are dropped."""
+        """Drop the lines of steps that a resumed run will repeat."""
         if state.is_world_process_zero:
             drop_later_lines(self.path, state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs:
-            return
-        record = {"step": state.global_step, **{name: json_number(value) for name, value in logs.items()}}
-        self.waiting += json.dumps(record) + "\n"
-        self._write()
+        if state.is_world_process_zero and logs:
+            self.waiting.append({"step": state.global_step, **logs})
+            self._write()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.waiting:
@@ -39,17 +41,19 @@ class MetricsFile(TrainerCallback):
 
     def _write(self) -> None:
         try:
-            append(self.path, self.waiting)
+            self._append(self.waiting)
+            self.waiting = []
         except OSError as error:
-            if not self.is_late:
+            if len(self.waiting) == 1:
                 tqdm.write(f"{self.path} cannot be written ({error.strerror}); its lines wait", file=sys.stderr)
-            self.is_late = True
-        else:
-            self.waiting, self.is_late = "", False
+
+    def _append(self, records: Sequence[dict[str, Any]]) -> None:
+        lines = [{name: json_number(value) for name, value in record.items()} for record in records]
+        append(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 class Console(TrainerCallback):
-    """Progress: a bar on a terminal, one plain line for each log event everywhere."""
+    """Prints one plain line for each log event."""
 
     SHOWN = {
         "loss": "loss",
@@ -68,34 +72,18 @@ class Console(TrainerCallback):
         "mfu": "mfu",
     }
 
-    def __init__(self, bar: bool):
-        self.bar_wanted, self.bar = bar, None
+    def __init__(self) -> None:
         self.started, self.first_step = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started, self.first_step = time.monotonic(), state.global_step
-        if state.is_world_process_zero and self.bar_wanted:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         if not any(self.is_shown(name) for name in logs):
             return
-        line = self.line(state, logs)
-        if self.bar is not None:
-            self.bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        tqdm.write(self.line(state, logs), file=sys.stderr)  # above a progress bar, if there is one
 
     def is_shown(self, name: str) -> bool:
         """The usual figures, and every loss: terms (`loss_kl`) and those of single evaluation sets (`eval_a_loss`)."""
@@ -113,3 +101,23 @@ class Console(TrainerCallback):
             left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
             words.append(f"eta {int(left // 60)}:{int(left % 60):02d}")
         return "  ".join(words)
+
+
+class ProgressBar(Console):
+    """Shows a progress bar below the lines."""
+
+    bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

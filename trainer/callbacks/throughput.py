@@ -1,22 +1,21 @@
-"""How fast a run goes, without making it slower: what a step costs is read where the run waits anyway, at a log line.
+"""Measure the speed of a run without slowing it down: figures are read at log lines, where the run waits anyway.
 
 Units: `_ms` milliseconds of one optimizer step, `_mb` mebibytes (2**20 bytes).
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback
 
-# Dense bfloat16 (float16 for Volta and Turing) matrix products in TFLOP/s, from the makers' data sheets. The first name
-# that is part of the device's counts, so the special comes before the general.
+# Dense bfloat16 (float16 for Volta and Turing) matrix products in TFLOP/s, from the vendors' data sheets. The first
+# name that is part of the device's name counts, so special names come before general ones.
 PEAK_TFLOPS = (
     ("B200", 2250.0),
     ("GH200", 989.0),
@@ -45,12 +44,12 @@ PEAK_TFLOPS = (
 class ThroughputMonitor:
     """Speed, waiting for data, memory and model FLOPs utilization (MFU) between two log lines.
 
-    Evaluation and saving do not count: `pause` and `resume` frame them.
+    Evaluation and saving do not count: call `pause` before them and `resume` after them.
 
     Args:
-        device: Where the model trains; names the memory that is meant and the peak.
+        device: Trains the model; determines the memory that is measured and the peak.
         flops_per_sample: Floating-point operations for one sample, forward and backward. None: no MFU.
-        processes: Of how many processes the samples are counted.
+        processes: Number of processes whose samples are counted.
         clock: Seconds, monotonic.
     """
 
@@ -65,20 +64,9 @@ class ThroughputMonitor:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         peak = peak_flops(name)
         self.share_per_rate = flops_per_sample / (peak * processes) if flops_per_sample and peak else None
-        self.began: float | None = None
+        self.began: float | None = None  # set when the loop asks for its first batch
         self.paused_at, self.pauses = 0.0, 0
-        self.waited_s = 0.0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Measure how long the loop waits for a batch; measurement begins with the first one."""
-        began = self.clock()
-        if self.began is None:
-            self.began = began
-        try:
-            yield
-        finally:
-            self.waited_s += self.clock() - began
+        self.waited_s = 0.0  # the loop adds the time for which it waits for a batch
 
     def pause(self) -> None:
         """Begin a pause, which does not count as training. Pauses nest."""
@@ -94,37 +82,38 @@ class ThroughputMonitor:
             self.began += self.clock() - max(self.paused_at, self.began)
 
     def take(self, steps: int, samples: int) -> dict[str, float]:
-        """What the `steps` optimizer steps over `samples` samples (of all processes) since the last call took."""
+        """Return the figures of the `steps` optimizer steps, over `samples` samples of all processes, since the last
+        call."""
         now = self.clock()
         if self.began is None or steps < 1 or now <= self.began:
             return {}
         began, waited, self.began, self.waited_s = self.began, self.waited_s, now, 0.0
         rate = samples / (now - began)
-        taken = {
+        figures = {
             "samples_per_second": round(rate, 2),
             "step_ms": round(1e3 * (now - began) / steps, 3),
             "data_wait_ms": round(1e3 * waited / steps, 3),
             "peak_memory_mb": round(peak_memory(self.device) / 2**20, 1),
         }
         if self.share_per_rate is not None:
-            taken["mfu"] = round(rate * self.share_per_rate, 4)
-        return taken
+            figures["mfu"] = round(rate * self.share_per_rate, 4)
+        return figures
 
 
 def flops_per_sample(model: nn.Module) -> float | None:
-    """What the model says one sample costs, forward and backward: its attribute or method `flops_per_sample`."""
-    given = getattr(model, "flops_per_sample", None)
-    given = given() if callable(given) else given
-    return None if given is None else float(given)
+    """Return the operations for one sample, forward and backward: the model's attribute or method of this name."""
+    flops = getattr(model, "flops_per_sample", None)
+    flops = flops() if callable(flops) else flops
+    return None if flops is None else float(flops)
 
 
 def peak_flops(device_name: str) -> float | None:
-    """FLOP/s a GPU of this name reaches at most; None for one that is not in the table."""
+    """Return the peak FLOP/s of a GPU by its name; None: it is not in the table."""
     return next((1e12 * tflops for name, tflops in PEAK_TFLOPS if name in device_name), None)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, elsewhere the most that the process had resident."""
+    """Return the peak memory in bytes: of tensors on a GPU, or the resident memory of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # not on every system
@@ -134,9 +123,9 @@ def peak_memory(device: torch.device) -> int:
 
 
 class TimedSteps(TrainerCallback):
-    """`train_step_ms` of every single step: forward, backward and update, without the wait for data.
+    """Logs `train_step_ms` of every step: forward, backward and update, without the wait for data.
 
-    It waits for the device before and after each step, which a run that is not measured should not do.
+    It waits for the device before and after each step, which slows training down.
 
     Args:
         log: Called with `{"train_step_ms": …}` at the end of each step.
@@ -157,28 +146,3 @@ class TimedSteps(TrainerCallback):
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-class GradientNormLog:
-    """How often the gradient norm before clipping was above a threshold, counted on the device.
-
-    A norm that is not a number is not above it; an infinite one is.
-    """
-
-    def __init__(self, threshold: float):
-        self.threshold, self.steps = threshold, 0
-        self.over: torch.Tensor | int = 0
-
-    def add(self, norm: torch.Tensor | float) -> None:
-        """One step's norm, a scalar; nothing waits for it."""
-        over = norm > self.threshold
-        self.over = self.over + (over.detach().long() if isinstance(over, torch.Tensor) else int(over))
-        self.steps += 1
-
-    def take(self) -> dict[str, float]:
-        """`grad_clip_pct`: percent of the steps since the last call."""
-        if not self.steps:
-            return {}
-        share = 100 * float(self.over) / self.steps
-        self.over, self.steps = 0, 0
-        return {"grad_clip_pct": round(share, 2)}

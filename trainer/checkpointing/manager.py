@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from storage import manifest
 from storage.checkpoints import staging_folder
-from trainer.callbacks.csv_logger import CsvLog
 from trainer.callbacks.progress import MetricsFile
 from trainer.callbacks.text_samples import WriteSamples
 from trainer.checkpointing import sharded_optimizer
@@ -54,8 +53,8 @@ class RankStatus(NamedTuple):
 class CheckpointManager:
     """Saves the checkpoints of one Trainer. All ranks must make the same calls.
 
-    A save begins at one step and is found complete at a later one. Only then `on_save` is fired, with the state of the
-    step that was saved, and only then an older checkpoint may be deleted.
+    A save begins at one step and ends at a later one. Only then `on_save` is fired, with the state of the step that was
+    saved, and only then an older checkpoint may be deleted.
 
     Args:
         trainer: The Trainer whose state is saved.
@@ -122,7 +121,7 @@ class CheckpointManager:
         return self.number > 0 and self.status.last_saved == self.number
 
     def close(self) -> None:
-        """End saving when training ends, for whatever reason."""
+        """End saving when training ends, with or without an error."""
         self.writer.abandon_soon()
         try:
             self.wait_written()
@@ -251,7 +250,7 @@ class CheckpointManager:
     def _logs(self) -> list[Path]:
         """Files that callbacks append lines to, see `Save.logs`."""
         callbacks = self.trainer.callback_handler.callbacks
-        return [callback.path for callback in callbacks if isinstance(callback, (MetricsFile, CsvLog, WriteSamples))]
+        return [callback.path for callback in callbacks if isinstance(callback, (MetricsFile, WriteSamples))]
 
     def save_final(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """Write the final model into the run's folder: each file atomically, the manifest last.

@@ -63,7 +63,7 @@ def step_state(trainer: Any, pending: PendingStepWork) -> dict[str, Any]:
         "followed_loss": followed,
         "followed_steps": trainer.followed_steps,
         "terms": {name: [rest[i], rest[len(names) + i]] for i, name in enumerate(names)},
-        "norms": [int(trainer.norms.over), trainer.norms.steps],
+        "norms": [int(trainer.guard.clipped), trainer.guard.steps],
         "skipped": trainer.guard.skipped_since_log,
         "pending": dataclasses.asdict(pending),
     }
@@ -82,9 +82,9 @@ def restore_log_interval(trainer: Any, checkpoint: Path | str) -> None:
     trainer.followed_steps = state["followed_steps"]
     terms = trainer.train_terms
     terms.sums = {name: torch.tensor(total, device=device) for name, (total, _) in state["terms"].items()}
-    terms.counts = {name: int(count) for name, (_, count) in state["terms"].items()}
+    terms.counts = {name: count for name, (_, count) in state["terms"].items()}
     terms.mark()
-    trainer.norms.over, trainer.norms.steps = state["norms"]
+    trainer.guard.clipped, trainer.guard.steps = state["norms"]
     trainer.guard.skipped_since_log = state["skipped"]
 
 

@@ -19,7 +19,7 @@ from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.sharded_weights import load_whole_weights, whole_weights
 from trainer.checkpointing.step_state import read_pending_work
 from trainer.distributed.shards import is_sharded
-from trainer.optimization.hparam_changes import apply_changes, changed_options
+from trainer.optimization.hparam_changes import apply_changes
 from trainer.optimization.parameter_groups import parameter_groups
 from trainer.serialization import rng_state, state_dict_io
 
@@ -63,8 +63,8 @@ class CheckpointIO:
             self.model.save_pretrained(str(folder), state_dict=dict(weights))
         else:
             state_dict_io.write_tensors(folder / "model.safetensors", weights)
-        if self.settings.tokenizer is not None:
-            self.settings.tokenizer.save_pretrained(folder)
+        if self.settings.processor is not None:
+            self.settings.processor.save_pretrained(folder)
         write_files(folder, self.files)
 
     def save_final_model(self, output_dir: str | None, state_dict: Mapping[str, torch.Tensor] | None) -> None:
@@ -120,14 +120,9 @@ class CheckpointIO:
     def _change_on_resume(self) -> None:
         """Apply optimizer options that have changed since the checkpoint, and `resume_lr` and `resume_weight_decay`:
         new base values for the parameter groups that use the run's values."""
-        earlier, rate, decay = (
-            self.settings.earlier_optimizer,
-            self.settings.resume_lr,
-            self.settings.resume_weight_decay,
-        )
-        if earlier is not None:
-            changes = changed_options(earlier, self._optimizer_plan(), self.model, self.args, self.settings.parts)
-            apply_changes(self.optimizer, self.lr_scheduler, changes)
+        rate, decay = self.settings.resume_lr, self.settings.resume_weight_decay
+        if self.changed_options is not None:
+            apply_changes(self.optimizer, self.lr_scheduler, self.changed_options)
         if rate is None and decay is None:
             return
         new = parameter_groups(

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.dataloading.indexed import IndexedCollate, IndexedSamples
-from trainer.dataloading.samplers import eval_shuffle_sampler, limited_count, limited_dataset, limited_sampler
+from trainer.dataloading.samplers import SeededOrder, limited_count, limited_dataset, limited_sampler
+from trainer.dataloading.shared_batches import EvalBatches, share_train_batches
 from trainer.preemption import IgnoringSignals
 
 
 class DataLoading:
-    """Samplers whose order follows from seed and epoch, shares of the data, batches that know their samples."""
+    """Samplers whose order follows from seed and epoch, limits, batches with the indices of their samples."""
 
     def _samples_per_epoch(self, dataset: Any, args: Any) -> int:
         whole = len(self.sampler(args.seed)) if self.sampler is not None and self.settings.shuffle else len(dataset)
@@ -25,7 +28,7 @@ class DataLoading:
         return limited_count(whole, share, batch, drop_last, "limit_train_batches")
 
     def train_sampler(self, train_dataset: Any, default: Callable[[Any], Any]) -> Any:
-        """The data's own sampler, or sequential order, or `default(train_dataset)`, each limited to its share."""
+        """Return the sampler of the data, or sequential order, or `default(train_dataset)`, limited to its share."""
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         if not self.settings.shuffle:
             sampler = torch.utils.data.SequentialSampler(dataset)
@@ -37,28 +40,59 @@ class DataLoading:
         return limited_sampler(sampler, self.settings.limit_train_batches, batch, self.args.dataloader_drop_last)
 
     def eval_sampler(self, eval_dataset: Any, default: Callable[[Any], Any]) -> Any:
-        """A seeded shuffle if `eval_shuffle` is set, otherwise `default(eval_dataset)`."""
+        """Return a seeded shuffle if `eval_shuffle` is set, otherwise `default(eval_dataset)`."""
         if self.settings.eval_shuffle:
-            return eval_shuffle_sampler(eval_dataset, self.args.seed)
+            return SeededOrder(len(eval_dataset), self.args.seed)
         return default(eval_dataset)
 
     def _limit_evaluation(self) -> None:
-        share, batch = self.settings.limit_val_batches, self.args.eval_batch_size * self.args.world_size
-        if self.eval_dataset is None or (isinstance(share, float) and share == 1.0):
-            return
+        limit, batch = self.settings.limit_val_batches, self.args.eval_batch_size * self.args.world_size
         if isinstance(self.eval_dataset, dict):
             sets = self.eval_dataset.items()
-            self.eval_dataset = {name: limited_dataset(dataset, share, batch) for name, dataset in sets}
-        else:
-            self.eval_dataset = limited_dataset(self.eval_dataset, share, batch)
+            self.eval_dataset = {name: limited_dataset(dataset, limit, batch) for name, dataset in sets}
+        elif self.eval_dataset is not None:
+            self.eval_dataset = limited_dataset(self.eval_dataset, limit, batch)
 
     def train_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
-        """`build(dataset)`, whose batches know the indices of their samples."""
-        return self._with_own_generator(build(IndexedSamples(dataset)))
+        """Return `build(dataset)`, whose batches have the indices of their samples."""
+        return self._with_own_generator(share_train_batches(build(IndexedSamples(dataset))))
+
+    def transformed(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Apply `train_transform` to each micro-batch of a step.
+
+        Its random numbers are a function of (seed, step, micro-batch, process), so that a resumed run draws the same.
+        """
+        transform = self.settings.train_transform
+        if transform is None:
+            return batches
+        return (self._transformed(batch, number) for number, batch in enumerate(batches))
+
+    def _transformed(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
+        batch = self._prepare_inputs(batch)
+        indices = batch.pop(IndexedCollate.KEY, None)
+        place = (self.args.seed, self.state.global_step, number, self.args.process_index)
+        seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=7).digest(), "little")
+        generator = torch.Generator(self.args.device).manual_seed(seed)
+        batch = self.settings.train_transform(batch, generator)
+        return batch if indices is None else {**batch, IndexedCollate.KEY: indices}
 
     def eval_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
+        """`build(dataset)`; of several processes each gets its own share of the batches, no sample twice."""
         with self._evaluation_arguments():
-            return self._with_own_generator(build(dataset))
+            if self.args.world_size == 1 or isinstance(dataset, torch.utils.data.IterableDataset):
+                return self._with_own_generator(build(dataset))
+            args = self.args
+            indices = self._get_eval_sampler(dataset) or torch.utils.data.SequentialSampler(dataset)
+            loader = torch.utils.data.DataLoader(
+                dataset,
+                batch_sampler=EvalBatches(indices, args.eval_batch_size, args.process_index, args.world_size),
+                collate_fn=self._get_collator_with_removed_columns(self.data_collator),
+                num_workers=args.dataloader_num_workers,
+                prefetch_factor=args.dataloader_prefetch_factor,
+                multiprocessing_context=args.dataloader_multiprocessing_context,
+                pin_memory=args.dataloader_pin_memory,
+            )
+            return self._with_own_generator(loader)
 
     def _with_own_generator(self, loader: Any) -> Any:
         """Give a loader its own generator for the seeds of its workers.
@@ -95,32 +129,18 @@ class DataLoading:
                 setattr(self.args, name, value)
 
     def collate_function(self, collate: Callable, is_training: bool) -> Callable:
-        """`collate`, without keys that the model's forward does not name if `remove_unused_columns` is set; training
-        batches also hold the indices of their samples."""
+        """Return `collate`, without keys that the model's forward does not name if `remove_unused_columns` is set;
+        training batches also have the indices of their samples."""
         if self.args.remove_unused_columns:
-            collate = _OnlyNamedKeys(collate, frozenset(_forward_names(self.model)))
+            names = frozenset(inspect.signature(without_adapter(self.model).forward).parameters)
+            collate = partial(_collate_named_keys, collate, names)
         return IndexedCollate(collate) if is_training else collate
 
 
-class _OnlyNamedKeys:
-    """A collate function whose batches contain only the keys that a forward names; picklable for workers."""
-
-    def __init__(self, collate: Callable, names: frozenset[str]):
-        self.collate, self.names = collate, names
-
-    def __call__(self, samples: Any) -> dict[str, Any]:
-        return {name: value for name, value in self.collate(samples).items() if name in self.names}
-
-
-def _forward_names(model: nn.Module) -> list[str]:
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [
-        name
-        for name, parameter in inspect.signature(without_adapter(model).forward).parameters.items()
-        if parameter.kind in named
-    ]
+def _collate_named_keys(collate: Callable, names: frozenset[str], samples: Any) -> dict[str, Any]:
+    return {name: value for name, value in collate(samples).items() if name in names}
 
 
 def without_adapter(model: nn.Module) -> nn.Module:
-    """The model inside PEFT's wrapper, whose forward names the inputs that it takes."""
+    """Return the model inside PEFT's wrapper, whose forward names the inputs that it takes, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -29,6 +29,8 @@ class IndexedSamples(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: Sequence[Any]) -> Fetched:
         whole = getattr(self.dataset, "__getitems__", None)
+        if isinstance(indices[0], int) and indices[0] < 0:  # a batch that only keeps a process in step
+            return Fetched([-1], self.__getitems__([-1 - indices[0]]).samples)
         return Fetched(indices, whole(indices) if whole else [self.dataset[index] for index in indices])
 
     def __getattr__(self, name: str) -> Any:
@@ -38,7 +40,10 @@ class IndexedSamples(torch.utils.data.Dataset):
 
 
 class IndexedCollate:
-    """Adds `sample_index`, (batch,) int64, to the batches of `collate`; picklable for workers if `collate` is."""
+    """Adds `sample_index` to the batches of `collate`: (batch,) int64, -1 for a sample that does not count.
+
+    It is picklable for workers if `collate` is.
+    """
 
     KEY = "sample_index"
 

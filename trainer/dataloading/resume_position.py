@@ -28,11 +28,11 @@ class DataPosition:
     steps_before: int = 0
 
     def place(self, step: int) -> tuple[int, int]:
-        """(epochs done, steps done in the one that is not)"""
+        """Return (epochs done, steps done in the current epoch)."""
         return divmod(step + self.steps_before, self.steps_per_epoch)
 
     def samples(self, step: int) -> int:
-        """How many samples were drawn before a step."""
+        """Return the number of samples that were drawn before a step."""
         epochs, steps = self.place(step)
         return epochs * self.samples_per_epoch + min(steps * self.samples_per_step, self.samples_per_epoch)
 
@@ -60,15 +60,14 @@ def stored_position(checkpoint: Path) -> tuple[int, DataPosition | None]:
 def start_at(loader: Any, batches: int, skip: Callable[[Any, int], Any]) -> Any:
     """Return the loader, so that its next pass begins after `batches` batches of each process.
 
-    Falls back to `skip(loader, batches)` if the sampler has no `set_position`, or if the processes complete an uneven
-    last batch with the first samples of the epoch.
+    Falls back to `skip(loader, batches)` if the sampler has no `set_position`.
     """
     shard = loader.batch_sampler
     inner = getattr(shard, "batch_sampler", shard)  # each process takes every n-th batch
     processes = getattr(shard, "num_processes", 1)
     sampler, size = getattr(inner, "sampler", None), getattr(inner, "batch_size", None)
-    knows = hasattr(sampler, "set_position") and size and not getattr(shard, "split_batches", False)
-    if not knows or (processes > 1 and len(sampler) % (size * processes)):
+    can_start = hasattr(sampler, "set_position") and size and not getattr(shard, "split_batches", False)
+    if not can_start:
         return skip(loader, batches)
     sampler.set_position(min(batches * size * processes, len(sampler)))
     return loader

@@ -4,50 +4,46 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler, Subset
+from torch.utils.data import Sampler, Subset
 
 
-def limited_sampler(
-    sampler: Any, batches: int | float | None, batch: int, drop_last: bool = False, name: str = "limit_train_batches"
-) -> Any:
-    """The first samples of each of a sampler's epochs; the sampler itself where that is all of them.
+def limited_sampler(sampler: Any, limit: int | float | None, batch: int, drop_last: bool = False) -> Any:
+    """Return the first samples of each of a sampler's epochs; the sampler itself if that is all of them.
 
     Args:
-        batches: int: batches of one process in an epoch; float: share of them, rounded down; None or 1.0: all.
-        batch: samples that all processes together take at a time.
+        limit: int: batches of one process in an epoch; float: share of them, rounded down; None or 1.0: all.
+        batch: Number of samples that all processes together take at a time.
         drop_last: Whether the loader drops a last batch that is not full.
 
     Raises:
-        ValueError: nothing would be left, or a share is above 1.
+        ValueError: no batch is left, or a share is above 1.
     """
-    samples = limited_count(len(sampler), batches, batch, drop_last, name)
+    samples = limited_count(len(sampler), limit, batch, drop_last, "limit_train_batches")
     return sampler if samples == len(sampler) else LimitedSampler(sampler, samples)
 
 
-def limited_dataset(
-    dataset: Any, batches: int | float | None, batch: int, drop_last: bool = False, name: str = "limit_val_batches"
-) -> Any:
-    """The data set's first samples, as many as `limited_sampler` would take; `__getitems__` is the data set's own."""
-    samples = limited_count(len(dataset), batches, batch, drop_last, name)
+def limited_dataset(dataset: Any, limit: int | float | None, batch: int, drop_last: bool = False) -> Any:
+    """Return the data set's first samples, as many as `limited_sampler` would take."""
+    samples = limited_count(len(dataset), limit, batch, drop_last, "limit_val_batches")
     return dataset if samples == len(dataset) else Subset(dataset, range(samples))
 
 
-def limited_count(samples: int, batches: int | float | None, batch: int, drop_last: bool, name: str) -> int:
-    """How many of `samples` are left; see `limited_sampler`."""
-    if batches is None or (isinstance(batches, float) and batches == 1.0):
+def limited_count(samples: int, limit: int | float | None, batch: int, drop_last: bool, name: str) -> int:
+    """Return how many of `samples` are left; see `limited_sampler`. `name` is the setting, for messages."""
+    if limit is None or (isinstance(limit, float) and limit == 1.0):
         return samples
-    there = samples // batch if drop_last else math.ceil(samples / batch)
-    if isinstance(batches, float) and not 0 <= batches <= 1:
-        raise ValueError(f"`{name}: {batches}` is a share and must be between 0 and 1; a whole number counts batches")
+    batches = samples // batch if drop_last else math.ceil(samples / batch)
+    if isinstance(limit, float) and limit > 1:
+        raise ValueError(f"`{name}: {limit}` is a share and must be between 0 and 1; a whole number counts batches")
     # 0.29 of 100 is 29, though 0.29 * 100 is 28.999… in binary
-    wanted = math.floor(batches * there + 1e-9) if isinstance(batches, float) else batches
-    if wanted < 1:
-        raise ValueError(f"`{name}: {batches}` leaves nothing of {there} batches of {batch} samples; raise it")
-    return samples if wanted >= there else wanted * batch
+    left = math.floor(limit * batches + 1e-9) if isinstance(limit, float) else limit
+    if left < 1:
+        raise ValueError(f"`{name}: {limit}` leaves nothing of {batches} batches of {batch} samples; raise it")
+    return samples if left >= batches else left * batch
 
 
 class LimitedSampler(Sampler[int]):
@@ -65,7 +61,7 @@ class LimitedSampler(Sampler[int]):
             self.sampler.set_epoch(epoch)
 
     def set_position(self, samples_done: int) -> None:
-        """The next iteration starts after this many samples; the one after it at 0 again."""
+        """Let the next iteration start after this many samples, and the one after it at 0 again."""
         assert 0 <= samples_done <= self.samples, samples_done
         self.position = samples_done
 
@@ -89,8 +85,3 @@ class SeededOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
         return iter(torch.randperm(self.samples, generator=generator).tolist())
-
-
-def eval_shuffle_sampler(dataset: Dataset | Sized, seed: int) -> SeededOrder:
-    """The order of a shuffled evaluation. Under `limited_sampler` it makes the limit a random choice of samples."""
-    return SeededOrder(len(dataset), seed)

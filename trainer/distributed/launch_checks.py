@@ -61,7 +61,7 @@ def check_sharding(accelerator: Any, settings: Any, adapted: Any) -> None:
         raise ValueError("FSDP of version 1 is not supported; set `fsdp_version: 2` (scripts/accelerate/fsdp2.yaml)")
     if settings.ema is not None:
         raise ValueError(f"`using_ema` works with whole weights in each process, not with {how}; turn it off")
-    if getattr(getattr(adapted, "record", None), "quantization", None):
+    if getattr(adapted, "quantization", None):
         raise ValueError(
             f"quantized weights cannot be sharded by {how}; turn `use_quantization` off, or train with ddp.yaml"
         )

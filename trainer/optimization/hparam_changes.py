@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.distributed.shards import size_text
 from trainer.optimization.optimizers import build_optimizer
 from trainer.serialization import state_dict_io
 
@@ -35,32 +36,31 @@ class OptimizerPlan:
         return build_optimizer(model, self.name, self.options, args=args, specs=self.specs, parts=parts)
 
 
-def changed_options(
-    before: OptimizerPlan, now: OptimizerPlan, model: nn.Module, args: Any, parts: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """For each group of the optimizer what is another now: `lr`, `weight_decay`, `betas` … -> the new value.
+def changed_options(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each group of an optimizer the options that have changed: `lr`, `weight_decay`, `betas` … -> the new value.
 
-    Both are built and compared, so that what an optimizer itself writes into its groups (a step, an estimate) stays.
+    Args:
+        before, now: The groups of two optimizers as they were built, over the same model: what an optimizer itself
+            writes into its groups later (a step, an estimate) is not compared.
 
     Raises:
-        ValueError: the groups hold other parameters: what is stored would not fit.
+        ValueError: the groups hold other parameters, so that the stored state would not fit.
     """
-    old, new = (each.build(model, args, parts).param_groups for each in (before, now))
-    members = [[[id(each) for each in group["params"]] for group in groups] for groups in (old, new)]
+    members = [[[id(parameter) for parameter in group["params"]] for group in groups] for groups in (before, now)]
     if members[0] != members[1]:
         raise ValueError("the optimizer's groups hold other parameters than those of the checkpoint; set them back")
     return [
         {key: value for key, value in group.items() if key != "params" and not _same(value, earlier.get(key))}
-        for group, earlier in zip(new, old, strict=True)
+        for group, earlier in zip(now, before, strict=True)
     ]
 
 
 def apply_changes(optimizer: torch.optim.Optimizer, schedule: Any, changes: Sequence[Mapping[str, Any]]) -> None:
-    """Writes changed options into the groups, and changed rates into the schedule, which the groups follow."""
+    """Write changed options into the groups, and changed rates into the schedule, which the groups follow."""
     for group, changed in zip(optimizer.param_groups, changes, strict=True):
         group.update({key: value for key, value in changed.items() if key != "lr"})
     bases = [changed.get("lr", base) for base, changed in zip(schedule.base_lrs, changes, strict=True)]
-    schedule.rebase([float(each) for each in bases])
+    schedule.rebase([float(base) for base in bases])
 
 
 def _same(value: Any, earlier: Any) -> bool:
@@ -81,15 +81,13 @@ def load_earlier_state(optimizer: Any, folder: Path) -> None:
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"`load_optimizer`: {folder} cannot be used: {' '.join(str(error).split())}") from error
     for group, own in zip(optimizer.param_groups, options, strict=True):
+        for name in group.keys() - own.keys() - {"params"}:
+            del group[name]
         group.update(own)
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
                     raise ValueError(
-                        f"`load_optimizer`: {folder} is of another model: its `{name}` is {_size(value)} for a weight "
-                        f"of {_size(parameter)}"
+                        f"`load_optimizer`: {folder} is of another model: its `{name}` is {size_text(value.shape)} for "
+                        f"a weight of {size_text(parameter.shape)}"
                     )
-
-
-def _size(tensor: torch.Tensor) -> str:
-    return "×".join(map(str, tensor.shape))

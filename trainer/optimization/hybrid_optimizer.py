@@ -14,33 +14,28 @@ HEAD_PARTS = ("head", "lm_head")
 
 
 class PairedOptimizer(torch.optim.Optimizer):
-    """Two optimizers over disjoint groups; `param_groups` holds their very dicts, so a schedule reaches both.
+    """Two optimizers over disjoint groups; `param_groups` contains their own dicts, so a schedule reaches both.
 
     Args:
         matrices: Trains the weight matrices; its groups come first.
-        others: Trains the rest. None where there is no rest.
+        others: Trains the rest; None: there is no rest.
     """
 
     def __init__(self, matrices: torch.optim.Optimizer, others: torch.optim.Optimizer | None):
-        self.members: tuple[torch.optim.Optimizer, ...] = ()
+        self.members = (matrices,) if others is None else (matrices, others)
         # Adding a group keeps the dict itself: what a schedule writes into ours is what the members read.
-        together = [group for each in (matrices, others) if each is not None for group in each.param_groups]
-        super().__init__(together, {"lr": matrices.defaults["lr"]})
-        self.members = tuple(each for each in (matrices, others) if each is not None)
+        groups = [group for member in self.members for group in member.param_groups]
+        super().__init__(groups, {"lr": matrices.defaults["lr"]})
         self._join()
 
     def _join(self) -> None:
-        """One state dict and one list of groups; the parameters are disjoint, so sharing the dict is enough."""
+        """Share one state dict and one list of groups; the parameters are disjoint."""
         self.state = defaultdict(dict)
         for member in self.members:
             self.state.update(member.state)
         for member in self.members:
             member.state = self.state
         self.param_groups = [group for member in self.members for group in member.param_groups]
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        assert not self.members, "which member a later group belongs to is not known here"
-        super().add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
@@ -67,16 +62,17 @@ class PairedOptimizer(torch.optim.Optimizer):
 
 
 def matrix_parameters(model: nn.Module, parts: Mapping[str, str], undecayed: Iterable[str]) -> set[int]:
-    """Ids of the trainable weights that are matrices between layers: 2-D, in no embedding, output head or norm."""
+    """Return ids of the trainable weights that are matrices between layers: 2-D, in no embedding, head or norm."""
     heads = [re.compile(parts[name]) for name in HEAD_PARTS if name in parts]
-    aside = {id(each) for module in model.modules() if isinstance(module, nn.Embedding) for each in module.parameters()}
+    excluded = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    aside |= {id(each) for each in output.parameters()} if output is not None else set()
+    excluded += [] if output is None else [output]
+    excluded_ids = {id(parameter) for module in excluded for parameter in module.parameters()}
     names = set(undecayed)
     return {
         id(parameter)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.ndim == 2 and id(parameter) not in aside
+        if parameter.requires_grad and parameter.ndim == 2 and id(parameter) not in excluded_ids
         if name not in names and not any(head.search(name) for head in heads)
     }
 
@@ -84,11 +80,11 @@ def matrix_parameters(model: nn.Module, parts: Mapping[str, str], undecayed: Ite
 def split_groups(
     groups: Iterable[dict[str, Any]], chosen: set[int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The groups over the chosen parameters and those over the rest, with their settings; no empty ones."""
+    """Return the groups over the chosen parameters and those over the rest, with their settings; no empty ones."""
     sides: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for group in groups:
-        for side, wanted in zip(sides, (True, False), strict=True):
-            inside = [each for each in group["params"] if (id(each) in chosen) == wanted]
-            if inside:
-                side.append(group | {"params": inside})
+        for side, is_chosen in zip(sides, (True, False), strict=True):
+            parameters = [parameter for parameter in group["params"] if (id(parameter) in chosen) == is_chosen]
+            if parameters:
+                side.append(group | {"params": parameters})
     return sides

@@ -1,4 +1,4 @@
-"""The course of a learning rate, as transformers' functions and torch's classes have it: how often moved on -> rates.
+"""Build scheduler objects of transformers and torch over a stand-in optimizer; state of those that follow a metric.
 
 The rates come from a stand-in optimizer, so that a floor, a warm-up or a frozen end never feeds back into a schedule
 that computes its next rate from its last one.
@@ -13,119 +13,16 @@ from typing import Any
 
 import torch
 import transformers
+from torch.optim import lr_scheduler
 
-from trainer.optimization.lr_scheduler_config import LRSchedulerConfig, is_trainer_schedule, torch_schedules
+from trainer.optimization.lr_scheduler_config import FOLLOWS_METRIC, LRSchedulerConfig, is_trainer_schedule
 
 # The option that says where the decay ends, for names that have one: `min_lr` is given to it.
 END_OPTION = {"polynomial": "lr_end", "cosine_with_min_lr": "min_lr", "cosine_warmup_with_min_lr": "min_lr"}
 # Where torch's default is not what a reader of the configuration would expect.
 PLATEAU_DEFAULTS = {"factor": 0.5, "patience": 5, "threshold": 1e-3}
-
-
-class TrainerCurve:
-    """A schedule of transformers with its own warm-up: the rate is a function of the step alone.
-
-    Args:
-        rate: The run's learning rate.
-        warmup, horizon: In steps.
-    """
-
-    def __init__(self, plan: LRSchedulerConfig, base_lrs: Sequence[float], rate: float, warmup: int, horizon: int):
-        self.base_lrs = base_lrs
-        options = dict(plan.options)
-        if plan.min_lr is not None and plan.name in END_OPTION:
-            options.setdefault(END_OPTION[plan.name], plan.min_lr)
-        made = transformers.get_scheduler(plan.name, stand_in_for(base_lrs, rate), warmup, horizon, options)
-        self.factors = made.lr_lambdas
-
-    def rates_at(self, taken: float) -> list[float]:
-        return [base * factor(taken) for base, factor in zip(self.base_lrs, self.factors, strict=True)]
-
-    def momenta(self, index: int) -> dict[str, Any]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any], scales: Sequence[float] | None = None) -> None:
-        pass
-
-
-class TorchLRCurve:
-    """A class of torch, or a schedule of transformers without warm-up, over a stand-in for the optimizer.
-
-    Without a metric its rates are a function of how often it has moved on: a resumed run moves it as often again
-    (some 6 µs each), and needs no more state than that.
-
-    Args:
-        rate: The run's learning rate.
-        units: How often it will move on in the whole run.
-        optimizer: The real one, for its momenta.
-    """
-
-    STATE = ("best", "num_bad_epochs", "num_good_epochs", "cooldown_counter", "warmup_counter", "reset_start")
-
-    def __init__(
-        self,
-        plan: LRSchedulerConfig,
-        base_lrs: Sequence[float],
-        rate: float,
-        units: int,
-        optimizer: torch.optim.Optimizer,
-    ):
-        self.stand_in = stand_in_for(base_lrs, rate, optimizer)
-        self.metric, self.moves = plan.follows_metric, 0
-        self.scheduler = _made(plan.name, plan.filled(max(1, units), rate), self.stand_in, max(1, units), rate)
-        self.cycles_momentum = getattr(self.scheduler, "cycle_momentum", False)
-        # A OneCycleLR raises past its end; its last step is its lowest.
-        self.last_move = getattr(self.scheduler, "total_steps", math.inf) - 1
-        # torch asks for the optimizer's step before the scheduler's; here there is nothing to train.
-        self.stand_in.step()
-
-    def rates_at(self, moves: int) -> list[float]:
-        while not self.metric and self.moves < min(moves, self.last_move):
-            self.scheduler.step()
-            self.moves += 1
-        return [float(group["lr"]) for group in self.stand_in.param_groups]
-
-    def observe(self, value: float) -> None:
-        # Not a number is worse than anything, in both modes; and a running average would never recover from one.
-        value = value if math.isfinite(value) else math.nan
-        averages = getattr(self.scheduler, "smooth", False)
-        if averages and math.isnan(value):
-            self.scheduler.smooth = False
-        self.scheduler.step(value)
-        if averages:
-            self.scheduler.smooth = True
-
-    def momenta(self, index: int) -> dict[str, Any]:
-        """What a cycle sets besides the rate: `momentum`, or Adam's `betas`."""
-        group = self.stand_in.param_groups[index]
-        return {name: group[name] for name in ("momentum", "betas") if self.cycles_momentum and name in group}
-
-    def state_dict(self) -> dict[str, Any]:
-        if not self.metric:
-            return {}
-        state = {each: getattr(self.scheduler, each) for each in self.STATE if hasattr(self.scheduler, each)}
-        if math.isinf(state["best"]):  # nothing seen yet; JSON has no infinity
-            state["best"] = None
-        average = getattr(self.scheduler, "_streaming_avg", None)
-        rates = [float(group["lr"]) for group in self.stand_in.param_groups]
-        return state | {"rates": rates, "average": average.state_dict() if average else None}
-
-    def load_state_dict(self, state: dict[str, Any], scales: Sequence[float] | None = None) -> None:
-        """Metric schedules only. `scales`: factor for each group's rate, whose base has changed."""
-        for each in self.STATE:
-            if state.get(each) is not None:
-                setattr(self.scheduler, each, state[each])
-        if state.get("average") is not None:
-            self.scheduler._streaming_avg.load_state_dict(copy.deepcopy(state["average"]))
-        scales = scales or [1.0] * len(state.get("rates", ()))
-        for group, rate, scale in zip(self.stand_in.param_groups, state.get("rates", ()), scales, strict=False):
-            group["lr"] = rate * scale
-
-
-# ---- making torch's objects ----
+# State of torch's plateau and of transformers' greedy schedule.
+METRIC_STATE = ("best", "num_bad_epochs", "num_good_epochs", "cooldown_counter", "warmup_counter", "reset_start")
 
 
 def stand_in_for(
@@ -133,49 +30,91 @@ def stand_in_for(
 ) -> torch.optim.Optimizer:
     """An optimizer of nothing, with groups at the base rates and the momenta of the real one."""
     groups = [{"params": [torch.zeros(())], "lr": base} for base in base_lrs]
-    made = torch.optim.SGD(groups, lr=rate, momentum=0.9)
-    made.base_lrs = list(base_lrs)  # schedules inside others change what the groups call their initial rate
+    stand_in = torch.optim.SGD(groups, lr=rate, momentum=0.9)
+    stand_in.base_lrs = list(base_lrs)  # schedules inside others change what the groups call their initial rate
     if optimizer is not None:
-        made.defaults.pop("momentum")
+        stand_in.defaults.pop("momentum")
         for key in ("momentum", "betas"):
             if key in optimizer.defaults:
-                made.defaults[key] = optimizer.defaults[key]
-            for group, real in zip(made.param_groups, optimizer.param_groups, strict=True):
+                stand_in.defaults[key] = optimizer.defaults[key]
+            for group, real in zip(stand_in.param_groups, optimizer.param_groups, strict=True):
                 if key in real:
                     group[key] = real[key]
-    return made
+    return stand_in
 
 
-def _made(name: str, options: dict[str, Any], stand_in: torch.optim.Optimizer, units: int, rate: float) -> Any:
-    """The scheduler over the stand-in, with what the options leave out; `units`: how often it will move on."""
+def scheduler_with_warmup(
+    plan: LRSchedulerConfig, stand_in: torch.optim.Optimizer, warmup: int, horizon: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """A schedule of transformers with its own warm-up; `warmup` and `horizon` are in steps."""
+    options = dict(plan.options)
+    if plan.min_lr is not None and plan.name in END_OPTION:
+        options.setdefault(END_OPTION[plan.name], plan.min_lr)
+    return transformers.get_scheduler(plan.name, stand_in, warmup, horizon, options)
+
+
+def scheduler_without_warmup(
+    plan: LRSchedulerConfig, stand_in: torch.optim.Optimizer, moves: int, rate: float
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """A class of torch, or a schedule of transformers that has no warm-up.
+
+    Args:
+        moves: How often it will advance in the whole run.
+        rate: The run's learning rate.
+    """
+    options = dict(plan.options)
+    if plan.name == "ExponentialLR" and plan.min_lr and rate:
+        options.setdefault("gamma", (plan.min_lr / rate) ** (1 / moves))
+    scheduler = _scheduler(plan.name, options, stand_in, moves, rate)
+    stand_in.step()  # torch asks for the optimizer's step before the scheduler's
+    return scheduler
+
+
+def _scheduler(name: str, options: dict[str, Any], stand_in: torch.optim.Optimizer, moves: int, rate: float) -> Any:
+    """The scheduler, with what the options leave out."""
     if is_trainer_schedule(name):
-        return transformers.get_scheduler(name, stand_in, scheduler_specific_kwargs=dict(options))
-    kind = torch_schedules()[name]
-    options = dict(options)
+        return transformers.get_scheduler(name, stand_in, scheduler_specific_kwargs=options)
+    kind = getattr(lr_scheduler, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, lr_scheduler.LRScheduler)):
+        raise ValueError(f"there is no class torch.optim.lr_scheduler.{name}")
     if name == "ReduceLROnPlateau":
         options = PLATEAU_DEFAULTS | options
     elif name == "CosineAnnealingLR":
-        options.setdefault("T_max", units)
+        options.setdefault("T_max", moves)
     elif name == "PolynomialLR":
-        options.setdefault("total_iters", units)
+        options.setdefault("total_iters", moves)
     elif name == "OneCycleLR" and not {"total_steps", "epochs"} & set(options):
-        options["total_steps"] = units + 1  # its first step is number 0, and the run moves on `units` times
-    elif name == "SequentialLR":
-        ends = [*options["milestones"], max(units, options["milestones"][-1] + 1) if options["milestones"] else units]
-        starts = [0, *options["milestones"]]
-        options["schedulers"] = [
-            _inner(each, stand_in, max(1, end - start), rate)
-            for each, start, end in zip(options["schedulers"], starts, ends, strict=True)
-        ]
-    elif name == "ChainedScheduler":
-        options["schedulers"] = [_inner(option, stand_in, units, rate) for option in options["schedulers"]]
+        options["total_steps"] = moves + 1  # its first step is number 0, and the run advances `moves` times
+    elif name in ("SequentialLR", "ChainedScheduler"):
+        options["schedulers"] = _inner_schedulers(name, options, stand_in, moves, rate)
     if name in ("OneCycleLR", "CyclicLR"):
         _scale_to_groups(options, stand_in, rate)
     return kind(optimizer=stand_in, **options)
 
 
-def _inner(entry: dict[str, Any], stand_in: torch.optim.Optimizer, units: int, rate: float) -> Any:
-    return _made(entry["name"], {each: v for each, v in entry.items() if each != "name"}, stand_in, units, rate)
+def _inner_schedulers(
+    name: str, options: dict[str, Any], stand_in: torch.optim.Optimizer, moves: int, rate: float
+) -> list[Any]:
+    """The schedules inside a SequentialLR, each up to its milestone, or a ChainedScheduler."""
+    entries, milestones = options.get("schedulers"), options.get("milestones", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
+        raise ValueError("`schedulers` must be a list of entries with a name, {name: StepLR, …}")
+    if any(entry["name"] in FOLLOWS_METRIC or is_trainer_schedule(entry["name"]) for entry in entries):
+        raise ValueError("`schedulers` can only contain classes of torch.optim.lr_scheduler that follow no metric")
+    if name == "SequentialLR":
+        is_rising = isinstance(milestones, list) and milestones == sorted(
+            {step for step in milestones if isinstance(step, int) and step > 0}
+        )
+        if not is_rising or len(milestones) != len(entries) - 1:
+            raise ValueError(f"`milestones` must be {len(entries) - 1} rising whole numbers above 0, not {milestones}")
+        ends = [*milestones, max(moves, milestones[-1] + 1 if milestones else 1)]
+        lengths = [end - start for start, end in zip([0, *milestones], ends, strict=True)]
+    else:
+        lengths = [moves] * len(entries)
+    return [
+        _scheduler(entry["name"], {key: entry[key] for key in entry if key != "name"}, stand_in, length, rate)
+        for entry, length in zip(entries, lengths, strict=True)
+    ]
 
 
 def _scale_to_groups(options: dict[str, Any], stand_in: torch.optim.Optimizer, rate: float) -> None:
@@ -184,3 +123,40 @@ def _scale_to_groups(options: dict[str, Any], stand_in: torch.optim.Optimizer, r
     for key in ("max_lr", "base_lr"):
         if isinstance(options.get(key), (int, float)):
             options[key] = [options[key] * (base / rate) for base in stand_in.base_lrs]
+
+
+# ---- schedules that follow a metric ----
+
+
+def observe_metric(scheduler: Any, value: float) -> None:
+    """Pass a value of the metric to a scheduler; one that is not finite counts as no improvement."""
+    value = value if math.isfinite(value) else math.nan
+    averages = getattr(scheduler, "smooth", False)
+    if averages and math.isnan(value):  # a running average would never recover from it
+        scheduler.smooth = False
+    scheduler.step(value)
+    if averages:
+        scheduler.smooth = True
+
+
+def metric_state(scheduler: Any, stand_in: torch.optim.Optimizer) -> dict[str, Any]:
+    """JSON values of a scheduler's state, and the rates that it has reached."""
+    state = {name: getattr(scheduler, name) for name in METRIC_STATE if hasattr(scheduler, name)}
+    if math.isinf(state["best"]):  # no value yet; JSON has no infinity
+        state["best"] = None
+    average = getattr(scheduler, "_streaming_avg", None)
+    rates = [float(group["lr"]) for group in stand_in.param_groups]
+    return state | {"rates": rates, "average": average.state_dict() if average else None}
+
+
+def load_metric_state(
+    scheduler: Any, stand_in: torch.optim.Optimizer, state: dict[str, Any], scales: Sequence[float]
+) -> None:
+    """Load what `metric_state` returned; `scales` are factors for the rates of groups whose base rate has changed."""
+    for name in METRIC_STATE:
+        if state.get(name) is not None:
+            setattr(scheduler, name, state[name])
+    if state.get("average") is not None:
+        scheduler._streaming_avg.load_state_dict(copy.deepcopy(state["average"]))
+    for group, rate, scale in zip(stand_in.param_groups, state["rates"], scales, strict=False):  # a preview has one
+        group["lr"] = rate * scale

@@ -1,7 +1,7 @@
-"""Learning rate schedules: transformers' by name, torch's by class, with a warm-up before any of them.
+"""The learning-rate schedule of a run: transformers' by name, torch's by class, with a warm-up before any of them.
 
-`step` below is one optimizer update. A schedule's own unit is the step or the epoch (`interval`), and it moves on after
-every `frequency` of them.
+`step` below is one optimizer update. A schedule's own unit is the step or the epoch (`interval`), and it advances
+after every `frequency` of them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,23 @@ from typing import Any
 
 import torch
 
-from trainer.optimization.lr_curves import TorchLRCurve, TrainerCurve, stand_in_for
-from trainer.optimization.lr_scheduler_config import LRSchedulerConfig, check_names, check_numbers
+from trainer.optimization.lr_curves import (
+    load_metric_state,
+    metric_state,
+    observe_metric,
+    scheduler_with_warmup,
+    scheduler_without_warmup,
+    stand_in_for,
+)
+from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
 # These decay to `min_lr` where it is set; all others merely never go below it.
 DECAYS_TO_ZERO = ("linear", "cosine", "cosine_with_restarts", "warmup_stable_decay")
+SAME_AS_MIN_LR = ("lr_end", "min_lr", "min_lr_rate", "min_lr_ratio")  # options
 ENDLESS = 10**7  # steps; a run without an end has more
-NOTHING = 1e-9  # of the base rate: what is left of a rate that has fallen to 0, by rounding
-LOOKED_AT = 10**5  # steps that are compared at most: some schedules have to be walked through
+ZERO = 1e-9  # of the base rate: what is left of a rate that has fallen to 0, by rounding
+MAX_COMPARED = 10**5  # steps that are compared at most: some schedules have to be walked through
+BUILD_ERRORS = (TypeError, ValueError, KeyError, ZeroDivisionError, AttributeError, OverflowError)
 
 
 class LengthError(ValueError):
@@ -41,67 +50,43 @@ class StepMapping:
     total: int
     start: int = 0
     position: float = 0
-    held: bool = False
-    "Past its end the schedule stands still."
+    frozen_after_end: bool = False
 
     def at(self, step: int) -> float:
-        """The schedule's step, a fraction perhaps, at a step of the run."""
-        if self.held and step >= self.total:
+        """The schedule's step, perhaps a fraction, at a step of the run."""
+        if self.frozen_after_end and step >= self.total:
             return self.length
         if self.length == self.total and self.start == self.position:
             return step
         return self.position + (self.length - self.position) * (step - self.start) / (self.total - self.start)
 
 
-def stored_course(stored: Any, total: int) -> StepMapping:
-    """The course that a checkpoint's schedule is on; one of an earlier version is on its own.
-
-    Raises:
-        ValueError: what is stored is none.
-    """
-    if stored is None:
-        return StepMapping(total, total)
-    try:
-        found = StepMapping(**stored)
-        numbers = (found.length, found.total, found.start, found.position)
-        if (
-            all(isinstance(number, (int, float)) for number in numbers)
-            and found.length > 0
-            and found.total > found.start
-        ):
-            return found
-    except TypeError:
-        pass
-    raise ValueError("the checkpoint's learning rate course is damaged; take another checkpoint")
-
-
 class Schedule:
-    """What the Trainer steps once per optimizer update; it writes the rates into the optimizer's groups.
+    """Writes the learning rates into the optimizer's groups; the Trainer steps it once per optimizer update.
 
     Args:
-        optimizer: Each group's base rate is its `initial_lr`, or its `lr` where nobody has set that.
+        optimizer: Each group's base rate is its `initial_lr`, or its `lr` if nobody has set that.
         plan: See `LRSchedulerConfig`.
         total_steps: Optimizer updates of the whole run.
         steps_per_epoch: Optimizer updates of one epoch.
 
     Raises:
-        ValueError: the plan cannot be carried out; the text names the schedule.
+        ValueError: the schedule cannot be built; the text names it.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, plan: LRSchedulerConfig, total_steps: int, steps_per_epoch: int
     ):
-        check_names(plan)
         self.optimizer, self.plan = optimizer, plan
+        self.has_own_warmup, self.follows_metric = plan.has_own_warmup, plan.follows_metric
         self.total_steps, self.steps_per_epoch = total_steps, max(1, steps_per_epoch)
         self.steps_before = 0  # added to the run's steps where epochs are counted: batches may have been larger once
-        self._lay_out(StepMapping(total_steps, total_steps))
+        self._use_mapping(StepMapping(total_steps, total_steps))
         if plan.decay_steps and self.warmup >= plan.decay_steps:
             raise ValueError(
                 f"schedule `{plan.name}` ends after {plan.decay_steps} steps, before its {self.warmup} of warm-up"
             )
-        self.taken = 0
-        self.metrics_seen = 0
+        self.step_count = self.metrics_seen = 0
         self.planned_lrs = [
             float(group.setdefault("initial_lr", float(group["lr"]))) for group in optimizer.param_groups
         ]
@@ -109,27 +94,21 @@ class Schedule:
         self._apply()
 
     def step(self) -> None:
-        """One optimizer update has been made."""
-        self.taken += 1
+        """Advance by one optimizer update."""
+        self.step_count += 1
         self._apply()
 
     def observe(self, value: float) -> None:
-        """A value of the metric that a plateau follows. None counts during the warm-up; of the later ones, every
-        `frequency`-th does. One that is not finite counts as no improvement.
-
-        Raises:
-            ValueError: there is no value.
-        """
-        assert self.plan.follows_metric, "only a plateau follows a metric"
-        if value is None:
-            raise ValueError(f"schedule `{self.plan.name}` follows `{self.needs_metric}`, which was not reported")
-        position = self.course.at(self.taken)
-        ended = self.plan.decay_steps and position >= self.plan.decay_steps
-        if position < self.warmup or ended:
+        """Pass a value of the metric that a plateau follows. None counts during the warm-up; of the later ones, every
+        `frequency`-th does. One that is not finite counts as no improvement."""
+        assert self.follows_metric, "only a plateau follows a metric"
+        position = self.mapping.at(self.step_count)
+        has_ended = self.plan.decay_steps and position >= self.plan.decay_steps
+        if position < self.warmup or has_ended:
             return
         self.metrics_seen += 1
         if self.metrics_seen % self.plan.frequency == 0:
-            self.curve.observe(float(value))
+            observe_metric(self.scheduler, float(value))
             self._apply()
 
     def get_last_lr(self) -> list[float]:
@@ -138,42 +117,40 @@ class Schedule:
 
     def rate_at(self, step: int) -> float:
         """Advance to a later step without training; returns the learning rate of the first group there."""
-        self.taken = step
+        self.step_count = step
         self._apply()
         return self.last_rates[0]
 
     def rebase(self, base_lrs: list[float]) -> None:
-        """New base rates for every group, as if the schedule had had them from its first step. A plateau keeps its
-        reductions.
-        """
-        state = self.curve.state_dict()
+        """Set new base rates, as if the schedule had had them from its first step; a plateau keeps its reductions."""
         scales = [new / old if old else 1.0 for new, old in zip(base_lrs, self.base_lrs, strict=True)]
+        state = self._curve_state()
         self._start(base_lrs)
-        if self.plan.follows_metric:
-            self.curve.load_state_dict(state, scales)
-        for group, base in zip(self.optimizer.param_groups, base_lrs, strict=True):
-            group["initial_lr"] = base
-        self._apply()
+        if self.follows_metric:
+            load_metric_state(self.scheduler, self.stand_in, state, scales)
+        self._write_base_lrs()
+
+    # ---- state ----
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts only."""
         return {
             "name": self.plan.name,
-            "taken": self.taken,
+            "step_count": self.step_count,
             "total_steps": self.total_steps,
-            "course": dataclasses.asdict(self.course),
+            "course": dataclasses.asdict(self.mapping),
             "metrics_seen": self.metrics_seen,
             "base_lrs": list(self.base_lrs),
             "last_rates": list(self.last_rates),
-            "curve": self.curve.state_dict(),
+            "curve": self._curve_state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where another schedule was.
 
         Raises:
-            ValueError: it is another schedule, or its run had another length, and the plan says of neither what to do;
-                or what it says would leave nothing to learn with.
+            ValueError: it is another schedule, or its run had another length, and the plan does not say what to do
+                then; or no learning rate would be left.
         """
         is_same = state_dict.get("name") == self.plan.name
         if not is_same and not self.plan.takes_over:
@@ -181,120 +158,140 @@ class Schedule:
             raise ValueError(
                 f"the checkpoint's schedule is `{saved}`, this run's is `{self.plan.name}`; resume with it"
             )
-        self.taken = state_dict["taken"]
+        self.step_count = state_dict["step_count"]
         if is_same:
             self.metrics_seen = state_dict["metrics_seen"]
-            self._lay_out(self._course_after(state_dict))
+            self._use_mapping(self._resumed_mapping(state_dict))
         self._start(list(state_dict["base_lrs"]))
-        if is_same:
-            self.curve.load_state_dict(state_dict["curve"])
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["initial_lr"] = base
-        self._apply()
+        if is_same and self.follows_metric:
+            load_metric_state(self.scheduler, self.stand_in, state_dict["curve"], [1.0] * len(self.base_lrs))
+        self._write_base_lrs()
 
-    def _lay_out(self, course: StepMapping) -> None:
-        self.course = course
-        self.warmup = self.plan.warmup_length(course.length, self.steps_per_epoch)
-        self.horizon = self.plan.decay_steps or course.length
+    def _curve_state(self) -> dict[str, Any]:
+        """State beside the step count. Schedules without a metric have none: a resumed run advances them as often
+        again, some 6 µs each."""
+        return metric_state(self.scheduler, self.stand_in) if self.follows_metric else {}
 
-    def _course_after(self, state: dict[str, Any]) -> StepMapping:
+    def _resumed_mapping(self, state: dict[str, Any]) -> StepMapping:
         """The step mapping of a resumed schedule: as it was, or changed as the plan says if the length has changed."""
-        before = state.get("total_steps", self.total_steps)
-        course = stored_course(state.get("course"), before)
-        choice, now = self.plan.new_length, self.total_steps
+        mapping = StepMapping(**state["course"])
+        choice, before, now = self.plan.new_length, state["total_steps"], self.total_steps
         if before == now:
-            return course
+            return mapping
         lengths = f"the run was of {before} steps and is of {now}"
         if choice is None:
             if depends_on_length(self.plan, before, now, self.steps_per_epoch):
                 raise LengthError(
                     f"{lengths}, and schedule `{self.plan.name}` falls towards the end; choose with "
-                    f"--resume_schedule: keep (it ends at step {course.total} as planned, then the rate stays) or "
-                    f"rebase (what is left of it after step {self.taken} is stretched over the remaining steps)"
+                    f"--resume_schedule: keep (it ends at step {mapping.total} as planned, then the rate stays) or "
+                    f"rebase (what is left of it after step {self.step_count} is stretched over the remaining steps)"
                 )
-            return course
+            return mapping
         if choice == "rebase":
-            if self.taken >= course.total:
+            if self.step_count >= mapping.total:
                 raise LengthError(
                     f"{lengths}, and nothing is left of schedule `{self.plan.name}` to rebase: it ended at step "
-                    f"{course.total}"
+                    f"{mapping.total}"
                 )
-            return StepMapping(course.length, now, self.taken, course.at(self.taken)) if now > self.taken else course
-        ends = zip(self._rates_at_end(course, state), state["base_lrs"], strict=True)
-        if now > course.total and all(rate <= NOTHING * base for rate, base in ends):
+            if now <= self.step_count:
+                return mapping
+            return StepMapping(mapping.length, now, self.step_count, mapping.at(self.step_count))
+        ends = zip(self._rates_at_end(mapping, state), state["base_lrs"], strict=True)
+        if now > mapping.total and all(rate <= ZERO * base for rate, base in ends):
             raise LengthError(
                 f"{lengths}, and schedule `{self.plan.name}`, if it is kept, ends at a learning rate of 0 at step "
-                f"{course.total}; rebase it"
+                f"{mapping.total}; rebase it"
             )
-        return dataclasses.replace(course, held=True)
+        return dataclasses.replace(mapping, frozen_after_end=True)
 
-    def _rates_at_end(self, course: StepMapping, state: dict[str, Any]) -> list[float]:
-        if self.plan.follows_metric:
+    def _rates_at_end(self, mapping: StepMapping, state: dict[str, Any]) -> list[float]:
+        if self.follows_metric:
             return list(state["last_rates"])
-        trial = Schedule(stand_in_for(state["base_lrs"], 1.0), self.plan, course.length, self.steps_per_epoch)
-        trial.rate_at(course.length)
+        trial = Schedule(stand_in_for(state["base_lrs"], 1.0), self.plan, mapping.length, self.steps_per_epoch)
+        trial.rate_at(mapping.length)
         return trial.last_rates
 
-    @property
-    def needs_metric(self) -> str | None:
-        """The metric to `observe`; None where the schedule follows none."""
-        return (self.plan.monitor or "eval_loss") if self.plan.follows_metric else None
+    # ---- rates ----
+
+    def _use_mapping(self, mapping: StepMapping) -> None:
+        self.mapping = mapping
+        self.warmup = self.plan.warmup_length(mapping.length, self.steps_per_epoch)
+        self.horizon = self.plan.decay_steps or mapping.length
 
     def _start(self, base_lrs: list[float]) -> None:
-        self.base_lrs = base_lrs
+        """Build the scheduler object at its first step."""
+        self.base_lrs, plan = base_lrs, self.plan
         # A rebase changes the run's learning rate as it does its groups'; what is in proportion to it stays so.
         changed = [new / old for new, old in zip(base_lrs, self.planned_lrs, strict=True) if old]
-        self.rate = rate = self.plan.learning_rate * (changed[0] if changed else 1.0)
-        floor = self.plan.min_lr or 0.0
+        self.rate = rate = plan.learning_rate * (changed[0] if changed else 1.0)
+        floor = plan.min_lr or 0.0
         if floor > rate:
             raise ValueError(f"min_lr {floor:g} is above the learning rate, {rate:g}; lower it")
         self.floors = [floor * (base / rate) if rate else 0.0 for base in base_lrs]
+        self.stand_in = stand_in_for(base_lrs, rate, self.optimizer)
         try:
-            if self.plan.warms_up_itself:
-                self.curve = TrainerCurve(self.plan, base_lrs, rate, self.warmup, self.horizon)
+            if self.has_own_warmup:
+                self.scheduler = scheduler_with_warmup(plan, self.stand_in, self.warmup, self.horizon)
             else:
-                self.curve = TorchLRCurve(self.plan, base_lrs, rate, self._moves(self.horizon), self.optimizer)
-        except (TypeError, ValueError, KeyError, ZeroDivisionError, AttributeError) as error:
-            raise _cannot(self.plan, error) from error
+                moves = max(1, self._moves(self.horizon))
+                self.scheduler = scheduler_without_warmup(plan, self.stand_in, moves, rate)
+        except BUILD_ERRORS as error:
+            raise _build_error(plan, error) from error
+        self.cycles_momentum = getattr(self.scheduler, "cycle_momentum", False)
+        self.moves_done = 0
+        # A OneCycleLR raises past its end; its last step is its lowest.
+        self.last_move = getattr(self.scheduler, "total_steps", math.inf) - 1
 
-    def _moves(self, taken: float) -> int:
-        """How often a schedule without a warm-up of its own has moved on, that many steps into its course."""
-        taken = math.floor(taken + 1e-9)  # a fraction's last digit is rounding
+    def _moves(self, position: float) -> int:
+        """How often a schedule without a warm-up of its own has advanced at a step of the schedule."""
+        position = math.floor(position + 1e-9)  # a fraction's last digit is rounding
         if self.plan.interval == "epoch":
             every = self.steps_per_epoch * self.plan.frequency
-            return max(0, (taken + self.steps_before) // every - self.warmup // every)
-        return max(0, taken - self.warmup) // self.plan.frequency
+            return max(0, (position + self.steps_before) // every - self.warmup // every)
+        return max(0, position - self.warmup) // self.plan.frequency
 
     def _rates(self) -> list[float]:
-        taken = self.course.at(self.taken)
-        taken = min(taken, self.plan.decay_steps) if self.plan.decay_steps else taken
-        if self.plan.warms_up_itself:
-            rates = self.curve.rates_at(taken)
-            if taken < self.warmup:
-                return rates
-            if self.plan.name in DECAYS_TO_ZERO and self.plan.min_lr:
-                return [
-                    floor + (base - floor) * (rate / base if base else 0.0)
-                    for rate, floor, base in zip(rates, self.floors, self.base_lrs, strict=True)
-                ]
-        else:
-            if taken < self.warmup:
-                return [base * (float(taken) / float(max(1, self.warmup))) for base in self.base_lrs]
-            rates = self.curve.rates_at(self._moves(taken))
-        return [max(rate, floor) for rate, floor in zip(rates, self.floors, strict=True)]
+        position = self.mapping.at(self.step_count)
+        if self.plan.decay_steps:
+            position = min(position, self.plan.decay_steps)
+        if position < self.warmup and not self.has_own_warmup:
+            return [base * (float(position) / float(max(1, self.warmup))) for base in self.base_lrs]
+        if not self.has_own_warmup:
+            moves = 0 if self.follows_metric else min(self._moves(position), self.last_move)
+            while self.moves_done < moves:
+                self.scheduler.step()
+                self.moves_done += 1
+            rates = [float(group["lr"]) for group in self.stand_in.param_groups]
+            return [max(rate, floor) for rate, floor in zip(rates, self.floors, strict=True)]
+        factors = [function(position) for function in self.scheduler.lr_lambdas]
+        rates = [base * factor for base, factor in zip(self.base_lrs, factors, strict=True)]
+        if position < self.warmup:
+            return rates
+        groups = zip(rates, self.floors, self.base_lrs, strict=True)
+        if self.plan.name in DECAYS_TO_ZERO and self.plan.min_lr:
+            return [floor + (base - floor) * (rate / base if base else 0.0) for rate, floor, base in groups]
+        return [max(rate, floor) for rate, floor, _ in groups]
 
     def _apply(self) -> None:
+        """Write rates, and what a cycle sets besides (`momentum`, or Adam's `betas`), into the optimizer's groups."""
         try:
             self.last_rates = self._rates()
-        except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-            raise _cannot(self.plan, error) from error
-        for index, group in enumerate(self.optimizer.param_groups):
+        except BUILD_ERRORS as error:
+            raise _build_error(self.plan, error) from error
+        for group, rate, stand_in in zip(
+            self.optimizer.param_groups, self.last_rates, self.stand_in.param_groups, strict=True
+        ):
             if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(self.last_rates[index])
+                group["lr"].fill_(rate)
             else:
-                group["lr"] = self.last_rates[index]
-            for key, value in self.curve.momenta(index).items():
-                group[key] = value
+                group["lr"] = rate
+            if self.cycles_momentum:
+                group.update({key: stand_in[key] for key in ("momentum", "betas") if key in stand_in})
+
+    def _write_base_lrs(self) -> None:
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["initial_lr"] = base
+        self._apply()
 
 
 # ---- before training ----
@@ -308,41 +305,31 @@ def planned_rates(
     Args:
         base_lrs: Base rate of each group. None: one group with the plan's learning rate.
     """
-    schedule = Schedule(
-        stand_in_for(list(base_lrs or [plan.learning_rate]), plan.learning_rate), plan, total_steps, steps_per_epoch
-    )
-    rates = []
+    stand_in = stand_in_for(list(base_lrs or [plan.learning_rate]), plan.learning_rate)
+    schedule, rates = Schedule(stand_in, plan, total_steps, steps_per_epoch), []
     for _ in range(total_steps):
         rates.append(schedule.get_last_lr())
         schedule.step()
     return rates
 
 
-def schedule_lines(real: Schedule) -> list[str]:
-    """The schedule in two lines: what it is; and its rate at the start, after warm-up, at the quarters and the end.
+def schedule_lines(schedule: Schedule) -> list[str]:
+    """Two lines: what the schedule is; and its rate at the start, after warm-up, at the quarters and the end.
 
-    Of one that is under way, whose length has been changed, from where that was.
+    The rates of one whose length has changed are those from that step on.
     """
-    plan, total_steps, course = real.plan, real.total_steps, real.course
-    schedule = Schedule(stand_in_for([plan.learning_rate], plan.learning_rate), plan, total_steps, real.steps_per_epoch)
-    schedule.load_state_dict(real.state_dict() | {"base_lrs": [real.rate]})
-    length = total_steps - course.start
-    shown = {course.start, *({schedule.warmup} if course.start == 0 else ())}
+    plan, total_steps, start = schedule.plan, schedule.total_steps, schedule.mapping.start
+    stand_in = stand_in_for([plan.learning_rate], plan.learning_rate)
+    trial = Schedule(stand_in, plan, total_steps, schedule.steps_per_epoch)
+    trial.load_state_dict(schedule.state_dict() | {"base_lrs": [schedule.rate]})
+    steps = {start, plan.decay_steps or start, start or trial.warmup}
     if total_steps < ENDLESS:  # else there are no quarters, and walking to them would take hours
-        shown |= {
-            course.start + length // 4,
-            course.start + length // 2,
-            course.start + 3 * length // 4,
-            total_steps - 1,
-        }
-    if plan.decay_steps:
-        shown.add(plan.decay_steps)
-    steps = sorted(each for each in shown if 0 <= each < total_steps)
-    points = [f"{schedule.rate_at(step):.3g} at {step}" for step in steps]
+        steps |= {start + quarter * (total_steps - start) // 4 for quarter in (1, 2, 3)} | {total_steps - 1}
+    points = [f"{trial.rate_at(step):.3g} at {step}" for step in sorted(steps) if step < total_steps]
     unit = plan.interval or "step"
     every = f"every {unit}" if plan.frequency == 1 else f"every {plan.frequency} {unit}s"
-    pace = f"following {schedule.needs_metric}" if plan.follows_metric else every
-    warm = f", {schedule.warmup} steps of warm-up" if schedule.warmup else ""
+    pace = f"following {plan.needs_metric}" if schedule.follows_metric else every
+    warm = f", {trial.warmup} steps of warm-up" if trial.warmup else ""
     return [f"learning rate schedule {plan.name}, {pace}{warm}", "  " + ", ".join(points)]
 
 
@@ -350,7 +337,7 @@ def depends_on_length(plan: LRSchedulerConfig, before: int, now: int, steps_per_
     """Whether the rates of a run of `before` steps are others than those of the same steps in one of `now` steps."""
     if plan.follows_metric:
         return plan.warmup_length(before, steps_per_epoch) != plan.warmup_length(now, steps_per_epoch)
-    common = min(before, now, LOOKED_AT)
+    common = min(before, now, MAX_COMPARED)
     steps = sorted({common * part // 50 for part in range(50)} | {common - 1})
 
     def rates(total: int) -> list[float]:
@@ -361,19 +348,18 @@ def depends_on_length(plan: LRSchedulerConfig, before: int, now: int, steps_per_
 
 
 def check_plan(plan: LRSchedulerConfig) -> None:
-    """Tries the plan out.
+    """Take a few steps of a schedule, without its warm-up.
 
     Raises:
-        ValueError: unknown names, options the constructor does not take or lacks, milestones that do not fit, a
-            warm-up or a floor that contradicts the rest.
+        ValueError: its scheduler cannot be built or stepped with these options, or `min_lr` is given twice.
     """
-    check_names(plan)
-    check_numbers(plan)
-    short = dataclasses.replace(plan, warmup_steps=0, warmup_epochs=0, decay_steps=None)
-    planned_rates(short, 4, 2)
+    same = [option for option in SAME_AS_MIN_LR if option in plan.options]
+    if plan.min_lr is not None and plan.has_own_warmup and same:
+        raise ValueError(f"schedule `{plan.name}` ends at `min_lr` and at its option `{same[0]}`; keep one")
+    planned_rates(dataclasses.replace(plan, warmup_steps=0, warmup_epochs=0, decay_steps=None), 4, 2)
 
 
-def _cannot(plan: LRSchedulerConfig, error: Exception) -> ValueError:
+def _build_error(plan: LRSchedulerConfig, error: Exception) -> ValueError:
     text = " ".join(str(error).split())
     remedy = "; set cycle_momentum: false" if "momentum" in text else ""
     return ValueError(f"schedule `{plan.name}` cannot be built: {text}{remedy}")

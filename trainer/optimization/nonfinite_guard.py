@@ -1,7 +1,7 @@
 """Skip steps whose loss or gradient is not finite, and report their samples; too many in a row end the run.
 
-The decision comes from the gradient norm alone. A loss that is not finite makes its gradients so (`protect`), and under
-DDP the all-reduced gradients and with them the norm, so that all processes decide alike without talking about it.
+The decision depends on the gradient norm alone. A loss that is not finite makes its gradients non-finite (`protect`),
+and under DDP the all-reduced gradients and their norm, so that all processes decide alike without communication.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 
+from storage.checkpoints import checkpoints
+from trainer.distributed.shards import rank_and_world_size
 from trainer.hf_patches import replace_next_step
 
 FACTS = "skipped_steps.json"
@@ -28,7 +30,7 @@ class TrainingDiverged(RuntimeError):
 
 
 class Batch(NamedTuple):
-    """A micro-batch as it was used, held by reference: fetched from the device only if its step was bad."""
+    """References to the values of a micro-batch, which are copied to the host only if its step was bad."""
 
     samples: torch.Tensor | None  # (batch,) int64
     loss: torch.Tensor
@@ -36,32 +38,32 @@ class Batch(NamedTuple):
 
 
 class Update(NamedTuple):
-    """An optimizer step whose norm the host has not looked at yet."""
+    """An optimizer step whose norm the host has not read yet."""
 
     step: int
-    norm: torch.Tensor  # pinned host memory, on its way
-    arrived: Any  # the event after which `norm` is there
+    norm: torch.Tensor  # in host memory, perhaps still being copied
+    arrived: Any  # CUDA event after which the copy is complete; None: it is complete
     batches: list[Batch]
 
 
 class NonfiniteGuard:
-    """Keeps the weights finite.
+    """Skips optimizer steps that are not finite, and counts those whose gradients are clipped.
 
-    In each micro-batch `begin`, then `protect` with its loss; `before_update` with the norm, before the update.
+    Call `begin` and then `protect` for each micro-batch, and `before_update` before each optimizer step.
 
     On CUDA with a fused torch optimizer nothing waits: the flag stays on the device, the optimizer's kernels read it,
-    and the host reads its copy one step later. Every other optimizer steps when the host decides so, which waits for
-    the norm. With a gradient scaler (float16) the scaler's own skipping of overflows stands, and only a step whose
-    loss was not finite counts here.
+    and the host reads its copy one step later. For every other optimizer the host waits for the norm. A gradient
+    scaler (float16) skips overflows itself; then only a step whose loss was not finite counts here.
 
     The learning-rate schedule and the step number advance over a skipped step; optimizer state does not.
 
     Args:
         stop_after: Skipped steps in a row that end the run with `TrainingDiverged`.
-        run_folder: Where checkpoints lie, for the message.
+        run_folder: Folder of the checkpoints, for the message.
         show: Called with one line for each skipped step, on the main process.
-        where: Sample index -> where it lies in the data, for the message. None: the index alone.
+        where: Sample index -> its place in the data, for the message. None: the index alone.
         finish_saving: Called before the message names the newest checkpoint.
+        clip_threshold: Steps with a larger gradient norm are counted, on the device; NaN is not larger.
     """
 
     def __init__(
@@ -71,13 +73,14 @@ class NonfiniteGuard:
         show: Callable[[str], None] | None = None,
         where: Callable[[int], str] | None = None,
         finish_saving: Callable[[], None] | None = None,
+        clip_threshold: float = math.inf,
     ):
-        if stop_after < 1:
-            raise ValueError(f"stopping after {stop_after} non-finite steps in a row makes no sense; give at least 1")
         self.stop_after, self.show, self.where = stop_after, show or _to_stderr, where or str
         self.run_folder = None if run_folder is None else Path(run_folder)
         self.finish_saving = finish_saving or (lambda: None)
         self.in_a_row, self.skipped, self.skipped_since_log = 0, 0, 0
+        self.clip_threshold, self.steps = clip_threshold, 0  # optimizer steps since the last log line
+        self.clipped: torch.Tensor | int = 0  # of these, steps with a norm above the threshold
         self.samples: torch.Tensor | None = None
         self.batches: list[Batch] = []
         self.sums: tuple[torch.Tensor, ...] = ()
@@ -87,77 +90,80 @@ class NonfiniteGuard:
     # ---- in each micro-batch ----
 
     def begin(self, samples: torch.Tensor | None, *sums: torch.Tensor) -> bool:
-        """A micro-batch begins; returns whether it is the first of its step.
+        """Begin a micro-batch; returns whether it is the first of its step.
 
         Args:
             samples: (batch,) int64, indices in the data set, for the message.
-            sums: Running sums that the step adds to in place; if it is skipped they are put back.
+            sums: Running sums that the step adds to in place; they are restored if it is skipped.
         """
-        self.samples, first = samples, not self.batches
-        if first:
-            self.sums, self.before = sums, [each.clone() for each in sums]
-        return first
+        self.samples, is_first = samples, not self.batches
+        if is_first:
+            self.sums, self.before = sums, [value.clone() for value in sums]
+        return is_first
 
     def protect(self, loss: torch.Tensor, terms: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """The same loss, bit for bit, if it is finite; otherwise NaN, as is each gradient that comes from it.
+        """Return the same loss, bit for bit, if it is finite; otherwise NaN, whose gradients are NaN too.
 
         Args:
             loss: Scalar.
             terms: Named parts of the loss, scalars, for the message.
         """
         value = loss.detach()
-        detached = {name: each.detach() for name, each in (terms or {}).items()}
+        detached = {name: term.detach() for name, term in (terms or {}).items()}
         self.batches.append(Batch(self.samples, value, detached))
         return loss * value.mul(0).add_(1)  # 0 * inf is NaN, so the factor is 1 or NaN
 
     # ---- in each optimizer step ----
 
     def before_update(self, step: int, optimizer: Any, norm: torch.Tensor | float) -> bool | torch.Tensor:
-        """Sees to it that an update that is not finite is not made.
+        """Skip the coming update if it is not finite.
 
         Args:
-            step: Number of the step being made, from 1.
-            optimizer: Whose `step()` comes next, in accelerate's wrapper or bare.
+            step: Number of the current step, from 1.
+            optimizer: Its `step()` is called next; bare or in accelerate's wrapper.
             norm: Norm of the gradients before clipping, a scalar; the same on all processes.
 
         Returns:
-            Whether the update is skipped; where the host does not know yet, a bool tensor on the device.
+            Whether the update is skipped; a bool tensor on the device if the host does not know yet.
 
         Raises:
-            TrainingDiverged: this made the last of `stop_after` skipped steps in a row.
+            TrainingDiverged: this is the last of `stop_after` skipped steps in a row.
         """
         self.settle()
+        self.steps += 1
+        is_clipped = norm > self.clip_threshold
+        self.clipped = self.clipped + (is_clipped.long() if isinstance(is_clipped, torch.Tensor) else is_clipped)
         batches, self.batches = self.batches, []
         inner = getattr(optimizer, "optimizer", optimizer)
         scaled = getattr(optimizer, "scaler", None) is not None
         if not scaled and self.should_not_wait(norm) and skips_by_flag(inner):
             return self._skip_by_flag(step, inner, norm.detach(), batches)
-        self.release(optimizer)  # the host decides: no flag of an earlier step may
+        self.release(optimizer)  # the host decides, not the flag of an earlier step
         norm = float(norm)
         if math.isfinite(norm):
             self.in_a_row = 0
             return False
-        found = self._everyone(batches)
-        if scaled and all(math.isfinite(batch["loss"]) for batch in found):
-            return False  # an overflow of float16, which the scaler skips and learns from
-        if not scaled:  # the scaler looks at the gradients itself
+        gathered = self._gathered(batches)
+        if scaled and all(math.isfinite(batch["loss"]) for batch in gathered):
+            return False  # an overflow of float16, which the scaler skips and adapts to
+        if not scaled:  # the scaler checks the gradients itself
             drop_update(optimizer)
         for total, before in zip(self.sums, self.before, strict=True):
             total.copy_(before)
-        self._count(step, norm, found)
+        self._count(step, norm, gathered)
         return True
 
     def pass_over(self) -> None:
-        """An update was made where nobody could stop it."""
+        """Forget the micro-batches of an update that could not be skipped."""
         self.batches = []
 
     @staticmethod
     def should_not_wait(norm: torch.Tensor | float) -> bool:
-        """Whether reading the norm would stop the host until the device is there."""
+        """Whether the host would have to wait for the device to read the norm."""
         return isinstance(norm, torch.Tensor) and norm.device.type == "cuda"
 
     def _skip_by_flag(self, step: int, inner: Any, norm: torch.Tensor, batches: list[Batch]) -> torch.Tensor:
-        """The optimizer's kernels read `found_inf`, as under a gradient scaler; the host reads the norm later."""
+        """Let the optimizer's kernels read `found_inf`, as under a gradient scaler; the host reads the norm later."""
         bad = torch.isfinite(norm).logical_not()
         inner.found_inf = bad.float()
         for total, before in zip(self.sums, self.before, strict=True):
@@ -173,9 +179,9 @@ class NonfiniteGuard:
         return bad
 
     def settle(self) -> None:
-        """Looks at the step that the host has not seen yet, if there is one; before logs, checkpoints and the end.
+        """Read the norm of the last step, if the host has not yet; call it before logs, checkpoints and the end.
 
-        All processes call it alike, since they exchange sample ids when the step was bad. Its norm was computed a step
+        All processes must call it, since they exchange sample ids if the step was bad. The norm was computed a step
         ago, so the device keeps working meanwhile.
 
         Raises:
@@ -190,34 +196,37 @@ class NonfiniteGuard:
         if math.isfinite(norm):
             self.in_a_row = 0
         else:
-            self._count(update.step, norm, self._everyone(update.batches))
+            self._count(update.step, norm, self._gathered(update.batches))
 
     def release(self, optimizer: Any) -> None:
-        """The optimizer, if there is one yet, is used by others from here on."""
-        if optimizer is not None:
-            vars(getattr(optimizer, "optimizer", optimizer)).pop("found_inf", None)
+        """Remove the flag from the optimizer."""
+        vars(getattr(optimizer, "optimizer", optimizer)).pop("found_inf", None)
 
     # ---- what is reported ----
 
-    def take(self, steps: int) -> tuple[float, dict[str, int]]:
-        """For a log line over `steps` optimizer steps: what to multiply its loss by, and `skipped_steps` if any were.
+    def take(self) -> tuple[float, dict[str, float]]:
+        """Return a factor for the loss, and `grad_clip_pct` and `skipped_steps`, of the steps since the last call.
 
         A skipped step's loss is not in the sum, which the Trainer divides by all steps: loss * steps / applied is the
         mean over the applied ones. NaN if there was none.
         """
         self.settle()
-        skipped, self.skipped_since_log = self.skipped_since_log, 0
+        counts: dict[str, float] = {}
+        steps, skipped = self.steps, self.skipped_since_log
+        if steps:
+            counts["grad_clip_pct"] = round(100 * float(self.clipped) / steps, 2)
+        self.steps, self.clipped, self.skipped_since_log = 0, 0, 0
         if not skipped:
-            return 1.0, {}
-        return (steps / (steps - skipped) if steps > skipped else math.nan), {"skipped_steps": skipped}
+            return 1.0, counts
+        counts["skipped_steps"] = skipped
+        return (steps / (steps - skipped) if steps > skipped else math.nan), counts
 
-    def _count(self, step: int, norm: float, found: list[dict[str, Any]]) -> None:
+    def _count(self, step: int, norm: float, batches: list[dict[str, Any]]) -> None:
         self.in_a_row += 1
         self.skipped += 1
         self.skipped_since_log += 1
-        main = not _distributed() or torch.distributed.get_rank() == 0
-        what = f"step {step} skipped: gradient norm {norm:.4g}, {describe(found)}"
-        if main:
+        what = f"step {step} skipped: gradient norm {norm:.4g}, {describe(batches)}"
+        if rank_and_world_size()[0] == 0:
             self.show(f"{what}; {self.in_a_row} in a row, {self.skipped} in all")
         if self.in_a_row >= self.stop_after:
             raise TrainingDiverged(
@@ -228,12 +237,11 @@ class NonfiniteGuard:
 
     def _newest_checkpoint(self) -> str:
         self.finish_saving()
-        found = self.run_folder.glob("checkpoint-*") if self.run_folder is not None else ()
-        numbered = [(int(each.name[11:]), each) for each in found if each.name[11:].isdigit()]
-        return f"; the last checkpoint is {max(numbered)[1]}" if numbered else ""
+        saved = checkpoints(self.run_folder) if self.run_folder is not None else []
+        return f"; the last checkpoint is {saved[-1]}" if saved else ""
 
-    def _everyone(self, batches: Sequence[Batch]) -> list[dict[str, Any]]:
-        """The batches of all processes as plain values. Only called for a bad step, which all processes see alike."""
+    def _gathered(self, batches: Sequence[Batch]) -> list[dict[str, Any]]:
+        """The batches of all processes as plain values; called for a bad step only, which is bad on all of them."""
         own = [
             {
                 "loss": float(batch.loss.float().mean()),
@@ -242,32 +250,32 @@ class NonfiniteGuard:
             }
             for batch in batches
         ]
-        if not _distributed():
+        processes = rank_and_world_size()[1]
+        if processes == 1:
             return own
-        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        gathered: list[Any] = [None] * processes
         torch.distributed.all_gather_object(gathered, own)
-        return [batch for each in gathered for batch in each]
+        return [batch for part in gathered for batch in part]
 
     # ---- across a resume ----
 
     def facts(self) -> dict[str, Any]:
-        """skipped_steps.json, for a checkpoint of a run that skipped any; after all processes called `settle`.
+        """Return skipped_steps.json for a checkpoint: file name -> JSON value, or nothing if no step was skipped.
 
-        Returns:
-            File name -> JSON value; empty where nothing was skipped.
+        All processes must have called `settle`.
         """
         assert self.waiting is None, "the newest step is not counted yet"
         return {FACTS: {"in_a_row": self.in_a_row, "skipped": self.skipped}} if self.skipped else {}
 
     def load(self, folder: Path | str) -> None:
-        """Counts on where the checkpoint stopped."""
+        """Load the counts from a checkpoint."""
         path = Path(folder) / FACTS
         facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.in_a_row, self.skipped = facts.get("in_a_row", 0), facts.get("skipped", 0)
 
 
 def describe(batches: Sequence[Mapping[str, Any]]) -> str:
-    """`loss nan (error nan, size 0.31) on samples 12, 7`: the batches with a bad loss, or all if each is finite."""
+    """Return `loss nan (error nan, size 0.31) on samples 12, 7`: batches with a bad loss, or all if each is finite."""
     bad = [batch for batch in batches if not math.isfinite(batch["loss"])]
     words = []
     for batch in (bad or batches)[:SHOWN_BATCHES]:
@@ -284,19 +292,19 @@ def describe(batches: Sequence[Mapping[str, Any]]) -> str:
 def skips_by_flag(optimizer: Any) -> bool:
     """Whether the optimizer's kernels skip the update of weights and state if its `found_inf` is set.
 
-    Not SGD before its first momentum: it would keep uninitialized memory as momentum.
+    SGD without its first momentum does not count: it would keep uninitialized memory as momentum.
     """
     groups = optimizer.param_groups
     if type(optimizer) not in FUSED_WITH_FLAG or not all(group.get("fused") for group in groups):
         return False
     if isinstance(optimizer, torch.optim.SGD) and any(group["momentum"] for group in groups):
-        trained = (each for group in groups for each in group["params"] if each.grad is not None)
-        return all(optimizer.state[each].get("momentum_buffer") is not None for each in trained)
+        trained = (parameter for group in groups for parameter in group["params"] if parameter.grad is not None)
+        return all(optimizer.state[parameter].get("momentum_buffer") is not None for parameter in trained)
     return True
 
 
 def drop_update(optimizer: Any) -> None:
-    """Removes the gradients, and makes the next `step()` do nothing: some optimizers count steps without gradients."""
+    """Remove the gradients, and let the next `step()` do nothing: some optimizers count steps without gradients."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
@@ -305,10 +313,6 @@ def drop_update(optimizer: Any) -> None:
         optimizer._opt_called = True  # a scheduler warns when it steps before its optimizer did
 
     replace_next_step(optimizer, skip)
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _to_stderr(line: str) -> None:

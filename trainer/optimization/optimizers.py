@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -27,51 +26,13 @@ UNSUPPORTED = {
     "adalomo": IN_BACKWARD,
 }  # and all names that end in `_layerwise`
 # Classes of pytorch-optimizer that need more than gradients in their step, or more than tensors in their state.
-NOT_PLAIN = frozenset(
-    [
-        "SAM",
-        "GSAM",
-        "LookSAM",
-        "WSAM",
-        "FriendlySAM",
-        "BSAM",
-        "AdaHessian",
-        "SophiaH",
-        "LOMO",
-        "AdaLOMO",
-        "Lookahead",
-        "OrthoGrad",
-        "PCGrad",
-        "ScheduleFreeWrapper",
-        "TRAC",
-        "RotoGrad",
-        "SafeFP16Optimizer",
-        "DynamicLossScaler",
-        "ASGD",
-        "SWATS",
-        "ApolloDQN",
-        "DeMo",
-        "DistributedMuon",
-        "AliG",
-        "MuonClip",
-        "Gravity",
-        "FTRL",
-        "AdaShift",
-        "Conda",
-        "SCION",
-        "SCIONLight",
-        "ScalableShampoo",
-        "AdamMini",
-        "LoRARite",
-        "Ranger21",
-        "Magma",
-        "Muon",
-        "AdaMuon",
-        "AdaGO",
-        "NorMuon",
-        "SpectralSphere",
-    ]
-)
+NOT_PLAIN = frozenset({
+    "SAM", "GSAM", "LookSAM", "WSAM", "FriendlySAM", "BSAM", "AdaHessian", "SophiaH", "LOMO", "AdaLOMO", "Lookahead",
+    "OrthoGrad", "PCGrad", "ScheduleFreeWrapper", "TRAC", "RotoGrad", "SafeFP16Optimizer", "DynamicLossScaler", "ASGD",
+    "SWATS", "ApolloDQN", "DeMo", "DistributedMuon", "AliG", "MuonClip", "Gravity", "FTRL", "AdaShift", "Conda",
+    "SCION", "SCIONLight", "ScalableShampoo", "AdamMini", "LoRARite", "Ranger21", "Magma", "Muon", "AdaMuon", "AdaGO",
+    "NorMuon", "SpectralSphere",
+})  # fmt: skip
 # Options that the groups decide, and the key that decides them.
 FROM_GROUPS = {"lr": "learning_rate", "weight_decay": "weight_decay"}
 
@@ -121,7 +82,7 @@ def build_optimizer(
     if "weight_decay" not in takes and any(group["weight_decay"] for group in groups):
         raise ValueError(f"optimizer `{name}` has no weight decay; set weight_decay: 0")
     groups = _with_extras(groups, extras)
-    if kind is getattr(torch.optim, "Muon", None):
+    if kind is torch.optim.Muon:
         return _paired_with_adamw(kind, model, groups, settings, parts)
     return kind(groups, **settings)
 
@@ -130,29 +91,22 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """Return the class of torch.optim or of the package pytorch-optimizer with this name; see `build_optimizer`.
 
     Raises:
-        ValueError: no such class (with the nearest name; case matters), or one that a Trainer's step cannot serve.
+        ValueError: no such class, or one that cannot train under a Trainer.
     """
-    own = {key: kind for key, kind in vars(torch.optim).items() if _is_optimizer(kind)}
     package = package_optimizers()
     lower = {key.lower(): kind for key, kind in package.items()}
-    kind = own.get(name) or package.get(name) or lower.get(name)
+    own = getattr(torch.optim, name, None)
+    is_own = isinstance(own, type) and issubclass(own, torch.optim.Optimizer) and own is not torch.optim.Optimizer
+    kind = own if is_own else package.get(name) or lower.get(name)
     if kind is None:
-        known = [value.value for value in OptimizerNames] + [*own, *package]
-        folded = {key.lower(): key for key in reversed(known)}
-        match = folded.get(name.lower()) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
-        remedy = f"did you mean `{match}`?" if match else f"torch.optim has {', '.join(own)}"
-        more = "" if package else " (pip install pytorch-optimizer for 100 more)"
-        raise ValueError(
-            f"optimizer `{name}` is neither a TrainingArguments name nor a torch.optim class nor one of "
-            f"pytorch-optimizer{more}; {remedy}"
-        )
-    is_of_package = kind.__module__.startswith("pytorch_optimizer.")
-    if is_of_package and kind.__name__ in NOT_PLAIN:
+        remedy = "" if package else "; pip install pytorch-optimizer for 100 more"
+        raise ValueError(f"optimizer `{name}` is neither a TrainingArguments name nor a class of torch.optim{remedy}")
+    if kind.__module__.startswith("pytorch_optimizer.") and kind.__name__ in NOT_PLAIN:
         raise ValueError(
             f"optimizer `{name}` of pytorch-optimizer needs more than gradients in its step or more than tensors in "
             "its state; choose another, such as torch's Muon or AdamW"
         )
-    if not is_of_package and kind.__name__ in UNSUPPORTED:
+    if kind.__name__ in UNSUPPORTED:
         raise ValueError(f"optimizer `{name}` {UNSUPPORTED[kind.__name__]}; choose another")
     return kind
 
@@ -184,25 +138,22 @@ def _of_transformers(
 def _adam_settings(kind: type[torch.optim.Optimizer], args: Any) -> dict[str, Any]:
     """Betas and epsilon that differ from Adam's defaults, for a constructor that takes them."""
     parameters, prefix = _parameters(kind), ""
-    if kind is getattr(torch.optim, "Muon", None):  # its own `eps` is not Adam's: they are for the AdamW beside it
+    if kind is torch.optim.Muon:  # its own `eps` is not Adam's: they are for the AdamW beside it
         parameters, prefix = _parameters(torch.optim.AdamW), "adamw_"
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
     standard = transformers.TrainingArguments.__dataclass_fields__
+    changed = {
+        key: getattr(args, key)
+        for key in ("adam_beta1", "adam_beta2", "adam_epsilon")
+        if getattr(args, key) != standard[key].default
+    }
     settings: dict[str, Any] = {}
-    betas = getattr(parameters.get("betas"), "default", None)
-    keys = ("adam_beta1", "adam_beta2")
+    betas = defaults.get("betas")
     # Three betas are not Adam's: those optimizers keep their own, unless the options give all three.
-    if (
-        isinstance(betas, tuple)
-        and len(betas) == 2
-        and any(getattr(args, key) != standard[key].default for key in keys)
-    ):
-        given = (getattr(args, key) for key in keys)
-        settings[f"{prefix}betas"] = tuple(
-            value if value != standard[key].default else own for value, key, own in zip(given, keys, betas, strict=True)
-        )
-    epsilon = getattr(parameters.get("eps"), "default", None)
-    if isinstance(epsilon, float) and args.adam_epsilon != standard["adam_epsilon"].default:
-        settings[f"{prefix}eps"] = args.adam_epsilon
+    if isinstance(betas, tuple) and len(betas) == 2 and changed.keys() & {"adam_beta1", "adam_beta2"}:
+        settings[f"{prefix}betas"] = (changed.get("adam_beta1", betas[0]), changed.get("adam_beta2", betas[1]))
+    if isinstance(defaults.get("eps"), float) and "adam_epsilon" in changed:
+        settings[f"{prefix}eps"] = changed["adam_epsilon"]
     return settings
 
 
@@ -258,7 +209,3 @@ def _paired_with_adamw(
 def _parameters(kind: type[torch.optim.Optimizer]) -> dict[str, inspect.Parameter]:
     """The constructor's parameters without the first, the parameters to train."""
     return dict(list(inspect.signature(kind).parameters.items())[1:])
-
-
-def _is_optimizer(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer

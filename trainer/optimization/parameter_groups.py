@@ -63,13 +63,13 @@ def parameter_groups(
 
 
 def group_rates(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Parameter name -> learning rate, of every trained parameter; `groups` are an optimizer's `param_groups`."""
+    """Return parameter name -> learning rate of every trained parameter, from an optimizer's `param_groups`."""
     rates = {id(parameter): float(group["lr"]) for group in groups for parameter in group["params"]}
     return {name: rates[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in rates}
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
-    """Names of the parameters without weight decay: biases, and all parameters of normalization layers."""
+    """Return the names of parameters without weight decay: biases, and all parameters of normalization layers."""
     names = set()
     for prefix, module in model.named_modules():
         is_norm = isinstance(module, NORMALIZATIONS) or NORMALIZATION_CLASS.search(type(module).__name__)
@@ -81,13 +81,13 @@ def undecayed_names(model: nn.Module) -> set[str]:
 
 
 def no_decay_lines(model: nn.Module) -> list[str]:
-    """Lines to print about trainable parameters without weight decay: a line of counts, then one for each parameter."""
+    """Return lines to print about parameters without weight decay: one with their number, then one for each."""
     undecayed = undecayed_names(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    spared = {name: parameter for name, parameter in trained.items() if name in undecayed}
-    values = sum(parameter.numel() for parameter in spared.values())
-    first = f"no weight decay on {len(spared)} of {len(trained)} trained parameters ({values:,} values)"
-    return [first] + [f"  {name} {tuple(parameter.shape)}" for name, parameter in spared.items()]
+    shown = {name: parameter for name, parameter in trained.items() if name in undecayed}
+    values = sum(parameter.numel() for parameter in shown.values())
+    first = f"no weight decay on {len(shown)} of {len(trained)} trained parameters ({values:,} values)"
+    return [first] + [f"  {name} {tuple(parameter.shape)}" for name, parameter in shown.items()]
 
 
 def _compiled(pattern: str, parts: Mapping[str, str]) -> re.Pattern:

@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         return FAILED
     finally:
         if not keep:
-            _delete_runs(folder)
+            shutil.rmtree(folder)
     print(test.result() + (f"; all runs are kept in {folder}" if keep else ""), flush=True)
     return 0
 
@@ -274,7 +274,7 @@ def _output_folder(name: str | None) -> Path:
     """Return the folder of all runs.
 
     Raises:
-        NotTestable: it cannot be created, or holds runs of another test.
+        NotTestable: it cannot be created, or is not empty.
     """
     if name is None:
         return Path(tempfile.mkdtemp(prefix="killtest-"))
@@ -283,20 +283,9 @@ def _output_folder(name: str | None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise NotTestable(f"`--output_dir {name}` cannot be used: {error.strerror}") from error
-    if existing := _runs(folder):
-        raise NotTestable(f"`--output_dir {name}` already holds {existing[0].name}; name another folder or delete it")
+    if any(folder.iterdir()):
+        raise NotTestable(f"`--output_dir {name}` is not empty; name another folder or delete it")
     return folder
-
-
-def _runs(folder: Path) -> list[Path]:
-    return [*folder.glob("whole*"), *folder.glob("killed*")]
-
-
-def _delete_runs(folder: Path) -> None:
-    for path in _runs(folder):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with contextlib.suppress(OSError):  # it holds other files
-        folder.rmdir()
 
 
 def _positive(text: str) -> int:

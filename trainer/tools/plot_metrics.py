@@ -1,4 +1,4 @@
-"""Draws a run's curves from its metrics.jsonl: `python -m trainer.curves OUT [OUT/curves.png]`."""
+"""Draw the curves of a run from its metrics.jsonl: `python -m trainer.curves OUT [OUT/curves.png]`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PANELS = (
 
 
 def draw_curves(run_folder: Path, picture: Path) -> Path:
-    """Loss terms, learning rate and gradient norm over the steps, as a PNG.
+    """Draw loss terms, learning rate and gradient norm over the steps into a PNG.
 
     Raises:
         ValueError: the folder has no metrics.jsonl, or there is nothing in it.
@@ -32,9 +32,7 @@ def draw_curves(run_folder: Path, picture: Path) -> Path:
             steps, values = zip(*series[name], strict=True)
             axis.plot(steps, values, label=name, linewidth=1.4, marker="." if len(steps) < 12 else None)
         shown = [value for name in filter(belongs, series) for _, value in series[name]]
-        if (
-            title != "learning rate" and shown and min(shown) > 1e-6 * max(shown)
-        ):  # a vanished term would flatten the rest
+        if title != "learning rate" and shown and min(shown) > 1e-6 * max(shown):  # a zero would flatten the rest
             axis.set_yscale("log")
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
@@ -47,7 +45,7 @@ def draw_curves(run_folder: Path, picture: Path) -> Path:
 
 
 def read_series(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Logged name -> (step, value) pairs, in order."""
+    """Return logged name -> (step, value) pairs, in order."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; name a run's output directory")
     series: dict[str, list[tuple[int, float]]] = {}

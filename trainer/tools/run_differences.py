@@ -23,10 +23,10 @@ STATE_FILES = ("optimizer*.json", "scheduler*.json", "scaler*.json", "rng-*.json
 def differences(reference: Path, run: Path) -> list[str]:
     """Return how the end of a killed run differs from that of the uninterrupted one; empty: they are equal."""
     lines = [f"{run.name}: {name} is left" for name in leftovers(run)]
-    newest, faults = newest_complete(run)
-    lines += faults
-    if (fault := manifest.verify(run)) is not None:
-        lines.append(f"the final model {fault}")
+    newest, errors = newest_complete(run)
+    lines += errors
+    if (error := manifest.verify(run)) is not None:
+        lines.append(f"the final model {error}")
     lines += file_differences(reference, run, ("*.safetensors",))
     expected, _ = newest_complete(reference)
     if newest != expected:
@@ -39,9 +39,9 @@ def differences(reference: Path, run: Path) -> list[str]:
 
 def newest_complete(run: Path) -> tuple[int | None, list[str]]:
     """Return the step of the newest complete checkpoint, and a line for every checkpoint that is incomplete."""
-    faults = {path: manifest.verify(path) for path in checkpoints(checkpoint_dir(run))}
-    complete = [step_of(path) for path, fault in faults.items() if fault is None]
-    lines = [f"{path.name} {fault}" for path, fault in faults.items() if fault is not None]
+    errors = {path: manifest.verify(path) for path in checkpoints(checkpoint_dir(run))}
+    complete = [step_of(path) for path, error in errors.items() if error is None]
+    lines = [f"{path.name} {error}" for path, error in errors.items() if error is not None]
     return (complete[-1] if complete else None), lines
 
 

@@ -1,4 +1,4 @@
-"""Checks a run's checkpoints against their manifests: `python -m trainer.verify OUT [--quick]`.
+"""Check a run's checkpoints against their manifests: `python -m trainer.verify OUT [--quick]`.
 
 OUT is a run's folder, whose checkpoints (in it, or in the folder that its run.yaml or checkpoints.json names) and final
 model are checked, or a single checkpoint. One line is printed for each. Exit code 0: all are complete, 1: one is not,
@@ -17,7 +17,6 @@ from storage.checkpoints import CHECKPOINT, checkpoints, step_of
 
 INCOMPLETE, BAD_INPUT = 1, 2
 MAX_BYTES = 2**20  # of a run.yaml or a checkpoints.json
-UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,17 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    faults = {part: verify(part, deep=not flags.quick) for part in parts}
-    for part, fault in faults.items():
+    errors = {part: verify(part, deep=not flags.quick) for part in parts}
+    for part, error in errors.items():
         title = part.name if CHECKPOINT.fullmatch(part.name) else "final model"
-        print(f"{title}: {fault or summary(part)}")
+        print(f"{title}: {error or summary(part)}")
     if not CHECKPOINT.fullmatch(folder.name):
-        complete = [part for part in parts if part != folder and faults[part] is None]
+        complete = [part for part in parts if part != folder and errors[part] is None]
         if complete:
             print(f"a resume takes {complete[-1].name}")
         else:
             print("a resume finds no complete checkpoint here: auto starts a new run, newest refuses")
-    return INCOMPLETE if any(faults.values()) else 0
+    return INCOMPLETE if any(errors.values()) else 0
 
 
 def parts_of(folder: Path) -> list[Path]:
@@ -97,8 +96,8 @@ def _listed_folder(folder: Path) -> Path:
 
 def verify(folder: Path, deep: bool) -> str | None:
     """Return what is wrong with a checkpoint or a final model, or None; an empty manifest is an error, too."""
-    if (fault := manifest.verify(folder, deep=deep)) is not None:
-        return fault
+    if (error := manifest.verify(folder, deep=deep)) is not None:
+        return error
     content = manifest.read(folder)
     if CHECKPOINT.fullmatch(folder.name) and content["step"] != step_of(folder):
         return f"holds the state of step {content['step']}"
@@ -110,16 +109,8 @@ def summary(folder: Path) -> str:
     content = manifest.read(folder)
     files = content["files"]
     count = "1 file" if len(files) == 1 else f"{len(files)} files"
-    return f"complete ({count}, {size_text(sum(file['size'] for file in files.values()))}, step {content['step']})"
-
-
-def size_text(size: float) -> str:
-    """Return a number of bytes in a decimal unit: `34.2 MB`."""
-    for unit in UNITS:
-        if size < 999.95 or unit == UNITS[-1]:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError("the last unit has no upper bound")
+    size = sum(file["size"] for file in files.values()) / 1e6
+    return f"complete ({count}, {size:.1f} MB, step {content['step']})"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,13 +5,13 @@ import torch
 from tiny_training import Regression, Samples
 from torch.utils.data import default_collate
 
-from trainer.held_out import mean_losses
+from trainer.evaluator import evaluate
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
 def test_every_sample_counts_alike(batch_size):
     model, data = Regression().eval(), Samples(11)
-    found = mean_losses(model, data, default_collate, batch_size, "cpu")
+    found = evaluate(model, data, default_collate, batch_size, "cpu")
     singly = [model(**default_collate([data[index]])) for index in range(11)]
     error = sum(each["losses"]["error"].item() for each in singly) / 11
     assert found["loss_error"] == pytest.approx(error, rel=1e-6)
@@ -36,4 +36,4 @@ class Mean(torch.nn.Module):
 
 def test_every_token_of_text_counts_alike():
     for size in (1, 2, 3):
-        assert mean_losses(Mean(), Sequences(), lambda batch: batch, size, "cpu") == {"loss": pytest.approx(21 / 6)}
+        assert evaluate(Mean(), Sequences(), lambda batch: batch, size, "cpu") == {"loss": pytest.approx(21 / 6)}

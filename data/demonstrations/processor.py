@@ -1,0 +1,158 @@
+"""Recorded or live observations in, action chunks out, in the units of the demonstrations.
+
+Shapes: T steps of a recording, B observations, C actions a chunk, A action dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+from data import processor
+from data.demonstrations.config import SUFFIXES
+from data.demonstrations.encoder import ObservationEncoder
+from data.demonstrations.hdf5 import dataset_at, place, read, reading
+from data.demonstrations.images import decode
+from data.demonstrations.layouts import is_compressed, read_signal
+from data.processor import Item, Source
+from storage import safe_read
+
+
+class Processor(ObservationEncoder, processor.Processor):
+    """Predicts the chunk that the policy plans at each observation; needs `statistics.json` beside the model.
+
+    An input file is a recording in HDF5 with the state and the cameras that the model was trained on; actions are not
+    read. `encode` keeps the history of images, so observations are encoded in their order.
+    """
+
+    SUFFIXES = SUFFIXES
+    WHOLE_FILES = True
+    SERVES = True
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, config: Any, process: Any, flags: None = None) -> Self:
+        """See `data.processor`. Statistics are never guessed: without them every action would be wrong."""
+        path = folder / "statistics.json"
+        try:
+            statistics = safe_read.read_json(path)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ValueError(f"{path} cannot be read ({reason}); restore it from the run, or train again") from error
+        return cls.from_files(config, process, statistics)
+
+    def count(self, source: Source) -> int:
+        with reading(source.path) as root:
+            return len(root[self.state_keys[0]])
+
+    def read(self, source: Source) -> Iterator[Item]:
+        """An item for each step: {HDF5 path: its row}."""
+        with source.local_file() as file, reading(file) as root:
+            states = {key: read_signal(root, key) for key in self.state_keys}
+            cameras = {key: dataset_at(root, key) for key in self.image_keys}
+            steps = len(states[self.state_keys[0]])
+            for key, rows in {**states, **cameras}.items():
+                if len(rows) != steps:
+                    raise ValueError(f"{file}: {key} has {len(rows)} steps but {self.state_keys[0]} has {steps}")
+            self.reset()
+            for step in range(steps):
+                observation = {key: rows[step] for key, rows in states.items()}
+                observation |= {key: frame_at(frames, step) for key, frames in cameras.items()}
+                yield Item(source, f"{source} step {step}", observation)
+
+    def predict(self, model: Any, inputs: list[dict[str, Any]]) -> np.ndarray:
+        """-> normalised (B, C, A) float32."""
+        import torch
+
+        batch = {name: torch.cat([each[name] for each in inputs]).to(model.device) for name in inputs[0]}
+        with torch.no_grad():
+            return model(**batch)["actions"].float().cpu().numpy()
+
+    def decode(self, outputs: np.ndarray) -> list[np.ndarray]:
+        """Chunks (C, A) float64 in the demonstrations' units.
+
+        Raises:
+            ValueError: an action is not finite; no robot should get it.
+        """
+        chunks = self.decode_action(outputs)
+        if not np.isfinite(chunks).all():
+            raise ValueError("the model's actions are not finite; its weights are damaged, or the state is far outside")
+        return list(chunks)
+
+    def writer(self, target: Path) -> Recordings:
+        return Recordings(target)
+
+    def session(self, model: Any) -> Session:
+        return Session(copy.copy(self), model)
+
+    def metadata(self, model: Any) -> dict[str, Any]:
+        """Which observations the model reads and what it answers."""
+        config = model.config
+        size = [config.image_height, config.image_width]
+        return {
+            "state": {"keys": self.state_keys, "size": len(self.state.shift)},
+            "images": {"keys": self.image_keys, "size": size, "history": self.history} if self.image_keys else None,
+            "actions": {"shape": [config.chunk_size, config.action_dim], "dtype": "<f8"},
+            "n_action_steps": config.n_action_steps or config.chunk_size,
+        }
+
+
+class Session:
+    """The policy at one robot, with an image history of its own; see `data.processor.Session`."""
+
+    def __init__(self, encoder: Processor, model: Any):
+        self.encoder, self.model = encoder, model
+        self.reset()
+
+    def reset(self) -> None:
+        self.encoder.reset()
+
+    def act(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
+        """{"actions": (C, A) float64} for one step of what an episode file stacks."""
+        inputs = self.encoder.encode(observation)
+        if not inputs["state"].isfinite().all():
+            raise ValueError(f"the observation's {' + '.join(self.encoder.state_keys)} is not finite")
+        (chunk,) = self.encoder.decode(self.encoder.predict(self.model, [inputs]))
+        return {"actions": chunk}
+
+
+class Recordings:
+    """Writes `/FILE/actions` (T, C, A) float64 for each recording; see `data.processor.Writer`."""
+
+    def __init__(self, target: Path):
+        self.root = h5py.File(target, "w")
+        self.source: Source | None = None
+        self.chunks: list[np.ndarray] = []
+
+    def write(self, source: Source, record: np.ndarray) -> None:
+        if source != self.source:
+            self.finish()
+            self.source = source
+        self.chunks.append(record)
+
+    def drop(self, source: Source) -> None:
+        if source == self.source:
+            self.source, self.chunks = None, []
+
+    def finish(self) -> None:
+        """Write the recording that is complete."""
+        if self.source is not None:
+            self.root[f"{self.source.name}/actions"] = np.stack(self.chunks)
+        self.source, self.chunks = None, []
+
+    def close(self) -> None:
+        self.finish()
+        self.root.close()
+
+
+def frame_at(frames: h5py.Dataset, step: int) -> np.ndarray:
+    """One frame of a camera, decoded if the recording has compressed frames."""
+    row = read(frames, step)
+    try:
+        return decode(row) if is_compressed(frames) else row
+    except ValueError as error:
+        raise ValueError(f"{place(frames)} step {step}: {error}") from None

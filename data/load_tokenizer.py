@@ -1,0 +1,76 @@
+"""Load a tokenizer: from a folder, a tokenizer.json, a hub, or out of a .gguf file."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from data.cache import file_identity, key_of, open_or_build
+
+
+def load_tokenizer(
+    place: str | Path, cache_dir: Path | None = None, hub_cache: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """Return a tokenizer of transformers.
+
+    Args:
+        place: A folder, a tokenizer.json, a .gguf file or a folder with just one, or a hub id.
+        cache_dir: Where a tokenizer that was read out of a .gguf file is kept, since that takes seconds.
+        hub_cache: Where files from a hub are kept; None: where transformers keeps them.
+
+    Raises:
+        ValueError: Nothing is there, or no tokenizer is in it.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = Path(os.path.expanduser(place))
+    gguf = _gguf_file(path)
+    try:
+        if gguf is not None and cache_dir is not None:
+            return _from_gguf(gguf, cache_dir)
+        if os.path.isfile(path):
+            return PreTrainedTokenizerFast(tokenizer_file=str(path), clean_up_tokenization_spaces=False)
+        # A folder is given by its full name: otherwise one that lacks files would be looked for on the hub.
+        is_folder = os.path.isdir(path)
+        options = {"cache_dir": hub_cache, "local_files_only": is_folder, "trust_remote_code": trust_remote_code}
+        return AutoTokenizer.from_pretrained(str(path.absolute() if is_folder else place), **options)
+    except Exception as error:  # a damaged file may raise anything
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines) if lines[0].endswith(":") else lines[0]  # after a colon follows what matters
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own, which runs only with trust_remote_code: true"
+        raise ValueError(f"the tokenizer of {place} cannot be loaded: {reason}") from None
+
+
+def _gguf_file(path: Path) -> Path | None:
+    """`path` if it is a .gguf file, or the only one in it if it is a folder without a tokenizer of its own."""
+    if os.path.isfile(path):
+        return path if path.suffix == ".gguf" else None
+    if not os.path.isdir(path) or any((path / f"tokenizer{end}.json").is_file() for end in ("", "_config")):
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        raise ValueError(
+            f"{path} holds {len(files)} .gguf files ({files[0].name}, {files[1].name} …); name one of them"
+        )
+    return files[0] if files else None
+
+
+def _from_gguf(file: Path, cache_dir: Path) -> Any:
+    from transformers import AutoTokenizer, __version__
+
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError("it needs the package gguf: pip install gguf")
+
+    def convert(folder: Path) -> dict:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(file.parent), gguf_file=file.name, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer.save_pretrained(folder)
+        return {"file": str(file)}
+
+    key = key_of({"tokenizer": file_identity(file, file.name), "transformers": __version__})
+    folder, _ = open_or_build(cache_dir / "records", f"tokenizer-{key}", convert)
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

@@ -1,0 +1,196 @@
+"""What a kind of data adds so that `predict.py` works for it: a `Processor`.
+
+A data module exports its subclass as `Processor`; it works from a checkpoint's folder alone, without the training data.
+For flags of its own it exports their dataclass as `PredictFlags`: fields by `storage.config_keys.key`, importable
+without torch; `without_effect()`, if there is one, returns flags that change nothing beside the others, and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol, Self
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file.
+
+    Attributes:
+        name: In the output: the path below the folder that was named, or the file's name.
+        path: None: standard input.
+    """
+
+    name: str
+    path: Path | None
+
+    def __str__(self) -> str:
+        return "<stdin>" if self.path is None else str(self.path)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """The content as a binary stream, decompressed if its name ends with .gz; ValueError if that is damaged."""
+        if self.path is None:
+            yield sys.stdin.buffer
+            return
+        try:
+            with gzip.open(self.path) if self.name.endswith(".gz") else open(self.path, "rb") as stream:
+                yield stream
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{self}: cannot be decompressed ({error}); it is cut off or damaged") from None
+
+    @contextlib.contextmanager
+    def local_file(self) -> Iterator[Path]:
+        """A path to the content, for libraries that need one; standard input goes to a temporary file."""
+        if self.path is not None:
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "stdin")
+            file.write_bytes(sys.stdin.buffer.read())
+            try:
+                yield file
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(file), str(self))) from None
+
+
+class Item(NamedTuple):
+    """One raw input; `place` is what an error says of it: FILE:LINE, or FILE and a key."""
+
+    source: Source
+    place: str
+    raw: Any
+
+
+class Writer(Protocol):
+    """Writes records in the order of their inputs."""
+
+    def write(self, source: Source, record: Any) -> None: ...
+
+    def drop(self, source: Source) -> None:
+        """With WHOLE_FILES: leave out what was written of a file that turned out to have an error."""
+
+    def close(self) -> None: ...
+
+
+class Session(Protocol):
+    """A policy at one robot: what `predict.py --serve` runs for a connection."""
+
+    def reset(self) -> None:
+        """Forget earlier observations: an episode begins."""
+
+    def act(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """Arrays by name for an observation; ValueError if the model cannot read it."""
+
+
+class Processor:
+    """Raw input <-> model input and output.
+
+    `predict.py` reads a file's items, encodes each before it reads the next, and predicts batches of them.
+
+    Attributes:
+        SUFFIXES: Endings of the files that `--input DIR` reads.
+        WHOLE_FILES: A file with one bad item is left out as a whole.
+        TO_STDOUT: Records are text, which may go to standard output.
+        SERVES: `--serve` works: there is a `session`.
+    """
+
+    SUFFIXES: tuple[str, ...] = ()
+    WHOLE_FILES = False
+    TO_STDOUT = False
+    SERVES = False
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, config: Any, process: Any, flags: Any = None) -> Self:
+        """Build from the files beside a saved model.
+
+        Args:
+            folder: A checkpoint or a run's folder.
+            config: The data's `Config` in run.yaml.
+            process: The run's process parameters.
+            flags: The module's `PredictFlags`; None: their defaults.
+
+        Raises:
+            ValueError: a file is missing or damaged.
+        """
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write what `from_pretrained` needs beyond `Bundle.files`."""
+
+    def count(self, source: Source) -> int:
+        """Items of a file, for the progress bar; an estimate is enough. Never called for standard input."""
+        raise NotImplementedError
+
+    def read(self, source: Source) -> Iterator[Item]:
+        """The items of a file; ValueError or OSError if it cannot be read (further)."""
+        raise NotImplementedError
+
+    def encode(self, raw: Any) -> Any:
+        """The model's input for one raw item; ValueError, without the place, if it is malformed."""
+        raise NotImplementedError
+
+    def check(self, model: Any, inputs: Any) -> None:
+        """ValueError if this model cannot take one item's input."""
+
+    def predict(self, model: Any, inputs: list[Any]) -> Any:
+        """The model's output for a batch of inputs. It must not depend on which inputs share the batch."""
+        raise NotImplementedError
+
+    def decode(self, outputs: Any) -> list[Any]:
+        """One record for each input of the batch."""
+        raise NotImplementedError
+
+    def writer(self, target: Path | BinaryIO) -> Writer:
+        """A writer to a file, or with TO_STDOUT to a stream."""
+        raise NotImplementedError
+
+    def session(self, model: Any) -> Session:
+        """The policy for one connection of `--serve`."""
+        raise NotImplementedError
+
+    def metadata(self, model: Any) -> dict[str, Any]:
+        """What `--serve` sends to each new connection, as plain values."""
+        return {}
+
+
+def input_sources(given: str, suffixes: tuple[str, ...]) -> tuple[list[Source], int]:
+    """The files that `--input` names, and how many other files of a folder are not read; `-` is standard input.
+
+    A folder is searched recursively, linked folders too; files are sorted by path, hidden ones are left out.
+
+    Raises:
+        ValueError: there is no such path, or nothing of this kind in it.
+    """
+    kinds = ", ".join(f"*{suffix}" for suffix in suffixes)
+    if given == "-":
+        return [Source("-", None)], 0
+    path = Path(given).expanduser()
+    if not path.exists():
+        raise ValueError(f"`--input {given}` does not exist")
+    if not path.is_dir():
+        if not path.name.endswith(suffixes):
+            raise ValueError(f"`--input {given}` is none of {kinds}, which this task reads")
+        return [Source(path.name, path)], 0
+    files, others, visited = [], 0, set()
+    for folder, subfolders, names in os.walk(path, followlinks=True):
+        if os.path.realpath(folder) in visited:  # a link that leads back
+            subfolders.clear()
+            continue
+        visited.add(os.path.realpath(folder))
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            if name.endswith(suffixes) and not name.startswith("."):
+                files.append(Path(folder, name))
+            else:
+                others += 1
+    if not files:
+        raise ValueError(f"`--input {given}`: the folder has no file {kinds}")
+    return [Source(file.relative_to(path).as_posix(), file) for file in sorted(files)], others

@@ -1,0 +1,8 @@
+"""Losses that replace a network's own: `loss: {name: …}` names a file here, or a dotted path.
+
+A module has a torch-free `Config`, `PROCESS_KEYS`, and `build(config)`, which returns a callable loss:
+
+    loss(outputs, batch) -> {"loss": mean} and, with several terms, {"losses": {term: mean}}
+    loss.targets         batch keys that the network must not see, so that it returns its predictions
+    loss.loss_items, loss.loss_weights    as those of a network, see docs/architecture.md
+"""
