@@ -134,10 +134,10 @@ def focal(logits, labels):
     return -((1 - p) ** 3 * p.log()).mean()
 
 
-@pytest.mark.keys("loss(cross_entropy).label_smoothing", "loss(focal).gamma")
+@pytest.mark.keys("loss.name", "loss(cross_entropy).label_smoothing", "loss(focal).gamma")
 @pytest.mark.parametrize(
     ("loss", "by_hand"),
-    [(("loss=cross_entropy", "loss.label_smoothing=0.2"), smoothed), (("loss=focal", "loss.gamma=3"), focal)],
+    [(("loss.name=cross_entropy", "loss.label_smoothing=0.2"), smoothed), (("loss=focal", "loss.gamma=3"), focal)],
 )
 def test_a_named_loss_replaces_the_networks_own(tmp_path, in_root, loss, by_hand):
     """In training, evaluation and eval.py; its cut into micro-batches does not matter either."""
