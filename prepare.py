@@ -66,13 +66,9 @@ class PrepareArguments(RemembersGiven):
     num_workers: int | None = key(None, "Recording or tokenizing processes. Default: one a core.", ge=1)
 
 
-<<<<<<< HEAD
-OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "source", "set")
-=======
 NAMES_OF_FILES = ("dataset", "text", "val_text", "tokenizer", "out")
 LONGEST_NAME = 240  # bytes; file systems take 255, and what is made beside a folder has a longer name
-OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "set")
->>>>>>> main
+OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "source", "set")
 OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "split", "newlines", "out", "overwrite")
 
 
@@ -97,7 +93,6 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"data of {run.task} in {folder}")
 
 
-<<<<<<< HEAD
 def make_data(run: RunConfig, asked: PrepareArguments) -> Path:
     """Make the data of a task from `--source`, for kinds of data that can (`make(config, run, source)`)."""
     wrong = [name for name in ("num_episodes", "seed", "jitter") if name in asked.given]
@@ -106,12 +101,8 @@ def make_data(run: RunConfig, asked: PrepareArguments) -> Path:
     return run.dataset.module.make(run.dataset.config, run, asked.source)
 
 
-def refuse_empty(asked: PrepareArguments) -> None:
-    """A flag without a value, such as an unset variable of a shell script leaves, would mean the working folder."""
-=======
 def refuse_bad_values(asked: PrepareArguments) -> None:
     """Raise ConfigError for a flag without a value, as of an unset variable of a script, or with too long a name."""
->>>>>>> main
     for name in sorted(asked.given):
         value = getattr(asked, name)
         if isinstance(value, str) and not value.strip():
