@@ -163,6 +163,58 @@ def prepare_text(asked: PrepareArguments, ready: str | None, folder: Path, cache
     from data.text.preparing import PreparationSettings, describe, is_prepared, plain, prepare
 
     keys = [field.name for field in dataclasses.fields(PreparationSettings)]
+    given = {key: getattr(asked, key) for key in keys if key in asked.given}
+    if {"val_text", "val_fraction"} <= given.keys():
+        raise ConfigError("`--val_text` is the whole validation split; leave --val_fraction out")
+    if asked.text is None and not asked.overwrite and is_prepared(folder, plain(given)):
+        print(f"{folder} is already prepared: {describe(folder)}")
+        return
+    if ready is None:
+        for key, remedy in (("text", "FILE, a folder or a dataset of the hub"), ("tokenizer", "char, bytes, bpe:N …")):
+            if key not in given:
+                known = did_you_mean(asked.dataset, names) or f"; known by name are {quoted(names)}"
+                known = known if key == "text" else ""
+                raise ConfigError(f"`--dataset {asked.dataset}` needs --{key}: {remedy}{known}")
+        settings = PreparationSettings(**given)
+    else:
+        settings = settings_of(ready, cache_dir, given)
+    prepare(folder, settings, asked.num_workers, asked.overwrite)
+
+
+def with_prepared_data(run: RunConfig) -> RunConfig:
+    """The run with `dataset.path` filled in; data that can be made is made on first use.
+
+    A task records its own, and an interrupted recording is completed to the number of episodes it was begun for; a kind
+    of data with ready names (`prepared`) makes those that are missing.
+    """
+    config = run.dataset.config
+    if hasattr(run.dataset.module, "prepared"):
+        config = run.dataset.module.prepared(config, run)
+        run = dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, config=config))
+    if run.env is None or getattr(config, "path", "") is not None:
+        return run
+    folder = recording_folder(run)
+    found = recorder(run).recorded(run.env.config, folder)
+    if found is None:
+        print(f"no data for {run.task} yet: recording {DEFAULT_EPISODES} episodes into {folder}", flush=True)
+        record_episodes(run, DEFAULT_EPISODES, seed=0, jitter=DEFAULT_JITTER)
+    elif found.kept < found.wanted:
+        print(
+            f"the recording in {folder} was interrupted at {found.kept} of {found.wanted} episodes: going on",
+            flush=True,
+        )
+        record_episodes(run, found.wanted, found.seed, found.jitter)
+    config = dataclasses.replace(config, path=str(folder))
+    return dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, config=config))
+
+
+def build_data(run: RunConfig) -> Any:
+    """The run's `Bundle`. A module of one's own may leave out what its kind of data has not."""
+    from data.bundle import Bundle
+
+    bundle = run.dataset.module.build(run.dataset.config, run)
+    if isinstance(bundle, Bundle):
+        return bundle
     values = {field.name: getattr(bundle, field.name, None) for field in dataclasses.fields(Bundle)}
     given = {name: value for name, value in values.items() if value is not None}
     for field in dataclasses.fields(Bundle):
