@@ -134,7 +134,7 @@ def check_flags(asked: EvalArguments, run: RunConfig) -> None:
 
 def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
     """Loss on what the run held out, what the data derives from it, and samples where they are asked for."""
-    from prepare import build_data, with_prepared_data
+    from prepare import build_data, build_loss, with_prepared_data
     from trainer.evaluator import evaluate
 
     device = refusing(usable_device, asked.device)
@@ -148,11 +148,14 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     warn_of_other_data(folder, bundle)
     model = refusing(load_model, folder, run, device)
     scores: dict[str, Any] = {"task": run.task, "checkpoint": str(folder)}
-    loss = run.loss.module.build(run.loss.config) if run.loss is not None else None
+    loss = refusing(build_loss, run, bundle)
     for name, dataset in sets.items():
         values = evaluate(model, dataset, bundle.collate, asked.batch_size, device, bundle.metrics.get(name), loss)
         print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items()))
         scores |= values if len(sets) == 1 else {f"{name}_{key}": values[key] for key in values}
+        if bundle.report is not None:
+            metric = bundle.metrics.get(name)
+            print("\n".join(bundle.report(asked.split, dataset, metric, values, folder / "eval")), flush=True)
     if len(sets) > 1:
         scores["loss"] = sum(scores[f"{name}_loss"] for name in sets) / len(sets)
     if asked.samples:

@@ -43,6 +43,7 @@ class PrepareArguments(RemembersGiven):
     num_episodes: int = key(DEFAULT_EPISODES, "Episodes the folder shall hold; those already recorded are kept.", ge=1)
     seed: int = key(0, "Seed of the recording: start positions and the expert's variation.", ge=0)
     jitter: float = key(DEFAULT_JITTER, "Random variation of the expert's motion; 0 for none, 1 for much.", ge=0, le=3)
+    source: str | None = key(None, "What the task's data is made from, if it is made: a folder, or an id of the hub.")
     set: list[str] = key([], "Override any key of the task's configuration: --set env.cameras=[top].")
     # A text
     dataset: str | None = key(None, "Text: name of the data set, as train.py --dataset finds it.")
@@ -65,7 +66,7 @@ class PrepareArguments(RemembersGiven):
     num_workers: int | None = key(None, "Recording or tokenizing processes. Default: one a core.", ge=1)
 
 
-OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "set")
+OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "source", "set")
 OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "split", "newlines", "out", "overwrite")
 
 
@@ -82,8 +83,20 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(INTERRUPTED) from None
         return
     run = refusing(resolve, HyperArguments(task_name=asked.task_name), asked.set)
+    if run.dataset is not None and hasattr(run.dataset.module, "make"):
+        folder = refusing(make_data, run, asked)
+        print(f"data of {run.task} in {folder}")
+        return
     folder = refusing(record_episodes, run, asked.num_episodes, asked.seed, asked.jitter, asked.num_workers)
     print(f"data of {run.task} in {folder}")
+
+
+def make_data(run: RunConfig, asked: PrepareArguments) -> Path:
+    """Make the data of a task from `--source`, for kinds of data that can (`make(config, run, source)`)."""
+    wrong = [name for name in ("num_episodes", "seed", "jitter") if name in asked.given]
+    if wrong:
+        raise ConfigError(f"flag `--{wrong[0]}` is for a recording in simulation; task {run.task} has none")
+    return run.dataset.module.make(run.dataset.config, run, asked.source)
 
 
 def refuse_empty(asked: PrepareArguments) -> None:
@@ -204,6 +217,16 @@ def build_data(run: RunConfig) -> Any:
         made = field.default_factory is not dataclasses.MISSING
         setattr(bundle, field.name, field.default_factory() if made else field.default)
     return bundle
+
+
+def build_loss(run: RunConfig, bundle: Any) -> Any:
+    """The loss that replaces the model's own, or None; it may take weights from the data's dims (`fit`)."""
+    if run.loss is None:
+        return None
+    loss = run.loss.module.build(run.loss.config)
+    if hasattr(loss, "fit"):
+        loss.fit(bundle.dims)
+    return loss
 
 
 def recorder(run: RunConfig) -> ModuleType:

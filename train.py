@@ -227,6 +227,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
     Sections and process parameters that the Trainer has under the same name are passed through as they are.
     """
     from loader.resume.warm_start import first_optimizer
+    from prepare import build_loss
     from trainer.callbacks.csv_logger import log_folder
     from trainer.sections import EmaConfig
     from trainer.settings import TrainerSettings
@@ -245,7 +246,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
         "directions": bundle.directions(),
         "greater_is_better": run.trainer.get("greater_is_better"),
         "units": bundle.units,
-        "loss": run.loss.module.build(run.loss.config) if run.loss is not None else None,
+        "loss": build_loss(run, bundle),
         "train_transform": bundle.train_transform,
         "test_datasets": bundle.test_sets_by_prefix() if run.process.evaluate_test else {},
         "processor": bundle.processor,

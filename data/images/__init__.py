@@ -6,10 +6,15 @@ can be checked in no time.
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from data.images.config import Config
 
+MADE = {"fashion_mosaics": "a folder with Fashion-MNIST's idx files, or zalando-datasets/fashion_mnist of the hub"}
 PROCESS_KEYS = frozenset({"cache_dir", "model_name_or_path", "trust_remote_code"})
 
 
@@ -25,6 +30,8 @@ def check(config: Config, run: Any) -> list[str]:
         ]
     if config.path is not None and config.dataset_base_dir is not None:
         return [f"dataset.path: {config.path} and dataset.dataset_base_dir both name the images; keep one"]
+    if config.path in MADE:
+        return []  # `prepared` says what is missing
     if config.path is None and config.dataset_base_dir is None:
         return ["dataset.path is not set; name a table of images, a folder with a subfolder per class, or a hub id"]
     if config.path is not None and is_hub_id(config.path):
@@ -34,6 +41,54 @@ def check(config: Config, run: Any) -> list[str]:
     except (ValueError, OSError) as error:
         return [str(error)]
     return []
+
+
+def prepared(config: Config, run: Any) -> Config:
+    """The config with a ready name (`MADE`) as the tables that `make` wrote.
+
+    Raises:
+        ValueError: they are not there yet.
+    """
+    if config.path not in MADE:
+        return config
+    folder = Path(run.cache_dir) / "datasets" / config.path
+    files = {
+        f"{key}path": folder / f"labels_{split}.csv"
+        for key, split in (("", "train"), ("eval_", "val"), ("test_", "test"))
+    }
+    if not all(file.is_file() for file in files.values()):
+        raise ValueError(
+            f"dataset.path: {config.path} is not made yet: python prepare.py --task_name {run.task} --source "
+            "FOLDER with Fashion-MNIST's idx files, or zalando-datasets/fashion_mnist"
+        )
+    return dataclasses.replace(config, **{key: str(file) for key, file in files.items()})
+
+
+def make(config: Config, run: Any, source: str | None) -> Path:
+    """Make the ready data set that a configuration names, for `prepare.py`; returns its folder.
+
+    Raises:
+        ValueError: the configuration names none, or the source is missing or not readable.
+    """
+    if config.path not in MADE:
+        raise ValueError(f"dataset.path: {config.path} is not made by prepare.py; it makes {', '.join(MADE)}")
+    from data.images.mosaics import make as make_mosaics
+    from storage.atomic import publish
+
+    folder = Path(run.cache_dir) / "datasets" / config.path
+    if (folder / "labels_test.csv").is_file():
+        return folder
+    if source is None:
+        raise ValueError(f"--source is missing: {MADE[config.path]}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{config.path}-", dir=folder.parent))
+    try:
+        make_mosaics(staging, Path(source).expanduser())
+        staging.chmod(0o755)
+        publish(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
 
 
 def __getattr__(name: str) -> Any:

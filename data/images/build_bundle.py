@@ -17,6 +17,7 @@ from data.images.config import Config
 from data.images.dataset import CachedImages, Collate, DecodedImages
 from data.images.decode import BadImage, Decoder
 from data.images.preprocessing import FILE, Preprocessing, preprocessing_of
+from data.images.report import Report
 from data.images.splits import read_splits
 from data.images.table import Table
 from data.samplers import WeightedSampler
@@ -53,12 +54,13 @@ def assemble(config: Config, run: Any) -> Bundle:
             "problem_type": "multi_label_classification" if is_multi_label else "single_label_classification",
             "image_size": preprocessing.size,
             "num_channels": preprocessing.channels,
+            **({"positive_weights": positive_weights(targets["train"])} if is_multi_label else {}),
         },
         metrics={name: metric(names) for name in held_out},
         units={"images": 1},
         files={FILE: preprocessing.as_json(), "data.json": identity(tables, targets, preprocessing)},
         summary=[*notes, *summary(tables, targets)],
-        statistics={"positives": positives(targets["train"], len(names)), "samples": len(targets["train"])},
+        report=Report(names, is_multi_label),
     )
 
 
@@ -170,6 +172,12 @@ def positives(targets: np.ndarray, count: int) -> list[int]:
     return targets.sum(0).astype(int).tolist()
 
 
+def positive_weights(targets: np.ndarray) -> list[float]:
+    """Negatives / positives of each label, for `pos_weight: auto`; 1 for a label that no image has."""
+    count = targets.sum(0)
+    return np.where(count > 0, (len(targets) - count) / np.maximum(count, 1), 1.0).tolist()
+
+
 def weights_of(targets: np.ndarray, by_rarity: bool) -> np.ndarray:
     """Sampling weight of each image; by rarity it is that of its rarest label, 1 / images of the label."""
     if not by_rarity:
@@ -206,5 +214,5 @@ def summary(tables: dict[str, Table], targets: dict[str, np.ndarray]) -> list[st
     lines = [f"images: {counts}; {len(names)} labels, {kind}: {listed}{', …' if len(names) > 20 else ''}"]
     without = [name for count, name in shares if not count]
     if without:
-        lines.append(f"labels that no training image has: {', '.join(without)}")
+        lines.append(f"labels that no training image has (their positive weight is 1): {', '.join(without)}")
     return lines

@@ -25,7 +25,7 @@ class Config:
 
 
 def build(config: Config) -> Any:
-    """The loss as a callable on (outputs, batch); `fit(dims)` gives it the data's weights."""
+    """The loss as a callable on (outputs, batch); `fit(statistics)` gives it the data's weights."""
     from models.losses.multi_label import BinaryCrossEntropy
 
     return BinaryCrossEntropy(config.pos_weight)

@@ -55,25 +55,29 @@ class BinaryCrossEntropy(MultiLabelLoss):
     def __init__(self, pos_weight: Sequence[float] | Literal["auto"] | None = None):
         self.pos_weight, self._tensor = pos_weight, None
 
-    def fit(self, dims: Mapping[str, Any]) -> None:
-        """Take the positive weights of the data; whoever builds the loss calls it before training and evaluation.
+    def fit(self, statistics: Mapping[str, Any]) -> None:
+        """Resolve `auto`; whoever builds the loss calls it before training and evaluation.
+
+        A label's weight is negatives / positives, and 1 where one of the two is missing.
 
         Args:
-            dims: The data's; `positive_weights` is negatives / positives of each label in the training split.
+            statistics: The training split's: `samples`, and `positives` of each label.
 
         Raises:
-            ValueError: `auto`, and the data has no positive weights; or a number of weights that is not the labels'.
+            ValueError: `auto`, and the data has no such counts; or a number of weights that is not that of the labels.
         """
+        samples, positives = statistics.get("samples"), statistics.get("positives")
         if self.pos_weight == "auto":
-            self.pos_weight = dims.get("positive_weights")
-            if self.pos_weight is None:
+            if samples is None or positives is None:
                 raise ValueError(
-                    "`loss.pos_weight: auto` needs multi-label data, which count their positives; give a list of "
+                    "`loss.pos_weight: auto` needs data that counts the positives of each label; give a list of "
                     "weights or null"
                 )
-        labels = dims.get("num_labels")
-        if None not in (self.pos_weight, labels) and len(self.pos_weight) != labels:
-            raise ValueError(f"`loss.pos_weight` has {len(self.pos_weight)} weights, and the data {labels} labels")
+            self.pos_weight = [(samples - count) / count if 0 < count < samples else 1.0 for count in positives]
+        if None not in (self.pos_weight, positives) and len(self.pos_weight) != len(positives):
+            raise ValueError(
+                f"`loss.pos_weight` has {len(self.pos_weight)} weights, and the data {len(positives)} labels"
+            )
 
     def errors(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.pos_weight is not None and self._tensor is None:

@@ -46,17 +46,17 @@ def test_binary_cross_entropy_is_that_of_torch(pos_weight):
 def test_auto_takes_the_weights_of_the_data():
     logits, labels = multi_label_batch()
     loss = bce.build(bce.Config(pos_weight="auto"))
-    loss.fit({"positive_weights": [3.0, 1.0, 0.25, 8.0], "num_labels": 4})
-    weight = torch.tensor([3.0, 1.0, 0.25, 8.0])
+    loss.fit({"positives": [10, 32, 0, 40], "samples": 40})
+    weight = torch.tensor([3.0, 0.25, 1.0, 1.0])  # 1 without positives, and without negatives
     expected = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
     torch.testing.assert_close(value(loss, logits, labels), expected)
 
 
 def test_weights_that_do_not_fit_the_data_are_refused():
     with pytest.raises(ValueError, match="auto"):
-        bce.build(bce.Config(pos_weight="auto")).fit({"num_labels": 4})
+        bce.build(bce.Config(pos_weight="auto")).fit({})
     with pytest.raises(ValueError, match=r"3.*4"):
-        bce.build(bce.Config(pos_weight=[1.0, 2.0, 3.0])).fit({"num_labels": 4})
+        bce.build(bce.Config(pos_weight=[1.0, 2.0, 3.0])).fit({"positives": [1, 2, 3, 4], "samples": 9})
     with pytest.raises(ValueError, match="pos_weight"):
         bce.Config(pos_weight=[1.0, 0.0])
     bce.build(bce.Config()).fit({})
