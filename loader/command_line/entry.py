@@ -69,7 +69,8 @@ def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
             print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
             return 0
         if given.command.multirun:
-            return sweep(words, lambda one_of_them: _answer(parse_flags(one_of_them)))
+            asks = given.command.check or given.command.print_config is not None
+            return sweep(words, lambda one_of_them: _answer(parse_flags(one_of_them)), asks)
         return _answer(given)
     except ConfigError as error:
         if process_rank() == 0:  # every process of a launch reads the same flags: once is enough

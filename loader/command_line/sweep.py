@@ -55,11 +55,12 @@ class Job:
         return {0: "done", PREEMPTED: "preempted"}.get(self.exit_code, f"failed, exit code {self.exit_code}")
 
 
-def sweep(words: list[str], read: Callable[[list[str]], RunConfig | int]) -> int:
+def sweep(words: list[str], read: Callable[[list[str]], Any], asks: bool) -> int:
     """Run all combinations of a command line and return the exit code: 0 if all runs ended well.
 
     Args:
-        read: Returns the checked run of a command line, or 0 if it asked for an answer (`--check`) and has got it.
+        read: Returns the checked RunConfig of a command line, or prints what it asks for.
+        asks: Whether the command line asks for something instead of runs (`--check`).
 
     Raises:
         ConfigError: a run cannot be started (none is), or its folder has another sweep or is in use.
@@ -67,8 +68,12 @@ def sweep(words: list[str], read: Callable[[list[str]], RunConfig | int]) -> int
     if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
         raise ConfigError("-m starts each run as one process; start it without torchrun or another launcher")
     jobs = jobs_of(words)
-    runs = [_read(job, read) for job in jobs]
-    if not all(isinstance(run, RunConfig) for run in runs):
+    runs = []
+    for index, job in enumerate(jobs):
+        if asks:
+            print(f"# run {index}: {_shown(job)}")
+        runs.append(_read(job, read))
+    if asks:
         return 0
     folder = _folder_of(runs)
     resumes = runs[0].was_set("resume_from_checkpoint")
@@ -122,14 +127,14 @@ def choices(text: str) -> list[str]:
     return [text] if closing else parts
 
 
-def _read(job: Job, read: Callable[[list[str]], RunConfig | int]) -> RunConfig | int:
+def _read(job: Job, read: Callable[[list[str]], Any]) -> Any:
     try:
         return read(job.words)
     except ConfigError as error:
         raise ConfigError([f"{line} (of the run {_shown(job)})" for line in error.problems]) from error
 
 
-def _folder_of(runs: list[Any]) -> Path:
+def _folder_of(runs: list[RunConfig]) -> Path:
     """Return the folder of a sweep; a ConfigError if its runs would write to several, or all to one."""
     folders = list(dict.fromkeys(run.output_dir for run in runs))
     if len(folders) > 1:

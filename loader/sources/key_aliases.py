@@ -12,7 +12,7 @@ from loader.errors import ConfigError, did_you_mean
 from loader.schema.alias_flags import alias_paths
 from loader.schema.keys import scalar_keys
 from loader.schema.sections import OPTIONAL_SECTIONS, SECTIONS
-from loader.sources.config_tree import Node, node_of
+from loader.sources.config_tree import MISSING, Node, node_of
 
 Assignments = list[tuple[str, Node]]  # our key, its value
 
@@ -22,7 +22,7 @@ class NotAvailable(str):
 
 
 def _value(node: Node, value: object) -> Node:
-    return node_of(value, node.origin)
+    return node if value == MISSING else node_of(value, node.origin)  # a missing value keeps the name it was written as
 
 
 def _only(*neutral: object) -> Callable[[Node], Assignments]:
@@ -150,14 +150,17 @@ def _builder(section: str, name_key: str) -> Callable[[Node], Assignments]:
 
 
 def _is_main_process(node: Node) -> Assignments:
-    """Accept the key, which no constructor takes: which process is the main one, the launcher decides."""
-    _switch(node)
+    """Accept a key that no optimizer takes: the launcher decides which process is the main one."""
+    if not isinstance(node.value, bool):
+        raise ConfigError(f"has `is_main_process: {node.value}`, which must be true or false")
     return []
 
 
 def _data_splits(node: Node) -> Assignments:
     """Convert the splits that a run reads: what trains (`all`, or the dataset's `train_split`), what is scored."""
     names = node.plain()
+    if names == MISSING:
+        return [("do_eval", node)]
     if not isinstance(names, list) or not names or not {str(name) for name in names} <= set(DATA_SPLITS):
         raise ConfigError(f"must be a list of {', '.join(DATA_SPLITS)}")
     if not {"train", "all"} & set(names):
@@ -292,7 +295,9 @@ def _flag_aliases() -> dict[str, str]:
 ALIASES: dict[str, object] = {
     **{f"lightning.{key}": target for key, target in LIGHTNING.items()},
     **{f"trainer.{key}": target for key, target in TRAINER.items()},
-    **{f"dataloader.{key}": target for key, target in LOADER.items()},
+    **{
+        f"{section}.{key}": target for section in ("dataloader", "dataloader_builder") for key, target in LOADER.items()
+    },
     **{f"dataloader.train_dataloader.{key}": LOADER[key] for key in list(LOADER)[:7] if key != "batch_size"},
     "dataloader.train_dataloader.batch_size": "per_device_train_batch_size",
     **{f"dataloader.val_dataloader.{key}": target for key, target in EVAL_LOADER.items()},

@@ -19,7 +19,6 @@ def translate_aliases(tree: Node, problems: Problems) -> None:
 
     Aliases that depend on other layers stay; `translate_aliases.py` resolves them once all layers are read.
     """
-    _merge_dataloader_builder(tree, problems)
     _inherit_interval(tree)
     problems.aliases |= tree.value.keys() & ({*alias_paths(), *IMAGE_ALIASES} - set(SECTION_ALIASES))
     _check_training_mode(tree, problems)
@@ -42,19 +41,6 @@ def translate_aliases(tree: Node, problems: Problems) -> None:
             tree.value.pop(section, None)
     if "loss" in tree.value and tree.value["loss"].value == {}:  # it held other systems' keys only
         del tree.value["loss"]
-
-
-def _merge_dataloader_builder(tree: Node, problems: Problems) -> None:
-    """Treat `dataloader_builder:` as `dataloader:`."""
-    builder = tree.value.pop("dataloader_builder", None)
-    if builder is None:
-        return
-    section = tree.value.setdefault("dataloader", Node({}, builder.origin))
-    if section.is_mapping and builder.is_mapping:
-        for key, child in builder.value.items():
-            if key in section.value:
-                problems.add(same_setting(f"dataloader_builder.{key}", child, f"dataloader.{key}", section.value[key]))
-            section.value.setdefault(key, child)
 
 
 def _inherit_interval(tree: Node) -> None:
@@ -120,7 +106,7 @@ def _assign(tree: Node, path: str, node: Node, target: object, problems: Problem
         try:
             assignments = target(node)
         except ConfigError as error:
-            shown = path if node.is_mapping else f"{path}: {node.text or node.value}"
+            shown = path if node.is_mapping else f"{path}: {node.text or node.plain()}"
             problems.add(f"`{shown}`{node.origin.place} {error}")
             return
     else:
