@@ -66,6 +66,8 @@ class PrepareArguments(RemembersGiven):
     num_workers: int | None = key(None, "Recording or tokenizing processes. Default: one a core.", ge=1)
 
 
+NAMES_OF_FILES = ("dataset", "text", "val_text", "tokenizer", "out")
+LONGEST_NAME = 240  # bytes; file systems take 255, and what is made beside a folder has a longer name
 OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "source", "set")
 OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "split", "newlines", "out", "overwrite")
 
@@ -73,7 +75,7 @@ OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "sp
 def main(arguments: list[str] | None = None) -> None:
     """Makes what is missing and prints where the data lies."""
     asked = entry_flags(PrepareArguments, arguments, "prepare.py", __doc__)
-    refusing(refuse_empty, asked)
+    refusing(refuse_bad_values, asked)
     refusing(refuse_both, asked)
     if asked.dataset is not None:
         try:
@@ -99,12 +101,16 @@ def make_data(run: RunConfig, asked: PrepareArguments) -> Path:
     return run.dataset.module.make(run.dataset.config, run, asked.source)
 
 
-def refuse_empty(asked: PrepareArguments) -> None:
-    """A flag without a value, such as an unset variable of a shell script leaves, would mean the working folder."""
+def refuse_bad_values(asked: PrepareArguments) -> None:
+    """Raise ConfigError for a flag without a value, as of an unset variable of a script, or with too long a name."""
     for name in sorted(asked.given):
         value = getattr(asked, name)
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"`--{name}` is empty; give it a value, or leave it out")
+        if name in NAMES_OF_FILES and not value.startswith("bpe:"):
+            longest = max(len(os.fsencode(part)) for part in Path(value).parts)
+            if longest > LONGEST_NAME:
+                raise ConfigError(f"`--{name}` holds a name of {longest:,} bytes; use at most {LONGEST_NAME}")
 
 
 def refuse_both(asked: PrepareArguments) -> None:
@@ -220,12 +226,12 @@ def build_data(run: RunConfig) -> Any:
 
 
 def build_loss(run: RunConfig, bundle: Any) -> Any:
-    """The loss that replaces the model's own, or None; it may take weights from the data's dims (`fit`)."""
+    """The loss that replaces the model's own, or None; it may take weights from the data's statistics (`fit`)."""
     if run.loss is None:
         return None
     loss = run.loss.module.build(run.loss.config)
     if hasattr(loss, "fit"):
-        loss.fit(bundle.dims)
+        loss.fit(bundle.statistics)
     return loss
 
 

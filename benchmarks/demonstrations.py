@@ -79,7 +79,7 @@ def samples_per_second(dataset, batch_size: int, order: list[int], collate) -> f
 
 
 def compare(path: Path, cache_dir: Path, arguments: argparse.Namespace) -> dict:
-    """Both ways on one folder, taking turns so that neither has the machine's better minutes."""
+    """Both ways on one folder, taking turns so that noise affects both equally."""
     from data.demonstrations import Config, build
 
     config = Config(path=str(path), image_size=arguments.image_size, state_keys=["observations/qpos"])
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    # Threads that fight for a busy core would slow down the per-sample side most, and flatter us.
+    # On a busy machine, several threads would slow down the per-sample side most.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as temporary:

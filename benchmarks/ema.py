@@ -2,7 +2,7 @@
 
 Prints one JSON line with a small network and one of about 20 million weights; `ratio` is the step with an update of the
 averages in it over the step without (wanted: at most 1.03). Blocks of steps with and without take turns within a run;
-each is compared with its neighbour and the median taken, so that a noisy machine disturbs both alike. `update_share`,
+each is compared with its neighbour and the median taken, so that noise affects both equally. `update_share`,
 the update's own time over the plain step's, is the steadier figure.
 """
 
@@ -105,12 +105,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=400, help="of the small network; the large one trains a tenth")
     parser.add_argument("--batch_size", type=int, default=32)
-    asked = parser.parse_args()
-    asked.steps -= asked.steps % (20 * BLOCK)  # as many blocks of the one kind as of the other, in both networks
+    arguments = parser.parse_args()
+    arguments.steps -= arguments.steps % (
+        20 * BLOCK
+    )  # as many blocks of the one kind as of the other, in both networks
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sizes = {"small": (asked.steps, 128), "large": (asked.steps // 10, 960)}
-    found = {name: measure(steps, asked.batch_size, hidden, device) for name, (steps, hidden) in sizes.items()}
-    print(json.dumps({"benchmark": "ema", "device": device.type, **found}))
+    sizes = {"small": (arguments.steps, 128), "large": (arguments.steps // 10, 960)}
+    results = {name: measure(steps, arguments.batch_size, hidden, device) for name, (steps, hidden) in sizes.items()}
+    print(json.dumps({"benchmark": "ema", "device": device.type, **results}))
 
 
 if __name__ == "__main__":

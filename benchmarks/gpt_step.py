@@ -8,7 +8,7 @@ on a CPU: no fused optimizer, a gradient scaler that does nothing.
 
 Prints one JSON line; `ratio` is Keel's time over the bare loop's (wanted: at most 1.03), `nano_ratio` over the third's
 (wanted: at most 1). They take turns, in another order each round; ten steps with their log line are timed at once, and
-the medians compared, so that a noisy machine disturbs all alike. On one shared with others, `--cpu_time` with
+the medians compared, so that noise affects all equally. On one shared with others, `--cpu_time` with
 OMP_NUM_THREADS=1 counts the time that the processor gave. `--n_layer 1 --n_embd 8 --n_head 1` shows what the host does.
 """
 
@@ -96,7 +96,7 @@ def write_tokens(folder: Path, vocab_size: int, count: int = 2**20) -> None:
 
 
 def text(folder: Path, setting: Setting) -> Bundle:
-    """The data set as a run would have it."""
+    """The data set as a run builds it."""
     hyper = SimpleNamespace(max_steps=setting.steps, num_train_epochs=1, per_device_train_batch_size=setting.batch_size)
     process = SimpleNamespace(shuffle=True, tune_batch_size=False, limit_train_batches=1.0, model_name_or_path=None)
     run = SimpleNamespace(seed=1, cache_dir=folder, hyper=hyper, process=process, trainer={})
@@ -132,7 +132,7 @@ class Clock:
         self.times: list[float] = []
 
     def after(self, step: int) -> None:
-        """A step is over, counted from 1."""
+        """Record the end of a step, counted from 1."""
         if self.setting.is_timed(step):
             self.wait()
             now = time.process_time() if self.setting.cpu_time else time.perf_counter()
@@ -142,7 +142,7 @@ class Clock:
 
 
 def log(line: str) -> None:
-    """A line every so many steps is part of what each loop does."""
+    """Print a line; every loop logs at regular intervals."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -162,7 +162,7 @@ def whole_batches(bundle: Bundle, batch_size: int) -> Iterator[dict[str, Tensor]
 
 
 def bare_loop(folder: Path, setting: Setting) -> list[float]:
-    """The loop one would write by hand."""
+    """A hand-written loop."""
     model = network(setting).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, RATE, DECAY), lr=RATE, betas=BETAS, fused=True)
     factors = [rate(step, setting) / RATE for step in range(setting.steps + 1)]
@@ -287,7 +287,7 @@ def nano_shape(folder: Path, setting: Setting) -> list[float]:
 
 
 class Watch(TrainerCallback):
-    """Tells the clock of each step; added last, it comes after the log line."""
+    """Calls the clock at each step; it is added last, so that it runs after the log line."""
 
     def __init__(self, clock: Clock):
         self.clock = clock
@@ -352,20 +352,20 @@ def setting_of(description: str, defaults: Setting, **more: int) -> tuple[Settin
         how = {"action": "store_true"} if isinstance(value, bool) else {"type": type(value), "default": value}
         parser.add_argument(f"--{name}", **how)
     parser.add_argument("--verbose", action="store_true", help="show what the loops print")
-    asked = parser.parse_args()
-    return Setting(**{name: getattr(asked, name) for name in sizes}), asked
+    arguments = parser.parse_args()
+    return Setting(**{name: getattr(arguments, name) for name in sizes}), arguments
 
 
 def main() -> None:
-    setting, asked = setting_of(__doc__, Setting(), rounds=6)
+    setting, arguments = setting_of(__doc__, Setting(), rounds=6)
     times: dict[str, list[float]] = {name: [] for name in LOOPS}
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as quiet:
         write_tokens(Path(place), setting.vocab_size)
-        if not asked.verbose:
+        if not arguments.verbose:
             quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
             quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        for turn in range(asked.rounds):
+        for turn in range(arguments.rounds):
             for name in list(LOOPS)[:: 1 if turn % 2 else -1]:
                 times[name] += LOOPS[name](Path(place), setting)
     medians = {name: statistics.median(each) for name, each in times.items()}
@@ -379,7 +379,7 @@ def main() -> None:
                 "nano_loop_ms": round(1e3 * medians["nano"], 3),
                 "ratio": round(medians["keel"] / medians["bare"], 3),
                 "nano_ratio": round(medians["keel"] / medians["nano"], 3),
-                "rounds": asked.rounds,
+                "rounds": arguments.rounds,
             }
         )
     )

@@ -69,7 +69,7 @@ def moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
 
 
 def bare_loop(folder: Path, setting: Setting, device: torch.device, compiled: bool) -> list[float]:
-    """The loop one would write by hand."""
+    """A hand-written loop."""
     model = network(setting).to(device).train()
     step_model: Any = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(parameter_groups(model, RATE, DECAY), lr=RATE, betas=BETAS, fused=True)
@@ -151,21 +151,21 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a network of nothing, to see that the command works")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--verbose", action="store_true", help="show what the loops print")
-    asked = parser.parse_args()
-    device = torch.device(asked.device)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit(_refused("no CUDA GPU here; run it on a machine with one, or try it out: --tiny --device cpu"))
-    if device.type != "cuda" and not asked.tiny:
+    if device.type != "cuda" and not arguments.tiny:
         sys.exit(_refused(f"--device {device}: this network is for a GPU; with --tiny it goes the same way in seconds"))
-    setting = setting_for(device, asked.tiny)
+    setting = setting_for(device, arguments.tiny)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as quiet:
-        write_tokens(Path(place), setting.vocab_size, 2**16 if asked.tiny else 2**24)
-        if not asked.verbose:
+        write_tokens(Path(place), setting.vocab_size, 2**16 if arguments.tiny else 2**24)
+        if not arguments.verbose:
             quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
             quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
         for name, compiled in (("compiled", True), ("plain", False)):
-            results[name] = measured(Path(place), setting, device, compiled, asked.rounds)
+            results[name] = measured(Path(place), setting, device, compiled, arguments.rounds)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     print(json.dumps({"benchmark": "gpu", "device": name, "batch_size": setting.batch_size, **results}))
 

@@ -3,7 +3,7 @@
     python benchmarks/save_pause.py [--megabytes 128] [--saves 5]
 
 The plain side is what a training loop does by itself: weights with safetensors' save_file, the optimizer with
-torch.save, both brought to the disk with fsync, since one that a power cut takes back is none. `stock_ms` is the same
+torch.save, both brought to the disk with fsync, since a save must survive a power cut. `stock_ms` is the same
 without fsync, as transformers' Trainer leaves it. Ours is the time from calling the trainer's save until the
 next step can begin: a copy to host memory, on a GPU until the device has made it. Writing, hashing, fsync, rename and
 the deletion of older checkpoints happen beside the next steps; here they are waited for beyond the measured time, so
@@ -68,7 +68,7 @@ def plain_save(trainer: Trainer, folder: Path, to_disk: bool) -> float:
 
 
 def background_save(trainer: Trainer) -> tuple[float, float]:
-    """Seconds that training waits, and seconds until the checkpoint is there."""
+    """Seconds that training waits, and seconds until the checkpoint is complete."""
     trainer.state.global_step += 1
     began = time.perf_counter()
     trainer.checkpointing.save()
@@ -87,22 +87,22 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=128, help="of weights, float32; the state is 3 times as much")
     parser.add_argument("--saves", type=int, default=5, help="of each kind")
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure; default: a temporary one")
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=asked.folder) as scratch:
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         root = Path(scratch)
         args = TrainingArguments(
             output_dir=str(root / "out"), max_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(), per_device_train_batch_size=1,
         )  # fmt: skip
         trainer = Trainer(
-            Wide(asked.megabytes), args, train_dataset=Ones(), collate=torch.utils.data.default_collate,
+            Wide(arguments.megabytes), args, train_dataset=Ones(), collate=torch.utils.data.default_collate,
             settings=TrainerSettings(optimizer_name="AdamW"),
         )  # fmt: skip
         trainer.save_total_limit = trainer.model_checkpoint.limit = 2
         trainer.train()
         background_save(trainer)  # the host's buffers are made once
         plain, stock, ours, whole = [], [], [], []
-        for number in range(asked.saves):
+        for number in range(arguments.saves):
             plain.append(plain_save(trainer, root / f"plain{number}", to_disk=True))
             stock.append(plain_save(trainer, root / f"stock{number}", to_disk=False))
             paused, until = background_save(trainer)
@@ -115,7 +115,7 @@ def main() -> None:
             json.dumps(
                 {
                     "benchmark": "save_pause",
-                    "state_megabytes": 3 * asked.megabytes,
+                    "state_megabytes": 3 * arguments.megabytes,
                     "pause_ms": round(1000 * pause, 1),
                     "plain_ms": round(1000 * statistics.median(plain), 1),
                     "stock_ms": round(1000 * statistics.median(stock), 1),

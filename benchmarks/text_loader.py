@@ -50,51 +50,53 @@ def write_data_set(folder: Path, tokens: int, seed: int) -> Path:
     return folder
 
 
-def bundle_of(paths: list[Path], cache_dir: Path, asked: argparse.Namespace):
+def bundle_of(paths: list[Path], cache_dir: Path, arguments: argparse.Namespace):
     """What train.py would build of one data set, or of a mixture of several."""
     names = [str(path) for path in paths]
-    config = Config(names, "single" if len(names) == 1 else "multidataset", asked.block_size)
+    config = Config(names, "single" if len(names) == 1 else "multidataset", arguments.block_size)
     run = SimpleNamespace(
         seed=0,
         cache_dir=cache_dir,
         trainer={},
         process=SimpleNamespace(shuffle=True, tune_batch_size=False, limit_train_batches=1.0, model_name_or_path=None),
-        hyper=SimpleNamespace(max_steps=1000, num_train_epochs=1, per_device_train_batch_size=asked.batch_size),
+        hyper=SimpleNamespace(max_steps=1000, num_train_epochs=1, per_device_train_batch_size=arguments.batch_size),
     )
     return build(config, run)
 
 
-def through_loader(dataset, order, collate, asked: argparse.Namespace) -> float:
+def through_loader(dataset, order, collate, arguments: argparse.Namespace) -> float:
     """Milliseconds a batch of a DataLoader."""
-    loader = torch.utils.data.DataLoader(dataset, asked.batch_size, sampler=order, collate_fn=collate, drop_last=True)
+    loader = torch.utils.data.DataLoader(
+        dataset, arguments.batch_size, sampler=order, collate_fn=collate, drop_last=True
+    )
     batches = iter(loader)
     next(batches)
     began = time.process_time()
-    done = sum(1 for _ in itertools.islice(batches, asked.batches))
+    done = sum(1 for _ in itertools.islice(batches, arguments.batches))
     return 1e3 * (time.process_time() - began) / done
 
 
-def gather(bundle, asked: argparse.Namespace) -> float:
+def gather(bundle, arguments: argparse.Namespace) -> float:
     """Milliseconds a batch of the data set and its collate alone."""
-    size, began = asked.batch_size, time.process_time()
-    for number in range(asked.batches):
+    size, began = arguments.batch_size, time.process_time()
+    for number in range(arguments.batches):
         bundle.collate(bundle.train_dataset.__getitems__(list(range(number * size, (number + 1) * size))))
-    return 1e3 * (time.process_time() - began) / asked.batches
+    return 1e3 * (time.process_time() - began) / arguments.batches
 
 
-def measure(scratch: Path, asked: argparse.Namespace) -> dict[str, float]:
-    paths = [write_data_set(scratch / name, asked.tokens, seed) for seed, name in enumerate("ab")]
-    single, mixed = bundle_of(paths[:1], scratch, asked), bundle_of(paths, scratch, asked)
-    usual = SampleBySample(paths[0] / "train.bin", asked.block_size)
-    order = torch.randperm(len(usual))[: asked.batch_size * (asked.batches + 1)].tolist()
+def measure(scratch: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    paths = [write_data_set(scratch / name, arguments.tokens, seed) for seed, name in enumerate("ab")]
+    single, mixed = bundle_of(paths[:1], scratch, arguments), bundle_of(paths, scratch, arguments)
+    usual = SampleBySample(paths[0] / "train.bin", arguments.block_size)
+    order = torch.randperm(len(usual))[: arguments.batch_size * (arguments.batches + 1)].tolist()
     ways = {
-        "gather_ms": lambda: gather(single, asked),
-        "mixture_gather_ms": lambda: gather(mixed, asked),
-        "loader_ms": lambda: through_loader(single.train_dataset, single.sampler(0), single.collate, asked),
-        "sample_by_sample_loader_ms": lambda: through_loader(usual, order, None, asked),
+        "gather_ms": lambda: gather(single, arguments),
+        "mixture_gather_ms": lambda: gather(mixed, arguments),
+        "loader_ms": lambda: through_loader(single.train_dataset, single.sampler(0), single.collate, arguments),
+        "sample_by_sample_loader_ms": lambda: through_loader(usual, order, None, arguments),
     }
     times = {name: [] for name in ways}
-    for _ in range(asked.rounds):
+    for _ in range(arguments.rounds):
         for name, way in ways.items():
             times[name].append(way())
     return {name: statistics.median(each) for name, each in times.items()}
@@ -107,13 +109,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=10_000_000, help="of the file that is read")
     parser.add_argument("--batches", type=int, default=200, help="of each side and round")
     parser.add_argument("--rounds", type=int, default=9)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)  # both sides on one core
     with tempfile.TemporaryDirectory() as folder:
-        times = measure(Path(folder), asked)
+        times = measure(Path(folder), arguments)
     figures = {name: round(each, 4) for name, each in times.items()}
     ratio = round(times["loader_ms"] / times["sample_by_sample_loader_ms"], 4)
-    size = {"batch_size": asked.batch_size, "block_size": asked.block_size, "rounds": asked.rounds}
+    size = {"batch_size": arguments.batch_size, "block_size": arguments.block_size, "rounds": arguments.rounds}
     print(json.dumps({"benchmark": "text_loader", "ratio": ratio, **figures, **size}))
 
 

@@ -1,7 +1,7 @@
 """Time of a training step: Keel's Trainer against a bare PyTorch loop, same network, batches, optimizer and clipping.
 
 Prints one JSON line; `ratio` is Keel's time over the bare loop's (wanted: at most 1.03). The two take turns, and the
-medians are compared, so that a noisy machine disturbs both alike.
+medians are compared, so that noise affects both equally.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def network(hidden: int) -> torch.nn.Module:
 
 
 def bare_loop(steps: int, skip: int, batch_size: int, hidden: int, device: torch.device) -> float:
-    """Seconds a step of the loop one would write by hand."""
+    """Seconds per step of a hand-written loop."""
     model = network(hidden).to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 1e-4), lr=1e-3, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / (steps + 1))
@@ -95,7 +95,7 @@ def bare_loop(steps: int, skip: int, batch_size: int, hidden: int, device: torch
 
 
 class Clock(TrainerCallback):
-    """Notes when the first `skip` steps are over, and when all are."""
+    """Records the times of the end of the first `skip` steps and of all steps."""
 
     def __init__(self, skip: int, device: torch.device):
         self.skip, self.device, self.began, self.ended = skip, device, 0.0, 0.0
@@ -107,7 +107,7 @@ class Clock(TrainerCallback):
 
 
 def keel(steps: int, skip: int, batch_size: int, hidden: int, device: torch.device) -> float:
-    """Seconds a step of Keel's Trainer."""
+    """Seconds per step of Keel's Trainer."""
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             output_dir=folder,
@@ -143,12 +143,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--hidden", type=int, default=128)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     times: dict[str, list[float]] = {"bare": [], "keel": []}
-    for _ in range(asked.rounds):
+    for _ in range(arguments.rounds):
         for name, run in (("bare", bare_loop), ("keel", keel)):
-            times[name].append(run(asked.steps, 20, asked.batch_size, asked.hidden, device))
+            times[name].append(run(arguments.steps, 20, arguments.batch_size, arguments.hidden, device))
     medians = {name: statistics.median(each) for name, each in times.items()}
     print(
         json.dumps(
@@ -158,7 +158,7 @@ def main() -> None:
                 "keel_ms": round(1e3 * medians["keel"], 3),
                 "bare_loop_ms": round(1e3 * medians["bare"], 3),
                 "ratio": round(medians["keel"] / medians["bare"], 3),
-                "rounds": asked.rounds,
+                "rounds": arguments.rounds,
             }
         )
     )

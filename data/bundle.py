@@ -29,6 +29,7 @@ class Bundle:
         units: what a sample consists of -> how many, such as `{"tokens": 1024}`; logged in total and per second.
         processor: see `data.processor`; saved beside the model with `save_pretrained(folder)`. None: the module's
             `Processor` needs `files` alone, or there is none.
+        statistics: of the training split, for losses that ask for them: `samples`, `positives` of each label.
         report: (split, data set, its metric, its scores, folder) -> lines for people, after eval.py has scored a set;
             may write tables and pictures into the folder.
     """
@@ -43,6 +44,7 @@ class Bundle:
     metrics: dict[str, Metric] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     processor: Any = None
+    statistics: dict[str, Any] = field(default_factory=dict)
     report: Callable[..., list[str]] | None = None
     test_datasets: dict[str, Any] = field(default_factory=dict)
     train_transform: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None

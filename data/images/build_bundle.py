@@ -54,12 +54,12 @@ def assemble(config: Config, run: Any) -> Bundle:
             "problem_type": "multi_label_classification" if is_multi_label else "single_label_classification",
             "image_size": preprocessing.size,
             "num_channels": preprocessing.channels,
-            **({"positive_weights": positive_weights(targets["train"])} if is_multi_label else {}),
         },
         metrics={name: metric(names) for name in held_out},
         units={"images": 1},
         files={FILE: preprocessing.as_json(), "data.json": identity(tables, targets, preprocessing)},
         summary=[*notes, *summary(tables, targets)],
+        statistics={"samples": len(targets["train"]), "positives": positives(targets["train"], len(names))},
         report=Report(names, is_multi_label),
     )
 
@@ -170,12 +170,6 @@ def positives(targets: np.ndarray, count: int) -> list[int]:
     if targets.ndim == 1:
         return np.bincount(targets, minlength=count).tolist()
     return targets.sum(0).astype(int).tolist()
-
-
-def positive_weights(targets: np.ndarray) -> list[float]:
-    """Negatives / positives of each label, for `pos_weight: auto`; 1 for a label that no image has."""
-    count = targets.sum(0)
-    return np.where(count > 0, (len(targets) - count) / np.maximum(count, 1), 1.0).tolist()
 
 
 def weights_of(targets: np.ndarray, by_rarity: bool) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Find records and read them one by one, each with its place for errors: FILE:LINE."""
 
 import collections
-import contextlib
 import functools
 import importlib.util
 import json
@@ -19,7 +18,8 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 TRAIN_FILE, HELD_OUT_FILE = "train.jsonl", "val.jsonl"
 # Names of validation splits: of files, of folders and in Hugging Face datasets, where the first one counts.
 HELD_OUT_SPLITS = ("validation", "valid", "val", "dev", "test")
-BETWEEN_VALUES = re.compile(r"[\s,]*")
+WHITE_SPACE = re.compile(r"\s*")
+AFTER_VALUE = re.compile(r"\s*(,\s*|(?=\]))")
 SPLIT_NAME = re.compile(rf"({'|'.join(('train', *HELD_OUT_SPLITS))})(?![A-Za-z])")
 
 
@@ -145,33 +145,20 @@ def _read_file(file: Path) -> Iterator[tuple[str, object]]:
 
 def _read_list(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
     """The elements of one JSON list, each with the line that it begins on."""
+    line, counted = 1, 0
     try:
-        values = json.loads(content)
+        text = content.decode()
+        begin = WHITE_SPACE.match(text, text.index("[") + 1).end()
+        while text[begin : begin + 1] != "]":
+            line, counted = line + text.count("\n", counted, begin), begin
+            value, end = json.JSONDecoder().raw_decode(text, begin)
+            separator = AFTER_VALUE.match(text, end)
+            if separator is None:
+                raise json.JSONDecodeError("a list continues with `,` or ends with `]`; is it cut short?", text, end)
+            yield f"{file}:{line}", value
+            begin = separator.end()
     except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", None) or _line_too_far(content.decode(errors="replace"))
         raise ValueError(f"{file}:{line}: not JSON ({reason(error)}); the file is a list of JSON objects") from None
-    for (line, _), value in zip(_elements(content.decode()), values, strict=True):
-        yield f"{file}:{line}", value
-
-
-def _elements(text: str) -> Iterator[tuple[int, int]]:
-    """(line, offset) of each element of a list."""
-    decoder, line, begin, end = json.JSONDecoder(), 1, 0, text.index("[") + 1
-    while True:
-        previous, begin = begin, BETWEEN_VALUES.match(text, end).end()
-        line += text.count("\n", previous, begin)
-        if text.startswith("]", begin):
-            return
-        yield line, begin
-        _, end = decoder.raw_decode(text, begin)
-
-
-def _line_too_far(text: str) -> int:
-    """The line of the first element that is nested too deeply or has too long a number."""
-    lines = [1]
-    with contextlib.suppress(ValueError, RecursionError):
-        lines += (line for line, _ in _elements(text))
-    return lines[-1]
 
 
 def _read_hub(source: RecordSource) -> Iterator[tuple[str, object]]:

@@ -219,7 +219,11 @@ def check_process_keys(run: RunConfig, problems: Problems) -> None:
     chosen_at = max(run.layer_index(path) for path in CHOICES)
     for name, key in keys.items():
         value = getattr(run.process, name)
-        if value == key.default or name in live:
+        if value == key.default:
+            continue
+        if name in live:
+            if key.needs is not None and not getattr(run.process, key.needs):
+                problems.add(f"`{name}: {shown(value)}`{run.place(name)} has no effect without `{key.needs}`; set that")
             continue
         if run.layer_index(name) < chosen_at:  # of a recipe for another model or other data
             run.notes.append(f"`{name}: {shown(value)}` ({run.origins()[name]}) is dropped: nothing here uses it")

@@ -6,13 +6,14 @@ remains describes the run, so that a printed configuration, read again, is the s
 
 from __future__ import annotations
 
-from loader.errors import ConfigError, Problems, shown
+import os
+
+from loader.errors import Problems
 from loader.resolve.global_batch_size import settle_global_batch
 from loader.resolve.rules import RULES, USERS_FIRST, Settings, backends
-from loader.schema.components import component_module
 from loader.schema.keys import keys_of, scalar_keys
 from loader.schema.process_arguments import ProcessArguments
-from loader.sources.config_tree import DEFAULT, Node, find, layer_index
+from loader.sources.config_tree import DEFAULT, Node, Origin, find, layer_index
 
 OWN_RATE = 1e-3  # of an optimizer whose `lr` is null; Adafactor then takes its relative steps instead
 WARM_UPS = ("warmup_steps", "warmup_ratio", "warmup_epochs")
@@ -33,11 +34,20 @@ def resolve_conflicts(tree: Node, layers: list[Node], problems: Problems, is_sav
     _logger(tree, layers, problems)
     if is_saved:
         return
+    _launched_precision(settings)
     for rule in RULES:
         rule.apply(settings)
     _shared_by_model_and_data(settings)
     _without_effect(settings)
     settle_global_batch(tree, layers, problems)
+
+
+def _launched_precision(settings: Settings) -> None:
+    """`accelerate launch --mixed_precision bf16` sets the key `bf16`, unless a precision is configured."""
+    name = os.environ.get("ACCELERATE_MIXED_PRECISION", "").strip().lower()
+    if name in ("bf16", "fp16") and settings.level("bf16", "fp16") <= USERS_FIRST:
+        settings.tree.value[name] = Node(True, Origin("launcher"))
+        settings.problems.note(f"accelerate launch --mixed_precision {name} is `{name}: true`")
 
 
 def _one_of(settings: Settings, names: tuple[str, ...]) -> None:
@@ -66,22 +76,11 @@ def _one_of(settings: Settings, names: tuple[str, ...]) -> None:
 
 def _shared_by_model_and_data(settings: Settings) -> None:
     """A key that model and data both have (`block_size`) is one value: the later layer gives it to both."""
-    try:
-        configs = {
-            section: keys_of(component_module(section, settings[f"{section}.name"]).Config)
-            for section in ("model", "dataset")
-            if isinstance(settings[f"{section}.name"], str)
-        }
-    except ConfigError:
-        return  # reported where components are built
-    for name in configs.get("model", {}).keys() & configs.get("dataset", {}).keys():
-        values = {}
-        for section, keys in configs.items():
-            is_given = find(settings.tree, f"{section}.{name}") is not None
-            values[f"{section}.{name}"] = settings[f"{section}.{name}"] if is_given else keys[name].default
+    for name in settings.component_keys("model").keys() & settings.component_keys("dataset").keys():
+        values = {path: settings[path] for path in (f"model.{name}", f"dataset.{name}")}
         if None in values.values() or len({str(value) for value in values.values()}) == 1:
             continue
-        model, data = sorted(values, reverse=True)
+        model, data = values
         levels = settings.level(model), settings.level(data)
         if levels[0] == levels[1]:
             places = [f"`{path}: {values[path]}`{find(settings.tree, path).origin.place}" for path in (model, data)]
@@ -220,9 +219,8 @@ def _without_effect(settings: Settings) -> None:
                 settings.follow(key, declared.default, switch)
             else:
                 del settings.tree.value[key]
-        else:
+        elif not is_process_key:  # those are checked with their types, see `static_checks.check_process_keys`
             needs = f"`{switch}`" if wanted is None else f"`{switch}: {wanted}`"
-            value = "" if node.is_mapping else f": {shown(node.plain())}"
             settings.problems.add(
-                f"`{key}{value}`{node.origin.place} has no effect without {needs}; set that, or leave it out"
+                f"`{key}`{node.origin.place} has no effect without {needs}; set that, or leave it out"
             )

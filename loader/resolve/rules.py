@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loader.errors import Problems, shown
+from loader.errors import ConfigError, Problems, shown
 from loader.resolve.global_batch_size import GLOBAL
 from loader.resolve.run_config import TRAINING_METRICS
-from loader.schema.components import ROOT
-from loader.schema.keys import scalar_keys
+from loader.schema.components import ROOT, component_module
+from loader.schema.installed import REQUIRED
+from loader.schema.keys import Key, keys_of, scalar_keys
+from loader.schema.sections import COMPONENTS
 from loader.sources.config_tree import CLI, DEFAULT, SET, Node, Origin, find, node_of
 
 USERS_FIRST = 1  # the layers up to this one are built-in and default.yaml
@@ -19,7 +21,7 @@ PLATEAUS = ("reduce_lr_on_plateau", "greedy", "ReduceLROnPlateau")
 # Schedules that neither end anywhere nor fall towards anything.
 WITHOUT_HORIZON = ("constant", "constant_with_warmup", *PLATEAUS)
 SHARES = ("logging_steps", "save_steps", "eval_steps", "warmup_steps", "warmup_ratio")
-EVALUATION = ("do_eval", "eval_strategy", "check_val_every_n_epoch", "dataset.eval_fraction")
+EVALUATION = ("dataset.eval_fraction", "do_eval", "eval_strategy", "check_val_every_n_epoch")
 
 
 NOTED_DEFAULTS = ("lr_scheduler_type", "eval_strategy", "report_to")  # a default that follows is noted too
@@ -40,11 +42,19 @@ class Settings:
 
     def __getitem__(self, path: str) -> Any:
         """The value of a key, or its default; None for a key of a section that is not set."""
-        node = find(self.tree, path)
+        node, (section, _, name) = find(self.tree, path), path.partition(".")
         if node is not None:
             return node.plain()
-        key = scalar_keys().get(path)
-        return key.default if key is not None else None
+        key = self.component_keys(section).get(name) if section in COMPONENTS else scalar_keys().get(path)
+        return None if key is None or key.default is REQUIRED else key.default
+
+    def component_keys(self, section: str) -> dict[str, Key]:
+        """The keys of the chosen component; none if it cannot be imported, which is reported where it is built."""
+        name = find(self.tree, f"{section}.name")
+        try:
+            return keys_of(component_module(section, name.value).Config) if name and isinstance(name.value, str) else {}
+        except ConfigError:
+            return {}
 
     def number(self, path: str) -> float:
         """The value as a number; 0 for anything that the type check will refuse."""
@@ -67,7 +77,8 @@ class Settings:
             if given:
                 index, node = given[-1]
                 is_of_set = node.origin.source != self.layers[index].origin.source
-                levels.append(min(index, self.command_line) - 0.5 * is_of_set)
+                if index > USERS_FIRST:  # defaults are all alike
+                    levels.append(min(index, self.command_line) - 0.5 * is_of_set)
         return max(levels)
 
     def is_flag(self, path: str) -> bool:
@@ -126,12 +137,11 @@ class Rule:
                 settings.follow(path, value(settings) if callable(value) else value, by)
                 return
         if self.problem is not None:
-            nodes = [(path, find(settings.tree, path)) for path in (self.key, winner)]
-            places = [
-                f"`{path}{'' if node is None or node.is_mapping else f': {shown(node.plain())}'}`"
-                f"{node.origin.place if node is not None else ''}"
-                for path, node in nodes
-            ]
+            places = []
+            for path in (self.key, winner):
+                node, value = find(settings.tree, path), settings[path]
+                text = "" if isinstance(value, dict) else f": {shown(value)}"
+                places.append(f"`{path}{text}`{node.origin.place if node is not None else ' (default)'}")
             settings.problems.add(f"{places[0]} {self.problem.format(places[1])}")
 
 
@@ -243,7 +253,10 @@ RULES = (
         for key in ("bf16", "fp16")
     ),
     *(
-        Rule(key, ("use_cpu",), lambda s, key=key: s[key] and s["use_cpu"], False, "needs a GPU ({}); keep one")
+        Rule(
+            key, ("use_cpu", "accelerator"),
+            lambda s, key=key: s[key] and (s["use_cpu"] or s["accelerator"] == "cpu"), False, "needs a GPU ({})",
+        )
         for key in ("fp16", "tf32")
     ),
     Rule("early_stopping", EVALUATION, _stops_blindly, None, NEEDS_EVALUATION),

@@ -195,8 +195,8 @@ def test_text_column_must_be_there(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', 2, "not JSON"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', 2, "not JSON .*0xff in position 10"),
         ("a.json", b'[\n {"text": "x"},\n {"text" "y"}\n]', 3, "not JSON"),
-        ("a.json", b'[\n {"text": "x"}\n {"text": "y"}\n]', 3, "not JSON"),
-        ("a.json", b'[\n {"text": "x"},\n {"text": "y"}\n', 4, "not JSON"),
+        ("a.json", b'[\n {"text": "x"}\n {"text": "y"}\n]', 2, "not JSON"),
+        ("a.json", b'[\n {"text": "x"},\n {"text": "y"}\n', 3, "cut short"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n{"text": \n', mtime=0), 2, "not JSON"),
     ],
 )

@@ -107,13 +107,18 @@ def test_learning_rate_schedules(run):
 def test_optim_and_weight_decay(run):
     """Weight decay reduces matrices and does not change biases."""
     assert type(run(out="sgd", optim="SGD", max_steps=1).optimizer.optimizer) is torch.optim.SGD
-    start, plain, decayed = (
-        weights(run(out=out, max_steps=1, learning_rate=rate, weight_decay=decay, optim="SGD"))
+    start, plain, trainer = (
+        run(out=out, max_steps=1, learning_rate=rate, weight_decay=decay, optim="SGD")
         for out, rate, decay in (("start", 0, 0), ("plain", 0.1, 0), ("decayed", 0.1, 0.5))
     )
-    for name, before in start.items():
+    decayed, plain = weights(trainer), weights(plain)
+    for name, before in weights(start).items():
         expected = plain[name] - (0.1 * 0.5 * before if name.endswith("weight") else 0)
         torch.testing.assert_close(decayed[name], expected, msg=name)
+    decays = {
+        (value.ndim, group["weight_decay"]) for group in trainer.optimizer.param_groups for value in group["params"]
+    }
+    assert decays == {(2, 0.5), (1, 0.0)}  # the first biases are zero, so that their decay would not show above
 
 
 @pytest.mark.keys("adam_beta1", "adam_beta2", "adam_epsilon")

@@ -106,12 +106,6 @@ def test_empty_values(capsys, home, text_file, flag):
     assert not home.exists()
 
 
-@pytest.mark.parametrize("flag", ["text", "val_text", "tokenizer", "out", "dataset"])
-def test_names_that_no_file_system_has(capsys, home, text_file, flag):
-    line = refusal_of_flags(capsys, **{"dataset": "mine", "text": text_file, "tokenizer": "char"} | {flag: "x" * 300})
-    assert "File name too long" in line and not list(home.glob("datasets/*"))
-
-
 BAD_VALUES = [
     ({"dataset": "mine"}, ("--text", "`python_docstrings`, `python_stdlib`, `shakespeare_char`")),
     ({"dataset": "shakespear_char"}, ("`shakespeare_char`",)),

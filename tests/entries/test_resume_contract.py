@@ -1,5 +1,6 @@
 """Whole runs that resume with other settings: refused with the reason, or equal to a computation or another run."""
 
+import collections
 import json
 import shutil
 
@@ -10,6 +11,8 @@ from several_processes import launched
 from small_runs import weights
 
 import train
+from loader.resume import find_checkpoint
+from storage import manifest
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 
@@ -56,6 +59,17 @@ def resumed(run, text=SAVES, **flags):
 
 def record(run, out="out", step=8):
     return json.loads((run.folder / out / f"checkpoint-{step}" / "resumed.json").read_text())
+
+
+def test_a_resume_reads_and_verifies_its_checkpoint_once(run, monkeypatch):
+    stopped(run)
+    resolved, hashed, entry, read_saved = [], collections.Counter(), manifest.entry, find_checkpoint.read_saved
+    monkeypatch.setattr(manifest, "entry", lambda path: hashed.update([path]) or entry(path))
+    monkeypatch.setattr(find_checkpoint, "read_saved", lambda *args: resolved.append(args) or read_saved(*args))
+    folder = run.folder / "out/checkpoint-4"
+    files = {path for path in folder.rglob("*") if path.is_file() and path.name != manifest.NAME}
+    resumed(run)
+    assert len(resolved) == 1 and {path: hashed[path] for path in files} == dict.fromkeys(files, 1)
 
 
 def test_all_errors_are_reported_together(run, capsys):

@@ -40,13 +40,19 @@ def test_what_is_no_number_of_processes_counts_as_one(in_root, tmp_path, monkeyp
 
 
 def test_precision_is_the_training_files(said):
-    (line,) = said(ACCELERATE_MIXED_PRECISION="bf16")
-    assert "the training file says no; set `bf16: true` there, or launch with --mixed_precision no" in line
     (line,) = said("bf16: true", ACCELERATE_MIXED_PRECISION="fp16")
     assert "the training file says bf16 at " in line and "run.yaml:6:1" in line
     assert len(said(ACCELERATE_MIXED_PRECISION="fp8")) == 1
     assert said("bf16: true", ACCELERATE_MIXED_PRECISION="no") == []  # what scripts/accelerate/*.yaml say
     assert said("bf16: true", ACCELERATE_MIXED_PRECISION="BF16") == said("fp16: true") == []
+
+
+def test_a_launch_with_a_precision_configures_it_where_nothing_else_does(said, in_root, tmp_path, monkeypatch):
+    assert said(ACCELERATE_MIXED_PRECISION="bf16") == []
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run = resolve(training_config=tmp_path / "run.yaml")
+    assert run.trainer["bf16"] is True and run.origins()["bf16"] == "launcher"
+    assert len([note for note in run.notes if "bf16" in note]) == 1
 
 
 def test_compilation_is_the_training_files(said):

@@ -32,6 +32,7 @@ FOLLOWS = [
     ("bf16: true", "weights_dtype=float64", "bf16", False),
     ("weights_dtype: float64", "bf16=true", "weights_dtype", None),
     ("fp16: true", "use_cpu=true", "fp16", False),
+    ("fp16: true", "accelerator=cpu", "fp16", False),
     ("early_stopping: true", "do_eval=false", "early_stopping", None),
     ("early_stopping: {monitor: loss}", "eval_strategy=no", "early_stopping", None),
     ("early_stopping: true", "dataset.eval_fraction=0", "early_stopping", None),
@@ -125,6 +126,15 @@ def test_a_contradiction_within_one_layer_names_both(recipe, settings, first, se
 def test_what_recipes_say_against_one_another_is_not_noted(in_root):
     """gpt.yaml extends gpt_base.yaml with a constant rate, which drops its min_lr; that is no choice of the user's."""
     assert not [note for note in resolve(None, ["dataset.path=a"], "gpt").notes if "min_lr" in note]
+
+
+def test_defaults_of_the_data_count(recipe):
+    """Demonstrations hold nothing out unless eval_fraction says so."""
+    own = "dataset: {name: demonstrations, path: a}\nmodel: mlp\n"
+    with pytest.raises(ConfigError) as error:
+        resolve(None, [], recipe(f"{own}early_stopping: true"))
+    (line,) = error.value.problems
+    assert line.startswith("`early_stopping` at ") and "`dataset.eval_fraction: 0.0` (default)" in line
 
 
 def test_flags_and_set_are_one_layer(recipe):

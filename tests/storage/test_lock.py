@@ -37,7 +37,7 @@ except FolderInUse:
 
 @pytest.fixture
 def holder(tmp_path):
-    """`holder(machine)`: a process that holds the folder as if it ran on that machine, from the end of input."""
+    """`holder(machine)`: a process that holds the folder as if on that machine; it starts when its input ends."""
     started = []
 
     def start(machine=HERE, wait=True):
