@@ -19,20 +19,19 @@ def resolve_model_sources(layers: list[Node], problems: Problems) -> None:
     """Replace these aliases by our keys, in place.
 
     `model_name_or_path` is written into the layer that names the model, so that precedence holds. With
-    `finetuned_models_dir`, the run's folder is one in there, unless `output_dir` is set.
+    `finetuned_models_dir`, the run's folder is `MODEL-finetuned` in there, unless `output_dir` is set.
     """
-    latest = {key: pop_latest(layers, key) for key in ("model_builder", "base_model_path", *FOLDERS)}
-    given = {key: node for key, (_, node) in latest.items() if node is not None}
-    missing = [missing_line(key, node) for key, node in given.items() if node.value == MISSING]
-    key = "model_builder" if latest["model_builder"][0] > latest["base_model_path"][0] else "base_model_path"
-    at, model = latest[key]
-    folders = {key: given[key] for key in FOLDERS if key in given}
-    if missing or model is None:
-        unused = [
-            f"`{key}`{node.origin.place} needs `model_builder` or `base_model_path`" for key, node in folders.items()
-        ]
-        for line in missing or unused:
-            problems.add(line)
+    models = {key: pop_latest(layers, key) for key in ("model_builder", "base_model_path")}
+    folders = {key: node for key in FOLDERS if (node := pop_latest(layers, key)[1]) is not None}
+    key, (at, model) = max(models.items(), key=lambda item: (item[1][0], item[0] == "base_model_path"))
+    if model is None:
+        for name, node in folders.items():
+            problems.add(f"`{name}`{node.origin.place} needs `model_builder` or `base_model_path`")
+        return
+    missing = [missing_line(name, node) for name, node in {key: model, **folders}.items() if node.value == MISSING]
+    for line in missing:
+        problems.add(line)
+    if missing:
         return
     own = layers[at].value.get("model_name_or_path")
     if own is not None:
@@ -46,7 +45,8 @@ def resolve_model_sources(layers: list[Node], problems: Problems) -> None:
     problems.note(f"{key} {model.value} ({model.origin}) is `model_name_or_path: {source}`")
     finetuned = folders.get("finetuned_models_dir")
     if finetuned is not None and not any(find(layer, "output_dir") for layer in layers):
-        folder = _run_folder(Path(str(finetuned.value)), str(model.value), source)
+        # Another name than the model's, which must mean the same model when the run is resumed.
+        folder = os.path.join(str(finetuned.value), f"{_name(model, source)}-finetuned")
         layers[0].value["output_dir"] = node_of(folder, finetuned.origin)
         problems.note(f"finetuned_models_dir ({finetuned.origin}) holds the run: `output_dir: {folder}`")
 
@@ -60,8 +60,10 @@ def _source(key: str, model: Node, folders: dict[str, Node], problems: Problems)
     spellings = (name, hub_id, hub_id.replace("/", "-"))
     candidates = dict.fromkeys(Path(str(node.value), spelling) for node in folders.values() for spelling in spellings)
     existing = [path for path in candidates if path.expanduser().is_dir()]
-    if len(existing) == 1 or not folders:
-        return str(existing[0]) if existing else hub_id
+    if len(existing) == 1:
+        return str(existing[0])
+    if not existing and "hf_models_dir" not in folders:
+        return hub_id
     shown = f"`{key}: {name}`{model.origin.place}"
     if existing:
         problems.add(f"{shown} is both {existing[0]} and {existing[1]}; write the folder's path")
@@ -71,9 +73,7 @@ def _source(key: str, model: Node, folders: dict[str, Node], problems: Problems)
     return None
 
 
-def _run_folder(finetuned: Path, name: str, source: str) -> str:
-    """Return the folder of a run in `finetuned_models_dir`, named after the model that it starts from."""
-    if Path(source).parent.expanduser().resolve() == finetuned.expanduser().resolve():
-        return str(finetuned / f"{Path(source).name}-finetuned")
-    is_path = os.path.isdir(os.path.expanduser(name))
-    return str(finetuned / (Path(name).name if is_path else name.replace("/", "-")))
+def _name(model: Node, source: str) -> str:
+    """Return a model's name without slashes: a folder's own, or the hub's."""
+    name = str(model.value)
+    return os.path.basename(source.rstrip("/")) if os.path.isdir(os.path.expanduser(name)) else name.replace("/", "-")

@@ -1,6 +1,9 @@
 """The words of the image recipes of Hydra: groups, named sets, keys and commands, as their users type them."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -187,7 +190,9 @@ def test_folders_of_models(tmp_path):
     assert source("model_builder=a-b", f"model_builder.{in_hub}") == (str(hub / "a-b"), default)
     assert source("model_builder=x", f"model_builder.base_model_path={mine / 'first'}")[0] == str(mine / "first")
     # A run that starts from a foundation model is kept in `finetuned_models_dir`, and does not overwrite its start.
-    assert source("model_builder=google-bit-50", in_hub, in_mine)[1] == str(mine / "google-bit-50")
+    assert source("model_builder=google-bit-50", in_hub, in_mine)[1] == str(mine / "google-bit-50-finetuned")
+    assert source("model_builder=google-bit-50", in_mine) == ("google/bit-50", str(mine / "google-bit-50-finetuned"))
+    assert source(f"base_model_path={hub / 'a-b'}/", in_mine)[1] == str(mine / "a-b-finetuned")
     assert source("model_builder=first", in_mine) == (str(mine / "first"), str(mine / "first-finetuned"))
     assert source("model_builder=first", in_mine, "--output_dir", "o")[1] == "o"
     assert source("model_name_or_path=x/y")[0] == "x/y"  # a later layer than the recipe's
@@ -334,14 +339,14 @@ def test_from_a_pretrained_folder_to_a_finetuned_one_and_on(ladi, models, tmp_pa
     folders = [f"hf_models_dir={models}", f"finetuned_models_dir={tmp_path / 'mine'}"]
     words = words_of(ladi, tmp_path, *folders, "dataset=ladi_v2a", "epochs=3", "checkpoint_every=2")
     first = train.main([*words, "model_builder=tiny-vit-32"])
-    out = tmp_path / "mine/tiny-vit-32"
+    out = tmp_path / "mine/tiny-vit-32-finetuned"
     assert steps(out) == [4, 6]
     config = json.loads((out / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification" and list(config["id2label"].values()) == list(V2A)
     assert json.loads((out / "preprocessor_config.json").read_text())["size"] == {"height": SIZE, "width": SIZE}
     group = first.optimizer.param_groups[0]
     assert group["relative_step"] is True and group["weight_decay"] == 0.01
-    second = train.main([*words, "model_builder=tiny-vit-32", "optimizer_builder.lr=0", "epochs=1", "weight_decay=0"])
+    second = train.main([*words, f"model_builder={out.name}", "optimizer_builder.lr=0", "epochs=1", "weight_decay=0"])
     assert second.args.output_dir == f"{out}-finetuned"
     before, after = load_file(out / "model.safetensors"), load_file(f"{out}-finetuned/model.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -352,3 +357,29 @@ def test_from_a_pretrained_folder_to_a_finetuned_one_and_on(ladi, models, tmp_pa
 def test_training_arguments_of_the_command():
     args = training_arguments(run_of(*COMMAND, "train_builder=debug"))
     assert (args.num_train_epochs, args.optim, args.learning_rate) == (2, "adamw_torch_fused", 1e-4)
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_continues(ladi, models, tmp_path):
+    """SIGTERM in the second of two runs saves it; the same command leaves the first alone and resumes the second."""
+    out = tmp_path / "sweep"
+    words = words_of(ladi, tmp_path, f"model_builder={models / 'tiny/vit-32'}", "checkpoint_every=10", "do_eval=false")
+    command = [sys.executable, "train.py", "-m", *words, "evaluate_test=false", "epochs=1,60", f"output_dir={out}"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not steps(out / "1") and started.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        started.terminate()
+        printed, _ = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    assert started.returncode == 75, printed
+    runs = json.loads((out / "sweep.json").read_text())["runs"]
+    assert [run["exit_code"] for run in runs] == [0, 75]
+    saved, first = steps(out / "1")[-1], (out / "0/model.safetensors").stat().st_mtime_ns
+    assert 0 < saved < 120 and not (out / "1/model.safetensors").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {out / '1' / f'checkpoint-{saved}'}" in done.stdout
+    assert (out / "0/model.safetensors").stat().st_mtime_ns == first and steps(out / "1")[-1] == 120
