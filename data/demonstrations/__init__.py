@@ -24,8 +24,8 @@ PROCESS_KEYS = frozenset(
 def check(config: Config, run) -> list[str]:
     """List the problems that show without opening a file, one line for each."""
     problems = [problem for path in config.paths() if (problem := folder_problem(path))]
-    if config.path is None:
-        problems.append("`dataset.path` is not set, and there is no `env` to record data in")
+    if config.path is None and getattr(run, "env", None) is None:
+        problems.append("dataset.path is not set, and there is no `env` to record data in")
     if config.path == []:
         problems.append("dataset.path is an empty list; name at least one folder of episodes")
     if config.image_size is not None and run.process.image_aspect_ratio == "keep":

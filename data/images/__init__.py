@@ -14,7 +14,10 @@ from typing import Any
 
 from data.images.config import Config
 
-MADE = {"fashion_mosaics": "a folder with Fashion-MNIST's idx files, or zalando-datasets/fashion_mnist of the hub"}
+MADE = dict.fromkeys(
+    ("fashion_mosaics", "fashion_mnist"),
+    "a folder with Fashion-MNIST's idx files, or zalando-datasets/fashion_mnist of the hub",
+)
 PROCESS_KEYS = frozenset({"cache_dir", "model_name_or_path", "trust_remote_code"})
 
 
@@ -72,7 +75,7 @@ def make(config: Config, run: Any, source: str | None) -> Path:
     """
     if config.path not in MADE:
         raise ValueError(f"dataset.path: {config.path} is not made by prepare.py; it makes {', '.join(MADE)}")
-    from data.images.mosaics import make as make_mosaics
+    from data.images.fashion import MAKERS
     from storage.atomic import publish
 
     folder = Path(run.cache_dir) / "datasets" / config.path
@@ -83,7 +86,7 @@ def make(config: Config, run: Any, source: str | None) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{config.path}-", dir=folder.parent))
     try:
-        make_mosaics(staging, Path(source).expanduser())
+        MAKERS[config.path](staging, Path(source).expanduser())
         staging.chmod(0o755)
         publish(staging, folder)
     finally:

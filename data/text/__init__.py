@@ -24,6 +24,8 @@ def check(config: Config, run) -> list[str]:
     from data.text.compatibility import disagreements, foreign_to_weights
     from data.text.folder import read_folder
 
+    if not config.paths():
+        return ["dataset.path is not set; name a prepared text (prepare.py), or one of " + ", ".join(READY)]
     problems, folders = run_problems(config, run), []
     for path in config.paths():
         place = find(path, run.cache_dir)

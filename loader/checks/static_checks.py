@@ -131,10 +131,11 @@ def _relative_steps(run: RunConfig, problems: Problems) -> None:
 def _components(run: RunConfig, problems: Problems) -> None:
     if run.dataset is None:
         problems.add(f"no data: the task `{run.hyper.task_name}` has no `dataset`; name another with --task_name")
-    elif hasattr(run.dataset.module, "check") and not _recordable(run):
+    elif not hasattr(run.dataset.module, "check"):
+        if getattr(run.dataset.config, "path", "") is None and run.env is None:
+            problems.add(f"`dataset.path`{run.place('dataset.path')} is not set")
+    elif not _recordable(run):
         problems.lines += run.dataset.module.check(run.dataset.config, run)
-    elif getattr(run.dataset.config, "path", "") is None and run.env is None:
-        problems.add(f"`dataset.path`{run.place('dataset.path')} is not set, and there is no `env` to record data in")
     if run.model is None:
         problems.add(f"no model: name one with --model_config; there are {quoted(shipped('model'))}")
 

@@ -16,7 +16,7 @@ from data.images.build_bundle import weights_of
 from data.images.config import Augmentation, Config
 from data.images.dataset import Collate
 from data.images.decode import BadImage, Decoder
-from data.images.mosaics import read_idx
+from data.images.fashion import read_idx
 from data.images.preprocessing import Preprocessing, preprocessing_of
 from data.images.splits import read_splits, stratified
 from data.images.table import Table, read_table

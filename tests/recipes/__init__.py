@@ -2,6 +2,7 @@
 
 A recipe has `MODEL` and `DATA`, the components that it covers, and `words(folder)`, which writes a small data set into
 a folder and returns the words of `train.py` that name data and model: no dropout, 40 training samples. Optional:
+`LORA` (`lora_module`, where `all-linear` finds nothing),
 `without_noise(monkeypatch)` (turns off random numbers that a forward draws),
 `inputs(folder)` (a file or folder to predict on; without it `predict.py` must refuse the workload),
 `SEVERAL` (further settings for two processes, which `without_noise` cannot reach).

@@ -1,4 +1,4 @@
-"""Multi-label images made of Fashion-MNIST articles: 2×2 mosaics as PNG files, with tables in LADI's layout.
+"""Data sets made of Fashion-MNIST, as PNG files with tables: the articles themselves, and 2×2 mosaics of them.
 
 A mosaic of 56×56 pixels shows up to four articles of 28×28; its labels are the classes that are in it. Frequencies are
 uneven on purpose: the most frequent class is in a third of the mosaics, the rarest in 3.5 % of them.
@@ -21,31 +21,46 @@ FREQUENCIES = np.geomspace(0.33, 0.035, len(CLASSES))  # share of the mosaics th
 SEED = 0
 
 
-def make(folder: Path, source: Path) -> dict[str, int]:
+def make_articles(folder: Path, source: Path) -> None:
+    """Write the articles with their classes: 55,000 to train, 5,000 to validate, and the 10,000 of the test set.
+
+    Args and errors as `make_mosaics`.
+    """
+    for split, (images, labels) in read_splits(source, held_out=12).items():
+        names = write_images(folder, split, images)
+        with (folder / f"labels_{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["local_path", "article"])
+            writer.writerows([name, CLASSES[kind]] for name, kind in zip(names, labels, strict=True))
+
+
+def make_mosaics(folder: Path, source: Path) -> None:
     """Write train, val and test mosaics and their tables into `folder`; articles of the test set make the test mosaics.
 
     Args:
         source: Folder with the idx files of Fashion-MNIST (`train-images-idx3-ubyte.gz` …), or its id on the hub.
 
-    Returns:
-        Split -> mosaics.
-
     Raises:
         ValueError: a file is missing or not in idx format.
     """
-    articles = {name: read_articles(source, name) for name in ("train", "t10k")}
     generator = np.random.default_rng(SEED)
-    order = generator.permutation(len(articles["train"][0]))
-    cut = len(order) * 9 // 10  # validation has articles of its own
-    images, labels = articles["train"]
-    parts = {
+    for split, (images, labels) in read_splits(source, held_out=10).items():
+        write_mosaics(folder, split, images, labels, COUNTS[split], generator)
+
+
+MAKERS = {"fashion_mosaics": make_mosaics, "fashion_mnist": make_articles}
+
+
+def read_splits(source: Path, held_out: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Split -> (images, classes); every `held_out`-th training article, in a seeded order, is for validation."""
+    images, labels = read_articles(source, "train")
+    order = np.random.default_rng(SEED).permutation(len(images))
+    cut = len(order) - len(order) // held_out
+    return {
         "train": (images[order[:cut]], labels[order[:cut]]),
         "val": (images[order[cut:]], labels[order[cut:]]),
-        "test": articles["t10k"],
+        "test": read_articles(source, "t10k"),
     }
-    for split, (images, labels) in parts.items():
-        write_split(folder, split, images, labels, COUNTS[split], generator)
-    return COUNTS
 
 
 def read_articles(source: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -90,12 +105,10 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     return values.reshape(shape)
 
 
-def write_split(
+def write_mosaics(
     folder: Path, split: str, images: np.ndarray, labels: np.ndarray, count: int, generator: np.random.Generator
 ) -> None:
-    """`split/00000.png` … and `labels_<split>.csv`: local_path, then a column of 0 and 1 for each class."""
-    from PIL import Image
-
+    """Mosaics and `labels_<split>.csv` in LADI's layout: local_path, then a column of 0 and 1 for each class."""
     pools = [np.flatnonzero(labels == kind) for kind in range(len(CLASSES))]
     present = draw_labels(count, generator)
     mosaics = np.zeros((count, 2 * SIDE, 2 * SIDE), np.uint8)
@@ -104,14 +117,22 @@ def write_split(
         for place, kind in zip(generator.permutation(4), chosen, strict=False):
             top, left = (place // 2) * SIDE, (place % 2) * SIDE
             mosaics[row, top : top + SIDE, left : left + SIDE] = images[generator.choice(pools[kind])]
-    (folder / split).mkdir(parents=True, exist_ok=True)
-    names = [f"{split}/{row:05d}.png" for row in range(count)]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda row: Image.fromarray(mosaics[row]).save(folder / names[row]), range(count)))
+    names = write_images(folder, split, mosaics)
     with (folder / f"labels_{split}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["local_path", *CLASSES])
         writer.writerows([name, *map(int, kinds)] for name, kinds in zip(names, present, strict=True))
+
+
+def write_images(folder: Path, split: str, images: np.ndarray) -> list[str]:
+    """(N, H, W) uint8 -> `split/00000.png` …; returns the names."""
+    from PIL import Image
+
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    names = [f"{split}/{row:05d}.png" for row in range(len(images))]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda row: Image.fromarray(images[row]).save(folder / names[row]), range(len(images))))
+    return names
 
 
 def draw_labels(count: int, generator: np.random.Generator) -> np.ndarray:
