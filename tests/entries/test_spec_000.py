@@ -123,6 +123,9 @@ def test_the_sets_of_ladi(ladi, name, labels, train, val):
     assert all(image.is_file() for table in tables.values() for image in table.images)
 
 
+@pytest.mark.keys(
+    "dataset(images).dataset_base_dir", "dataset(images).dataset_config_name", "dataset(images).train_split"
+)
 @pytest.mark.parametrize("prefix", ["", "dataset."])
 def test_keys_of_the_dataset(ladi, prefix):
     words = [f"{prefix}dataset_base_dir={ladi}", f"{prefix}dataset_config_name=v1_damage", f"{prefix}train_split=all"]
@@ -131,6 +134,7 @@ def test_keys_of_the_dataset(ladi, prefix):
     assert len(tables["train"].images) == COUNTS["train"] + COUNTS["test"]
 
 
+@pytest.mark.keys("dataset(images).labels")
 @pytest.mark.parametrize("word", ["labels", "model_builder.labels"])
 def test_labels_are_the_columns_that_are_learned(ladi, word):
     config = images(f"{word}=[water_any,roads_any]", f"dataset_base_dir={ladi}").dataset.config
