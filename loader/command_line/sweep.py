@@ -65,7 +65,7 @@ def sweep(words: list[str], read: Callable[[list[str]], Any], asks: bool) -> int
     Raises:
         ConfigError: a run cannot be started (none is), or its folder has another sweep or is in use.
     """
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("-m starts each run as one process; start it without torchrun or another launcher")
     jobs = jobs_of(words)
     runs = []

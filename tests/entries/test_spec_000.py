@@ -212,7 +212,11 @@ def test_models_that_are_not_there(tmp_path):
     assert str(tmp_path / "a/m") in line and str(tmp_path / "b/m") in line
     (line,) = problems("base_model_path=x", "model_name_or_path=y")
     assert "`base_model_path`" in line and "`model_name_or_path`" in line
-    with pytest.raises(ConfigError, match="`hf_models_dir` in --set needs `model_builder`"):
+    (line,) = problems("hf_models_dir=/x", "model_name_or_path=y")
+    assert "`hf_models_dir`" in line and "`model_name_or_path`" in line
+    (line,) = problems("base_model_path=[a]")
+    assert line.startswith("`base_model_path` in --set")
+    with pytest.raises(ConfigError, match="`hf_models_dir` in --set needs"):
         run_of("hf_models_dir=/x")
 
 
