@@ -39,8 +39,8 @@ def run_config_or_exit(arguments: list[str] | None = None) -> RunConfig:
     """Return the run that the command line describes.
 
     Answers `--help`, `--check`, `--print_config` and `--print_schema` and leaves with exit code 0; runs a sweep (`-m`)
-    and leaves with its exit code; leaves with
-    exit code 2 and one line for each problem when the configuration cannot be run.
+    and leaves with its exit code; leaves with exit code 2 and one line for each problem when the configuration cannot
+    be run.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

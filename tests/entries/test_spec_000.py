@@ -17,6 +17,7 @@ from loader.command_line.parser import parse_flags
 from loader.errors import ConfigError
 from loader.output.training_arguments import training_arguments
 from loader.resolve.resolver import resolve
+from loader.resolve.run_config import eval_strategy
 from storage.checkpoints import step_of
 
 COMMAND = [
@@ -228,6 +229,7 @@ def test_sets_of_the_data_loader():
     assert (run.hyper.do_eval, run.process.evaluate_test, run.hyper.per_device_train_batch_size) == (True, True, 16)
     run = images("dataloader_builder=full", "dataset=ladi_v2_resized")
     assert (run.hyper.do_eval, run.process.evaluate_test, run.dataset.config.train_split) == (False, False, "all")
+    assert eval_strategy(run) == "no" and eval_strategy(images()) == "epoch"
     run = images("dataloader_builder={splits: [train, validation], per_device_batch_size: 3}")
     assert (run.hyper.do_eval, run.process.evaluate_test, run.dataset.config.train_split) == (True, False, "train")
     assert (run.hyper.per_device_train_batch_size, run.hyper.per_device_eval_batch_size) == (3, 3)

@@ -10,13 +10,16 @@ from loader.command_line.entry import run_config_or_exit
 from loader.command_line.sweep import choices, jobs_of
 
 STAND_IN = """\
-import json, pathlib, sys
+import json, os, pathlib, sys
 words = sys.argv[1:]
 folder = pathlib.Path(next(json.loads(word.partition("=")[2]) for word in words if word.startswith("output_dir=")))
 folder.mkdir(parents=True, exist_ok=True)
 with (folder / "calls.txt").open("a") as file:
     file.write(json.dumps(words) + "\\n")
-sys.exit(json.loads((pathlib.Path(__file__).parent / "codes.json").read_text()).get(folder.name, 0))
+code = json.loads((pathlib.Path(__file__).parent / "codes.json").read_text()).get(folder.name, 0)
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
 """
 
 
@@ -84,12 +87,13 @@ def test_each_run_has_its_folder_and_its_values(run, capfd):
     assert rows[2][3:] == ["seed=1", "optimizer_builder=adafactor"]
 
 
-def test_a_failure_stops_no_other_run_and_a_second_start_repeats_it_alone(run, capfd):
-    assert run("seed=1,2,3", codes={"1": 2}) == 1
+def test_failures_stop_no_other_run_and_a_second_start_repeats_them_alone(run, capfd):
+    assert run("seed=1,2,3", codes={"0": -9, "1": 2}) == 1
     assert [len(run.calls(number)) for number in range(3)] == [1, 1, 1]
-    assert "failed, exit code 2" in capfd.readouterr().out
+    rows = last_lines(capfd, 3)
+    assert "SIGKILL" in rows[0] and rows[1][1:5] == ["failed,", "exit", "code", "2"] and rows[2][1] == "done"
     assert run("seed=1,2,3") == 0
-    assert [len(run.calls(number)) for number in range(3)] == [1, 2, 1]
+    assert [len(run.calls(number)) for number in range(3)] == [2, 2, 1]
     first, second = run.calls(1)
     assert second == [*first, "resume_from_checkpoint=auto"]
     assert run("seed=1,2,3") == 0 and len(run.calls(1)) == 2
