@@ -213,16 +213,17 @@ def build_data(run: RunConfig) -> Any:
     from data.bundle import Bundle
 
     bundle = run.dataset.module.build(run.dataset.config, run)
+    if isinstance(bundle, Bundle):
+        return bundle
+    values = {field.name: getattr(bundle, field.name, None) for field in dataclasses.fields(Bundle)}
+    given = {name: value for name, value in values.items() if value is not None}
     for field in dataclasses.fields(Bundle):
-        if hasattr(bundle, field.name):
-            continue
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in given:
             raise ValueError(
                 f"dataset `{run.dataset.name}` builds no `{field.name}`; data/bundle.py says what it must be"
             )
-        made = field.default_factory is not dataclasses.MISSING
-        setattr(bundle, field.name, field.default_factory() if made else field.default)
-    return bundle
+    return Bundle(**given)
 
 
 def build_loss(run: RunConfig, bundle: Any) -> Any:

@@ -39,7 +39,7 @@ class Evaluation:
         """
         metric = self.settings.metrics.get(prefix)
         counted = getattr(getattr(dataloader, "batch_sampler", None), "counted", None)
-        self.eval_scores = EvalScores(self.loss_terms, metric, counted)
+        self.eval_scores = EvalScores(self.loss_terms, metric, counted, self.args.logging_nan_inf_filter)
         output = run()
         scores = self.eval_scores.compute(partial(self.accelerator.reduce, reduction="sum"))
         self.eval_scores = None

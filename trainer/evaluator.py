@@ -18,10 +18,11 @@ class EvalScores:
         terms: Terms of the model's loss.
         metric: `metrics.metric.Metric` of the data set, or None.
         counted: Batches that count; further ones only keep this process in step with the others. None: all.
+        finite_only: Batches with a loss that is not finite are left out of the mean.
     """
 
-    def __init__(self, terms: LossTerms, metric: Any = None, counted: int | None = None):
-        self.losses, self.metric, self.counted = MeanLosses(terms), metric, counted
+    def __init__(self, terms: LossTerms, metric: Any = None, counted: int | None = None, finite_only: bool = False):
+        self.losses, self.metric, self.counted = MeanLosses(terms, finite_only), metric, counted
         self.batches = 0
         if metric is not None:
             metric.reset()

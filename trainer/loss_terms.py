@@ -153,10 +153,14 @@ class LossMeter:
 
 
 class MeanLosses:
-    """The loss and its named terms over a whole data set: means over all items, whatever the batches."""
+    """The loss and its named terms over a whole data set: means over all items, whatever the batches.
 
-    def __init__(self, terms: LossTerms):
-        self.terms = terms
+    Args:
+        finite_only: Leave batches out whose loss is not finite (`logging_nan_inf_filter`).
+    """
+
+    def __init__(self, terms: LossTerms, finite_only: bool = False):
+        self.terms, self.finite_only = terms, finite_only
         self.sums: dict[str, torch.Tensor] = {}
         self.items: dict[str, torch.Tensor] = {}
         self.named: set[str] = set()
@@ -174,6 +178,8 @@ class MeanLosses:
         exact = torch.float32 if loss.device.type == "mps" else torch.float64
         for name, mean in means.items():
             count = items.get(name, items.get("loss")).to(loss.device, exact) * (not repeated)
+            if self.finite_only:
+                count = count * mean.isfinite()
             value = torch.where(count > 0, mean.detach().to(exact) * count, 0.0)
             self.sums[name] = self.sums.get(name, 0) + value
             self.items[name] = self.items.get(name, 0) + count

@@ -35,6 +35,8 @@ def check(config: Config, run: Any) -> list[str]:
         return [f"dataset.path: {config.path} and dataset.dataset_base_dir both name the images; keep one"]
     if config.path in MADE:
         return []  # `prepared` says what is missing
+    if config.path is None and config.dataset_base_dir is None and config.dataset_config_name is not None:
+        return ["dataset.dataset_base_dir is not set; name the folder of LADI, which has the folders v1 and v2"]
     if config.path is None and config.dataset_base_dir is None:
         return ["dataset.path is not set; name a table of images, a folder with a subfolder per class, or a hub id"]
     if config.path is not None and is_hub_id(config.path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.images.config import Config
-from data.images.table import Table
+from data.images.labelled import Table
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "picture", "pixel_values"), ("label", "labels", "fine_label", "class")
 

@@ -6,11 +6,10 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from data.images.config import Config
+from data.images.labelled import Table
 
 PATH_COLUMNS = ("local_path", "path", "file_path", "filepath", "file_name", "filename", "file", "image_path", "image")
 NO_LABELS = {*PATH_COLUMNS, "url", "id", "image_id", "split"}
@@ -26,40 +25,6 @@ SPLITS = {
     "dev": "val",
     "test": "test",
 }
-
-
-@dataclass
-class Table:
-    """Images of one source with the labels that each has.
-
-    Attributes:
-        images: Paths, or for Parquet and hub data (file or data set, row).
-        labels: Names of the labels of each image.
-        names: All label names, in the order of the source's columns or sorted.
-        is_multi_label: Whether an image may have any number of labels.
-        splits, groups: Of each image, if there is such a column.
-        notes: Lines for people.
-    """
-
-    images: list[Any]
-    labels: list[tuple[str, ...]]
-    names: list[str]
-    is_multi_label: bool
-    splits: list[str] | None = None
-    groups: list[str] | None = None
-    notes: list[str] = field(default_factory=list)
-
-    def part(self, indices: Sequence[int]) -> Table:
-        """The images of some rows."""
-        return Table(
-            [self.images[index] for index in indices],
-            [self.labels[index] for index in indices],
-            self.names,
-            self.is_multi_label,
-            None,
-            None if self.groups is None else [self.groups[index] for index in indices],
-            self.notes,
-        )
 
 
 def is_hub_id(path: str) -> bool:

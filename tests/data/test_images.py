@@ -17,9 +17,10 @@ from data.images.config import Augmentation, Config
 from data.images.dataset import Collate
 from data.images.decode import BadImage, Decoder
 from data.images.fashion import read_idx
+from data.images.labelled import Table
 from data.images.preprocessing import Preprocessing, preprocessing_of
 from data.images.splits import read_splits, stratified
-from data.images.table import Table, read_table
+from data.images.table import read_table
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
@@ -86,6 +87,7 @@ def test_orientation_of_exif_is_applied(tmp_path):
     assert pixels[4, 6] == 255 and pixels[4, 1] == 0
 
 
+@pytest.mark.keys("dataset(images).channels", "dataset(images).resize")
 def test_resizing(tmp_path):
     """stretch is Pillow's resize; crop keeps the middle; pad adds borders."""
     generator = np.random.default_rng(0)
@@ -125,6 +127,7 @@ def test_a_truncated_file_is_bad(tmp_path):
 # ---- tables ----
 
 
+@pytest.mark.keys("dataset(images).labels", "dataset(images).root")
 @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
 def test_a_table_of_label_columns(tmp_path, delimiter):
     """LADI's layout; text columns are left out and said."""
@@ -141,6 +144,7 @@ def test_a_table_of_label_columns(tmp_path, delimiter):
     assert read_table(file, Config(root=str(tmp_path / "other"))).images[0] == tmp_path / "other" / "a.png"
 
 
+@pytest.mark.keys("dataset(images).label_column", "dataset(images).label_separator")
 def test_a_column_of_classes_and_one_of_lists(tmp_path):
     rows = [["file", "kind", "tags"], ["a.png", "cat", "x|y"], ["b.png", "dog", ""], ["c.png", "cat", '["y"]']]
     file = write_table(tmp_path, rows, images=False)
@@ -175,6 +179,7 @@ def test_parquet_with_image_bytes(tmp_path):
 HEADER = ["local_path", "a", "b"]
 
 
+@pytest.mark.keys("dataset(images).path_column", "dataset(images).path")
 @pytest.mark.parametrize(
     ("rows", "config", "place"),
     [
@@ -234,6 +239,13 @@ def test_a_drawn_split_is_stratified():
     assert not np.array_equal(stratified(table_of(labels), 0.2, seed=2)[1], held_out)
 
 
+@pytest.mark.keys("dataset(images).group_column")
+def test_the_group_column_is_read(tmp_path):
+    rows = [["local_path", "a", "scene"], ["x.png", 1, "s1"], ["y.png", 0, "s2"]]
+    file = write_table(tmp_path, rows, images=False)
+    assert read_table(file, Config(group_column="scene")).groups == ["s1", "s2"]
+
+
 def test_groups_stay_together():
     labels = [("a",) if row % 3 else ("b",) for row in range(120)]
     groups = [str(row // 4) for row in range(120)]
@@ -241,6 +253,12 @@ def test_groups_stay_together():
     assert not {groups[row] for row in kept} & {groups[row] for row in held_out} and 20 <= len(held_out) <= 40
 
 
+@pytest.mark.keys(
+    "dataset(images).split_column",
+    "dataset(images).eval_path",
+    "dataset(images).eval_fraction",
+    "dataset(images).test_fraction",
+)
 def test_splits_by_column_and_by_files(tmp_path):
     rows = [["local_path", "a", "b", "part"]]
     rows += [[f"{index}.png", index % 2, 1, ("train", "Validation", "test")[index % 3]] for index in range(9)]
@@ -258,6 +276,9 @@ def test_splits_by_column_and_by_files(tmp_path):
     assert {name: len(table.images) for name, table in tables.items()} == {"train": 6, "test": 2}
 
 
+@pytest.mark.keys(
+    "dataset(images).dataset_base_dir", "dataset(images).dataset_config_name", "dataset(images).train_split"
+)
 def test_ladis_sets_are_found_by_name(tmp_path):
     labels = ["bridges_any", "trees_any"]
     for split, count in (("train", 4), ("train_full", 6), ("val", 2), ("test", 2)):
@@ -281,6 +302,7 @@ def test_ladis_sets_are_found_by_name(tmp_path):
 # ---- the model's preprocessing ----
 
 
+@pytest.mark.keys("dataset(images).image_size", "dataset(images).mean", "dataset(images).std")
 def test_the_pretrained_models_preprocessing_is_used(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(
         '{"size": {"shortest_edge": 256}, "crop_size": 96, "image_mean": [0.5, 0.4, 0.3], "image_std": '

@@ -298,9 +298,12 @@ def test_early_stopping(run, curve):
 
 @pytest.mark.keys("early_stopping.strict", "early_stopping.verbose")
 def test_early_stopping_strict_and_verbose(run, capfd):
-    assert run.new("early_stopping: {monitor: val_accuracy, strict: false}", eval_steps=1).state.global_step == 4
+    assert (
+        run.new("early_stopping: {monitor: val_accuracy, mode: max, strict: false}", eval_steps=1).state.global_step
+        == 4
+    )
     with pytest.raises((ValueError, SystemExit)):  # at the first evaluation
-        run.new("early_stopping: {monitor: val_accuracy}", eval_steps=1)
+        run.new("early_stopping: {monitor: val_accuracy, mode: max}", eval_steps=1)
     assert "improved" not in capfd.readouterr().err
     run.new("early_stopping: {verbose: true}", eval_steps=1)
     assert "eval_loss improved to" in capfd.readouterr().err
