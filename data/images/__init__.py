@@ -26,6 +26,13 @@ def check(config: Config, run: Any) -> list[str]:
     from data.images.splits import read_splits
     from data.images.table import is_hub_id
 
+    if config.path is None and config.dataset_base_dir is None and config.dataset_config_name is not None:
+        return [
+            f"dataset.dataset_base_dir is missing: it is the folder of LADI's {config.dataset_config_name}; "
+            "dataset.path names other images"
+        ]
+    if config.path is not None and config.dataset_base_dir is not None:
+        return [f"dataset.path: {config.path} and dataset.dataset_base_dir both name the images; keep one"]
     if config.path in MADE:
         return []  # `prepared` says what is missing
     if config.path is None and config.dataset_base_dir is None and config.dataset_config_name is not None:

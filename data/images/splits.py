@@ -14,9 +14,26 @@ from data.images.labelled import Table
 from data.images.table import is_hub_id, read_table
 
 EVAL_FRACTION = 0.1
-LADI_LABELS = {
-    "v1_damage": ("flood", "rubble", "misc_damage"),
-    "v1_infrastructure": ("building", "road"),
+
+
+def _version_1(folder: str, stem: str) -> dict[str, str | None]:
+    table = f"v1/{folder}/{stem}"
+    return {"train": f"{table}_train.csv", "val": None, "test": f"{table}_test.csv", "all": f"{table}.csv"}
+
+
+def _version_2(version: str, suffix: str = "") -> dict[str, str | None]:
+    files = {"train": "train", "val": "val", "test": "test", "all": "train_full"}
+    return {split: f"v2/ladi_{version}_labels_{file}{suffix}.csv" for split, file in files.items()}
+
+
+# Set of LADI -> its tables, and its labels where a table has further columns of 0 and 1.
+LADI: dict[str, tuple[dict[str, str | None], list[str] | None]] = {
+    "v1_damage": (_version_1("damage_dataset", "damage_df"), ["flood", "rubble", "misc_damage"]),
+    "v1_infrastructure": (_version_1("infra_dataset", "infra_df"), ["building", "road"]),
+    "v2": (_version_2("v2"), None),
+    "v2a": (_version_2("v2a"), None),
+    "v2_resized": (_version_2("v2", "_resized"), None),
+    "v2a_resized": (_version_2("v2a", "_resized"), None),
 }
 
 
@@ -108,29 +125,26 @@ def stratified(table: Table, share: float, seed: int) -> tuple[np.ndarray, np.nd
 
 
 def read_ladi(config: Config) -> tuple[dict[str, Table], list[str]]:
-    """LADI's tables: `v2/ladi_v2a_labels_train_resized.csv` under `dataset_base_dir`.
+    """LADI's tables below `dataset_base_dir`, such as v2/ladi_v2a_labels_train_resized.csv.
+
+    Version 1 has no validation set of its own: images of the training set are held out. `train_split: all` reads the
+    tables of everything, and validates on images that are trained on.
 
     Raises:
         ValueError: an unknown set, or a table is missing.
     """
     base, name = Path(config.dataset_base_dir).expanduser(), config.dataset_config_name or "v2_resized"
-    version = name.removesuffix("_resized")
-    if version not in ("v1_damage", "v1_infrastructure", "v2", "v2a"):
-        raise ValueError(
-            f"dataset.dataset_config_name: {name} is not one of v1_damage, v1_infrastructure, v2, v2a, v2_resized, "
-            "v2a_resized"
-        )
-    config = dataclasses.replace(config, root=str(base), labels=list(LADI_LABELS.get(version, ())) or None)
-    tables = {}
-    for split, file in (
-        ("train", "train" if config.train_split == "train" else "train_full"),
-        ("val", "val"),
-        ("test", "test"),
-    ):
-        resized = "_resized" if name.endswith("_resized") else ""
-        folder, stem = ("v1", f"ladi_{version}") if version.startswith("v1") else ("v2", f"ladi_{version}")
-        path = base / folder / f"{stem}_labels_{file}{resized}.csv"
-        tables[split] = read_table(path, config, "dataset.dataset_base_dir")
-    notes = ["train_split: all: the validation images are trained on too"] if config.train_split == "all" else []
+    if name not in LADI:
+        raise ValueError(f"dataset.dataset_config_name: {name} is not one of {', '.join(LADI)}")
+    files, labels = LADI[name]
+    train = "train" if config.train_split == "train" else "all"
+    config = dataclasses.replace(config, root=str(base), labels=config.labels or labels)
+    chosen = {"train": files[train], "val": files["val"], "test": files["test"]}
+    if train == "all" and chosen["val"] is None:
+        chosen["val"] = files["test"]
+    tables = {
+        split: read_table(base / file, config, "dataset.dataset_base_dir") for split, file in chosen.items() if file
+    }
+    notes = ["train_split: all: the validation images are trained on too"] if train == "all" else []
     tables, more = draw_splits(tables, config, 0)
     return tables, notes + more

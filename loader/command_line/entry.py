@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from loader.command_line.parser import flag_lines, help_text, parse_flags, parser_class
+from loader.command_line.parser import Given, flag_lines, help_text, parse_flags, parser_class
+from loader.command_line.sweep import sweep
 from loader.errors import ConfigError, did_you_mean, one_line
 from loader.resolve.resolver import resolve
 from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import out_of_bounds
-from loader.schema.hyper_arguments import CommandArguments
 from loader.schema.installed import check_versions
 from loader.schema.keys import keys_of
 from loader.sources.yaml_reader import unusable
@@ -38,8 +38,9 @@ Flags = TypeVar("Flags")
 def run_config_or_exit(arguments: list[str] | None = None) -> RunConfig:
     """Return the run that the command line describes.
 
-    Answers `--help`, `--check`, `--print_config` and `--print_schema` and leaves with exit code 0; leaves with
-    exit code 2 and one line for each problem when the configuration cannot be run.
+    Answers `--help`, `--check`, `--print_config` and `--print_schema` and leaves with exit code 0; runs a sweep (`-m`)
+    and leaves with its exit code; leaves with exit code 2 and one line for each problem when the configuration cannot
+    be run.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -57,18 +58,21 @@ def run_config_or_exit(arguments: list[str] | None = None) -> RunConfig:
 
 def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
     try:
-        hyper, command, aliases, asked_for_help = parse_flags(_readable(arguments))
-        if asked_for_help:
+        words = _readable(arguments)
+        given = parse_flags(words)
+        if given.asked_for_help:
             print(help_text())
             return 0
         check_versions()
-        if command.print_schema:
+        if given.command.print_schema:
             from loader.output.json_schema import json_schema
 
             print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
             return 0
-        run = resolve(hyper, command.set, aliases=aliases)
-        return _answer(run, command)
+        if given.command.multirun:
+            asks = given.command.check or given.command.print_config is not None
+            return sweep(words, lambda one_of_them: _answer(parse_flags(one_of_them)), asks)
+        return _answer(given)
     except ConfigError as error:
         if process_rank() == 0:  # every process of a launch reads the same flags: once is enough
             print_problems(error.problems)
@@ -91,11 +95,12 @@ def _readable(arguments: list[str] | None) -> list[str]:
     return words
 
 
-def _answer(run: RunConfig, command: CommandArguments) -> RunConfig | int:
+def _answer(given: Given) -> RunConfig | int:
     """Return the checked run, or print the answer and return its exit code."""
     from loader.checks import static_checks
     from loader.output import render
 
+    command, run = given.command, resolve(given.hyper, given.command.set, aliases=given.aliases)
     if command.print_config:
         print(render.as_json(run) if command.print_config == "json" else render.as_yaml(run), end="")
         return 0

@@ -80,7 +80,7 @@ def argument_parser() -> argparse.ArgumentParser:
     actions["resume_from_checkpoint"].nargs, actions["resume_from_checkpoint"].const = "?", "auto"
     actions["print_config"].nargs, actions["print_config"].const = "?", "yaml"
     actions["print_config"].choices = ["yaml", "json"]
-    for name in ("check", "print_schema"):
+    for name in ("check", "print_schema", "multirun"):
         actions[name].nargs = "?"
     setting = _ExtendAction(actions["set"].option_strings, "set", nargs="+", default=argparse.SUPPRESS)
     for option in setting.option_strings:
@@ -109,7 +109,7 @@ def parse_flags(arguments: list[str] | None = None) -> Given:
         ConfigError: an unknown flag (with the nearest one, or where the key belongs), or a value of the wrong type.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    flags, settings = _without_settings([_with_underscores(word) for word in arguments])
+    flags, settings = split_settings(arguments)
     namespace, unknown = argument_parser().parse_known_args(flags)
     if unknown:
         raise ConfigError(_unknown_flags(unknown))
@@ -132,9 +132,10 @@ def _with_underscores(word: str) -> str:
     return f"{written}{equals}{value}" if is_known else word
 
 
-def _without_settings(words: list[str]) -> tuple[list[str], list[str]]:
+def split_settings(words: list[str]) -> tuple[list[str], list[str]]:
     """Split Hydra's bare words (`key=value`, `group=name`, `+key=value`) from the flags and their values."""
     options, flags, settings = argument_parser()._option_string_actions, [], []
+    words = [_with_underscores(word) for word in words]
     takes_next = takes_all = False  # the flag before takes this word, whatever it looks like
     for word in words:
         match = None if takes_next or takes_all else SETTING.fullmatch(word)
@@ -203,6 +204,7 @@ def help_text() -> str:
         "Trains a model on a task. What changes from run to run is a flag; what is stable lives in YAML.",
         "A flag beats YAML, --set beats a flag. Booleans: --do_eval, --do_eval false, --no_do_eval.",
         "Bare words key.path=value, group=name and +key=value mean the same as after --set.",
+        "With -m, a bare word key=a,b has several values: each combination is a run, in OUTPUT_DIR/0, OUTPUT_DIR/1 …",
     ]
     names = [field.name for field in dataclasses.fields(HyperArguments)]
     for title, (first, last) in FLAG_GROUPS.items():

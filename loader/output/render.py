@@ -77,12 +77,14 @@ def summary(run: RunConfig) -> str:
     if holds_nothing_out(run):
         evaluation = "none: the data holds nothing out"
     point = find_checkpoint(run).point if run.wants_resume else None
+    source = getattr(run.dataset.config, "path", None) or ("(recorded on first use)" if run.env is not None else "")
+    rate = "relative steps" if run.optimizer.get("relative_step") else f"learning rate {hyper.learning_rate:g}"
     rows = {
         "task": hyper.task_name or "of its own (the training file has a dataset)",
-        "data": f"{run.dataset.name} {getattr(run.dataset.config, 'path', None) or '(recorded on first use)'}",
+        "data": f"{run.dataset.name} {source}".strip(),
         "model": run.model.name,
         "length": f"{length}, batch {batch}",
-        "optimizer": f"{hyper.optim}, learning rate {hyper.learning_rate:g}, {hyper.lr_scheduler_type}{warm_text}",
+        "optimizer": f"{hyper.optim}, {rate}, {hyper.lr_scheduler_type}{warm_text}",
         "evaluation": evaluation,
         "output": f"{run.output_dir}" + (f", resumed from {point.folder.name}" if point else ""),
     }

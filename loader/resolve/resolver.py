@@ -12,7 +12,7 @@ from loader.errors import ConfigError, Problems, did_you_mean, quoted
 from loader.resolve.precedence import resolve_conflicts
 from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import check_dataclass, check_value, mapping_of_text
-from loader.schema.alias_flags import TEXT_ALIASES, TEXT_TASK
+from loader.schema.alias_flags import IMAGE_ALIASES, IMAGE_TASK, TEXT_ALIASES, TEXT_TASK
 from loader.schema.components import Component, component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.keys import keys_of, scalar_keys
@@ -20,8 +20,9 @@ from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPTIONAL_SECTIONS, SECTIONS
 from loader.schema.training_arguments_overlay import REPLACED
 from loader.sources import layers
-from loader.sources.config_tree import DEFAULT, Node, find, merge, node_of
+from loader.sources.config_tree import DEFAULT, MISSING, Node, find, leaves, merge, missing_line, node_of
 from loader.sources.key_aliases import TRACKING, TRACKING_MODEL_KEYS, yaml_keys
+from loader.sources.model_sources import resolve_model_sources
 from loader.sources.translate_aliases import initial_weights_choice, resolve_combined_aliases
 
 # Kinds of file that a key names.
@@ -54,15 +55,19 @@ def resolve(
     if chosen is None and initial_weights_choice([flags, overrides]) == "resume" and "task_name" not in hyper.given:
         chosen = _resumed_file(flags)
     training = _training(chosen, problems) if chosen is not None else []
+    words = aliases.keys() | problems.aliases
     implied: dict[str, Any] = {}
     if any(find(layer, "dataset.name") is not None for layer in training):
         implied = {"task_name": None}  # a training file with its own data is its own task
-    elif (aliases.keys() | problems.aliases) & set(TEXT_ALIASES):
+    elif words & set(TEXT_ALIASES):
         implied = {"task_name": TEXT_TASK}
+    elif words & set(IMAGE_ALIASES) or find(overrides, "dataset.dataset_config_name") is not None:
+        implied = {"task_name": IMAGE_TASK}
     below = [layers.built_in_layer(**implied), *layers.training_layers(layers.DEFAULT_FILE, problems)]
     if chosen is None:  # the task's own recipe, where the command line names none
         training = _recipe_of_task([*below, flags, overrides], problems)
     above = [*training, flags, overrides]
+    resolve_model_sources(above, problems)
     start = initial_weights_choice(above)
     resolve_combined_aliases(above, problems)
     if start == "prev_run":
@@ -175,6 +180,9 @@ def _task_and_model_layers(
 def _typed(stack: list[Node], problems: Problems, is_saved: bool = False) -> RunConfig:
     """Merge the layers and build the typed views."""
     tree = _merged(stack)
+    missing = [missing_line(path, node) for path, node in leaves(tree) if node.value == MISSING]
+    if missing:
+        raise ConfigError([*problems.lines, *missing])
     resolve_conflicts(tree, stack, problems, is_saved)
     values = _scalars(tree, problems)
     parts: dict[str, Any] = {}

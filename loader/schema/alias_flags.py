@@ -95,3 +95,6 @@ TEXT_ALIASES = (
     "n_embd",
 )  # fmt: skip
 TEXT_TASK = "text"
+# Aliases that select the image task in the same way; they are no flags.
+IMAGE_ALIASES = ("model_builder", "dataset_base_dir", "dataset_config_name")
+IMAGE_TASK = "images"

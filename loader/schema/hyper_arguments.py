@@ -149,6 +149,9 @@ class CommandArguments:
     check: bool = key(False, "Validate everything that needs no GPU, print a summary, exit 0 or 2.")
     print_config: str | None = key(None, "Print the merged configuration with each value's origin: yaml or json.")
     print_schema: bool = key(False, "Print the JSON schema of a training file, for editors.")
+    multirun: bool = key(
+        False, "Run every combination of the bare words' values, key=a,b; again: continue.", aliases=["-m"]
+    )
     set: list[str] = key([], "Override any key: --set key.path=value, typed as YAML types it.")
 
 

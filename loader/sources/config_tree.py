@@ -27,6 +27,7 @@ class Origin:
         return {"set": " in --set", "cli": " on the command line"}.get(self.source, "")
 
 
+MISSING = "???"  # OmegaConf's value of a key that another layer has to give
 DEFAULT, CLI, SET = Origin("default"), Origin("cli"), Origin("set")
 
 
@@ -82,6 +83,19 @@ def leaves(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
             yield from leaves(child, f"{path}.{key}" if path else key)
     else:
         yield path, node
+
+
+def name_missing(tree: Node) -> None:
+    """Keep the names of missing values as they are written; an alias may stand for a key of another name."""
+    for path, node in leaves(tree):
+        if node.value == MISSING:
+            node.text = path
+
+
+def missing_line(path: str, node: Node) -> str:
+    """Return the error line for a value that no layer gives."""
+    name = node.text if node.text != MISSING and node.text else path
+    return f"`{name}`{node.origin.place} is missing ({MISSING}); give it a value: {name}=…"
 
 
 def find(node: Node, path: str) -> Node | None:

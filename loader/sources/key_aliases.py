@@ -12,7 +12,7 @@ from loader.errors import ConfigError, did_you_mean
 from loader.schema.alias_flags import alias_paths
 from loader.schema.keys import scalar_keys
 from loader.schema.sections import OPTIONAL_SECTIONS, SECTIONS
-from loader.sources.config_tree import Node, node_of
+from loader.sources.config_tree import MISSING, Node, node_of
 
 Assignments = list[tuple[str, Node]]  # our key, its value
 
@@ -22,7 +22,7 @@ class NotAvailable(str):
 
 
 def _value(node: Node, value: object) -> Node:
-    return node_of(value, node.origin)
+    return node if value == MISSING else node_of(value, node.origin)  # a missing value keeps the name it was written as
 
 
 def _only(*neutral: object) -> Callable[[Node], Assignments]:
@@ -136,6 +136,8 @@ def _builder(section: str, name_key: str) -> Callable[[Node], Assignments]:
         if not node.is_mapping:
             return [(section, node)] if node.value is not None else []
         keys = _renamed(node, name_key)
+        if "is_main_process" in keys:
+            _is_main_process(keys.pop("is_main_process"))
         name = keys.get("name")
         if section == "scheduler" and name is not None:
             if name.value == "exponential":
@@ -147,6 +149,29 @@ def _builder(section: str, name_key: str) -> Callable[[Node], Assignments]:
     return convert
 
 
+def _is_main_process(node: Node) -> Assignments:
+    """Accept a key that no optimizer takes: the launcher decides which process is the main one."""
+    if not isinstance(node.value, bool):
+        raise ConfigError(f"has `is_main_process: {node.value}`, which must be true or false")
+    return []
+
+
+def _data_splits(node: Node) -> Assignments:
+    """Convert the splits that a run reads: what trains (`all`, or the dataset's `train_split`), what is scored."""
+    names = node.plain()
+    if names == MISSING:
+        return [("do_eval", node)]
+    if not isinstance(names, list) or not names or not {str(name) for name in names} <= set(DATA_SPLITS):
+        raise ConfigError(f"must be a list of {', '.join(DATA_SPLITS)}")
+    if not {"train", "all"} & set(names):
+        raise ConfigError("has nothing to train on; add train or all")
+    keys = {"do_eval": "validation" in names, "evaluate_test": "test" in names}
+    if "train" not in names:
+        keys["dataset.train_split"] = "all"
+    return [(key, _value(node, value)) for key, value in keys.items()]
+
+
+DATA_SPLITS = ("train", "validation", "test", "all")
 BATCH_SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size")
 
 
@@ -184,9 +209,11 @@ def _logger(node: Node) -> Assignments:
 
 SIGNALS = NotAvailable("a setting of the signal models")
 TRACKING = NotAvailable("a setting of the tracking models")
-IMAGES = NotAvailable("a setting of the image classification data")
 MIXUP = NotAvailable("MixUp is part of the signal workload")
 TEXT = NotAvailable("text over signals is part of the signal workload")
+
+# Together they name the pretrained weights; `model_sources.py` resolves them once all layers are known.
+MODEL_SOURCES = ("base_model_path", "hf_models_dir", "finetuned_models_dir")
 
 # Alias -> our key, or a function from the value to assignments, or why it is not available yet.
 LIGHTNING = {
@@ -240,6 +267,9 @@ LOADER = {
     "persistent_workers": "dataloader_persistent_workers",
     "drop_last": "dataloader_drop_last",
     "shuffle": "shuffle",
+    "splits": _data_splits,
+    "per_device_batch_size": BATCH_SIZES,
+    "num_workers_per_process": "dataloader_num_workers",
     "mixup_alpha": MIXUP,
     "mixup_prob": MIXUP,
     "num_classes": MIXUP,
@@ -265,7 +295,9 @@ def _flag_aliases() -> dict[str, str]:
 ALIASES: dict[str, object] = {
     **{f"lightning.{key}": target for key, target in LIGHTNING.items()},
     **{f"trainer.{key}": target for key, target in TRAINER.items()},
-    **{f"dataloader.{key}": target for key, target in LOADER.items()},
+    **{
+        f"{section}.{key}": target for section in ("dataloader", "dataloader_builder") for key, target in LOADER.items()
+    },
     **{f"dataloader.train_dataloader.{key}": LOADER[key] for key in list(LOADER)[:7] if key != "batch_size"},
     "dataloader.train_dataloader.batch_size": "per_device_train_batch_size",
     **{f"dataloader.val_dataloader.{key}": target for key, target in EVAL_LOADER.items()},
@@ -288,21 +320,15 @@ ALIASES: dict[str, object] = {
     "resume_from": "resume_from_checkpoint",
     "optimizer_name": _optimizer_name,
     "scheduler_name": _scheduler_name,
-    "base_model_path": "model_name_or_path",
+    "is_main_process": _is_main_process,
     "optimizer_builder": _builder("optimizer", "optimizer_name"),
     "scheduler_builder": _builder("scheduler", "scheduler_name"),
     "train_builder.epochs": "num_train_epochs",
     "train_builder.checkpoint_every": _cadence,
-    "model_builder.base_model_path": "model_name_or_path",
-    "model_builder.labels": IMAGES,
-    "model_builder.hf_models_dir": IMAGES,
-    "model_builder.finetuned_models_dir": IMAGES,
-    "labels": IMAGES,
-    "hf_models_dir": IMAGES,
-    "finetuned_models_dir": IMAGES,
-    "dataset_base_dir": IMAGES,
-    "dataset_config_name": IMAGES,
-    "train_split": IMAGES,
+    "labels": "dataset.labels",
+    "model_builder.labels": "dataset.labels",
+    **{f"model_builder.{key}": key for key in MODEL_SOURCES},
+    **{key: f"dataset.{key}" for key in ("dataset_base_dir", "dataset_config_name", "train_split")},
     "dataloader_class": _only("DataLoader", None),
     "model_name": SIGNALS,
     "loss_name": SIGNALS,
@@ -334,5 +360,5 @@ NULLABLE = {*OPTIONAL_SECTIONS, "resume_lr", "resume_weight_decay", "strategy", 
 def yaml_keys() -> frozenset[str]:
     """Every key that a training file may have at its top level, aliases included."""
     combined = {name for name, path in alias_paths().items() if path is None}
-    aliases = {path for path in ALIASES if "." not in path} | {*FOREIGN_SECTIONS} | combined
+    aliases = {path for path in ALIASES if "." not in path} | {*FOREIGN_SECTIONS, *MODEL_SOURCES} | combined
     return frozenset(scalar_keys()) | frozenset(SECTIONS) | aliases | {"extends"}

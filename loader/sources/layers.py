@@ -14,7 +14,7 @@ from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.keys import FILE_SECTIONS, keys_of, scalar_keys
 from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import FREE_SECTIONS, OPTIONAL_SECTIONS, SECTIONS
-from loader.sources.config_tree import CLI, DEFAULT, SET, Node, at_path, merge, node_of
+from loader.sources.config_tree import CLI, DEFAULT, MISSING, SET, Node, at_path, merge, name_missing, node_of
 from loader.sources.translate_aliases import translate_aliases
 from loader.sources.yaml_reader import display_path, parse_yaml, read_scalar, read_yaml
 
@@ -27,6 +27,9 @@ OPTIMIZER_KEYS = {
     "eps": "adam_epsilon",
     "name": "optim",
 }
+# Hydra's groups whose named sets are files of their own; the others name sets of our sections.
+NAMED_BUILDERS = ("dataloader_builder", "train_builder")
+BUILDERS = (*NAMED_BUILDERS, "model_builder", "optimizer_builder", "scheduler_builder")
 # Common names of optimizers.
 OPTIMIZER_SYNONYMS = {"adamw": "adamw_torch_fused", "adam": "Adam"}
 
@@ -102,7 +105,7 @@ def flag_layer(hyper: HyperArguments, aliases: Mapping[str, Any], problems: Prob
 def set_layer(settings: list[str], problems: Problems) -> Node:
     """Return the layer of `--set key.path=value …`; a later setting of the same key wins."""
     layer = Node({}, SET)
-    for setting in settings:
+    for setting in sorted(settings, key=_set_order):
         path, equals, text = setting.partition("=")
         if not equals or not all(path.split(".")):
             problems.add(f"`--set {setting}` is not of the form key.path=value")
@@ -118,6 +121,14 @@ def set_layer(settings: list[str], problems: Problems) -> Node:
         except ConfigError as error:
             problems.add(f"`--set {setting}`: {error}")
     return layer
+
+
+def _set_order(setting: str) -> int:
+    """Named sets come before single keys, as in Hydra, and those of sections before those of builder groups."""
+    path, _, value = setting.partition("=")
+    if value[:1] in ("", "{", "[") or path not in (*SECTIONS, *BUILDERS):
+        return 2
+    return int(path in BUILDERS)
 
 
 def _without_blanks(tree: Node) -> Node:
@@ -155,6 +166,11 @@ def _prepared(tree: Node, problems: Problems) -> Node:
     if "training_config" in tree.value:
         place = tree.value.pop("training_config").origin.place
         problems.add(f"`training_config`{place} is a flag; a file builds on another with `extends: FILE`")
+    name_missing(tree)
+    for group in NAMED_BUILDERS:
+        node = tree.value.get(group)
+        if node is not None and isinstance(node.value, str) and node.value != MISSING:
+            tree.value[group] = _named_set(group, node)
     translate_aliases(tree, problems)
     model = tree.value.get("model")
     if model is not None and isinstance(model.value, str):
@@ -188,7 +204,7 @@ def _named_set(section: str, node: Node) -> Node:
     if list(tree.value) != [section]:
         raise ConfigError(f"{display_path(path)} must hold one mapping, `{section}:`; it holds {quoted(tree.value)}")
     chosen = tree.value[section]
-    chosen.replaces = True
+    chosen.replaces = section != "dataset"  # of two sets of one kind of data, the folder of the data stays
     return chosen
 
 

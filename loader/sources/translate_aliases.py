@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 
 from loader.errors import ConfigError, Problems, did_you_mean
-from loader.schema.alias_flags import SECTION_ALIASES, alias_paths
+from loader.schema.alias_flags import IMAGE_ALIASES, SECTION_ALIASES, alias_paths
 from loader.sources.config_tree import Node, find, node_of
 from loader.sources.key_aliases import ALIASES, DATALOADER_CLASSES, FOREIGN_SECTIONS, NULLABLE, NotAvailable
 
@@ -19,9 +19,8 @@ def translate_aliases(tree: Node, problems: Problems) -> None:
 
     Aliases that depend on other layers stay; `translate_aliases.py` resolves them once all layers are read.
     """
-    _merge_dataloader_builder(tree, problems)
     _inherit_interval(tree)
-    problems.aliases |= tree.value.keys() & alias_paths().keys() - set(SECTION_ALIASES)
+    problems.aliases |= tree.value.keys() & ({*alias_paths(), *IMAGE_ALIASES} - set(SECTION_ALIASES))
     _check_training_mode(tree, problems)
     _eval_interval(tree, problems)
     for path, node in list(_aliases_in(tree, "")):
@@ -38,22 +37,10 @@ def translate_aliases(tree: Node, problems: Problems) -> None:
             _assign(tree, path, node, target, problems)
         _remove(tree, path)
     for section in FOREIGN_SECTIONS:
-        tree.value.pop(section, None)
+        if not _is_model_name(section, tree.value.get(section)):
+            tree.value.pop(section, None)
     if "loss" in tree.value and tree.value["loss"].value == {}:  # it held other systems' keys only
         del tree.value["loss"]
-
-
-def _merge_dataloader_builder(tree: Node, problems: Problems) -> None:
-    """Treat `dataloader_builder:` as `dataloader:`."""
-    builder = tree.value.pop("dataloader_builder", None)
-    if builder is None:
-        return
-    section = tree.value.setdefault("dataloader", Node({}, builder.origin))
-    if section.is_mapping and builder.is_mapping:
-        for key, child in builder.value.items():
-            if key in section.value:
-                problems.add(same_setting(f"dataloader_builder.{key}", child, f"dataloader.{key}", section.value[key]))
-            section.value.setdefault(key, child)
 
 
 def _inherit_interval(tree: Node) -> None:
@@ -103,10 +90,14 @@ def _aliases_in(node: Node, path: str) -> Iterator[tuple[str, Node]]:
             yield child_path, child
         elif is_section and child.is_mapping:
             yield from _aliases_in(child, child_path)
-        elif is_section and child.value is None:
-            continue  # an empty section
+        elif (is_section and child.value is None) or _is_model_name(child_path, child):
+            continue  # an empty section; `model_sources.py` resolves the name of a model
         elif child_path.split(".")[0] in FOREIGN_SECTIONS:
             yield child_path, child
+
+
+def _is_model_name(path: str, node: Node | None) -> bool:
+    return path == "model_builder" and node is not None and isinstance(node.value, str)
 
 
 def _assign(tree: Node, path: str, node: Node, target: object, problems: Problems) -> None:
@@ -115,7 +106,7 @@ def _assign(tree: Node, path: str, node: Node, target: object, problems: Problem
         try:
             assignments = target(node)
         except ConfigError as error:
-            shown = path if node.is_mapping else f"{path}: {node.text or node.value}"
+            shown = path if node.is_mapping else f"{path}: {node.text or node.plain()}"
             problems.add(f"`{shown}`{node.origin.place} {error}")
             return
     else:
@@ -185,7 +176,7 @@ def same_setting(alias: str, first: Node, key: str, second: Node) -> str:
     return f"`{alias}`{first.origin.place} and `{key}`{second.origin.place} are the same setting; keep one"
 
 
-def _pop_latest(layers: list[Node], alias: str) -> tuple[int, Node | None]:
+def pop_latest(layers: list[Node], alias: str) -> tuple[int, Node | None]:
     """Remove an alias from all layers and return the index of the latest layer with a value, and that value's node."""
     latest: tuple[int, Node | None] = (-1, None)
     for index, layer in enumerate(layers):
@@ -197,7 +188,7 @@ def _pop_latest(layers: list[Node], alias: str) -> tuple[int, Node | None]:
 
 def _initial_weights(layers: list[Node], problems: Problems) -> None:
     """Replace `init_from` by the keys that choose the network and its initial weights."""
-    (start_at, start), (type_at, gpt2_type), (run_at, run) = (_pop_latest(layers, alias) for alias in START_ALIASES)
+    (start_at, start), (type_at, gpt2_type), (run_at, run) = (pop_latest(layers, alias) for alias in START_ALIASES)
     for alias, node in (("init_from", start), ("gpt2_type", gpt2_type), ("prev_run_ckpt", run)):
         if node is not None and not str(node.value).strip():
             problems.add(f"`{alias}`{node.origin.place} is empty; leave it out")
@@ -266,7 +257,7 @@ def _write(layer: Node, keys: dict[str, object], start: Node, problems: Problems
 
 def _decay(layers: list[Node], problems: Problems) -> None:
     """Replace `decay_lr`: true is a cosine unless another schedule is named, false a constant rate."""
-    decay_at, decay = _pop_latest(layers, "decay_lr")
+    decay_at, decay = pop_latest(layers, "decay_lr")
     if decay is None:
         return
     if not isinstance(decay.value, bool):
