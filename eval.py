@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -53,12 +54,14 @@ class EvalArguments(RemembersGiven):
 class CheckpointPolicy:
     """A saved policy from raw observation to raw action: the model, and around it the normalization saved with it."""
 
-    def __init__(self, folder: Path, device: str, trust_remote_code: bool = False):
-        self.run = believed(read_saved(folder / "run.yaml"), trust_remote_code)
+    def __init__(self, folder: Path, run: RunConfig, device: str):
+        self.run, self.device = run, device
         self.model = load_model(folder, self.run, device)
         processor = self.run.dataset.module.Processor
         self.processor = processor.from_pretrained(folder, self.run.dataset.config, self.run.process)
-        self.device = device
+        if not hasattr(self.model, "select_action") or not hasattr(self.processor, "decode_action"):
+            kinds = f"{run.dataset.name} data and model {run.model.name}"
+            raise ValueError(f"{folder} has no policy: {kinds} choose no actions")
 
     def reset(self) -> None:
         """Forgets the last episode: its images, and the rest of its action chunk."""
@@ -66,10 +69,20 @@ class CheckpointPolicy:
         self.model.reset()
 
     def __call__(self, observation: dict[str, Any]) -> Any:
-        """Action (action_dim,) float64 in the demonstrations' units, for an observation keyed as they are."""
+        """Action (action_dim,) float64 in the demonstrations' units.
+
+        Args:
+            observation: One step of what an episode file stacks, by HDF5 path or nested as in the file; further
+                entries are not read.
+
+        Raises:
+            ValueError: an entry is missing, of the wrong size or not finite, or the action is not finite.
+        """
         inputs = {name: tensor.to(self.device) for name, tensor in self.processor.encode(observation).items()}
-        action = self.model.select_action(inputs)
-        return self.processor.decode_action(action.float().cpu().numpy())
+        action = self.processor.decode_action(self.model.select_action(inputs).float().cpu().numpy())
+        if not all(map(math.isfinite, action.ravel())):  # no robot should get it
+            raise ValueError("the policy's action is not finite; its weights are damaged, or the state is far outside")
+        return action
 
 
 def believed(run: RunConfig, trust_remote_code: bool) -> RunConfig:
@@ -77,16 +90,21 @@ def believed(run: RunConfig, trust_remote_code: bool) -> RunConfig:
     return replace(run, process=replace(run.process, trust_remote_code=trust_remote_code))
 
 
-def load_policy(folder: str, device: str, trust_remote_code: bool = False) -> CheckpointPolicy:
-    """The policy of a checkpoint folder; called once in each worker process.
+def load_policy(folder: str | Path, device: str | None = None, trust_remote_code: bool = False) -> CheckpointPolicy:
+    """Loads the policy of a run or of a checkpoint in it: `policy.reset()` before an episode, `policy(observation)`.
+
+    Args:
+        device: cpu, cuda …; None: an accelerator where there is one.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
-        ValueError: the folder lacks a file, or its statistics are damaged.
+        ValueError: the folder has no policy, lacks a file, or its statistics are damaged.
     """
     import transformers
 
     transformers.logging.disable_progress_bar()  # one bar for each worker process says nothing
-    return CheckpointPolicy(Path(folder), device, trust_remote_code)
+    path, run = checkpoint_run(str(folder))
+    return CheckpointPolicy(path, believed(run, trust_remote_code), usable_device(device))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

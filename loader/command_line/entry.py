@@ -82,6 +82,7 @@ def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
 
 def _readable(arguments: list[str] | None) -> list[str]:
     """Return the words of the command line; those that are not UTF-8 are refused."""
+    import_from_working_folder()
     words = sys.argv[1:] if arguments is None else list(arguments)
     for before, word in zip(["", *words], words, strict=False):
         if reason := unusable(word):
@@ -89,6 +90,13 @@ def _readable(arguments: list[str] | None) -> list[str]:
                 f"the word `{ascii(word)}`{f' after `{before}`' * bool(before)} {reason}; write it otherwise"
             )
     return words
+
+
+def import_from_working_folder() -> None:
+    """Let components be imported from the working folder too; never from the folder of a run."""
+    folder = os.getcwd()
+    if folder not in sys.path and "" not in sys.path and not os.path.exists(os.path.join(folder, "run.yaml")):
+        sys.path.append(folder)
 
 
 def _answer(run: RunConfig, command: CommandArguments) -> RunConfig | int:

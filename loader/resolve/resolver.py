@@ -22,6 +22,7 @@ from loader.sources import layers
 from loader.sources.config_tree import DEFAULT, Node, find, merge, node_of
 from loader.sources.key_aliases import TRACKING, TRACKING_MODEL_KEYS, yaml_keys
 from loader.sources.translate_aliases import initial_weights_choice, resolve_combined_aliases
+from storage.component_contract import contract_problems
 
 # Kinds of file that a key names.
 FILE_KINDS = (("task", "task_name"), ("model", "model_config"))
@@ -284,6 +285,8 @@ def _component(tree: Node, section: str, problems: Problems) -> Component | None
     except ConfigError as error:
         problems.lines += error.problems
         return None
+    for line in contract_problems(section, module):
+        problems.add(f"`{section}.name: {name.value}`{name.origin.place}: {line}")
     rest = Node({key: child for key, child in node.value.items() if key != "name"}, node.origin)
     if section == "model":
         for key in [key for key in TRACKING_MODEL_KEYS if key in rest.value and key not in keys_of(module.Config)]:
