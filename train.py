@@ -190,6 +190,7 @@ def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
 
 def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals: Signals | None = None) -> Any:
     """Build the Trainer; a ValueError if data and settings do not fit each other."""
+    from trainer.callbacks.metric_names import unknown_monitors
     from trainer.trainer import Trainer
 
     check_hub(run, args)
@@ -200,7 +201,10 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
         from trainer.callbacks.csv_logger import logger_environment
 
         os.environ.update(logger_environment(run.logging, run.output_dir, args.report_to))
-    sets = bundle.eval_datasets
+    sets, settings = bundle.eval_datasets, trainer_settings(run, bundle, adapted)
+    if not run.callbacks:  # they may log metrics of their own
+        for key, name, reason in unknown_monitors(settings, args, [*sets], settings.metrics):
+            raise ValueError(f"`{key}: {name}`{run.place(key)} {reason}")
     try:
         return Trainer(
             adapted.model,
@@ -210,7 +214,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
             collate=bundle.collate,
             sampler=bundle.sampler,
             files=bundle.files,
-            settings=trainer_settings(run, bundle, adapted),
+            settings=settings,
             adapted=adapted,
             signals=signals,
         )

@@ -11,7 +11,6 @@ import importlib
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from storage.component_contract import contract_problems
