@@ -51,11 +51,11 @@ def one_line(text: str) -> str:
     return line if len(line) <= MOST_SHOWN else f"{line[:half]} … {line[-half:]}"
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the most similar known name, or None."""
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the most similar known name, or None if the similarity of all is below `cutoff`."""
     if len(str(word)) > MOST_COMPARED:
         return None
-    matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
     return matches[0] if matches else None
 
 

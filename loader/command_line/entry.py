@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from loader.command_line.parser import flag_lines, help_text, parse_flags, parser_class
-from loader.errors import ConfigError, did_you_mean, one_line
+from loader.command_line.unknown_flags import nearest_flag
+from loader.errors import ConfigError, one_line
 from loader.resolve.resolver import resolve
 from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import out_of_bounds
@@ -128,7 +129,7 @@ def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about
     def parsed() -> Flags:
         namespace, unknown = parser.parse_known_args(_readable(arguments))
         if unknown:
-            hint = did_you_mean(unknown[0], parser._option_string_actions)
+            hint = nearest_flag(unknown[0], parser._option_string_actions)
             raise ConfigError(f"unknown flag `{unknown[0]}`{hint or f'; {prog} --help lists the flags'}")
         given = vars(namespace)
         if given.pop("help", False):
