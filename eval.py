@@ -13,6 +13,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,11 @@ class EvalArguments(RemembersGiven):
     video: bool = key(False, "Write a film and a contact sheet of the first episodes; --video_dir implies it.")
     video_episodes: int = key(1, "How many episodes --video films.", ge=1)
     video_dir: str | None = key(None, "Where the films go. Default: CHECKPOINT/eval/.")
-    split: Literal["validation", "test"] = key("validation", "The data that is scored, for tasks without a simulator.")
+    split: Literal["validation", "test", "train"] = key(
+        "validation", "The data that is scored, for tasks without a simulator."
+    )
+    data: str | None = key(None, "Score other data of the same kind: a path, as --set dataset.path=PATH.")
+    set: list[str] = key([], "Override keys of the data, the loss or the environment: --set dataset.eval_fraction=0.5.")
     batch_size: int = key(64, "Held-out samples at a time, for tasks without a simulator.", ge=1)
     samples: int = key(0, "Texts that a language model shall write.", ge=0)
     prompt: str = key("\n", "Text that they continue.")
@@ -110,7 +115,7 @@ def load_policy(folder: str | Path, device: str | None = None, trust_remote_code
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Scores the checkpoint, prints its scores and returns them."""
     asked = entry_flags(EvalArguments, arguments, "eval.py", __doc__)
-    folder, run = refusing(checkpoint_run, asked.checkpoint)
+    folder, run = refusing(checkpoint_run, asked.checkpoint, overrides(asked))
     run = believed(run, asked.trust_remote_code)
     refusing(check_flags, asked, run)
     if asked.json:
@@ -118,6 +123,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     scores = (held_out_scores if run.env is None else rollout_scores)(asked, folder, run)
     tell(scores, folder, asked.json)
     return scores
+
+
+def overrides(asked: EvalArguments) -> list[str]:
+    """What the flags change of the checkpoint's configuration, as `key.path=value`."""
+    return [*asked.set, *([f"dataset.path={json.dumps(asked.data)}"] if asked.data is not None else [])]
 
 
 def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
@@ -131,8 +141,10 @@ def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
     print(json.dumps(shown_scores), flush=True)
 
 
+SCORED_WITH = ("dataset", "loss", "env")  # sections that scoring reads
+AT_MOST = ("vocab_size", "block_size")  # sizes of which the data may use fewer than the model has
 OF_ROLLOUTS = ("episodes", "num_workers", "video", "video_episodes", "video_dir")
-OF_HELD_OUT_DATA = ("split", "batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
+OF_HELD_OUT_DATA = ("data", "split", "batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
 OF_SAMPLES = ("prompt", "tokens", "temperature", "top_k", "seed")
 
 
@@ -158,13 +170,17 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     device = refusing(usable_device, asked.device)
     run = refusing(with_prepared_data, run)
     bundle = refusing(build_data, run)
-    sets = bundle.eval_datasets if asked.split == "validation" else bundle.test_datasets
+    kinds = {"validation": bundle.eval_datasets, "test": bundle.test_datasets, "train": {"train": bundle.train_dataset}}
+    sets = kinds[asked.split]
     if not sets:
         nothing = {"validation": "its run held nothing out to be scored on (dataset.eval_fraction)"}
         print_problems([f"{folder}: {nothing.get(asked.split, 'its data has no test set')}"])
         raise SystemExit(CONFIG_ERROR)
-    warn_of_other_data(folder, bundle)
     model = refusing(load_model, folder, run, device)
+    if run.trained_in is None:
+        warn_of_other_data(folder, bundle)
+    else:
+        refusing(check_dims, bundle.dims, model.config)
     scores: dict[str, Any] = {"task": run.task, "checkpoint": str(folder)}
     loss = run.loss.module.build(run.loss.config) if run.loss is not None else None
     for name, dataset in sets.items():
@@ -177,6 +193,15 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
         scores["samples"] = refusing(written_samples, asked, model, bundle.processor)
         print("\n---\n".join(scores["samples"]), flush=True)
     return scores
+
+
+def check_dims(dims: dict[str, Any], config: Any) -> None:
+    """Raises ConfigError if the model was trained for data of other sizes."""
+    for name, size in dims.items():
+        trained = getattr(config, name, None)
+        fits = isinstance(trained, int) and size <= trained if name in AT_MOST else size == trained
+        if trained is not None and not fits:
+            raise ConfigError(f"the data has {name} {size}, but the model was trained for {trained}; score other data")
 
 
 def warn_of_other_data(folder: Path, bundle: Any) -> None:
@@ -241,11 +266,11 @@ def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[s
     return scores
 
 
-def checkpoint_run(name: str | None) -> tuple[Path, RunConfig]:
-    """The checkpoint's folder and the run that wrote it.
+def checkpoint_run(name: str | None, settings: Sequence[str] = ()) -> tuple[Path, RunConfig]:
+    """The checkpoint's folder and the run that wrote it, with other settings where some are given.
 
     Raises:
-        ConfigError: no such folder, or no finished checkpoint in it.
+        ConfigError: no such folder, no finished checkpoint in it, or a setting that is not one of the data.
     """
     if name is None:
         raise ConfigError("name the checkpoint: --checkpoint OUT")
@@ -257,7 +282,12 @@ def checkpoint_run(name: str | None) -> tuple[Path, RunConfig]:
             inside = sorted(path.name for path in folder.glob("checkpoint-*"))
             hint = f"; name one of its checkpoints: {', '.join(inside)}" if inside else ""
             raise ConfigError(f"checkpoint {folder} has no {files[0]}: it is not a finished run{hint}")
-    run = read_saved(folder / "run.yaml")
+    run = read_saved(folder / "run.yaml", settings=settings)
+    for setting in settings:
+        key_path = setting.partition("=")[0]
+        if key_path.partition(".")[0] not in {*SCORED_WITH, *getattr(run.dataset.module, "PROCESS_KEYS", ())}:
+            raise ConfigError(f"`--set {setting}` has no effect on a trained model; {', '.join(SCORED_WITH)} keys have")
+    run = replace(run, trained_in=folder) if settings else run
     if run.model is None or run.dataset is None:
         raise ConfigError(f"{folder / 'run.yaml'} names no model or no data; it is not a whole run's")
     return folder, run

@@ -9,7 +9,7 @@ from data.bundle import Bundle
 from data.cache import in_gigabytes
 from data.demonstrations.config import Config
 from data.demonstrations.dataset import Demonstrations, collate
-from data.demonstrations.encoder import ObservationEncoder
+from data.demonstrations.encoder import ObservationEncoder, saved_statistics
 from data.demonstrations.source import EpisodeSource, prepare, refuse_difference
 from data.mixing import MixtureSampler
 from data.statistics import Normalizer
@@ -23,7 +23,8 @@ def assemble(config: Config, run) -> Bundle:
         refuse_mixture(sources[0], other)
     texts = texts_in_batch(sources, process)
     train, evaluation = split(sources, config)
-    statistics = fit_statistics(sources, train, config, process)
+    trained_in = getattr(run, "trained_in", None)  # a model is scored: as it was trained, whatever this data is like
+    statistics = saved_statistics(trained_in) if trained_in else fit_statistics(sources, train, config, process)
     encoder = ObservationEncoder.from_files(config, process, statistics)
 
     def dataset(chosen: list[np.ndarray]) -> Demonstrations:

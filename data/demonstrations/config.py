@@ -21,6 +21,7 @@ class Config:
         "folder of episode files, searched recursively for *.hdf5 and *.h5, or a list of folders to mix; "
         "unset only until the task's data is recorded",
         on_resume=HARMLESS,
+        is_path=True,
     )
     weights: list[float] | None = key(
         None,

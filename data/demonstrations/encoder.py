@@ -6,11 +6,13 @@ Shapes: K images (cameras x history), h and w in training, S state and A action 
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from data.demonstrations.images import FrameFit
 from data.statistics import Normalizer
+from storage import safe_read
 
 
 @dataclass(eq=False)
@@ -103,6 +105,20 @@ class ObservationEncoder:
     def decode_action(self, normalised: np.ndarray) -> np.ndarray:
         """Normalised (…, A) -> raw (…, A) float64."""
         return self.action.decode(normalised)
+
+
+def saved_statistics(folder: Path) -> dict:
+    """The content of `statistics.json` in the folder of a model.
+
+    Raises:
+        ValueError: it cannot be read. It is never guessed: without it every action would be wrong.
+    """
+    path = folder / "statistics.json"
+    try:
+        return safe_read.read_json(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{path} cannot be read ({reason}); restore it from the run, or train again") from error
 
 
 def entries(observation: Mapping[str, object], group: str = "") -> Iterator[tuple[str, object]]:

@@ -11,7 +11,7 @@ PROCESS_KEYS = frozenset()
 
 @dataclass
 class Config:
-    path: str = key("table.csv", "CSV file without a header; the last column is the class")
+    path: str = key("table.csv", "CSV file without a header; the last column is the class", is_path=True)
     eval_fraction: float = key(0.2, "share of the rows for evaluation", gt=0, lt=1)
 
 

@@ -19,7 +19,7 @@ from storage.config_keys import BOUNDS
 
 # A bare word that means `--set`; Hydra's `+` and `++` for new keys have no meaning of their own here.
 SETTING = re.compile(r"\+{0,2}(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
-NOT_OF_ARGPARSE = (*BOUNDS, "path", "on_resume", "needs", "used_by")  # metadata that argparse does not take
+NOT_OF_ARGPARSE = (*BOUNDS, "path", "on_resume", "needs", "used_by", "is_path")  # metadata that argparse does not take
 
 
 @cache

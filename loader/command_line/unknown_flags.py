@@ -1,4 +1,4 @@
-"""Explain a flag that does not exist: where its key belongs, or which flag is meant; no hint rather than a wrong one."""
+"""Explain a flag that does not exist: where its key belongs, or which flag is meant."""
 
 from __future__ import annotations
 

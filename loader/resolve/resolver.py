@@ -126,16 +126,18 @@ def _resumed_file(flags: Node) -> Path:
     return path
 
 
-def read_saved(path: str | os.PathLike, text: str | None = None) -> RunConfig:
+def read_saved(path: str | os.PathLike, text: str | None = None, settings: Sequence[str] = ()) -> RunConfig:
     """Read the RunConfig of an earlier run from its run.yaml alone, without task, model or default files.
 
     Args:
         text: The content of the file, if it has been read already.
+        settings: `key.path=value` strings, which override what the file says.
     """
     problems = Problems()
     saved = layers.training_layers(path, problems) if text is None else [layers.text_layer(path, text, problems)]
     resolve_combined_aliases(saved, problems)
-    return _typed([layers.built_in_layer(), *saved], problems, is_saved=True)
+    overrides = [layers.set_layer(list(settings), problems)] if settings else []
+    return _typed([layers.built_in_layer(), *saved, *overrides], problems, is_saved=True)
 
 
 def _merged(stack: list[Node]) -> Node:
