@@ -71,7 +71,7 @@ def read_episode(root: h5py.File, keys: Keys, cameras: list[str] | None) -> Epis
             if camera not in available:
                 raise ValueError(
                     f"dataset.cameras: no camera `{camera}` in {file}; {keys.images} has "
-                    f"{', '.join(available) or 'none'}"
+                    f"{', '.join(available) or 'none'}; name cameras that the files have, or leave dataset.cameras out"
                 )
             frames = dataset_at(root, f"{keys.images}/{camera}")
             frame_sizes[camera], lengths[f"{keys.images}/{camera}"] = frame_size(frames), len(frames)

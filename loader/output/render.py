@@ -79,7 +79,8 @@ def summary(run: RunConfig) -> str:
     point = find_checkpoint(run).point if run.wants_resume else None
     rows = {
         "task": hyper.task_name or "of its own (the training file has a dataset)",
-        "data": f"{run.dataset.name} {getattr(run.dataset.config, 'path', None) or '(recorded on first use)'}",
+        "data": f"{run.dataset.name} {getattr(run.dataset.config, 'path', None) or '(recorded on first use)'}"
+        " (the start reads and checks it)",
         "model": run.model.name,
         "length": f"{length}, batch {batch}",
         "optimizer": f"{hyper.optim}, learning rate {hyper.learning_rate:g}, {hyper.lr_scheduler_type}{warm_text}",
