@@ -190,8 +190,10 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     if len(sets) > 1:
         scores["loss"] = sum(scores[f"{name}_loss"] for name in sets) / len(sets)
     if asked.samples:
+        from trainer.callbacks.text_samples import printable
+
         scores["samples"] = refusing(written_samples, asked, model, bundle.processor)
-        print("\n---\n".join(scores["samples"]), flush=True)
+        print("\n---\n".join(map(printable, scores["samples"])), flush=True)
     return scores
 
 

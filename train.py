@@ -11,7 +11,6 @@ import contextlib
 import multiprocessing
 import os
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from loader.checks.launch import idle_gpu_lines
@@ -102,7 +101,10 @@ def prepare_and_train(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, l
         trainer.locks = locks
         if trainer.is_world_process_zero():
             resumed = refusing(set_aside_abandoned, run, point, skipped)
-            model = [f"model: {run.model.name}", *adapted.lines, *table]
+            averaged = [
+                "evaluating averaged weights (using_ema): they choose the best checkpoint and are the final model"
+            ]
+            model = [f"model: {run.model.name}", *adapted.lines, *averaged[: run.process.using_ema], *table]
             print("\n".join([*run.notes, *resumed, *changed, *bundle.summary, *model]), flush=True)
             refusing(trainer.begin_run_folder, report)
         trainer.signals.check()

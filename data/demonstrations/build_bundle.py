@@ -39,7 +39,7 @@ def assemble(config: Config, run) -> Bundle:
         partial(MixtureSampler, lengths, config.weights, process.episode_first, config.samples_per_epoch),
         dims,
         {"statistics.json": statistics},
-        summarize(sources, train, evaluation, dims),
+        [*summarize(sources, train, evaluation, dims), *shares(config)],
     )
 
 
@@ -153,6 +153,15 @@ def dims_of(encoder: ObservationEncoder, config: Config) -> dict[str, int]:
         "image_height": fit.height if fit else 0,
         "image_width": fit.width if fit else 0,
     }
+
+
+def shares(config: Config) -> list[str]:
+    """A line with the share of the training samples that each folder of a weighted mixture has."""
+    if config.weights is None:
+        return []
+    total = sum(config.weights)
+    parts = [f"{path} {weight / total:.1%}" for path, weight in zip(config.paths(), config.weights, strict=True)]
+    return [f"samples are drawn from {', '.join(parts)}"]
 
 
 def summarize(

@@ -89,5 +89,5 @@ def summary(run: RunConfig) -> str:
     }
     changed = sum(run.was_set(path) and str(node.origin) != "default" for path, node in leaves(run.tree))
     lines = [f"{name:<11} {value}" for name, value in rows.items()]
-    lines += [f"{'read as':<11} {note}" for note in run.notes]
+    lines += run.notes
     return "\n".join([*lines, f"configuration ok: {len(run.origins())} values, {changed} beyond the defaults"])

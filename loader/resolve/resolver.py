@@ -200,7 +200,7 @@ def _typed(stack: list[Node], problems: Problems, is_saved: bool = False) -> Run
     process = ProcessArguments(**{name: values[name] for name in keys_of(ProcessArguments)})
     declared = {*keys_of(HyperArguments), *keys_of(ProcessArguments)}
     trainer = {name: value for name, value in values.items() if name not in declared}
-    return RunConfig(tree, stack, hyper, process, trainer, notes=problems.notes, **parts)
+    return RunConfig(tree, stack, hyper, process, trainer, notes=problems.all_notes(), **parts)
 
 
 def _scalars(tree: Node, problems: Problems) -> dict[str, Any]:
