@@ -18,7 +18,7 @@ from data.demonstrations.hdf5 import add_sources, reading
 from data.demonstrations.images import FrameFit, training_size
 from data.demonstrations.layouts import Episode, Keys, is_mirrored, read_episode, resolve_keys
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 TEXTS = ("instruction", "reasoning", "subtask")
 
 

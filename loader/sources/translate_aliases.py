@@ -128,7 +128,7 @@ def _assign(tree: Node, path: str, node: Node, target: object, problems: Problem
             problems.add(same_setting(path, node, key, other))
             continue
         _insert(tree, key, value)
-    if assignments and [key for key, _ in assignments] != [path.rpartition(".")[2]]:
+    if assignments and [key.rpartition(".")[2] for key, _ in assignments] != [path.rpartition(".")[2]]:
         became = ", ".join(f"`{key}`" + _shown(value) for key, value in assignments)
         problems.translated.append(f"{path} ({node.origin}): {became}")
 
