@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +41,11 @@ class EvalArguments(RemembersGiven):
     video: bool = key(False, "Write a film and a contact sheet of the first episodes; --video_dir implies it.")
     video_episodes: int = key(1, "How many episodes --video films.", ge=1)
     video_dir: str | None = key(None, "Where the films go. Default: CHECKPOINT/eval/.")
-    split: Literal["validation", "test"] = key("validation", "The data that is scored, for tasks without a simulator.")
+    split: Literal["validation", "test", "train"] = key(
+        "validation", "The data that is scored, for tasks without a simulator."
+    )
+    data: str | None = key(None, "Score other data of the same kind: a path, as --set dataset.path=PATH.")
+    set: list[str] = key([], "Override keys of the data, the loss or the environment: --set dataset.eval_fraction=0.5.")
     batch_size: int = key(64, "Held-out samples at a time, for tasks without a simulator.", ge=1)
     samples: int = key(0, "Texts that a language model shall write.", ge=0)
     prompt: str = key("\n", "Text that they continue.")
@@ -53,12 +59,14 @@ class EvalArguments(RemembersGiven):
 class CheckpointPolicy:
     """A saved policy from raw observation to raw action: the model, and around it the normalization saved with it."""
 
-    def __init__(self, folder: Path, device: str, trust_remote_code: bool = False):
-        self.run = believed(read_saved(folder / "run.yaml"), trust_remote_code)
+    def __init__(self, folder: Path, run: RunConfig, device: str):
+        self.run, self.device = run, device
         self.model = load_model(folder, self.run, device)
         processor = self.run.dataset.module.Processor
         self.processor = processor.from_pretrained(folder, self.run.dataset.config, self.run.process)
-        self.device = device
+        if not hasattr(self.model, "select_action") or not hasattr(self.processor, "decode_action"):
+            kinds = f"{run.dataset.name} data and model {run.model.name}"
+            raise ValueError(f"{folder} has no policy: {kinds} choose no actions")
 
     def reset(self) -> None:
         """Forgets the last episode: its images, and the rest of its action chunk."""
@@ -66,10 +74,20 @@ class CheckpointPolicy:
         self.model.reset()
 
     def __call__(self, observation: dict[str, Any]) -> Any:
-        """Action (action_dim,) float64 in the demonstrations' units, for an observation keyed as they are."""
+        """Action (action_dim,) float64 in the demonstrations' units.
+
+        Args:
+            observation: One step of what an episode file stacks, by HDF5 path or nested as in the file; further
+                entries are not read.
+
+        Raises:
+            ValueError: an entry is missing, of the wrong size or not finite, or the action is not finite.
+        """
         inputs = {name: tensor.to(self.device) for name, tensor in self.processor.encode(observation).items()}
-        action = self.model.select_action(inputs)
-        return self.processor.decode_action(action.float().cpu().numpy())
+        action = self.processor.decode_action(self.model.select_action(inputs).float().cpu().numpy())
+        if not all(map(math.isfinite, action.ravel())):  # no robot should get it
+            raise ValueError("the policy's action is not finite; its weights are damaged, or the state is far outside")
+        return action
 
 
 def believed(run: RunConfig, trust_remote_code: bool) -> RunConfig:
@@ -77,22 +95,27 @@ def believed(run: RunConfig, trust_remote_code: bool) -> RunConfig:
     return replace(run, process=replace(run.process, trust_remote_code=trust_remote_code))
 
 
-def load_policy(folder: str, device: str, trust_remote_code: bool = False) -> CheckpointPolicy:
-    """The policy of a checkpoint folder; called once in each worker process.
+def load_policy(folder: str | Path, device: str | None = None, trust_remote_code: bool = False) -> CheckpointPolicy:
+    """Loads the policy of a run or of a checkpoint in it: `policy.reset()` before an episode, `policy(observation)`.
+
+    Args:
+        device: cpu, cuda …; None: an accelerator where there is one.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
-        ValueError: the folder lacks a file, or its statistics are damaged.
+        ValueError: the folder has no policy, lacks a file, or its statistics are damaged.
     """
     import transformers
 
     transformers.logging.disable_progress_bar()  # one bar for each worker process says nothing
-    return CheckpointPolicy(Path(folder), device, trust_remote_code)
+    path, run = checkpoint_run(str(folder))
+    return CheckpointPolicy(path, believed(run, trust_remote_code), usable_device(device))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Scores the checkpoint, prints its scores and returns them."""
     asked = entry_flags(EvalArguments, arguments, "eval.py", __doc__)
-    folder, run = refusing(checkpoint_run, asked.checkpoint)
+    folder, run = refusing(checkpoint_run, asked.checkpoint, overrides(asked))
     run = believed(run, asked.trust_remote_code)
     refusing(check_flags, asked, run)
     if asked.json:
@@ -100,6 +123,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     scores = (held_out_scores if run.env is None else rollout_scores)(asked, folder, run)
     tell(scores, folder, asked.json)
     return scores
+
+
+def overrides(asked: EvalArguments) -> list[str]:
+    """What the flags change of the checkpoint's configuration, as `key.path=value`."""
+    return [*asked.set, *([f"dataset.path={json.dumps(asked.data)}"] if asked.data is not None else [])]
 
 
 def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
@@ -113,8 +141,10 @@ def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
     print(json.dumps(shown_scores), flush=True)
 
 
+SCORED_WITH = ("dataset", "loss", "env")  # sections that scoring reads
+AT_MOST = ("vocab_size", "block_size")  # sizes of which the data may use fewer than the model has
 OF_ROLLOUTS = ("episodes", "num_workers", "video", "video_episodes", "video_dir")
-OF_HELD_OUT_DATA = ("split", "batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
+OF_HELD_OUT_DATA = ("data", "split", "batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
 OF_SAMPLES = ("prompt", "tokens", "temperature", "top_k", "seed")
 
 
@@ -140,13 +170,17 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     device = refusing(usable_device, asked.device)
     run = refusing(with_prepared_data, run)
     bundle = refusing(build_data, run)
-    sets = bundle.eval_datasets if asked.split == "validation" else bundle.test_datasets
+    kinds = {"validation": bundle.eval_datasets, "test": bundle.test_datasets, "train": {"train": bundle.train_dataset}}
+    sets = kinds[asked.split]
     if not sets:
         nothing = {"validation": "its run held nothing out to be scored on (dataset.eval_fraction)"}
         print_problems([f"{folder}: {nothing.get(asked.split, 'its data has no test set')}"])
         raise SystemExit(CONFIG_ERROR)
-    warn_of_other_data(folder, bundle)
     model = refusing(load_model, folder, run, device)
+    if run.trained_in is None:
+        warn_of_other_data(folder, bundle)
+    else:
+        refusing(check_dims, bundle.dims, model.config)
     scores: dict[str, Any] = {"task": run.task, "checkpoint": str(folder)}
     loss = refusing(build_loss, run, bundle)
     for name, dataset in sets.items():
@@ -159,9 +193,20 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     if len(sets) > 1:
         scores["loss"] = sum(scores[f"{name}_loss"] for name in sets) / len(sets)
     if asked.samples:
+        from trainer.callbacks.text_samples import printable
+
         scores["samples"] = refusing(written_samples, asked, model, bundle.processor)
-        print("\n---\n".join(scores["samples"]), flush=True)
+        print("\n---\n".join(map(printable, scores["samples"])), flush=True)
     return scores
+
+
+def check_dims(dims: dict[str, Any], config: Any) -> None:
+    """Raises ConfigError if the model was trained for data of other sizes."""
+    for name, size in dims.items():
+        trained = getattr(config, name, None)
+        fits = isinstance(trained, int) and size <= trained if name in AT_MOST else size == trained
+        if trained is not None and not fits:
+            raise ConfigError(f"the data has {name} {size}, but the model was trained for {trained}; score other data")
 
 
 def warn_of_other_data(folder: Path, bundle: Any) -> None:
@@ -226,11 +271,11 @@ def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[s
     return scores
 
 
-def checkpoint_run(name: str | None) -> tuple[Path, RunConfig]:
-    """The checkpoint's folder and the run that wrote it.
+def checkpoint_run(name: str | None, settings: Sequence[str] = ()) -> tuple[Path, RunConfig]:
+    """The checkpoint's folder and the run that wrote it, with other settings where some are given.
 
     Raises:
-        ConfigError: no such folder, or no finished checkpoint in it.
+        ConfigError: no such folder, no finished checkpoint in it, or a setting that is not one of the data.
     """
     if name is None:
         raise ConfigError("name the checkpoint: --checkpoint OUT")
@@ -242,7 +287,12 @@ def checkpoint_run(name: str | None) -> tuple[Path, RunConfig]:
             inside = sorted(path.name for path in folder.glob("checkpoint-*"))
             hint = f"; name one of its checkpoints: {', '.join(inside)}" if inside else ""
             raise ConfigError(f"checkpoint {folder} has no {files[0]}: it is not a finished run{hint}")
-    run = read_saved(folder / "run.yaml")
+    run = read_saved(folder / "run.yaml", settings=settings)
+    for setting in settings:
+        key_path = setting.partition("=")[0]
+        if key_path.partition(".")[0] not in {*SCORED_WITH, *getattr(run.dataset.module, "PROCESS_KEYS", ())}:
+            raise ConfigError(f"`--set {setting}` has no effect on a trained model; {', '.join(SCORED_WITH)} keys have")
+    run = replace(run, trained_in=folder) if settings else run
     if run.model is None or run.dataset is None:
         raise ConfigError(f"{folder / 'run.yaml'} names no model or no data; it is not a whole run's")
     return folder, run

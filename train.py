@@ -11,18 +11,26 @@ import contextlib
 import multiprocessing
 import os
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from loader.checks.launch import idle_gpu_lines
-from loader.checks.runtime_checks import check_batch, check_data, check_hub, check_model, hub_reason, is_hub_error
+from loader.checks.runtime_checks import (
+    check_batch,
+    check_data,
+    check_hub,
+    check_loggers,
+    check_model,
+    hub_reason,
+    is_hub_error,
+)
 from loader.command_line.entry import CONFIG_ERROR, CRASHED, print_problems, process_rank, refusing, run_config_or_exit
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig, with_dims
+from loader.resume.branches import check_no_new_checkpoints, set_aside_abandoned
 from loader.resume.find_checkpoint import ResumePoint, Search, find_on_rank0
 from loader.schema.hyper_arguments import HyperArguments
 from models.adapt.optional_imports import hide_kernel_warning
-from storage.checkpoints import checkpoints, set_aside, sweep
+from storage.checkpoints import sweep
 from storage.lock import RunLock
 from trainer.hf_patches import defer_peft, use_one_gpu
 
@@ -93,7 +101,10 @@ def prepare_and_train(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, l
         trainer.locks = locks
         if trainer.is_world_process_zero():
             resumed = refusing(set_aside_abandoned, run, point, skipped)
-            model = [f"model: {run.model.name}", *adapted.lines, *table]
+            averaged = [
+                "evaluating averaged weights (using_ema): they choose the best checkpoint and are the final model"
+            ]
+            model = [f"model: {run.model.name}", *adapted.lines, *averaged[: run.process.using_ema], *table]
             print("\n".join([*run.notes, *resumed, *changed, *bundle.summary, *model]), flush=True)
             refusing(trainer.begin_run_folder, report)
         trainer.signals.check()
@@ -150,31 +161,6 @@ def choose_checkpoint(run: RunConfig, trainer: Any) -> Search:
     return find_on_rank0(run, trainer.args.process_index == 0, trainer.checkpointing.consensus.broadcast_from_rank0)
 
 
-def check_no_new_checkpoints(run: RunConfig, folder: Path) -> None:
-    """Check that a folder which did not exist when checkpoints were searched has none now that it is locked."""
-    if run.wants_resume and checkpoints(folder):
-        raise ValueError(
-            f"another run has saved in {folder} while this one was set up; start it again to resume from there"
-        )
-
-
-def set_aside_abandoned(run: RunConfig, point: ResumePoint | None, skipped: dict[Path, str]) -> list[str]:
-    """Rename checkpoints of the abandoned branch, so that a later `auto` ignores them; returns lines to print."""
-    from loader.resume.find_checkpoint import MODEL_ALONE, superseded
-
-    lines = []
-    for path, reason in skipped.items():
-        name = set_aside(path, "superseded" if reason == MODEL_ALONE else "damaged")
-        lines.append(f"skipping {path.name}: it {reason}; renamed {name}")
-    if point is None:
-        return lines
-    lines.append(f"resuming from {point.folder}")
-    for path in superseded(run, point):
-        name = set_aside(path, "superseded")
-        lines.append(f"{path.name} belongs to the branch that is abandoned here: renamed {name}")
-    return lines
-
-
 def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
     """Build the network for the data's dimensions and adapt it: load weights, quantize, freeze, add LoRA."""
     from models.adapt import build_adapted
@@ -190,17 +176,23 @@ def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
 
 def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals: Signals | None = None) -> Any:
     """Build the Trainer; a ValueError if data and settings do not fit each other."""
+    from trainer.callbacks.metric_names import unknown_monitors
     from trainer.trainer import Trainer
 
     check_hub(run, args)
     check_batch(run, args)
     check_data(run, args, bundle)
     check_model(run, args, adapted.model)
-    if run.logging is not None:
-        from trainer.callbacks.csv_logger import logger_environment
+    if run.logging is not None or "wandb" in args.report_to:
+        from trainer.callbacks.csv_logger import LoggingConfig, logger_environment
 
-        os.environ.update(logger_environment(run.logging, run.output_dir, args.report_to))
-    sets = bundle.eval_datasets
+        section, backends = (run.logging, args.report_to) if run.logging else (LoggingConfig(), ["wandb"])
+        os.environ.update(logger_environment(section, run.output_dir, backends))
+    check_loggers(args)
+    sets, settings = bundle.eval_datasets, trainer_settings(run, bundle, adapted)
+    if not run.callbacks:  # they may log metrics of their own
+        for key, name, reason in unknown_monitors(settings, args, [*sets], settings.metrics):
+            raise ValueError(f"`{key}: {name}`{run.place(key)} {reason}")
     try:
         return Trainer(
             adapted.model,
@@ -210,7 +202,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
             collate=bundle.collate,
             sampler=bundle.sampler,
             files=bundle.files,
-            settings=trainer_settings(run, bundle, adapted),
+            settings=settings,
             adapted=adapted,
             signals=signals,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.cache import file_identity, key_of, open_or_build
+from storage.hub import hub_is_reachable
 
 
 def load_tokenizer(
@@ -25,7 +26,7 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    path = Path(os.path.expanduser(place))
+    path, is_offline = Path(os.path.expanduser(place)), False
     gguf = _gguf_file(path)
     try:
         if gguf is not None and cache_dir is not None:
@@ -34,13 +35,20 @@ def load_tokenizer(
             return PreTrainedTokenizerFast(tokenizer_file=str(path), clean_up_tokenization_spaces=False)
         # A folder is given by its full name: otherwise one that lacks files would be looked for on the hub.
         is_folder = os.path.isdir(path)
-        options = {"cache_dir": hub_cache, "local_files_only": is_folder, "trust_remote_code": trust_remote_code}
+        is_offline = not is_folder and not hub_is_reachable()
+        options = {
+            "cache_dir": hub_cache,
+            "local_files_only": is_folder or is_offline,
+            "trust_remote_code": trust_remote_code,
+        }
         return AutoTokenizer.from_pretrained(str(path.absolute() if is_folder else place), **options)
     except Exception as error:  # a damaged file may raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = " ".join(lines) if lines[0].endswith(":") else lines[0]  # after a colon follows what matters
         if "trust_remote_code" in str(error):
             reason = "it brings code of its own, which runs only with trust_remote_code: true"
+        if is_offline:
+            reason = "it is not in the cache and the hub cannot be reached"
         raise ValueError(f"the tokenizer of {place} cannot be loaded: {reason}") from None
 
 

@@ -39,6 +39,13 @@ class EpochSampler:
         raise NotImplementedError
 
 
+class ShuffledSampler(EpochSampler):
+    """Every index once an epoch, in random order."""
+
+    def order(self, generator: np.random.Generator) -> np.ndarray:
+        return generator.permutation(self.samples)
+
+
 class WeightedSampler(EpochSampler):
     """Draws with replacement, each index with a probability proportional to its weight.
 

@@ -25,6 +25,7 @@ class Problems:
         self.lines: list[str] = []
         self.notes: list[str] = []  # lines to print once although nothing is wrong
         self.aliases: set[str] = set()  # alias flags that were used in any layer
+        self.translated: list[str] = []  # what each alias of another name became
         self.file_missing = False  # then keys that the file may hold are not reported as missing
 
     def add(self, line: str) -> None:
@@ -36,6 +37,11 @@ class Problems:
     def note(self, line: str) -> None:
         if line not in self.notes:
             self.notes.append(line)
+
+    def all_notes(self) -> list[str]:
+        """The notes, after one block with all aliases."""
+        translated = [f"  {line}" for line in dict.fromkeys(self.translated)]
+        return [*(["\n".join(["read as:", *translated])] if translated else []), *self.notes]
 
     def raise_if_any(self) -> None:
         if self.lines:
@@ -51,11 +57,11 @@ def one_line(text: str) -> str:
     return line if len(line) <= MOST_SHOWN else f"{line[:half]} … {line[-half:]}"
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the most similar known name, or None."""
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the most similar known name, or None if the similarity of all is below `cutoff`."""
     if len(str(word)) > MOST_COMPARED:
         return None
-    matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
     return matches[0] if matches else None
 
 

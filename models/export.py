@@ -3,7 +3,8 @@
 With --merge an adapter's weights are added to its base's, and quantized weights become plain numbers: config.json and
 model.safetensors, which load anywhere and give the checkpoint's outputs (up to rounding in the weights' type: about
 1e-5 in float32, 5e-2 in bfloat16; an 8-bit layer also rounds its inputs, which makes up to 5e-2). Without it an
-adapter stays an adapter, with everything it needs beside it. Statistics, run.yaml and tokenizer files are copied too.
+adapter stays an adapter, with everything it needs beside it. Statistics, run.yaml and tokenizer files are copied too;
+a manifest is written for the new folder.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from models.adapt.checks import ADAPTATION, BASE, QUANTIZED
+from storage import manifest
 
 # Files of the model, and of other files those that belong to training.
 MODEL = ("config.json", "generation_config.json", ADAPTATION, QUANTIZED, "adapter_config.json")
@@ -25,7 +27,7 @@ MODEL_PATTERNS = ("model*.safetensors*", "adapter_model*")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 TRAINING = {
     "trainer_state.json", "metrics.jsonl", "metrics.csv", "checkpoints.json", "ema.json", "skipped_steps.json",
-    "log_interval.json",
+    "log_interval.json", manifest.NAME,
 }  # fmt: skip
 
 
@@ -78,6 +80,10 @@ def export(checkpoint: Path, out: Path, merge: bool, trust_remote_code: bool = F
         settings = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
         settings["base_model_name_or_path"] = os.path.abspath(out / BASE)
         (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    if (checkpoint / manifest.NAME).is_file():
+        described = manifest.read(checkpoint)
+        facts = {name: value for name, value in described.items() if name not in ("format", "files")}
+        manifest.write(out, **facts)
 
 
 def check_files(checkpoint: Path, files: list[Path]) -> None:

@@ -31,7 +31,7 @@ class PolicyConfig:
         "resnet18", "image backbone; not built when the data has no images"
     )
     backbone_weights: str | None = key(
-        None, "pretrained weights of the backbone: hub id or folder; null: random weights"
+        None, "pretrained weights of the backbone: hub id or folder; null: random weights", is_path=True
     )
     backbone_norm: Literal["auto", "frozen", "batch"] = key(
         "auto",

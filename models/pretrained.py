@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from storage.hub import hub_is_reachable
+
+HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Errors of transformers about missing or wrong files whose message is clear without the error's type.
@@ -112,6 +116,9 @@ def from_files(kind: Any, place: str | Path, shown: str, trust_remote_code: bool
     Raises:
         ValueError: nothing is there, it is damaged, pickled, or needs code that is not trusted.
     """
+    is_offline = is_hub_id(place) and not hub_is_reachable()
+    if is_offline:
+        options["local_files_only"] = True  # without it, each file is asked for again and again
     is_model = kind is not AutoConfig and not (isinstance(kind, type) and issubclass(kind, PreTrainedConfig))
     try:
         if is_model and "gguf_file" not in options:
@@ -121,7 +128,21 @@ def from_files(kind: Any, place: str | Path, shown: str, trust_remote_code: bool
         # If `trust_remote_code` were not given, transformers would ask at the terminal.
         return kind.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # a damaged or hostile file may raise anything
-        raise ValueError(f"{shown} cannot be loaded: {reason(error)}") from error
+        is_absent = is_offline and not is_cached(str(place), options.get("cache_dir"))
+        text = f"{place} is not in the cache and the hub cannot be reached" if is_absent else reason(error)
+        raise ValueError(f"{shown} cannot be loaded: {text}") from error
+
+
+def is_hub_id(place: str | Path) -> bool:
+    """Whether a name stands for a model of a hub: it is no path that exists, and could not be one."""
+    return isinstance(place, str) and not os.path.exists(place) and re.fullmatch(HUB_ID, place) is not None
+
+
+def is_cached(hub_id: str, cache_dir: str | None) -> bool:
+    """Whether the configuration of a hub's model has been downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(hub_id, "config.json", cache_dir=cache_dir), str)
 
 
 def one_line(error: Exception) -> str:

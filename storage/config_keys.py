@@ -8,6 +8,7 @@ Metadata of a key:
     ge, gt, le, lt: Bounds of a number.
     on_resume: What a changed value means for a resumed run, one of the classes below; TRAJECTORY if absent.
     needs: The switch (another key) without which this key does nothing.
+    is_path: A relative path; where it exists, it is stored as an absolute one, so that run.yaml works in any folder.
     used_by: Who reads a process parameter: TRAINER, ADAPTATION or COMPONENT (those components that list it).
 """
 

@@ -117,6 +117,7 @@ class LoggingConfig:
     group: str | None = key(None, "Larger experiment it is part of.")
     notes: str | None = key(None, "A longer description.")
     log_model: Literal["all", "best"] | bool | None = key(None, "Upload checkpoints: all, best; null: none.")
+    mode: Literal["online", "offline", "disabled"] | None = key(None, "Of W&B: offline writes files for `wandb sync`.")
     save_dir: str | None = key(None, "Folder of the logger's files; null: output_dir.")
 
 

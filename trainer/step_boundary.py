@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.callbacks.early_stopping import already_stopped, state_key
+from trainer.callbacks.early_stopping import EarlyStopping, already_stopped, state_key
 from trainer.callbacks.epochs import is_whole
 from trainer.callbacks.log_files import is_evaluation
+from trainer.callbacks.metric_names import UnknownMetric
 from trainer.checkpointing.async_writer import SavesFailed
 from trainer.checkpointing.step_state import NOTHING_PENDING, PendingStepWork
 from trainer.evaluation import EvaluationInterrupted
@@ -70,15 +71,32 @@ class StepBoundary:
             self.control.should_evaluate = self.control.should_save = False
         else:
             self.checkpointing.dispatch_on_save()
+        before = self.checkpointing.number
         try:
             with deferred_on_save(self.callback_handler):
                 run()
+            if evaluates and not (stops or self.control.should_training_stop):
+                self._check_monitors()
         except EvaluationInterrupted:
             stops, saves = True, saves or self.control.should_save
-        if evaluates and not (stops or self.control.should_training_stop):
-            self.model_checkpoint.check_monitors()
+        except UnknownMetric as error:
+            if self.checkpointing.number == before:
+                self.save_pending(evaluates, saves, grad_norm, learning_rate, rng)
+            self.checkpointing.wait_saved()
+            if not self.checkpointing.was_saved:
+                raise
+            remedy = "correct the name and resume with --resume_from_checkpoint auto --resume_changed allow"
+            saved = f"the state is in checkpoint-{self.state.global_step}"
+            raise UnknownMetric(f"{error}; {saved}: {remedy}") from None
         if stops:
             self.stop_here(evaluates, saves, grad_norm, learning_rate, rng)
+
+    def _check_monitors(self) -> None:
+        """Raise UnknownMetric if the last evaluation lacks a monitor; called where training continues."""
+        self.model_checkpoint.check_monitors()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStopping):
+                callback.check_monitor(self.args, self.state)
 
     def stop_here(
         self,
@@ -88,7 +106,23 @@ class StepBoundary:
         learning_rate: float | None,
         rng: Any,
     ) -> None:
-        """Save the state and end training.
+        """Save the state and end training; arguments as `save_pending`.
+
+        Raises:
+            Preempted: always.
+        """
+        is_saved = self.save_pending(evaluates, saves, grad_norm, learning_rate, rng)
+        raise Preempted(self.signals.received or "another process", self.state.global_step, is_saved)
+
+    def save_pending(
+        self,
+        evaluates: bool,
+        saves: bool,
+        grad_norm: torch.Tensor | float | None,
+        learning_rate: float | None,
+        rng: Any,
+    ) -> bool:
+        """Save the state at once; whether that succeeded.
 
         The pending work of this step (its evaluation, a save that follows from it, the end of the epoch if this was the
         epoch's last step) is stored in the checkpoint and done first on resume.
@@ -97,9 +131,6 @@ class StepBoundary:
             evaluates, saves: Whether an evaluation and a save are due at this step.
             grad_norm, learning_rate: Of the step, for the log line of the epoch.
             rng: RNG states before the evaluation.
-
-        Raises:
-            Preempted: always.
         """
         step = self.state.global_step
         ends_epoch = self._epochs_end_is_next()
@@ -120,8 +151,7 @@ class StepBoundary:
             with contextlib.suppress(SavesFailed):
                 self.checkpointing.save(pending, not saves or pending.save, rng, resumable=True)
                 self.checkpointing.wait_saved()
-        is_saved = self.checkpointing.number > before and self.checkpointing.was_saved
-        raise Preempted(self.signals.received or "another process", step, is_saved)
+        return self.checkpointing.number > before and self.checkpointing.was_saved
 
     def _epochs_end_is_next(self) -> bool:
         """Whether the end of the epoch, or of the run, follows this step directly."""

@@ -4,7 +4,7 @@ A sample is one control step: the observation at that step, and the chunk of act
 module needs only the standard library, so that checking a configuration is fast.
 """
 
-from data.demonstrations.config import Config, folder_problem
+from data.demonstrations.config import Config, folder_problem, unmatched
 
 # `use_reasoning` and `use_prev_subtask` add texts to the batch: a model that reads texts lists them.
 PROCESS_KEYS = frozenset(
@@ -28,6 +28,8 @@ def check(config: Config, run) -> list[str]:
         problems.append("dataset.path is not set, and there is no `env` to record data in")
     if config.path == []:
         problems.append("dataset.path is an empty list; name at least one folder of episodes")
+    if not problems and (patterns := unmatched(config.paths(), config.exclude)):
+        problems.append(f"dataset.exclude: no episode file matches `{patterns[0]}`; correct it, or leave it out")
     if config.image_size is not None and run.process.image_aspect_ratio == "keep":
         problems.append(
             f"dataset.image_size {config.image_size} contradicts image_aspect_ratio: keep, which does "

@@ -9,7 +9,7 @@ from data.bundle import Bundle
 from data.cache import in_gigabytes
 from data.demonstrations.config import Config
 from data.demonstrations.dataset import Demonstrations, collate
-from data.demonstrations.encoder import ObservationEncoder
+from data.demonstrations.encoder import ObservationEncoder, saved_statistics
 from data.demonstrations.source import EpisodeSource, prepare, refuse_difference
 from data.mixing import MixtureSampler
 from data.statistics import Normalizer
@@ -23,7 +23,8 @@ def assemble(config: Config, run) -> Bundle:
         refuse_mixture(sources[0], other)
     texts = texts_in_batch(sources, process)
     train, evaluation = split(sources, config)
-    statistics = fit_statistics(sources, train, config, process)
+    trained_in = getattr(run, "trained_in", None)  # a model is scored: as it was trained, whatever this data is like
+    statistics = saved_statistics(trained_in) if trained_in else fit_statistics(sources, train, config, process)
     encoder = ObservationEncoder.from_files(config, process, statistics)
 
     def dataset(chosen: list[np.ndarray]) -> Demonstrations:
@@ -38,7 +39,7 @@ def assemble(config: Config, run) -> Bundle:
         partial(MixtureSampler, lengths, config.weights, process.episode_first, config.samples_per_epoch),
         dims,
         {"statistics.json": statistics},
-        summarize(sources, train, evaluation, dims),
+        [*summarize(sources, train, evaluation, dims), *shares(config)],
     )
 
 
@@ -152,6 +153,15 @@ def dims_of(encoder: ObservationEncoder, config: Config) -> dict[str, int]:
         "image_height": fit.height if fit else 0,
         "image_width": fit.width if fit else 0,
     }
+
+
+def shares(config: Config) -> list[str]:
+    """A line with the share of the training samples that each folder of a weighted mixture has."""
+    if config.weights is None:
+        return []
+    total = sum(config.weights)
+    parts = [f"{path} {weight / total:.1%}" for path, weight in zip(config.paths(), config.weights, strict=True)]
+    return [f"samples are drawn from {', '.join(parts)}"]
 
 
 def summarize(

@@ -1,5 +1,6 @@
 """Configuration keys of demonstrations, and the episode files of a folder; imports only the standard library."""
 
+import fnmatch
 import os
 import re
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ class Config:
         "folder of episode files, searched recursively for *.hdf5 and *.h5, or a list of folders to mix; "
         "unset only until the task's data is recorded",
         on_resume=HARMLESS,
+        is_path=True,
+    )
+    exclude: list[str] | None = key(
+        None,
+        "episode files that are left out, by their path below the folder or a pattern of it, such as [episode_3.hdf5, "
+        "failed/*]",
     )
     weights: list[float] | None = key(
         None,
@@ -101,6 +108,26 @@ class Config:
 
     def paths(self) -> list[str]:
         return [self.path] if isinstance(self.path, str) else self.path or []
+
+
+def included(folder: Path, files: list[Path], exclude: list[str] | None) -> list[Path]:
+    """The episode files that no pattern of `dataset.exclude` matches."""
+    names = [str(file.relative_to(folder)) for file in files]
+    return [
+        file
+        for file, name in zip(files, names, strict=True)
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude or ())
+    ]
+
+
+def unmatched(paths: list[str], exclude: list[str] | None) -> list[str]:
+    """The patterns of `dataset.exclude` that match no episode file."""
+    names = [
+        str(file.relative_to(folder))
+        for folder in (Path(path).expanduser() for path in paths)
+        for file in (episode_files(folder) if exclude else ())
+    ]
+    return [pattern for pattern in exclude or () if not fnmatch.filter(names, pattern)]
 
 
 def folder_problem(path: str) -> str | None:

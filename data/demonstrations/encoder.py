@@ -4,19 +4,23 @@ Shapes: K images (cameras x history), h and w in training, S state and A action 
 """
 
 from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from data.demonstrations.images import FrameFit
 from data.statistics import Normalizer
+from storage import safe_read
 
 
 @dataclass(eq=False)
 class ObservationEncoder:
     """Encodes observations from the run's configuration and its saved statistics alone, without the demonstrations.
 
-    An observation is a flat dict keyed by HDF5 path, one step of what an episode file stacks.
+    An observation is one step of what an episode file stacks: a dict keyed by HDF5 path, with or without a slash in
+    front, or nested as the file's groups are.
     """
 
     state: Normalizer
@@ -58,10 +62,24 @@ class ObservationEncoder:
         self.frames = {key: deque(maxlen=self.history) for key in self.image_keys}
 
     def encode(self, observation: dict) -> dict:
-        """Encode an observation as state (1, S) float32 and, for a model with images, images (1, K, 3, h, w) uint8."""
+        """Encode an observation as state (1, S) float32 and, for a model with images, images (1, K, 3, h, w) uint8.
+
+        Raises:
+            ValueError: entries are missing, or the state is of the wrong size or not finite.
+        """
         import torch
 
-        values = [np.asarray(self.entry(observation, key), dtype=np.float64).reshape(-1) for key in self.state_keys]
+        observation = dict(entries(observation))
+        if missing := [key for key in (*self.state_keys, *self.image_keys) if key not in observation]:
+            raise ValueError(
+                f"the observation has no {', '.join(f'`{key}`' for key in missing)}, which the model was trained on; "
+                f"it has {', '.join(sorted(observation)) or 'nothing'}: use an environment that provides it"
+            )
+        values = [np.asarray(observation[key], dtype=np.float64).reshape(-1) for key in self.state_keys]
+        for key, value in zip(self.state_keys, values, strict=True):
+            if not np.isfinite(value).all():
+                wrong = int(np.argmin(np.isfinite(value)))
+                raise ValueError(f"the observation's {key} is not finite: dimension {wrong} is {value[wrong]}")
         state = np.concatenate(values)
         if state.shape != self.state.shift.shape:
             raise ValueError(
@@ -79,23 +97,38 @@ class ObservationEncoder:
         At the beginning of an episode the first frame is repeated.
         """
         for key in self.image_keys:
-            frame = self.fit(self.entry(observation, key))
+            frame = self.fit(observation[key])
             frames = self.frames[key]
             frames.extend([frame] * (1 if frames else self.history))
         return np.stack([frame for key in self.image_keys for frame in self.frames[key]])
 
-    @staticmethod
-    def entry(observation: dict, key: str):
-        if key not in observation:
-            raise ValueError(
-                f"the observation has no `{key}`, which the model was trained on; it has "
-                f"{', '.join(sorted(observation))}: use an environment that provides it"
-            )
-        return observation[key]
-
     def decode_action(self, normalised: np.ndarray) -> np.ndarray:
         """Normalised (…, A) -> raw (…, A) float64."""
         return self.action.decode(normalised)
+
+
+def saved_statistics(folder: Path) -> dict:
+    """The content of `statistics.json` in the folder of a model.
+
+    Raises:
+        ValueError: it cannot be read. It is never guessed: without it every action would be wrong.
+    """
+    path = folder / "statistics.json"
+    try:
+        return safe_read.read_json(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{path} cannot be read ({reason}); restore it from the run, or train again") from error
+
+
+def entries(observation: Mapping[str, object], group: str = "") -> Iterator[tuple[str, object]]:
+    """HDF5 path, without a slash in front, and value of each entry of a flat or nested observation."""
+    for name, value in observation.items():
+        path = f"{group}/{name.strip('/')}".strip("/")
+        if isinstance(value, Mapping):
+            yield from entries(value, path)
+        else:
+            yield path, value
 
 
 def refuse_change(key: str, now: object, trained: object) -> None:

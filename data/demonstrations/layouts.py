@@ -13,6 +13,7 @@ from data.demonstrations.hdf5 import check_links, dataset_at, names_in, place, r
 from data.demonstrations.images import decode
 
 IMAGE_GROUPS = {"act": "observations/images", "il_studio": "observations/image"}
+INSTRUCTION_ATTRIBUTES = ("language_instruction", "instruction")
 MIRRORED_ATTRIBUTES = ("mirrored", "mirror", "is_mirrored")
 
 
@@ -71,7 +72,7 @@ def read_episode(root: h5py.File, keys: Keys, cameras: list[str] | None) -> Epis
             if camera not in available:
                 raise ValueError(
                     f"dataset.cameras: no camera `{camera}` in {file}; {keys.images} has "
-                    f"{', '.join(available) or 'none'}"
+                    f"{', '.join(available) or 'none'}; name cameras that the files have, or leave dataset.cameras out"
                 )
             frames = dataset_at(root, f"{keys.images}/{camera}")
             frame_sizes[camera], lengths[f"{keys.images}/{camera}"] = frame_size(frames), len(frames)
@@ -135,8 +136,9 @@ def read_texts(root: h5py.File, steps: int) -> dict[str, list[str]]:
     """
     texts = {}
     instruction = text_at(root, "language_instruction", steps)
-    if instruction is None and "language_instruction" in root.attrs:
-        instruction = per_step(root.attrs["language_instruction"], root, "language_instruction", steps)
+    for name in INSTRUCTION_ATTRIBUTES:
+        if instruction is None and name in root.attrs:
+            instruction = per_step(root.attrs[name], root, name, steps)
     if instruction is not None:
         texts["instruction"] = instruction
     group = root.get("reasoning")

@@ -15,12 +15,11 @@ import numpy as np
 
 from data import processor
 from data.demonstrations.config import SUFFIXES
-from data.demonstrations.encoder import ObservationEncoder
+from data.demonstrations.encoder import ObservationEncoder, saved_statistics
 from data.demonstrations.hdf5 import dataset_at, place, read, reading
 from data.demonstrations.images import decode
 from data.demonstrations.layouts import is_compressed, read_signal
 from data.processor import Item, Source
-from storage import safe_read
 
 
 class Processor(ObservationEncoder, processor.Processor):
@@ -36,14 +35,8 @@ class Processor(ObservationEncoder, processor.Processor):
 
     @classmethod
     def from_pretrained(cls, folder: Path, config: Any, process: Any, flags: None = None) -> Self:
-        """See `data.processor`. Statistics are never guessed: without them every action would be wrong."""
-        path = folder / "statistics.json"
-        try:
-            statistics = safe_read.read_json(path)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(f"{path} cannot be read ({reason}); restore it from the run, or train again") from error
-        return cls.from_files(config, process, statistics)
+        """See `data.processor`."""
+        return cls.from_files(config, process, saved_statistics(folder))
 
     def count(self, source: Source) -> int:
         with reading(source.path) as root:
@@ -114,8 +107,6 @@ class Session:
     def act(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
         """{"actions": (C, A) float64} for one step of what an episode file stacks."""
         inputs = self.encoder.encode(observation)
-        if not inputs["state"].isfinite().all():
-            raise ValueError(f"the observation's {' + '.join(self.encoder.state_keys)} is not finite")
         (chunk,) = self.encoder.decode(self.encoder.predict(self.model, [inputs]))
         return {"actions": chunk}
 

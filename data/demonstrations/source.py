@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from data import cache
-from data.demonstrations.config import Config, episode_files
+from data.demonstrations.bad_episodes import BadEpisodes
+from data.demonstrations.config import Config, episode_files, included
 from data.demonstrations.frames import ArrayFrames, FileFrames
 from data.demonstrations.hdf5 import add_sources, reading
 from data.demonstrations.images import FrameFit, training_size
-from data.demonstrations.layouts import Episode, is_mirrored, read_episode, resolve_keys
+from data.demonstrations.layouts import Episode, Keys, is_mirrored, read_episode, resolve_keys
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 TEXTS = ("instruction", "reasoning", "subtask")
 
 
@@ -71,7 +72,10 @@ class EpisodeSource:
 def prepare(path: str, config: Config, process, cache_root: Path) -> EpisodeSource:
     """The source of one folder: cached, with `lazy_preprocess` from the files, with `preload_data` in memory."""
     folder = Path(path).expanduser()
-    files = episode_files(folder)  # listed once: a recording in progress must not add a file after the key is computed
+    # Listed once: a recording in progress must not add a file after the key is computed.
+    files = included(folder, episode_files(folder), config.exclude)
+    if not files:
+        raise ValueError(f"dataset.exclude leaves no episode of {path}; leave a pattern out")
     if process.lazy_preprocess:
         source = scan(folder, files, config, process)
     else:
@@ -103,19 +107,36 @@ def settings(config: Config, process) -> dict:
     return {"version": CACHE_VERSION, **values}
 
 
-def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSource:
-    """Read and check everything but the frames, which stay in the files."""
-    keys, episodes, left_out = None, [], 0
+def read_episodes(folder: Path, files: list[Path], config: Config, process) -> tuple[Keys | None, list[Episode], int]:
+    """The keys of the files, their episodes, and how many mirrored ones were left out.
+
+    Raises:
+        BadEpisodes: with a line for each file that cannot be used; all are read before it is raised.
+    """
+    keys, episodes, left_out, problems = None, [], 0, {}
     for file in files:
         if len(episodes) == config.max_episodes:
             break
-        with reading(file) as root:
-            if process.skip_mirrored_data and is_mirrored(root, str(file.relative_to(folder))):
-                left_out += 1
-                continue
-            keys = keys or resolve_keys(root, config, process.is_multimodal)
-            episodes.append(read_episode(root, keys, config.cameras))
-            refuse_difference(episodes[0].file, vars(episodes[0]), episodes[-1].file, vars(episodes[-1]))
+        try:
+            with reading(file) as root:
+                if process.skip_mirrored_data and is_mirrored(root, str(file.relative_to(folder))):
+                    left_out += 1
+                    continue
+                keys = keys or resolve_keys(root, config, process.is_multimodal)
+                episode = read_episode(root, keys, config.cameras)
+            first = episodes[0] if episodes else episode
+            refuse_difference(first.file, vars(first), episode.file, vars(episode))
+            episodes.append(episode)
+        except ValueError as error:
+            problems[file] = str(error)
+    if problems:
+        raise BadEpisodes(folder, problems)
+    return keys, episodes, left_out
+
+
+def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSource:
+    """Read and check everything but the frames, which stay in the files."""
+    keys, episodes, left_out = read_episodes(folder, files, config, process)
     if not episodes:
         raise ValueError(f"{folder} holds {left_out} mirrored episodes and no other; set skip_mirrored_data: false")
     counts = Counter(camera for episode in episodes for camera in episode.frame_sizes)

@@ -21,8 +21,11 @@ class Config:
         "$KEEL_HOME/datasets, python_docstrings (made from the installed standard library), or a Hugging Face "
         "dataset's id",
         on_resume=HARMLESS,
+        is_path=True,
     )
-    eval_path: str | None = key(None, "validation records, if they are separate: as `path`", on_resume=EVALUATION)
+    eval_path: str | None = key(
+        None, "validation records, if they are separate: as `path`", on_resume=EVALUATION, is_path=True
+    )
     eval_fraction: float | None = key(
         None,
         "share of records that validates, drawn by seed and content; unset: 0.1, if no validation records are given",
@@ -33,6 +36,7 @@ class Config:
         None,
         "folder, .gguf file or hub id of the tokenizer; unset: the one of model_name_or_path",
         on_resume=IMPOSSIBLE,
+        is_path=True,
     )
     block_size: int = key(512, "tokens of a row; a longer record loses its end", ge=2)
     packing: bool = key(

@@ -39,6 +39,7 @@ class Config:
         "data set: a folder, or a name looked for in data/ and $KEEL_HOME/datasets/; a list of them in the "
         "modes multidataset and multicontext",
         on_resume=HARMLESS,
+        is_path=True,
     )
     mode: Literal["single", "multidataset", "multicontext"] = key(
         "single",

@@ -69,6 +69,12 @@ def split_of(document: int, share: Share) -> str:
     return "val" if int((document + 1) * share) > int(document * share) else "train"
 
 
+def at_least_one(share: Share, documents: int) -> Share:
+    """The share, or if the documents are too few for it, the one by which the last of them validates."""
+    is_too_small = not isinstance(share, str) and documents > 1 and int(documents * share) == 0 and share > 0
+    return Fraction(1, documents) if is_too_small else share
+
+
 def refuse_empty_split(kept: int, count: int, share: Share, name: str, unit: str) -> None:
     """Raise ValueError if the share keeps all or none of `count` units for training."""
     if not isinstance(share, str) and not 0 < kept < count:

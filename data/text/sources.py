@@ -22,6 +22,7 @@ from data.text.pieces import (
     Piece,
     Share,
     TextFacts,
+    at_least_one,
     pieces_of,
     read_text,
     refuse_empty_split,
@@ -230,10 +231,14 @@ class Folder(Source):
         note = f"left out: {note}" if note else ""
         if not kept:
             raise ValueError(f"{self.path} holds no text file{note and f' ({note})'}")
+        share = at_least_one(share, len(kept))
         trained = sum(split_of(number, share) == "train" for number in range(len(kept)))
         refuse_empty_split(trained, len(kept), share, str(self.path), "documents")
         note = f"{self.path}: {len(kept)} text files{note and f'; {note}'}"
         return {"files": kept, "note": "\n".join(filter(None, (note, _carriage_returns(self.path, facts))))}
+
+    def pieces(self, survey: dict, share: Share) -> Iterator[Piece]:
+        return super().pieces(survey, at_least_one(share, len(survey["files"])))
 
     def _facts(self, path: Path, with_symbols: bool) -> TextFacts | None:
         """None for a file that is not text, whatever its first blocks are."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import netrc
+import os
+import sys
 from typing import Any
+from urllib.parse import urlsplit
 
 from loader.resolve.run_config import RunConfig
+
+WANDB_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 
 
 def check_batch(run: RunConfig, args: Any) -> None:
@@ -37,6 +43,24 @@ def check_hub(run: RunConfig, args: Any) -> None:
     else:
         return
     raise ValueError(f"`push_to_hub: true`{run.place('push_to_hub')}: {reason}")
+
+
+def check_loggers(args: Any) -> None:
+    """Refuse W&B without a key: its own start would fail later, or ask at a terminal that does not exist."""
+    if "wandb" not in args.report_to or args.process_index != 0 or sys.stdin.isatty():
+        return
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun") or any(map(os.environ.get, WANDB_KEYS)):
+        return
+    try:
+        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        known = False
+    if not known:
+        raise ValueError(
+            f"W&B has no key for {host}: run `wandb login` or set WANDB_API_KEY; or write files alone "
+            "(--set logging.mode=offline), and upload later with `wandb sync`"
+        )
 
 
 def is_hub_error(error: BaseException) -> bool:

@@ -77,7 +77,7 @@ def _rules(run: RunConfig, problems: Problems) -> None:
             f"`checkpointing.dirpath`{run.place('checkpointing.dirpath')}; leave one out"
         )
     if run.logging is not None and run.logging.logger_type in ("CSVLogger", "TensorBoardLogger"):
-        for key in ("project", "entity", "group", "notes", "log_model"):
+        for key in ("project", "entity", "group", "notes", "log_model", "mode"):
             if getattr(run.logging, key):
                 place = run.place(f"logging.{key}")
                 problems.add(f"`logging.{key}`{place} means nothing to {run.logging.logger_type}; WandbLogger has it")

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from loader.command_line.parser import Given, flag_lines, help_text, parse_flags, parser_class
 from loader.command_line.sweep import sweep
-from loader.errors import ConfigError, did_you_mean, one_line
+from loader.command_line.unknown_flags import nearest_flag
+from loader.errors import ConfigError, one_line
 from loader.resolve.resolver import resolve
 from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import out_of_bounds
@@ -86,6 +87,7 @@ def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
 
 def _readable(arguments: list[str] | None) -> list[str]:
     """Return the words of the command line; those that are not UTF-8 are refused."""
+    import_from_working_folder()
     words = sys.argv[1:] if arguments is None else list(arguments)
     for before, word in zip(["", *words], words, strict=False):
         if reason := unusable(word):
@@ -93,6 +95,13 @@ def _readable(arguments: list[str] | None) -> list[str]:
                 f"the word `{ascii(word)}`{f' after `{before}`' * bool(before)} {reason}; write it otherwise"
             )
     return words
+
+
+def import_from_working_folder() -> None:
+    """Let components be imported from the working folder too; never from the folder of a run."""
+    folder = os.getcwd()
+    if folder not in sys.path and "" not in sys.path and not os.path.exists(os.path.join(folder, "run.yaml")):
+        sys.path.append(folder)
 
 
 def _answer(given: Given) -> RunConfig | int:
@@ -125,7 +134,7 @@ def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about
     def parsed() -> Flags:
         namespace, unknown = parser.parse_known_args(_readable(arguments))
         if unknown:
-            hint = did_you_mean(unknown[0], parser._option_string_actions)
+            hint = nearest_flag(unknown[0], parser._option_string_actions)
             raise ConfigError(f"unknown flag `{unknown[0]}`{hint or f'; {prog} --help lists the flags'}")
         given = vars(namespace)
         if given.pop("help", False):

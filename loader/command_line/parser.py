@@ -11,15 +11,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loader.errors import ConfigError, did_you_mean
+from loader.command_line.unknown_flags import explain_unknown
+from loader.errors import ConfigError
 from loader.schema.alias_flags import AliasFlags
 from loader.schema.hyper_arguments import FLAG_GROUPS, CommandArguments, HyperArguments
-from loader.sources.key_aliases import yaml_keys
 from storage.config_keys import BOUNDS
 
 # A bare word that means `--set`; Hydra's `+` and `++` for new keys have no meaning of their own here.
 SETTING = re.compile(r"\+{0,2}(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
-NOT_OF_ARGPARSE = (*BOUNDS, "path", "on_resume", "needs", "used_by")  # metadata that argparse does not take
+NOT_OF_ARGPARSE = (*BOUNDS, "path", "on_resume", "needs", "used_by", "is_path")  # metadata that argparse does not take
 
 
 @cache
@@ -112,7 +112,7 @@ def parse_flags(arguments: list[str] | None = None) -> Given:
     flags, settings = split_settings(arguments)
     namespace, unknown = argument_parser().parse_known_args(flags)
     if unknown:
-        raise ConfigError(_unknown_flags(unknown))
+        raise ConfigError(explain_unknown(unknown, argument_parser()._option_string_actions))
     given = vars(namespace)
     if settings:
         given["set"] = [*given.get("set", ()), *settings]
@@ -160,30 +160,6 @@ def flag_lines(kind: type, names: list[str] | None = None) -> list[str]:
         alias = f" ({field.metadata['aliases'][0]})" if "aliases" in field.metadata else ""
         alias += f" (= {field.metadata['path']})" if field.metadata.get("path") not in (None, field.name) else ""
         lines.append(f"  --{field.name:<28} {field.metadata['help']}{shown}{alias}")
-    return lines
-
-
-def _unknown_flags(unknown: list[str]) -> list[str]:
-    lines, options = [], list(argument_parser()._option_string_actions)
-    for token in unknown:
-        if not token.startswith("-"):
-            if not lines:
-                lines.append(f"`{token}` is not a flag; flags are written --name value")
-            continue
-        name = token.split("=")[0]
-        key = name.lstrip("-").replace("-", "_")
-        bare_key = key.removeprefix("no_")
-        if key.split(".")[0] in yaml_keys() or bare_key in yaml_keys():
-            shown = key if key.split(".")[0] in yaml_keys() else bare_key
-            lines.append(
-                f"unknown flag `{name}`: `{shown}` is a process parameter: put it in YAML (`{shown}: …` in the file "
-                f"given to --training_config) or use --set {shown}=value"
-            )
-        else:
-            hint = did_you_mean(name.replace("-", "_").replace("__", "--", 1), options) or did_you_mean(name, options)
-            lines.append(
-                f"unknown flag `{name}`{hint or '; --help lists the flags, --set key=value sets any YAML key'}"
-            )
     return lines
 
 

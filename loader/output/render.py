@@ -81,7 +81,7 @@ def summary(run: RunConfig) -> str:
     rate = "relative steps" if run.optimizer.get("relative_step") else f"learning rate {hyper.learning_rate:g}"
     rows = {
         "task": hyper.task_name or "of its own (the training file has a dataset)",
-        "data": f"{run.dataset.name} {source}".strip(),
+        "data": f"{run.dataset.name} {source} (the start reads and checks it)".replace("  ", " "),
         "model": run.model.name,
         "length": f"{length}, batch {batch}",
         "optimizer": f"{hyper.optim}, {rate}, {hyper.lr_scheduler_type}{warm_text}",
@@ -90,5 +90,5 @@ def summary(run: RunConfig) -> str:
     }
     changed = sum(run.was_set(path) and str(node.origin) != "default" for path, node in leaves(run.tree))
     lines = [f"{name:<11} {value}" for name, value in rows.items()]
-    lines += [f"{'read as':<11} {note}" for note in run.notes]
+    lines += run.notes
     return "\n".join([*lines, f"configuration ok: {len(run.origins())} values, {changed} beyond the defaults"])

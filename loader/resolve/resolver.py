@@ -24,6 +24,7 @@ from loader.sources.config_tree import DEFAULT, MISSING, Node, find, leaves, mer
 from loader.sources.key_aliases import TRACKING, TRACKING_MODEL_KEYS, yaml_keys
 from loader.sources.model_sources import resolve_model_sources
 from loader.sources.translate_aliases import initial_weights_choice, resolve_combined_aliases
+from storage.component_contract import contract_problems
 
 # Kinds of file that a key names.
 FILE_KINDS = (("task", "task_name"), ("model", "model_config"))
@@ -131,16 +132,18 @@ def _resumed_file(flags: Node) -> Path:
     return path
 
 
-def read_saved(path: str | os.PathLike, text: str | None = None) -> RunConfig:
+def read_saved(path: str | os.PathLike, text: str | None = None, settings: Sequence[str] = ()) -> RunConfig:
     """Read the RunConfig of an earlier run from its run.yaml alone, without task, model or default files.
 
     Args:
         text: The content of the file, if it has been read already.
+        settings: `key.path=value` strings, which override what the file says.
     """
     problems = Problems()
     saved = layers.training_layers(path, problems) if text is None else [layers.text_layer(path, text, problems)]
     resolve_combined_aliases(saved, problems)
-    return _typed([layers.built_in_layer(), *saved], problems, is_saved=True)
+    overrides = [layers.set_layer(list(settings), problems)] if settings else []
+    return _typed([layers.built_in_layer(), *saved, *overrides], problems, is_saved=True)
 
 
 def _merged(stack: list[Node]) -> Node:
@@ -206,7 +209,7 @@ def _typed(stack: list[Node], problems: Problems, is_saved: bool = False) -> Run
     process = ProcessArguments(**{name: values[name] for name in keys_of(ProcessArguments)})
     declared = {*keys_of(HyperArguments), *keys_of(ProcessArguments)}
     trainer = {name: value for name, value in values.items() if name not in declared}
-    return RunConfig(tree, stack, hyper, process, trainer, notes=problems.notes, **parts)
+    return RunConfig(tree, stack, hyper, process, trainer, notes=problems.all_notes(), **parts)
 
 
 def _scalars(tree: Node, problems: Problems) -> dict[str, Any]:
@@ -293,6 +296,8 @@ def _component(tree: Node, section: str, problems: Problems) -> Component | None
     except ConfigError as error:
         problems.lines += error.problems
         return None
+    for line in contract_problems(section, module):
+        problems.add(f"`{section}.name: {name.value}`{name.origin.place}: {line}")
     rest = Node({key: child for key, child in node.value.items() if key != "name"}, node.origin)
     if section == "model":
         for key in [key for key in TRACKING_MODEL_KEYS if key in rest.value and key not in keys_of(module.Config)]:

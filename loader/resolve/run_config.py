@@ -37,6 +37,7 @@ class RunConfig:
         callbacks: Import paths, or mappings with `name` and arguments.
         notes: Lines to print once, such as what an alias became.
         dataset, env, model, loss: The chosen components; without `loss` the model's own is used.
+        trained_in: Folder of the model that is scored; data is normalized as it was in training. None: a new model.
         inspected: Checkpoints that were verified for this run, see `loader/resume/find_checkpoint.py`.
     """
 
@@ -59,6 +60,7 @@ class RunConfig:
     env: Component | None = None
     model: Component | None = None
     loss: Component | None = None
+    trained_in: Path | None = None
     inspected: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

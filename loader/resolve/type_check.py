@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import types
 import typing
 from functools import cache
@@ -38,6 +39,7 @@ def check_value(path: str, node: Node, key: Key, problems: Problems) -> Any:
     if fault is None:
         fault = out_of_bounds(value, key.bounds)
     if fault is None:
+        value = absolute(value) if key.is_path else value
         _write_back(node, value)
         return value
     if path in SECRETS:
@@ -52,6 +54,14 @@ def check_value(path: str, node: Node, key: Key, problems: Problems) -> Any:
         hint = did_you_mean(plain, [str(word) for word in words])
     problems.add(f"`{path}: {_short(shown)}`{node.origin.place} must be {fault}{hint}")
     return None
+
+
+def absolute(value: Any) -> Any:
+    """Return a path that exists, or each of a list, as an absolute one; a name that is no path stays as it is."""
+    if isinstance(value, list):
+        return [absolute(entry) for entry in value]
+    is_relative = isinstance(value, str) and not value.startswith("~") and not os.path.isabs(value)
+    return os.path.abspath(value) if is_relative and value and os.path.exists(value) else value
 
 
 def mapping_of_text(path: str, node: Node, key: Key, problems: Problems) -> Node:

@@ -39,6 +39,7 @@ class Key:
         on_resume: What a changed value means for a resumed run, see `storage/config_keys.py`; None: not declared.
         needs, needs_value: The key that must be set (to contain that value) for this one to have an effect.
         used_by: Who reads a process parameter.
+        is_path: See `storage/config_keys.py`.
     """
 
     name: str
@@ -50,11 +51,14 @@ class Key:
     needs: str | None = None
     needs_value: str | None = None
     used_by: str = TRAINER
+    is_path: bool = False
 
 
 def _key(name: str, annotation: Any, default: Any, help: str, metadata: Mapping[str, Any]) -> Key:
     bounds = {bound: metadata[bound] for bound in BOUNDS if bound in metadata}
-    rest = {name: metadata[name] for name in ("on_resume", "needs", "needs_value", "used_by") if name in metadata}
+    rest = {
+        name: metadata[name] for name in ("on_resume", "needs", "needs_value", "used_by", "is_path") if name in metadata
+    }
     return Key(name, annotation, bounds, default, help, **rest)
 
 

@@ -58,7 +58,7 @@ class ProcessArguments:
         1.0, "Batches of an evaluation: a share (1.0: all) or a number.", gt=0, used_by=TRAINER, on_resume=EVALUATION
     )
     # Model architecture
-    model_name_or_path: str | None = key(None, "Base weights: a hub id or a folder.", used_by=ADAPTATION)
+    model_name_or_path: str | None = key(None, "Base weights: a hub id or a folder.", used_by=ADAPTATION, is_path=True)
     is_pretrained: bool = key(False, "model_name_or_path is one of our own checkpoints.", used_by=ADAPTATION)
     load_pretrain: bool = key(
         False, "Start from an earlier policy's weights, not its optimizer or step.", used_by=ADAPTATION
@@ -118,7 +118,7 @@ class ProcessArguments:
     )
     lora_dropout: float = key(0.05, "Dropout before the adapter.", ge=0, lt=1, needs="lora_enable", used_by=ADAPTATION)
     lora_weight_path: str | None = key(
-        None, "Start from this adapter.", needs="lora_enable", used_by=ADAPTATION, on_resume=HARMLESS
+        None, "Start from this adapter.", needs="lora_enable", used_by=ADAPTATION, on_resume=HARMLESS, is_path=True
     )
     lora_bias: Literal["none", "all", "lora_only"] = key(
         "none", "Which biases train.", needs="lora_enable", used_by=ADAPTATION, on_resume=IMPOSSIBLE
@@ -277,4 +277,5 @@ class ProcessArguments:
         "Prepared data sets and hub files. Default: $KEEL_HOME, ~/.cache/keel.",
         used_by=TRAINER,
         on_resume=HARMLESS,
+        is_path=True,
     )

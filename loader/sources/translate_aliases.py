@@ -78,7 +78,7 @@ def _eval_interval(tree: Node, problems: Problems) -> None:
     else:
         tree.value["eval_steps"] = interval
         tree.value.setdefault("save_steps", interval)
-        problems.note(f"eval_interval ({interval.origin}) is `eval_steps` and `save_steps`: {interval.value}")
+        problems.translated.append(f"eval_interval ({interval.origin}): `eval_steps`, `save_steps`: {interval.value}")
 
 
 def _aliases_in(node: Node, path: str) -> Iterator[tuple[str, Node]]:
@@ -119,9 +119,9 @@ def _assign(tree: Node, path: str, node: Node, target: object, problems: Problem
             problems.add(same_setting(path, node, key, other))
             continue
         _insert(tree, key, value)
-    if assignments:
+    if assignments and [key.rpartition(".")[2] for key, _ in assignments] != [path.rpartition(".")[2]]:
         became = ", ".join(f"`{key}`" + _shown(value) for key, value in assignments)
-        problems.note(f"{path} ({node.origin}) is {became}")
+        problems.translated.append(f"{path} ({node.origin}): {became}")
 
 
 def _shown(node: Node) -> str:
@@ -252,7 +252,7 @@ def _write(layer: Node, keys: dict[str, object], start: Node, problems: Problems
         elif value not in (None, False):  # null and false only reset an earlier layer
             problems.add(same_setting("init_from", start, key, layer.value[key]))
     effective = [f"`{key}: {value}`" for key, value in keys.items() if value not in (None, False)]
-    problems.note(f"init_from {start.value} ({start.origin}) is {', '.join(effective) or 'random weights'}")
+    problems.translated.append(f"init_from {start.value} ({start.origin}): {', '.join(effective) or 'random weights'}")
 
 
 def _decay(layers: list[Node], problems: Problems) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from models.adapt import quantize as quantization
 from models.adapt.adapted_model import AdaptedModel, Group
 from models.adapt.attention import choose_attention
-from models.adapt.checks import words_of
+from models.adapt.checks import check_network, words_of
 from models.adapt.dtype import cast
 from models.adapt.freeze import freeze, frozen_and_tuned
 from models.adapt.initial_weights import first_weights
@@ -27,6 +27,7 @@ ADAPTER_WEIGHTS = r"\.lora_"
 def build(module: ModuleType, config: Any, process: Any, autocast: str | None, on_gpu: bool | None) -> AdaptedModel:
     """See `models.adapt.build_adapted`."""
     model = first_weights(module, config, process)
+    check_network(model, module)
     attention, lines = choose_attention(model, process.flash_attn, autocast or process.weights_dtype, on_gpu)
     cast(model, process.weights_dtype)
     parts = parts_of(model, getattr(module, "PARTS", None))

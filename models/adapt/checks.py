@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # Files of an adapted model; see `models.adapt.adapted_model`.
@@ -20,12 +21,27 @@ FLAGGED_PARTS = {
     "freeze_backbone": "backbone",
     "tune_mm_mlp_adapter": "projector",
 }
+# What saving, loading and resuming call.
+NEEDED_OF_NETWORK = ("save_pretrained", "from_pretrained", "config")
 INSTALL_BITSANDBYTES = "quantization needs the package bitsandbytes: pip install bitsandbytes"
 
 
 def words_of(value: Any) -> list[str]:
     """Return a list of patterns, also if the user wrote a single one without brackets."""
     return [value] if isinstance(value, str) else list(value or ())
+
+
+def check_network(model: Any, module: ModuleType) -> None:
+    """Raise ValueError if what a module's `build` returned cannot be trained and saved."""
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"`build` of {module.__name__} returned a {type(model).__name__}, not a torch.nn.Module")
+    if missing := [name for name in NEEDED_OF_NETWORK if not hasattr(model, name)]:
+        raise ValueError(
+            f"the network {type(model).__name__} of {module.__name__} cannot be saved: it has no `{missing[0]}`; "
+            "derive it from transformers.PreTrainedModel, as docs/extending.md shows"
+        )
 
 
 def check(module_parts: Mapping[str, str] | None, process: Any, module_keys: Collection[str] = ()) -> list[str]:

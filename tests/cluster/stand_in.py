@@ -50,8 +50,18 @@ def print_config(words):
     print(json.dumps({"resume_from_checkpoint": {"value": named and words[named]}}))
 
 
+def check():
+    """The exit code of `train.py --check`: 2 if $STAND_IN is `refuse`."""
+    if os.environ["STAND_IN"] != "refuse":
+        return 0
+    print(f"error: wrong for {os.environ['WORLD_SIZE']} processes", file=sys.stderr)
+    return 2
+
+
 if sys.argv[-2:] == ["--print_config", "json"]:
     sys.exit(print_config(sys.argv[2:]))
+if sys.argv[-1] == "--check":
+    sys.exit(check())
 if sys.argv[1:3] == LAUNCHER:
     sys.exit(launch(sys.argv[3:]))
 if not sys.argv[1].endswith("/train.py"):

@@ -85,7 +85,7 @@ def test_a_job_that_may_not_be_queued_again_says_so(slurm, jobs, options, variab
     jobs.started()
     slurm.ask("scancel", "--signal=USR1", "--batch", job)
     assert outcome(slurm.over(job)) == ("FAILED", "75:0", 0)
-    assert "submit the same line to go on" in jobs.log(job)
+    assert "submit the same line to resume" in jobs.log(job)
 
 
 def test_what_slurm_ends_itself_is_left_to_it(slurm, jobs):

@@ -42,6 +42,35 @@ def test_truncated_and_corrupt_files_are_named(tmp_path, lazy):
         assert f"cannot read {file}: " in message
 
 
+def test_all_bad_files_are_named_at_once(tmp_path):
+    """Not one a start; and `dataset.exclude` leaves out what the error says."""
+    write_act_folder(tmp_path / "act", (5, 6, 7, 8, 9))
+    write_act_episode(tmp_path / "act/episode_1.hdf5", replace={"observations/qpos": None})
+    write_act_episode(tmp_path / "act/sub/late.hdf5", 9, dims=(14, 7))
+    write_act_episode(tmp_path / "act/episode_3.hdf5", 3, replace={"action": np.full((3, 14), np.nan)})
+    with pytest.raises(ValueError) as caught:
+        build(Config(path=str(tmp_path / "act")), run_in(tmp_path / "cache"))
+    problems = caught.value.problems
+    assert len(problems) == 4
+    bad = ["episode_1.hdf5", "episode_3.hdf5", "sub/late.hdf5"]
+    for line, name in zip(problems, bad, strict=False):
+        assert str(tmp_path / "act" / name) in line
+    assert f"[{', '.join(bad)}]" in problems[-1] and "dataset.exclude" in problems[-1]
+    assert "`nothing*`" in refusal(tmp_path, exclude=["nothing*"])
+    assert "leaves no episode" in refusal(tmp_path, exclude=["*"])
+    for exclude in (bad, ["episode_[13].hdf5", "sub/*"]):
+        bundle = build(Config(path=str(tmp_path / "act"), exclude=exclude), run_in(tmp_path / "cache"))
+        assert len(bundle.train_dataset) == 5 + 7 + 9
+
+
+def test_what_all_files_lack_is_one_line(tmp_path):
+    write_act_folder(tmp_path / "act", (3,) * 6, cameras={"top": (24, 32), "wrist": (24, 32)})
+    with pytest.raises(ValueError) as caught:
+        build(Config(path=str(tmp_path / "act"), cameras=["tpo"]), run_in(tmp_path / "cache"))
+    (line,) = caught.value.problems
+    assert all(part in line for part in ("dataset.cameras", "`tpo`", "top, wrist", "5 more files"))
+
+
 def corrupt_last_frame(file) -> None:
     with h5py.File(file) as root:
         frames = root["observations/images/top"]

@@ -379,6 +379,13 @@ def test_an_instruction_that_is_no_text_is_refused(tmp_path):
     assert "episode_0.hdf5: language_instruction is " in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("attribute", ["instruction", "language_instruction"])
+def test_an_instruction_may_be_an_attribute_of_the_file(tmp_path, attribute):
+    write_act_folder(tmp_path / "act", (5, 6), attributes={attribute: "pick up the cube"})
+    batch = build_act(tmp_path).train_dataset.__getitems__([0, 7])
+    assert batch["instruction"] == ["pick up the cube"] * 2
+
+
 def test_names_that_are_not_utf8_do_not_matter_elsewhere(tmp_path):
     write_act_folder(tmp_path / "act", (5,))
     with h5py.File(tmp_path / "act/episode_0.hdf5", "r+") as root:

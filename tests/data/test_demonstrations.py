@@ -165,6 +165,8 @@ def test_folders_are_mixed_by_weight(tmp_path, written):
         image_size=[24, 32],
         samples_per_epoch=4000,
     )
+    (shares,) = [line for line in bundle.summary if "75.0%" in line]
+    assert f"{paths[0]} 75.0%" in shares and f"{paths[1]} 25.0%" in shares
     order = np.asarray(list(bundle.sampler(0)))
     assert np.mean(order < sum(LENGTHS)) == pytest.approx(0.75, abs=0.03)
     batch = bundle.train_dataset.__getitems__([sum(LENGTHS) + 40 + 7, 3])

@@ -129,8 +129,14 @@ def test_a_folder_knows_when_it_changed(tmp_path):
 
 def test_too_few_documents_for_a_validation_split(tmp_path):
     write_tree(tmp_path / "tree")
-    with pytest.raises(ValueError, match="the val split is empty: .* has 3 documents and --val_fraction is 0.1"):
-        Folder(tmp_path / "tree").survey(TENTH, TextFacts(False))
+    source = Folder(tmp_path / "tree")
+    survey = source.survey(TENTH, TextFacts(False))
+    pieces = [(piece.split, piece.text) for piece in source.pieces(survey, TENTH)]
+    assert pieces == [("train", "third"), ("train", "first"), ("val", "zweite ü")]  # at least one
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/only.txt").write_text("alone")
+    with pytest.raises(ValueError, match="the val split is empty: .* has 1 documents and --val_fraction is 0.1"):
+        Folder(tmp_path / "one").survey(TENTH, TextFacts(False))
     (tmp_path / "none").mkdir()
     (tmp_path / "none/x").write_bytes(b"\0")
     with pytest.raises(ValueError, match=r"none holds no text file \(left out: 1 binary\)"):

@@ -379,6 +379,7 @@ def test_csv_logger_and_its_folder(run):
     "logging.group",
     "logging.notes",
     "logging.log_model",
+    "logging.mode",
     "run_name",
     "project",
 )
@@ -386,9 +387,16 @@ def test_settings_of_loggers(run, monkeypatch):
     """The section in each logger's own terms; the loggers are not started."""
     monkeypatch.setattr(transformers.trainer, "get_reporting_integration_callbacks", lambda names: [])
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    section = "name: n, project: p, entity: e, group: g, notes: a note, log_model: all"
+    section = "name: n, project: p, entity: e, group: g, notes: a note, log_model: all, mode: offline"
     args = run(f"logging: {{logger_type: WandbLogger, {section}}}", out="wandb", max_steps=1).args
-    words = {"PROJECT": "p", "ENTITY": "e", "RUN_GROUP": "g", "NOTES": "a note", "LOG_MODEL": "checkpoint"}
+    words = {
+        "PROJECT": "p",
+        "ENTITY": "e",
+        "RUN_GROUP": "g",
+        "NOTES": "a note",
+        "LOG_MODEL": "checkpoint",
+        "MODE": "offline",
+    }
     assert {name: os.environ.get(f"WANDB_{name}") for name in words} == words
     assert args.run_name == "n" and args.report_to == ["wandb"]
     monkeypatch.setattr("loader.checks.plugin_names.backend_is_installed", lambda name: True)

@@ -161,7 +161,7 @@ def test_every_step_of_the_vision_recipe_runs(tmp_path):
     home, out = tmp_path / "home", tmp_path / "out"
     short = ["env.episode_steps=400", "env.image_height=48", "env.image_width=64"]
     run(["prepare.py", "--task_name", "sim_transfer_cube_scripted", "--num_episodes", "2", "--set", *short], home)
-    words = [*training("act_vision", out, steps=3), "--per_device_train_batch_size", "4"]
+    words = [*training("act_vision_scratch", out, steps=3), "--per_device_train_batch_size", "4"]
     words += ["--dataloader_num_workers", "1", "--no_do_eval", "--logging_steps", "1"]
     small = [*SMALL, "model.backbone=resnet10", "dataset.image_size=[48, 64]", "dataset.max_episodes=2"]
     run([*words, "--set", *short, *small], home)

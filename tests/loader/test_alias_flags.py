@@ -226,6 +226,13 @@ def test_mistyped(in_root, line):
     assert "flag `--" in problem
 
 
+def test_aliases_are_one_block_of_those_with_another_name(in_root):
+    run = run_of("--max_iters 9 --eval_interval 3 --block_size 8 --n_layer 2 --lr 0.1 --out_dir out")
+    (block,) = [note for note in run.notes if note.startswith("read as")]
+    names = [line.split()[0] for line in block.splitlines()[1:] if "(cli)" in line]
+    assert sorted(names) == ["eval_interval", "lr", "max_iters", "out_dir"]  # block_size and n_layer keep their names
+
+
 def test_words_in_yaml(in_root, tmp_path):
     """A word is a key of a training file too, with the place it stands at."""
     file = tmp_path / "mine.yaml"

@@ -7,8 +7,12 @@ import re
 
 import pytest
 
-from loader.command_line.parser import HyperArguments, help_text, parse_flags
+from loader.command_line.parser import HyperArguments, argument_parser, help_text, parse_flags
+from loader.command_line.unknown_flags import SYNONYMS
 from loader.errors import ConfigError
+from loader.resolve.resolver import resolve
+from loader.schema.keys import keys_of, scalar_keys
+from loader.sources.key_aliases import ALIASES
 
 ADDED = {
     *("min_lr", "lr_decay_iters", "task_name", "training_config", "model_config"),
@@ -97,6 +101,40 @@ def test_mistakes_are_one_line(arguments, says):
     with pytest.raises(ConfigError, match=says) as raised:
         parse_flags(arguments)
     assert len(raised.value.problems) == 1 and "\n" not in raised.value.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["--chunk_size", "10"], "--set dataset.chunk_size=10"),  # the model's too, which gets it from the data
+        (["--kl-weight=2.5"], "--set model.kl_weight=2.5"),
+        (["--label_smoothing", "0.1"], "--set loss.label_smoothing=0.1"),
+        (["--device", "cpu"], "--set accelerator=cpu"),
+        (["--workers", "4"], "--dataloader_num_workers 4"),
+        (["--num_epochs", "3"], "--num_train_epochs 3"),
+        (["--data_dir", "episodes"], "--set dataset.path=episodes"),
+        (["--horizon"], "--set dataset.chunk_size=value"),
+    ],
+)
+def test_where_the_key_of_an_unknown_flag_belongs(arguments, remedy):
+    with pytest.raises(ConfigError) as raised:
+        parse_flags(arguments)
+    assert len(raised.value.problems) == 1 and raised.value.problems[0].endswith(f": {remedy}")
+
+
+@pytest.mark.parametrize("flag", ["--devise", "--chunks", "--worker_count", "--rate", "--eval_itres_of_x"])
+def test_no_hint_rather_than_a_wrong_one(flag):
+    with pytest.raises(ConfigError) as raised:
+        parse_flags([flag, "1"])
+    assert "did you mean" not in str(raised.value) and "--set key=value" in str(raised.value)
+
+
+def test_synonyms_stand_for_keys_that_exist():
+    run, options = resolve(), argument_parser()._option_string_actions
+    for synonym, key in SYNONYMS.items():
+        section, _, name = key.partition(".")
+        known = keys_of(getattr(run, section).module.Config) if name else {**scalar_keys(), **ALIASES}
+        assert (name or section) in known and f"--{synonym}" not in options, synonym
 
 
 def test_help_names_every_flag_and_its_default():

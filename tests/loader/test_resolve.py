@@ -225,7 +225,7 @@ def test_an_outside_component_and_its_own_failing_import(in_root, write, tmp_pat
     monkeypatch.syspath_prepend(tmp_path)
     write("import module_that_is_nowhere\n", "my_lab/broken.py")
     source = "from dataclasses import dataclass\n@dataclass\nclass Config:\n    width: int = 3\n"
-    write(source, "my_lab/nets.py")
+    write(f"{source}def build(config, process): ...\ndef load(folder): ...\n", "my_lab/nets.py")
     write("", "my_lab/__init__.py")
     assert resolve(training_config=write("model: {name: my_lab.nets, width: 5}\n")).model.config.width == 5
     with pytest.raises(ConfigError, match="`my_lab.broken` exists, but importing it failed.*module_that_is_nowhere"):

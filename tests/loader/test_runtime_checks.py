@@ -1,12 +1,13 @@
 """`push_to_hub` is refused before training if the hub cannot be reached or does not know the token."""
 
+import io
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from loader.checks.runtime_checks import check_hub, is_hub_error
+from loader.checks.runtime_checks import check_hub, check_loggers, is_hub_error
 from loader.resolve.resolver import resolve
 
 
@@ -45,3 +46,32 @@ def test_an_error_of_this_program_is_none_of_the_hub(in_root, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         check_hub(resolve(), SimpleNamespace(push_to_hub=True, process_index=0, hub_token=None))
     assert not is_hub_error(OSError("disk")) and is_hub_error(Unreachable())
+
+
+@pytest.mark.parametrize(
+    ("environment", "netrc", "refused"),
+    [
+        ({}, "", True),
+        ({"WANDB_API_KEY": "0" * 40}, "", False),
+        ({"WANDB_MODE": "offline"}, "", False),
+        ({}, "machine api.wandb.ai login user password 0000\n", False),
+        ({"WANDB_BASE_URL": "https://wandb.lab"}, "machine api.wandb.ai login user password 0000\n", True),
+    ],
+)
+def test_wandb_without_a_key_is_one_line(tmp_path, monkeypatch, environment, netrc, refused):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "netrc").write_text(netrc)
+    (tmp_path / "netrc").chmod(0o600)
+    for name, value in {"NETRC": str(tmp_path / "netrc"), **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    check_loggers(SimpleNamespace(report_to=[], process_index=0))
+    check_loggers(SimpleNamespace(report_to=["wandb"], process_index=1))
+    arguments = SimpleNamespace(report_to=["tensorboard", "wandb"], process_index=0)
+    if not refused:
+        check_loggers(arguments)
+        return
+    with pytest.raises(ValueError) as caught:
+        check_loggers(arguments)
+    assert "logging.mode" in str(caught.value) and "\n" not in str(caught.value)

@@ -10,6 +10,7 @@ from adapting import MODULES, build_adapted, disturb, outputs
 
 from models import adapt, export
 from models.adapt import quantize
+from storage import manifest
 
 pytestmark = pytest.mark.slow  # many models are built, saved and merged
 
@@ -46,6 +47,18 @@ def test_merged_weights_give_the_checkpoints_outputs(name, settings, tolerance, 
     files = {path.name for path in (tmp_path / "out").iterdir()} - {"generation_config.json"}
     assert files == {"config.json", "model.safetensors", "statistics.json", "run.yaml"}
     torch.testing.assert_close(outputs(adapt.load_adapted(tmp_path / "out", MODULES[name]), name), outputs(model, name))
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_an_exported_folder_has_a_manifest_of_its_own(merge, tmp_path, capsys):
+    """That of the checkpoint lists files which are left out, and others' content."""
+    checkpoint("act", tmp_path / "run", lora_enable=True)
+    manifest.write(tmp_path / "run", step=7, world_size=2, batch=[4, 1, 2])
+    export.main(["--checkpoint", str(tmp_path / "run"), *["--merge"] * merge, "--out", str(tmp_path / "out")])
+    assert manifest.verify(tmp_path / "out") is None
+    described = manifest.read(tmp_path / "out")
+    assert (described["step"], described["world_size"], described["batch"]) == (7, 2, [4, 1, 2])
+    assert ("model.safetensors" in described["files"]) == merge and "trainer_state.json" not in described["files"]
 
 
 @pytest.mark.keys("use_quantization")

@@ -126,6 +126,19 @@ def test_what_wandb_uploads(tmp_path, log_model, word):
     assert word is None or WandbLogModel(word).value == word  # a word that transformers knows
 
 
+def test_where_wandb_writes(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    section = settings(logger_type="WandbLogger", mode="offline")
+    assert logger_environment(section, tmp_path / "out") == {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(tmp_path / "out"),
+    }
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "mine"))
+    assert logger_environment(section, tmp_path / "out")["WANDB_DIR"] == str(tmp_path / "mine")
+    section = settings(logger_type="WandbLogger", save_dir=str(tmp_path / "w"))
+    assert logger_environment(section, tmp_path / "out") == {"WANDB_DIR": str(tmp_path / "w")}
+
+
 @pytest.mark.slow
 def test_wandb_offline_knows_the_run(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")

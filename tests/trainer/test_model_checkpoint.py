@@ -161,15 +161,33 @@ def test_a_file_system_without_symlinks(tmp_path, monkeypatch, capfd):
     assert steps(tmp_path) == [10, 12] and link(tmp_path, "best-checkpoint") is None
 
 
-def test_checkpoints_requested_by_others_stay_within_the_limit(tmp_path):
-    """`save_steps` beside the best: transformers keeps those it saves, up to save_total_limit."""
+def test_periodic_checkpoints_go_where_the_best_are_kept(tmp_path):
+    """`save_steps` or each epoch beside `save_top_k: 1`: the best and the last stay; without a best all do."""
     options = {"save_strategy": "steps", "save_steps": 3}
     run(tmp_path / "a", settings(save_top_k=1), **options)
-    assert steps(tmp_path / "a") == [3, 6, 9, 10, 12]
-    run(tmp_path / "b", settings(save_top_k=1), limit=2, **options)
+    assert steps(tmp_path / "a") == [10, 12]
+    run(tmp_path / "b", settings(save_top_k=1), save_strategy="epoch")
     assert steps(tmp_path / "b") == [10, 12]
-    run(tmp_path / "c", settings(save_top_k=1), extra=[SavesAt(2, 7)])
-    assert steps(tmp_path / "c") == [2, 7, 10, 12]
+    run(tmp_path / "c", settings(save_top_k=0), **options)
+    assert steps(tmp_path / "c") == [3, 6, 9, 12]
+    run(tmp_path / "d", settings(save_top_k=0), limit=2, **options)
+    assert steps(tmp_path / "d") == [9, 12]
+
+
+def test_checkpoints_requested_by_other_callbacks_stay_within_the_limit(tmp_path):
+    run(tmp_path / "a", settings(save_top_k=1), extra=[SavesAt(2, 7)])
+    assert steps(tmp_path / "a") == [2, 7, 10, 12]
+    run(tmp_path / "b", settings(save_top_k=1), limit=3, extra=[SavesAt(2, 7)])
+    assert steps(tmp_path / "b") == [7, 10, 12]
+
+
+def test_the_end_names_the_best_if_the_final_model_is_another(tmp_path, capfd):
+    run(tmp_path / "a", settings(save_top_k=1))
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "load_best_model_at_end" in line]
+    assert "checkpoint-10" in line and "eval_loss" in line and "step 12" in line
+    run(tmp_path / "b", settings(save_top_k=1), max_steps=10)  # the last step is the best
+    run(tmp_path / "c", settings(save_top_k=0))
+    assert "load_best_model_at_end" not in capfd.readouterr().err
 
 
 def test_a_save_at_the_epochs_last_step_holds_the_epochs_evaluation(tmp_path):

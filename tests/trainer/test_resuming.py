@@ -136,7 +136,7 @@ def test_going_on_is_tried_before_anything_is_written(tmp_path):
     make_trainer(tmp_path, **{**RUN, "lr_scheduler_type": "linear"}).train()
     checkpoint = tmp_path / "checkpoint-3"
     longer = make_trainer(tmp_path, **{**RUN, "lr_scheduler_type": "linear", "max_steps": 9})
-    with pytest.raises(ValueError, match="resume_schedule: keep"):
+    with pytest.raises(ValueError, match="resume_schedule: rebase"):
         longer.check_resumable(checkpoint)
     with pytest.raises(ValueError, match="2 parameter groups, this run has 4"):
         make_trainer(tmp_path, **RUN, param_groups=[Spec("head", lr=0.1)]).check_resumable(checkpoint)

@@ -22,6 +22,16 @@ def written(folder):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def test_control_characters_reach_the_file_and_not_the_terminal(tmp_path, capsys):
+    text = "a\x00\x1b[2Jb\n\tü\x9b"
+    callback = WriteSamples(MODEL, lambda model, seed: [text], tmp_path, seed=3)
+    state = SimpleNamespace(is_world_process_zero=True, log_history=[{"eval_loss": 1.0}], global_step=1)
+    callback.on_evaluate(None, state, None, {"eval_loss": 1.0})
+    assert written(tmp_path)[0]["text"] == text
+    shown = capsys.readouterr().err
+    assert shown.endswith("a\\x00\\x1b[2Jb\n\tü\\x9b\n") and not set("\x00\x1b\x9b") & set(shown)
+
+
 def test_a_sample_when_the_validation_loss_is_the_best_so_far(tmp_path, capsys):
     callback = WriteSamples(MODEL, write, tmp_path, seed=3)
     state = SimpleNamespace(is_world_process_zero=True, log_history=[], global_step=0)

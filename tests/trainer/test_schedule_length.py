@@ -104,13 +104,34 @@ def test_a_kept_schedule_survives_further_resumes_and_can_be_rebased_before_its_
 
 def test_a_learning_rate_of_zero_is_refused():
     before = stepped(schedule(100, LINEAR), 40)
-    with pytest.raises(ValueError, match="ends at a learning rate of 0 at step 100; rebase it"):
+    with pytest.raises(ValueError, match="ends at a learning rate of 0 at step 100.*: rebase .what"):
         resumed(before, 200, "keep")
     assert rates(resumed(before, 60, "keep"), 60)[60][0] == pytest.approx(linear(60))  # cut short, not stretched
-    with pytest.raises(ValueError, match="nothing is left of schedule `linear` to rebase: it ended at step 100"):
+    with pytest.raises(
+        ValueError, match="`linear` ended at step 100, at a learning rate of 0; start a new run from its weights"
+    ):
         resumed(stepped(before, 100), 200, "rebase")
-    with pytest.raises(ValueError, match="resume_schedule: keep .it ends at step 100"):
+    with pytest.raises(ValueError, match="resume_schedule: rebase .what is left of it after step 40"):
         resumed(stepped(schedule(100, LINEAR), 40), 200, None)
+
+
+@pytest.mark.parametrize("min_lr", [None, 0.25])
+@pytest.mark.parametrize("step", [40, 100])
+@pytest.mark.parametrize("total", [60, 130])
+def test_only_what_works_is_offered(min_lr, step, total):
+    """Every choice that the refusal names is accepted, every other one is refused."""
+    if step > total:
+        pytest.skip("such a checkpoint is refused before its schedule is read")
+    before = stepped(schedule(100, LRSchedulerConfig("linear", min_lr=min_lr, learning_rate=1.0)), step)
+    with pytest.raises(ValueError) as refused:
+        resumed(before, total, None)
+    for choice in ("keep", "rebase"):
+        if f"{choice} (" in str(refused.value):
+            resumed(before, total, choice)
+        else:
+            with pytest.raises(ValueError):
+                resumed(before, total, choice)
+    assert ("new run" in str(refused.value)) == (min_lr is None and step == 100)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 # Why a checkpoint was saved; of two reasons for one step the later in this tuple counts.
 PREEMPTION = "preemption"  # the run was preempted: nothing else would have saved this step
 POLICY = "policy"  # by ModelCheckpoint: a good evaluation, an epoch's end, the end of training
-REQUESTED = "requested"  # by `save_steps` or by another callback
-REASONS = (PREEMPTION, POLICY, REQUESTED)
+PERIODIC = "periodic"  # by `save_steps`, or at an epoch's end by `save_strategy: epoch`
+REQUESTED = "requested"  # by another callback
+REASONS = (PREEMPTION, POLICY, PERIODIC, REQUESTED)
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,13 @@ def protected_steps(
 def superfluous_steps(checkpoints: Sequence[SavedCheckpoint], protected: Collection[int], save_top_k: int) -> list[int]:
     """Return the steps that ModelCheckpoint saved and has no more use for, in the order of `checkpoints`.
 
-    One that is neither among the best nor the newest goes, except with `save_top_k: -1`. One that only a preemption
-    saved goes as soon as the next one is complete. What others requested stays, up to `save_total_limit`.
+    One that is neither among the best nor the newest goes, except with `save_top_k: -1`; a periodic one goes only if
+    some are the best (`save_top_k` above 0). One that only a preemption saved goes as soon as the next one is complete.
+    What other callbacks requested stays, up to `save_total_limit`.
     """
-    reasons = (PREEMPTION,) if save_top_k < 0 else (PREEMPTION, POLICY)
+    reasons = (
+        (PREEMPTION, POLICY, PERIODIC) if save_top_k > 0 else (PREEMPTION, POLICY) if save_top_k == 0 else (PREEMPTION,)
+    )
     candidates = [checkpoint.step for checkpoint in checkpoints if checkpoint.reason in reasons]
     return [step for step in candidates if step not in protected]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ BACKENDS = {"CSVLogger": "csv", "TensorBoardLogger": "tensorboard", "WandbLogger
 USABLE = {
     "csv": ("name", "save_dir"),
     "tensorboard": ("name", "save_dir"),
-    "wandb": ("name", "project", "entity", "group", "notes", "log_model", "save_dir"),
+    "wandb": ("name", "project", "entity", "group", "notes", "log_model", "mode", "save_dir"),
     "mlflow": ("name", "project", "group", "notes", "log_model", "save_dir"),
     "trackio": ("name", "project", "save_dir"),
 }
@@ -106,7 +107,7 @@ def logger_environment(settings: LoggingConfig, output_dir: Path, report_to: Seq
     if "tensorboard" in backends:
         environment["TENSORBOARD_LOGGING_DIR"] = str(log_folder(settings, output_dir, "logs"))
     if "wandb" in backends:
-        environment |= _for_wandb(settings)
+        environment |= _for_wandb(settings, output_dir)
     if "mlflow" in backends:
         environment |= _for_mlflow(settings)
     if "trackio" in backends and settings.save_dir:
@@ -132,15 +133,18 @@ def _check(settings: LoggingConfig, backends: Sequence[str]) -> None:
         raise ValueError("`logging.log_model: best` cannot be used by mlflow, which takes all; leave it out")
 
 
-def _for_wandb(settings: LoggingConfig) -> dict[str, str]:
-    """`checkpoint` uploads each checkpoint when it is saved, `end` the final model: the best one, if that is loaded."""
+def _for_wandb(settings: LoggingConfig, output_dir: Path) -> dict[str, str]:
+    """The files lie in `save_dir`, $WANDB_DIR or the run's folder.
+
+    `checkpoint` uploads each checkpoint when it is saved, `end` the final model: the best one, if that is loaded."""
     given = {
         "WANDB_NAME": settings.name,
         "WANDB_PROJECT": settings.project,
         "WANDB_ENTITY": settings.entity,
         "WANDB_RUN_GROUP": settings.group,
         "WANDB_NOTES": settings.notes,
-        "WANDB_DIR": settings.save_dir and _absolute(settings.save_dir),
+        "WANDB_MODE": settings.mode,
+        "WANDB_DIR": _absolute(settings.save_dir or os.environ.get("WANDB_DIR") or str(output_dir)),
         "WANDB_LOG_MODEL": {"all": "checkpoint", "best": "end", True: "end", False: "false"}.get(settings.log_model),
     }
     return {name: value for name, value in given.items() if value}

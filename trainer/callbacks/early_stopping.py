@@ -79,6 +79,10 @@ class EarlyStopping(TrainerCallback):
         self._store(state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.check_monitor(args, state)
+
+    def check_monitor(self, args: Any, state: Any) -> None:
+        """Raise UnknownMetric (print it, without `strict`) if the metric is missing where training continues."""
         if self.is_missing:
             self._missing(args, state)
 

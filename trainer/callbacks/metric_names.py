@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+# What transformers logs with every evaluation.
+SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 EVALUATION, TRAINING = ("val", "valid", "eval"), ("train",)
 
 
@@ -40,10 +42,14 @@ def metric_or_error(name: str, metrics: Mapping[str, Any], asked_by: str) -> str
     if (key := find_metric(name, metrics)) is not None:
         return key
     logged = [metric for metric in metrics if metric not in ("epoch", "step")]
+    raise UnknownMetric(f"`{asked_by}: {name}` {_remedy(name, logged)}")
+
+
+def _remedy(name: str, logged: Sequence[str]) -> str:
     words = {_word(metric): metric for metric in logged}
     close = difflib.get_close_matches(normal_form(name), words, n=1, cutoff=0.5)
     remedy = f"did you mean `{words[close[0]]}`? " if close else ""
-    raise UnknownMetric(f"`{asked_by}: {name}` is not logged; {remedy}logged: {', '.join(sorted(logged)) or 'nothing'}")
+    return f"is not logged; {remedy}logged: {', '.join(sorted(set(logged))) or 'nothing'}"
 
 
 def normal_form(name: str) -> str:
@@ -83,6 +89,46 @@ def required_direction(name: str, given: str | None, declared: Mapping[str, str]
             f"`{asked_by}.mode` to min or max"
         )
     return direction
+
+
+def unknown_monitors(
+    settings: Any, args: Any, sets: Sequence[str], metrics: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    """The monitors that no evaluation will log: (key, name, reason); known once data and model are built.
+
+    Names of loss terms, of training logs and of metrics that declare no directions are known only when they are logged.
+
+    Args:
+        sets: Names of the evaluation sets.
+        metrics: Prefix of an evaluation's values -> its metric.
+    """
+    prefixes = ["eval"] if len(sets) == 1 else [f"eval_{name}" for name in sets]
+    if not sets or any(not metric.directions for prefix, metric in metrics.items() if prefix in prefixes):
+        return
+    known = [f"{prefix}_{name}" for prefix in prefixes for name in ("loss", *SPEEDS)] + ["eval_loss"]
+    known += [f"{prefix}_{name}" for prefix in prefixes if prefix in metrics for name in metrics[prefix].directions]
+    for key, name, is_of_evaluation in _monitors(settings, args):
+        kind = _split(_word(name))[0]
+        if kind == "train" or (kind is None and not is_of_evaluation):
+            continue
+        is_term = any(
+            reading.startswith(f"{prefix}_loss_") for reading in _readings(_word(name)) for prefix in prefixes
+        )
+        if not is_term and find_metric(name, dict.fromkeys(known)) is None:
+            yield key, name, _remedy(name, known)
+
+
+def _monitors(settings: Any, args: Any) -> Iterator[tuple[str, str, bool]]:
+    """(key, metric's name, whether it can only be one of an evaluation)"""
+    if settings.early_stopping is not None and settings.early_stopping.strict:
+        yield "early_stopping.monitor", settings.early_stopping.monitor, False
+    for name in settings.checkpointing.monitors if settings.checkpointing is not None else ():
+        yield "checkpointing.monitor", name, False
+    if args.metric_for_best_model is not None:
+        yield "metric_for_best_model", args.metric_for_best_model, True
+    plan = settings.schedule
+    if plan is not None and plan.needs_metric is not None and not plan.follows_training_loss:
+        yield "scheduler.monitor", plan.needs_metric, True
 
 
 def check_directions(settings: Any, args: Any) -> None:

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from storage.atomic import remove, write_json
 from storage.checkpoints import checkpoints, step_of
 from trainer.callbacks.checkpoint_policy import (
+    PERIODIC,
     POLICY,
     PREEMPTION,
     REASONS,
@@ -48,11 +49,12 @@ class ModelCheckpoint(TrainerCallback):
     Saved are: after an evaluation, a step whose value is among the best k of a monitor (k = -1: every step); the end of
     each n-th epoch; with `save_last` the end of training; and whatever others request (`save_steps`, a preemption).
 
-    Kept are: the best k of each monitor, the newest, the newest resumable one, and what others requested; with k = -1
-    all. If more than `save_total_limit` remain, the oldest are deleted, except the newest ones and the best k (k = -1:
-    the best). A checkpoint that only a preemption saved goes when the next one is complete. NaN and infinity are never
-    best; of equal values the earlier stays. A checkpoint displaces another one only when it is complete. Checkpoints
-    of other runs in the folder only count for `save_total_limit`.
+    Kept are: the best k of each monitor, the newest, the newest resumable one, and what other callbacks requested; with
+    k = -1 or without a monitor also the periodic ones (`save_steps`), with k = -1 all. If more than `save_total_limit`
+    remain, the oldest are deleted, except the newest ones and the best k (k = -1: the best). A checkpoint that only a
+    preemption saved goes when the next one is complete. NaN and infinity are never best; of equal values the earlier
+    stays. A checkpoint displaces another one only when it is complete. Checkpoints of other runs in the folder only
+    count for `save_total_limit`.
 
     `OUT/checkpoints.json` lists the checkpoints; beside them are the symlinks `best-checkpoint` (of the first monitor),
     `best-<metric>` for each monitor, and with `save_last` `last-checkpoint`.
@@ -83,6 +85,7 @@ class ModelCheckpoint(TrainerCallback):
             for monitor, mode in settings.modes.items()
         }
         self.save_last, self.every_n_epochs = settings.save_last, settings.every_n_epochs
+        self.save_strategy = "no"  # of the training that runs
         self.limit, self.latest = save_total_limit, LatestMetrics()
         self.files = CheckpointFiles(Path(checkpoint_dir), delete)
         self._reset()
@@ -99,6 +102,7 @@ class ModelCheckpoint(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._reset()
+        self.save_strategy = getattr(args.save_strategy, "value", args.save_strategy)
         self.files.output_dir = Path(args.output_dir)
         self.latest.begin(state.log_history)
         self._restore(state.stateful_callbacks.get(STATE_KEY), state)
@@ -142,6 +146,18 @@ class ModelCheckpoint(TrainerCallback):
         if unseen and state.is_world_process_zero:
             line = f"no best checkpoint: {', '.join(unseen)} was not evaluated with a finite value"
             tqdm.write(line, file=sys.stderr)
+        if state.is_world_process_zero and not args.load_best_model_at_end:
+            self._print_best(state)
+
+    def _print_best(self, state: Any) -> None:
+        """Name the best checkpoint of the first monitor, if the final model is another one."""
+        for monitor in list(self.modes)[: bool(self.save_top_k)]:
+            best = ranked(self.checkpoints, monitor, self.modes[monitor])
+            if best and best[0].step != state.global_step:
+                value = f"{self.metrics[monitor]} {best[0].scores[monitor]:.4g}"
+                line = f"best: checkpoint-{best[0].step} ({value}); the final model is the last one, of step "
+                line += f"{state.global_step}: load_best_model_at_end: true saves the best instead"
+                tqdm.write(line, file=sys.stderr)
 
     def _add_score(self, monitor: str, name: str, step: int) -> bool:
         """Note a monitor's newest value; whether it is among the best k. A step counts once, step 0 never."""
@@ -183,13 +199,20 @@ class ModelCheckpoint(TrainerCallback):
         """Add the checkpoint of the current step; `on_save` or `save_failed` follows before the next save begins."""
         step = state.global_step
         is_own = self.requested_at == step != self.requested_by_others_at
-        reasons = [PREEMPTION if is_preemption else POLICY if is_own else REQUESTED]
+        by_others = PERIODIC if self._is_periodic(state) else REQUESTED
+        reasons = [PREEMPTION if is_preemption else POLICY if is_own else by_others]
         reasons += [checkpoint.reason for checkpoint in self.checkpoints if checkpoint.step == step]
         scores = {monitor: value for monitor, (at, value) in self.scores.items() if at == step}
         self._forget({step})
         self.checkpoints.append(SavedCheckpoint(step, max(reasons, key=REASONS.index), is_resumable, scores))
         self.checkpoints.sort(key=lambda checkpoint: checkpoint.step)
         self._store(state)
+
+    def _is_periodic(self, state: Any) -> bool:
+        """Whether `save_strategy` saves this step."""
+        if self.save_strategy == "epoch":
+            return is_whole(state.epoch)
+        return self.save_strategy == "steps" and bool(state.save_steps) and state.global_step % state.save_steps == 0
 
     def save_failed(self, state: Any) -> None:
         """Remove the checkpoint that could not be written."""

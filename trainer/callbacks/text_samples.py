@@ -18,6 +18,12 @@ from trainer.distributed.shards import is_sharded
 FILE = "samples.jsonl"
 
 
+def printable(text: str) -> str:
+    """A text for a terminal: control characters other than line breaks and tabs are escaped."""
+    shown = (char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text)
+    return "".join(shown)
+
+
 class WriteSamples(TrainerCallback):
     """Prints samples and appends them to OUT/samples.jsonl, a line each: `{"step", "eval_loss", "text"}`.
 
@@ -55,7 +61,7 @@ class WriteSamples(TrainerCallback):
         if not is_first:  # it was needed for its part of the weights only
             return
         for text in texts:
-            tqdm.write(f"sample at step {state.global_step}: {text}", file=sys.stderr)
+            tqdm.write(f"sample at step {state.global_step}: {printable(text)}", file=sys.stderr)
         lines = [json.dumps({"step": state.global_step, "eval_loss": loss, "text": text}) + "\n" for text in texts]
         try:
             append(self.path, "".join(lines))

@@ -178,31 +178,46 @@ class Schedule:
         choice, before, now = self.plan.new_length, state["total_steps"], self.total_steps
         if before == now:
             return mapping
-        lengths = f"the run was of {before} steps and is of {now}"
-        if choice is None:
-            if depends_on_length(self.plan, before, now, self.steps_per_epoch):
-                raise LengthError(
-                    f"{lengths}, and schedule `{self.plan.name}` falls towards the end; choose with "
-                    f"--resume_schedule: keep (it ends at step {mapping.total} as planned, then the rate stays) or "
-                    f"rebase (what is left of it after step {self.step_count} is stretched over the remaining steps)"
-                )
+        if choice is None and not depends_on_length(self.plan, before, now, self.steps_per_epoch):
             return mapping
-        if choice == "rebase":
-            if self.step_count >= mapping.total:
-                raise LengthError(
-                    f"{lengths}, and nothing is left of schedule `{self.plan.name}` to rebase: it ended at step "
-                    f"{mapping.total}"
-                )
-            if now <= self.step_count:
-                return mapping
-            return StepMapping(mapping.length, now, self.step_count, mapping.at(self.step_count))
+        possible = self._possible_choices(mapping, state)
+        if choice not in possible:
+            raise LengthError(self._length_remedy(choice, possible, mapping, before))
+        if choice == "keep":
+            return dataclasses.replace(mapping, frozen_after_end=True)
+        if now <= self.step_count:
+            return mapping
+        return StepMapping(mapping.length, now, self.step_count, mapping.at(self.step_count))
+
+    def _possible_choices(self, mapping: StepMapping, state: dict[str, Any]) -> dict[str, str]:
+        """What can be done about another length: `resume_schedule` -> what it means."""
+        possible = {}
         ends = zip(self._rates_at_end(mapping, state), state["base_lrs"], strict=True)
-        if now > mapping.total and all(rate <= ZERO * base for rate, base in ends):
-            raise LengthError(
-                f"{lengths}, and schedule `{self.plan.name}`, if it is kept, ends at a learning rate of 0 at step "
-                f"{mapping.total}; rebase it"
+        if self.total_steps <= mapping.total or any(rate > ZERO * base for rate, base in ends):
+            possible["keep"] = f"it ends at step {mapping.total} as planned, then the rate stays"
+        if self.step_count < mapping.total:
+            possible["rebase"] = (
+                f"what is left of it after step {self.step_count} is stretched over the remaining steps"
             )
-        return dataclasses.replace(mapping, frozen_after_end=True)
+        return possible
+
+    def _length_remedy(self, choice: str | None, possible: dict[str, str], mapping: StepMapping, before: int) -> str:
+        """Why the learning rate of the new length is not known, and what can be done."""
+        reasons = {
+            None: "falls towards the end",
+            "keep": f"ends at a learning rate of 0 at step {mapping.total}, and cannot be kept beyond",
+            "rebase": f"ended at step {mapping.total}: nothing is left of it to rebase",
+        }
+        if not possible:
+            reason = f"ended at step {mapping.total}, at a learning rate of 0"
+            remedy = "start a new run from its weights (model_name_or_path, is_pretrained: true)"
+        else:
+            reason = reasons[choice]
+            remedy = "choose with --resume_schedule: " + " or ".join(
+                f"{name} ({text})" for name, text in possible.items()
+            )
+        lengths = f"the run was of {before} steps and is of {self.total_steps}"
+        return f"{lengths}, and schedule `{self.plan.name}` {reason}; {remedy}"
 
     def _rates_at_end(self, mapping: StepMapping, state: dict[str, Any]) -> list[float]:
         if self.follows_metric:
