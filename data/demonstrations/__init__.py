@@ -24,7 +24,7 @@ PROCESS_KEYS = frozenset(
 def check(config: Config, run) -> list[str]:
     """List the problems that show without opening a file, one line for each."""
     problems = [problem for path in config.paths() if (problem := folder_problem(path))]
-    if config.path is None and getattr(run, "env", None) is None:
+    if config.path is None and getattr(run, "env", ...) is None:
         problems.append("dataset.path is not set, and there is no `env` to record data in")
     if config.path == []:
         problems.append("dataset.path is an empty list; name at least one folder of episodes")

@@ -66,9 +66,9 @@ def test_a_named_loss_of_a_policy_is_minimised(tmp_path, in_root):
 @pytest.mark.parametrize(
     ("setting", "remedy"),
     [
-        ("metric_for_best_model=my_score", "greater_is_better"),
-        ("checkpointing.monitor=my_score", "checkpointing.mode"),
-        ("early_stopping.monitor=my_score", "early_stopping.mode"),
+        ("metric_for_best_model=eval_model_preparation_time", "greater_is_better"),
+        ("checkpointing.monitor=train/grad_norm", "checkpointing.mode"),
+        ("early_stopping.monitor=train/grad_norm", "early_stopping.mode"),
     ],
 )
 def test_an_unknown_direction_must_be_given(tmp_path, in_root, capsys, setting, remedy):
@@ -82,4 +82,4 @@ def test_an_unknown_direction_must_be_given(tmp_path, in_root, capsys, setting, 
             "load_best_model_at_end=true",
         )
     assert ended.value.code == 2 and not (tmp_path / "out").exists()
-    assert "my_score" in (error := capsys.readouterr().err) and remedy in error
+    assert setting.partition("=")[2] in (error := capsys.readouterr().err) and remedy in error
