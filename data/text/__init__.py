@@ -92,11 +92,6 @@ def run_problems(config: Config, run) -> list[str]:
     return problems
 
 
-def draws_by_batch(config: Config) -> bool:
-    """Return whether each step is on one data set, so that its size decides which samples it has."""
-    return config.mode == "multidataset"
-
-
 def step_problems(config: Config, folders: list, run) -> list[str]:
     """Return a problem if a step takes more samples than the data has windows, counted at every position.
 

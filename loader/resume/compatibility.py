@@ -201,17 +201,13 @@ def _batch(run: RunConfig, outcome: ResumeChanges) -> None:
     ] or [f"{after[2]} process{'es' * (after[2] > 1)}"]
     change = Change("batch", was, now, name, next(filter(None, places.values()), ""))
     statement = f"{' and '.join(differ)}: a batch of {now}, and {name} was trained with {was}"
-    if total == new and not (before[0] != after[0] and draws_by_batch(run)):
+    if total == new:
         outcome.apply(change, f"batch {now}, {name}'s was {was}: the same {total} samples a step, in the same order")
         return
-    if total == new:
-        reason = "with several data sets each batch is of one of them, so its size decides which"
-        remedy = f"set {PER_DEVICE} {before[0]}"
-    else:
-        reason = f"a step was of {total} samples and would be of {new}"
-        remedy = f"set global_batch_size {total}"
-        remedy += f" (with a number of processes that divides it, not {after[2]})" if total % after[2] else ""
-    if run.hyper.max_steps <= 0 and total != new and not run.is_endless:
+    reason = f"a step was of {total} samples and would be of {new}"
+    remedy = f"set global_batch_size {total}"
+    remedy += f" (with a number of processes that divides it, not {after[2]})" if total % after[2] else ""
+    if run.hyper.max_steps <= 0 and not run.is_endless:
         outcome.problems.append(
             f"{statement}: {reason}, and the length in epochs would be another "
             f"number of steps; {remedy}, or say the length as max_steps"
@@ -220,12 +216,6 @@ def _batch(run: RunConfig, outcome: ResumeChanges) -> None:
         outcome.problems.append(f"{statement}: {reason}; {remedy}, or allow it with --resume_changed allow")
     else:
         outcome.apply(change, f"changed on resume: batch {now}, was {was}")
-
-
-def draws_by_batch(run: RunConfig) -> bool:
-    """Whether the data chooses for each batch which data set it comes from."""
-    asked = getattr(run.dataset.module, "draws_by_batch", None) if run.dataset is not None else None
-    return bool(asked and asked(run.dataset.config))
 
 
 # ---- length ----

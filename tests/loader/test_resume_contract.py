@@ -391,14 +391,15 @@ def test_other_samples_a_step_are_refused_with_what_to_set(resumed, monkeypatch)
     assert "a number of processes that divides it, not 3" in problem
 
 
-def test_several_data_sets_are_drawn_by_the_batch(resumed):
-    """There the size of a micro-batch decides which samples there are; its product with others alone does not count."""
+def test_several_data_sets_are_drawn_by_the_step(resumed):
+    """The size of a micro-batch does not matter there either, only its product with accumulation and processes."""
     text = "task_name: text\nmodel_config: gpt\nmax_steps: 100\nglobal_batch_size: 8\nlr_scheduler_type: constant\n"
     single = text + "dataset: {path: a}\n"
     assert resumed(single, single, ["per_device_train_batch_size=4"]).problems == []
     several = text + "dataset: {mode: multidataset, path: [a, b]}\n"
-    (problem,) = resumed(several, several, ["per_device_train_batch_size=4"]).problems
-    assert "each batch is of one of them" in problem and "set per_device_train_batch_size 8" in problem
+    assert resumed(several, several, ["per_device_train_batch_size=4"]).problems == []
+    (problem,) = resumed(several, several, ["global_batch_size=4"]).problems
+    assert "a step was of 8 samples and would be of 4" in problem
     moving = (
         text
         + "dataset: {mode: multidataset, path: [a, b], sampling_probs: [0.5, 0.5], sampling_probs_final: [0.1, 0.9]}\n"
