@@ -207,7 +207,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
             args,
             train_dataset=bundle.train_dataset,
             eval_dataset=next(iter(sets.values())) if len(sets) == 1 else sets or None,
-            collate=bundle.collate,
+            data_collator=bundle.collate,
             sampler=bundle.sampler,
             files=bundle.files,
             settings=trainer_settings(run, bundle, adapted),

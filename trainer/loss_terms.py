@@ -57,9 +57,10 @@ class LossTerms:
         return {name: torch.as_tensor(items) for name, items in self.count(batch).items()}
 
     def _labelled_items(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        labels = None if self.uses_labels else batch.get("shift_labels")
+        named = batch if isinstance(batch, Mapping) else {}
+        labels = None if self.uses_labels else named.get("shift_labels")
         if labels is None:
-            labels = batch.get("labels")
+            labels = named.get("labels")
             if self.shifts_labels and isinstance(labels, torch.Tensor):
                 labels = labels[..., 1:]
         if isinstance(labels, torch.Tensor) and labels.dim() > 1 and not labels.is_floating_point():

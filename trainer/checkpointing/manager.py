@@ -18,6 +18,7 @@ from storage import manifest
 from storage.checkpoints import staging_folder
 from trainer.callbacks.progress import MetricsFile
 from trainer.callbacks.text_samples import WriteSamples
+from trainer.callbacks.user_callbacks import observes
 from trainer.checkpointing import sharded_optimizer
 from trainer.checkpointing.async_writer import (
     BackgroundDeletions,
@@ -53,8 +54,8 @@ class RankStatus(NamedTuple):
 class CheckpointManager:
     """Saves the checkpoints of one Trainer. All ranks must make the same calls.
 
-    A save begins at one step and ends at a later one. Only then `on_save` is fired, with the state of the step that was
-    saved, and only then an older checkpoint may be deleted.
+    A save begins at one step and ends at a later one, or at once if a user's callback listens to `on_save`. Only then
+    `on_save` is fired, with the state of the step that was saved, and only then an older checkpoint may be deleted.
 
     Args:
         trainer: The Trainer whose state is saved.
@@ -235,8 +236,9 @@ class CheckpointManager:
         self.saving_state, self.number = copy.copy(trainer.state), self.number + 1
         if save.publishes or has_parts:
             self.writer.begin(save)
-        if not self.in_background:
-            self.wait_saved()
+        handler = trainer.callback_handler
+        if not self.in_background or any(observes(callback, "on_save") for callback in handler.callbacks):
+            self.wait_saved()  # a user's `on_save` may save the model beside the checkpoint: of the same step
 
     def _update_best(self, final: Path) -> None:
         """Set transformers' `best_model_checkpoint`, which it would know only after the save."""
