@@ -18,7 +18,6 @@ from storage import manifest
 from storage.checkpoints import staging_folder
 from trainer.callbacks.progress import MetricsFile
 from trainer.callbacks.text_samples import WriteSamples
-from trainer.callbacks.user_callbacks import observes
 from trainer.checkpointing import sharded_optimizer
 from trainer.checkpointing.async_writer import (
     BackgroundDeletions,
@@ -236,9 +235,8 @@ class CheckpointManager:
         self.saving_state, self.number = copy.copy(trainer.state), self.number + 1
         if save.publishes or has_parts:
             self.writer.begin(save)
-        handler = trainer.callback_handler
-        if not self.in_background or any(observes(callback, "on_save") for callback in handler.callbacks):
-            self.wait_saved()  # a user's `on_save` may save the model beside the checkpoint: of the same step
+        if not self.in_background:
+            self.wait_saved()
 
     def _update_best(self, final: Path) -> None:
         """Set transformers' `best_model_checkpoint`, which it would know only after the save."""
