@@ -25,7 +25,7 @@ from trainer.dataloading.indexed import recorder_of
 from trainer.dataloading.resume_position import start_at
 from trainer.evaluation import Evaluation
 from trainer.hf_patches import no_argument_comparison, no_deletion_at_end, replaced, start_by_position
-from trainer.loss_terms import outputs_with_loss
+from trainer.loss_terms import WHOLE_STEP, outputs_with_loss
 from trainer.optimization_setup import OptimizationSetup
 from trainer.step_boundary import StepBoundary
 
@@ -130,8 +130,12 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         began = meter.clock()
         if meter.began is None:
             meter.began = began
-        batches = self.transformed(self.drawn(epoch_iterator))
-        batches = super().get_batch_samples(batches, num_batches, device)
+        self.step_samples.clear()
+        if self.recorder is not None:
+            epoch_iterator = self.recorder.noted(epoch_iterator, self.step_samples)
+        if self.settings.train_transform is not None:
+            epoch_iterator = self.transformed(epoch_iterator)
+        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
         meter.waited_s += meter.clock() - began
         return batches
 
@@ -149,9 +153,9 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         """Without it: nobody would know which samples a step that is not finite was made of."""
         indices = self.step_samples.popleft() if self.step_samples else None
         self.samples += (find_batch_size(inputs) or 0) if indices is None else len(indices)
-        if self.guard.begin(indices, self._tr_loss, self.followed_loss):
+        if self.guard.begin(indices, self._tr_loss, self.followed_loss) and self.train_terms.sums:
             self.train_terms.mark()
-        self.share = self.shares.next()
+        self.share = {} if self.shares is WHOLE_STEP else self.shares.next()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.share is not None:  # a subclass has computed its loss without `compute_loss` below
             self.share = None

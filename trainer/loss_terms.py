@@ -81,7 +81,7 @@ class StepShares:
     """How much each micro-batch's terms count in its optimizer step.
 
     Iterating gives for each micro-batch term -> its items / items of the step, times the number of processes, because
-    gradients are averaged over processes. Empty if one micro-batch of one process is the whole step.
+    gradients are averaged over processes. Empty for `WHOLE_STEP`.
     """
 
     def __init__(self, shares: Sequence[dict[str, torch.Tensor]] = ()):
@@ -103,6 +103,9 @@ class StepShares:
 
     def next(self) -> dict[str, torch.Tensor]:
         return next(self.remaining, {})
+
+
+WHOLE_STEP = StepShares()  # one micro-batch of one process: its loss is the step's
 
 
 def scaled(mean: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -150,6 +153,7 @@ class LossMeter:
         counts = torch.stack([torch.as_tensor(self.counts[name]).to(sums) for name in names])
         sums, counts = average(torch.stack([sums, counts]))
         self.sums, self.counts = {}, {}
+        self.mark()
         return dict(zip(names, (sums / counts).tolist(), strict=True))
 
 

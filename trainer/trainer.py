@@ -54,7 +54,7 @@ from trainer.hf_patches import (
     enable_fsdp_on_cpu,
     replaced,
 )
-from trainer.loss_terms import LossMeter, LossTerms, StepShares, scaled
+from trainer.loss_terms import WHOLE_STEP, LossMeter, LossTerms, StepShares, scaled
 from trainer.module_walks import ModuleWalks
 from trainer.optimization.nonfinite_guard import NonfiniteGuard
 from trainer.optimization.parameter_groups import no_decay_lines
@@ -142,7 +142,7 @@ class Trainer(HFOverrides):
         self.may_interrupt = False  # whether a preemption may leave the evaluation that runs now
         self.recorder: RecordedBatches | None = None  # of the loader that the loop reads
         self.step_samples: deque[list[int] | None] = deque()  # of the micro-batches of a step that are still to come
-        self.shares, self.share = StepShares(), None
+        self.shares, self.share = WHOLE_STEP, None
         self.guard = NonfiniteGuard(
             self.settings.stop_after_nonfinite,
             self.checkpoint_dir,
@@ -237,7 +237,8 @@ class Trainer(HFOverrides):
         if not self.is_unsharded:  # decided on the host: no fused kernel is known to skip sharded weights
             norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         self.skipped_update = self.guard.before_update(self.state.global_step + 1, self.optimizer, norm)
-        self.train_terms.undo(self.skipped_update)
+        if self.train_terms.sums:
+            self.train_terms.undo(self.skipped_update)
         return norm
 
     def step_shares(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> StepShares:
@@ -247,7 +248,7 @@ class Trainer(HFOverrides):
             return self.accelerator.reduce(items.to(device), reduction="sum")
 
         if len(batches) * self.args.world_size <= 1:
-            return StepShares()
+            return WHOLE_STEP
         items = [self.loss_terms.items(batch) for batch in batches]
         for counts, samples in zip(items, self.step_samples, strict=False):
             if samples == []:  # the batch only keeps this process in step

@@ -62,20 +62,12 @@ class DataLoading:
         getattr(loader, "base_dataloader", loader).in_order = True
         return self._with_own_generator(loader)
 
-    def drawn(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The micro-batches of a step; `step_samples` gets the indices of their samples."""
-        self.step_samples.clear()
-        for batch in batches:
-            self.step_samples.append(None if self.recorder is None else self.recorder.take())
-            yield batch
-
     def transformed(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Apply `train_transform` to each micro-batch of a step.
 
         Its random numbers are a function of (seed, step, micro-batch, process), so that a resumed run draws the same.
         """
-        transform = self.settings.train_transform
-        if transform is None:
+        if self.settings.train_transform is None:
             return batches
         return (self._transformed(batch, number) for number, batch in enumerate(batches))
 

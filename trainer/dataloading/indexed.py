@@ -31,6 +31,12 @@ class RecordedBatches:
         """The indices of the oldest batch not taken yet; none of them counts if they are empty. None: unknown."""
         return self.drawn.popleft() if self.drawn else None
 
+    def noted(self, batches: Iterator[Any], samples: deque[list[Any] | None]) -> Iterator[Any]:
+        """The batches of the loop, as they are; `samples` gets the indices of each."""
+        for batch in batches:
+            samples.append(self.take())
+            yield batch
+
     def __len__(self) -> int:
         return len(self.batches)
 
