@@ -162,3 +162,51 @@ def test_the_loss_of_an_evaluation_with_a_loss_function_is_a_mean_over_its_items
     tokens, labels = (torch.stack([sample[name] for sample in samples]) for name in ("input_ids", "labels"))
     expected = nn.functional.cross_entropy(trainer.model.table(tokens).flatten(0, 1), labels.flatten()).item()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+class Lengths(torch.utils.data.Dataset):
+    """Sequences of 1 to 16 tokens, shuffled."""
+
+    lengths = torch.randperm(64, generator=torch.Generator().manual_seed(3)).remainder(16).add(1).tolist()
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        return {"input_ids": torch.full((self.lengths[index],), 1 + index % 8), "labels": torch.tensor([index])}
+
+
+def pad(samples):
+    ids = nn.utils.rnn.pad_sequence([sample["input_ids"] for sample in samples], batch_first=True)
+    return {"input_ids": ids, "labels": torch.cat([sample["labels"] for sample in samples])}
+
+
+class Reads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.read = nn.Parameter(torch.ones(())), []
+
+    def forward(self, input_ids, labels):
+        self.read.append(labels.tolist())
+        return {"loss": (self.weight * input_ids.float().mean()) ** 2}
+
+
+def test_samples_grouped_by_length(make, peer):
+    settings = {
+        "train_sampling_strategy": "group_by_length",
+        "max_steps": 32,
+        "save_strategy": "steps",
+        "save_steps": 5,
+    }
+    trainer = make(model=Reads(), train_dataset=Lengths(), data_collator=pad, eval_dataset=None, **settings)
+    trainer.train()
+    read = trainer.model.read
+    for epoch in (read[:16], read[16:]):
+        assert sorted(index for batch in epoch for index in batch) == list(range(64))
+        spreads = [max(lengths) - min(lengths) for batch in epoch for lengths in [[Lengths.lengths[i] for i in batch]]]
+        assert sum(spreads) / len(spreads) < 5  # 9 at random
+    assert read[:16] != read[16:]
+    if peer.__module__.startswith("trainer."):  # the order is a function of seed and epoch
+        again = make(model=Reads(), train_dataset=Lengths(), data_collator=pad, eval_dataset=None, **settings)
+        again.train(resume_from_checkpoint=f"{again.args.output_dir}/checkpoint-20")
+        assert again.model.read == read[20:]

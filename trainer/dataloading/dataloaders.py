@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
 from trainer.dataloading.indexed import record_batches
 from trainer.dataloading.resume_position import samples_of_stream
-from trainer.dataloading.samplers import SeededOrder, limited_count, limited_dataset, limited_sampler
+from trainer.dataloading.samplers import GroupedByLength, SeededOrder, limited_count, limited_dataset, limited_sampler
 from trainer.dataloading.shared_batches import EvalBatches, share_train_batches
 from trainer.preemption import IgnoringSignals
 
@@ -37,10 +38,15 @@ class DataLoading:
             sampler = torch.utils.data.SequentialSampler(dataset)
         elif self.sampler is None:
             sampler = default(train_dataset)
+            if isinstance(sampler, LengthGroupedSampler):
+                sampler = GroupedByLength(sampler.lengths, sampler.batch_size * self.args.world_size, self._data_seed())
         else:
-            sampler = self.sampler(self.args.data_seed if self.args.data_seed is not None else self.args.seed)
+            sampler = self.sampler(self._data_seed())
         batch = self._train_batch_size * self.args.world_size
         return limited_sampler(sampler, self.settings.limit_train_batches, batch, self.args.dataloader_drop_last)
+
+    def _data_seed(self) -> int:
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
 
     def eval_sampler(self, eval_dataset: Any, default: Callable[[Any], Any]) -> Any:
         """Return a seeded shuffle if `eval_shuffle` is set, otherwise `default(eval_dataset)`."""
