@@ -152,7 +152,7 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Without it: nobody would know which samples a step that is not finite was made of."""
         indices = self.step_samples.popleft() if self.step_samples else None
-        self.samples += (find_batch_size(inputs) or 0) if indices is None else len(indices)
+        self.samples += len(indices) if indices else find_batch_size(inputs) or 0
         if self.guard.begin(indices, self._tr_loss, self.followed_loss) and self.train_terms.sums:
             self.train_terms.mark()
         self.share = {} if self.shares is WHOLE_STEP else self.shares.next()
