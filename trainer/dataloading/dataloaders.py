@@ -63,10 +63,14 @@ class DataLoading:
             self.eval_dataset = limited_dataset(self.eval_dataset, limit, batch)
 
     def train_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
-        """Return `build(dataset)`, which knows the samples of its batches and returns them in the sampler's order."""
-        loader = record_batches(share_train_batches(build(dataset)))
-        getattr(loader, "base_dataloader", loader).in_order = True
-        return self._with_own_generator(loader)
+        """Return `build(dataset)`, which knows the samples of its batches if it returns them in the sampler's order.
+
+        Several processes need that order: one may have a last batch that does not count.
+        """
+        loader = share_train_batches(build(dataset))
+        inner = getattr(loader, "base_dataloader", loader)
+        inner.in_order = inner.in_order or self.args.world_size > 1
+        return self._with_own_generator(record_batches(loader) if inner.in_order else loader)
 
     def transformed(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Apply `train_transform` to each micro-batch of a step.
