@@ -84,7 +84,7 @@ def measure(steps: int, batch_size: int, hidden: int, device: torch.device) -> d
             use_cpu=device.type == "cpu",
             dataloader_pin_memory=False,
         )
-        trainer = Trainer(model, args, train_dataset=Chunks(), collate=same)
+        trainer = Trainer(model, args, train_dataset=Chunks(), data_collator=same)
         trainer.add_callback(turns)
         trainer.train()
     timed = (turns.times[False], turns.times[True], turns.updates)

@@ -324,7 +324,7 @@ def trainer_of(model: nn.Module, bundle: Bundle, setting: Setting, folder: str, 
         model,
         args,
         train_dataset=bundle.train_dataset,
-        collate=bundle.collate,
+        data_collator=bundle.collate,
         sampler=bundle.sampler,
         settings=settings,
     )

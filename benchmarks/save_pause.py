@@ -95,7 +95,7 @@ def main() -> None:
             use_cpu=not torch.cuda.is_available(), per_device_train_batch_size=1,
         )  # fmt: skip
         trainer = Trainer(
-            Wide(arguments.megabytes), args, train_dataset=Ones(), collate=torch.utils.data.default_collate,
+            Wide(arguments.megabytes), args, train_dataset=Ones(), data_collator=torch.utils.data.default_collate,
             settings=TrainerSettings(optimizer_name="AdamW"),
         )  # fmt: skip
         trainer.save_total_limit = trainer.model_checkpoint.limit = 2

@@ -126,7 +126,7 @@ def keel(steps: int, skip: int, batch_size: int, hidden: int, device: torch.devi
             dataloader_pin_memory=False,
         )
         clock = Clock(skip, device)
-        trainer = Trainer(network(hidden), args, train_dataset=Chunks(), collate=same)
+        trainer = Trainer(network(hidden), args, train_dataset=Chunks(), data_collator=same)
         trainer.add_callback(clock)
         trainer.train()
     return (clock.ended - clock.began) / (steps - skip)

@@ -33,7 +33,7 @@ LAYERS = {
         ["checkpointing"],
         ["optimization", "callbacks", "dataloading"],
         ["serialization", "distributed"],
-        ["hf_patches", "sections", "preemption"],
+        ["hf_patches", "module_walks", "sections", "preemption"],
     ],
 }
 MOST_FUNCTION_LINES, MOST_FILE_LINES = 50, 400

@@ -83,7 +83,7 @@ def make_trainer(folder, model=None, count=22, eval_count=7, files=None, sampler
         args,
         train_dataset=Samples(count) if data is None else data,
         eval_dataset=Samples(eval_count, seed=1),
-        collate=torch.utils.data.default_collate,
+        data_collator=torch.utils.data.default_collate,
         sampler=(lambda seed: EpochSampler(count, seed)) if sampler else None,
         files=files,
         settings=TrainerSettings(**options),

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import gather_object, send_to_device
+from torch import nn
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import nested_concat, nested_detach
 
 from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.metric_names import metric_or_error
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
+from trainer.callbacks.user_callbacks import is_users
 from trainer.evaluator import EvalScores
-from trainer.hf_patches import no_on_evaluate
+from trainer.hf_patches import fire_on_evaluate, on_evaluate_goes_to
+from trainer.optimization.lr_scheduler import Schedule
 
 
 class EvaluationInterrupted(Exception):
@@ -25,10 +31,69 @@ class EvaluationInterrupted(Exception):
 class Evaluation:
     """Several sets in one event, averaged weights, named loss terms, metrics that the data derives from the loss."""
 
-    def add_eval_batch(self, batch: Mapping[str, Any], loss: torch.Tensor, outputs: Any) -> None:
-        """Add one batch of an evaluation to its losses and metrics."""
+    # ---- one batch ----
+
+    def predict_batch(self, model: nn.Module, inputs: Any) -> tuple[torch.Tensor | None, Any]:
+        """Run the model on a batch of an evaluation; returns (loss, outputs). Without labels there is no loss."""
+        named = inputs if isinstance(inputs, Mapping) else {}
+        wanted = self._wanted_labels(named) if self.settings.loss is None else self.settings.loss.targets
+        is_labelled = all(named.get(name) is not None for name in wanted)
+        computes = bool(wanted) or self.has_own_loss or self.can_return_loss or self._given_loss_applies(named)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if is_labelled and computes:
+                count = self.loss_terms.items(inputs)["loss"] if self.compute_loss_func is not None else None
+                # transformers multiplies by the number of processes, over which it has added up the items
+                count = count if count is None else count * self.args.world_size
+                return self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=count)
+            outputs = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+        # A forward without labels in its signature: there is a loss if the model returns one.
+        loss = outputs.get("loss") if is_labelled and isinstance(outputs, Mapping) else None
+        return loss, outputs
+
+    def _wanted_labels(self, inputs: Mapping[str, Any]) -> list[str]:
+        """The labels that a loss needs: `shift_labels` are another form of `labels`."""
+        if "shift_labels" not in self.label_names or "labels" not in self.label_names:
+            return self.label_names
+        absent = "labels" if "shift_labels" in inputs else "shift_labels"
+        return [name for name in self.label_names if name != absent]
+
+    def _given_loss_applies(self, inputs: Mapping[str, Any]) -> bool:
+        return self.compute_loss_func is not None and "labels" in inputs
+
+    def predictions(self, outputs: Any, has_loss: bool, ignore_keys: Sequence[str] | None) -> Any:
+        """The outputs of a batch without its loss, as transformers gathers them: a tensor, or a tuple of several."""
+        if ignore_keys is None:
+            default = ["past_key_values"] if hasattr(self.model, "config") else []
+            ignore_keys = getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", default)
+        if isinstance(outputs, Mapping):
+            hidden = {*ignore_keys, "loss", "losses"}
+            values = tuple(value for name, value in outputs.items() if name not in hidden and value is not None)
+        else:
+            values = outputs[1:] if has_loss else outputs
+        values = nested_detach(values)
+        return values[0] if len(values) == 1 else values
+
+    def labels_of(self, inputs: Any) -> Any:
+        """The labels of a batch, as transformers gathers them; None if the batch has not all of them."""
+        named = inputs if isinstance(inputs, Mapping) else {}
+        labels = tuple(named.get(name) for name in self._wanted_labels(named))
+        if not labels or any(value is None for value in labels):
+            return None
+        labels = nested_detach(labels)
+        return labels[0] if len(labels) == 1 else labels
+
+    def add_eval_batch(self, batch: Mapping[str, Any], loss: torch.Tensor | None, outputs: Any) -> None:
+        """Add one batch of an evaluation to its losses and metrics; without a loss only count it."""
         if self.eval_scores is not None:
             self.eval_scores.add(batch, loss, outputs)
+
+    def gathered(self, values: Any) -> Any:
+        """The values of a batch of all processes, in the order of the data, without repeated batches."""
+        own = None if self.eval_scores.is_repeated else send_to_device(values, "cpu")
+        parts = [part for part in gather_object([own]) if part is not None]
+        return functools.reduce(nested_concat, parts)
+
+    # ---- one set ----
 
     def with_scores(self, run: Callable[[], Any], dataloader: Any, prefix: str) -> Any:
         """Run an evaluation loop, and add to its metrics the losses and what the data's metric computes.
@@ -39,12 +104,21 @@ class Evaluation:
         """
         metric = self.settings.metrics.get(prefix)
         counted = getattr(getattr(dataloader, "batch_sampler", None), "counted", None)
-        self.eval_scores = EvalScores(self.loss_terms, metric, counted, self.args.logging_nan_inf_filter)
-        output = run()
-        scores = self.eval_scores.compute(partial(self.accelerator.reduce, reduction="sum"))
-        self.eval_scores = None
+        before, self.eval_scores = (
+            self.eval_scores,
+            EvalScores(self.loss_terms, metric, counted, self.args.logging_nan_inf_filter),
+        )
+        if counted is not None:  # the processes share the batches in Keel's own way
+            self.gather_function = self.gathered
+        try:
+            output = run()
+            scores = self.eval_scores.compute(partial(self.accelerator.reduce, reduction="sum"))
+        finally:
+            self.eval_scores = before  # a callback may evaluate in the middle of an evaluation
         output.metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
         return output
+
+    # ---- several sets ----
 
     def evaluate_sets(
         self, evaluate: Callable[..., dict[str, float]], eval_dataset: Any, ignore_keys: Any, prefix: str
@@ -64,22 +138,27 @@ class Evaluation:
         ignore_keys: list[str] | None,
         prefix: str,
     ) -> dict[str, float]:
-        """Evaluate several sets: metrics with each set's name, their mean loss, and one `on_evaluate` for all of them.
+        """Evaluate several sets: metrics with each set's name, and their mean loss.
+
+        Users' callbacks get one `on_evaluate` for each set, Keel's own (early stopping, checkpoints) one for all.
 
         Args:
             are_own: Whether `sets` are the Trainer's own, which transformers takes by name.
         """
         metrics: dict[str, float] = {}
-        handler = self.callback_handler
-        with no_on_evaluate(handler):
-            for name, dataset in sets.items():
+        handler, may_interrupt = self.callback_handler, self.may_interrupt
+        for name, dataset in sets.items():
+            self.may_interrupt = may_interrupt
+            with on_evaluate_goes_to(handler, is_users, self.end_own_evaluation):
                 metrics |= evaluate(name if are_own else dataset, ignore_keys, f"{prefix}_{name}")
         losses = [metrics[f"{prefix}_{name}_loss"] for name in sets if f"{prefix}_{name}_loss" in metrics]
-        if len(losses) == len(sets):
+        if losses and len(losses) == len(sets):
             mean = {f"{prefix}_loss": sum(losses) / len(losses)}
             self.log(mean)
             metrics |= mean
-        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = fire_on_evaluate(
+            handler, lambda callback: not is_users(callback), self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def score_test(self) -> dict[str, float]:
@@ -99,18 +178,29 @@ class Evaluation:
         """
         if skip_scheduler and self.state.global_step:
             with self._without(EarlyStopping, ModelCheckpoint):
-                return run()
-        metrics = run()
+                return self._interruptible(run)
+        metrics = self._interruptible(run)
         if skip_scheduler:
             self.model_checkpoint.check_monitors()
         else:
             self._show_to_schedule(metrics)
         return metrics
 
+    def _interruptible(self, run: Callable[[], dict[str, float]]) -> dict[str, float]:
+        self.may_interrupt = True
+        try:
+            return run()
+        finally:
+            self.may_interrupt = False
+
+    def end_own_evaluation(self) -> None:
+        """Before `on_evaluate`: what callbacks evaluate there is not left early."""
+        self.may_interrupt = False
+
     def _show_to_schedule(self, metrics: Mapping[str, float]) -> None:
         """Give a plateau schedule its metric, if that is one of an evaluation."""
         wanted = self.plan.needs_metric
-        if wanted is not None and not self.plan.follows_training_loss:
+        if wanted is not None and not self.plan.follows_training_loss and isinstance(self.lr_scheduler, Schedule):
             self.lr_scheduler.observe(metrics[metric_or_error(wanted, metrics, "scheduler.monitor")])
 
     @contextlib.contextmanager
@@ -139,6 +229,6 @@ class Evaluation:
         return self.ema.swapped() if self.ema is not None else contextlib.nullcontext()
 
     def during_evaluation(self) -> None:
-        """After each batch of an evaluation in training: interrupt it if the run is preempted."""
-        if self.is_in_train and self.meter is not None and self.checkpointing.poll():
+        """After each batch: interrupt the training loop's own evaluation, not a callback's, if the run is preempted."""
+        if self.may_interrupt and self.checkpointing.poll():
             raise EvaluationInterrupted

@@ -27,17 +27,24 @@ class EvalScores:
         if metric is not None:
             metric.reset()
 
-    def add(self, batch: Mapping[str, Any], loss: torch.Tensor, outputs: Any) -> None:
+    @property
+    def is_repeated(self) -> bool:
+        """Whether the newest batch does not count."""
+        return self.counted is not None and self.batches > self.counted
+
+    def add(self, batch: Mapping[str, Any], loss: torch.Tensor | None, outputs: Any) -> None:
+        """Add a batch; one without a loss has no labels, and no metric either."""
         self.batches += 1
-        is_repeated = self.counted is not None and self.batches > self.counted
-        self.losses.add(batch, loss, outputs, is_repeated)
-        if self.metric is not None and not is_repeated:
+        if loss is None:
+            return
+        self.losses.add(batch, loss, outputs, self.is_repeated)
+        if self.metric is not None and not self.is_repeated:
             self.metric.update(batch, outputs)
 
     def compute(self, sum_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None) -> dict[str, float]:
         """`{"loss": …, "loss_<term>": …, "<metric>": …}`; all processes must call it."""
         losses = self.losses.compute(sum_over_processes)
-        if self.metric is None:
+        if self.metric is None or not losses:
             return losses
         return losses | self.metric.compute(losses.get("loss"))
 

@@ -7,24 +7,25 @@ The methods are short: they delegate to plainly named methods of the mixins (`Op
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import find_batch_size
 from torch import nn
 
 from trainer.callbacks.metric_names import metric_or_error
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.trainer_io import CheckpointIO
 from trainer.dataloading.dataloaders import DataLoading
-from trainer.dataloading.indexed import IndexedCollate
+from trainer.dataloading.indexed import recorder_of
 from trainer.dataloading.resume_position import start_at
 from trainer.evaluation import Evaluation
-from trainer.hf_patches import no_argument_comparison, start_by_position
-from trainer.loss_terms import StepShares, outputs_with_loss
+from trainer.hf_patches import no_argument_comparison, no_deletion_at_end, replaced, start_by_position
+from trainer.loss_terms import WHOLE_STEP, outputs_with_loss
 from trainer.optimization_setup import OptimizationSetup
 from trainer.step_boundary import StepBoundary
 
@@ -43,7 +44,7 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Without it: DeepSpeed, which drops the optimizer that was built, would train with transformers' default."""
         if self.optimizer is None:
-            self.optimizer = self.built_optimizer
+            self.optimizer = self.first_optimizer()
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -80,9 +81,16 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
             )
         return self.resume_progress(max_steps, progress, resume_from_checkpoint is not None)
 
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Without it: optimizer, schedule and averaged weights would be those of an earlier model."""
+        model = super().call_model_init(trial)
+        self.adopt_model(model, self.args)
+        return model
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Without it: every micro-batch walks all parameters, for an estimate that is right only for text."""
-        return 0
+        """Without it: every micro-batch walks all parameters to count them."""
+        name = self.model.main_input_name if self.flops_per_input else None
+        return self.flops_per_input * inputs[name].numel() if name in inputs else 0
 
     # ---- batches ----
 
@@ -113,9 +121,8 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         return self.train_dataloader(dataset, build) if is_training else self.eval_dataloader(dataset, build)
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
-        """Without it: `remove_unused_columns` would expect lists of dicts, not whole batches, and batches of a bad step
-        could not name their samples."""
-        return self.collate_function(data_collator, is_training=(description or "").lower() == "training")
+        """Without it: `remove_unused_columns` would expect lists of dicts, not whole batches."""
+        return self.collate_function(data_collator)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Without it: waiting for data would be counted as training time, and no batch would be transformed."""
@@ -123,26 +130,36 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         began = meter.clock()
         if meter.began is None:
             meter.began = began
+        self.step_samples.clear()
+        if self.recorder is not None:
+            epoch_iterator = self.recorder.noted(epoch_iterator, self.step_samples)
         if self.settings.train_transform is not None:
             epoch_iterator = self.transformed(epoch_iterator)
         batches = super().get_batch_samples(epoch_iterator, num_batches, device)
         meter.waited_s += meter.clock() - began
         return batches
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> StepShares:
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """Without it: only the labels of transformers' own models would be counted, and any other loss would be a mean
         over micro-batches, which weighs items by the size of their micro-batch."""
-        return self.step_shares(batch_samples, device)
+        self.shares = self.step_shares(batch_samples, device)
+        if self.has_own_loss or self.compute_loss_func is not None:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        return self.shares
 
     # ---- one step ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Without it: nobody would know which samples a step that is not finite was made of."""
-        indices = inputs.pop(IndexedCollate.KEY, None)
-        self.samples += 0 if indices is None else len(indices)
-        if self.guard.begin(indices, self._tr_loss, self.followed_loss):
+        indices = self.step_samples.popleft() if self.step_samples else None
+        self.samples += len(indices) if indices else find_batch_size(inputs) or 0
+        if self.guard.begin(indices, self._tr_loss, self.followed_loss) and self.train_terms.sums:
             self.train_terms.mark()
+        self.share = {} if self.shares is WHOLE_STEP else self.shares.next()
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.share is not None:  # a subclass has computed its loss without `compute_loss` below
+            self.share = None
+            self.guard.note(loss)
         self.followed_loss += loss
         return loss
 
@@ -150,29 +167,31 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Without it: named loss terms would not be logged, and a loss that is not finite would reach the weights."""
+        share, self.share = self.share, None
         if self.settings.loss is not None:
             outputs = outputs_with_loss(model, inputs, self.settings.loss)
             loss = outputs["loss"]
-        else:
-            loss, outputs = super().compute_loss(model, inputs, True)  # a mean over the items of this micro-batch
-        if isinstance(num_items_in_batch, StepShares):
-            loss = self.share_of_step(loss, outputs, num_items_in_batch.next())
+        else:  # without the number of items it is a mean over this micro-batch
+            count = num_items_in_batch if self.compute_loss_func is not None else None
+            loss, outputs = super().compute_loss(model, inputs, True, count)
+        if share is not None:  # not an evaluation
+            self.current_gradient_accumulation_steps = 1  # the share is all that the loss is divided by
+            loss = self.share_of_step(loss, outputs, {} if self.compute_loss_func is not None else share)
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Without it: clipping walks all modules in every step to find the parameters."""
-        if self.clipped_parameters is None:
+        if self.walks is None:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
-        return nn.utils.clip_grad_norm_(self.clipped_parameters, self.args.max_grad_norm)
+        return nn.utils.clip_grad_norm_(self.walks.trained_parameters(), self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called right before `optimizer.step()`: records the norm, and skips the update if it is not finite (see
         `Trainer.before_update`). Without it: one NaN gradient destroys the weights."""
-        if grad_norm is None and self.clipped_parameters is not None:
+        if grad_norm is None and self.walks is not None:
             self.accelerator.unscale_gradients()
-            gradients = [parameter.grad for parameter in self.clipped_parameters if parameter.grad is not None]
-            grad_norm = nn.utils.get_total_norm(gradients)
+            grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in self.walks.trained_parameters()])
         return self.before_update(super()._get_grad_norm(model, grad_norm=grad_norm))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -182,13 +201,19 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
 
     # ---- the end of a step ----
 
-    def _run_epoch(self, *, model: nn.Module, epoch: int, start_time: float, **options: Any) -> None:
+    def _run_epoch(
+        self, *, model: nn.Module, epoch: int, train_dataloader: Any, start_time: float, **options: Any
+    ) -> None:
         """Without it: a resumed run would repeat or lose what a preempted step still had to do."""
         self.finish_step(model, epoch, start_time)
         if self.control.should_training_stop:
             return
+        self.recorder = recorder_of(train_dataloader)
+        if self.recorder is not None:
+            self.recorder.record_next_pass()
+        loop = {"model": model, "epoch": epoch, "train_dataloader": train_dataloader, "start_time": start_time}
         with start_by_position(start_at):
-            super()._run_epoch(model=model, epoch=epoch, start_time=start_time, **options)
+            super()._run_epoch(**loop, **options)
 
     def _maybe_log_save_evaluate(
         self,
@@ -229,7 +254,8 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
         """Without it: work left by a run that was preempted at its last step would be lost."""
         self.finish_last_step(start_time)
-        return super()._finalize_training(trial, num_train_samples, start_time)
+        with no_deletion_at_end():
+            return super()._finalize_training(trial, num_train_samples, start_time)
 
     # ---- evaluation ----
 
@@ -242,10 +268,12 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Without it: there would be no loss unless the batch's target is called `labels`, and no named terms."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        loss, outputs = self.predict_batch(model, dict(inputs) if isinstance(inputs, Mapping) else inputs)
         self.add_eval_batch(inputs, loss, outputs)
-        return None, None, None
+        if prediction_loss_only:
+            return None, None, None
+        shown = loss if "loss" in self.args.include_for_metrics else None  # for `compute_metrics`
+        return shown, self.predictions(outputs, loss is not None, ignore_keys), self.labels_of(inputs)
 
     def evaluation_loop(self, dataloader: Any, *arguments: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
         """Without it: an evaluation would be a mean over batches, without named loss terms and the data's metrics."""
@@ -264,11 +292,12 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         return self.evaluate_in_training(run, skip_scheduler)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Without it: `val/loss` would not be found as `eval_loss`, and a missing metric would be a KeyError."""
+        """Whether to save after an evaluation with `save_strategy: best`. Without it: `val/loss` would not be found as
+        `eval_loss`, a missing metric would be a KeyError, and a save that somebody has requested would be forgotten."""
         wanted = self.args.metric_for_best_model
-        if wanted is not None:
-            self.args.metric_for_best_model = metric_or_error(wanted, metrics, "metric_for_best_model")
-        return super()._determine_best_metric(metrics, trial)
+        name = None if wanted is None else metric_or_error(wanted, metrics, "metric_for_best_model")
+        with replaced(self.args, "metric_for_best_model", name):
+            return super()._determine_best_metric(metrics, trial) or self.control.should_save
 
     # ---- files ----
 

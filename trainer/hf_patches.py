@@ -8,6 +8,7 @@ torch nor transformers, because `defer_peft` must run before they are imported.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -69,36 +70,6 @@ def cache_package_lookups() -> None:
         imports._is_package_available = functools.cache(imports._is_package_available)
 
 
-def skip_module_walks(model: Any, inner: Any) -> None:
-    """Until `restore_module_walks`: skip `model.train()` while the model trains, and zero gradients from a fixed list.
-
-    Without it: both walk all modules in every step, several percent of the step of a small network.
-
-    Args:
-        model: The model as it is trained, perhaps wrapped (DDP).
-        inner: The model itself. An evaluation puts only it into evaluation mode, which the wrapper does not see.
-    """
-    walk, parameters = type(model).train.__get__(model), list(model.parameters())
-
-    def train(mode: bool = True) -> Any:
-        return model if model.training == mode == inner.training else walk(mode)
-
-    def zero_grad(set_to_none: bool = True) -> None:
-        for parameter in parameters:
-            if set_to_none:
-                parameter.grad = None
-            elif parameter.grad is not None:
-                parameter.grad = parameter.grad.detach().zero_()
-
-    model.train, model.zero_grad = train, zero_grad
-
-
-def restore_module_walks(model: Any) -> None:
-    """Undo `skip_module_walks`; does nothing to a model that was not patched."""
-    for name in ("train", "zero_grad"):
-        model.__dict__.pop(name, None)
-
-
 @contextlib.contextmanager
 def replaced(holder: Any, name: str, value: Any) -> Iterator[Any]:
     """Replace an attribute of a module inside the context; yields the original."""
@@ -154,16 +125,40 @@ def deferred_on_save(handler: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_on_evaluate(handler: Any) -> Iterator[None]:
-    """Keep a callback handler from firing `on_evaluate`.
+def on_evaluate_goes_to(handler: Any, is_included: Callable[[Any], bool], before: Callable[[], None]) -> Iterator[None]:
+    """Let a callback handler fire `on_evaluate` only for some callbacks, after a call of `before()`.
 
-    Without it: several evaluation sets fire several events, and early stopping counts each as an evaluation.
+    Without it: early stopping and checkpointing would count each of several evaluation sets as an evaluation.
     """
-    handler.on_evaluate = lambda args, state, control, metrics, **kwargs: control
+
+    def on_evaluate(args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> Any:
+        before()
+        return fire_on_evaluate(handler, is_included, args, state, control, metrics)
+
+    handler.on_evaluate = on_evaluate
     try:
         yield
     finally:
         del handler.on_evaluate
+
+
+def fire_on_evaluate(handler: Any, is_included: Callable[[Any], bool], *arguments: Any) -> Any:
+    """Fire `on_evaluate` for some callbacks of a handler; they may add and remove callbacks meanwhile."""
+    part = copy.copy(handler)
+    part.callbacks = [callback for callback in handler.callbacks if is_included(callback)]
+    return type(handler).on_evaluate(part, *arguments)
+
+
+@contextlib.contextmanager
+def no_deletion_at_end() -> Iterator[None]:
+    """Keep transformers from deleting checkpoints when training ends with `save_total_limit: 1`.
+
+    Without it: the newest checkpoint is deleted, past `ModelCheckpoint`, which has applied the limit already.
+    """
+    import transformers.trainer as module
+
+    with replaced(module, "sort_checkpoints", lambda *arguments, **options: []):
+        yield
 
 
 def enable_fsdp_on_cpu() -> None:

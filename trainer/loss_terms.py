@@ -57,9 +57,10 @@ class LossTerms:
         return {name: torch.as_tensor(items) for name, items in self.count(batch).items()}
 
     def _labelled_items(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        labels = None if self.uses_labels else batch.get("shift_labels")
+        named = batch if isinstance(batch, Mapping) else {}
+        labels = None if self.uses_labels else named.get("shift_labels")
         if labels is None:
-            labels = batch.get("labels")
+            labels = named.get("labels")
             if self.shifts_labels and isinstance(labels, torch.Tensor):
                 labels = labels[..., 1:]
         if isinstance(labels, torch.Tensor) and labels.dim() > 1 and not labels.is_floating_point():
@@ -80,7 +81,7 @@ class StepShares:
     """How much each micro-batch's terms count in its optimizer step.
 
     Iterating gives for each micro-batch term -> its items / items of the step, times the number of processes, because
-    gradients are averaged over processes. Empty if one micro-batch of one process is the whole step.
+    gradients are averaged over processes. Empty for `WHOLE_STEP`.
     """
 
     def __init__(self, shares: Sequence[dict[str, torch.Tensor]] = ()):
@@ -102,6 +103,9 @@ class StepShares:
 
     def next(self) -> dict[str, torch.Tensor]:
         return next(self.remaining, {})
+
+
+WHOLE_STEP = StepShares()  # one micro-batch of one process: its loss is the step's
 
 
 def scaled(mean: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -149,6 +153,7 @@ class LossMeter:
         counts = torch.stack([torch.as_tensor(self.counts[name]).to(sums) for name in names])
         sums, counts = average(torch.stack([sums, counts]))
         self.sums, self.counts = {}, {}
+        self.mark()
         return dict(zip(names, (sums / counts).tolist(), strict=True))
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import has_length
 
 from trainer.callbacks.metric_names import required_direction
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.trainer_io import check_shapes
 from trainer.dataloading.resume_position import KEY as POSITION
 from trainer.dataloading.resume_position import DataPosition, stored_position
+from trainer.optimization.ema import AveragedWeights
 from trainer.optimization.hparam_changes import changed_options, load_earlier_state
 from trainer.optimization.lr_scheduler import Schedule, check_plan, schedule_lines
 from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
@@ -24,13 +26,30 @@ from trainer.optimization.optimizers import build_optimizer
 from trainer.optimization.parameter_groups import group_rates, parameter_groups
 from trainer.serialization import state_dict_io
 
+OPTIMIZATION = (  # fields of TrainingArguments
+    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim", "optim_args",
+    "optim_target_modules", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last",
+)  # fmt: skip
+
 
 class OptimizationSetup:
     """What a run is optimized with, from its settings and, on resume, from its checkpoint."""
 
+    def adopt_model(self, model: nn.Module, args: Any) -> None:
+        """Build what belongs to one model: its optimizer, schedule and averaged weights."""
+        spec = self.settings.ema
+        self.ema = None if spec is None else AveragedWeights(model, spec.decay, spec.warmup, spec.update_every)
+        if self.train_dataset is not None:
+            self.build_optimization(model, args)
+
     def new_optimizer(self, model: nn.Module, args: Any) -> torch.optim.Optimizer:
-        """Build the named optimizer over the model's parameter groups."""
+        """Build the named optimizer, or that of `optimizer_cls_and_kwargs`, over the model's parameter groups."""
         settings = self.settings
+        if self.optimizer_cls_and_kwargs is not None:
+            kind, options = self.optimizer_cls_and_kwargs
+            rate, decay = options.get("lr", args.learning_rate), options.get("weight_decay", args.weight_decay)
+            return kind(parameter_groups(model, rate, decay, settings.param_groups, settings.parts), **options)
         return build_optimizer(
             model,
             self.optimizer_name,
@@ -50,7 +69,7 @@ class OptimizationSetup:
         Raises:
             ValueError: other parameter groups, another schedule, or weights of another shape.
         """
-        settings, optimizer, schedule = self.settings, self.optimizer, self.built_schedule
+        settings, optimizer, schedule = self.settings, self.built_optimizer, self.built_schedule
         with checkpoint_load_errors(checkpoint):  # another version of transformers may have written other keys
             TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         stored = state_dict_io.read(checkpoint, "scheduler")
@@ -68,17 +87,18 @@ class OptimizationSetup:
             earlier = settings.earlier_optimizer.build(self.model, self.args, settings.parts)
             self.changed_options = changed_options(earlier.param_groups, self.initial_groups)
 
-    def build_optimization(self, model: nn.Module, args: Any, samples: int) -> None:
+    def build_optimization(self, model: nn.Module, args: Any) -> None:
         """Build the optimizer and the schedule, before the run's folder is made.
-
-        Args:
-            samples: Samples of an epoch.
 
         Raises:
             ValueError: a name, an option or a parameter group does not fit; a package that one needs is missing.
         """
+        self.built_for = model, _optimization_arguments(args)
+        self.optimizer_name = self.settings.optimizer_name or getattr(args.optim, "value", args.optim)
+        if self.settings.schedule is None:
+            self.plan = with_direction(plan_of(args), self.settings.directions)
         check_plan(self.plan)
-        total, per_epoch = run_length(args, samples)
+        total, per_epoch = run_length(args, self._samples_per_epoch(self.train_dataset, args))
         warm = self.plan.warmup_length(total, per_epoch)
         if warm >= total:
             raise ValueError(
@@ -86,7 +106,8 @@ class OptimizationSetup:
                 "be reached"
             )
         try:
-            self.built_optimizer = optimizer = self.new_optimizer(model, args)
+            optimizer = self.given_optimizer if self.given_optimizer is not None else self.new_optimizer(model, args)
+            self.built_optimizer = optimizer
             self.initial_groups = [dict(group) for group in optimizer.param_groups]
             if self.settings.first_optimizer is not None:
                 load_earlier_state(optimizer, self.settings.first_optimizer)
@@ -96,6 +117,12 @@ class OptimizationSetup:
                 raise  # Keel's own error: it names what is wrong
             where = f"optimizer `{self.optimizer_name}` or schedule `{self.plan.name}`"
             raise ValueError(f"{where} cannot be built: {' '.join(str(error).split())}") from error
+
+    def first_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that was built with the Trainer, or a new one if the model or the arguments are others now."""
+        if self.built_for != (self.model, _optimization_arguments(self.args)):
+            self.build_optimization(self.model, self.args)
+        return self.built_optimizer
 
     def count_from_position(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """Count the steps from the position in the data; of a run with `max_steps`, return another number of epochs.
@@ -115,7 +142,8 @@ class OptimizationSetup:
         """How the steps of this run count through the data, continued from those of a checkpoint."""
         samples = self._samples_per_epoch(self.train_dataset, self.args)
         batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        now = DataPosition(self.steps_per_epoch, samples, batch)
+        passes = None if has_length(self.train_dataset) else 0
+        now = DataPosition(self.steps_per_epoch, samples, batch, passes=passes)
         step, earlier = stored_position(checkpoint) if checkpoint is not None else (0, None)
         return now if earlier is None else earlier.followed_by(now, step)
 
@@ -132,10 +160,19 @@ class OptimizationSetup:
             self.state.train_batch_size = self._train_batch_size
             epochs, steps = self.position.place(self.state.global_step)
             batches = 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
+            if batches and self.position.passes is not None and self.is_world_process_zero():
+                print(f"training data without length: {batches} batches are read again and skipped", flush=True)
             if self.settings.forget_best:
                 self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
         self.state.stateful_callbacks[POSITION] = dataclasses.asdict(self.position)
         return epochs, batches
+
+    def end_pass(self) -> None:
+        """At the end of an epoch of data without length, which is one pass over it, note where the next one begins."""
+        if self.position.passes is not None:
+            passes, step = self.position.passes + 1, self.state.global_step
+            self.position = dataclasses.replace(self.position, passes=passes, pass_began=step)
+            self.state.stateful_callbacks[POSITION] = dataclasses.asdict(self.position)
 
     def first_scheduler(self, total_steps: int, optimizer: Any) -> Schedule:
         """The schedule that was built with the Trainer, or a new one if the run has another length or optimizer now."""
@@ -156,6 +193,16 @@ class OptimizationSetup:
         if self.is_world_process_zero() and isinstance(schedule, Schedule):
             print("\n".join(schedule_lines(schedule)), flush=True)
 
+    def follow_training_loss(self) -> None:
+        """At the end of each step or epoch, pass the mean training loss since the last call to a plateau schedule."""
+        self.followed_steps += 1
+        every = self.steps_per_epoch if self.plan.interval == "epoch" else 1
+        if self.state.global_step % every == 0:
+            loss = self._mean_over_processes(self.followed_loss / self.followed_steps).item()
+            self.lr_scheduler.observe(loss)
+            self.followed_loss.zero_()
+            self.followed_steps = 0
+
     def learning_rates(self) -> dict[str, float]:
         """Parameter name -> peak learning rate of its group; frozen parameters are left out.
 
@@ -171,7 +218,13 @@ class OptimizationSetup:
         """Set the number of samples per device and micro-batch, which changes the length of the schedule."""
         self.args.per_device_train_batch_size = self._train_batch_size = size
         length = run_length(self.args, self._samples_per_epoch(self.train_dataset, self.args))
-        self.built_schedule = Schedule(self.optimizer, self.plan, *length)
+        self.built_for = self.model, _optimization_arguments(self.args)
+        self.built_schedule = Schedule(self.built_optimizer, self.plan, *length)
+
+
+def _optimization_arguments(args: Any) -> str:
+    """Everything in `args` that the optimizer and the schedule are built from."""
+    return repr([getattr(args, name, None) for name in OPTIMIZATION])
 
 
 def updates_per_epoch(args: Any, samples: int) -> int:

@@ -14,6 +14,7 @@ from trainer.callbacks.early_stopping import EarlyStopping, already_stopped, sta
 from trainer.callbacks.epochs import is_whole
 from trainer.callbacks.log_files import is_evaluation
 from trainer.callbacks.metric_names import UnknownMetric
+from trainer.callbacks.user_callbacks import observes
 from trainer.checkpointing.async_writer import SavesFailed
 from trainer.checkpointing.step_state import NOTHING_PENDING, PendingStepWork
 from trainer.evaluation import EvaluationInterrupted
@@ -170,6 +171,8 @@ class StepBoundary:
         with self._not_training():
             self.guard.settle()
             self.checkpointing.save()
+            if any(observes(callback, "on_save") for callback in self.callback_handler.callbacks):
+                self.checkpointing.wait_saved()  # it may save the model beside the checkpoint: of the same step
 
     def finish_last_step(self, start_time: float) -> None:
         """Do the pending work of a run that was preempted at its last step, and wait for the last save."""

@@ -10,6 +10,7 @@ transformers calls), `optimization_setup`, `dataloading`, `evaluation`, `step_bo
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 import transformers
 from torch import nn
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from storage import manifest
 from trainer.callbacks.csv_logger import CsvLog
@@ -36,7 +37,7 @@ from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.manager import CheckpointManager
 from trainer.checkpointing.step_state import NOTHING_PENDING, restore_log_interval
 from trainer.dataloading.dataloaders import without_adapter
-from trainer.dataloading.indexed import IndexedCollate
+from trainer.dataloading.indexed import RecordedBatches
 from trainer.dataloading.resume_position import DataPosition
 from trainer.distributed.launch_checks import (
     DEEPSPEED_LINE,
@@ -51,11 +52,10 @@ from trainer.hf_patches import (
     cache_package_lookups,
     connect_peft,
     enable_fsdp_on_cpu,
-    restore_module_walks,
-    skip_module_walks,
+    replaced,
 )
-from trainer.loss_terms import LossMeter, LossTerms, StepShares, scaled
-from trainer.optimization.ema import AveragedWeights
+from trainer.loss_terms import WHOLE_STEP, LossMeter, LossTerms, StepShares, scaled
+from trainer.module_walks import ModuleWalks
 from trainer.optimization.nonfinite_guard import NonfiniteGuard
 from trainer.optimization.parameter_groups import no_decay_lines
 from trainer.optimization_setup import plan_of, with_direction
@@ -71,8 +71,9 @@ class Trainer(HFOverrides):
 
     Args:
         model: Returns a dict with `loss`.
-        args: TrainingArguments.
-        collate: List of samples (or what the data set's `__getitems__` returns) -> batch.
+        args: TrainingArguments, read when training begins.
+        data_collator: List of samples (or what the data set's `__getitems__` returns) -> batch.
+        train_dataset: Map-style or iterable; None: the Trainer only evaluates.
         sampler: `sampler(seed)` -> an index sampler with `set_epoch`; its order is a function of seed and epoch, so
             that a resumed run sees the samples the uninterrupted one would have seen. None: transformers' own.
         files: Saved beside the model in every checkpoint: file name -> text or JSON value.
@@ -80,6 +81,7 @@ class Trainer(HFOverrides):
         adapted: Saves and loads the model's files, `save(folder, state_dict, final)` and `load(folder)`; None:
             transformers' own way.
         signals: Handlers of the signals that preempt the run; None: it cannot be preempted.
+        callbacks, optimizers, options: These and all further arguments are those of transformers' Trainer.
 
     Raises:
         ValueError: a setting does not fit the model, the data or the installed packages.
@@ -87,53 +89,70 @@ class Trainer(HFOverrides):
 
     def __init__(
         self,
-        model: nn.Module,
-        args: transformers.TrainingArguments,
-        *,
-        train_dataset: Any,
+        model: nn.Module | None = None,
+        args: transformers.TrainingArguments | None = None,
+        data_collator: Callable[[Any], Any] | None = None,
+        train_dataset: Any = None,
         eval_dataset: Any = None,
-        collate: Callable[[Any], dict[str, Any]],
+        *,
         sampler: Callable[[int], Any] | None = None,
         files: Mapping[str, Any] | None = None,
         settings: TrainerSettings | None = None,
         adapted: Any = None,
         signals: Signals | None = None,
+        callbacks: Sequence[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        **options: Any,
     ):
+        args = transformers.TrainingArguments("tmp_trainer") if args is None else args
         self.settings, self.adapted, self.signals = settings or TrainerSettings(), adapted, signals
         self.sampler, self.files = sampler, dict(files or {})
-        self.optimizer_name = self.settings.optimizer_name or getattr(args.optim, "value", args.optim)
-        self.plan = with_direction(self.settings.schedule or plan_of(args), self.settings.directions)
         self.checkpoint_dir = Path(self.settings.checkpoint_dir or args.output_dir)
+        self.plan = with_direction(self.settings.schedule or plan_of(args), self.settings.directions)
         check_directions(self.settings, args)
-        self.build_optimization(model, args, self._samples_per_epoch(train_dataset, args))
-        self._begin_state(model, train_dataset)
-        self.eval_on_start, self.save_total_limit = args.eval_on_start, args.save_total_limit
-        args.save_total_limit = None  # `ModelCheckpoint` deletes: by step, never the newest or a best one
+        self.train_dataset, self.given_optimizer = train_dataset, optimizers[0]
+        self.optimizer_cls_and_kwargs = options.get("optimizer_cls_and_kwargs")
+        if model is not None:  # that of `model_init` is adopted when it is made
+            self.adopt_model(model, args)
+        self._begin_state()
+        users = [callback() if isinstance(callback, type) else callback for callback in callbacks or ()]
+        users += named_callbacks(self.settings.callbacks)
         connect_peft()
         super().__init__(
-            model=model, args=args, data_collator=collate, train_dataset=train_dataset, eval_dataset=eval_dataset
-        )
-        self.optimizer = self.built_optimizer
+            model, args, data_collator, train_dataset, eval_dataset,
+            callbacks=users, optimizers=optimizers, **options,
+        )  # fmt: skip
         self._limit_evaluation()
         self.checkpointing = CheckpointManager(self, self.settings.save_in_background, self.settings.max_failed_saves)
-        loss = self.settings.loss if self.settings.loss is not None else without_adapter(model)
-        self.loss_terms = LossTerms(loss, uses_labels=self.label_smoother is not None)
-        self.model_accepts_loss_kwargs = True  # transformers must not divide a loss that has its share of the step
-        self._add_callbacks()
+        self.set_loss_terms()
+        self._add_callbacks(users)
 
-    def _begin_state(self, model: nn.Module, train_dataset: Any) -> None:
+    def set_loss_terms(self) -> None:
+        """Find out what the loss of the model is a mean over."""
+        loss = self.settings.loss if self.settings.loss is not None else without_adapter(self.model)
+        is_outside = self.label_smoother is not None or self.compute_loss_func is not None
+        self.loss_terms = LossTerms(loss, uses_labels=is_outside)
+        self.has_own_loss = type(self).compute_loss is not HFOverrides.compute_loss  # of a subclass
+        if not self.has_own_loss:  # transformers must not divide a loss that has its share of the step
+            self.model_accepts_loss_kwargs = True
+
+    def _begin_state(self) -> None:
         """Initialize the state that training changes."""
         self.train_terms, self.eval_scores = LossMeter(), None
+        self.may_interrupt = False  # whether a preemption may leave the evaluation that runs now
+        self.recorder: RecordedBatches | None = None  # of the loader that the loop reads
+        self.step_samples: deque[list[int] | None] = deque()  # of the micro-batches of a step that are still to come
+        self.shares, self.share = WHOLE_STEP, None
         self.guard = NonfiniteGuard(
             self.settings.stop_after_nonfinite,
             self.checkpoint_dir,
-            where=getattr(train_dataset, "where", None),
+            where=getattr(self.train_dataset, "where", None),
             finish_saving=lambda: self.checkpointing.wait_written(),
             clip_threshold=self.settings.grad_clip_threshold,
         )
-        self.ema = _averaged_weights(model, self.settings.ema)
         self.meter: ThroughputMonitor | None = None
-        self.clipped_parameters: list[nn.Parameter] | None = None
+        self.walks: ModuleWalks | None = None
+        self.flops_per_input = 0
         self.skipped_update: bool | torch.Tensor = False
         self.steps_per_epoch, self.followed_steps, self.samples, self.measured_from = 1, 0, 0, 0
         self.resumed_from: str | None = None
@@ -159,8 +178,9 @@ class Trainer(HFOverrides):
             if self.is_deepspeed_enabled and self.is_world_process_zero():
                 print(DEEPSPEED_LINE, flush=True)
 
-    def _add_callbacks(self) -> None:
-        """Add callbacks in the order of calls: log files, requests of evaluations, reactions to their results."""
+    def _add_callbacks(self, users: Sequence[TrainerCallback]) -> None:
+        """Add callbacks in the order of calls: log files, requests of evaluations, reactions to their results, and
+        last those of the user, which transformers has added already."""
         settings, args = self.settings, self.args
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -180,13 +200,13 @@ class Trainer(HFOverrides):
             self.add_callback(EarlyStopping(settings.early_stopping, settings.min_epochs, settings.directions))
         delete = self.checkpointing.deletions.delete
         self.model_checkpoint = ModelCheckpoint(
-            settings.checkpointing, self.checkpoint_dir, self.save_total_limit, delete, settings.directions
+            settings.checkpointing, self.checkpoint_dir, args.save_total_limit, delete, settings.directions
         )
         self.add_callback(self.model_checkpoint)
         if settings.sampling is not None:
             self.add_callback(WriteSamples(self.model, settings.sampling, Path(args.output_dir), args.seed))
-        for callback in named_callbacks(settings.callbacks):
-            self.add_callback(callback)
+        callbacks = self.callback_handler.callbacks
+        callbacks[:] = [callback for callback in callbacks if callback not in users] + list(users)
         self.add_callback(Console() if args.disable_tqdm else ProgressBar())
 
     # ---- training ----
@@ -202,10 +222,11 @@ class Trainer(HFOverrides):
             print("\n".join(no_decay_lines(self.model)), flush=True)
         if self.is_fsdp_enabled:
             explain_first_step(self.optimizer, self.optimizer_name)
+        if hasattr(self.model, "num_parameters"):
+            self.flops_per_input = 6 * self.model.num_parameters(exclude_embeddings=True)
         if self.is_unsharded:
-            skip_module_walks(model, self.model)
+            self.walks = ModuleWalks(model)
             cache_package_lookups()
-            self.clipped_parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def before_update(self, norm: Any) -> Any:
         """Record the gradient norm, and skip the coming optimizer step if it is not finite; returns the norm."""
@@ -216,7 +237,8 @@ class Trainer(HFOverrides):
         if not self.is_unsharded:  # decided on the host: no fused kernel is known to skip sharded weights
             norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         self.skipped_update = self.guard.before_update(self.state.global_step + 1, self.optimizer, norm)
-        self.train_terms.undo(self.skipped_update)
+        if self.train_terms.sums:
+            self.train_terms.undo(self.skipped_update)
         return norm
 
     def step_shares(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> StepShares:
@@ -226,12 +248,11 @@ class Trainer(HFOverrides):
             return self.accelerator.reduce(items.to(device), reduction="sum")
 
         if len(batches) * self.args.world_size <= 1:
-            return StepShares()
+            return WHOLE_STEP
         items = [self.loss_terms.items(batch) for batch in batches]
-        for counts, batch in zip(items, batches, strict=True):
-            if IndexedCollate.KEY in batch:  # a negative index: the batch only keeps this process in step
-                is_counted = (batch[IndexedCollate.KEY] >= 0).any()
-                counts |= {name: count.to(is_counted.device) * is_counted for name, count in counts.items()}
+        for counts, samples in zip(items, self.step_samples, strict=False):
+            if samples == []:  # the batch only keeps this process in step
+                counts |= {name: torch.zeros_like(count) for name, count in counts.items()}
         return StepShares.of(items, self.args.world_size, sum_over_processes)
 
     def share_of_step(self, loss: torch.Tensor, outputs: Any, shares: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -276,6 +297,7 @@ class Trainer(HFOverrides):
 
     def end_epoch(self) -> None:
         self.phase = EPOCH
+        self.end_pass()
 
     def begin_epoch(self) -> None:
         """Set the seed of the dataloader's workers, a function of seed and epoch."""
@@ -283,16 +305,6 @@ class Trainer(HFOverrides):
         generator = getattr(self.callback_handler.train_dataloader, "generator", None)
         if generator is not None:
             generator.manual_seed((self.args.seed << 20) + int(self.state.epoch or 0))
-
-    def follow_training_loss(self) -> None:
-        """At the end of each step or epoch, pass the mean training loss since the last call to a plateau schedule."""
-        self.followed_steps += 1
-        every = self.steps_per_epoch if self.plan.interval == "epoch" else 1
-        if self.state.global_step % every == 0:
-            loss = self._mean_over_processes(self.followed_loss / self.followed_steps).item()
-            self.lr_scheduler.observe(loss)
-            self.followed_loss.zero_()
-            self.followed_steps = 0
 
     # ---- logs ----
 
@@ -309,7 +321,6 @@ class Trainer(HFOverrides):
                 self.samples, self.measured_from = 0, self.state.global_step
             self._log_units(logs)
             logs["weight_decay"] = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
-        logs.pop("total_flos", None)
         return logs
 
     def _log_units(self, logs: dict[str, float]) -> None:
@@ -334,17 +345,19 @@ class Trainer(HFOverrides):
 
     # ---- training ----
 
-    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
-        self.is_resuming = resuming = bool(resume_from_checkpoint)
-        self.resuming_from = Path(resume_from_checkpoint) if resuming else None
-        self.args.eval_on_start = self.settings.validate_before_resume if resuming else self.eval_on_start
-        processes = self.args.world_size
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **options: Any) -> Any:
+        if self.train_dataset is None:
+            raise ValueError("there are no training data: this Trainer can only evaluate and predict")
+        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        self.is_resuming, self.resuming_from = checkpoint is not None, checkpoint
+        self.model_checkpoint.limit = self.args.save_total_limit
         self.samples = 0
-        self.meter = ThroughputMonitor(self.args.device, flops_per_sample(self.model), processes)
+        self.meter = ThroughputMonitor(self.args.device, flops_per_sample(self.model), self.args.world_size)
         deferred = self.signals.deferred() if self.signals is not None else contextlib.nullcontext()
+        evaluates_first = self.settings.validate_before_resume if checkpoint is not None else self.args.eval_on_start
         try:
-            with deferred:
-                outcome = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+            with deferred, replaced(self.args, "eval_on_start", evaluates_first):
+                outcome = super().train(str(checkpoint) if checkpoint is not None else None, **options)
             self.guard.settle()
             return outcome
         except Preempted:
@@ -356,8 +369,9 @@ class Trainer(HFOverrides):
             raise Preempted(self.signals.received or "another process", self.state.global_step) from None
         finally:
             self.checkpointing.close()
-            restore_module_walks(self.model_wrapped)
-            self.clipped_parameters, self.meter = None, None
+            if self.walks is not None:
+                self.walks.remove()
+            self.walks = self.meter = None
             self.guard.release(self.optimizer)
 
     def begin_run_folder(self, adaptation: Any = None) -> None:
@@ -376,7 +390,3 @@ class Trainer(HFOverrides):
         more = {} if adaptation is None else {"adaptation.json": adaptation}
         (Path(self.args.output_dir) / manifest.NAME).unlink(missing_ok=True)  # of a final model that this run replaces
         write_files(Path(self.args.output_dir), {**self.files, **more})
-
-
-def _averaged_weights(model: nn.Module, spec: Any) -> AveragedWeights | None:
-    return None if spec is None else AveragedWeights(model, spec.decay, spec.warmup, spec.update_every)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import netrc
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from loader.resolve.run_config import RunConfig
 
 WANDB_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+COMPARED_LENGTHS = 1000  # samples
 
 
 def check_batch(run: RunConfig, args: Any) -> None:
@@ -77,6 +80,7 @@ def hub_reason(error: BaseException) -> str:
 
 def check_data(run: RunConfig, args: Any, bundle: Any) -> None:
     """Refuse settings that the data does not allow; without held-out data, evaluation by default is turned off."""
+    _check_order(run, args, bundle)
     batch, samples = args.train_batch_size * args.world_size, len(bundle.sampler(run.seed))
     if args.dataloader_drop_last and samples < batch:
         raise ValueError(
@@ -100,6 +104,22 @@ def check_data(run: RunConfig, args: Any, bundle: Any) -> None:
     args.eval_strategy = type(args.eval_strategy)("no")
 
 
+def _check_order(run: RunConfig, args: Any, bundle: Any) -> None:
+    """Refuse an order of samples that the data does not allow: only samples of several lengths can be grouped."""
+    key, strategy = "train_sampling_strategy", getattr(args, "train_sampling_strategy", "random")
+    if strategy == "random":
+        return
+    place = f"`{key}: {strategy}`{run.place(key)}"
+    if strategy != "group_by_length":
+        raise ValueError(f"{place}: the data set decides the order of its samples; leave it out, or set `shuffle`")
+    data, sample = bundle.train_dataset, bundle.train_dataset[0]
+    if not (isinstance(sample, Mapping) and "input_ids" in sample):
+        raise ValueError(f"{place}: the samples of {run.dataset.name} have no `input_ids`; leave it out")
+    length = len(sample["input_ids"])
+    if all(len(data[index]["input_ids"]) == length for index in range(min(len(data), COMPARED_LENGTHS))):
+        raise ValueError(f"{place}: all samples of {run.dataset.name} have {length} tokens; leave it out")
+
+
 def check_model(run: RunConfig, args: Any, model: Any) -> None:
     """Refuse settings that the network does not support."""
     from transformers.modeling_layers import GradientCheckpointingLayer
@@ -109,3 +129,28 @@ def check_model(run: RunConfig, args: Any, model: Any) -> None:
         if getattr(args, key, False) and run.was_set(key) and not able:
             name, place = run.model.name, run.place(key)
             raise ValueError(f"`{key}`{place}: model {name} has no layers to recompute; leave it out")
+    _check_transformers_only(run, args, model)
+
+
+def _check_transformers_only(run: RunConfig, args: Any, model: Any) -> None:
+    """Refuse settings of transformers that work with some of its own models alone."""
+    from torch import nn
+    from transformers.utils import is_liger_kernel_available
+
+    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    is_of_transformers = type(network).__module__.startswith("transformers.")
+    takes_labels = "labels" in inspect.signature(network.forward).parameters
+    try:
+        has_embedding = isinstance(network.get_input_embeddings(), nn.Embedding)
+    except (AttributeError, NotImplementedError):
+        has_embedding = False
+    own = f"model {run.model.name} computes its loss itself"
+    for key, works, reason in (
+        ("label_smoothing_factor", is_of_transformers and takes_labels, f"{own}; set `loss.label_smoothing`"),
+        ("label_smoothing_factor", run.loss is None, f"`loss: {run.loss and run.loss.name}` replaces the model's loss"),
+        ("neftune_noise_alpha", has_embedding, f"model {run.model.name} has no embedding of tokens; leave it out"),
+        ("use_liger_kernel", is_liger_kernel_available(), "the package liger-kernel is not installed"),
+        ("use_liger_kernel", is_of_transformers, f"model {run.model.name} is not one of transformers; leave it out"),
+    ):
+        if getattr(args, key, None) and not works:
+            raise ValueError(f"`{key}`{run.place(key)}: {reason}")

@@ -34,6 +34,10 @@ OVERLAY: dict[str, dict[str, Any]] = {
     "ddp_static_graph": {"on_resume": HARMLESS},
     "ddp_backend": {"on_resume": HARMLESS},
     "ddp_timeout": {"on_resume": HARMLESS, "gt": 0},
+    # What only some models and data can use: see `checks/runtime_checks.py`
+    "label_smoothing_factor": {"ge": 0},
+    "neftune_noise_alpha": {"ge": 0},
+    "liger_kernel_config": {"needs": "use_liger_kernel"},
     # How batches are loaded, not which
     "dataloader_persistent_workers": {"on_resume": HARMLESS},
     "dataloader_prefetch_factor": {"on_resume": HARMLESS, "ge": 1},
@@ -72,9 +76,7 @@ OVERLAY: dict[str, dict[str, Any]] = {
 REPLACED: dict[str, str] = {
     "do_train": "train.py always trains",
     "do_predict": "score a checkpoint with eval.py",
-    "train_sampling_strategy": "the data set decides the order of its samples (episode_first, weights)",
     "length_column_name": "the data set decides the order of its samples",
-    "label_smoothing_factor": "every model here computes its own loss",
     "local_rank": "the launcher sets it",
     "auto_find_batch_size": "it would change the batch size, and with it the result; set per_device_train_batch_size",
     "include_num_input_tokens_seen": "the log of a language model has `tokens`, at no cost",
@@ -82,9 +84,6 @@ REPLACED: dict[str, str] = {
     "save_on_each_node": "all processes share one folder, and one of them writes checkpoints",
     "hub_strategy": "push_to_hub pushes the model once, at the end",
     "hub_always_push": "push_to_hub pushes the model once, at the end",
-    "neftune_noise_alpha": "noise on embeddings is not available",
-    "use_liger_kernel": "Liger's kernels are not available",
-    "liger_kernel_config": "Liger's kernels are not available",
     "bf16_full_eval": "evaluation uses the precision of training; set bf16 or weights_dtype",
     "fp16_full_eval": "evaluation uses the precision of training; set fp16 or weights_dtype",
     **dict.fromkeys(

@@ -36,6 +36,7 @@ VALUES = {
     "eval_strategy": ("epoch", {}),
     "eval_delay": (3.0, {}),
     "hub_strategy": ("end", {"push_to_hub": True}),
+    "liger_kernel_config": ({"rope": True}, {"use_liger_kernel": True}),
     "load_best_model_at_end": (True, {"eval_strategy": "steps", "metric_for_best_model": "loss"}),
     "metric_for_best_model": ("eval_loss", {}),
     "greater_is_better": (True, {"metric_for_best_model": "loss"}),

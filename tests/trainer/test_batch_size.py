@@ -54,9 +54,9 @@ def test_a_tuned_run_equals_one_that_was_not(tmp_path, settings):
     plain = make_trainer(tmp_path / "plain", Restless(), **settings)
     plain.train()
     tuned = make_trainer(tmp_path / "tuned", Restless(), **settings)
-    state, optimizer = tuned.state, tuned.optimizer
+    state, optimizer = tuned.state, tuned.built_optimizer
     assert tune_batch_size(tuned, 4, 4) == 4
-    assert tuned.optimizer is optimizer and not optimizer.state and tuned.state is state
+    assert tuned.built_optimizer is optimizer and not optimizer.state and tuned.state is state
     assert tuned.args.per_device_train_batch_size == 4
     tuned.train()
     assert_same(values(tuned.model), values(plain.model))

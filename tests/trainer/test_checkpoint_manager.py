@@ -238,14 +238,15 @@ class At(TrainerCallback):
 
 
 def test_on_save_is_fired_at_the_next_step(tmp_path):
-    """Not only when the next checkpoint is due."""
+    """Not only when the next checkpoint is due; what listens is no callback of the user's, which waits for it."""
     trainer, fired = make_trainer(tmp_path, max_steps=8, save_strategy="steps", save_steps=3), []
+    original = trainer.model_checkpoint.on_save
 
-    class Records(TrainerCallback):
-        def on_save(self, args, state, control, **kwargs):
-            fired.append((state.global_step, trainer.state.global_step))
+    def on_save(args, state, control, **kwargs):
+        fired.append((state.global_step, trainer.state.global_step))
+        original(args, state, control, **kwargs)
 
-    trainer.add_callback(Records())
+    trainer.model_checkpoint.on_save = on_save
     trainer.add_callback(At("on_step_end", 4, lambda control: trainer.checkpointing.writer.thread.join(20)))
     trainer.train()
     assert fired[0] == (3, 4) and [step for step, _ in fired] == [3, 6, 8]
@@ -263,11 +264,10 @@ class SetsControl(TrainerCallback):
 
 
 def test_should_save_in_on_save_is_ignored(tmp_path):
-    """transformers resets the flag at the next step's begin, which is when `on_save` is fired here."""
+    """transformers resets the flag at the next step's begin."""
     trainer = make_trainer(tmp_path, max_steps=8, save_strategy="steps", save_steps=3)
     callback = SetsControl("should_save")
     trainer.add_callback(callback)
-    trainer.add_callback(At("on_step_end", 4, lambda control: trainer.checkpointing.writer.thread.join(20)))
     trainer.train()
     assert callback.steps == [3, 6, 8] and trainer.checkpointing.number == 3
 

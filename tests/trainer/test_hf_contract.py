@@ -57,6 +57,7 @@ def test_an_override_says_what_would_go_wrong_without_it(name):
         (transformers.trainer, "compare_trainer_and_checkpoint_args", ["training_args", "trainer_state"]),
         (CallbackHandler, "on_save", ["self", "args", "state", "control", "kwargs"]),
         (CallbackHandler, "on_evaluate", ["self", "args", "state", "control", "metrics", "kwargs"]),
+        (transformers.trainer, "sort_checkpoints", ["output_dir"]),
         (transformers.trainer, "is_peft_available", []),
         (transformers.trainer_utils, "is_peft_available", []),
     ],

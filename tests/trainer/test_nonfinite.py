@@ -10,7 +10,7 @@ from tiny_training import EpochSampler, Regression, Samples, make_trainer
 from torch.utils.data import DataLoader, default_collate
 
 from trainer.callbacks.log_files import write_files
-from trainer.dataloading.indexed import IndexedCollate, IndexedSamples
+from trainer.dataloading.indexed import record_batches, recorder_of
 from trainer.optimization.nonfinite_guard import NonfiniteGuard, TrainingDiverged, describe, drop_update, skips_by_flag
 
 
@@ -227,7 +227,7 @@ def test_the_host_looks_one_step_later_at_a_flag_on_the_device(monkeypatch):
     total = torch.tensor(5.0)
 
     def one_step(number, loss):
-        guard.begin(torch.tensor([number]), total)
+        guard.begin([number], total)
         value = guard.protect((weight * loss).sum())
         total.add_(value.detach())
         value.backward()
@@ -376,16 +376,21 @@ def same(batch):
 
 @pytest.mark.parametrize(("dataset", "collate"), [(Samples(6), default_collate), (Whole(6), same)])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_batch_knows_its_samples(dataset, collate, workers):
-    indexed = pickle.loads(pickle.dumps(IndexedSamples(dataset)))
-    assert len(indexed) == 6 and torch.equal(indexed.x, dataset.x)  # its attributes pass through
-    loader = DataLoader(
-        indexed, batch_size=4, sampler=[5, 0, 3, 1, 2, 4], collate_fn=IndexedCollate(collate), num_workers=workers
-    )
-    batches = list(loader)
-    assert [batch["sample_index"].tolist() for batch in batches] == [[5, 0, 3, 1], [2, 4]]
-    assert all(batch["sample_index"].dtype == torch.int64 for batch in batches)
-    assert torch.equal(batches[0]["x"], dataset.x[[5, 0, 3, 1]])
+def test_the_samples_of_a_batch_are_known(dataset, collate, workers):
+    order = [5, 0, 3, 1, 2, 4]
+    loader = record_batches(DataLoader(dataset, batch_size=4, sampler=order, collate_fn=collate, num_workers=workers))
+    recorder, own = recorder_of(loader), []
+    assert loader.dataset is dataset and len(loader) == 2
+    list(loader)
+    assert recorder.take() is None  # a pass that was not announced
+    recorder.record_next_pass()
+    for batch in loader:
+        own.append(recorder.take())
+        list(recorder)  # another pass meanwhile
+        assert torch.equal(batch["x"], dataset.x[own[-1]])
+    assert own == [[5, 0, 3, 1], [2, 4]] and recorder.take() is None
+    recorder.record_next_pass(skipped=1)
+    assert len(list(loader)) == 2 and [recorder.take(), recorder.take()] == [[2, 4], None]
 
 
 def _train_one_of_two(rank, folder):
@@ -400,7 +405,7 @@ def _train_one_of_two(rank, folder):
     guard = NonfiniteGuard(3, show=shown.append)
     weights = []
     for step in (1, 2, 3):
-        guard.begin(torch.tensor([10 * step + rank]))
+        guard.begin([10 * step + rank])
         bad = step == 2 and rank == 1
         guard.protect(model(torch.ones(1, 2)).sum() * (math.nan if bad else 1.0)).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -417,7 +417,7 @@ def test_one_step_of_muon_is_as_large_as_adamws():
 
 def test_the_trainer_uses_the_named_optimizer_with_its_options(tmp_path):
     options = {"momentum": 0.9, "nesterov": True}
-    optimizer = make_trainer(tmp_path, optimizer_name="SGD", optimizer_options=options).optimizer
+    optimizer = make_trainer(tmp_path, optimizer_name="SGD", optimizer_options=options).create_optimizer()
     assert type(optimizer) is torch.optim.SGD
     assert all({**group, **options, "lr": 0.05} == group for group in optimizer.param_groups)
 
@@ -425,14 +425,14 @@ def test_the_trainer_uses_the_named_optimizer_with_its_options(tmp_path):
 @pytest.mark.parametrize("name", ["AdamW", "adamw_torch"])
 def test_adam_flags_reach_torch_classes_and_trainer_names_alike(tmp_path, name):
     trainer = make_trainer(tmp_path, optimizer_name=name, adam_beta1=0.7, adam_beta2=0.8, adam_epsilon=1e-5)
-    group = trainer.optimizer.param_groups[0]
+    group = trainer.create_optimizer().param_groups[0]
     assert tuple(group["betas"]) == (0.7, 0.8) and group["eps"] == 1e-5
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "polynomial", "inverse_sqrt", "constant", "reduce_lr_on_plateau"])
 def test_every_schedule_is_built_once_and_trains(tmp_path, kind):
     trainer = make_trainer(tmp_path, max_steps=4, lr_scheduler_type=kind, eval_strategy="steps", eval_steps=2)
-    optimizer, schedule = trainer.optimizer, trainer.built_schedule
+    optimizer, schedule = trainer.built_optimizer, trainer.built_schedule
     trainer.train()
     assert trainer.optimizer.optimizer is optimizer and trainer.lr_scheduler is schedule
     assert schedule.step_count == 4 and optimizer.state

@@ -24,6 +24,21 @@ def named_callbacks(entries: Sequence[str | Mapping[str, Any]] | None) -> list[T
     return [_callback(entry, f"callbacks[{index}]") for index, entry in enumerate(entries or ())]
 
 
+def is_users(callback: TrainerCallback) -> bool:
+    """Whether a callback is not one of Keel's own."""
+    return not type(callback).__module__.startswith("trainer.")
+
+
+def observes(callback: TrainerCallback, event: str) -> bool:
+    """Whether a user's callback, neither Keel's nor of transformers, listens to an event."""
+    module = type(callback).__module__
+    return (
+        is_users(callback)
+        and not module.startswith("transformers.")
+        and (event in vars(callback) or getattr(type(callback), event) is not getattr(TrainerCallback, event))
+    )
+
+
 def _callback(entry: str | Mapping[str, Any], place: str) -> TrainerCallback:
     arguments = {"name": entry} if isinstance(entry, str) else dict(entry)
     path = arguments.pop("name", None)

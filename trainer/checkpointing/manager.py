@@ -53,8 +53,8 @@ class RankStatus(NamedTuple):
 class CheckpointManager:
     """Saves the checkpoints of one Trainer. All ranks must make the same calls.
 
-    A save begins at one step and ends at a later one. Only then `on_save` is fired, with the state of the step that was
-    saved, and only then an older checkpoint may be deleted.
+    A save begins at one step and ends at a later one, or at once if a user's callback listens to `on_save`. Only then
+    `on_save` is fired, with the state of the step that was saved, and only then an older checkpoint may be deleted.
 
     Args:
         trainer: The Trainer whose state is saved.

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import TrainerState
 
 from storage import manifest
+from storage.checkpoints import checkpoints
 from trainer.callbacks.log_files import write_files
 from trainer.checkpointing import sharded_optimizer
 from trainer.checkpointing.load_errors import checkpoint_load_errors
@@ -63,8 +64,9 @@ class CheckpointIO:
             self.model.save_pretrained(str(folder), state_dict=dict(weights))
         else:
             state_dict_io.write_tensors(folder / "model.safetensors", weights)
-        if self.settings.processor is not None:
-            self.settings.processor.save_pretrained(folder)
+        for processor in (self.settings.processor, self.processing_class):
+            if processor is not None:
+                processor.save_pretrained(folder)
         write_files(folder, self.files)
 
     def save_final_model(self, output_dir: str | None, state_dict: Mapping[str, torch.Tensor] | None) -> None:
@@ -76,6 +78,19 @@ class CheckpointIO:
             self.checkpointing.save_final(folder, weights)
 
     # ---- loading ----
+
+    def checkpoint_to_resume(self, wanted: str | Path | bool | None) -> Path | None:
+        """The checkpoint to resume from; True: the newest one of this run's folder.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not isinstance(wanted, bool):
+            return Path(wanted) if wanted else None
+        saved = checkpoints(self.checkpoint_dir) if wanted else []
+        if wanted and not saved:
+            raise ValueError(f"no checkpoint in {self.checkpoint_dir} to resume from")
+        return saved[-1] if wanted else None
 
     def load_weights(self, folder: Path, default: Callable[[], None]) -> None:
         """Load the model's weights from a checkpoint; `default` loads those of a model that is not adapted."""

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import has_length
 
-from trainer.dataloading.indexed import IndexedCollate, IndexedSamples
-from trainer.dataloading.samplers import SeededOrder, limited_count, limited_dataset, limited_sampler
+from trainer.dataloading.indexed import record_batches
+from trainer.dataloading.resume_position import samples_of_stream
+from trainer.dataloading.samplers import GroupedByLength, SeededOrder, limited_count, limited_dataset, limited_sampler
 from trainer.dataloading.shared_batches import EvalBatches, share_train_batches
 from trainer.preemption import IgnoringSignals
 
 
 class DataLoading:
-    """Samplers whose order follows from seed and epoch, limits, batches with the indices of their samples."""
+    """Samplers whose order follows from seed and epoch, limits, batches whose samples are known."""
 
     def _samples_per_epoch(self, dataset: Any, args: Any) -> int:
+        if not has_length(dataset):
+            return samples_of_stream(args, self.settings.limit_train_batches)
         whole = len(self.sampler(args.seed)) if self.sampler is not None and self.settings.shuffle else len(dataset)
         batch = args.train_batch_size * args.world_size
         share, drop_last = self.settings.limit_train_batches, args.dataloader_drop_last
@@ -34,10 +38,15 @@ class DataLoading:
             sampler = torch.utils.data.SequentialSampler(dataset)
         elif self.sampler is None:
             sampler = default(train_dataset)
+            if isinstance(sampler, LengthGroupedSampler):
+                sampler = GroupedByLength(sampler.lengths, sampler.batch_size * self.args.world_size, self._data_seed())
         else:
-            sampler = self.sampler(self.args.data_seed if self.args.data_seed is not None else self.args.seed)
+            sampler = self.sampler(self._data_seed())
         batch = self._train_batch_size * self.args.world_size
         return limited_sampler(sampler, self.settings.limit_train_batches, batch, self.args.dataloader_drop_last)
+
+    def _data_seed(self) -> int:
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
 
     def eval_sampler(self, eval_dataset: Any, default: Callable[[Any], Any]) -> Any:
         """Return a seeded shuffle if `eval_shuffle` is set, otherwise `default(eval_dataset)`."""
@@ -54,27 +63,30 @@ class DataLoading:
             self.eval_dataset = limited_dataset(self.eval_dataset, limit, batch)
 
     def train_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
-        """Return `build(dataset)`, whose batches have the indices of their samples."""
-        return self._with_own_generator(share_train_batches(build(IndexedSamples(dataset))))
+        """Return `build(dataset)`, which knows the samples of its batches if it returns them in the sampler's order.
+
+        Several processes need that order: one may have a last batch that does not count.
+        """
+        loader = share_train_batches(build(dataset))
+        inner = getattr(loader, "base_dataloader", loader)
+        inner.in_order = inner.in_order or self.args.world_size > 1
+        return self._with_own_generator(record_batches(loader) if inner.in_order else loader)
 
     def transformed(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Apply `train_transform` to each micro-batch of a step.
 
         Its random numbers are a function of (seed, step, micro-batch, process), so that a resumed run draws the same.
         """
-        transform = self.settings.train_transform
-        if transform is None:
+        if self.settings.train_transform is None:
             return batches
         return (self._transformed(batch, number) for number, batch in enumerate(batches))
 
     def _transformed(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
         batch = self._prepare_inputs(batch)
-        indices = batch.pop(IndexedCollate.KEY, None)
         place = (self.args.seed, self.state.global_step, number, self.args.process_index)
         seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=7).digest(), "little")
         generator = torch.Generator(self.args.device).manual_seed(seed)
-        batch = self.settings.train_transform(batch, generator)
-        return batch if indices is None else {**batch, IndexedCollate.KEY: indices}
+        return self.settings.train_transform(batch, generator)
 
     def eval_dataloader(self, dataset: Any, build: Callable[[Any], Any]) -> Any:
         """`build(dataset)`; of several processes each gets its own share of the batches, no sample twice."""
@@ -128,17 +140,25 @@ class DataLoading:
             for name, value in before.items():
                 setattr(self.args, name, value)
 
-    def collate_function(self, collate: Callable, is_training: bool) -> Callable:
-        """Return `collate`, without keys that the model's forward does not name if `remove_unused_columns` is set;
-        training batches also have the indices of their samples."""
-        if self.args.remove_unused_columns:
-            names = frozenset(inspect.signature(without_adapter(self.model).forward).parameters)
-            collate = partial(_collate_named_keys, collate, names)
-        return IndexedCollate(collate) if is_training else collate
+    def collate_function(self, collate: Callable) -> Callable:
+        """Return `collate`, without keys that the model's forward does not name if `remove_unused_columns` is set."""
+        if not self.args.remove_unused_columns:
+            return collate
+        self._set_signature_columns_if_needed()
+        return partial(_collate_named_keys, collate, frozenset(self._signature_columns))
 
 
-def _collate_named_keys(collate: Callable, names: frozenset[str], samples: Any) -> dict[str, Any]:
-    return {name: value for name, value in collate(samples).items() if name in names}
+def _collate_named_keys(collate: Callable, names: frozenset[str], samples: Any) -> Any:
+    """Collate without other columns of the samples than `names`, and without other keys of the batch.
+
+    Samples of which the forward names no column keep all: then the collate function makes the model's inputs of them.
+    """
+    if isinstance(samples, list) and isinstance(samples[0], Mapping) and names & samples[0].keys():
+        samples = [{name: value for name, value in sample.items() if name in names} for sample in samples]
+    batch = collate(samples)
+    if not isinstance(batch, Mapping):
+        return batch
+    return {name: value for name, value in batch.items() if name in names}
 
 
 def without_adapter(model: nn.Module) -> nn.Module:

@@ -1,57 +1,71 @@
-"""Batches that know the indices of their samples, so that a step that is not finite can name them."""
+"""The indices of the samples in each training batch, known without a word in the batch itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
 
-import torch
-
-
-class Fetched(NamedTuple):
-    """The samples that a data set returned, and their indices."""
-
-    indices: Any
-    samples: Any
+from torch.utils.data import IterableDataset
 
 
-class IndexedSamples(torch.utils.data.Dataset):
-    """A map-style data set that returns indices with its samples; other attributes are those of the data set."""
+class RecordedBatches:
+    """A batch sampler that remembers the indices of batches which the training loop has not taken yet.
 
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
+    A loader draws ahead (workers, prefetching) but returns batches in the sampler's order, so the first remembered
+    indices are those of the next batch. Only the loop's own pass is recorded; others may read the same loader.
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: Any) -> Fetched:
-        return Fetched([index], self.dataset[index])
-
-    def __getitems__(self, indices: Sequence[Any]) -> Fetched:
-        whole = getattr(self.dataset, "__getitems__", None)
-        if isinstance(indices[0], int) and indices[0] < 0:  # a batch that only keeps a process in step
-            return Fetched([-1], self.__getitems__([-1 - indices[0]]).samples)
-        return Fetched(indices, whole(indices) if whole else [self.dataset[index] for index in indices])
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "dataset" or name.startswith("__"):  # not set yet while unpickling
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-
-class IndexedCollate:
-    """Adds `sample_index` to the batches of `collate`: (batch,) int64, -1 for a sample that does not count.
-
-    It is picklable for workers if `collate` is.
+    Args:
+        batches: Lists of indices; a negative index -1 - i stands for sample i that does not count (`TrainBatches`).
     """
 
-    KEY = "sample_index"
+    def __init__(self, batches: Any):
+        self.batches = batches
+        self.drawn: deque[list[Any]] = deque()
+        self.skipped: int | None = None  # batches at the beginning of the next pass that nobody takes; None: unrecorded
 
-    def __init__(self, collate: Callable[[Any], dict[str, Any]]):
-        self.collate = collate
+    def record_next_pass(self, skipped: int = 0) -> None:
+        self.skipped = skipped
 
-    def __call__(self, fetched: Any) -> dict[str, Any]:
-        if not isinstance(fetched, Fetched):  # an iterable data set: its samples have no index
-            return self.collate(fetched)
-        batch = self.collate(fetched.samples)
-        return {**batch, self.KEY: torch.as_tensor(fetched.indices, dtype=torch.int64).flatten()}
+    def take(self) -> list[Any] | None:
+        """The indices of the oldest batch not taken yet; none of them counts if they are empty. None: unknown."""
+        return self.drawn.popleft() if self.drawn else None
+
+    def noted(self, batches: Iterator[Any], samples: deque[list[Any] | None]) -> Iterator[Any]:
+        """The batches of the loop, as they are; `samples` gets the indices of each."""
+        for batch in batches:
+            samples.append(self.take())
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        skipped, self.skipped = self.skipped, None
+        drawn: deque[list[Any]] | None = None
+        if skipped is not None:
+            self.drawn = drawn = deque()
+        for number, indices in enumerate(self.batches):
+            counts = not (isinstance(indices[0], int) and indices[0] < 0)
+            if drawn is not None and number >= skipped:
+                drawn.append(list(indices) if counts else [])
+            yield indices if counts else [-1 - indices[0]]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "batches" or name.startswith("__"):  # not set yet while unpickling
+            raise AttributeError(name)
+        return getattr(self.batches, name)
+
+
+def record_batches(loader: Any) -> Any:
+    """Let a loader of map-style data draw its batches through `RecordedBatches`; returns the loader."""
+    inner = getattr(loader, "base_dataloader", loader)
+    if inner.batch_sampler is not None and not isinstance(inner.dataset, IterableDataset):
+        # Assigning the attribute is refused by torch; nothing has read the batch sampler yet.
+        vars(inner)["batch_sampler"] = RecordedBatches(inner.batch_sampler)
+    return loader
+
+
+def recorder_of(loader: Any) -> RecordedBatches | None:
+    batches = getattr(loader, "batch_sampler", None)
+    return batches if isinstance(batches, RecordedBatches) else None

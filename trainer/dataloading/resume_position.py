@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from storage import safe_read
+from trainer.dataloading.indexed import recorder_of
 
 KEY = "data_position"  # in trainer_state.json
 
@@ -20,15 +21,21 @@ class DataPosition:
         steps_per_epoch, samples_per_epoch, samples_per_step: Of all processes together.
         steps_before: Added to the run's steps after the batch size changed: the number of new steps that the samples
             so far would have been, minus the steps that they were.
+        passes: Of a stream, whose length nobody knows: complete passes over it. None: the data have a length.
+        pass_began: Of a stream: the step at which the current pass began.
     """
 
     steps_per_epoch: int
     samples_per_epoch: int
     samples_per_step: int
     steps_before: int = 0
+    passes: int | None = None
+    pass_began: int = 0
 
     def place(self, step: int) -> tuple[int, int]:
         """Return (epochs done, steps done in the current epoch)."""
+        if self.passes is not None:
+            return self.passes, step - self.pass_began
         return divmod(step + self.steps_before, self.steps_per_epoch)
 
     def samples(self, step: int) -> int:
@@ -43,9 +50,25 @@ class DataPosition:
         """
         if replace(now, steps_before=self.steps_before) == self:
             return self
+        if self.passes is not None:
+            done = (step - self.pass_began) * self.samples_per_step // now.samples_per_step
+            return replace(now, passes=self.passes, pass_began=step - done)
         epochs, rest = divmod(self.samples(step), now.samples_per_epoch)
         steps = epochs * now.steps_per_epoch + rest // now.samples_per_step
         return replace(now, steps_before=steps - step)
+
+
+def samples_of_stream(args: Any, limit: int | float) -> int:
+    """Samples that a whole run takes of a stream, which count as one epoch.
+
+    Raises:
+        ValueError: nothing says how long the run is.
+    """
+    if args.max_steps <= 0:
+        raise ValueError("the training data have no length, so `max_steps` must be set")
+    if limit != 1.0:
+        raise ValueError(f"`limit_train_batches: {limit}` needs training data with a length; set `max_steps` instead")
+    return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def stored_position(checkpoint: Path) -> tuple[int, DataPosition | None]:
@@ -60,7 +83,7 @@ def stored_position(checkpoint: Path) -> tuple[int, DataPosition | None]:
 def start_at(loader: Any, batches: int, skip: Callable[[Any, int], Any]) -> Any:
     """Return the loader, so that its next pass begins after `batches` batches of each process.
 
-    Falls back to `skip(loader, batches)` if the sampler has no `set_position`.
+    Falls back to `skip(loader, batches)` if the sampler has no `set_position`: that draws the batches again.
     """
     shard = loader.batch_sampler
     inner = getattr(shard, "batch_sampler", shard)  # each process takes every n-th batch
@@ -68,6 +91,8 @@ def start_at(loader: Any, batches: int, skip: Callable[[Any, int], Any]) -> Any:
     sampler, size = getattr(inner, "sampler", None), getattr(inner, "batch_size", None)
     can_start = hasattr(sampler, "set_position") and size and not getattr(shard, "split_batches", False)
     if not can_start:
+        if (recorder := recorder_of(loader)) is not None:
+            recorder.record_next_pass(batches)
         return skip(loader, batches)
     sampler.set_position(min(batches * size * processes, len(sampler)))
     return loader

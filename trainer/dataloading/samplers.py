@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler, Subset
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 def limited_sampler(sampler: Any, limit: int | float | None, batch: int, drop_last: bool = False) -> Any:
@@ -71,6 +72,36 @@ class LimitedSampler(Sampler[int]):
             self.sampler.set_position(start)
             return itertools.islice(self.sampler, self.samples - start)
         return itertools.islice(self.sampler, start, self.samples)
+
+
+class GroupedByLength(Sampler[int]):
+    """transformers' order of samples by their lengths, as a function of seed and epoch.
+
+    Args:
+        lengths: Of each sample.
+        step_size: Samples of an optimizer step, over its micro-batches and all processes.
+    """
+
+    def __init__(self, lengths: Sequence[int], step_size: int, seed: int):
+        self.lengths, self.step_size, self.seed = lengths, step_size, seed
+        self.epoch = self.position = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def set_position(self, samples_done: int) -> None:
+        """Let the next iteration start after this many samples, and the one after it at 0 again."""
+        assert 0 <= samples_done <= len(self), samples_done
+        self.position = samples_done
+
+    def __iter__(self) -> Iterator[int]:
+        start, self.position = self.position, 0
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+        order = get_length_grouped_indices(self.lengths, self.step_size, generator=generator)
+        return iter(order[start:])
 
 
 class SeededOrder(Sampler[int]):

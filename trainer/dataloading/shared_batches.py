@@ -13,7 +13,7 @@ class TrainBatches(Sampler[list[int]]):
     """The batches of all processes in turn: batch n is process n % processes' in step n // processes.
 
     The last, incomplete step of an epoch is divided evenly. A process that gets none of its samples repeats one that
-    does not count, given as -1 - index (see `IndexedSamples`).
+    does not count, given as -1 - index (see `RecordedBatches`).
 
     Args:
         sampler: Indices of an epoch, the same in all processes.

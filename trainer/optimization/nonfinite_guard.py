@@ -32,7 +32,7 @@ class TrainingDiverged(RuntimeError):
 class Batch(NamedTuple):
     """References to the values of a micro-batch, which are copied to the host only if its step was bad."""
 
-    samples: torch.Tensor | None  # (batch,) int64
+    samples: Sequence[Any] | None
     loss: torch.Tensor
     terms: Mapping[str, torch.Tensor]
 
@@ -81,7 +81,7 @@ class NonfiniteGuard:
         self.in_a_row, self.skipped, self.skipped_since_log = 0, 0, 0
         self.clip_threshold, self.steps = clip_threshold, 0  # optimizer steps since the last log line
         self.clipped: torch.Tensor | int = 0  # of these, steps with a norm above the threshold
-        self.samples: torch.Tensor | None = None
+        self.samples: Sequence[Any] | None = None
         self.batches: list[Batch] = []
         self.sums: tuple[torch.Tensor, ...] = ()
         self.before: list[torch.Tensor] = []
@@ -89,11 +89,11 @@ class NonfiniteGuard:
 
     # ---- in each micro-batch ----
 
-    def begin(self, samples: torch.Tensor | None, *sums: torch.Tensor) -> bool:
+    def begin(self, samples: Sequence[Any] | None, *sums: torch.Tensor) -> bool:
         """Begin a micro-batch; returns whether it is the first of its step.
 
         Args:
-            samples: (batch,) int64, indices in the data set, for the message.
+            samples: Indices in the data set, for the message; None: unknown.
             sums: Running sums that the step adds to in place; they are restored if it is skipped.
         """
         self.samples, is_first = samples, not self.batches
@@ -108,10 +108,13 @@ class NonfiniteGuard:
             loss: Scalar.
             terms: Named parts of the loss, scalars, for the message.
         """
-        value = loss.detach()
+        self.note(loss, terms)
+        return loss * loss.detach().mul(0).add_(1)  # 0 * inf is NaN, so the factor is 1 or NaN
+
+    def note(self, loss: torch.Tensor, terms: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Keep the values of a micro-batch for the message."""
         detached = {name: term.detach() for name, term in (terms or {}).items()}
-        self.batches.append(Batch(self.samples, value, detached))
-        return loss * value.mul(0).add_(1)  # 0 * inf is NaN, so the factor is 1 or NaN
+        self.batches.append(Batch(self.samples, loss.detach(), detached))
 
     # ---- in each optimizer step ----
 
@@ -246,7 +249,7 @@ class NonfiniteGuard:
             {
                 "loss": float(batch.loss.float().mean()),
                 "terms": {name: float(value.float().mean()) for name, value in batch.terms.items()},
-                "samples": [] if batch.samples is None else list(map(self.where, batch.samples.flatten().tolist())),
+                "samples": list(map(self.where, batch.samples or ())),
             }
             for batch in batches
         ]
