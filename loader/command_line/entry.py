@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from loader.command_line.parser import flag_lines, help_text, parse_flags, parser_class
 from loader.command_line.unknown_flags import nearest_flag
@@ -21,7 +21,6 @@ from loader.schema.installed import check_versions
 from loader.schema.keys import keys_of
 from loader.sources.yaml_reader import unusable
 
-CRASHED, CONFIG_ERROR = 1, 2
 MOST_OF_NAME = 200  # characters of a file's name in an error
 REMEDIES = {
     errno.ENAMETOOLONG: "no file system takes a name so long; shorten it",
@@ -36,49 +35,56 @@ Built = TypeVar("Built")
 Flags = TypeVar("Flags")
 
 
-def run_config_or_exit(arguments: list[str] | None = None) -> RunConfig:
+def command_line(main: Callable[..., Built], *arguments: Any, **options: Any) -> Built:
+    """Return `main(*arguments)`; an error that has an exit code is printed, one line for each problem, and exits."""
+    try:
+        return main(*arguments, **options)
+    except BaseException as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        if not (getattr(error, "is_on_every_rank", False) and process_rank()):
+            print_problems(getattr(error, "problems", [str(error)]))
+        raise SystemExit(code) from error
+
+
+def run_config(arguments: list[str] | None = None) -> RunConfig:
     """Return the run that the command line describes.
 
-    Answers `--help`, `--check`, `--print_config` and `--print_schema` and leaves with exit code 0; leaves with
-    exit code 2 and one line for each problem when the configuration cannot be run.
+    Answers `--help`, `--check`, `--print_config` and `--print_schema` and leaves with exit code 0.
+
+    Raises:
+        ConfigError: the configuration cannot be run.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an ASCII-only log must not turn help into a traceback
     try:
-        outcome = _answer_or_resolve(arguments)
+        run = refusing(_answer_or_resolve, arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # `--print_config | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
-    if isinstance(outcome, RunConfig):
-        return outcome
-    raise SystemExit(outcome)
-
-
-def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
-    try:
-        hyper, command, aliases, asked_for_help = parse_flags(_readable(arguments))
-        if asked_for_help:
-            print(help_text())
-            return 0
-        check_versions()
-        if command.print_schema:
-            from loader.output.json_schema import json_schema
-
-            print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
-            return 0
-        run = resolve(hyper, command.set, aliases=aliases)
-        return _answer(run, command)
     except ConfigError as error:
-        if process_rank() == 0:  # every process of a launch reads the same flags: once is enough
-            print_problems(error.problems)
-        return CONFIG_ERROR
-    except BrokenPipeError:
+        error.is_on_every_rank = True  # every process of a launch reads the same flags
         raise
-    except OSError as error:  # a name too long, a working folder that is gone, a full disk behind stdout
-        print_problems([in_words(error)])
-        return CONFIG_ERROR
+    if run is None:
+        raise SystemExit(0)
+    return run
+
+
+def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | None:
+    hyper, command, aliases, asked_for_help = parse_flags(_readable(arguments))
+    if asked_for_help:
+        print(help_text())
+        return None
+    check_versions()
+    if command.print_schema:
+        from loader.output.json_schema import json_schema
+
+        print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
+        return None
+    return _answer(resolve(hyper, command.set, aliases=aliases), command)
 
 
 def _readable(arguments: list[str] | None) -> list[str]:
@@ -100,28 +106,30 @@ def import_from_working_folder() -> None:
         sys.path.append(folder)
 
 
-def _answer(run: RunConfig, command: CommandArguments) -> RunConfig | int:
-    """Return the checked run, or print the answer and return its exit code."""
+def _answer(run: RunConfig, command: CommandArguments) -> RunConfig | None:
+    """Return the checked run, or print the answer and return None."""
     from loader.checks import static_checks
     from loader.output import render
 
     if command.print_config:
         print(render.as_json(run) if command.print_config == "json" else render.as_yaml(run), end="")
-        return 0
+        return None
     problems = static_checks.check_run(run)
     if problems:
         raise ConfigError(problems)
     if command.check:
         print(render.summary(run))
-        return 0
+        return None
     return run
 
 
 def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about: str | None) -> Flags:
     """Parse the flags of another entry (prepare.py, eval.py) into an instance of its dataclass.
 
-    Answers `--help` with exit code 0; leaves with exit code 2 and one line when a flag is unknown, of the wrong type
-    or out of its bounds.
+    Answers `--help` with exit code 0.
+
+    Raises:
+        ConfigError: a flag is unknown, of the wrong type or out of its bounds.
     """
     parser = parser_class()(kind, allow_abbrev=False, prog=prog, add_help=False)
     parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
@@ -158,15 +166,15 @@ def process_rank() -> int:
 
 
 def refusing(build: Callable[..., Built], *arguments: object) -> Built:
-    """Return `build(*arguments)`; its ValueError or OSError ends the program with one line and exit code 2."""
+    """Return `build(*arguments)`; its ValueError or OSError becomes a ConfigError of one line for each problem."""
     try:
         return build(*arguments)
+    except (ConfigError, BrokenPipeError):
+        raise
     except OSError as error:
-        print_problems([in_words(error)])
-        raise SystemExit(CONFIG_ERROR) from error
+        raise ConfigError(in_words(error)) from error
     except ValueError as error:
-        print_problems(getattr(error, "problems", None) or [" ".join(str(error).split())])
-        raise SystemExit(CONFIG_ERROR) from error
+        raise ConfigError(getattr(error, "problems", None) or " ".join(str(error).split())) from error
 
 
 def in_words(error: OSError) -> str:

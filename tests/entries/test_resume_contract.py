@@ -10,6 +10,7 @@ from several_processes import launched
 from small_runs import weights
 
 import train
+from loader.command_line.entry import command_line
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 
@@ -38,7 +39,7 @@ def refused(run, capsys, text=SAVES, by_check=True, **flags):
     for more in (["--check"], []):
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            train.main([*run.words(text, **flags, resume_from_checkpoint="auto"), *more])
+            command_line(train.main, [*run.words(text, **flags, resume_from_checkpoint="auto"), *more])
         lines.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")])
         assert left.value.code == (2 if lines[-1] else 0)
     assert lines[0] == (lines[1] if by_check else []) and lines[1] and folders(run) == before
