@@ -79,6 +79,7 @@ def test_an_unknown_direction_must_be_given(tmp_path, in_root, capsys, setting, 
             tmp_path,
             gpt_windows.words(tmp_path),
             setting,
+            "callbacks=[small_runs.Counts]",  # which may log any metric
             "save_strategy=steps",
             "save_steps=2",
             "load_best_model_at_end=true",

@@ -107,7 +107,7 @@ def test_a_longer_run_keeps_or_rebases_its_schedule(run, capsys):
     (line,) = refused(run, capsys, linear, by_check=False, learning_rate=0.8, max_steps=12, resume_schedule="keep")
     assert "`max_steps: 12` on the command line" in line and "rate of 0 at step 8" in line
     (line,) = refused(run, capsys, linear, learning_rate=0.8, max_steps=3)
-    assert "has gone further than 3 steps" in line
+    assert "is past 3 steps" in line
     trainer = resumed(run, linear, learning_rate=0.8, max_steps=12, resume_schedule="rebase")
     assert trainer.state.global_step == 12
     rates = run.log("learning_rate")
