@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from loader.command_line.entry import CONFIG_ERROR, entry_flags, print_problems, refusing
+from loader.command_line.entry import command_line, entry_flags, refusing
 from loader.errors import ConfigError
 from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import RunConfig
@@ -174,8 +174,7 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     sets = kinds[asked.split]
     if not sets:
         nothing = {"validation": "its run held nothing out to be scored on (dataset.eval_fraction)"}
-        print_problems([f"{folder}: {nothing.get(asked.split, 'its data has no test set')}"])
-        raise SystemExit(CONFIG_ERROR)
+        raise ConfigError(f"{folder}: {nothing.get(asked.split, 'its data has no test set')}")
     model = refusing(load_model, folder, run, device)
     if run.trained_in is None:
         warn_of_other_data(folder, bundle)
@@ -333,4 +332,4 @@ def print_scores(scores: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

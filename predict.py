@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 from data.processor import Item, Processor, Source, input_sources
 from eval import believed, checkpoint_run, load_model, usable_device
-from loader.command_line.entry import entry_flags, in_words, print_problems, refusing
+from loader.command_line.entry import command_line, entry_flags, in_words, print_problems, refusing
 from loader.errors import ConfigError
 from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import RunConfig
@@ -339,4 +339,4 @@ def read_token(given: str | None) -> str | None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

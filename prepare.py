@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from loader.command_line.entry import entry_flags, refusing
+from loader.command_line.entry import command_line, entry_flags, refusing
 from loader.errors import ConfigError, did_you_mean, quoted
 from loader.resolve.resolver import resolve
 from loader.resolve.run_config import RunConfig
@@ -279,4 +279,4 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.preemption import EXIT_CODE, Preempted, Signals, exit_on_signal, ignore_signals
+from trainer.preemption import Preempted, Signals, exit_on_signal, ignore_signals
 
 if __name__ == "__main__":
     exit_on_signal()  # the imports that follow take seconds on a slow file system
@@ -23,7 +23,7 @@ from loader.checks.runtime_checks import (
     hub_reason,
     is_hub_error,
 )
-from loader.command_line.entry import CONFIG_ERROR, CRASHED, print_problems, process_rank, refusing, run_config_or_exit
+from loader.command_line.entry import command_line, process_rank, refusing, run_config
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig, with_dims
 from loader.resume.branches import check_no_new_checkpoints, set_aside_abandoned
@@ -38,16 +38,22 @@ __all__ = ["HyperArguments", "main"]
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Train as the command line describes; returns the Trainer, after the final model is saved in the run's folder."""
+    """Train as the command line describes; returns the Trainer, after the final model is saved in the run's folder.
+
+    Raises:
+        ConfigError: the configuration cannot be run; nothing was written.
+        Preempted: a signal asked the run to end; its state is saved.
+        TrainingDiverged, SavesFailed: the run cannot continue.
+    """
     run = None
     with Signals() as signals:
         try:
-            run = run_config_or_exit(arguments)  # also answers --help, --check, --print_config, --print_schema
+            run = run_config(arguments)  # also answers --help, --check, --print_config, --print_schema
             return execute(run, signals)
         except Preempted as preempted:
             if process_rank() == 0:
                 print(preempted.line(run is not None and run.wants_resume and run.resumes_newest), flush=True)
-            raise SystemExit(EXIT_CODE) from None
+            raise
 
 
 def execute(run: RunConfig, signals: Signals) -> Any:
@@ -115,10 +121,8 @@ def prepare_and_train(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, l
 def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> None:
     """Train to the end of the run, unless the checkpoint already is its end, and save the final model."""
     from trainer.callbacks.metric_names import UnknownMetric
-    from trainer.checkpointing.async_writer import SavesFailed
     from trainer.checkpointing.load_errors import CheckpointLoadError
     from trainer.distributed.launch_checks import CannotDivide
-    from trainer.optimization.nonfinite_guard import TrainingDiverged
 
     try:
         if point and (reason := finished_reason(run, point, trainer.new_length)):
@@ -131,10 +135,8 @@ def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> N
         save_final_model(trainer)
         if trainer.is_world_process_zero():
             print(f"final model in {run.output_dir}", flush=True)
-    except (UnknownMetric, CannotDivide, CheckpointLoadError, TrainingDiverged, SavesFailed) as error:
-        print_problems([str(error)])
-        has_crashed = isinstance(error, (TrainingDiverged, SavesFailed))
-        raise SystemExit(CRASHED if has_crashed else CONFIG_ERROR) from error
+    except (UnknownMetric, CannotDivide, CheckpointLoadError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def save_final_model(trainer: Any) -> None:
@@ -381,7 +383,7 @@ def finished_reason(run: RunConfig, point: ResumePoint, new_length: int | None =
 
 if __name__ == "__main__":
     try:
-        main()
+        command_line(main)
         from trainer.distributed.launch_checks import leave_process_group
 
         leave_process_group()

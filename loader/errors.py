@@ -13,6 +13,9 @@ MOST_COMPARED = 100  # characters of a word that is compared with known ones
 class ConfigError(ValueError):
     """An invalid configuration. `problems` has one line for each error: value, place, remedy."""
 
+    exit_code = 2  # of the command line
+    is_on_every_rank = False  # every process of a launch raises it
+
     def __init__(self, problems: str | Iterable[str]):
         self.problems = [problems] if isinstance(problems, str) else list(dict.fromkeys(problems))
         super().__init__("\n".join(self.problems))

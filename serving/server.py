@@ -2,7 +2,7 @@
 
 After the handshake the server sends the metadata. From then on each binary message of the client is an observation, a
 map of HDF5 path to array, and is answered with a map of arrays; `reset: true` in it begins an episode, and a message
-with nothing else is answered with the same. A text message of the server is an error; the connection goes on.
+with nothing else is answered with the same. A text message of the server is an error; the connection stays open.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loader.command_line.entry import run_config_or_exit
+from loader.command_line.entry import command_line, run_config
 
 SHARED = Path(os.environ.get("KEEL_SHARED", Path(__file__).resolve().parent.parent.parent / "shared"))
 FENCE = re.compile(r"^([ \t]*)```([\w+-]*)[ \t]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
@@ -70,5 +70,5 @@ def checked(*words: str) -> tuple[int, list[str]]:
     """Exit code and error lines of `train.py … --check`."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
-        run_config_or_exit([*words, "--check"])
+        command_line(run_config, [*words, "--check"])
     return left.value.code or 0, err.getvalue().splitlines()

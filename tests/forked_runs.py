@@ -14,6 +14,8 @@ import time
 import traceback
 from pathlib import Path
 
+from loader.command_line.entry import command_line
+
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 120  # seconds of one run
 
@@ -93,7 +95,7 @@ def _run(train, request, log):
     try:
         for trouble in request["troubles"]:
             _install(*trouble)
-        train.main(request["words"])
+        command_line(train.main, request["words"])
         return 0
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1

@@ -8,6 +8,7 @@ from demonstration_files import write_act_episode
 from small_runs import BASE, SmallRuns
 
 import predict
+from loader.command_line.entry import command_line
 
 VISION = """\
 history_images_length: 2
@@ -21,7 +22,7 @@ def refused(capsys, *words):
     """The one error line of a call that leaves with exit code 2 and prints nothing else."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as left:
-        predict.main([*map(str, words)])
+        command_line(predict.main, [*map(str, words)])
     output = capsys.readouterr()
     errors = [line for line in output.err.splitlines() if line.startswith("error: ")]
     assert left.value.code == 2 and len(errors) == 1 and output.out == "", output

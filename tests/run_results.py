@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from loader.command_line.entry import command_line
+
 
 def metrics(folder, key):
     """`{step: value}` of the lines of metrics.jsonl that have a key."""
@@ -30,7 +32,7 @@ def error_lines(capsys, call, *arguments, code=2, **options):
     """The error lines of a call that must end with this exit code, without a traceback."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as error:
-        call(*arguments, **options)
+        command_line(call, *arguments, **options)
     shown = capsys.readouterr().err
     lines = [line for line in shown.splitlines() if line.startswith("error: ")]
     assert error.value.code == code and lines and "Traceback" not in shown, (error.value.code, shown)

@@ -20,12 +20,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Preempted(BaseException):
-    """The run was preempted. Not an Exception, so that no error handler catches it.
+    """The run was preempted. Not an Exception, so that no error handler catches it. `train.main` prints its line.
 
     Attributes:
         step: Of the checkpoint with the state; None: training had not begun.
         saved: Whether that checkpoint could be written.
     """
+
+    exit_code, problems = EXIT_CODE, ()
 
     def __init__(self, signal_name: str, step: int | None = None, saved: bool = True):
         self.signal_name, self.step, self.saved = signal_name, step, saved

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from loader.command_line.parser import Given, flag_lines, help_text, parse_flags, parser_class
 from loader.command_line.sweep import sweep
@@ -21,7 +21,6 @@ from loader.schema.installed import check_versions
 from loader.schema.keys import keys_of
 from loader.sources.yaml_reader import unusable
 
-CRASHED, CONFIG_ERROR = 1, 2
 MOST_OF_NAME = 200  # characters of a file's name in an error
 REMEDIES = {
     errno.ENAMETOOLONG: "no file system takes a name so long; shorten it",
@@ -36,53 +35,61 @@ Built = TypeVar("Built")
 Flags = TypeVar("Flags")
 
 
-def run_config_or_exit(arguments: list[str] | None = None) -> RunConfig:
+def command_line(main: Callable[..., Built], *arguments: Any, **options: Any) -> Built:
+    """Return `main(*arguments)`; an error that has an exit code is printed, one line for each problem, and exits."""
+    try:
+        return main(*arguments, **options)
+    except BaseException as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        if not (getattr(error, "is_on_every_rank", False) and process_rank()):
+            print_problems(getattr(error, "problems", [str(error)]))
+        raise SystemExit(code) from error
+
+
+def run_config(arguments: list[str] | None = None) -> RunConfig:
     """Return the run that the command line describes.
 
     Answers `--help`, `--check`, `--print_config` and `--print_schema` and leaves with exit code 0; runs a sweep (`-m`)
-    and leaves with its exit code; leaves with exit code 2 and one line for each problem when the configuration cannot
-    be run.
+    and leaves with its exit code.
+
+    Raises:
+        ConfigError: the configuration cannot be run.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an ASCII-only log must not turn help into a traceback
     try:
-        outcome = _answer_or_resolve(arguments)
+        outcome = refusing(_answer_or_resolve, arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # `--print_config | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except ConfigError as error:
+        error.is_on_every_rank = True  # every process of a launch reads the same flags
+        raise
     if isinstance(outcome, RunConfig):
         return outcome
     raise SystemExit(outcome)
 
 
 def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
-    try:
-        words = _readable(arguments)
-        given = parse_flags(words)
-        if given.asked_for_help:
-            print(help_text())
-            return 0
-        check_versions()
-        if given.command.print_schema:
-            from loader.output.json_schema import json_schema
+    words = _readable(arguments)
+    given = parse_flags(words)
+    if given.asked_for_help:
+        print(help_text())
+        return 0
+    check_versions()
+    if given.command.print_schema:
+        from loader.output.json_schema import json_schema
 
-            print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
-            return 0
-        if given.command.multirun:
-            asks = given.command.check or given.command.print_config is not None
-            return sweep(words, lambda one_of_them: _answer(parse_flags(one_of_them)), asks)
-        return _answer(given)
-    except ConfigError as error:
-        if process_rank() == 0:  # every process of a launch reads the same flags: once is enough
-            print_problems(error.problems)
-        return CONFIG_ERROR
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a name too long, a working folder that is gone, a full disk behind stdout
-        print_problems([in_words(error)])
-        return CONFIG_ERROR
+        print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
+        return 0
+    if given.command.multirun:
+        asks = given.command.check or given.command.print_config is not None
+        return sweep(words, lambda one_of_them: _answer(parse_flags(one_of_them)), asks)
+    return _answer(given)
 
 
 def _readable(arguments: list[str] | None) -> list[str]:
@@ -125,8 +132,10 @@ def _answer(given: Given) -> RunConfig | int:
 def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about: str | None) -> Flags:
     """Parse the flags of another entry (prepare.py, eval.py) into an instance of its dataclass.
 
-    Answers `--help` with exit code 0; leaves with exit code 2 and one line when a flag is unknown, of the wrong type
-    or out of its bounds.
+    Answers `--help` with exit code 0.
+
+    Raises:
+        ConfigError: a flag is unknown, of the wrong type or out of its bounds.
     """
     parser = parser_class()(kind, allow_abbrev=False, prog=prog, add_help=False)
     parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
@@ -163,15 +172,15 @@ def process_rank() -> int:
 
 
 def refusing(build: Callable[..., Built], *arguments: object) -> Built:
-    """Return `build(*arguments)`; its ValueError or OSError ends the program with one line and exit code 2."""
+    """Return `build(*arguments)`; its ValueError or OSError becomes a ConfigError of one line for each problem."""
     try:
         return build(*arguments)
+    except (ConfigError, BrokenPipeError):
+        raise
     except OSError as error:
-        print_problems([in_words(error)])
-        raise SystemExit(CONFIG_ERROR) from error
+        raise ConfigError(in_words(error)) from error
     except ValueError as error:
-        print_problems(getattr(error, "problems", None) or [" ".join(str(error).split())])
-        raise SystemExit(CONFIG_ERROR) from error
+        raise ConfigError(getattr(error, "problems", None) or " ".join(str(error).split())) from error
 
 
 def in_words(error: OSError) -> str:

@@ -215,7 +215,7 @@ RULES = (
         "lr_scheduler_type", ("num_train_epochs",),
         lambda s: _is_endless(s) and s["lr_scheduler_type"] not in WITHOUT_HORIZON and s["lr_decay_iters"] is None
         and not set(s["scheduler"] or ()) - {"interval", "frequency", "monitor"},
-        "constant", "falls towards an end that {} does not have; set lr_decay_iters, or lr_scheduler_type constant",
+        "constant", "decays to the end of the run, and {} has none; set lr_decay_iters, or lr_scheduler_type constant",
     ),
     *(
         Rule(

@@ -233,20 +233,19 @@ def _length(run: RunConfig, changes: dict[str, Change], outcome: ResumeChanges, 
     choice, key = run.hyper.resume_schedule, f"`resume_schedule: rebase`{run.place('resume_schedule')}"
     if after < point.step:
         outcome.problems.append(
-            f"{setting}: {point.folder.name} has gone further than {now}; name an earlier checkpoint, or more steps"
+            f"{setting}: {point.folder.name} is past {now}; name an earlier checkpoint, or more steps"
         )
     elif after > point.step and point.is_weights_only:
         outcome.problems.append(f"{setting}: {point.folder.name} {MODEL_ALONE}, so no step can follow it; {NEW_RUN}")
     elif choice == "rebase" and "no end" in (was, now):
         outcome.problems.append(
-            f"{key} with {setting}: without an end there is nothing to stretch the learning rate's course to; take "
-            "keep, or give max_steps"
+            f"{key} with {setting}: without an end the schedule cannot be stretched; choose keep, or give max_steps"
         )
     else:
         outcome.length_setting = setting
         course = {"keep": ", then the learning rate stays", "rebase": ", stretched over the remaining steps"}
         schedule = f"; the schedule continues as planned{course[choice]}" if choice else ""
-        outcome.apply(change, f"length: {setting} makes {now} of {was}{schedule}")
+        outcome.apply(change, f"length: {setting}: {now} instead of {was}{schedule}")
         for moved in _shares_of_the_length(run, point.run):
             statement = f"{setting} moves {moved}"
             if not outcome.refuse_unless_allowed(run, statement, "set it back"):

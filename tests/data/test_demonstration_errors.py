@@ -42,6 +42,7 @@ def test_truncated_and_corrupt_files_are_named(tmp_path, lazy):
         assert f"cannot read {file}: " in message
 
 
+@pytest.mark.keys("dataset(demonstrations).exclude")
 def test_all_bad_files_are_named_at_once(tmp_path):
     """Not one a start; and `dataset.exclude` leaves out what the error says."""
     write_act_folder(tmp_path / "act", (5, 6, 7, 8, 9))

@@ -6,6 +6,7 @@ import pytest
 from recipes import act, gpt_windows
 
 import train
+from loader.command_line.entry import command_line
 
 MORE_IS_BETTER = {"better_than_chance"}
 COMMON = """max_steps=6 eval_strategy=steps eval_steps=2 logging_steps=2 learning_rate=0.1 warmup_steps=0
@@ -73,10 +74,12 @@ def test_a_named_loss_of_a_policy_is_minimised(tmp_path, in_root):
 )
 def test_an_unknown_direction_must_be_given(tmp_path, in_root, capsys, setting, remedy):
     with pytest.raises(SystemExit) as ended:
-        run(
+        command_line(
+            run,
             tmp_path,
             gpt_windows.words(tmp_path),
             setting,
+            "callbacks=[small_runs.Counts]",  # which may log any metric
             "save_strategy=steps",
             "save_steps=2",
             "load_best_model_at_end=true",

@@ -15,6 +15,7 @@ from small_runs import SmallRuns
 
 import eval as evaluation
 import train
+from loader.command_line.entry import command_line
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,6 @@ def loss_by_hand(run, episodes):
 )
 def test_what_a_trained_model_cannot_be_scored_with(run, capsys, words, parts):
     with pytest.raises(SystemExit) as left:
-        scores(run[0], *words)
+        command_line(scores, run[0], *words)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert left.value.code == 2 and len(errors) == 1 and all(part in errors[0] for part in parts), errors

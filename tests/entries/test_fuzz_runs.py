@@ -15,6 +15,7 @@ from text_sets import write_set
 from transformers.utils import logging
 
 import train
+from loader.command_line.entry import command_line
 from loader.resolve.type_check import members
 from loader.schema.keys import scalar_keys
 from loader.schema.sections import OPTIONAL_SECTIONS
@@ -83,7 +84,7 @@ def outcome(folder, recipe):
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):
-            train.main(["--training_config", "recipe.yaml"])
+            command_line(train.main, ["--training_config", "recipe.yaml"])
     except SystemExit as left:
         code = left.code
     inside = (str(folder / "out"), "out", os.environ["KEEL_HOME"], f"{tempfile.gettempdir()}/torchinductor")

@@ -5,6 +5,7 @@ from run_results import metrics
 from small_runs import SmallRuns
 
 import train
+from loader.command_line.entry import command_line
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def run(tmp_path_factory):
 def refused(run, capsys, text, **flags):
     capsys.readouterr()
     with pytest.raises(SystemExit) as left:
-        run.new(text, **flags)
+        command_line(run.new, text, **flags)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert left.value.code == 2 and len(errors) == 1, errors
     return errors[0]

@@ -18,6 +18,7 @@ from text_sets import ALPHABET, run, write_set
 import eval as evaluation
 import predict
 import train
+from loader.command_line.entry import command_line
 
 SMALL = (
     "--batch_size 8 --block_size 16 --n_layer 2 --n_head 2 --n_embd 32 --max_iters 60 --warmup_iters 2 "
@@ -117,7 +118,7 @@ def test_bad_lines_are_named_and_the_others_written(gpt, tmp_path, capsys):
     file.write_bytes(b"\n".join(bad))
     capsys.readouterr()
     with pytest.raises(SystemExit) as left:
-        predict.main(["--input", str(file), *map(str, words), "--output", str(output)])
+        command_line(predict.main, ["--input", str(file), *map(str, words), "--output", str(output)])
     assert left.value.code == 2 and "nothing is written" in capsys.readouterr().err.splitlines()[-1]
     assert output.read_text() == "before"
 

@@ -16,6 +16,7 @@ from small_runs import SmallRuns
 
 import eval as evaluation
 import predict
+from loader.command_line.entry import command_line
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_standard_input_is_a_recording_too(policy, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"text")))
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        predict.main(words)
+        command_line(predict.main, words)
     assert "<stdin>" in (said := capsys.readouterr().err) and "/tmp" not in said
 
 

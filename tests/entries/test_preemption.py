@@ -17,6 +17,7 @@ import torch
 from run_results import same
 from torch.utils.data import DataLoader
 
+from loader.command_line.entry import command_line
 from storage.checkpoints import checkpoints
 from trainer import preemption
 from trainer.callbacks.hooks import Hooks
@@ -46,7 +47,7 @@ def signalled(monkeypatch, event, step, number=signal.SIGTERM, after=0):
 def exit_code(run, *arguments, **options):
     """The exit code of a run that is preempted."""
     with pytest.raises(SystemExit) as error:
-        run(*arguments, **options)
+        command_line(run, *arguments, **options)
     return error.value.code
 
 

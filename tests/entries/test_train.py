@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from demonstration_files import write_act_episode, write_act_folder
-from run_results import error_line, metrics, same
+from run_results import error_line, error_lines, metrics, same
 
 import train
 from loader.command_line.parser import HyperArguments
@@ -125,7 +125,9 @@ def test_damaged_data(command, episodes, tmp_path, capsys):
     line = error_line(capsys, train.main, command())
     assert "episode_2.hdf5" in line and "step 7" in line
     write_act_episode(episodes / "episode_1.hdf5", dims=(14, 7))
-    assert re.search(r"episode_\d.hdf5.*episode_1.hdf5", error_line(capsys, train.main, command()))
+    lines = error_lines(capsys, train.main, command())  # each bad file, and how to leave them out
+    assert len(lines) == 3 and re.search(r"episode_\d.hdf5.*episode_1.hdf5", lines[0]) and "episode_2.hdf5" in lines[1]
+    assert "[episode_1.hdf5, episode_2.hdf5]" in lines[2]
     assert not (tmp_path / "out").exists() and not (tmp_path / "none").exists()
 
 

@@ -19,6 +19,7 @@ from several_processes import launched
 import eval as evaluation
 import predict
 import train
+from loader.command_line.entry import command_line
 from loader.schema.components import shipped
 from models import export
 
@@ -150,7 +151,7 @@ def test_a_prediction_does_not_depend_on_its_batch(workload, tmp_path):
     out, results = workload.folder / "out", []
     if not hasattr(workload.recipe, "inputs"):
         with pytest.raises(SystemExit) as left:
-            predict.main(["--checkpoint", str(out), "--input", "-"])
+            command_line(predict.main, ["--checkpoint", str(out), "--input", "-"])
         assert left.value.code == 2
         return
     inputs = workload.recipe.inputs(workload.folder)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import eval as evaluation
 import train
 from data.samplers import LengthGroupedSampler, WeightedSampler
+from loader.command_line.entry import command_line
 
 COMMON = """max_steps=6 logging_steps=1 learning_rate=0.05 lr_scheduler_type=constant eval_strategy=steps eval_steps=6
     save_strategy=no report_to=none seed=2 warmup_steps=0 per_device_train_batch_size=4 per_device_eval_batch_size=4"""
@@ -66,11 +67,11 @@ def test_scores_are_those_of_the_whole_set(tmp_path, in_root):
 
 def test_data_without_a_test_set_is_told(tmp_path, in_root, capsys):
     with pytest.raises(SystemExit) as ended:
-        run(tmp_path, "evaluate_test=true", recipe=gpt_windows.words)
+        command_line(run, tmp_path, "evaluate_test=true", recipe=gpt_windows.words)
     assert ended.value.code == 2 and "evaluate_test" in capsys.readouterr().err
     run(tmp_path, recipe=gpt_windows.words)
     with pytest.raises(SystemExit) as ended:
-        evaluation.main(["--checkpoint", str(tmp_path / "out"), "--split", "test"])
+        command_line(evaluation.main, ["--checkpoint", str(tmp_path / "out"), "--split", "test"])
     assert ended.value.code == 2
 
 

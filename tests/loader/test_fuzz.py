@@ -11,7 +11,7 @@ import pytest
 from audited import watching
 from configurations import cases, fuzz, time_limit
 
-from loader.command_line.entry import run_config_or_exit
+from loader.command_line.entry import command_line, run_config
 
 LONGEST = 20  # seconds; an answer takes a hundredth of one
 
@@ -45,7 +45,7 @@ def answer(words):
         io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors) for errors in ("strict", "backslashreplace")
     )
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
-        run_config_or_exit(words)
+        command_line(run_config, words)
     err.flush()
     return left.value.code or 0, err.buffer.getvalue().decode()
 

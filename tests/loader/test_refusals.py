@@ -5,12 +5,12 @@ import os
 
 import pytest
 
-from loader.command_line.entry import in_words, refusing, run_config_or_exit
+from loader.command_line.entry import command_line, in_words, refusing, run_config
 
 
 def said(capsys, build, *arguments):
     with pytest.raises(SystemExit) as left:
-        build(*arguments)
+        command_line(build, *arguments)
     lines = capsys.readouterr().err.splitlines()
     assert left.value.code == 2 and len(lines) == 1, lines
     return lines[0]
@@ -33,7 +33,7 @@ def test_a_working_folder_that_is_gone(tmp_path, capsys, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    line = said(capsys, run_config_or_exit, ["--dataset", "data", "--output_dir", "x", "--check"])
+    line = said(capsys, run_config, ["--dataset", "data", "--output_dir", "x", "--check"])
     assert line == said(capsys, refusing, os.getcwd) and "the working folder is gone; change into" in line
 
 
@@ -52,5 +52,5 @@ def test_folders_that_cannot_be_made(in_root, tmp_path, capsys, folder, reason):
     (tmp_path / "nowhere").symlink_to("nothing")
     (tmp_path / "run.yaml").write_text("max_steps: 2\n")
     words = ["--training_config", str(tmp_path / "run.yaml"), "--output_dir", str(tmp_path / folder), "--check"]
-    line = said(capsys, run_config_or_exit, words)
+    line = said(capsys, run_config, words)
     assert "`output_dir" in line and reason in line

@@ -325,7 +325,7 @@ def test_epochs_of_another_number_of_steps_are_another_length(resumed):
     longer = ["limit_train_batches=50", "resume_changed=allow"]
     assert resumed(EPOCHS, EPOCHS, longer).length_setting is None
     found = resumed(EPOCHS, EPOCHS, longer, actual=200)
-    assert found.problems == [] and "200 steps of 100 steps" in found.lines[-1]
+    assert found.problems == [] and "200 steps instead of 100 steps" in found.lines[-1]
     assert found.length_setting.startswith("`limit_train_batches: 50` in --set with `num_train_epochs: 4` at ")
     assert resumed(EPOCHS, EPOCHS, longer, actual=100).length_setting is None  # there was no more data
     # Data that has grown, with the same settings.
@@ -356,7 +356,7 @@ def test_another_length_is_recorded(resumed):
     same = resumed(BASE, BASE.replace("max_steps: 100", "num_train_epochs: 4"))  # of 25 steps
     assert (same.problems, same.lines, same.length_setting) == ([], [], None)
     found = resumed(BASE, BASE.replace("max_steps: 100", "num_train_epochs: 5"))
-    assert found.problems == [] and "125 steps of 100 steps" in found.lines[0]
+    assert found.problems == [] and "125 steps instead of 100 steps" in found.lines[0]
 
 
 def test_without_an_end_there_is_nothing_to_stretch_a_schedule_to(resumed):

@@ -106,10 +106,11 @@ from importlib import metadata
 from audited import watching
 metadata.version = lambda package: "2.9.1" if package == "torch" else "5.20.0"
 import {entry}
+from loader.command_line.entry import command_line
 errors = io.StringIO()
 with watching() as changes, contextlib.redirect_stderr(errors):
     try:
-        {entry}.main({words!r})
+        command_line({entry}.main, {words!r})
     except SystemExit as left:
         print(left.code)
 print(changes, *({{"torch", "transformers"}} & set(sys.modules)))

@@ -7,7 +7,7 @@ from small_runs import SmallRuns
 
 import models.check
 import train
-from loader.command_line.entry import import_from_working_folder
+from loader.command_line.entry import command_line, import_from_working_folder
 
 HEAD = """
 from dataclasses import dataclass
@@ -132,7 +132,7 @@ def test_training_refuses_a_network_that_it_could_not_save(name, module, words, 
     with (tmp_path / "task.yaml").open("a") as task:
         task.write(f"model: {{name: {name}}}\n")
     with pytest.raises(SystemExit) as left:
-        train.main(runs.words())
+        command_line(train.main, runs.words())
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert left.value.code == 2 and len(errors) == 1 and all(word in errors[0] for word in words)
     assert not (tmp_path / "out").exists()

@@ -28,6 +28,8 @@ LAST_PATIENCE = 10.0  # the same when the run ends
 class SavesFailed(RuntimeError):
     """Too many checkpoints in a row could not be written."""
 
+    exit_code = 1  # of the command line
+
 
 @dataclass(frozen=True)
 class Save:

@@ -204,7 +204,7 @@ class Schedule:
     def _length_remedy(self, choice: str | None, possible: dict[str, str], mapping: StepMapping, before: int) -> str:
         """Why the learning rate of the new length is not known, and what can be done."""
         reasons = {
-            None: "falls towards the end",
+            None: f"was planned to end at step {mapping.total}",
             "keep": f"ends at a learning rate of 0 at step {mapping.total}, and cannot be kept beyond",
             "rebase": f"ended at step {mapping.total}: nothing is left of it to rebase",
         }

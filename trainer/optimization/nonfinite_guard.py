@@ -28,6 +28,8 @@ FUSED_WITH_FLAG = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.o
 class TrainingDiverged(RuntimeError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
+    exit_code = 1  # of the command line
+
 
 class Batch(NamedTuple):
     """References to the values of a micro-batch, which are copied to the host only if its step was bad."""
