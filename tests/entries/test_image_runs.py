@@ -16,6 +16,7 @@ import prepare
 import train
 from data.images.decode import Decoder
 from data.images.preprocessing import Preprocessing
+from loader.command_line.entry import command_line
 from models.auto import load
 
 COMMON = """max_steps=6 logging_steps=2 learning_rate=0.02 lr_scheduler_type=constant warmup_steps=0 eval_strategy=steps
@@ -99,7 +100,7 @@ def test_a_broken_image_is_named_or_left_out(tmp_path, in_root, capsys, cache):
     settings = (f"dataset.cache_gb={cache}", "max_steps=1")
     if cache:
         with pytest.raises(SystemExit) as left:
-            run(tmp_path, *settings, words=words)
+            command_line(run, tmp_path, *settings, words=words)
         assert left.value.code == 2 and "7.png" in capsys.readouterr().err and not (tmp_path / "out").exists()
     trainer = run(tmp_path, *settings, "dataset.on_bad_image=skip", words=words)
     assert len(trainer.train_dataset) == 39 and "7.png" in capsys.readouterr().out
@@ -147,7 +148,7 @@ def test_prepare_makes_mosaics(tmp_path, in_root, shared, monkeypatch, capsys):
     made = ["--task_name", "fashion_mosaics", "--source"]
     for broken in (lambda: train.main(words), lambda: prepare.main([*made, str(tmp_path)])):
         with pytest.raises(SystemExit) as left:
-            broken()
+            command_line(broken)
         assert left.value.code == 2
     assert "prepare.py --task_name fashion_mosaics" in capsys.readouterr().err
     prepare.main([*made, str(shared / "data" / "images")])
