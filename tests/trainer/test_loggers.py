@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow  # whole small runs, many of them
 
 
 def settings(**given):
-    keys = ("logger_type", "name", "project", "entity", "group", "notes", "log_model", "save_dir")
+    keys = ("logger_type", "name", "project", "entity", "group", "notes", "log_model", "mode", "save_dir")
     assert set(given) <= set(keys)
     return SimpleNamespace(**dict.fromkeys(keys) | given)
 
@@ -223,4 +223,4 @@ def test_one_of_several_loggers_is_enough(tmp_path):
     both = logger_environment(
         settings(logger_type="TensorBoardLogger", project="p"), tmp_path, ["tensorboard", "wandb"]
     )
-    assert both == {"TENSORBOARD_LOGGING_DIR": str(tmp_path / "logs"), "WANDB_PROJECT": "p"}
+    assert both == {"TENSORBOARD_LOGGING_DIR": str(tmp_path / "logs"), "WANDB_PROJECT": "p", "WANDB_DIR": str(tmp_path)}
