@@ -6,7 +6,7 @@ import pytest
 from ladi_folder import write_ladi
 
 from loader.command_line import sweep as module
-from loader.command_line.entry import run_config_or_exit
+from loader.command_line.entry import command_line, run_config
 from loader.command_line.sweep import choices, jobs_of
 
 STAND_IN = """\
@@ -58,7 +58,7 @@ class Sweep:
     def __call__(self, *words, codes=None):
         (self.folder / "codes.json").write_text(json.dumps(codes or {}))
         with pytest.raises(SystemExit) as stopped:
-            run_config_or_exit(["-m", f"dataset_base_dir={self.base}", "--output_dir", str(self.out), *words])
+            command_line(run_config, ["-m", f"dataset_base_dir={self.base}", "--output_dir", str(self.out), *words])
         return stopped.value.code
 
     def calls(self, number):
