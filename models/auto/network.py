@@ -43,8 +43,8 @@ def build_network(config: Config, process: Any) -> PreTrainedModel:
         )
     notes = _long_inputs(settings, config.block_size, path or f"a new {settings.model_type}", own_checkpoint)
     try:
-        if settings.architectures is None:
-            settings.architectures = [kind._model_mapping[type(settings)].__name__]
+        if isinstance(architecture := kind._model_mapping.get(type(settings), None), type):
+            settings.architectures = [architecture.__name__]  # deit's constructor reads it
         model = kind.from_config(settings)
     except (ValueError, TypeError, AttributeError, ImportError, ZeroDivisionError, RuntimeError) as error:
         message = str(error).strip().split("\n")[0] or type(error).__name__

@@ -72,6 +72,8 @@ def test_a_name_chooses_the_module(in_root, tmp_path, monkeypatch, section):
     (tmp_path / lab).mkdir()
     (tmp_path / lab / "own.py").write_text(
         "from dataclasses import dataclass\nPROCESS_KEYS = frozenset()\n@dataclass\nclass Config:\n    width: int = 3\n"
+        "def make(*_): pass\ndef load(folder): pass\n"
+        + ("def build(config, process): pass\n" if section == "model" else "def build(config, run): pass\n")
     )
     monkeypatch.syspath_prepend(tmp_path)
     shipped = {"dataset": "data.demonstrations", "env": "sim.aloha", "model": "models.act"}[section]

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers.utils import is_liger_kernel_available
 
 import train
+from loader.command_line.entry import command_line
 
 SETTINGS = (
     "max_steps=2 logging_steps=1 eval_strategy=steps eval_steps=2 learning_rate=0 save_strategy=no report_to=none"
@@ -27,7 +28,7 @@ def logged(trainer, name):
 
 def refusal(recipe, folder, capfd, *settings):
     with pytest.raises(SystemExit) as raised:
-        run(recipe, folder, *settings)
+        command_line(run, recipe, folder, *settings)
     assert raised.value.code == 2 and not (folder / "out").exists()
     return capfd.readouterr().err
 
