@@ -4,12 +4,12 @@ The order is a pure function of (seed, epoch), so that a resumed run draws what 
 and all processes of a distributed run draw the same.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
+from data.samplers import EpochSampler
 
-class MixtureSampler:
+
+class MixtureSampler(EpochSampler):
     """Sample indices of a dataset whose steps are stored episode after episode, group after group.
 
     Args:
@@ -40,31 +40,13 @@ class MixtureSampler:
         steps = [int(lengths.sum()) for lengths in self.lengths]
         self.group_starts = np.concatenate([[0], np.cumsum(steps)])
         self.episode_first = episode_first
-        self.size = samples_per_epoch or sum(steps)
-        self.seed, self.epoch, self.position = seed, 0, 0
+        super().__init__(samples_per_epoch or sum(steps), seed)
 
-    def __len__(self) -> int:
-        return self.size
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def set_position(self, samples_done: int) -> None:
-        """Start the next iteration after this many samples; later ones start at 0 again."""
-        assert 0 <= samples_done <= self.size, samples_done
-        self.position = samples_done
-
-    def __iter__(self) -> Iterator[int]:
-        start, self.position = self.position, 0
-        yield from self.order()[start:].tolist()
-
-    def order(self) -> np.ndarray:
-        """Return all indices of the current epoch, (size,) int64."""
-        generator = np.random.default_rng([self.seed, self.epoch])
-        groups = np.zeros(self.size, dtype=np.int64)
+    def order(self, generator: np.random.Generator) -> np.ndarray:
+        groups = np.zeros(self.samples, dtype=np.int64)
         if len(self.lengths) > 1:
-            groups = generator.choice(len(self.lengths), size=self.size, p=self.probabilities)
-        order = np.empty(self.size, dtype=np.int64)
+            groups = generator.choice(len(self.lengths), size=self.samples, p=self.probabilities)
+        order = np.empty(self.samples, dtype=np.int64)
         for group, lengths in enumerate(self.lengths):
             chosen = np.flatnonzero(groups == group)
             draw = draw_episodes_first if self.episode_first else draw_steps

@@ -35,16 +35,18 @@ def check(config: Config, run: Any) -> list[str]:
         return [f"dataset.path: {config.path} and dataset.dataset_base_dir both name the images; keep one"]
     if config.path in MADE:
         return []  # `prepared` says what is missing
-    if config.path is None and config.dataset_base_dir is None and config.dataset_config_name is not None:
-        return ["dataset.dataset_base_dir is not set; name the folder of LADI, which has the folders v1 and v2"]
     if config.path is None and config.dataset_base_dir is None:
         return ["dataset.path is not set; name a table of images, a folder with a subfolder per class, or a hub id"]
     if config.path is not None and is_hub_id(config.path):
         return []  # known once it is loaded
     try:
-        read_splits(config, run.seed)
+        tables, _ = read_splits(config, run.seed)
     except (ValueError, OSError) as error:
         return [str(error)]
+    mixes = config.augment and (config.augmentation.mixup or config.augmentation.cutmix)
+    takes_shares = run.loss is not None or getattr(getattr(run.model, "module", None), "TAKES_SOFT_LABELS", False)
+    if mixes and not tables["train"].is_multi_label and not takes_shares:
+        return ["dataset.augmentation: mixup and cutmix of one class each need loss: {name: cross_entropy}"]
     return []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from data.images.labelled import Table
 from data.images.preprocessing import FILE, Preprocessing, preprocessing_of
 from data.images.report import Report
 from data.images.splits import read_splits
-from data.samplers import WeightedSampler
+from data.samplers import EpochSampler, ShuffledSampler, WeightedSampler
 from metrics.classification import MultiLabelMetric, SingleLabelMetric
 
 VERSION = 1  # of what is kept in the cache
@@ -46,7 +47,7 @@ def assemble(config: Config, run: Any) -> Bundle:
         eval_datasets={name: dataset for name, dataset in held_out.items() if name == "validation"},
         test_datasets={name: dataset for name, dataset in held_out.items() if name == "test"},
         collate=Collate(preprocessing.mean, preprocessing.std),
-        sampler=functools.partial(WeightedSampler, weights_of(targets["train"], config.sampling == "weighted")),
+        sampler=sampler_of(config, targets["train"]),
         train_transform=transform_of(config, preprocessing, None if is_multi_label else len(names)),
         dims={
             "num_labels": len(names),
@@ -172,14 +173,19 @@ def positives(targets: np.ndarray, count: int) -> list[int]:
     return targets.sum(0).astype(int).tolist()
 
 
-def weights_of(targets: np.ndarray, by_rarity: bool) -> np.ndarray:
-    """Sampling weight of each image; by rarity it is that of its rarest label, 1 / images of the label."""
-    if not by_rarity:
-        return np.ones(len(targets))
+def sampler_of(config: Config, targets: np.ndarray) -> Callable[[int], EpochSampler]:
+    """Seed -> sampler: every image once an epoch, or images with rare labels more often."""
+    if config.sampling == "weighted":
+        return functools.partial(WeightedSampler, rarity(targets))
+    return functools.partial(ShuffledSampler, len(targets))
+
+
+def rarity(targets: np.ndarray) -> np.ndarray:
+    """Sampling weight of each image: 1 / images of its rarest label."""
     if targets.ndim == 1:
         return 1 / np.bincount(targets)[targets]
-    rarity = targets / np.maximum(targets.sum(0), 1)
-    largest = rarity.max(1)
+    shares = targets / np.maximum(targets.sum(0), 1)
+    largest = shares.max(1)
     return np.where(largest > 0, largest, 1 / len(targets))
 
 

@@ -15,13 +15,13 @@ import numpy as np
 from data.bundle import Bundle
 from data.cache import file_identity, key_of, open_or_build
 from data.load_tokenizer import load_tokenizer
-from data.mixing import MixtureSampler
 from data.records.chat import Encoded, Encoder
 from data.records.config import Config
 from data.records.dataset import Rows, collate, save
 from data.records.packing import fill, first_fit
 from data.records.processor import Processor
 from data.records.source import RecordSource, find, hub_splits, read, split_of_hub
+from data.samplers import ShuffledSampler
 from metrics.language import LanguageMetric
 
 VERSION = 3  # of the rows in the cache
@@ -81,7 +81,7 @@ def assemble(config: Config, run) -> Bundle:
         train_dataset=train_set,
         eval_datasets={"validation": Rows(folder, "val")} if "val" in manifest else {},
         collate=collate,
-        sampler=functools.partial(MixtureSampler, [[len(train_set)]], None, False, None),
+        sampler=functools.partial(ShuffledSampler, len(train_set)),
         dims={"vocab_size": len(tokenizer), "block_size": config.block_size},
         files={"data.json": {"block_size": config.block_size, **rows}},
         summary=summary(sources, manifest, config),

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.samplers import EpochSampler
 from data.text.interleave import interleaving, whole_proportions
 
 # SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 17).
@@ -66,25 +67,14 @@ class StoredStarts:
         return numbers % np.uint64((tokens - 1) // block_size) * np.uint64(block_size)
 
 
-class Numbers:
+class Numbers(EpochSampler):
     """The sampler: the numbers of an epoch's samples, one after another.
 
     It needs no seed: the data set has it, which turns numbers into samples.
     """
 
     def __init__(self, samples: int):
-        self.samples, self.epoch, self.position = samples, 0, 0
-
-    def __len__(self) -> int:
-        return self.samples
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def set_position(self, samples_done: int) -> None:
-        """Start the next iteration after this many samples; later ones start at 0 again."""
-        assert 0 <= samples_done <= self.samples, samples_done
-        self.position = samples_done
+        super().__init__(samples, seed=0)
 
     def __iter__(self) -> Iterator[int]:
         start, self.position = self.position, 0

@@ -17,6 +17,7 @@ from models.convnet.config import DIMS, Config
 if TYPE_CHECKING:
     from models.convnet.network import ConvNet
 
+TAKES_SOFT_LABELS = True  # labels may be shares of classes, as MixUp makes them
 PROCESS_KEYS: frozenset[str] = frozenset()
 
 # Part name -> regular expression over parameter and module names.

@@ -56,7 +56,7 @@ class BinaryCrossEntropy(MultiLabelLoss):
         self.pos_weight, self._tensor = pos_weight, None
 
     def fit(self, statistics: Mapping[str, Any]) -> None:
-        """Resolve `auto`; whoever builds the loss calls it before training and evaluation.
+        """Resolve `auto`; called once after `build`, before training and evaluation.
 
         A label's weight is negatives / positives, and 1 where one of the two is missing.
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from data.images.augment import Augment
-from data.images.build_bundle import weights_of
+from data.images.build_bundle import rarity, sampler_of
 from data.images.config import Augmentation, Config
 from data.images.dataset import Collate
 from data.images.decode import BadImage, Decoder
@@ -430,9 +430,10 @@ def test_rand_augment_leaves_the_global_random_numbers_alone():
 
 def test_sampling_weights_follow_the_rarest_label():
     targets = np.array([[1, 0], [1, 1], [1, 0], [0, 0]], np.float32)
-    assert weights_of(targets, True) == pytest.approx([1 / 3, 1, 1 / 3, 1 / 4])
-    assert weights_of(np.array([0, 0, 1]), True) == pytest.approx([0.5, 0.5, 1])
-    assert weights_of(targets, False).tolist() == [1, 1, 1, 1]
+    assert rarity(targets) == pytest.approx([1 / 3, 1, 1 / 3, 1 / 4])
+    assert rarity(np.array([0, 0, 1])) == pytest.approx([0.5, 0.5, 1])
+    assert sorted(sampler_of(Config(), targets)(0)) == [0, 1, 2, 3]  # uniform: every image once
+    assert set(sampler_of(Config(sampling="weighted"), np.array([[1], [0]], np.float32))(0)) <= {0, 1}
 
 
 def test_a_file_that_is_no_idx_is_named(tmp_path):

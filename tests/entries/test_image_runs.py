@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from recipes import images
+from recipes import convnet, images
 from sklearn.metrics import average_precision_score
 
 import eval as evaluation
@@ -156,3 +156,15 @@ def test_prepare_makes_mosaics(tmp_path, in_root, shared, monkeypatch, capsys):
     assert len(trainer.train_dataset) == 40 and trainer.train_dataset[0][0].shape == (1, 56, 56)
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert any("test_macro_average_precision" in line for line in lines)
+
+
+def test_mixed_classes_need_a_loss_that_takes_shares(tmp_path, in_root, capsys):
+    """A network of transformers takes one class each; cross_entropy and convnet take shares of classes."""
+    words = convnet.words(tmp_path)
+    mixed = ("dataset.augment=true", "dataset.augmentation.mixup=0.5", "max_steps=1")
+    run(tmp_path, *mixed, words=words)
+    auto = [f"model={images.NETWORK}", *mixed]
+    with pytest.raises(SystemExit) as left:
+        command_line(run, tmp_path, *auto, out="auto", words=words)
+    assert left.value.code == 2 and "mixup" in capsys.readouterr().err
+    run(tmp_path, *auto, "loss.name=cross_entropy", out="auto", words=words)

@@ -129,7 +129,7 @@ def test_what_recipes_say_against_one_another_is_not_noted(in_root):
 
 
 def test_defaults_of_the_data_count(recipe):
-    """Demonstrations hold nothing out unless eval_fraction says so."""
+    """Demonstrations have no validation episodes unless eval_fraction is set."""
     own = "dataset: {name: demonstrations, path: a}\nmodel: mlp\n"
     with pytest.raises(ConfigError) as error:
         resolve(None, [], recipe(f"{own}early_stopping: true"))
