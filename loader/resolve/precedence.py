@@ -1,4 +1,4 @@
-"""Settings that exclude or contradict one another: that of the later layer wins, the other follows, and a note says so.
+"""Settings that exclude or contradict one another: that of the later layer wins, the other follows, with a note.
 
 Only two settings that stand in one file, or both on the command line, and contradict each other are a problem. What
 remains describes the run, so that a printed configuration, read again, is the same run.
