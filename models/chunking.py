@@ -118,8 +118,12 @@ class ChunkPolicy(PreTrainedModel):
         assert inputs["state"].shape[0] == 1, inputs["state"].shape
         if self._plan.needs_chunk:
             inputs = {key: value.to(self.device) for key, value in inputs.items() if torch.is_tensor(value)}
-            self._plan.add(self(**inputs)["actions"][0].float().cpu())
+            self._plan.add(self.predict_chunk(inputs)[0].float().cpu())
         return self._plan.next()
+
+    def predict_chunk(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The next chunk (1, C, A) of an episode."""
+        return self(**inputs)["actions"]
 
     def check_images(self, images: Tensor | None) -> None:
         """Raise ValueError if a batch's images (B, K, 3, H, W) are not those the network was built for."""
