@@ -75,8 +75,8 @@ class DenoisingConfig(PolicyConfig):
         if self.chunk_size is not None and self.chunk_size % factor:
             raise ValueError(
                 f"dataset.chunk_size: {self.chunk_size} is not divisible by {factor}, by which a unet of "
-                f"{len(self.unet_channels)} resolutions shortens it; use {self.chunk_size + -self.chunk_size % factor}, "
-                "or fewer model.unet_channels"
+                f"{len(self.unet_channels)} resolutions shortens it; use "
+                f"{self.chunk_size + -self.chunk_size % factor}, or fewer model.unet_channels"
             )
 
     def check_crop(self) -> None:

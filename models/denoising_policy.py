@@ -59,7 +59,7 @@ class DenoisingPolicy(ChunkPolicy):
         images: Tensor | None = None,
         **context: Any,
     ) -> dict[str, Any]:
-        """Sample a chunk or, given the demonstrated one, compute the loss. Arguments as `models.act.network.ACT.forward`.
+        """Sample a chunk or compute the loss of a demonstrated one; arguments as `models.act.network.ACT.forward`.
 
         Returns:
             Without actions {"actions": (B, C, A)}, in training {"loss", "losses"}, in evaluation mode both.
@@ -95,7 +95,7 @@ class DenoisingPolicy(ChunkPolicy):
         self._generator = torch.Generator().manual_seed(0)
 
     def predict_chunk(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The next chunk (1, C, A) of an episode, from noise of its own; every episode has the same sequence of noise."""
+        """The next chunk (1, C, A), from noise of its own; every episode has the same sequence of noise."""
         self.check_images(inputs.get("images"))
         condition = self.observation(inputs["state"].to(self.dtype), inputs.get("images"))
         return self.sample_chunks(condition, self._generator)

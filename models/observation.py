@@ -63,10 +63,8 @@ class ObservationEncoder(nn.Module):
 def crop(images: Tensor, height: int, width: int, random: bool) -> Tensor:
     """Cut (B, K, C, height, width) from (B, K, C, H, W): from the centre, or at random, one place for each sample."""
     free = torch.tensor([images.shape[-2] - height, images.shape[-1] - width])
-    if random:
-        corners = (torch.rand(len(images), 2) * (free + 1)).long()  # (B, 2)
-    else:
-        corners = (free // 2).expand(len(images), 2)
+    share = torch.rand(len(images), 2) if random else torch.full((len(images), 2), 0.5)
+    corners = (share * (free + 1)).long()  # (B, 2)
     pieces = [
         sample[..., top : top + height, left : left + width]
         for sample, (top, left) in zip(images, corners.tolist(), strict=True)

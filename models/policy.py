@@ -36,7 +36,7 @@ class PolicyConfig:
     backbone_norm: Literal["auto", "frozen", "batch", "group"] = key(
         "auto",
         "frozen: batch norms keep the statistics and scales they were loaded with; batch: they "
-        "learn; group: group norms instead, for a backbone that trains from random weights; auto: frozen exactly when backbone_weights is set",
+        "learn; group: group norms instead, for random weights; auto: frozen exactly when backbone_weights is set",
     )
     n_action_steps: int | None = key(
         None, "actions executed of each chunk before the next is predicted; null: all", ge=1, on_resume=HARMLESS
