@@ -27,7 +27,6 @@ class DenoisingPolicy(ChunkPolicy):
 
     supports_gradient_checkpointing = False
     levels = EVALUATION_LEVELS
-    term = "action"  # name of the loss
 
     def __init__(self, config):
         super().__init__(config)
@@ -71,7 +70,7 @@ class DenoisingPolicy(ChunkPolicy):
         actions = actions.to(self.dtype)
         errors = self.training_errors(actions, condition) if self.training else self.fixed_errors(actions, condition)
         loss = masked_mean(errors, is_pad)
-        output = {"loss": loss, "losses": {self.term: loss}}
+        output = {"loss": loss, "losses": {"action": loss}}
         return output if self.training else {**output, "actions": self.sample_chunks(condition)}
 
     def training_errors(self, actions: Tensor, condition: Tensor) -> Tensor:
@@ -86,9 +85,6 @@ class DenoisingPolicy(ChunkPolicy):
             level = actions.new_full((len(actions),), (number + 0.5) / self.levels, dtype=torch.float32)
             total = total + self.errors(actions, self.shared_noise(generator, actions), level, condition)
         return total / self.levels
-
-    def loss_items(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {self.term: super().loss_items(batch)["action"]}
 
     def reset(self) -> None:
         super().reset()

@@ -20,8 +20,9 @@ PROCESS_KEYS: frozenset[str] = frozenset({"cache_dir"})
 def build(config: Config, process: Any) -> Diffusion:
     """Build a network for the data's dims; arguments and errors as `models.act.build`."""
     from models.backbone import build_policy
-    from models.diffusion.network import Diffusion
+    from models.diffusion.network import Diffusion, make_scheduler
 
+    make_scheduler(config)  # without diffusers the run ends here
     return build_policy(Diffusion, config, process.cache_dir)
 
 

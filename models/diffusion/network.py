@@ -6,6 +6,8 @@ Shapes: B batch, C chunk size, A action dim, D condition.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -36,11 +38,10 @@ class Diffusion(DenoisingPolicy):
     """The network sees a noisy chunk and predicts its noise (or `prediction_type`)."""
 
     config_class = DiffusionConfig
-    term = "denoising"
 
-    def __init__(self, config: DiffusionConfig):
-        self.scheduler = make_scheduler(config)
-        super().__init__(config)
+    @functools.cached_property
+    def scheduler(self):
+        return make_scheduler(self.config)  # not in __init__, which transformers also runs without memory for tensors
 
     def errors(self, actions: Tensor, noise: Tensor, level: Tensor, condition: Tensor) -> Tensor:
         """Squared error of what the network predicts; see `DenoisingPolicy.errors`."""

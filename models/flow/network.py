@@ -22,7 +22,6 @@ class Flow(DenoisingPolicy):
     """The point at time t is t · noise + (1 - t) · actions; the network predicts its velocity, noise - actions."""
 
     config_class = FlowConfig
-    term = "velocity"
 
     def velocity(self, chunk: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """chunk (B, C, A), time (B,), condition (B, D) -> (B, C, A)."""

@@ -13,12 +13,21 @@ import yaml
 from safetensors.torch import load_file
 
 import models.act
+import models.diffusion
+import models.flow
 import models.mlp
+import models.regression
 from models.policy import DIMS
 
 ROOT = Path(__file__).parents[2]
 GPT_SIZES = ("block_size", "vocab_size", "vocab_sizes", "dataset_names", "context_names")
-MODULES = {"act": models.act, "mlp": models.mlp}
+MODULES = {
+    "act": models.act,
+    "diffusion": models.diffusion,
+    "flow": models.flow,
+    "mlp": models.mlp,
+    "regression": models.regression,
+}
 every_policy = pytest.mark.parametrize("name", list(MODULES))
 with_and_without_images = pytest.mark.parametrize("num_images", [0, 1, 2])
 
