@@ -48,7 +48,16 @@ class PolicyConfig:
         on_resume=HARMLESS,
     )
 
+    inference_delay: int | None = key(
+        None,
+        "control steps that computing a chunk takes: meanwhile the previous chunk goes on, then hands over smoothly; "
+        "needs n_action_steps; null: chunks follow one another without overlap",
+        ge=0,
+        on_resume=HARMLESS,
+    )
+
     def __post_init__(self) -> None:
+        self.check_delay()
         if self.temporal_ensemble_coeff is not None and self.n_action_steps not in (None, 1):
             raise ValueError(
                 f"model.temporal_ensemble_coeff predicts at every step, model.n_action_steps: "
@@ -58,6 +67,22 @@ class PolicyConfig:
             raise ValueError(
                 f"model.n_action_steps: {self.n_action_steps} is more than the data's chunk_size "
                 f"{self.chunk_size}; lower it or set it to null"
+            )
+
+    def check_delay(self) -> None:
+        """Raise ValueError for an `inference_delay` that leaves nothing of the previous chunk to hand over."""
+        if self.inference_delay is None:
+            return
+        if self.temporal_ensemble_coeff is not None:
+            raise ValueError(
+                f"model.inference_delay: {self.inference_delay} hands over between chunks, but "
+                "model.temporal_ensemble_coeff predicts at every step; set one of the two to null"
+            )
+        steps = self.n_action_steps or self.chunk_size
+        if steps is not None and self.chunk_size is not None and steps + self.inference_delay >= self.chunk_size:
+            raise ValueError(
+                f"model.inference_delay: {self.inference_delay} after {steps} executed actions leaves none of the "
+                f"{self.chunk_size} of a chunk to hand over with; lower model.n_action_steps"
             )
 
 

@@ -18,7 +18,8 @@ class Config:
     """Keys of an `env` section with `name: metaworld`."""
 
     task: str | list[str] = key(
-        "mt3", f"a task such as door-open, a list of tasks, or one of the sets {', '.join(SETS)}; seeds take them in turn"
+        "mt3",
+        f"a task such as door-open, a list of tasks, or one of the sets {', '.join(SETS)}; seeds take them in turn",
     )
     cameras: list[str] = key([], f"cameras in every observation, of {', '.join(CAMERAS)}; [] needs no OpenGL")
     episode_steps: int = key(300, "control steps of an episode, 0.0125 s each", ge=1, le=500)

@@ -48,7 +48,11 @@ TASKS = {
     "door-close": ["close the door", "push the door shut", "shut the door"],
     "door-lock": ["lock the door", "turn the door's lock to locked", "turn the lock so that the door is locked"],
     "door-open": ["open the door", "pull the door open", "open up the door"],
-    "door-unlock": ["unlock the door", "turn the door's lock to unlocked", "turn the lock so that the door is unlocked"],
+    "door-unlock": [
+        "unlock the door",
+        "turn the door's lock to unlocked",
+        "turn the lock so that the door is unlocked",
+    ],
     "hand-insert": ["put the hand into the hole", "insert the gripper into the hole", "lower the hand into the hole"],
     "drawer-close": ["close the drawer", "push the drawer shut", "shut the drawer"],
     "drawer-open": ["open the drawer", "pull the drawer open", "open up the drawer"],
