@@ -13,7 +13,7 @@ PARTS: dict[str, str] = {
     "backbone": r"^observation\.backbone(\.|$)",
     "vision_tower": r"^observation\.backbone(\.|$)",  # the same part under the name that vision-language models use
     "projector": r"^observation\.pooling(\.|$)",
-    "head": r"^network(\.|$)",
+    "trunk": r"^network(\.|$)",
 }
 
 

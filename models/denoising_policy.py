@@ -75,8 +75,11 @@ class DenoisingPolicy(ChunkPolicy):
 
     def training_errors(self, actions: Tensor, condition: Tensor) -> Tensor:
         """Errors (B, C, A) at one level of noise for each sample."""
-        level = torch.rand(len(actions), device=actions.device, dtype=torch.float32)
-        return self.errors(actions, torch.randn_like(actions), level, condition)
+        return self.errors(actions, *self.draw(actions), condition)
+
+    def draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise (B, C, A) and its level (B,) for each sample."""
+        return torch.randn_like(actions), torch.rand(len(actions), device=actions.device)
 
     def fixed_errors(self, actions: Tensor, condition: Tensor) -> Tensor:
         """Errors (B, C, A) averaged over evenly spaced levels, each with fixed noise."""

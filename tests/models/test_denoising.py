@@ -82,7 +82,7 @@ def test_times_are_beta_distributed(build, alpha):
 def test_the_flow_loss_by_hand(build, batch, monkeypatch):
     net, data = build("flow").train(), batch()
     noise = torch.full_like(data["actions"], 0.5)
-    monkeypatch.setattr(torch, "randn_like", lambda actions: noise)
+    monkeypatch.setattr(net, "draw", lambda actions: (noise, torch.full((2,), 0.4)))
     net.network = Recorder(lambda chunk, time: torch.zeros_like(chunk))
     expected = ((noise - data["actions"]) ** 2)[~data["is_pad"]].mean()
     torch.testing.assert_close(net(**data)["loss"], expected)
