@@ -8,15 +8,15 @@ without torch; `without_effect()`, if there is one, returns flags that change no
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, Self
+
+from data.strict_json import open_maybe_compressed
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,8 @@ class Source:
         if self.path is None:
             yield sys.stdin.buffer
             return
-        try:
-            with gzip.open(self.path) if self.name.endswith(".gz") else open(self.path, "rb") as stream:
-                yield stream
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{self}: cannot be decompressed ({error}); it is cut off or damaged") from None
+        with open_maybe_compressed(self.path) as stream:
+            yield stream
 
     @contextlib.contextmanager
     def local_file(self) -> Iterator[Path]:

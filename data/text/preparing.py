@@ -21,7 +21,7 @@ import numpy as np
 
 from data.text.pieces import Piece, Share, TextFacts
 from data.text.prepare_folder import META, finished, publish, read_json, staging
-from data.text.prepare_tokens import SPLITS, ChunkEncoder, Output, chunks_of, encode_in_order
+from data.text.prepare_tokens import SPLITS, ChunkEncoder, Output, chunks_of
 from data.text.sources import Source, open_source
 from data.text.tokenizers import (
     bytes_tokenizer,
@@ -31,11 +31,12 @@ from data.text.tokenizers import (
     train_bpe,
     vocabulary_size,
 )
-from storage import atomic
+from storage import atomic, worker_pool
 
 VERSION = 2
 JOURNAL_SECONDS, REPORT_SECONDS = 1.0, 30.0
 BPE_SAMPLE_BYTES = 2**26  # text that a new BPE vocabulary is trained on, taken evenly from all of it
+ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false"}  # with a worker per core, threads only wait for one another
 BYTES_PER_WORKER = 2**21  # below this a worker process costs more than it saves
 
 
@@ -276,7 +277,7 @@ class Preparation:
             Output(self.data, self.journal["written"]) as output,
             # `disable=None`: on a terminal only
             tqdm(total=self.size, initial=begin, desc=self.name, unit="B", unit_scale=True, disable=None) as progress,
-            contextlib.closing(encode_in_order(encoder, chunks, count)) as results,
+            contextlib.closing(worker_pool.run(encoder, chunks, count if count > 1 else 0, ONE_THREAD)) as results,
         ):
             flushed, state = time.monotonic(), self.journal
             reported = flushed
