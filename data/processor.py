@@ -8,7 +8,6 @@ without torch; `without_effect()`, if there is one, returns flags that change no
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
+from data.files import files_below
 from data.strict_json import open_maybe_compressed
 
 
@@ -176,18 +176,8 @@ def input_sources(given: str, suffixes: tuple[str, ...]) -> tuple[list[Source], 
         if not path.name.endswith(suffixes):
             raise ValueError(f"`--input {given}` is none of {kinds}, which this task reads")
         return [Source(path.name, path)], 0
-    files, others, visited = [], 0, set()
-    for folder, subfolders, names in os.walk(path, followlinks=True):
-        if os.path.realpath(folder) in visited:  # a link that leads back
-            subfolders.clear()
-            continue
-        visited.add(os.path.realpath(folder))
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            if name.endswith(suffixes) and not name.startswith("."):
-                files.append(Path(folder, name))
-            else:
-                others += 1
+    found = files_below(path)
+    files = [Source(file.relative_to(path).as_posix(), file) for file in found if file.name.endswith(suffixes)]
     if not files:
         raise ValueError(f"`--input {given}`: the folder has no file {kinds}")
-    return [Source(file.relative_to(path).as_posix(), file) for file in sorted(files)], others
+    return files, len(found) - len(files)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data.files import files_below
 from storage.config_keys import HARMLESS, IMPOSSIBLE, key
 
 NORMALIZATION_KINDS = Literal["zscore", "min_max", "percentiles", "identity"]
@@ -150,10 +151,7 @@ def folder_problem(path: str) -> str | None:
 
 
 def episode_files(folder: Path) -> list[Path]:
-    """The episode files below a folder, episode_2 before episode_10; hidden files and folders are left out.
-
-    Links to files and folders are followed. A file that is reached in several ways is listed once, by a path without
-    a link if there is one.
+    """The episode files below a folder (see `data.files`), episode_2 before episode_10.
 
     Raises:
         ValueError: A folder cannot be read, or the target of a link does not exist.
@@ -163,40 +161,11 @@ def episode_files(folder: Path) -> list[Path]:
         parts = re.split(r"(\d+)", str(file.relative_to(folder)))
         return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
-    episodes: dict[tuple[int, int], Path] = {}  # by device and inode number
-    top = os.path.realpath(folder)
-    visited, waiting = set(), [str(folder)]
-    while waiting:  # folders behind links come after all others
-        for directory, subfolders, names in os.walk(waiting.pop(0), onerror=refuse_unreadable):
-            real = os.path.realpath(directory)
-            if real in visited or top.startswith(os.path.join(real, "")):  # a loop of links
-                subfolders.clear()
-                continue
-            visited.add(real)
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            waiting += [path for name in subfolders if os.path.islink(path := os.path.join(directory, name))]
-            for name in names:
-                add_episode(Path(directory, name), episodes)
-    return sorted(episodes.values(), key=natural)
-
-
-def add_episode(path: Path, episodes: dict[tuple[int, int], Path]) -> None:
-    """Add an episode file under its device and inode number; other files are ignored."""
-    is_episode = path.name.endswith(SUFFIXES)
-    if path.name.startswith(".") or not (is_episode or path.is_symlink() and not path.suffix):
-        return
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ValueError(
-            f"{path} is a link to {os.path.realpath(path)}, which cannot be read ({error.strerror}); restore its "
-            f"target, or move the link out of dataset.path"
-        ) from None
-    number = (status.st_dev, status.st_ino)
-    if is_episode and (number not in episodes or episodes[number].is_symlink() and not path.is_symlink()):
-        episodes[number] = path
-
-
-def refuse_unreadable(error: OSError) -> None:
-    """Raise ValueError for a folder that `os.walk` cannot read and would leave out."""
-    raise ValueError(f"cannot read {error.filename}: {error.strerror}; correct its permissions, or move it away")
+    files = files_below(folder)
+    for file in files:
+        if not file.exists() and (file.name.endswith(SUFFIXES) or not file.suffix):
+            raise ValueError(
+                f"{file} is a link to {os.path.realpath(file)}, which does not exist; restore its target, or move the "
+                "link out of dataset.path"
+            )
+    return sorted((file for file in files if file.name.endswith(SUFFIXES)), key=natural)

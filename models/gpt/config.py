@@ -86,13 +86,15 @@ class Config:
         named = [names for names in (self.dataset_names, self.context_names) if names is not None]
         if sizes is None and not named:
             return
-        if sizes is None or len(named) != 1 or not len(set(named[0])) == len(named[0]) == len(sizes) > 0:
+        if (
+            sizes is None
+            or len(named) != 1
+            or not len(set(named[0])) == len(named[0]) == len(sizes) > 0
+            or min(sizes) < 1
+            or self.vocab_size not in (None, max(sizes))
+        ):
             raise ValueError(
                 f"model.vocab_sizes: {sizes} needs as many different names, as either model.dataset_names: "
-                f"{self.dataset_names} or model.context_names: {self.context_names}"
-            )
-        if min(sizes) < 1 or self.vocab_size not in (None, max(sizes)):
-            raise ValueError(
-                f"model.vocab_sizes: {sizes} must be sizes of at least 1, the largest of them "
-                f"model.vocab_size: {self.vocab_size}; leave vocab_size out"
+                f"{self.dataset_names} or model.context_names: {self.context_names}, and sizes of at least 1, the "
+                f"largest of them model.vocab_size: {self.vocab_size}; leave these keys out"
             )
