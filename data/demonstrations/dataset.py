@@ -110,15 +110,3 @@ class Demonstrations(torch.utils.data.Dataset):
             # Of the previous step: on the robot, that is the last subtask that the policy has predicted.
             text += f" Previous subtask: {self.sources[source].text('subtask', start + timestep - 1)}"
         return text.strip()
-
-
-def collate(samples: dict | list[dict]) -> dict:
-    """Return the batch that `__getitems__` built, or stack single samples."""
-    if isinstance(samples, dict):
-        return samples
-    return {
-        key: torch.stack([torch.as_tensor(sample[key]) for sample in samples])
-        if not isinstance(value, str)
-        else [sample[key] for sample in samples]
-        for key, value in samples[0].items()
-    }

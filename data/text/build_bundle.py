@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from data.bundle import Bundle
+from data.collate import collate
 from data.load_tokenizer import load_tokenizer
 from data.text.compatibility import vocabulary
 from data.text.config import Config, find, samples_per_step
-from data.text.dataset import EvalWindows, TrainWindows, collate
+from data.text.dataset import EvalWindows, TrainWindows
 from data.text.folder import Folder, Split, read_folder
 from data.text.processor import Processor
 from data.text.sampling import Drawn, Interleaved, RandomStarts, SamplerFactory, StoredStarts

@@ -135,14 +135,10 @@ class Interleaved:
     """The data sets alternate in a repeated pattern: after k steps each has had k × its share to within one."""
 
     pattern: list[int]
-    before: np.ndarray  # (pattern length, data sets): steps of each before that place in the pattern
-    shares: np.ndarray  # (data sets,): steps of each in a whole pattern
 
     @classmethod
     def of(cls, first: list[float]) -> Interleaved:
-        pattern = interleaving(whole_proportions(first))
-        chosen = np.eye(len(first), dtype=np.int64)[pattern]
-        return cls(pattern, np.cumsum(chosen, axis=0) - chosen, chosen.sum(axis=0))
+        return cls(interleaving(whole_proportions(first)))
 
     def __call__(self, step: int) -> int:
         """Number of the data set of step `step`."""
@@ -152,7 +148,7 @@ class Interleaved:
         """Return how many steps before `step` were on its data set."""
         rounds, place = divmod(step, len(self.pattern))
         data_set = self.pattern[place]
-        return int(rounds * self.shares[data_set] + self.before[place, data_set])
+        return rounds * self.pattern.count(data_set) + self.pattern[:place].count(data_set)
 
 
 # ---- the order of an evaluation ----
