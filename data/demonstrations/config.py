@@ -111,24 +111,22 @@ class Config:
         return [self.path] if isinstance(self.path, str) else self.path or []
 
 
-def included(folder: Path, files: list[Path], exclude: list[str] | None) -> list[Path]:
-    """The episode files that no pattern of `dataset.exclude` matches."""
-    names = [str(file.relative_to(folder)) for file in files]
-    return [
-        file
-        for file, name in zip(files, names, strict=True)
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude or ())
-    ]
+def included(folder: Path, exclude: list[str] | None) -> list[Path]:
+    """The episode files of a folder that no pattern of `dataset.exclude` matches."""
+    files = episode_files(folder)
+    excluded = {file for pattern in exclude or () for file in matching(files, folder, pattern)}
+    return [file for file in files if file not in excluded]
 
 
 def unmatched(paths: list[str], exclude: list[str] | None) -> list[str]:
     """The patterns of `dataset.exclude` that match no episode file."""
-    names = [
-        str(file.relative_to(folder))
-        for folder in (Path(path).expanduser() for path in paths)
-        for file in (episode_files(folder) if exclude else ())
-    ]
-    return [pattern for pattern in exclude or () if not fnmatch.filter(names, pattern)]
+    folders = [Path(path).expanduser() for path in paths] if exclude else []
+    files = {folder: episode_files(folder) for folder in folders}
+    return [pattern for pattern in exclude or () if not any(matching(files[f], f, pattern) for f in folders)]
+
+
+def matching(files: list[Path], folder: Path, pattern: str) -> list[Path]:
+    return [file for file in files if fnmatch.fnmatchcase(str(file.relative_to(folder)), pattern)]
 
 
 def folder_problem(path: str) -> str | None:

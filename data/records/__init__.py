@@ -75,14 +75,10 @@ def prepared(config: Config, run) -> Config:
 
 
 def prepare(name: str, folder: Path) -> None:
-    """Make the built-in data set `name`, train.jsonl and val.jsonl, in `folder`.
-
-    Raises:
-        ValueError: There is no such data set, or the folder holds something else.
-    """
+    """Make the built-in data set `name` in `folder`; ValueError if that holds something else."""
     from data.records.builtin_datasets import make
 
-    make(name, Path(folder))
+    make(Path(folder))
 
 
 def build(config: Config, run):

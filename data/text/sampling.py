@@ -70,26 +70,13 @@ class StoredStarts:
 class Numbers(EpochSampler):
     """The sampler: the numbers of an epoch's samples, one after another.
 
-    It needs no seed: the data set has it, which turns numbers into samples.
+    It ignores its seed: the data set has it, which turns numbers into samples.
     """
-
-    def __init__(self, samples: int):
-        super().__init__(samples, seed=0)
 
     def __iter__(self) -> Iterator[int]:
         start, self.position = self.position, 0
         first = self.epoch * self.samples
         return iter(range(first + start, first + self.samples))
-
-
-@dataclass(frozen=True)
-class SamplerFactory:
-    """Seed -> sampler; a class, so that a bundle can be pickled. The seed is already in the data set."""
-
-    samples: int
-
-    def __call__(self, seed: int) -> Numbers:
-        return Numbers(self.samples)
 
 
 # ---- which data set a step is on ----
