@@ -8,7 +8,6 @@ from typing import Literal
 from storage.config_keys import HARMLESS, key
 
 DIMS = ("state_dim", "action_dim", "chunk_size", "num_images", "image_height", "image_width")
-LEAST = dict.fromkeys(DIMS[:3], 1)  # the other three are 0 for data without images
 
 
 @dataclass
@@ -63,9 +62,8 @@ class PolicyConfig:
 
 def require_dims(config: PolicyConfig) -> None:
     """Raise ValueError unless the data has filled in every size, and images are large enough."""
-    missing = [name for name in DIMS if getattr(config, name) is None or getattr(config, name) < LEAST.get(name, 0)]
-    if missing:
-        raise ValueError(f"model: {', '.join(missing)} missing or too small; the data set's dims must give them")
+    if missing := [name for name in DIMS if getattr(config, name) is None]:
+        raise ValueError(f"model: {', '.join(missing)} missing; the data set's dims must give them")
     if config.num_images and min(config.image_height, config.image_width) < 32:
         raise ValueError(
             f"model: images of {config.image_height}×{config.image_width} pixels are too small for a ResNet; "

@@ -25,8 +25,6 @@ def run(start: worker_pool.Start, tasks: Sequence[Any], num_workers: int | None 
     Raises:
         ValueError: A task raised it, or an OSError.
     """
-    if num_workers is not None and num_workers < 0:
-        raise ValueError(f"the number of simulator processes must be at least 0, got {num_workers}")
     count = min(len(os.sched_getaffinity(0)) if num_workers is None else num_workers, len(tasks))
     try:
         yield from worker_pool.run(start, tasks, count, ONE_THREAD)

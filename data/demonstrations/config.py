@@ -100,10 +100,6 @@ class Config:
                 f"dataset.image_size {self.image_size} is not [height, width]; give two positive numbers "
                 f"of pixels, such as [240, 320]"
             )
-        for name in ("state_keys", "cameras"):
-            entries = getattr(self, name)
-            if entries is not None and len(set(entries)) != len(entries):
-                raise ValueError(f"dataset.{name} {entries} names one entry twice; name each once")
         if self.state_keys == []:
             raise ValueError("dataset.state_keys is empty; name at least one HDF5 path, or leave the key out")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any
 
+from data.lazy import lazy
 from data.text.config import READY, Config, find, samples_per_step
 from data.text.predict_flags import PredictFlags as PredictFlags
 
@@ -132,9 +132,4 @@ def build(config: Config, run):
     return assemble(config, run)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Processor":  # needs transformers, which checking a configuration does not
-        from data.text.processor import Processor
-
-        return Processor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, Processor="data.text.processor")

@@ -193,12 +193,7 @@ class Preparation:
     def _open_journal(self) -> dict:
         """The journal of an interrupted preparation of the same text with the same settings, or a new one."""
         journal = read_json(self.work / "journal.json")
-        is_same = journal is not None and all(journal.get(key) == value for key, value in self.made_of.items())
-        if is_same and all(
-            (self.data / f"{split}.bin").is_file()
-            and (self.data / f"{split}.bin").stat().st_size >= journal["written"][split]["size"]
-            for split in SPLITS
-        ):
+        if journal is not None and all(journal.get(key) == value for key, value in self.made_of.items()):
             self.report(f"{self.name}: going on after {self._done(journal['written']):,} bytes of text")
             return journal
         if journal is not None:

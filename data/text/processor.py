@@ -15,7 +15,7 @@ from data import processor
 from data.load_tokenizer import load_tokenizer
 from data.processor import Item, Source
 from data.strict_json import parsed
-from data.text.generation import Continuation, GenerationConfig, generate, prompt_ids, room_after
+from data.text.generation import Continuation, generate, prompt_ids, room_after
 from data.text.predict_flags import PredictFlags
 
 WRITTEN = ("prediction", "finish_reason", "sample", "source")  # keys of an output record besides the input's
@@ -120,14 +120,13 @@ class Processor(processor.Processor):
     def predict(self, model: Any, inputs: list[Prompt]) -> list[tuple[Prompt, list[Continuation]]]:
         """The samples of each prompt; at most as many texts at a time as there are prompts."""
         flags, size = self.flags, len(inputs)
-        config = GenerationConfig(flags.max_new_tokens, flags.temperature, flags.top_k, flags.seed)
         rows = [(prompt.ids, number) for prompt in inputs for number in range(flags.samples)]
         pad = self.tokenizer.pad_token_id
         pad = next(iter(self.ends), 0) if pad is None else pad
         found: list[Continuation] = []
         for first in range(0, len(rows), size):
             prompts, numbers = zip(*rows[first : first + size], strict=True)
-            found += generate(model, list(prompts), config, self.ends, pad, list(numbers))
+            found += generate(model, list(prompts), flags, self.ends, pad, list(numbers))
         return [(prompt, found[i * flags.samples : (i + 1) * flags.samples]) for i, prompt in enumerate(inputs)]
 
     def decode(self, outputs: list[tuple[Prompt, list[Continuation]]]) -> list[list[dict[str, Any]]]:
