@@ -58,8 +58,6 @@ class Demonstrations(torch.utils.data.Dataset):
         Steps after an episode's end repeat its last action, and is_pad is true for them.
         """
         index = np.asarray(indices)
-        if index.min() < 0 or index.max() >= len(self):
-            raise IndexError(f"sample {index.min()}…{index.max()} of {len(self)}")
         episode = np.searchsorted(self.ends, index, side="right")  # (B,)
         timestep = index - (self.ends - self.lengths)[episode]
         start, source = self.starts[episode], self.source[episode]
