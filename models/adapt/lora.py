@@ -39,7 +39,7 @@ from models.adapt.submodules import (
     whole_modules,
 )
 from models.pretrained import one_line, reason
-from models.suggestions import did_you_mean
+from storage.suggestions import did_you_mean
 
 ALL_LINEAR = "all-linear"
 ADAPTER, PICKLED_ADAPTER = "adapter_model.safetensors", "adapter_model.bin"

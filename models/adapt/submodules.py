@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import nn
 from transformers import PreTrainedModel
 
-from models.suggestions import did_you_mean
+from storage.suggestions import did_you_mean
 
 ALIASES = {"vit": "vision_tower"}
 PLAIN_WORD = re.compile(r"[\w.\-]+")

@@ -146,8 +146,8 @@ def test_names(tmp_path, monkeypatch):
     run = text_run(tmp_path / "cache")
     write_text_folder(tmp_path / "data/my_novels", counting(100))
     assert "no data set shakespeer_char here" in refusal(tmp_path, "shakespeer_char")
-    assert refusal(tmp_path, "shakespeer_char").endswith("did you mean shakespeare_char?")
-    assert refusal(tmp_path, "my_novel").endswith("did you mean my_novels?")
+    assert refusal(tmp_path, "shakespeer_char").endswith("did you mean `shakespeare_char`?")
+    assert refusal(tmp_path, "my_novel").endswith("did you mean `my_novels`?")
     for name in ("x" * 300, "x/" * 2500, "~nobody_known_here/x"):
         assert "no data set" in refusal(tmp_path, name), "a name that no file system can have"
     assert refusal(tmp_path, "openwebtext").endswith("prepare it: python prepare.py --dataset openwebtext --text FILE")
