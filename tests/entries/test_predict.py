@@ -81,7 +81,7 @@ def test_plain_lines_of_files_folders_and_standard_input(gpt, tmp_path, capsys, 
         ("linked/c.jsonl:1", "n"),
         ("sub/a.jsonl:1", "abc"),
     ]
-    assert "2 other files" in capsys.readouterr().err
+    assert "1 other files" in capsys.readouterr().err
     for content in (b"abc\nk\n", b'{"text": "abc"}\n{"text": "k"}\n'):
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
         predict.main(["--input", "-", *map(str, words)])
