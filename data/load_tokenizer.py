@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
 from data.cache import file_identity, key_of, open_or_build
+from storage import safe_read
+from storage.gguf import find_gguf
 from storage.hub import hub_is_reachable
 
 
@@ -24,10 +25,10 @@ def load_tokenizer(
     Raises:
         ValueError: Nothing is there, or no tokenizer is in it.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
     path, is_offline = Path(os.path.expanduser(place)), False
-    gguf = _gguf_file(path)
+    gguf = find_gguf(place, unless=("tokenizer.json", "tokenizer_config.json"))
     try:
         if gguf is not None and cache_dir is not None:
             return _from_gguf(gguf, cache_dir)
@@ -41,6 +42,11 @@ def load_tokenizer(
             "local_files_only": is_folder or is_offline,
             "trust_remote_code": trust_remote_code,
         }
+        if is_folder and (path / "config.json").is_file():
+            # transformers looks for the tokenizer's class in the model's configuration too, and warns of those of ours.
+            model = safe_read.read_json(path / "config.json")
+            is_foreign = "auto_map" in model or model.get("model_type") in CONFIG_MAPPING
+            options |= {} if is_foreign else {"config": PreTrainedConfig()}
         return AutoTokenizer.from_pretrained(str(path.absolute() if is_folder else place), **options)
     except Exception as error:  # a damaged file may raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -52,25 +58,8 @@ def load_tokenizer(
         raise ValueError(f"the tokenizer of {place} cannot be loaded: {reason}") from None
 
 
-def _gguf_file(path: Path) -> Path | None:
-    """`path` if it is a .gguf file, or the only one in it if it is a folder without a tokenizer of its own."""
-    if os.path.isfile(path):
-        return path if path.suffix == ".gguf" else None
-    if not os.path.isdir(path) or any((path / f"tokenizer{end}.json").is_file() for end in ("", "_config")):
-        return None
-    files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
-        raise ValueError(
-            f"{path} holds {len(files)} .gguf files ({files[0].name}, {files[1].name} …); name one of them"
-        )
-    return files[0] if files else None
-
-
 def _from_gguf(file: Path, cache_dir: Path) -> Any:
     from transformers import AutoTokenizer, __version__
-
-    if importlib.util.find_spec("gguf") is None:
-        raise ValueError("it needs the package gguf: pip install gguf")
 
     def convert(folder: Path) -> dict:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -8,15 +8,15 @@ without torch; `without_effect()`, if there is one, returns flags that change no
 from __future__ import annotations
 
 import contextlib
-import gzip
-import os
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, Self
+
+from data.files import files_below
+from data.strict_json import open_maybe_compressed
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,8 @@ class Source:
         if self.path is None:
             yield sys.stdin.buffer
             return
-        try:
-            with gzip.open(self.path) if self.name.endswith(".gz") else open(self.path, "rb") as stream:
-                yield stream
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{self}: cannot be decompressed ({error}); it is cut off or damaged") from None
+        with open_maybe_compressed(self.path) as stream:
+            yield stream
 
     @contextlib.contextmanager
     def local_file(self) -> Iterator[Path]:
@@ -179,18 +176,8 @@ def input_sources(given: str, suffixes: tuple[str, ...]) -> tuple[list[Source], 
         if not path.name.endswith(suffixes):
             raise ValueError(f"`--input {given}` is none of {kinds}, which this task reads")
         return [Source(path.name, path)], 0
-    files, others, visited = [], 0, set()
-    for folder, subfolders, names in os.walk(path, followlinks=True):
-        if os.path.realpath(folder) in visited:  # a link that leads back
-            subfolders.clear()
-            continue
-        visited.add(os.path.realpath(folder))
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            if name.endswith(suffixes) and not name.startswith("."):
-                files.append(Path(folder, name))
-            else:
-                others += 1
+    found = files_below(path)
+    files = [Source(file.relative_to(path).as_posix(), file) for file in found if file.name.endswith(suffixes)]
     if not files:
         raise ValueError(f"`--input {given}`: the folder has no file {kinds}")
-    return [Source(file.relative_to(path).as_posix(), file) for file in sorted(files)], others
+    return files, len(found) - len(files)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-KINDS = ("zscore", "min_max", "percentiles", "identity")
 FIELDS = ("mean", "std", "min", "max", "q01", "q99")
 # Below this range, relative to the values' size, what varies is rounding: stretching it to [-1, 1] feeds a
 # network noise at full scale.
@@ -75,27 +74,19 @@ class Normalizer:
     @classmethod
     def from_dict(cls, saved: object, place: str) -> "Normalizer":
         """Invert `to_dict`; raise ValueError naming `place` for a damaged entry."""
-        damaged = f"{place} of the saved statistics is damaged"
-        remedy = "restore the file from the training run, or train again"
-        wanted = {"kind", "mask", "minimum_std", *FIELDS}
-        if not isinstance(saved, dict) or not wanted <= saved.keys():
-            missing = sorted(wanted - saved.keys()) if isinstance(saved, dict) else "everything"
-            raise ValueError(f"{damaged}: {missing} missing; {remedy}")
-        if saved["kind"] not in KINDS:
-            raise ValueError(f"{damaged}: unknown kind {saved['kind']!r}; {remedy}")
         try:
+            mask, minimum_std = saved["mask"], float(saved["minimum_std"])
             statistics = {name: np.asarray(saved[name], dtype=np.float64) for name in FIELDS}
-            minimum_std = float(saved["minimum_std"])
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{damaged}: {error}; {remedy}") from None
-        shapes = {values.shape for values in statistics.values()} | {np.shape(saved["mask"])}
-        if len(shapes) != 1 or len(shapes.pop()) != 1:
-            raise ValueError(f"{damaged}: its lists differ in length; {remedy}")
-        if not all(np.isfinite(values).all() for values in (*statistics.values(), minimum_std)):
-            raise ValueError(f"{damaged}: it holds NaN or infinity; {remedy}")
-        if minimum_std <= 0 or not all(isinstance(entry, bool) for entry in saved["mask"]):
-            raise ValueError(f"{damaged}: minimum_std must be positive and mask true or false; {remedy}")
-        return cls.from_statistics(statistics, saved["kind"], saved["mask"], minimum_std)
+            shapes = {values.shape for values in statistics.values()} | {np.shape(mask)}
+            is_finite = all(np.isfinite(values).all() for values in statistics.values())
+            if len(shapes) != 1 or not is_finite or not 0 < minimum_std < np.inf or {*map(type, mask)} != {bool}:
+                raise ValueError("lists of other lengths, or values that are not finite")
+            return cls.from_statistics(statistics, saved["kind"], mask, minimum_std)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{place} of the saved statistics is damaged ({type(error).__name__}: {error}); restore the file from "
+                "the training run, or train again"
+            ) from None
 
 
 def affine(statistics: dict, kind: str, minimum_std: float) -> tuple[np.ndarray, np.ndarray]:
@@ -108,8 +99,8 @@ def affine(statistics: dict, kind: str, minimum_std: float) -> tuple[np.ndarray,
     if kind == "percentiles":
         narrow = is_constant(statistics["q01"], statistics["q99"])
         low, high = np.where(narrow, low, statistics["q01"]), np.where(narrow, high, statistics["q99"])
-    else:
-        assert kind == "min_max", kind
+    elif kind != "min_max":
+        raise ValueError(f"unknown kind {kind!r}")
     return low / 2 + high / 2, np.where(is_constant(low, high), 1.0, high / 2 - low / 2)
 
 

@@ -110,27 +110,17 @@ def check_files(checkpoint: Path, files: list[Path]) -> None:
 
 
 def component_of(checkpoint: Path) -> ModuleType:
-    """Import the component module of the checkpoint's model, named by adaptation.json or else by run.yaml.
+    """Import the component module of the checkpoint's model, which adaptation.json names.
 
     Raises:
-        ValueError: neither names it, or there is no such module.
+        ValueError: it does not, or there is no such module.
     """
-    settings, run = checkpoint / ADAPTATION, checkpoint / "run.yaml"
-    if settings.is_file():
-        name = json.loads(settings.read_text(encoding="utf-8")).get("module")
-        if not isinstance(name, str):
-            raise ValueError(f"{settings} does not name the module of its model (`module`)")
-    elif run.is_file():
-        import yaml
-
-        try:
-            # The plainest loader reads every value as text: the file may come from somebody else.
-            name = yaml.load(run.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)["model"]["name"]
-            name = name if "." in name else f"models.{name}"
-        except (yaml.YAMLError, TypeError, KeyError, RecursionError):
-            raise ValueError(f"{run} does not name the model (`model: {{name: …}}`)") from None
-    else:
-        raise ValueError(f"{checkpoint} has neither {ADAPTATION} nor a run.yaml that names its model")
+    settings = checkpoint / ADAPTATION
+    if not settings.is_file():
+        raise ValueError(f"{checkpoint} has no {ADAPTATION}, which names the module of its model; export a run of Keel")
+    name = json.loads(settings.read_text(encoding="utf-8")).get("module")
+    if not isinstance(name, str):
+        raise ValueError(f"{settings} does not name the module of its model (`module`)")
     try:
         return importlib.import_module(name)
     except ImportError as error:

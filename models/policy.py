@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from storage.config_keys import HARMLESS, key
 
 DIMS = ("state_dim", "action_dim", "chunk_size", "num_images", "image_height", "image_width")
-LEAST = dict.fromkeys(DIMS[:3], 1)  # the other three are 0 for data without images
-
-
-def dim(help_text: str, ge: int) -> int | None:
-    """Declare a size that the data fills in, without a default, so that a wrong shape is never silent."""
-    return field(default=None, metadata={"help": f"{help_text}; filled in from the data", "ge": ge})
 
 
 @dataclass
 class PolicyConfig:
-    """Sizes known from the data, the image backbone, and how predicted chunks are executed."""
+    """Sizes known from the data, the image backbone, and how predicted chunks are executed.
 
-    state_dim: int | None = dim("numbers in the state", 1)
-    action_dim: int | None = dim("numbers in an action", 1)
-    chunk_size: int | None = dim("actions per chunk, in control steps", 1)
-    num_images: int | None = dim("images per sample: cameras × frames of history; 0: none", 0)
-    image_height: int | None = dim("pixels", 0)
-    image_width: int | None = dim("pixels", 0)
+    The sizes have no default, so that a wrong shape is never silent.
+    """
+
+    state_dim: int | None = key(None, "numbers in the state; filled in from the data", ge=1)
+    action_dim: int | None = key(None, "numbers in an action; filled in from the data", ge=1)
+    chunk_size: int | None = key(None, "actions per chunk, in control steps; filled in from the data", ge=1)
+    num_images: int | None = key(
+        None, "images per sample: cameras × frames of history; 0: none; filled in from the data", ge=0
+    )
+    image_height: int | None = key(None, "pixels; filled in from the data", ge=0)
+    image_width: int | None = key(None, "pixels; filled in from the data", ge=0)
 
     backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = key(
         "resnet18", "image backbone; not built when the data has no images"
@@ -88,9 +87,8 @@ class PolicyConfig:
 
 def require_dims(config: PolicyConfig) -> None:
     """Raise ValueError unless the data has filled in every size, and images are large enough."""
-    missing = [name for name in DIMS if getattr(config, name) is None or getattr(config, name) < LEAST.get(name, 0)]
-    if missing:
-        raise ValueError(f"model: {', '.join(missing)} missing or too small; the data set's dims must give them")
+    if missing := [name for name in DIMS if getattr(config, name) is None]:
+        raise ValueError(f"model: {', '.join(missing)} missing; the data set's dims must give them")
     if config.num_images and min(config.image_height, config.image_width) < 32:
         raise ValueError(
             f"model: images of {config.image_height}×{config.image_width} pixels are too small for a ResNet; "

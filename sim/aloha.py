@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sim.aloha_config import Config
-from sim.workers import environment_variables
+from storage.worker_pool import environment_variables
 
 if TYPE_CHECKING:
     from types import ModuleType

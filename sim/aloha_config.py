@@ -32,5 +32,3 @@ class Config:
         for camera in self.cameras:
             if camera not in CAMERAS:
                 raise ValueError(f"env.cameras: no camera {camera!r}; this scene has {', '.join(CAMERAS)}")
-        if len(set(self.cameras)) != len(self.cameras):
-            raise ValueError(f"env.cameras: {self.cameras} names a camera twice")

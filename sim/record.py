@@ -31,7 +31,6 @@ from sim.workers import progress, run
 from storage.atomic import sync, sync_folder, write_json
 
 MOST_ATTEMPTS = 50
-MOST_JITTER = 3  # beyond it, waypoints of an expert may change their order
 EPISODE = re.compile(r"episode_\d+\.hdf5")
 
 
@@ -61,15 +60,10 @@ def record(
         jitter: Scales the random variation of the expert's waypoints; 0 for none.
 
     Raises:
-        ValueError: An argument is out of range, the simulator is missing, or the folder cannot be written or holds
+        ValueError: The simulator is missing, or the folder cannot be written or holds
             episodes of other settings or unknown origin.
     """
     began = time.monotonic()
-    if num_episodes < 1 or seed < 0 or not 0 <= jitter <= MOST_JITTER:
-        raise ValueError(
-            f"a recording needs num_episodes >= 1, seed >= 0 and jitter from 0 to {MOST_JITTER}, "
-            f"got {num_episodes}, {seed} and {jitter:g}"
-        )
     simulator()  # a missing package is reported before the folder is made
     settings = {"config": dataclasses.asdict(config), "seed": seed, "jitter": jitter}
     _open_folder(directory, settings)

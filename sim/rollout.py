@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -61,8 +60,6 @@ def rollout(
     Raises:
         ValueError: A seed is out of range, the simulator is missing, or the policy's action is no valid one.
     """
-    if num_episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {num_episodes}")
     if not 0 <= seed <= 2**32 - num_episodes:
         raise ValueError(f"seed must be from 0 to {2**32 - num_episodes}, got {seed}")
     start = functools.partial(_roller, make_policy, config)
@@ -119,14 +116,12 @@ def score(results: Sequence[EpisodeResult]) -> dict[str, float | int | None]:
     }
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The score interval of a proportion (Wilson 1927, JASA 22, p. 209); z is the normal's 97.5 % quantile.
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927, JASA 22, p. 209).
 
     Unlike the normal approximation it stays within 0 … 1 and has a width at 0 and at 100 % success.
     """
-    assert 0 <= successes <= trials and trials > 0
-    rate = successes / trials
-    centre = rate + z * z / (2 * trials)
-    spread = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, trials).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)

@@ -5,6 +5,7 @@ module needs only the standard library, so that checking a configuration is fast
 """
 
 from data.demonstrations.config import Config, folder_problem, unmatched
+from data.lazy import lazy
 
 # `use_reasoning` and `use_prev_subtask` add texts to the batch: a model that reads texts lists them.
 PROCESS_KEYS = frozenset(
@@ -53,13 +54,6 @@ def build(config: Config, run):
     return assemble(config, run)
 
 
-def __getattr__(name: str):
-    if name == "ObservationEncoder":  # needs numpy, which checking a configuration does not
-        from data.demonstrations.encoder import ObservationEncoder
-
-        return ObservationEncoder
-    if name == "Processor":
-        from data.demonstrations.processor import Processor
-
-        return Processor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__, Processor="data.demonstrations.processor", ObservationEncoder="data.demonstrations.encoder"
+)

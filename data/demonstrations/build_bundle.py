@@ -7,8 +7,9 @@ import numpy as np
 
 from data.bundle import Bundle
 from data.cache import in_gigabytes
+from data.collate import collate
 from data.demonstrations.config import Config
-from data.demonstrations.dataset import Demonstrations, collate
+from data.demonstrations.dataset import Demonstrations
 from data.demonstrations.encoder import ObservationEncoder, saved_statistics
 from data.demonstrations.source import EpisodeSource, prepare, refuse_difference
 from data.mixing import MixtureSampler

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data.files import files_below
 from storage.config_keys import HARMLESS, IMPOSSIBLE, key
 
 NORMALIZATION_KINDS = Literal["zscore", "min_max", "percentiles", "identity"]
@@ -99,10 +100,6 @@ class Config:
                 f"dataset.image_size {self.image_size} is not [height, width]; give two positive numbers "
                 f"of pixels, such as [240, 320]"
             )
-        for name in ("state_keys", "cameras"):
-            entries = getattr(self, name)
-            if entries is not None and len(set(entries)) != len(entries):
-                raise ValueError(f"dataset.{name} {entries} names one entry twice; name each once")
         if self.state_keys == []:
             raise ValueError("dataset.state_keys is empty; name at least one HDF5 path, or leave the key out")
 
@@ -110,24 +107,22 @@ class Config:
         return [self.path] if isinstance(self.path, str) else self.path or []
 
 
-def included(folder: Path, files: list[Path], exclude: list[str] | None) -> list[Path]:
-    """The episode files that no pattern of `dataset.exclude` matches."""
-    names = [str(file.relative_to(folder)) for file in files]
-    return [
-        file
-        for file, name in zip(files, names, strict=True)
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude or ())
-    ]
+def included(folder: Path, exclude: list[str] | None) -> list[Path]:
+    """The episode files of a folder that no pattern of `dataset.exclude` matches."""
+    files = episode_files(folder)
+    excluded = {file for pattern in exclude or () for file in matching(files, folder, pattern)}
+    return [file for file in files if file not in excluded]
 
 
 def unmatched(paths: list[str], exclude: list[str] | None) -> list[str]:
     """The patterns of `dataset.exclude` that match no episode file."""
-    names = [
-        str(file.relative_to(folder))
-        for folder in (Path(path).expanduser() for path in paths)
-        for file in (episode_files(folder) if exclude else ())
-    ]
-    return [pattern for pattern in exclude or () if not fnmatch.filter(names, pattern)]
+    folders = [Path(path).expanduser() for path in paths] if exclude else []
+    files = {folder: episode_files(folder) for folder in folders}
+    return [pattern for pattern in exclude or () if not any(matching(files[f], f, pattern) for f in folders)]
+
+
+def matching(files: list[Path], folder: Path, pattern: str) -> list[Path]:
+    return [file for file in files if fnmatch.fnmatchcase(str(file.relative_to(folder)), pattern)]
 
 
 def folder_problem(path: str) -> str | None:
@@ -150,10 +145,7 @@ def folder_problem(path: str) -> str | None:
 
 
 def episode_files(folder: Path) -> list[Path]:
-    """The episode files below a folder, episode_2 before episode_10; hidden files and folders are left out.
-
-    Links to files and folders are followed. A file that is reached in several ways is listed once, by a path without
-    a link if there is one.
+    """The episode files below a folder (see `data.files`), episode_2 before episode_10.
 
     Raises:
         ValueError: A folder cannot be read, or the target of a link does not exist.
@@ -163,40 +155,11 @@ def episode_files(folder: Path) -> list[Path]:
         parts = re.split(r"(\d+)", str(file.relative_to(folder)))
         return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
-    episodes: dict[tuple[int, int], Path] = {}  # by device and inode number
-    top = os.path.realpath(folder)
-    visited, waiting = set(), [str(folder)]
-    while waiting:  # folders behind links come after all others
-        for directory, subfolders, names in os.walk(waiting.pop(0), onerror=refuse_unreadable):
-            real = os.path.realpath(directory)
-            if real in visited or top.startswith(os.path.join(real, "")):  # a loop of links
-                subfolders.clear()
-                continue
-            visited.add(real)
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            waiting += [path for name in subfolders if os.path.islink(path := os.path.join(directory, name))]
-            for name in names:
-                add_episode(Path(directory, name), episodes)
-    return sorted(episodes.values(), key=natural)
-
-
-def add_episode(path: Path, episodes: dict[tuple[int, int], Path]) -> None:
-    """Add an episode file under its device and inode number; other files are ignored."""
-    is_episode = path.name.endswith(SUFFIXES)
-    if path.name.startswith(".") or not (is_episode or path.is_symlink() and not path.suffix):
-        return
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ValueError(
-            f"{path} is a link to {os.path.realpath(path)}, which cannot be read ({error.strerror}); restore its "
-            f"target, or move the link out of dataset.path"
-        ) from None
-    number = (status.st_dev, status.st_ino)
-    if is_episode and (number not in episodes or episodes[number].is_symlink() and not path.is_symlink()):
-        episodes[number] = path
-
-
-def refuse_unreadable(error: OSError) -> None:
-    """Raise ValueError for a folder that `os.walk` cannot read and would leave out."""
-    raise ValueError(f"cannot read {error.filename}: {error.strerror}; correct its permissions, or move it away")
+    files = files_below(folder)
+    for file in files:
+        if not file.exists() and (file.name.endswith(SUFFIXES) or not file.suffix):
+            raise ValueError(
+                f"{file} is a link to {os.path.realpath(file)}, which does not exist; restore its target, or move the "
+                "link out of dataset.path"
+            )
+    return sorted((file for file in files if file.name.endswith(SUFFIXES)), key=natural)

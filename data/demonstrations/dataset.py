@@ -58,8 +58,6 @@ class Demonstrations(torch.utils.data.Dataset):
         Steps after an episode's end repeat its last action, and is_pad is true for them.
         """
         index = np.asarray(indices)
-        if index.min() < 0 or index.max() >= len(self):
-            raise IndexError(f"sample {index.min()}…{index.max()} of {len(self)}")
         episode = np.searchsorted(self.ends, index, side="right")  # (B,)
         timestep = index - (self.ends - self.lengths)[episode]
         start, source = self.starts[episode], self.source[episode]
@@ -110,15 +108,3 @@ class Demonstrations(torch.utils.data.Dataset):
             # Of the previous step: on the robot, that is the last subtask that the policy has predicted.
             text += f" Previous subtask: {self.sources[source].text('subtask', start + timestep - 1)}"
         return text.strip()
-
-
-def collate(samples: dict | list[dict]) -> dict:
-    """Return the batch that `__getitems__` built, or stack single samples."""
-    if isinstance(samples, dict):
-        return samples
-    return {
-        key: torch.stack([torch.as_tensor(sample[key]) for sample in samples])
-        if not isinstance(value, str)
-        else [sample[key] for sample in samples]
-        for key, value in samples[0].items()
-    }

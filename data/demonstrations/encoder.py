@@ -37,25 +37,22 @@ class ObservationEncoder:
     def from_files(cls, config, process, statistics: dict) -> "ObservationEncoder":
         """Build it from the dataset's Config, the process parameters and the content of `statistics.json`."""
         place = "statistics.json"
-        damaged = f"{place} is damaged: %s missing; restore the file from the training run, or train again"
-        for part in ("state", "action", "observation"):
-            if not isinstance(statistics, dict) or part not in statistics:
-                raise ValueError(damaged % f"`{part}`")
-        saved = statistics["observation"]
-        required = {"state_keys", "image_keys", "image_height", "image_width", "image_aspect_ratio", "history"}
-        if not isinstance(saved, dict) or not required <= saved.keys():
-            raise ValueError(damaged % "part of `observation`")
-        state = Normalizer.from_dict(statistics["state"], f"`state` in {place}")
-        action = Normalizer.from_dict(statistics["action"], f"`action` in {place}")
+        try:
+            saved = statistics["observation"]
+            fit = FrameFit(saved["image_aspect_ratio"], saved["image_height"], saved["image_width"])
+            state_keys, image_keys, history = (saved[key] for key in ("state_keys", "image_keys", "history"))
+            state, action = (
+                Normalizer.from_dict(statistics[signal], f"`{signal}` in {place}") for signal in ("state", "action")
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{place} is damaged: it lacks {error}; restore it from the run, or train again") from None
         for signal, normalizer in (("state", state), ("action", action)):
             refuse_change(f"dataset.normalization.{signal}", config.normalization[signal], normalizer.kind)
-        fit = None
-        if saved["image_keys"]:
+        if image_keys:
             refuse_change("is_multimodal", process.is_multimodal, True)
-            refuse_change("history_images_length", process.history_images_length, saved["history"])
-            refuse_change("image_aspect_ratio", process.image_aspect_ratio, saved["image_aspect_ratio"])
-            fit = FrameFit(saved["image_aspect_ratio"], saved["image_height"], saved["image_width"])
-        return cls(state, action, saved["state_keys"], saved["image_keys"], fit, saved["history"])
+            refuse_change("history_images_length", process.history_images_length, history)
+            refuse_change("image_aspect_ratio", process.image_aspect_ratio, fit.mode)
+        return cls(state, action, state_keys, image_keys, fit if image_keys else None, history)
 
     def reset(self) -> None:
         """Clear the history of frames at the beginning of an episode."""

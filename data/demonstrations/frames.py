@@ -4,13 +4,13 @@ Shapes: N steps of a folder, F frames, B requested rows, h and w in training.
 """
 
 import itertools
-import multiprocessing
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from data.demonstrations.hdf5 import dataset_at, open_file, place, read, reading
 from data.demonstrations.images import FrameFit, decode
 from data.demonstrations.layouts import is_compressed
+from storage import worker_pool
 
 BLOCK_FRAMES = 16  # read at once: some 15 MB of 480x640 frames
 SERIAL_FRAMES = 2000  # fewer are prepared in this process before others would have started
@@ -104,25 +105,19 @@ def write_episode(file: Path, keys: list[str], targets: list[np.ndarray | Path],
                 array[start + first : start + first + len(block)] = block
 
 
-def run_parallel(jobs: list[tuple], workers: int) -> Iterator[None]:
+def run_parallel(jobs: list[tuple], workers: int) -> Iterator[Any]:
     """Run `write_episode` for all jobs and yield after each."""
+    if isinstance(jobs[0][2][0], Path):
+        yield from worker_pool.run(episode_writer, jobs, workers)
+        return
+    # Arrays of this process; OpenCV decodes and resizes without Python's lock, HDF5 reads one at a time.
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(write_episode, *zip(*jobs, strict=True))
+
+
+def episode_writer() -> Callable[[tuple], None]:
+    """The function of a worker process, with one thread: OpenCV would start as many as the machine has cores."""
     import cv2
 
-    if isinstance(jobs[0][2][0], Path) and can_start_processes():
-        # Not forked: a fork would copy the locks of threads that OpenCV or torch run in this process. And one thread in
-        # each: OpenCV would start as many as the machine has cores.
-        context = multiprocessing.get_context("spawn")
-        executor = ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,))
-    else:  # arrays of this process; OpenCV decodes and resizes without Python's lock, HDF5 reads one at a time
-        executor = ThreadPoolExecutor(workers)
-    try:
-        for future in as_completed([executor.submit(write_episode, *job) for job in jobs]):
-            yield future.result()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def can_start_processes() -> bool:
-    """A program read from standard input cannot be imported again by the processes it starts."""
-    main = getattr(sys.modules["__main__"], "__file__", None)
-    return main is None or os.path.exists(main)
+    cv2.setNumThreads(1)
+    return lambda job: write_episode(*job)

@@ -12,7 +12,7 @@ import numpy as np
 
 from data import cache
 from data.demonstrations.bad_episodes import BadEpisodes
-from data.demonstrations.config import Config, episode_files, included
+from data.demonstrations.config import Config, included
 from data.demonstrations.frames import ArrayFrames, FileFrames
 from data.demonstrations.hdf5 import add_sources, reading
 from data.demonstrations.images import FrameFit, training_size
@@ -73,7 +73,7 @@ def prepare(path: str, config: Config, process, cache_root: Path) -> EpisodeSour
     """The source of one folder: cached, with `lazy_preprocess` from the files, with `preload_data` in memory."""
     folder = Path(path).expanduser()
     # Listed once: a recording in progress must not add a file after the key is computed.
-    files = included(folder, episode_files(folder), config.exclude)
+    files = included(folder, config.exclude)
     if not files:
         raise ValueError(f"dataset.exclude leaves no episode of {path}; leave a pattern out")
     if process.lazy_preprocess:

@@ -6,8 +6,8 @@ Importing this needs nothing but the standard library, so that a configuration c
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
+from data.lazy import lazy
 from data.records.config import READY, Config
 from data.text.predict_flags import PredictFlags as PredictFlags
 
@@ -75,14 +75,10 @@ def prepared(config: Config, run) -> Config:
 
 
 def prepare(name: str, folder: Path) -> None:
-    """Make the built-in data set `name`, train.jsonl and val.jsonl, in `folder`.
-
-    Raises:
-        ValueError: There is no such data set, or the folder holds something else.
-    """
+    """Make the built-in data set `name` in `folder`; ValueError if that holds something else."""
     from data.records.builtin_datasets import make
 
-    make(name, Path(folder))
+    make(Path(folder))
 
 
 def build(config: Config, run):
@@ -95,9 +91,4 @@ def build(config: Config, run):
     return assemble(config, run)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Processor":  # needs transformers, which checking a configuration does not
-        from data.records.processor import Processor
-
-        return Processor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, Processor="data.records.processor")

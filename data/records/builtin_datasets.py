@@ -24,10 +24,8 @@ MOST_RECORDS = 2000
 HELD_OUT_SHARE = 10  # one module in so many
 
 
-def make(name: str, folder: Path) -> None:
+def make(folder: Path) -> None:
     """See `data.records.prepare`."""
-    if name != "python_docstrings":
-        raise ValueError(f"there is no built-in data set {name}, only python_docstrings")
     if (folder / TRAIN_FILE).is_file():
         return
     if folder.is_dir() and any(folder.iterdir()):

@@ -55,11 +55,16 @@ class Encoder:
 
     def __call__(self, record: object, place: str) -> Encoded:
         """Encode a record; raise ValueError, one line with `place`, if it is malformed or cannot be rendered."""
+        form, unread = self.form_of(record, place)
+        encoded = self._plain(form, place) if isinstance(form, Text) else self._chat(form, place)
+        return encoded._replace(unread=encoded.unread | unread)
+
+    def form_of(self, record: object, place: str) -> tuple[Text | Chat, set[str]]:
+        """As `forms.read_form`; a prompt is a chat if the tokenizer has a template for it."""
         form, unread = read_form(record, place, self.text_column)
         if isinstance(form, Text) and form.prompt is not None and self.tokenizer.chat_template:
             form = as_chat(form)
-        encoded = self._plain(form, place) if isinstance(form, Text) else self._chat(form, place)
-        return encoded._replace(unread=encoded.unread | unread)
+        return form, unread
 
     def _plain(self, form: Text, place: str) -> Encoded:
         """Text as the tokenizer frames it, ended by its end-of-text token."""

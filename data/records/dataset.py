@@ -54,10 +54,3 @@ def save(folder: Path, split: str, arrays: dict[str, np.ndarray]) -> None:
 
 def file_of(folder: Path, split: str, name: str) -> Path:
     return Path(folder) / f"{split}.{name}.npy"
-
-
-def collate(samples) -> dict[str, torch.Tensor]:
-    """Return a batch as it is, or make one of single rows."""
-    if isinstance(samples, dict):
-        return samples
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}

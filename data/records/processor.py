@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from data.records.chat import Encoder
-from data.records.forms import Chat, Text, as_chat, read_form
+from data.records.forms import Chat, Text
 from data.text import processor
 from data.text.predict_flags import PredictFlags
 from data.text.processor import saved_tokenizer
@@ -27,7 +27,7 @@ class Processor(processor.Processor):
 
     def __init__(self, tokenizer: Any, text_column: str | None = None, flags: PredictFlags | None = None):
         super().__init__(tokenizer, flags)
-        self.text_column, self.encoder = text_column, Encoder(tokenizer, "all", text_column)
+        self.encoder = Encoder(tokenizer, "all", text_column)
 
     @classmethod
     def from_pretrained(cls, folder: Path, config: Any, process: Any, flags: PredictFlags | None = None) -> Self:
@@ -35,9 +35,7 @@ class Processor(processor.Processor):
 
     def ids_of(self, record: dict[str, Any]) -> list[int]:
         try:
-            form, _ = read_form(with_answer(record), PLACE, self.text_column)
-            if isinstance(form, Text) and form.prompt is not None and self.tokenizer.chat_template:
-                form = as_chat(form)
+            form, _ = self.encoder.form_of(with_answer(record), PLACE)
             if isinstance(form, Text):
                 return self.continued(form.text if form.prompt is None else form.prompt)
             return self.answered(form)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.cache import MANIFEST
+from data.files import files_below
 from data.hub import load_dataset
 from data.records.forms import read_form
 from data.strict_json import json_lines, open_maybe_compressed, reason
@@ -66,7 +68,7 @@ def find(path: str, cache_dir: Path, key: str) -> tuple[RecordSource, RecordSour
             raise ValueError(f"{key}: {path} is neither .jsonl nor .json (or .gz of them); give one JSON object a line")
         return RecordSource((place,)), None
     by_split = collections.defaultdict(list)
-    for file in _files_below(place):
+    for file in _files_in(place):
         by_split[_split_of(file.relative_to(place))].append(file)
     train, held_out = by_split.pop("train", None) or by_split.pop("", []), by_split.pop("val", [])
     if not train:
@@ -91,18 +93,13 @@ def _located(path: str, cache_dir: Path) -> Path | None:
     if direct.exists():
         return direct
     named = [Path("data") / path, cache_dir / "datasets" / path]
-    return next((place for place in named if any(_split_of(file) is not None for file in _files_below(place))), None)
+    return next((place for place in named if any(_split_of(file) is not None for file in _files_in(place))), None)
 
 
-def _files_below(folder: Path) -> list[Path]:
-    """All files in a folder and its subfolders, sorted by path, without the cache's `manifest.json`."""
-    files, seen = [], set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(parent))
-        linked = {name: os.path.realpath(os.path.join(parent, name)) for name in subfolders}
-        subfolders[:] = [name for name in subfolders if name[0] != "." and linked[name] not in seen]
-        files += [Path(parent, name) for name in names if name[0] != "." and name != "manifest.json"]
-    return sorted(file for file in files if file.is_file())
+def _files_in(folder: Path) -> list[Path]:
+    """The files below a folder, if there is one, without the cache's manifest."""
+    files = files_below(folder) if folder.is_dir() else []
+    return [file for file in files if file.is_file() and file.name != MANIFEST]
 
 
 def _on_hub(path: str, key: str) -> tuple[RecordSource, RecordSource | None]:

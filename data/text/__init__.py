@@ -6,13 +6,13 @@ but the standard library, so that a configuration can be checked in no time.
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
-from typing import Any
 
+from data.lazy import lazy
 from data.text.config import READY, Config, find, samples_per_step
 from data.text.predict_flags import PredictFlags as PredictFlags
+from storage.suggestions import did_you_mean
 
 PROCESS_KEYS = frozenset(
     {"cache_dir", "sample_tokens", "sample_prompt", "sample_count", "sample_temperature", "sample_top_k"}
@@ -54,9 +54,8 @@ def missing(config: Config, path: str, cache_dir: Path) -> str:
         return f"{where}: the folder {path} has neither train.bin nor val.bin; name the one that prepare.py wrote"
     shelves = (Path("data"), Path(cache_dir) / "datasets")
     known = {*READY, *(file.parent.name for shelf in shelves for file in shelf.glob("*/train.bin"))}
-    near = difflib.get_close_matches(path, sorted(known), n=1, cutoff=0.6)
-    remedy = f"did you mean {near[0]}?" if near else f"prepare it: python prepare.py --dataset {path} --text FILE"
-    return f"{where}: no data set {path} here, in {shelves[0]}/ or in {shelves[1]}; {remedy}"
+    remedy = did_you_mean(path, sorted(known), f"; prepare it: python prepare.py --dataset {path} --text FILE")
+    return f"{where}: no data set {path} here, in {shelves[0]}/ or in {shelves[1]}{remedy}"
 
 
 def run_problems(config: Config, run) -> list[str]:
@@ -132,9 +131,4 @@ def build(config: Config, run):
     return assemble(config, run)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Processor":  # needs transformers, which checking a configuration does not
-        from data.text.processor import Processor
-
-        return Processor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, Processor="data.text.processor")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from data.bundle import Bundle
+from data.collate import collate
 from data.load_tokenizer import load_tokenizer
 from data.text.compatibility import vocabulary
 from data.text.config import Config, find, samples_per_step
-from data.text.dataset import EvalWindows, TrainWindows, collate
+from data.text.dataset import EvalWindows, TrainWindows
 from data.text.folder import Folder, Split, read_folder
 from data.text.processor import Processor
-from data.text.sampling import Drawn, Interleaved, RandomStarts, SamplerFactory, StoredStarts
+from data.text.sampling import Drawn, Interleaved, Numbers, RandomStarts, StoredStarts
 from data.text.token_file import AlignedTokens, Tokens, refuse_wrong_ids
 from metrics.language import LanguageMetric
 
@@ -33,7 +35,7 @@ def assemble(config: Config, run) -> Bundle:
         train,
         eval_windows(config, folders, names),
         collate,
-        SamplerFactory(samples),
+        functools.partial(Numbers, samples),
         dims_of(config, folders, names),
         files={"data.json": identity(config, folders, names)},
         summary=summarize(config, folders, names),

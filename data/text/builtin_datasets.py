@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data.text.config import READY, find
 from data.text.preparing import PreparationSettings, prepare
+from storage import atomic
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -56,10 +57,8 @@ def shakespeare(cache_dir: Path) -> Path:
         raise ValueError(f"cannot download {SHAKESPEARE_URL} ({reason}); {remedy}") from error
     if _digest(text) != SHAKESPEARE_SHA256:
         raise ValueError(f"{SHAKESPEARE_URL} is not the text it was (another checksum); {remedy}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(text)
-    part.replace(path)
+    with atomic.replacing(path) as part:
+        part.write_bytes(text)
     return path
 
 

@@ -113,16 +113,3 @@ class EvalWindows(Windows):
         starts = samples * self.stride % self.count * self.block_size
         batch = batch_of(self.tokens.rows(starts, self.block_size + 1))
         return batch if self.index is None else {**batch, "dataset_index": self.index}
-
-
-def collate(samples: dict | list[dict]) -> dict:
-    """Return a batch as `__getitems__` made it, or make one of single samples, all of one data set."""
-    if isinstance(samples, dict):
-        return samples
-    first = samples[0]
-    if any(sample.get("dataset_index") != first.get("dataset_index") for sample in samples):
-        raise ValueError("samples of different data sets cannot share a batch, as each has an embedding of its own")
-    return {
-        key: torch.stack([sample[key] for sample in samples]) if isinstance(value, torch.Tensor) else value
-        for key, value in first.items()
-    }

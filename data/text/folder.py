@@ -108,25 +108,25 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise ValueError(f"{path} is {reprlib.repr(meta)}, not an object; prepare the data set again")
     size, dtype, splits = meta.get("vocab_size"), meta.get("dtype"), meta.get("splits", {})
-    rules = {
-        "version": (meta.get("version") == 1, "expected 1; prepare the data set again"),
-        "vocab_size": (_is_count(size, 1, MOST_IDS), f"expected 1 to {MOST_IDS:,}, as many ids as uint32 has"),
+    counts = [splits.get(name, {}) for name in SPLITS] if isinstance(splits, dict) else []
+    expected = {
+        "version": (meta.get("version") == 1, "1"),
+        "vocab_size": (_is_count(size, 1, MOST_IDS), f"1 to {MOST_IDS:,}"),
         "dtype": (
-            dtype == "uint32" or (dtype == "uint16" and _is_count(size, 1, 65536)),
-            "expected uint32, or uint16 up to 65,536 ids",
+            dtype == "uint32" or dtype == "uint16" and _is_count(size, 1, 65536),
+            "uint32, or uint16 up to 65,536 ids",
         ),
-        "tokenizer": (isinstance(meta.get("tokenizer"), str | None), "expected a name"),
-        "splits": (_are_counts(splits), "expected numbers of `tokens` and `bytes` of train and val"),
+        "splits": (
+            counts and all(_is_count(count.get(key, 0)) for count in counts for key in ("tokens", "bytes")),
+            "numbers of `tokens` and `bytes` of train and val",
+        ),
     }
-    for key, (is_right, expected) in rules.items():
+    for key, (is_right, value) in expected.items():
         if not is_right:
-            raise ValueError(f"{path}: {key} is {reprlib.repr(meta.get(key))}; {expected}")
+            raise ValueError(
+                f"{path}: {key} is {reprlib.repr(meta.get(key))}; expected {value}: prepare the data set again"
+            )
     return meta
-
-
-def _are_counts(splits: Any) -> bool:
-    parts = [splits.get(name, {}) for name in SPLITS] if isinstance(splits, dict) else [None]
-    return all(isinstance(p, dict) and all(_is_count(p.get(key, 0)) for key in ("tokens", "bytes")) for p in parts)
 
 
 def _is_count(value: Any, least: int = 0, most: int = 2**63) -> bool:
@@ -157,18 +157,15 @@ def read_meta_pickle(path: Path) -> tuple[int, list[str] | None]:
     if not _is_count(size, 1, MOST_IDS):
         raise ValueError(f"{path} has no vocab_size from 1 to {MOST_IDS:,}; write a meta.json instead")
     table = meta.get("itos")
+    table = dict(enumerate(table)) if isinstance(table, list) else table
     if table is None:
         return size, None
-    table = dict(enumerate(table)) if isinstance(table, list) else table
-    if not isinstance(table, dict) or set(table) != set(range(min(size, len(table) + 1))):
+    if not isinstance(table, dict) or not all(number in table for number in range(min(size, len(table) + 1))):
         raise ValueError(f"{path}: itos does not list the ids 0 to {size - 1} of vocab_size {size}; correct it")
     symbols = [table[number] for number in range(size)]
     # Half a character (a surrogate) is none.
-    if not all(isinstance(symbol, str) and re.fullmatch("[^\ud800-\udfff]", symbol, re.DOTALL) for symbol in symbols):
-        return size, None
-    if len(set(symbols)) != size:
-        raise ValueError(f"{path}: itos gives one character two ids; correct it")
-    return size, symbols
+    are_characters = all(isinstance(s, str) and re.fullmatch("[^\ud800-\udfff]", s, re.DOTALL) for s in symbols)
+    return size, symbols if are_characters and len(set(symbols)) == size else None
 
 
 def read_split(path: Path, bare_dtype: str, text_bytes: int | None = None) -> Split:

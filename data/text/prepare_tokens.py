@@ -1,16 +1,10 @@
-"""Turn pieces of text into tokens, in parallel and in order, and append the tokens to files."""
+"""Turn pieces of text into tokens, and append the tokens to files."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import multiprocessing
 import os
-import signal
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +15,6 @@ from data.text.pieces import Piece
 from data.text.tokenizers import block_encoder
 
 CHUNK_CHARACTERS = 2**20  # text of one task
-TASKS_AHEAD = 3  # tasks per worker that wait, run or are done: enough that none waits for a slow neighbour
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 Tokens = dict[str, tuple[np.ndarray, int]]  # split -> ids in the file's type, bytes of their text
 
@@ -77,7 +69,7 @@ class ChunkEncoder:
     documents: bool
     dtype: np.dtype
 
-    def start(self) -> Callable[[list[Piece]], Tokens]:
+    def __call__(self) -> Callable[[list[Piece]], Tokens]:
         """Load the tokenizer and return the encoding function."""
         encode = block_encoder(self.folder)
         newline = "\n" if self.documents and self.separator is None else ""
@@ -119,51 +111,3 @@ def chunks_of(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
             chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-def encode_in_order(
-    encoder: ChunkEncoder, chunks: Iterable[list[Piece]], num_workers: int
-) -> Iterator[tuple[list[Piece], Tokens]]:
-    """Yield (chunk, tokens) in the order of the chunks, which are read only as they can be worked on.
-
-    With one worker everything happens in this process.
-
-    Raises:
-        ValueError: The tokenizer cannot encode a piece.
-        RuntimeError: A worker died.
-    """
-    if num_workers == 1:
-        encode = encoder.start()
-        for chunk in chunks:
-            yield chunk, encode(chunk)
-        return
-    # Not forked: the parent may have threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(encoder,))
-    try:
-        waiting: deque = deque()
-        for chunk in chunks:
-            waiting.append((chunk, pool.submit(_work, chunk)))
-            if len(waiting) >= TASKS_AHEAD * num_workers:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError("a worker process died; was memory short?") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(encoder: ChunkEncoder) -> None:
-    global _encode
-    # Ctrl-C reaches every process of the terminal; the parent alone handles it, and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(AttributeError):  # Linux alone has it: end also if the parent is killed
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # with a worker per core, threads only wait for one another
-    _encode = encoder.start()
-
-
-def _work(chunk: list[Piece]) -> Tokens:
-    return _encode(chunk)

@@ -21,7 +21,7 @@ import numpy as np
 
 from data.text.pieces import Piece, Share, TextFacts
 from data.text.prepare_folder import META, finished, publish, read_json, staging
-from data.text.prepare_tokens import SPLITS, ChunkEncoder, Output, chunks_of, encode_in_order
+from data.text.prepare_tokens import SPLITS, ChunkEncoder, Output, chunks_of
 from data.text.sources import Source, open_source
 from data.text.tokenizers import (
     bytes_tokenizer,
@@ -31,11 +31,12 @@ from data.text.tokenizers import (
     train_bpe,
     vocabulary_size,
 )
-from storage import atomic
+from storage import atomic, worker_pool
 
 VERSION = 2
 JOURNAL_SECONDS, REPORT_SECONDS = 1.0, 30.0
 BPE_SAMPLE_BYTES = 2**26  # text that a new BPE vocabulary is trained on, taken evenly from all of it
+ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false"}  # with a worker per core, threads only wait for one another
 BYTES_PER_WORKER = 2**21  # below this a worker process costs more than it saves
 
 
@@ -192,12 +193,7 @@ class Preparation:
     def _open_journal(self) -> dict:
         """The journal of an interrupted preparation of the same text with the same settings, or a new one."""
         journal = read_json(self.work / "journal.json")
-        is_same = journal is not None and all(journal.get(key) == value for key, value in self.made_of.items())
-        if is_same and all(
-            (self.data / f"{split}.bin").is_file()
-            and (self.data / f"{split}.bin").stat().st_size >= journal["written"][split]["size"]
-            for split in SPLITS
-        ):
+        if journal is not None and all(journal.get(key) == value for key, value in self.made_of.items()):
             self.report(f"{self.name}: going on after {self._done(journal['written']):,} bytes of text")
             return journal
         if journal is not None:
@@ -276,7 +272,7 @@ class Preparation:
             Output(self.data, self.journal["written"]) as output,
             # `disable=None`: on a terminal only
             tqdm(total=self.size, initial=begin, desc=self.name, unit="B", unit_scale=True, disable=None) as progress,
-            contextlib.closing(encode_in_order(encoder, chunks, count)) as results,
+            contextlib.closing(worker_pool.run(encoder, chunks, count if count > 1 else 0, ONE_THREAD)) as results,
         ):
             flushed, state = time.monotonic(), self.journal
             reported = flushed

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
 from data import processor
+from data.load_tokenizer import load_tokenizer
 from data.processor import Item, Source
 from data.strict_json import parsed
-from data.text.generation import Continuation, GenerationConfig, generate, prompt_ids, room_after
+from data.text.generation import Continuation, generate, prompt_ids, room_after
 from data.text.predict_flags import PredictFlags
-from storage import safe_read
 
 WRITTEN = ("prediction", "finish_reason", "sample", "source")  # keys of an output record besides the input's
 
@@ -120,14 +120,13 @@ class Processor(processor.Processor):
     def predict(self, model: Any, inputs: list[Prompt]) -> list[tuple[Prompt, list[Continuation]]]:
         """The samples of each prompt; at most as many texts at a time as there are prompts."""
         flags, size = self.flags, len(inputs)
-        config = GenerationConfig(flags.max_new_tokens, flags.temperature, flags.top_k, flags.seed)
         rows = [(prompt.ids, number) for prompt in inputs for number in range(flags.samples)]
         pad = self.tokenizer.pad_token_id
         pad = next(iter(self.ends), 0) if pad is None else pad
         found: list[Continuation] = []
         for first in range(0, len(rows), size):
             prompts, numbers = zip(*rows[first : first + size], strict=True)
-            found += generate(model, list(prompts), config, self.ends, pad, list(numbers))
+            found += generate(model, list(prompts), flags, self.ends, pad, list(numbers))
         return [(prompt, found[i * flags.samples : (i + 1) * flags.samples]) for i, prompt in enumerate(inputs)]
 
     def decode(self, outputs: list[tuple[Prompt, list[Continuation]]]) -> list[list[dict[str, Any]]]:
@@ -154,10 +153,8 @@ class JsonLines:
 
     def write(self, source: Source, record: list[dict[str, Any]]) -> None:
         for line in record:
-            try:
-                content = json.dumps(line, ensure_ascii=False).encode()
-            except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and UTF-8 cannot
-                content = json.dumps(line).encode()
+            # Half of a surrogate pair, which JSON can spell and UTF-8 cannot, becomes JSON's \\udXXX.
+            content = json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace")
             self.stream.write(content + b"\n")
         self.stream.flush()
 
@@ -212,18 +209,6 @@ def saved_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     Raises:
         ValueError: there is none, or it cannot be loaded.
     """
-    from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig
-
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder} holds no tokenizer: its data has none, or several; text needs a single one")
-    try:
-        model = safe_read.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-        # transformers looks for the tokenizer's class in the model's configuration too, and warns of those of ours.
-        is_ours = model and "auto_map" not in model and model.get("model_type") not in CONFIG_MAPPING
-        options = {"config": PreTrainedConfig()} if is_ours else {}
-        return AutoTokenizer.from_pretrained(
-            str(folder.absolute()), local_files_only=True, trust_remote_code=trust_remote_code, **options
-        )
-    except Exception as error:  # a damaged file may raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"the tokenizer in {folder} cannot be loaded: {reason}") from None
+    return load_tokenizer(folder, trust_remote_code=trust_remote_code)

@@ -70,26 +70,13 @@ class StoredStarts:
 class Numbers(EpochSampler):
     """The sampler: the numbers of an epoch's samples, one after another.
 
-    It needs no seed: the data set has it, which turns numbers into samples.
+    It ignores its seed: the data set has it, which turns numbers into samples.
     """
-
-    def __init__(self, samples: int):
-        super().__init__(samples, seed=0)
 
     def __iter__(self) -> Iterator[int]:
         start, self.position = self.position, 0
         first = self.epoch * self.samples
         return iter(range(first + start, first + self.samples))
-
-
-@dataclass(frozen=True)
-class SamplerFactory:
-    """Seed -> sampler; a class, so that a bundle can be pickled. The seed is already in the data set."""
-
-    samples: int
-
-    def __call__(self, seed: int) -> Numbers:
-        return Numbers(self.samples)
 
 
 # ---- which data set a step is on ----
@@ -135,14 +122,10 @@ class Interleaved:
     """The data sets alternate in a repeated pattern: after k steps each has had k × its share to within one."""
 
     pattern: list[int]
-    before: np.ndarray  # (pattern length, data sets): steps of each before that place in the pattern
-    shares: np.ndarray  # (data sets,): steps of each in a whole pattern
 
     @classmethod
     def of(cls, first: list[float]) -> Interleaved:
-        pattern = interleaving(whole_proportions(first))
-        chosen = np.eye(len(first), dtype=np.int64)[pattern]
-        return cls(pattern, np.cumsum(chosen, axis=0) - chosen, chosen.sum(axis=0))
+        return cls(interleaving(whole_proportions(first)))
 
     def __call__(self, step: int) -> int:
         """Number of the data set of step `step`."""
@@ -152,7 +135,7 @@ class Interleaved:
         """Return how many steps before `step` were on its data set."""
         rounds, place = divmod(step, len(self.pattern))
         data_set = self.pattern[place]
-        return int(rounds * self.shares[data_set] + self.before[place, data_set])
+        return rounds * self.pattern.count(data_set) + self.pattern[:place].count(data_set)
 
 
 # ---- the order of an evaluation ----

@@ -9,7 +9,6 @@ ids, hundreds of times faster.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ import numpy as np
 
 from data.load_tokenizer import load_tokenizer
 from storage.safe_read import printable
+from storage.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -85,10 +85,9 @@ def check_word(word: str) -> None:
                 f"(bytes and an end of text), at most {MOST_BPE}"
             )
     elif word not in ("char", "bytes") and not Path(os.path.expanduser(word)).exists():
-        near = difflib.get_close_matches(word, ["char", "bytes", "bpe"], n=1, cutoff=0.6)
-        if near or not HUB_ID.fullmatch(word):
-            hint = f"; did you mean `{near[0]}`?" if near else ": no such path; there are char, bytes and bpe:N"
-            raise ValueError(f"unknown tokenizer `{word}`{hint}")
+        hint = did_you_mean(word, ("char", "bytes", "bpe"))
+        if hint or not HUB_ID.fullmatch(word):
+            raise ValueError(f"unknown tokenizer `{word}`{hint or ': no such path; there are char, bytes and bpe:N'}")
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -33,31 +33,22 @@ def first_weights(module: ModuleType, config: Any, process: Any) -> nn.Module:
     refuse_other_module(folder, module)
     model = module.build(config, process)
     weights = plain_model(folder, module, process.trust_remote_code).state_dict()
-    model.new_weights, line = (_load_all if process.is_pretrained else _load_fitting)(model, weights, folder)
+    model.new_weights, line = _load(model, weights, folder, all_of_them=process.is_pretrained)
     model.notes = [*getattr(model, "notes", ()), line]
     return model
 
 
-def _load_all(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> tuple[set[str], str]:
-    """Load every weight of an equal architecture; return the new parameters (none) and a line for the log."""
-    shapes = {name: _shape(tensor) for name, tensor in model.state_dict().items()}
-    stored = {name: _shape(tensor) for name, tensor in weights.items()}
-    wrong = [name for name in [*shapes, *stored] if shapes.get(name) != stored.get(name)]
-    if wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"`is_pretrained`: {len(set(wrong))} weights of {folder} differ from this model's, first {name}: "
-            f"{stored.get(name, 'nothing')} there, {shapes.get(name, 'nothing')} here; use the settings it was trained "
-            "with, or `load_pretrain` for the weights that fit"
-        )
-    model.load_state_dict(weights)
-    return set(), f"is_pretrained: all {len(weights)} weights of {folder}"
-
-
-def _load_fitting(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> tuple[set[str], str]:
+def _load(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path, all_of_them: bool) -> tuple[set[str], str]:
     """Load the weights of equal name and shape; return the parameters that stay new, and a line that counts them."""
     own = model.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    wrong = [name for name in dict.fromkeys([*own, *weights]) if name not in fitting]
+    if all_of_them and wrong:
+        there, here = (_shape(state, wrong[0]) for state in (weights, own))
+        raise ValueError(
+            f"`is_pretrained`: {len(wrong)} weights of {folder} differ from this model's, first {wrong[0]}: {there} "
+            f"there, {here} here; use the settings it was trained with, or `load_pretrain` for the weights that fit"
+        )
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     if not parameters & fitting.keys():
         raise ValueError(
@@ -66,11 +57,11 @@ def _load_fitting(model: nn.Module, weights: dict[str, torch.Tensor], folder: Pa
         )
     model.load_state_dict(fitting, strict=False)
     new = [name for name in own if name not in fitting]
-    line = f"load_pretrain: {len(fitting)} of {len(own)} weights from {folder}"
+    line = f"{'is_pretrained' if all_of_them else 'load_pretrain'}: {len(fitting)} of {len(own)} weights from {folder}"
     if new:
         line += f"; {len(new)} stay new: {', '.join(new[:SHOWN])}{' …' if len(new) > SHOWN else ''}"
     return parameters - fitting.keys(), line
 
 
-def _shape(tensor: torch.Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "a number"
+def _shape(state: dict[str, torch.Tensor], name: str) -> str:
+    return ("×".join(map(str, state[name].shape)) or "a number") if name in state else "nothing"

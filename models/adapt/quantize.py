@@ -53,7 +53,7 @@ def quantize(model: nn.Module, names: Iterable[str], settings: Mapping[str, Any]
         settings: `bits`, `quant_type`, `double_quant`.
 
     Raises:
-        ValueError: bitsandbytes is missing, or the weights are float64.
+        ValueError: bitsandbytes is missing.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(INSTALL_BITSANDBYTES)
@@ -63,8 +63,6 @@ def quantize(model: nn.Module, names: Iterable[str], settings: Mapping[str, Any]
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     for name in names:
         linear = model.get_submodule(name)
-        if linear.weight.dtype == torch.float64:
-            raise ValueError("`use_quantization` cannot start from float64; set `weights_dtype` to null or float32")
         if settings["bits"] == 4:
             layer = FourBitLinear(linear, settings["quant_type"], settings["double_quant"])
         else:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from models.suggestions import did_you_mean
+from storage.suggestions import did_you_mean
 
 ALIASES = {"vit": "vision_tower"}
 PLAIN_WORD = re.compile(r"[\w.\-]+")
@@ -116,16 +116,10 @@ def select(model: nn.Module, word: str, parts: Mapping[str, str], key: str) -> l
     return selected
 
 
-def _ancestors(name: str) -> Iterator[str]:
-    """Yield the name itself and those of all modules that contain it."""
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
-
-
 def is_inside(name: str, roots: Collection[str]) -> bool:
     """Return whether a module or parameter is one of `roots` or inside one."""
-    return any(ancestor in roots for ancestor in _ancestors(name))
+    pieces = name.split(".")
+    return any(".".join(pieces[:count]) in roots for count in range(1, len(pieces) + 1))
 
 
 def parameters_in(model: nn.Module, roots: Iterable[str]) -> set[str]:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from models.auto.config import Config, class_name
 from models.auto.gguf import pretrained_source
 from models.pretrained import from_files, load_model, load_whole_model, one_line, saved_config
-from models.suggestions import did_you_mean
+from storage.suggestions import did_you_mean
 
 SIZES = ("vocab_size", "num_labels", "labels", "problem_type", "image_size", "num_channels")  # of the data
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from storage.config_keys import TRAJECTORY, key
@@ -11,21 +11,20 @@ from storage.config_keys import TRAJECTORY, key
 FROM_SCRATCH: dict[str, Any] = {"n_layer": 6, "n_head": 6, "n_embd": 384, "bias": False, "mlp": "gelu"}
 
 
-def size(help_text: str, source: str) -> int | None:
-    """Declare a size that the data or a pretrained model may give instead."""
-    return field(default=None, metadata={"help": f"{help_text}; null: {source}", "ge": 1})
-
-
 @dataclass
 class Config:
     """Keys of `model: {name: gpt}`."""
 
-    n_layer: int | None = size("transformer blocks", "the pretrained model's, 6 from scratch")
-    n_head: int | None = size("attention heads; divides n_embd", "the pretrained model's, 6 from scratch")
-    n_embd: int | None = size("width of every token", "the pretrained model's, 384 from scratch")
-    n_kv_head: int | None = size("heads of keys and values, each shared by n_head / n_kv_head queries", "n_head")
-    block_size: int | None = size("longest input, in tokens", "the data's")
-    vocab_size: int | None = size("tokens of the vocabulary", "the data's")
+    n_layer: int | None = key(None, "transformer blocks; null: the pretrained model's, 6 from scratch", ge=1)
+    n_head: int | None = key(
+        None, "attention heads; divides n_embd; null: the pretrained model's, 6 from scratch", ge=1
+    )
+    n_embd: int | None = key(None, "width of every token; null: the pretrained model's, 384 from scratch", ge=1)
+    n_kv_head: int | None = key(
+        None, "heads of keys and values, each shared by n_head / n_kv_head queries; null: n_head", ge=1
+    )
+    block_size: int | None = key(None, "longest input, in tokens; null: the data's", ge=1)
+    vocab_size: int | None = key(None, "tokens of the vocabulary; null: the data's", ge=1)
     vocab_sizes: list[int] | None = key(
         None, "tokens of each vocabulary where there are several; filled in from the data"
     )
@@ -87,13 +86,15 @@ class Config:
         named = [names for names in (self.dataset_names, self.context_names) if names is not None]
         if sizes is None and not named:
             return
-        if sizes is None or len(named) != 1 or not len(set(named[0])) == len(named[0]) == len(sizes) > 0:
+        if (
+            sizes is None
+            or len(named) != 1
+            or not len(set(named[0])) == len(named[0]) == len(sizes) > 0
+            or min(sizes) < 1
+            or self.vocab_size not in (None, max(sizes))
+        ):
             raise ValueError(
                 f"model.vocab_sizes: {sizes} needs as many different names, as either model.dataset_names: "
-                f"{self.dataset_names} or model.context_names: {self.context_names}"
-            )
-        if min(sizes) < 1 or self.vocab_size not in (None, max(sizes)):
-            raise ValueError(
-                f"model.vocab_sizes: {sizes} must be sizes of at least 1, the largest of them "
-                f"model.vocab_size: {self.vocab_size}; leave vocab_size out"
+                f"{self.dataset_names} or model.context_names: {self.context_names}, and sizes of at least 1, the "
+                f"largest of them model.vocab_size: {self.vocab_size}; leave these keys out"
             )

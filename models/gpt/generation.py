@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper
 
 from models.gpt.layers import KeysAndValues
 
@@ -50,16 +51,17 @@ class Generation:
         Raises:
             ValueError: an empty prompt, a token outside the vocabulary, padding after it, or a number out of range.
         """
-        _check(max_new_tokens, temperature, top_k)
         vocabularies = self.vocabularies(input_ids[..., -self.block_size :], dataset_index)
         _check_prompt(input_ids, [self.vocab_sizes[vocabulary] for vocabulary in vocabularies])
-        choose = functools.partial(
-            _next, do_sample=do_sample, temperature=temperature, top_k=top_k, generator=generator
-        )
+        steps = [*logits_processor]
+        if do_sample:
+            steps.append(TemperatureLogitsWarper(float(temperature)))
+            steps += [TopKLogitsWarper(top_k)] if top_k is not None else []
+        steps.append(functools.partial(_draw, generator=generator) if do_sample else _likeliest)
         was_training, read = self.training, Reading(self, vocabularies, _left_padding(attention_mask), use_cache)
         self.eval()
         try:
-            return _continued(input_ids, max_new_tokens, read, [*logits_processor, choose], eos_token_id, pad_token_id)
+            return _continued(input_ids, max_new_tokens, read, steps, eos_token_id, pad_token_id)
         finally:
             self.train(was_training)
 
@@ -86,7 +88,7 @@ class Reading:
         new = input_ids[..., max(self.read, outside) :]
         hidden = self.model.hidden(new, self.vocabularies, past=self.past, first=self.read, padding=padding)
         self.read = length if self.past is not None else 0
-        return [self.model.logits(hidden[:, -1], vocabulary) for vocabulary in self.vocabularies]
+        return [self.model.logits(hidden[:, -1], vocabulary).float() for vocabulary in self.vocabularies]
 
 
 def _continued(
@@ -121,34 +123,17 @@ def _left_padding(attention_mask: Tensor | None) -> Tensor | None:
     return (attention_mask == 0).sum(-1)
 
 
-def _next(
-    input_ids: Tensor,
-    logits: Tensor,
-    do_sample: bool,
-    temperature: float,
-    top_k: int | None,
-    generator: torch.Generator | None,
-) -> Tensor:
+def _likeliest(input_ids: Tensor, scores: Tensor) -> Tensor:
+    """The most probable next token: (B, V) -> (B, 1)."""
+    return scores.argmax(-1, keepdim=True)
+
+
+def _draw(input_ids: Tensor, scores: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draw the next token from its scores: (B, V) -> (B, 1)."""
-    if not do_sample:
-        return logits.argmax(-1, keepdim=True)
-    logits = logits.float() / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    probabilities = logits.softmax(-1)
+    probabilities = scores.softmax(-1)
     if generator is not None:
         probabilities = probabilities.to(generator.device)
     return torch.multinomial(probabilities, 1, generator=generator)
-
-
-def _check(max_new_tokens: int, temperature: float, top_k: int | None) -> None:
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens: {max_new_tokens} must be at least 0")
-    if not temperature > 0:
-        raise ValueError(f"temperature: {temperature} must be above 0; do_sample false takes the most probable token")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k: {top_k} must be at least 1")
 
 
 def _check_prompt(input_ids: Tensor, sizes: list[int]) -> None:

@@ -154,18 +154,14 @@ class GPT(Generation, PreTrainedModel):
             ValueError: the tokens or the index do not fit the model.
         """
         contexts, datasets = self.contexts, self.datasets
-        if input_ids.dim() != (2 if contexts is None else 3):
-            wanted = "(batch, tokens)" if contexts is None else f"(batch, {len(contexts)} contexts, tokens)"
-            raise ValueError(f"input_ids of shape {tuple(input_ids.shape)}: this model reads {wanted}")
-        if input_ids.shape[-1] > self.block_size:
+        expected = input_ids.shape[:1] if contexts is None else (input_ids.shape[0], len(contexts))
+        if input_ids.shape[:-1] != expected or input_ids.shape[-1] > self.block_size:
+            wanted = "batch" if contexts is None else f"batch, {len(contexts)} contexts"
             raise ValueError(
-                f"input_ids: {input_ids.shape[-1]} tokens are more than the model's block_size {self.block_size}"
+                f"input_ids of shape {tuple(input_ids.shape)}: this model reads ({wanted}, tokens), at most "
+                f"{self.block_size} tokens (block_size)"
             )
         if contexts is not None:
-            if input_ids.shape[1] != len(contexts):
-                raise ValueError(
-                    f"input_ids: {input_ids.shape[1]} contexts, the model has {len(contexts)} ({', '.join(contexts)})"
-                )
             return list(range(len(contexts)))
         if datasets is None:
             return [0]

@@ -205,7 +205,6 @@ def refusal_after_build(tmp_path, **config) -> str:
         ({"path": ["a", "b"], "weights": [1.0]}, "weights has 1 entries but dataset.path names 2 folders"),
         ({"path": ["a", "b"], "weights": [1.0, 0.0]}, "an entry that is not positive"),
         ({"image_size": [240]}, r"dataset.image_size \[240\] is not \[height, width\]"),
-        ({"cameras": ["top", "top"]}, "names one entry twice"),
         ({"state_keys": []}, "dataset.state_keys is empty"),
     ],
 )

@@ -19,8 +19,8 @@ from demonstration_files import (
 )
 
 import data.demonstrations
+from data.collate import collate
 from data.demonstrations import Config, build, check
-from data.demonstrations.dataset import collate
 
 CAMERAS = {"top": (24, 32), "wrist": (24, 32)}
 LENGTHS = (20, 12, 31)

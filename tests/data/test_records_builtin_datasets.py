@@ -115,8 +115,6 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="holds other files"):
         data.records.prepare("python_docstrings", tmp_path / "python_docstrings")
     assert (tmp_path / "python_docstrings/notes.txt").read_text() == "mine"
-    with pytest.raises(ValueError, match="no built-in data set other"):
-        data.records.prepare("other", tmp_path / "other")
 
 
 @pytest.mark.slow

@@ -284,5 +284,5 @@ def test_tokenizers_that_cannot_be_loaded(run, tmp_path):
         assert "\n" not in str(caught.value)
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / "folder" / name).write_bytes(b"GGUF")
-    with pytest.raises(ValueError, match="holds 2 .gguf files"):
+    with pytest.raises(ValueError, match="has 2 .gguf files"):
         data.records.build(Config(path=str(path), tokenizer=str(tmp_path / "folder")), run)

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from data.statistics import FIELDS, KINDS, Normalizer, compute
+from data.statistics import FIELDS, Normalizer, compute
+
+KINDS = ("zscore", "min_max", "percentiles", "identity")
 
 
 @pytest.fixture

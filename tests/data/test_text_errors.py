@@ -146,8 +146,8 @@ def test_names(tmp_path, monkeypatch):
     run = text_run(tmp_path / "cache")
     write_text_folder(tmp_path / "data/my_novels", counting(100))
     assert "no data set shakespeer_char here" in refusal(tmp_path, "shakespeer_char")
-    assert refusal(tmp_path, "shakespeer_char").endswith("did you mean shakespeare_char?")
-    assert refusal(tmp_path, "my_novel").endswith("did you mean my_novels?")
+    assert refusal(tmp_path, "shakespeer_char").endswith("did you mean `shakespeare_char`?")
+    assert refusal(tmp_path, "my_novel").endswith("did you mean `my_novels`?")
     for name in ("x" * 300, "x/" * 2500, "~nobody_known_here/x"):
         assert "no data set" in refusal(tmp_path, name), "a name that no file system can have"
     assert refusal(tmp_path, "openwebtext").endswith("prepare it: python prepare.py --dataset openwebtext --text FILE")
@@ -224,7 +224,6 @@ def test_headers(tmp_path, header, words):
         ({"vocab_size": True}, "vocab_size is True"),
         ({"dtype": "int8"}, "dtype is 'int8'; expected uint32, or uint16"),
         ({"vocab_size": 65537}, "dtype is 'uint16'; expected uint32, or uint16 up to 65,536 ids"),
-        ({"tokenizer": 5}, "tokenizer is 5; expected a name"),
         ({"splits": {"train": {"tokens": "many"}}}, "splits is {'train': {'tokens': 'many'}}; expected numbers"),
         ({"splits": [1]}, "splits is [1]; expected numbers"),
         ({"vocab_size": 2**32 + 1, "dtype": "uint32"}, "vocab_size is 4294967297; expected 1 to 4,294,967,296"),
@@ -486,7 +485,6 @@ def test_a_pickle_runs_nothing(tmp_path):
         ({1, 2}, "has no vocab_size"),
         ({"vocab_size": "5"}, "has no vocab_size from 1 to 4,294,967,296"),
         ({"vocab_size": 5, "itos": {0: "a"}}, "itos does not list the ids 0 to 4"),
-        ({"vocab_size": 2, "itos": {0: "a", 1: "a"}}, "gives one character two ids"),
         ({"vocab_size": 10**30}, "has no vocab_size from 1 to"),
         ({"vocab_size": 10**5000, "itos": ["a"]}, "has no vocab_size from 1 to"),
         ({"vocab_size": 2**32, "itos": ["a"]}, "itos does not list the ids 0 to 4294967295"),

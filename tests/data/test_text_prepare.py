@@ -259,17 +259,6 @@ def test_an_interrupted_preparation_goes_on_to_the_same_bytes(tmp_path, small_pi
     assert chunks == len(appended), "no chunk was done twice"
 
 
-def test_a_journal_that_the_files_do_not_reach_is_not_believed(tmp_path, small_pieces, text_file, monkeypatch):
-    settings = PreparationSettings(str(text_file), "bytes")
-    interrupt_after(monkeypatch, 3)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "set", settings, report=quiet)
-    monkeypatch.undo()
-    (tmp_path / ".set.preparing/data/train.bin").write_bytes(b"")
-    prepare(tmp_path / "set", settings, report=quiet)
-    assert tokens_of(tmp_path / "set", "train") == list(some_text(0)[: int(len(some_text(0)) * 0.9)].encode())
-
-
 def interrupt_after(monkeypatch, chunks: int) -> None:
     original, count = prepare_tokens.Output.append, iter(range(10**9))
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -80,7 +81,7 @@ def test_plain_lines_of_files_folders_and_standard_input(gpt, tmp_path, capsys, 
         ("linked/c.jsonl:1", "n"),
         ("sub/a.jsonl:1", "abc"),
     ]
-    assert "2 other files" in capsys.readouterr().err
+    assert "1 other files" in capsys.readouterr().err
     for content in (b"abc\nk\n", b'{"text": "abc"}\n{"text": "k"}\n'):
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
         predict.main(["--input", "-", *map(str, words)])
@@ -177,10 +178,13 @@ def test_a_bar_on_a_terminal_alone(gpt, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_run_leaves_nothing(gpt, tmp_path, monkeypatch, number, code):
+def test_an_interrupted_run_leaves_nothing(gpt, tmp_path, monkeypatch, request, number, code):
     """The signal comes after the first batch."""
     from data.text.processor import Processor
 
+    # A shell starts background jobs with SIGINT ignored, and Python then keeps it so.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     whole, calls = Processor.predict, []
 
     def interrupted(self, model, inputs):

@@ -81,13 +81,6 @@ def test_a_copy_stands_alone(settings, tmp_path):
         torch.testing.assert_close(outputs(reloaded, "act"), expected, rtol=0, atol=1e-6)
 
 
-def test_runs_from_before_adaptation_are_found_by_run_yaml(tmp_path):
-    expected = checkpoint("act", tmp_path / "run")
-    (tmp_path / "run/adaptation.json").unlink()
-    export.main(["--checkpoint", str(tmp_path / "run"), "--merge", "--out", str(tmp_path / "out")])
-    assert torch.equal(outputs(MODULES["act"].load(tmp_path / "out"), "act"), expected)
-
-
 def refused(capsys, *arguments):
     capsys.readouterr()  # progress bars of what came before
     with pytest.raises(SystemExit) as caught:
@@ -109,8 +102,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     (run / "adaptation.json").write_text('{"module": "models.nowhere"}')
     assert "models.nowhere" in refused(capsys, "--checkpoint", run, "--merge", "--out", out)
     (run / "adaptation.json").unlink()
-    (run / "run.yaml").unlink()
-    assert "run.yaml" in refused(capsys, "--checkpoint", run, "--out", out) and not out.exists()
+    assert "adaptation.json" in refused(capsys, "--checkpoint", run, "--out", out) and not out.exists()
 
 
 @pytest.mark.parametrize("merge", [["--merge"], []])

@@ -127,7 +127,7 @@ def test_an_index_of_no_data_set_is_refused(index):
         several("dataset_names")(stream(10, 8), dataset_index=index)
 
 
-@pytest.mark.parametrize(("shape", "says"), [((2, 8), r"\(2, 8\).*3 contexts"), ((1, 2, 8), "2 contexts.* 3 ")])
-def test_other_contexts_are_refused(shape, says):
-    with pytest.raises(ValueError, match=says):
+@pytest.mark.parametrize("shape", [(2, 8), (1, 2, 8)])
+def test_other_contexts_are_refused(shape):
+    with pytest.raises(ValueError, match="input_ids of shape .*3 contexts"):
         several("context_names")(torch.zeros(shape, dtype=torch.long))

@@ -160,12 +160,7 @@ def test_another_recording_in_the_folder_is_refused(recording, config, seed, jit
         record(config, recording, 5, seed=seed, jitter=jitter, report=quiet)
 
 
-def test_bad_arguments_and_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="num_episodes >= 1"):
-        record(STATE, tmp_path / "new", 0, seed=0)
-    assert not (tmp_path / "new").exists()
-    with pytest.raises(ValueError, match="jitter from 0 to 3, got 1, 0 and 4"):
-        record(STATE, tmp_path / "new", 1, seed=0, jitter=4.0)
+def test_bad_folders_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot record into .*file"):
         record(STATE, tmp_path / "file", 1, seed=0)

@@ -88,31 +88,16 @@ def test_wilson_bounds_solve_the_score_equation(successes, trials):
         assert math.isclose(difference, 0, abs_tol=1e-12)
 
 
-def test_wilson_by_hand():
-    """10 of 10: the lower bound is n / (n + z²) = 10 / 13.8415; 0 of 10 is its mirror image."""
-    assert wilson_interval(10, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
-    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
-    assert wilson_interval(45, 50) == pytest.approx((0.78640, 0.95652), abs=1e-5)
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_broken_policy_names_the_episode_and_the_step(num_workers):
     with pytest.raises(ValueError, match="episode with seed 40: the policy's action at step 0 .* nan"):
         rollout(Broken, SHORT, 1, seed=40, num_workers=num_workers, report=quiet)
 
 
-@pytest.mark.parametrize(
-    ("episodes", "seed", "workers", "message"),
-    [
-        (0, 0, 0, "episodes must be"),
-        (1, -1, 0, "seed must be"),
-        (2, 2**32 - 1, 0, "seed"),
-        (1, 0, -1, "processes"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(episodes, seed, workers, message):
-    with pytest.raises(ValueError, match=message):
-        rollout(Still, SHORT, episodes, seed=seed, num_workers=workers)
+@pytest.mark.parametrize(("episodes", "seed"), [(1, -1), (2, 2**32 - 1)])
+def test_seeds_that_the_simulator_does_not_have_are_refused(episodes, seed):
+    with pytest.raises(ValueError, match="seed must be"):
+        rollout(Still, SHORT, episodes, seed=seed, num_workers=0)
 
 
 def test_a_diverging_simulation_is_a_failed_episode_not_a_crash(monkeypatch):

@@ -41,7 +41,7 @@ def test_zero_workers_is_this_process():
     [
         (13, ValueError, "^thirteen is unlucky$"),
         (14, KeyError, "no fourteen"),
-        (15, RuntimeError, "terminated"),
+        (15, RuntimeError, "worker process"),
     ],
 )
 def test_errors_and_deaths_reach_the_caller_and_leave_no_process(task, kind, message):
