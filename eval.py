@@ -8,7 +8,6 @@ The last line printed is one JSON object.
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import math
 import os
@@ -255,8 +254,8 @@ def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[s
     device = refusing(usable_device, asked.device)
     if video:
         refusing(video_dir.mkdir, 0o777, True, True)
-    room = run.env.module.__package__
-    rollout = importlib.import_module(f"{room}.rollout")
+    from sim import rollout
+
     make_policy = functools.partial(load_policy, str(folder), device, asked.trust_remote_code)
     films = asked.video_episodes if video else 0
     results = refusing(
@@ -265,7 +264,9 @@ def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[s
     scores = {"task": run.task, "checkpoint": str(folder), "seed": asked.seed, **rollout.score(results)}
     print_scores(scores)
     if films:
-        for path in importlib.import_module(f"{room}.film").film(run.env.config, results, video_dir):
+        from sim.film import film
+
+        for path in film(run.env.config, results, video_dir):
             print(f"film: {path}", flush=True)
     return scores
 

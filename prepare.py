@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import importlib
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from loader.command_line.entry import command_line, entry_flags, refusing
@@ -194,7 +192,9 @@ def with_prepared_data(run: RunConfig) -> RunConfig:
     if run.env is None or getattr(config, "path", "") is not None:
         return run
     folder = recording_folder(run)
-    found = recorder(run).recorded(run.env.config, folder)
+    from sim import record
+
+    found = record.recorded(run.env.config, folder)
     if found is None:
         print(f"no data for {run.task} yet: recording {DEFAULT_EPISODES} episodes into {folder}", flush=True)
         record_episodes(run, DEFAULT_EPISODES, seed=0, jitter=DEFAULT_JITTER)
@@ -236,11 +236,6 @@ def build_loss(run: RunConfig, bundle: Any) -> Any:
     return loss
 
 
-def recorder(run: RunConfig) -> ModuleType:
-    """The module that records in the run's environment: `record`, beside it."""
-    return importlib.import_module(f"{run.env.module.__package__}.record")
-
-
 def recording_folder(run: RunConfig) -> Path:
     """Where a task's own recording lies: $KEEL_HOME/datasets/TASK."""
     return run.cache_dir / "datasets" / run.task
@@ -259,8 +254,10 @@ def record_episodes(
     if run.dataset is not None and getattr(run.dataset.config, "path", None) is not None:
         raise ConfigError(f"`dataset.path`{run.place('dataset.path')} names data of its own; leave it out to record")
     folder = recording_folder(run)
+    from sim import record
+
     with locked(folder):
-        report = recorder(run).record(run.env.config, folder, num_episodes, seed, num_workers, jitter)
+        report = record.record(run.env.config, folder, num_episodes, seed, num_workers, jitter)
     print(
         f"recorded {report.recorded} episodes in {report.seconds:.0f} s ({report.kept} in the folder, "
         f"{report.discarded} failed attempts discarded)",

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sim.metaworld.instructions import SETS, TASKS
 from storage.config_keys import key
 
 CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
-CONTROL_HZ = 80
 
 
 @dataclass
 class Config:
     """Keys of an `env` section with `name: metaworld`."""
+
+    simulator: ClassVar[str] = "sim.metaworld"
 
     task: str | list[str] = key(
         "mt3",

@@ -97,6 +97,11 @@ class Environment:
         return self.steps_to_success is not None
 
     @property
+    def kept(self) -> bool:
+        """Whether a recording keeps this episode: Meta-World counts a goal that was reached at any step."""
+        return self.success
+
+    @property
     def strict_success(self) -> bool:
         """Whether the goal is still reached at the last step."""
         return self.success and self.reward == 1

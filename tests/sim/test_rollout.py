@@ -8,7 +8,7 @@ import pytest
 from simulated_policies import Broken, Expert, Still, counted_still
 
 from sim.aloha import make
-from sim.aloha_config import Config
+from sim.aloha.config import Config
 from sim.rollout import EpisodeResult, rollout, score, wilson_interval
 
 CUBE = Config(task="transfer_cube")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from storage.config_keys import key
 
@@ -15,6 +15,8 @@ MAX_REWARD = 4
 @dataclass
 class Config:
     """Keys of an `env` section."""
+
+    simulator: ClassVar[str] = "sim.aloha"
 
     task: Literal["transfer_cube", "insertion"] = field(
         metadata={

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.aloha import simulator
-from sim.aloha_config import Config
+from sim.aloha.config import Config
 
 OPEN, CLOSED = 1.0, 0.0
 

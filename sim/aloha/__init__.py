@@ -15,17 +15,24 @@ normal: never clip them to the range that gym-aloha declares.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sim.aloha_config import Config
+import numpy as np
+
+from sim.aloha.config import CONTROL_HZ as CONTROL_HZ
+from sim.aloha.config import Config
 from storage.worker_pool import environment_variables
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from sim.environment import Environment
+    from sim.aloha.environment import Environment
 
 PROCESS_KEYS: frozenset[str] = frozenset()
+PACKAGES = ("mujoco", "dm_control", "gym-aloha")
+FILM_CAMERA = "angle"
 
 
 def make(config: Config) -> Environment:
@@ -37,19 +44,53 @@ def make(config: Config) -> Environment:
     return simulator().Environment(config)
 
 
+def demonstrate(environment: Environment, seed: int, jitter: float) -> dict[str, np.ndarray]:
+    """Replay the expert's plan under joint control; `environment` is left at the episode's last step.
+
+    Returns:
+        Arrays (T, …) under `action` and the observations' keys.
+    """
+    from sim.aloha import expert
+
+    observation = environment.reset(seed)
+    poses = observation["observations/env_state"]
+    actions = expert.plan(environment.config, poses, np.random.default_rng(seed), jitter)
+    episode = {key: np.empty((len(actions), *value.shape), value.dtype) for key, value in observation.items()}
+    for step, action in enumerate(actions):
+        for key, value in observation.items():
+            episode[key][step] = value
+        observation = environment.step(action)
+    return {"action": actions, **episode}
+
+
+def viewer(config: Config, task: str, height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that renders positions (Q,); see `sim.contract`."""
+    physics = simulator().Environment(dataclasses.replace(config, cameras=[])).physics
+    from sim.renderer import Renderer
+
+    renderer = Renderer(physics.model.ptr, height, width, config.shadows)
+
+    def view(positions: np.ndarray) -> np.ndarray:
+        physics.data.qpos[:] = positions
+        physics.forward()
+        return renderer.render(physics.data.ptr, FILM_CAMERA)
+
+    return view
+
+
 def simulator() -> ModuleType:
-    """The module `sim.environment`, imported without touching OpenGL.
+    """The module `sim.aloha.environment`, imported without touching OpenGL.
 
     On import, dm_control and mujoco load the library that MUJOCO_GL names, although stepping needs none, so they are
     imported with rendering off. `sim.renderer` reads MUJOCO_GL again for the first frame.
     """
     try:
         with environment_variables({"MUJOCO_GL": "off"}):
-            import sim.environment
+            import sim.aloha.environment
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "sim":
             raise
         raise ValueError(
             f"the ALOHA simulator needs the package {error.name!r}, not installed: pip install -e .[sim]"
         ) from error
-    return sim.environment
+    return sim.aloha.environment
