@@ -135,10 +135,7 @@ class HyperArguments(RemembersGiven):
     # Evaluation
     do_eval: bool = key(True, "Evaluate on the held-out split, every eval_steps.", on_resume=EVALUATION_TIME)
     eval_steps: float | None = key(
-        None,
-        "Evaluate every this many steps (below 1: a share). Default: save_steps.",
-        gt=0,
-        on_resume=EVALUATION_TIME,
+        None, "Evaluate every this many steps (below 1: a share). Default: save_steps.", gt=0, on_resume=EVALUATION_TIME
     )
 
 

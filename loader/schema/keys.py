@@ -21,7 +21,7 @@ from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.installed import REQUIRED, trainer_fields
 from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPTIONAL_SECTIONS, SECTION_ON_RESUME
-from loader.schema.training_arguments_overlay import OVERLAY
+from loader.schema.training_arguments_overlay import overlay
 from storage.config_keys import BOUNDS, TRAINER, TRAJECTORY
 
 # Kinds of file, and the top-level keys each may hold. A training file may hold any of them.
@@ -82,7 +82,7 @@ def scalar_keys() -> dict[str, Key]:
     keys = {**keys_of(HyperArguments), **keys_of(ProcessArguments)}
     for name, field in trainer_fields().items():
         if name not in keys:
-            keys[name] = _key(name, field.annotation, field.default, field.help, OVERLAY.get(name, {}))
+            keys[name] = _key(name, field.annotation, field.default, field.help, overlay(name))
     # YAML allows more types than a flag does for a few hyper keys.
     keys["report_to"] = dataclasses.replace(keys["report_to"], annotation=str | list[str] | None)
     resume = keys["resume_from_checkpoint"]
@@ -107,7 +107,7 @@ def on_resume(path: str, component_config: type | None = None) -> str:
     if declared is None and section not in (*kinds, *COMPONENTS):
         declared = scalar_keys().get(section)
     candidates = (
-        OVERLAY.get(path, {}).get("on_resume"),
+        overlay(path).get("on_resume"),
         SECTION_ON_RESUME.get(path),
         declared.on_resume if declared is not None else None,
         SECTION_ON_RESUME.get(section),
