@@ -66,8 +66,6 @@ class PrepareArguments(RemembersGiven):
     num_workers: int | None = key(None, "Recording or tokenizing processes. Default: one a core.", ge=1)
 
 
-NAMES_OF_FILES = ("dataset", "text", "val_text", "tokenizer", "out")
-LONGEST_NAME = 240  # bytes; file systems take 255, and what is made beside a folder has a longer name
 OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "source", "set")
 OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "split", "newlines", "out", "overwrite")
 
@@ -76,7 +74,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Makes what is missing and prints where the data lies."""
     asked = entry_flags(PrepareArguments, arguments, "prepare.py", __doc__)
     refusing(refuse_bad_values, asked)
-    refusing(refuse_both, asked)
     if asked.dataset is not None:
         try:
             refusing(prepare_dataset, asked)
@@ -87,9 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     run = refusing(resolve, HyperArguments(task_name=asked.task_name), asked.set)
     if run.dataset is not None and hasattr(run.dataset.module, "make"):
         folder = refusing(make_data, run, asked)
-        print(f"data of {run.task} in {folder}")
-        return
-    folder = refusing(record_episodes, run, asked.num_episodes, asked.seed, asked.jitter, asked.num_workers)
+    else:
+        folder = refusing(record_episodes, run, asked.num_episodes, asked.seed, asked.jitter, asked.num_workers)
     print(f"data of {run.task} in {folder}")
 
 
@@ -102,19 +98,12 @@ def make_data(run: RunConfig, asked: PrepareArguments) -> Path:
 
 
 def refuse_bad_values(asked: PrepareArguments) -> None:
-    """Raise ConfigError for a flag without a value, as of an unset variable of a script, or with too long a name."""
+    """Raise ConfigError for a flag without a value, as of an unset variable of a script, or of the other half: a
+    recording's flags mean nothing for a text."""
     for name in sorted(asked.given):
         value = getattr(asked, name)
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"`--{name}` is empty; give it a value, or leave it out")
-        if name in NAMES_OF_FILES and not value.startswith("bpe:"):
-            longest = max(len(os.fsencode(part)) for part in Path(value).parts)
-            if longest > LONGEST_NAME:
-                raise ConfigError(f"`--{name}` holds a name of {longest:,} bytes; use at most {LONGEST_NAME}")
-
-
-def refuse_both(asked: PrepareArguments) -> None:
-    """A recording's flags mean nothing for a text, and the other way round."""
     wrong = [name for name in (OF_A_TEXT if asked.dataset is None else OF_A_RECORDING) if name in asked.given]
     if wrong and asked.dataset is None:
         raise ConfigError(f"flag `--{wrong[0]}` is for a text: name its data set with --dataset NAME")

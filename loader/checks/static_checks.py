@@ -20,7 +20,6 @@ from loader.sources.config_tree import DEFAULT, Node
 from storage.checkpoints import checkpoints
 from storage.config_keys import ADAPTATION, TRAINER
 
-MOST_OF_NAME = 255  # bytes of a file's name
 # Files that mark a folder as the output of an earlier run (a failed start leaves run.yaml alone).
 RUN_FILES = ("metrics.jsonl", "config.json", "model.safetensors", "adapter_config.json")
 
@@ -180,20 +179,13 @@ def _output_dir(run: RunConfig, problems: Problems) -> None:
 def _writable(key: str, folder: Path, run: RunConfig, problems: Problems) -> bool:
     """Whether a folder exists and is writable, or can be created; otherwise add a problem."""
     existing, place = folder, run.place(key)
-    longest = max((len(os.fsencode(part)) for part in folder.parts), default=0)
-    if longest > MOST_OF_NAME:
-        problems.add(f"`{key}`{place} has a name of {longest} bytes, and file systems take {MOST_OF_NAME}; shorten it")
-        return False
-    while not existing.exists() and existing != existing.parent:
-        if existing.is_symlink():
-            problems.add(f"`{key}: {folder}`{place} cannot be made: {existing} is a link that leads nowhere")
-            return False
+    while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
     if folder.exists() and not folder.is_dir():
         problems.add(f"`{key}: {folder}`{place} is a file; name a folder")
     elif not existing.is_dir():
-        problems.add(f"`{key}: {folder}`{place} cannot be made: {existing} is a file")
-    elif not os.access(existing, os.W_OK | os.X_OK) or existing.is_relative_to("/proc"):
+        problems.add(f"`{key}: {folder}`{place} cannot be made: {existing} is no folder")
+    elif not os.access(existing, os.W_OK | os.X_OK):
         problems.add(f"`{key}: {folder}`{place} is not writable ({existing}); name a folder you may write to")
     else:
         return True
