@@ -26,8 +26,13 @@ from loader.checks.runtime_checks import (
 from loader.command_line.entry import command_line, process_rank, refusing, run_config
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig, with_dims
-from loader.resume.branches import check_no_new_checkpoints, set_aside_abandoned
-from loader.resume.find_checkpoint import ResumePoint, Search, find_on_rank0
+from loader.resume.find_checkpoint import (
+    ResumePoint,
+    Search,
+    check_no_new_checkpoints,
+    find_on_rank0,
+    set_aside_abandoned,
+)
 from loader.schema.hyper_arguments import HyperArguments
 from models.adapt.optional_imports import hide_kernel_warning
 from storage.checkpoints import sweep
@@ -372,7 +377,7 @@ def run_yaml(run: RunConfig, trainer: Any, adapted: Any) -> str:
 def finished_reason(run: RunConfig, point: ResumePoint, new_length: int | None = None) -> str | None:
     """Why a resumed run has nothing left to train: its last step is done, or it stopped early; None: it has."""
     from trainer.callbacks.early_stopping import already_stopped
-    from trainer.checkpointing.step_state import read_pending_work
+    from trainer.checkpointing.contents import read_pending_work
 
     if read_pending_work(point.folder):
         return None

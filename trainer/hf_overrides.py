@@ -20,8 +20,8 @@ from torch import nn
 from trainer.callbacks.metric_names import metric_or_error
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.trainer_io import CheckpointIO
+from trainer.dataloading.batches import recorder_of
 from trainer.dataloading.dataloaders import DataLoading
-from trainer.dataloading.indexed import recorder_of
 from trainer.dataloading.resume_position import start_at
 from trainer.evaluation import Evaluation
 from trainer.hf_patches import no_argument_comparison, no_deletion_at_end, replaced, start_by_position

@@ -16,7 +16,7 @@ from trainer.callbacks.log_files import is_evaluation
 from trainer.callbacks.metric_names import UnknownMetric
 from trainer.callbacks.user_callbacks import observes
 from trainer.checkpointing.async_writer import SavesFailed
-from trainer.checkpointing.step_state import NOTHING_PENDING, PendingStepWork
+from trainer.checkpointing.contents import NOTHING_PENDING, PendingStepWork
 from trainer.evaluation import EvaluationInterrupted
 from trainer.hf_patches import deferred_on_save
 from trainer.preemption import Preempted

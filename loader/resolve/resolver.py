@@ -22,8 +22,7 @@ from loader.schema.training_arguments_overlay import REPLACED
 from loader.sources import layers
 from loader.sources.config_tree import DEFAULT, MISSING, Node, find, leaves, merge, missing_line, node_of
 from loader.sources.key_aliases import TRACKING, TRACKING_MODEL_KEYS, yaml_keys
-from loader.sources.model_sources import resolve_model_sources
-from loader.sources.translate_aliases import initial_weights_choice, resolve_combined_aliases
+from loader.sources.translate_aliases import initial_weights_choice, resolve_combined_aliases, resolve_model_sources
 from storage.component_contract import contract_problems
 
 # Kinds of file that a key names.

@@ -212,7 +212,7 @@ TRACKING = NotAvailable("a setting of the tracking models")
 MIXUP = NotAvailable("MixUp is part of the signal workload")
 TEXT = NotAvailable("text over signals is part of the signal workload")
 
-# Together they name the pretrained weights; `model_sources.py` resolves them once all layers are known.
+# Together they name the pretrained weights; `resolve_model_sources` reads them once all layers are known.
 MODEL_SOURCES = ("base_model_path", "hf_models_dir", "finetuned_models_dir")
 
 # Alias -> our key, or a function from the value to assignments, or why it is not available yet.

@@ -16,9 +16,9 @@ from storage import manifest
 from storage.checkpoints import checkpoints
 from trainer.callbacks.log_files import write_files
 from trainer.checkpointing import sharded_optimizer
+from trainer.checkpointing.contents import read_pending_work
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.sharded_weights import load_whole_weights, whole_weights
-from trainer.checkpointing.step_state import read_pending_work
 from trainer.distributed.shards import is_sharded
 from trainer.optimization.hparam_changes import apply_changes
 from trainer.optimization.parameter_groups import parameter_groups

@@ -13,10 +13,9 @@ from torch import nn
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
-from trainer.dataloading.indexed import record_batches
+from trainer.dataloading.batches import EvalBatches, record_batches, share_train_batches
 from trainer.dataloading.resume_position import samples_of_stream
 from trainer.dataloading.samplers import GroupedByLength, SeededOrder, limited_count, limited_dataset, limited_sampler
-from trainer.dataloading.shared_batches import EvalBatches, share_train_batches
 from trainer.preemption import IgnoringSignals
 
 
