@@ -7,13 +7,10 @@ python prepare.py --dataset shakespeare_char          (or another data set that 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import importlib
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +23,7 @@ from loader.resolve.run_config import RunConfig
 from loader.schema.components import component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments, RemembersGiven
 from storage.config_keys import key
+from storage.lock import exclusive
 
 DEFAULT_EPISODES = 50
 # Of the expert's full variation: enough that no two demonstrations are alike, little enough that the same start still
@@ -248,7 +246,8 @@ def record_episodes(
     if run.dataset is not None and getattr(run.dataset.config, "path", None) is not None:
         raise ConfigError(f"`dataset.path`{run.place('dataset.path')} names data of its own; leave it out to record")
     folder = recording_folder(run)
-    with locked(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / ".recording.lock"):  # a second recorder waits, then finds the episodes there
         report = recorder(run).record(run.env.config, folder, num_episodes, seed, num_workers, jitter)
     print(
         f"recorded {report.recorded} episodes in {report.seconds:.0f} s ({report.kept} in the folder, "
@@ -256,15 +255,6 @@ def record_episodes(
         flush=True,
     )
     return folder
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One recorder at a time: a second one waits, then finds the episodes there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".recording.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 if __name__ == "__main__":

@@ -50,10 +50,10 @@ def trainer_fields() -> dict[str, TrainerField]:
 
 def transformers_folder() -> Path:
     """Return the folder of the installed transformers without importing it."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or not spec.submodule_search_locations:
+    folder = _folder("transformers")
+    if folder is None:
         raise ConfigError("transformers is not installed: run `make install`, or pip install -e .")
-    return Path(spec.submodule_search_locations[0])
+    return folder
 
 
 def _class_body(source: str, name: str) -> list[ast.stmt]:
@@ -231,9 +231,7 @@ def backend_is_installed(name: str) -> bool:
     return package is None or importlib.util.find_spec(package) is not None
 
 
-# Package -> (oldest supported release, first unsupported one), as in setup.cfg.
-SUPPORTED = {"torch": ((2, 10), None), "transformers": ((5, 17), (6,))}
-RELEASE = re.compile(r"(?:\d+!)?(\d+(?:\.\d+)*)")
+SUPPORTED = {"torch": ">=2.10", "transformers": ">=5.17,<6"}  # as in setup.cfg
 
 
 def check_versions() -> None:
@@ -242,21 +240,19 @@ def check_versions() -> None:
     Raises:
         ConfigError: one line for each, with the installed version and how to install another.
     """
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import InvalidVersion, Version
+
     problems = []
-    for package, (oldest, too_new) in SUPPORTED.items():
-        wanted = f"{package}>={_text(oldest)}" + (f",<{_text(too_new)}" if too_new else "")
-        install = f"pip install '{wanted}'"
+    for package, wanted in SUPPORTED.items():
         version = installed_version(package)
-        if version is None:
-            problems.append(f"{package} is not installed: {install}")
+        try:  # a pre-release counts as its release, and any local build will do
+            is_supported = version is not None and Version(version).base_version in SpecifierSet(wanted)
+        except InvalidVersion:
             continue
-        release = _release(version)
-        if release is None:
-            continue  # a local build
-        if release < oldest:
-            problems.append(f"{package} {version} is too old, Keel needs {_text(oldest)} or newer: {install}")
-        elif too_new is not None and release >= too_new:
-            problems.append(f"{package} {version} is too new, Keel knows releases below {_text(too_new)}: {install}")
+        if not is_supported:
+            state = "is not installed" if version is None else f"{version} is not supported"
+            problems.append(f"{package} {state}; Keel needs {wanted}: pip install '{package}{wanted}'")
     if problems:
         raise ConfigError(problems)
 
@@ -268,13 +264,3 @@ def installed_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _release(version: str) -> tuple[int, ...] | None:
-    """Parse `2.13.0a0+cpu` to (2, 13, 0), pre-releases like their release; None if it has no number."""
-    match = RELEASE.match(version or "")
-    return tuple(map(int, match[1].split("."))) if match else None
-
-
-def _text(release: tuple[int, ...]) -> str:
-    return ".".join(map(str, release))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from loader.schema.components import component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.installed import REQUIRED, trainer_fields
 from loader.schema.process_arguments import ProcessArguments
@@ -90,6 +91,14 @@ def scalar_keys() -> dict[str, Key]:
     for name in ("log_level", "log_level_replica"):
         keys[name] = dataclasses.replace(keys[name], annotation=Literal[LOG_LEVELS])
     return keys
+
+
+def section_of(name: str) -> str | None:
+    """Return the first section in which a component of Keel has a key; a shared size belongs to the data."""
+    for section in COMPONENTS:
+        if any(name in keys_of(component_module(section, component).Config) for component in shipped(section)):
+            return section
+    return None
 
 
 def on_resume(path: str, component_config: type | None = None) -> str:
