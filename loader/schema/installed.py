@@ -231,7 +231,8 @@ def backend_is_installed(name: str) -> bool:
     return package is None or importlib.util.find_spec(package) is not None
 
 
-SUPPORTED = {"torch": ">=2.10", "transformers": ">=5.17,<6"}  # as in setup.cfg
+# Package -> the oldest release that is supported and the first that is not, as in setup.cfg.
+SUPPORTED = {"torch": ("2.10", None), "transformers": ("5.17", "6")}
 
 
 def check_versions() -> None:
@@ -240,17 +241,16 @@ def check_versions() -> None:
     Raises:
         ConfigError: one line for each, with the installed version and how to install another.
     """
-    from packaging.specifiers import SpecifierSet
     from packaging.version import InvalidVersion, Version
 
     problems = []
-    for package, wanted in SUPPORTED.items():
-        version = installed_version(package)
-        try:  # a pre-release counts as its release, and any local build will do
-            is_supported = version is not None and Version(version).base_version in SpecifierSet(wanted)
-        except InvalidVersion:
+    for package, (oldest, too_new) in SUPPORTED.items():
+        version, wanted = installed_version(package), f">={oldest}" + (f",<{too_new}" if too_new else "")
+        try:  # a pre-release counts as its release
+            release = Version(Version(version or "0").base_version)
+        except InvalidVersion:  # a local build
             continue
-        if not is_supported:
+        if release < Version(oldest) or (too_new is not None and release >= Version(too_new)):
             state = "is not installed" if version is None else f"{version} is not supported"
             problems.append(f"{package} {state}; Keel needs {wanted}: pip install '{package}{wanted}'")
     if problems:

@@ -70,7 +70,8 @@ def test_each_is_said(installed):
 
 def test_the_numbers_are_those_of_the_installation():
     text = (ROOT / "setup.cfg").read_text()
-    for package, wanted in versions.SUPPORTED.items():
+    for package, (oldest, too_new) in versions.SUPPORTED.items():
+        wanted = f">={oldest}" + (f",<{too_new}" if too_new else "")
         assert re.findall(rf"^    {package}(>=.*)$", text, re.MULTILINE) == [wanted]
 
 
