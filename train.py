@@ -207,7 +207,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
             train_dataset=bundle.train_dataset,
             eval_dataset=next(iter(sets.values())) if len(sets) == 1 else sets or None,
             data_collator=bundle.collate,
-            sampler=None if groups_by_length(args) else bundle.sampler,
+            sampler=None if args.train_sampling_strategy == "group_by_length" else bundle.sampler,
             files=bundle.files,
             settings=settings,
             adapted=adapted,
@@ -218,11 +218,6 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
             raise ValueError(f"`push_to_hub: true`{run.place('push_to_hub')}: {hub_reason(error)}") from error
         place = run.place("output_dir")
         raise ValueError(f"`output_dir: {run.output_dir}`{place} cannot be made: {error.strerror}") from error
-
-
-def groups_by_length(args: Any) -> bool:
-    """Whether the Trainer orders the samples itself."""
-    return getattr(args, "train_sampling_strategy", None) == "group_by_length"
 
 
 def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:

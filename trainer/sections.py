@@ -120,10 +120,6 @@ class LoggingConfig:
     mode: Literal["online", "offline", "disabled"] | None = key(None, "Of W&B: offline writes files for `wandb sync`.")
     save_dir: str | None = key(None, "Folder of the logger's files; null: output_dir.")
 
-    def __post_init__(self) -> None:
-        if self.logger_type in ("CSVLogger", "TensorBoardLogger") and (useless := self.of_wandb):
-            raise ValueError(f"`{useless[0]}` means nothing to {self.logger_type}; WandbLogger has it")
-
     @property
     def of_wandb(self) -> list[str]:
         """The keys that were given and that only W&B has."""

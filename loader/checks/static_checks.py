@@ -75,6 +75,10 @@ def _rules(run: RunConfig, problems: Problems) -> None:
             f"`logging.log_model`{run.place('logging.log_model')} looks for checkpoints in output_dir, not in "
             f"`checkpointing.dirpath`{run.place('checkpointing.dirpath')}; leave one out"
         )
+    if run.logging is not None and run.logging.logger_type in ("CSVLogger", "TensorBoardLogger"):
+        for key in run.logging.of_wandb:
+            place = run.place(f"logging.{key}")
+            problems.add(f"`logging.{key}`{place} means nothing to {run.logging.logger_type}; WandbLogger has it")
     if run.hyper.save_strategy == "best" and not run.trainer.get("metric_for_best_model"):
         problems.add(f"`save_strategy: best`{run.place('save_strategy')} needs metric_for_best_model (loss, say)")
     if run.hyper.do_eval and holds_nothing_out(run) and run.on_command_line("do_eval"):

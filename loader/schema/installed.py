@@ -69,7 +69,9 @@ def _default_and_help(value: ast.expr | None) -> tuple[Any, str]:
     if not isinstance(value, ast.Call):
         return _literal(value), ""
     keywords = {keyword.arg: keyword.value for keyword in value.keywords}
-    default = _literal(keywords["default"]) if "default" in keywords else _factory(keywords.get("default_factory"))
+    factory = keywords.get("default_factory")
+    default = {"list": [], "dict": {}}.get(factory.id) if isinstance(factory, ast.Name) else None
+    default = _literal(keywords["default"]) if "default" in keywords else default
     metadata = keywords.get("metadata")
     text = ""
     if isinstance(metadata, ast.Dict):
@@ -77,10 +79,6 @@ def _default_and_help(value: ast.expr | None) -> tuple[Any, str]:
             if isinstance(key, ast.Constant) and key.value == "help":
                 text = _literal(value) or ""
     return default, " ".join(text.split()) if isinstance(text, str) else ""
-
-
-def _factory(value: ast.expr | None) -> Any:
-    return {"list": [], "dict": {}}.get(value.id) if isinstance(value, ast.Name) else None
 
 
 def _literal(value: ast.expr) -> Any:
@@ -122,7 +120,7 @@ def _annotation(node: ast.expr, folder: Path) -> Any:
             # `SchedulerType | str` means «one of these words»: the bare str would let any word through.
             text = text.replace(f"{child.id} | str", child.id)
             names[child.id] = Literal[enums[child.id]]
-        elif isinstance(child, ast.Name) and child.id not in names and child.id not in _known_names():
+        elif isinstance(child, ast.Name) and child.id not in {*names, *_BUILTINS, "None"}:
             names[child.id] = Any
     try:
         return eval(text, {"__builtins__": {}}, {**_BUILTINS, **names})
@@ -131,10 +129,6 @@ def _annotation(node: ast.expr, folder: Path) -> Any:
 
 
 _BUILTINS = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "tuple": tuple}
-
-
-def _known_names() -> set[str]:
-    return set(_BUILTINS) | {"None"}
 
 
 # Reporting backends whose package has another name, or that need none.

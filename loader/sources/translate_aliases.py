@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loader.errors import ConfigError, Problems, did_you_mean
 from loader.schema.alias_flags import IMAGE_ALIASES, SECTION_ALIASES, alias_paths
-from loader.sources.config_tree import MISSING, Node, find, missing_line, node_of
+from loader.sources.config_tree import MISSING, Node, at_path, find, merge, missing_line, node_of
 from loader.sources.key_aliases import ALIASES, DATALOADER_CLASSES, FOREIGN_SECTIONS, NULLABLE, NotAvailable
 
 
@@ -120,7 +120,7 @@ def _assign(tree: Node, path: str, node: Node, target: object, problems: Problem
         if other is not None and not (are_mappings and not set(other.value) & set(value.value)):
             problems.add(same_setting(path, node, key, other))
             continue
-        _insert(tree, key, value)
+        tree.value = merge(tree, at_path(key, Node(value.value, value.origin, value.text, value.replaces))).value
     if assignments and [key.rpartition(".")[2] for key, _ in assignments] != [path.rpartition(".")[2]]:
         became = ", ".join(f"`{key}`" + _shown(value) for key, value in assignments)
         problems.translated.append(f"{path} ({node.origin}): {became}")
@@ -131,27 +131,11 @@ def _shown(node: Node) -> str:
     return "" if isinstance(plain, (dict, list)) else f": {'null' if plain is None else str(plain)}"
 
 
-def _insert(tree: Node, path: str, node: Node) -> None:
-    *sections, key = path.split(".")
-    for section in sections:
-        child = tree.value.get(section)
-        if child is None or not child.is_mapping:
-            child = tree.value[section] = Node({}, node.origin)
-        tree = child
-    if key in tree.value and tree.value[key].is_mapping and node.is_mapping:
-        for name, child in node.value.items():
-            tree.value[key].value.setdefault(name, child)
-    else:
-        tree.value[key] = Node(node.value, node.origin, node.text, node.replaces)
-
-
 def _remove(tree: Node, path: str) -> None:
-    *sections, key = path.split(".")
-    for section in sections:
-        tree = tree.value.get(section)
-        if tree is None or not tree.is_mapping:
-            return
-    tree.value.pop(key, None)
+    section, _, key = path.rpartition(".")
+    parent = find(tree, section) if section else tree
+    if parent is not None and parent.is_mapping:
+        parent.value.pop(key, None)
 
 
 START_ALIASES = ("init_from", "gpt2_type", "prev_run_ckpt")

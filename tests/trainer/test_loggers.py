@@ -167,8 +167,8 @@ def test_wandb_offline_knows_the_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "key"),
     [
-        ({"logger_type": "CSVLogger", "group": "g"}, "`group`"),
-        ({"logger_type": "TensorBoardLogger", "log_model": "all"}, "`log_model`"),
+        ({"logger_type": "CSVLogger", "group": "g"}, "`logging.group`"),
+        ({"logger_type": "TensorBoardLogger", "log_model": "all"}, "`logging.log_model`"),
         ({"entity": "e"}, "`logging.entity`"),
         ({"notes": "e", "project": "p"}, "`logging.notes`"),
     ],
