@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from loader.command_line.entry import command_line, entry_flags, refusing
+from loader.command_line.entry import command_line, entry_flags, refuse_useless, refusing
 from loader.errors import ConfigError, did_you_mean, quoted
 from loader.resolve.resolver import resolve
 from loader.resolve.run_config import RunConfig
@@ -89,9 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def make_data(run: RunConfig, asked: PrepareArguments) -> Path:
     """Make the data of a task from `--source`, for kinds of data that can (`make(config, run, source)`)."""
-    wrong = [name for name in ("num_episodes", "seed", "jitter") if name in asked.given]
-    if wrong:
-        raise ConfigError(f"flag `--{wrong[0]}` is for a recording in simulation; task {run.task} has none")
+    refuse_useless(asked, dict.fromkeys(("num_episodes", "seed", "jitter"), f"task {run.task} has no simulation"))
     return run.dataset.module.make(run.dataset.config, run, asked.source)
 
 
@@ -102,11 +100,10 @@ def refuse_bad_values(asked: PrepareArguments) -> None:
         value = getattr(asked, name)
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"`--{name}` is empty; give it a value, or leave it out")
-    wrong = [name for name in (OF_A_TEXT if asked.dataset is None else OF_A_RECORDING) if name in asked.given]
-    if wrong and asked.dataset is None:
-        raise ConfigError(f"flag `--{wrong[0]}` is for a text: name its data set with --dataset NAME")
-    if wrong:
-        raise ConfigError(f"flag `--{wrong[0]}` is for a recording in simulation; leave it out, or --dataset")
+    if asked.dataset is None:
+        refuse_useless(asked, dict.fromkeys(OF_A_TEXT, "it is for a text: name its data set with --dataset NAME"))
+    else:
+        refuse_useless(asked, dict.fromkeys(OF_A_RECORDING, "it is for a recording; leave it out, or --dataset"))
 
 
 def prepare_dataset(asked: PrepareArguments) -> None:
@@ -123,9 +120,8 @@ def prepare_dataset(asked: PrepareArguments) -> None:
     cache_dir = resolve(HyperArguments()).cache_dir
     folder = Path(os.path.expanduser(asked.out)).absolute() if asked.out else cache_dir / "datasets" / name
     if kind != "text" and asked.text is None:
-        wrong = [flag for flag in OF_A_TEXT if flag in asked.given and flag != "out"]
-        if wrong:
-            raise ConfigError(f"flag `--{wrong[0]}` has no meaning for {name}, which is made from something of its own")
+        of_a_text = [flag for flag in OF_A_TEXT if flag != "out"]
+        refuse_useless(asked, dict.fromkeys(of_a_text, f"{name} is made from something of its own"))
         component_module("dataset", kind).prepare(name, folder)
         print(f"{name} is in {folder}")
         return
@@ -196,21 +192,16 @@ def with_prepared_data(run: RunConfig) -> RunConfig:
 
 
 def build_data(run: RunConfig) -> Any:
-    """The run's `Bundle`. A module of one's own may leave out what its kind of data has not."""
+    """The run's `Bundle`."""
     from data.bundle import Bundle
 
     bundle = run.dataset.module.build(run.dataset.config, run)
-    if isinstance(bundle, Bundle):
-        return bundle
-    values = {field.name: getattr(bundle, field.name, None) for field in dataclasses.fields(Bundle)}
-    given = {name: value for name, value in values.items() if value is not None}
-    for field in dataclasses.fields(Bundle):
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and field.name not in given:
-            raise ValueError(
-                f"dataset `{run.dataset.name}` builds no `{field.name}`; data/bundle.py says what it must be"
-            )
-    return Bundle(**given)
+    if not isinstance(bundle, Bundle):
+        kind = type(bundle).__name__
+        raise ValueError(
+            f"dataset `{run.dataset.name}`: `build` returns a {kind}, but must return a data.bundle.Bundle"
+        )
+    return bundle
 
 
 def build_loss(run: RunConfig, bundle: Any) -> Any:

@@ -7,7 +7,8 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from loader.command_line.parser import Given, flag_lines, help_text, parse_flags, parser_class
@@ -145,6 +146,26 @@ def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about
         return kind(**given)
 
     return refusing(parsed)
+
+
+def refuse_useless(asked: Any, useless: Mapping[str, str]) -> None:
+    """Raise ConfigError for a flag that was given and has no effect here.
+
+    Args:
+        asked: The flags of an entry, see `entry_flags`.
+        useless: Flag -> why it has no effect.
+    """
+    for name, reason in useless.items():
+        if name in asked.given:
+            raise ConfigError(f"`--{name} {getattr(asked, name)}` has no effect: {reason}")
+
+
+def check_output(flag: str, name: str) -> Path:
+    """Return the file that a flag names; raise ConfigError if it cannot be written, before any work is done."""
+    path = Path(name).expanduser()
+    if not path.absolute().parent.is_dir() or path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise ConfigError(f"`--{flag} {name}` cannot be written; name a file in a folder that exists")
+    return path
 
 
 def print_problems(problems: Iterable[str]) -> None:

@@ -207,10 +207,17 @@ def _named_set(section: str, node: Node) -> Node:
 
 
 def _short_forms(tree: Node, problems: Problems) -> None:
-    """Expand `early_stopping: true` or a patience to a mapping; `false` removes an optional section."""
+    """Expand `early_stopping: true` or a patience to a mapping; `false` removes an optional section.
+
+    `logging: null` is no logger, which is a setting of its own.
+    """
     node = tree.value.get("early_stopping")
     if node is not None and isinstance(node.value, int) and not isinstance(node.value, bool):
         tree.value["early_stopping"] = Node({"patience": Node(node.value, node.origin)}, node.origin)
+    logging = tree.value.get("logging")
+    if logging is not None and logging.value is None:
+        none = Node(None, logging.origin)
+        tree.value["logging"] = Node({"logger_type": none}, logging.origin, replaces=True)
     for section in OPTIONAL_SECTIONS:
         node = tree.value.get(section)
         if node is not None and isinstance(node.value, bool):

@@ -119,19 +119,6 @@ class CheckpointIO:
             self._change_on_resume()
         self._show_schedule(self.lr_scheduler)
 
-    def load_scaler(self, folder: Path) -> None:
-        """Load the state of the loss scaler of float16 training, if there is one."""
-        scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None:
-            with checkpoint_load_errors(folder):
-                scaler.load_state_dict(state_dict_io.read(folder, "scaler"))
-
-    def load_rng_state(self, folder: Path) -> None:
-        """Restore the random number generators, unless a resumed evaluation has done so already."""
-        if self.rng_restore_pending:
-            with checkpoint_load_errors(folder):
-                restore_rng(folder, self.args, self.state.global_step)
-
     def _change_on_resume(self) -> None:
         """Apply optimizer options that have changed since the checkpoint, and `resume_lr` and `resume_weight_decay`:
         new base values for the parameter groups that use the run's values."""

@@ -15,7 +15,7 @@ from transformers.trainer_utils import has_length
 
 from trainer.dataloading.batches import EvalBatches, record_batches, share_train_batches
 from trainer.dataloading.resume_position import samples_of_stream
-from trainer.dataloading.samplers import GroupedByLength, SeededOrder, limited_count, limited_dataset, limited_sampler
+from trainer.dataloading.samplers import GroupedByLength, limited_count, limited_dataset, limited_sampler
 from trainer.preemption import IgnoringSignals
 
 
@@ -46,12 +46,6 @@ class DataLoading:
 
     def _data_seed(self) -> int:
         return self.args.data_seed if self.args.data_seed is not None else self.args.seed
-
-    def eval_sampler(self, eval_dataset: Any, default: Callable[[Any], Any]) -> Any:
-        """Return a seeded shuffle if `eval_shuffle` is set, otherwise `default(eval_dataset)`."""
-        if self.settings.eval_shuffle:
-            return SeededOrder(len(eval_dataset), self.args.seed)
-        return default(eval_dataset)
 
     def _limit_evaluation(self) -> None:
         limit, batch = self.settings.limit_val_batches, self.args.eval_batch_size * self.args.world_size
