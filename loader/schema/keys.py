@@ -22,7 +22,7 @@ from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.installed import REQUIRED, trainer_fields
 from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPTIONAL_SECTIONS, SECTION_ON_RESUME
-from loader.schema.training_arguments_overlay import overlay
+from loader.schema.training_arguments_overlay import LEAST, NEEDS, ON_RESUME
 from storage.config_keys import BOUNDS, TRAINER, TRAJECTORY
 
 # Kinds of file, and the top-level keys each may hold. A training file may hold any of them.
@@ -75,6 +75,14 @@ def keys_of(dataclass_type: type) -> dict[str, Key]:
             default = field.default_factory() if field.default_factory is not dataclasses.MISSING else REQUIRED
         keys[field.name] = _key(field.name, hints[field.name], default, field.metadata.get("help", ""), field.metadata)
     return keys
+
+
+def overlay(name: str) -> dict[str, Any]:
+    """Return what Keel adds to a field of TrainingArguments, or to a key of a mapping field; empty: nothing."""
+    found: dict[str, Any] = dict(zip(("needs", "needs_value"), NEEDS.get(name, ()), strict=False))
+    found |= next(({"on_resume": kind} for kind, names in ON_RESUME.items() if name in names), {})
+    found |= {"ge": LEAST[name]} if name in LEAST else {}
+    return found | ({"gt": 0} if name == "ddp_timeout" else {})
 
 
 @cache

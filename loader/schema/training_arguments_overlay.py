@@ -6,8 +6,6 @@ The fields themselves (names, types, defaults, help texts) are read from the ins
 
 from __future__ import annotations
 
-from typing import Any
-
 from storage.config_keys import EVALUATION_TIME, HARMLESS, IMPOSSIBLE, LOGGING, OWN_RULE
 
 # Class of `on_resume` -> fields, or keys of a mapping field. Those that stand nowhere change the trajectory.
@@ -48,14 +46,6 @@ LEAST = {
     "gradient_accumulation_steps": 1, "max_grad_norm": 0, "data_seed": 0, "torch_empty_cache_steps": 1, "eval_delay": 0,
     "label_smoothing_factor": 0, "neftune_noise_alpha": 0, "dataloader_prefetch_factor": 1,
 }  # fmt: skip
-
-
-def overlay(name: str) -> dict[str, Any]:
-    """Return the metadata of a field, or of a key of a mapping field; empty if there is none."""
-    found: dict[str, Any] = dict(zip(("needs", "needs_value"), NEEDS.get(name, ()), strict=False))
-    found |= next(({"on_resume": kind} for kind, names in ON_RESUME.items() if name in names), {})
-    found |= {"ge": LEAST[name]} if name in LEAST else {}
-    return found | ({"gt": 0} if name == "ddp_timeout" else {})
 
 
 # Fields that would have no effect, and what to use instead.
