@@ -258,7 +258,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
 def schedule_plan(run: RunConfig) -> Any:
     """The learning-rate schedule."""
     from loader.resolve.run_config import schedule_counts_epochs, warmup
-    from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
+    from trainer.optimization.lr_curves import LRSchedulerConfig
 
     return LRSchedulerConfig(
         name=run.hyper.lr_scheduler_type,

@@ -21,7 +21,7 @@ from trainer.callbacks.metric_names import metric_or_error
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.trainer_io import CheckpointIO, restore_rng
 from trainer.dataloading.batches import recorder_of
-from trainer.dataloading.dataloaders import DataLoading
+from trainer.dataloading.dataloaders import DataLoading, collate_named_keys
 from trainer.dataloading.resume_position import start_at
 from trainer.dataloading.samplers import SeededOrder
 from trainer.evaluation import Evaluation
@@ -126,7 +126,10 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         """Without it: `remove_unused_columns` would expect lists of dicts, not whole batches."""
-        return self.collate_function(data_collator)
+        if not self.args.remove_unused_columns:
+            return data_collator
+        self._set_signature_columns_if_needed()
+        return partial(collate_named_keys, data_collator, frozenset(self._signature_columns))
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Without it: waiting for data would be counted as training time, and no batch would be transformed."""

@@ -29,9 +29,6 @@ class RemembersGiven:
         if self._built:
             object.__setattr__(self, "given", self.given | {name})
 
-    def __getnewargs_ex__(self):  # copy and pickle rebuild through __new__: hand over what was given
-        return (), {name: getattr(self, name) for name in self.given}
-
 
 @dataclass
 class HyperArguments(RemembersGiven):

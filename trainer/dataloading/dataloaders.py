@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -133,15 +132,8 @@ class DataLoading:
             for name, value in before.items():
                 setattr(self.args, name, value)
 
-    def collate_function(self, collate: Callable) -> Callable:
-        """Return `collate`, without keys that the model's forward does not name if `remove_unused_columns` is set."""
-        if not self.args.remove_unused_columns:
-            return collate
-        self._set_signature_columns_if_needed()
-        return partial(_collate_named_keys, collate, frozenset(self._signature_columns))
 
-
-def _collate_named_keys(collate: Callable, names: frozenset[str], samples: Any) -> Any:
+def collate_named_keys(collate: Callable, names: frozenset[str], samples: Any) -> Any:
     """Collate without other columns of the samples than `names`, and without other keys of the batch.
 
     Samples of which the forward names no column keep all: then the collate function makes the model's inputs of them.
