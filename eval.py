@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from loader.command_line.entry import command_line, entry_flags, refusing
+from loader.command_line.entry import check_output, command_line, entry_flags, refuse_useless, refusing
 from loader.errors import ConfigError
 from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import RunConfig
 from loader.schema.hyper_arguments import RemembersGiven
 from storage.config_keys import key
+from storage.safe_read import escaped
 from trainer.callbacks.log_files import json_number
 
 
@@ -118,7 +119,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     run = believed(run, asked.trust_remote_code)
     refusing(check_flags, asked, run)
     if asked.json:
-        refusing(check_writable, asked.json)
+        refusing(check_output, "json", asked.json)
     scores = (held_out_scores if run.env is None else rollout_scores)(asked, folder, run)
     tell(scores, folder, asked.json)
     return scores
@@ -156,9 +157,7 @@ def check_flags(asked: EvalArguments, run: RunConfig) -> None:
         dead = dict.fromkeys(OF_HELD_OUT_DATA, f"task {run.task} rolls its policy out in a simulator")
         if not (asked.video or asked.video_dir):
             dead["video_episodes"] = "nothing is filmed; set --video"
-    for name, why in dead.items():
-        if name in asked.given:
-            raise ConfigError(f"`--{name} {getattr(asked, name)}` has no effect: {why}")
+    refuse_useless(asked, dead)
 
 
 def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
@@ -191,10 +190,8 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     if len(sets) > 1:
         scores["loss"] = sum(scores[f"{name}_loss"] for name in sets) / len(sets)
     if asked.samples:
-        from trainer.callbacks.text_samples import printable
-
         scores["samples"] = refusing(written_samples, asked, model, bundle.processor)
-        print("\n---\n".join(map(printable, scores["samples"])), flush=True)
+        print("\n---\n".join(escaped(text, "\n\t") for text in scores["samples"]), flush=True)
     return scores
 
 
@@ -296,13 +293,6 @@ def checkpoint_run(name: str | None, settings: Sequence[str] = ()) -> tuple[Path
     if run.model is None or run.dataset is None:
         raise ConfigError(f"{folder / 'run.yaml'} names no model or no data; it is not a whole run's")
     return folder, run
-
-
-def check_writable(path: str) -> None:
-    """Raises ConfigError where the scores could not be written: known before the hour of rollouts, not after it."""
-    file, folder = Path(path), Path(path).absolute().parent
-    if not folder.is_dir() or file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
-        raise ConfigError(f"`--json {path}` cannot be written; name a file in a folder that exists")
 
 
 def usable_device(name: str | None) -> str:

@@ -26,7 +26,15 @@ from typing import Any, BinaryIO
 
 from data.processor import Item, Processor, Source, input_sources
 from eval import believed, checkpoint_run, load_model, usable_device
-from loader.command_line.entry import command_line, entry_flags, in_words, print_problems, refusing
+from loader.command_line.entry import (
+    check_output,
+    command_line,
+    entry_flags,
+    in_words,
+    print_problems,
+    refuse_useless,
+    refusing,
+)
 from loader.errors import ConfigError
 from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import RunConfig
@@ -117,9 +125,7 @@ def check_flags(asked: Any, run: RunConfig, kind: type[Processor], flags: Any) -
         if not kind.SERVES:
             raise ConfigError(f"`--serve {asked.serve}`: {run.dataset.name} data has no policy to serve")
         dead |= dict.fromkeys([*OF_FILES, *own], "--serve reads no files")
-    for name, reason in dead.items():
-        if name in asked.given:
-            raise ConfigError(f"`--{name} {getattr(asked, name)}` has no effect: {reason}")
+    refuse_useless(asked, dead)
     if asked.serve is None and asked.input is None:
         raise ConfigError("name what to predict on: --input FILE, a folder, or - for standard input")
 
@@ -146,10 +152,7 @@ def checked_sources(asked: Any, kind: type[Processor]) -> list[Source]:
         if not kind.TO_STDOUT:
             raise ConfigError("predictions of this task are no text: name a file to write with --output FILE")
         return sources
-    output = Path(asked.output).expanduser()
-    folder = output.absolute().parent
-    if not folder.is_dir() or output.is_dir() or not os.access(folder, os.W_OK):
-        raise ConfigError(f"`--output {asked.output}` cannot be written; name a file in a folder that exists")
+    output = check_output("output", asked.output)
     given = Path(asked.input).expanduser()
     if any(source.path is not None and output.resolve() == source.path.resolve() for source in sources):
         raise ConfigError(f"`--output {asked.output}` is an input; name another file")

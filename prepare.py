@@ -7,23 +7,21 @@ python prepare.py --dataset shakespeare_char          (or another data set that 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loader.command_line.entry import command_line, entry_flags, refusing
+from loader.command_line.entry import command_line, entry_flags, refuse_useless, refusing
 from loader.errors import ConfigError, did_you_mean, quoted
 from loader.resolve.resolver import resolve
 from loader.resolve.run_config import RunConfig
 from loader.schema.components import component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments, RemembersGiven
 from storage.config_keys import key
+from storage.lock import exclusive
 
 DEFAULT_EPISODES = 50
 # Of the expert's full variation: enough that no two demonstrations are alike, little enough that the same start still
@@ -64,8 +62,6 @@ class PrepareArguments(RemembersGiven):
     num_workers: int | None = key(None, "Recording or tokenizing processes. Default: one a core.", ge=1)
 
 
-NAMES_OF_FILES = ("dataset", "text", "val_text", "tokenizer", "out")
-LONGEST_NAME = 240  # bytes; file systems take 255, and what is made beside a folder has a longer name
 OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "source", "set")
 OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "split", "newlines", "out", "overwrite")
 
@@ -74,7 +70,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Makes what is missing and prints where the data lies."""
     asked = entry_flags(PrepareArguments, arguments, "prepare.py", __doc__)
     refusing(refuse_bad_values, asked)
-    refusing(refuse_both, asked)
     if asked.dataset is not None:
         try:
             refusing(prepare_dataset, asked)
@@ -85,39 +80,28 @@ def main(arguments: list[str] | None = None) -> None:
     run = refusing(resolve, HyperArguments(task_name=asked.task_name), asked.set)
     if run.dataset is not None and hasattr(run.dataset.module, "make"):
         folder = refusing(make_data, run, asked)
-        print(f"data of {run.task} in {folder}")
-        return
-    folder = refusing(record_episodes, run, asked.num_episodes, asked.seed, asked.jitter, asked.num_workers)
+    else:
+        folder = refusing(record_episodes, run, asked.num_episodes, asked.seed, asked.jitter, asked.num_workers)
     print(f"data of {run.task} in {folder}")
 
 
 def make_data(run: RunConfig, asked: PrepareArguments) -> Path:
     """Make the data of a task from `--source`, for kinds of data that can (`make(config, run, source)`)."""
-    wrong = [name for name in ("num_episodes", "seed", "jitter") if name in asked.given]
-    if wrong:
-        raise ConfigError(f"flag `--{wrong[0]}` is for a recording in simulation; task {run.task} has none")
+    refuse_useless(asked, dict.fromkeys(("num_episodes", "seed", "jitter"), f"task {run.task} has no simulation"))
     return run.dataset.module.make(run.dataset.config, run, asked.source)
 
 
 def refuse_bad_values(asked: PrepareArguments) -> None:
-    """Raise ConfigError for a flag without a value, as of an unset variable of a script, or with too long a name."""
+    """Raise ConfigError for a flag without a value, as of an unset variable of a script, or of the other half: a
+    recording's flags mean nothing for a text."""
     for name in sorted(asked.given):
         value = getattr(asked, name)
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"`--{name}` is empty; give it a value, or leave it out")
-        if name in NAMES_OF_FILES and not value.startswith("bpe:"):
-            longest = max(len(os.fsencode(part)) for part in Path(value).parts)
-            if longest > LONGEST_NAME:
-                raise ConfigError(f"`--{name}` holds a name of {longest:,} bytes; use at most {LONGEST_NAME}")
-
-
-def refuse_both(asked: PrepareArguments) -> None:
-    """A recording's flags mean nothing for a text, and the other way round."""
-    wrong = [name for name in (OF_A_TEXT if asked.dataset is None else OF_A_RECORDING) if name in asked.given]
-    if wrong and asked.dataset is None:
-        raise ConfigError(f"flag `--{wrong[0]}` is for a text: name its data set with --dataset NAME")
-    if wrong:
-        raise ConfigError(f"flag `--{wrong[0]}` is for a recording in simulation; leave it out, or --dataset")
+    if asked.dataset is None:
+        refuse_useless(asked, dict.fromkeys(OF_A_TEXT, "it is for a text: name its data set with --dataset NAME"))
+    else:
+        refuse_useless(asked, dict.fromkeys(OF_A_RECORDING, "it is for a recording; leave it out, or --dataset"))
 
 
 def prepare_dataset(asked: PrepareArguments) -> None:
@@ -134,9 +118,8 @@ def prepare_dataset(asked: PrepareArguments) -> None:
     cache_dir = resolve(HyperArguments()).cache_dir
     folder = Path(os.path.expanduser(asked.out)).absolute() if asked.out else cache_dir / "datasets" / name
     if kind != "text" and asked.text is None:
-        wrong = [flag for flag in OF_A_TEXT if flag in asked.given and flag != "out"]
-        if wrong:
-            raise ConfigError(f"flag `--{wrong[0]}` has no meaning for {name}, which is made from something of its own")
+        of_a_text = [flag for flag in OF_A_TEXT if flag != "out"]
+        refuse_useless(asked, dict.fromkeys(of_a_text, f"{name} is made from something of its own"))
         component_module("dataset", kind).prepare(name, folder)
         print(f"{name} is in {folder}")
         return
@@ -209,21 +192,16 @@ def with_prepared_data(run: RunConfig) -> RunConfig:
 
 
 def build_data(run: RunConfig) -> Any:
-    """The run's `Bundle`. A module of one's own may leave out what its kind of data has not."""
+    """The run's `Bundle`."""
     from data.bundle import Bundle
 
     bundle = run.dataset.module.build(run.dataset.config, run)
-    if isinstance(bundle, Bundle):
-        return bundle
-    values = {field.name: getattr(bundle, field.name, None) for field in dataclasses.fields(Bundle)}
-    given = {name: value for name, value in values.items() if value is not None}
-    for field in dataclasses.fields(Bundle):
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and field.name not in given:
-            raise ValueError(
-                f"dataset `{run.dataset.name}` builds no `{field.name}`; data/bundle.py says what it must be"
-            )
-    return Bundle(**given)
+    if not isinstance(bundle, Bundle):
+        kind = type(bundle).__name__
+        raise ValueError(
+            f"dataset `{run.dataset.name}`: `build` returns a {kind}, but must return a data.bundle.Bundle"
+        )
+    return bundle
 
 
 def build_loss(run: RunConfig, bundle: Any) -> Any:
@@ -256,7 +234,8 @@ def record_episodes(
     folder = recording_folder(run)
     from sim import record
 
-    with locked(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / ".recording.lock"):  # a second recorder waits, then finds the episodes there
         report = record.record(run.env.config, folder, num_episodes, seed, num_workers, jitter)
     print(
         f"recorded {report.recorded} episodes in {report.seconds:.0f} s ({report.kept} in the folder, "
@@ -264,15 +243,6 @@ def record_episodes(
         flush=True,
     )
     return folder
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One recorder at a time: a second one waits, then finds the episodes there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".recording.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 if __name__ == "__main__":

@@ -26,8 +26,13 @@ from loader.checks.runtime_checks import (
 from loader.command_line.entry import command_line, process_rank, refusing, run_config
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig, with_dims
-from loader.resume.branches import check_no_new_checkpoints, set_aside_abandoned
-from loader.resume.find_checkpoint import ResumePoint, Search, find_on_rank0
+from loader.resume.find_checkpoint import (
+    ResumePoint,
+    Search,
+    check_no_new_checkpoints,
+    find_on_rank0,
+    set_aside_abandoned,
+)
 from loader.schema.hyper_arguments import HyperArguments
 from models.adapt.optional_imports import hide_kernel_warning
 from storage.checkpoints import sweep
@@ -202,7 +207,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
             train_dataset=bundle.train_dataset,
             eval_dataset=next(iter(sets.values())) if len(sets) == 1 else sets or None,
             data_collator=bundle.collate,
-            sampler=None if groups_by_length(args) else bundle.sampler,
+            sampler=None if args.train_sampling_strategy == "group_by_length" else bundle.sampler,
             files=bundle.files,
             settings=settings,
             adapted=adapted,
@@ -213,11 +218,6 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
             raise ValueError(f"`push_to_hub: true`{run.place('push_to_hub')}: {hub_reason(error)}") from error
         place = run.place("output_dir")
         raise ValueError(f"`output_dir: {run.output_dir}`{place} cannot be made: {error.strerror}") from error
-
-
-def groups_by_length(args: Any) -> bool:
-    """Whether the Trainer orders the samples itself."""
-    return getattr(args, "train_sampling_strategy", None) == "group_by_length"
 
 
 def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
@@ -258,7 +258,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
 def schedule_plan(run: RunConfig) -> Any:
     """The learning-rate schedule."""
     from loader.resolve.run_config import schedule_counts_epochs, warmup
-    from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
+    from trainer.optimization.lr_curves import LRSchedulerConfig
 
     return LRSchedulerConfig(
         name=run.hyper.lr_scheduler_type,
@@ -372,7 +372,7 @@ def run_yaml(run: RunConfig, trainer: Any, adapted: Any) -> str:
 def finished_reason(run: RunConfig, point: ResumePoint, new_length: int | None = None) -> str | None:
     """Why a resumed run has nothing left to train: its last step is done, or it stopped early; None: it has."""
     from trainer.callbacks.early_stopping import already_stopped
-    from trainer.checkpointing.step_state import read_pending_work
+    from trainer.checkpointing.contents import read_pending_work
 
     if read_pending_work(point.folder):
         return None

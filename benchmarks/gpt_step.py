@@ -46,7 +46,7 @@ from transformers import TrainerCallback, TrainingArguments
 import data.text
 from data.bundle import Bundle
 from models import gpt
-from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
+from trainer.optimization.lr_curves import LRSchedulerConfig
 from trainer.optimization.parameter_groups import parameter_groups
 from trainer.settings import TrainerSettings
 from trainer.trainer import Trainer

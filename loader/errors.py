@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from storage.safe_read import escaped
+
 MOST_PROBLEMS = 100  # a file of another kind would have one for each of its lines
 MOST_SHOWN = 2000  # characters of a problem's line
 MOST_COMPARED = 100  # characters of a word that is compared with known ones
@@ -53,18 +55,21 @@ class Problems:
 
 def one_line(text: str) -> str:
     """Format a problem as one printable line: escape control characters, and cut the middle of a long text."""
-    line = " ".join(text.split())
-    if not line.isprintable():
-        line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+    line = escaped(" ".join(text.split()))
     half = MOST_SHOWN // 2
     return line if len(line) <= MOST_SHOWN else f"{line[:half]} … {line[-half:]}"
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the most similar known name, or None if the similarity of all is below `cutoff`."""
-    if len(str(word)) > MOST_COMPARED:
+    """Return the most similar known name, or None if the similarity of all is below `cutoff`.
+
+    A name that differs in case only is the nearest.
+    """
+    word, known = str(word), list(known)
+    if len(word) > MOST_COMPARED:
         return None
-    matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
+    same = [name for name in known if name.lower() == word.lower()]
+    matches = same or difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return matches[0] if matches else None
 
 

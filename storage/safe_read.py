@@ -44,7 +44,16 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
         raise ValueError(f"not JSON: {error}") from None
 
 
+def escaped(text: str, kept: str = "") -> str:
+    """Return text with control characters escaped, except those in `kept`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in kept else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 def printable(text: str) -> str:
     """Return text from a file without control characters and shortened, so that a message can show it."""
-    line = "".join(letter if letter.isprintable() else "?" for letter in text)
+    line = escaped(text)
     return line if len(line) <= SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]} …"

@@ -144,7 +144,7 @@ PLAIN = (
     "wandb", "all", "eval_loss", "min", "gpt2", "resume", "prev_run", "text", "records", "act", "gpt", "mlp", "(",
     "(a+)+$", "cuda:99", "deepspeed", [], {}, [[]], [None], [1, "a", None], {"name": None}, {"name": []},
     {"name": "SGD"}, {"a": {"b": {"c": {}}}}, {"": 1}, {"a.b": 1}, {1: 2}, {None: 1}, {"name": "act", "hidden_dim": -1},
-    [{"name": "LinearLR", "length": 3}, {"name": "CosineAnnealingLR"}], [0.9, 0.99], [0.9], [0.9, 0.99, 0.999],
+    [{"name": "LinearLR"}, {"name": "CosineAnnealingLR"}], [0.9, 0.99], [0.9], [0.9, 0.99, 0.999],
     {"monitor": ["a", "a"], "mode": {"b": "min"}}, {"patience": -1}, {"decay": 2}, {"logger_type": "CSVLogger"},
 )  # fmt: skip
 RAW_TEXTS = (

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import psutil  # accelerate requires it
 import torch
 import torch.distributed
@@ -19,6 +17,7 @@ import transformers
 from torch import nn
 
 from trainer.callbacks.throughput import peak_memory
+from trainer.serialization import rng_state
 
 STEPS = 2  # the first creates the optimizer's state, the second has it all in memory at once
 USABLE = 0.5  # of the free memory: a prediction from peaks is rough, and running out of memory stops the machine
@@ -186,26 +185,12 @@ def available_bytes() -> int:
 @contextlib.contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
     """Undo, bit for bit, what is done inside to the model and to the random number generators."""
-    undo = [_keep_random_numbers(), _keep_model(model)]
+    generators, restore_model = rng_state.states(), _keep_model(model)
     try:
         yield
     finally:
-        for restore in undo:
-            restore()
-
-
-def _keep_random_numbers() -> Callable[[], None]:
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-
-    def undo() -> None:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if gpus is not None:
-            torch.cuda.set_rng_state_all(gpus)
-
-    return undo
+        restore_model()
+        rng_state.restore(generators)
 
 
 def _keep_model(model: nn.Module) -> Callable[[], None]:

@@ -38,7 +38,8 @@ class Evaluation:
         named = inputs if isinstance(inputs, Mapping) else {}
         wanted = self._wanted_labels(named) if self.settings.loss is None else self.settings.loss.targets
         is_labelled = all(named.get(name) is not None for name in wanted)
-        computes = bool(wanted) or self.has_own_loss or self.can_return_loss or self._given_loss_applies(named)
+        computes = bool(wanted) or self.has_own_loss or self.can_return_loss
+        computes |= self.compute_loss_func is not None and "labels" in named
         with torch.no_grad(), self.compute_loss_context_manager():
             if is_labelled and computes:
                 count = self.loss_terms.items(inputs)["loss"] if self.compute_loss_func is not None else None
@@ -56,9 +57,6 @@ class Evaluation:
             return self.label_names
         absent = "labels" if "shift_labels" in inputs else "shift_labels"
         return [name for name in self.label_names if name != absent]
-
-    def _given_loss_applies(self, inputs: Mapping[str, Any]) -> bool:
-        return self.compute_loss_func is not None and "labels" in inputs
 
     def predictions(self, outputs: Any, has_loss: bool, ignore_keys: Sequence[str] | None) -> Any:
         """The outputs of a batch without its loss, as transformers gathers them: a tensor, or a tuple of several."""
@@ -81,11 +79,6 @@ class Evaluation:
             return None
         labels = nested_detach(labels)
         return labels[0] if len(labels) == 1 else labels
-
-    def add_eval_batch(self, batch: Mapping[str, Any], loss: torch.Tensor | None, outputs: Any) -> None:
-        """Add one batch of an evaluation to its losses and metrics; without a loss only count it."""
-        if self.eval_scores is not None:
-            self.eval_scores.add(batch, loss, outputs)
 
     def gathered(self, values: Any) -> Any:
         """The values of a batch of all processes, in the order of the data, without repeated batches."""

@@ -19,14 +19,16 @@ from torch import nn
 
 from trainer.callbacks.metric_names import metric_or_error
 from trainer.checkpointing.load_errors import checkpoint_load_errors
-from trainer.checkpointing.trainer_io import CheckpointIO
-from trainer.dataloading.dataloaders import DataLoading
-from trainer.dataloading.indexed import recorder_of
+from trainer.checkpointing.trainer_io import CheckpointIO, restore_rng
+from trainer.dataloading.batches import recorder_of
+from trainer.dataloading.dataloaders import DataLoading, collate_named_keys
 from trainer.dataloading.resume_position import start_at
+from trainer.dataloading.samplers import SeededOrder
 from trainer.evaluation import Evaluation
 from trainer.hf_patches import no_argument_comparison, no_deletion_at_end, replaced, start_by_position
 from trainer.loss_terms import WHOLE_STEP, outputs_with_loss
 from trainer.optimization_setup import OptimizationSetup
+from trainer.serialization import state_dict_io
 from trainer.step_boundary import StepBoundary
 
 
@@ -100,7 +102,9 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """Without it: `eval_shuffle` would have no effect."""
-        return self.eval_sampler(eval_dataset, super()._get_eval_sampler)
+        if self.settings.eval_shuffle:
+            return SeededOrder(len(eval_dataset), self.args.seed)
+        return super()._get_eval_sampler(eval_dataset)
 
     def _get_dataloader(
         self,
@@ -122,7 +126,10 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         """Without it: `remove_unused_columns` would expect lists of dicts, not whole batches."""
-        return self.collate_function(data_collator)
+        if not self.args.remove_unused_columns:
+            return data_collator
+        self._set_signature_columns_if_needed()
+        return partial(collate_named_keys, data_collator, frozenset(self._signature_columns))
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Without it: waiting for data would be counted as training time, and no batch would be transformed."""
@@ -269,7 +276,8 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         """Without it: there would be no loss unless the batch's target is called `labels`, and no named terms."""
         inputs = self._prepare_inputs(inputs)
         loss, outputs = self.predict_batch(model, dict(inputs) if isinstance(inputs, Mapping) else inputs)
-        self.add_eval_batch(inputs, loss, outputs)
+        if self.eval_scores is not None:
+            self.eval_scores.add(inputs, loss, outputs)
         if prediction_loss_only:
             return None, None, None
         shown = loss if "loss" in self.args.include_for_metrics else None  # for `compute_metrics`
@@ -324,13 +332,16 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Without it: the state of the float16 loss scaler would be read from a pickle."""
-        if checkpoint is not None:
-            self.load_scaler(Path(checkpoint))
+        scaler = getattr(self.accelerator, "scaler", None)
+        if checkpoint is not None and scaler is not None:
+            with checkpoint_load_errors(checkpoint):
+                scaler.load_state_dict(state_dict_io.read(Path(checkpoint), "scaler"))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Without it: RNG states would be read from a pickle, and restored again after a resumed evaluation."""
-        if checkpoint is not None:
-            self.load_rng_state(Path(checkpoint))
+        if checkpoint is not None and self.rng_restore_pending:
+            with checkpoint_load_errors(checkpoint):
+                restore_rng(Path(checkpoint), self.args, self.state.global_step)
 
     def _load_best_model(self) -> None:
         """Without it: a corrupted best checkpoint would end the run at its last step."""

@@ -20,8 +20,8 @@ from trainer.dataloading.resume_position import KEY as POSITION
 from trainer.dataloading.resume_position import DataPosition, stored_position
 from trainer.optimization.ema import AveragedWeights
 from trainer.optimization.hparam_changes import changed_options, load_earlier_state
+from trainer.optimization.lr_curves import LRSchedulerConfig
 from trainer.optimization.lr_scheduler import Schedule, check_plan, schedule_lines
-from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 from trainer.optimization.optimizers import build_optimizer
 from trainer.optimization.parameter_groups import group_rates, parameter_groups
 from trainer.serialization import state_dict_io

@@ -120,6 +120,12 @@ class LoggingConfig:
     mode: Literal["online", "offline", "disabled"] | None = key(None, "Of W&B: offline writes files for `wandb sync`.")
     save_dir: str | None = key(None, "Folder of the logger's files; null: output_dir.")
 
+    @property
+    def of_wandb(self) -> list[str]:
+        """The keys that were given and that only W&B has."""
+        names = ("project", "entity", "group", "notes", "log_model", "mode")
+        return [name for name in names if getattr(self, name)]
+
 
 @dataclass
 class ParameterGroup:

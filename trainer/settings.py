@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.optimization.hparam_changes import OptimizerPlan
-from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
+from trainer.optimization.lr_curves import LRSchedulerConfig
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from trainer.callbacks.log_files import is_evaluation
 from trainer.callbacks.metric_names import UnknownMetric
 from trainer.callbacks.user_callbacks import observes
 from trainer.checkpointing.async_writer import SavesFailed
-from trainer.checkpointing.step_state import NOTHING_PENDING, PendingStepWork
+from trainer.checkpointing.contents import NOTHING_PENDING, PendingStepWork
 from trainer.evaluation import EvaluationInterrupted
 from trainer.hf_patches import deferred_on_save
 from trainer.preemption import Preempted
@@ -25,11 +25,27 @@ from trainer.serialization import rng_state
 STEP, EPOCH = "step", "epoch"  # which of them ends
 
 
+class StepEnd(NamedTuple):
+    """What is due at the end of a step.
+
+    Attributes:
+        evaluates, saves: Whether an evaluation and a save are due.
+        grad_norm, learning_rate: Of the step, for the log line of an epoch that a preempted run finishes later.
+        rng: RNG states before the evaluation; None: there is none.
+    """
+
+    evaluates: bool
+    saves: bool
+    grad_norm: torch.Tensor | float | None
+    learning_rate: float | None
+    rng: Any
+
+
 class StepBoundary:
     """Log, evaluate and save at the end of a step or epoch; a preempted run stops there. A part of `Trainer`."""
 
     def finish_step(self, model: nn.Module, epoch: int, start_time: float) -> None:
-        """Do the pending work of the step at which the checkpoint's run was preempted, see `stop_here`."""
+        """Do the pending work of the step at which the checkpoint's run was preempted, see `save_pending`."""
         pending, self.pending_work = self.pending_work, NOTHING_PENDING
         if not pending:
             return
@@ -64,10 +80,14 @@ class StepBoundary:
 
         Args:
             run: transformers' own method, which logs, evaluates and saves as `self.control` says.
-            grad_norm, learning_rate: Of the step, for the log line of an epoch that a preempted run finishes later.
+            grad_norm, learning_rate: See `StepEnd`.
+
+        Raises:
+            Preempted: after the state was saved.
         """
-        stops, saves, evaluates = self.checkpointing.poll(), self.control.should_save, self.control.should_evaluate
+        stops, evaluates = self.checkpointing.poll(), self.control.should_evaluate
         rng = rng_state.states() if evaluates else None
+        due = StepEnd(evaluates, self.control.should_save, grad_norm, learning_rate, rng)
         if stops:
             self.control.should_evaluate = self.control.should_save = False
         else:
@@ -79,10 +99,10 @@ class StepBoundary:
             if evaluates and not (stops or self.control.should_training_stop):
                 self._check_monitors()
         except EvaluationInterrupted:
-            stops, saves = True, saves or self.control.should_save
+            stops, due = True, due._replace(saves=due.saves or self.control.should_save)
         except UnknownMetric as error:
             if self.checkpointing.number == before:
-                self.save_pending(evaluates, saves, grad_norm, learning_rate, rng)
+                self.save_pending(due)
             self.checkpointing.wait_saved()
             if not self.checkpointing.was_saved:
                 raise
@@ -90,7 +110,8 @@ class StepBoundary:
             saved = f"the state is in checkpoint-{self.state.global_step}"
             raise UnknownMetric(f"{error}; {saved}: {remedy}") from None
         if stops:
-            self.stop_here(evaluates, saves, grad_norm, learning_rate, rng)
+            is_saved = self.save_pending(due)
+            raise Preempted(self.signals.received or "another process", self.state.global_step, is_saved)
 
     def _check_monitors(self) -> None:
         """Raise UnknownMetric if the last evaluation lacks a monitor; called where training continues."""
@@ -99,58 +120,30 @@ class StepBoundary:
             if isinstance(callback, EarlyStopping):
                 callback.check_monitor(self.args, self.state)
 
-    def stop_here(
-        self,
-        evaluates: bool,
-        saves: bool,
-        grad_norm: torch.Tensor | float | None,
-        learning_rate: float | None,
-        rng: Any,
-    ) -> None:
-        """Save the state and end training; arguments as `save_pending`.
-
-        Raises:
-            Preempted: always.
-        """
-        is_saved = self.save_pending(evaluates, saves, grad_norm, learning_rate, rng)
-        raise Preempted(self.signals.received or "another process", self.state.global_step, is_saved)
-
-    def save_pending(
-        self,
-        evaluates: bool,
-        saves: bool,
-        grad_norm: torch.Tensor | float | None,
-        learning_rate: float | None,
-        rng: Any,
-    ) -> bool:
+    def save_pending(self, due: StepEnd) -> bool:
         """Save the state at once; whether that succeeded.
 
         The pending work of this step (its evaluation, a save that follows from it, the end of the epoch if this was the
         epoch's last step) is stored in the checkpoint and done first on resume.
-
-        Args:
-            evaluates, saves: Whether an evaluation and a save are due at this step.
-            grad_norm, learning_rate: Of the step, for the log line of the epoch.
-            rng: RNG states before the evaluation.
         """
         step = self.state.global_step
         ends_epoch = self._epochs_end_is_next()
         pending = PendingStepWork(
-            evaluate=evaluates,
-            save=saves and (evaluates or ends_epoch),
+            evaluate=due.evaluates,
+            save=due.saves and (due.evaluates or ends_epoch),
             epoch=ends_epoch,
             stop=self.control.should_training_stop and step < self.state.max_steps,  # a longer run would continue
-            grad_norm=None if grad_norm is None else float(grad_norm),
-            learning_rate=learning_rate,
+            grad_norm=None if due.grad_norm is None else float(due.grad_norm),
+            learning_rate=due.learning_rate,
         )
-        if evaluates:  # some evaluation sets may be logged already
+        if due.evaluates:  # some evaluation sets may be logged already
             begun = [entry for entry in self.state.log_history if entry.get("step") == step and is_evaluation(entry)]
             self.state.log_history = [entry for entry in self.state.log_history if entry not in begun]
         before = self.checkpointing.number
         with self._not_training():
             self.guard.settle()
             with contextlib.suppress(SavesFailed):
-                self.checkpointing.save(pending, not saves or pending.save, rng, resumable=True)
+                self.checkpointing.save(pending, not due.saves or pending.save, due.rng, resumable=True)
                 self.checkpointing.wait_saved()
         return self.checkpointing.number > before and self.checkpointing.was_saved
 

@@ -24,7 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from storage import manifest
 from trainer.callbacks.csv_logger import CsvLog
 from trainer.callbacks.early_stopping import EarlyStopping
-from trainer.callbacks.eval_schedule import EveryNEpochs
+from trainer.callbacks.epochs import EveryNEpochs
 from trainer.callbacks.hooks import FollowTrainingLoss, Hooks, UpdateAverages
 from trainer.callbacks.log_files import check_appendable, write_files
 from trainer.callbacks.metric_names import check_directions
@@ -33,11 +33,11 @@ from trainer.callbacks.progress import Console, MetricsFile, ProgressBar
 from trainer.callbacks.text_samples import WriteSamples
 from trainer.callbacks.throughput import ThroughputMonitor, TimedSteps, flops_per_sample
 from trainer.callbacks.user_callbacks import named_callbacks
+from trainer.checkpointing.contents import NOTHING_PENDING, restore_log_interval
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.manager import CheckpointManager
-from trainer.checkpointing.step_state import NOTHING_PENDING, restore_log_interval
+from trainer.dataloading.batches import RecordedBatches
 from trainer.dataloading.dataloaders import without_adapter
-from trainer.dataloading.indexed import RecordedBatches
 from trainer.dataloading.resume_position import DataPosition
 from trainer.distributed.launch_checks import (
     DEEPSPEED_LINE,

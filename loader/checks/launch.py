@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 
 from loader.errors import ConfigError, Problems, did_you_mean, shown
@@ -103,9 +102,7 @@ def _choose_device(run: RunConfig, values: dict[str, Any]) -> list[str]:
         return []
     if isinstance(devices, list) and launched_processes() == 1:
         # TrainingArguments uses the first visible GPU: make the chosen one the first.
-        by_hip = torch.version.hip is not None and "HIP_VISIBLE_DEVICES" in os.environ
-        variable = "HIP_VISIBLE_DEVICES" if by_hip else "CUDA_VISIBLE_DEVICES"
-        os.environ[variable] = _visible(run, variable, os.environ.get(variable), devices[0])
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(run, os.environ.get("CUDA_VISIBLE_DEVICES"), devices[0])
     if asked in ("gpu", "cuda") and not torch.cuda.is_available():
         return [f"accelerator: {asked} is asked for, and there is no CUDA device here; training on the CPU"]
     if asked == "mps" and not torch.backends.mps.is_available():
@@ -113,15 +110,15 @@ def _choose_device(run: RunConfig, values: dict[str, Any]) -> list[str]:
     return []
 
 
-def _visible(run: RunConfig, variable: str, names: str | None, chosen: int) -> str:
+def _visible(run: RunConfig, names: str | None, chosen: int) -> str:
     """Return the chosen one of the visible GPUs (numbers, UUIDs, names of MIG instances; None: all)."""
     if names is None:
         return str(chosen)
     visible = [part.strip() for part in names.split(",") if part.strip()]
     if chosen >= len(visible):
         raise ConfigError(
-            f"`devices: [{chosen}]`{run.place('devices')} names a GPU that this process does not see ({variable} is "
-            f"`{names}`); count from 0 within it"
+            f"`devices: [{chosen}]`{run.place('devices')} names a GPU that this process does not see "
+            f"(CUDA_VISIBLE_DEVICES is `{names}`); count from 0 within it"
         )
     return visible[chosen]
 
@@ -133,22 +130,14 @@ def idle_gpu_lines(run: RunConfig, visible: int) -> list[str]:
     return [f"{visible} GPUs are visible, one process uses the first; start with accelerate launch to use all"]
 
 
-WHOLE = re.compile(r"-?\d{1,9}", re.ASCII)
-OF_A_LAUNCH = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 UNSET = ("", "no", "none", "default", "false")  # what launchers set where nothing is asked for
 
 
 def check_environment(run: RunConfig, problems: Problems) -> None:
-    """Check that the launcher's variables are numbers, and that accelerate's agree with the configuration.
+    """Check that what accelerate's launcher sets agrees with the configuration.
 
     A setting that stood only in the environment would be missing from run.yaml, and could differ in a resumed run.
     """
-    for name in OF_A_LAUNCH:
-        if (value := os.environ.get(name, "")) and not WHOLE.fullmatch(value):
-            problems.add(
-                f"`{name}={value}` in the environment is no whole number; unset it, launchers (accelerate launch, "
-                "torchrun) set it themselves"
-            )
     _precision(run, problems)
     _compilation(run, problems)
 

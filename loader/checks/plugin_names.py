@@ -48,7 +48,7 @@ def _optimizer(run: RunConfig, problems: Problems) -> None:
     classes = (*torch_optimizers(), *pytorch_optimizers())
     known = (*classes, *words, *(pytorch_optimizer.lower() for pytorch_optimizer in pytorch_optimizers()))
     if name not in known and torch_optimizers():
-        hint = _near(name, known) or "; torch.optim has " + ", ".join(torch_optimizers())
+        hint = did_you_mean(name, known) or "; torch.optim has " + ", ".join(torch_optimizers())
         problems.add(
             f"`optim: {name}`{run.place('optim')} is neither a TrainingArguments name nor a class of torch.optim or "
             f"pytorch-optimizer{hint}"
@@ -76,10 +76,10 @@ def _schedule(run: RunConfig, problems: Problems) -> None:
     known = (*words, *torch_schedulers())
     place = run.place("lr_scheduler_type")
     if name not in known:
-        hint = _near(name, known) or f"; there are {', '.join(words)}, and torch's {', '.join(torch_schedulers())}"
+        there_are = f"; there are {', '.join(words)}, and torch's {', '.join(torch_schedulers())}"
         problems.add(
             f"`lr_scheduler_type: {name}`{place} is neither a TrainingArguments name nor a class of "
-            f"torch.optim.lr_scheduler{hint}"
+            f"torch.optim.lr_scheduler{did_you_mean(name, known) or there_are}"
         )
     if name in words:
         unfit = ("interval",) if name in PLATEAUS else ("interval", "frequency", "monitor")
@@ -145,10 +145,3 @@ def _not_finite(options: dict[str, object]) -> list[str]:
         return isinstance(value, float) and not math.isfinite(value)
 
     return [name for name, value in options.items() if bad(value)]
-
-
-def _near(name: str, known: tuple[str, ...]) -> str:
-    """Return `; did you mean …?`; a name that differs only in case is the nearest."""
-    folded = {word.lower(): word for word in reversed(known)}
-    near = folded.get(name.lower())
-    return f"; did you mean `{near}`?" if near else did_you_mean(name, known)

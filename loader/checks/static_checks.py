@@ -20,7 +20,6 @@ from loader.sources.config_tree import DEFAULT, Node
 from storage.checkpoints import checkpoints
 from storage.config_keys import ADAPTATION, TRAINER
 
-MOST_OF_NAME = 255  # bytes of a file's name
 # Files that mark a folder as the output of an earlier run (a failed start leaves run.yaml alone).
 RUN_FILES = ("metrics.jsonl", "config.json", "model.safetensors", "adapter_config.json")
 
@@ -77,10 +76,9 @@ def _rules(run: RunConfig, problems: Problems) -> None:
             f"`checkpointing.dirpath`{run.place('checkpointing.dirpath')}; leave one out"
         )
     if run.logging is not None and run.logging.logger_type in ("CSVLogger", "TensorBoardLogger"):
-        for key in ("project", "entity", "group", "notes", "log_model", "mode"):
-            if getattr(run.logging, key):
-                place = run.place(f"logging.{key}")
-                problems.add(f"`logging.{key}`{place} means nothing to {run.logging.logger_type}; WandbLogger has it")
+        for key in run.logging.of_wandb:
+            place = run.place(f"logging.{key}")
+            problems.add(f"`logging.{key}`{place} means nothing to {run.logging.logger_type}; WandbLogger has it")
     if run.hyper.save_strategy == "best" and not run.trainer.get("metric_for_best_model"):
         problems.add(f"`save_strategy: best`{run.place('save_strategy')} needs metric_for_best_model (loss, say)")
     if run.hyper.do_eval and holds_nothing_out(run) and run.on_command_line("do_eval"):
@@ -180,20 +178,13 @@ def _output_dir(run: RunConfig, problems: Problems) -> None:
 def _writable(key: str, folder: Path, run: RunConfig, problems: Problems) -> bool:
     """Whether a folder exists and is writable, or can be created; otherwise add a problem."""
     existing, place = folder, run.place(key)
-    longest = max((len(os.fsencode(part)) for part in folder.parts), default=0)
-    if longest > MOST_OF_NAME:
-        problems.add(f"`{key}`{place} has a name of {longest} bytes, and file systems take {MOST_OF_NAME}; shorten it")
-        return False
-    while not existing.exists() and existing != existing.parent:
-        if existing.is_symlink():
-            problems.add(f"`{key}: {folder}`{place} cannot be made: {existing} is a link that leads nowhere")
-            return False
+    while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
     if folder.exists() and not folder.is_dir():
         problems.add(f"`{key}: {folder}`{place} is a file; name a folder")
     elif not existing.is_dir():
-        problems.add(f"`{key}: {folder}`{place} cannot be made: {existing} is a file")
-    elif not os.access(existing, os.W_OK | os.X_OK) or existing.is_relative_to("/proc"):
+        problems.add(f"`{key}: {folder}`{place} cannot be made: {existing} is no folder")
+    elif not os.access(existing, os.W_OK | os.X_OK):
         problems.add(f"`{key}: {folder}`{place} is not writable ({existing}); name a folder you may write to")
     else:
         return True

@@ -7,7 +7,8 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from loader.command_line.parser import Given, flag_lines, help_text, parse_flags, parser_class
@@ -19,7 +20,6 @@ from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import out_of_bounds
 from loader.schema.installed import check_versions
 from loader.schema.keys import keys_of
-from loader.sources.yaml_reader import unusable
 
 MOST_OF_NAME = 200  # characters of a file's name in an error
 REMEDIES = {
@@ -75,7 +75,8 @@ def run_config(arguments: list[str] | None = None) -> RunConfig:
 
 
 def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
-    words = _readable(arguments)
+    import_from_working_folder()
+    words = sys.argv[1:] if arguments is None else list(arguments)
     given = parse_flags(words)
     if given.asked_for_help:
         print(help_text())
@@ -90,18 +91,6 @@ def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
         asks = given.command.check or given.command.print_config is not None
         return sweep(words, lambda one_of_them: _answer(parse_flags(one_of_them)), asks)
     return _answer(given)
-
-
-def _readable(arguments: list[str] | None) -> list[str]:
-    """Return the words of the command line; those that are not UTF-8 are refused."""
-    import_from_working_folder()
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    for before, word in zip(["", *words], words, strict=False):
-        if reason := unusable(word):
-            raise ConfigError(
-                f"the word `{ascii(word)}`{f' after `{before}`' * bool(before)} {reason}; write it otherwise"
-            )
-    return words
 
 
 def import_from_working_folder() -> None:
@@ -141,7 +130,8 @@ def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about
     parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
 
     def parsed() -> Flags:
-        namespace, unknown = parser.parse_known_args(_readable(arguments))
+        import_from_working_folder()
+        namespace, unknown = parser.parse_known_args(arguments)
         if unknown:
             hint = nearest_flag(unknown[0], parser._option_string_actions)
             raise ConfigError(f"unknown flag `{unknown[0]}`{hint or f'; {prog} --help lists the flags'}")
@@ -156,6 +146,26 @@ def entry_flags(kind: type[Flags], arguments: list[str] | None, prog: str, about
         return kind(**given)
 
     return refusing(parsed)
+
+
+def refuse_useless(asked: Any, useless: Mapping[str, str]) -> None:
+    """Raise ConfigError for a flag that was given and has no effect here.
+
+    Args:
+        asked: The flags of an entry, see `entry_flags`.
+        useless: Flag -> why it has no effect.
+    """
+    for name, reason in useless.items():
+        if name in asked.given:
+            raise ConfigError(f"`--{name} {getattr(asked, name)}` has no effect: {reason}")
+
+
+def check_output(flag: str, name: str) -> Path:
+    """Return the file that a flag names; raise ConfigError if it cannot be written, before any work is done."""
+    path = Path(name).expanduser()
+    if not path.absolute().parent.is_dir() or path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise ConfigError(f"`--{flag} {name}` cannot be written; name a file in a folder that exists")
+    return path
 
 
 def print_problems(problems: Iterable[str]) -> None:

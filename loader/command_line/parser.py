@@ -8,18 +8,18 @@ import importlib.util
 import re
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from loader.command_line.unknown_flags import explain_unknown
 from loader.errors import ConfigError
 from loader.schema.alias_flags import AliasFlags
 from loader.schema.hyper_arguments import FLAG_GROUPS, CommandArguments, HyperArguments
+from loader.schema.installed import transformers_folder
 from storage.config_keys import BOUNDS
 
 # A bare word that means `--set`; Hydra's `+` and `++` for new keys have no meaning of their own here.
 SETTING = re.compile(r"\+{0,2}(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
-NOT_OF_ARGPARSE = (*BOUNDS, "path", "on_resume", "needs", "used_by", "is_path")  # metadata that argparse does not take
+NOT_OF_ARGPARSE = (*BOUNDS, "path", "on_resume", "needs", "used_by", "is_path")  # metadata that is not argparse's
 
 
 @cache
@@ -27,10 +27,7 @@ def _hf_argument_parser() -> type[argparse.ArgumentParser]:
     """transformers' HfArgumentParser, loaded from its own file: the package's import would cost seconds."""
     loaded = sys.modules.get("transformers.hf_argparser")
     if loaded is None:
-        package = importlib.util.find_spec("transformers")
-        if package is None or not package.submodule_search_locations:
-            raise ConfigError("transformers is not installed: run `make install`, or pip install -e .")
-        path = Path(package.submodule_search_locations[0]) / "hf_argparser.py"
+        path = transformers_folder() / "hf_argparser.py"
         spec = importlib.util.spec_from_file_location("_hf_argparser", path)
         loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
@@ -76,21 +73,8 @@ def argument_parser() -> argparse.ArgumentParser:
     """Return the parser of train.py's flags, without prefix matching."""
     kinds = (HyperArguments, CommandArguments, AliasFlags)
     parser = parser_class()(kinds, allow_abbrev=False, prog="train.py", add_help=False)
-    actions = {action.dest: action for action in parser._actions if not isinstance(action, argparse._StoreFalseAction)}
-    actions["resume_from_checkpoint"].nargs, actions["resume_from_checkpoint"].const = "?", "auto"
-    actions["print_config"].nargs, actions["print_config"].const = "?", "yaml"
-    actions["print_config"].choices = ["yaml", "json"]
-    for name in ("check", "print_schema", "multirun"):
-        actions[name].nargs = "?"
-    setting = _ExtendAction(actions["set"].option_strings, "set", nargs="+", default=argparse.SUPPRESS)
-    for option in setting.option_strings:
-        parser._option_string_actions[option] = setting
     parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
     return parser
-
-
-class _ExtendAction(argparse._ExtendAction):
-    """Collect the values of every `--set`; without one, the attribute is absent."""
 
 
 class Given(NamedTuple):

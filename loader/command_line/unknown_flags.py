@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from loader.errors import nearest
-from loader.schema.components import component_module, shipped
-from loader.schema.keys import keys_of
+from loader.schema.keys import section_of
 from loader.sources.key_aliases import yaml_keys
 
 FLAG_CUTOFF = 0.8  # similarity from which a flag is taken for a misspelt one
-# Where the keys of components are looked up, in this order: a size that data and model share belongs to the data.
 BELONGS_TO = {"dataset": "the data", "model": "the model", "loss": "the loss", "env": "the environment"}
 # Flags of other programs -> the key that means the same here.
 SYNONYMS = {
@@ -71,18 +69,9 @@ def _remedy(key: str, value: str, options: Collection[str]) -> str:
                 f": `{known}` is a process parameter: put it in YAML (`{known}: …` in the file given to "
                 f"--training_config) or use --set {known}=value"
             )
-    if section := _section_of(key):
+    if section := section_of(key):
         return f": `{key}` belongs to {BELONGS_TO[section]}: --set {section}.{key}={value}"
     return nearest_flag(key, options)
-
-
-def _section_of(key: str) -> str | None:
-    """The first section in which a component of Keel has a key."""
-    for section in BELONGS_TO:
-        for component in shipped(section):
-            if key in keys_of(component_module(section, component).Config):
-                return section
-    return None
 
 
 def nearest_flag(key: str, options: Collection[str]) -> str:

@@ -56,8 +56,6 @@ def _section_schemas() -> dict[str, Any]:
         }
     for section, kind in FREE_SECTIONS.items():
         forms = [{"type": "string"}, {"type": "null"}, {**_dataclass_schema(kind), "additionalProperties": True}]
-        if section == "scheduler":
-            forms.append({"type": "array", "items": {"type": "object"}})
         schemas[section] = {"description": _description(kind), "anyOf": forms}
     for section, kind in OPTIONAL_SECTIONS.items():
         forms = [_dataclass_schema(kind), {"type": "null"}, *SHORT_FORMS.get(section, [{"type": "boolean"}])]

@@ -166,11 +166,8 @@ def _own_rate(tree: Node, layers: list[Node]) -> None:
 
 def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
     """`logging: {logger_type, name}` against `report_to` and `run_name`, which have the same meaning."""
-    section = tree.value.get("logging")
-    if section is not None and section.value is None:  # `logging: null` is no logger
-        section = tree.value["logging"] = Node({"logger_type": Node(None, section.origin)}, section.origin)
     kind, name = find(tree, "logging.logger_type"), find(tree, "logging.name")
-    ranks = layer_index(layers, "report_to"), max(layer_index(layers, "logging.logger_type"), _null_rank(layers))
+    ranks = layer_index(layers, "report_to"), layer_index(layers, "logging.logger_type")
     if kind is not None:
         meanings = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", None: "none", "CSVLogger": "none"}
         known = isinstance(kind.value, str | None)  # other values are refused when the section is checked
@@ -182,19 +179,13 @@ def _logger(tree: Node, layers: list[Node], problems: Problems) -> None:
                 "keep one"
             )
         elif ranks[0] > ranks[1] and not agree:
-            del section.value["logger_type"]
+            del tree.value["logging"].value["logger_type"]
         elif meant is not None and not agree:
             tree.value["report_to"] = Node([Node(meant, kind.origin)], kind.origin)
     reports = backends(tree.value["report_to"].plain())
     later = layer_index(layers, "run_name") > layer_index(layers, "logging.name")
     if name is not None and name.value is not None and reports and not later:
         tree.value["run_name"] = Node(name.value, name.origin, name.text)
-
-
-def _null_rank(layers: list[Node]) -> int:
-    """The highest layer that sets `logging: null`."""
-    nulls = [i for i, layer in enumerate(layers) if (node := layer.value.get("logging")) and node.value is None]
-    return nulls[-1] if nulls else 0
 
 
 def _without_effect(settings: Settings) -> None:
@@ -209,7 +200,7 @@ def _without_effect(settings: Settings) -> None:
         if switch == "report_to":
             reports = backends(settings[switch])
             is_on = bool(reports) if wanted is None else bool({wanted, "all"} & set(reports))
-            decided = max(settings.level(switch, "logging.logger_type"), _null_rank(settings.layers))
+            decided = settings.level(switch, "logging.logger_type")
         else:
             is_on, decided = bool(settings[switch]), settings.level(switch)
         if is_on:

@@ -15,15 +15,14 @@ from loader.resolve.type_check import check_dataclass, check_value, mapping_of_t
 from loader.schema.alias_flags import IMAGE_ALIASES, IMAGE_TASK, TEXT_ALIASES, TEXT_TASK
 from loader.schema.components import Component, component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments
-from loader.schema.keys import keys_of, scalar_keys
+from loader.schema.keys import keys_of, scalar_keys, section_of
 from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPTIONAL_SECTIONS, SECTIONS
 from loader.schema.training_arguments_overlay import REPLACED
 from loader.sources import layers
 from loader.sources.config_tree import DEFAULT, MISSING, Node, find, leaves, merge, missing_line, node_of
 from loader.sources.key_aliases import TRACKING, TRACKING_MODEL_KEYS, yaml_keys
-from loader.sources.model_sources import resolve_model_sources
-from loader.sources.translate_aliases import initial_weights_choice, resolve_combined_aliases
+from loader.sources.translate_aliases import initial_weights_choice, resolve_combined_aliases, resolve_model_sources
 from storage.component_contract import contract_problems
 
 # Kinds of file that a key names.
@@ -230,10 +229,8 @@ def _scalars(tree: Node, problems: Problems) -> dict[str, Any]:
 
 def _remedy(name: str) -> str:
     """Return where an unknown top-level key belongs, or the nearest known one."""
-    for section in COMPONENTS:
-        for component in shipped(section):
-            if name in keys_of(component_module(section, component).Config):
-                return f"; it is a key of `{section}`: write it under `{section}:`"
+    if section := section_of(name):
+        return f"; it is a key of `{section}`: write it under `{section}:`"
     return did_you_mean(name, yaml_keys()) or "; --print_schema lists every key"
 
 

@@ -84,12 +84,17 @@ class RunConfig:
         return Path(os.path.expanduser(folder)) if folder else self.output_dir
 
     @property
+    def optim_args(self) -> dict[str, Any]:
+        """The options in `optim_args`, `momentum=0.5, …`."""
+        pairs = [pair.partition("=") for pair in (self.trainer.get("optim_args") or "").split(",") if pair.strip()]
+        return {name.strip(): read_scalar(value, DEFAULT).plain() for name, _, value in pairs}
+
+    @property
     def optimizer_options(self) -> dict[str, Any]:
-        """The optimizer's constructor arguments: its section, and for a class `optim_args` (`momentum=0.5, …`) too."""
+        """The optimizer's constructor arguments: its section, and for a class `optim_args` too."""
         if self.hyper.optim in typing.get_args(trainer_fields()["optim"].annotation):
             return self.optimizer  # transformers reads optim_args itself
-        pairs = [pair.partition("=") for pair in (self.trainer.get("optim_args") or "").split(",") if pair.strip()]
-        return {name.strip(): read_scalar(value, DEFAULT).plain() for name, _, value in pairs} | self.optimizer
+        return self.optim_args | self.optimizer
 
     @property
     def is_endless(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 import os
 import types
 import typing
@@ -19,7 +20,7 @@ from loader.sources.config_tree import Node, node_of
 UNION_TYPES = (typing.Union, types.UnionType)
 FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # mappings that may be the path of a JSON file
 SECRETS = ("hub_token",)  # never shown
-BOUND_WORDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+BOUND_WORDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}  # comparisons of `operator`
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
@@ -201,13 +202,7 @@ def out_of_bounds(value: Any, bounds: dict[str, float]) -> str | None:
     """Return what a number must be (`at least 1`) if it is out of bounds, else None."""
     if not bounds or not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
-    holds = {
-        "ge": lambda bound: value >= bound,
-        "gt": lambda bound: value > bound,
-        "le": lambda bound: value <= bound,
-        "lt": lambda bound: value < bound,
-    }
-    if all(holds[name](bound) for name, bound in bounds.items()):
+    if all(getattr(operator, name)(value, bound) for name, bound in bounds.items()):
         return None
     return " and ".join(f"{BOUND_WORDS[name]} {bound}" for name, bound in bounds.items())
 

@@ -155,7 +155,7 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
     settings["check_val_every_n_epoch"] = (run.process.check_val_every_n_epoch or 1) if strategy == "epoch" else None
     settings["warmup_steps"] = warmup(run)
     del settings["do_eval"], settings["warmup_ratio"]
-    settings |= _flat("optimizer", {**_trainer_options(run), **run.optimizer_options})
+    settings |= _flat("optimizer", {**run.optim_args, **run.optimizer})
     given = {**(run.trainer.get("lr_scheduler_kwargs") or {}), **run.scheduler}
     schedule = run.schedule
     counted = schedule.interval or ("epoch" if schedule_counts_epochs(run) else "step")
@@ -174,19 +174,6 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
         if part is not None and dataclasses.is_dataclass(part.config):
             settings |= _flat(section, dataclasses.asdict(part.config))
     return settings
-
-
-def _trainer_options(run: RunConfig) -> dict[str, Any]:
-    """Parse `optim_args`, `name=value, …`, of an optimizer that transformers builds."""
-    words = [part.partition("=") for part in (run.trainer.get("optim_args") or "").split(",") if "=" in part]
-    return {name.strip(): _number(value.strip()) for name, _, value in words}
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _flat(path: str, value: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from loader.resolve.global_batch_size import ACCUMULATED, PER_DEVICE
 from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import AUTO_ELSE, NEWEST, RunConfig
 from storage import manifest, safe_read
-from storage.checkpoints import CHECKPOINT, checkpoints, recover, step_of
+from storage.checkpoints import CHECKPOINT, checkpoints, recover, set_aside, step_of
 
 NEW_RUN = "begin a new run from its weights (model_name_or_path with is_pretrained or load_pretrain)"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
@@ -270,3 +270,26 @@ def superseded(run: RunConfig, point: ResumePoint) -> list[Path]:
     if run.resumes_newest:
         return []
     return [folder for folder in checkpoints(run.checkpoint_dir) if step_of(folder) > point.step]
+
+
+def check_no_new_checkpoints(run: RunConfig, folder: Path) -> None:
+    """Check that a folder which did not exist when checkpoints were searched has none now that it is locked."""
+    if run.wants_resume and checkpoints(folder):
+        raise ValueError(
+            f"another run has saved in {folder} while this one was set up; start it again to resume from there"
+        )
+
+
+def set_aside_abandoned(run: RunConfig, point: ResumePoint | None, skipped: dict[Path, str]) -> list[str]:
+    """Rename checkpoints of the abandoned branch, so that a later `auto` ignores them; returns lines to print."""
+    lines = []
+    for path, reason in skipped.items():
+        name = set_aside(path, "superseded" if reason == MODEL_ALONE else "damaged")
+        lines.append(f"skipping {path.name}: it {reason}; renamed {name}")
+    if point is None:
+        return lines
+    lines.append(f"resuming from {point.folder}")
+    for path in superseded(run, point):
+        name = set_aside(path, "superseded")
+        lines.append(f"{path.name} belongs to the branch that is abandoned here: renamed {name}")
+    return lines

@@ -29,9 +29,6 @@ class RemembersGiven:
         if self._built:
             object.__setattr__(self, "given", self.given | {name})
 
-    def __getnewargs_ex__(self):  # copy and pickle rebuild through __new__: hand over what was given
-        return (), {name: getattr(self, name) for name in self.given}
-
 
 @dataclass
 class HyperArguments(RemembersGiven):
@@ -63,6 +60,8 @@ class HyperArguments(RemembersGiven):
         "Resume: auto (newest checkpoint, if any; auto:FOLDER: else that one), newest (there must be one), a folder, "
         "true, false.",
         on_resume=HARMLESS,
+        nargs="?",
+        const="auto",
     )
     resume_changed: Literal["refuse", "allow"] = key(
         "refuse",
@@ -135,10 +134,7 @@ class HyperArguments(RemembersGiven):
     # Evaluation
     do_eval: bool = key(True, "Evaluate on the held-out split, every eval_steps.", on_resume=EVALUATION_TIME)
     eval_steps: float | None = key(
-        None,
-        "Evaluate every this many steps (below 1: a share). Default: save_steps.",
-        gt=0,
-        on_resume=EVALUATION_TIME,
+        None, "Evaluate every this many steps (below 1: a share). Default: save_steps.", gt=0, on_resume=EVALUATION_TIME
     )
 
 
@@ -147,12 +143,18 @@ class CommandArguments:
     """What to do instead of training, and single overrides."""
 
     check: bool = key(False, "Validate everything that needs no GPU, print a summary, exit 0 or 2.")
-    print_config: str | None = key(None, "Print the merged configuration with each value's origin: yaml or json.")
+    print_config: str | None = key(
+        None,
+        "Print the merged configuration with each value's origin: yaml or json.",
+        nargs="?",
+        const="yaml",
+        choices=("yaml", "json"),
+    )
     print_schema: bool = key(False, "Print the JSON schema of a training file, for editors.")
     multirun: bool = key(
         False, "Run every combination of the bare words' values, key=a,b; again: continue.", aliases=["-m"]
     )
-    set: list[str] = key([], "Override any key: --set key.path=value, typed as YAML types it.")
+    set: list[str] = key([], "Override any key: --set key.path=value, typed as YAML types it.", action="extend")
 
 
 # Heading of `--help` -> its first and last flag, in the order of the fields.

@@ -50,10 +50,10 @@ def trainer_fields() -> dict[str, TrainerField]:
 
 def transformers_folder() -> Path:
     """Return the folder of the installed transformers without importing it."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or not spec.submodule_search_locations:
+    folder = _folder("transformers")
+    if folder is None:
         raise ConfigError("transformers is not installed: run `make install`, or pip install -e .")
-    return Path(spec.submodule_search_locations[0])
+    return folder
 
 
 def _class_body(source: str, name: str) -> list[ast.stmt]:
@@ -69,7 +69,9 @@ def _default_and_help(value: ast.expr | None) -> tuple[Any, str]:
     if not isinstance(value, ast.Call):
         return _literal(value), ""
     keywords = {keyword.arg: keyword.value for keyword in value.keywords}
-    default = _literal(keywords["default"]) if "default" in keywords else _factory(keywords.get("default_factory"))
+    factory = keywords.get("default_factory")
+    default = {"list": [], "dict": {}}.get(factory.id) if isinstance(factory, ast.Name) else None
+    default = _literal(keywords["default"]) if "default" in keywords else default
     metadata = keywords.get("metadata")
     text = ""
     if isinstance(metadata, ast.Dict):
@@ -77,10 +79,6 @@ def _default_and_help(value: ast.expr | None) -> tuple[Any, str]:
             if isinstance(key, ast.Constant) and key.value == "help":
                 text = _literal(value) or ""
     return default, " ".join(text.split()) if isinstance(text, str) else ""
-
-
-def _factory(value: ast.expr | None) -> Any:
-    return {"list": [], "dict": {}}.get(value.id) if isinstance(value, ast.Name) else None
 
 
 def _literal(value: ast.expr) -> Any:
@@ -122,7 +120,7 @@ def _annotation(node: ast.expr, folder: Path) -> Any:
             # `SchedulerType | str` means «one of these words»: the bare str would let any word through.
             text = text.replace(f"{child.id} | str", child.id)
             names[child.id] = Literal[enums[child.id]]
-        elif isinstance(child, ast.Name) and child.id not in names and child.id not in _known_names():
+        elif isinstance(child, ast.Name) and child.id not in {*names, *_BUILTINS, "None"}:
             names[child.id] = Any
     try:
         return eval(text, {"__builtins__": {}}, {**_BUILTINS, **names})
@@ -131,10 +129,6 @@ def _annotation(node: ast.expr, folder: Path) -> Any:
 
 
 _BUILTINS = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "tuple": tuple}
-
-
-def _known_names() -> set[str]:
-    return set(_BUILTINS) | {"None"}
 
 
 # Reporting backends whose package has another name, or that need none.
@@ -231,9 +225,8 @@ def backend_is_installed(name: str) -> bool:
     return package is None or importlib.util.find_spec(package) is not None
 
 
-# Package -> (oldest supported release, first unsupported one), as in setup.cfg.
-SUPPORTED = {"torch": ((2, 10), None), "transformers": ((5, 17), (6,))}
-RELEASE = re.compile(r"(?:\d+!)?(\d+(?:\.\d+)*)")
+# Package -> the oldest release that is supported and the first that is not, as in setup.cfg.
+SUPPORTED = {"torch": ("2.10", None), "transformers": ("5.17", "6")}
 
 
 def check_versions() -> None:
@@ -242,21 +235,18 @@ def check_versions() -> None:
     Raises:
         ConfigError: one line for each, with the installed version and how to install another.
     """
+    from packaging.version import InvalidVersion, Version
+
     problems = []
     for package, (oldest, too_new) in SUPPORTED.items():
-        wanted = f"{package}>={_text(oldest)}" + (f",<{_text(too_new)}" if too_new else "")
-        install = f"pip install '{wanted}'"
-        version = installed_version(package)
-        if version is None:
-            problems.append(f"{package} is not installed: {install}")
+        version, wanted = installed_version(package), f">={oldest}" + (f",<{too_new}" if too_new else "")
+        try:  # a pre-release counts as its release
+            release = Version(Version(version or "0").base_version)
+        except InvalidVersion:  # a local build
             continue
-        release = _release(version)
-        if release is None:
-            continue  # a local build
-        if release < oldest:
-            problems.append(f"{package} {version} is too old, Keel needs {_text(oldest)} or newer: {install}")
-        elif too_new is not None and release >= too_new:
-            problems.append(f"{package} {version} is too new, Keel knows releases below {_text(too_new)}: {install}")
+        if release < Version(oldest) or (too_new is not None and release >= Version(too_new)):
+            state = "is not installed" if version is None else f"{version} is not supported"
+            problems.append(f"{package} {state}; Keel needs {wanted}: pip install '{package}{wanted}'")
     if problems:
         raise ConfigError(problems)
 
@@ -268,13 +258,3 @@ def installed_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _release(version: str) -> tuple[int, ...] | None:
-    """Parse `2.13.0a0+cpu` to (2, 13, 0), pre-releases like their release; None if it has no number."""
-    match = RELEASE.match(version or "")
-    return tuple(map(int, match[1].split("."))) if match else None
-
-
-def _text(release: tuple[int, ...]) -> str:
-    return ".".join(map(str, release))

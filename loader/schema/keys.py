@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from loader.schema.components import component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.installed import REQUIRED, trainer_fields
 from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPTIONAL_SECTIONS, SECTION_ON_RESUME
-from loader.schema.training_arguments_overlay import OVERLAY
+from loader.schema.training_arguments_overlay import LEAST, NEEDS, ON_RESUME
 from storage.config_keys import BOUNDS, TRAINER, TRAJECTORY
 
 # Kinds of file, and the top-level keys each may hold. A training file may hold any of them.
@@ -76,13 +77,21 @@ def keys_of(dataclass_type: type) -> dict[str, Key]:
     return keys
 
 
+def overlay(name: str) -> dict[str, Any]:
+    """Return what Keel adds to a field of TrainingArguments, or to a key of a mapping field; empty: nothing."""
+    found: dict[str, Any] = dict(zip(("needs", "needs_value"), NEEDS.get(name, ()), strict=False))
+    found |= next(({"on_resume": kind} for kind, names in ON_RESUME.items() if name in names), {})
+    found |= {"ge": LEAST[name]} if name in LEAST else {}
+    return found | ({"gt": 0} if name == "ddp_timeout" else {})
+
+
 @cache
 def scalar_keys() -> dict[str, Key]:
     """Every top-level key that is not a section: hyper, process, then the rest of TrainingArguments."""
     keys = {**keys_of(HyperArguments), **keys_of(ProcessArguments)}
     for name, field in trainer_fields().items():
         if name not in keys:
-            keys[name] = _key(name, field.annotation, field.default, field.help, OVERLAY.get(name, {}))
+            keys[name] = _key(name, field.annotation, field.default, field.help, overlay(name))
     # YAML allows more types than a flag does for a few hyper keys.
     keys["report_to"] = dataclasses.replace(keys["report_to"], annotation=str | list[str] | None)
     resume = keys["resume_from_checkpoint"]
@@ -90,6 +99,14 @@ def scalar_keys() -> dict[str, Key]:
     for name in ("log_level", "log_level_replica"):
         keys[name] = dataclasses.replace(keys[name], annotation=Literal[LOG_LEVELS])
     return keys
+
+
+def section_of(name: str) -> str | None:
+    """Return the first section in which a component of Keel has a key; a shared size belongs to the data."""
+    for section in COMPONENTS:
+        if any(name in keys_of(component_module(section, component).Config) for component in shipped(section)):
+            return section
+    return None
 
 
 def on_resume(path: str, component_config: type | None = None) -> str:
@@ -107,7 +124,7 @@ def on_resume(path: str, component_config: type | None = None) -> str:
     if declared is None and section not in (*kinds, *COMPONENTS):
         declared = scalar_keys().get(section)
     candidates = (
-        OVERLAY.get(path, {}).get("on_resume"),
+        overlay(path).get("on_resume"),
         SECTION_ON_RESUME.get(path),
         declared.on_resume if declared is not None else None,
         SECTION_ON_RESUME.get(section),

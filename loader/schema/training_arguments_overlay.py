@@ -6,71 +6,47 @@ The fields themselves (names, types, defaults, help texts) are read from the ins
 
 from __future__ import annotations
 
-from typing import Any
-
 from storage.config_keys import EVALUATION_TIME, HARMLESS, IMPOSSIBLE, LOGGING, OWN_RULE
 
-# Field, or key of a mapping field -> metadata. `needs_value`: the value that the needed key must contain.
-OVERLAY: dict[str, dict[str, Any]] = {
-    "optim_target_modules": {"on_resume": IMPOSSIBLE},
-    "gradient_accumulation_steps": {"on_resume": OWN_RULE, "ge": 1},
-    "max_grad_norm": {"ge": 0},
-    "data_seed": {"ge": 0},
-    "fp16": {"on_resume": IMPOSSIBLE},
-    "fsdp": {"on_resume": IMPOSSIBLE},
-    "fsdp_config": {"needs": "fsdp"},
-    "deepspeed": {"on_resume": IMPOSSIBLE},
-    # Where and in how much memory it is computed
-    "use_cpu": {"on_resume": HARMLESS},
-    "activation_checkpointing": {"on_resume": HARMLESS},
-    "activation_checkpointing_kwargs": {"needs": "activation_checkpointing"},
-    "gradient_checkpointing": {"on_resume": HARMLESS},
-    "gradient_checkpointing_kwargs": {"needs": "gradient_checkpointing"},
-    "use_cache": {"on_resume": HARMLESS},
-    "torch_empty_cache_steps": {"on_resume": HARMLESS, "ge": 1},
-    "accelerator_config.non_blocking": {"on_resume": HARMLESS},
-    "ddp_find_unused_parameters": {"on_resume": HARMLESS},
-    "ddp_bucket_cap_mb": {"on_resume": HARMLESS},
-    "ddp_static_graph": {"on_resume": HARMLESS},
-    "ddp_backend": {"on_resume": HARMLESS},
-    "ddp_timeout": {"on_resume": HARMLESS, "gt": 0},
-    # What only some models and data can use: see `checks/runtime_checks.py`
-    "label_smoothing_factor": {"ge": 0},
-    "neftune_noise_alpha": {"ge": 0},
-    "liger_kernel_config": {"needs": "use_liger_kernel"},
-    # How batches are loaded, not which
-    "dataloader_persistent_workers": {"on_resume": HARMLESS},
-    "dataloader_prefetch_factor": {"on_resume": HARMLESS, "ge": 1},
-    "dataloader_multiprocessing_context": {"on_resume": HARMLESS},
-    # Logs
-    "logging_first_step": {"on_resume": LOGGING},
-    "logging_nan_inf_filter": {"on_resume": LOGGING},
-    "log_on_each_node": {"on_resume": HARMLESS},
-    "log_level": {"on_resume": HARMLESS},
-    "log_level_replica": {"on_resume": HARMLESS},
-    "disable_tqdm": {"on_resume": HARMLESS},
-    "debug": {"on_resume": HARMLESS},
-    "skip_memory_metrics": {"on_resume": HARMLESS},
-    "run_name": {"on_resume": HARMLESS, "needs": "report_to"},
-    "project": {"on_resume": HARMLESS, "needs": "report_to", "needs_value": "trackio"},
-    "trackio_space_id": {"on_resume": HARMLESS, "needs": "report_to", "needs_value": "trackio"},
-    "trackio_bucket_id": {"on_resume": HARMLESS, "needs": "report_to", "needs_value": "trackio"},
-    "trackio_static_space_id": {"on_resume": HARMLESS, "needs": "report_to", "needs_value": "trackio"},
-    # Evaluation and saves
-    "eval_strategy": {"on_resume": EVALUATION_TIME},
-    "eval_delay": {"on_resume": EVALUATION_TIME, "ge": 0},
-    "eval_on_start": {"on_resume": EVALUATION_TIME},
-    "save_only_model": {"on_resume": HARMLESS},
-    "load_best_model_at_end": {"on_resume": HARMLESS},
-    "metric_for_best_model": {"on_resume": HARMLESS},
-    "greater_is_better": {"on_resume": HARMLESS, "needs": "metric_for_best_model"},
-    "restore_callback_states_from_checkpoint": {"on_resume": HARMLESS},
-    "push_to_hub": {"on_resume": HARMLESS},
-    "hub_token": {"on_resume": HARMLESS},
-    "hub_private_repo": {"on_resume": HARMLESS, "needs": "push_to_hub"},
-    "hub_model_id": {"on_resume": HARMLESS, "needs": "push_to_hub"},
-    "hub_revision": {"on_resume": HARMLESS, "needs": "push_to_hub"},
+# Class of `on_resume` -> fields, or keys of a mapping field. Those that stand nowhere change the trajectory.
+ON_RESUME: dict[str, tuple[str, ...]] = {
+    IMPOSSIBLE: ("optim_target_modules", "fp16", "fsdp", "deepspeed"),
+    OWN_RULE: ("gradient_accumulation_steps",),
+    EVALUATION_TIME: ("eval_strategy", "eval_delay", "eval_on_start"),
+    LOGGING: ("logging_first_step", "logging_nan_inf_filter"),
+    HARMLESS: (
+        # where and in how much memory it is computed
+        "use_cpu", "activation_checkpointing", "gradient_checkpointing", "use_cache", "torch_empty_cache_steps",
+        "accelerator_config.non_blocking", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_static_graph",
+        "ddp_backend", "ddp_timeout",
+        # how batches are loaded, not which
+        "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+        # logs, saves, the hub
+        "log_on_each_node", "log_level", "log_level_replica", "disable_tqdm", "debug", "skip_memory_metrics",
+        "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "save_only_model",
+        "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
+        "restore_callback_states_from_checkpoint", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id",
+        "hub_revision",
+    ),
+}  # fmt: skip
+# The switch that a field needs, and the value that the switch must contain.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "fsdp_config": ("fsdp",),
+    "activation_checkpointing_kwargs": ("activation_checkpointing",),
+    "gradient_checkpointing_kwargs": ("gradient_checkpointing",),
+    "liger_kernel_config": ("use_liger_kernel",),
+    "greater_is_better": ("metric_for_best_model",),
+    "run_name": ("report_to",),
+    **dict.fromkeys(
+        ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), ("report_to", "trackio")
+    ),
+    **dict.fromkeys(("hub_private_repo", "hub_model_id", "hub_revision"), ("push_to_hub",)),
 }
+LEAST = {
+    "gradient_accumulation_steps": 1, "max_grad_norm": 0, "data_seed": 0, "torch_empty_cache_steps": 1, "eval_delay": 0,
+    "label_smoothing_factor": 0, "neftune_noise_alpha": 0, "dataloader_prefetch_factor": 1,
+}  # fmt: skip
+
 
 # Fields that would have no effect, and what to use instead.
 REPLACED: dict[str, str] = {
@@ -88,15 +64,10 @@ REPLACED: dict[str, str] = {
     "fp16_full_eval": "evaluation uses the precision of training; set fp16 or weights_dtype",
     **dict.fromkeys(
         (
-            "prediction_loss_only",
-            "include_for_metrics",
-            "batch_eval_metrics",
-            "eval_accumulation_steps",
-            "eval_do_concat_batches",
-            "eval_use_gather_object",
-            "label_names",
+            "prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "eval_accumulation_steps",
+            "eval_do_concat_batches", "eval_use_gather_object", "label_names",
         ),
         "an evaluation gathers only losses; eval.py scores predictions",
     ),
     "parallelism_config": "it is an object of accelerate; set it in the file given to accelerate launch",
-}
+}  # fmt: skip

@@ -125,10 +125,6 @@ def _renamed(node: Node, name_key: str) -> dict[str, Node]:
     return {("name" if key == name_key else key): child for key, child in node.value.items()}
 
 
-def _optimizer_name(node: Node) -> Assignments:
-    return [("optimizer", node)]
-
-
 def _builder(section: str, name_key: str) -> Callable[[Node], Assignments]:
     """Convert one of Hydra's builder groups: a section under another name, or the name of a preset."""
 
@@ -195,10 +191,6 @@ def _progress_bar(node: Node) -> Assignments:
     return [("disable_tqdm", _value(node, not _switch(node)))]
 
 
-def _cadence(node: Node) -> Assignments:
-    return [("checkpointing.every_n_epochs", node)] if node.value is not None else []
-
-
 def _logger(node: Node) -> Assignments:
     if node.value is True:
         return []
@@ -212,7 +204,7 @@ TRACKING = NotAvailable("a setting of the tracking models")
 MIXUP = NotAvailable("MixUp is part of the signal workload")
 TEXT = NotAvailable("text over signals is part of the signal workload")
 
-# Together they name the pretrained weights; `model_sources.py` resolves them once all layers are known.
+# Together they name the pretrained weights; `resolve_model_sources` reads them once all layers are known.
 MODEL_SOURCES = ("base_model_path", "hf_models_dir", "finetuned_models_dir")
 
 # Alias -> our key, or a function from the value to assignments, or why it is not available yet.
@@ -254,7 +246,7 @@ TRAINER = {
     "default_root_dir": "output_dir",
     "tune_batch_size": "tune_batch_size",
     "early_stopping": "early_stopping",
-    "checkpoint_cadence_epochs": _cadence,
+    "checkpoint_cadence_epochs": "checkpointing.every_n_epochs",
     "validate_before_resume": "validate_before_resume",
     "callbacks": "callbacks",
     "logger": _logger,
@@ -315,16 +307,16 @@ ALIASES: dict[str, object] = {
     "resume.token_corruption": SIGNALS,
     "epochs": "num_train_epochs",
     "batch_size": BATCH_SIZES,
-    "checkpoint_every": _cadence,
+    "checkpoint_every": "checkpointing.every_n_epochs",
     "save_dir": "output_dir",
     "resume_from": "resume_from_checkpoint",
-    "optimizer_name": _optimizer_name,
+    "optimizer_name": "optimizer",
     "scheduler_name": _scheduler_name,
     "is_main_process": _is_main_process,
     "optimizer_builder": _builder("optimizer", "optimizer_name"),
     "scheduler_builder": _builder("scheduler", "scheduler_name"),
     "train_builder.epochs": "num_train_epochs",
-    "train_builder.checkpoint_every": _cadence,
+    "train_builder.checkpoint_every": "checkpointing.every_n_epochs",
     "labels": "dataset.labels",
     "model_builder.labels": "dataset.labels",
     **{f"model_builder.{key}": key for key in MODEL_SOURCES},

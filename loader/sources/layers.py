@@ -185,8 +185,6 @@ def _prepared(tree: Node, problems: Problems) -> Node:
         node = tree.value.get(section)
         if node is not None and isinstance(node.value, str):
             tree.value[section] = _named_set(section, node)
-        elif section == "scheduler" and node is not None and isinstance(node.value, list):
-            tree.value[section] = _sequence(node)
     _short_forms(tree, problems)
     _move_optimizer_keys(tree, problems)
     return tree
@@ -208,43 +206,18 @@ def _named_set(section: str, node: Node) -> Node:
     return chosen
 
 
-def _sequence(node: Node) -> Node:
-    """Convert a list of schedules, `[{name: LinearLR, length: 100}, {name: CosineAnnealingLR}]`, to a SequentialLR."""
-    milestones, total = [], 0
-    for index, schedule in enumerate(node.value):
-        if not schedule.is_mapping or not isinstance(schedule.value.get("name", schedule).value, str):
-            raise ConfigError(f"`scheduler[{index}]`{schedule.origin.place} must be a mapping with `name`")
-        length = schedule.value.pop("length", None)
-        last = index == len(node.value) - 1
-        whole = length is not None and isinstance(length.value, int) and not isinstance(length.value, bool)
-        if (length is None) != last or not (last or (whole and length.value > 0)):
-            raise ConfigError(
-                f"`scheduler[{index}]`{schedule.origin.place} {'takes no' if last else 'needs a whole number as'} "
-                "`length`: every schedule of a list but the last says after how many steps or epochs the next begins"
-            )
-        if length is not None:
-            total += length.value
-            milestones.append(node_of(total, length.origin))
-    keys = {"name": node_of("SequentialLR", node.origin), "schedulers": Node(node.value, node.origin)}
-    shared = {}
-    for schedule in node.value:
-        for key in ("interval", "frequency"):
-            if key in schedule.value:
-                value = schedule.value.pop(key)
-                if key in shared and shared[key].value != value.value:
-                    raise ConfigError(
-                        f"`scheduler`{value.origin.place}: all schedules of a list have one `{key}`; these have "
-                        f"{shared[key].value} and {value.value}"
-                    )
-                shared[key] = value
-    return Node({**keys, "milestones": Node(milestones, node.origin), **shared}, node.origin, replaces=True)
-
-
 def _short_forms(tree: Node, problems: Problems) -> None:
-    """Expand `early_stopping: true` or a patience to a mapping; `false` removes an optional section."""
+    """Expand `early_stopping: true` or a patience to a mapping; `false` removes an optional section.
+
+    `logging: null` is no logger, which is a setting of its own.
+    """
     node = tree.value.get("early_stopping")
     if node is not None and isinstance(node.value, int) and not isinstance(node.value, bool):
         tree.value["early_stopping"] = Node({"patience": Node(node.value, node.origin)}, node.origin)
+    logging = tree.value.get("logging")
+    if logging is not None and logging.value is None:
+        none = Node(None, logging.origin)
+        tree.value["logging"] = Node({"logger_type": none}, logging.origin, replaces=True)
     for section in OPTIONAL_SECTIONS:
         node = tree.value.get(section)
         if node is not None and isinstance(node.value, bool):

@@ -1,23 +1,25 @@
 """Replace aliases by our own keys: most of them layer by layer, a few once all layers are known.
 
-Those few depend on one another across layers: `init_from` with `gpt2_type` or `prev_run_ckpt`, and `decay_lr`.
+Those few depend on one another across layers: `init_from` with `gpt2_type` or `prev_run_ckpt`, `decay_lr`, and the
+folders in which `model_builder` or `base_model_path` names a model.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from loader.errors import ConfigError, Problems, did_you_mean
 from loader.schema.alias_flags import IMAGE_ALIASES, SECTION_ALIASES, alias_paths
-from loader.sources.config_tree import Node, find, node_of
+from loader.sources.config_tree import MISSING, Node, at_path, find, merge, missing_line, node_of
 from loader.sources.key_aliases import ALIASES, DATALOADER_CLASSES, FOREIGN_SECTIONS, NULLABLE, NotAvailable
 
 
 def translate_aliases(tree: Node, problems: Problems) -> None:
     """Replace the aliases of one layer by our keys, in place, and add a note for each to `problems.notes`.
 
-    Aliases that depend on other layers stay; `translate_aliases.py` resolves them once all layers are read.
+    Aliases that depend on other layers stay: `resolve_combined_aliases` and `resolve_model_sources` replace them.
     """
     _inherit_interval(tree)
     problems.aliases |= tree.value.keys() & ({*alias_paths(), *IMAGE_ALIASES} - set(SECTION_ALIASES))
@@ -91,7 +93,7 @@ def _aliases_in(node: Node, path: str) -> Iterator[tuple[str, Node]]:
         elif is_section and child.is_mapping:
             yield from _aliases_in(child, child_path)
         elif (is_section and child.value is None) or _is_model_name(child_path, child):
-            continue  # an empty section; `model_sources.py` resolves the name of a model
+            continue  # an empty section; `resolve_model_sources` reads the name of a model
         elif child_path.split(".")[0] in FOREIGN_SECTIONS:
             yield child_path, child
 
@@ -118,7 +120,7 @@ def _assign(tree: Node, path: str, node: Node, target: object, problems: Problem
         if other is not None and not (are_mappings and not set(other.value) & set(value.value)):
             problems.add(same_setting(path, node, key, other))
             continue
-        _insert(tree, key, value)
+        tree.value = merge(tree, at_path(key, Node(value.value, value.origin, value.text, value.replaces))).value
     if assignments and [key.rpartition(".")[2] for key, _ in assignments] != [path.rpartition(".")[2]]:
         became = ", ".join(f"`{key}`" + _shown(value) for key, value in assignments)
         problems.translated.append(f"{path} ({node.origin}): {became}")
@@ -129,27 +131,11 @@ def _shown(node: Node) -> str:
     return "" if isinstance(plain, (dict, list)) else f": {'null' if plain is None else str(plain)}"
 
 
-def _insert(tree: Node, path: str, node: Node) -> None:
-    *sections, key = path.split(".")
-    for section in sections:
-        child = tree.value.get(section)
-        if child is None or not child.is_mapping:
-            child = tree.value[section] = Node({}, node.origin)
-        tree = child
-    if key in tree.value and tree.value[key].is_mapping and node.is_mapping:
-        for name, child in node.value.items():
-            tree.value[key].value.setdefault(name, child)
-    else:
-        tree.value[key] = Node(node.value, node.origin, node.text, node.replaces)
-
-
 def _remove(tree: Node, path: str) -> None:
-    *sections, key = path.split(".")
-    for section in sections:
-        tree = tree.value.get(section)
-        if tree is None or not tree.is_mapping:
-            return
-    tree.value.pop(key, None)
+    section, _, key = path.rpartition(".")
+    parent = find(tree, section) if section else tree
+    if parent is not None and parent.is_mapping:
+        parent.value.pop(key, None)
 
 
 START_ALIASES = ("init_from", "gpt2_type", "prev_run_ckpt")
@@ -276,3 +262,81 @@ def _decay(layers: list[Node], problems: Problems) -> None:
         )
     elif (schedule is None or is_constant) if decay.value else not is_constant:
         layers[decay_at].value["lr_scheduler_type"] = node_of("cosine" if decay.value else "constant", decay.origin)
+
+
+MODELS = ("base_model_path", "model_builder")  # of both in one layer, the path counts
+FOLDERS = ("hf_models_dir", "finetuned_models_dir")
+
+
+def resolve_model_sources(layers: list[Node], problems: Problems) -> None:
+    """Replace these aliases by our keys, in place.
+
+    `model_name_or_path` is written into the layer that names the model, so that precedence holds. With
+    `finetuned_models_dir`, the run's folder is `MODEL-finetuned` in there, unless `output_dir` is set.
+    """
+    latest = {key: pop_latest(layers, key) for key in (*MODELS, *FOLDERS)}
+    folders = {key: node for key in FOLDERS if (node := latest[key][1]) is not None}
+    key = max(MODELS, key=lambda name: latest[name][0])
+    at, model = latest[key]
+    if _source_problems(key, model, folders, problems):
+        return
+    named_at = [index for index, layer in enumerate(layers) if "model_name_or_path" in layer.value]
+    if named_at and named_at[-1] >= at:  # a later layer names the weights itself
+        own = layers[named_at[-1]].value["model_name_or_path"]
+        for name, (index, node) in latest.items():
+            if node is not None and index >= named_at[-1]:
+                problems.add(same_setting(name, node, "model_name_or_path", own))
+        return
+    source = _model_source(key, model, folders, problems)
+    if source is None:
+        return
+    layers[at].value["model_name_or_path"] = node_of(source, model.origin)
+    problems.note(f"{key} {model.value} ({model.origin}) is `model_name_or_path: {source}`")
+    finetuned = folders.get("finetuned_models_dir")
+    if finetuned is not None and not any(find(layer, "output_dir") for layer in layers):
+        # Another name than the model's, which must mean the same model when the run is resumed.
+        folder = os.path.join(finetuned.value, f"{_model_name(model, source)}-finetuned")
+        layers[0].value["output_dir"] = node_of(folder, finetuned.origin)
+        problems.note(f"finetuned_models_dir ({finetuned.origin}) holds the run: `output_dir: {folder}`")
+
+
+def _source_problems(key: str, model: Node | None, folders: dict[str, Node], problems: Problems) -> bool:
+    """Add a problem for each value that is missing or no text; whether there is nothing to resolve."""
+    if model is None:
+        lines = [f"`{name}`{node.origin.place} needs {' or '.join(MODELS)}" for name, node in folders.items()]
+    else:
+        given = {key: model, **folders}
+        lines = [missing_line(name, node) for name, node in given.items() if node.value == MISSING]
+        wrong = {name: node for name, node in given.items() if not isinstance(node.value, str)}
+        lines += [f"`{name}`{node.origin.place} must be a folder or a name" for name, node in wrong.items()]
+    for line in lines:
+        problems.add(line)
+    return model is None or bool(lines)
+
+
+def _model_source(key: str, model: Node, folders: dict[str, Node], problems: Problems) -> str | None:
+    """Return the folder or hub id that a name stands for; None after a problem."""
+    name = model.value
+    if os.path.isdir(os.path.expanduser(name)):
+        return name
+    hub_id = name.replace("-", "/", 1) if key == "model_builder" and "/" not in name else name
+    spellings = (name, hub_id, hub_id.replace("/", "-"))
+    candidates = dict.fromkeys(Path(node.value, spelling) for node in folders.values() for spelling in spellings)
+    existing = [path for path in candidates if path.expanduser().is_dir()]
+    if len(existing) == 1:
+        return str(existing[0])
+    if not existing and "hf_models_dir" not in folders:
+        return hub_id
+    shown = f"`{key}: {name}`{model.origin.place}"
+    if existing:
+        problems.add(f"{shown} is both {existing[0]} and {existing[1]}; write the folder's path")
+        return None
+    places = " or ".join(f"`{key}: {node.value}`{node.origin.place}" for key, node in folders.items())
+    problems.add(f"{shown} is no folder in {places}; without these keys, the hub's {hub_id} is loaded")
+    return None
+
+
+def _model_name(model: Node, source: str) -> str:
+    """Return a model's name without slashes: a folder's own, or the hub's."""
+    name = model.value
+    return os.path.basename(source.rstrip("/")) if os.path.isdir(os.path.expanduser(name)) else name.replace("/", "-")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_runs import SmallRuns
 
-from trainer.tools.run_differences import differences, last_step
+from trainer.run_differences import differences, last_step
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).resolve().parent

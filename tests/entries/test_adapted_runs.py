@@ -12,7 +12,7 @@ from run_results import same, tensors
 import train
 from loader.resolve.resolver import read_saved
 from models import export
-from trainer.tools.run_differences import metric_differences
+from trainer.run_differences import metric_differences
 
 ACT = """
 model_config: act

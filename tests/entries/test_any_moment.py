@@ -10,7 +10,7 @@ from small_runs import SmallRuns
 
 from storage import manifest
 from storage.checkpoints import checkpoints
-from trainer.tools.run_differences import TIMING, differences
+from trainer.run_differences import TIMING, differences
 
 pytestmark = pytest.mark.slow
 

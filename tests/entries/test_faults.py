@@ -21,8 +21,8 @@ import train
 from storage import manifest
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.checkpointing import async_writer
+from trainer.run_differences import differences
 from trainer.serialization import state_dict_io
-from trainer.tools.run_differences import differences
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from text_sets import write_set
 
 from storage import manifest
-from trainer.tools import killtest
-from trainer.tools.run_differences import differences, metric_differences
+from trainer import killtest
+from trainer.run_differences import differences, metric_differences
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = """\
@@ -197,7 +197,7 @@ def test_no_run_outlives_the_test(tmp_path, number):
     training = "import os, sys, time\nif '--print_config' in sys.argv: print('{}'); raise SystemExit\n"
     training += f"open({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
     (tmp_path / "train.py").write_text(training)
-    code = "import sys\nfrom pathlib import Path\nfrom trainer.tools import killtest\n"
+    code = "import sys\nfrom pathlib import Path\nfrom trainer import killtest\n"
     code += f"killtest.TRAIN = Path({str(tmp_path / 'train.py')!r})\nsys.exit(killtest.main(sys.argv[1:]))\n"
     words = [sys.executable, "-c", code, "--output_dir", str(tmp_path / "runs")]
     process = subprocess.Popen(words, cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))

@@ -21,7 +21,7 @@ from loader.command_line.entry import command_line
 from storage.checkpoints import checkpoints
 from trainer import preemption
 from trainer.callbacks.hooks import Hooks
-from trainer.tools.run_differences import metric_differences
+from trainer.run_differences import metric_differences
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

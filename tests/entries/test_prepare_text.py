@@ -82,11 +82,11 @@ def test_shakespeare_from_a_local_file(home, shared):
 def test_flags_of_a_recording_are_refused_for_a_text_and_vice_versa(capsys, home):
     for flag in ("--task_name", "--num_episodes", "--seed", "--jitter", "--set"):
         line = refusal(capsys, "--dataset", "x", flag, "1")
-        assert f"`{flag}`" in line and "--dataset" in line
+        assert f"`{flag} " in line and "--dataset" in line
     for flag in ("--text", "--tokenizer", "--val_fraction", "--val_text", "--text_column", "--split", "--out"):
         line = refusal(capsys, flag, "0.5")
-        assert f"`{flag}`" in line and "--dataset NAME" in line
-    assert "`--overwrite`" in refusal(capsys, "--overwrite")
+        assert f"`{flag} " in line and "--dataset NAME" in line
+    assert "`--overwrite " in refusal(capsys, "--overwrite")
     line = refusal_of_flags(capsys, dataset="x", text="t", tokenizer="char", val_text="v", val_fraction="0.5")
     assert "--val_fraction" in line and not home.exists()
 
@@ -135,7 +135,7 @@ def test_data_of_another_kind_by_name(monkeypatch, capsys, home):
     prepare("--dataset", "python_docstrings")
     assert made == [("python_docstrings", home / "datasets/python_docstrings")]
     line = refusal(capsys, "--dataset", "python_docstrings", "--tokenizer", "char")
-    assert "`--tokenizer`" in line and "python_docstrings" in line
+    assert "`--tokenizer " in line and "python_docstrings" in line
 
 
 def test_training_prepares_data_by_name():

@@ -11,7 +11,7 @@ from small_runs import stop_workers
 
 import train
 from storage import manifest
-from trainer.tools.run_differences import differences
+from trainer.run_differences import differences
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 

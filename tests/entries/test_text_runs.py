@@ -11,7 +11,7 @@ from run_results import error_line, metrics, same, tensors
 from text_sets import ALPHABET, SMALL, run, write_set
 
 import eval as evaluation
-from trainer.tools.run_differences import differences
+from trainer.run_differences import differences
 
 pytestmark = pytest.mark.slow
 

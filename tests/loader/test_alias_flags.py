@@ -179,8 +179,8 @@ def test_words_in_a_file_mean_text(in_root, tmp_path):
 
 
 def test_exponential_falls_to_min_lr(in_root):
+    from trainer.optimization.lr_curves import LRSchedulerConfig
     from trainer.optimization.lr_scheduler import planned_rates
-    from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
     run = run_of("--dataset a --lr_scheduler exponential --max_iters 8 --warmup_iters 2 --lr_decay_iters 6")
     assert (run.schedule.interval, run.scheduler, run.hyper.min_lr) == ("step", {}, 1e-4)

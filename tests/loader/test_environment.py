@@ -23,14 +23,6 @@ def said(in_root, tmp_path, monkeypatch):
     return problems
 
 
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
-def test_a_launch_is_counted_in_whole_numbers(said, name):
-    for wrong in ("abc", "1.5", "2 3", "²"):
-        (line,) = said(**{name: wrong})
-        assert line.startswith(f"`{name}={wrong}` in the environment is no whole number; unset it")
-    assert said(**{name: "1"}) == said(**{name: ""}) == []
-
-
 def test_what_is_no_number_of_processes_counts_as_one(in_root, tmp_path, monkeypatch):
     """Where the data is looked at, before all problems are told together."""
     monkeypatch.setenv("WORLD_SIZE", "abc")

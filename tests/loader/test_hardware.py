@@ -84,27 +84,12 @@ def test_bfloat16_needs_a_gpu_that_has_it_or_none(run, monkeypatch):
     assert error.value.problems[0].startswith("`bf16: true` in --set needs")
 
 
-@pytest.mark.parametrize(
-    ("hip", "before", "after"),
-    [
-        (None, {}, {"CUDA_VISIBLE_DEVICES": "1"}),
-        (None, {"CUDA_VISIBLE_DEVICES": "4, 6"}, {"CUDA_VISIBLE_DEVICES": "6"}),
-        (None, {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, {"CUDA_VISIBLE_DEVICES": "MIG-b"}),
-        (
-            None,
-            {"CUDA_VISIBLE_DEVICES": "4,6", "HIP_VISIBLE_DEVICES": "0,1"},
-            {"CUDA_VISIBLE_DEVICES": "6", "HIP_VISIBLE_DEVICES": "0,1"},
-        ),
-        ("6.4", {}, {"CUDA_VISIBLE_DEVICES": "1"}),
-        ("6.4", {"HIP_VISIBLE_DEVICES": "2,3"}, {"HIP_VISIBLE_DEVICES": "3"}),
-    ],
-)
-def test_the_gpu_that_is_named(run, monkeypatch, hip, before, after):
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("4, 6", "6"), ("MIG-a,MIG-b", "MIG-b")])
+def test_the_gpu_that_is_named(run, monkeypatch, before, after):
     """Counted within those that the process sees, in whatever words they are named."""
-    for name, value in before.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.version, "hip", hip)
-    assert apply_hardware(run("devices=[1]"), {}) == [] and visible() == after
+    if before is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    assert apply_hardware(run("devices=[1]"), {}) == [] and visible() == {"CUDA_VISIBLE_DEVICES": after}
 
 
 @pytest.mark.parametrize("hidden", ["", "0"])

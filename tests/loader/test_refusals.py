@@ -37,20 +37,11 @@ def test_a_working_folder_that_is_gone(tmp_path, capsys, monkeypatch):
     assert line == said(capsys, refusing, os.getcwd) and "the working folder is gone; change into" in line
 
 
-@pytest.mark.parametrize(
-    ("folder", "reason"),
-    [
-        ("round", "round is a link that leads nowhere"),
-        ("nowhere", "nowhere is a link that leads nowhere"),
-        ("nowhere/deeper/out", "nowhere is a link that leads nowhere"),
-        ("a" * 300, "a name of 300 bytes, and file systems take 255; shorten it"),
-        ("new/" + "é" * 150 + "/out", "a name of 300 bytes"),
-    ],
-)
-def test_folders_that_cannot_be_made(in_root, tmp_path, capsys, folder, reason):
+@pytest.mark.parametrize("folder", ["round", "nowhere", "nowhere/deeper/out"])
+def test_folders_that_cannot_be_made(in_root, tmp_path, capsys, folder):
     (tmp_path / "round").symlink_to("round")
     (tmp_path / "nowhere").symlink_to("nothing")
     (tmp_path / "run.yaml").write_text("max_steps: 2\n")
     words = ["--training_config", str(tmp_path / "run.yaml"), "--output_dir", str(tmp_path / folder), "--check"]
     line = said(capsys, run_config, words)
-    assert "`output_dir" in line and reason in line
+    assert "`output_dir" in line and f"{folder.split('/')[0]} is no folder" in line

@@ -52,16 +52,14 @@ def test_what_will_do(installed, torch, transformers):
 @pytest.mark.parametrize("version", ["2.9.1", "2.9.1+cu128", "2.1.0", "1.13.1", "0.4"])
 def test_an_older_torch(installed, version):
     installed(torch=version)
-    assert problems() == [f"torch {version} is too old, Keel needs 2.10 or newer: pip install 'torch>=2.10'"]
+    assert problems() == [f"torch {version} is not supported; Keel needs >=2.10: pip install 'torch>=2.10'"]
 
 
-@pytest.mark.parametrize(
-    ("version", "what"), [("5.16.9", "too old"), ("4.57.1", "too old"), ("6.0.0", "too new"), ("6.0.0rc1", "too new")]
-)
-def test_another_transformers(installed, version, what):
+@pytest.mark.parametrize("version", ["5.16.9", "4.57.1", "6.0.0", "6.0.0rc1"])
+def test_another_transformers(installed, version):
     installed(transformers=version)
     (line,) = problems()
-    assert line.startswith(f"transformers {version} is {what}") and line.endswith("pip install 'transformers>=5.17,<6'")
+    assert line.startswith(f"transformers {version} ") and line.endswith("pip install 'transformers>=5.17,<6'")
 
 
 def test_each_is_said(installed):
@@ -73,9 +71,8 @@ def test_each_is_said(installed):
 def test_the_numbers_are_those_of_the_installation():
     text = (ROOT / "setup.cfg").read_text()
     for package, (oldest, too_new) in versions.SUPPORTED.items():
-        (wanted,) = re.findall(rf"^    {package}(>=.*)$", text, re.MULTILINE)
-        numbers = f">={'.'.join(map(str, oldest))}" + (f",<{'.'.join(map(str, too_new))}" if too_new else "")
-        assert wanted == numbers
+        wanted = f">={oldest}" + (f",<{too_new}" if too_new else "")
+        assert re.findall(rf"^    {package}(>=.*)$", text, re.MULTILINE) == [wanted]
 
 
 def test_check_says_so_and_nothing_else(installed, in_root):
@@ -83,7 +80,7 @@ def test_check_says_so_and_nothing_else(installed, in_root):
     code, lines = checked("--no_such_key", "1")
     assert code == 2 and "unknown flag" in lines[0]  # what was typed comes first
     code, lines = checked()
-    assert code == 2 and lines == ["error: torch 2.9.1 is too old, Keel needs 2.10 or newer: pip install 'torch>=2.10'"]
+    assert code == 2 and lines == ["error: torch 2.9.1 is not supported; Keel needs >=2.10: pip install 'torch>=2.10'"]
 
 
 @pytest.mark.slow
@@ -118,7 +115,7 @@ print(errors.getvalue(), end="")
 """,
         KEEL_HOME=str(tmp_path / "home"),
     ).splitlines()
-    assert said == ["2", "[]", "error: torch 2.9.1 is too old, Keel needs 2.10 or newer: pip install 'torch>=2.10'"]
+    assert said == ["2", "[]", "error: torch 2.9.1 is not supported; Keel needs >=2.10: pip install 'torch>=2.10'"]
 
 
 @pytest.mark.parametrize("entry", ["train", "eval", "prepare"])

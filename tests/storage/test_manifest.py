@@ -136,7 +136,7 @@ def test_publish_into_a_folder_with_other_files(folder, tmp_path):
 
 def test_file_names_in_messages_are_shortened_and_printable(folder):
     content = json.loads((folder / "manifest.json").read_text())
-    for name, shown in (("a" * 5000, "a" * 200 + " …"), ("a\x1b[2J\nb", "a?[2J?b")):
+    for name, shown in (("a" * 5000, "a" * 200 + " …"), ("a\x1b[2J\nb", "a\\x1b[2J\\nb")):
         for prefix in ("", "../"):
             files = {f"{prefix}{name}": {"size": 1, "sha256": "0" * 64}}
             (folder / "manifest.json").write_text(json.dumps(content | {"files": files}))

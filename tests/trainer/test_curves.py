@@ -5,7 +5,7 @@ import json
 import matplotlib.image
 import pytest
 
-from trainer.tools import plot_metrics
+from trainer import curves
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_the_runs_and_the_picture(runs, monkeypatch, capsys, words, picture, lab
         return plot(axis, steps, values, label=label, **options)
 
     monkeypatch.setattr(Axes, "plot", noted)
-    plot_metrics.main(words)
+    curves.main(words)
     assert capsys.readouterr().out.strip() == picture
     assert {label for label in drawn if label.endswith("loss")} == labels
     for label in labels:
@@ -52,6 +52,6 @@ def test_the_runs_and_the_picture(runs, monkeypatch, capsys, words, picture, lab
 
 def test_a_run_that_is_missing_is_one_line(runs, capsys):
     with pytest.raises(SystemExit) as left:
-        plot_metrics.main(["a", "c"])
+        curves.main(["a", "c"])
     assert left.value.code == 2 and "c/metrics.jsonl" in capsys.readouterr().err
     assert not (runs / "curves.png").exists()

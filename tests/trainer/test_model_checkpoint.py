@@ -10,7 +10,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from storage.checkpoints import checkpoints
 from trainer.callbacks.checkpoint_policy import PREEMPTION
-from trainer.callbacks.eval_schedule import EveryNEpochs
+from trainer.callbacks.epochs import EveryNEpochs
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.sections import CheckpointingConfig
 

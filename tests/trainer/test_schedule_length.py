@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
+from trainer.optimization.lr_curves import LRSchedulerConfig
 from trainer.optimization.lr_scheduler import Schedule, depends_on_length, schedule_lines
-from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
 BASES = [1.0, 0.1]  # two groups
 

@@ -11,9 +11,8 @@ import transformers
 from torch.optim import lr_scheduler
 from transformers.trainer_utils import SchedulerType
 
-from trainer.optimization.lr_curves import stand_in_for
+from trainer.optimization.lr_curves import LRSchedulerConfig, stand_in_for
 from trainer.optimization.lr_scheduler import Schedule, check_plan, planned_rates, schedule_lines
-from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
 BASES = [0.1, 0.02]
 TRAINER_OPTIONS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage import manifest
-from trainer.tools import verify
+from trainer import verify
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

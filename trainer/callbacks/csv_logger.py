@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,7 @@ from trainer.callbacks.log_files import append, is_of_the_past
 from trainer.callbacks.progress import MetricsFile
 from trainer.sections import LoggingConfig
 
-STEP = re.compile(r"\d{1,18}")  # of a row; int() refuses thousands of digits
-BACKENDS = {"CSVLogger": "csv", "TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}  # logger_type -> backend
-# The keys that each backend can use.
-USABLE = {
-    "csv": ("name", "save_dir"),
-    "tensorboard": ("name", "save_dir"),
-    "wandb": ("name", "project", "entity", "group", "notes", "log_model", "mode", "save_dir"),
-    "mlflow": ("name", "project", "group", "notes", "log_model", "save_dir"),
-    "trackio": ("name", "project", "save_dir"),
-}
+BACKENDS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}  # logger_type -> backend
 
 
 class CsvLog(MetricsFile):
@@ -78,7 +67,7 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     if not rows or "step" not in rows[0]:
         return [], []
     columns, step = rows[0], rows[0].index("step")
-    complete = [row for row in rows[1:] if len(row) == len(columns) and STEP.fullmatch(row[step])]
+    complete = [row for row in rows[1:] if len(row) == len(columns) and row[step].isdecimal()]
     return columns, [dict(zip(columns, row, strict=True)) for row in complete]
 
 
@@ -97,46 +86,25 @@ def logger_environment(settings: LoggingConfig, output_dir: Path, report_to: Seq
         report_to: Backends by name; `logger_type` adds its own. Without any the section has no effect.
 
     Raises:
-        ValueError: no logger can use a key, or `log_model` has no valid value.
+        ValueError: no logger can use a key.
     """
-    backends = _backends(settings, report_to)
-    if not backends:
-        return {}
-    _check(settings, backends)
+    backends = {*report_to, BACKENDS.get(settings.logger_type, "")} - {""}
+    useless = [name for name in settings.of_wandb if not (name == "project" and "trackio" in backends)]
+    if useless and backends and "wandb" not in backends:
+        raise ValueError(f"`logging.{useless[0]}` cannot be used by {', '.join(sorted(backends))}; WandbLogger has it")
     environment: dict[str, str] = {}
     if "tensorboard" in backends:
         environment["TENSORBOARD_LOGGING_DIR"] = str(log_folder(settings, output_dir, "logs"))
     if "wandb" in backends:
         environment |= _for_wandb(settings, output_dir)
-    if "mlflow" in backends:
-        environment |= _for_mlflow(settings)
-    if "trackio" in backends and settings.save_dir:
-        environment["TRACKIO_DIR"] = _absolute(settings.save_dir)
     return environment
-
-
-def _backends(settings: LoggingConfig, report_to: Sequence[str]) -> list[str]:
-    own = [BACKENDS[settings.logger_type]] if settings.logger_type else []
-    return [*own, *(backend for backend in report_to if backend in USABLE and backend not in own)]
-
-
-def _check(settings: LoggingConfig, backends: Sequence[str]) -> None:
-    shown = settings.logger_type or ", ".join(backends)
-    for key in USABLE["wandb"]:
-        usable = [backend for backend in backends if key in USABLE[backend]]
-        if getattr(settings, key) and not usable:
-            takes = ", ".join(dict.fromkeys(name for backend in backends for name in USABLE[backend]))
-            raise ValueError(f"`logging.{key}` cannot be used by {shown}, which takes {takes}; leave it out")
-    if settings.log_model not in (None, False, True, "all", "best"):
-        raise ValueError(f"`logging.log_model: {settings.log_model}` must be all, best or null")
-    if settings.log_model in (True, "best") and "wandb" not in backends:
-        raise ValueError("`logging.log_model: best` cannot be used by mlflow, which takes all; leave it out")
 
 
 def _for_wandb(settings: LoggingConfig, output_dir: Path) -> dict[str, str]:
     """The files lie in `save_dir`, $WANDB_DIR or the run's folder.
 
     `checkpoint` uploads each checkpoint when it is saved, `end` the final model: the best one, if that is loaded."""
+    folder = settings.save_dir or os.environ.get("WANDB_DIR") or str(output_dir)
     given = {
         "WANDB_NAME": settings.name,
         "WANDB_PROJECT": settings.project,
@@ -144,24 +112,7 @@ def _for_wandb(settings: LoggingConfig, output_dir: Path) -> dict[str, str]:
         "WANDB_RUN_GROUP": settings.group,
         "WANDB_NOTES": settings.notes,
         "WANDB_MODE": settings.mode,
-        "WANDB_DIR": _absolute(settings.save_dir or os.environ.get("WANDB_DIR") or str(output_dir)),
+        "WANDB_DIR": str(Path(folder).expanduser().absolute()),
         "WANDB_LOG_MODEL": {"all": "checkpoint", "best": "end", True: "end", False: "false"}.get(settings.log_model),
     }
     return {name: value for name, value in given.items() if value}
-
-
-def _for_mlflow(settings: LoggingConfig) -> dict[str, str]:
-    """MLflow writes a database into `save_dir`."""
-    tags = {"mlflow.note.content": settings.notes, "group": settings.group}
-    tags = {name: value for name, value in tags.items() if value}
-    given = {
-        "MLFLOW_EXPERIMENT_NAME": settings.project,
-        "MLFLOW_TAGS": json.dumps(tags) if tags else None,
-        "MLFLOW_TRACKING_URI": settings.save_dir and f"sqlite:///{_absolute(settings.save_dir)}/mlflow.db",
-        "HF_MLFLOW_LOG_ARTIFACTS": "1" if settings.log_model else None,
-    }
-    return {name: value for name, value in given.items() if value}
-
-
-def _absolute(folder: str) -> str:
-    return str(Path(folder).expanduser().absolute())

@@ -12,16 +12,12 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from storage.safe_read import escaped
 from trainer.callbacks.log_files import append, drop_later_lines
 from trainer.distributed.shards import is_sharded
 
 FILE = "samples.jsonl"
-
-
-def printable(text: str) -> str:
-    """A text for a terminal: control characters other than line breaks and tabs are escaped."""
-    shown = (char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text)
-    return "".join(shown)
+LAYOUT = "\n\t"  # control characters that a terminal may get
 
 
 class WriteSamples(TrainerCallback):
@@ -61,7 +57,7 @@ class WriteSamples(TrainerCallback):
         if not is_first:  # it was needed for its part of the weights only
             return
         for text in texts:
-            tqdm.write(f"sample at step {state.global_step}: {printable(text)}", file=sys.stderr)
+            tqdm.write(f"sample at step {state.global_step}: {escaped(text, LAYOUT)}", file=sys.stderr)
         lines = [json.dumps({"step": state.global_step, "eval_loss": loss, "text": text}) + "\n" for text in texts]
         try:
             append(self.path, "".join(lines))

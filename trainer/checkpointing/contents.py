@@ -17,19 +17,102 @@ import functools
 import json
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.trainer_callback import ExportableState
 
+from storage import safe_read
 from storage.atomic import write_text
 from trainer.callbacks.log_files import write_files
-from trainer.checkpointing import sharded_optimizer, step_state
+from trainer.checkpointing import sharded_optimizer
 from trainer.checkpointing.pinned_staging import StagingBuffers
 from trainer.distributed.consensus import Consensus
 from trainer.optimization.ema import write_averages
 from trainer.serialization import rng_state, state_dict_io
+
+LOG_INTERVAL = "log_interval.json"
+
+
+@dataclass(frozen=True)
+class PendingStepWork:
+    """Work still pending for the current step when training was preempted; it is done first on resume.
+
+    It is false if nothing is pending.
+
+    Attributes:
+        evaluate: An evaluation, perhaps one that was interrupted.
+        save: A checkpoint, after the evaluation or the epoch's end.
+        epoch: The end of the epoch.
+        stop: The end of training, for another reason than the last step.
+        grad_norm, learning_rate: Of the step, for a log line at the epoch's end.
+    """
+
+    evaluate: bool = False
+    save: bool = False
+    epoch: bool = False
+    stop: bool = False
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.evaluate or self.save or self.epoch or self.stop
+
+
+NOTHING_PENDING = PendingStepWork()
+
+
+def read_pending_work(checkpoint: Path) -> PendingStepWork:
+    """Return the work that is pending in a checkpoint."""
+    return PendingStepWork(**_read_log_interval(checkpoint)["pending"])
+
+
+def step_state(trainer: Any, pending: PendingStepWork) -> dict[str, Any]:
+    """Return the content of log_interval.json: sums are averaged over ranks, so all ranks must call this."""
+    terms = trainer.train_terms
+    names = sorted(terms.sums)
+    sums = [trainer._tr_loss, trainer.followed_loss, *(terms.sums[name] for name in names)]
+    counts = [torch.as_tensor(terms.counts[name], dtype=torch.float32) for name in names]
+    device = trainer.args.device
+    values = torch.stack([value.detach().to(device, torch.float32) for value in [*sums, *counts]])
+    loss, followed, *rest = trainer._mean_over_processes(values).tolist()
+    state = {
+        "last_logged": trainer._globalstep_last_logged,
+        "loss": loss,
+        "followed_loss": followed,
+        "followed_steps": trainer.followed_steps,
+        "terms": {name: [rest[i], rest[len(names) + i]] for i, name in enumerate(names)},
+        "norms": [int(trainer.guard.clipped), trainer.guard.steps],
+        "skipped": trainer.guard.skipped_since_log,
+        "pending": dataclasses.asdict(pending),
+    }
+    return state_dict_io.split(state)[0]  # a loss may be infinite, which JSON cannot hold
+
+
+def restore_log_interval(trainer: Any, checkpoint: Path | str) -> None:
+    """Restore the sums since the last log line; called after transformers has set its own to zero."""
+    state = _read_log_interval(Path(checkpoint))
+    device = trainer.args.device
+    trainer._globalstep_last_logged = state["last_logged"]
+    trainer._tr_loss.fill_(state["loss"])
+    # The summary's mean loss (`train_loss`) is of the steps since this start only.
+    trainer._total_loss_scalar -= state["loss"]
+    trainer.followed_loss.fill_(state["followed_loss"])
+    trainer.followed_steps = state["followed_steps"]
+    terms = trainer.train_terms
+    terms.sums = {name: torch.tensor(total, device=device) for name, (total, _) in state["terms"].items()}
+    terms.counts = {name: count for name, (_, count) in state["terms"].items()}
+    terms.mark()
+    trainer.guard.clipped, trainer.guard.steps = state["norms"]
+    trainer.guard.skipped_since_log = state["skipped"]
+
+
+def _read_log_interval(checkpoint: Path) -> dict[str, Any]:
+    return state_dict_io.join(safe_read.read_json(checkpoint / LOG_INTERVAL), {})
+
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "peft", "bitsandbytes")
 
@@ -48,7 +131,7 @@ class CheckpointContents:
         self.buffers = StagingBuffers() if copies else None
 
     def snapshot(
-        self, final: Path, pending: step_state.PendingStepWork, resumable: bool, rng: Mapping[str, Any]
+        self, final: Path, pending: PendingStepWork, resumable: bool, rng: Mapping[str, Any]
     ) -> Callable[[Path], None]:
         """Copy the current state; return a function that writes it into a folder. All ranks must call this.
 
@@ -60,7 +143,7 @@ class CheckpointContents:
         """
         trainer = self.trainer
         rng_by_rank = self.consensus.gather_to_rank0(rng)
-        texts = {step_state.FILE: step_state.step_state(trainer, pending)}
+        texts = {LOG_INTERVAL: step_state(trainer, pending)}
         part = self._optimizer_part() if resumable else {}
         weights = None if trainer.is_unsharded else trainer.weights()  # gathered with the help of all ranks
         if not trainer.args.should_save:

@@ -27,8 +27,7 @@ from trainer.checkpointing.async_writer import (
     failure_line,
     is_storage_error,
 )
-from trainer.checkpointing.contents import CheckpointContents
-from trainer.checkpointing.step_state import NOTHING_PENDING, PendingStepWork
+from trainer.checkpointing.contents import NOTHING_PENDING, CheckpointContents, PendingStepWork
 from trainer.distributed.consensus import Consensus
 from trainer.serialization import rng_state
 

@@ -16,9 +16,9 @@ from storage import manifest
 from storage.checkpoints import checkpoints
 from trainer.callbacks.log_files import write_files
 from trainer.checkpointing import sharded_optimizer
+from trainer.checkpointing.contents import read_pending_work
 from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.sharded_weights import load_whole_weights, whole_weights
-from trainer.checkpointing.step_state import read_pending_work
 from trainer.distributed.shards import is_sharded
 from trainer.optimization.hparam_changes import apply_changes
 from trainer.optimization.parameter_groups import parameter_groups
@@ -118,19 +118,6 @@ class CheckpointIO:
                 self.ema.load(folder)
             self._change_on_resume()
         self._show_schedule(self.lr_scheduler)
-
-    def load_scaler(self, folder: Path) -> None:
-        """Load the state of the loss scaler of float16 training, if there is one."""
-        scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None:
-            with checkpoint_load_errors(folder):
-                scaler.load_state_dict(state_dict_io.read(folder, "scaler"))
-
-    def load_rng_state(self, folder: Path) -> None:
-        """Restore the random number generators, unless a resumed evaluation has done so already."""
-        if self.rng_restore_pending:
-            with checkpoint_load_errors(folder):
-                restore_rng(folder, self.args, self.state.global_step)
 
     def _change_on_resume(self) -> None:
         """Apply optimizer options that have changed since the checkpoint, and `resume_lr` and `resume_weight_decay`:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +12,9 @@ from torch import nn
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
-from trainer.dataloading.indexed import record_batches
+from trainer.dataloading.batches import EvalBatches, record_batches, share_train_batches
 from trainer.dataloading.resume_position import samples_of_stream
-from trainer.dataloading.samplers import GroupedByLength, SeededOrder, limited_count, limited_dataset, limited_sampler
-from trainer.dataloading.shared_batches import EvalBatches, share_train_batches
+from trainer.dataloading.samplers import GroupedByLength, limited_count, limited_dataset, limited_sampler
 from trainer.preemption import IgnoringSignals
 
 
@@ -47,12 +45,6 @@ class DataLoading:
 
     def _data_seed(self) -> int:
         return self.args.data_seed if self.args.data_seed is not None else self.args.seed
-
-    def eval_sampler(self, eval_dataset: Any, default: Callable[[Any], Any]) -> Any:
-        """Return a seeded shuffle if `eval_shuffle` is set, otherwise `default(eval_dataset)`."""
-        if self.settings.eval_shuffle:
-            return SeededOrder(len(eval_dataset), self.args.seed)
-        return default(eval_dataset)
 
     def _limit_evaluation(self) -> None:
         limit, batch = self.settings.limit_val_batches, self.args.eval_batch_size * self.args.world_size
@@ -140,15 +132,8 @@ class DataLoading:
             for name, value in before.items():
                 setattr(self.args, name, value)
 
-    def collate_function(self, collate: Callable) -> Callable:
-        """Return `collate`, without keys that the model's forward does not name if `remove_unused_columns` is set."""
-        if not self.args.remove_unused_columns:
-            return collate
-        self._set_signature_columns_if_needed()
-        return partial(_collate_named_keys, collate, frozenset(self._signature_columns))
 
-
-def _collate_named_keys(collate: Callable, names: frozenset[str], samples: Any) -> Any:
+def collate_named_keys(collate: Callable, names: frozenset[str], samples: Any) -> Any:
     """Collate without other columns of the samples than `names`, and without other keys of the batch.
 
     Samples of which the forward names no column keep all: then the collate function makes the model's inputs of them.

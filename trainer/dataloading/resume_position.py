@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from storage import safe_read
-from trainer.dataloading.indexed import recorder_of
+from trainer.dataloading.batches import recorder_of
 
 KEY = "data_position"  # in trainer_state.json
 

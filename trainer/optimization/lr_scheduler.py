@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from trainer.optimization.lr_curves import (
+    LRSchedulerConfig,
     load_metric_state,
     metric_state,
     observe_metric,
@@ -22,7 +23,6 @@ from trainer.optimization.lr_curves import (
     scheduler_without_warmup,
     stand_in_for,
 )
-from trainer.optimization.lr_scheduler_config import LRSchedulerConfig
 
 # These decay to `min_lr` where it is set; all others merely never go below it.
 DECAYS_TO_ZERO = ("linear", "cosine", "cosine_with_restarts", "warmup_stable_decay")

@@ -13,7 +13,7 @@ from typing import Any
 from storage import lock, manifest
 from storage.atomic import DELETING
 from storage.checkpoints import STAGING, checkpoints, step_of
-from trainer.tools.verify import checkpoint_dir
+from trainer.verify import checkpoint_dir
 
 TIMING = re.compile(r"(^|_)(runtime|ms|per_second)$|^peak_memory_mb$|^mfu$")
 # Files of the newest checkpoint that training resumes from. Its other files hold times, paths or deleted checkpoints.

@@ -1,1 +1,0 @@
-"""Command-line tools that read a run's folder; they import only storage."""
