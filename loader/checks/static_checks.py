@@ -115,12 +115,14 @@ def _optimizer_words(run: RunConfig, problems: Problems) -> None:
 
 
 def _relative_steps(run: RunConfig, problems: Problems) -> None:
-    """Refuse schedule settings if Adafactor takes relative steps, which are its own schedule."""
+    """Refuse settings of the learning rate if Adafactor takes relative steps, which are its own schedule."""
     if not run.optimizer.get("relative_step"):
         return
-    for name in ("lr_scheduler_type", "warmup_steps", "warmup_ratio", "warmup_epochs", "min_lr", "lr_decay_iters"):
+    for name in (
+        "lr_scheduler_type", "warmup_steps", "warmup_ratio", "warmup_epochs", "min_lr", "lr_decay_iters", "layer_decay",
+    ):  # fmt: skip
         neutral = scalar_keys()[name].default
-        value = getattr(run.process if name == "warmup_epochs" else run.hyper, name)
+        value = getattr(run.process if hasattr(run.process, name) else run.hyper, name)
         if run.was_set(name) and value not in (neutral, "constant"):
             problems.add(
                 f"`{name}`{run.place(name)} has no effect: adafactor without a learning rate takes relative "

@@ -162,6 +162,13 @@ class ProcessArguments:
     check_val_every_n_epoch: int | None = key(
         None, "Evaluate at the end of every n-th epoch.", ge=1, used_by=TRAINER, on_resume=EVALUATION_TIME
     )
+    layer_decay: float = key(
+        1.0,
+        "Factor of the learning rate for each layer down from the head, which has the full rate; 1: one rate.",
+        gt=0,
+        le=1,
+        used_by=TRAINER,
+    )
     no_decay_verbose: bool = key(
         False, "Print which parameters have no weight decay.", used_by=TRAINER, on_resume=HARMLESS
     )

@@ -43,8 +43,9 @@ def build_network(config: Config, process: Any) -> PreTrainedModel:
         )
     notes = _long_inputs(settings, config.block_size, path or f"a new {settings.model_type}", own_checkpoint)
     try:
-        if isinstance(architecture := kind._model_mapping.get(type(settings), None), type):
-            settings.architectures = [architecture.__name__]  # deit's constructor reads it
+        known = kind._model_mapping.get(type(settings), ())
+        for architecture in (known if isinstance(known, tuple) else (known,))[:1]:
+            settings.architectures = [architecture.__name__]  # deit, which has two, is chosen by it
         model = kind.from_config(settings)
     except (ValueError, TypeError, AttributeError, ImportError, ZeroDivisionError, RuntimeError) as error:
         message = str(error).strip().split("\n")[0] or type(error).__name__
