@@ -14,6 +14,7 @@ import numpy as np
 from data.bundle import Bundle
 from data.cache import key_of, open_or_build, require_disk
 from data.images.augment import Augment
+from data.images.checks import refuse_mixed_classes
 from data.images.config import Config
 from data.images.dataset import CachedImages, Collate, DecodedImages
 from data.images.decode import BadImage, Decoder
@@ -35,6 +36,7 @@ def assemble(config: Config, run: Any) -> Bundle:
     process = run.process
     preprocessing = preprocessing_of(config, process.model_name_or_path, process.cache_dir)
     names, is_multi_label = tables["train"].names, tables["train"].is_multi_label
+    refuse_mixed_classes(config, run, is_multi_label)
     sets, targets = {}, {}
     for split, table in tables.items():
         sets[split], more = open_split(config, run, table, preprocessing, f"dataset.{split}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from loader.checks.launch import check_environment, check_hardware
 from loader.checks.plugin_names import check_names
+from loader.checks.switches import check_switches
 from loader.errors import ConfigError, Problems, quoted, shown
 from loader.resolve.run_config import RunConfig, holds_nothing_out, ignores_learning_rate, warmup
 from loader.resume.find_checkpoint import find_checkpoint
@@ -36,6 +37,7 @@ def check_run(run: RunConfig) -> list[str]:
     _rates(run, problems)
     check_names(run, problems)
     check_process_keys(run, problems)
+    check_switches(run, problems)
     check_hardware(run, problems)
     _components(run, problems)
     _output_dir(run, problems)

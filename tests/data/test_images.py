@@ -189,8 +189,8 @@ HEADER = ["local_path", "a", "b"]
         ([HEADER, ["x.png", "1", "0"], ["x.png", "0", "1"]], {}, r"labels\.csv:3.*x\.png.*line 2"),
         ([["local_path", "a", "a"], ["x.png", "1", "0"]], {}, r"labels\.csv:1.*'a'"),
         ([["name", "a"], ["x.png", "1"]], {}, "path_column"),
-        ([HEADER, ["x.png", "1", "0"]], {"labels": ["c"]}, "'c'"),
-        ([HEADER, ["x.png", "1", "0"]], {"path_column": "file"}, "'file'"),
+        ([HEADER, ["x.png", "1", "0"]], {"labels": ["c"]}, r"dataset\.labels: c"),
+        ([HEADER, ["x.png", "1", "0"]], {"path_column": "file"}, r"dataset\.path_column: file"),
         ([HEADER, ["x.png", "0", "0"], ["y.png", "0", "0"]], {}, "label"),
         ([["local_path", "t"], ["x.png", "cat"]], {}, "label_column"),
         ([[*HEADER, "s"], ["x.png", "1", "0", "training"], ["y.png", "0", "1", "odd"]], {"split_column": "s"}, "'odd'"),
@@ -207,8 +207,11 @@ def test_other_sources_that_cannot_be_used(tmp_path):
     with pytest.raises(ValueError, match=r"dataset\.path.*nowhere"):
         read_table(tmp_path / "nowhere.csv", Config())
     save(tmp_path / "one" / "cat" / "a.png")
-    with pytest.raises(ValueError, match="1 class"):
-        read_table(tmp_path / "one", Config())
+    with pytest.raises(ValueError, match="one class, cat"):
+        read_splits(Config(path=str(tmp_path / "one")), seed=0)
+    (tmp_path / "none" / "cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no train images"):
+        read_splits(Config(path=str(tmp_path / "none")), seed=0)
     for index in range(20):
         save(tmp_path / "two" / ("cat" if index % 2 else "dog") / f"{index}.png")
         save(tmp_path / "three" / ("cat" if index % 2 else "cow") / f"{index}.png")
