@@ -25,7 +25,7 @@ from data.images.splits import read_splits
 from data.samplers import EpochSampler, ShuffledSampler, WeightedSampler
 from metrics.classification import MultiLabelMetric, SingleLabelMetric
 
-VERSION = 1  # of what is kept in the cache
+VERSION = 2  # of what is kept in the cache
 SHOWN = 5  # bad images in a message
 SET_NAMES = {"val": "validation", "test": "test"}
 

@@ -69,7 +69,7 @@ class Config:
     dataset_config_name: str | None = key(None, "LADI's set: v1_damage, v1_infrastructure, v2, v2a, v2_resized …")
     train_split: Literal["train", "all"] = fixed("train", "LADI: all trains on validation too.")
     image_size: int | None = fixed(None, "Pixels of a side; null: the pretrained model's, or 224.", ge=8)
-    channels: Literal[1, 3] = fixed(3, "1: gray.")
+    channels: Literal[1, 3, 4] = fixed(3, "1: gray; 4: RGB and alpha.")
     resize: Literal["stretch", "crop", "pad"] = fixed("stretch", "How an image that is not square is made so.")
     mean: list[float] | None = fixed(None, "Of each channel, 0 to 1; null: the pretrained model's, or ImageNet's.")
     std: list[float] | None = fixed(None, "As mean.")
