@@ -79,7 +79,7 @@ def open_split(
     labels = target_array(table)
     needed = len(table.images) * preprocessing.channels * preprocessing.size**2
     if needed > config.cache_gb * 1e9:
-        bad = broken(table, decoder) if config.on_bad_image == "skip" else {}
+        bad = broken(table, decoder, config.on_bad_image == "skip")
         kept = [row for row in range(len(table.images)) if row not in bad]
         images = [table.images[row] for row in kept]
         return DecodedImages(images, labels[kept], decoder, os.cpu_count() or 1), skipped_lines(bad, what)
@@ -120,15 +120,23 @@ def decode_all(folder: Path, table: Table, decoder: Decoder, skip: bool, needed:
     return {"kept": kept, "bad": bad}
 
 
-def broken(table: Table, decoder: Decoder) -> dict[int, str]:
-    """Row -> reason for images that cannot be decoded."""
-    bad = {}
-    for row, image in enumerate(table.images):
+def broken(table: Table, decoder: Decoder, skip: bool) -> dict[int, str]:
+    """Row -> reason for images that cannot be decoded; without `skip` those are refused that are missing or no images.
+
+    To leave out all bad ones, each has to be decoded; to refuse a data set, opening its files is enough.
+    """
+
+    def reason(image: Any) -> str | None:
         try:
-            decoder(image)
+            (decoder if skip else decoder.check)(image)
         except BadImage as error:
-            bad[row] = str(error)
-    refuse_bad(bad, True, len(table.images))
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        reasons = enumerate(pool.map(reason, table.images))
+        bad = {row: reason for row, reason in reasons if reason is not None}
+    refuse_bad(bad, skip, len(table.images))
     return bad
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from data.images.config import Config
 from data.images.folder import metadata_of, split_folders
+from data.images.sources import is_hub_id
 from data.images.splits import read_splits
-from data.images.table import is_hub_id
 
 KEY = re.compile(r"`(dataset\.[\w.]+)[^`]*`")
 OF_TABLES = ("root", "path_column", "labels", "label_column", "label_separator", "split_column", "group_column")

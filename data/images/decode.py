@@ -6,6 +6,7 @@ Shapes: C channels (1: gray, 3: RGB, 4: RGB and alpha), S pixels of a side.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ class Decoder:
         Args:
             image: A path, bytes of a file, or an object with `read()`.
         """
+        return self._opened(image, self.to_array)
+
+    def check(self, image: Any) -> None:
+        """Raise BadImage if a file is missing or is no image; its pixels are not decoded."""
+        self._opened(image, lambda opened: None)
+
+    def _opened(self, image: Any, use: Callable[[Any], Any]) -> Any:
+        """`use(image)` of an open image, every error as BadImage."""
         from PIL import Image, UnidentifiedImageError
 
         try:
@@ -50,7 +59,7 @@ class Decoder:
             with Image.open(source) as opened:
                 if opened.format == "JPEG":
                     opened.draft(None, (self.size, self.size))  # decodes at 1/2, 1/4 or 1/8 of the size where enough
-                return self.to_array(opened)
+                return use(opened)
         except FileNotFoundError:
             raise BadImage(f"{image} does not exist") from None
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.images.config import Config
 from data.images.labelled import Table
-from data.images.table import is_hub_id, read_table
+from data.images.sources import is_hub_id, read_table
 
 EVAL_FRACTION = 0.1
 

@@ -29,37 +29,6 @@ SPLITS = {
 }
 
 
-def is_hub_id(path: str) -> bool:
-    """Whether a path is no file here and may be a data set of the hub: `owner/name`."""
-    if Path(path).expanduser().exists():
-        return False
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).suffix
-
-
-def read_table(path: Path, config: Config, key: str = "dataset.path") -> Table:
-    """Read one source.
-
-    Args:
-        key: The key that names it, for messages.
-
-    Raises:
-        ValueError: the source is missing, or a column or a value is not what it must be; names file and line.
-    """
-    if path.is_dir():
-        from data.images.folder import read_folder
-
-        return read_folder(path, config, key)
-    if not path.is_file():
-        raise ValueError(
-            f"`{key}: {path}` does not exist; name a table of images, or a folder with a subfolder per class"
-        )
-    if path.suffix == ".parquet":
-        from data.images.parquet import read_parquet
-
-        return read_parquet(path, config)
-    return read_csv(path, config, key)
-
-
 def read_csv(path: Path, config: Config, key: str, usual_labels: Sequence[str] = ()) -> Table:
     """A table with a header between commas, tabs, semicolons or bars, whatever the file is called; or lines of JSON.
 
@@ -67,7 +36,7 @@ def read_csv(path: Path, config: Config, key: str, usual_labels: Sequence[str] =
         usual_labels: Columns of which one holds the labels, if the keys of the data name none.
 
     Raises:
-        ValueError: as `read_table`.
+        ValueError: a column or a value is not what it must be; names file and line.
     """
     rows = _json_rows(path) if path.suffix == ".jsonl" else _rows(path)
     if len(rows) < 2:

@@ -117,9 +117,8 @@ def _check_image_size(model: PreTrainedModel, size: int | None, whose: str) -> N
     finally:
         model.train(was_training)
     if reason is not None:
-        raise ValueError(
-            f"`dataset.image_size: {size}`: {whose} cannot take images of {size} pixels: {reason.rstrip('.')}; change it"
-        )
+        reason = reason.rstrip(".")
+        raise ValueError(f"`dataset.image_size: {size}`: {whose} takes no images of {size} pixels: {reason}; change it")
 
 
 def _settings(values: dict[str, Any], sizes: dict[str, int]) -> PreTrainedConfig:

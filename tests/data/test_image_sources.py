@@ -8,8 +8,8 @@ from PIL import Image
 
 from data.images.build_bundle import target_array
 from data.images.config import Config
+from data.images.sources import read_table
 from data.images.splits import read_splits
-from data.images.table import read_table
 
 KINDS = ("cat", "dog", "newt")
 

@@ -1,6 +1,7 @@
 """Bad input of an image run: one line with value and place, exit code 2, and nothing written."""
 
 import csv
+import json
 import re
 
 import pytest
@@ -13,9 +14,7 @@ import train
 from loader.command_line.entry import command_line
 
 SETTINGS = "max_steps=1 report_to=none do_eval=false warmup_steps=0 save_strategy=no accelerator=cpu"
-VIT = f"{{name: auto, task: image_classification, config: {{model_type: vit, **}}}}".replace(
-    "**", ", ".join(f"{key}: {value}" for key, value in NETWORKS["vit"].items())
-)
+VIT = {"name": "auto", "task": "image_classification", "config": {"model_type": "vit", **NETWORKS["vit"]}}
 
 
 def refused(capsys, entry, *arguments):
@@ -86,15 +85,24 @@ def test_a_label_that_only_validation_has(start, tmp_path, capsys):
         (["dataset.path=/not/there.csv"], r"`dataset\.path: /not/there\.csv` in --set"),
         (["dataset.labels=[red, violet]"], r"`dataset\.labels: violet`.*labels\.csv"),
         (["dataset.label_column=kind"], r"`dataset\.label_column: kind` in --set.*labels\.csv"),
-        (["dataset.image_size=32", "model.config.patch_size=48"], r"`dataset\.image_size: 32`"),
         (["dataset.image_size=4"], r"`dataset\.image_size: 4` in --set"),
     ],
 )
 def test_keys_that_do_not_fit_the_data_or_the_network(start, tmp_path, capsys, settings, place):
-    if "patch" in settings[-1]:
-        settings = [f"model={VIT.replace('patch_size: 8', 'patch_size: 48')}", settings[0]]
     assert re.search(place, refused(capsys, start, *settings))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_the_network_cannot_take(start, tmp_path, capsys):
+    """Images of 16 pixels in patches of 48; and pretrained positions of 16 pixels for images of 32."""
+    task = tmp_path / "task.yaml"
+    task.write_text(re.sub("model: .*", f"model: {json.dumps(VIT)}", task.read_text()))
+    assert "`dataset.image_size: 16`" in refused(capsys, start, "model.config.patch_size=48")
+    assert not (tmp_path / "out").exists()
+    start()
+    fresh = ("model.config=null", f"model_name_or_path={tmp_path / 'out'}", f"output_dir={tmp_path / 'new'}")
+    assert "`dataset.image_size: 32`" in refused(capsys, start, *fresh, "dataset.image_size=32")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_with_one_class(start, tmp_path, capsys):
@@ -131,7 +139,7 @@ def test_labels_that_contradict_the_checkpoint(start, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("section", "key", "line"),
     [
-        ("{name: images, path: TABLE, augment: false,\n  augmentation: {erasing: 0.5}}", "augmentation.erasing: 0.5", 2),
+        ("{name: images, path: TABLE, augment: false,\n  augmentation: {flip: 0.2}}", "augmentation.flip: 0.2", 2),
         ("{name: images, path: TABLE,\n  augmentation: {rand_augment_magnitude: 3}}",
          "augmentation.rand_augment_magnitude: 3", 2),
         ("{name: images, path: TABLE, label_separator: ';'}", "label_separator: ;", 1),
