@@ -69,6 +69,10 @@ def test_modes_become_rgb(tmp_path):
         "transparent.png": (transparent, (255, 255, 255)),
         "gray_alpha.png": (Image.new("LA", (8, 8), (50, 255)), (50, 50, 50)),
         "float.tiff": (Image.fromarray(np.full((8, 8), 100, np.float32)), (100, 100, 100)),
+        "share.tiff": (Image.fromarray(np.full((8, 8), 0.5, np.float32)), (127, 127, 127)),
+        "whole.tiff": (Image.fromarray(np.full((8, 8), 200, np.int32)), (200, 200, 200)),
+        "frames.gif": (Image.new("RGB", (8, 8), (200, 30, 30)).quantize(2), (200, 30, 30)),
+        "half.webp": (Image.new("RGBA", (8, 8), (200, 0, 0, 128)), (227, 127, 127)),
     }
     for name, (image, colour) in cases.items():
         image.save(tmp_path / name)
@@ -85,6 +89,34 @@ def test_orientation_of_exif_is_applied(tmp_path):
     image.save(tmp_path / "a.png", exif=exif)
     pixels = decoded(tmp_path / "a.png")[0]
     assert pixels[4, 6] == 255 and pixels[4, 1] == 0
+
+
+def test_a_large_jpeg_that_exif_turns(tmp_path):
+    """Decoded at a part of its size, then turned: white above becomes white on the right, for each way of resizing."""
+    image = Image.new("RGB", (400, 200), (0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 400, 100))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    for resize in ("stretch", "crop", "pad"):
+        pixels = decoded(tmp_path / "a.jpg", channels=1, resize=resize)[0]
+        assert pixels[4, 2] < 5 and pixels[4, 5] > 250, resize
+
+
+@pytest.mark.keys("dataset(images).channels")
+def test_four_channels_keep_what_is_transparent(tmp_path):
+    Image.new("RGBA", (8, 8), (200, 30, 30, 128)).save(tmp_path / "a.png")
+    save(tmp_path / "b.png", (200, 30, 30))
+    assert decoded(tmp_path / "a.png", channels=4)[:, 4, 4].tolist() == [200, 30, 30, 128]
+    assert decoded(tmp_path / "b.png", channels=4)[:, 4, 4].tolist() == [200, 30, 30, 255]
+    batch = {"pixel_values": torch.rand(5, 4, 16, 16), "labels": torch.zeros(5, 2)}
+    settings = OFF | {"saturation": 0.5, "brightness": 0.3, "contrast": 0.3}
+    transform = Augment(Augmentation(**settings), (0.0,) * 4, (1.0,) * 4, None)
+    changed = transform(batch, torch.Generator().manual_seed(0))["pixel_values"]
+    assert torch.allclose(changed[:, 3], batch["pixel_values"][:, 3], atol=1e-6)
+    assert not torch.allclose(changed[:, :3], batch["pixel_values"][:, :3], atol=1e-2)
+    four = preprocessing_of(Config(channels=4), None, None)
+    assert four.mean[:3] == (0.485, 0.456, 0.406) and four.mean[3] == pytest.approx(sum(four.mean[:3]) / 3)
 
 
 @pytest.mark.keys("dataset(images).channels", "dataset(images).resize")
