@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from sim.aloha import expert, make, simulator
+from sim.aloha import demonstrate, expert, make, simulator
 from sim.aloha.config import Config
-from sim.record import demonstrate
 
 
 @pytest.mark.parametrize("axis", ["x", "y", "z"])
