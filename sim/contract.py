@@ -15,10 +15,13 @@ Shapes: T control steps, Q numbers in the simulator's position vector.
 from __future__ import annotations
 
 import importlib
+import warnings
 from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
+
+from storage.worker_pool import environment_variables
 
 
 class Environment(Protocol):
@@ -54,6 +57,25 @@ class Environment(Protocol):
 
     def step(self, action: np.ndarray) -> dict[str, np.ndarray | str]:
         """The next observation; ValueError if the action has another shape or is not finite."""
+
+
+def import_without_opengl(name: str, install: str) -> ModuleType:
+    """Import a module that needs a simulator's packages.
+
+    On import, dm_control and mujoco load the library that MUJOCO_GL names, although stepping needs none, so they are
+    imported with rendering off. `sim.renderer` reads MUJOCO_GL again for the first frame.
+
+    Raises:
+        ValueError: A package is not installed; `install` is how to do that.
+    """
+    try:
+        with environment_variables({"MUJOCO_GL": "off"}), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # packages warn of what they correct themselves
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "sim":
+            raise
+        raise ValueError(f"{name} needs the package {error.name!r}, not installed: {install}") from error
 
 
 def simulator(config: Any) -> ModuleType:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.aloha.config import CONTROL_HZ as CONTROL_HZ
-from sim.aloha.config import Config
-from storage.worker_pool import environment_variables
+from sim.aloha.config import INSTALL, SCENES, Config
+from sim.contract import import_without_opengl
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -79,18 +79,5 @@ def viewer(config: Config, task: str, height: int, width: int) -> Callable[[np.n
 
 
 def simulator() -> ModuleType:
-    """The module `sim.aloha.environment`, imported without touching OpenGL.
-
-    On import, dm_control and mujoco load the library that MUJOCO_GL names, although stepping needs none, so they are
-    imported with rendering off. `sim.renderer` reads MUJOCO_GL again for the first frame.
-    """
-    try:
-        with environment_variables({"MUJOCO_GL": "off"}):
-            import sim.aloha.environment
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "sim":
-            raise
-        raise ValueError(
-            f"the ALOHA simulator needs the package {error.name!r}, not installed: pip install -e .[sim]"
-        ) from error
-    return sim.aloha.environment
+    """The module `sim.aloha.environment`."""
+    return import_without_opengl(SCENES, INSTALL)

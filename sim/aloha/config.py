@@ -10,6 +10,7 @@ from storage.config_keys import key
 CAMERAS = ("top", "angle", "front_close", "left_pillar", "right_pillar")
 CONTROL_HZ = 50
 MAX_REWARD = 4
+SCENES, INSTALL = "sim.aloha.environment", "pip install -e .[sim]"
 
 
 @dataclass

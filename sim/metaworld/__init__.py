@@ -6,14 +6,13 @@ Importing this needs neither MuJoCo nor OpenGL; `make` loads the simulator. See 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sim.contract import import_without_opengl
 from sim.metaworld.config import Config
-from storage.worker_pool import environment_variables
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -76,16 +75,7 @@ def viewer(config: Config, task: str, height: int, width: int) -> Callable[[np.n
 
 
 def simulator() -> ModuleType:
-    """The module `sim.metaworld.environment`, imported without touching OpenGL, see `sim.aloha.simulator`."""
-    try:
-        with environment_variables({"MUJOCO_GL": "off"}), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the package warns of constants that it clips itself
-            import sim.metaworld.environment
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "sim":
-            raise
-        raise ValueError(
-            f"Meta-World needs the package {error.name!r}, not installed: pip install -e .[sim] && "
-            "pip install --no-deps metaworld"
-        ) from error
-    return sim.metaworld.environment
+    """The module `sim.metaworld.environment`."""
+    return import_without_opengl(
+        "sim.metaworld.environment", "pip install -e .[sim] && pip install --no-deps metaworld"
+    )

@@ -64,7 +64,7 @@ def test_only_the_filmed_episodes_keep_their_trajectory():
 
 def test_the_score_by_hand():
     def result(success, strict, steps, rewards):
-        return EpisodeResult(0, success, strict, steps, max(rewards), sum(rewards))
+        return EpisodeResult(0, "lift", success, strict, steps, max(rewards), sum(rewards))
 
     scored = score(
         [
