@@ -162,6 +162,15 @@ class ChunkPolicy(PreTrainedModel):
         """The next chunk (1, C, A) of an episode."""
         return self(**inputs)["actions"]
 
+    def check_words(self, words: Tensor | None) -> None:
+        """Raise ValueError if a batch has instructions that the network does not read, or lacks those that it does."""
+        expected, found = self.config.num_words or 0, 0 if words is None else words.shape[1]
+        if found != expected:
+            raise ValueError(
+                f"words of instructions: the model was built for {expected}, the batch has {found}; use the "
+                "dataset.instruction_words that the model was trained with"
+            )
+
     def check_images(self, images: Tensor | None) -> None:
         """Raise ValueError if a batch's images (B, K, 3, H, W) are not those the network was built for."""
         config = self.config

@@ -12,7 +12,7 @@ from storage.config_keys import TRAJECTORY, key
 PARTS: dict[str, str] = {
     "backbone": r"^observation\.backbone(\.|$)",
     "vision_tower": r"^observation\.backbone(\.|$)",  # the same part under the name that vision-language models use
-    "projector": r"^observation\.pooling(\.|$)",
+    "projector": r"^observation\.(pooling|words)(\.|$)",
     "trunk": r"^network(\.|$)",
 }
 

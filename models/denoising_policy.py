@@ -56,6 +56,7 @@ class DenoisingPolicy(ChunkPolicy):
         actions: Tensor | None = None,
         is_pad: Tensor | None = None,
         images: Tensor | None = None,
+        words: Tensor | None = None,
         **context: Any,
     ) -> dict[str, Any]:
         """Sample a chunk or compute the loss of a demonstrated one; arguments as `models.act.network.ACT.forward`.
@@ -64,7 +65,8 @@ class DenoisingPolicy(ChunkPolicy):
             Without actions {"actions": (B, C, A)}, in training {"loss", "losses"}, in evaluation mode both.
         """
         self.check_images(images)
-        condition = self.observation(state.to(self.dtype), images)
+        self.check_words(words)
+        condition = self.observation(state.to(self.dtype), images, words)
         if actions is None:
             return {"actions": self.sample_chunks(condition)}
         actions = actions.to(self.dtype)
@@ -95,8 +97,10 @@ class DenoisingPolicy(ChunkPolicy):
 
     def predict_chunk(self, inputs: dict[str, Tensor]) -> Tensor:
         """The next chunk (1, C, A), from noise of its own; every episode has the same sequence of noise."""
-        self.check_images(inputs.get("images"))
-        condition = self.observation(inputs["state"].to(self.dtype), inputs.get("images"))
+        images, words = inputs.get("images"), inputs.get("words")
+        self.check_images(images)
+        self.check_words(words)
+        condition = self.observation(inputs["state"].to(self.dtype), images, words)
         return self.sample_chunks(condition, self._generator)
 
     def sample_chunks(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:

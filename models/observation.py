@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from models.backbone import ImageBackbone
 from models.denoising import DenoisingConfig
 
+WORDS_DIM = 64  # numbers that an instruction becomes
+
 
 class SpatialSoftmax(nn.Module):
     """Expected image coordinates of keypoints, each a softmax over the cells of a feature map.
@@ -33,12 +35,15 @@ class SpatialSoftmax(nn.Module):
 
 
 class ObservationEncoder(nn.Module):
-    """State, and for each image its keypoints or mean features, concatenated."""
+    """State, instruction, and for each image its keypoints or mean features, concatenated."""
 
     def __init__(self, config: DenoisingConfig):
         super().__init__()
         self.crop_size = config.crop_size
         self.width = config.state_dim
+        if config.num_words:
+            self.words = nn.Linear(config.num_words, WORDS_DIM)
+            self.width += WORDS_DIM
         if config.num_images:
             self.backbone = ImageBackbone(config)
             if config.image_pooling == "spatial_softmax":
@@ -49,8 +54,10 @@ class ObservationEncoder(nn.Module):
                 width = self.backbone.out_channels
             self.width += config.num_images * width
 
-    def forward(self, state: Tensor, images: Tensor | None) -> Tensor:
-        """state (B, state dim), images (B, K, 3, H, W) uint8 -> (B, D)."""
+    def forward(self, state: Tensor, images: Tensor | None = None, words: Tensor | None = None) -> Tensor:
+        """state (B, state dim), images (B, K, 3, H, W) uint8, words (B, V) 0 or 1 -> (B, D)."""
+        if words is not None:
+            state = torch.cat((state, self.words(words.to(state.dtype))), dim=-1)
         if images is None:
             return state
         if self.crop_size is not None:

@@ -25,6 +25,9 @@ class PolicyConfig:
     )
     image_height: int | None = key(None, "pixels; filled in from the data", ge=0)
     image_width: int | None = key(None, "pixels; filled in from the data", ge=0)
+    num_words: int | None = key(
+        None, "words of instructions that the policy reads; null or 0: none; filled in from the data", ge=0
+    )
 
     backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = key(
         "resnet18", "image backbone; not built when the data has no images"
