@@ -41,6 +41,12 @@ class EvalArguments(RemembersGiven):
     video: bool = key(False, "Write a film and a contact sheet of the first episodes; --video_dir implies it.")
     video_episodes: int = key(1, "How many episodes --video films.", ge=1)
     video_dir: str | None = key(None, "Where the films go. Default: CHECKPOINT/eval/.")
+    instruction: Literal["right", "wrong", "held_out"] | None = key(
+        None,
+        "What the policy is told in a simulator of several tasks: wrong: another task's instruction; held_out: a "
+        "phrasing that recordings never use.",
+    )
+    expert: bool = key(False, "Score the scripted expert too, in the same episodes.")
     split: Literal["validation", "test", "train"] = key(
         "validation", "The data that is scored, for tasks without a simulator."
     )
@@ -127,7 +133,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 def overrides(asked: EvalArguments) -> list[str]:
     """What the flags change of the checkpoint's configuration, as `key.path=value`."""
-    return [*asked.set, *([f"dataset.path={json.dumps(asked.data)}"] if asked.data is not None else [])]
+    path = [f"dataset.path={json.dumps(asked.data)}"] if asked.data is not None else []
+    instruction = [f"env.instruction={asked.instruction}"] if asked.instruction is not None else []
+    return [*asked.set, *path, *instruction]
 
 
 def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
@@ -144,7 +152,7 @@ def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
 SCORED_WITH = ("dataset", "loss", "env")  # sections that scoring reads
 AT_MOST = ("vocab_size", "block_size")  # sizes of which the data may use fewer than the model has
 TAKES_OTHERS = ("image_size",)  # sizes that a model's configuration names, though it may take others
-OF_ROLLOUTS = ("episodes", "num_workers", "video", "video_episodes", "video_dir")
+OF_ROLLOUTS = ("instruction", "expert", "episodes", "num_workers", "video", "video_episodes", "video_dir")
 OF_HELD_OUT_DATA = ("data", "split", "batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
 OF_SAMPLES = ("prompt", "tokens", "temperature", "top_k", "seed")
 
@@ -262,6 +270,9 @@ def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[s
         rollout.rollout, make_policy, run.env.config, asked.episodes, asked.seed, asked.num_workers, films
     )
     scores = {"task": run.task, "checkpoint": str(folder), "seed": asked.seed, **rollout.score(results)}
+    if asked.expert:
+        successes = rollout.expert_successes(run.env.config, asked.episodes, asked.seed, asked.num_workers)
+        scores |= rollout.rate("expert/success", successes)
     print_scores(scores)
     if films:
         from sim.film import film
@@ -316,11 +327,12 @@ def usable_device(name: str | None) -> str:
 
 
 def print_scores(scores: dict[str, Any]) -> None:
-    """The scores as a person reads them."""
-    for name, title in (("success", "success"), ("strict_success", "strict (held at the last step)")):
+    """The scores as a person reads them: each success rate, of single tasks and of the expert too."""
+    titles = {"success": "success", "strict_success": "strict (held at the last step)"}
+    for name in (entry.removesuffix("_rate") for entry in scores if entry.endswith("_rate")):
         low, high = scores[f"{name}_low"], scores[f"{name}_high"]
-        rate = f"{scores[f'{name}_rate']:.1%} of {scores['episodes']} episodes"
-        print(f"{title}: {rate} (95 % interval {low:.1%} to {high:.1%})")
+        print(f"{titles.get(name, name)}: {scores[f'{name}_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})")
+    print(f"episodes: {scores['episodes']}")
     if scores["mean_steps_to_success"] is not None:
         print(f"steps to success: {scores['mean_steps_to_success']:.0f} on average")
 

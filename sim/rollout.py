@@ -69,6 +69,27 @@ def rollout(
     return [results[task] for task in tasks]
 
 
+def expert_successes(
+    config: Any, num_episodes: int, seed: int, num_workers: int | None = None, report: Callable[[str], None] = print
+) -> list[bool]:
+    """Whether the scripted expert succeeds, undisturbed, in the same episodes as `rollout`."""
+    seeds = [seed + i for i in range(num_episodes)]
+    with contextlib.closing(run(functools.partial(_expert, config), seeds, num_workers)) as pairs:
+        results = dict(progress(pairs, num_episodes, "expert", report))
+    return [results[one] for one in seeds]
+
+
+def _expert(config: Any) -> Callable[[int], bool]:
+    room = simulator(config)
+    environment = room.make(config)
+
+    def succeeds(seed: int) -> bool:
+        room.demonstrate(environment, seed, 0.0)
+        return environment.success
+
+    return succeeds
+
+
 def _roller(make_policy: Callable[[], Policy], config: Any) -> Callable[[tuple[int, bool]], EpisodeResult]:
     environment, policy = simulator(config).make(config), make_policy()
     return lambda task: _episode(environment, policy, *task)

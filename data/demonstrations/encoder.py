@@ -63,7 +63,7 @@ class ObservationEncoder:
         self.frames = {key: deque(maxlen=self.history) for key in self.image_keys}
 
     def encode(self, observation: dict) -> dict:
-        """Encode an observation: state (1, S) float32 and, if the model has them, images (1, K, 3, h, w) and words (1, V).
+        """Encode an observation: state (1, S) float32; if the model has them, images (1, K, 3, h, w), words (1, V).
 
         Raises:
             ValueError: entries are missing, or the state is of the wrong size or not finite.

@@ -69,7 +69,7 @@ def viewer(config: Config, task: str, height: int, width: int) -> Callable[[np.n
     def view(positions: np.ndarray) -> np.ndarray:
         env.data.qpos[:] = positions
         mujoco.mj_forward(env.model, env.data)
-        return renderer.render(env.data, FILM_CAMERA)
+        return simulator().upright(renderer, env.data, FILM_CAMERA)
 
     return view
 

@@ -13,6 +13,8 @@ An action is (4,) float64 from -1 to 1: a movement of the hand in x, y and z, an
 from __future__ import annotations
 
 import random
+import warnings
+from typing import Any
 
 import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
@@ -24,6 +26,12 @@ from sim.metaworld.instructions import TASKS
 HOLD_STEPS = 10  # an episode goes on for so many steps after its success, which must then still hold
 JITTER_STD = 0.2  # standard deviation of the disturbance of an expert's actions, at jitter 1
 GOAL = slice(36, 39)
+
+
+def upright(renderer: Any, data: Any, camera: str) -> np.ndarray:
+    """A camera's view (height, width, 3) uint8; the scenes' corner cameras hang upside down, and are turned."""
+    frame = renderer.render(data, camera)
+    return frame[::-1, ::-1].copy() if camera.startswith("corner") else frame
 
 
 class Scene:
@@ -118,7 +126,10 @@ class Environment:
 
     def expert_action(self) -> np.ndarray:
         """The scripted expert's action (4,) for this moment, clipped to ±1."""
-        return np.clip(np.asarray(self.scene.expert.get_action(self.state), dtype=np.float64), -1, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of each action beyond ±1
+            action = self.scene.expert.get_action(self.state)
+        return np.asarray(action, dtype=np.float64).clip(-1, 1)
 
     def _instruction(self, seed: int) -> str:
         """A phrasing of the task's instruction, or of another task's, by the seed."""
@@ -135,7 +146,7 @@ class Environment:
             state[GOAL] = 0
         observation: dict[str, np.ndarray | str] = {"observations/state": state, "instruction": self.instruction}
         for camera in self.config.cameras:
-            observation[f"observations/images/{camera}"] = self._renderer().render(self.scene.env.data, camera)
+            observation[f"observations/images/{camera}"] = upright(self._renderer(), self.scene.env.data, camera)
         return observation
 
     def _renderer(self):
