@@ -73,6 +73,7 @@ class Config:
     sampling: Literal["random", "grid"] = key(
         "random", "Training windows: random starts anywhere, or side by side, each once an epoch.", on_resume=TRAJECTORY
     )
+    label_column: str | None = fixed(None, "Column of a table whose runs of equal values are events.")
     classes: list[str] | None = fixed(None, "Class names in their order; null: all of the training split, sorted.")
     # Channels
     channels: list[str] | None = fixed(None, "Names, patterns (EEG*) or types (eeg) of channels to keep; null: all.")

@@ -1,0 +1,132 @@
+"""Which channels a batch has, and in which column of each file they are.
+
+Shapes: C channels of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.signals.config import Config
+from data.signals.preparing import Prepared
+
+POSITION_DIGITS = 4  # equal positions and types to so many decimals are one channel
+SHOWN = 8  # channels in a message
+
+
+@dataclass
+class Alignment:
+    """Attributes:
+    names, types: Of the C channels.
+    columns: For each file the columns of the C channels; -1 where it lacks one.
+    """
+
+    names: list[str]
+    types: list[str | None]
+    columns: list[np.ndarray]
+
+
+def align(files: Sequence[Prepared], trained: int, config: Config) -> tuple[Alignment, list[str]]:
+    """Merge the channels of files, of which the first `trained` are for training; returns lines for people too.
+
+    Raises:
+        ValueError: channels, rates or values that the configuration does not allow for.
+    """
+    check_rates(files)
+    notes = check_missing(files, config)
+    keyed, flat_keys = [], set()
+    for file in files:
+        keys = keys_of(file, config.merge_by)
+        flat = flat_channels(file, config)
+        flat_keys |= {keys[number] for number in flat}
+        keyed.append({key: number for number, key in enumerate(keys) if number not in flat})
+        notes += [f"{file.source}: constant in all of it: {listed([file.channels[n] for n in flat])}"] if flat else []
+    if config.flat == "drop":
+        keyed = [{key: number for key, number in each.items() if key not in flat_keys} for each in keyed]
+    chosen = list(dict.fromkeys(key for each in keyed[:trained] for key in each))
+    described: dict[tuple, tuple[str, str | None]] = {}  # name and type, of the first file that has the channel
+    for file, each in zip(files, keyed, strict=True):
+        for key, number in each.items():
+            described.setdefault(key, (file.channels[number], file.types[number]))
+    if config.missing == "drop":
+        chosen = [key for key in chosen if all(key in each for each in keyed)]
+    for file, each in zip(files, keyed, strict=True):
+        absent = [described[key][0] for key in chosen if key not in each]
+        further = [described[key][0] for key in each if key not in chosen]
+        filled_flat = config.flat == "fill" and {key for key in chosen if key not in each} <= flat_keys
+        if config.missing == "error" and (further or (absent and not filled_flat)):
+            differs = f"lacks {listed(absent)}" if absent else f"also has {listed(further)}"
+            raise ValueError(
+                f"{file.source} {differs}; set dataset.channels to those all recordings have, or dataset.missing to "
+                "fill or drop"
+            )
+    if not chosen:
+        raise ValueError("no channel is in all recordings; set dataset.missing: fill, or name dataset.channels")
+    columns = [np.array([each.get(key, -1) for key in chosen]) for each in keyed]
+    names, types = zip(*(described[key] for key in chosen), strict=True)
+    return Alignment(list(names), list(types), columns), notes
+
+
+def keys_of(file: Prepared, merge_by: str) -> list[tuple]:
+    """What makes channels of different files the same; several channels of one position and type are numbered."""
+    keys: list[tuple] = []
+    for name, kind, position in zip(file.channels, file.types, file.positions, strict=True):
+        key = ("name", name)
+        if merge_by == "position" and position is not None:
+            key = (tuple(round(value, POSITION_DIGITS) + 0.0 for value in position), kind)
+        keys.append((*key, sum(other[: len(key)] == key for other in keys)))
+    return keys
+
+
+def check_rates(files: Sequence[Prepared]) -> None:
+    """Raise ValueError if sampling rates differ."""
+    rates = {}
+    for file in files:
+        rates.setdefault(file.rate, file.source)
+    if len(rates) > 1:
+        shown = ", ".join(f"{source} {'unknown' if rate is None else f'{rate:g} Hz'}" for rate, source in rates.items())
+        raise ValueError(f"sampling rates differ: {shown}; set dataset.resample (and sampling_rate, where unknown)")
+
+
+def check_missing(files: Sequence[Prepared], config: Config) -> list[str]:
+    """Lines with the counts of NaN.
+
+    Raises:
+        ValueError: there are some, and `nan` is `error`.
+    """
+    notes = []
+    for file in files:
+        counts = np.sum([part.missing for part in file.parts], 0)
+        flat = file.flat()
+        counts[flat] = 0  # without any value: see `flat`
+        worst = int(np.argmax(counts))
+        if counts[worst]:
+            line = (
+                f"{file.source}: {counts.sum():,} NaN in {file.rows:,} samples of {np.count_nonzero(counts)} channels"
+            )
+            if config.nan == "error":
+                raise ValueError(f"{line}, most in {file.channels[worst]}; set dataset.nan to fill or drop")
+            notes.append(f"{line}: {config.nan} (dataset.nan)")
+    return notes
+
+
+def flat_channels(file: Prepared, config: Config) -> list[int]:
+    """Numbers of channels that are constant in a file.
+
+    Raises:
+        ValueError: there are some, and `flat` is `error`.
+    """
+    flat = file.flat()
+    if flat and config.flat == "error":
+        raise ValueError(
+            f"{file.source}: constant in all of it: {listed([file.channels[number] for number in flat])}; set "
+            "dataset.flat to fill or drop, or leave them out of dataset.channels"
+        )
+    return flat
+
+
+def listed(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,241 @@
+"""From recordings to a `Bundle`: prepared arrays, channels, splits, scaling, windows."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.bundle import Bundle
+from data.samplers import EpochSampler, ShuffledSampler
+from data.signals.alignment import Alignment, align
+from data.signals.config import Config
+from data.signals.dataset import NextSet, Signals, SignalSet, TrialSet, collate
+from data.signals.mixup import MixTransform, quantizer_of
+from data.signals.preparing import KEYS, Prepared, prepare
+from data.signals.recording import find_files
+from data.signals.scaling import Scaling, fit
+from data.signals.splits import Origin, Stretch, origin_of, split, stretches_of
+from data.signals.tokenizers import TOKENIZERS
+from data.signals.windows import Windows, trials_of
+from data.text.config import samples_per_step
+from data.text.sampling import SamplerFactory
+
+FILE = "signals.json"
+DEFAULT_WINDOW = 256  # samples
+SET_NAMES = {"eval": "validation", "test": "test"}
+SPLITS = {"path": "train", "eval_path": "eval", "test_path": "test"}
+FINGERPRINT_ROWS = 4096
+
+
+@dataclass
+class Recordings:
+    """All recordings of a run: its files, those of `path` first, and the stretches of each split."""
+
+    files: list[Prepared]
+    origins: dict[tuple[int, int], Origin]
+    splits: dict[str, list[Stretch]]
+    signals: Signals
+    alignment: Alignment
+    notes: list[str]
+
+    @property
+    def rate(self) -> float | None:
+        return self.files[0].rate
+
+    def rows_of(self, length: float | None, unit: str) -> int | None:
+        """A length in samples.
+
+        Raises:
+            ValueError: it is in seconds, and the rate is not known; or it is less than a sample.
+        """
+        if length is None or unit == "samples":
+            return None if length is None else round(length)
+        if self.rate is None:
+            raise ValueError(
+                f"dataset.unit: seconds needs the rate of {self.files[0].source}; set dataset.sampling_rate"
+            )
+        return max(1, round(length * self.rate))
+
+
+def assemble(config: Config, run: Any) -> Bundle:
+    """See `data.signals.build`."""
+    recordings = open_all(config, run)
+    build = class_sets if config.target == "class" else next_sets
+    sets, dims, described = build(config, run, recordings)
+    sampler = sampler_of(config, sets["train"])
+    transforms = config.mixup.mixup_alpha or config.mixup.quantize
+    files = {
+        FILE: {**saved(config, recordings), **described},
+        "data.json": {name: [len(each), fingerprint(each)] for name, each in sets.items()},
+    }
+    return Bundle(
+        train_dataset=sets["train"],
+        eval_datasets={"validation": sets["eval"]} if "eval" in sets else {},
+        test_datasets={"test": sets["test"]} if "test" in sets else {},
+        collate=collate,
+        sampler=sampler,
+        train_transform=MixTransform(config.mixup) if transforms else None,
+        dims={**dims, "channels": len(recordings.alignment.names)},
+        files=files,
+        summary=[*recordings.notes, summary(recordings, sets)],
+        units={"samples": dims["context"]},
+    )
+
+
+def open_all(config: Config, run: Any) -> Recordings:
+    """Prepare all recordings, split them and fit the scaling.
+
+    Raises:
+        ValueError: they cannot be used together, one line.
+    """
+    cache = Path(run.cache_dir) / "signals"
+    listed = [(key, entry, file) for key in SPLITS for entry in config.paths(key) for file in find_files(entry)]
+    settings = {name: getattr(config, name) for name in KEYS}
+    files = prepare([file for _, _, file in listed], settings, cache, config.num_workers)
+    trained = sum(key == "path" for key, _, _ in listed)
+    alignment, notes = align(files, trained, config)
+    origins = {
+        (number, index): origin_of(file, part, entry, config.datasplitter)
+        for number, (file, (_, entry, _)) in enumerate(zip(files, listed, strict=True))
+        for index, part in enumerate(file.parts)
+    }
+    is_trials = any(len(file.parts) > 1 for file in files)
+    own = {place: origin for place, origin in origins.items() if place[0] < trained}
+    splits = split(files[:trained], own, config, run.seed, is_trials)
+    for stretch in stretches_of(files, config.nan):
+        if stretch.file >= trained:
+            splits.setdefault(SPLITS[listed[stretch.file][0]], []).append(stretch)
+    shift, scale = fit(config.standardise, files, alignment.columns, splits["train"], cache)
+    signals = Signals(files, alignment.columns, Scaling(shift, scale, config.clip), config.fill_value)
+    notes = [*(note for file in files for note in file.notes), *notes]
+    return Recordings(files, origins, splits, signals, alignment, notes)
+
+
+def next_sets(
+    config: Config, run: Any, recordings: Recordings
+) -> tuple[dict[str, SignalSet], dict[str, Any], dict[str, Any]]:
+    """(sets, dims, what is saved) of targets that follow their inputs."""
+    length = recordings.rows_of(config.window, config.unit) or DEFAULT_WINDOW
+    hop = length - (recordings.rows_of(config.overlap, config.unit) or 0)
+    tokenizer = None
+    if config.target == "tokens":
+        tokenizer = TOKENIZERS[config.tokenizer](config.levels, config.clip)
+    sets: dict[str, SignalSet] = {}
+    for name, stretches in recordings.splits.items():
+        is_random = name == "train" and config.sampling != "grid" and run.process.shuffle
+        seed = run.trainer.get("data_seed")
+        seed = run.seed if seed is None else seed
+        windows = Windows(stretches, length, 1 if is_random else hop, seed if is_random else None)
+        if not len(windows):
+            longest = max(stretch.stop - stretch.start for stretch in stretches)
+            raise ValueError(
+                f"dataset.window: {length} samples is longer than every recording for {name} ({longest}); lower it"
+            )
+        samples = epoch_of(stretches, length, run) if is_random else None
+        quantizer = None if name == "train" else quantizer_of(config.mixup)
+        sets[name] = NextSet(recordings.signals, stretches, windows, samples, tokenizer, quantizer)
+    dims = {"context": length} | ({"vocab_size": tokenizer.vocab_size} if tokenizer else {})
+    return sets, dims, {}
+
+
+def epoch_of(stretches: Sequence[Stretch], length: int, run: Any) -> int:
+    """Windows that cover the stretches once, in whole optimizer steps; at least one step."""
+    windows = sum((stretch.stop - stretch.start) // length for stretch in stretches)
+    step = samples_per_step(run)
+    return max(1, windows // step) * step
+
+
+def class_sets(
+    config: Config, run: Any, recordings: Recordings
+) -> tuple[dict[str, SignalSet], dict[str, Any], dict[str, Any]]:
+    """(sets, dims, what is saved) of classes.
+
+    Raises:
+        ValueError: there is no labelled window, or a class that training has not.
+    """
+    length = recordings.rows_of(config.window, config.unit)
+    hop = (length or 1) - (recordings.rows_of(config.overlap, config.unit) or 0)
+    found = {
+        name: trials_of(recordings.files, stretches, length, hop, config.classes)
+        for name, stretches in recordings.splits.items()
+    }
+    for name, trials in found.items():
+        if not trials:
+            raise ValueError(
+                f"dataset.target: class: no labelled window for {name}: no recording has a label, nor an event that "
+                f"dataset.classes names, with {length or 1} samples"
+            )
+    classes = config.classes or sorted({trial.label for trial in found["train"]}, key=natural)
+    for name, trials in found.items():
+        for trial in trials:
+            if trial.label not in classes:
+                place = recordings.files[trial.file].parts[trial.part].name
+                raise ValueError(f"{place} ({name}) has the class {trial.label}; known are {', '.join(classes[:20])}")
+    mixed = config.mixup.num_classes
+    if config.mixup.mixup_alpha and mixed != len(classes):
+        raise ValueError(
+            f"dataset.mixup.num_classes: {mixed}, but there are {len(classes)} classes; set it so"
+        )
+    number = {name: index for index, name in enumerate(classes)}
+    subjects = {place: origin.subject or origin.session for place, origin in recordings.origins.items()}
+    groups = {name: index for index, name in enumerate(sorted(set(subjects.values())))}
+    sets = {}
+    for name, trials in found.items():
+        labels = np.array([number[trial.label] for trial in trials])
+        group = np.array([groups[subjects[trial.file, trial.part]] for trial in trials])
+        quantizer = None if name == "train" else quantizer_of(config.mixup)
+        sets[name] = TrialSet(recordings.signals, recordings.splits[name], trials, labels, group, quantizer)
+    longest = max(trial.stop - trial.start for trials in found.values() for trial in trials)
+    return sets, {"context": longest, "classes": len(classes)}, {"classes": classes, "groups": list(groups)}
+
+
+def natural(name: str) -> tuple[float, str]:
+    """Numbers by value, before words."""
+    return (float(name), "") if name.lstrip("-").isdigit() else (float("inf"), name)
+
+
+def sampler_of(config: Config, dataset: Any) -> Callable[[int], EpochSampler]:
+    """Seed -> sampler: numbers of random windows, or each window once an epoch."""
+    if isinstance(dataset, NextSet) and dataset.windows.seed is not None:
+        return SamplerFactory(len(dataset))
+    return functools.partial(ShuffledSampler, len(dataset))
+
+
+def saved(config: Config, recordings: Recordings) -> dict[str, Any]:
+    """What reading a new recording as these needs, as JSON values."""
+    kept = (*KEYS, "merge_by", "missing", "fill_value", "standardise", "clip", "tokenizer", "levels", "target")
+    return {
+        **{name: getattr(config, name) for name in kept},
+        "channel_names": recordings.alignment.names,
+        "channel_types": recordings.alignment.types,
+        "rate": recordings.rate,
+        "shift": recordings.signals.scaling.shift.tolist(),
+        "scale": recordings.signals.scaling.scale.tolist(),
+    }
+
+
+def fingerprint(dataset: SignalSet) -> str:
+    """A digest of rows taken evenly from a split."""
+    digest = hashlib.sha256()
+    for stretch in dataset.stretches:
+        step = max(1, (stretch.stop - stretch.start) * len(dataset.stretches) // FINGERPRINT_ROWS)
+        array = dataset.signals.files[stretch.file].array()
+        digest.update(np.ascontiguousarray(array[stretch.start : stretch.stop : step]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def summary(recordings: Recordings, sets: dict[str, SignalSet]) -> str:
+    rate = "unknown rate" if recordings.rate is None else f"{recordings.rate:g} Hz"
+    parts = [
+        f"{sum(each.stop - each.start for each in dataset.stretches):,} samples, {len(dataset):,} windows "
+        f"{SET_NAMES.get(name, 'training')}"
+        for name, dataset in sets.items()
+    ]
+    count = sum(len(file.parts) for file in recordings.files)
+    return f"{count} recordings, {len(recordings.alignment.names)} channels at {rate}: {'; '.join(parts)}"

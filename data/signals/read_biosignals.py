@@ -1,0 +1,153 @@
+"""Read EDF, BDF, FIF, BrainVision, KIT and BTi files by MNE, and WFDB records by wfdb. Values are in SI units; in the
+record's units of WFDB."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.signals.recording import BTI_DATA, Event, Recording
+
+BOUNDARY = "BOUNDARY"  # annotations EDGE boundary and BAD boundary: recordings that were joined here
+ANNOTATORS = ("atr", "qrs", "ari", "ecg")  # of annotation files beside a WFDB record
+
+
+def read(path: Path, label_column: str | None) -> list[Recording]:
+    """See `recording.open_recordings`."""
+    if path.suffix.lower() == ".hea":
+        return [read_wfdb(path)]
+    if path.suffix.lower() in (".edf", ".bdf"):
+        check_edf_length(path)
+    return [read_mne(path)]
+
+
+def open_raw(path: Path) -> Any:
+    """MNE's Raw, without its samples."""
+    import mne
+
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore", RuntimeWarning)  # of names and of missing positions
+        if path.suffix.lower() == ".vhdr":
+            path = with_present_files(path, Path(folder))
+        if path.is_dir():
+            data = next(path / name for name in BTI_DATA if (path / name).is_file())
+            head_shape = path / "hs_file"
+            head_shape = str(head_shape) if head_shape.is_file() else None
+            return mne.io.read_raw_bti(data, head_shape_fname=head_shape, preload=False, verbose="ERROR")
+        return mne.io.read_raw(path, preload=False, verbose="ERROR")
+
+
+def read_mne(path: Path) -> Recording:
+    try:
+        raw = open_raw(path)
+    except (ValueError, RuntimeError, KeyError, IndexError, NotImplementedError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} cannot be read: {' '.join(str(error).split())}") from None
+    onsets = raw.annotations.onset - (raw.first_time if raw.annotations.orig_time is not None else 0)
+    described = zip(onsets, raw.annotations.duration, raw.annotations.description, strict=True)
+    events = [Event(float(onset), float(duration), str(text)) for onset, duration, text in described]
+    rate = float(raw.info["sfreq"])
+    breaks = {round(event.onset * rate) for event in events if BOUNDARY in event.description.upper()}
+    return Recording(
+        path.name,
+        list(raw.ch_names),
+        raw.n_times,
+        lambda start, stop: raw.get_data(start=start, stop=stop, verbose="ERROR"),
+        rate=rate,
+        types=raw.get_channel_types(),
+        positions=[position_of(channel["loc"][:3]) for channel in raw.info["chs"]],
+        events=events,
+        breaks=sorted(breaks),
+    )
+
+
+def with_present_files(path: Path, folder: Path) -> Path:
+    """A BrainVision header, in `folder`, with the files that stand beside it where it was renamed with them."""
+    text = path.read_text(encoding="latin-1")
+    for entry, suffix in (("DataFile", ".eeg"), ("MarkerFile", ".vmrk")):
+        line = re.search(rf"^{entry}=(.*?)\r?$", text, re.MULTILINE)
+        if line is None:
+            continue
+        named = path.with_name(line[1].replace("$b", path.stem))
+        present = next((file for file in (named, path.with_suffix(suffix)) if file.is_file()), None)
+        if present is None and entry == "DataFile":
+            raise ValueError(f"{path.name}: its data file {line[1]} is missing")
+        replaced = f"{entry}={present.absolute()}" if present else ""
+        text = text[: line.start()] + replaced + text[line.end() :]
+    header = folder / path.name
+    header.write_text(text, encoding="latin-1")
+    return header
+
+
+def position_of(location: np.ndarray) -> list[float] | None:
+    return location.tolist() if np.isfinite(location).all() and location.any() else None
+
+
+def check_edf_length(path: Path) -> None:
+    """Compare an EDF or BDF header with the file's size: MNE reads what is there, with a warning.
+
+    Raises:
+        ValueError: records are missing, or there is more; -1 records, of a recording that was not closed, is right.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(256)
+        try:
+            header_bytes, records, signals = int(head[184:192]), int(head[236:244]), int(head[252:256])
+            stream.seek(256 + 216 * signals)
+            samples = [int(stream.read(8)) for _ in range(signals)]
+        except ValueError:
+            raise ValueError(f"{path.name} is no EDF or BDF file: there are no numbers in its header") from None
+    expected = header_bytes + records * sum(samples) * (3 if path.suffix.lower() == ".bdf" else 2)
+    size = path.stat().st_size
+    if records != -1 and size != expected:
+        raise ValueError(
+            f"{path.name}: its header says {records} records, {expected:,} bytes, but it has {size:,}; copy it again, "
+            "or write -1 as the number of records to read what is there"
+        )
+
+
+def read_wfdb(path: Path) -> Recording:
+    import wfdb
+
+    stem = str(path.with_suffix(""))
+    header = wfdb.rdheader(stem)
+    if not header.sig_name:
+        header = wfdb.rdheader(stem, rd_segments=True)
+    files = header.file_name or []
+    present = [number for number, name in enumerate(files) if (path.parent / name).is_file()]
+    if files and not present:
+        raise ValueError(f"{path.name}: its signal file {files[0]} is missing")
+    absent = [number for number in range(len(files)) if number not in present]
+    picked = present if absent else None
+
+    def read_block(start: int, stop: int) -> np.ndarray:
+        return wfdb.rdrecord(stem, sampfrom=start, sampto=stop, channels=picked).p_signal.T.astype(np.float64)
+
+    names = list(header.sig_name) if picked is None else [header.sig_name[number] for number in picked]
+    return Recording(
+        path.name,
+        names,
+        header.sig_len,
+        read_block,
+        rate=float(header.fs),
+        events=wfdb_events(stem, float(header.fs)),
+        notes=[f"{path.name}: {header.sig_name[each]} is left out, {files[each]} is missing" for each in absent],
+    )
+
+
+def wfdb_events(stem: str, rate: float) -> list[Event]:
+    import wfdb
+
+    events = []
+    for annotator in ANNOTATORS:
+        if Path(f"{stem}.{annotator}").is_file():
+            marks = wfdb.rdann(stem, annotator)
+            texts = [(symbol + note.rstrip("\0")) for symbol, note in zip(marks.symbol, marks.aux_note, strict=True)]
+            events += [
+                Event(sample / rate, 0.0, text) for sample, text in zip(marks.sample.tolist(), texts, strict=True)
+            ]
+    return events
