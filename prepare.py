@@ -26,6 +26,7 @@ from loader.resolve.run_config import RunConfig
 from loader.schema.components import component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments, RemembersGiven
 from storage.config_keys import key
+from storage.safe_read import read_json
 
 DEFAULT_EPISODES = 50
 # Of the expert's full variation: enough that no two demonstrations are alike, little enough that the same start still
@@ -212,7 +213,9 @@ def build_data(run: RunConfig) -> Any:
     """The run's `Bundle`. A module of one's own may leave out what its kind of data has not."""
     from data.bundle import Bundle
 
-    bundle = run.dataset.module.build(run.dataset.config, run)
+    module, config = run.dataset.module, run.dataset.config
+    path = module.encoder_path(config) if hasattr(module, "encoder_path") else None
+    bundle = module.build(config, run) if path is None else module.build(config, run, encoder=load_encoder(path))
     if isinstance(bundle, Bundle):
         return bundle
     values = {field.name: getattr(bundle, field.name, None) for field in dataclasses.fields(Bundle)}
@@ -224,6 +227,14 @@ def build_data(run: RunConfig) -> Any:
                 f"dataset `{run.dataset.name}` builds no `{field.name}`; data/bundle.py says what it must be"
             )
     return Bundle(**given)
+
+
+def load_encoder(folder: str) -> Any:
+    """The trained network in `folder` that turns the values of a data set into ids (`encoder_path` of its module)."""
+    name = str(read_json(Path(folder) / "config.json").get("model_type"))
+    if name not in shipped("model"):
+        raise ValueError(f"{folder}: config.json names the model {name}, which is none of Keel's")
+    return component_module("model", name).load(folder)
 
 
 def build_loss(run: RunConfig, bundle: Any) -> Any:

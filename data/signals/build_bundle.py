@@ -14,6 +14,7 @@ import numpy as np
 from data.bundle import Bundle
 from data.samplers import EpochSampler, ShuffledSampler
 from data.signals.alignment import Alignment, align
+from data.signals.codes import Codes, encode
 from data.signals.config import Config
 from data.signals.dataset import NextSet, Signals, SignalSet, TrialSet, collate
 from data.signals.mixup import MixTransform, quantizer_of
@@ -21,6 +22,9 @@ from data.signals.preparing import KEYS, Prepared, prepare
 from data.signals.recording import find_files
 from data.signals.scaling import Scaling, fit
 from data.signals.splits import Origin, Stretch, origin_of, split, stretches_of
+from data.signals.text import TextSet, train
+from data.signals.text import load as load_text
+from data.signals.text_files import problem_of, save, settings_of
 from data.signals.tokenizers import TOKENIZERS
 from data.signals.windows import Windows, trials_of
 from data.text.config import samples_per_step
@@ -63,11 +67,11 @@ class Recordings:
         return max(1, round(length * self.rate))
 
 
-def assemble(config: Config, run: Any) -> Bundle:
+def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
     """See `data.signals.build`."""
     recordings = open_all(config, run)
     build = class_sets if config.target == "class" else next_sets
-    sets, dims, described = build(config, run, recordings)
+    sets, dims, described = build(config, run, recordings, encoder)
     sampler = sampler_of(config, sets["train"])
     transforms = config.mixup.mixup_alpha or config.mixup.quantize
     files = {
@@ -118,30 +122,82 @@ def open_all(config: Config, run: Any) -> Recordings:
 
 
 def next_sets(
-    config: Config, run: Any, recordings: Recordings
+    config: Config, run: Any, recordings: Recordings, encoder: Any
 ) -> tuple[dict[str, SignalSet], dict[str, Any], dict[str, Any]]:
     """(sets, dims, what is saved) of targets that follow their inputs."""
     length = recordings.rows_of(config.window, config.unit) or DEFAULT_WINDOW
     hop = length - (recordings.rows_of(config.overlap, config.unit) or 0)
-    tokenizer = None
-    if config.target == "tokens":
+    signals, splits, tokenizer, step = recordings.signals, recordings.splits, None, 1
+    if encoder is not None:
+        tokenizer = Codes(encoder)
+        length, hop, step = (codes_of(rows, tokenizer) for rows in (length, hop, tokenizer.hop))
+        signals, splits = coded(config, run, recordings, tokenizer)
+    elif config.target in ("tokens", "text"):
         tokenizer = TOKENIZERS[config.tokenizer](config.levels, config.clip)
+    kind, dims = NextSet, {"context": length} | ({"vocab_size": tokenizer.vocab_size} if tokenizer else {})
+    if config.target == "text":
+        text = load_text(config.tokenizer_path, config.levels, config.group, config.use_separator)
+        kind = functools.partial(TextSet, text=text, max_length=config.max_length)
+        longest = text.longest(len(recordings.alignment.names), length)
+        dims = {"context": min(longest, config.max_length or longest), "vocab_size": text.vocab_size}
     sets: dict[str, SignalSet] = {}
-    for name, stretches in recordings.splits.items():
+    seed = run.trainer.get("data_seed")
+    seed = run.seed if seed is None else seed
+    for name, stretches in splits.items():
         is_random = name == "train" and config.sampling != "grid" and run.process.shuffle
-        seed = run.trainer.get("data_seed")
-        seed = run.seed if seed is None else seed
-        windows = Windows(stretches, length, 1 if is_random else hop, seed if is_random else None)
+        windows = Windows(stretches, length, step if is_random else hop, seed if is_random else None)
         if not len(windows):
-            longest = max(stretch.stop - stretch.start for stretch in stretches)
+            longest = max(stretch.stop - stretch.start for stretch in recordings.splits[name])
             raise ValueError(
                 f"dataset.window: {length} samples is longer than every recording for {name} ({longest}); lower it"
             )
         samples = epoch_of(stretches, length, run) if is_random else None
         quantizer = None if name == "train" else quantizer_of(config.mixup)
-        sets[name] = NextSet(recordings.signals, stretches, windows, samples, tokenizer, quantizer)
-    dims = {"context": length} | ({"vocab_size": tokenizer.vocab_size} if tokenizer else {})
+        sets[name] = kind(signals, stretches, windows, samples, tokenizer, quantizer)
     return sets, dims, {}
+
+
+def codes_of(rows: int, codes: Codes) -> int:
+    """A length in samples as a number of codes.
+
+    Raises:
+        ValueError: it is not a whole number of the network's frames.
+    """
+    if rows % codes.hop:
+        raise ValueError(f"dataset.window and overlap must be multiples of {codes.hop} samples, the tokenizer's frame")
+    return rows // codes.hop * codes.quantizers
+
+
+def coded(config: Config, run: Any, recordings: Recordings, codes: Codes) -> tuple[Signals, dict[str, list[Stretch]]]:
+    """The recordings as codes, and their splits in these."""
+    stretches = [stretch for split in recordings.splits.values() for stretch in split]
+    signals = encode(recordings.signals, stretches, codes, config.tokenizer, Path(run.cache_dir) / "signals")
+    parts = signals.files[0].parts
+    places = iter(Stretch(0, index, part.start, part.stop) for index, part in enumerate(parts))
+    return signals, {name: [next(places) for _ in split] for name, split in recordings.splits.items()}
+
+
+def train_text(config: Config, run: Any) -> Path:
+    """Train the tokenizer of `target: text` on the training split; returns its folder.
+
+    Raises:
+        ValueError: there is one for other settings.
+    """
+    if config.tokenizer_path is None:
+        raise ValueError("dataset.tokenizer_path is missing; name the folder that the tokenizer is written to")
+    folder, settings = Path(config.tokenizer_path), settings_of(config)
+    if (folder / "tokenizer").exists():
+        problem = problem_of(config.tokenizer_path, settings)
+        if problem is not None:
+            raise ValueError(f"{problem}; name another folder, or remove this one")
+        return folder
+    recordings = open_all(config, run)
+    stretches = recordings.splits["train"]
+    length = min(config.group, max(stretch.stop - stretch.start for stretch in stretches))
+    tokenizer = TOKENIZERS[config.tokenizer](config.levels, config.clip)
+    groups = NextSet(recordings.signals, stretches, Windows(stretches, length, length), tokenizer=tokenizer)
+    save(train(groups, config.levels, config.tokenizer_size), folder, settings)
+    return folder
 
 
 def epoch_of(stretches: Sequence[Stretch], length: int, run: Any) -> int:
@@ -152,7 +208,7 @@ def epoch_of(stretches: Sequence[Stretch], length: int, run: Any) -> int:
 
 
 def class_sets(
-    config: Config, run: Any, recordings: Recordings
+    config: Config, run: Any, recordings: Recordings, encoder: Any
 ) -> tuple[dict[str, SignalSet], dict[str, Any], dict[str, Any]]:
     """(sets, dims, what is saved) of classes.
 
@@ -179,9 +235,7 @@ def class_sets(
                 raise ValueError(f"{place} ({name}) has the class {trial.label}; known are {', '.join(classes[:20])}")
     mixed = config.mixup.num_classes
     if config.mixup.mixup_alpha and mixed != len(classes):
-        raise ValueError(
-            f"dataset.mixup.num_classes: {mixed}, but there are {len(classes)} classes; set it so"
-        )
+        raise ValueError(f"dataset.mixup.num_classes: {mixed}, but there are {len(classes)} classes; set it so")
     number = {name: index for index, name in enumerate(classes)}
     subjects = {place: origin.subject or origin.session for place, origin in recordings.origins.items()}
     groups = {name: index for index, name in enumerate(sorted(set(subjects.values())))}
