@@ -22,7 +22,7 @@ import numpy as np
 
 from data.cache import file_identity, key_of, open_or_build, read_manifest, require_disk
 from data.signals.pipeline import processed, ratio_of, sections_of
-from data.signals.recording import Recording, open_recordings
+from data.signals.recording import Recording, naming, open_recordings
 
 VERSION = 1  # of what is kept in the cache
 FILE = "signal.f32"
@@ -118,7 +118,7 @@ def write_file(folder: Path, file: Path, settings: dict[str, Any]) -> dict[str, 
     """Write the array of a file; returns the manifest."""
     recordings = open_recordings(file, settings["label_column"])
     parts, rows, first = [], 0, None
-    with (folder / FILE).open("wb") as stream:
+    with (folder / FILE).open("wb") as stream, naming(file):
         for recording in recordings:
             plan = Plan(recording, settings)
             first = first or plan

@@ -38,22 +38,17 @@ class PlainUnpickler(pickle.Unpickler):
 
 def read(path: Path, label_column: str | None) -> list[Recording]:
     """See `recording.open_recordings`."""
-    try:
-        if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return read_npz(path, {name: file[name] for name in file.files})
-        with path.open("rb") as stream:
-            if stream.peek(1)[:1] == pickle.PROTO:
-                return [read_session(path, PlainUnpickler(stream).load())]
-            header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-            shape, _, dtype = header[np.lib.format.read_magic(stream)[0]](stream)
-            if dtype.hasobject:
-                return [read_session(path, PlainUnpickler(stream).load())]
-        return [read_npy(path, shape, dtype)]
-    except (ValueError, EOFError, IndexError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        if str(error).startswith(path.name):
-            raise
-        raise ValueError(f"{path.name} cannot be read: {error}") from None
+    if path.suffix.lower() == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return read_npz(path, dict(file))
+    with path.open("rb") as stream:
+        if stream.peek(1)[:1] == pickle.PROTO:
+            return [read_session(path, PlainUnpickler(stream).load())]
+        header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+        shape, _, dtype = header[np.lib.format.read_magic(stream)[0]](stream)
+        if dtype.hasobject:
+            return [read_session(path, PlainUnpickler(stream).load())]
+    return [read_npy(path, shape, dtype)]
 
 
 def read_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Recording:

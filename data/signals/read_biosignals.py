@@ -43,10 +43,7 @@ def open_raw(path: Path) -> Any:
 
 
 def read_mne(path: Path) -> Recording:
-    try:
-        raw = open_raw(path)
-    except (ValueError, RuntimeError, KeyError, IndexError, NotImplementedError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name} cannot be read: {' '.join(str(error).split())}") from None
+    raw = open_raw(path)
     onsets = raw.annotations.onset - (raw.first_time if raw.annotations.orig_time is not None else 0)
     described = zip(onsets, raw.annotations.duration, raw.annotations.description, strict=True)
     events = [Event(float(onset), float(duration), str(text)) for onset, duration, text in described]

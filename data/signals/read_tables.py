@@ -22,26 +22,19 @@ def read(path: Path, label_column: str | None) -> list[Recording]:
     """See `recording.open_recordings`; `label_column`'s runs of equal values become events."""
     import pyarrow as pa
 
-    try:
-        batches = parquet_batches(path) if path.suffix.lower() == ".parquet" else csv_batches(path)
-        schema, rows = batches()
-        if label_column is not None and label_column not in schema.names:
-            raise ValueError(f"no column {label_column} (dataset.label_column); there are {', '.join(schema.names)}")
-        times = [name for name in schema.names if pa.types.is_temporal(schema.field(name).type)]
-        times = times or [name for name in schema.names if name.lower() in TIMES]
-        numeric = [
-            field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-        ]
-        channels = [name for name in numeric if name not in times and name != label_column]
-        clock, runs = Clock(), Runs()
-        for batch in rows:
-            clock.add(seconds_of(batch.column(times[0])) if times else np.empty(0), len(batch))
-            if label_column is not None:
-                runs.add(batch.column(label_column).to_pylist())
-    except pa.ArrowException as error:
-        raise ValueError(f"{path.name} cannot be read: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
+    batches = parquet_batches(path) if path.suffix.lower() == ".parquet" else csv_batches(path)
+    schema, rows = batches()
+    if label_column is not None and label_column not in schema.names:
+        raise ValueError(f"no column {label_column} (dataset.label_column); there are {', '.join(schema.names)}")
+    times = [name for name in schema.names if pa.types.is_temporal(schema.field(name).type)]
+    times = times or [name for name in schema.names if name.lower() in TIMES]
+    numeric = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
+    channels = [name for name in numeric if name not in times and name != label_column]
+    clock, runs = Clock(), Runs()
+    for batch in rows:
+        clock.add(seconds_of(batch.column(times[0])) if times else np.empty(0), len(batch))
+        if label_column is not None:
+            runs.add(batch.column(label_column).to_pylist())
     left_out = [
         name for name in schema.names if name not in channels and name not in times[:1] and name != label_column
     ]

@@ -5,9 +5,13 @@ Shapes: C channels, n samples of a block.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
-from collections.abc import Callable, Sequence
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +27,9 @@ READERS = {
     "read_archive": (".ts", ".arff"),
 }
 SUFFIXES = tuple(suffix for suffixes in READERS.values() for suffix in suffixes)
+# What the readers of MNE, wfdb, pyarrow and NumPy raise for a damaged file, and ours for what they do not read.
+OF_DAMAGED_FILES = (ValueError, OSError, EOFError, RuntimeError, LookupError, AttributeError, TypeError, AssertionError,
+                    struct.error, pickle.UnpicklingError, zipfile.BadZipFile)  # fmt: skip
 BTI_DATA = ("c,rfDC", "c,rfhp0.1Hz", "c,rfhp1.0Hz")  # a recording of BTi is a folder with one of these and a config
 
 
@@ -88,12 +95,21 @@ def open_recordings(path: Path, label_column: str | None = None) -> list[Recordi
     module = "read_biosignals" if path.is_dir() else next((m for m, s in READERS.items() if _ends(path.name, s)), None)
     if module is None:
         raise ValueError(f"{printable(str(path))} is no recording; there are {', '.join(SUFFIXES)} and folders of BTi")
-    try:
+    with naming(path):
         return importlib.import_module(f"data.signals.{module}").read(path, label_column)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn what a reader raises for a damaged file into one line that begins with the file's name."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise ValueError(f"{path.name} needs the package {error.name}; pip install keel[signals]") from None
-    except OSError as error:
-        raise ValueError(f"{printable(str(path))} cannot be read: {error}") from None
+    except OF_DAMAGED_FILES as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        is_named = text.startswith((path.name, str(path)))
+        raise ValueError(text if is_named else f"{path.name}: {text}") from None
 
 
 def find_files(given: str) -> list[Path]:
