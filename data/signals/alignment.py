@@ -58,7 +58,7 @@ def align(files: Sequence[Prepared], trained: int, config: Config) -> tuple[Alig
         further = [described[key][0] for key in each if key not in chosen]
         filled_flat = config.flat == "fill" and {key for key in chosen if key not in each} <= flat_keys
         if config.missing == "error" and (further or (absent and not filled_flat)):
-            differs = f"lacks {listed(absent)}" if absent else f"also has {listed(further)}"
+            differs = f"lacks {listed(absent)}, which others have" if absent else f"also has {listed(further)}"
             raise ValueError(
                 f"{file.source} {differs}; set dataset.channels to those all recordings have, or dataset.missing to "
                 "fill or drop"
