@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.signals.config import Config
+from data.signals.predict_flags import PredictFlags as PredictFlags
 
 TOKENIZERS = ("mu_law", "uniform")
 PROCESS_KEYS = frozenset({"cache_dir"})

@@ -17,10 +17,12 @@ from data.signals.alignment import Alignment, align
 from data.signals.codes import Codes, encode
 from data.signals.config import Config
 from data.signals.dataset import NextSet, Signals, SignalSet, TrialSet, collate
+from data.signals.forecast import FreeRun
 from data.signals.mixup import MixTransform, quantizer_of
 from data.signals.preparing import KEYS, Prepared, prepare
 from data.signals.recording import find_files
 from data.signals.scaling import Scaling, fit
+from data.signals.scoring import Report, metric_of
 from data.signals.splits import Origin, Stretch, origin_of, split, stretches_of
 from data.signals.text import TextSet, train
 from data.signals.text import load as load_text
@@ -74,8 +76,9 @@ def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
     sets, dims, described = build(config, run, recordings, encoder)
     sampler = sampler_of(config, sets["train"])
     transforms = config.mixup.mixup_alpha or config.mixup.quantize
+    described = {**saved(config, recordings), **described}
     files = {
-        FILE: {**saved(config, recordings), **described},
+        FILE: described,
         "data.json": {name: [len(each), fingerprint(each)] for name, each in sets.items()},
     }
     return Bundle(
@@ -89,6 +92,9 @@ def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
         files=files,
         summary=[*recordings.notes, summary(recordings, sets)],
         units={"samples": dims["context"]},
+        metrics={SET_NAMES[name]: metric_of(described, each) for name, each in sets.items() if name != "train"},
+        report=Report(sets["train"], recordings.alignment.names),
+        free_run=FreeRun(sets["train"], recordings.rate) if config.target in ("tokens", "values") else None,
     )
 
 
@@ -153,7 +159,7 @@ def next_sets(
             )
         samples = epoch_of(stretches, length, run) if is_random else None
         quantizer = None if name == "train" else quantizer_of(config.mixup)
-        sets[name] = kind(signals, stretches, windows, samples, tokenizer, quantizer)
+        sets[name] = kind(signals, stretches, windows, samples, tokenizer, quantizer, is_scored=name != "train")
     return sets, dims, {}
 
 
@@ -246,7 +252,9 @@ def class_sets(
         quantizer = None if name == "train" else quantizer_of(config.mixup)
         sets[name] = TrialSet(recordings.signals, recordings.splits[name], trials, labels, group, quantizer)
     longest = max(trial.stop - trial.start for trials in found.values() for trial in trials)
-    return sets, {"context": longest, "classes": len(classes)}, {"classes": classes, "groups": list(groups)}
+    dims = {"context": longest, "classes": len(classes)}
+    dims |= {"vocab_size": config.mixup.mu + 1} if config.mixup.quantize else {}
+    return sets, dims, {"classes": classes, "groups": list(groups)}
 
 
 def natural(name: str) -> tuple[float, str]:

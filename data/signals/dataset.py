@@ -91,6 +91,8 @@ class NextSet(SignalSet):
         samples: Of an epoch, of random windows, whose numbers go on over the epochs; None: the windows.
         tokenizer: None: values are predicted.
         quantizer: Tokenizer of the inputs alone.
+        is_scored: What windows that overlap share is a label in the first alone, so that each counts once, with the
+            longest past.
     """
 
     def __init__(
@@ -101,9 +103,11 @@ class NextSet(SignalSet):
         samples: int | None = None,
         tokenizer: Any = None,
         quantizer: Any = None,
+        is_scored: bool = False,
     ):
         super().__init__(signals, stretches, tokenizer)
         self.windows, self.samples, self.quantizer = windows, samples or len(windows), quantizer
+        self.is_scored = is_scored
 
     def __len__(self) -> int:
         return self.samples
@@ -120,6 +124,9 @@ class NextSet(SignalSet):
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         values = self.values(numbers)
         filled, following = self.signals.filled(values), values[..., 1:]
+        if self.is_scored:
+            shared = self.windows.overlaps(numbers)[:, None, None]
+            following = np.where(np.arange(following.shape[-1]) < shared, np.float32(np.nan), following)
         if self.tokenizer is None:
             inputs = filled[..., :-1] if self.quantizer is None else self.quantizer.encode(filled[..., :-1])
             return self._batch(signal=inputs, labels=following)

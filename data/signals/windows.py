@@ -36,6 +36,12 @@ class Windows:
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
+    def overlaps(self, numbers: Sequence[int]) -> np.ndarray:
+        """(B,) rows at the beginning of each window that the window before has, too; for windows side by side."""
+        places = np.array(numbers, np.int64) * self.stride % len(self)
+        is_first = places == self.firsts[np.searchsorted(self.ends, places, side="right")]
+        return np.where(is_first, 0, self.length - self.hop)
+
     def __call__(self, numbers: Sequence[int]) -> np.ndarray:
         """(B, 3) int64: file, first row, and the end of its stretch."""
         if self.seed is not None:
