@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,20 @@ class Signals:
     scaling: Scaling
     fill_value: float
 
-    def rows(self, file: int, start: int, stop: int) -> np.ndarray:
-        """(n, C) float32, NaN where missing."""
-        return self.scaling(aligned(self.files[file].array()[start:stop], self.columns[file]))
+    def rows(self, file: int, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """(n, C) float32, NaN where missing; written to `out` if there is one."""
+        rows = self.files[file].array()[start:stop]
+        return self.scaling(rows if self._is_whole[file] else aligned(rows, self.columns[file]), out)
+
+    @cached_property
+    def _is_whole(self) -> list[bool]:
+        """Whether the C channels are those of a file, in its order."""
+        pairs = zip(self.files, self.columns, strict=True)
+        return [np.array_equal(columns, np.arange(len(file.channels))) for file, columns in pairs]
 
     def filled(self, values: np.ndarray) -> np.ndarray:
-        return np.where(np.isnan(values), np.float32(self.fill_value), values)
+        missing = np.isnan(values)
+        return np.where(missing, np.float32(self.fill_value), values) if missing.any() else values
 
 
 class SignalSet(torch.utils.data.Dataset):
@@ -115,13 +124,16 @@ class NextSet(SignalSet):
     def values(self, numbers: Sequence[int]) -> np.ndarray:
         """(B, C, T + 1) float32, NaN where missing or beyond the stretch."""
         length = self.windows.length
-        values = np.full((len(numbers), length + 1, len(self.signals.columns[0])), np.nan, np.float32)
-        for row, (file, start, end) in zip(values, self.windows(numbers).tolist(), strict=True):
-            stop = min(start + length + 1, end)
-            row[: stop - start] = self.signals.rows(file, start, stop)
+        values = np.empty((len(numbers), length + 1, len(self.signals.columns[0])), np.float32)
+        for rows, (file, start, end) in zip(values, self.windows(numbers).tolist(), strict=True):
+            count = min(length + 1, end - start)
+            self.signals.rows(file, start, start + count, out=rows[:count])
+            rows[count:] = np.nan
         return values.transpose(0, 2, 1)
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
+        """Inputs and labels may be views of one array, whose last axis is the channels: copying would take longer than
+        reading."""
         values = self.values(numbers)
         filled, following = self.signals.filled(values), values[..., 1:]
         if self.is_scored:
@@ -130,15 +142,17 @@ class NextSet(SignalSet):
         if self.tokenizer is None:
             inputs = filled[..., :-1] if self.quantizer is None else self.quantizer.encode(filled[..., :-1])
             return self._batch(signal=inputs, labels=following)
-        ids = self.tokenizer.encode(filled)
-        return self._batch(input_ids=ids[..., :-1], labels=np.where(np.isnan(following), NO_LABEL, ids[..., 1:]))
+        ids = np.empty_like(filled, np.int64)  # of the same layout
+        for window, of_window in zip(filled, ids, strict=True):
+            of_window[:] = self.tokenizer.encode(window)
+        labels, missing = ids[..., 1:], np.isnan(following)
+        labels = np.where(missing, NO_LABEL, labels) if missing.any() else labels
+        return self._batch(input_ids=ids[..., :-1], labels=labels)
 
     def _batch(self, **arrays: np.ndarray) -> Batch:
         count, channels = next(iter(arrays.values())).shape[:2]
         numbers = torch.arange(channels).expand(count, channels).contiguous()
-        return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()} | {
-            "channels": numbers
-        }
+        return {**{key: torch.from_numpy(value) for key, value in arrays.items()}, "channels": numbers}
 
     def where(self, number: int) -> str:
         file, start, _ = self.windows([number])[0].tolist()

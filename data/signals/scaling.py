@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,16 @@ class Scaling:
     scale: np.ndarray
     clip: float | None
 
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """(n, C) in the files' units -> float32; NaN stays."""
-        values = ((rows - self.shift) / self.scale).astype(np.float32)
+    def __call__(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """(n, C) float32 in the files' units -> float32; NaN stays."""
+        shift, factor = self._single
+        values = np.subtract(rows, shift, out=out)
+        values *= factor
         return values if self.clip is None else np.clip(values, -self.clip, self.clip, out=values)
+
+    @cached_property
+    def _single(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.shift.astype(np.float32), (1 / self.scale).astype(np.float32)
 
 
 def fit(
@@ -78,8 +85,6 @@ def blocks_of(
 
 def aligned(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """(n, channels of the file) -> (n, C), NaN in channels that the file lacks (column -1)."""
-    if rows.shape[1] == len(columns) and (columns == np.arange(len(columns))).all():
-        return rows
     return np.where(columns < 0, np.float32(np.nan), rows[:, columns])
 
 

@@ -26,8 +26,14 @@ class MuLaw:
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Values of any shape -> int64 ids, 0 … levels - 1."""
         scaled = np.clip(np.asarray(values) / self.max_val, -1, 1)
-        compressed = np.sign(scaled) * np.log1p(self._mu * np.abs(scaled)) / np.log1p(self._mu)
-        return np.floor(self._clamped(compressed) * ((self.levels - 1) / 2) + self.levels / 2).astype(np.int64)
+        compressed = np.abs(scaled)
+        compressed *= self._mu
+        np.log1p(compressed, out=compressed)
+        compressed /= np.log1p(self._mu)
+        compressed = self._clamped(np.copysign(compressed, scaled, out=compressed))
+        compressed *= (self.levels - 1) / 2
+        compressed += self.levels / 2
+        return compressed.astype(np.int64)  # rounds down: none is negative
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Ids of any shape -> the values at the middle of their bins, float32."""

@@ -28,6 +28,7 @@ class Windows:
         rows = [(stretch.file, stretch.start, stretch.stop) for stretch in stretches]
         self.table = np.array([row for row in rows if row[2] - row[1] >= length], np.int64).reshape(-1, 3)
         self.length, self.hop, self.seed = length, hop, seed
+        self.draw = None if seed is None else RandomStarts(seed)
         counts = (self.table[:, 2] - self.table[:, 1] - length) // hop + 1
         self.ends = np.cumsum(counts)
         self.firsts = self.ends - counts
@@ -44,8 +45,8 @@ class Windows:
 
     def __call__(self, numbers: Sequence[int]) -> np.ndarray:
         """(B, 3) int64: file, first row, and the end of its stretch."""
-        if self.seed is not None:
-            places = RandomStarts(self.seed)(np.array(numbers, np.uint64), len(self), 0).astype(np.int64)
+        if self.draw is not None:
+            places = self.draw(np.array(numbers, np.uint64), len(self), 0).astype(np.int64)
         else:
             places = np.array(numbers, np.int64) * self.stride % len(self)
         chosen = np.searchsorted(self.ends, places, side="right")
