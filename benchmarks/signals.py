@@ -1,6 +1,6 @@
 """Windows a second from prepared recordings against MNE reading the file for each; memory that preparing takes.
 
-    python benchmarks/signals.py [megabytes of the recording that is prepared: 2000]
+    python benchmarks/signals.py [megabytes of the recording that is prepared: 200]
 
 An EDF file of 64 channels at 256 Hz, windows of 256 samples, which MNE opens once or for each window; and a large one,
 high-passed and resampled to 100 Hz. Prints one JSON line: windows per second of CPU time of each, the ratios, and the
@@ -119,7 +119,7 @@ def throughput(path: Path, cache: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_edf(folder / "small.edf", SMALL_MEGABYTES)

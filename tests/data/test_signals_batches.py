@@ -166,13 +166,7 @@ def recordings_of(bundle):
     return {side: {name for name, _ in dataset.recordings()} for side, dataset in sides.items()}
 
 
-@pytest.mark.keys(
-    "dataset(signals).datasplitter.by",
-    "dataset(signals).datasplitter.eval_fraction",
-    "dataset(signals).datasplitter.test_fraction",
-    "dataset(signals).datasplitter.session_pattern",
-    "dataset(signals).datasplitter.subject_pattern",
-)
+@pytest.mark.keys("dataset(signals).datasplitter")
 @pytest.mark.parametrize(("by", "held_out"), [("session", (2, 3)), ("subject", (4, 4))])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_session_and_no_subject_is_on_two_sides(tmp_path, by, held_out, seed):
@@ -198,7 +192,7 @@ def test_no_session_and_no_subject_is_on_two_sides(tmp_path, by, held_out, seed)
         assert {len(sides["validation"]), len(sides["test"])} == {2, 4} or held_out[0] >= len(sides["validation"])
 
 
-@pytest.mark.keys("dataset(signals).datasplitter.eval", "dataset(signals).datasplitter.test")
+@pytest.mark.keys("dataset(signals).datasplitter")
 def test_named_subjects_and_data_sets_are_held_out(tmp_path):
     folder, run = sessions(tmp_path), signal_run(tmp_path / "cache")
     splitter = DataSplitter(by="subject", eval=["01"], test=["04", "05"])
@@ -215,7 +209,7 @@ def test_named_subjects_and_data_sets_are_held_out(tmp_path):
         build(Config(path=str(folder), target="values", window=10, datasplitter=splitter), run)
 
 
-@pytest.mark.keys("dataset(signals).datasplitter.gap_seconds")
+@pytest.mark.keys("dataset(signals).datasplitter")
 def test_the_end_of_time_is_held_out_after_a_gap(tmp_path):
     bundle = ramp_bundle(
         tmp_path, datasplitter={"by": "time", "eval_fraction": 0.2, "test_fraction": 0.25, "gap_seconds": 0.1}
@@ -300,7 +294,6 @@ def mixed_batch(seed=0, count=6, classes=3, **given):
     return batch, MixTransform(MixUp(num_classes=classes, **given))(batch, generator)
 
 
-@pytest.mark.keys("dataset(signals).mixup.mixup_alpha", "dataset(signals).mixup.num_classes")
 def test_a_batch_is_mixed_with_one_share_of_at_least_a_half():
     """The share is found from the soft targets; the signals are mixed with the same share and order."""
     shares = []
@@ -321,7 +314,6 @@ def test_a_batch_is_mixed_with_one_share_of_at_least_a_half():
     assert kstest(shares, folded).pvalue > 0.01
 
 
-@pytest.mark.keys("dataset(signals).mixup.mixup_prob")
 def test_the_share_of_batches_that_are_mixed():
     changed = 0
     for seed in range(300):
@@ -332,7 +324,6 @@ def test_the_share_of_batches_that_are_mixed():
     assert abs(changed - 90) < 3 * np.sqrt(300 * 0.3 * 0.7)
 
 
-@pytest.mark.keys("dataset(signals).mixup.quantize", "dataset(signals).mixup.mu", "dataset(signals).mixup.max_val")
 @pytest.mark.parametrize("given", [{}, {"mixup_alpha": 0.4}, {"mixup_alpha": 0.4, "mixup_prob": 0.0}])
 def test_quantised_batches_have_one_type_mixed_or_not(given):
     batch, mixed = mixed_batch(quantize=True, mu=15, max_val=2.0, **given)
