@@ -8,6 +8,7 @@ if __name__ == "__main__":
     exit_on_signal()  # the imports that follow take seconds on a slow file system
 
 import contextlib
+import copy
 import multiprocessing
 import os
 from dataclasses import fields, replace
@@ -17,6 +18,7 @@ from loader.checks.launch import idle_gpu_lines
 from loader.checks.runtime_checks import (
     check_batch,
     check_data,
+    check_eval_runner,
     check_hub,
     check_loggers,
     check_model,
@@ -191,7 +193,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
         section, backends = (run.logging, args.report_to) if run.logging else (LoggingConfig(), ["wandb"])
         os.environ.update(logger_environment(section, run.output_dir, backends))
     check_loggers(args)
-    sets, settings = bundle.eval_datasets, trainer_settings(run, bundle, adapted)
+    sets, settings = bundle.eval_datasets, trainer_settings(run, bundle, adapted, args.device)
     if not run.callbacks:  # they may log metrics of their own
         for key, name, reason in unknown_monitors(settings, args, [*sets], settings.metrics):
             raise ValueError(f"`{key}: {name}`{run.place(key)} {reason}")
@@ -220,7 +222,7 @@ def groups_by_length(args: Any) -> bool:
     return getattr(args, "train_sampling_strategy", None) == "group_by_length"
 
 
-def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
+def trainer_settings(run: RunConfig, bundle: Any, adapted: Any, device: Any) -> Any:
     """Collect the Trainer's settings.
 
     Sections and process parameters that the Trainer has under the same name are passed through as they are.
@@ -250,6 +252,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
         "test_datasets": bundle.test_sets_by_prefix() if run.process.evaluate_test else {},
         "processor": bundle.processor,
         "sampling": sampling(run, bundle, adapted.model),
+        "score_checkpoint": checkpoint_scores(run, bundle, device),
         "first_optimizer": first_optimizer(run),
     }
     return TrainerSettings(**shared | own)
@@ -300,6 +303,35 @@ def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
     return sampler
 
 
+def checkpoint_scores(run: RunConfig, bundle: Any, device: Any) -> Any:
+    """What `eval_runner` does with each checkpoint, or None; a ValueError if the data does not allow it."""
+    section = run.eval_runner
+    if section is None or not section.enabled:
+        return None
+    from functools import partial
+
+    from eval import load_model
+    from prepare import build_loss
+    from trainer.callbacks.checkpoint_evals import CheckpointScores
+
+    name, dataset, steps = check_eval_runner(run, bundle)
+    free_run, generator = None, section.generator
+    if steps:
+        rollouts = {"seed": generator.seed, "samples": generator.rollouts_per_context, **generator.sampling.options}
+        free_run = partial(bundle.free_run, steps=steps, **rollouts)
+    return CheckpointScores(
+        load=partial(load_model, run=run, device=device),
+        dataset=dataset,
+        collate=bundle.collate,
+        metric=copy.deepcopy(bundle.metrics.get(name)),  # the training loop's evaluations have their own
+        loss=build_loss(run, bundle),
+        batches=section.max_batches,
+        batch_size=run.hyper.per_device_eval_batch_size,
+        free_run=free_run,
+        out=run.output_dir / "eval_runner",
+    )
+
+
 def apply_changes_on_resume(
     run: RunConfig, trainer: Any, bundle: Any, adapted: Any, point: ResumePoint | None
 ) -> list[str]:
@@ -309,7 +341,9 @@ def apply_changes_on_resume(
         ValueError: a change does not allow the run to resume.
     """
     from loader.resume.compatibility import resume_changes
+    from loader.resume.model_changes import kept_corruption, resized_context
     from loader.resume.warm_start import changed_data
+    from trainer.dataloading.dataloaders import without_adapter
     from trainer.optimization.lr_scheduler import LengthError
 
     if point is None:
@@ -319,6 +353,8 @@ def apply_changes_on_resume(
         changes.data(run, difference)
     if changes.problems:
         raise ConfigError(changes.problems)
+    network = without_adapter(adapted.model)
+    changes.lines += [*resized_context(run, network, bundle.dims, point), *kept_corruption(run, network, point)]
     settings = trainer.settings
     if changes.optimizer_changed:
         settings.earlier_optimizer = optimizer_plan(point.run, adapted)

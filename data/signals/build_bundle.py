@@ -79,7 +79,7 @@ def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
     described = {**saved(config, recordings), **described}
     files = {
         FILE: described,
-        "data.json": {name: [len(each), fingerprint(each)] for name, each in sets.items()},
+        "data.json": {name: [rows_in(each), fingerprint(each)] for name, each in sets.items()},
     }
     return Bundle(
         train_dataset=sets["train"],
@@ -282,6 +282,10 @@ def saved(config: Config, recordings: Recordings) -> dict[str, Any]:
     }
 
 
+def rows_in(dataset: SignalSet) -> int:
+    return sum(stretch.stop - stretch.start for stretch in dataset.stretches)
+
+
 def fingerprint(dataset: SignalSet) -> str:
     """A digest of rows taken evenly from a split."""
     digest = hashlib.sha256()
@@ -295,8 +299,7 @@ def fingerprint(dataset: SignalSet) -> str:
 def summary(recordings: Recordings, sets: dict[str, SignalSet]) -> str:
     rate = "unknown rate" if recordings.rate is None else f"{recordings.rate:g} Hz"
     parts = [
-        f"{sum(each.stop - each.start for each in dataset.stretches):,} samples, {len(dataset):,} windows "
-        f"{SET_NAMES.get(name, 'training')}"
+        f"{rows_in(dataset):,} samples, {len(dataset):,} windows {SET_NAMES.get(name, 'training')}"
         for name, dataset in sets.items()
     ]
     count = sum(len(file.parts) for file in recordings.files)

@@ -48,11 +48,12 @@ class FreeRun:
             ValueError: the model continues no signals, or the windows are too short.
         """
         past, truth, drawn = continued(model, dataset, seed, steps, samples, **sampling)
-        regression = Autoregression(ORDER).fit(lambda: (values for _, values in decoded(self.train)))
+        order = min(ORDER, past.shape[-1])
+        regression = Autoregression(order).fit(lambda: (values for _, values in decoded(self.train)))
         forecasts = {
             "model": drawn.mean(1),
             "last value": np.repeat(past[..., -1:], truth.shape[-1], axis=-1),
-            f"ar{ORDER}": np.stack([regression.forecast(window, truth.shape[-1]) for window in past]),
+            f"ar{order}": np.stack([regression.forecast(window, truth.shape[-1]) for window in past]),
         }
         errors = {name: np.sqrt(np.nanmean((values - truth) ** 2, (0, 1))) for name, values in forecasts.items()}
         folder.mkdir(parents=True, exist_ok=True)

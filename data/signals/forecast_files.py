@@ -53,7 +53,7 @@ class Classes(Table):
 class Rows(Table):
     """CSV: a row for each recording, forecast and step; a column for each channel."""
 
-    def __init__(self, target: Path, classes: None):
+    def __init__(self, target: Path):
         self.target = target
 
     def write(self, source: Source, record: Forecast) -> None:
@@ -71,7 +71,7 @@ class Rows(Table):
 class Gathered:
     """Keeps the forecasts, and writes them as one file at the end."""
 
-    def __init__(self, target: Path, classes: None):
+    def __init__(self, target: Path):
         self.target, self.forecasts = target, []
 
     def write(self, source: Source, record: Forecast) -> None:

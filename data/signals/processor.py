@@ -173,10 +173,11 @@ class Processor(processor.Processor):
         return [[name, *(f"{value:.6f}" for value in row), classes[int(row.argmax())]] for name, row in outputs]
 
     def writer(self, target: Path | BinaryIO) -> Any:
-        """By the ending of the output file."""
+        """A table of classes, or by the ending of the output file one with forecasts."""
         assert isinstance(target, Path)
-        kinds = {".csv": Classes} if self.is_class else WRITERS
-        ending = next((suffix for suffix in reversed(target.suffixes) if suffix in kinds), None)
+        if self.is_class:
+            return Classes(target, self.described["classes"])
+        ending = next((suffix for suffix in reversed(target.suffixes) if suffix in WRITERS), None)
         if ending is None:
-            raise ValueError(f"--output: the name must end with {' or '.join(kinds)}")
-        return kinds[ending](target, self.described.get("classes"))
+            raise ValueError(f"--output: the name must end with {', '.join(WRITERS)}")
+        return WRITERS[ending](target)

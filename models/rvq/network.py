@@ -29,15 +29,16 @@ class RVQConfig(RVQSettings):
         self.hop = Config(strides=self.strides).hop
 
 
-class Down(nn.Conv1d):
+class Down(nn.Module):
     """A causal convolution with a stride: (B, in, n) -> (B, out, n / stride)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__(inputs, outputs, 2 * stride + 1, stride)
+        super().__init__()
+        self.before = stride + 1  # the last tap is at the last sample of the frame
+        self.convolution = nn.Conv1d(inputs, outputs, 2 * stride + 1, stride)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        # The last tap is at the last sample of the frame.
-        return super().forward(F.pad(inputs, (self.kernel_size[0] - self.stride[0], 0)))
+        return self.convolution(F.pad(inputs, (self.before, 0)))
 
 
 class Up(nn.Module):

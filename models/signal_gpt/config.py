@@ -22,6 +22,14 @@ class TokenCorruption:
     block_len_steps: int = key(8, "steps that are replaced together", ge=1)
     tokens_per_step: int = key(32, "tokens of a step, in the order in which the network reads them", ge=1)
 
+    def __post_init__(self) -> None:
+        for name in ("p_start", "p_end"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must be above 0 and at most 1")
+        for name in ("block_len_steps", "tokens_per_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+
 
 @dataclass
 class Config:

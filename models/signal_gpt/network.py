@@ -6,6 +6,7 @@ Shapes: B batch, C channels, T time steps, D embedding width, V ids, L tokens of
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class SignalGPT(Generation, PreTrainedModel):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = norm_of(config)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.token_corruption = config.token_corruption and TokenCorruption(**config.token_corruption)
+        self.set_token_corruption(config.token_corruption)
         self.post_init()
 
     @torch.no_grad()
@@ -179,6 +180,15 @@ class SignalGPT(Generation, PreTrainedModel):
             raise ValueError(f"a context of {context} time steps is beyond max_position_embeddings {longest}")
         config.context, config.max_position_embeddings = context, longest
         config.rope_theta = rope_theta or config.rope_theta
+
+    def set_token_corruption(self, settings: dict[str, Any] | None) -> None:
+        """Corrupt inputs in training from now on by `TokenCorruption`'s keys, or not.
+
+        Raises:
+            ValueError, TypeError: a key is wrong.
+        """
+        self.token_corruption = None if settings is None else TokenCorruption(**settings)
+        self.config.token_corruption = settings and asdict(self.token_corruption)
 
     def _check(self, length: int, channels: Tensor | None) -> None:
         if length > self.config.context:
