@@ -264,6 +264,25 @@ def load_model(folder: Path, run: RunConfig, device: str) -> Any:
         raise ValueError(f"{folder}: the model's weights are damaged ({error}); name another checkpoint") from None
 
 
+def checkpoint_scores(run: RunConfig, bundle: Any, device: Any) -> Any:
+    """What `eval_runner` does with each checkpoint of a run, or None; a ValueError if the data does not allow it."""
+    if run.eval_runner is None or not run.eval_runner.enabled:
+        return None
+    from loader.checks.runtime_checks import check_eval_runner
+    from prepare import build_loss
+    from trainer.checkpoint_scores import CheckpointScores
+
+    return CheckpointScores.of(
+        run.eval_runner,
+        bundle,
+        *check_eval_runner(run, bundle),
+        load=functools.partial(load_model, run=run, device=device),
+        loss=build_loss(run, bundle),
+        batch_size=run.hyper.per_device_eval_batch_size,
+        out=run.output_dir / "eval_runner",
+    )
+
+
 def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
     """The policy's success over episodes in its simulator, and films of the first where they are asked for."""
     video = asked.video or asked.video_dir is not None

@@ -8,7 +8,6 @@ if __name__ == "__main__":
     exit_on_signal()  # the imports that follow take seconds on a slow file system
 
 import contextlib
-import copy
 import multiprocessing
 import os
 from dataclasses import fields, replace
@@ -18,7 +17,6 @@ from loader.checks.launch import idle_gpu_lines
 from loader.checks.runtime_checks import (
     check_batch,
     check_data,
-    check_eval_runner,
     check_hub,
     check_loggers,
     check_model,
@@ -227,6 +225,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any, device: Any) -> 
 
     Sections and process parameters that the Trainer has under the same name are passed through as they are.
     """
+    from eval import checkpoint_scores
     from loader.resume.warm_start import first_optimizer
     from prepare import build_loss
     from trainer.callbacks.csv_logger import log_folder
@@ -301,35 +300,6 @@ def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
             raise ValueError(f"`sample_prompt`{run.place('sample_prompt')}: {error}") from error
         sampler = replace(sampler, prompt=tokenizer.decode([0]))  # a vocabulary without line breaks
     return sampler
-
-
-def checkpoint_scores(run: RunConfig, bundle: Any, device: Any) -> Any:
-    """What `eval_runner` does with each checkpoint, or None; a ValueError if the data does not allow it."""
-    section = run.eval_runner
-    if section is None or not section.enabled:
-        return None
-    from functools import partial
-
-    from eval import load_model
-    from prepare import build_loss
-    from trainer.callbacks.checkpoint_evals import CheckpointScores
-
-    name, dataset, steps = check_eval_runner(run, bundle)
-    free_run, generator = None, section.generator
-    if steps:
-        rollouts = {"seed": generator.seed, "samples": generator.rollouts_per_context, **generator.sampling.options}
-        free_run = partial(bundle.free_run, steps=steps, **rollouts)
-    return CheckpointScores(
-        load=partial(load_model, run=run, device=device),
-        dataset=dataset,
-        collate=bundle.collate,
-        metric=copy.deepcopy(bundle.metrics.get(name)),  # the training loop's evaluations have their own
-        loss=build_loss(run, bundle),
-        batches=section.max_batches,
-        batch_size=run.hyper.per_device_eval_batch_size,
-        free_run=free_run,
-        out=run.output_dir / "eval_runner",
-    )
 
 
 def apply_changes_on_resume(

@@ -4,54 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
-
-from storage.atomic import write_json
-from trainer.callbacks.log_files import json_number
-from trainer.dataloading.samplers import limited_dataset
-from trainer.evaluator import evaluate
-
-
-@dataclass(frozen=True)
-class CheckpointScores:
-    """`eval_runner`: (folder of a checkpoint) -> its scores on some batches of a split, and of its free runs.
-
-    Args:
-        load: (folder) -> the model, in evaluation mode.
-        dataset, collate, metric, loss: See `evaluator.evaluate`.
-        batches, batch_size: How much of the data set is scored.
-        free_run: (model, data set, folder) -> scores, may write files into the folder; None: no free run.
-        out: Gets a folder for each checkpoint, with summary.json.
-    """
-
-    load: Callable[[Path], Any]
-    dataset: Any
-    collate: Any
-    metric: Any
-    loss: Any
-    batches: int
-    batch_size: int
-    free_run: Callable[[Any, Any, Path], Mapping[str, float]] | None
-    out: Path
-
-    def __call__(self, checkpoint: Path) -> dict[str, float]:
-        folder = self.out / checkpoint.name
-        part = limited_dataset(self.dataset, self.batches, self.batch_size)
-        with torch.random.fork_rng():
-            model = self.load(checkpoint)
-            device = next(model.parameters()).device
-            values = evaluate(model, part, self.collate, self.batch_size, device, self.metric, self.loss)
-            if self.free_run is not None:
-                values |= self.free_run(model, self.dataset, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "summary.json", {name: json_number(value) for name, value in values.items()})
-        return values
 
 
 class EvaluateCheckpoints(TrainerCallback):
