@@ -6,7 +6,6 @@ can be checked in no time.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,22 @@ PROCESS_KEYS = frozenset({"cache_dir"})
 
 def check(config: Config, run: Any) -> list[str]:
     """Problems that show without reading recordings, one line each."""
+    problems = path_problems(config)
+    folder = encoder_path(config)
+    if folder is not None and not os.path.isfile(os.path.join(folder, "config.json")):
+        problems.append(f"dataset.tokenizer: {folder} is neither mu_law, uniform nor the folder of a trained model")
+    return problems + text_problems(config)
+
+
+def path_problems(config: Config) -> list[str]:
     if config.path is None:
         return ["dataset.path is not set; name a recording, a folder of recordings or a list of them"]
-    problems = [
+    return [
         f"dataset.{name}: {path} does not exist; name a recording, a folder of recordings or a list of them"
         for name in ("path", "eval_path", "test_path")
         for path in config.paths(name)
         if not os.path.exists(os.path.expanduser(path))
     ]
-    folder = encoder_path(config)
-    if folder is not None and not os.path.isfile(os.path.join(folder, "config.json")):
-        problems.append(f"dataset.tokenizer: {folder} is neither mu_law, uniform nor the folder of a trained model")
-    return problems + text_problems(config)
 
 
 def text_problems(config: Config) -> list[str]:
@@ -58,7 +61,7 @@ def make(config: Config, run: Any, source: str | None) -> Path:
 
     if source is not None:
         raise ValueError(f"--source {source}: signals are prepared from dataset.path; set it with --set dataset.path=…")
-    problems = check(dataclasses.replace(config, target="values"), run)
+    problems = path_problems(config)
     if problems:
         raise ValueError(problems[0])
     if config.target != "text":

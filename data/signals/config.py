@@ -49,6 +49,14 @@ class MixUp:
     max_val: float = fixed(10.0, "Largest absolute value, for quantize.", gt=0)
 
 
+# Keys that have an effect with some targets alone.
+ONLY_WITH = {
+    ("tokens", "text"): ("tokenizer", "levels"),
+    ("text",): ("tokenizer_path", "tokenizer_size", "group", "max_length", "use_separator"),
+    ("class",): ("classes",),
+}
+
+
 @dataclass
 class Config:
     """YAML section `dataset` with `name: signals`."""
@@ -71,7 +79,9 @@ class Config:
     overlap: float = key(0.0, "By how much windows side by side overlap, in `unit`.", on_resume=TRAJECTORY, ge=0)
     unit: Literal["samples", "seconds"] = fixed("samples", "Unit of window and overlap, after resampling.")
     sampling: Literal["random", "grid"] = key(
-        "random", "Training windows: random starts anywhere, or side by side, each once an epoch.", on_resume=TRAJECTORY
+        "random",
+        "Training windows: start anywhere at random, or lie side by side, each once an epoch; those of classes do.",
+        on_resume=TRAJECTORY,
     )
     label_column: str | None = fixed(None, "Column of a table whose runs of equal values are events.")
     classes: list[str] | None = fixed(None, "Class names in their order; null: all of the training split, sorted.")
@@ -118,6 +128,10 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        for targets, names in ONLY_WITH.items():
+            for name in names if self.target not in targets else ():
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(f"`{name}` has no effect with `target: {self.target}`; leave it out")
         if self.clip is None and self.target in ("tokens", "text"):
             raise ValueError(f"`clip: null` leaves no range to quantise for `target: {self.target}`; set a number")
         if self.overlap and self.window is None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import tempfile
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,6 @@ def read(path: Path, label_column: str | None) -> list[Recording]:
     """See `recording.open_recordings`."""
     if path.suffix.lower() == ".hea":
         return [read_wfdb(path)]
-    if path.suffix.lower() in (".edf", ".bdf"):
-        check_edf_length(path)
     return [read_mne(path)]
 
 
@@ -43,12 +42,19 @@ def open_raw(path: Path) -> Any:
 
 
 def read_mne(path: Path) -> Recording:
+    import mne
+
+    header = EdfHeader(path) if path.suffix.lower() in (".edf", ".bdf") else None
     raw = open_raw(path)
-    onsets = raw.annotations.onset - (raw.first_time if raw.annotations.orig_time is not None else 0)
-    described = zip(onsets, raw.annotations.duration, raw.annotations.description, strict=True)
-    events = [Event(float(onset), float(duration), str(text)) for onset, duration, text in described]
     rate = float(raw.info["sfreq"])
+    onsets = raw.annotations.onset - (raw.first_time if raw.annotations.orig_time is not None else 0)
+    events = events_of(onsets, raw.annotations)
     breaks = {round(event.onset * rate) for event in events if BOUNDARY in event.description.upper()}
+    if header is not None and header.gaps:
+        # Raw leaves out what lies beyond the length of the recording without its gaps.
+        annotations = mne.read_annotations(path)
+        events = events_of(map(header.recorded, annotations.onset), annotations)
+        breaks |= {round(place * rate) for place, _ in header.gaps}
     return Recording(
         path.name,
         list(raw.ch_names),
@@ -60,6 +66,11 @@ def read_mne(path: Path) -> Recording:
         events=events,
         breaks=sorted(breaks),
     )
+
+
+def events_of(onsets: Iterable[float], annotations: Any) -> list[Event]:
+    rows = zip(onsets, annotations.duration, annotations.description, strict=True)
+    return [Event(float(onset), float(duration), str(text)) for onset, duration, text in rows]
 
 
 def with_present_files(path: Path, folder: Path) -> Path:
@@ -84,27 +95,51 @@ def position_of(location: np.ndarray) -> list[float] | None:
     return location.tolist() if np.isfinite(location).all() and location.any() else None
 
 
-def check_edf_length(path: Path) -> None:
-    """Compare an EDF or BDF header with the file's size: MNE reads what is there, with a warning.
+class EdfHeader:
+    """What MNE does not say of an EDF or BDF file: whether it is whole, and its gaps (EDF+D).
+
+    Attributes:
+        gaps: (seconds of recording before it, seconds that are missing).
 
     Raises:
-        ValueError: records are missing, or there is more; -1 records, of a recording that was not closed, is right.
+        ValueError: the header says another length than the file has; -1 records, of a recording that was not closed, is
+            right. MNE reads what is there, with a warning.
     """
-    with path.open("rb") as stream:
-        head = stream.read(256)
-        try:
-            header_bytes, records, signals = int(head[184:192]), int(head[236:244]), int(head[252:256])
-            stream.seek(256 + 216 * signals)
-            samples = [int(stream.read(8)) for _ in range(signals)]
-        except ValueError:
-            raise ValueError(f"{path.name} is no EDF or BDF file: there are no numbers in its header") from None
-    expected = header_bytes + records * sum(samples) * (3 if path.suffix.lower() == ".bdf" else 2)
-    size = path.stat().st_size
-    if records != -1 and size != expected:
-        raise ValueError(
-            f"{path.name}: its header says {records} records, {expected:,} bytes, but it has {size:,}; copy it again, "
-            "or write -1 as the number of records to read what is there"
-        )
+
+    def __init__(self, path: Path):
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            head = stream.read(256)
+            try:
+                start, records, duration = int(head[184:192]), int(head[236:244]), float(head[244:252])
+                signals = int(head[252:256])
+                labels = [stream.read(16).strip() for _ in range(signals)]
+                stream.seek(256 + 216 * signals)
+                widths = [int(stream.read(8)) * (3 if path.suffix.lower() == ".bdf" else 2) for _ in range(signals)]
+            except ValueError:
+                raise ValueError("no EDF or BDF file: there are no numbers in its header") from None
+            if records != -1 and size != start + records * sum(widths):
+                raise ValueError(
+                    f"its header says {records} records, {start + records * sum(widths):,} bytes, but it has {size:,}; "
+                    "copy it again, or write -1 as the number of records to read what is there"
+                )
+            self.gaps: list[tuple[float, float]] = []
+            marks = [number for number, label in enumerate(labels) if label.endswith(b"Annotations")]
+            if head[192:197] in (b"EDF+D", b"BDF+D") and marks:
+                first = start + sum(widths[: marks[0]])
+                expected = 0.0
+                for record in range((size - start) // sum(widths)):
+                    stream.seek(first + record * sum(widths))
+                    onset = float(stream.read(widths[marks[0]]).split(b"\x14")[0])
+                    if record and onset - expected > duration / 1000:
+                        self.gaps.append((record * duration, onset - expected))
+                    expected = onset + duration
+
+    def recorded(self, onset: float) -> float:
+        """A time as seconds of recording, without the gaps before it."""
+        for place, missing in self.gaps:
+            onset -= min(missing, max(0.0, onset - place))
+        return onset
 
 
 def read_wfdb(path: Path) -> Recording:

@@ -106,6 +106,22 @@ def test_a_recording_of_bti_is_a_folder(tmp_path):
         open_recordings(folder)
 
 
+def test_gaps_of_a_discontinuous_edf_file(tmp_path):
+    """Records of a second whose times jump from 2 to 7 s; an event at 8.5 s is in the fourth second of recording."""
+    import edfio
+
+    signal = edfio.EdfSignal(walk(1, 500)[0], sampling_frequency=100, label="EEG", physical_range=(-99, 99))
+    events = [edfio.EdfAnnotation(1.5, None, "before"), edfio.EdfAnnotation(3.5, None, "after")]
+    edfio.Edf([signal], annotations=events).write(tmp_path / "a.edf")
+    content = (tmp_path / "a.edf").read_bytes().replace(b"EDF+C", b"EDF+D")
+    for second in (4, 3, 2):
+        content = content.replace(f"+{second}\x14".encode(), f"+{second + 5}\x14".encode())
+    (tmp_path / "a.edf").write_bytes(content.replace(b"+3.5\x14", b"+8.5\x14"))
+    (recording,) = open_recordings(tmp_path / "a.edf")
+    assert recording.breaks == [200] and recording.length == 500
+    assert [(event.description, event.onset) for event in recording.events] == [("before", 1.5), ("after", 3.5)]
+
+
 # ---- tables ----
 
 
