@@ -5,7 +5,7 @@ Columns of text are no channels and are left out. A step of time of more than 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +22,25 @@ def read(path: Path, label_column: str | None) -> list[Recording]:
     """See `recording.open_recordings`; `label_column`'s runs of equal values become events."""
     import pyarrow as pa
 
-    batches = parquet_batches(path) if path.suffix.lower() == ".parquet" else csv_batches(path)
-    schema, rows = batches()
+    schema, rows = open_rows(path)
     if label_column is not None and label_column not in schema.names:
         raise ValueError(f"no column {label_column} (dataset.label_column); there are {', '.join(schema.names)}")
-    times = [name for name in schema.names if pa.types.is_temporal(schema.field(name).type)]
-    times = times or [name for name in schema.names if name.lower() in TIMES]
+    times = [field.name for field in schema if pa.types.is_temporal(field.type) or field.name.lower() in TIMES]
+    others = (*times, label_column)
     numeric = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
-    channels = [name for name in numeric if name not in times and name != label_column]
+    channels = [name for name in numeric if name not in others]
     clock, runs = Clock(), Runs()
     for batch in rows:
         clock.add(seconds_of(batch.column(times[0])) if times else np.empty(0), len(batch))
         if label_column is not None:
             runs.add(batch.column(label_column).to_pylist())
-    left_out = [
-        name for name in schema.names if name not in channels and name not in times[:1] and name != label_column
-    ]
+    left_out = [name for name in schema.names if name not in (*channels, *others)]
     return [
         Recording(
             path.name,
             channels,
             clock.rows,
-            Forward(batches, channels),
+            Forward(path, channels),
             rate=clock.rate,
             events=runs.events(clock.rate),
             breaks=clock.breaks,
@@ -52,35 +49,22 @@ def read(path: Path, label_column: str | None) -> list[Recording]:
     ]
 
 
-def csv_batches(path: Path) -> Callable[[], tuple[Any, Iterator[Any]]]:
-    """Returns a function -> (schema, batches from the file's start)."""
+def open_rows(path: Path) -> tuple[Any, Iterator[Any]]:
+    """(schema, record batches) from a file's start."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from pyarrow import csv
 
-    parse = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-
-    def open_file() -> tuple[Any, Iterator[Any]]:
-        guessed = csv.open_csv(path, parse_options=parse).schema
-        # The first block may hold whole numbers only where a later one does not.
-        types = {
-            field.name: pa.float64()
-            for field in guessed
-            if pa.types.is_integer(field.type) or pa.types.is_null(field.type)
-        }
-        reader = csv.open_csv(path, parse_options=parse, convert_options=csv.ConvertOptions(column_types=types))
-        return reader.schema, iter(reader)
-
-    return open_file
-
-
-def parquet_batches(path: Path) -> Callable[[], tuple[Any, Iterator[Any]]]:
-    import pyarrow.parquet as pq
-
-    def open_file() -> tuple[Any, Iterator[Any]]:
+    if path.suffix.lower() == ".parquet":
         file = pq.ParquetFile(path)
         return file.schema_arrow, file.iter_batches()
-
-    return open_file
+    parse = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    guessed = csv.open_csv(path, parse_options=parse).schema
+    # The first block may hold whole numbers, or nothing, only where a later one does not.
+    whole = [field.name for field in guessed if pa.types.is_integer(field.type) or pa.types.is_null(field.type)]
+    convert = csv.ConvertOptions(column_types=dict.fromkeys(whole, pa.float64()))
+    reader = csv.open_csv(path, parse_options=parse, convert_options=convert)
+    return reader.schema, iter(reader)
 
 
 def seconds_of(column: Any) -> np.ndarray:
@@ -152,22 +136,20 @@ def label_name(value: Any) -> str:
 
 
 class Forward:
-    """Reads rows forward: (start, stop) -> (C, n) float64; an earlier start reads the file again."""
+    """Reads rows forward: (start, stop) -> (C, n) float64; an earlier start opens the file again."""
 
-    def __init__(self, batches: Callable[[], tuple[Any, Iterator[Any]]], channels: list[str]):
-        self.batches, self.channels = batches, channels
-        self.first, self.block, self.rows = 0, np.empty((len(channels), 0)), iter(())
-        self.is_open = False
+    def __init__(self, path: Path, channels: list[str]):
+        self.path, self.channels = path, channels
+        self.first, self.block, self.rows = 0, np.empty((len(channels), 0)), None
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
-        if not self.is_open or start < self.first:
-            self.rows, self.first, self.block, self.is_open = self.batches()[1], 0, self.block[:, :0], True
+        if self.rows is None or start < self.first:
+            _, self.rows = open_rows(self.path)
+            self.first, self.block = 0, self.block[:, :0]
         while self.first + self.block.shape[1] < stop:
             skipped = min(max(0, start - self.first), self.block.shape[1])
             batch = next(self.rows)
-            columns = [batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64) for name in self.channels]
-            self.block, self.first = (
-                np.concatenate([self.block[:, skipped:], np.stack(columns)], 1),
-                self.first + skipped,
-            )
+            columns = [batch.column(name).to_numpy(zero_copy_only=False) for name in self.channels]
+            self.block = np.concatenate([self.block[:, skipped:], np.array(columns, np.float64)], 1)
+            self.first += skipped
         return self.block[:, start - self.first : stop - self.first]
