@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from data.images.augment import beta
 from data.signals.config import MixUp
 from data.signals.tokenizers import MuLaw
 
@@ -37,13 +38,6 @@ class MixTransform:
         if self.quantizer is not None:
             signal = torch.from_numpy(self.quantizer.encode(signal.cpu().numpy())).to(signal.device)
         return {**batch, "signal": signal, "labels": labels}
-
-
-def beta(alpha: float, generator: torch.Generator) -> float:
-    """One draw of Beta(alpha, alpha): the share of two Gamma(alpha) draws."""
-    concentration = torch.full((2,), alpha, dtype=torch.float64, device=generator.device)
-    logs = torch._standard_gamma(concentration.clamp(min=1e-3), generator=generator).clamp(min=1e-300).log()
-    return float(torch.softmax(logs, 0)[0])
 
 
 def quantizer_of(config: MixUp) -> MuLaw | None:

@@ -169,7 +169,9 @@ class Plan:
 
     def referred(self, block: np.ndarray) -> np.ndarray:
         if self.reference:
-            block[self.referenced] -= np.nanmean(block[self.reference], 0)
+            mean = np.nanmean(block[self.reference], 0)
+            block = block.copy()  # it may be a part of the reader's own array
+            block[self.referenced] -= mean
         return block[self.picked] if len(self.picked) < len(block) else block
 
 

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import os
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -126,7 +127,10 @@ def find_files(given: str) -> list[Path]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         if is_bti(Path(folder)):
             files.append(Path(folder))
-        files += [Path(folder, name) for name in sorted(names) if _ends(name, SUFFIXES) and not name.startswith(".")]
+        names = sorted(name for name in names if _ends(name, SUFFIXES) and not name.startswith("."))
+        # NAME-1.fif continues NAME.fif, and is read with it.
+        whole = [name for name in names if re.sub(r"-\d+\.fif$", ".fif", name) not in {*names} - {name}]
+        files += [Path(folder, name) for name in whole]
     if not files:
         raise ValueError(f"{given} has no recording in it; there are {', '.join(SUFFIXES)} and folders of BTi")
     return files

@@ -122,6 +122,17 @@ def test_gaps_of_a_discontinuous_edf_file(tmp_path):
     assert [(event.description, event.onset) for event in recording.events] == [("before", 1.5), ("after", 3.5)]
 
 
+def test_the_parts_of_a_split_fif_file_are_one_recording(tmp_path):
+    values = walk(2, 400_000) * 1e-5
+    raw = mne.io.RawArray(values, mne.create_info(["a", "b"], 100, "eeg"), verbose="ERROR")
+    raw.save(tmp_path / "a_raw.fif", split_size="2MB", fmt="double", verbose="ERROR")
+    assert len(list(tmp_path.iterdir())) > 1
+    (path,) = find_files(str(tmp_path))
+    (recording,) = open_recordings(path)
+    assert recording.length == 400_000
+    np.testing.assert_array_equal(recording.read(399_000, 400_000), values[:, 399_000:])
+
+
 # ---- tables ----
 
 

@@ -201,3 +201,26 @@ def test_windows_are_whole_frames_and_a_folder_has_a_network(tmp_path, coded):
     with pytest.raises(ValueError, match="multiples of 4"):
         build(Config(path=path, tokenizer=coded, window=30), run, encoder=Encoder())
     assert "dataset.tokenizer: mu_laww" in check(Config(path=path, tokenizer="mu_laww"), run)[0]
+
+
+@pytest.mark.slow
+def test_prepare_py_trains_a_tokenizer_and_loads_networks(tmp_path, capsys, in_root):
+    from run_results import error_line
+
+    from models.rvq.network import RVQ, RVQConfig
+    from prepare import load_encoder, main
+
+    path = write_npz(tmp_path / "a.npz", walk(2, 2000))
+    given = {"path": path, "target": "text", "window": 200, "tokenizer_path": tmp_path / "text"}
+    words = ["--task_name", "signals", "--set", *(f"dataset.{key}={value}" for key, value in given.items())]
+    main(words)
+    assert (tmp_path / "text/tokenizer/tokenizer.json").is_file()
+    assert "dataset.path" in error_line(capsys, main, [*words, "--source", "x"])
+
+    network = RVQ(RVQConfig(context=16))
+    network.save_pretrained(tmp_path / "net")
+    loaded, signal = load_encoder(str(tmp_path / "net")), torch.randn(2, 16)
+    assert torch.equal(loaded.encode(signal), network.eval().encode(signal))
+    (tmp_path / "net/config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="bert"):
+        load_encoder(str(tmp_path / "net"))
