@@ -19,9 +19,11 @@ SHOWN = 8  # channels in a message
 
 @dataclass
 class Alignment:
-    """Attributes:
-    names, types: Of the C channels.
-    columns: For each file the columns of the C channels; -1 where it lacks one.
+    """The channels of a batch.
+
+    Attributes:
+        names, types: Of the C channels.
+        columns: For each file the columns of the C channels; -1 where it lacks one.
     """
 
     names: list[str]
@@ -100,13 +102,10 @@ def check_missing(files: Sequence[Prepared], config: Config) -> list[str]:
     notes = []
     for file in files:
         counts = np.sum([part.missing for part in file.parts], 0)
-        flat = file.flat()
-        counts[flat] = 0  # without any value: see `flat`
-        worst = int(np.argmax(counts))
-        if counts[worst]:
-            line = (
-                f"{file.source}: {counts.sum():,} NaN in {file.rows:,} samples of {np.count_nonzero(counts)} channels"
-            )
+        counts[file.flat()] = 0  # channels without any value
+        worst, channels = int(np.argmax(counts)), np.count_nonzero(counts)
+        if channels:
+            line = f"{file.source}: {counts.sum():,} NaN in {file.rows:,} samples of {channels} channels"
             if config.nan == "error":
                 raise ValueError(f"{line}, most in {file.channels[worst]}; set dataset.nan to fill or drop")
             notes.append(f"{line}: {config.nan} (dataset.nan)")

@@ -54,19 +54,21 @@ class Recordings:
     def rate(self) -> float | None:
         return self.files[0].rate
 
-    def rows_of(self, length: float | None, unit: str) -> int | None:
-        """A length in samples.
+    def window_of(self, config: Config) -> tuple[int | None, int]:
+        """Rows of a window, None if the configuration has none, and by how much windows side by side overlap.
 
         Raises:
-            ValueError: it is in seconds, and the rate is not known; or it is less than a sample.
+            ValueError: they are in seconds, and the rate is not known; or a window is less than a sample.
         """
-        if length is None or unit == "samples":
-            return None if length is None else round(length)
-        if self.rate is None:
-            raise ValueError(
-                f"dataset.unit: seconds needs the rate of {self.files[0].source}; set dataset.sampling_rate"
-            )
-        return max(1, round(length * self.rate))
+        if config.window is None:
+            return None, 0
+        rate = 1 if config.unit == "samples" else self.rate
+        if rate is None:
+            raise ValueError("dataset.unit: seconds needs the recordings' rate; set dataset.sampling_rate")
+        length = round(config.window * rate)
+        if length < 1:
+            raise ValueError(f"dataset.window: {config.window:g} {config.unit} is less than a sample; raise it")
+        return length, min(round(config.overlap * rate), length - 1)
 
 
 def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
@@ -74,7 +76,6 @@ def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
     recordings = open_all(config, run)
     build = class_sets if config.target == "class" else next_sets
     sets, dims, described = build(config, run, recordings, encoder)
-    sampler = sampler_of(config, sets["train"])
     transforms = config.mixup.mixup_alpha or config.mixup.quantize
     described = {**saved(config, recordings), **described}
     files = {
@@ -86,7 +87,7 @@ def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
         eval_datasets={"validation": sets["eval"]} if "eval" in sets else {},
         test_datasets={"test": sets["test"]} if "test" in sets else {},
         collate=collate,
-        sampler=sampler,
+        sampler=sampler_of(sets["train"]),
         train_transform=MixTransform(config.mixup) if transforms else None,
         dims={**dims, "channels": len(recordings.alignment.names)},
         files=files,
@@ -131,8 +132,9 @@ def next_sets(
     config: Config, run: Any, recordings: Recordings, encoder: Any
 ) -> tuple[dict[str, SignalSet], dict[str, Any], dict[str, Any]]:
     """(sets, dims, what is saved) of targets that follow their inputs."""
-    length = recordings.rows_of(config.window, config.unit) or DEFAULT_WINDOW
-    hop = length - (recordings.rows_of(config.overlap, config.unit) or 0)
+    length, overlap = recordings.window_of(config)
+    length = length or DEFAULT_WINDOW
+    hop = length - overlap
     signals, splits, tokenizer, step = recordings.signals, recordings.splits, None, 1
     if encoder is not None:
         tokenizer = Codes(encoder)
@@ -221,10 +223,9 @@ def class_sets(
     Raises:
         ValueError: there is no labelled window, or a class that training has not.
     """
-    length = recordings.rows_of(config.window, config.unit)
-    hop = (length or 1) - (recordings.rows_of(config.overlap, config.unit) or 0)
+    length, overlap = recordings.window_of(config)
     found = {
-        name: trials_of(recordings.files, stretches, length, hop, config.classes)
+        name: trials_of(recordings.files, stretches, length, overlap, config.classes)
         for name, stretches in recordings.splits.items()
     }
     for name, trials in found.items():
@@ -262,7 +263,7 @@ def natural(name: str) -> tuple[float, str]:
     return (float(name), "") if name.lstrip("-").isdigit() else (float("inf"), name)
 
 
-def sampler_of(config: Config, dataset: Any) -> Callable[[int], EpochSampler]:
+def sampler_of(dataset: SignalSet) -> Callable[[int], EpochSampler]:
     """Seed -> sampler: numbers of random windows, or each window once an epoch."""
     if isinstance(dataset, NextSet) and dataset.windows.seed is not None:
         return SamplerFactory(len(dataset))

@@ -67,7 +67,7 @@ class Trial:
 
 
 def trials_of(
-    files: Sequence[Prepared], stretches: Sequence[Stretch], length: int | None, hop: int, classes: list[str] | None
+    files: Sequence[Prepared], stretches: Sequence[Stretch], length: int | None, overlap: int, classes: list[str] | None
 ) -> list[Trial]:
     """The labelled windows of stretches: of labelled recordings; else of their events, which have a class's name.
 
@@ -83,7 +83,7 @@ def trials_of(
             spans = [(row, row + max(rows, length or 0), label) for row, rows, label in events]
         for first, end, label in spans:
             size = length or end - first
-            starts = range(first, min(end, stretch.stop) - size + 1, hop if length else max(1, size))
+            starts = range(first, min(end, stretch.stop) - size + 1, max(1, size - overlap))
             found += [
                 Trial(stretch.file, stretch.part, start, start + size, label)
                 for start in starts

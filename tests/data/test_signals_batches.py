@@ -95,6 +95,9 @@ def test_length_overlap_and_order_of_windows(tmp_path):
     assert sorted(sampler) == list(range(len(grid.train_dataset)))
     seconds = ramp_bundle(tmp_path, window=0.3, overlap=0.1, unit="seconds", sampling="grid")
     assert seconds.dims["context"] == 30 and len(seconds.train_dataset) == (360 - 30) // 20 + 1
+    assert len(ramp_bundle(tmp_path, window=0.3, unit="seconds", sampling="grid").train_dataset) == 12
+    with pytest.raises(ValueError, match="dataset.window: 0.004"):
+        ramp_bundle(tmp_path, window=0.004, unit="seconds")
     random = ramp_bundle(tmp_path)
     starts = random.train_dataset.__getitems__(list(range(200)))["signal"][:, 0, 0].int()
     assert starts.max() <= 340 and (starts % 5 != 0).any()
