@@ -15,6 +15,7 @@ from run_results import error_line
 
 import eval as evaluation
 import predict
+import prepare
 import train
 from loader.command_line.entry import command_line
 from loader.sources.signal_aliases import LOADERS
@@ -237,6 +238,32 @@ def test_mixup_by_its_loader(run):
     assert 0 <= scores["accuracy"] <= 1 and math.isfinite(scores["loss"])
 
 
+def test_text_over_signals_by_its_loader(run):
+    """`prepare.py` trains the tokenizer; `TextDataLoader` names it, and its length limits the context."""
+    file, folder = signals_tokens.write_signals(run.folder / "signals.npz", samples=700), run.folder / "tok"
+    (run.folder / "task.yaml").write_text(
+        f"dataset: {{name: signals, path: {file}, window: 20, levels: 16, group: 5, tokenizer_size: 40}}\n"
+    )
+    task = ["--task_name", str(run.folder / "task.yaml"), "--set"]
+    text = ["dataset.target=text", f"dataset.tokenizer_path={folder}"]
+    prepare.main([*task, *text])
+    assert (folder / "tokenizer/tokenizer.json").is_file()
+    loader = {"tokenizer_path": str(folder), "max_length": 30, "use_separator": True}
+    assert set(loader) == set(LOADERS["TextDataLoader"])
+    model = {"model_name": "STGPT2MEG", "model": {"n_layer": 1, "n_head": 2, "n_embd": 16}}
+    (run.folder / "text.yaml").write_text(
+        yaml.safe_dump({"dataloader_class": "TextDataLoader", "dataloader": loader, **model})
+    )
+    places = [f"output_dir={run.folder / 'out'}", f"cache_dir={run.folder / 'cache'}"]
+    words = ["--training_config", str(run.folder / "text.yaml"), *task, *QUICK.split(), *places]
+    trainer = train.main(words)
+    batch = trainer.train_dataset.__getitems__([0, 1])
+    assert trainer.model.config.context == 30 >= batch["input_ids"].shape[1]
+    assert trainer.model.config.vocab_size == trainer.train_dataset.text.vocab_size
+    scores = evaluation.main(["--checkpoint", str(run.folder / "out")])
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]), rel=1e-5)
+
+
 # ---- scores and forecasts ----
 
 
@@ -319,6 +346,33 @@ def test_classes_of_new_recordings(run):
     for row in rows[1:]:
         chances = list(map(float, row[1:3]))
         assert sum(chances) == pytest.approx(1, abs=1e-5) and row[3] == ("fast", "slow")[int(np.argmax(chances))]
+
+
+def test_scores_of_classes(run):
+    """The table's counts are those of predict.py's classes; accuracy by subject sums to that of all."""
+    run("max_steps=2", recipe=signals_classes)
+    scores = evaluation.main(["--checkpoint", str(run.folder / "out")])
+    rows = list(csv.DictReader((run.folder / "out/eval/labels.csv").open()))
+    counts = np.array([[int(row["as fast"]), int(row["as slow"])] for row in rows])
+    assert counts.sum() == 11 and counts.trace() / 11 == pytest.approx(scores["accuracy"])
+    recalls = counts.diagonal() / counts.sum(1)
+    assert scores["balanced_accuracy"] == pytest.approx(recalls.mean())
+    subjects = list(csv.DictReader((run.folder / "out/eval/subjects.csv").open()))
+    right = sum(int(row["samples"]) * float(row["accuracy"]) for row in subjects)
+    assert right == pytest.approx(counts.trace()) and (run.folder / "out/eval/confusion.png").exists()
+
+
+@pytest.mark.parametrize("name", ["BasicMotions", "JapaneseVowels"])
+def test_the_recipe_of_motions_learns(run, name):
+    """In a quarter of its steps; docs/signals.md has the figures of the whole recipe."""
+    folder = SPEC.parents[1] / "data/signals" / name
+    if not folder.exists():
+        pytest.skip(f"{folder} is not here")
+    words = ["--training_config", "motions_cpu", "--output_dir", str(run.folder / "out"), "--set", "max_steps=75"]
+    words += [f"dataset.path={folder / name}_TRAIN.ts", f"dataset.test_path={folder / name}_TEST.ts", "report_to=none"]
+    train.main([*words, f"cache_dir={run.folder / 'cache'}"])
+    scores = evaluation.main(["--checkpoint", str(run.folder / "out"), "--split", "test"])
+    assert scores["accuracy"] > 0.95
 
 
 def test_a_learned_tokenizer_is_named_by_its_folder(run):
