@@ -51,7 +51,7 @@ class MixUp:
 
 # Keys that have an effect with some targets alone.
 ONLY_WITH = {
-    ("tokens", "text"): ("tokenizer", "levels"),
+    ("tokens", "text"): ("tokenizer",),
     ("text",): ("tokenizer_path", "tokenizer_size", "group", "max_length", "use_separator"),
     ("class",): ("classes",),
 }
