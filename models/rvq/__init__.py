@@ -30,10 +30,14 @@ def build(config: Config, process: Any) -> RVQ:
     """A new network.
 
     Raises:
-        ValueError: the data's windows are not a whole number of frames.
+        ValueError: the data has no values, or its windows are not a whole number of frames.
     """
     from models.rvq.network import RVQ, RVQConfig
 
+    if config.target not in (None, "values"):
+        raise ValueError(
+            f"model rvq learns from values, the data has dataset.target: {config.target}; set it to values"
+        )
     if config.context is not None and config.context % config.hop:
         raise ValueError(
             f"windows of {config.context} samples are not a multiple of {config.hop}, the product of model.strides; "

@@ -18,6 +18,7 @@ class Config:
     quantizers: int = key(2, "stages: ids of a frame", ge=1)
     levels: int = key(256, "codes of each stage", ge=2)
     commitment: float = key(0.25, "weight of the distance of the encoder from its code", ge=0, on_resume=TRAJECTORY)
+    target: str | None = key(None, "what the data predicts; known from the data")
     context: int | None = key(None, "samples of a window; known from the data", ge=1)
 
     def __post_init__(self) -> None:

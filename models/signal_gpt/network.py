@@ -53,7 +53,7 @@ class SignalGPT(Generation, PreTrainedModel):
         super().__init__(config)
         self.is_flattened = config.layout == "flattened"
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.channel_embedding = nn.Embedding(config.channels + 1, config.n_embd)  # the last: no channel
+        self.channel_embedding = nn.Embedding(config.channels + 1, config.n_embd)  # the first row: no channel
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.context, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -105,7 +105,8 @@ class SignalGPT(Generation, PreTrainedModel):
             {"logits": (B, C, T, V) or (B, L, V)}, with labels also {"loss"}.
 
         Raises:
-            ValueError: more time steps than `context`, or a channel that the model does not have.
+            ValueError: more time steps than `context`.
+            IndexError: a channel that the model does not have.
         """
         if self.training and self.token_corruption is not None:
             input_ids = self._corrupted(input_ids)
@@ -131,18 +132,20 @@ class SignalGPT(Generation, PreTrainedModel):
             past: of each block, what it has computed for the `first` time steps before these.
         """
         shape = input_ids.shape
-        self._check(shape[-1] + first, channels)
+        if first + shape[-1] > self.config.context:
+            raise ValueError(f"input_ids: {first + shape[-1]} time steps, the model's context is {self.config.context}")
         if channels is None:
-            channels = torch.arange(shape[1], device=input_ids.device).expand(shape[:2]) if len(shape) == 3 else -1
+            own = (
+                torch.arange(shape[1], device=input_ids.device)
+                if len(shape) == 3
+                else torch.full_like(input_ids[0], -1)
+            )
+            channels = own.expand(shape[:2])
         if len(shape) == 3:
             channels = channels[:, :, None].expand(shape)
         times = torch.arange(first, first + shape[-1], device=input_ids.device)
-        rows = self._sequences(input_ids)  # (N, L)
-        tokens = self.token_embedding(rows)
-        if isinstance(channels, Tensor):
-            tokens = tokens + self.channel_embedding(self._sequences(channels) % (self.config.channels + 1))
-        else:
-            tokens = tokens + self.channel_embedding.weight[-1]
+        tokens = self.token_embedding(self._sequences(input_ids))  # (N, L, D)
+        tokens = tokens + self.channel_embedding(self._sequences(channels) + 1)
         is_flat = self.is_flattened and len(shape) == 3
         if is_flat:
             times = times.repeat_interleave(shape[1])
@@ -189,14 +192,6 @@ class SignalGPT(Generation, PreTrainedModel):
         """
         self.token_corruption = None if settings is None else TokenCorruption(**settings)
         self.config.token_corruption = settings and asdict(self.token_corruption)
-
-    def _check(self, length: int, channels: Tensor | None) -> None:
-        if length > self.config.context:
-            raise ValueError(
-                f"input_ids: {length} time steps are more than the model's context of {self.config.context}"
-            )
-        if channels is not None and int(channels.max()) >= self.config.channels:
-            raise ValueError(f"channels: {int(channels.max())} is not among the model's {self.config.channels}")
 
     def _sequences(self, values: Tensor) -> Tensor:
         """(B, C, T) or (B, L) -> the sequences (N, L) that attention sees."""

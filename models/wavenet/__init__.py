@@ -31,12 +31,12 @@ def build(config: Config, process: Any) -> WaveNet:
     """A new network for the data's dims; without `vocab_size` it reads and predicts values.
 
     Raises:
-        ValueError: the number of channels is missing.
+        ValueError: the number of channels is missing, or the data has neither ids nor values.
     """
     from models.wavenet.network import WaveNet, WaveNetConfig
 
-    if config.channels is None:
-        raise ValueError("model: channels missing; wavenet needs data with `target: tokens` or `target: values`")
+    if config.channels is None or config.target not in (None, "tokens", "values"):
+        raise ValueError("model wavenet needs channels of signals; set dataset.target to tokens or values")
     return WaveNet(WaveNetConfig(**asdict(config)))
 
 

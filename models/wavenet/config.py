@@ -17,6 +17,7 @@ class Config:
     residual_channels: int = key(32, "width of the residual path and of the gated units", ge=1)
     skip_channels: int = key(64, "width of the skip connections and of the output layers", ge=1)
     dropout: float = key(0.0, "before each dilated convolution", ge=0, lt=1, on_resume=TRAJECTORY)
+    target: str | None = key(None, "what the data predicts; known from the data")
     channels: int | None = key(None, "channels; known from the data", ge=1)
     vocab_size: int | None = key(None, "ids; known from the data; null: it predicts a mean and a variance", ge=2)
 

@@ -254,9 +254,12 @@ def test_the_tokenizer_learns_sines():
     assert len(net.encode(signal[:, 0])[..., 0].unique()) > 8
 
 
+@pytest.mark.keys("model(wavenet).target", "model(rvq).target")
 @pytest.mark.parametrize(
     ("module", "keys", "words"),
     [
+        (models.wavenet, {**WAVE, "target": "class"}, ["target"]),
+        (models.rvq, {"target": "tokens"}, ["tokens", "values"]),
         (models.wavenet, {}, ["channels"]),
         (models.signal_classifier, {"channels": 2}, ["classes"]),
         (models.signal_classifier, {**CLASSIFIER, "kernel_size": 4}, ["4"]),
