@@ -36,7 +36,7 @@ class MixTransform:
                 if "lengths" in batch:
                     batch = {**batch, "lengths": torch.maximum(batch["lengths"], batch["lengths"][order])}
         if self.quantizer is not None:
-            signal = torch.from_numpy(self.quantizer.encode(signal.cpu().numpy())).to(signal.device)
+            signal = self.quantizer.encode(signal)
         return {**batch, "signal": signal, "labels": labels}
 
 

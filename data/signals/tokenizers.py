@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,27 +26,31 @@ class MuLaw:
     max_val: float = 5.0
     mu: int | None = None
 
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Values of any shape -> int64 ids, 0 … levels - 1."""
-        scaled = np.clip(np.asarray(values) / self.max_val, -1, 1)
-        compressed = np.abs(scaled)
+    def encode(self, values: Any) -> Any:
+        """Values of any shape -> int64 ids, 0 … levels - 1; of a tensor a tensor on its device."""
+        is_tensor = hasattr(values, "device") and not isinstance(values, np.ndarray)
+        library = importlib.import_module("torch") if is_tensor else np  # both have these functions
+        scaled = library.clip((values if is_tensor else np.asarray(values)) / self.max_val, -1, 1)
+        compressed = library.abs(scaled)
         compressed *= self._mu
-        np.log1p(compressed, out=compressed)
-        compressed /= np.log1p(self._mu)
-        compressed = self._clamped(np.copysign(compressed, scaled, out=compressed))
+        library.log1p(compressed, out=compressed)
+        compressed /= math.log1p(self._mu)
+        library.copysign(compressed, scaled, out=compressed)
+        library.clip(compressed, -self._largest, self._largest, out=compressed)
         compressed *= (self.levels - 1) / 2
-        compressed += self.levels / 2
-        return compressed.astype(np.int64)  # rounds down: none is negative
+        compressed += self.levels / 2  # the integer below is the id: none is negative
+        return compressed.long() if is_tensor else compressed.astype(np.int64)
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Ids of any shape -> the values at the middle of their bins, float32."""
-        compressed = self._clamped((np.asarray(ids) + 0.5 - self.levels / 2) / ((self.levels - 1) / 2))
+        compressed = (np.asarray(ids) + 0.5 - self.levels / 2) / ((self.levels - 1) / 2)
+        compressed = np.clip(compressed, -self._largest, self._largest)
         expanded = np.sign(compressed) * np.expm1(np.abs(compressed) * np.log1p(self._mu)) / self._mu
         return (expanded * self.max_val).astype(np.float32)
 
-    def _clamped(self, compressed: np.ndarray) -> np.ndarray:
-        largest = 1 - min(EDGE, 0.5 / self.levels)
-        return np.clip(compressed, -largest, largest)
+    @property
+    def _largest(self) -> float:
+        return 1 - min(EDGE, 0.5 / self.levels)
 
     @property
     def _mu(self) -> int:

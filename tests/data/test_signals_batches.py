@@ -40,6 +40,13 @@ def test_mu_law_by_hand():
     assert truth.tolist()[0] == 0 and truth.tolist()[2] == 128 and truth.tolist()[-1] == 255
 
 
+def test_mu_law_of_tensors_is_that_of_arrays():
+    values = np.random.default_rng(0).normal(size=(3, 1000))
+    ids = MuLaw(256, 2.0).encode(torch.from_numpy(values))
+    assert ids.dtype == torch.int64
+    np.testing.assert_array_equal(ids, MuLaw(256, 2.0).encode(values))
+
+
 def test_uniform_bins_by_hand():
     np.testing.assert_array_equal(Uniform(4, 2.0).encode([-2, -1.01, -0.99, 0, 0.99, 2]), [0, 0, 1, 2, 2, 3])
     np.testing.assert_array_equal(Uniform(4, 2.0).decode(np.arange(4)), [-1.5, -0.5, 0.5, 1.5])
@@ -132,7 +139,7 @@ def test_tokens_are_those_of_the_values(tmp_path):
     values = ramp_bundle(tmp_path, **given)
     for name, truth in (("mu_law", MuLaw(64, 5.0)), ("uniform", Uniform(64, 5.0))):
         tokens = ramp_bundle(tmp_path, target="tokens", tokenizer=name, levels=64, **given)
-        assert tokens.dims == {"context": 20, "vocab_size": 64, "channels": 2}
+        assert tokens.dims.items() >= {"context": 20, "vocab_size": 64, "channels": 2}.items()
         batch, plain = (each.train_dataset.__getitems__([3, 5]) for each in (tokens, values))
         np.testing.assert_array_equal(batch["input_ids"], truth.encode(plain["signal"].numpy()))
         known = ~torch.isnan(plain["labels"])
@@ -251,7 +258,7 @@ def trial_config(tmp_path, **given):
 def test_trials_of_any_length_are_padded(tmp_path):
     bundle = build(trial_config(tmp_path), signal_run(tmp_path / "cache"))
     trials, labels = sine_trials(24)
-    assert bundle.dims == {"context": 30, "classes": 2, "channels": 2}
+    assert bundle.dims.items() >= {"context": 30, "classes": 2, "channels": 2}.items()
     assert bundle.files["signals.json"]["classes"] == ["a", "b"]
     batch = bundle.train_dataset.__getitems__([0, 1, 2, 5])
     assert batch["lengths"].tolist() == [trials[index].shape[1] for index in (0, 1, 2, 5)]
