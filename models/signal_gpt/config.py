@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from models.gpt.config import check_heads
 from storage.config_keys import HARMLESS, TRAJECTORY, key
 
 DIMS = ("vocab_size", "channels", "context")
@@ -68,21 +69,7 @@ class Config:
     def __post_init__(self) -> None:
         if isinstance(self.token_corruption, dict):  # of a saved config.json
             self.token_corruption = TokenCorruption(**self.token_corruption)
-        if self.n_embd % self.n_head:
-            raise ValueError(
-                f"model.n_embd: {self.n_embd} is not divisible by model.n_head: {self.n_head}; "
-                f"try n_embd {self.n_head * max(1, round(self.n_embd / self.n_head))}"
-            )
-        if self.position == "rope" and self.n_embd // self.n_head % 2:
-            raise ValueError(
-                f"model.position: rope rotates pairs of numbers, and heads of n_embd {self.n_embd} / n_head "
-                f"{self.n_head} are odd; choose an even head size"
-            )
-        if self.n_kv_head is not None and self.n_head % self.n_kv_head:
-            raise ValueError(
-                f"model.n_head: {self.n_head} is not divisible by model.n_kv_head: {self.n_kv_head}; "
-                "queries share heads of keys and values in equal groups"
-            )
+        check_heads(self)
 
     def check_dims(self) -> None:
         """Raises ValueError if the data did not say what the network is built for."""

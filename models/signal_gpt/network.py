@@ -12,16 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 
+from models.gpt.decoder import Decoder
 from models.gpt.layers import Block, KeysAndValues, norm_of, rotation
 from models.pretrained import pretrained_config
 from models.signal_gpt.config import Config, TokenCorruption
 from models.signal_gpt.corruption import corrupted
 from models.signal_gpt.generation import Generation
 
-INIT_STD = 0.02
 NO_LOSS = -100
 
 _Settings = pretrained_config(Config, "signal_gpt", "_Settings", __name__)
@@ -35,7 +33,7 @@ class SignalGPTConfig(_Settings):
         super().__init__(**{**values, "tie_head": tied})
 
 
-class SignalGPT(Generation, PreTrainedModel):
+class SignalGPT(Generation, Decoder):
     """A decoder-only transformer that predicts the next id of every channel.
 
     With `layout: streams` a channel is a sequence of its own. With `flattened` all channels are one sequence, time by
@@ -45,9 +43,6 @@ class SignalGPT(Generation, PreTrainedModel):
 
     config_class = SignalGPTConfig
     main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _tied_weights_keys = {"head.weight": "token_embedding.weight"}
-    _no_split_modules = ["Block"]
 
     def __init__(self, config: SignalGPTConfig):
         super().__init__(config)
@@ -61,28 +56,6 @@ class SignalGPT(Generation, PreTrainedModel):
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.set_token_corruption(config.token_corruption)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            branches = 2 * self.config.n_layer if getattr(module, "ends_a_branch", False) else 1
-            init.normal_(module.weight, mean=0.0, std=INIT_STD / branches**0.5)
-        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-            init.ones_(module.weight)
-        if getattr(module, "bias", None) is not None:
-            init.zeros_(module.bias)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.token_embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.token_embedding = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.head = value
 
     def forward(
         self,
