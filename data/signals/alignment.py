@@ -39,37 +39,36 @@ def align(files: Sequence[Prepared], trained: int, config: Config) -> tuple[Alig
     """
     check_rates(files)
     notes = check_missing(files, config)
-    keyed, flat_keys = [], set()
+    keyed = []  # for each file: what makes a channel the same in other files -> its column
+    described, flat_keys = {}, set()  # key -> name and type, of the first file that has the channel
     for file in files:
         keys = keys_of(file, config.merge_by)
         flat = flat_channels(file, config)
-        flat_keys |= {keys[number] for number in flat}
-        keyed.append({key: number for number, key in enumerate(keys) if number not in flat})
-        notes += [f"{file.source}: constant in all of it: {listed([file.channels[n] for n in flat])}"] if flat else []
+        flat_keys |= {keys[column] for column in flat}
+        keyed.append({key: column for column, key in enumerate(keys) if column not in flat})
+        described = {key: (file.channels[column], file.types[column]) for column, key in enumerate(keys)} | described
+        if flat:
+            constant = [file.channels[column] for column in flat]
+            notes.append(f"{file.source}: constant in all of it: {listed(constant)}")
+    chosen = list(dict.fromkeys(key for columns in keyed[:trained] for key in columns))
     if config.flat == "drop":
-        keyed = [{key: number for key, number in each.items() if key not in flat_keys} for each in keyed]
-    chosen = list(dict.fromkeys(key for each in keyed[:trained] for key in each))
-    described: dict[tuple, tuple[str, str | None]] = {}  # name and type, of the first file that has the channel
-    for file, each in zip(files, keyed, strict=True):
-        for key, number in each.items():
-            described.setdefault(key, (file.channels[number], file.types[number]))
+        chosen = [key for key in chosen if key not in flat_keys]
     if config.missing == "drop":
-        chosen = [key for key in chosen if all(key in each for each in keyed)]
-    for file, each in zip(files, keyed, strict=True):
-        absent = [described[key][0] for key in chosen if key not in each]
-        further = [described[key][0] for key in each if key not in chosen]
-        filled_flat = config.flat == "fill" and {key for key in chosen if key not in each} <= flat_keys
-        if config.missing == "error" and (further or (absent and not filled_flat)):
-            differs = f"lacks {listed(absent)}, which others have" if absent else f"also has {listed(further)}"
+        chosen = [key for key in chosen if all(key in columns for columns in keyed)]
+    if not chosen:
+        raise ValueError("no channel is in all recordings; set dataset.missing: fill, or name dataset.channels")
+    for file, columns in zip(files, keyed, strict=True):
+        further = [described[key][0] for key in columns if key not in chosen and key not in flat_keys]
+        lacking = [described[key][0] for key in chosen if key not in columns and key not in flat_keys]
+        if config.missing == "error" and (further or lacking):
+            differs = f"lacks {listed(lacking)}, which others have" if lacking else f"also has {listed(further)}"
             raise ValueError(
                 f"{file.source} {differs}; set dataset.channels to those all recordings have, or dataset.missing to "
                 "fill or drop"
             )
-    if not chosen:
-        raise ValueError("no channel is in all recordings; set dataset.missing: fill, or name dataset.channels")
-    columns = [np.array([each.get(key, -1) for key in chosen]) for each in keyed]
     names, types = zip(*(described[key] for key in chosen), strict=True)
-    return Alignment(list(names), list(types), columns), notes
+    aligned = [np.array([columns.get(key, -1) for key in chosen]) for columns in keyed]
+    return Alignment(list(names), list(types), aligned), notes
 
 
 def keys_of(file: Prepared, merge_by: str) -> list[tuple]:
@@ -121,11 +120,11 @@ def flat_channels(file: Prepared, config: Config) -> list[int]:
     flat = file.flat()
     if flat and config.flat == "error":
         raise ValueError(
-            f"{file.source}: constant in all of it: {listed([file.channels[number] for number in flat])}; set "
+            f"{file.source}: constant in all of it: {listed([file.channels[column] for column in flat])}; set "
             "dataset.flat to fill or drop, or leave them out of dataset.channels"
         )
     return flat
 
 
-def listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

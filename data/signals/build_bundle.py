@@ -80,7 +80,7 @@ def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
     described = {**saved(config, recordings), **described}
     files = {
         FILE: described,
-        "data.json": {name: [rows_in(each), fingerprint(each)] for name, each in sets.items()},
+        "data.json": {name: [rows_in(dataset), fingerprint(dataset)] for name, dataset in sets.items()},
     }
     return Bundle(
         train_dataset=sets["train"],
@@ -93,7 +93,7 @@ def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
         files=files,
         summary=[*recordings.notes, summary(recordings, sets)],
         units={"samples": dims["context"]},
-        metrics={SET_NAMES[name]: metric_of(described, each) for name, each in sets.items() if name != "train"},
+        metrics={SET_NAMES[name]: metric_of(described, dataset) for name, dataset in sets.items() if name != "train"},
         report=Report(sets["train"], recordings.alignment.names),
         free_run=FreeRun(sets["train"], recordings.rate) if config.target in ("tokens", "values") else None,
     )
@@ -117,8 +117,8 @@ def open_all(config: Config, run: Any) -> Recordings:
         for index, part in enumerate(file.parts)
     }
     is_trials = any(len(file.parts) > 1 for file in files)
-    own = {place: origin for place, origin in origins.items() if place[0] < trained}
-    splits = split(files[:trained], own, config, run.seed, is_trials)
+    trained_origins = {place: origin for place, origin in origins.items() if place[0] < trained}
+    splits = split(files[:trained], trained_origins, config, run.seed, is_trials)
     for stretch in stretches_of(files, config.nan):
         if stretch.file >= trained:
             splits.setdefault(SPLITS[listed[stretch.file][0]], []).append(stretch)
@@ -224,18 +224,18 @@ def class_sets(
         ValueError: there is no labelled window, or a class that training has not.
     """
     length, overlap = recordings.window_of(config)
-    found = {
+    trials_by_split = {
         name: trials_of(recordings.files, stretches, length, overlap, config.classes)
         for name, stretches in recordings.splits.items()
     }
-    for name, trials in found.items():
+    for name, trials in trials_by_split.items():
         if not trials:
             raise ValueError(
                 f"dataset.target: class: no labelled window for {name}: no recording has a label, nor an event that "
                 f"dataset.classes names, with {length or 1} samples"
             )
-    classes = config.classes or sorted({trial.label for trial in found["train"]}, key=natural)
-    for name, trials in found.items():
+    classes = config.classes or sorted({trial.label for trial in trials_by_split["train"]}, key=natural)
+    for name, trials in trials_by_split.items():
         for trial in trials:
             if trial.label not in classes:
                 place = recordings.files[trial.file].parts[trial.part].name
@@ -247,12 +247,12 @@ def class_sets(
     subjects = {place: origin.subject or origin.session for place, origin in recordings.origins.items()}
     groups = {name: index for index, name in enumerate(sorted(set(subjects.values())))}
     sets = {}
-    for name, trials in found.items():
+    for name, trials in trials_by_split.items():
         labels = np.array([number[trial.label] for trial in trials])
         group = np.array([groups[subjects[trial.file, trial.part]] for trial in trials])
         quantizer = None if name == "train" else quantizer_of(config.mixup)
         sets[name] = TrialSet(recordings.signals, recordings.splits[name], trials, labels, group, quantizer)
-    longest = max(trial.stop - trial.start for trials in found.values() for trial in trials)
+    longest = max(trial.stop - trial.start for trials in trials_by_split.values() for trial in trials)
     dims = {"context": longest, "classes": len(classes)}
     dims |= {"vocab_size": config.mixup.mu + 1} if config.mixup.quantize else {}
     return sets, dims, {"classes": classes, "groups": list(groups)}

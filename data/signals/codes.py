@@ -56,10 +56,10 @@ def encode(signals: Signals, stretches: Sequence[Stretch], codes: Codes, folder:
     description = {
         "network": [file_identity(file, file.name) for file in sorted(Path(folder).glob("*.safetensors"))],
         "files": [file.path for file in signals.files],
-        "columns": [each.tolist() for each in signals.columns],
+        "columns": [columns.tolist() for columns in signals.columns],
         "scaling": [signals.scaling.shift.tolist(), signals.scaling.scale.tolist(), signals.scaling.clip],
         "fill_value": signals.fill_value,
-        "stretches": [[each.file, each.start, each.stop] for each in stretches],
+        "stretches": [[stretch.file, stretch.start, stretch.stop] for stretch in stretches],
     }
     build = partial(write_codes, signals=signals, stretches=stretches, codes=codes)
     place, manifest = open_or_build(cache, f"codes-{key_of(description)}", build)

@@ -170,7 +170,7 @@ class Plan:
     def referred(self, block: np.ndarray) -> np.ndarray:
         if self.reference:
             mean = np.nanmean(block[self.reference], 0)
-            block = block.copy()  # it may be a part of the reader's own array
+            block = block.copy()  # it may be a part of the reader's array
             block[self.referenced] -= mean
         return block[self.picked] if len(self.picked) < len(block) else block
 
@@ -276,7 +276,7 @@ def files_of(file: Path) -> list[Path]:
         return []
     if file.suffix.lower() in (".hea", ".vhdr"):
         text = file.read_text(encoding="latin-1")
-        return sorted(each for each in file.parent.iterdir() if each.stem == file.stem or each.name in text)
+        return sorted(part for part in file.parent.iterdir() if part.stem == file.stem or part.name in text)
     return [file, *sorted(file.parent.glob(f"{file.stem}-[0-9]*.fif"))]
 
 

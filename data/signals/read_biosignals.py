@@ -167,7 +167,7 @@ def read_wfdb(path: Path) -> Recording:
         read_block,
         rate=float(header.fs),
         events=wfdb_events(stem, float(header.fs)),
-        notes=[f"{path.name}: {header.sig_name[each]} is left out, {files[each]} is missing" for each in absent],
+        notes=[f"{path.name}: {header.sig_name[number]} is left out, {files[number]} is missing" for number in absent],
     )
 
 

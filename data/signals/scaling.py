@@ -52,7 +52,7 @@ def fit(
     described = {
         "kind": kind,
         "files": [file.path for file in files],
-        "columns": [each.tolist() for each in columns],
+        "columns": [indices.tolist() for indices in columns],
         "stretches": [list(asdict(stretch).values()) for stretch in stretches],
     }
 

@@ -39,12 +39,12 @@ def origin_of(file: Prepared, part: Part, entry: str, splitter: DataSplitter) ->
     path = Path(file.source).as_posix()
     root = Path(entry).absolute()
     within = path.removeprefix(f"{(root if root.is_dir() else root.parent).as_posix()}/")
-    own = f"{within}{part.name.removeprefix(Path(file.source).name)}"  # a trial: FILE#3
+    recording = f"{within}{part.name.removeprefix(Path(file.source).name)}"  # a trial: FILE#3
     session, subject = (re.search(pattern, within) for pattern in (splitter.session_pattern, splitter.subject_pattern))
     if part.session is not None:
         session_name = f"{Path(within).parent.parent.as_posix()}/{part.session}".removeprefix("./")
     else:
-        session_name = own if session is None else session[1]
+        session_name = recording if session is None else session[1]
     return Origin(session_name, part.subject or (None if subject is None else subject[1]), root.stem)
 
 
@@ -84,10 +84,10 @@ def split(
         unknown = next((files[file].source for (file, _), key in keys.items() if key is None), None)
         if unknown is not None:
             raise ValueError(f"{unknown} has no subject; set dataset.datasplitter.subject_pattern")
-        side = sides_of(sorted(set(keys.values())), by, splitter, seed)
+        held_out = sides_of(sorted(set(keys.values())), by, splitter, seed)
         sides = {name: [] for name in ("train", *HELD_OUT)}
         for stretch in stretches:
-            sides[side.get(keys[stretch.file, stretch.part], "train")].append(stretch)
+            sides[held_out.get(keys[stretch.file, stretch.part], "train")].append(stretch)
     wanted = {
         "train": True,
         "eval": splitter.eval or splitter.eval_fraction,
@@ -96,7 +96,7 @@ def split(
     for name, is_wanted in wanted.items():
         if is_wanted and not sides[name]:
             raise ValueError(f"dataset.datasplitter leaves no recording for {name}; change its fractions or `by: {by}`")
-    return {name: found for name, found in sides.items() if found}
+    return {name: side for name, side in sides.items() if side}
 
 
 def by_time(stretches: list[Stretch], files: Sequence[Prepared], splitter: DataSplitter) -> dict[str, list[Stretch]]:

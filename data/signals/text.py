@@ -110,14 +110,14 @@ class TextSet(NextSet):
 
 def touched(channels: np.ndarray, samples: np.ndarray, missing: np.ndarray) -> np.ndarray:
     """(L,) bool: whether one of a token's samples is among the missing ones (C, T)."""
-    found = np.zeros(len(channels), bool)
+    is_touched = np.zeros(len(channels), bool)
     if missing.any():
         for channel, row in enumerate(missing):
             places = np.flatnonzero(channels == channel)
             ends = np.cumsum(samples[places])
             before = np.concatenate([[0], np.cumsum(row)])
-            found[places] = before[ends] > before[ends - samples[places]]
-    return found
+            is_touched[places] = before[ends] > before[ends - samples[places]]
+    return is_touched
 
 
 def train(groups: NextSet, levels: int, size: int) -> Tokenizer:

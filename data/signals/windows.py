@@ -74,7 +74,7 @@ def trials_of(
     Without a length a window is a whole stretch. A window begins with its event, and an event that lasts longer than a
     window has several.
     """
-    found = []
+    trials = []
     for stretch in stretches:
         part = files[stretch.file].parts[stretch.part]
         spans = [(stretch.start, stretch.stop, part.label)]
@@ -84,9 +84,9 @@ def trials_of(
         for first, end, label in spans:
             size = length or end - first
             starts = range(first, min(end, stretch.stop) - size + 1, max(1, size - overlap))
-            found += [
+            trials += [
                 Trial(stretch.file, stretch.part, start, start + size, label)
                 for start in starts
                 if start >= stretch.start and size
             ]
-    return found
+    return trials
