@@ -25,8 +25,8 @@ def read(path: Path, label_column: str | None) -> list[Recording]:
     return [read_mne(path)]
 
 
-def open_raw(path: Path) -> Any:
-    """MNE's Raw, without its samples."""
+def open_raw(path: Path, preload: str | bool) -> Any:
+    """MNE's Raw, without its samples, or with all of them in a memory-mapped file."""
     import mne
 
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
@@ -37,15 +37,22 @@ def open_raw(path: Path) -> Any:
             data = next(path / name for name in BTI_DATA if (path / name).is_file())
             head_shape = path / "hs_file"
             head_shape = str(head_shape) if head_shape.is_file() else None
-            return mne.io.read_raw_bti(data, head_shape_fname=head_shape, preload=False, verbose="ERROR")
-        return mne.io.read_raw(path, preload=False, verbose="ERROR")
+            return mne.io.read_raw_bti(data, head_shape_fname=head_shape, preload=preload, verbose="ERROR")
+        return mne.io.read_raw(path, preload=preload, verbose="ERROR")
 
 
 def read_mne(path: Path) -> Recording:
     import mne
 
     header = EdfHeader(path) if path.suffix.lower() in (".edf", ".bdf") else None
-    raw = open_raw(path)
+    # Channels of a lower rate are brought to the highest one, which MNE does right for the whole recording alone.
+    folder = tempfile.TemporaryDirectory() if header is not None and header.has_several_rates else None
+    raw = open_raw(path, f"{folder.name}/samples" if folder else False)
+
+    def read_block(start: int, stop: int) -> np.ndarray:
+        assert folder is None or Path(folder.name).is_dir()  # it is there as long as this function
+        return raw.get_data(start=start, stop=stop, verbose="ERROR")
+
     rate = float(raw.info["sfreq"])
     onsets = raw.annotations.onset - (raw.first_time if raw.annotations.orig_time is not None else 0)
     events = events_of(onsets, raw.annotations)
@@ -59,7 +66,7 @@ def read_mne(path: Path) -> Recording:
         path.name,
         list(raw.ch_names),
         raw.n_times,
-        lambda start, stop: raw.get_data(start=start, stop=stop, verbose="ERROR"),
+        read_block,
         rate=rate,
         types=raw.get_channel_types(),
         positions=[position_of(channel["loc"][:3]) for channel in raw.info["chs"]],
@@ -100,6 +107,7 @@ class EdfHeader:
 
     Attributes:
         gaps: (seconds of recording before it, seconds that are missing).
+        has_several_rates: Its channels differ in their samples a second.
 
     Raises:
         ValueError: the header says another length than the file has; -1 records, of a recording that was not closed, is
@@ -125,6 +133,7 @@ class EdfHeader:
                 )
             self.gaps: list[tuple[float, float]] = []
             marks = [number for number, label in enumerate(labels) if label.endswith(b"Annotations")]
+            self.has_several_rates = len({width for n, width in enumerate(widths) if n not in marks}) > 1
             if head[192:197] in (b"EDF+D", b"BDF+D") and marks:
                 first = start + sum(widths[: marks[0]])
                 expected = 0.0

@@ -106,6 +106,19 @@ def test_a_recording_of_bti_is_a_folder(tmp_path):
         open_recordings(folder)
 
 
+def test_channels_of_several_rates(tmp_path):
+    """As MNE brings them to one rate when it loads all of the file; of a part of it, it would make something else."""
+    import edfio
+
+    signals = [
+        edfio.EdfSignal(walk(1, 100 * rate)[0], rate, label=f"{rate}", physical_range=(-300, 300)) for rate in (100, 10)
+    ]
+    edfio.Edf(signals).write(tmp_path / "a.edf")
+    truth = mne.io.read_raw(tmp_path / "a.edf", preload=True, verbose="ERROR").get_data()
+    (recording,) = open_recordings(tmp_path / "a.edf")
+    np.testing.assert_array_equal(in_chunks(recording), truth)
+
+
 def test_gaps_of_a_discontinuous_edf_file(tmp_path):
     """Records of a second whose times jump from 2 to 7 s; an event at 8.5 s is in the fourth second of recording."""
     import edfio
