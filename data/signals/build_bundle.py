@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from data.signals.tokenizers import TOKENIZERS
 from data.signals.windows import Windows, trials_of
 from data.text.config import samples_per_step
 from data.text.sampling import SamplerFactory
+from storage import safe_read
 
 FILE = "signals.json"
 DEFAULT_WINDOW = 256  # samples
@@ -73,7 +74,10 @@ class Recordings:
 
 def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
     """See `data.signals.build`."""
-    recordings = open_all(config, run)
+    earlier = trained_as(run)
+    if earlier is not None and config.target == "class":
+        config = replace(config, classes=earlier["classes"])
+    recordings = open_all(config, run, earlier)
     build = class_sets if config.target == "class" else next_sets
     sets, dims, described = build(config, run, recordings, encoder)
     transforms = config.mixup.mixup_alpha or config.mixup.quantize
@@ -99,8 +103,21 @@ def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
     )
 
 
-def open_all(config: Config, run: Any) -> Recordings:
-    """Prepare all recordings, split them and fit the scaling.
+def trained_as(run: Any) -> dict[str, Any] | None:
+    """The content of signals.json of the model that is scored on these recordings; None: a new model is trained.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    folder = getattr(run, "trained_in", None)
+    try:
+        return None if folder is None else safe_read.read_json(folder / FILE)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: {FILE} cannot be read ({error}); restore it from the run") from None
+
+
+def open_all(config: Config, run: Any, earlier: dict[str, Any] | None = None) -> Recordings:
+    """Prepare all recordings, split them and fit the scaling, or take that of an `earlier` run (`trained_as`).
 
     Raises:
         ValueError: they cannot be used together, one line.
@@ -122,7 +139,13 @@ def open_all(config: Config, run: Any) -> Recordings:
     for stretch in stretches_of(files, config.nan):
         if stretch.file >= trained:
             splits.setdefault(SPLITS[listed[stretch.file][0]], []).append(stretch)
-    shift, scale = fit(config.standardise, files, alignment.columns, splits["train"], cache)
+    if earlier is None:
+        shift, scale = fit(config.standardise, files, alignment.columns, splits["train"], cache)
+    elif alignment.names != earlier["channel_names"]:
+        names = (", ".join(each[:8]) for each in (alignment.names, earlier["channel_names"]))
+        raise ValueError("the channels are {}, the model was trained on {}; set dataset.channels".format(*names))
+    else:
+        shift, scale = np.array(earlier["shift"]), np.array(earlier["scale"])
     signals = Signals(files, alignment.columns, Scaling(shift, scale, config.clip), config.fill_value)
     notes = [*(note for file in files for note in file.notes), *notes]
     return Recordings(files, origins, splits, signals, alignment, notes)

@@ -280,6 +280,28 @@ def test_scores_beside_baselines(run):
     assert scores["free_run_rmse_4.last_value"] > 0 and (run.folder / "out/eval/free_run.png").exists()
 
 
+def test_other_recordings_are_scored_with_the_scaling_of_training(run, capsys):
+    """Those of twice the size are other ids; other channels are refused."""
+    trainer = run("max_steps=2")
+    with np.load(run.folder / "signals.npz") as arrays:
+        larger = {"data": 2 * arrays["data"] + 1, "sampling_rate": 100.0}
+    np.savez(run.folder / "larger.npz", **larger)
+    words = ["--checkpoint", str(run.folder / "out"), "--data"]
+    scores = evaluation.main([*words, str(run.folder / "larger.npz")])
+    described = json.loads((run.folder / "out/signals.json").read_text())
+    shift, scale = (np.array(described[name])[:, None] for name in ("shift", "scale"))
+    held_out = np.clip((larger["data"][:, -118:] - shift) / scale, -5, 5).astype(np.float32)
+    ids = torch.from_numpy(trainer.eval_dataset.tokenizer.encode(held_out))
+    starts = range(0, 118 - 9, 10)
+    rows, following = (torch.stack([ids[:, a + step : a + step + 10] for a in starts[:-1]]) for step in (0, 1))
+    with torch.no_grad():
+        loss = trainer.model.eval()(rows, following)["loss"].item()
+    assert scores["loss"] == pytest.approx(loss, rel=0.05)  # a window at the end may differ
+    np.savez(run.folder / "other.npz", **larger, channels=np.array(["x", "y"]))
+    line = error_line(capsys, evaluation.main, [*words, str(run.folder / "other.npz")])
+    assert "x" in line and "ch0" in line
+
+
 def predicted(run, name, *flags, out="out"):
     words = ["--checkpoint", run.folder / out, "--input", run.folder / "signals.npz", "--output", run.folder / name]
     predict.main([*map(str, words), *flags])
