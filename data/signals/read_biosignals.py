@@ -3,6 +3,7 @@ record's units of WFDB."""
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import warnings
@@ -82,7 +83,7 @@ def events_of(onsets: Iterable[float], annotations: Any) -> list[Event]:
 
 def with_present_files(path: Path, folder: Path) -> Path:
     """A BrainVision header, in `folder`, with the files that stand beside it where it was renamed with them."""
-    text = path.read_text(encoding="latin-1")
+    text = path.read_text(encoding="latin-1")  # any bytes, whichever code page it names
     for entry, suffix in (("DataFile", ".eeg"), ("MarkerFile", ".vmrk")):
         line = re.search(rf"^{entry}=(.*?)\r?$", text, re.MULTILINE)
         if line is None:
@@ -91,7 +92,7 @@ def with_present_files(path: Path, folder: Path) -> Path:
         present = next((file for file in (named, path.with_suffix(suffix)) if file.is_file()), None)
         if present is None and entry == "DataFile":
             raise ValueError(f"{path.name}: its data file {line[1]} is missing")
-        replaced = f"{entry}={present.absolute()}" if present else ""
+        replaced = f"{entry}={os.fsencode(present.absolute()).decode('latin-1')}" if present else ""
         text = text[: line.start()] + replaced + text[line.end() :]
     header = folder / path.name
     header.write_text(text, encoding="latin-1")

@@ -45,7 +45,9 @@ def test_a_renamed_brainvision_recording_is_read(shared, tmp_path):
     shutil.copy(folder / "brainvision_test.eeg", tmp_path / "test.eeg")
     (tmp_path / "test.vmrk").write_text("Brain Vision Data Exchange Marker File, Version 1.0\n[Marker Infos]\n")
     truth = mne.io.read_raw(tmp_path / "brainvision_test.vhdr", preload=True, verbose="ERROR")
-    for path in (folder, tmp_path):
+    moved = tmp_path / "messungen für später"
+    shutil.copytree(tmp_path, moved, ignore=lambda *_: [moved.name])
+    for path in (folder, tmp_path, moved):
         (recording,) = open_recordings(path / "brainvision_test.vhdr")
         assert recording.channels == truth.ch_names
         np.testing.assert_array_equal(in_chunks(recording), truth.get_data())
