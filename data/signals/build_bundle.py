@@ -183,8 +183,7 @@ def next_sets(
                 f"dataset.window: {length} samples is longer than every recording for {name} ({longest}); lower it"
             )
         samples = epoch_of(stretches, length, run) if is_random else None
-        quantizer = None if name == "train" else quantizer_of(config.mixup)
-        sets[name] = kind(signals, stretches, windows, samples, tokenizer, quantizer, is_scored=name != "train")
+        sets[name] = kind(signals, stretches, windows, samples, tokenizer, is_scored=name != "train")
     return sets, dims, {}
 
 

@@ -142,6 +142,10 @@ class Config:
             raise ValueError("`unit: seconds` needs `window`; set both")
         if self.mixup.mixup_alpha and self.target not in ("class", "values"):
             raise ValueError(f"`mixup` mixes values, which `target: {self.target}` has not; set mixup_alpha: 0")
+        if self.mixup.quantize and self.target != "class":
+            raise ValueError(
+                f"`mixup.quantize` is for `target: class`; inputs of `target: {self.target}` are as it says"
+            )
         if self.mixup.mixup_alpha and self.target == "class" and self.mixup.num_classes is None:
             raise ValueError("`mixup.num_classes` is missing; MixUp of classes needs their number")
         if self.target == "text" and self.tokenizer not in ("mu_law", "uniform"):

@@ -99,7 +99,6 @@ class NextSet(SignalSet):
     Args:
         samples: Of an epoch, of random windows, whose numbers go on over the epochs; None: the windows.
         tokenizer: None: values are predicted.
-        quantizer: Tokenizer of the inputs alone.
         is_scored: What windows that overlap share is a label in the first alone, so that each counts once, with the
             longest past.
     """
@@ -111,12 +110,10 @@ class NextSet(SignalSet):
         windows: Windows,
         samples: int | None = None,
         tokenizer: Any = None,
-        quantizer: Any = None,
         is_scored: bool = False,
     ):
         super().__init__(signals, stretches, tokenizer)
-        self.windows, self.samples, self.quantizer = windows, samples or len(windows), quantizer
-        self.is_scored = is_scored
+        self.windows, self.samples, self.is_scored = windows, samples or len(windows), is_scored
 
     def __len__(self) -> int:
         return self.samples
@@ -140,8 +137,7 @@ class NextSet(SignalSet):
             shared = self.windows.overlaps(numbers)[:, None, None]
             following = np.where(np.arange(following.shape[-1]) < shared, np.float32(np.nan), following)
         if self.tokenizer is None:
-            inputs = filled[..., :-1] if self.quantizer is None else self.quantizer.encode(filled[..., :-1])
-            return self._batch(signal=inputs, labels=following)
+            return self._batch(signal=filled[..., :-1], labels=following)
         ids = np.empty_like(filled, np.int64)  # of the same layout
         for window, of_window in zip(filled, ids, strict=True):
             of_window[:] = self.tokenizer.encode(window)

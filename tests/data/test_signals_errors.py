@@ -122,6 +122,7 @@ def test_a_path_that_is_not_there(tmp_path):
         ({"unit": "seconds"}, ["unit: seconds", "window"]),
         ({"mixup": MixUp(mixup_alpha=1.0)}, ["mixup", "target: tokens"]),
         ({"mixup": MixUp(mixup_alpha=1.0), "target": "class"}, ["mixup.num_classes"]),
+        ({"mixup": MixUp(quantize=True), "target": "values"}, ["mixup.quantize", "values"]),
         ({"target": "values", "tokenizer": "uniform"}, ["tokenizer", "target: values"]),
         ({"target": "class", "group": 20}, ["group", "target: class"]),
         ({"classes": ["a", "b"]}, ["classes", "target: tokens"]),
