@@ -21,6 +21,7 @@ MOST_BLOCKS = 16  # of a split that are read
 MOST_BIGRAMS = 2**24  # table entries; of more channels and ids no bigrams are counted
 MOST_RESIDUALS = 20_000  # that a distribution is fitted to
 DEGREES = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 20.0, 100.0)  # of freedom that are tried
+PRIOR_WEIGHTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)  # of unigrams in a row of bigrams, in ids
 LEAST = 1e-9  # probability of an id
 
 
@@ -29,7 +30,7 @@ def baseline_bits(
 ) -> dict[str, np.ndarray]:
     """Name of the baseline -> bits (C,).
 
-    unigram: how often each id is; bigram: after which one (smoothed by 8 unigrams); last value: how often it changes
+    unigram: how often each id is; bigram: after which one (smoothed by unigrams); last value: how often it changes
     by how many levels; ar8, ar32: a linear autoregression of the channel's own values, whose residuals have Student's t
     distribution, integrated over each id's bin.
 
@@ -64,6 +65,7 @@ def counted(train: Blocks, held_out: Blocks, levels: int, is_ordered: bool) -> d
         if has_bigrams:
             pairs[channel] += np.bincount(now * levels + following, minlength=levels**2).reshape(levels, levels)
     unigram = (single + 1) / (single + 1).sum(1, keepdims=True)
+    weights = [prior_weight(*tables) for tables in zip(pairs, unigram, strict=True)] if has_bigrams else []
     # Of the changes that lead to an id at all: their sum is a difference of cumulative sums.
     change = (changes + 0.1) / (changes + 0.1).sum(1, keepdims=True)
     cumulative = np.concatenate((np.zeros((channels, 1)), change.cumsum(1)), axis=1)
@@ -72,13 +74,25 @@ def counted(train: Blocks, held_out: Blocks, levels: int, is_ordered: bool) -> d
         count[channel] += len(now)
         nats["unigram"][channel] -= np.log(unigram[channel, following]).sum()
         if has_bigrams:
-            table, smoothing = pairs[channel], 8 * unigram[channel, following]
-            nats["bigram"][channel] -= np.log((table[now, following] + smoothing) / (table.sum(1)[now] + 8)).sum()
+            table, weight = pairs[channel], weights[channel]
+            expected = table[now, following] + weight * unigram[channel, following]
+            nats["bigram"][channel] -= np.log(expected / (table.sum(1)[now] + weight)).sum()
         first = levels - 1 - now
         reachable = cumulative[channel, first + levels] - cumulative[channel, first]
         nats["last value"][channel] -= np.log(change[channel, following + first] / reachable).sum()
     kept = ["unigram", *["bigram"] * has_bigrams, *["last value"] * is_ordered]
     return {name: nats[name] / np.maximum(count, 1) / math.log(2) for name in kept}
+
+
+def prior_weight(pairs: np.ndarray, unigram: np.ndarray) -> float:
+    """The weight of the unigrams with which each pair of the table (V, V) is most likely, given all others."""
+    now, following = np.nonzero(pairs)
+    counts, rows, prior = pairs[now, following], pairs.sum(1)[now], unigram[following]
+
+    def likelihood(weight: float) -> float:
+        return float((counts * np.log((counts - 1 + weight * prior) / (rows - 1 + weight))).sum())
+
+    return max(PRIOR_WEIGHTS, key=likelihood)
 
 
 def followed(blocks: Blocks) -> Iterable[tuple[int, np.ndarray, np.ndarray]]:

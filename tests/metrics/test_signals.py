@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from data.signals.tokenizers import MuLaw
 from metrics.grouped import GroupedClassMetric
-from metrics.signal_baselines import Autoregression, baseline_bits, counted, fitted_t
+from metrics.signal_baselines import PRIOR_WEIGHTS, Autoregression, baseline_bits, counted, fitted_t, prior_weight
 from metrics.signals import BitsPerSample, ValueErrors
 
 
@@ -75,6 +75,21 @@ def test_bigrams_find_the_entropy_of_a_chain():
     bits = counted(lambda: [train], lambda: [held_out], 4, is_ordered=True)
     entropy = -(0.7 * np.log2(0.7) + 0.3 * np.log2(0.1))
     assert bits["bigram"] == pytest.approx(entropy, abs=0.02) and bits["unigram"] == pytest.approx(2, abs=0.01)
+
+
+def test_the_smoothing_of_bigrams_leaves_one_out():
+    """Against the likelihood of each pair after it is taken out of the table."""
+    random = np.random.default_rng(0)
+    pairs = random.poisson(1.5, (6, 6)).astype(float)
+    unigram = random.dirichlet(np.ones(6))
+    likelihood = dict.fromkeys(PRIOR_WEIGHTS, 0.0)
+    for now, following in np.argwhere(pairs > 0):
+        others = pairs.copy()
+        others[now, following] -= 1
+        for weight in PRIOR_WEIGHTS:
+            chance = (others[now, following] + weight * unigram[following]) / (others[now].sum() + weight)
+            likelihood[weight] += pairs[now, following] * np.log(chance)
+    assert prior_weight(pairs, unigram) == max(likelihood, key=likelihood.get) not in (1.0, 128.0)
 
 
 def test_changes_find_the_entropy_of_a_walk():
