@@ -254,6 +254,14 @@ def test_a_session_folder_of_brain_gen(tmp_path, protocol):
     np.testing.assert_array_equal(in_chunks(recording), part["data"])
 
 
+def test_a_pickle_of_an_older_numpy_is_read(tmp_path):
+    part = session_part()
+    old = pickle.dumps(part, 2).replace(b"numpy._core.", b"numpy.core.")
+    (tmp_path / "0.npy").write_bytes(old)
+    assert b"numpy.core.multiarray" in old
+    np.testing.assert_array_equal(in_chunks(open_recordings(tmp_path / "0.npy")[0]), part["data"])
+
+
 class Touch:
     """Writes a file when it is unpickled."""
 
