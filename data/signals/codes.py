@@ -65,8 +65,8 @@ def encode(signals: Signals, stretches: Sequence[Stretch], codes: Codes, folder:
     place, manifest = open_or_build(cache, f"codes-{key_of(description)}", build)
     channels = len(signals.columns[0])
     parts = [
-        Part(name, start, stop, [[start, stop]], [], [0] * channels, [], [], [], None, None, None)
-        for name, start, stop in manifest["parts"]
+        Part(name, start, stop, [[start, stop]], [], missing, [], [], [], None, None, None)
+        for name, start, stop, missing in manifest["parts"]
     ]
     file = signals.files[0]
     rate = file.rate and file.rate / codes.hop * codes.quantizers
@@ -81,13 +81,14 @@ def write_codes(folder: Path, signals: Signals, stretches: Sequence[Stretch], co
     parts, row = [], 0
     with (folder / FILE).open("wb") as stream:
         for stretch in stretches:
-            start = row
+            start, missing = row, np.zeros(len(signals.columns[0]), np.int64)
             frames = (stretch.stop - stretch.start) // codes.hop
             for first in range(0, frames, BLOCK_FRAMES):
                 block = encoded(signals, stretch, first, min(first + BLOCK_FRAMES, frames), codes)
                 stream.write(np.ascontiguousarray(block.T, np.float32).tobytes())
                 row += block.shape[1]
-            parts.append([signals.files[stretch.file].parts[stretch.part].name, start, row])
+                missing += np.isnan(block).sum(1)
+            parts.append([signals.files[stretch.file].parts[stretch.part].name, start, row, missing.tolist()])
     return {"parts": parts}
 
 

@@ -53,8 +53,16 @@ class Signals:
         return [np.array_equal(columns, np.arange(len(file.channels))) for file, columns in pairs]
 
     def filled(self, values: np.ndarray) -> np.ndarray:
-        missing = np.isnan(values)
-        return np.where(missing, np.float32(self.fill_value), values) if missing.any() else values
+        """Values (…, T) without NaN."""
+        # Where no recording lacks a value, only what is beyond the end of a stretch does, at the end of a window.
+        if not self._has_missing and not np.isnan(values[..., -1]).any():
+            return values
+        return np.where(np.isnan(values), np.float32(self.fill_value), values)
+
+    @cached_property
+    def _has_missing(self) -> bool:
+        lacks_channels = any((columns < 0).any() for columns in self.columns)
+        return lacks_channels or any(any(part.missing) for file in self.files for part in file.parts)
 
 
 class SignalSet(torch.utils.data.Dataset):
