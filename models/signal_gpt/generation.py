@@ -30,7 +30,7 @@ class Generation:
 
         Args:
             input_ids: (B, C, T), or (B, T).
-            channels: see `SignalGPT.forward`.
+            channels: (B, C), see `SignalGPT.forward`; not of texts.
             temperature: scores are divided by it; 0: the most probable id.
             top_k: draw from so many most probable ids. None: from all.
             top_p: draw from the most probable ids whose probabilities first sum to this. None: from all.

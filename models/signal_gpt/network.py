@@ -107,18 +107,9 @@ class SignalGPT(Generation, Decoder):
         shape = input_ids.shape
         if first + shape[-1] > self.config.context:
             raise ValueError(f"input_ids: {first + shape[-1]} time steps, the model's context is {self.config.context}")
-        if channels is None:
-            own = (
-                torch.arange(shape[1], device=input_ids.device)
-                if len(shape) == 3
-                else torch.full_like(input_ids[0], -1)
-            )
-            channels = own.expand(shape[:2])
-        if len(shape) == 3:
-            channels = channels[:, :, None].expand(shape)
         times = torch.arange(first, first + shape[-1], device=input_ids.device)
         tokens = self.token_embedding(self._sequences(input_ids))  # (N, L, D)
-        tokens = tokens + self.channel_embedding(self._sequences(channels) + 1)
+        tokens = tokens + self.channel_embedding(self._sequences(_channel_of_each(input_ids, channels)) + 1)
         is_flat = self.is_flattened and len(shape) == 3
         if is_flat:
             times = times.repeat_interleave(shape[1])
@@ -182,6 +173,15 @@ class SignalGPT(Generation, Decoder):
         if self.config.position != "rope":
             return None
         return rotation(times, self.config.n_embd // self.config.n_head, self.config.rope_theta)
+
+
+def _channel_of_each(input_ids: Tensor, channels: Tensor | None) -> Tensor:
+    """The channel of each place, as input_ids; -1: none."""
+    if input_ids.dim() == 2:
+        return torch.full_like(input_ids, -1) if channels is None else channels
+    if channels is None:
+        channels = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    return channels[:, :, None].expand(input_ids.shape)
 
 
 def _up_to_own_time(times: Tensor, first: int, channels: int) -> Tensor:
