@@ -341,6 +341,23 @@ def test_a_forecast_by_hand(run):
     np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_values_are_continued(run):
+    """By WaveNet: of temperature 0 the mean, step by step, in the file's units."""
+    trainer = run("max_steps=2", model="{name: wavenet, blocks: 1, layers: 3}", target="values")
+    scores = evaluation.main(["--checkpoint", str(run.folder / "out"), "--samples", "1", "--tokens", "3"])
+    assert {"rmse", "improvement", "free_run_rmse_3.model"} <= scores.keys()
+    values = np.load(run.folder / "signals.npz")["data"]
+    described = json.loads((run.folder / "out/signals.json").read_text())
+    shift, scale = (np.array(described[name])[:, None] for name in ("shift", "scale"))
+    signal = torch.from_numpy(((values - shift) / scale).astype(np.float32))[None]
+    with torch.no_grad():
+        for _ in range(3):
+            step = trainer.model.eval()(signal=signal)["prediction"][..., -1:]
+            signal = torch.cat((signal, step), dim=-1)
+    found = np.load(predicted(run, "f.npz", "--steps", "3", "--temperature", "0"))["signals.npz"]
+    np.testing.assert_allclose(found[0], signal[0, :, -3:].numpy() * scale + shift, rtol=1e-4, atol=1e-4)
+
+
 def test_inputs_that_do_not_fit_the_model(run, capsys):
     run("max_steps=1")
     for name, keys, word in (
