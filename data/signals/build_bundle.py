@@ -326,4 +326,4 @@ def summary(recordings: Recordings, sets: dict[str, SignalSet]) -> str:
         for name, dataset in sets.items()
     ]
     count = sum(len(file.parts) for file in recordings.files)
-    return f"{count} recordings, {len(recordings.alignment.names)} channels at {rate}: {'; '.join(parts)}"
+    return f"recordings: {count}; channels: {len(recordings.alignment.names)}, at {rate}; {'; '.join(parts)}"
