@@ -40,6 +40,7 @@ from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import RunConfig
 from loader.schema.components import component_module, shipped
 from loader.schema.hyper_arguments import RemembersGiven
+from prepare import load_encoder
 from storage import atomic
 from storage.config_keys import key
 
@@ -167,7 +168,10 @@ def load(asked: Any, folder: Path, run: RunConfig, flags: Any) -> tuple[Processo
 
     transformers.logging.disable_progress_bar()  # of the weights: a bar here is of the inputs
     device = usable_device(asked.device)
-    processor = run.dataset.module.Processor.from_pretrained(folder, run.dataset.config, run.process, flags)
+    module, config = run.dataset.module, run.dataset.config
+    processor = module.Processor.from_pretrained(folder, config, run.process, flags)
+    if hasattr(module, "encoder_path") and (path := module.encoder_path(config)) is not None:
+        processor.use_encoder(load_encoder(path))
     return processor, load_model(folder, run, device)
 
 

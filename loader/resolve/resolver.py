@@ -12,7 +12,14 @@ from loader.errors import ConfigError, Problems, did_you_mean, quoted
 from loader.resolve.precedence import resolve_conflicts
 from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import check_dataclass, check_value, mapping_of_text
-from loader.schema.alias_flags import IMAGE_ALIASES, IMAGE_TASK, TEXT_ALIASES, TEXT_TASK
+from loader.schema.alias_flags import (
+    IMAGE_ALIASES,
+    IMAGE_TASK,
+    SIGNAL_ALIASES,
+    SIGNAL_TASK,
+    TEXT_ALIASES,
+    TEXT_TASK,
+)
 from loader.schema.components import Component, component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.keys import keys_of, scalar_keys, section_of
@@ -63,6 +70,8 @@ def resolve(
         implied = {"task_name": TEXT_TASK}
     elif words & set(IMAGE_ALIASES) or find(overrides, "dataset.dataset_config_name") is not None:
         implied = {"task_name": IMAGE_TASK}
+    elif words & set(SIGNAL_ALIASES):
+        implied = {"task_name": SIGNAL_TASK}
     below = [layers.built_in_layer(**implied), *layers.training_layers(layers.DEFAULT_FILE, problems)]
     if chosen is None:  # the task's own recipe, where the command line names none
         training = _recipe_of_task([*below, flags, overrides], problems)
@@ -167,12 +176,14 @@ def _task_and_model_layers(
     """The files that `task_name` and `model_config` name, whichever layer names them last."""
     files: list[Node] = []
     for kind, key in kinds:
-        name = _merged([*below, *files, *above]).value.get(key)
+        tree = _merged([*below, *files, *above])
+        name = tree.value.get(key)
         if name is None or name.value is None or isinstance(name.value, (list, dict)):
             continue
         try:
             path = layers.find_file(kind, str(name.text or name.value), name.origin.place)
-            files.insert(0, layers.file_layer(kind, path, problems))  # a task may override its model's keys
+            is_named = find(tree, "model.name") is not None
+            files.insert(0, layers.file_layer(kind, path, problems, is_named))  # a task may override its model's keys
         except ConfigError as error:
             problems.lines += error.problems
             problems.file_missing = True

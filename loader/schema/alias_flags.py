@@ -98,3 +98,6 @@ TEXT_TASK = "text"
 # Aliases that select the image task in the same way; they are no flags.
 IMAGE_ALIASES = ("model_builder", "dataset_base_dir", "dataset_config_name")
 IMAGE_TASK = "images"
+# Aliases that select the task of signals in the same way.
+SIGNAL_ALIASES = ("model_name", "datasplitter")
+SIGNAL_TASK = "signals"
