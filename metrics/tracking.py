@@ -150,10 +150,8 @@ def hota(frames: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> float:
     alignment = {(one, other): value / (seen[one] + seen[other] - value) for (one, other), value in shares.items()}
     matches: list[Counter[tuple[int, int]]] = [Counter() for _ in THRESHOLDS]
     for truth, predicted, similarity in frames:
-        weights = np.array(
-            [[alignment.get((one, other), 0.0) for other in predicted.tolist()] for one in truth.tolist()]
-        )
-        weights = weights.reshape(similarity.shape) * similarity
+        pairs = [alignment.get((one, other), 0.0) for one in truth.tolist() for other in predicted.tolist()]
+        weights = np.reshape(pairs, similarity.shape) * similarity
         for row, column in zip(*linear_sum_assignment(weights, maximize=True), strict=True):
             pair = int(truth[row]), int(predicted[column])
             for counter, threshold in zip(matches, THRESHOLDS, strict=True):

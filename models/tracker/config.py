@@ -77,9 +77,7 @@ class EncoderConfig:
     backend: Literal["timm", "torchvision"] = key(
         "timm", "whose names are used; the network is transformers' own, the same for both"
     )
-    in_chans: int | None = key(
-        None, "channels; a multiple of the crops' channels repeats them. null: as the crops", ge=1
-    )
+    in_chans: int | None = key(None, "channels; a multiple of the crops' repeats them. null: as the crops", ge=1)
     pretrained: bool = key(False, "start from weights of ImageNet: `weights`, or the network's on the hub")
     weights: str | None = key(
         None, "folder or hub id of a transformers model of this architecture", needs="pretrained", is_path=True

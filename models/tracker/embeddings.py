@@ -9,7 +9,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.tracker.config import EmbeddingConfig, MLPConfig, PositionConfig, TimeConfig
 

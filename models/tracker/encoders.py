@@ -59,7 +59,7 @@ def build_encoder(config: EncoderConfig, channels: int) -> tuple[nn.Module, int]
     in_chans = config.in_chans or channels
     if in_chans % channels:
         raise ValueError(
-            f"`model.encoder_cfg.in_chans: {in_chans}` is not a multiple of the crops' {channels} channels; leave it out"
+            f"`model.encoder_cfg.in_chans: {in_chans}` is no multiple of the crops' {channels} channels; leave it out"
         )
     if name == "descriptors":
         return Descriptors(), Descriptors.SIZE * channels

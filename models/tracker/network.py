@@ -1,7 +1,7 @@
 """The tracking transformer.
 
-Shapes: B clips, N instances of a clip (all its frames), A anchors, C channels, H × W pixels of a crop, D width, L decoder
-layers whose output is returned.
+Shapes: B clips, N instances of a clip (all its frames), A anchors, C channels, H × W pixels of a crop, D width,
+L decoder layers whose output is returned.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scores of tracking against hand calculations, motmetrics and the figures that it publishes of MOTChallenge's files."""
+"""Scores of tracking against hand calculations, motmetrics, and its figures of MOTChallenge's files."""
 
 import csv
 import math
