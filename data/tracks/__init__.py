@@ -15,15 +15,19 @@ PROCESS_KEYS = frozenset({"cache_dir"})
 
 def check(config: Config, run: Any) -> list[str]:
     """Problems that can be seen without reading labels, one line each."""
+    from data.tracks.augment import Augment
     from data.tracks.find import find_sources
 
     problems = []
     for name in ("train", "val", "test"):
-        if getattr(config, f"{name}_dataset") is not None:
-            try:
-                find_sources(config.split(name), f"dataset.{name}_dataset", config.images)
-            except ValueError as error:
-                problems.append(str(error))
+        section, split = f"dataset.{name}_dataset", config.split(name)
+        try:
+            if name == "train" or split.has_source:
+                find_sources(split, section, config.images)
+            if split.augmentations:
+                Augment(split.augmentations)
+        except ValueError as error:
+            problems.append(str(error) if str(error).startswith(section) else f"{section}: {error}")
     return problems
 
 

@@ -7,7 +7,6 @@ S its side in px.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from data.tracks.recording import Frame, Recording
 from data.tracks.sequence import UNKNOWN
 
 Sample = dict[str, np.ndarray]
+WHOLE = ("video", "frame", "image_size")  # entries of a sample that do not consist of instances
 
 
 class ClipSampler(ShuffledSampler):
@@ -35,11 +35,13 @@ class Clips(torch.utils.data.Dataset):
         recordings: Clips do not go beyond the frames of one.
         clip_length: Frames of a clip; None: all of the recording.
         seed: Of the random numbers.
-        augment: Of the frames of a clip, see `data.tracks.augment`.
+        draws_anew: Draw random numbers anew in each epoch; false: those of the recording, in every epoch.
     """
 
-    def __init__(self, recordings: Sequence[Recording], clip_length: int | None, seed: int = 0, augment: Any = None):
-        self.recordings, self.seed, self.augment = list(recordings), seed, augment
+    def __init__(
+        self, recordings: Sequence[Recording], clip_length: int | None, seed: int = 0, draws_anew: bool = True
+    ):
+        self.recordings, self.seed, self.draws_anew = list(recordings), seed, draws_anew
         self.clips = [
             (number, *bounds)
             for number, recording in enumerate(self.recordings)
@@ -67,10 +69,8 @@ class Clips(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Sample:
         epoch, place = divmod(index, len(self))
         number, start, stop = self.clips[place]
-        recording = self.recordings[number].part(start, stop)
-        random = np.random.default_rng([self.seed, epoch, place])
-        whole = recording.labelled() if self.augment is None else self.augment(recording, random)
-        frames = [frame.shuffled(random, recording.scramble) for frame in whole]
+        seed = (self.seed, epoch, place) if self.draws_anew else None
+        frames = list(self.recordings[number].part(start, stop).frames(seed))
         return {**as_arrays(frames, start), "video": np.int64(number)}
 
 
@@ -103,20 +103,29 @@ def as_arrays(frames: Sequence[Frame], start: int) -> Sample:
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-    """Clips -> a batch, padded to N instances; `identities` are -1 and `mask` is false for padding.
+    """Clips -> a batch, padded to N instances; `mask` is false and `identities` are -1 for padding.
 
     Returns:
         boxes (B, N, A, 4) float32, y1 x1 y2 x2, y in shares of the height and x of the width; points (B, N, A, 2)
         float32, y x likewise; times (B, N) int64, frame in the clip; frames (B, N) int64, frame in the video;
-        identities (B, N) int64, -1 unknown; mask (B, N) bool; video (B,) int64; with images crops (B, N, C, S, S) uint8.
+        identities (B, N) int64, -1 unknown; mask (B, N) bool; video (B,) int64, number of the recording; with images
+        crops (B, N, C, S, S) uint8; of `Windows` its further entries.
     """
-    most = max(len(sample["times"]) for sample in samples)
-    batch = {"video": torch.tensor([int(sample["video"]) for sample in samples])}
-    for name in samples[0].keys() - {"video"}:
-        first = samples[0][name]
-        padded = np.full((len(samples), most, *first.shape[1:]), UNKNOWN if name == "identities" else 0, first.dtype)
-        for row, sample in zip(padded, samples, strict=True):
-            row[: len(sample[name])] = sample[name]
-        batch[name] = torch.from_numpy(padded)
+    batch = {
+        name: torch.from_numpy(
+            np.stack([sample[name] for sample in samples]) if name in WHOLE else padded(samples, name)
+        )
+        for name in samples[0]
+    }
     counts = torch.tensor([len(sample["times"]) for sample in samples])
-    return {**batch, "mask": torch.arange(most) < counts[:, None]}
+    return {**batch, "mask": torch.arange(batch["times"].shape[1]) < counts[:, None]}
+
+
+def padded(samples: Sequence[Sample], name: str) -> np.ndarray:
+    """(n, …) of each sample -> (B, N, …)"""
+    most, first = max(1, *(len(sample[name]) for sample in samples)), samples[0][name]  # N is never 0
+    fill = UNKNOWN if name.endswith("identities") else 0
+    result = np.full((len(samples), most, *first.shape[1:]), fill, first.dtype)
+    for row, sample in zip(result, samples, strict=True):
+        row[: len(sample[name])] = sample[name]
+    return result

@@ -7,7 +7,8 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from storage.config_keys import EVALUATION, IMPOSSIBLE, key
+from data.tracks.tracker_settings import TrackerSettings
+from storage.config_keys import EVALUATION, HARMLESS, IMPOSSIBLE, key
 
 fixed = functools.partial(key, on_resume=IMPOSSIBLE)  # another value would be other data
 CLIP_LENGTH, CROP_SIZE = 32, 128
@@ -24,7 +25,10 @@ class Directory:
 
 @dataclass
 class Split:
-    """`train_dataset`, `val_dataset` or `test_dataset`; the last two take what they leave out from the first."""
+    """`train_dataset`, `val_dataset` or `test_dataset`; the last two take what they leave out from the first.
+
+    Held-out videos are scored as a whole unless `chunk: true` is given for them: each clip then is a video of its own.
+    """
 
     dir: Directory | None = key(None, "Folders with labels and videos, paired by their names.")
     slp_files: list[str] | None = key(None, "Label files, in place of dir; any format that is read.", is_path=True)
@@ -36,7 +40,7 @@ class Split:
     clip_length: int | None = key(None, f"Frames of a clip [{CLIP_LENGTH}].", ge=2)
     chunk: bool | None = key(None, "Cut videos into clips; false: a whole video is one clip [true].")
     n_chunks: int | float | None = key(
-        None, "Clips drawn once from all, a number or a share below 1; null or 1.0: all.", gt=0
+        None, "Clips drawn once from all: a number, or a share up to 1.0; null: all.", gt=0
     )
     anchors: str | list[str] | int | None = key(
         None, "Where crops are centred: a node or centroid, several, or a number of random ones [centroid]."
@@ -46,24 +50,39 @@ class Split:
     )
     dilation_radius_px: int | None = key(None, "Black out crops farther from all nodes; 0: nothing [0].", ge=0)
     mode: Literal["train", "val"] | None = key(
-        None, "train: random numbers are drawn anew in each epoch; val: once. null: by the name of the section."
+        None,
+        "train: clips for the loss, drawn anew in each epoch; val: drawn once, held-out frames are tracked and scored. "
+        "null: as the section is named.",
     )
     augmentations: dict[str, Any] | None = key(
         None, "Class of albumentations, NodeDropout or InstanceDropout -> its arguments."
     )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_chunks, float) and self.n_chunks > 1:
+            raise ValueError(f"n_chunks: {self.n_chunks} must be a number of clips, or a share up to 1.0")
+        sizes = self.crop_size if isinstance(self.crop_size, list) else [self.crop_size]
+        if any(size is not None and size < 1 for size in sizes):
+            raise ValueError(f"crop_size: {self.crop_size} must be at least 1")
+        if self.anchors == [] or (isinstance(self.anchors, int) and self.anchors < 1):
+            raise ValueError(f"anchors: {self.anchors} must be the name of a node, several, or a number of at least 1")
+        if self.mode == "val" and self.augmentations:
+            raise ValueError("augmentations have no effect with mode: val; leave one out")
+
+    @property
+    def has_source(self) -> bool:
+        return bool(self.slp_files or (self.dir is not None and self.dir.path))
 
 
 DEFAULTS = Split(
     crop_size=CROP_SIZE,
     padding=0,
     clip_length=CLIP_LENGTH,
-    chunk=True,
     anchors="centroid",
     handle_missing="centroid",
     dilation_radius_px=0,
-    mode="train",
 )
-OF_THE_FIRST = ("crop_size", "padding", "clip_length", "chunk", "anchors", "handle_missing", "dilation_radius_px")
+SHARED = ("crop_size", "padding", "clip_length", "anchors", "handle_missing", "dilation_radius_px")
 
 
 @dataclass
@@ -90,15 +109,32 @@ class Config:
         None, "Height and width in px for labels without a video; null: seqinfo.ini, or the extent of the labels."
     )
 
+    cache_gb: float = key(
+        8.0, "Cut crops once if those of a video take less on disk; 0: each time.", on_resume=HARMLESS, ge=0
+    )
+    tracker: TrackerSettings = field(
+        default_factory=TrackerSettings,
+        metadata={"help": "How detections become tracks, see TrackerSettings.", "on_resume": EVALUATION},
+    )
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise ValueError(f"image_size: {self.image_size} must be height and width in px")
+        if isinstance(self.val_frames, float) and self.val_frames >= 1:
+            raise ValueError(f"val_frames: {self.val_frames} must be a number of frames, or a share below 1")
+
     def split(self, name: str) -> Split:
-        """`train`, `val` or `test` with all values filled in: the section's, the training section's, the default."""
-        chosen = getattr(self, f"{name}_dataset")
-        below = [self.train_dataset, DEFAULTS]
-        values = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(Split)}
-        for other in below:
-            for key_name in OF_THE_FIRST:
-                if values[key_name] is None:
-                    values[key_name] = getattr(other, key_name)
-        if values["mode"] is None:
-            values["mode"] = "train" if name == "train" or values["augmentations"] else "val"
-        return Split(**values)
+        """The section of `train`, `val` or `test`, complete: what it leaves out is the training section's or a default.
+
+        For `val` without a section of its own, what holds for the frames held out at the end of the training videos.
+        """
+        given = getattr(self, f"{name}_dataset") or Split()
+        values = {item.name: getattr(given, item.name) for item in dataclasses.fields(Split)}
+        for other in (self.train_dataset, DEFAULTS):
+            values |= {key_name: getattr(other, key_name) for key_name in SHARED if values[key_name] is None}
+        values["mode"] = values["mode"] or ("train" if name == "train" else "val")
+        if values["chunk"] is None:
+            values["chunk"] = values["mode"] == "train" or name == "train"
+        complete = Split(**{**values, "mode": None})
+        complete.mode = values["mode"]
+        return complete

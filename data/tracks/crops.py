@@ -5,6 +5,7 @@ Letters: n instances of a frame, K nodes, A anchors, C channels of an image, S s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence as Names
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ class Cutter:
     Attributes:
         crop_size: Side of the box around an anchor in px, before padding.
         padding: Added to each side.
-        anchors: Names of nodes or `centroid`.
+        anchors: Names of nodes or `centroid`; a number: so many, drawn by `with_anchors`.
         handle_missing: An instance without one of its anchors: `drop`, `ignore` (black crop, box 0) or `centroid`.
         dilation_radius_px: Pixels farther from all nodes are black; 0: none.
         side: S, the side of crops of all data sets; crops of another size are scaled to it.
@@ -28,7 +29,7 @@ class Cutter:
 
     crop_size: int
     padding: int = 0
-    anchors: tuple[str, ...] = ("centroid",)
+    anchors: tuple[str, ...] | int = ("centroid",)
     handle_missing: str = "centroid"
     dilation_radius_px: int = 0
     side: int | None = None
@@ -36,6 +37,19 @@ class Cutter:
     @property
     def box_side(self) -> int:
         return self.crop_size + 2 * self.padding
+
+    @property
+    def count(self) -> int:
+        """A"""
+        return self.anchors if isinstance(self.anchors, int) else len(self.anchors)
+
+    def with_anchors(self, seed: tuple[int, ...], nodes: Names[str]) -> Cutter:
+        """The cutter with anchors drawn from nodes and centroid, if their number is given."""
+        if not isinstance(self.anchors, int):
+            return self
+        pool = [*nodes, *({"centroid"} - set(nodes))]
+        drawn = np.random.default_rng(seed).permutation(len(pool))[: self.anchors]
+        return dataclasses.replace(self, anchors=tuple(pool[place] for place in drawn))
 
     def centres(self, points: np.ndarray, nodes: Names[str]) -> tuple[np.ndarray, np.ndarray]:
         """(which instances stay, (n,) bool; their anchors (n, A, 2) x y px, NaN where one is missing)

@@ -6,7 +6,7 @@ Letters: n instances of a frame, K nodes, A anchors, C channels of a crop (of al
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ class Frame:
         identities: (n,) int64, numbers in the recording's `sequence.tracks`; -1 unknown.
         scores: (n,) float32, confidence of the detections.
         rows: (n,) int64, which rows of the recording's `sequence` these are.
+        quarters: How many times the frame is turned by 90° counter-clockwise, as `np.rot90` does an image.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Frame:
     identities: np.ndarray
     scores: np.ndarray
     rows: np.ndarray
+    quarters: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,10 +53,11 @@ class Frame:
         taken = {name: getattr(self, name)[order] for name in names if getattr(self, name) is not None}
         return dataclasses.replace(self, **taken)
 
-    def shuffled(self, random: np.random.Generator, scramble: bool) -> Frame:
-        """In random order, and with `scramble` turned by a random multiple of 90°."""
+    def drawn(self, random: np.random.Generator, scramble: bool) -> Frame:
+        """In random order; with `scramble` turned by a random multiple of 90°, whatever is in the frame."""
+        quarters = int(random.integers(4))
         frame = self.take(random.permutation(len(self)))
-        return frame.turned(int(random.integers(4))) if scramble else frame
+        return frame.turned(quarters) if scramble else frame
 
     def turned(self, quarters: int) -> Frame:
         """Turned by quarters of 360°, counter-clockwise."""
@@ -67,7 +70,8 @@ class Frame:
             height, width = width, height
         crops = None if self.crops is None else np.rot90(self.crops, quarters, axes=(-2, -1))
         boxes = np.where(missing, 0, boxes)
-        return dataclasses.replace(self, size=(height, width), boxes=boxes, centres=centres, points=points, crops=crops)
+        places = {"size": (height, width), "boxes": boxes, "centres": centres, "points": points}
+        return dataclasses.replace(self, **places, crops=crops, quarters=quarters)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ class Recording:
         sequence: All instances of the video.
         video: None: coordinates alone.
         size: Height and width in px.
+        number: Of the folder or file in the configuration's list, for its crop size.
         crops: Of all rows of `sequence`; None: they are cut from the video.
+        augment: (recording, seed, drops) -> its frames, changed; None: the frames of the labels.
         seed: Of the order of instances in each frame, and of the turns.
         scramble: Turn each frame by a random multiple of 90°.
     """
@@ -91,7 +97,9 @@ class Recording:
     size: tuple[int, int]
     start: int
     stop: int
+    number: int = 0
     crops: CachedCrops | None = None
+    augment: Callable[[Recording, tuple[int, ...], bool], Iterator[Frame]] | None = None
     seed: tuple[int, ...] = (0,)
     scramble: bool = False
 
@@ -101,47 +109,91 @@ class Recording:
     def part(self, start: int, stop: int) -> Recording:
         return dataclasses.replace(self, start=start, stop=stop)
 
-    def frames(self) -> Iterator[Frame]:
-        """Every frame, those without instances too, with one image in memory at a time."""
-        for frame in self.labelled():
-            yield frame.shuffled(np.random.default_rng([*self.seed, frame.index]), self.scramble)
+    def frames(self, seed: tuple[int, ...] | None = None, drops: bool = True) -> Iterator[Frame]:
+        """Every frame, those without instances too, with one image in memory at a time.
+
+        Args:
+            seed: In place of the recording's own.
+            drops: Leave out what dropout leaves out.
+        """
+        seed = self.seed if seed is None else seed
+        recording = dataclasses.replace(self, cutter=self.cutter.with_anchors(seed, self.sequence.nodes))
+        frames = recording.labelled() if self.augment is None else self.augment(recording, seed, drops)
+        for frame in frames:
+            yield frame.drawn(np.random.default_rng([*seed, frame.index]), self.scramble)
+
+    def images(self) -> Iterator[np.ndarray | None]:
+        """(H, W, C) uint8 of each frame; None without a video.
+
+        Raises:
+            ValueError: a frame cannot be decoded.
+        """
+        images = iter(()) if self.video is None else self.video.frames(self.start, self.stop)
+        for index in range(self.start, self.stop):
+            image = next(images, None)
+            if image is None and self.video is not None:
+                raise ValueError(f"{self.video.path}: frame {index} cannot be decoded")
+            yield image
 
     def labelled(self) -> Iterator[Frame]:
-        """Every frame as the labels have it: in their order, not turned."""
-        images = iter(()) if self.video is None or self.crops is not None else self.video.frames(self.start, self.stop)
-        for index in range(self.start, self.stop):
-            yield self.frame(index, next(images, None))
+        """Every frame as the labels have it: in their order, not turned, not augmented."""
+        images = [None] * len(self) if self.crops is not None else self.images()
+        for index, image in zip(range(self.start, self.stop), images, strict=True):
+            yield self.frame(index, image)
 
-    def frame(self, index: int, image: np.ndarray | None) -> Frame:
+    def instances(self, index: int) -> Moved:
+        """The instances of a frame as the labels have them."""
+        sequence = self.sequence
+        rows = np.arange(len(sequence))[sequence.within(index, index + 1)]
+        return Moved(rows, sequence.points[rows], None if sequence.boxes is None else sequence.boxes[rows], self.size)
+
+    def frame(self, index: int, image: np.ndarray | None, moved: Moved | None = None) -> Frame:
         """The instances of a frame in the order of the labels.
 
         Args:
-            image: (H, W, C), needed unless the crops are cached or there is no video.
+            image: (H, W, C); without it, crops come from the cache, if there is one.
+            moved: The instances after an augmentation; None: those of the labels.
         """
-        sequence = self.sequence
-        rows = np.arange(len(sequence))[sequence.within(index, index + 1)]
-        stays, centres = self.cutter.centres(sequence.points[rows], sequence.nodes)
-        rows = rows[stays]
-        crops = None
-        if self.crops is not None:
-            crops = self.crops[rows]
-        elif self.video is not None:
-            if image is None:
-                raise ValueError(f"{self.video.path}: frame {index} cannot be decoded")
-            crops = self.cutter.crops(image, centres, sequence.points[rows])
-        own = None if sequence.boxes is None else sequence.boxes[rows, None]
-        boxes = own if own is not None and len(self.cutter.anchors) == 1 else self.cutter.boxes(centres)
+        sequence, moved = self.sequence, moved or self.instances(index)
+        stays, centres = self.cutter.centres(moved.points, sequence.nodes)
+        rows, points = moved.rows[stays], moved.points[stays]
+        if image is not None:
+            crops = self.cutter.crops(image, centres, points)
+        else:
+            crops = None if self.crops is None else self.crops[rows]
+        has_own = moved.boxes is not None and len(self.cutter.anchors) == 1
         return Frame(
             index,
-            self.size,
-            boxes,
+            moved.size,
+            moved.boxes[stays, None] if has_own else self.cutter.boxes(centres),
             centres.astype(np.float32),
             crops,
-            sequence.points[rows],
+            points,
             sequence.identities[rows],
             sequence.scores[rows],
             rows,
         )
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Instances of a frame before boxes around anchors and crops are made.
+
+    Attributes:
+        rows: (n,) int64, see `Frame`.
+        points: (n, K, 2) x y px.
+        boxes: (n, 4) y1 x1 y2 x2 px, where the format has boxes of its own.
+        size: Height and width of the frame in px.
+    """
+
+    rows: np.ndarray
+    points: np.ndarray
+    boxes: np.ndarray | None
+    size: tuple[int, int]
+
+    def take(self, kept: np.ndarray) -> Moved:
+        boxes = None if self.boxes is None else self.boxes[kept]
+        return Moved(self.rows[kept], self.points[kept], boxes, self.size)
 
 
 class CachedCrops:
