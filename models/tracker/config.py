@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from storage.config_keys import key
 
-DIMS = ("channels", "anchors", "clip_length")
+DIMS = ("crop_size", "channels", "anchors", "clip_length")
 
 
 @dataclass
@@ -121,6 +121,7 @@ class Config:
         default_factory=EmbeddingConfig, metadata={"help": "embeddings of place (`pos`) and time (`temp`)"}
     )
     encoder_cfg: EncoderConfig = field(default_factory=EncoderConfig, metadata={"help": "visual encoder of the crops"})
+    crop_size: int | None = key(None, "pixels of a crop's side; known from the data", ge=1)
     channels: int | None = key(None, "channels of a crop, of all anchors; known from the data", ge=0)
     anchors: int | None = key(None, "boxes of an instance; known from the data", ge=1)
     clip_length: int | None = key(None, "frames of a clip; known from the data", ge=1)

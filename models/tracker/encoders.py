@@ -42,16 +42,17 @@ NETWORKS = {
 OWN = ("conv", "descriptors", "none")
 
 
-def build_encoder(config: EncoderConfig, channels: int) -> tuple[nn.Module, int]:
+def build_encoder(config: EncoderConfig, channels: int, crop_size: int) -> tuple[nn.Module, int]:
     """Return (encoder (M, C, H, W) in [0, 1] -> (M, F), F).
 
     Raises:
-        ValueError: an unknown name, or `in_chans` that the crops' channels do not divide.
+        ValueError: an unknown name, crops that are too small, or `in_chans` that their channels do not divide.
     """
     name = config.model_name
     if name not in (*NETWORKS, *OWN):
-        hint = did_you_mean(name, (*NETWORKS, *OWN)) or f"; known: {', '.join((*OWN, *NETWORKS))}"
-        raise ValueError(f"`model.encoder_cfg.model_name: {name}` is not an encoder{hint}")
+        hint = did_you_mean(name, (*NETWORKS, *OWN))
+        known = ", ".join((*OWN, *NETWORKS))
+        raise ValueError(f"`model.encoder_cfg.model_name: {name}` is not an encoder{hint}; known: {known}")
     if name == "none":
         return Constant(), 1
     if not channels:
@@ -60,6 +61,12 @@ def build_encoder(config: EncoderConfig, channels: int) -> tuple[nn.Module, int]
     if in_chans % channels:
         raise ValueError(
             f"`model.encoder_cfg.in_chans: {in_chans}` is no multiple of the crops' {channels} channels; leave it out"
+        )
+    smallest = 2 * 2 ** len(config.widths) if name == "conv" else 32 if name.startswith("convnext") else 1
+    if crop_size < smallest:
+        raise ValueError(
+            f"`model.encoder_cfg.model_name: {name}` needs crops of {smallest} pixels at least, not {crop_size}; raise "
+            "crop_size or take another network (conv with fewer widths)"
         )
     if name == "descriptors":
         return Descriptors(), Descriptors.SIZE * channels

@@ -45,7 +45,7 @@ class Tracker(PreTrainedModel):
         super().__init__(config)
         settings = Config(**{item.name: getattr(config, item.name) for item in fields(Config)})
         dim = settings.d_model
-        self.visual, features = build_encoder(settings.encoder_cfg, settings.channels)
+        self.visual, features = build_encoder(settings.encoder_cfg, settings.channels, settings.crop_size)
         self.to_tokens = nn.Linear(features, dim)
         self.embedding = SpatioTemporalEmbedding(settings.embedding_meta, dim, settings.anchors, settings.clip_length)
         self.geometry = PairGeometry(settings.nhead, settings.motion) if settings.relative_geometry else None
