@@ -35,11 +35,8 @@ def write_stack(folder, name, frames=12, tracks=2, size=(48, 64), seed=0):
     with (folder / f"{name}.csv").open("w", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["frame", "track", "x", "y"])
-        lines.writerows(
-            [index, f"t{track}", *map(float, place)]
-            for index, frame in enumerate(places)
-            for track, place in enumerate(frame)
-        )
+        for index, frame in enumerate(places):
+            lines.writerows([index, f"t{track}", *map(float, place)] for track, place in enumerate(frame))
     tifffile.imwrite(folder / f"{name}.tif", images(places, size, seed))
     return places
 

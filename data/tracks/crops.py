@@ -92,7 +92,8 @@ class Cutter:
             if self.dilation_radius_px:
                 window[~near(points[row] - (left, top), side, self.dilation_radius_px)] = 0
         cut = self.scaled(cut)
-        return np.ascontiguousarray(cut.transpose(0, 1, 4, 2, 3).reshape(len(cut), -1, *cut.shape[2:4]))
+        channels = cut.shape[1] * cut.shape[4]
+        return np.ascontiguousarray(cut.transpose(0, 1, 4, 2, 3).reshape(len(cut), channels, *cut.shape[2:4]))
 
     def scaled(self, cut: np.ndarray) -> np.ndarray:
         """(n, A, s, s, C) -> (n, A, S, S, C)"""

@@ -13,7 +13,7 @@ from data.tracks.video import FILMS, IMAGES, STACKS
 
 LABELS = (".slp", ".xml", ".csv", ".txt")
 SUBFOLDERS = {".tif": ("*_GT/TRA",), ".txt": ("*/gt/gt.txt", "*/gt.txt")}  # of the two challenges
-FRAME = r"[_-]?t?\d+(_[zc]\d+)?"  # what follows the sequence's name in the name of an image file
+FRAME = r"([_-]t?|t)\d+(_[zc]\d+)?"  # what follows the sequence's name in the name of an image file
 
 
 @dataclass(frozen=True)
