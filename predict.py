@@ -148,8 +148,13 @@ def checked_sources(asked: Any, kind: type[Processor]) -> list[Source]:
         return sources
     output = Path(asked.output).expanduser()
     folder = output.absolute().parent
-    if not folder.is_dir() or output.is_dir() or not os.access(folder, os.W_OK):
-        raise ConfigError(f"`--output {asked.output}` cannot be written; name a file in a folder that exists")
+    if kind.OUTPUTS and output.suffix not in kind.OUTPUTS:
+        known = ", ".join(f"*{suffix}" if suffix else "a folder" for suffix in kind.OUTPUTS)
+        raise ConfigError(f"`--output {asked.output}` is none of {known}, which this task writes")
+    is_new_folder = "" in kind.OUTPUTS and not output.suffix and not (output.is_dir() and any(output.iterdir()))
+    if not folder.is_dir() or (output.is_dir() and not is_new_folder) or not os.access(folder, os.W_OK):
+        free = " or an empty folder" if "" in kind.OUTPUTS else ""
+        raise ConfigError(f"`--output {asked.output}` cannot be written; name a file{free} in a folder that exists")
     given = Path(asked.input).expanduser()
     if any(source.path is not None and output.resolve() == source.path.resolve() for source in sources):
         raise ConfigError(f"`--output {asked.output}` is an input; name another file")
@@ -250,10 +255,15 @@ class Prediction:
 
 @contextlib.contextmanager
 def output_target(asked: Any) -> Iterator[Path | BinaryIO]:
-    """Where to write: a file that appears when it is complete, or standard output, with --strict only at the end."""
+    """Where to write: a file or folder, which appears when complete; or standard output, with --strict at the end."""
     if asked.output is not None:
-        with atomic.replacing(Path(asked.output).expanduser()) as temporary:
-            yield temporary
+        final = Path(asked.output).expanduser().absolute()
+        with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as staging:
+            target = Path(staging, final.name)  # writers may choose a format by the name
+            yield target
+            if target.is_file():
+                atomic.sync(target)
+            atomic.publish(target, final)
         return
     try:
         if not asked.strict:

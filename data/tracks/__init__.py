@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from data.tracks.config import Config
+from data.tracks.predict_flags import PredictFlags as PredictFlags
 
 PROCESS_KEYS = frozenset({"cache_dir"})
 

@@ -108,10 +108,8 @@ class Tracker(PreTrainedModel):
         boxes = boxes.to(self.dtype)
         embedding = self.embedding(boxes, frames).to(self.dtype)
         attention = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, MASKED)[:, None, None]
-        bias: Tensor | float = 0.0
-        if self.geometry is not None:
-            per_head, bias = self.geometry(boxes, frames, mask)
-            attention = attention + per_head
+        per_head, bias = self.geometry(boxes, frames, mask) if self.geometry is not None else (0.0, 0.0)
+        attention = attention + per_head
         memory = tokens
         for layer in self.encoder:
             memory = layer(memory, embedding, attention)
