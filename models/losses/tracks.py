@@ -45,8 +45,8 @@ class AssociationLoss:
         is_known = (identities >= 0) & mask
         rows = mask if self.neg_unmatched else is_known
         same = (identities[:, :, None] == identities[:, None]) & is_known[:, :, None] & is_known[:, None]
-        normalizers = frame_logsumexp(logits, times, mask).sum(-1)  # (L, B, N): over frames
-        errors = (normalizers * rows).sum(-1) - (logits * same).sum((-2, -1))  # (L, B)
+        normalizers, targets = by_frame(logits, same, times, mask)
+        errors = ((normalizers - targets).sum(-1) * rows).sum(-1)  # (L, B)
         # A clip without any pair has no division by epsilon, which would let it outweigh all others.
         return errors.sum(0) / (same.sum((-2, -1)).clamp(min=1) + self.epsilon)
 
@@ -55,14 +55,23 @@ class AssociationLoss:
         return {"association": len(batch["mask"])}
 
 
-def frame_logsumexp(logits: Tensor, times: Tensor, mask: Tensor) -> Tensor:
-    """Logarithm of 1 + sum of exp(logits) over the instances of each frame: (L, B, N, N) -> (L, B, N, T)."""
-    # Padding counts as logit -inf of the first frame.
-    index = (times - times.masked_fill(~mask, torch.iinfo(times.dtype).max).amin(1, keepdim=True)).masked_fill(~mask, 0)
-    frames = int(index.max()) + 1
-    index = index[None, :, None].expand_as(logits)
-    logits = logits.masked_fill(~mask[None, :, None], -torch.inf)
-    largest = logits.detach().new_zeros(*logits.shape[:-1], frames)  # the logit of "none" is 0
-    largest.scatter_reduce_(-1, index, logits.detach(), "amax")
-    sums = torch.zeros_like(largest).scatter_add(-1, index, (logits - largest.gather(-1, index)).exp())
-    return largest + (sums + (-largest).exp()).log()
+def by_frame(logits: Tensor, same: Tensor, times: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row and frame: the logarithm of 1 + the sum of exp(logits), and the target's logit, 0 for "none".
+
+    Args:
+        logits: (L, B, N, N)
+        same: (B, N, N), one at most in each row and frame.
+        times, mask: (B, N)
+
+    Returns:
+        Both (L, B, N, T).
+    """
+    first = times.masked_fill(~mask, torch.iinfo(times.dtype).max).amin(1, keepdim=True)
+    frames = (times - first).masked_fill(~mask, 0)  # padding counts as logit -inf of the first frame
+    index = frames[None, :, None].expand_as(logits)
+    shape = (*logits.shape[:-1], int(frames.max()) + 1)
+    targets = logits.new_zeros(shape).scatter_add(-1, index, logits * same)
+    logits = logits.masked_fill(~mask[:, None], -torch.inf)
+    largest = logits.new_zeros(shape).scatter_reduce(-1, index, logits.detach(), "amax")  # "none" has logit 0
+    sums = logits.new_zeros(shape).scatter_add(-1, index, (logits - largest.gather(-1, index)).exp())
+    return largest + (sums + (-largest).exp()).log(), targets
