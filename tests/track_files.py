@@ -37,7 +37,7 @@ def write_stack(folder, name, frames=12, tracks=2, size=(48, 64), seed=0):
         lines.writerow(["frame", "track", "x", "y"])
         for index, frame in enumerate(places):
             lines.writerows([index, f"t{track}", *map(float, place)] for track, place in enumerate(frame))
-    tifffile.imwrite(folder / f"{name}.tif", images(places, size, seed))
+    tifffile.imwrite(folder / f"{name}.tif", images(places, size, seed), photometric="minisblack")
     return places
 
 

@@ -67,7 +67,7 @@ class CsvWriter(RowWriter):
 
 
 class MotWriter(RowWriter):
-    """frame, id, left, top, width, height, confidence, -1, -1, -1; frames and ids from 1."""
+    """frame, id, left, top, width, height, confidence, -1, -1, -1; frames, ids and pixels count from 1."""
 
     def rows(self, source: Source, record: Any) -> Iterable[list[Any]]:
         if len(self.starts) > 1:
@@ -75,7 +75,7 @@ class MotWriter(RowWriter):
         boxes, assigned = outline(record.frame.boxes), record.assigned
         for index, (top, left, bottom, right) in enumerate(boxes.tolist()):
             if assigned.identities[index] != UNTRACKED:
-                sides = [f"{value:.3f}" for value in (left, top, right - left, bottom - top)]
+                sides = [f"{value:.3f}" for value in (left + 1, top + 1, right - left, bottom - top)]
                 start = [record.frame.index + 1, int(assigned.identities[index]) + 1]
                 yield [*start, *sides, f"{assigned.confidences[index]:.6f}", -1, -1, -1]
 
