@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from documents import checked
 from ladi_folder import write_ladi
+from track_files import write_stack
 
 from loader.schema.components import component_module, shipped
 from loader.schema.keys import keys_of
@@ -230,7 +231,9 @@ def test_components_are_checked_without_heavy_imports():
 def data_of(tmp_path_factory):
     """File in configs/ -> the words that say where its data is, which no file can know."""
     words = ["--set", f"dataset.dataset_base_dir={write_ladi(tmp_path_factory.mktemp('ladi'))}"]
-    return {"images": words, "ladi": words}
+    videos = tmp_path_factory.mktemp("videos")
+    write_stack(videos, "video")
+    return {"images": words, "ladi": words, "tracking": [str(videos)], "tracking_cpu": [str(videos)]}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/training").glob("*.yaml")), ids=lambda path: path.stem)

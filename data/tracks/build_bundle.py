@@ -18,6 +18,7 @@ from data.tracks.crops import Cutter
 from data.tracks.find import find_sources
 from data.tracks.open_recording import open_recording, with_cached_crops
 from data.tracks.recording import Recording
+from data.tracks.report import Report
 from data.tracks.scoring import TrackingMetric
 from data.tracks.sequence import UNKNOWN
 from data.tracks.windows import Windows
@@ -53,6 +54,7 @@ def assemble(config: Config, run: Any) -> Bundle:
         units={"clips": 1},
         files={"data.json": identity(sets), FILE: description(config, splits["train"], side)},
         summary=summary(sets),
+        report=Report(config.tracker),
     )
 
 
@@ -145,7 +147,9 @@ def without_targets(recordings: Sequence[Recording], section: str) -> str:
 def description(config: Config, split: Split, side: int) -> dict[str, Any]:
     """What `predict.py` needs to cut crops as in training; of several crop sizes the largest."""
     cutter = dataclasses.asdict(cutter_of(dataclasses.replace(split, crop_size=max(sizes_of(split))), 0, side))
-    return {**cutter, "channels": config.channels, "images": config.images, "clip_length": split.clip_length}
+    anchors = cutter["anchors"] if isinstance(cutter["anchors"], int) else list(cutter["anchors"])
+    options = {"channels": config.channels, "images": config.images, "clip_length": split.clip_length}
+    return {**cutter, "anchors": anchors, **options}
 
 
 def identity(sets: dict[str, Clips]) -> dict[str, Any]:
