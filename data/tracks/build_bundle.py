@@ -37,7 +37,7 @@ def assemble(config: Config, run: Any) -> Bundle:
         recordings["val"] = with_options(recordings["val"], splits["val"], side)
     sets = {name: data_set(config, splits[name], name, parts, run) for name, parts in recordings.items()}
     held_out = {SET_NAMES[name]: data for name, data in sets.items() if name != "train"}
-    count = recordings["train"][0].cutter.count
+    count, longest = recordings["train"][0].cutter.count, max(map(len, recordings["train"]))
     return Bundle(
         train_dataset=sets["train"],
         eval_datasets={name: data for name, data in held_out.items() if name == "validation"},
@@ -48,7 +48,7 @@ def assemble(config: Config, run: Any) -> Bundle:
             "crop_size": side,
             "anchors": count,
             "channels": config.channels * count if config.images else 0,
-            "clip_length": splits["train"].clip_length,
+            "clip_length": splits["train"].clip_length if splits["train"].chunk else longest,
         },
         metrics={name: TrackingMetric(config.tracker) for name, data in held_out.items() if isinstance(data, Windows)},
         units={"clips": 1},

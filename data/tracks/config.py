@@ -66,8 +66,6 @@ class Split:
             raise ValueError(f"crop_size: {self.crop_size} must be at least 1")
         if self.anchors == [] or (isinstance(self.anchors, int) and self.anchors < 1):
             raise ValueError(f"anchors: {self.anchors} must be the name of a node, several, or a number of at least 1")
-        if self.mode == "val" and self.augmentations:
-            raise ValueError("augmentations have no effect with mode: val; leave one out")
 
     @property
     def has_source(self) -> bool:
@@ -123,6 +121,11 @@ class Config:
         if isinstance(self.val_frames, float) and self.val_frames >= 1:
             raise ValueError(f"val_frames: {self.val_frames} must be a number of frames, or a share below 1")
 
+        for name in ("train", "val", "test"):
+            section = getattr(self, f"{name}_dataset")
+            if section is not None and section.mode == "val" and section.augmentations:
+                raise ValueError(f"{name}_dataset.augmentations have no effect with mode: val; leave one out")
+
     def split(self, name: str) -> Split:
         """The section of `train`, `val` or `test`, complete: what it leaves out is the training section's or a default.
 
@@ -134,7 +137,5 @@ class Config:
             values |= {key_name: getattr(other, key_name) for key_name in SHARED if values[key_name] is None}
         values["mode"] = values["mode"] or ("train" if name == "train" else "val")
         if values["chunk"] is None:
-            values["chunk"] = values["mode"] == "train" or name == "train"
-        complete = Split(**{**values, "mode": None})
-        complete.mode = values["mode"]
-        return complete
+            values["chunk"] = "train" in (name, values["mode"])
+        return Split(**values)

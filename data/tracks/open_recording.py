@@ -22,7 +22,7 @@ VERSION = 1  # of what is kept in the cache
 def open_recording(
     source: Source, cutter: Cutter, channels: int, image_size: tuple[int, int] | None = None
 ) -> Recording:
-    """The recording of a source, from the first frame to the last.
+    """The recording of a source, from the first frame with an instance to the last one.
 
     Args:
         image_size: Height and width in px of coordinates without a video; None: the labels', or their extent.
@@ -36,12 +36,13 @@ def open_recording(
         raise ValueError(f"{source.labels}: there are no instances")
     if source.video is None:
         size = image_size or sequence.size or sequence.extent()
-        stop = max(sequence.length or 0, sequence.stop)
-        return Recording(source.name, sequence, None, cutter, size, 0, stop, source.number)
+        return Recording(source.name, sequence, None, cutter, size, sequence.start, sequence.stop, source.number)
     video = open_video(source.video, channels)
-    if len(video) < sequence.stop:
+    start, stop = sequence.start, sequence.stop
+    if start < 0 or len(video) < stop:
         raise ValueError(
-            f"{video.path}: the video has {len(video)} frames, but {source.labels} labels frame {sequence.stop - 1}"
+            f"{video.path}: the video has {len(video)} frames, but {source.labels} has labels of frames {start} to "
+            f"{stop - 1}"
         )
     if sequence.masks and sequence.size != video.size:
         raise ValueError(f"{source.labels}: label images are {sequence.size} px, {video.path} {video.size}")
@@ -50,7 +51,7 @@ def open_recording(
             f"crop_size: crops of {cutter.box_side} px (with padding) are larger than {video.path}, "
             f"{video.size[0]}×{video.size[1]} px"
         )
-    return Recording(source.name, sequence, video, cutter, video.size, 0, len(video), source.number)
+    return Recording(source.name, sequence, video, cutter, video.size, start, stop, source.number)
 
 
 def check_anchors(cutter: Cutter, sequence: Sequence) -> None:

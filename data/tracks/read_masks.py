@@ -44,7 +44,6 @@ def read_masks(folder: Path) -> Sequence:
         labels,
         boxes=np.concatenate(boxes),
         size=image.shape,
-        length=max(masks) + 1,
         masks=masks,
         mask_labels=labels,
         notes=notes,

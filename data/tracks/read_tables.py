@@ -86,14 +86,13 @@ def read_mot(path: Path) -> Sequence:
 
 
 def seqinfo(path: Path) -> dict:
-    """Size and length of the video from the challenge's seqinfo.ini, in the sequence's folder, if it is there."""
+    """Size of the video from the challenge's seqinfo.ini, in the sequence's folder, if it is there."""
     file = next((folder / "seqinfo.ini" for folder in path.parents[:2] if (folder / "seqinfo.ini").is_file()), None)
     if file is None:
         return {}
     settings = configparser.ConfigParser()
     try:
         settings.read_string(file.read_text())
-        values = {key: settings.getint("Sequence", key) for key in ("imHeight", "imWidth", "seqLength")}
+        return {"size": tuple(settings.getint("Sequence", key) for key in ("imHeight", "imWidth"))}
     except (configparser.Error, ValueError) as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
-    return {"size": (values["imHeight"], values["imWidth"]), "length": values["seqLength"]}

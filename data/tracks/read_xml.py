@@ -72,7 +72,6 @@ def read_trackmate(path: Path, root: ET.Element) -> Sequence:
         ],
         [tracks.get(name) for name in spots],
         size=(height, width) if width and height else None,
-        length=int(settings.get("nframes", 0)) or None,
     )
 
 

@@ -29,7 +29,6 @@ class Sequence:
         tracks: Names of the identities.
         boxes: (M, 4) float32, y1 x1 y2 x2 in px, where the format has boxes of its own.
         size: Height and width of the video in px, where the format says them.
-        length: Frames of the video, where the format says it.
         masks: Label image of each frame that has one, by frame; their values are in `mask_labels`.
         mask_labels: (M,) int64, the value of an instance in its frame's label image.
         notes: Lines for people about how the labels were read.
@@ -44,7 +43,6 @@ class Sequence:
     tracks: tuple[str, ...] = ()
     boxes: np.ndarray | None = None
     size: tuple[int, int] | None = None
-    length: int | None = None
     masks: dict[int, Path] = dataclasses.field(default_factory=dict)
     mask_labels: np.ndarray | None = None
     notes: tuple[str, ...] = ()
@@ -53,9 +51,14 @@ class Sequence:
         return len(self.frames)
 
     @property
+    def start(self) -> int:
+        """The first frame with an instance."""
+        return int(self.frames[0])
+
+    @property
     def stop(self) -> int:
         """The frame after the last one with an instance."""
-        return int(self.frames[-1]) + 1 if len(self) else 0
+        return int(self.frames[-1]) + 1
 
     def within(self, start: int, stop: int) -> slice:
         """The instances of frames start … stop - 1."""

@@ -181,6 +181,17 @@ def test_turned_frames():
     assert not missing.turned(1).boxes.any()
 
 
+def test_frames_before_and_after_all_labels_do_not_count(bundle, tmp_path):
+    """Nobody knows whether they are empty, so that none is held out."""
+    write_stack(tmp_path / "train", "v0", size=SIZE)
+    table = tmp_path / "train" / "v0.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], *lines[5:-4]]))  # two frames less on either side
+    made = bundle()
+    assert (made.train_dataset.videos()[0].start, held_out(made).videos()[0].stop) == (2, 10)
+    assert sorted(set(epoch(made)["frames"].flatten().tolist())) == [2, 3, 4, 5]
+
+
 def test_memory_does_not_grow_with_the_video():
     """Frames are made when they are asked for: a video of a million frames starts at once."""
     sequence = sequence_of(None, [0, 999_999], [[1, 2], [3, 4]], ["a", "a"])
@@ -331,7 +342,7 @@ def with_clip_length(bundle, folder):
 
 def with_chunk(bundle, folder):
     """Of held-out videos each clip is a video of its own, in which no window reaches into another."""
-    assert clips_of(bundle({"chunk": False})) == [(0, 8)]
+    assert clips_of(bundle({"chunk": False})) == [(0, 8)] and bundle({"chunk": False}).dims["clip_length"] == 8
     parts = held_out(bundle(val={"chunk": True, "clip_length": 2})).videos()
     assert [(part.start, part.stop) for part in parts] == [(8, 10), (10, 12)]
     assert len(held_out(bundle(val={"chunk": False})).videos()) == 1

@@ -42,7 +42,11 @@ def test_slp(tmp_path):
     rows = rows_of(sequence)
     assert set(rows) == {(0, "t0"), (2, "t0"), (2, "t1"), (3, None), (3, "t1")}
     assert rows[2, "t1"] == pytest.approx(tuple(places[2, 1]), abs=1e-3)
-    assert sequence.nodes == ("head", "tail") and sequence.points.shape == (5, 2, 2) and sequence.stop == 4
+    assert (
+        sequence.nodes == ("head", "tail")
+        and sequence.points.shape == (5, 2, 2)
+        and (sequence.start, sequence.stop) == (0, 4)
+    )
     assert np.allclose(sequence.points[:, 1] - sequence.points[:, 0], (3, 0))
 
 
@@ -82,7 +86,7 @@ def test_masks_with_labels_above_255(tmp_path):
     folder = write_masks(tmp_path / "01_GT" / "TRA", frames, "300 0 1 0\n44 1 2 0\n")
     sequence = read_labels(folder)
     assert rows_of(sequence) == {(0, "300"): (5, 3), (1, "300"): (5, 4), (1, "44"): (21, 11), (2, "44"): (22, 11)}
-    assert sequence.boxes[0].tolist() == [2, 4, 5, 7] and sequence.size == (20, 30) and sequence.length == 3
+    assert sequence.boxes[0].tolist() == [2, 4, 5, 7] and sequence.size == (20, 30)
     assert sorted(sequence.mask_labels.tolist()) == [44, 44, 300, 300] and sequence.notes == ()
     assert sequence_name(folder) == "01"
 
@@ -152,7 +156,7 @@ def test_trackmate(tmp_path):
     }
     assert by_place[4, 16] == by_place[6, 16] != UNKNOWN  # edges need not be in the order of time
     assert len({by_place[4, 16], by_place[8, 20], by_place[8, 12]}) == 3 and by_place[2, 4] == UNKNOWN
-    assert (sequence.size, sequence.length) == ((80, 100), 5)
+    assert sequence.size == (80, 100)
 
 
 def test_icy_and_files_with_entities(tmp_path):
@@ -204,7 +208,7 @@ def test_motchallenge(tracking, tmp_path):
     (tmp_path / "seqinfo.ini").write_text("[Sequence]\nimWidth=640\nimHeight=480\nseqLength=9\n")
     (tmp_path / "gt.txt").write_text("1,-1,1,1,2,2,1\n2,3,1,1,2,2,0\n")
     sequence = read_labels(tmp_path / "gt.txt")
-    assert (sequence.size, sequence.length) == ((480, 640), 9)
+    assert sequence.size == (480, 640)
     assert rows_of(sequence) == {(0, None): (1, 1)}  # confidence 0: does not count
     (tmp_path / "det.txt").write_text("1,-1,1,1\n")
     with pytest.raises(ValueError, match="det.txt:1"):
