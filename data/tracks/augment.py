@@ -12,10 +12,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,14 +23,8 @@ from data.tracks.recording import Frame, Moved, Recording
 Seed = tuple[int, ...]
 
 
-class Step(Protocol):
-    """One augmentation: (image, instances of the frame, seed of the clip, frame) -> both, changed."""
-
-    def __call__(self, image: np.ndarray, moved: Moved, seed: Seed, index: int) -> tuple[np.ndarray, Moved]: ...
-
-
 class Augment:
-    """Changes the frames of a recording, one after another.
+    """Changes the frames of a recording, one after another; a step is (image, instances, seed, frame) -> both.
 
     Args:
         augmentations: Name -> arguments.
@@ -42,15 +35,15 @@ class Augment:
 
     def __init__(self, augmentations: Mapping[str, Any]):
         self.augmentations = dict(augmentations)
-        self.steps: list[Step] | None = [step_of(name, options) for name, options in augmentations.items()]
+        self.steps = [step_of(name, dict(options or {})) for name, options in self.augmentations.items()]
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        return Augment, (self.augmentations,)  # transforms are made again in a worker
 
     @property
     def keeps_crops(self) -> bool:
         """Whether it only leaves instances out, so that crops can come from the cache."""
         return set(self.augmentations) <= {"InstanceDropout"}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"augmentations": self.augmentations, "steps": None}  # built again in a worker
 
     def __call__(self, recording: Recording, seed: Seed, drops: bool = True) -> Iterator[Frame]:
         """The frames of a recording.
@@ -58,11 +51,8 @@ class Augment:
         Args:
             drops: Leave out what dropout leaves out.
         """
-        if self.steps is None:
-            self.steps = [step_of(name, options) for name, options in self.augmentations.items()]
         blank = np.zeros((*recording.size, 1), np.uint8)
-        images = [None] * len(recording) if recording.crops is not None else recording.images()
-        for index, image in zip(range(recording.start, recording.stop), images, strict=True):
+        for index, image in recording.numbered_images():
             changed, moved = blank if image is None else image, recording.instances(index)
             for number, step in enumerate(self.steps):
                 if drops or not isinstance(step, Dropout):
@@ -76,35 +66,48 @@ def is_inside(moved: Moved) -> np.ndarray:
     return ((x >= 0) & (y >= 0) & (x < moved.size[1]) & (y < moved.size[0])).any(-1)
 
 
-def step_of(name: str, options: Mapping[str, Any] | None) -> Step:
+def step_of(name: str, options: dict[str, Any]) -> Albumentation | Dropout:
     """The augmentation of a name; ValueError of one line if there is none, or if it does not take the arguments."""
-    options = dict(options or {})
-    if name in DROPOUTS:
-        known = [field.name for field in dataclasses.fields(DROPOUTS[name])]
-        if unknown := [key for key in options if key not in known]:
-            raise ValueError(f"augmentations.{name} has no argument `{unknown[0]}`{nearest(unknown[0], known)}")
-        return DROPOUTS[name](**options)
-    return Albumentation(name, options)
+    kinds = {"NodeDropout": NodeDropout, "InstanceDropout": InstanceDropout}
+    if name not in kinds:
+        library = albumentations()
+        kinds |= {
+            kind: value
+            for kind, value in vars(library).items()
+            if isinstance(value, type) and issubclass(value, library.BasicTransform)
+        }
+    if name not in kinds:
+        raise ValueError(f"augmentations: there is no {name}{nearest(name, kinds)}")
+    known = inspect.signature(kinds[name]).parameters
+    if unknown := [key for key in options if key not in known]:
+        raise ValueError(f"augmentations.{name} has no argument `{unknown[0]}`{nearest(unknown[0], known)}")
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    try:
+        made = kinds[name](**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"augmentations.{name}: {' '.join(str(error).split())}") from None
+    return made if isinstance(made, Dropout) else Albumentation(made)
 
 
-def nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, known: Mapping[str, Any]) -> str:
     near = get_close_matches(word, known, 1, 0.5)
     return f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(known)}"
+
+
+def albumentations() -> Any:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
+    try:
+        import albumentations
+    except ImportError:
+        raise ValueError("augmentations need albumentations; pip install 'keel[tracking]'") from None
+    return albumentations
 
 
 class Albumentation:
     """A transform of albumentations 2.0.8, applied to the image, the nodes, and the corners of boxes."""
 
-    def __init__(self, name: str, options: Mapping[str, Any]):
+    def __init__(self, transform: Any):
         library = albumentations()
-        kinds = {
-            kind: value
-            for kind, value in vars(library).items()
-            if isinstance(value, type) and issubclass(value, library.BasicTransform)
-        }
-        if name not in kinds:
-            raise ValueError(f"augmentations: there is no {name}{nearest(name, [*kinds, *DROPOUTS])}")
-        transform = built(kinds[name], name, options)
         self.moves_pixels = isinstance(transform, library.DualTransform)
         keypoints = library.KeypointParams("xy", remove_invisible=False) if self.moves_pixels else None
         self.compose = library.Compose([transform], keypoint_params=keypoints)
@@ -116,42 +119,15 @@ class Albumentation:
             return self.compose(image=image)["image"].reshape(image.shape), moved
         boxes = np.zeros((0, 4), np.float32) if moved.boxes is None else moved.boxes
         corners = boxes[:, [[1, 0], [3, 0], [3, 2], [1, 2]]]  # (n, 4, 2) x y
-        parts = [moved.points.reshape(-1, 2), corners.reshape(-1, 2)]
-        places = np.concatenate(parts)
-        is_missing = np.isnan(places).any(-1)
-        changed = self.compose(image=image, keypoints=np.where(is_missing[:, None], 0, places))
-        places = np.where(is_missing[:, None], np.nan, np.asarray(changed["keypoints"], np.float32).reshape(-1, 2))
-        points, corners = np.split(places, [len(parts[0])])
+        places = np.concatenate([moved.points.reshape(-1, 2), corners.reshape(-1, 2)])
+        is_missing = np.isnan(places).any(-1, keepdims=True)
+        changed = self.compose(image=image, keypoints=np.where(is_missing, 0, places))
+        places = np.where(is_missing, np.nan, np.asarray(changed["keypoints"], np.float32).reshape(-1, 2))
+        points, corners = np.split(places, [moved.points.size // 2])
         corners = corners.reshape(-1, 4, 2)[..., ::-1]
         boxes = None if moved.boxes is None else np.concatenate([corners.min(1), corners.max(1)], -1)
         image = changed["image"].reshape(*changed["image"].shape[:2], image.shape[2])
         return image, Moved(moved.rows, points.reshape(moved.points.shape), boxes, image.shape[:2])
-
-
-def built(kind: type, name: str, options: Mapping[str, Any]) -> Any:
-    """An instance of a transform; what albumentations only warns of is an error too."""
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            transform = kind(**options)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"augmentations.{name}: {' '.join(str(error).split())}") from None
-    if unknown := [key for key in options if key not in inspect.signature(kind).parameters]:
-        known = list(inspect.signature(kind).parameters)
-        raise ValueError(f"augmentations.{name} has no argument `{unknown[0]}`{nearest(unknown[0], known)}")
-    if caught:
-        raise ValueError(f"augmentations.{name}: {caught[0].message}")
-    return transform
-
-
-def albumentations() -> Any:
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
-    try:
-        import albumentations
-    except ImportError:
-        raise ValueError("augmentations need albumentations; pip install 'keel[tracking]'") from None
-    return albumentations
 
 
 @dataclasses.dataclass
@@ -168,9 +144,9 @@ class Dropout:
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1 or (self.n is not None and self.n < 1):
-            raise ValueError(f"augmentations.{type(self).__name__}: p must be from 0 to 1 and n at least 1")
+            raise ValueError("p must be from 0 to 1, and n at least 1")
 
-    def left(self, count: int, seed: Seed, index: int) -> np.ndarray:
+    def stays(self, count: int, seed: Seed, index: int) -> np.ndarray:
         """(count,) bool: which labels of a frame stay."""
         random = np.random.default_rng([*seed, index])
         if self.n is None:
@@ -185,16 +161,13 @@ class InstanceDropout(Dropout):
     """Leave out instances."""
 
     def __call__(self, image: np.ndarray, moved: Moved, seed: Seed, index: int) -> tuple[np.ndarray, Moved]:
-        return image, moved.take(self.left(len(moved.rows), seed, index))
+        return image, moved.take(self.stays(len(moved.rows), seed, index))
 
 
 class NodeDropout(Dropout):
     """Leave out nodes of the skeleton, of all instances of a frame."""
 
     def __call__(self, image: np.ndarray, moved: Moved, seed: Seed, index: int) -> tuple[np.ndarray, Moved]:
-        stays = self.left(moved.points.shape[1], seed, index)
+        stays = self.stays(moved.points.shape[1], seed, index)
         points = np.where(stays[:, None], moved.points, np.float32(np.nan))
         return image, dataclasses.replace(moved, points=points)
-
-
-DROPOUTS = {"NodeDropout": NodeDropout, "InstanceDropout": InstanceDropout}

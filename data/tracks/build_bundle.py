@@ -34,7 +34,10 @@ def assemble(config: Config, run: Any) -> Bundle:
     recordings = {name: open_all(config, split, name, side) for name, split in splits.items() if split.has_source}
     if "val" not in recordings and config.val_frames:
         recordings["train"], recordings["val"] = hold_out(recordings["train"], config.val_frames)
-        recordings["val"] = with_options(recordings["val"], splits["val"], side)
+        recordings["val"] = [
+            dataclasses.replace(recording, cutter=cutter_of(splits["val"], recording.number, side))
+            for recording in recordings["val"]
+        ]
     sets = {name: data_set(config, splits[name], name, parts, run) for name, parts in recordings.items()}
     held_out = {SET_NAMES[name]: data for name, data in sets.items() if name != "train"}
     count, longest = recordings["train"][0].cutter.count, max(map(len, recordings["train"]))
@@ -119,15 +122,6 @@ def data_set(config: Config, split: Split, name: str, recordings: Sequence[Recor
     if not len(data):
         raise ValueError(without_targets(recordings, f"dataset.{name}_dataset"))
     return data
-
-
-def with_options(recordings: Sequence[Recording], split: Split, side: int) -> list[Recording]:
-    """The held-out ends of training videos, with the crops of a section that names no videos of its own."""
-    sizes = sizes_of(split)
-    return [
-        dataclasses.replace(recording, cutter=cutter_of(split, number, side))
-        for recording, number in ((recording, recording.number if len(sizes) > 1 else 0) for recording in recordings)
-    ]
 
 
 def chosen(total: int, wanted: int | float | None, seed: int) -> list[int]:

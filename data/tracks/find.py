@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.tracks.config import Directory, Split
 from data.tracks.sequence import Sequence
-from data.tracks.video import FILMS, IMAGES, STACKS
+from data.tracks.video import FILMS, IMAGES
 
-LABELS = (".slp", ".xml", ".csv", ".txt")
-SUBFOLDERS = {".tif": ("*_GT/TRA",), ".txt": ("*/gt/gt.txt", "*/gt.txt")}  # of the two challenges
+# Kind of labels -> where they are in a folder; the challenges have a folder for each sequence.
+PLACES = {
+    ".slp": ("*.slp",),
+    ".xml": ("*.xml",),
+    ".csv": ("*.csv",),
+    ".txt": ("*.txt", "*/gt/gt.txt", "*/gt.txt"),
+    ".tif": ("*_GT/TRA",),
+}
 FRAME = r"([_-]t?|t)\d+(_[zc]\d+)?"  # what follows the sequence's name in the name of an image file
 
 
@@ -52,7 +57,7 @@ def read_labels(path: Path) -> Sequence:
         ".txt": read_tables.read_mot,
     }
     if path.suffix not in readers:
-        raise ValueError(f"{path}: labels are {', '.join(LABELS)} files or folders of label images")
+        raise ValueError(f"{path}: labels are {', '.join(readers)} files, or folders of label images")
     return readers[path.suffix](path)
 
 
@@ -70,16 +75,15 @@ def pair(labels: Path, vid_suffix: str | None = None, folder: Path | None = None
 
     Args:
         vid_suffix: Its ending; None: any.
-        folder: Where it is; None: beside the labels.
+        folder: Where it is; None: beside the labels, or beside the folder of their sequence.
     """
     name, endings = sequence_name(labels), endings_of(vid_suffix)
-    if folder is None:  # the one with the sequence's own folder, or the label file's
-        folder = next(
-            (parent.parent for parent in labels.parents if parent.name in (name, f"{name}_GT")), labels.parent
-        )
-    file = next((folder / f"{name}{ending}" for ending in endings if (folder / f"{name}{ending}").is_file()), None)
-    if file is not None:
-        return file
+    if folder is None:
+        own = [parent for parent in labels.parents if parent.name in (name, f"{name}_GT")]
+        folder = own[0].parent if own else labels.parent
+    for ending in endings:
+        if (folder / f"{name}{ending}").is_file():
+            return folder / f"{name}{ending}"
     for images in (folder / name / "img1", folder / name):
         if images.is_dir() and any(path.name.lower().endswith(endings) for path in images.iterdir()):
             return images
@@ -102,17 +106,16 @@ def find_sources(split: Split, section: str, needs_videos: bool) -> list[Source]
     if bool(folders) == bool(split.slp_files):
         problem = "both name the labels; keep one" if folders else "are both missing; name a folder with labels"
         raise ValueError(f"{section}.dir.path and {section}.slp_files {problem}")
-    sources = listed(split, section, needs_videos) if split.slp_files else []
-    for number, folder in enumerate(folders):
-        path = Path(folder).expanduser()
-        if not path.is_dir():
-            raise ValueError(f"{section}.dir.path: {folder} is not a folder")
-        sources += in_folder(path, split.dir, section, number, needs_videos)
-    if isinstance(split.crop_size, list) and len(split.crop_size) != len(folders or split.slp_files):
+    count = len(folders or split.slp_files)
+    if isinstance(split.crop_size, list) and len(split.crop_size) != count:
         raise ValueError(
-            f"{section}.crop_size has {len(split.crop_size)} values for {len(folders or split.slp_files)} folders or "
-            "files; give one for each"
+            f"{section}.crop_size has {len(split.crop_size)} values for {count} folders or files; give one for each"
         )
+    if split.slp_files:
+        return listed(split, section, needs_videos)
+    sources = []
+    for number, folder in enumerate(folders):
+        sources += in_folder(Path(folder).expanduser(), split.dir, section, number, needs_videos)
     return sources
 
 
@@ -132,46 +135,33 @@ def listed(split: Split, section: str, needs_videos: bool) -> list[Source]:
 
 
 def in_folder(folder: Path, directory: Directory, section: str, number: int, needs_videos: bool) -> list[Source]:
-    """The labels of a folder, sorted by name, each with the video of its name."""
-    sources = []
-    for labels in labels_in(folder, directory.labels_suffix, section):
-        video = pair(labels, directory.vid_suffix, folder) if needs_videos else None
-        if needs_videos and video is None:
+    """The labels of a folder, sorted by name, each with the video of its name; no film may be left over."""
+    labels = labels_in(folder, directory.labels_suffix, section)
+    if not needs_videos:
+        return [Source(path, None, number) for path in labels]
+    sources = [Source(path, pair(path, directory.vid_suffix, folder), number) for path in labels]
+    for source in sources:
+        if source.video is None:
             raise ValueError(
-                f"{labels}: {folder} has no video {sequence_name(labels)}{directory.vid_suffix or '.*'}; name its "
-                f"ending by {section}.dir.vid_suffix, or set dataset.images: false for coordinates alone"
+                f"{source.labels}: {folder} has no video {source.name}{directory.vid_suffix or '.*'}; name its ending "
+                f"by {section}.dir.vid_suffix, or set dataset.images: false for coordinates alone"
             )
-        sources.append(Source(labels, video, number))
-    if needs_videos:
-        refuse_unlabelled(folder, directory.vid_suffix, sources)
+    used = {*labels}.union(*(source.video if isinstance(source.video, tuple) else [source.video] for source in sources))
+    endings = endings_of(directory.vid_suffix) if directory.vid_suffix else FILMS  # images may be anything
+    for path in sorted(folder.iterdir()):
+        if path.name.lower().endswith(endings) and path not in used:
+            raise ValueError(f"{path}: the video has no labels of its name; add them, or move it to another folder")
     return sources
 
 
 def labels_in(folder: Path, suffix: str | None, section: str) -> list[Path]:
-    """The label files with an ending, or of the one kind that is there; folders of label images for `.tif`."""
-    kinds = [f".{suffix.lstrip('.')}"] if suffix else [*LABELS, *STACKS[:1]]
-    files = {}
-    for kind in kinds:
-        names = () if kind in STACKS else (f"*{kind}",)
-        patterns = (*names, *SUBFOLDERS.get(STACKS[0] if kind in STACKS else kind, ()))
-        files[kind] = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    present = [kind for kind, paths in files.items() if paths]
-    if not present:
-        raise ValueError(f"{section}.dir.path: {folder} has no labels ({', '.join(kinds)})")
-    if len(present) > 1:
-        raise ValueError(f"{folder} has labels of several kinds ({', '.join(present)}); name one by labels_suffix")
-    return sorted(files[present[0]], key=sequence_name)
-
-
-def refuse_unlabelled(folder: Path, vid_suffix: str | None, sources: Items[Source]) -> None:
-    """ValueError if a video has no labels; images count if the configuration names their ending."""
-    used = {
-        path for source in sources for path in (source.video if isinstance(source.video, tuple) else [source.video])
-    }
-    endings = endings_of(vid_suffix) if vid_suffix else FILMS
-    labels = {source.labels for source in sources}
-    rest = sorted(
-        path for path in folder.iterdir() if path.name.lower().endswith(endings) and path not in used | labels
-    )
-    if rest:
-        raise ValueError(f"{rest[0]}: the video has no labels of its name; add them, or move it to another folder")
+    """The labels of one kind in a folder; ValueError if there are none, or several kinds and no suffix."""
+    kinds = [f".{suffix.lstrip('.')}"] if suffix else list(PLACES)
+    if kinds[0] not in PLACES:
+        raise ValueError(f"{section}.dir.labels_suffix: {suffix} is none of {', '.join(PLACES)}")
+    found = {kind: {path for place in PLACES[kind] for path in folder.glob(place)} for kind in kinds}
+    present = [kind for kind, paths in found.items() if paths]
+    if len(present) != 1:
+        problem = f"has labels of several kinds ({', '.join(present)})" if present else "is no folder with labels"
+        raise ValueError(f"{section}.dir.path: {folder} {problem}; {section}.dir.labels_suffix is {' or '.join(kinds)}")
+    return sorted(found[present[0]], key=sequence_name)

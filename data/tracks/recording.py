@@ -137,15 +137,19 @@ class Recording:
 
     def labelled(self) -> Iterator[Frame]:
         """Every frame as the labels have it: in their order, not turned, not augmented."""
-        images = [None] * len(self) if self.crops is not None else self.images()
-        for index, image in zip(range(self.start, self.stop), images, strict=True):
+        for index, image in self.numbered_images():
             yield self.frame(index, image)
+
+    def numbered_images(self) -> Iterator[tuple[int, np.ndarray | None]]:
+        """(index, image from which crops are to be cut) of each frame; no image where they are in the cache."""
+        images = [None] * len(self) if self.crops is not None else self.images()
+        return zip(range(self.start, self.stop), images, strict=True)
 
     def instances(self, index: int) -> Moved:
         """The instances of a frame as the labels have them."""
-        sequence = self.sequence
-        rows = np.arange(len(sequence))[sequence.within(index, index + 1)]
-        return Moved(rows, sequence.points[rows], None if sequence.boxes is None else sequence.boxes[rows], self.size)
+        part = self.sequence.within(index, index + 1)
+        boxes = None if self.sequence.boxes is None else self.sequence.boxes[part]
+        return Moved(np.arange(part.start, part.stop), self.sequence.points[part], boxes, self.size)
 
     def frame(self, index: int, image: np.ndarray | None, moved: Moved | None = None) -> Frame:
         """The instances of a frame in the order of the labels.

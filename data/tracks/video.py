@@ -53,8 +53,9 @@ class Film(Video):
                 stamps = [packet.pts for packet in packets]
         except (av.FFmpegError, OSError, IndexError, ValueError) as error:
             raise ValueError(f"{path}: the video cannot be read ({_reason(error)}); convert it to H.264") from None
-        self.can_seek = None not in stamps
-        self.stamps = np.sort(np.array(stamps, np.int64)) if self.can_seek else np.arange(len(stamps))
+        if not stamps or None in stamps:
+            raise ValueError(f"{path}: the video has no frames with time stamps; convert it to MP4")
+        self.stamps = np.sort(np.array(stamps, np.int64))
         next(self.frames(0, 1), None)  # the codec may be unknown although the container is not
 
     def __len__(self) -> int:
@@ -67,10 +68,9 @@ class Film(Video):
         try:
             with av.open(str(self.path)) as container:
                 stream = container.streams.video[0]
-                if start and self.can_seek:
-                    container.seek(int(self.stamps[start]), stream=stream)
-                for number, frame in enumerate(container.decode(stream)):
-                    index = int(np.searchsorted(self.stamps, frame.pts)) if self.can_seek else number
+                container.seek(int(self.stamps[start]), stream=stream)
+                for frame in container.decode(stream):
+                    index = int(np.searchsorted(self.stamps, frame.pts))
                     if index >= stop:
                         return
                     if index >= start:
