@@ -18,6 +18,7 @@ PLACES = {
     ".txt": ("*.txt", "*/gt/gt.txt", "*/gt.txt"),
     ".tif": ("*_GT/TRA",),
 }
+LABELS = tuple(kind for kind in PLACES if kind != ".tif")  # of which each sequence is a file
 FRAME = r"([_-]t?|t)\d+(_[zc]\d+)?"  # what follows the sequence's name in the name of an image file
 
 
@@ -50,15 +51,10 @@ def read_labels(path: Path) -> Sequence:
 
     if path.is_dir():
         return read_masks.read_masks(path)
-    readers = {
-        ".slp": read_slp.read_slp,
-        ".xml": read_xml.read_xml,
-        ".csv": read_tables.read_csv,
-        ".txt": read_tables.read_mot,
-    }
-    if path.suffix not in readers:
-        raise ValueError(f"{path}: labels are {', '.join(readers)} files, or folders of label images")
-    return readers[path.suffix](path)
+    readers = (read_slp.read_slp, read_xml.read_xml, read_tables.read_csv, read_tables.read_mot)
+    if path.suffix not in LABELS:
+        raise ValueError(f"{path}: labels are {', '.join(LABELS)} files, or folders of label images")
+    return readers[LABELS.index(path.suffix)](path)
 
 
 def sequence_name(labels: Path) -> str:
