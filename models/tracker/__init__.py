@@ -25,8 +25,9 @@ PROCESS_KEYS: frozenset[str] = frozenset({"cache_dir"})
 PARTS: dict[str, str] = {
     "backbone": r"^visual(\.|$)",
     "vision_tower": r"^visual(\.|$)",  # the same, in the words of vision-language models
-    "encoder": r"^encoder(\.|$)",
-    "decoder": r"^decoder(\.|$)",
+    "embedding": r"^(to_tokens|embedding|geometry)(\.|$)",
+    "encoder": r"^encoder(_norm)?(\.|$)",
+    "decoder": r"^decoder(_norm)?(\.|$)",
     "head": r"^head(\.|$)",
 }
 
