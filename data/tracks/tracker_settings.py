@@ -61,7 +61,11 @@ class TrackerSettings:
         on_resume=EVALUATION,
     )
 
+    def __post_init__(self) -> None:
+        if self.max_gap is not None and self.max_gap < self.window_size:
+            raise ValueError(f"max_gap: {self.max_gap} must be at least window_size: {self.window_size}; change one")
+
     @property
     def context(self) -> int:
         """Frames before the current one whose detections are compared with."""
-        return max(self.window_size, self.max_gap or 0)
+        return self.max_gap or self.window_size

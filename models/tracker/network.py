@@ -144,7 +144,8 @@ class MaskedAttention(Attention):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """query, key, value (B, N, D), mask broadcastable to (B, heads, N, N) -> (B, N, D)."""
         heads = self._heads(self.query(query)), self._heads(self.key(key)), self._heads(self.value(value))
-        return self.output(self.attend(*heads, mask))
+        lowest = torch.finfo(heads[0].dtype).min  # finite in half precision too
+        return self.output(self.attend(*heads, mask.to(heads[0].dtype).clamp(min=lowest)))
 
 
 class GatedFeedForward(nn.Module):

@@ -73,6 +73,11 @@ def test_a_track_ends_after_the_gap(settings, expected):
     assert run.identities(10, "a") == [expected]
 
 
+def test_a_gap_shorter_than_the_window_is_refused():
+    with pytest.raises(ValueError, match="max_gap: 3"):
+        TrackerSettings(max_gap=3)
+
+
 def test_an_ended_track_leaves_nothing_behind():
     run = Run(window_size=2)
     for frame in range(50):

@@ -131,5 +131,13 @@ def test_matching_is_by_place_not_by_index():
     assert tracking.closeness([[0, 0]], [[3, 4], [0, 10]], limit=5).tolist() == [[0.5, 0.0]]
 
 
+def test_nothing_matches():
+    scores = TrackingScores()
+    scores.add(0, [1], [1], [[0.2]])
+    scores.add(0, [1], [], np.zeros((1, 0)))
+    values = scores.compute()
+    assert (values["idf1"], values["misses"], values["false_positives"]) == (0, 2, 1)
+
+
 def test_nothing_to_score_is_not_a_number():
     assert all(math.isnan(value) for value in TrackingScores().compute().values())

@@ -161,6 +161,17 @@ def test_features_may_be_computed_before():
     assert torch.allclose(as_shares, model(**batch, crops=crops)["association"], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_near_full_precision(dtype):
+    """Padding is masked by a number that half precision can hold."""
+    model, batch = network(relative_geometry=True), clips(((2, 2), (1, 0), (0, 0)))
+    with torch.autocast("cpu", dtype):
+        outputs = model(**batch)
+    expected = model(**batch)
+    assert torch.isfinite(outputs["loss"]) and outputs["association"].dtype == torch.float32
+    assert torch.allclose(outputs["association"][:, :2, :1, :1], expected["association"][:, :2, :1, :1], atol=0.1)
+
+
 # ---- options ----
 
 
