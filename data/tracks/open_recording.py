@@ -42,7 +42,7 @@ def open_recording(
     if start < 0 or len(video) < stop:
         raise ValueError(
             f"{video.path}: the video has {len(video)} frames, but {source.labels} has labels of frames {start} to "
-            f"{stop - 1}"
+            f"{stop - 1}; cut the labels, or set dataset.images: false"
         )
     if sequence.masks and sequence.size != video.size:
         raise ValueError(f"{source.labels}: label images are {sequence.size} px, {video.path} {video.size}")
