@@ -233,7 +233,8 @@ def data_of(tmp_path_factory):
     words = ["--set", f"dataset.dataset_base_dir={write_ladi(tmp_path_factory.mktemp('ladi'))}"]
     videos = tmp_path_factory.mktemp("videos")
     write_stack(videos, "video")
-    return {"images": words, "ladi": words, "tracking": [str(videos)], "tracking_cpu": [str(videos)]}
+    tracking = dict.fromkeys(("tracking", "tracking_cpu", "tracking_points_cpu"), [str(videos)])
+    return {"images": words, "ladi": words, **tracking}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/training").glob("*.yaml")), ids=lambda path: path.stem)
