@@ -230,6 +230,10 @@ def with_a_list_of_crop_sizes_that_is_too_long(folder):
     return [write_flies(folder), "--set", "dataset.train_dataset.crop_size=[4,5]"], "crop_size"
 
 
+def with_directions_of_one_anchor(folder):
+    return [write_flies(folder), "--set", "dataset.tracker.max_angle_diff=20"], "anchors"
+
+
 REFUSED = [value for name, value in list(globals().items()) if name.startswith(("with_", "without_"))]
 
 
