@@ -32,8 +32,6 @@ def open_recording(
     """
     sequence = read_labels(source.labels)
     check_anchors(cutter, sequence)
-    if not len(sequence):
-        raise ValueError(f"{source.labels}: there are no instances")
     if source.video is None:
         size = image_size or sequence.size or sequence.extent()
         return Recording(source.name, sequence, None, cutter, size, sequence.start, sequence.stop, source.number)

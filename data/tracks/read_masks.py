@@ -36,7 +36,7 @@ def read_masks(folder: Path) -> Sequence:
         labels += values.tolist()
         points.append(centres)
         boxes.append(extents)
-    notes = check_table(folder, np.array(frames), np.array(labels))
+    notes = check_table(folder, np.array(frames) + first, np.array(labels))
     return sequence_of(
         folder,
         frames,

@@ -42,9 +42,7 @@ def read_csv(path: Path) -> Sequence:
             except (ValueError, IndexError):
                 if rows or lines.line_num > 1 + UNITS:
                     raise ValueError(f"{path}:{lines.line_num}: frame, x or y is not a number") from None
-    if not rows:
-        raise ValueError(f"{path}: there are no detections")
-    frames, points, tracks, scores = zip(*rows, strict=True)
+    frames, points, tracks, scores = zip(*rows, strict=True) if rows else [()] * 4
     return sequence_of(path, frames, points, tracks, scores)
 
 
@@ -79,9 +77,7 @@ def read_mot(path: Path) -> Sequence:
         box = (top - 1, left - 1, top - 1 + height, left - 1 + width)
         centre = (left - 1 + width / 2, top - 1 + height / 2)
         rows.append((int(frame) - 1, centre, int(identity) if identity >= 0 else None, confidence, box))
-    if not rows:
-        raise ValueError(f"{path}: there are no detections")
-    frames, points, tracks, scores, boxes = zip(*rows, strict=True)
+    frames, points, tracks, scores, boxes = zip(*rows, strict=True) if rows else [()] * 5
     return sequence_of(path, frames, points, tracks, scores, boxes=boxes, **seqinfo(path))
 
 

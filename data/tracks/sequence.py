@@ -77,18 +77,22 @@ def sequence_of(source: Path, frames: Any, points: Any, tracks: Any, scores: Any
     Args:
         tracks: Name of the track of each row, None without one; identities are numbered in the order of `sorted`.
         scores: One for each row; None: 1.
+
+    Raises:
+        ValueError: there are no rows.
     """
     frames = np.asarray(frames, np.int64)
+    if not len(frames):
+        raise ValueError(f"{source}: there are no instances")
     order = np.argsort(frames, kind="stable")
-    points = np.asarray(points, np.float32)
-    points = points.reshape(len(frames), -1, 2) if len(frames) else points.reshape(0, len(others.get("nodes", " ")), 2)
+    points = np.asarray(points, np.float32).reshape(len(frames), -1, 2)
     names = sorted({name for name in tracks if name is not None}, key=lambda name: (isinstance(name, str), name))
     number = {name: index for index, name in enumerate(names)}
     identities = np.array([UNKNOWN if name is None else number[name] for name in tracks], np.int64)
     scores = np.ones(len(frames)) if scores is None else scores
     for key, kind in (("boxes", np.float32), ("mask_labels", np.int64)):
-        if others.get(key) is not None:
-            others[key] = np.asarray(others[key], kind).reshape((-1, 4) if key == "boxes" else -1)[order]
+        if key in others:
+            others[key] = np.asarray(others[key], kind)[order]
     return Sequence(
         source,
         frames[order],

@@ -42,7 +42,7 @@ def recording(augmentations=None, frames=6, tracks=3, boxes=None, noise=True):
         points,
         list(range(tracks)) * frames,
         nodes=("head", "tail"),
-        boxes=boxes,
+        **({} if boxes is None else {"boxes": boxes}),
     )
     pixels = images(places.reshape(frames, tracks, 2), SIZE) if noise else np.full((frames, *SIZE), 100, np.uint8)
     augment = Augment(augmentations) if augmentations else None

@@ -190,6 +190,9 @@ def test_csv(tmp_path):
     (tmp_path / "d.csv").write_text("frame,x\n0,1\n")
     with pytest.raises(ValueError, match=r"d.csv:1.*position_y"):
         read_labels(tmp_path / "d.csv")
+    (tmp_path / "e.csv").write_text("frame,x,y\n")
+    with pytest.raises(ValueError, match=r"e.csv"):
+        read_labels(tmp_path / "e.csv")
 
 
 def test_motchallenge(tracking, tmp_path):
