@@ -13,8 +13,8 @@ from data.tracks import film
 from data.tracks.scoring import ScoredFrame, TrackingMetric
 from data.tracks.tracker import Assigned
 from data.tracks.tracker_settings import TrackerSettings
-from metrics.report import write_scores
-from metrics.tracking import HALF, matched
+from metrics.report import label_table, write_scores
+from metrics.tracking import DIRECTIONS, HALF, matched
 
 FILMED = 1000  # most frames of a film
 
@@ -36,7 +36,8 @@ class Report:
         baselines = metric.baselines()
         prefixed = {f"{kind}_{name}": value for kind, values in baselines.items() for name, value in values.items()}
         write_scores(folder, {**scores, **prefixed})
-        lines = table({"tracker": scores, **baselines})
+        rows = {"model": scores, **baselines}
+        lines = label_table([{"": name, **{key: rows[name][key] for key in DIRECTIONS}} for name in rows])
         for number, group in groupby(metric.tracked(self.settings), key=lambda pair: pair[0].video):
             frames, recording = list(group), dataset.videos()[number]
             file = f"{number}-{recording.name}"
@@ -44,16 +45,6 @@ class Report:
             if recording.video is not None:
                 film.write_film(folder / f"{file}.mp4", pictures(recording, frames[:FILMED]))
         return [*lines, f"scores, films and identities over time in {folder}"]
-
-
-def table(rows: dict[str, dict[str, float]]) -> list[str]:
-    """Lines with aligned columns: one for each tracker."""
-    columns = ("idf1", "hota", "mota", "switches", "fragmentations", "misses", "false_positives")
-    shown = [["", *(name.replace("_", " ") for name in columns)]]
-    for name, values in rows.items():
-        shown.append([name, *(f"{values[key]:.4g}" for key in columns)])
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return ["  ".join(map(str.rjust, line, widths)) for line in shown]
 
 
 def given_identities(

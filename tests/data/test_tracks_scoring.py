@@ -159,7 +159,7 @@ def test_the_report_is_scores_films_and_pictures(recording, tmp_path):
     turned = dataclasses.replace(recording, scramble=True)
     metric, values = scored(turned, settings, 4)
     lines = Report(settings)("validation", Windows([turned], 8), metric, values, tmp_path / "eval")
-    assert len(lines) == 5 and [line.split()[0] for line in lines[1:4]] == ["tracker", "iou", "velocity"]
+    assert len(lines) == 5 and [line.split()[0] for line in lines[1:4]] == ["model", "iou", "velocity"]
     written = json.loads((tmp_path / "eval/scores.json").read_text())
     assert written["idf1"] == 1.0 and written["iou_idf1"] == metric.baselines()["iou"]["idf1"]
     with av.open(str(tmp_path / "eval/0-a.mp4")) as film:

@@ -2,15 +2,15 @@
 
 import csv
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from documents import SHARED
 
 from metrics import tracking
 from metrics.tracking import TrackingScores
 
-CHALLENGE = Path(__file__).resolve().parents[3] / "shared/data/tracking/motchallenge"
+CHALLENGE = SHARED / "data/tracking/motchallenge"
 FIGURES = {
     "TUD-Campus": (0.557659, 0.526462, 7, 13, 150),
     "TUD-Stadtmitte": (0.644619, 0.564014, 7, 45, 452),
