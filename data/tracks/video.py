@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -81,60 +82,46 @@ class Film(Video):
             raise ValueError(f"{self.path}: frame {expected} cannot be decoded ({_reason(error)})") from None
 
 
-class ImageFiles(Video):
-    """One image file a frame, in the order of the numbers at the ends of their names."""
+class Images(Video):
+    """Image files, one a frame, in the order of the numbers at the ends of their names; or the pages of a TIFF file."""
 
     def __init__(self, paths: Sequence[Path], channels: int):
-        super().__init__(paths[0].parent, channels)
-        self.paths = sorted(paths, key=lambda path: (frame_number(path), path.name))
-        self.size = read_image(self.paths[0]).shape[:2]
+        super().__init__(paths[0] if len(paths) == 1 else paths[0].parent, channels)
+        ordered = sorted(paths, key=lambda path: (frame_number(path), path.name))
+        self.pages = [(path, 0) for path in ordered]
+        if len(paths) == 1 and paths[0].suffix.lower() in STACKS:
+            with _tiff(paths[0]) as file:
+                self.pages = [(paths[0], page) for page in range(len(file.pages))]
+        self.size = read_image(ordered[0]).shape[:2]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.pages)
 
     def files(self) -> list[Path]:
-        return self.paths
+        return list(dict.fromkeys(path for path, _ in self.pages))
 
     def frames(self, start: int, stop: int) -> Iterator[np.ndarray]:
-        for path in self.paths[start:stop]:
-            image = eight_bit(read_image(path), self.channels)
-            if image.shape[:2] != self.size:
-                raise ValueError(f"{path}: the image is {image.shape[:2]} px, the first one {self.size}")
-            yield image
-
-
-class Stack(Video):
-    """The pages of a TIFF file."""
-
-    def __init__(self, path: Path, channels: int):
-        super().__init__(path, channels)
-        with _tiff(path) as file:
-            self.length = len(file.pages)
-            self.size = tuple(file.pages[0].shape[:2])
-
-    def __len__(self) -> int:
-        return self.length
-
-    def frames(self, start: int, stop: int) -> Iterator[np.ndarray]:
-        with _tiff(self.path) as file:
-            for page in file.pages[start:stop]:
-                yield eight_bit(page.asarray(), self.channels)
+        for path, pages in itertools.groupby(self.pages[start:stop], key=lambda page: page[0]):
+            for image in read_pages(path, [page for _, page in pages]):
+                if image.shape[:2] != self.size:
+                    raise ValueError(f"{path}: the image is {image.shape[:2]} px, the first one {self.size}")
+                yield eight_bit(image, self.channels)
 
 
 def open_video(paths: Path | Sequence[Path], channels: int) -> Video:
-    """A film, a stack, a folder with image files, or a list of image files.
+    """A film, a TIFF stack, a folder with image files, or a list of image files.
 
     Raises:
         ValueError: it cannot be read.
     """
     if not isinstance(paths, Path):
-        return ImageFiles(paths, channels)
-    if paths.is_dir():
-        images = [path for path in paths.iterdir() if path.suffix.lower() in IMAGES]
-        if not images:
-            raise ValueError(f"{paths}: the folder has no image files ({', '.join(IMAGES)})")
-        return ImageFiles(images, channels)
-    return Stack(paths, channels) if paths.suffix.lower() in STACKS else Film(paths, channels)
+        return Images(paths, channels)
+    if not paths.is_dir():
+        return Images([paths], channels) if paths.suffix.lower() in IMAGES else Film(paths, channels)
+    images = [path for path in paths.iterdir() if path.suffix.lower() in IMAGES]
+    if not images:
+        raise ValueError(f"{paths}: the folder has no image files ({', '.join(IMAGES)})")
+    return Images(images, channels)
 
 
 def frame_number(path: Path) -> int:
@@ -143,17 +130,27 @@ def frame_number(path: Path) -> int:
     return int(numbers[-1]) if numbers else 0
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, page: int = 0) -> np.ndarray:
     """(H, W) or (H, W, C) in the file's own type; ValueError if it cannot be read."""
-    if path.suffix.lower() in STACKS:
-        with _tiff(path) as file:
-            return file.pages[0].asarray()
     import cv2
 
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None:
+    found, images = cv2.imreadmulti(str(path), page, 1, flags=cv2.IMREAD_UNCHANGED)
+    if not found:
         raise ValueError(f"{path}: the image cannot be decoded")
-    return image if image.ndim == 2 else image[..., 2::-1]
+    return images[0] if images[0].ndim == 2 else images[0][..., 2::-1]
+
+
+def read_pages(path: Path, pages: Sequence[int]) -> Iterator[np.ndarray]:
+    """Pages of an image file as `read_image` returns them, without searching for each from the first one on."""
+    if pages == [0]:
+        yield read_image(path)
+        return
+    with _tiff(path) as file:
+        for page in pages:
+            try:
+                yield file.pages[page].asarray()
+            except ValueError:  # a compression that tifffile does not know, such as LZW
+                yield read_image(path, page)
 
 
 def eight_bit(image: np.ndarray, channels: int) -> np.ndarray:

@@ -259,6 +259,23 @@ def test_image_files_and_stacks(tmp_path):
         assert np.array_equal(np.stack(list(video.frames(3, 12)))[..., 0], pixels[3:])
 
 
+def test_compressed_images(tmp_path):
+    """LZW, which OpenCV and ImageJ write, as single images and as a stack; a damaged file."""
+    cv2 = pytest.importorskip("cv2")
+    pixels = images(positions(4, 1, (20, 30), 0), (20, 30)).astype(np.uint16) * 300
+    cv2.imwritemulti(str(tmp_path / "s.tif"), list(pixels))
+    for number, image in enumerate(pixels):
+        cv2.imwrite(str(tmp_path / f"f_{number}.tif"), image)
+    (tmp_path / "f_4.tif").write_bytes(b"II*\0damaged" * 20)
+    with tifffile.TiffFile(tmp_path / "s.tif") as file:
+        assert file.pages[0].compression == 5 and len(file.pages) == 4
+    files = [path for path in tmp_path.iterdir() if path.name.startswith("f_")]
+    stack, single = open_video(tmp_path / "s.tif", 1), open_video(files, 1)
+    assert len(stack) == 4 and np.array_equal([*stack.frames(1, 4)], [*single.frames(1, 4)])
+    with pytest.raises(ValueError, match=r"f_4.tif"):
+        next(single.frames(4, 5))
+
+
 def test_eight_bit():
     wide = np.array([[100, 1100]], np.uint16)
     assert eight_bit(wide, 1)[..., 0].tolist() == [[0, 255]]
