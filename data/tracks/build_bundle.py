@@ -134,7 +134,9 @@ def chosen(total: int, wanted: int | float | None, seed: int) -> list[int]:
 
 def without_targets(recordings: Sequence[Recording], section: str) -> str:
     known = any((recording.sequence.identities != UNKNOWN).any() for recording in recordings)
-    problem = "no identity is in two frames of a clip; lengthen clip_length" if known else "no instance has an identity"
+    problem = (
+        "no identity is in two frames; raise clip_length or val_frames" if known else "no instance has an identity"
+    )
     return f"{section}: {problem} ({recordings[0].sequence.source})"
 
 
