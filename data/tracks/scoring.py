@@ -18,6 +18,7 @@ from metrics.metric import Metric
 from metrics.tracking import DIRECTIONS, TrackingScores, closeness, iou
 
 MAX_AGE = 30  # frames that the tracks of baselines wait
+NEEDED = ("boxes", "points", "frames", "mask", "video", "frame", "image_size", "truth_boxes", "truth_identities")
 TINY = 1e-3  # px, beyond which the baseline of centroids counts distance
 
 
@@ -113,9 +114,6 @@ class TrackingMetric(Metric):
         blind = TrackingMetric(self.settings)
         blind.frames = [without_logits(frame) for frame in self.frames]
         return {name: blind.scores(settings) for name, settings in kinds.items()}
-
-
-NEEDED = ("boxes", "points", "frames", "mask", "video", "frame", "image_size", "truth_boxes", "truth_identities")
 
 
 def scored_frame(sample: Mapping[str, np.ndarray], logits: np.ndarray) -> ScoredFrame:

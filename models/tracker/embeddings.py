@@ -128,7 +128,7 @@ class PairGeometry(nn.Module):
 
         Rows are the instances that attend, columns those attended to.
         """
-        corners = boxes.mean(dim=2)
+        corners = outline(boxes)
         centres, sizes = (
             (corners[..., :2] + corners[..., 2:]) / 2,
             (corners[..., 2:] - corners[..., :2]).clamp(min=1e-6),
@@ -142,6 +142,11 @@ class PairGeometry(nn.Module):
             features += distance_features(moved - velocity[:, None] * gaps[..., None])
         biases = self.to_bias(self.layers(torch.cat(features, dim=-1))).movedim(-1, 1)
         return biases[:, :-1], biases[:, -1]
+
+
+def outline(boxes: Tensor) -> Tensor:
+    """The mean box over the anchors that an instance has; a missing one is all 0: (…, A, 4) -> (…, 4)."""
+    return boxes.sum(-2) / boxes.ne(0).any(-1).sum(-1, keepdim=True).clamp(min=1)
 
 
 def distance_features(displacement: Tensor) -> list[Tensor]:

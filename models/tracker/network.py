@@ -19,7 +19,7 @@ from models.layers import Attention
 from models.losses.tracks import AssociationLoss
 from models.pretrained import pretrained_config
 from models.tracker.config import Config
-from models.tracker.embeddings import PairGeometry, SpatioTemporalEmbedding, projection
+from models.tracker.embeddings import PairGeometry, SpatioTemporalEmbedding, outline, projection
 from models.tracker.encoders import build_encoder, load_weights
 
 TrackerConfig = pretrained_config(Config, "tracker", "TrackerConfig", __name__)
@@ -69,11 +69,11 @@ class Tracker(PreTrainedModel):
             mask: (B, N), true for instances.
             crops: (B, N, C, H, W) uint8, or floating point from 0 to 1.
         """
-        first = boxes[mask][:, 0]  # (M, 4); padding must not enter batch statistics
+        valid = outline(boxes[mask])  # (M, 4); padding must not enter batch statistics
         pixels = None if crops is None else crops[mask].to(self.dtype) / (1 if crops.is_floating_point() else 255)
         tokens = boxes.new_zeros(*mask.shape, self.config.d_model, dtype=self.dtype)
-        if len(first):
-            vectors = self.visual(pixels, (first[:, 2:] - first[:, :2]).to(self.dtype))
+        if len(valid):
+            vectors = self.visual(pixels, (valid[:, 2:] - valid[:, :2]).to(self.dtype))
             tokens[mask] = F.normalize(self.to_tokens(vectors), dim=-1).to(tokens.dtype)
         return tokens
 

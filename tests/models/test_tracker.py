@@ -332,6 +332,15 @@ def test_motion_explains_a_displacement():
     assert not torch.equal(moved, network(relative_geometry=True)(**clips())["association"])
 
 
+def test_a_missing_anchor_changes_no_geometry():
+    torch.manual_seed(0)
+    geometry, batch = PairGeometry(1, motion=True), clips(((2, 2),))
+    with_missing = torch.cat([batch["boxes"], torch.zeros_like(batch["boxes"])], dim=2)
+    first = geometry(batch["boxes"], batch["times"], batch["mask"])
+    again = geometry(with_missing, batch["times"], batch["mask"])
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
 def test_geometry_does_not_depend_on_the_place_in_the_image():
     torch.manual_seed(0)
     geometry, batch = PairGeometry(1, motion=True), clips(((2, 2),))
