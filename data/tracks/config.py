@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data.tracks.tracker_settings import TrackerSettings
-from storage.config_keys import EVALUATION, HARMLESS, IMPOSSIBLE, key
+from storage.config_keys import EVALUATION, HARMLESS, IMPOSSIBLE, TRAJECTORY, key
 
-fixed = functools.partial(key, on_resume=IMPOSSIBLE)  # another value would be other data
+course = functools.partial(key, on_resume=TRAJECTORY)  # another value trains on other clips
 CLIP_LENGTH, CROP_SIZE = 32, 128
 
 
@@ -89,24 +89,23 @@ class Config:
 
     train_dataset: Split = field(
         default_factory=Split,
-        metadata={"help": "Labels and videos for training; see Split for its keys.", "on_resume": IMPOSSIBLE},
+        metadata={"help": "Labels and videos for training; see Split for its keys.", "on_resume": TRAJECTORY},
     )
     val_dataset: Split | None = key(
         None, "The same for validation; null: the last frames of each training video.", on_resume=EVALUATION
     )
     test_dataset: Split | None = key(None, "The same for the test set; null: none.", on_resume=EVALUATION)
-    val_frames: int | float = fixed(
+    val_frames: int | float = course(
         0.2, "Frames held out at the end of each video if there is no val_dataset: a number, or a share below 1.", ge=0
     )
-    scramble: Literal["none", "rot90"] = fixed(
+    scramble: Literal["none", "rot90"] = course(
         "none", "rot90: turn each frame, crops and coordinates, by a random multiple of 90°."
     )
-    images: bool = fixed(True, "Cut crops from videos; false: coordinates alone, without videos.")
-    channels: Literal[1, 3] = fixed(3, "Of each crop; gray is repeated to 3.")
-    image_size: list[int] | None = fixed(
+    images: bool = key(True, "Cut crops from videos; false: coordinates alone, without videos.", on_resume=IMPOSSIBLE)
+    channels: Literal[1, 3] = key(3, "Of each crop; gray is repeated to 3.", on_resume=IMPOSSIBLE)
+    image_size: list[int] | None = course(
         None, "Height and width in px for labels without a video; null: seqinfo.ini, or the extent of the labels."
     )
-
     cache_gb: float = key(
         8.0, "Cut crops once if those of a video take less on disk; 0: each time.", on_resume=HARMLESS, ge=0
     )
@@ -120,7 +119,6 @@ class Config:
             raise ValueError(f"image_size: {self.image_size} must be height and width in px")
         if isinstance(self.val_frames, float) and self.val_frames >= 1:
             raise ValueError(f"val_frames: {self.val_frames} must be a number of frames, or a share below 1")
-
         for name in ("train", "val", "test"):
             section = getattr(self, f"{name}_dataset")
             if section is not None and section.mode == "val" and section.augmentations:
