@@ -23,6 +23,7 @@ from models.tracker.embeddings import PairGeometry, SpatioTemporalEmbedding, out
 from models.tracker.encoders import build_encoder, load_weights
 
 TrackerConfig = pretrained_config(Config, "tracker", "TrackerConfig", __name__)
+AT_ONCE = 256  # crops that are encoded together outside of training
 MASKED = -1e9  # finite: a clip without instances then has no NaN
 
 
@@ -69,12 +70,18 @@ class Tracker(PreTrainedModel):
             mask: (B, N), true for instances.
             crops: (B, N, C, H, W) uint8, or floating point from 0 to 1.
         """
-        valid = outline(boxes[mask])  # (M, 4); padding must not enter batch statistics
-        pixels = None if crops is None else crops[mask].to(self.dtype) / (1 if crops.is_floating_point() else 255)
         tokens = boxes.new_zeros(*mask.shape, self.config.d_model, dtype=self.dtype)
-        if len(valid):
-            vectors = self.visual(pixels, (valid[:, 2:] - valid[:, :2]).to(self.dtype))
-            tokens[mask] = F.normalize(self.to_tokens(vectors), dim=-1).to(tokens.dtype)
+        valid = mask.nonzero()  # (M, 2); padding must not enter batch statistics
+        parts = valid.split(len(valid) if self.training else AT_ONCE) if len(valid) else ()
+        vectors = []
+        for row, column in (part.unbind(1) for part in parts):
+            pixels = None
+            if crops is not None:
+                pixels = crops[row, column].to(self.dtype) / (1 if crops.is_floating_point() else 255)
+            corners = outline(boxes[row, column])
+            vectors.append(self.visual(pixels, (corners[:, 2:] - corners[:, :2]).to(self.dtype)))
+        if vectors:
+            tokens[mask] = F.normalize(self.to_tokens(torch.cat(vectors)), dim=-1).to(tokens.dtype)
         return tokens
 
     def forward(

@@ -172,6 +172,13 @@ def test_half_precision_is_near_full_precision(dtype):
     assert torch.allclose(outputs["association"][:, :2, :1, :1], expected["association"][:, :2, :1, :1], atol=0.1)
 
 
+def test_crops_are_encoded_in_parts_outside_of_training(monkeypatch):
+    model, batch = network(), clips()
+    expected = model(**batch)["association"]
+    monkeypatch.setattr("models.tracker.network.AT_ONCE", 3)
+    assert torch.allclose(model(**batch)["association"], expected, atol=1e-5)
+
+
 # ---- options ----
 
 
