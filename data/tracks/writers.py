@@ -161,6 +161,8 @@ class CtcWriter:
 
         if source not in self.tables:
             folder = self.target / f"{record.recording.name}_RES"
+            if folder.exists():
+                raise ValueError(f"{source}: an input before it is called {record.recording.name} too; rename one")
             folder.mkdir()
             self.tables[source] = (folder, {}, {})
         folder, table, label_of = self.tables[source]

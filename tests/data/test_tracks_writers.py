@@ -136,6 +136,11 @@ def test_regions_are_those_of_the_input(tmp_path):
             assert np.array_equal(image == label, before[frame] == value)
 
 
+def test_two_recordings_of_one_name_have_no_two_folders(stack, tmp_path):
+    with pytest.raises(ValueError, match="called a too"):
+        written(tmp_path / "ctc", {"a/a.csv": stack, "b/a.csv": stack})
+
+
 @pytest.mark.parametrize("name", ["x.csv", "x.slp", "ctc"])
 def test_a_file_with_an_error_leaves_nothing(tmp_path, name):
     recordings = {}
