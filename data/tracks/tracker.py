@@ -54,7 +54,8 @@ class Assigned:
 
     Attributes:
         identities: (n,) numbers of tracks; `UNTRACKED` where `max_tracks` leaves none.
-        confidences: (n,) probability of the chosen track among all; of a new one, that it is none of them.
+        confidences: (n,) probability of the chosen track among all; of a new one, that it is none of them;
+            0 for `UNTRACKED`.
         is_unsure: One of the choices is less certain than `confidence_threshold` asks for.
     """
 
@@ -98,7 +99,7 @@ class Tracker:
         chosen = self._choose(scores, np.broadcast_to(limits, len(names)))
         probabilities = softmax(scores / TEMPERATURE)
         identities = np.full(len(boxes), UNTRACKED)
-        confidences = np.ones(len(boxes))
+        confidences = np.zeros(len(boxes))
         for row in range(len(boxes)):
             column = chosen.get(row)
             if column is not None:

@@ -32,7 +32,6 @@ class TrackerSettings:
         0.0, "flag a frame whose assignment is less certain (1 - normalized entropy)", ge=0, le=1
     )
     motion: bool = key(False, "compare places with where constant velocity takes the track, not with its last place")
-
     match_distance: float | None = key(
         None,
         "scores: a detection is a true instance up to this distance of their centres, in px; null: from an overlap of "
@@ -43,6 +42,8 @@ class TrackerSettings:
     def __post_init__(self) -> None:
         if self.max_gap is not None and self.max_gap < self.window_size:
             raise ValueError(f"max_gap: {self.max_gap} must be at least window_size: {self.window_size}; change one")
+        if self.motion and (self.window_size < 2 or (self.iou is None and self.max_center_dist is None)):
+            raise ValueError("motion: true has an effect only with window_size: 2 or more and iou or max_center_dist")
 
     @property
     def context(self) -> int:

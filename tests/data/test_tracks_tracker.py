@@ -73,9 +73,17 @@ def test_a_track_ends_after_the_gap(settings, expected):
     assert run.identities(10, "a") == [expected]
 
 
-def test_a_gap_shorter_than_the_window_is_refused():
-    with pytest.raises(ValueError, match="max_gap: 3"):
-        TrackerSettings(max_gap=3)
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"max_gap": 3}, "max_gap: 3"),
+        ({"motion": True}, "iou"),
+        ({"motion": True, "iou": "max", "window_size": 1}, "2"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings, name):
+    with pytest.raises(ValueError, match=name):
+        TrackerSettings(**settings)
 
 
 def test_an_ended_track_leaves_nothing_behind():
@@ -128,7 +136,8 @@ def test_distance_and_direction_beyond_their_limits_lower_the_score():
 def test_most_identities_of_a_video():
     """The third animal waits until its score wins; a track that was lost for long is taken again."""
     run = Run(max_tracks=2)
-    assert run.identities(0, "abc") == [0, 1, -1]
+    first = run.step(0, "abc")
+    assert first.identities.tolist() == [0, 1, -1] and first.confidences.tolist() == [1, 1, 0]
     assert run.identities(50, "x") == [0]
     assert run.tracker.count == 2
 
