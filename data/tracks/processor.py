@@ -70,7 +70,10 @@ class Processor(processor.Processor):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder}: {FILE} cannot be read ({error}); restore it from the run") from None
         flags = flags or PredictFlags()
-        return cls(cutter, channels, images, with_flags(config.tracker, flags), flags.video)
+        settings = with_flags(config.tracker, flags)
+        if settings.max_angle_diff is not None and cutter.count < 2:
+            raise ValueError(f"--max_angle_diff {settings.max_angle_diff} needs a model of two anchors or more")
+        return cls(cutter, channels, images, settings, flags.video)
 
     def count(self, source: Source) -> int:
         return find.read_labels(labels_of(source)).stop

@@ -89,6 +89,7 @@ def test_outputs_that_cannot_be_written_are_refused(run, tmp_path):
     for name in ("x.json", "full", "missing/x.csv"):
         assert refused(run, "--output", tmp_path / name) == 2
     assert refused(run) == 2
+    assert refused(run, "--output", tmp_path / "x.csv", "--max_angle_diff", "20") == 2
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "other"]
 
 
