@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data.tracks.clips import as_arrays
 from data.tracks.recording import Frame
 from data.tracks.scoring import outline
 from data.tracks.tracker import Assigned, Tracker, principal_angles
@@ -38,7 +39,7 @@ class OnlineTracker:
 
         while self.past and frame.index - self.past[0][0] > self.context:
             self.past.popleft()
-        boxes = torch.from_numpy(in_shares(frame)).to(features.device)
+        boxes = torch.from_numpy(as_arrays([frame], 0)["boxes"]).to(features.device)
         counts = [len(part) for _, _, part in self.past]
         frames = [number for number, _, _ in self.past]
         references = np.array([(n, i) for n, count in zip(frames, counts, strict=True) for i in range(count)], int)
@@ -63,16 +64,7 @@ def encoded(model: Any, frames: list[Frame]) -> list[Any]:
     import torch
 
     device = next(model.parameters()).device
-    counts = [len(frame) for frame in frames]
-    boxes = torch.from_numpy(np.concatenate([in_shares(frame) for frame in frames]))[None].to(device)
-    crops = None
-    if frames[0].crops is not None:
-        crops = torch.from_numpy(np.concatenate([frame.crops for frame in frames]))[None].to(device)
-    mask = torch.ones(1, sum(counts), dtype=torch.bool, device=device)
-    return list(model.encode(boxes, mask, crops)[0].split(counts))
-
-
-def in_shares(frame: Frame) -> np.ndarray:
-    """The boxes of a frame in shares of its height and width: (n, A, 4) float32."""
-    height, width = frame.size
-    return (frame.boxes / (height, width, height, width)).astype(np.float32)
+    arrays = as_arrays(frames, 0)
+    tensors = {name: torch.from_numpy(arrays[name])[None].to(device) for name in ("boxes", "crops") if name in arrays}
+    mask = torch.ones(tensors["boxes"].shape[:2], dtype=torch.bool, device=device)
+    return list(model.encode(tensors["boxes"], mask, tensors.get("crops"))[0].split([len(frame) for frame in frames]))
