@@ -19,6 +19,9 @@ from loader.schema.alias_flags import (
     SIGNAL_TASK,
     TEXT_ALIASES,
     TEXT_TASK,
+    TRACKING_ALIASES,
+    TRACKING_KEY,
+    TRACKING_TASK,
 )
 from loader.schema.components import Component, component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments
@@ -28,7 +31,7 @@ from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPT
 from loader.schema.training_arguments_overlay import REPLACED
 from loader.sources import layers
 from loader.sources.config_tree import DEFAULT, MISSING, Node, find, leaves, merge, missing_line, node_of
-from loader.sources.key_aliases import TRACKING, TRACKING_MODEL_KEYS, yaml_keys
+from loader.sources.key_aliases import yaml_keys
 from loader.sources.translate_aliases import initial_weights_choice, resolve_combined_aliases, resolve_model_sources
 from storage.component_contract import contract_problems
 
@@ -72,6 +75,8 @@ def resolve(
         implied = {"task_name": IMAGE_TASK}
     elif words & set(SIGNAL_ALIASES):
         implied = {"task_name": SIGNAL_TASK}
+    elif words & set(TRACKING_ALIASES) or any(find(layer, TRACKING_KEY) for layer in (*training, overrides)):
+        implied = {"task_name": TRACKING_TASK}
     below = [layers.built_in_layer(**implied), *layers.training_layers(layers.DEFAULT_FILE, problems)]
     if chosen is None:  # the task's own recipe, where the command line names none
         training = _recipe_of_task([*below, flags, overrides], problems)
@@ -307,9 +312,6 @@ def _component(tree: Node, section: str, problems: Problems) -> Component | None
     for line in contract_problems(section, module):
         problems.add(f"`{section}.name: {name.value}`{name.origin.place}: {line}")
     rest = Node({key: child for key, child in node.value.items() if key != "name"}, node.origin)
-    if section == "model":
-        for key in [key for key in TRACKING_MODEL_KEYS if key in rest.value and key not in keys_of(module.Config)]:
-            problems.add(f"not available yet: `model.{key}`{rest.value.pop(key).origin.place}: {TRACKING}")
     config = check_dataclass(section, rest, module.Config, problems)
     if config is None:
         return None

@@ -200,7 +200,6 @@ def _logger(node: Node) -> Assignments:
     raise ConfigError("is written as the section `logging: {logger_type: …}`")
 
 
-TRACKING = NotAvailable("a setting of the tracking models")
 
 # Together they name the pretrained weights; `resolve_model_sources` reads them once all layers are known.
 MODEL_SOURCES = ("base_model_path", "hf_models_dir", "finetuned_models_dir")
@@ -284,7 +283,7 @@ ALIASES: dict[str, object] = {
     **{f"dataloader.train_dataloader.{key}": LOADER[key] for key in list(LOADER)[:7] if key != "batch_size"},
     "dataloader.train_dataloader.batch_size": "per_device_train_batch_size",
     **{f"dataloader.val_dataloader.{key}": target for key, target in EVAL_LOADER.items()},
-    **{f"dataloader.test_dataloader.{key}": NotAvailable("train.py evaluates no test set") for key in EVAL_LOADER},
+    **{f"dataloader.test_dataloader.{key}": target for key, target in EVAL_LOADER.items()},
     # The same keys at the top level of a file
     **{key: TRAINER[key] for key in ("max_epochs", "precision", "gradient_clip_val", "log_every_n_steps")},
     **{key: TRAINER[key] for key in ("accumulate_grad_batches", "enable_checkpointing", "checkpoint_cadence_epochs")},
@@ -316,17 +315,8 @@ ALIASES: dict[str, object] = {
     "loss_name": signal_aliases.loss_name,
     "datasplitter": signal_aliases.datasplitter,
     "model.ckpt_path": "resume_from_checkpoint",
-    **{f"loss.{key}": TRACKING for key in ("neg_unmatched", "epsilon", "asso_weight")},
     **_flag_aliases(),
-    **{f"dataset.{key}": TRACKING for key in ("train_dataset", "val_dataset", "test_dataset")},
-    "model.embedding_meta": TRACKING,
-    "model.encoder_cfg": TRACKING,
 }
-# Keys of a tracking model, refused as not available unless the chosen model has them too.
-TRACKING_MODEL_KEYS = (
-    "d_model", "nhead", "num_encoder_layers", "num_decoder_layers", "dropout", "activation", "return_intermediate_dec",
-    "norm", "num_layers_attn_head", "dropout_attn_head", "return_embedding", "decoder_self_attn",
-)  # fmt: skip
 # Sections that exist only in other systems' files.
 FOREIGN_SECTIONS = (
     "lightning", "trainer", "dataloader", "resume", "train_builder", "model_builder", "dataloader_builder",

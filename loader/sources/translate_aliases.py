@@ -117,6 +117,8 @@ def _assign(tree: Node, path: str, node: Node, target: object, problems: Problem
     for key, value in assignments:
         other = find(tree, key)
         are_mappings = other is not None and other.is_mapping and value.is_mapping
+        if other is not None and not are_mappings and other.plain() == value.plain():
+            continue
         if other is not None and not (are_mappings and not set(other.value) & set(value.value)):
             problems.add(same_setting(path, node, key, other))
             continue

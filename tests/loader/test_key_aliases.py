@@ -119,8 +119,6 @@ def test_a_foreign_word_loses_to_a_later_flag(read):
         ("lightning: {resume_context: {rope_theta: 1}}\n", "`resume_context.rope_theta: 1`.*greater than 1"),
         ("lightning: {resume_context: {input_shape: [3]}}\n", "`resume_context`.*input_shape"),
         ("dataloader_class: NoSuchLoader\n", "it may be `DataLoader`, `MixupDataLoader`, `TextDataLoader`"),
-        ("loss: {epsilon: 0.1}\n", "not available yet: `loss.epsilon`"),
-        ("model: {nhead: 2}\n", "not available yet: `model.nhead`"),
         ("lightning: {lr_warmup: {stepz: 2}}\n", "has no key `stepz`; did you mean `steps`"),
     ],
 )
