@@ -53,11 +53,12 @@ class EvalArguments(RemembersGiven):
     data: str | None = key(None, "Score other data of the same kind: a path, as --set dataset.path=PATH.")
     set: list[str] = key([], "Override keys of the data, the loss or the environment: --set dataset.eval_fraction=0.5.")
     batch_size: int = key(64, "Held-out samples at a time, for tasks without a simulator.", ge=1)
-    samples: int = key(0, "Texts that a language model shall write.", ge=0)
+    samples: int = key(0, "Texts that a language model shall write, or continuations of each held-out signal.", ge=0)
     prompt: str = key("\n", "Text that they continue.")
-    tokens: int = key(256, "New tokens of each.", ge=1)
+    tokens: int = key(256, "New tokens of each; of signals, new time steps (fewer than a window).", ge=1)
     temperature: float = key(0.8, "Temperature of sampling; 0: always the likeliest token.", ge=0)
     top_k: int | None = key(200, "Sample from the k likeliest tokens.", ge=1)
+    top_p: float | None = key(None, "Signals: sample from the likeliest ids that sum to this probability.", gt=0, le=1)
     json: str | None = key(None, "Also write the scores to this file.")
     trust_remote_code: bool = key(False, "Run code that comes with the checkpoint's model or tokenizer.")
 
@@ -153,8 +154,8 @@ SCORED_WITH = ("dataset", "loss", "env")  # sections that scoring reads
 AT_MOST = ("vocab_size", "block_size")  # sizes of which the data may use fewer than the model has
 TAKES_OTHERS = ("image_size",)  # sizes that a model's configuration names, though it may take others
 OF_ROLLOUTS = ("instruction", "expert", "episodes", "num_workers", "video", "video_episodes", "video_dir")
-OF_HELD_OUT_DATA = ("data", "split", "batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
-OF_SAMPLES = ("prompt", "tokens", "temperature", "top_k", "seed")
+OF_HELD_OUT_DATA = ("data", "split", "batch_size", "samples", "prompt", "tokens", "temperature", "top_k", "top_p")
+OF_SAMPLES = ("prompt", "tokens", "temperature", "top_k", "top_p", "seed")
 
 
 def check_flags(asked: EvalArguments, run: RunConfig) -> None:
@@ -200,9 +201,24 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
             print("\n".join(bundle.report(asked.split, dataset, metric, values, folder / "eval")), flush=True)
     if len(sets) > 1:
         scores["loss"] = sum(scores[f"{name}_loss"] for name in sets) / len(sets)
-    if asked.samples:
+    if asked.samples and bundle.free_run is not None:
+        scores |= refusing(free_runs, asked, model, bundle, sets, folder / "eval")
+    elif asked.samples:
         scores["samples"] = refusing(written_samples, asked, model, bundle.processor)
         print("\n---\n".join(escaped(text, "\n\t") for text in scores["samples"]), flush=True)
+    return scores
+
+
+def free_runs(asked: EvalArguments, model: Any, bundle: Any, sets: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Scores of the model's own continuations of held-out samples; a ValueError if it cannot continue them."""
+    folder = folder if asked.split == "validation" else folder / asked.split
+    options = {name: getattr(asked, name) for name in ("samples", "temperature", "top_k", "top_p")}
+    scores: dict[str, float] = {}
+    for name, dataset in sets.items():
+        values = bundle.free_run(model, dataset, folder, asked.seed, steps=asked.tokens, **options)
+        print("\n".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items()), flush=True)
+        scores |= values if len(sets) == 1 else {f"{name}_{key}": value for key, value in values.items()}
+    print(f"free runs in {folder}", flush=True)
     return scores
 
 
@@ -253,6 +269,25 @@ def load_model(folder: Path, run: RunConfig, device: str) -> Any:
         return load_adapted(folder, run.model.module, device, run.process.trust_remote_code)
     except SafetensorError as error:
         raise ValueError(f"{folder}: the model's weights are damaged ({error}); name another checkpoint") from None
+
+
+def checkpoint_scores(run: RunConfig, bundle: Any, device: Any) -> Any:
+    """What `eval_runner` does with each checkpoint of a run, or None; a ValueError if the data does not allow it."""
+    if run.eval_runner is None or not run.eval_runner.enabled:
+        return None
+    from loader.checks.runtime_checks import check_eval_runner
+    from prepare import build_loss
+    from trainer.checkpoint_scores import CheckpointScores
+
+    return CheckpointScores.of(
+        run.eval_runner,
+        bundle,
+        *check_eval_runner(run, bundle),
+        load=functools.partial(load_model, run=run, device=device),
+        loss=build_loss(run, bundle),
+        batch_size=run.hyper.per_device_eval_batch_size,
+        out=run.output_dir / "eval_runner",
+    )
 
 
 def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from loader.schema.components import component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments, RemembersGiven
 from storage.config_keys import key
 from storage.lock import exclusive
+from storage.safe_read import read_json
 
 DEFAULT_EPISODES = 50
 # Of the expert's full variation: enough that no two demonstrations are alike, little enough that the same start still
@@ -195,13 +196,23 @@ def build_data(run: RunConfig) -> Any:
     """The run's `Bundle`."""
     from data.bundle import Bundle
 
-    bundle = run.dataset.module.build(run.dataset.config, run)
+    module, config = run.dataset.module, run.dataset.config
+    path = module.encoder_path(config) if hasattr(module, "encoder_path") else None
+    bundle = module.build(config, run) if path is None else module.build(config, run, encoder=load_encoder(path))
     if not isinstance(bundle, Bundle):
         kind = type(bundle).__name__
         raise ValueError(
             f"dataset `{run.dataset.name}`: `build` returns a {kind}, but must return a data.bundle.Bundle"
         )
     return bundle
+
+
+def load_encoder(folder: str) -> Any:
+    """The trained network in `folder` that turns the values of a data set into ids (`encoder_path` of its module)."""
+    name = str(read_json(Path(folder) / "config.json").get("model_type"))
+    if name not in shipped("model"):
+        raise ValueError(f"{folder}: config.json names the model {name}, which is none of Keel's")
+    return component_module("model", name).load(folder)
 
 
 def build_loss(run: RunConfig, bundle: Any) -> Any:

@@ -97,12 +97,14 @@ class Processor:
         WHOLE_FILES: A file with one bad item is left out as a whole.
         TO_STDOUT: Records are text, which may go to standard output.
         SERVES: `--serve` works: there is a `session`.
+        OUTPUTS: Endings of the outputs that `writer` can write, "" for a folder; empty: any file.
     """
 
     SUFFIXES: tuple[str, ...] = ()
     WHOLE_FILES = False
     TO_STDOUT = False
     SERVES = False
+    OUTPUTS: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(cls, folder: Path, config: Any, process: Any, flags: Any = None) -> Self:
@@ -146,7 +148,7 @@ class Processor:
         raise NotImplementedError
 
     def writer(self, target: Path | BinaryIO) -> Writer:
-        """A writer to a file, or with TO_STDOUT to a stream."""
+        """A writer to a file or folder of the output's name, not there yet, or with TO_STDOUT to a stream."""
         raise NotImplementedError
 
     def session(self, model: Any) -> Session:

@@ -22,6 +22,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from storage import manifest
+from trainer.callbacks.checkpoint_evals import EvaluateCheckpoints
 from trainer.callbacks.csv_logger import CsvLog
 from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.epochs import EveryNEpochs
@@ -205,6 +206,8 @@ class Trainer(HFOverrides):
         self.add_callback(self.model_checkpoint)
         if settings.sampling is not None:
             self.add_callback(WriteSamples(self.model, settings.sampling, Path(args.output_dir), args.seed))
+        if settings.score_checkpoint is not None:
+            self.add_callback(EvaluateCheckpoints(settings.score_checkpoint, self.checkpoint_dir))
         callbacks = self.callback_handler.callbacks
         callbacks[:] = [callback for callback in callbacks if callback not in users] + list(users)
         self.add_callback(Console() if args.disable_tqdm else ProgressBar())

@@ -154,3 +154,30 @@ def _check_transformers_only(run: RunConfig, args: Any, model: Any) -> None:
     ):
         if getattr(args, key, None) and not works:
             raise ValueError(f"`{key}`{run.place(key)}: {reason}")
+
+
+def check_eval_runner(run: RunConfig, bundle: Any) -> tuple[str, Any, int]:
+    """What `eval_runner` evaluates: name of the data set, the data set, time steps of the free runs (0: none).
+
+    Raises:
+        ValueError: there is no such split, or it cannot be continued.
+    """
+    section, place = run.eval_runner, run.place("eval_runner")
+    kinds = {"val": bundle.eval_datasets, "test": bundle.test_datasets, "train": {"train": bundle.train_dataset}}
+    if not kinds[section.metrics_split]:
+        raise ValueError(f"`eval_runner.metrics_split: {section.metrics_split}`{place}: the data has no such split")
+    name, dataset = next(iter(kinds[section.metrics_split].items()))
+    if not section.generator.enabled or "free_run" not in section.analyses:
+        return name, dataset, 0
+    if bundle.free_run is None:
+        raise ValueError(
+            f"`eval_runner.analyses`{place}: {run.dataset.name} data has nothing to continue; set "
+            "eval_runner.generator.enabled to false"
+        )
+    length, context = bundle.dims["context"], section.example_sampler.context_length_steps
+    if context is not None and context >= length:
+        raise ValueError(
+            f"`eval_runner.example_sampler.context_length_steps: {context}`{place} must be less than the window of "
+            f"{length} steps"
+        )
+    return name, dataset, max(1, length // 4) if context is None else length - context

@@ -47,7 +47,7 @@ def explain_unknown(words: list[str], options: Collection[str]) -> list[str]:
     for position, word in enumerate(words):
         if not word.startswith("-"):
             if not lines:
-                lines.append(f"`{word}` is not a flag; flags are written --name value")
+                lines.append(f"`{word}` is not a flag (--name value), nor a folder with videos to train on")
             continue
         flag, equals, value = word.partition("=")
         if not equals and position + 1 < len(words) and not words[position + 1].startswith("--"):

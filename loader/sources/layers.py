@@ -77,10 +77,16 @@ def text_layer(path: str | os.PathLike, text: str, problems: Problems) -> Node:
     return _prepared(_without_blanks(parse_yaml(text, display_path(path))), problems)
 
 
-def file_layer(kind: str, path: Path, problems: Problems) -> Node:
-    """Read a task or model file; keys that belong in another kind of file are problems."""
+def file_layer(kind: str, path: Path, problems: Problems, is_named: bool = False) -> Node:
+    """Read a task or model file; keys that belong in another kind of file are problems.
+
+    Args:
+        is_named: The model is named elsewhere; a model file without a section `model` then has its arguments alone.
+    """
     tree = _without_blanks(read_yaml(path))
     allowed = FILE_SECTIONS[kind]
+    if kind == "model" and is_named and "model" not in tree.value:
+        tree = Node({"model": tree}, tree.origin)
     for key, node in list(tree.value.items()):
         if key in allowed:
             continue
@@ -221,7 +227,7 @@ def _short_forms(tree: Node, problems: Problems) -> None:
     for section in OPTIONAL_SECTIONS:
         node = tree.value.get(section)
         if node is not None and isinstance(node.value, bool):
-            if section in ("early_stopping", "ema", "checkpointing"):
+            if section in ("early_stopping", "ema", "checkpointing", "eval_runner"):
                 tree.value[section] = Node({}, node.origin) if node.value else Node(None, node.origin)
             else:
                 problems.add(f"`{section}`{node.origin.place} must be a mapping")

@@ -20,8 +20,8 @@ class ClassLoss:
     """Cross entropy with label smoothing, or focal loss, a mean over the items that carry loss.
 
     Reads `logits` (B, V) with `labels` (B,), or (B, T, V) with `shift_labels` (B, T), the next token at each place; if
-    the batch has none, `labels` (B, T) are shifted here. Labels (B, V) in floating point are
-    probabilities of the classes.
+    the batch has none, `labels` (B, T) are shifted here, and (B, C, T) of signals taken as they are. Labels (B, V) in
+    floating point are probabilities of the classes.
     """
 
     targets = frozenset({"labels", "shift_labels"})
@@ -39,7 +39,7 @@ class ClassLoss:
         if labels.is_floating_point():
             scores, labels = logits.float(), labels.float()
         else:
-            if labels.dim() > 1 and "shift_labels" not in batch:
+            if _is_shifted_here(batch):
                 logits = logits[:, :-1]
             scores, labels = logits.flatten(0, -2).float(), labels.flatten()
         errors = F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing, reduction="none")
@@ -74,8 +74,14 @@ def _items(labels: Tensor) -> Tensor:
 
 
 def labels_of(batch: Mapping[str, Any]) -> Tensor:
-    """(B,) or, of the next tokens, (B, T) or (B, T - 1); in floating point (B, V)."""
+    """(B,) or, of the next tokens, (B, T), (B, T - 1) or (B, C, T); in floating point (B, V)."""
     if "shift_labels" in batch:
         return batch["shift_labels"]
+    return batch["labels"][:, 1:] if _is_shifted_here(batch) else batch["labels"]
+
+
+def _is_shifted_here(batch: Mapping[str, Any]) -> bool:
+    """Whether the labels are the tokens themselves: signals and texts over them have the next ones, and `channels`."""
     labels = batch["labels"]
-    return labels if labels.dim() == 1 or labels.is_floating_point() else labels[:, 1:]
+    is_text = labels.dim() == 2 and not labels.is_floating_point()
+    return is_text and "shift_labels" not in batch and "channels" not in batch
