@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModel
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from models.convnet.network import stages
 from models.pretrained import load_whole_model
-from models.suggestions import did_you_mean
 from models.tracker.config import EncoderConfig
+from storage.suggestions import did_you_mean
 
 BASIC, BOTTLENECK = [64, 128, 256, 512], [256, 512, 1024, 2048]
 # Names of timm and torchvision -> hub id of the same network with weights of ImageNet, its type and sizes.
