@@ -36,7 +36,18 @@ def check(config: Config, run) -> list[str]:
             f"dataset.image_size {config.image_size} contradicts image_aspect_ratio: keep, which does "
             f"not resize; leave image_size out, or use square or pad"
         )
+    kind = config.normalization["action"]
+    if kind != "min_max" and clips_actions(run):
+        problems.append(
+            f"dataset.normalization.action: {kind} leaves actions beyond [-1, 1], to which model.clip_sample clips them; "
+            "set it to min_max, or model.clip_sample to false"
+        )
     return problems
+
+
+def clips_actions(run) -> bool:
+    """Whether the run's model clips what it predicts to [-1, 1]."""
+    return getattr(getattr(getattr(run, "model", None), "config", None), "clip_sample", False)
 
 
 def build(config: Config, run):
