@@ -128,6 +128,7 @@ def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> N
     from trainer.callbacks.metric_names import UnknownMetric
     from trainer.checkpointing.load_errors import CheckpointLoadError
     from trainer.distributed.launch_checks import CannotDivide
+    from trainer.evaluator import NothingScored
 
     try:
         if point and (reason := finished_reason(run, point, trainer.new_length)):
@@ -140,7 +141,7 @@ def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> N
         save_final_model(trainer)
         if trainer.is_world_process_zero():
             print(f"final model in {run.output_dir}", flush=True)
-    except (UnknownMetric, CannotDivide, CheckpointLoadError) as error:
+    except (UnknownMetric, NothingScored, CannotDivide, CheckpointLoadError) as error:
         raise ConfigError(str(error)) from error
 
 
