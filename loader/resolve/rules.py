@@ -24,7 +24,7 @@ SHARES = ("logging_steps", "save_steps", "eval_steps", "warmup_steps", "warmup_r
 EVALUATION = ("dataset.eval_fraction", "do_eval", "eval_strategy", "check_val_every_n_epoch")
 
 
-NOTED_DEFAULTS = ("lr_scheduler_type", "eval_strategy", "report_to")  # a default that follows is noted too
+NOTED_DEFAULTS = ("lr_scheduler_type", "eval_strategy", "save_strategy", "report_to")  # a default that follows is noted too
 
 
 def _is_by_user(origin: Origin) -> bool:
@@ -194,6 +194,27 @@ def _saves_never(settings: Settings) -> bool:
     return is_dead and settings.is_flag("save_steps")
 
 
+def _chooses_best(settings: Settings) -> bool:
+    return settings["load_best_model_at_end"] is True and not _never_evaluates(settings)
+
+
+def _saves_with_evaluations(settings: Settings) -> str:
+    """The `save_strategy` that saves what is evaluated, which `load_best_model_at_end` chooses among."""
+    if settings["check_val_every_n_epoch"] is not None:
+        return "epoch" if settings["check_val_every_n_epoch"] == 1 else "best"
+    return settings["eval_strategy"] if "eval_strategy" in settings.tree.value else "steps"
+
+
+def _saves_between_evaluations(settings: Settings) -> bool:
+    """Whether steps are saved that are not evaluated, as transformers decides it."""
+    if not _chooses_best(settings) or {settings["save_strategy"], _saves_with_evaluations(settings)} != {"steps"}:
+        return False
+    saves, evaluations = settings.number("save_steps"), settings.number("eval_steps")
+    if settings["eval_steps"] is None or min(saves, evaluations) <= 0:
+        return False
+    return (saves < 1) != (evaluations < 1) or round(saves * 1e6) % round(evaluations * 1e6) != 0
+
+
 NEEDS_EVALUATION = "needs evaluation ({}); hold data out, and set do_eval"
 RULES = (
     Rule(
@@ -277,6 +298,19 @@ RULES = (
     Rule(
         "save_strategy", EVALUATION, lambda s: s["save_strategy"] == "best" and _never_evaluates(s),
         "steps", NEEDS_EVALUATION,
+    ),
+    Rule(
+        "save_strategy", ("eval_strategy", "check_val_every_n_epoch", "load_best_model_at_end"),
+        lambda s: _chooses_best(s) and s["save_strategy"] not in ("best", _saves_with_evaluations(s)),
+        _saves_with_evaluations,
+        "and {} differ, and `load_best_model_at_end` needs saves where evaluations are; make them the same",
+        ("load_best_model_at_end", False),
+    ),
+    Rule(
+        "save_steps", ("eval_steps", "load_best_model_at_end"), _saves_between_evaluations,
+        lambda s: s["eval_steps"],
+        "is no multiple of {}, and `load_best_model_at_end` needs saves where evaluations are; make it one",
+        ("eval_steps", lambda s: s["save_steps"]),
     ),
     Rule("lr_scheduler_type", EVALUATION, _plateau_is_blind, "constant", NEEDS_EVALUATION),
     Rule(
