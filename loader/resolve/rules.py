@@ -27,7 +27,7 @@ EVALUATION = ("dataset.eval_fraction", "do_eval", "eval_strategy", "check_val_ev
 NOTED_DEFAULTS = ("lr_scheduler_type", "eval_strategy", "save_strategy", "report_to")  # a default that follows is noted too
 
 
-def _is_by_user(origin: Origin) -> bool:
+def is_by_user(origin: Origin) -> bool:
     """Whether a value is from the command line or a file that is not one of Keel's own."""
     return origin != DEFAULT and not Path(origin.source).absolute().is_relative_to(ROOT / "configs")
 
@@ -97,7 +97,7 @@ class Settings:
         parent.value[key] = node_of(value, origin)
         if path == "lr_scheduler_type":
             self.tree.value.pop("scheduler", None)  # its options were those of the earlier schedule
-        if _is_by_user(origin) and (before is not None and before.origin != DEFAULT or path in NOTED_DEFAULTS):
+        if is_by_user(origin) and (before is not None and before.origin != DEFAULT or path in NOTED_DEFAULTS):
             was = "" if before is None or before.is_mapping else f": {shown(before.plain())}"
             by = shown(self[winner]) if not isinstance(self[winner], dict) else "given"
             source = f" ({before.origin})" if before is not None else ""
