@@ -24,7 +24,8 @@ SHARES = ("logging_steps", "save_steps", "eval_steps", "warmup_steps", "warmup_r
 EVALUATION = ("dataset.eval_fraction", "do_eval", "eval_strategy", "check_val_every_n_epoch")
 
 
-NOTED_DEFAULTS = ("lr_scheduler_type", "eval_strategy", "save_strategy", "report_to")  # a default that follows is noted too
+# A default that follows is noted too.
+NOTED_DEFAULTS = ("lr_scheduler_type", "eval_strategy", "save_strategy", "report_to")
 
 
 def is_by_user(origin: Origin) -> bool:

@@ -28,7 +28,7 @@ def drop_superseded(below: Sequence[Node], above: Sequence[Node], problems: Prob
     for section, kind, key in CHOICES:
         names = _chosen(section, kind, key, [*below, *above])[len(below) :]
         last = max((index for index in range(1, len(names)) if names[index] != names[index - 1]), default=0)
-        chooser = above[last].value.get(key) or find(above[last], f"{section}.name") or above[last].value.get("task_name")
+        chooser = next(filter(None, (find(above[last], path) for path in (f"{section}.name", key, "task_name"))), None)
         for layer, name in zip(above[: min(last, len(above) - 2)], names, strict=False):
             if chooser is None or None in (name, names[last]) or name == names[last]:
                 continue

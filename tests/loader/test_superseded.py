@@ -35,7 +35,8 @@ def notes_of(run, *paths):
 def test_weights_of_a_recipe_for_another_model_are_dropped(write, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
-        (tmp_path / "images" / name / "0.png").touch()
+        for index in range(10):
+            (tmp_path / "images" / name / f"{index}.png").touch()
     data = f"dataset.path={tmp_path / 'images'}"
     run = resolved(tmp_path, None, data, task_name="images", model_config="convnet")
     assert run.process.model_name_or_path is None and run.model.name == "convnet"
