@@ -19,6 +19,13 @@ PROCESS_KEYS = frozenset(
 )
 
 
+def metric_names() -> tuple[str, ...]:
+    """Names of what the metrics may compute; a configuration that misspells one is refused."""
+    from metrics.language import LanguageMetric
+
+    return tuple(LanguageMetric.directions)
+
+
 def check(config: Config, run) -> list[str]:
     """Return the problems that the files' sizes and first bytes show, one line each."""
     from data.text.compatibility import disagreements, foreign_to_weights
