@@ -191,8 +191,7 @@ def _plateau_is_blind(settings: Settings) -> bool:
 def _saves_never(settings: Settings) -> bool:
     """Whether a given save_steps decides neither about saves nor about evaluations."""
     evaluates = not _never_evaluates(settings) and settings["eval_strategy"] in (None, "no", "steps")
-    is_dead = settings["save_strategy"] != "steps" and (settings["eval_steps"] is not None or not evaluates)
-    return is_dead and settings.is_flag("save_steps")
+    return settings["save_strategy"] != "steps" and (settings["eval_steps"] is not None or not evaluates)
 
 
 def _chooses_best(settings: Settings) -> bool:
@@ -349,30 +348,27 @@ RULES = (
         for name in ("quant_type", "double_quant")
     ),
     # Flags that act on what another layer has switched off; YAML may hold them as defaults of a project.
-    Rule(
-        "logging_strategy", ("logging_steps",),
-        lambda s: s["logging_strategy"] not in ("steps", False) and s.is_flag("logging_steps"),
-        "steps", "gives {} no effect; keep one",
-    ),
-    Rule("save_strategy", ("save_steps",), _saves_never, "steps", "gives {} no effect; keep one"),
-    Rule(
-        "save_strategy", ("save_total_limit",),
-        lambda s: s["save_strategy"] in (False, "no") and s["checkpointing"] is None and s.is_flag("save_total_limit"),
-        "steps", "gives {} no effect; keep one",
-    ),
-    Rule(
-        "report_to", ("logging_dir",),
-        lambda s: not {"tensorboard", "all"} & set(backends(s["report_to"])) and s.is_flag("logging_dir"),
-        ["tensorboard"], "gives {} no effect; keep one",
-    ),
-    Rule(
-        "eval_strategy", ("eval_steps",),
-        lambda s: "eval_strategy" in s.tree.value and s["eval_strategy"] != "steps" and s.is_flag("eval_steps"),
-        "steps", "gives {} no effect; keep one",
-    ),
-    Rule(
-        "do_eval", ("eval_steps",),
-        lambda s: s["do_eval"] is False and "eval_strategy" not in s.tree.value and s.is_flag("eval_steps"),
-        True, "gives {} no effect; keep one",
+    *(
+        Rule(
+            key, (flag,), lambda s, flag=flag, is_off=is_off: s.is_flag(flag) and is_off(s), on,
+            "gives {} no effect; keep one",
+        )
+        for flag, key, on, is_off in (
+            ("logging_steps", "logging_strategy", "steps", lambda s: s["logging_strategy"] not in ("steps", False)),
+            ("save_steps", "save_strategy", "steps", _saves_never),
+            (
+                "save_total_limit", "save_strategy", "steps",
+                lambda s: s["save_strategy"] in (False, "no") and s["checkpointing"] is None,
+            ),
+            (
+                "logging_dir", "report_to", ["tensorboard"],
+                lambda s: not {"tensorboard", "all"} & set(backends(s["report_to"])),
+            ),
+            (
+                "eval_steps", "eval_strategy", "steps",
+                lambda s: "eval_strategy" in s.tree.value and s["eval_strategy"] != "steps",
+            ),
+            ("eval_steps", "do_eval", True, lambda s: s["do_eval"] is False and "eval_strategy" not in s.tree.value),
+        )
     ),
 )  # fmt: skip

@@ -212,9 +212,7 @@ def _batch(run: RunConfig, outcome: ResumeChanges) -> None:
             f"{statement}: {reason}, and the length in epochs would be another "
             f"number of steps; {remedy}, or say the length as max_steps"
         )
-    elif run.hyper.resume_changed == "refuse":
-        outcome.problems.append(f"{statement}: {reason}; {remedy}, or allow it with --resume_changed allow")
-    else:
+    elif not outcome.refuse_unless_allowed(run, f"{statement}: {reason}", remedy):
         outcome.apply(change, f"changed on resume: batch {now}, was {was}")
 
 

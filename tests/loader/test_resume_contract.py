@@ -19,7 +19,7 @@ from loader.resume.find_checkpoint import inspect
 from loader.schema.components import component_module
 from loader.schema.keys import on_resume
 from storage.config_keys import EVALUATION, EVALUATION_TIME, HARMLESS, IMPOSSIBLE, OWN_RULE, TRAJECTORY
-from trainer.optimization import lr_scheduler, lr_scheduler_config
+from trainer.optimization import lr_curves, lr_scheduler
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCKED = f"transformers=={version('transformers')}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
@@ -287,7 +287,7 @@ def test_a_schedule_without_the_learning_rate_is_known(scheduler, more, groups):
     )
 
     def rates(rate):
-        plan = lr_scheduler_config.LRSchedulerConfig(name, options, learning_rate=rate, **more)
+        plan = lr_curves.LRSchedulerConfig(name, options, learning_rate=rate, **more)
         return lr_scheduler.planned_rates(plan, 12, 4, [rate * group for group in groups])
 
     before, after = (list(itertools.chain(*rates(rate))) for rate in (1e-3, 3e-3))
