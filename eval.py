@@ -144,6 +144,7 @@ def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
 
 SCORED_WITH = ("dataset", "loss", "env")  # sections that scoring reads
 AT_MOST = ("vocab_size", "block_size")  # sizes of which the data may use fewer than the model has
+TAKES_OTHERS = ("image_size",)  # sizes that a model's configuration names, though it may take others
 OF_ROLLOUTS = ("episodes", "num_workers", "video", "video_episodes", "video_dir")
 OF_HELD_OUT_DATA = ("data", "split", "batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
 OF_SAMPLES = ("prompt", "tokens", "temperature", "top_k", "seed")
@@ -163,6 +164,7 @@ def check_flags(asked: EvalArguments, run: RunConfig) -> None:
 
 def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
     """Loss on what the run held out, what the data derives from it, and samples where they are asked for."""
+    from models.pretrained import refuse_other_labels
     from prepare import build_data, build_loss, with_prepared_data
     from trainer.evaluator import evaluate
 
@@ -175,6 +177,7 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
         nothing = {"validation": "its run held nothing out to be scored on (dataset.eval_fraction)"}
         raise ConfigError(f"{folder}: {nothing.get(asked.split, 'its data has no test set')}")
     model = refusing(load_model, folder, run, device)
+    refusing(refuse_other_labels, model.config, bundle.dims.get("labels"), str(folder))
     if run.trained_in is None:
         warn_of_other_data(folder, bundle)
     else:
@@ -201,7 +204,7 @@ def check_dims(dims: dict[str, Any], config: Any) -> None:
     for name, size in dims.items():
         trained = getattr(config, name, None)
         fits = isinstance(trained, int) and size <= trained if name in AT_MOST else size == trained
-        if trained is not None and not fits:
+        if trained is not None and not fits and name not in TAKES_OTHERS:
             raise ConfigError(f"the data has {name} {size}, but the model was trained for {trained}; score other data")
 
 

@@ -343,7 +343,8 @@ def optimizer_plan(run: RunConfig, adapted: Any) -> Any:
     names = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
     arguments = {"optim_args": run.trainer.get("optim_args")} | {name: getattr(run.hyper, name) for name in names}
     groups = [replace(group, lr=run.process.lora_lr) for group in adapted.groups]
-    return OptimizerPlan(run.hyper.optim, run.optimizer_options, [*run.param_groups, *groups], arguments)
+    specs, decay = [*run.param_groups, *groups], run.process.layer_decay
+    return OptimizerPlan(run.hyper.optim, run.optimizer_options, specs, arguments, decay)
 
 
 def choose_batch_size(run: RunConfig, trainer: Any, point: ResumePoint | None) -> None:

@@ -6,9 +6,11 @@ A checkpoint's config.json has the same keys as `Config`.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,27 @@ def saved_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({one_line(error)}); take another checkpoint") from None
     return content
+
+
+def refuse_other_labels(config: Any, labels: Sequence[str] | None, shown: str) -> None:
+    """Compare the labels of a model with those of the data: other names at the same places would be scored as these.
+
+    Args:
+        config: the trained model's.
+        labels: the data's; None: it has none.
+
+    Raises:
+        ValueError: the first difference.
+    """
+    trained = list((getattr(config, "id2label", None) or {}).values())
+    if labels is None or trained == list(labels):
+        return
+    pairs = enumerate(itertools.zip_longest(trained, labels, fillvalue="nothing"))
+    place, (there, here) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
+    raise ValueError(
+        f"{shown} was trained on other labels than the data's: label {place} is {there} there and {here} in the data; "
+        "use data with its labels"
+    )
 
 
 def load_model(

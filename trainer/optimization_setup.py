@@ -23,7 +23,7 @@ from trainer.optimization.hparam_changes import changed_options, load_earlier_st
 from trainer.optimization.lr_curves import LRSchedulerConfig
 from trainer.optimization.lr_scheduler import Schedule, check_plan, schedule_lines
 from trainer.optimization.optimizers import build_optimizer
-from trainer.optimization.parameter_groups import group_rates, parameter_groups
+from trainer.optimization.parameter_groups import group_rates
 from trainer.serialization import state_dict_io
 
 OPTIMIZATION = (  # fields of TrainingArguments
@@ -49,7 +49,7 @@ class OptimizationSetup:
         if self.optimizer_cls_and_kwargs is not None:
             kind, options = self.optimizer_cls_and_kwargs
             rate, decay = options.get("lr", args.learning_rate), options.get("weight_decay", args.weight_decay)
-            return kind(parameter_groups(model, rate, decay, settings.param_groups, settings.parts), **options)
+            return kind(settings.groups_of(model, rate, decay), **options)
         return build_optimizer(
             model,
             self.optimizer_name,
@@ -57,6 +57,7 @@ class OptimizationSetup:
             args=args,
             specs=settings.param_groups,
             parts=settings.parts,
+            layer_decay=settings.layer_decay,
         )
 
     def total_steps(self) -> int:
@@ -211,8 +212,7 @@ class OptimizationSetup:
         settings, args = self.settings, self.args
         changed = self.is_resuming and settings.resume_lr is not None
         rate = settings.resume_lr if changed else args.learning_rate
-        groups = parameter_groups(self.model, rate, args.weight_decay, settings.param_groups, settings.parts)
-        return group_rates(self.model, groups)
+        return group_rates(self.model, settings.groups_of(self.model, rate, args.weight_decay))
 
     def use_batch_size(self, size: int) -> None:
         """Set the number of samples per device and micro-batch, which changes the length of the schedule."""

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from trainer.optimization.hparam_changes import OptimizerPlan
 from trainer.optimization.lr_curves import LRSchedulerConfig
+from trainer.optimization.parameter_groups import parameter_groups
 
 
 @dataclass
@@ -19,7 +22,7 @@ class TrainerSettings:
 
     Attributes:
         optimizer_name, optimizer_options: See `optimizers.build_optimizer`; None: `args.optim`.
-        param_groups, parts: See `optimizers.parameter_groups`.
+        param_groups, parts, layer_decay: See `parameter_groups.parameter_groups`.
         schedule: The learning-rate schedule; None: as `args` says.
         ema: `decay`, `warmup`, `update_every` of the averaged weights; None: no averaging.
         early_stopping, min_epochs: See `early_stopping.EarlyStopping`.
@@ -47,6 +50,7 @@ class TrainerSettings:
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     param_groups: Sequence[Any] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
+    layer_decay: float = 1.0
     schedule: LRSchedulerConfig | None = None
     no_decay_verbose: bool = False
     ema: Any = None
@@ -82,3 +86,9 @@ class TrainerSettings:
     forget_best: bool = False
     save_in_background: bool = True
     max_failed_saves: int = 3
+
+    def groups_of(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The optimizer's groups over a model at these rates; see `parameter_groups.parameter_groups`."""
+        return parameter_groups(
+            model, learning_rate, weight_decay, self.param_groups, self.parts, layer_decay=self.layer_decay
+        )

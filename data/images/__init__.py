@@ -30,31 +30,9 @@ def metric_names() -> tuple[str, ...]:
 
 def check(config: Config, run: Any) -> list[str]:
     """Problems that can be seen without decoding images, one line each; the tables are read."""
-    from data.images.splits import read_splits
-    from data.images.table import is_hub_id
+    from data.images.checks import problems_of
 
-    if config.path is None and config.dataset_base_dir is None and config.dataset_config_name is not None:
-        return [
-            f"dataset.dataset_base_dir is missing: it is the folder of LADI's {config.dataset_config_name}; "
-            "dataset.path names other images"
-        ]
-    if config.path is not None and config.dataset_base_dir is not None:
-        return [f"dataset.path: {config.path} and dataset.dataset_base_dir both name the images; keep one"]
-    if config.path in MADE:
-        return []  # `prepared` says what is missing
-    if config.path is None and config.dataset_base_dir is None:
-        return ["dataset.path is not set; name a table of images, a folder with a subfolder per class, or a hub id"]
-    if config.path is not None and is_hub_id(config.path):
-        return []  # known once it is loaded
-    try:
-        tables, _ = read_splits(config, run.seed)
-    except (ValueError, OSError) as error:
-        return [str(error)]
-    mixes = config.augment and (config.augmentation.mixup or config.augmentation.cutmix)
-    takes_shares = run.loss is not None or getattr(getattr(run.model, "module", None), "TAKES_SOFT_LABELS", False)
-    if mixes and not tables["train"].is_multi_label and not takes_shares:
-        return ["dataset.augmentation: mixup and cutmix of one class each need loss: {name: cross_entropy}"]
-    return []
+    return problems_of(config, run, tuple(MADE))
 
 
 def prepared(config: Config, run: Any) -> Config:
@@ -71,8 +49,9 @@ def prepared(config: Config, run: Any) -> Config:
         for key, split in (("", "train"), ("eval_", "val"), ("test_", "test"))
     }
     if not all(file.is_file() for file in files.values()):
+        place = run.place("dataset.path")
         raise ValueError(
-            f"dataset.path: {config.path} is not made yet: python prepare.py --task_name {run.task} --source "
+            f"`dataset.path: {config.path}`{place} is not made yet: python prepare.py --task_name {run.task} --source "
             "FOLDER with Fashion-MNIST's idx files, or zalando-datasets/fashion_mnist"
         )
     return dataclasses.replace(config, **{key: str(file) for key, file in files.items()})
@@ -85,7 +64,7 @@ def make(config: Config, run: Any, source: str | None) -> Path:
         ValueError: the configuration names none, or the source is missing or not readable.
     """
     if config.path not in MADE:
-        raise ValueError(f"dataset.path: {config.path} is not made by prepare.py; it makes {', '.join(MADE)}")
+        raise ValueError(f"`dataset.path: {config.path}` is not made by prepare.py; it makes {', '.join(MADE)}")
     from data.images.fashion import MAKERS
     from storage.atomic import publish
 

@@ -74,6 +74,8 @@ def jitter(images: Tensor, config: Augmentation, generator: torch.Generator) -> 
     strengths = (config.brightness, config.contrast, config.saturation, config.hue)
     if not any(strengths):
         return images
+    if channels == 4:  # what is transparent stays so
+        return torch.cat([jitter(images[:, :3], config, generator), images[:, 3:]], dim=1)
     brightness, contrast, saturation = (uniform(count, max(0.0, 1 - s), 1 + s, generator) for s in strengths[:3])
     turn = uniform(count, -config.hue, config.hue, generator) * 2 * math.pi
     luma = images.new_tensor(LUMA if channels == 3 else [1.0])
@@ -107,7 +109,8 @@ def rand_augment(images: Tensor, config: Augmentation, generator: torch.Generato
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        return RandAugment(n=config.rand_augment, m=config.rand_augment_magnitude)(images.clamp(0, 1))
+        operations = RandAugment(n=config.rand_augment, m=config.rand_augment_magnitude)
+        return torch.cat([operations(images[:, :3].clamp(0, 1)), images[:, 3:]], dim=1)
 
 
 def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 from data.bundle import Bundle
 from data.cache import key_of, open_or_build, require_disk
 from data.images.augment import Augment
+from data.images.checks import refuse_mixed_classes
 from data.images.config import Config
 from data.images.dataset import CachedImages, Collate, DecodedImages
 from data.images.decode import BadImage, Decoder
@@ -24,7 +25,7 @@ from data.images.splits import read_splits
 from data.samplers import EpochSampler, ShuffledSampler, WeightedSampler
 from metrics.classification import MultiLabelMetric, SingleLabelMetric
 
-VERSION = 1  # of what is kept in the cache
+VERSION = 2  # of what is kept in the cache
 SHOWN = 5  # bad images in a message
 SET_NAMES = {"val": "validation", "test": "test"}
 
@@ -35,6 +36,7 @@ def assemble(config: Config, run: Any) -> Bundle:
     process = run.process
     preprocessing = preprocessing_of(config, process.model_name_or_path, process.cache_dir)
     names, is_multi_label = tables["train"].names, tables["train"].is_multi_label
+    refuse_mixed_classes(config, run, is_multi_label)
     sets, targets = {}, {}
     for split, table in tables.items():
         sets[split], more = open_split(config, run, table, preprocessing, f"dataset.{split}")
@@ -77,7 +79,7 @@ def open_split(
     labels = target_array(table)
     needed = len(table.images) * preprocessing.channels * preprocessing.size**2
     if needed > config.cache_gb * 1e9:
-        bad = broken(table, decoder) if config.on_bad_image == "skip" else {}
+        bad = broken(table, decoder, config.on_bad_image == "skip")
         kept = [row for row in range(len(table.images)) if row not in bad]
         images = [table.images[row] for row in kept]
         return DecodedImages(images, labels[kept], decoder, os.cpu_count() or 1), skipped_lines(bad, what)
@@ -118,15 +120,23 @@ def decode_all(folder: Path, table: Table, decoder: Decoder, skip: bool, needed:
     return {"kept": kept, "bad": bad}
 
 
-def broken(table: Table, decoder: Decoder) -> dict[int, str]:
-    """Row -> reason for images that cannot be decoded."""
-    bad = {}
-    for row, image in enumerate(table.images):
+def broken(table: Table, decoder: Decoder, skip: bool) -> dict[int, str]:
+    """Row -> reason for images that cannot be decoded; without `skip` those are refused that are missing or no images.
+
+    To leave out all bad ones, each has to be decoded; to refuse a data set, opening its files is enough.
+    """
+
+    def reason(image: Any) -> str | None:
         try:
-            decoder(image)
+            (decoder if skip else decoder.check)(image)
         except BadImage as error:
-            bad[row] = str(error)
-    refuse_bad(bad, True, len(table.images))
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        reasons = enumerate(pool.map(reason, table.images))
+        bad = {row: reason for row, reason in reasons if reason is not None}
+    refuse_bad(bad, skip, len(table.images))
     return bad
 
 

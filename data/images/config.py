@@ -24,7 +24,7 @@ class Augmentation:
     saturation: float = key(0.2, "largest relative change", ge=0)
     hue: float = key(0.05, "largest rotation, in turns", ge=0, le=0.5)
     rand_augment: int = key(0, "number of RandAugment's operations (needs kornia); 0: none", ge=0)
-    rand_augment_magnitude: int = key(9, "their strength, of 30", ge=0, le=30)
+    rand_augment_magnitude: int = key(9, "their strength, of 30", ge=0, le=30, needs="rand_augment")
     erasing: float = key(0.0, "probability that a random rectangle is erased", ge=0, le=1)
     mixup: float = key(0.0, "alpha of MixUp's Beta distribution; 0: none", ge=0)
     cutmix: float = key(0.0, "alpha of CutMix's Beta distribution; 0: none. With mixup, half of the batches each", ge=0)
@@ -62,12 +62,14 @@ class Config:
     path_column: str | None = key(None, "Column of paths; null: local_path, path, file_name, image …")
     labels: list[str] | None = fixed(None, "Label columns; null: all columns of 0 and 1.")
     label_column: str | None = fixed(None, "One column with the class, or with a list of labels.")
-    label_separator: str | None = fixed(None, "Separates the labels in label_column; null: one class each.")
+    label_separator: str | None = fixed(
+        None, "Separates the labels in label_column; null: one class each.", needs="label_column"
+    )
     dataset_base_dir: str | None = key(None, "LADI's base folder, with folders v1 and v2.")
     dataset_config_name: str | None = key(None, "LADI's set: v1_damage, v1_infrastructure, v2, v2a, v2_resized …")
     train_split: Literal["train", "all"] = fixed("train", "LADI: all trains on validation too.")
     image_size: int | None = fixed(None, "Pixels of a side; null: the pretrained model's, or 224.", ge=8)
-    channels: Literal[1, 3] = fixed(3, "1: gray.")
+    channels: Literal[1, 3, 4] = fixed(3, "1: gray; 4: RGB and alpha.")
     resize: Literal["stretch", "crop", "pad"] = fixed("stretch", "How an image that is not square is made so.")
     mean: list[float] | None = fixed(None, "Of each channel, 0 to 1; null: the pretrained model's, or ImageNet's.")
     std: list[float] | None = fixed(None, "As mean.")
@@ -79,7 +81,9 @@ class Config:
         "uniform", "weighted: images with rare labels more often.", on_resume=TRAJECTORY
     )
     augment: bool = key(True, "Augment training images as `augmentation` says.", on_resume=TRAJECTORY)
-    augmentation: Augmentation = field(default_factory=Augmentation, metadata={"help": "Its keys, see Augmentation."})
+    augmentation: Augmentation = field(
+        default_factory=Augmentation, metadata={"help": "Its keys, see Augmentation.", "needs": "augment"}
+    )
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -90,5 +94,3 @@ class Config:
             raise ValueError("`mean` and `std` belong together; give both or none")
         if self.labels is not None and self.label_column is not None:
             raise ValueError("`labels` and `label_column` are two ways to say the labels; give one")
-        if self.label_separator is not None and self.label_column is None:
-            raise ValueError("`label_separator` has no effect without `label_column`")

@@ -1,11 +1,12 @@
 """One image file -> an array at training size, whatever its mode.
 
-Shapes: C channels (1 or 3), S pixels of a side.
+Shapes: C channels (1: gray, 3: RGB, 4: RGB and alpha), S pixels of a side.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 FILL = 114  # gray of the borders that `pad` adds
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's mode
 
 
 class BadImage(ValueError):
@@ -21,7 +23,7 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True)
 class Decoder:
-    """Image -> (C, S, S) uint8: orientation as EXIF says, transparency on white, 16 bits scaled to 8.
+    """Image -> (C, S, S) uint8: orientation as EXIF says, 16 bits scaled to 8, transparency on white or as a channel.
 
     Attributes:
         resize: `stretch` to the square, `crop` its middle, or `pad` to it.
@@ -39,6 +41,14 @@ class Decoder:
         Args:
             image: A path, bytes of a file, or an object with `read()`.
         """
+        return self._opened(image, self.to_array)
+
+    def check(self, image: Any) -> None:
+        """Raise BadImage if a file is missing or is no image; its pixels are not decoded."""
+        self._opened(image, lambda opened: None)
+
+    def _opened(self, image: Any, use: Callable[[Any], Any]) -> Any:
+        """`use(image)` of an open image, every error as BadImage."""
         from PIL import Image, UnidentifiedImageError
 
         try:
@@ -49,7 +59,7 @@ class Decoder:
             with Image.open(source) as opened:
                 if opened.format == "JPEG":
                     opened.draft(None, (self.size, self.size))  # decodes at 1/2, 1/4 or 1/8 of the size where enough
-                return self.to_array(opened)
+                return use(opened)
         except FileNotFoundError:
             raise BadImage(f"{image} does not exist") from None
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
@@ -62,7 +72,7 @@ class Decoder:
         from PIL import ImageOps
 
         image = ImageOps.exif_transpose(image)
-        image = self.fitted(plain_mode(image, "RGB" if self.channels == 3 else "L"))
+        image = self.fitted(plain_mode(image, MODES[self.channels]))
         array = np.asarray(image)
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
@@ -76,21 +86,28 @@ class Decoder:
         if self.resize == "crop":
             return ImageOps.fit(image, size, self.resample)
         if self.resize == "pad":
-            return ImageOps.pad(image, size, self.resample, color=FILL if self.channels == 1 else (FILL,) * 3)
+            return ImageOps.pad(image, size, self.resample, color=FILL if self.channels == 1 else (FILL,) * 3)  # opaque
         return image.resize(size, self.resample)
 
 
 def plain_mode(image: Any, mode: str) -> Any:
-    """Palette, gray, CMYK, 16-bit and transparent images -> `RGB` or `L`."""
+    """Palette, gray, CMYK, 16-bit and transparent images -> `L`, `RGB` or `RGBA`; the first two on white."""
     from PIL import Image
 
-    if image.mode.startswith(("I;16", "I", "F")) and image.mode != "1":
+    if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float32)
-        top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max()))
-        top = 255.0 if values.max() <= 255 and not image.mode.startswith("I;16") else top
-        image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
+        image = Image.fromarray(np.clip(values * (255.0 / brightest(image.mode, values)), 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+        if mode != "RGBA":
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
     return image if image.mode == mode else image.convert(mode)
+
+
+def brightest(mode: str, values: np.ndarray) -> float:
+    """White in an image of more than 8 bits: 65535, or 255 where all values fit; of floating point also 1."""
+    largest = float(values.max())
+    if mode == "F":
+        return next((top for top in (1.0, 255.0) if largest <= top), largest)
+    return 255.0 if mode == "I" and largest <= 255 else 65535.0

@@ -14,10 +14,12 @@ class Table:
     Attributes:
         images: Paths, or for Parquet and hub data (file or data set, row).
         labels: Names of the labels of each image.
-        names: All label names, in the order of the source's columns or sorted.
+        names: All label names, in the order of the source's columns or sorted; in all splits those of training.
         is_multi_label: Whether an image may have any number of labels.
         splits, groups: Of each image, if there is such a column.
         notes: Lines for people.
+        declared: Whether the source lists its labels (as columns of 0 and 1, as a ClassLabel); else they are those that
+            its images have.
     """
 
     images: list[Any]
@@ -27,6 +29,7 @@ class Table:
     splits: list[str] | None = None
     groups: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+    declared: bool = False
 
     def part(self, indices: Sequence[int]) -> Table:
         """The images of some rows."""
@@ -38,4 +41,5 @@ class Table:
             None,
             None if self.groups is None else [self.groups[index] for index in indices],
             self.notes,
+            self.declared,
         )

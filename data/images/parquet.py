@@ -48,13 +48,13 @@ def read_hub(name: str, split: str, config: Config, cache_dir: str | None) -> Ta
         import datasets
     except ImportError:
         raise ValueError(
-            f"dataset.path: {name} is no file here; for a data set of the hub: pip install datasets"
+            f"`dataset.path: {name}` is no file here; for a data set of the hub: pip install datasets"
         ) from None
     try:
         dataset = datasets.load_dataset(name, split=split, cache_dir=cache_dir)
     except Exception as error:  # whatever the hub, its cache or a loader raises
         raise ValueError(
-            f"dataset.path: {name} cannot be loaded from the hub: {' '.join(str(error).split())}"
+            f"`dataset.path: {name}` cannot be loaded from the hub: {' '.join(str(error).split())}"
         ) from None
     return from_arrow(dataset.data.table, config, f"{name} ({split})", dataset.features)
 
@@ -70,7 +70,8 @@ def from_arrow(table: Any, config: Config, name: str, features: Any = None) -> T
         rows.append(tuple(class_names[item] if class_names else str(item) for item in values))
     is_multi_label = any(isinstance(value, list) for value in table[labels][:1].to_pylist())
     used = class_names or sorted({label for row in rows for label in row})
-    return Table([Cell(table, images, row, name) for row in range(len(rows))], rows, used, is_multi_label)
+    cells = [Cell(table, images, row, name) for row in range(len(rows))]
+    return Table(cells, rows, used, is_multi_label, declared=class_names is not None)
 
 
 def _first(columns: list[str], wanted: str | None, usual: tuple[str, ...], name: str, key: str) -> str:

@@ -64,13 +64,19 @@ def preprocessing_of(config: Config, model: str | None, cache_dir: str | None) -
     theirs = _of_model(model, cache_dir) if model is not None else {}
     size = config.image_size or _size(theirs) or DEFAULT_SIZE
     mean, std = config.mean or theirs.get("image_mean"), config.std or theirs.get("image_std")
-    if mean is None or len(mean) not in (1, config.channels):
+    if mean is None or std is None:
         mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if config.channels == 1 and len(mean) == 3:
-        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    mean, std = (for_channels(tuple(map(float, values)), config.channels) for values in (mean, std))
     resample = theirs.get("resample") or BILINEAR
-    values = [tuple(map(float, value)) * (config.channels // len(value)) for value in (mean, std)]
-    return Preprocessing(size, config.channels, config.resize, *values, int(resample))
+    return Preprocessing(size, config.channels, config.resize, mean, std, int(resample))
+
+
+def for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Values of a model's channels, for another number of them: their average stands for gray and for alpha."""
+    average = (sum(values) / len(values),)
+    return (
+        values if len(values) == channels else average if channels == 1 else (values * 3)[:3] + average * (channels - 3)
+    )
 
 
 def _of_model(model: str, cache_dir: str | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.images.config import Config
 from data.images.labelled import Table
-from data.images.table import is_hub_id, read_table
+from data.images.sources import is_hub_id, read_table
 
 EVAL_FRACTION = 0.1
 
@@ -51,7 +51,7 @@ def read_splits(config: Config, seed: int) -> tuple[dict[str, Table], list[str]]
         rows = np.array(train.splits)
         tables = {name: train.part(np.flatnonzero(rows == name)) for name in ("train", "val", "test") if name in rows}
         if "train" not in tables:
-            raise ValueError(f"dataset.split_column: no row of {config.path} is for training")
+            raise ValueError(f"`dataset.split_column: {config.split_column}`: no row of {config.path} is for training")
     for name, key in (("val", "eval_path"), ("test", "test_path")):
         if getattr(config, key) is not None:
             tables[name] = _read(config, key)
@@ -70,8 +70,17 @@ def _read(config: Config, key: str) -> Table:
 def draw_splits(tables: dict[str, Table], config: Config, seed: int) -> tuple[dict[str, Table], list[str]]:
     """Hold images out as the fractions say; check that all splits have labels that training knows."""
     notes = list(tables["train"].notes)
-    if not any(tables["train"].labels):
+    train = tables["train"]
+    for name, table in tables.items():
+        if not table.images:
+            raise ValueError(f"`dataset.path: {config.path}` has no {name} images; name a table or a folder that has")
+    if not any(train.labels):
         raise ValueError("no training image has any label: all values are 0")
+    if not train.is_multi_label and len(train.names) < 2:
+        raise ValueError(
+            f"`dataset.path: {config.path}`: all training images are of one class, {train.names[0]}; there must be a "
+            "subfolder for each of at least two, or another dataset.label_column"
+        )
     fractions = {"test": config.test_fraction if "test" not in tables else 0.0}
     fraction = config.eval_fraction
     fractions["val"] = 0.0 if "val" in tables else EVAL_FRACTION if fraction is None else fraction
@@ -84,15 +93,24 @@ def draw_splits(tables: dict[str, Table], config: Config, seed: int) -> tuple[di
                     " change dataset.eval_fraction or dataset.test_fraction"
                 )
             tables[name], tables["train"] = tables["train"].part(held_out), tables["train"].part(kept)
-    known = set(tables["train"].names)
     for name, table in tables.items():
-        unknown = sorted({label for labels in table.labels for label in labels} - known)
-        if unknown:
-            raise ValueError(f"the {name} images have the label {unknown[0]!r}, which no training image has")
-        if table.is_multi_label != tables["train"].is_multi_label:
-            kind = "lists of labels" if table.is_multi_label else "one class each"
-            raise ValueError(f"the {name} images have {kind}, the training images not")
+        _agree(name, table, tables["train"])
     return tables, notes
+
+
+def _agree(name: str, table: Table, train: Table) -> None:
+    """Check that a split has the labels of the training split, and give it their order."""
+    if table.is_multi_label != train.is_multi_label:
+        kind = "lists of labels" if table.is_multi_label else "one class each"
+        raise ValueError(f"the {name} images have {kind}, the training images not")
+    used, known = ({label for labels in split.labels for label in labels} for split in (table, train))
+    unknown = sorted(used - (set(train.names) if train.declared else known))
+    if unknown:
+        raise ValueError(f"the {name} images have the label {unknown[0]!r}, which no training image has")
+    missing = [label for label in train.names if table.declared and train.declared and label not in table.names]
+    if missing:
+        raise ValueError(f"the {name} images have no column {missing[0]!r}, a label of the training images")
+    table.names = train.names if train.declared else sorted(known)
 
 
 def stratified(table: Table, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +153,7 @@ def read_ladi(config: Config) -> tuple[dict[str, Table], list[str]]:
     """
     base, name = Path(config.dataset_base_dir).expanduser(), config.dataset_config_name or "v2_resized"
     if name not in LADI:
-        raise ValueError(f"dataset.dataset_config_name: {name} is not one of {', '.join(LADI)}")
+        raise ValueError(f"`dataset.dataset_config_name: {name}` is not one of {', '.join(LADI)}")
     files, labels = LADI[name]
     train = "train" if config.train_split == "train" else "all"
     config = dataclasses.replace(config, root=str(base), labels=config.labels or labels)

@@ -1,8 +1,10 @@
-"""Tables of images: CSV and TSV files, folders with a subfolder per class, Parquet files, data sets of the hub."""
+"""Tables of images: text with a header, lines of JSON; folders, Parquet files and the hub have modules of their own."""
 
 from __future__ import annotations
 
+import ast
 import csv
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from data.images.labelled import Table
 PATH_COLUMNS = ("local_path", "path", "file_path", "filepath", "file_name", "filename", "file", "image_path", "image")
 NO_LABELS = {*PATH_COLUMNS, "url", "id", "image_id", "split"}
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2"}
-TABLES = {".csv", ".tsv", ".txt"}
+DELIMITERS = ",\t;|"
 ONE, ZERO = {"1", "1.0", "true", "True", "TRUE"}, {"0", "0.0", "false", "False", "FALSE"}
 SPLITS = {
     "train": "train",
@@ -27,60 +29,19 @@ SPLITS = {
 }
 
 
-def is_hub_id(path: str) -> bool:
-    """Whether a path is no file here and may be a data set of the hub: `owner/name`."""
-    if Path(path).expanduser().exists():
-        return False
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).suffix
-
-
-def read_table(path: Path, config: Config, key: str = "dataset.path") -> Table:
-    """Read one source.
+def read_csv(path: Path, config: Config, key: str, usual_labels: Sequence[str] = ()) -> Table:
+    """A table with a header between commas, tabs, semicolons or bars, whatever the file is called; or lines of JSON.
 
     Args:
-        key: The key that names it, for messages.
+        usual_labels: Columns of which one holds the labels, if the keys of the data name none.
 
     Raises:
-        ValueError: the source is missing, or a column or a value is not what it must be; names file and line.
+        ValueError: a column or a value is not what it must be; names file and line.
     """
-    if path.is_dir():
-        return read_class_folders(path, key)
-    if not path.is_file():
-        raise ValueError(
-            f"{key}: {path} does not exist; name a table of images, or a folder with a subfolder per class"
-        )
-    if path.suffix == ".parquet":
-        from data.images.parquet import read_parquet
-
-        return read_parquet(path, config)
-    return read_csv(path, config, key)
-
-
-def read_class_folders(folder: Path, key: str) -> Table:
-    """A folder with a subfolder per class; links are followed, hidden files left out."""
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    images, labels = [], []
-    for name in classes:
-        found = sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in EXTENSIONS)
-        images += found
-        labels += [(name,)] * len(found)
-    used = sorted({label for (label,) in labels})
-    if len(used) < 2:
-        raise ValueError(
-            f"{key}: {folder} has images of {len(used)} class{'es' * (len(used) != 1)}; it must have a subfolder with "
-            "images for each of at least two"
-        )
-    empty = sorted(set(classes) - set(used))
-    notes = [f"{folder}: no images in {', '.join(empty)}"] if empty else []
-    return Table(images, labels, used, is_multi_label=False, notes=notes)
-
-
-def read_csv(path: Path, config: Config, key: str) -> Table:
-    """A table with a header; comma, tab or semicolon, whatever the file is called."""
-    rows = list(_rows(path))
+    rows = _json_rows(path) if path.suffix == ".jsonl" else _rows(path)
     if len(rows) < 2:
-        raise ValueError(f"{key}: {path} has no rows below its header")
-    header, rows = rows[0][1], rows[1:]
+        raise ValueError(f"`{key}: {path}` has no rows below its header")
+    header, rows = [name.strip() for name in rows[0][1]], rows[1:]
     doubled = [name for name, count in Counter(header).items() if count > 1]
     if doubled:
         raise ValueError(f"{path}:1: column {doubled[0]!r} is there twice")
@@ -89,6 +50,9 @@ def read_csv(path: Path, config: Config, key: str) -> Table:
             raise ValueError(f"{path}:{line}: {len(values)} values for {len(header)} columns")
     columns = {name: [values[index] for _, values in rows] for index, name in enumerate(header)}
     lines = [line for line, _ in rows]
+    if config.labels is None and config.label_column is None:
+        usual = next((name for name in usual_labels if name in columns), None)
+        config = dataclasses.replace(config, label_column=usual)
     path_column = _column(columns, config.path_column, PATH_COLUMNS, path, "path_column")
     root = Path(config.root).expanduser() if config.root is not None else path.parent
     images = [root / value for value in columns[path_column]]
@@ -98,7 +62,7 @@ def read_csv(path: Path, config: Config, key: str) -> Table:
     groups = None
     if config.group_column is not None:
         groups = columns[_column(columns, config.group_column, (), path, "group_column")]
-    return Table(images, labels, names, is_multi_label, splits, groups, notes)
+    return Table(images, labels, names, is_multi_label, splits, groups, notes, declared=config.label_column is None)
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -106,12 +70,38 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = file.readline()
-            delimiter = max(",\t;", key=first.count)
             file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter)
+            reader = csv.reader(file, delimiter=delimiter_of(first), skipinitialspace=True)
             return [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a table of UTF-8 text ({error})") from None
+
+
+def delimiter_of(header: str) -> str:
+    """What separates the columns of a table: what its header has most of."""
+    return max(DELIMITERS, key=header.count)
+
+
+def _json_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """The same of a file with a JSON mapping in each line; a list in it stays a list in JSON."""
+    header: dict[str, None] = {}
+    lines = []
+    for line, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        try:
+            values = json.loads(text) if text.strip() else None
+        except ValueError as error:
+            raise ValueError(f"{path}:{line}: not a mapping in JSON ({error})") from None
+        if values is not None:
+            if not isinstance(values, dict):
+                raise ValueError(f"{path}:{line}: not a mapping in JSON")
+            header |= dict.fromkeys(values)
+            lines.append((line, values))
+    text_of = {line: [_as_text(values.get(name)) for name in header] for line, values in lines}
+    return [(0, list(header)), *text_of.items()]
+
+
+def _as_text(value: object) -> str:
+    return "" if value is None else json.dumps(value) if isinstance(value, (list, dict)) else str(value)
 
 
 def _column(columns: dict[str, list[str]], wanted: str | None, usual: Sequence[str], path: Path, key: str) -> str:
@@ -121,7 +111,7 @@ def _column(columns: dict[str, list[str]], wanted: str | None, usual: Sequence[s
             return name
     known = ", ".join(columns)
     if wanted is not None:
-        raise ValueError(f"dataset.{key}: {path} has no column {wanted!r}; its columns: {known}")
+        raise ValueError(f"`dataset.{key}: {wanted}`: {path} has no such column; its columns: {known}")
     raise ValueError(
         f"{path} has no column of paths ({', '.join(usual)}); name it as dataset.{key}; its columns: {known}"
     )
@@ -141,11 +131,14 @@ def _labels(
     """(labels of each row, label names, whether an image may have several, lines for people)"""
     if config.label_column is not None:
         values = columns[_column(columns, config.label_column, (), path, "label_column")]
-        rows = [_label_list(value, config.label_separator) for value in values]
-        for labels, line in zip(rows, lines, strict=True):
-            if not labels and config.label_separator is None:
-                raise ValueError(f"{path}:{line}: column {config.label_column!r} is empty; each image needs its class")
-        return rows, sorted({label for labels in rows for label in labels}), config.label_separator is not None, []
+        lists = [_as_list(value) for value in values]
+        if config.label_separator is None and not any(lists):
+            return _classes(values, config.label_column, path, lines)
+        rows = [
+            tuple(dict.fromkeys(_split(value, config.label_separator) if labels is None else labels))
+            for value, labels in zip(values, lists, strict=True)
+        ]
+        return rows, sorted({label for labels in rows for label in labels}), True, []
     names, notes = config.labels, []
     if names is None:
         taken = NO_LABELS | {path_column, config.split_column, config.group_column}
@@ -176,17 +169,31 @@ def _looks_like_label(values: Sequence[str]) -> bool:
     return sum(value.strip() in ONE | ZERO for value in values) > 0.5 * len(values)
 
 
-def _label_list(value: str, separator: str | None) -> tuple[str, ...]:
-    """`a` or, with a separator, `a|b`; a JSON list too."""
-    value = value.strip()
-    if separator is None:
-        return (value,) if value else ()
-    if value.startswith("["):
-        try:
-            return tuple(dict.fromkeys(str(label) for label in json.loads(value.replace("'", '"'))))
-        except ValueError:
-            pass
-    return tuple(dict.fromkeys(part.strip() for part in value.split(separator) if part.strip()))
+def _classes(
+    values: Sequence[str], column: str, path: Path, lines: Sequence[int]
+) -> tuple[list[tuple[str, ...]], list[str], bool, list[str]]:
+    """As `_labels`, of a column with a class in each row."""
+    values = [value.strip() for value in values]
+    for value, line in zip(values, lines, strict=True):
+        if not value:
+            raise ValueError(f"{path}:{line}: column {column!r} is empty; each image needs its class")
+    return [(value,) for value in values], sorted(set(values)), False, []
+
+
+def _as_list(value: str) -> list[str] | None:
+    """A list as JSON or Python writes it; None for other text."""
+    if not value.lstrip().startswith("["):
+        return None
+    try:
+        return [str(label) for label in ast.literal_eval(value.strip())]
+    except (ValueError, SyntaxError):
+        return None
+
+
+def _split(value: str, separator: str | None) -> list[str]:
+    """`a|b`; without a separator the whole is one label."""
+    parts = [value] if separator is None else value.split(separator)
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _splits(columns: dict[str, list[str]], config: Config, path: Path, lines: Sequence[int]) -> list[str] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from loader.checks.launch import check_environment, check_hardware
 from loader.checks.named_things import check_named_things
 from loader.checks.plugin_names import check_names
+from loader.checks.switches import check_switches
 from loader.errors import ConfigError, Problems, quoted, shown
 from loader.resolve.run_config import RunConfig, holds_nothing_out, ignores_learning_rate, warmup
 from loader.resume.find_checkpoint import find_checkpoint
@@ -37,6 +38,7 @@ def check_run(run: RunConfig) -> list[str]:
     check_names(run, problems)
     check_named_things(run, problems)
     check_process_keys(run, problems)
+    check_switches(run, problems)
     check_hardware(run, problems)
     _components(run, problems)
     _output_dir(run, problems)
@@ -115,12 +117,14 @@ def _optimizer_words(run: RunConfig, problems: Problems) -> None:
 
 
 def _relative_steps(run: RunConfig, problems: Problems) -> None:
-    """Refuse schedule settings if Adafactor takes relative steps, which are its own schedule."""
+    """Refuse settings of the learning rate if Adafactor takes relative steps, which are its own schedule."""
     if not run.optimizer.get("relative_step"):
         return
-    for name in ("lr_scheduler_type", "warmup_steps", "warmup_ratio", "warmup_epochs", "min_lr", "lr_decay_iters"):
+    for name in (
+        "lr_scheduler_type", "warmup_steps", "warmup_ratio", "warmup_epochs", "min_lr", "lr_decay_iters", "layer_decay",
+    ):  # fmt: skip
         neutral = scalar_keys()[name].default
-        value = getattr(run.process if name == "warmup_epochs" else run.hyper, name)
+        value = getattr(run.process if hasattr(run.process, name) else run.hyper, name)
         if run.was_set(name) and value not in (neutral, "constant"):
             problems.add(
                 f"`{name}`{run.place(name)} has no effect: adafactor without a learning rate takes relative "

@@ -28,7 +28,9 @@ OF_AN_EPOCH = (
     "limit_train_batches", "dataloader_drop_last", "dataset", "shuffle", "episode_first", "skip_mirrored_data",
     "accelerator_config",
 )  # fmt: skip
-OF_THE_OPTIMIZER = ("optim", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon", "lora_lr", "param_groups")
+OF_THE_OPTIMIZER = (
+    "optim", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon", "lora_lr", "param_groups", "layer_decay",
+)  # fmt: skip
 
 
 @dataclass
@@ -127,6 +129,8 @@ def class_of_change(run: RunConfig, change: Change, earlier: RunConfig) -> str:
         return class_of_option(change.before, change.after, path.partition(".")[2])
     if path == "lora_lr" and None in (change.before, change.after):
         return IMPOSSIBLE  # the adapter is a parameter group, or is not
+    if path == "layer_decay" and 1 in (change.before, change.after):
+        return IMPOSSIBLE  # each block is a parameter group, or is not
     if path == "seed" and earlier.process.lora_enable and not earlier.process.model_name_or_path:
         return IMPOSSIBLE  # the adapter was trained on random weights, which follow from the seed
     section = path.partition(".")[0]

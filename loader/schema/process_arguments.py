@@ -106,6 +106,12 @@ class ProcessArguments:
     check_val_every_n_epoch: int | None = key(
         None, "Evaluate at the end of every n-th epoch.", ge=1, on_resume=EVALUATION_TIME
     )
+    layer_decay: float = key(
+        1.0,
+        "Factor of the learning rate for each layer down from the head, which has the full rate; 1: one rate.",
+        gt=0,
+        le=1,
+    )
     no_decay_verbose: bool = key(False, "Print which parameters have no weight decay.", on_resume=HARMLESS)
     grad_clip_threshold: float = key(
         1.0, "grad_clip_pct in the log: percent of steps whose gradient norm is above.", gt=0, on_resume=HARMLESS

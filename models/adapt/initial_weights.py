@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from models.adapt.saved_model import plain_model, refuse_other_module
+from models.pretrained import refuse_other_labels
 
 SHOWN = 3  # names of weights that a line lists
 
@@ -32,7 +33,10 @@ def first_weights(module: ModuleType, config: Any, process: Any) -> nn.Module:
     folder = Path(os.path.expanduser(process.model_name_or_path))
     refuse_other_module(folder, module)
     model = module.build(config, process)
-    weights = plain_model(folder, module, process.trust_remote_code).state_dict()
+    stored = plain_model(folder, module, process.trust_remote_code)
+    if process.is_pretrained:
+        refuse_other_labels(stored.config, getattr(config, "labels", None), f"`is_pretrained`: {folder}")
+    weights = stored.state_dict()
     model.new_weights, line = (_load_all if process.is_pretrained else _load_fitting)(model, weights, folder)
     model.notes = [*getattr(model, "notes", ()), line]
     return model

@@ -11,6 +11,7 @@ from torch import nn
 from models.adapt.quantize import element_count, quantized_layers, resident_tensors
 
 OTHER = "(other)"  # the row of weights in no part
+MOST_RATES = 3  # that are listed; of more the lowest and the highest
 COUNTS = ("parameters", "trained", "frozen", "quantized", "adapter", "adapted")
 
 
@@ -71,9 +72,10 @@ def table(described: Mapping[str, Any]) -> list[str]:
     """Return one line for each part, and one for the total."""
     lines = [("part", *COUNTS, "learning rate", "bytes")]
     for part, row in {**described["parts"], "total": described["total"]}.items():
-        rates = ", ".join(f"{rate:g}" for rate in row["learning_rate"]) or "-"
+        rates = [f"{rate:g}" for rate in row["learning_rate"]] or ["-"]
         counts = (f"{row[key]:,}" if row[key] else "-" for key in COUNTS)
-        lines.append((part, *counts, rates, _bytes(row["bytes"])))
+        shown = ", ".join(rates) if len(rates) <= MOST_RATES else f"{rates[0]} … {rates[-1]}"
+        lines.append((part, *counts, shown, _bytes(row["bytes"])))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
@@ -35,7 +37,7 @@ def build_network(config: Config, process: Any) -> PreTrainedModel:
     elif path:
         shown = f"`model_name_or_path: {path}`"
         settings = from_files(AutoConfig, path, shown, process.trust_remote_code, local_files_only=True)
-        _fit(settings, sizes, path, can_grow=process.load_pretrain)
+        _fit(kind, settings, sizes, path, can_grow=process.load_pretrain)
     else:
         raise ValueError(
             "`model: {name: auto}` needs either `model_name_or_path` (a hub id or a folder) or `model.config` with a "
@@ -43,27 +45,80 @@ def build_network(config: Config, process: Any) -> PreTrainedModel:
         )
     notes = _long_inputs(settings, config.block_size, path or f"a new {settings.model_type}", own_checkpoint)
     try:
-        if isinstance(architecture := kind._model_mapping.get(type(settings), None), type):
-            settings.architectures = [architecture.__name__]  # deit's constructor reads it
+        known = kind._model_mapping.get(type(settings), ())
+        for architecture in (known if isinstance(known, tuple) else (known,))[:1]:
+            settings.architectures = [architecture.__name__]  # deit, which has two, is chosen by it
         model = kind.from_config(settings)
     except (ValueError, TypeError, AttributeError, ImportError, ZeroDivisionError, RuntimeError) as error:
         message = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"`model.config` cannot be built as {class_name(config.task)}: {message}") from error
     model.notes = notes
+    _check_image_size(model, config.image_size, f"the model at `{path}`" if path else f"this {settings.model_type}")
     return model
 
 
-def _pretrained(kind: type, path: str, sizes: dict[str, int], block_size: int | None, process: Any) -> PreTrainedModel:
+def _pretrained(kind: type, path: str, sizes: dict[str, Any], block_size: int | None, process: Any) -> PreTrainedModel:
     """Load a pretrained model; parameters that its files do not fill (a new head) are its `new_weights`."""
     place, config_options, options = pretrained_source(path)
     shared = (place, f"`model_name_or_path: {path}`", process.trust_remote_code)
     settings = from_files(AutoConfig, *shared, cache_dir=process.cache_dir, **config_options)
-    _fit(settings, sizes, path)
+    channels = getattr(settings, "num_channels", None)
+    _fit(kind, settings, sizes, path)
     notes = _long_inputs(settings, block_size, path, is_trained=True)
-    model, new = load_model(kind, *shared, cache_dir=process.cache_dir, config=settings, **options)
-    model.loaded_from = str(Path(place, options["gguf_file"])) if options else path
+    options["cache_dir"] = process.cache_dir
+    model, new = load_model(kind, *shared, config=settings, **options)
+    if channels != getattr(settings, "num_channels", None):
+        settings = copy.deepcopy(settings)
+        settings.num_channels = channels
+        for module in _take_channels(model, load_model(kind, *shared, config=settings, **options)[0]):
+            notes.append(f"{module}: the pretrained weights of {channels} channels, for {model.config.num_channels}")
+            # As a whole: an adapter saves modules, and its base has other weights here.
+            new |= {f"{module}.{name}" for name, _ in model.get_submodule(module).named_parameters()}
+    model.loaded_from = str(Path(place, options["gguf_file"])) if config_options else path
     model.new_weights, model.notes = new, notes
+    _check_image_size(model, sizes.get("image_size"), f"the model at `model_name_or_path: {path}`")
     return model
+
+
+@torch.no_grad()
+def _take_channels(model: PreTrainedModel, pretrained: PreTrainedModel) -> list[str]:
+    """Fill convolutions over another number of input channels than the pretrained ones; return their names.
+
+    A gray image gives what it gives in all of the other's channels. Channels beyond those of the pretrained model begin
+    at 0, so that the first ones alone give what they gave.
+    """
+    weights, modules = dict(pretrained.named_parameters()), []
+    for name, weight in model.named_parameters():
+        source = weights[name]
+        if weight.shape == source.shape or weight[:, :1].shape != source[:, :1].shape:
+            continue
+        before, now = source.shape[1], weight.shape[1]
+        if now == 1:
+            weight.copy_(source.sum(dim=1, keepdim=True))
+        elif before == 1:
+            weight.copy_(source.expand_as(weight) / now)
+        else:
+            weight.zero_()[:, :before] = source[:, :now]
+        modules.append(name.rpartition(".")[0])
+    return modules
+
+
+@torch.no_grad()
+def _check_image_size(model: PreTrainedModel, size: int | None, whose: str) -> None:
+    """Raise ValueError of one line if a classifier cannot take images of `size` pixels; known once it has had one."""
+    if size is None or model.main_input_name != "pixel_values":
+        return
+    channels, was_training = getattr(model.config, "num_channels", 3), model.training
+    try:
+        logits = model.eval()(pixel_values=torch.zeros(1, channels, size, size, dtype=model.dtype)).logits
+        reason = None if logits.isfinite().all() else "its outputs are not finite"
+    except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
+        reason = one_line(error)
+    finally:
+        model.train(was_training)
+    if reason is not None:
+        reason = reason.rstrip(".")
+        raise ValueError(f"`dataset.image_size: {size}`: {whose} takes no images of {size} pixels: {reason}; change it")
 
 
 def _settings(values: dict[str, Any], sizes: dict[str, int]) -> PreTrainedConfig:
@@ -111,11 +166,12 @@ def _fill(settings: PreTrainedConfig, sizes: dict[str, int]) -> None:
         text.vocab_size = sizes["vocab_size"]
 
 
-def _fit(settings: PreTrainedConfig, sizes: dict[str, int], path: str, can_grow: bool = False) -> None:
+def _fit(kind: Any, settings: PreTrainedConfig, sizes: dict[str, Any], path: str, can_grow: bool = False) -> None:
     """Set the data's sizes as `_fill`, for an architecture with weights, which keeps its own vocabulary.
 
     That is often padded beyond the tokenizer's. A smaller one would need a new embedding, and all that was learned
-    about tokens would be lost. `can_grow`: leave such weights out, with a line in the log.
+    about tokens would be lost. `can_grow`: leave such weights out, with a line in the log. Likewise `image_size` stays
+    where the shape of a weight follows from it; whether the model takes other images shows when it is built.
 
     Raises:
         ValueError: the data has tokens that the model does not know.
@@ -130,12 +186,19 @@ def _fit(settings: PreTrainedConfig, sizes: dict[str, int], path: str, can_grow:
                 "data with this model's tokenizer"
             )
     side = getattr(settings, "image_size", None)
-    if isinstance(side, int) and sizes.get("image_size", side) != side:
-        raise ValueError(
-            f"`image_size: {sizes['image_size']}`: the model at `model_name_or_path: {path}` takes images of {side} "
-            "pixels; leave dataset.image_size out"
-        )
+    if side is not None and sizes.get("image_size", side) != side:
+        other = copy.deepcopy(settings)
+        other.image_size = sizes["image_size"]
+        if _shapes(kind, settings) != _shapes(kind, other):
+            sizes = {**sizes, "image_size": side}
     _fill(settings, sizes)
+
+
+def _shapes(kind: Any, settings: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's weights, without making them."""
+    with torch.device("meta"):
+        model = kind.from_config(settings)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def _long_inputs(settings: PreTrainedConfig, block_size: int | None, whose: str, is_trained: bool) -> list[str]:

@@ -19,8 +19,8 @@ from data.images.decode import BadImage, Decoder
 from data.images.fashion import read_idx
 from data.images.labelled import Table
 from data.images.preprocessing import Preprocessing, preprocessing_of
+from data.images.sources import read_table
 from data.images.splits import read_splits, stratified
-from data.images.table import read_table
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
@@ -69,6 +69,10 @@ def test_modes_become_rgb(tmp_path):
         "transparent.png": (transparent, (255, 255, 255)),
         "gray_alpha.png": (Image.new("LA", (8, 8), (50, 255)), (50, 50, 50)),
         "float.tiff": (Image.fromarray(np.full((8, 8), 100, np.float32)), (100, 100, 100)),
+        "share.tiff": (Image.fromarray(np.full((8, 8), 0.5, np.float32)), (127, 127, 127)),
+        "whole.tiff": (Image.fromarray(np.full((8, 8), 200, np.int32)), (200, 200, 200)),
+        "frames.gif": (Image.new("RGB", (8, 8), (200, 30, 30)).quantize(2), (200, 30, 30)),
+        "half.webp": (Image.new("RGBA", (8, 8), (200, 0, 0, 128)), (227, 127, 127)),
     }
     for name, (image, colour) in cases.items():
         image.save(tmp_path / name)
@@ -85,6 +89,34 @@ def test_orientation_of_exif_is_applied(tmp_path):
     image.save(tmp_path / "a.png", exif=exif)
     pixels = decoded(tmp_path / "a.png")[0]
     assert pixels[4, 6] == 255 and pixels[4, 1] == 0
+
+
+def test_a_large_jpeg_that_exif_turns(tmp_path):
+    """Decoded at a part of its size, then turned: white above becomes white on the right, for each way of resizing."""
+    image = Image.new("RGB", (400, 200), (0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 400, 100))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    for resize in ("stretch", "crop", "pad"):
+        pixels = decoded(tmp_path / "a.jpg", channels=1, resize=resize)[0]
+        assert pixels[4, 2] < 5 and pixels[4, 5] > 250, resize
+
+
+@pytest.mark.keys("dataset(images).channels")
+def test_four_channels_keep_what_is_transparent(tmp_path):
+    Image.new("RGBA", (8, 8), (200, 30, 30, 128)).save(tmp_path / "a.png")
+    save(tmp_path / "b.png", (200, 30, 30))
+    assert decoded(tmp_path / "a.png", channels=4)[:, 4, 4].tolist() == [200, 30, 30, 128]
+    assert decoded(tmp_path / "b.png", channels=4)[:, 4, 4].tolist() == [200, 30, 30, 255]
+    batch = {"pixel_values": torch.rand(5, 4, 16, 16), "labels": torch.zeros(5, 2)}
+    settings = OFF | {"saturation": 0.5, "brightness": 0.3, "contrast": 0.3}
+    transform = Augment(Augmentation(**settings), (0.0,) * 4, (1.0,) * 4, None)
+    changed = transform(batch, torch.Generator().manual_seed(0))["pixel_values"]
+    assert torch.allclose(changed[:, 3], batch["pixel_values"][:, 3], atol=1e-6)
+    assert not torch.allclose(changed[:, :3], batch["pixel_values"][:, :3], atol=1e-2)
+    four = preprocessing_of(Config(channels=4), None, None)
+    assert four.mean[:3] == (0.485, 0.456, 0.406) and four.mean[3] == pytest.approx(sum(four.mean[:3]) / 3)
 
 
 @pytest.mark.keys("dataset(images).channels", "dataset(images).resize")
@@ -189,8 +221,8 @@ HEADER = ["local_path", "a", "b"]
         ([HEADER, ["x.png", "1", "0"], ["x.png", "0", "1"]], {}, r"labels\.csv:3.*x\.png.*line 2"),
         ([["local_path", "a", "a"], ["x.png", "1", "0"]], {}, r"labels\.csv:1.*'a'"),
         ([["name", "a"], ["x.png", "1"]], {}, "path_column"),
-        ([HEADER, ["x.png", "1", "0"]], {"labels": ["c"]}, "'c'"),
-        ([HEADER, ["x.png", "1", "0"]], {"path_column": "file"}, "'file'"),
+        ([HEADER, ["x.png", "1", "0"]], {"labels": ["c"]}, r"dataset\.labels: c"),
+        ([HEADER, ["x.png", "1", "0"]], {"path_column": "file"}, r"dataset\.path_column: file"),
         ([HEADER, ["x.png", "0", "0"], ["y.png", "0", "0"]], {}, "label"),
         ([["local_path", "t"], ["x.png", "cat"]], {}, "label_column"),
         ([[*HEADER, "s"], ["x.png", "1", "0", "training"], ["y.png", "0", "1", "odd"]], {"split_column": "s"}, "'odd'"),
@@ -207,8 +239,11 @@ def test_other_sources_that_cannot_be_used(tmp_path):
     with pytest.raises(ValueError, match=r"dataset\.path.*nowhere"):
         read_table(tmp_path / "nowhere.csv", Config())
     save(tmp_path / "one" / "cat" / "a.png")
-    with pytest.raises(ValueError, match="1 class"):
-        read_table(tmp_path / "one", Config())
+    with pytest.raises(ValueError, match="one class, cat"):
+        read_splits(Config(path=str(tmp_path / "one")), seed=0)
+    (tmp_path / "none" / "cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no train images"):
+        read_splits(Config(path=str(tmp_path / "none")), seed=0)
     for index in range(20):
         save(tmp_path / "two" / ("cat" if index % 2 else "dog") / f"{index}.png")
         save(tmp_path / "three" / ("cat" if index % 2 else "cow") / f"{index}.png")

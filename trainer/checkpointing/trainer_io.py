@@ -21,7 +21,6 @@ from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.sharded_weights import load_whole_weights, whole_weights
 from trainer.distributed.shards import is_sharded
 from trainer.optimization.hparam_changes import apply_changes
-from trainer.optimization.parameter_groups import parameter_groups
 from trainer.serialization import rng_state, state_dict_io
 
 
@@ -127,12 +126,10 @@ class CheckpointIO:
             apply_changes(self.optimizer, self.lr_scheduler, self.changed_options)
         if rate is None and decay is None:
             return
-        new = parameter_groups(
+        new = self.settings.groups_of(
             self.model,
             self.args.learning_rate if rate is None else rate,
             self.args.weight_decay if decay is None else decay,
-            self.settings.param_groups,
-            self.settings.parts,
         )
         new_group_of = {id(parameter): group for group in new for parameter in group["params"]}
         pairs = [(group, new_group_of[id(group["params"][0])]) for group in self.optimizer.param_groups]

@@ -28,12 +28,14 @@ class OptimizerPlan:
     options: Mapping[str, Any] = field(default_factory=dict)
     specs: Sequence[Any] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    layer_decay: float = 1.0
 
     def build(self, model: nn.Module, args: Any, parts: Mapping[str, str]) -> torch.optim.Optimizer:
         args = copy.copy(args)
         for name, value in self.arguments.items():
             setattr(args, name, value)
-        return build_optimizer(model, self.name, self.options, args=args, specs=self.specs, parts=parts)
+        groups = {"specs": self.specs, "parts": parts, "layer_decay": self.layer_decay}
+        return build_optimizer(model, self.name, self.options, args=args, **groups)
 
 
 def changed_options(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

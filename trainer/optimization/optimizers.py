@@ -46,6 +46,7 @@ def build_optimizer(
     args: transformers.TrainingArguments,
     specs: Sequence[ParameterGroup] = (),
     parts: Mapping[str, str] | None = None,
+    layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
     """Build the named optimizer over the model's parameter groups.
 
@@ -58,7 +59,7 @@ def build_optimizer(
         name: Looked up in this order: a TrainingArguments name; a torch.optim class; a class of the package
             pytorch-optimizer, or its lower-case name there.
         options: Further arguments of the constructor.
-        specs, parts: See `parameter_groups`.
+        specs, parts, layer_decay: See `parameter_groups`.
 
     Raises:
         ValueError: no such optimizer, one that a Trainer's step cannot serve, an option that it does not take, or a
@@ -79,7 +80,7 @@ def build_optimizer(
     settings = _with_options(settings, _as_declared(kind, options), takes)
     if settings.get("lr", 0) is not None:
         settings["lr"] = args.learning_rate
-    groups = parameter_groups(model, args.learning_rate, args.weight_decay, specs, parts)
+    groups = parameter_groups(model, args.learning_rate, args.weight_decay, specs, parts, layer_decay)
     if "weight_decay" not in takes and any(group["weight_decay"] for group in groups):
         raise ValueError(f"optimizer `{name}` has no weight decay; set weight_decay: 0")
     groups = _with_extras(groups, extras)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from trainer.optimization.layer_depth import depths_from_head
 from trainer.sections import ParameterGroup
 
 NORMALIZATIONS = (
@@ -27,6 +28,7 @@ def parameter_groups(
     weight_decay: float,
     specs: Sequence[ParameterGroup] = (),
     parts: Mapping[str, str] | None = None,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Divide the trainable parameters into optimizer groups, each with `params`, `weight_decay` and `lr`.
 
@@ -36,13 +38,16 @@ def parameter_groups(
     Args:
         specs: Groups with another learning rate or weight decay.
         parts: Name of a part of the model -> regular expression over parameter names.
+        layer_decay: Factor of every rate for each layer between a parameter and the head, see `layer_depth`.
 
     Raises:
-        ValueError: a pattern matches no trainable parameter, or is not a regular expression.
+        ValueError: a pattern matches no trainable parameter, or is not a regular expression; `layer_decay` of a model
+            whose blocks cannot be told apart.
     """
+    depths = {} if layer_decay == 1 else depths_from_head(model)
     undecayed = undecayed_names(model)
     patterns = [_compiled(spec.pattern, parts or {}) for spec in specs]
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -52,14 +57,15 @@ def parameter_groups(
             spec = specs[index]
             rate = spec.lr if spec.lr is not None else learning_rate * (1 if spec.lr_factor is None else spec.lr_factor)
             decay = weight_decay if spec.weight_decay is None else spec.weight_decay
-        decays = name not in undecayed
-        new = {"params": [], "weight_decay": decay if decays else 0.0, "lr": rate}
-        groups.setdefault((index, decays), new)["params"].append(parameter)
+        decays, depth = name not in undecayed, depths.get(name, 0)
+        new = {"params": [], "weight_decay": decay if decays else 0.0, "lr": rate * layer_decay**depth}
+        groups.setdefault((index, depth, decays), new)["params"].append(parameter)
     for index, spec in enumerate(specs):
         if not any(key[0] == index for key in groups):
             known = f"; parts of this model: {', '.join(parts)}" if parts else ""
             raise ValueError(f"param_groups[{index}].pattern `{spec.pattern}` matches no trainable parameter{known}")
-    return list(groups.values())
+    # The rate of the first group is logged: the head's, whose layer has the full learning rate.
+    return [groups[key] for key in sorted(groups, key=lambda key: key[1])]
 
 
 def group_rates(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str, float]:

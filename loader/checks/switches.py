@@ -1,0 +1,49 @@
+"""Keys of components that do nothing because the key that they need, their switch, is off."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from loader.errors import Problems, shown
+from loader.resolve.run_config import RunConfig
+from loader.schema.keys import keys_of
+from loader.schema.sections import COMPONENTS
+from loader.sources.config_tree import DEFAULT, find, node_of
+
+
+def check_switches(run: RunConfig, problems: Problems) -> None:
+    """Refuse a key whose switch (`needs`) is off; drop it if a later layer than its own has switched it off."""
+    for section in COMPONENTS:
+        component = getattr(run, section)
+        if component is not None:
+            _check(section, component.config, run, problems)
+
+
+def _check(path: str, config: Any, run: RunConfig, problems: Problems) -> None:
+    for name, key in keys_of(type(config)).items():
+        if key.needs is None or getattr(config, key.needs):
+            if dataclasses.is_dataclass(value := getattr(config, name)):
+                _check(f"{path}.{name}", value, run, problems)
+            continue
+        switch = f"{path}.{key.needs}"
+        for holder, holder_path, field, default in list(_changed(config, path, name, key.default)):
+            changed = f"{holder_path}.{field}"
+            text = f"`{changed}: {shown(getattr(holder, field))}`"
+            if run.layer_index(changed) >= run.layer_index(switch):
+                problems.add(f"{text}{run.place(changed)} has no effect without `{switch}`; set that, or leave it out")
+                continue
+            run.notes.append(f"{text} ({run.origins()[changed]}) is dropped: `{switch}` is off")
+            setattr(holder, field, default)
+            find(run.tree, holder_path).value[field] = node_of(default, DEFAULT)
+
+
+def _changed(config: Any, path: str, name: str, default: Any) -> Iterator[tuple[Any, str, str, Any]]:
+    """(dataclass, its path, field, default) of a key, or of each key in a section, that is not at its default."""
+    value = getattr(config, name)
+    if dataclasses.is_dataclass(value):
+        for inner, key in keys_of(type(value)).items():
+            yield from _changed(value, f"{path}.{name}", inner, key.default)
+    elif value != default:
+        yield config, path, name, default
