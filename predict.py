@@ -145,7 +145,7 @@ def processor_class(run: RunConfig) -> type[Processor]:
 
 def checked_sources(asked: Any, kind: type[Processor]) -> list[Source]:
     """The input files; raises ConfigError where they or the output cannot be used, before a model is loaded."""
-    sources, others = input_sources(asked.input, kind.SUFFIXES)
+    sources, others = input_sources(asked.input, kind.SUFFIXES, kind.LISTS)
     if others:
         print(f"{others} other files in {asked.input} are not read", file=sys.stderr, flush=True)
     if asked.output is None:

@@ -78,6 +78,10 @@ def test_scores_report_and_predictions_are_those_by_hand(tmp_path, in_root):
     decided = np.array([[int(value) for value in row[4:]] for row in rows[1:]])
     assert (decided == (by_hand >= list(thresholds.values()))).mean() > 0.99
 
+    predict.main(["--checkpoint", str(out), "--input", str(table.parent), "--output", str(tmp_path / "all.csv")])
+    whole = list(csv.reader((tmp_path / "all.csv").read_text().splitlines()))
+    assert sorted(whole[1:]) == sorted(rows[1:])  # a folder of images with their table: each image once
+
 
 @pytest.mark.keys(
     "model(auto).labels", "model(auto).problem_type", "model(auto).image_size", "model(auto).num_channels"
