@@ -25,8 +25,8 @@ class Processor(processor.Processor):
     """Scores images with the preprocessing saved beside the model.
 
     Inputs: image files, and tables (.csv, .tsv) with a column of paths; of a folder with both, the images.
-    Probabilities are sigmoids of several labels an image, softmax of one class each. A label is decided at its threshold
-    (`eval/thresholds.json`, else .5), a class by the largest probability.
+    Probabilities are sigmoids of several labels an image, softmax of one class each. A label is decided at its
+    threshold (`eval/thresholds.json`, else .5), a class by the largest probability.
     """
 
     SUFFIXES = (*sorted({*EXTENSIONS, *(suffix.upper() for suffix in EXTENSIONS)}), *LISTS)

@@ -40,7 +40,7 @@ def drop_superseded(below: Sequence[Node], above: Sequence[Node], problems: Prob
 
 
 def note_overridden(named: Sequence[Node], above: Sequence[Node], problems: Problems) -> None:
-    """Note each key of a file named on the command line that an earlier training file overrides with another value.
+    """Note each key of a user's file, named on the command line, that an earlier training file overrides.
 
     Args:
         named: The task and model files.
@@ -50,9 +50,12 @@ def note_overridden(named: Sequence[Node], above: Sequence[Node], problems: Prob
     for section, _, key in CHOICES:
         if not any(key in layer.value for layer in command_line):
             continue
-        for path, node in (leaf for layer in named for leaf in leaves(layer) if leaf[0].startswith(f"{section}.")):
+        given = [leaf for layer in named for leaf in leaves(layer) if leaf[0].startswith(f"{section}.")]
+        for path, node in given:
             winner = next((other for layer in reversed(files) if (other := find(layer, path)) is not None), None)
-            if winner is None or any(find(layer, path) is not None for layer in command_line):
+            if winner is None or not is_by_user(node.origin):
+                continue
+            if any(find(layer, path) is not None for layer in command_line):
                 continue
             if winner.plain() != node.plain():
                 problems.note(
