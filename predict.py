@@ -163,9 +163,6 @@ def checked_sources(asked: Any, kind: type[Processor]) -> list[Source]:
 
 def load(asked: Any, folder: Path, run: RunConfig, flags: Any) -> tuple[Processor, Any]:
     """The checkpoint's processor, and its model in evaluation mode."""
-    import transformers
-
-    transformers.logging.disable_progress_bar()  # of the weights: a bar here is of the inputs
     device = usable_device(asked.device)
     processor = run.dataset.module.Processor.from_pretrained(folder, run.dataset.config, run.process, flags)
     return processor, load_model(folder, run, device)

@@ -17,6 +17,7 @@ from loader.checks.launch import idle_gpu_lines
 from loader.checks.runtime_checks import (
     check_batch,
     check_data,
+    check_forward,
     check_hub,
     check_loggers,
     check_model,
@@ -191,6 +192,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
     check_batch(run, args)
     check_data(run, args, bundle)
     check_model(run, args, adapted.model)
+    check_forward(run, args, bundle, adapted.model)
     if run.logging is not None or "wandb" in args.report_to:
         from trainer.callbacks.csv_logger import LoggingConfig, logger_environment
 

@@ -89,20 +89,22 @@ class Settings:
         """Give `path` a value that follows from the setting `winner`, and note it."""
         before, other = find(self.tree, path), find(self.tree, winner)
         origin = other.origin if other is not None else DEFAULT
-        section, _, key = path.rpartition(".")
+        section, _, name = path.rpartition(".")
         parent = self.tree
         if section:  # a copy: the layers keep what their files say
             earlier = find(self.tree, section)
             parent = Node(dict(earlier.value), earlier.origin, replaces=earlier.replaces)
             self.tree.value[section] = parent
-        parent.value[key] = node_of(value, origin)
+        parent.value[name] = node_of(value, origin)
         if path == "lr_scheduler_type":
             self.tree.value.pop("scheduler", None)  # its options were those of the earlier schedule
         if is_by_user(origin) and (before is not None and before.origin != DEFAULT or path in NOTED_DEFAULTS):
             was = "" if before is None or before.is_mapping else f": {shown(before.plain())}"
             by = shown(self[winner]) if not isinstance(self[winner], dict) else "given"
             source = f" ({before.origin})" if before is not None else ""
-            now = "is dropped" if value is None or value == {} else f"becomes {shown(value)}"
+            key = scalar_keys().get(path)
+            is_reset = key is not None and value == key.default and not isinstance(value, (str, bool))
+            now = "is dropped" if is_reset or value in (None, {}) else f"becomes {shown(value)}"
             self.problems.note(f"`{path}{was}`{source} {now}: `{winner}: {by}` ({origin}) has precedence")
 
 

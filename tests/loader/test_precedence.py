@@ -184,3 +184,11 @@ def test_what_passes_the_check_transformers_takes(recipe, text):
     run = resolve(None, [], recipe(f"load_best_model_at_end: true\n{text}"))
     assert static_checks.check_run(run) == []
     assert training_arguments(run).load_best_model_at_end is True
+
+
+@pytest.mark.parametrize(("text", "settings", "value"), [
+    ("num_train_epochs: 6", "max_steps=300", "3"), ("lora_enable: true\nlora_r: 8", "lora_enable=false", "64"),
+])  # fmt: skip
+def test_a_key_that_falls_back_to_its_default_is_dropped(recipe, text, settings, value):
+    (note,) = [note for note in resolve(None, settings.split(), recipe(text)).notes if "precedence" in note]
+    assert "is dropped" in note and value not in note.partition(" is dropped")[0].split()

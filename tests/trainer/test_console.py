@@ -39,3 +39,12 @@ def test_the_run_says_which_checkpoint_is_the_final_model(tmp_path, capsys):
     best = min(losses, key=losses.get)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "final model" in line]
     assert f"checkpoint-{best} " in line and f"{losses[best]:.4g}" in line
+
+
+@pytest.mark.parametrize(("settings", "steps"), [
+    ({"logging_steps": 50}, [3]), ({"logging_steps": 2}, [2]), ({"logging_strategy": "no"}, []),
+])  # fmt: skip
+def test_a_run_that_is_shorter_than_logging_steps_logs_its_last_step(tmp_path, settings, steps):
+    trainer = make_trainer(tmp_path, max_steps=3, **settings)
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == steps

@@ -86,6 +86,11 @@ class Console(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started, self.first_step = time.monotonic(), state.global_step
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log the last step of a run that has logged no loss: it is shorter than `logging_steps`."""
+        if state.global_step >= state.max_steps and args.logging_strategy == "steps":
+            control.should_log |= not any("loss" in entry for entry in state.log_history)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
@@ -126,6 +131,7 @@ class ProgressBar(Console):
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
