@@ -146,3 +146,8 @@ def test_the_other_suffix_of_yaml_is_suggested(tmp_path, monkeypatch, written, e
         with pytest.raises(ConfigError, match=f"{exists}`") as error:
             find_file("training", name)
         assert written in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["|", ">", " | "])
+def test_the_mark_of_a_block_alone_is_a_character(text):
+    assert read_scalar(text, SET).plain() == text.strip()
