@@ -216,12 +216,25 @@ def load_encoder(folder: str) -> Any:
 
 
 def build_loss(run: RunConfig, bundle: Any) -> Any:
-    """The loss that replaces the model's own, or None; it may take weights from the data's statistics (`fit`)."""
+    """The loss that replaces the model's own, or None; it may take weights from the data's statistics (`fit`).
+
+    Raises:
+        ValueError: the loss is one of exclusive classes and the data has independent labels, or the other way round.
+    """
     if run.loss is None:
         return None
-    loss = run.loss.module.build(run.loss.config)
+    loss, of_data = run.loss.module.build(run.loss.config), bundle.dims.get("problem_type")
+    of_loss = getattr(loss, "problem_type", None)
+    if None not in (of_loss, of_data) and of_loss != of_data:
+        is_multi_label = of_data == "multi_label_classification"
+        labels = "any number of labels" if is_multi_label else "one class each"
+        remedy = "bce, asymmetric or focal" if is_multi_label else "cross_entropy or focal"
+        raise ValueError(
+            f"`loss.name: {run.loss.name}`{run.place('loss.name')} does not fit the data, whose samples have {labels}; "
+            f"take {remedy}"
+        )
     if hasattr(loss, "fit"):
-        loss.fit(bundle.statistics)
+        loss.fit(bundle.statistics | {"problem_type": of_data})
     return loss
 
 

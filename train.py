@@ -17,6 +17,7 @@ from loader.checks.launch import idle_gpu_lines
 from loader.checks.runtime_checks import (
     check_batch,
     check_data,
+    check_forward,
     check_hub,
     check_loggers,
     check_model,
@@ -128,6 +129,7 @@ def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> N
     from trainer.callbacks.metric_names import UnknownMetric
     from trainer.checkpointing.load_errors import CheckpointLoadError
     from trainer.distributed.launch_checks import CannotDivide
+    from trainer.evaluator import NothingScored
 
     try:
         if point and (reason := finished_reason(run, point, trainer.new_length)):
@@ -140,7 +142,7 @@ def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> N
         save_final_model(trainer)
         if trainer.is_world_process_zero():
             print(f"final model in {run.output_dir}", flush=True)
-    except (UnknownMetric, CannotDivide, CheckpointLoadError) as error:
+    except (UnknownMetric, NothingScored, CannotDivide, CheckpointLoadError) as error:
         raise ConfigError(str(error)) from error
 
 
@@ -190,6 +192,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
     check_batch(run, args)
     check_data(run, args, bundle)
     check_model(run, args, adapted.model)
+    check_forward(run, args, bundle, adapted.model)
     if run.logging is not None or "wandb" in args.report_to:
         from trainer.callbacks.csv_logger import LoggingConfig, logger_environment
 

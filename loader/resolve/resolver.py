@@ -11,6 +11,7 @@ from typing import Any
 from loader.errors import ConfigError, Problems, did_you_mean, quoted
 from loader.resolve.precedence import resolve_conflicts
 from loader.resolve.run_config import RunConfig
+from loader.resolve.superseded import drop_superseded, note_overridden
 from loader.resolve.type_check import check_dataclass, check_value, mapping_of_text
 from loader.schema.alias_flags import (
     IMAGE_ALIASES,
@@ -86,7 +87,9 @@ def resolve(
     resolve_combined_aliases(above, problems)
     if start == "prev_run":
         above = [*_earlier_network(_merged([*below, *above])), *above]
+    drop_superseded(below, above, problems)
     named = _task_and_model_layers(below, above, problems)
+    note_overridden(named, above, problems)
     for layer in named:
         layer.value.pop("training", None)
     stack = [*below, *named, *_earlier_model([*below, *named, *above]), *above]
