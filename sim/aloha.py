@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sim.environment import Environment
 
 PROCESS_KEYS: frozenset[str] = frozenset()
+CONTROL_RATE_HZ = 50
 
 
 def make(config: Config) -> Environment:

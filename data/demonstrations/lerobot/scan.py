@@ -6,7 +6,6 @@ Shapes: T steps of one episode, D dimensions of a signal.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +61,10 @@ def scan_lerobot(folder: Path, files: list[Path], config: Config, process: Any) 
             f"or preload_data: true"
         )
     table = Columns(metadata, [keys.action, *keys.state])
-    episodes, clips = [], []
+    episodes, clips, tolerance = [], [], config.timestamp_tolerance_s
     for recorded in chosen:
-        episode, rows, timestamps = table.episode(recorded, keys, config.timestamp_tolerance_s)
-        find = [find_clip(metadata.features[key], recorded, rows, timestamps, config) for key in cameras.values()]
+        episode, rows, timestamps = table.episode(recorded, keys, tolerance)
+        find = [find_clip(metadata.features[key], recorded, rows, timestamps, tolerance) for key in cameras.values()]
         sizes = {camera: size for camera, (_, size) in zip(cameras, find, strict=True)}
         episodes.append(Episode(episode.file, episode.actions, episode.states, sizes, episode.texts))
         clips.append([clip for clip, _ in find])
@@ -106,8 +105,8 @@ def choose_cameras(metadata: Metadata, config: Config) -> dict[str, str]:
 class Columns:
     """The columns of a data set's Parquet files; each file is read once."""
 
-    def __init__(self, metadata: Metadata, signals: Iterable[str]):
-        self.metadata = metadata
+    def __init__(self, metadata: Metadata, signals: list[str]):
+        self.metadata, self.signals = metadata, signals
         for key in signals:
             self.refuse_missing(key)
         features = metadata.features
@@ -221,7 +220,7 @@ def flat(column: pyarrow.ChunkedArray) -> pyarrow.Array:
 
 
 def find_clip(
-    feature: Feature, recorded: Recorded, rows: np.ndarray, timestamps: np.ndarray, config: Config
+    feature: Feature, recorded: Recorded, rows: np.ndarray, timestamps: np.ndarray, tolerance: float
 ) -> tuple[Clip, tuple[int, int]]:
     """The frames of a camera in an episode, and their size (H, W)."""
     height, width = sorted(feature.shape, key=lambda side: side == 3)[:2]  # (H, W, 3) or (3, H, W)
@@ -234,4 +233,4 @@ def find_clip(
             f"{file} has frames of {times.size[0]}x{times.size[1]} but {INFO} says {height}x{width}; copy the data set "
             f"again, or leave the camera out of dataset.cameras"
         )
-    return Clip(file, frames_of_episode(times, recorded, start, timestamps, config.timestamp_tolerance_s)), times.size
+    return Clip(file, frames_of_episode(times, recorded, start, timestamps, tolerance)), times.size
