@@ -30,9 +30,13 @@ class Times:
         return self.pts * self.unit
 
 
-@functools.lru_cache(maxsize=4096)  # a file has many episodes
 def times_of(file: Path) -> Times:
-    """Read the times of a video's frames, without decoding them."""
+    """The times of a video's frames, read once without decoding them: a file has many episodes."""
+    return read_times(file, file.stat().st_mtime_ns if file.exists() else 0)
+
+
+@functools.lru_cache(maxsize=4096)
+def read_times(file: Path, modified_ns: int) -> Times:
     with opened_video(file) as container:
         stream = container.streams.video[0]
         if stream.codec_context is None:
@@ -51,9 +55,8 @@ def frames_of_episode(times: Times, episode: Recorded, start: float, at: np.ndar
     wanted, seconds = start + at.astype(np.float64), times.seconds
     if not len(seconds):
         raise ValueError(f"{times.file} has no frame; copy it again, or exclude [{episode.name}]")
-    after = np.clip(np.searchsorted(seconds, wanted), 1, max(1, len(seconds) - 1))
-    before = after - 1
-    after = np.minimum(after, len(seconds) - 1)
+    after = np.searchsorted(seconds, wanted).clip(max=len(seconds) - 1)
+    before = (after - 1).clip(min=0)
     nearest = np.where(wanted - seconds[before] <= seconds[after] - wanted, before, after)
     distance = np.abs(seconds[nearest] - wanted)
     allowed = tolerance + np.spacing(at.astype(np.float32)) + times.unit / 2  # what float32 and whole units round off

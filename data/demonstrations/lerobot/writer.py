@@ -99,6 +99,8 @@ class VideoWriter:
         self.stream = self.container.add_stream(self.encoding.codec, self.fps, options=options)
         self.stream.pix_fmt = PIXEL_FORMAT
         self.stream.height, self.stream.width = size
+        with environment_variables({"SVT_LOG": "1"}):  # SVT-AV1 describes itself on stderr otherwise
+            self.stream.codec_context.open()
 
     def encode(self, frame: np.ndarray) -> None:
         if frame.shape[:2] != self.size:
@@ -106,8 +108,7 @@ class VideoWriter:
         picture = library().VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture.pts, picture.time_base = self.written, 1 / self.fps
         self.written += 1
-        with environment_variables({"SVT_LOG": "1"}):  # SVT-AV1 describes itself on stderr otherwise
-            self.container.mux(self.stream.encode(picture))
+        self.container.mux(self.stream.encode(picture))
 
     def close(self) -> None:
         if self.container is not None:
