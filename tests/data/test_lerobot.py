@@ -1,6 +1,10 @@
 """Samples of LeRobot data sets against the arrays and frames that the test itself wrote into their files."""
 
+import json
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from demonstration_files import assert_same, everything, run_in, write_act_folder
@@ -170,11 +174,41 @@ def test_string_columns_are_texts(tmp_path):
             build_lerobot(tmp_path, {key: True}, path=str(plain))
 
 
+def test_subtasks_by_number_and_an_instruction_column(tmp_path):
+    """lerobot may number the subtasks; other data sets have the instruction itself in a column of another name."""
+    folder = tmp_path / "robot"
+    write_v3(folder, cameras=(), per_file=3)
+    file = folder / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    steps = table["frame_index"].to_numpy()
+    table = table.append_column("subtask_index", pa.array((steps >= 4).astype(int)))
+    table = table.append_column("annotation.text", pa.array([f"step {step}" for step in steps]))
+    pq.write_table(table, file)
+    pq.write_table(pa.table({"subtask": ["reach", "lift"], "subtask_index": [0, 1]}), folder / "meta/subtasks.parquet")
+    info = json.loads((folder / "meta/info.json").read_text())
+    info["features"] |= {
+        "subtask_index": {"dtype": "int64", "shape": [1], "names": None},
+        "annotation.text": {"dtype": "string", "shape": [1], "names": None},
+    }
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    rename = {"annotation.text": "instruction"}
+    batch = everything(build_lerobot(tmp_path, {"use_prev_subtask": True}, rename=rename).train_dataset)
+    assert batch["instruction"][2] == "step 2" and batch["instruction"][5] == "step 5 Previous subtask: reach"
+
+
+def test_images_may_be_stored_channels_first_in_the_metadata(tmp_path):
+    write_v3(tmp_path / "robot", cameras=("top",))
+    file = tmp_path / "robot/meta/info.json"
+    info = json.loads(file.read_text())
+    names = ["channels", "height", "width"]
+    info["features"]["observation.images.top"] |= {"shape": [3, *SIZE], "names": names}
+    file.write_text(json.dumps(info))
+    bundle = build_lerobot(tmp_path, image_size=None)
+    assert (bundle.dims["image_height"], bundle.dims["image_width"]) == (min(SIZE), min(SIZE))
+
+
 def test_rows_in_another_order_and_other_encodings_of_lists(tmp_path):
     """A merged data set may have its rows in any order; lists may have a fixed or a variable size."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     signals = write_v3(tmp_path / "robot", cameras=())
     file = tmp_path / "robot/data/chunk-000/file-000.parquet"
     table = pq.read_table(file)

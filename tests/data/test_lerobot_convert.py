@@ -154,6 +154,19 @@ def test_files_of_limited_size(tmp_path, monkeypatch):
     assert (images[0] - images[1]).abs().float().mean() < 2
 
 
+@pytest.mark.parametrize("fps", [10.0, 23.976, 29.97, 59.94, 240.0])
+def test_frames_are_found_at_every_rate(tmp_path, fps):
+    """float32 timestamps and the video's own unit of time must not move a step to its neighbour's frame."""
+    levels = (np.arange(400) * 37 % 256).astype(np.uint8)  # neighbours are far apart
+    for episode in range(2):
+        pictures = np.broadcast_to(levels[episode * 200 :][:200, None, None, None], (200, 16, 16, 3))
+        replace = {"observations/images/top": np.ascontiguousarray(pictures)}
+        write_act_episode(tmp_path / f"act/episode_{episode}.hdf5", 200, seed=episode, replace=replace)
+    convert(tmp_path / "act", tmp_path / "robot", Settings(fps, "x", LOSSLESS_ENOUGH, None))
+    batch = everything(build_act(tmp_path, path=str(tmp_path / "robot"), image_size=[16, 16]).train_dataset)
+    assert np.abs(batch["images"][:, 0, 0, 8, 8].numpy().astype(int) - levels).max() <= 4
+
+
 def refused(tmp_path, source="act", settings=SETTINGS) -> str:
     with pytest.raises(ValueError) as caught:
         convert(tmp_path / source, tmp_path / "out", settings)

@@ -1,6 +1,7 @@
 """LeRobot data sets that contradict themselves: one line with value, place and remedy, and nothing written."""
 
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +49,8 @@ def written(tmp_path):
 def test_info_that_cannot_be_used(tmp_path, written):
     change_info(tmp_path, codebase_version="v1.6")
     assert "meta/info.json" in refusal(tmp_path) and "v1.6" in refusal(tmp_path)
+    change_info(tmp_path, codebase_version="v3.0", features={"action": {"shape": [4]}})
+    assert "dtype" in refusal(tmp_path)
     (tmp_path / "robot/meta/info.json").write_text("{")
     assert "meta/info.json" in refusal(tmp_path)
     (tmp_path / "robot/meta/info.json").write_text(json.dumps({"codebase_version": "v3.0"}))
@@ -136,6 +139,14 @@ def test_a_missing_codec_is_named(tmp_path, written):
     file.write_bytes(file.read_bytes().replace(b"avc1", b"zzz9"))
     message = refusal(tmp_path)
     assert str(file) in message and "codec" in message
+
+
+def test_a_missing_package_is_named(tmp_path, written, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert "pip install av" in refusal(tmp_path)
+    monkeypatch.delitem(sys.modules, "data.demonstrations.lerobot.scan")
+    monkeypatch.setitem(sys.modules, "data.demonstrations.lerobot.metadata", None)
+    assert "pip install pyarrow av" in refusal(tmp_path)
 
 
 def test_a_damaged_video_is_named(tmp_path, written):

@@ -66,13 +66,13 @@ class Metadata:
 def read_metadata(folder: Path, rename: dict[str, str]) -> Metadata:
     """Read `meta/`; raises ValueError if its files contradict each other, or `rename` names no feature."""
     info = read_info(folder)
-    features = renamed(folder, info["features"], rename)
-    videos = [feature.name for feature in features.values() if feature.dtype == "video"]
     of_version = read_v3 if info["codebase_version"] == "v3.0" else read_v2
     try:
+        features = renamed(folder, info["features"], rename)
+        videos = [feature.name for feature in features.values() if feature.dtype == "video"]
         episodes = sorted(of_version(folder, info, videos), key=lambda episode: episode.index)
-    except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{folder}/meta lacks {error} of its episodes; copy the data set again") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder}/meta does not describe features and episodes ({error}); copy it again") from None
     for name, found in (("total_episodes", len(episodes)), ("total_frames", sum(e.length for e in episodes))):
         if info[name] != found:
             raise ValueError(

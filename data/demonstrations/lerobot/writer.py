@@ -94,6 +94,8 @@ class VideoWriter:
         self.number, self.written, self.size = self.number + 1, 0, size
         self.path = self.folder / VIDEO_PATH.format(video_key=self.key, **place(self.number))
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.encoding.codec not in library().codecs_available:
+            raise ValueError(f"this installation of PyAV has no encoder {self.encoding.codec}; choose another --vcodec")
         self.container = library().open(str(self.path), "w")
         options = {"g": "2", "crf": str(self.encoding.crf)}  # a key frame every 2: frames are read in any order
         self.stream = self.container.add_stream(self.encoding.codec, self.fps, options=options)
