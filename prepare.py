@@ -164,11 +164,15 @@ def convert_folder(source: Path, asked: PrepareArguments, run: RunConfig | None)
         from data.demonstrations.lerobot.convert import Encoding, Settings, convert
     except ImportError:
         raise ConfigError("a conversion needs packages: pip install pyarrow av") from None
-    fps, name, robot = asked.fps, source.name, None
+    settings = Settings(asked.fps, asked.instruction or source.name, Encoding(asked.vcodec, asked.crf))
     if run is not None:
-        name, robot = run.task, run.env and run.env.name
-        fps = fps or (run.env and getattr(run.env.module, "CONTROL_RATE_HZ", None))
-    settings = Settings(fps, asked.instruction or name, Encoding(asked.vcodec, asked.crf), robot)
+        settings = dataclasses.replace(
+            settings,
+            fps=asked.fps or (run.env and getattr(run.env.module, "CONTROL_RATE_HZ", None)),
+            instruction=asked.instruction or run.task,
+            robot_type=run.env and run.env.name,
+            config=dataclasses.replace(run.dataset.config, state_keys=None),
+        )
     print(convert(source, Path(asked.out).expanduser().absolute(), settings), flush=True)
 
 

@@ -202,7 +202,11 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "task.yaml").write_text(f"dataset: {{name: demonstrations, path: {tmp_path / 'act'}}}\n")
     export = ["--export", "lerobot", "--task_name", str(tmp_path / "task.yaml"), "--fps", "50"]
     prepare.main([*export, "--out", str(tmp_path / "exported"), "--vcodec", "libx264"])
-    assert rows_of(tmp_path / "exported", "meta/episodes")[0]["tasks"] == ["task"]
+    assert [row["tasks"] for row in rows_of(tmp_path / "exported", "meta/episodes")] == [["task"]] * 2
+    fewer = ["--set", "dataset.exclude=[episode_0.hdf5]", "dataset.cameras=[]"]
+    prepare.main([*export, "--out", str(tmp_path / "fewer"), *fewer])
+    info = json.loads((tmp_path / "fewer/meta/info.json").read_text())
+    assert info["total_frames"] == 5 and "observation.images.top" not in info["features"] and not info["video_path"]
     for wrong, words in (
         (["--convert", str(tmp_path / "act")], "--out"),
         (["--convert", str(tmp_path / "out"), "--out", str(tmp_path / "x"), "--fps", "3"], "--fps"),

@@ -8,16 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
-from data.demonstrations.config import Config, episode_files
+from data.demonstrations.config import Config, included
 from data.demonstrations.frames import BLOCK_FRAMES, fitted
-from data.demonstrations.hdf5 import dataset_at, names_in, place, read, reading
+from data.demonstrations.hdf5 import dataset_at, names_in, read, reading
 from data.demonstrations.images import FrameFit
 from data.demonstrations.layouts import Keys, read_episode, resolve_keys
 from data.demonstrations.lerobot import INFO, is_lerobot
@@ -37,12 +37,16 @@ MADE = ("timestamp", "frame_index", "episode_index", "index", "task_index", "sub
 
 @dataclass(frozen=True)
 class Settings:
-    """How to convert HDF5; `fps` is used for recordings that do not say it, `instruction` likewise."""
+    """How to convert HDF5; `fps` is used for recordings that do not say it, `instruction` likewise.
+
+    `config` chooses episodes, cameras, layout and action; every signal under `observations` is a feature of its own.
+    """
 
     fps: float | None
     instruction: str
     encoding: Encoding
     robot_type: str | None = None
+    config: Config = field(default_factory=Config)
 
 
 def convert(source: Path, out: Path, settings: Settings) -> str:
@@ -85,11 +89,11 @@ def to_lerobot(source: Path, out: Path, settings: Settings) -> int:
     Raises:
         ValueError: a file cannot be used, or its rate is unknown; nothing is written.
     """
-    files = episode_files(source)
+    files = included(source, settings.config.exclude)[: settings.config.max_episodes]
     if not files:
         raise ValueError(f"{source} holds no episode (*.hdf5, *.h5) and no {INFO}; name a folder that does")
     with reading(files[0]) as root:
-        keys = resolve_keys(root, Config(), True)
+        keys = resolve_keys(root, settings.config, True)
         fps = settings.fps or stored_rate(root)
     if fps is None:
         raise ValueError(f"{files[0]} does not say its rate; give it in frames per second: --fps 50")
@@ -99,7 +103,7 @@ def to_lerobot(source: Path, out: Path, settings: Settings) -> int:
             with reading(file) as root:
                 if (rate := stored_rate(root)) not in (None, fps):
                     raise ValueError(f"{file} has {rate:g} frames per second, others {fps:g}; convert them separately")
-                writer.add(episode_content(root, keys, settings.instruction))
+                writer.add(episode_content(root, keys, settings))
         writer.close()
     return len(files)
 
@@ -110,9 +114,9 @@ def stored_rate(root: h5py.File) -> float | None:
     return None if value is None else float(np.ravel(value)[0])
 
 
-def episode_content(root: h5py.File, keys: Keys, instruction: str) -> EpisodeContent:
-    """What a LeRobot data set stores of an episode file; `instruction` is used if the file has none."""
-    episode = read_episode(root, keys, None)
+def episode_content(root: h5py.File, keys: Keys, settings: Settings) -> EpisodeContent:
+    """What a LeRobot data set stores of an episode file."""
+    episode = read_episode(root, keys, settings.config.cameras)
     steps = len(episode.actions)
     signals = {ACTION: episode.actions, STATE: episode.states}
     group = root.get("observations")
@@ -126,7 +130,7 @@ def episode_content(root: h5py.File, keys: Keys, instruction: str) -> EpisodeCon
     for camera, size in episode.frame_sizes.items():
         frames[f"{IMAGES}{camera}"] = recorded_frames(dataset_at(root, f"{keys.images}/{camera}"), size)
     texts = dict(episode.texts)
-    tasks = texts.pop("instruction", [instruction] * steps)
+    tasks = texts.pop("instruction", [settings.instruction] * steps)
     return EpisodeContent({key: values.astype(np.float32) for key, values in signals.items()}, tasks, texts, frames)
 
 
@@ -139,10 +143,7 @@ def recorded_frames(frames: h5py.Dataset, size: tuple[int, int]) -> Iterator[np.
     """Yield the frames (H, W, 3) uint8 of a camera."""
     fit = FrameFit("keep", *size)
     for first in range(0, len(frames), BLOCK_FRAMES):
-        try:
-            yield from fitted(frames, first, first + BLOCK_FRAMES, fit).transpose(0, 2, 3, 1)
-        except ValueError as error:
-            raise ValueError(f"{place(frames)}: {error}") from None
+        yield from fitted(frames, first, first + BLOCK_FRAMES, fit).transpose(0, 2, 3, 1)
 
 
 def to_act(source: Path, out: Path) -> int:
