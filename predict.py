@@ -40,6 +40,7 @@ from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import RunConfig
 from loader.schema.components import component_module, shipped
 from loader.schema.hyper_arguments import RemembersGiven
+from prepare import load_encoder
 from storage import atomic
 from storage.config_keys import key
 
@@ -145,14 +146,17 @@ def processor_class(run: RunConfig) -> type[Processor]:
 
 def checked_sources(asked: Any, kind: type[Processor]) -> list[Source]:
     """The input files; raises ConfigError where they or the output cannot be used, before a model is loaded."""
-    sources, others = input_sources(asked.input, kind.SUFFIXES)
+    sources, others = input_sources(asked.input, kind.SUFFIXES, kind.LISTS)
     if others:
         print(f"{others} other files in {asked.input} are not read", file=sys.stderr, flush=True)
     if asked.output is None:
         if not kind.TO_STDOUT:
             raise ConfigError("predictions of this task are no text: name a file to write with --output FILE")
         return sources
-    output = check_output("output", asked.output)
+    if kind.OUTPUTS and Path(asked.output).suffix not in kind.OUTPUTS:
+        known = ", ".join(f"*{suffix}" if suffix else "a folder" for suffix in kind.OUTPUTS)
+        raise ConfigError(f"`--output {asked.output}` is none of {known}, which this task writes")
+    output = check_output("output", asked.output, may_be_folder="" in kind.OUTPUTS)
     given = Path(asked.input).expanduser()
     if any(source.path is not None and output.resolve() == source.path.resolve() for source in sources):
         raise ConfigError(f"`--output {asked.output}` is an input; name another file")
@@ -163,11 +167,11 @@ def checked_sources(asked: Any, kind: type[Processor]) -> list[Source]:
 
 def load(asked: Any, folder: Path, run: RunConfig, flags: Any) -> tuple[Processor, Any]:
     """The checkpoint's processor, and its model in evaluation mode."""
-    import transformers
-
-    transformers.logging.disable_progress_bar()  # of the weights: a bar here is of the inputs
     device = usable_device(asked.device)
-    processor = run.dataset.module.Processor.from_pretrained(folder, run.dataset.config, run.process, flags)
+    module, config = run.dataset.module, run.dataset.config
+    processor = module.Processor.from_pretrained(folder, config, run.process, flags)
+    if hasattr(module, "encoder_path") and (path := module.encoder_path(config)) is not None:
+        processor.use_encoder(load_encoder(path))
     return processor, load_model(folder, run, device)
 
 
@@ -253,10 +257,15 @@ class Prediction:
 
 @contextlib.contextmanager
 def output_target(asked: Any) -> Iterator[Path | BinaryIO]:
-    """Where to write: a file that appears when it is complete, or standard output, with --strict only at the end."""
+    """Where to write: a file or folder, which appears when complete; or standard output, with --strict at the end."""
     if asked.output is not None:
-        with atomic.replacing(Path(asked.output).expanduser()) as temporary:
-            yield temporary
+        final = Path(asked.output).expanduser().absolute()
+        with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as staging:
+            target = Path(staging, final.name)  # writers may choose a format by the name
+            yield target
+            if target.is_file():
+                atomic.sync(target)
+            atomic.publish(target, final)
         return
     try:
         if not asked.strict:

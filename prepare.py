@@ -10,12 +10,10 @@ python prepare.py --dataset shakespeare_char          (or another data set that 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from loader.command_line.entry import command_line, entry_flags, refuse_useless, refusing
@@ -26,6 +24,7 @@ from loader.schema.components import component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments, RemembersGiven
 from storage.config_keys import key
 from storage.lock import exclusive
+from storage.safe_read import read_json
 
 DEFAULT_EPISODES = 50
 # Of the expert's full variation: enough that no two demonstrations are alike, little enough that the same start still
@@ -168,10 +167,10 @@ def convert_folder(source: Path, asked: PrepareArguments, run: RunConfig | None)
     if run is not None:
         settings = dataclasses.replace(
             settings,
-            fps=asked.fps or (run.env and getattr(run.env.module, "CONTROL_RATE_HZ", None)),
+            fps=asked.fps or (run.env and getattr(run.env.module, "CONTROL_HZ", None)),
             instruction=asked.instruction or run.task,
             robot_type=run.env and run.env.name,
-            config=dataclasses.replace(run.dataset.config, state_keys=None),
+            config=run.dataset.config,
         )
     print(convert(source, Path(asked.out).expanduser().absolute(), settings), flush=True)
 
@@ -247,7 +246,9 @@ def with_prepared_data(run: RunConfig) -> RunConfig:
     if run.env is None or getattr(config, "path", "") is not None:
         return run
     folder = recording_folder(run)
-    found = recorder(run).recorded(run.env.config, folder)
+    from sim import record
+
+    found = record.recorded(run.env.config, folder)
     if found is None:
         print(f"no data for {run.task} yet: recording {DEFAULT_EPISODES} episodes into {folder}", flush=True)
         record_episodes(run, DEFAULT_EPISODES, seed=0, jitter=DEFAULT_JITTER)
@@ -265,7 +266,9 @@ def build_data(run: RunConfig) -> Any:
     """The run's `Bundle`."""
     from data.bundle import Bundle
 
-    bundle = run.dataset.module.build(run.dataset.config, run)
+    module, config = run.dataset.module, run.dataset.config
+    path = module.encoder_path(config) if hasattr(module, "encoder_path") else None
+    bundle = module.build(config, run) if path is None else module.build(config, run, encoder=load_encoder(path))
     if not isinstance(bundle, Bundle):
         kind = type(bundle).__name__
         raise ValueError(
@@ -274,19 +277,35 @@ def build_data(run: RunConfig) -> Any:
     return bundle
 
 
+def load_encoder(folder: str) -> Any:
+    """The trained network in `folder` that turns the values of a data set into ids (`encoder_path` of its module)."""
+    name = str(read_json(Path(folder) / "config.json").get("model_type"))
+    if name not in shipped("model"):
+        raise ValueError(f"{folder}: config.json names the model {name}, which is none of Keel's")
+    return component_module("model", name).load(folder)
+
+
 def build_loss(run: RunConfig, bundle: Any) -> Any:
-    """The loss that replaces the model's own, or None; it may take weights from the data's statistics (`fit`)."""
+    """The loss that replaces the model's own, or None; it may take weights from the data's statistics (`fit`).
+
+    Raises:
+        ValueError: the loss is one of exclusive classes and the data has independent labels, or the other way round.
+    """
     if run.loss is None:
         return None
-    loss = run.loss.module.build(run.loss.config)
+    loss, of_data = run.loss.module.build(run.loss.config), bundle.dims.get("problem_type")
+    of_loss = getattr(loss, "problem_type", None)
+    if None not in (of_loss, of_data) and of_loss != of_data:
+        is_multi_label = of_data == "multi_label_classification"
+        labels = "any number of labels" if is_multi_label else "one class each"
+        remedy = "bce, asymmetric or focal" if is_multi_label else "cross_entropy or focal"
+        raise ValueError(
+            f"`loss.name: {run.loss.name}`{run.place('loss.name')} does not fit the data, whose samples have {labels}; "
+            f"take {remedy}"
+        )
     if hasattr(loss, "fit"):
-        loss.fit(bundle.statistics)
+        loss.fit(bundle.statistics | {"problem_type": of_data})
     return loss
-
-
-def recorder(run: RunConfig) -> ModuleType:
-    """The module that records in the run's environment: `record`, beside it."""
-    return importlib.import_module(f"{run.env.module.__package__}.record")
 
 
 def recording_folder(run: RunConfig) -> Path:
@@ -307,9 +326,11 @@ def record_episodes(
     if run.dataset is not None and getattr(run.dataset.config, "path", None) is not None:
         raise ConfigError(f"`dataset.path`{run.place('dataset.path')} names data of its own; leave it out to record")
     folder = recording_folder(run)
+    from sim import record
+
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".recording.lock"):  # a second recorder waits, then finds the episodes there
-        report = recorder(run).record(run.env.config, folder, num_episodes, seed, num_workers, jitter)
+        report = record.record(run.env.config, folder, num_episodes, seed, num_workers, jitter)
     print(
         f"recorded {report.recorded} episodes in {report.seconds:.0f} s ({report.kept} in the folder, "
         f"{report.discarded} failed attempts discarded)",

@@ -17,6 +17,7 @@ from loader.checks.launch import idle_gpu_lines
 from loader.checks.runtime_checks import (
     check_batch,
     check_data,
+    check_forward,
     check_hub,
     check_loggers,
     check_model,
@@ -128,6 +129,7 @@ def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> N
     from trainer.callbacks.metric_names import UnknownMetric
     from trainer.checkpointing.load_errors import CheckpointLoadError
     from trainer.distributed.launch_checks import CannotDivide
+    from trainer.evaluator import NothingScored
 
     try:
         if point and (reason := finished_reason(run, point, trainer.new_length)):
@@ -140,7 +142,7 @@ def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> N
         save_final_model(trainer)
         if trainer.is_world_process_zero():
             print(f"final model in {run.output_dir}", flush=True)
-    except (UnknownMetric, CannotDivide, CheckpointLoadError) as error:
+    except (UnknownMetric, NothingScored, CannotDivide, CheckpointLoadError) as error:
         raise ConfigError(str(error)) from error
 
 
@@ -190,13 +192,14 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
     check_batch(run, args)
     check_data(run, args, bundle)
     check_model(run, args, adapted.model)
+    check_forward(run, args, bundle, adapted.model)
     if run.logging is not None or "wandb" in args.report_to:
         from trainer.callbacks.csv_logger import LoggingConfig, logger_environment
 
         section, backends = (run.logging, args.report_to) if run.logging else (LoggingConfig(), ["wandb"])
         os.environ.update(logger_environment(section, run.output_dir, backends))
     check_loggers(args)
-    sets, settings = bundle.eval_datasets, trainer_settings(run, bundle, adapted)
+    sets, settings = bundle.eval_datasets, trainer_settings(run, bundle, adapted, args.device)
     if not run.callbacks:  # they may log metrics of their own
         for key, name, reason in unknown_monitors(settings, args, [*sets], settings.metrics):
             raise ValueError(f"`{key}: {name}`{run.place(key)} {reason}")
@@ -220,11 +223,12 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
         raise ValueError(f"`output_dir: {run.output_dir}`{place} cannot be made: {error.strerror}") from error
 
 
-def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
+def trainer_settings(run: RunConfig, bundle: Any, adapted: Any, device: Any) -> Any:
     """Collect the Trainer's settings.
 
     Sections and process parameters that the Trainer has under the same name are passed through as they are.
     """
+    from eval import checkpoint_scores
     from loader.resume.warm_start import first_optimizer
     from prepare import build_loss
     from trainer.callbacks.csv_logger import log_folder
@@ -250,6 +254,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any) -> Any:
         "test_datasets": bundle.test_sets_by_prefix() if run.process.evaluate_test else {},
         "processor": bundle.processor,
         "sampling": sampling(run, bundle, adapted.model),
+        "score_checkpoint": checkpoint_scores(run, bundle, device),
         "first_optimizer": first_optimizer(run),
     }
     return TrainerSettings(**shared | own)
@@ -309,7 +314,9 @@ def apply_changes_on_resume(
         ValueError: a change does not allow the run to resume.
     """
     from loader.resume.compatibility import resume_changes
+    from loader.resume.model_changes import kept_corruption, resized_context
     from loader.resume.warm_start import changed_data
+    from trainer.dataloading.dataloaders import without_adapter
     from trainer.optimization.lr_scheduler import LengthError
 
     if point is None:
@@ -319,6 +326,8 @@ def apply_changes_on_resume(
         changes.data(run, difference)
     if changes.problems:
         raise ConfigError(changes.problems)
+    network = without_adapter(adapted.model)
+    changes.lines += [*resized_context(run, network, bundle.dims, point), *kept_corruption(run, network, point)]
     settings = trainer.settings
     if changes.optimizer_changed:
         settings.earlier_optimizer = optimizer_plan(point.run, adapted)

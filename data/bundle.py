@@ -32,6 +32,9 @@ class Bundle:
         statistics: of the training split, for losses that ask for them: `samples`, `positives` of each label.
         report: (split, data set, its metric, its scores, folder) -> lines for people, after eval.py has scored a set;
             may write tables and pictures into the folder.
+        free_run: (model, data set, folder, seed, steps=…, samples=…, temperature=…, top_k=…, top_p=…) -> scores: lets
+            the model continue held-out samples, after eval.py has scored a set with --samples, and after checkpoints
+            (`eval_runner`); may write tables and pictures into the folder. A ValueError if the model cannot.
     """
 
     train_dataset: Any
@@ -46,6 +49,7 @@ class Bundle:
     processor: Any = None
     statistics: dict[str, Any] = field(default_factory=dict)
     report: Callable[..., list[str]] | None = None
+    free_run: Callable[..., dict[str, float]] | None = None
     test_datasets: dict[str, Any] = field(default_factory=dict)
     train_transform: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
 

@@ -36,13 +36,35 @@ def _without_nan(value: Any) -> Any:
 
 
 def write_labels(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """`labels.csv`: a header and one row for each label, as `per_label` of a metric returns; empty if not defined."""
+    """`labels.csv`: a header and one row for each label, as `per_label` of a metric returns."""
+    return write_table(folder / "labels.csv", rows)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """A CSV file with a header and the rows, which have the same keys; a value that is not defined is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
-    path = folder / "labels.csv"
     write_text(path, text.getvalue())
+    return path
+
+
+def draw_confusion(folder: Path, labels: Sequence[str], confusion: np.ndarray) -> Path:
+    """`confusion.png`: the share of each true class (row) that is predicted as each class (column), with counts."""
+    from matplotlib.figure import Figure
+
+    size = max(4.0, min(16.0, 1.5 + 0.5 * len(labels)))
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(confusion / np.maximum(confusion.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    places = range(len(labels))
+    axes.set(xlabel="predicted", ylabel="true", xticks=places, yticks=places, yticklabels=labels)
+    axes.set_xticklabels(labels, rotation=90)
+    for row, column in zip(*np.nonzero(confusion), strict=True):
+        axes.text(column, row, confusion[row, column], ha="center", va="center", fontsize="small")
+    path = folder / "confusion.png"
+    figure.savefig(path, dpi=110)
     return path
 
 

@@ -5,6 +5,7 @@ Shapes: B batch, K images, H × W pixels, h × w cells of the feature map (1/32 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
@@ -63,8 +64,12 @@ class ImageBackbone(nn.Module):
         self.out_channels = channels * 8
         self.register_buffer("pixel_mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("pixel_std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1))
-        if config.backbone_norm == "frozen" or (config.backbone_norm == "auto" and config.backbone_weights is not None):
-            freeze_norms(self.resnet)
+        if config.backbone_norm == "group":
+            replace_norms(self.resnet, group_norm)
+        elif config.backbone_norm == "frozen" or (
+            config.backbone_norm == "auto" and config.backbone_weights is not None
+        ):
+            replace_norms(self.resnet, FrozenBatchNorm2d)
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, K, 3, H, W) uint8 -> (B, K, F, h, w)."""
@@ -73,13 +78,18 @@ class ImageBackbone(nn.Module):
         return features.unflatten(0, images.shape[:2])
 
 
-def freeze_norms(module: nn.Module) -> None:
+def group_norm(source: nn.BatchNorm2d) -> nn.GroupNorm:
+    """Groups of 16 channels, as Diffusion Policy: averaged weights go with no running statistics (arXiv:2303.04137)."""
+    return nn.GroupNorm(source.num_features // 16, source.num_features)
+
+
+def replace_norms(module: nn.Module, replacement: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
     """Replace every batch norm inside `module`, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm2d(child))
+            setattr(module, name, replacement(child))
         else:
-            freeze_norms(child)
+            replace_norms(child, replacement)
 
 
 def build_policy(kind: type[ChunkPolicy], config: PolicyConfig, cache_dir: str | None) -> ChunkPolicy:
@@ -91,7 +101,8 @@ def build_policy(kind: type[ChunkPolicy], config: PolicyConfig, cache_dir: str |
     require_dims(config)
     model = kind(kind.config_class(**asdict(config)))
     if config.num_images and config.backbone_weights:
-        _load_weights(model.backbone, config.backbone_weights, cache_dir)
+        backbone = next(module for module in model.modules() if isinstance(module, ImageBackbone))
+        _load_weights(backbone, config.backbone_weights, cache_dir)
     return model
 
 

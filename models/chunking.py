@@ -54,6 +54,40 @@ class ChunkQueue:
         return self.waiting.pop(0)
 
 
+class RealTimeChunks:
+    """Executes one chunk while the next is computed, and hands over smoothly.
+
+    A chunk is asked for every `steps` steps. Computing it takes `delay` steps, which the previous chunk fills; over the
+    rest of the previous chunk the weight of its actions falls linearly to zero.
+    Source: the soft mask of Black et al. 2025, arXiv:2506.07339, applied to finished chunks, so that it serves policies
+    that do not sample.
+    """
+
+    def __init__(self, steps: int, delay: int):
+        self.steps, self.delay = steps, delay
+        self.plan: Tensor | None = None  # (R, A) actions of the coming steps
+        self.executed = 0  # of the newest chunk
+
+    @property
+    def needs_chunk(self) -> bool:
+        return self.plan is None or self.executed >= self.steps
+
+    def add(self, chunk: Tensor) -> None:
+        """chunk (C, A)"""
+        if self.plan is not None:
+            rest = len(self.plan)
+            steps = torch.arange(rest, dtype=chunk.dtype)
+            weight = ((rest - steps) / (rest - self.delay + 1)).clamp(max=1)[:, None]  # 1 during the delay
+            chunk = torch.cat((weight * self.plan + (1 - weight) * chunk[:rest], chunk[rest:]))
+        self.plan, self.executed = chunk, 0
+
+    def next(self) -> Tensor:
+        """(A,)"""
+        action, self.plan = self.plan[0], self.plan[1:]
+        self.executed += 1
+        return action
+
+
 class TemporalEnsemble:
     """Asks for a chunk at every step; the action is the weighted mean of all predictions made for that step.
 
@@ -106,10 +140,13 @@ class ChunkPolicy(PreTrainedModel):
 
     def reset(self) -> None:
         """Forget all predictions; call it at the start of an episode."""
+        steps = self.config.n_action_steps or self.config.chunk_size
         if self.config.temporal_ensemble_coeff is not None:
             self._plan = TemporalEnsemble(self.config.temporal_ensemble_coeff, self.config.chunk_size)
+        elif self.config.inference_delay is not None:
+            self._plan = RealTimeChunks(steps, self.config.inference_delay)
         else:
-            self._plan = ChunkQueue(self.config.n_action_steps or self.config.chunk_size)
+            self._plan = ChunkQueue(steps)
 
     @torch.no_grad()
     def select_action(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -118,8 +155,21 @@ class ChunkPolicy(PreTrainedModel):
         assert inputs["state"].shape[0] == 1, inputs["state"].shape
         if self._plan.needs_chunk:
             inputs = {key: value.to(self.device) for key, value in inputs.items() if torch.is_tensor(value)}
-            self._plan.add(self(**inputs)["actions"][0].float().cpu())
+            self._plan.add(self.predict_chunk(inputs)[0].float().cpu())
         return self._plan.next()
+
+    def predict_chunk(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The next chunk (1, C, A) of an episode."""
+        return self(**inputs)["actions"]
+
+    def check_words(self, words: Tensor | None) -> None:
+        """Raise ValueError if a batch has instructions that the network does not read, or lacks those that it does."""
+        expected, found = self.config.num_words or 0, 0 if words is None else words.shape[1]
+        if found != expected:
+            raise ValueError(
+                f"words of instructions: the model was built for {expected}, the batch has {found}; use the "
+                "dataset.instruction_words that the model was trained with"
+            )
 
     def check_images(self, images: Tensor | None) -> None:
         """Raise ValueError if a batch's images (B, K, 3, H, W) are not those the network was built for."""

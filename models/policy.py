@@ -25,6 +25,9 @@ class PolicyConfig:
     )
     image_height: int | None = key(None, "pixels; filled in from the data", ge=0)
     image_width: int | None = key(None, "pixels; filled in from the data", ge=0)
+    num_words: int | None = key(
+        None, "words of instructions that the policy reads; null or 0: none; filled in from the data", ge=0
+    )
 
     backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = key(
         "resnet18", "image backbone; not built when the data has no images"
@@ -32,10 +35,10 @@ class PolicyConfig:
     backbone_weights: str | None = key(
         None, "pretrained weights of the backbone: hub id or folder; null: random weights", is_path=True
     )
-    backbone_norm: Literal["auto", "frozen", "batch"] = key(
+    backbone_norm: Literal["auto", "frozen", "batch", "group"] = key(
         "auto",
         "frozen: batch norms keep the statistics and scales they were loaded with; batch: they "
-        "learn; auto: frozen exactly when backbone_weights is set",
+        "learn; group: group norms instead, for random weights; auto: frozen exactly when backbone_weights is set",
     )
     n_action_steps: int | None = key(
         None, "actions executed of each chunk before the next is predicted; null: all", ge=1, on_resume=HARMLESS
@@ -47,7 +50,16 @@ class PolicyConfig:
         on_resume=HARMLESS,
     )
 
+    inference_delay: int | None = key(
+        None,
+        "control steps that computing a chunk takes: meanwhile the previous chunk goes on, then hands over smoothly; "
+        "needs n_action_steps; null: chunks follow one another without overlap",
+        ge=0,
+        on_resume=HARMLESS,
+    )
+
     def __post_init__(self) -> None:
+        self.check_delay()
         if self.temporal_ensemble_coeff is not None and self.n_action_steps not in (None, 1):
             raise ValueError(
                 f"model.temporal_ensemble_coeff predicts at every step, model.n_action_steps: "
@@ -57,6 +69,22 @@ class PolicyConfig:
             raise ValueError(
                 f"model.n_action_steps: {self.n_action_steps} is more than the data's chunk_size "
                 f"{self.chunk_size}; lower it or set it to null"
+            )
+
+    def check_delay(self) -> None:
+        """Raise ValueError for an `inference_delay` that leaves nothing of the previous chunk to hand over."""
+        if self.inference_delay is None:
+            return
+        if self.temporal_ensemble_coeff is not None:
+            raise ValueError(
+                f"model.inference_delay: {self.inference_delay} hands over between chunks, but "
+                "model.temporal_ensemble_coeff predicts at every step; set one of the two to null"
+            )
+        steps = self.n_action_steps or self.chunk_size
+        if steps is not None and self.chunk_size is not None and steps + self.inference_delay >= self.chunk_size:
+            raise ValueError(
+                f"model.inference_delay: {self.inference_delay} after {steps} executed actions leaves none of the "
+                f"{self.chunk_size} of a chunk to hand over with; lower model.n_action_steps"
             )
 
 

@@ -8,24 +8,23 @@ Shapes: T control steps, F frames, Q simulator positions.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sim.aloha import simulator
-from sim.aloha_config import CONTROL_HZ, Config
+from sim.contract import simulator
 from sim.rollout import EpisodeResult
 from sim.workers import run
 
-CAMERA, HEIGHT, WIDTH = "angle", 480, 640
+HEIGHT, WIDTH = 480, 640
 FRAMES_PER_SECOND = 10
 
 
 def film(
-    config: Config, results: Sequence[EpisodeResult], directory: Path, report: Callable[[str], None] = print
+    config: Any, results: Sequence[EpisodeResult], directory: Path, report: Callable[[str], None] = print
 ) -> list[Path]:
     """Write `rollout_SEED.mp4`, at the robot's speed, and `rollout_SEED.png`, a contact sheet.
 
@@ -45,19 +44,14 @@ def film(
     return paths
 
 
-def _filmer(config: Config, directory: Path) -> Callable[[EpisodeResult], list[Path]]:
+def _filmer(config: Any, directory: Path) -> Callable[[EpisodeResult], list[Path]]:
     """The function of the rendering process: it films one result and returns its files."""
-    physics = simulator().Environment(dataclasses.replace(config, cameras=[])).physics
-    from sim.renderer import Renderer
-
-    renderer = Renderer(physics.model.ptr, HEIGHT, WIDTH, config.shadows)
+    room = simulator(config)
+    view = functools.cache(functools.partial(room.viewer, config, height=HEIGHT, width=WIDTH))  # by task
 
     def film_result(result: EpisodeResult) -> list[Path]:
-        frames = []
-        for positions in result.trajectory[:: CONTROL_HZ // FRAMES_PER_SECOND]:
-            physics.data.qpos[:] = positions
-            physics.forward()
-            frames.append(renderer.render(physics.data.ptr, CAMERA))
+        positions = result.trajectory[:: room.CONTROL_HZ // FRAMES_PER_SECOND]
+        frames = [view(result.task)(moment) for moment in positions]
         video, sheet = (directory / f"rollout_{result.seed}{suffix}" for suffix in (".mp4", ".png"))
         contact_sheet(frames, sheet)
         write_video(frames, FRAMES_PER_SECOND, video)

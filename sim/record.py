@@ -21,12 +21,11 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sim import expert
-from sim.aloha import make, simulator
-from sim.aloha_config import Config
+from sim.contract import simulator
 from sim.workers import progress, run
 from storage.atomic import sync, sync_folder, write_json
 
@@ -43,7 +42,7 @@ class RecordReport:
 
 
 def record(
-    config: Config,
+    config: Any,
     directory: Path,
     num_episodes: int,
     seed: int,
@@ -53,7 +52,7 @@ def record(
 ) -> RecordReport:
     """Record those of the episodes 0 … num_episodes - 1 that `directory` lacks; others are kept.
 
-    Only episodes with strict success are kept: failed attempts are discarded, counted, and repeated from another start.
+    Failed attempts are discarded, counted, and repeated from another start.
 
     Args:
         num_workers: None takes a process for each core, 0 records in this process.
@@ -64,17 +63,18 @@ def record(
             episodes of other settings or unknown origin.
     """
     began = time.monotonic()
-    simulator()  # a missing package is reported before the folder is made
+    simulator(config).make(config)  # a missing package is reported before the folder is made
     settings = {"config": dataclasses.asdict(config), "seed": seed, "jitter": jitter}
     _open_folder(directory, settings)
+    packages = simulator(config).PACKAGES
     missing = [i for i in range(num_episodes) if not (directory / f"episode_{i}.hdf5").exists()]
     if missing:
-        _write_recording(directory, settings, num_episodes)
+        _write_recording(directory, settings, num_episodes, packages)
     start = functools.partial(_recorder, config, directory, seed, jitter)
     with contextlib.closing(run(start, missing, num_workers)) as results:
         for _ in progress(results, len(missing), "recorded", report):
             pass
-    kept, discarded = _write_recording(directory, settings, num_episodes) if missing else _count(directory)
+    kept, discarded = _write_recording(directory, settings, num_episodes, packages) if missing else _count(directory)
     return RecordReport(kept, discarded, len(missing), time.monotonic() - began)
 
 
@@ -86,7 +86,7 @@ class Recorded:
     jitter: float
 
 
-def recorded(config: Config, directory: Path) -> Recorded | None:
+def recorded(config: Any, directory: Path) -> Recorded | None:
     """What a folder holds, read without the simulator; None if nothing was recorded into it.
 
     Raises:
@@ -100,17 +100,22 @@ def recorded(config: Config, directory: Path) -> Recorded | None:
     return Recorded(len(_episodes(directory)), stored["wanted"], settings["seed"], settings["jitter"])
 
 
-def _recorder(config: Config, directory: Path, seed: int, jitter: float) -> Callable[[int], None]:
+def _recorder(config: Any, directory: Path, seed: int, jitter: float) -> Callable[[int], None]:
     """The function of one worker: it records the episode of an index."""
-    environment = make(config)
-    attributes = {"sim": True, "success": True, "strict_success": True, "task": config.task}
+    room = simulator(config)
+    environment = room.make(config)
 
     def record_episode(index: int) -> None:
         for attempt in range(MOST_ATTEMPTS):
             start = int(np.random.SeedSequence([seed, index, attempt]).generate_state(1)[0])
-            episode = demonstrate(environment, start, jitter)
-            if environment.strict_success:
-                attributes["seed"], attributes["discarded_attempts"] = start, attempt
+            start = max(start - environment.variants, 0)  # the next lines must not lead beyond 32 bits
+            start += (index - start) % environment.variants  # the episodes of a recording take the tasks in turn
+            episode = room.demonstrate(environment, start, jitter)
+            if environment.kept:
+                attributes = {"sim": True, "success": True, "strict_success": environment.strict_success}
+                attributes |= {"task": environment.task, "seed": start, "discarded_attempts": attempt}
+                if environment.instruction is not None:
+                    attributes["instruction"] = environment.instruction
                 write_episode(directory / f"episode_{index}.hdf5", episode, attributes)
                 return
         raise ValueError(
@@ -119,23 +124,6 @@ def _recorder(config: Config, directory: Path, seed: int, jitter: float) -> Call
         )
 
     return record_episode
-
-
-def demonstrate(environment, seed: int, jitter: float) -> dict[str, np.ndarray]:
-    """Replay the expert's plan under joint control; `environment` is left at the episode's last step.
-
-    Returns:
-        Arrays (T, …) under `action` and the observations' keys.
-    """
-    observation = environment.reset(seed)
-    poses = observation["observations/env_state"]
-    actions = expert.plan(environment.config, poses, np.random.default_rng(seed), jitter)
-    episode = {key: np.empty((len(actions), *value.shape), value.dtype) for key, value in observation.items()}
-    for step, action in enumerate(actions):
-        for key, value in observation.items():
-            episode[key][step] = value
-        observation = environment.step(action)
-    return {"action": actions, **episode}
 
 
 def write_episode(path: Path, episode: dict[str, np.ndarray], attributes: dict) -> None:
@@ -189,10 +177,10 @@ def _refuse_other_settings(directory: Path, stored: dict, settings: dict) -> Non
             )
 
 
-def _write_recording(directory: Path, settings: dict, wanted: int) -> tuple[int, int]:
+def _write_recording(directory: Path, settings: dict, wanted: int, packages: tuple[str, ...]) -> tuple[int, int]:
     """Write recording.json and return its counts (kept, discarded)."""
     kept, discarded = _count(directory)
-    versions = {package: metadata.version(package) for package in ("mujoco", "dm_control", "gym-aloha")}
+    versions = {package: metadata.version(package) for package in packages}
     content = {"settings": settings, "wanted": wanted, "kept": kept, "discarded": discarded, "versions": versions}
     write_json(directory / "recording.json", content)
     return kept, discarded

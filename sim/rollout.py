@@ -1,6 +1,6 @@
 """Roll a policy out in the simulator on unseen seeds, and compute its success rates.
 
-Shapes: T control steps, Q = 16 arm joints and fingers + 7 a free body.
+Shapes: T control steps, Q numbers in the simulator's position vector.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from sim.aloha import make
-from sim.aloha_config import Config
+from sim.contract import Environment, simulator
 from sim.workers import progress, run
 
 
@@ -23,15 +22,16 @@ class Policy(Protocol):
         """Begin a new episode."""
 
     def __call__(self, observation: dict[str, np.ndarray]) -> np.ndarray:
-        """Joint targets (14,) for an observation of `sim.aloha`."""
+        """The action for an observation of the simulator."""
 
 
 @dataclasses.dataclass
 class EpisodeResult:
     seed: int
-    success: bool  # reward 4 was reached at some step: the standard criterion
+    task: str
+    success: bool  # the goal was reached at some step: the standard criterion
     strict_success: bool  # the goal still held at the last step
-    steps_to_success: int | None  # control steps until reward 4 was first reached
+    steps_to_success: int | None  # control steps until the goal was first reached
     max_reward: int
     episode_return: int  # sum of the rewards of all steps
     # (T + 1, Q) simulator positions; only of the episodes to film
@@ -40,7 +40,7 @@ class EpisodeResult:
 
 def rollout(
     make_policy: Callable[[], Policy],
-    config: Config,
+    config: Any,
     num_episodes: int,
     seed: int,
     num_workers: int | None = None,
@@ -69,12 +69,33 @@ def rollout(
     return [results[task] for task in tasks]
 
 
-def _roller(make_policy: Callable[[], Policy], config: Config) -> Callable[[tuple[int, bool]], EpisodeResult]:
-    environment, policy = make(config), make_policy()
+def expert_successes(
+    config: Any, num_episodes: int, seed: int, num_workers: int | None = None, report: Callable[[str], None] = print
+) -> list[bool]:
+    """Whether the scripted expert succeeds, undisturbed, in the same episodes as `rollout`."""
+    seeds = [seed + i for i in range(num_episodes)]
+    with contextlib.closing(run(functools.partial(_expert, config), seeds, num_workers)) as pairs:
+        results = dict(progress(pairs, num_episodes, "expert", report))
+    return [results[one] for one in seeds]
+
+
+def _expert(config: Any) -> Callable[[int], bool]:
+    room = simulator(config)
+    environment = room.make(config)
+
+    def succeeds(seed: int) -> bool:
+        room.demonstrate(environment, seed, 0.0)
+        return environment.success
+
+    return succeeds
+
+
+def _roller(make_policy: Callable[[], Policy], config: Any) -> Callable[[tuple[int, bool]], EpisodeResult]:
+    environment, policy = simulator(config).make(config), make_policy()
     return lambda task: _episode(environment, policy, *task)
 
 
-def _episode(environment, policy: Policy, seed: int, keep_trajectory: bool) -> EpisodeResult:
+def _episode(environment: Environment, policy: Policy, seed: int, keep_trajectory: bool) -> EpisodeResult:
     observation = environment.reset(seed)
     policy.reset()
     rewards, positions = [], [environment.positions]
@@ -88,6 +109,7 @@ def _episode(environment, policy: Policy, seed: int, keep_trajectory: bool) -> E
             positions.append(environment.positions)
     return EpisodeResult(
         seed=seed,
+        task=environment.task,
         success=environment.success,
         strict_success=environment.strict_success,
         steps_to_success=environment.steps_to_success,
@@ -103,9 +125,11 @@ def score(results: Sequence[EpisodeResult]) -> dict[str, float | int | None]:
     assert episodes, "score needs at least one episode"
     scores = {}
     for name in ("success", "strict_success"):
-        successes = sum(getattr(result, name) for result in results)
-        low, high = wilson_interval(successes, episodes)
-        scores |= {f"{name}_rate": successes / episodes, f"{name}_low": low, f"{name}_high": high}
+        scores |= rate(name, [getattr(result, name) for result in results])
+    tasks = sorted({result.task for result in results})
+    if len(tasks) > 1:
+        for task in tasks:
+            scores |= rate(f"{task}/success", [result.success for result in results if result.task == task])
     steps = [result.steps_to_success for result in results if result.steps_to_success is not None]
     return {
         **scores,
@@ -114,6 +138,12 @@ def score(results: Sequence[EpisodeResult]) -> dict[str, float | int | None]:
         "mean_return": sum(result.episode_return for result in results) / episodes,
         "episodes": episodes,
     }
+
+
+def rate(name: str, successes: list[bool]) -> dict[str, float]:
+    """A success rate with its interval, under names that begin with `name`."""
+    low, high = wilson_interval(sum(successes), len(successes))
+    return {f"{name}_rate": sum(successes) / len(successes), f"{name}_low": low, f"{name}_high": high}
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

@@ -25,6 +25,21 @@ BY_KEY = {
     "trainer.devices": 1,
     "checkpointing.monitor": ["val_loss"],
     "optimizer.betas": [0.9, 0.95],
+    "dataset.train_dataset.anchors": "centroid",
+    "dataset.train_dataset.clip_length": 4,
+    "dataset.train_dataset.crop_size": 8,
+    "dataset.train_dataset.dir.labels_suffix": ".csv",
+    "dataset.train_dataset.dir.vid_suffix": ".tif",
+    "model.activation": "relu",
+    "model.d_model": 16,
+    "model.embedding_meta.pos.mode": "learned",
+    "model.embedding_meta.pos.temperature": 100,
+    "model.embedding_meta.temp.mode": "learned",
+    "model.embedding_meta.temp.temperature": 100,
+    "model.encoder_cfg.model_name": "resnet18",
+    "model.encoder_cfg.backend": "timm",
+    "model.encoder_cfg.in_chans": 3,
+    "model.encoder_cfg.pretrained": False,
 }
 BY_TYPE = {"int": 2, "float": 0.5, "bool": True, "dict": {}, "list[int]": [1], "list[float]": [0.5]}
 

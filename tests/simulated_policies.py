@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from sim.expert import plan
+from sim.aloha.expert import plan
 
 HOME = np.array([0, -0.96, 1.16, 0, -0.3, 0, 0.1] * 2)  # joint targets of the arms' starting posture
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from documents import checked
 from ladi_folder import write_ladi
+from signal_files import walk, write_npz
+from track_files import write_stack
 
 from loader.schema.components import component_module, shipped
 from loader.schema.keys import keys_of
@@ -230,8 +232,15 @@ def test_components_are_checked_without_heavy_imports():
 @pytest.fixture(scope="module")
 def data_of(tmp_path_factory):
     """File in configs/ -> the words that say where its data is, which no file can know."""
-    words = ["--set", f"dataset.dataset_base_dir={write_ladi(tmp_path_factory.mktemp('ladi'))}"]
-    return {"images": words, "ladi": words}
+    images = ["--set", f"dataset.dataset_base_dir={write_ladi(tmp_path_factory.mktemp('ladi'))}"]
+    signals = ["--set", f"dataset.path={write_npz(tmp_path_factory.mktemp('signals') / 'a.npz', walk(1, 600))}"]
+    videos = tmp_path_factory.mktemp("videos")
+    write_stack(videos, "video")
+    return {
+        **dict.fromkeys(("images", "ladi"), images),
+        **dict.fromkeys(("signals", "ecg_gpt_cpu", "motions_cpu"), signals),
+        **dict.fromkeys(("tracking", "tracking_cpu", "tracking_points_cpu"), [str(videos)]),
+    }
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/training").glob("*.yaml")), ids=lambda path: path.stem)

@@ -6,8 +6,8 @@ Importing this needs no torch: the loader reads the declarations for `--check` a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from storage.config_keys import HARMLESS, IMPOSSIBLE, TRAJECTORY, key
 
@@ -125,6 +125,56 @@ class LoggingConfig:
         """The keys that were given and that only W&B has."""
         names = ("project", "entity", "group", "notes", "log_model", "mode")
         return [name for name in names if getattr(self, name)]
+
+
+@dataclass
+class ExampleSampler:
+    """`eval_runner.example_sampler`: what the generated signals continue."""
+
+    context_length_steps: int | None = key(None, "Time steps before the free run; null: three quarters.", ge=1)
+
+
+@dataclass
+class Sampling:
+    """`eval_runner.generator.sampling`: how the next id is chosen."""
+
+    strategy: Literal["argmax", "roulette", "top_k", "top_p"] = key("roulette", "roulette: by all probabilities.")
+    temperature: float = key(1.0, "Scores are divided by it.", gt=0)
+    top_k: int | None = key(None, "top_k: from so many most probable ids.", ge=1)
+    top_p: float | None = key(None, "top_p: from those that sum to this probability.", gt=0, le=1)
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "top_p"):
+            if (self.strategy == name) != (getattr(self, name) is not None):
+                raise ValueError(f"`{name}` and `strategy: {name}` belong together; give both or none")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of a model's `generate`."""
+        temperature = 0.0 if self.strategy == "argmax" else self.temperature
+        return {"temperature": temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+
+@dataclass
+class Generator:
+    """`eval_runner.generator`: free runs of the model."""
+
+    enabled: bool = key(True, "Let the model continue held-out signals.")
+    rollouts_per_context: int = key(1, "Continuations of each.", ge=1)
+    seed: int = key(0, "Seed of the draws.", ge=0)
+    sampling: Sampling = field(default_factory=Sampling, metadata={"help": "Its keys, see Sampling."})
+
+
+@dataclass
+class EvalRunnerConfig:
+    """`eval_runner`: what is done with each checkpoint after it is written, into OUT/eval_runner/checkpoint-N."""
+
+    enabled: bool = key(True, "false: nothing.")
+    metrics_split: Literal["val", "test", "train"] = key("val", "Split that is scored and continued.")
+    max_batches: int = key(2, "Batches that are scored.", ge=1)
+    example_sampler: ExampleSampler = field(default_factory=ExampleSampler, metadata={"help": "Its keys."})
+    generator: Generator = field(default_factory=Generator, metadata={"help": "Its keys, see Generator."})
+    analyses: list[Literal["free_run"]] = key(["free_run"], "What is computed beside the metrics.")
 
 
 @dataclass

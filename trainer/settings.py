@@ -40,6 +40,8 @@ class TrainerSettings:
         units: Name of a unit -> its number in a sample (`{"tokens": 1024}`): logged in total and per second.
         processor: Saved beside the model, `save_pretrained(folder)`. None: `files` are enough.
         sampling: (model, seed) -> texts, see `text_samples.WriteSamples`; None: no samples.
+        score_checkpoint: (folder of a checkpoint) -> scores, called after each save, see
+            `checkpoint_evals.EvaluateCheckpoints`.
         first_optimizer: Checkpoint whose optimizer state a new run starts with.
         earlier_optimizer: On resume, the optimizer's settings in the checkpoint's run, if they have changed.
         forget_best: On resume, forget the best metric: it is measured in another way now.
@@ -81,6 +83,7 @@ class TrainerSettings:
     units: Mapping[str, int] = field(default_factory=dict)
     processor: Any = None
     sampling: Callable[[Any, int], list[str]] | None = None
+    score_checkpoint: Callable[[Path], Mapping[str, float]] | None = None
     first_optimizer: Path | None = None
     earlier_optimizer: OptimizerPlan | None = None
     forget_best: bool = False

@@ -22,12 +22,13 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from storage import manifest
+from trainer.callbacks.checkpoint_evals import EvaluateCheckpoints
 from trainer.callbacks.csv_logger import CsvLog
 from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.epochs import EveryNEpochs
 from trainer.callbacks.hooks import FollowTrainingLoss, Hooks, UpdateAverages
 from trainer.callbacks.log_files import check_appendable, write_files
-from trainer.callbacks.metric_names import check_directions
+from trainer.callbacks.metric_names import check_directions, monitors
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.callbacks.progress import Console, MetricsFile, ProgressBar
 from trainer.callbacks.text_samples import WriteSamples
@@ -205,9 +206,12 @@ class Trainer(HFOverrides):
         self.add_callback(self.model_checkpoint)
         if settings.sampling is not None:
             self.add_callback(WriteSamples(self.model, settings.sampling, Path(args.output_dir), args.seed))
+        if settings.score_checkpoint is not None:
+            self.add_callback(EvaluateCheckpoints(settings.score_checkpoint, self.checkpoint_dir))
         callbacks = self.callback_handler.callbacks
         callbacks[:] = [callback for callback in callbacks if callback not in users] + list(users)
-        self.add_callback(Console() if args.disable_tqdm else ProgressBar())
+        followed = [name for _, name, _ in monitors(settings, args)]
+        self.add_callback((Console if args.disable_tqdm else ProgressBar)(followed))
 
     # ---- training ----
 

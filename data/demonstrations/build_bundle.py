@@ -13,6 +13,7 @@ from data.demonstrations.dataset import Demonstrations
 from data.demonstrations.encoder import ObservationEncoder, saved_statistics
 from data.demonstrations.open_source import prepare
 from data.demonstrations.source import EpisodeSource, refuse_difference
+from data.demonstrations.words import vocabulary_of
 from data.mixing import MixtureSampler
 from data.statistics import Normalizer
 
@@ -131,8 +132,25 @@ def fit_statistics(sources: list[EpisodeSource], train: list[np.ndarray], config
         "image_width": fit.width if fit else 0,
         "image_aspect_ratio": process.image_aspect_ratio,
         "history": process.history_images_length,
+        "vocabulary": instruction_vocabulary(sources, train) if config.instruction_words else None,
     }
     return statistics
+
+
+def instruction_vocabulary(sources: list[EpisodeSource], train: list[np.ndarray]) -> list[str]:
+    """The words of the training episodes' instructions; ValueError if there are none."""
+    texts = set()
+    for source, episodes in zip(sources, train, strict=True):
+        if "instruction" in source.arrays and len(episodes):
+            numbers = np.unique(rows_of(source, "instruction", episodes))
+            texts |= {source.details["vocabulary"][number] for number in numbers}
+    vocabulary = vocabulary_of(texts)
+    if not vocabulary:
+        raise ValueError(
+            f"dataset.instruction_words: true, but no episode in {', '.join(source.path for source in sources)} has an "
+            "instruction; set it to false, or record with instructions"
+        )
+    return vocabulary
 
 
 def rows_of(source: EpisodeSource, name: str, episodes: np.ndarray) -> np.ndarray:
@@ -160,6 +178,7 @@ def dims_of(encoder: ObservationEncoder, config: Config) -> dict[str, int]:
         "num_images": len(encoder.image_keys) * encoder.history if fit else 0,
         "image_height": fit.height if fit else 0,
         "image_width": fit.width if fit else 0,
+        "num_words": len(encoder.vocabulary or ()),
     }
 
 

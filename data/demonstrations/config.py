@@ -83,6 +83,12 @@ class Config:
         ge=0,
     )
     max_episodes: int | None = key(None, "use only the first so many episodes of each folder", ge=1)
+    instruction_words: bool = key(
+        False,
+        "the words of the instruction are an input of the policy, as the set of those that training has; for policies "
+        "without a language model",
+        on_resume=IMPOSSIBLE,
+    )
     samples_per_epoch: int | None = key(None, "samples in an epoch; unset: the number of training steps", ge=1)
     normalization: dict[Literal["state", "action"], NORMALIZATION_KINDS] = key(
         {"state": "zscore", "action": "zscore"},

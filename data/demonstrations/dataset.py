@@ -9,6 +9,7 @@ import torch
 
 from data.demonstrations.encoder import ObservationEncoder
 from data.demonstrations.source import EpisodeSource
+from data.demonstrations.words import encode_words
 
 
 class Demonstrations(torch.utils.data.Dataset):
@@ -54,7 +55,8 @@ class Demonstrations(torch.utils.data.Dataset):
         """The batch of these samples:
 
         state (B, S) float32, actions (B, C, A) float32, is_pad (B, C) bool, episode and timestep (B,) int64;
-        images (B, K, 3, h, w) uint8 if there are any; instruction and reasoning (lists of B texts) if in `texts`.
+        images (B, K, 3, h, w) uint8 if there are any; instruction and reasoning (lists of B texts) if in `texts`;
+        words (B, V) float32 with `instruction_words`.
         Steps after an episode's end repeat its last action, and is_pad is true for them.
         """
         index = np.asarray(indices)
@@ -73,10 +75,13 @@ class Demonstrations(torch.utils.data.Dataset):
         }
         if self.encoder.fit is not None:
             batch["images"] = self.images(source, start, timestep)
+        places = list(zip(source.tolist(), start.tolist(), timestep.tolist(), strict=True))
         for kind in self.texts:
-            batch[kind] = [
-                self.text(kind, *at) for at in zip(source.tolist(), start.tolist(), timestep.tolist(), strict=True)
-            ]
+            batch[kind] = [self.text(kind, *place) for place in places]
+        if self.encoder.vocabulary is not None:
+            instructions = [self.text("instruction", *place) for place in places]
+            words = {text: encode_words(text, self.encoder.vocabulary) for text in set(instructions)}
+            batch["words"] = torch.from_numpy(np.stack([words[text] for text in instructions]))
         return batch
 
     def gather(self, name: str, source: np.ndarray, rows: np.ndarray) -> np.ndarray:

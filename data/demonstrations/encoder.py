@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.demonstrations.images import FrameFit
+from data.demonstrations.words import encode_words
 from data.statistics import Normalizer
 from storage import safe_read
 
@@ -29,6 +30,7 @@ class ObservationEncoder:
     image_keys: list[str]
     fit: FrameFit | None
     history: int
+    vocabulary: list[str] | None = None  # of `dataset.instruction_words`
 
     def __post_init__(self):
         self.reset()
@@ -52,14 +54,16 @@ class ObservationEncoder:
             refuse_change("is_multimodal", process.is_multimodal, True)
             refuse_change("history_images_length", process.history_images_length, history)
             refuse_change("image_aspect_ratio", process.image_aspect_ratio, fit.mode)
-        return cls(state, action, state_keys, image_keys, fit if image_keys else None, history)
+        vocabulary = saved.get("vocabulary")
+        refuse_change("dataset.instruction_words", config.instruction_words, vocabulary is not None)
+        return cls(state, action, state_keys, image_keys, fit if image_keys else None, history, vocabulary)
 
     def reset(self) -> None:
         """Clear the history of frames at the beginning of an episode."""
         self.frames = {key: deque(maxlen=self.history) for key in self.image_keys}
 
     def encode(self, observation: dict) -> dict:
-        """Encode an observation as state (1, S) float32 and, for a model with images, images (1, K, 3, h, w) uint8.
+        """Encode an observation: state (1, S) float32; if the model has them, images (1, K, 3, h, w), words (1, V).
 
         Raises:
             ValueError: entries are missing, or the state is of the wrong size or not finite.
@@ -67,10 +71,11 @@ class ObservationEncoder:
         import torch
 
         observation = dict(entries(observation))
-        if missing := [key for key in (*self.state_keys, *self.image_keys) if key not in observation]:
+        texts = () if self.vocabulary is None else ("instruction",)
+        if missing := [key for key in (*self.state_keys, *self.image_keys, *texts) if key not in observation]:
             raise ValueError(
                 f"the observation has no {', '.join(f'`{key}`' for key in missing)}, which the model was trained on; "
-                f"it has {', '.join(sorted(observation)) or 'nothing'}: use an environment that provides it"
+                f"it has {', '.join(sorted(observation)) or 'nothing'}; give every entry of a recorded step"
             )
         values = [np.asarray(observation[key], dtype=np.float64).reshape(-1) for key in self.state_keys]
         for key, value in zip(self.state_keys, values, strict=True):
@@ -81,11 +86,13 @@ class ObservationEncoder:
         if state.shape != self.state.shift.shape:
             raise ValueError(
                 f"the observation's {' + '.join(self.state_keys)} has {len(state)} dimensions but the "
-                f"model was trained on {len(self.state.shift)}; use the environment it was trained for"
+                f"model was trained on {len(self.state.shift)}; give the state as it was recorded"
             )
         inputs = {"state": torch.from_numpy(self.state.encode(state)[None])}
         if self.fit is not None:
             inputs["images"] = torch.from_numpy(self.add_frames(observation)[None])
+        if self.vocabulary is not None:
+            inputs["words"] = torch.from_numpy(encode_words(str(observation["instruction"]), self.vocabulary)[None])
         return inputs
 
     def add_frames(self, observation: dict) -> np.ndarray:

@@ -18,7 +18,7 @@ from data.demonstrations.config import SUFFIXES
 from data.demonstrations.encoder import ObservationEncoder, saved_statistics
 from data.demonstrations.hdf5 import dataset_at, place, read, reading
 from data.demonstrations.images import decode
-from data.demonstrations.layouts import is_compressed, read_signal
+from data.demonstrations.layouts import is_compressed, read_signal, read_texts
 from data.processor import Item, Source
 
 
@@ -52,9 +52,12 @@ class Processor(ObservationEncoder, processor.Processor):
                 if len(rows) != steps:
                     raise ValueError(f"{file}: {key} has {len(rows)} steps but {self.state_keys[0]} has {steps}")
             self.reset()
+            instructions = [] if self.vocabulary is None else read_texts(root, steps).get("instruction", [])
             for step in range(steps):
                 observation = {key: rows[step] for key, rows in states.items()}
                 observation |= {key: frame_at(frames, step) for key, frames in cameras.items()}
+                if instructions:
+                    observation["instruction"] = instructions[step]
                 yield Item(source, f"{source} step {step}", observation)
 
     def predict(self, model: Any, inputs: list[dict[str, Any]]) -> np.ndarray:

@@ -72,28 +72,55 @@ class EpisodeSource:
 def read_episodes(folder: Path, files: list[Path], config: Config, process) -> tuple[Keys | None, list[Episode], int]:
     """The keys of the files, their episodes, and how many mirrored ones were left out.
 
+    Layout and dimensions are those of most files; the others are the ones that cannot be used.
+
     Raises:
         BadEpisodes: with a line for each file that cannot be used; all are read before it is raised.
     """
-    keys, episodes, left_out, problems = None, [], 0, {}
+    own: dict[Path, tuple[Keys, Episode]] = {}
+    left_out, problems = 0, {}
     for file in files:
-        if len(episodes) == config.max_episodes:
+        if len(own) == config.max_episodes:
             break
         try:
             with reading(file) as root:
                 if process.skip_mirrored_data and is_mirrored(root, str(file.relative_to(folder))):
                     left_out += 1
                     continue
-                keys = keys or resolve_keys(root, config, process.is_multimodal)
-                episode = read_episode(root, keys, config.cameras)
-            first = episodes[0] if episodes else episode
+                keys = resolve_keys(root, config, process.is_multimodal)
+                own[file] = keys, read_episode(root, keys, config.cameras)
+        except ValueError as error:
+            problems[file] = str(error)
+    keys = most_common([keys for keys, _ in own.values()])
+    episodes: dict[Path, Episode] = {}
+    for file, (its_keys, episode) in own.items():
+        try:
+            if its_keys != keys:
+                with reading(file) as root:
+                    episode = read_episode(root, keys, config.cameras)
+            episodes[file] = episode
+        except ValueError as error:
+            problems[file] = str(error)
+    usual = most_common([dimensions(episode) for episode in episodes.values()])
+    first = next((episode for episode in episodes.values() if dimensions(episode) == usual), None)
+    for file, episode in episodes.items():
+        try:
             refuse_difference(first.file, vars(first), episode.file, vars(episode))
-            episodes.append(episode)
         except ValueError as error:
             problems[file] = str(error)
     if problems:
-        raise BadEpisodes(folder, problems)
-    return keys, episodes, left_out
+        raise BadEpisodes(folder, {file: problems[file] for file in files if file in problems})
+    return keys, list(episodes.values()), left_out
+
+
+def most_common(values: list) -> Any:
+    """The value that most have, of equals the first; None of none."""
+    return Counter(values).most_common(1)[0][0] if values else None
+
+
+def dimensions(episode: Episode) -> tuple[int, int]:
+    """Of actions and states."""
+    return episode.actions.shape[1], episode.states.shape[1]
 
 
 def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSource:

@@ -120,6 +120,26 @@ def _check_order(run: RunConfig, args: Any, bundle: Any) -> None:
         raise ValueError(f"{place}: all samples of {run.dataset.name} have {length} tokens; leave it out")
 
 
+def check_forward(run: RunConfig, args: Any, bundle: Any, model: Any) -> None:
+    """Refuse a network whose forward does not take the entries of a batch, by name."""
+    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parameters = inspect.signature(network.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters) or bundle.train_transform is not None:
+        return
+    data = bundle.train_dataset
+    batch = bundle.collate(data.__getitems__([0]) if hasattr(data, "__getitems__") else [data[0]])
+    takes = [parameter.name for parameter in parameters]
+    extra = [] if args.remove_unused_columns or run.loss is not None else [name for name in batch if name not in takes]
+    needs = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    absent = [name for name in needs if name not in batch]
+    if extra or absent:
+        wrong = f"does not take `{extra[0]}`" if extra else f"needs `{absent[0]}`"
+        raise ValueError(
+            f"`model.name: {run.model.name}`{run.place('model.name')}: forward {wrong}; the batches of "
+            f"{run.dataset.name} have {', '.join(batch)}, and forward takes {', '.join(takes)}: name them alike"
+        )
+
+
 def check_model(run: RunConfig, args: Any, model: Any) -> None:
     """Refuse settings that the network does not support."""
     from transformers.modeling_layers import GradientCheckpointingLayer
@@ -154,3 +174,30 @@ def _check_transformers_only(run: RunConfig, args: Any, model: Any) -> None:
     ):
         if getattr(args, key, None) and not works:
             raise ValueError(f"`{key}`{run.place(key)}: {reason}")
+
+
+def check_eval_runner(run: RunConfig, bundle: Any) -> tuple[str, Any, int]:
+    """What `eval_runner` evaluates: name of the data set, the data set, time steps of the free runs (0: none).
+
+    Raises:
+        ValueError: there is no such split, or it cannot be continued.
+    """
+    section, place = run.eval_runner, run.place("eval_runner")
+    kinds = {"val": bundle.eval_datasets, "test": bundle.test_datasets, "train": {"train": bundle.train_dataset}}
+    if not kinds[section.metrics_split]:
+        raise ValueError(f"`eval_runner.metrics_split: {section.metrics_split}`{place}: the data has no such split")
+    name, dataset = next(iter(kinds[section.metrics_split].items()))
+    if not section.generator.enabled or "free_run" not in section.analyses:
+        return name, dataset, 0
+    if bundle.free_run is None:
+        raise ValueError(
+            f"`eval_runner.analyses`{place}: {run.dataset.name} data has nothing to continue; set "
+            "eval_runner.generator.enabled to false"
+        )
+    length, context = bundle.dims["context"], section.example_sampler.context_length_steps
+    if context is not None and context >= length:
+        raise ValueError(
+            f"`eval_runner.example_sampler.context_length_steps: {context}`{place} must be less than the window of "
+            f"{length} steps"
+        )
+    return name, dataset, max(1, length // 4) if context is None else length - context

@@ -160,11 +160,17 @@ def refuse_useless(asked: Any, useless: Mapping[str, str]) -> None:
             raise ConfigError(f"`--{name} {getattr(asked, name)}` has no effect: {reason}")
 
 
-def check_output(flag: str, name: str) -> Path:
-    """Return the file that a flag names; raise ConfigError if it cannot be written, before any work is done."""
+def check_output(flag: str, name: str, may_be_folder: bool = False) -> Path:
+    """Return the file that a flag names, or the new or empty folder if its name has no suffix.
+
+    Raises:
+        ConfigError: it cannot be written; found before any work is done.
+    """
     path = Path(name).expanduser()
-    if not path.absolute().parent.is_dir() or path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise ConfigError(f"`--{flag} {name}` cannot be written; name a file in a folder that exists")
+    is_taken = path.is_dir() and not (may_be_folder and not path.suffix and not any(path.iterdir()))
+    if not path.absolute().parent.is_dir() or is_taken or not os.access(path.absolute().parent, os.W_OK):
+        kinds = "a file or an empty folder" if may_be_folder else "a file"
+        raise ConfigError(f"`--{flag} {name}` cannot be written; name {kinds} in a folder that exists")
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import os
 import re
 import sys
 from functools import cache
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from loader.command_line.unknown_flags import explain_unknown
 from loader.errors import ConfigError
-from loader.schema.alias_flags import AliasFlags
+from loader.schema.alias_flags import ALIAS_FLAGS, AliasFlags, TrackingFlags
 from loader.schema.hyper_arguments import FLAG_GROUPS, CommandArguments, HyperArguments
 from loader.schema.installed import transformers_folder
 from storage.config_keys import BOUNDS
@@ -71,7 +72,7 @@ def parser_class() -> type[argparse.ArgumentParser]:
 @cache
 def argument_parser() -> argparse.ArgumentParser:
     """Return the parser of train.py's flags, without prefix matching."""
-    kinds = (HyperArguments, CommandArguments, AliasFlags)
+    kinds = (HyperArguments, CommandArguments, *ALIAS_FLAGS)
     parser = parser_class()(kinds, allow_abbrev=False, prog="train.py", add_help=False)
     parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
     return parser
@@ -95,9 +96,11 @@ def parse_flags(arguments: list[str] | None = None) -> Given:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     flags, settings = split_settings(arguments)
     namespace, unknown = argument_parser().parse_known_args(flags)
-    if unknown:
-        raise ConfigError(explain_unknown(unknown, argument_parser()._option_string_actions))
     given = vars(namespace)
+    if unknown and all(os.path.isdir(os.path.expanduser(word)) for word in unknown):
+        given["train_dir"] = unknown  # `train.py DIR`
+    elif unknown:
+        raise ConfigError(explain_unknown(unknown, argument_parser()._option_string_actions))
     if settings:
         given["set"] = [*given.get("set", ()), *settings]
     asked_for_help = given.pop("help", False)
@@ -170,7 +173,9 @@ def help_text() -> str:
     for title, (first, last) in FLAG_GROUPS.items():
         lines += ["", f"{title}:", *flag_lines(HyperArguments, names[names.index(first) : names.index(last) + 1])]
     lines += ["", "aliases of language-model scripts; with --dataset and no task, text is trained on:"]
-    lines += [*flag_lines(AliasFlags), "", "instead of training, and single overrides:"]
+    lines += flag_lines(AliasFlags)
+    lines += ["", "tracking: python train.py --task_name tracking DIR …, also with --epochs and --lr:"]
+    lines += [*flag_lines(TrackingFlags), "", "instead of training, and single overrides:"]
     lines += flag_lines(CommandArguments)
     lines += [
         "",

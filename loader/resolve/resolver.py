@@ -11,8 +11,19 @@ from typing import Any
 from loader.errors import ConfigError, Problems, did_you_mean, quoted
 from loader.resolve.precedence import resolve_conflicts
 from loader.resolve.run_config import RunConfig
+from loader.resolve.superseded import drop_superseded, note_overridden
 from loader.resolve.type_check import check_dataclass, check_value, mapping_of_text
-from loader.schema.alias_flags import IMAGE_ALIASES, IMAGE_TASK, TEXT_ALIASES, TEXT_TASK
+from loader.schema.alias_flags import (
+    IMAGE_ALIASES,
+    IMAGE_TASK,
+    SIGNAL_ALIASES,
+    SIGNAL_TASK,
+    TEXT_ALIASES,
+    TEXT_TASK,
+    TRACKING_ALIASES,
+    TRACKING_KEY,
+    TRACKING_TASK,
+)
 from loader.schema.components import Component, component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.keys import keys_of, scalar_keys, section_of
@@ -21,7 +32,7 @@ from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPT
 from loader.schema.training_arguments_overlay import REPLACED
 from loader.sources import layers
 from loader.sources.config_tree import DEFAULT, MISSING, Node, find, leaves, merge, missing_line, node_of
-from loader.sources.key_aliases import TRACKING, TRACKING_MODEL_KEYS, yaml_keys
+from loader.sources.key_aliases import yaml_keys
 from loader.sources.translate_aliases import initial_weights_choice, resolve_combined_aliases, resolve_model_sources
 from storage.component_contract import contract_problems
 
@@ -63,6 +74,10 @@ def resolve(
         implied = {"task_name": TEXT_TASK}
     elif words & set(IMAGE_ALIASES) or find(overrides, "dataset.dataset_config_name") is not None:
         implied = {"task_name": IMAGE_TASK}
+    elif words & set(SIGNAL_ALIASES):
+        implied = {"task_name": SIGNAL_TASK}
+    elif words & set(TRACKING_ALIASES) or any(find(layer, TRACKING_KEY) for layer in (*training, overrides)):
+        implied = {"task_name": TRACKING_TASK}
     below = [layers.built_in_layer(**implied), *layers.training_layers(layers.DEFAULT_FILE, problems)]
     if chosen is None:  # the task's own recipe, where the command line names none
         training = _recipe_of_task([*below, flags, overrides], problems)
@@ -72,7 +87,9 @@ def resolve(
     resolve_combined_aliases(above, problems)
     if start == "prev_run":
         above = [*_earlier_network(_merged([*below, *above])), *above]
+    drop_superseded(below, above, problems)
     named = _task_and_model_layers(below, above, problems)
+    note_overridden(named, above, problems)
     for layer in named:
         layer.value.pop("training", None)
     stack = [*below, *named, *_earlier_model([*below, *named, *above]), *above]
@@ -167,12 +184,14 @@ def _task_and_model_layers(
     """The files that `task_name` and `model_config` name, whichever layer names them last."""
     files: list[Node] = []
     for kind, key in kinds:
-        name = _merged([*below, *files, *above]).value.get(key)
+        tree = _merged([*below, *files, *above])
+        name = tree.value.get(key)
         if name is None or name.value is None or isinstance(name.value, (list, dict)):
             continue
         try:
             path = layers.find_file(kind, str(name.text or name.value), name.origin.place)
-            files.insert(0, layers.file_layer(kind, path, problems))  # a task may override its model's keys
+            is_named = find(tree, "model.name") is not None
+            files.insert(0, layers.file_layer(kind, path, problems, is_named))  # a task may override its model's keys
         except ConfigError as error:
             problems.lines += error.problems
             problems.file_missing = True
@@ -296,9 +315,6 @@ def _component(tree: Node, section: str, problems: Problems) -> Component | None
     for line in contract_problems(section, module):
         problems.add(f"`{section}.name: {name.value}`{name.origin.place}: {line}")
     rest = Node({key: child for key, child in node.value.items() if key != "name"}, node.origin)
-    if section == "model":
-        for key in [key for key in TRACKING_MODEL_KEYS if key in rest.value and key not in keys_of(module.Config)]:
-            problems.add(f"not available yet: `model.{key}`{rest.value.pop(key).origin.place}: {TRACKING}")
     config = check_dataclass(section, rest, module.Config, problems)
     if config is None:
         return None

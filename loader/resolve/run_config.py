@@ -33,7 +33,8 @@ class RunConfig:
         trainer: Further fields of TrainingArguments that were set.
         optimizer, scheduler: Keyword arguments of their constructors.
         schedule: A `trainer.sections.SchedulerConfig`: what the scheduler counts and monitors.
-        param_groups, ema, early_stopping, checkpointing, logging: Instances of the dataclasses in `trainer.sections`.
+        param_groups, ema, early_stopping, checkpointing, logging, eval_runner: Instances of the dataclasses in
+            `trainer.sections`.
         callbacks: Import paths, or mappings with `name` and arguments.
         notes: Lines to print once, such as what an alias became.
         dataset, env, model, loss: The chosen components; without `loss` the model's own is used.
@@ -55,6 +56,7 @@ class RunConfig:
     early_stopping: Any = None
     checkpointing: Any = None
     logging: Any = None
+    eval_runner: Any = None
     notes: list[str] = field(default_factory=list)
     dataset: Component | None = None
     env: Component | None = None

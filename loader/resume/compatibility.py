@@ -31,6 +31,7 @@ OF_AN_EPOCH = (
 OF_THE_OPTIMIZER = (
     "optim", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon", "lora_lr", "param_groups", "layer_decay",
 )  # fmt: skip
+WINDOW = ("dataset.window", "dataset.overlap", "dataset.unit")  # what `resume_context` may come with
 
 
 @dataclass
@@ -127,6 +128,8 @@ def class_of_change(run: RunConfig, change: Change, earlier: RunConfig) -> str:
         return class_of_optimizer(change.before, change.after)
     if path.startswith("optimizer."):
         return class_of_option(change.before, change.after, path.partition(".")[2])
+    if path in WINDOW and run.process.resume_context is not None:
+        return HARMLESS  # that is what resume_context is for
     if path == "lora_lr" and None in (change.before, change.after):
         return IMPOSSIBLE  # the adapter is a parameter group, or is not
     if path == "layer_decay" and 1 in (change.before, change.after):

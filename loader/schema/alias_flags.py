@@ -1,4 +1,4 @@
-"""Flags in the spelling of language-model scripts (`--dataset`, `--max_iters`, `--eval_interval` …).
+"""Flags in the spelling of other scripts: for language models (`--dataset`, `--max_iters` …) and for tracking.
 
 Each is an alias: its `path` is the key it sets. Those without a path set several keys or depend on others; see
 `loader/sources/translate_aliases.py`.
@@ -47,6 +47,9 @@ class AliasFlags:
     out_dir: str | None = alias("Output directory.", "output_dir")
     batch_size: int | None = alias("Sequences per device, in training and evaluation.", "batch_size")
     max_iters: int | None = alias("Number of training steps.", "max_steps")
+    gradient_accumulation_steps: int | None = alias(
+        "Micro-batches of one optimizer step.", "gradient_accumulation_steps"
+    )
     eval_interval: int | None = alias("Steps between evaluations, each followed by a checkpoint.")
     eval_iters: int | None = alias("Batches of an evaluation.", "limit_val_batches")
     log_interval: int | None = alias("Steps between log lines.", "logging_steps")
@@ -81,10 +84,30 @@ class AliasFlags:
     top_k: int | None = alias("Sample from the k likeliest tokens.", "sample_top_k")
 
 
+@dataclass
+class TrackingFlags:
+    """Flags of tracking, accepted as flags and as YAML keys; `--epochs` and `--lr` are among the others."""
+
+    train_dir: list[str] | None = alias(
+        "Folders with labels and videos for training; also as bare words.", "dataset.train_dataset.dir.path"
+    )
+    val_dir: str | None = alias("The same for validation.", "dataset.val_dataset.dir.path")
+    crop_size: int | None = alias("Side of the square around each instance, in px.", "dataset.train_dataset.crop_size")
+    anchor: str | None = alias("Node that crops are centred on, or centroid.", "dataset.train_dataset.anchors")
+    clip_length: int | None = alias("Frames of a clip.", "dataset.train_dataset.clip_length")
+    d_model: int | None = alias("Width of the transformer.", "model.d_model")
+    nhead: int | None = alias("Attention heads.", "model.nhead")
+    encoder_layers: int | None = alias("Layers of the encoder.", "model.num_encoder_layers")
+    decoder_layers: int | None = alias("Layers of the decoder.", "model.num_decoder_layers")
+
+
+ALIAS_FLAGS = (AliasFlags, TrackingFlags)
+
+
 @cache
 def alias_paths() -> dict[str, str | None]:
     """Alias -> the key that it sets; None for those that `loader/sources/translate_aliases.py` resolves."""
-    return {field.name: field.metadata["path"] for field in dataclasses.fields(AliasFlags)}
+    return {field.name: field.metadata["path"] for kind in ALIAS_FLAGS for field in dataclasses.fields(kind)}
 
 
 # Aliases that are also sections of a training file: as YAML keys they are the section, as flags they set `path`.
@@ -98,3 +121,10 @@ TEXT_TASK = "text"
 # Aliases that select the image task in the same way; they are no flags.
 IMAGE_ALIASES = ("model_builder", "dataset_base_dir", "dataset_config_name")
 IMAGE_TASK = "images"
+# Aliases that select the task of signals in the same way.
+SIGNAL_ALIASES = ("model_name", "datasplitter")
+SIGNAL_TASK = "signals"
+# Aliases that select the tracking task in the same way, and the key of a training file that does.
+TRACKING_ALIASES = ("train_dir", "val_dir", "crop_size", "anchor", "clip_length")
+TRACKING_KEY = "dataset.train_dataset"
+TRACKING_TASK = "tracking"

@@ -26,7 +26,7 @@ from loader.schema.training_arguments_overlay import LEAST, NEEDS, ON_RESUME
 from storage.config_keys import BOUNDS, TRAINER, TRAJECTORY
 
 # Kinds of file, and the top-level keys each may hold. A training file may hold any of them.
-FILE_SECTIONS = {"task": ("dataset", "env", "model", "training"), "model": ("model",)}
+FILE_SECTIONS = {"task": ("dataset", "env", "model", "loss", "training"), "model": ("model",)}
 
 LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 

@@ -16,6 +16,21 @@ quantization = partial(adaptation, needs="use_quantization", on_resume=IMPOSSIBL
 
 
 @dataclass
+class ResumeContext:
+    """`resume_context`: read longer windows from here on."""
+
+    input_shape: list[int] | None = key(None, "Channels and time steps of a window; null: as the data has them.")
+    spatial_reduction: int | None = key(None, "Channels of a position; only 1: it cannot change.", ge=1, le=1)
+    temporal_reduction: int | None = key(None, "Time steps of a position; only 1: it cannot change.", ge=1, le=1)
+    rope_theta: float | None = key(None, "Slowest rotation of rotary positions; null: as it is.", gt=1)
+    max_position_embeddings: int | None = key(None, "Longest context from here on; null: as it is.", ge=1)
+
+    def __post_init__(self) -> None:
+        if self.input_shape is not None and len(self.input_shape) != 2:
+            raise ValueError(f"`input_shape: {self.input_shape}` must be two numbers, channels and time steps")
+
+
+@dataclass
 class ProcessArguments:
     """What is stable for a project. `configs/training/default.yaml` shows each key with a comment."""
 
@@ -151,6 +166,16 @@ class ProcessArguments:
     # Resuming
     resume_lr: float | None = key(None, "On resume: the learning rate from here on.", ge=0, on_resume=HARMLESS)
     resume_weight_decay: float | None = key(None, "On resume: the weight decay from here on.", ge=0, on_resume=HARMLESS)
+    resume_context: ResumeContext | None = key(
+        None,
+        "On resume: longer windows, and other rotary positions; needs a model with `resize_context`.",
+        on_resume=HARMLESS,
+    )
+    resume_token_corruption: bool | dict[str, Any] | None = key(
+        None,
+        "On resume: null keeps the checkpoint's model.token_corruption, true takes the configured one, false none.",
+        on_resume=HARMLESS,
+    )
     # Samples of language models
     sample_tokens: int = component(
         0, "Tokens to generate whenever the validation loss improves; 0: none.", ge=0, le=100_000, on_resume=HARMLESS

@@ -23,6 +23,7 @@ OPTIONAL_SECTIONS: dict[str, type] = {
     "early_stopping": _trainer.EarlyStoppingConfig,
     "checkpointing": _trainer.CheckpointingConfig,
     "logging": _trainer.LoggingConfig,
+    "eval_runner": _trainer.EvalRunnerConfig,
 }
 LIST_SECTIONS: dict[str, Any] = {"param_groups": _trainer.ParameterGroup, "callbacks": None}
 SECTIONS = (*COMPONENTS, *FREE_SECTIONS, *OPTIONAL_SECTIONS, *LIST_SECTIONS)
@@ -34,5 +35,6 @@ SECTION_ON_RESUME = {
     "env": HARMLESS,  # data is recorded with it before a run begins
     "checkpointing": HARMLESS,
     "logging": HARMLESS,
+    "eval_runner": HARMLESS,
     "callbacks": HARMLESS,  # user code: its effect is not known here
 }

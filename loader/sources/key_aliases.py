@@ -12,6 +12,7 @@ from loader.errors import ConfigError, did_you_mean
 from loader.schema.alias_flags import alias_paths
 from loader.schema.keys import scalar_keys
 from loader.schema.sections import OPTIONAL_SECTIONS, SECTIONS
+from loader.sources import signal_aliases
 from loader.sources.config_tree import MISSING, Node, node_of
 
 Assignments = list[tuple[str, Node]]  # our key, its value
@@ -199,11 +200,6 @@ def _logger(node: Node) -> Assignments:
     raise ConfigError("is written as the section `logging: {logger_type: …}`")
 
 
-SIGNALS = NotAvailable("a setting of the signal models")
-TRACKING = NotAvailable("a setting of the tracking models")
-MIXUP = NotAvailable("MixUp is part of the signal workload")
-TEXT = NotAvailable("text over signals is part of the signal workload")
-
 # Together they name the pretrained weights; `resolve_model_sources` reads them once all layers are known.
 MODEL_SOURCES = ("base_model_path", "hf_models_dir", "finetuned_models_dir")
 
@@ -213,8 +209,8 @@ LIGHTNING = {
     "weight_decay": "weight_decay",
     "resume_lr": "resume_lr",
     "resume_weight_decay": "resume_weight_decay",
-    "resume_context": SIGNALS,
-    "resume_token_corruption": SIGNALS,
+    "resume_context": "resume_context",
+    "resume_token_corruption": "resume_token_corruption",
     "compile": "torch_compile",
     "benchmark_train_step": "benchmark_train_step",
     "no_decay_verbose": "no_decay_verbose",
@@ -262,15 +258,8 @@ LOADER = {
     "splits": _data_splits,
     "per_device_batch_size": BATCH_SIZES,
     "num_workers_per_process": "dataloader_num_workers",
-    "mixup_alpha": MIXUP,
-    "mixup_prob": MIXUP,
-    "num_classes": MIXUP,
-    "quantize": MIXUP,
-    "mu": MIXUP,
-    "max_val": MIXUP,
-    "tokenizer_path": TEXT,
-    "max_length": TEXT,
-    "use_separator": TEXT,
+    **signal_aliases.LOADERS["MixupDataLoader"],
+    **signal_aliases.LOADERS["TextDataLoader"],
 }
 EVAL_LOADER = {
     "batch_size": "per_device_eval_batch_size",
@@ -293,18 +282,17 @@ ALIASES: dict[str, object] = {
     **{f"dataloader.train_dataloader.{key}": LOADER[key] for key in list(LOADER)[:7] if key != "batch_size"},
     "dataloader.train_dataloader.batch_size": "per_device_train_batch_size",
     **{f"dataloader.val_dataloader.{key}": target for key, target in EVAL_LOADER.items()},
-    **{f"dataloader.test_dataloader.{key}": NotAvailable("train.py evaluates no test set") for key in EVAL_LOADER},
+    **{f"dataloader.test_dataloader.{key}": target for key, target in EVAL_LOADER.items()},
     # The same keys at the top level of a file
     **{key: TRAINER[key] for key in ("max_epochs", "precision", "gradient_clip_val", "log_every_n_steps")},
     **{key: TRAINER[key] for key in ("accumulate_grad_batches", "enable_checkpointing", "checkpoint_cadence_epochs")},
-    **{key: LIGHTNING[key] for key in ("lr", "lr_scheduler", "lr_warmup", "compile", "resume_context")},
-    "resume_token_corruption": SIGNALS,
+    **{key: LIGHTNING[key] for key in ("lr", "lr_scheduler", "lr_warmup", "compile")},
     "warmup": _warmup,
     "resume.lr": "resume_lr",
     "resume.weight_decay": "resume_weight_decay",
     "resume.validate": "validate_before_resume",
-    "resume.context": SIGNALS,
-    "resume.token_corruption": SIGNALS,
+    "resume.context": "resume_context",
+    "resume.token_corruption": "resume_token_corruption",
     "epochs": "num_train_epochs",
     "batch_size": BATCH_SIZES,
     "checkpoint_every": "checkpointing.every_n_epochs",
@@ -321,24 +309,13 @@ ALIASES: dict[str, object] = {
     "model_builder.labels": "dataset.labels",
     **{f"model_builder.{key}": key for key in MODEL_SOURCES},
     **{key: f"dataset.{key}" for key in ("dataset_base_dir", "dataset_config_name", "train_split")},
-    "dataloader_class": _only("DataLoader", None),
-    "model_name": SIGNALS,
-    "loss_name": SIGNALS,
-    "datasplitter": SIGNALS,
-    "eval_runner": SIGNALS,
+    "dataloader_class": signal_aliases.dataloader_class,
+    "model_name": signal_aliases.model_name,
+    "loss_name": signal_aliases.loss_name,
+    "datasplitter": signal_aliases.datasplitter,
     "model.ckpt_path": "resume_from_checkpoint",
-    **{f"loss.{key}": TRACKING for key in ("neg_unmatched", "epsilon", "asso_weight")},
     **_flag_aliases(),
-    **{f"dataset.{key}": TRACKING for key in ("train_dataset", "val_dataset", "test_dataset")},
-    "model.embedding_meta": TRACKING,
-    "model.encoder_cfg": TRACKING,
 }
-DATALOADER_CLASSES = {"MixupDataLoader": MIXUP, "TextDataLoader": TEXT}
-# Keys of a tracking model, refused as not available unless the chosen model has them too.
-TRACKING_MODEL_KEYS = (
-    "d_model", "nhead", "num_encoder_layers", "num_decoder_layers", "dropout", "activation", "return_intermediate_dec",
-    "norm", "num_layers_attn_head", "dropout_attn_head", "return_embedding", "decoder_self_attn",
-)  # fmt: skip
 # Sections that exist only in other systems' files.
 FOREIGN_SECTIONS = (
     "lightning", "trainer", "dataloader", "resume", "train_builder", "model_builder", "dataloader_builder",
@@ -346,7 +323,10 @@ FOREIGN_SECTIONS = (
 
 
 # Keys that `null` resets; for any other alias null means «not given».
-NULLABLE = {*OPTIONAL_SECTIONS, "resume_lr", "resume_weight_decay", "strategy", "callbacks", "check_val_every_n_epoch"}
+NULLABLE = {
+    *OPTIONAL_SECTIONS, "resume_lr", "resume_weight_decay", "resume_context", "resume_token_corruption", "strategy",
+    "callbacks", "check_val_every_n_epoch",
+}  # fmt: skip
 
 
 def yaml_keys() -> frozenset[str]:

@@ -42,20 +42,22 @@ def find_file(kind: str, name: str, place: str = "") -> Path:
     """
     if not name.strip():
         raise ConfigError(f"the name of a {kind} file{place} is empty")
-    path = Path(os.path.expanduser(name))
+    path, remedy = Path(os.path.expanduser(name)), ""
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         for candidate in (path, ROOT / path):
             if candidate.exists():
                 return candidate
+        other = path.with_suffix(".yml" if path.suffix == ".yaml" else ".yaml")
+        remedy = f"; did you mean `{display_path(other)}`?" if other.is_file() else ""
         if len(path.parts) > 1:
-            raise ConfigError(f"configuration file {display_path(path)}{place} does not exist")
+            raise ConfigError(f"configuration file {display_path(path)}{place} does not exist{remedy}")
     folders = [Path("configs") / kind, ROOT / "configs" / kind]
     for folder in folders:
         candidate = folder / f"{path.stem if path.suffix in ('.yaml', '.yml') else name}.yaml"
         if candidate.is_file():
             return candidate
     if path.suffix:
-        raise ConfigError(f"configuration file {name}{place} does not exist, nor in configs/{kind}/")
+        raise ConfigError(f"configuration file {name}{place} does not exist, nor in configs/{kind}/{remedy}")
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     remedy = did_you_mean(name, known) or (f"; there are: {quoted(known)}" if known else "; there are none")
     raise ConfigError(f"`{name}`{place}: no such {kind} in configs/{kind}/{remedy}")
@@ -77,10 +79,16 @@ def text_layer(path: str | os.PathLike, text: str, problems: Problems) -> Node:
     return _prepared(_without_blanks(parse_yaml(text, display_path(path))), problems)
 
 
-def file_layer(kind: str, path: Path, problems: Problems) -> Node:
-    """Read a task or model file; keys that belong in another kind of file are problems."""
+def file_layer(kind: str, path: Path, problems: Problems, is_named: bool = False) -> Node:
+    """Read a task or model file; keys that belong in another kind of file are problems.
+
+    Args:
+        is_named: The model is named elsewhere; a model file without a section `model` then has its arguments alone.
+    """
     tree = _without_blanks(read_yaml(path))
     allowed = FILE_SECTIONS[kind]
+    if kind == "model" and is_named and "model" not in tree.value:
+        tree = Node({"model": tree}, tree.origin)
     for key, node in list(tree.value.items()):
         if key in allowed:
             continue
@@ -221,7 +229,7 @@ def _short_forms(tree: Node, problems: Problems) -> None:
     for section in OPTIONAL_SECTIONS:
         node = tree.value.get(section)
         if node is not None and isinstance(node.value, bool):
-            if section in ("early_stopping", "ema", "checkpointing"):
+            if section in ("early_stopping", "ema", "checkpointing", "eval_runner"):
                 tree.value[section] = Node({}, node.origin) if node.value else Node(None, node.origin)
             else:
                 problems.add(f"`{section}`{node.origin.place} must be a mapping")

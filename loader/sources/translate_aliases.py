@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loader.errors import ConfigError, Problems, did_you_mean
-from loader.schema.alias_flags import IMAGE_ALIASES, SECTION_ALIASES, alias_paths
+from loader.schema.alias_flags import IMAGE_ALIASES, SECTION_ALIASES, SIGNAL_ALIASES, alias_paths
 from loader.sources.config_tree import MISSING, Node, at_path, find, merge, missing_line, node_of
-from loader.sources.key_aliases import ALIASES, DATALOADER_CLASSES, FOREIGN_SECTIONS, NULLABLE, NotAvailable
+from loader.sources.key_aliases import ALIASES, FOREIGN_SECTIONS, NULLABLE, NotAvailable
+from loader.sources.signal_aliases import extras_without_effect
 
 
 def translate_aliases(tree: Node, problems: Problems) -> None:
@@ -22,13 +23,12 @@ def translate_aliases(tree: Node, problems: Problems) -> None:
     Aliases that depend on other layers stay: `resolve_combined_aliases` and `resolve_model_sources` replace them.
     """
     _inherit_interval(tree)
-    problems.aliases |= tree.value.keys() & ({*alias_paths(), *IMAGE_ALIASES} - set(SECTION_ALIASES))
+    problems.aliases |= tree.value.keys() & ({*alias_paths(), *IMAGE_ALIASES, *SIGNAL_ALIASES} - set(SECTION_ALIASES))
     _check_training_mode(tree, problems)
     _eval_interval(tree, problems)
+    problems.lines += extras_without_effect(tree)
     for path, node in list(_aliases_in(tree, "")):
         target = ALIASES.get(path)
-        if path == "dataloader_class":
-            target = DATALOADER_CLASSES.get(str(node.value), target)
         if isinstance(target, NotAvailable):
             if node.value is not None:
                 problems.add(f"not available yet: `{path}`{node.origin.place}: {target}")
@@ -117,6 +117,8 @@ def _assign(tree: Node, path: str, node: Node, target: object, problems: Problem
     for key, value in assignments:
         other = find(tree, key)
         are_mappings = other is not None and other.is_mapping and value.is_mapping
+        if other is not None and not are_mappings and other.plain() == value.plain():
+            continue
         if other is not None and not (are_mappings and not set(other.value) & set(value.value)):
             problems.add(same_setting(path, node, key, other))
             continue

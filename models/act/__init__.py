@@ -25,7 +25,7 @@ PARTS: dict[str, str] = {
     "backbone": r"^backbone(\.|$)",
     "vision_tower": r"^backbone(\.|$)",  # the same part under the name that vision-language models use
     "cvae_encoder": r"^cvae_encoder(\.|$)",
-    "projector": r"^(state|latent|image)_projection(\.|$)",
+    "projector": r"^(state|latent|word|image)_projection(\.|$)",
     "encoder": r"^(encoder|token_positions|view_positions)(\.|$)",
     "decoder": r"^(decoder|queries)(\.|$)",
     "head": r"^head(\.|$)",

@@ -102,7 +102,10 @@ class ACT(ChunkPolicy):
             self.cvae_encoder = CVAEEncoder(config)
         self.latent_projection = nn.Linear(config.latent_dim, dim)
         self.state_projection = nn.Linear(config.state_dim, dim)
-        self.token_positions = nn.Embedding(2, dim)  # of the latent's and the state's token
+        if config.num_words:
+            self.word_projection = nn.Linear(config.num_words, dim)
+        # Of the latent's and the state's token, and the instruction's if there is one.
+        self.token_positions = nn.Embedding(3 if config.num_words else 2, dim)
         self.encoder = Encoder(config.encoder_layers, *layer_sizes(config))
         self.queries = nn.Embedding(config.chunk_size, dim)
         self.decoder = Decoder(config)
@@ -130,6 +133,7 @@ class ACT(ChunkPolicy):
         actions: Tensor | None = None,
         is_pad: Tensor | None = None,
         images: Tensor | None = None,
+        words: Tensor | None = None,
         **context: Any,
     ) -> dict[str, Any]:
         """Predict a chunk and, given the demonstrated one, the losses.
@@ -139,6 +143,7 @@ class ACT(ChunkPolicy):
             actions: (B, C, A), normalised; its values never reach the prediction in evaluation mode.
             is_pad: (B, C) bool, true for steps after the episode's end.
             images: (B, K, 3, H, W) uint8.
+            words: (B, V), 1 for each word of the instruction, else 0.
             context: other batch keys, which this network does not use.
 
         Returns:
@@ -146,13 +151,14 @@ class ACT(ChunkPolicy):
             In evaluation mode with actions all of these for z = 0, without KL: the policy's error as it acts.
         """
         self.check_images(images)
+        self.check_words(words)
         state = state.to(self.dtype)  # observations are float32, also for weights of another type
         latent, losses = state.new_zeros(state.shape[0], self.config.latent_dim), {}
         if actions is not None and self.training and self.config.use_cvae:
             mean, log_variance = self.cvae_encoder(state, actions.to(state.dtype), is_pad)
             latent = mean + (log_variance / 2).exp() * torch.randn_like(mean)
             losses["kl"] = gaussian_kl(mean, log_variance)
-        predicted = self.predict(latent, state, images)
+        predicted = self.predict(latent, state, images, words)
         if actions is None:
             return {"actions": predicted}
         losses = {"action": masked_mean((predicted - actions).abs(), is_pad), **losses}
@@ -168,9 +174,11 @@ class ACT(ChunkPolicy):
     def loss_weights(self) -> dict[str, float]:
         return {"kl": self.config.kl_weight}
 
-    def predict(self, latent: Tensor, state: Tensor, images: Tensor | None) -> Tensor:
-        """latent (B, Z), state (B, state dim), images (B, K, 3, H, W) -> (B, C, A)."""
+    def predict(self, latent: Tensor, state: Tensor, images: Tensor | None, words: Tensor | None = None) -> Tensor:
+        """latent (B, Z), state (B, state dim), images (B, K, 3, H, W), words (B, V) -> (B, C, A)."""
         tokens = torch.stack((self.latent_projection(latent), self.state_projection(state)), dim=1)
+        if words is not None:
+            tokens = torch.cat((tokens, self.word_projection(words.to(tokens.dtype))[:, None]), dim=1)
         positions = self.token_positions.weight
         if images is not None:
             image_tokens, image_positions = self.embed_images(images)

@@ -5,7 +5,7 @@ Shapes: B batch, C channels of the images, H × W pixels, F channels of the last
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -41,12 +41,8 @@ class ConvNet(PreTrainedModel):
 
     def __init__(self, config: ConvNetConfig):
         super().__init__(config)
-        widths = [config.num_channels, *config.widths]
-        strides = [config.stem_stride, *[1] * (len(config.widths) - 1)]
-        self.stages = nn.Sequential(
-            *(_stage(*sizes, config.norm) for sizes in zip(widths, config.widths, strides, strict=False))
-        )
-        self.head = nn.Linear(widths[-1], config.num_labels)
+        self.stages = stages(config.num_channels, config.widths, config.stem_stride, config.norm)
+        self.head = nn.Linear(config.widths[-1], config.num_labels)
         is_multi_label = config.problem_type == "multi_label_classification"
         self.criterion = BinaryCrossEntropy() if is_multi_label else ClassLoss()
         self.post_init()
@@ -74,6 +70,13 @@ class ConvNet(PreTrainedModel):
     def loss_items(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Labels that carry loss: known ones of all samples, or samples."""
         return self.criterion.loss_items(batch)
+
+
+def stages(channels: int, widths: Sequence[int], stem_stride: int, norm: str) -> nn.Sequential:
+    """Stages of convolution, norm, ReLU and max pooling: (B, channels, H, W) -> (B, widths[-1], h, w)."""
+    strides = [stem_stride, *[1] * (len(widths) - 1)]
+    sizes = zip([channels, *widths], widths, strides, strict=False)
+    return nn.Sequential(*(_stage(*size, norm) for size in sizes))
 
 
 def _stage(channels: int, width: int, stride: int, norm: str) -> nn.Sequential:

@@ -55,30 +55,12 @@ class Config:
     qk_norm: bool = key(False, "RMS norm of each head's queries and keys")
 
     def __post_init__(self) -> None:
-        self._check_heads()
+        check_heads(self)
         self._check_vocabularies()
         if self.rope_theta is not None and self.position != "rope":
             raise ValueError(
                 f"model.rope_theta: {self.rope_theta:g} has no effect with model.position: {self.position}; "
                 "set position to rope or rope_theta to null"
-            )
-
-    def _check_heads(self) -> None:
-        if None not in (self.n_embd, self.n_head):
-            if self.n_embd % self.n_head:
-                raise ValueError(
-                    f"model.n_embd: {self.n_embd} is not divisible by model.n_head: {self.n_head}; "
-                    f"try n_embd {self.n_head * max(1, round(self.n_embd / self.n_head))}"
-                )
-            if self.position == "rope" and self.n_embd // self.n_head % 2:
-                raise ValueError(
-                    f"model.position: rope rotates pairs of numbers, and heads of n_embd {self.n_embd} / n_head "
-                    f"{self.n_head} = {self.n_embd // self.n_head} are odd; choose an even head size"
-                )
-        if None not in (self.n_head, self.n_kv_head) and self.n_head % self.n_kv_head:
-            raise ValueError(
-                f"model.n_head: {self.n_head} is not divisible by model.n_kv_head: {self.n_kv_head}; "
-                "queries share heads of keys and values in equal groups"
             )
 
     def _check_vocabularies(self) -> None:
@@ -98,3 +80,24 @@ class Config:
                 f"{self.dataset_names} or model.context_names: {self.context_names}, and sizes of at least 1, the "
                 f"largest of them model.vocab_size: {self.vocab_size}; leave these keys out"
             )
+
+
+def check_heads(config: Any) -> None:
+    """Raises ValueError if the width or the heads, as far as they are known, cannot be divided."""
+    width, heads, kv_heads = config.n_embd, config.n_head, config.n_kv_head
+    if None not in (width, heads):
+        if width % heads:
+            raise ValueError(
+                f"model.n_embd: {width} is not divisible by model.n_head: {heads}; "
+                f"try n_embd {heads * max(1, round(width / heads))}"
+            )
+        if config.position == "rope" and width // heads % 2:
+            raise ValueError(
+                f"model.position: rope rotates pairs of numbers, and heads of n_embd {width} / n_head {heads} = "
+                f"{width // heads} are odd; choose an even head size"
+            )
+    if None not in (heads, kv_heads) and heads % kv_heads:
+        raise ValueError(
+            f"model.n_head: {heads} is not divisible by model.n_kv_head: {kv_heads}; "
+            "queries share heads of keys and values in equal groups"
+        )

@@ -15,16 +15,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 
 from models.gpt.config import Config
+from models.gpt.decoder import Decoder
 from models.gpt.generation import Generation
 from models.gpt.layers import ROPE_THETA, Block, KeysAndValues, norm_of, rotation
 from models.pretrained import pretrained_config
 
 PAD_TO = 64
-INIT_STD = 0.02  # GPT-2's
 EXACT_WIDTH_ON = ("cpu",)  # devices where scoring the further rows costs more than an even width spares
 HALF = (torch.bfloat16, torch.float16)
 
@@ -47,13 +45,10 @@ class Head(nn.Linear):
         return F.linear(tokens, self.weight if rows is None else self.weight[rows])
 
 
-class GPT(Generation, PreTrainedModel):
+class GPT(Generation, Decoder):
     """A decoder-only transformer that predicts the next token."""
 
     config_class = GPTConfig
-    supports_gradient_checkpointing = True
-    _tied_weights_keys = {"head.weight": "token_embedding.weight"}
-    _no_split_modules = ["Block"]  # what FSDP divides one by one
 
     def __init__(self, config: GPTConfig):
         super().__init__(config)
@@ -72,29 +67,6 @@ class GPT(Generation, PreTrainedModel):
         self.head = Head(config.n_embd, rows, bias=False)
         self.post_init()
         self.multiplied = self._multiplied()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            # Each block adds two branches to the tokens: the sum keeps its size however many there are.
-            branches = 2 * self.config.n_layer if getattr(module, "ends_a_branch", False) else 1
-            init.normal_(module.weight, mean=0.0, std=INIT_STD / branches**0.5)
-        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-            init.ones_(module.weight)
-        if getattr(module, "bias", None) is not None:
-            init.zeros_(module.bias)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.token_embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.token_embedding = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.head = value
 
     def forward(
         self,

@@ -20,10 +20,11 @@ class ClassLoss:
     """Cross entropy with label smoothing, or focal loss, a mean over the items that carry loss.
 
     Reads `logits` (B, V) with `labels` (B,), or (B, T, V) with `shift_labels` (B, T), the next token at each place; if
-    the batch has none, `labels` (B, T) are shifted here. Labels (B, V) in floating point are
-    probabilities of the classes.
+    the batch has none, `labels` (B, T) are shifted here, and (B, C, T) of signals taken as they are. Labels (B, V) in
+    floating point are probabilities of the classes.
     """
 
+    problem_type: str | None = "single_label_classification"
     targets = frozenset({"labels", "shift_labels"})
     loss_weights: Mapping[str, float] = {}
 
@@ -39,7 +40,7 @@ class ClassLoss:
         if labels.is_floating_point():
             scores, labels = logits.float(), labels.float()
         else:
-            if labels.dim() > 1 and "shift_labels" not in batch:
+            if _is_shifted_here(batch):
                 logits = logits[:, :-1]
             scores, labels = logits.flatten(0, -2).float(), labels.flatten()
         errors = F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing, reduction="none")
@@ -53,19 +54,32 @@ class ClassLoss:
 
 
 class FocalLoss(ClassLoss):
-    """Focal loss of classes or, where labels are in floating point, of independent labels (`MultiLabelLoss`)."""
+    """Focal loss of classes, or of independent labels (`MultiLabelLoss`).
+
+    Which of the two follows from the data (`fit`). If it does not say, labels in floating point are independent.
+    """
+
+    problem_type = None  # both
 
     def __init__(self, gamma: float):
         super().__init__(gamma=gamma)
         self.multi_label = AsymmetricLoss(gamma, gamma)
 
+    def fit(self, statistics: Mapping[str, Any]) -> None:
+        """Read the data's `problem_type`: classes that are mixed in training are in floating point as well."""
+        self.problem_type = statistics.get("problem_type")
+
     def __call__(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        is_multi_label = labels_of(batch).is_floating_point()
-        return self.multi_label(outputs, batch) if is_multi_label else super().__call__(outputs, batch)
+        return self.multi_label(outputs, batch) if self._is_multi_label(batch) else super().__call__(outputs, batch)
 
     def loss_items(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        is_multi_label = labels_of(batch).is_floating_point()
-        return self.multi_label.loss_items(batch) if is_multi_label else super().loss_items(batch)
+        """Items of this batch that carry loss: known labels, or samples."""
+        return self.multi_label.loss_items(batch) if self._is_multi_label(batch) else super().loss_items(batch)
+
+    def _is_multi_label(self, batch: Mapping[str, Any]) -> bool:
+        if self.problem_type is not None:
+            return self.problem_type == self.multi_label.problem_type
+        return labels_of(batch).is_floating_point()
 
 
 def _items(labels: Tensor) -> Tensor:
@@ -74,8 +88,14 @@ def _items(labels: Tensor) -> Tensor:
 
 
 def labels_of(batch: Mapping[str, Any]) -> Tensor:
-    """(B,) or, of the next tokens, (B, T) or (B, T - 1); in floating point (B, V)."""
+    """(B,) or, of the next tokens, (B, T), (B, T - 1) or (B, C, T); in floating point (B, V)."""
     if "shift_labels" in batch:
         return batch["shift_labels"]
+    return batch["labels"][:, 1:] if _is_shifted_here(batch) else batch["labels"]
+
+
+def _is_shifted_here(batch: Mapping[str, Any]) -> bool:
+    """Whether the labels are the tokens themselves: signals and texts over them have the next ones, and `channels`."""
     labels = batch["labels"]
-    return labels if labels.dim() == 1 or labels.is_floating_point() else labels[:, 1:]
+    is_text = labels.dim() == 2 and not labels.is_floating_point()
+    return is_text and "shift_labels" not in batch and "channels" not in batch

@@ -27,7 +27,7 @@ class MLP(ChunkPolicy):
 
     def __init__(self, config: MLPConfig):
         super().__init__(config)
-        width = config.state_dim
+        width = config.state_dim + (config.num_words or 0)
         if config.num_images:
             self.backbone = ImageBackbone(config)
             width += config.num_images * self.backbone.out_channels
@@ -51,6 +51,7 @@ class MLP(ChunkPolicy):
         actions: Tensor | None = None,
         is_pad: Tensor | None = None,
         images: Tensor | None = None,
+        words: Tensor | None = None,
         **context: Any,
     ) -> dict[str, Any]:
         """Arguments as `models.act.network.ACT.forward`.
@@ -60,7 +61,11 @@ class MLP(ChunkPolicy):
             evaluation mode the prediction too.
         """
         self.check_images(images)
-        predicted = self.predict(state.to(self.dtype), images)
+        self.check_words(words)
+        state = state.to(self.dtype)
+        if words is not None:
+            state = torch.cat((state, words.to(state.dtype)), dim=-1)
+        predicted = self.predict(state, images)
         if actions is None:
             return {"actions": predicted}
         difference = predicted.float() - actions.float()

@@ -1,5 +1,6 @@
 """Conversion between HDF5 and LeRobot, judged with h5py, pyarrow, PyAV and NumPy on what was written."""
 
+import dataclasses
 import json
 
 import av
@@ -17,6 +18,7 @@ from demonstration_files import (
 from lerobot_files import LENGTHS, SIZE, TASKS, frame, write_v3, write_v21
 
 import prepare
+from data.demonstrations import Config
 from data.demonstrations.lerobot import writer
 from data.demonstrations.lerobot.convert import Settings, convert
 from data.demonstrations.lerobot.statistics import PixelCounts, of_values
@@ -138,6 +140,23 @@ def test_there_and_back_keeps_texts_and_names(tmp_path):
     assert "grasp" in batch["reasoning"][19] and "reach" in batch["reasoning"][0]
     expected = np.concatenate([arrays["observations/state_joint"] for arrays in written])
     np.testing.assert_array_equal(batch["state"], expected)
+
+
+def test_a_state_of_another_name(tmp_path):
+    """Recordings without joints have `observations/state`, or what the task's state_keys name."""
+    states = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
+    without = {"observations/qpos": None, "observations/qvel": None}
+    extra = {"observations/state": states[0], "observations/goal": states[1]}
+    write_act_episode(tmp_path / "act/episode_0.hdf5", 8, replace=without | extra)
+    convert(tmp_path / "act", tmp_path / "plain", SETTINGS)
+    row = rows_of(tmp_path / "plain")[5]
+    assert row["observation.state"] == states[0, 5].tolist() and row["observation.goal"] == states[1, 5].tolist()
+    write_act_episode(tmp_path / "act/episode_0.hdf5", 8, replace=without | {"observations/goal": states[1]})
+    keys = Config(state_keys=["observations/goal"])
+    convert(tmp_path / "act", tmp_path / "chosen", dataclasses.replace(SETTINGS, config=keys))
+    assert rows_of(tmp_path / "chosen")[5]["observation.state"] == states[1, 5].tolist()
+    write_act_episode(tmp_path / "act/episode_0.hdf5", 8, replace={"observations/state": states[0]})
+    assert "would both be `observation.state`" in refused(tmp_path)
 
 
 def test_files_of_limited_size(tmp_path, monkeypatch):

@@ -154,12 +154,12 @@ def test_a_prediction_does_not_depend_on_its_batch(workload, tmp_path):
             command_line(predict.main, ["--checkpoint", str(out), "--input", "-"])
         assert left.value.code == 2
         return
-    inputs = workload.recipe.inputs(workload.folder)
+    inputs, output = workload.recipe.inputs(workload.folder), tmp_path / getattr(workload.recipe, "OUTPUT", "predicted")
     export.main(["--checkpoint", str(out), "--out", str(workload.folder / "exported")])
     for folder, size in ((out, 1), (out, 3), (out / "checkpoint-5", 64), (workload.folder / "exported", 64)):
-        words = ["--checkpoint", folder, "--input", inputs, "--output", tmp_path / "predicted", "--batch_size", size]
+        words = ["--checkpoint", folder, "--input", inputs, "--output", output, "--batch_size", size]
         predict.main([*map(str, words)])
-        results.append(contents(tmp_path / "predicted"))
+        results.append(contents(output))
     assert len(results[0]) > 1
     for result in results[1:]:
         assert result.keys() == results[0].keys()
@@ -172,7 +172,7 @@ def contents(file):
     if not h5py.is_hdf5(file):
         lines = file.read_text(encoding="utf-8").splitlines()
         if not lines[0].startswith("{"):
-            return {name: [*map(number, values)] for name, *values in csv.reader(lines[1:])}
+            return {row: [*map(number, values)] for row, (_, *values) in enumerate(csv.reader(lines[1:]))}
         return dict(enumerate(json.loads(line) for line in lines))
     return actions(file)
 

@@ -116,17 +116,43 @@ def test_a_foreign_word_loses_to_a_later_flag(read):
         ("trainer: {max_epoch: 3}\n", "unknown key `trainer.max_epoch`.*did you mean"),
         ("trainer: {precision: bf61}\n", r"`trainer.precision: bf61`.*must be one of"),
         ("trainer: {num_nodes: 2}\n", "not available; it may be 1"),
-        ("lightning: {resume_context: {rope_theta: 1}}\n", "not available yet: `lightning.resume_context`"),
-        ("dataloader_class: MixupDataLoader\n", "not available yet: .*MixUp"),
-        ("dataloader_class: NoSuchLoader\n", "it may be DataLoader or null"),
-        ("loss: {epsilon: 0.1}\n", "not available yet: `loss.epsilon`"),
-        ("model: {nhead: 2}\n", "not available yet: `model.nhead`"),
+        ("lightning: {resume_context: {rope_theta: 1}}\n", "`resume_context.rope_theta: 1`.*greater than 1"),
+        ("lightning: {resume_context: {input_shape: [3]}}\n", "`resume_context`.*input_shape"),
+        ("dataloader_class: NoSuchLoader\n", "it may be `DataLoader`, `MixupDataLoader`, `TextDataLoader`"),
         ("lightning: {lr_warmup: {stepz: 2}}\n", "has no key `stepz`; did you mean `steps`"),
     ],
 )
 def test_refusals(read, text, message):
     with pytest.raises(ConfigError, match=message):
         read(text)
+
+
+def test_words_of_signals(read):
+    """Those of spec 002; tests/entries/test_signal_runs.py sees their effect."""
+    run = read(
+        "model_name: FlatGPT\nloss_name: MSE\ndataloader_class: TextDataLoader\n"
+        "dataloader: {tokenizer_path: tok, max_length: 99, use_separator: false}\n"
+        "datasplitter: {dataset_root: {a: x, b: y}, example_seconds: 10.24, overlap_seconds: 0.5, val_ratio: 0.2,"
+        " test_ratio: 0.1, split_strategy: dataset, heldout_dataset: b,"
+        " dataset_kwargs: {fill_value: 1, group_size: 20}}\n"
+        "resume: {context: {rope_theta: 500}, token_corruption: false}\n"
+    )
+    data, split = run.dataset.config, run.dataset.config.datasplitter
+    assert (run.model.name, run.model.config.layout, run.loss.name) == ("signal_gpt", "flattened", "mse")
+    assert (data.target, data.tokenizer_path, data.max_length, data.use_separator) == ("text", "tok", 99, False)
+    assert (data.path, data.window, data.overlap, data.unit) == (["x", "y"], 10.24, 0.5, "seconds")
+    assert (split.by, split.eval, split.eval_fraction, split.test_fraction) == ("dataset", ["b"], 0.2, 0.1)
+    assert (data.fill_value, data.group) == (1, 20)
+    assert run.process.resume_context.rope_theta == 500 and run.process.resume_token_corruption is False
+    mixed = read(
+        "dataset: {name: signals, target: class}\nmodel: {name: signal_classifier}\ndataloader_class: MixupDataLoader\n"
+        "dataloader: {mixup_alpha: 0.3, mixup_prob: 0.5, num_classes: 4, quantize: true, mu: 15, max_val: 2}\n"
+    ).dataset.config.mixup
+    assert vars(mixed) == {
+        "mixup_alpha": 0.3, "mixup_prob": 0.5, "num_classes": 4, "quantize": True, "mu": 15, "max_val": 2.0,
+    }  # fmt: skip
+    assert read("model_name: STGPT2MEG\n").model.config.layout == "streams"
+    assert read("eval_runner: true\nmodel_name: Wavenet\n").eval_runner.max_batches == 2
 
 
 def test_null_says_nothing_about_what_is_not_there_yet(read):

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 import models.act
+import models.diffusion
+import models.flow
 import models.mlp
+import models.regression
 
 STATE, ACTION, CHUNK, HEIGHT, WIDTH = 6, 3, 5, 32, 64
 SMALL = {
@@ -22,6 +25,17 @@ SMALL = {
         "dropout": 0.0,
     },
     "mlp": {"hidden_dim": 16},
+    **dict.fromkeys(
+        ("diffusion", "flow", "regression"),
+        {"network": "transformer", "hidden_dim": 16, "num_heads": 2, "num_layers": 2, "time_dim": 8, "keypoints": 4},
+    ),
+}
+MODULES = {
+    "act": models.act,
+    "diffusion": models.diffusion,
+    "flow": models.flow,
+    "mlp": models.mlp,
+    "regression": models.regression,
 }
 
 
@@ -40,7 +54,7 @@ def build():
 
     def make(name: str = "act", num_images: int = 0, **keys):
         torch.manual_seed(0)
-        module = {"act": models.act, "mlp": models.mlp}[name]
+        module = MODULES[name]
         size = {"image_height": HEIGHT, "image_width": WIDTH} if num_images else {"image_height": 0, "image_width": 0}
         dims = dict(state_dim=STATE, action_dim=ACTION, chunk_size=CHUNK, num_images=num_images, **size)
         config = module.Config(**{**dims, **SMALL[name], "backbone": "resnet10", **keys})

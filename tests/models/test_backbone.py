@@ -49,7 +49,8 @@ def test_pixels_are_scaled_as_imagenet_models_expect():
     np.testing.assert_allclose(seen[0][5].numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.keys("model(act).backbone_weights", "model(mlp).backbone_weights")
+@pytest.mark.keys("model(act).backbone_weights", "model(mlp).backbone_weights", "model(regression).backbone_weights")
+@pytest.mark.keys("model(diffusion).backbone_weights", "model(flow).backbone_weights")
 def test_pretrained_weights_are_loaded_and_their_norms_frozen(build, batch, classifier_folder, tmp_path):
     folder, classifier = classifier_folder
     net = build("act", 1, backbone_weights=str(folder)).train()
@@ -80,12 +81,20 @@ def test_random_weights_keep_batch_norm(build, batch):
     assert not torch.equal(before, net.backbone.resnet.embedder.embedder.normalization.running_mean)
 
 
-@pytest.mark.keys("model(act).backbone_norm", "model(mlp).backbone_norm")
+@pytest.mark.keys("model(act).backbone_norm", "model(mlp).backbone_norm", "model(regression).backbone_norm")
+@pytest.mark.keys("model(diffusion).backbone_norm", "model(flow).backbone_norm")
 @pytest.mark.parametrize(("norm", "frozen"), [("frozen", True), ("batch", False), ("auto", False)])
 def test_norm_key(norm, frozen):
     backbone = ImageBackbone(PolicyConfig(backbone="resnet10", backbone_norm=norm))
     assert any(isinstance(module, FrozenBatchNorm2d) for module in backbone.modules()) == frozen
     assert any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()) != frozen
+
+
+def test_group_norms_have_groups_of_16_channels():
+    backbone = ImageBackbone(PolicyConfig(backbone="resnet10", backbone_norm="group"))
+    norms = [module for module in backbone.modules() if isinstance(module, nn.GroupNorm)]
+    assert {(norm.num_groups, norm.num_channels) for norm in norms} == {(n // 16, n) for n in (64, 128, 256, 512)}
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
 
 
 @pytest.mark.parametrize(("keys", "place"), [({"backbone": "resnet18"}, ""), ({}, "nowhere")])
@@ -95,7 +104,8 @@ def test_weights_that_do_not_fit_or_exist_are_refused(build, classifier_folder, 
         build("act", 1, backbone_weights=str(folder / place), **keys)
 
 
-@pytest.mark.keys("model(act).backbone", "model(mlp).backbone")
+@pytest.mark.keys("model(act).backbone", "model(mlp).backbone", "model(regression).backbone")
+@pytest.mark.keys("model(diffusion).backbone", "model(flow).backbone")
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
 def test_architectures_have_the_published_sizes(name):
     """Millions of parameters in torchvision's tables, which count a 1000-class head."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import models.mlp
-from models.chunking import ChunkQueue, TemporalEnsemble, masked_mean
+from models.chunking import ChunkQueue, RealTimeChunks, TemporalEnsemble, masked_mean
 
 STEPS, CHUNK, ACTION = 13, 5, 2
 
@@ -40,12 +40,52 @@ def test_ensemble_equals_the_naive_table(coefficient):
         torch.testing.assert_close(ensemble.next(), expected)
 
 
+def test_real_time_chunks_by_hand():
+    plan = RealTimeChunks(steps=2, delay=1)
+    plan.add(torch.zeros(5, 1))
+    assert [plan.next().item() for _ in range(2)] == [0, 0] and plan.needs_chunk
+    plan.add(torch.full((5, 1), 12.0))  # three actions of the first chunk are left; one fills the delay
+    assert plan.plan[:, 0].tolist() == pytest.approx([0, 12 / 3, 24 / 3, 12, 12])
+    assert [plan.next().item() for _ in range(2)] == pytest.approx([0, 4])
+
+
+def test_real_time_chunks_are_smooth_at_borders():
+    """Chunks of a sine, each with an error of its own; jerk is the third difference of the executed actions."""
+    errors = torch.randn(40, generator=torch.Generator().manual_seed(0)) * 0.3
+
+    def jerk(plan):
+        executed = []
+        for step in range(120):
+            if plan.needs_chunk:
+                ahead = torch.arange(step, step + 12)
+                plan.add((torch.sin(ahead / 20) + errors[step // 4])[:, None])
+            executed.append(plan.next())
+        return torch.diff(torch.cat(executed), n=3).abs().max()
+
+    assert jerk(RealTimeChunks(steps=4, delay=1)) < jerk(ChunkQueue(4)) / 3
+
+
+@pytest.mark.keys("model(act).inference_delay", "model(mlp).inference_delay")
+@pytest.mark.keys("model(diffusion).inference_delay", "model(flow).inference_delay")
+@pytest.mark.keys("model(regression).inference_delay")
+@pytest.mark.parametrize("name", ["act", "diffusion", "flow", "mlp", "regression"])
+def test_the_previous_chunk_goes_on_during_the_delay(build, name):
+    net, states = build(name, inference_delay=2, n_action_steps=2).eval(), torch.randn(4, 6)
+    first = net.predict_chunk({"state": states[:1]})[0]
+    net.reset()
+    torch.testing.assert_close(roll(net, states), first[:4])
+    for keys in ({"n_action_steps": 3}, {"temporal_ensemble_coeff": 0.1}, {}):
+        with pytest.raises(ValueError, match="inference_delay"):
+            build(name, inference_delay=2, **keys)
+
+
 @torch.no_grad()
 def roll(net, states):
     return torch.stack([net.select_action({"state": state[None], "instruction": ["lift"]}) for state in states])
 
 
-@pytest.mark.keys("model(act).n_action_steps", "model(mlp).n_action_steps")
+@pytest.mark.keys("model(act).n_action_steps", "model(mlp).n_action_steps", "model(regression).n_action_steps")
+@pytest.mark.keys("model(diffusion).n_action_steps", "model(flow).n_action_steps")
 @pytest.mark.parametrize(("keys", "steps"), [({"n_action_steps": 2}, 2), ({}, CHUNK)])
 def test_select_action_predicts_once_per_executed_chunk(build, keys, steps):
     net, states = build("mlp", **keys).eval(), torch.randn(7, 6)
@@ -55,6 +95,8 @@ def test_select_action_predicts_once_per_executed_chunk(build, keys, steps):
 
 
 @pytest.mark.keys("model(act).temporal_ensemble_coeff", "model(mlp).temporal_ensemble_coeff")
+@pytest.mark.keys("model(diffusion).temporal_ensemble_coeff", "model(flow).temporal_ensemble_coeff")
+@pytest.mark.keys("model(regression).temporal_ensemble_coeff")
 @pytest.mark.parametrize("keys", [{"n_action_steps": 4}, {"temporal_ensemble_coeff": 0.01}])
 def test_reset_forgets_the_episode_before(build, keys):
     net, states = build("mlp", **keys).eval(), torch.randn(3, 6)

@@ -188,3 +188,44 @@ def test_a_shipped_file_names_its_loss_and_has_its_defaults(path):
 
 def test_every_loss_has_a_file():
     assert {path.stem for path in (ROOT / "configs/loss").glob("*.yaml")} == set(shipped("loss"))
+
+
+@pytest.mark.parametrize("name", ["mse", "gaussian_nll"])
+def test_losses_of_values_are_those_of_torch(name):
+    """Means over known values; an unknown one is NaN."""
+    random = torch.Generator().manual_seed(0)
+    prediction, log_variance, labels = torch.randn(3, 2, 3, 8, generator=random)
+    labels[0, 1, 5:] = math.nan
+    known, module = labels.isfinite(), importlib.import_module(f"models.losses.{name}")
+    loss = module.build(module.Config())
+    outputs = {"prediction": prediction, "log_variance": log_variance}
+    expected = F.mse_loss(prediction[known], labels[known])
+    if name == "gaussian_nll":
+        expected = F.gaussian_nll_loss(prediction[known], labels[known], log_variance[known].exp(), full=True)
+    torch.testing.assert_close(loss(outputs, {"labels": labels})["loss"], expected)
+    assert loss.loss_items({"labels": labels})["loss"] == known.sum() and "labels" in loss.targets
+    with pytest.raises(ValueError, match="log_variance" if name == "gaussian_nll" else "prediction"):
+        loss({"prediction": prediction} if name == "gaussian_nll" else {"logits": prediction}, {"labels": labels})
+
+
+def test_cross_entropy_takes_the_next_ids_of_signals_as_they_are():
+    random = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 3, 5, 7, generator=random), torch.randint(0, 7, (2, 3, 5), generator=random)
+    labels[0, 1, 2:] = -100
+    loss = cross_entropy.build(cross_entropy.Config())
+    for shape in ((2, 3, 5), (6, 5)):  # of signals, and of texts over them, which name their channels
+        batch = {"labels": labels.view(shape), "channels": torch.zeros(2, 3)}
+        found = loss({"logits": logits.view(*shape, 7)}, batch)["loss"]
+        torch.testing.assert_close(found, F.cross_entropy(logits.flatten(0, 2), labels.flatten()))
+        assert loss.loss_items(batch)["loss"] == 27
+
+
+def test_focal_loss_of_mixed_classes_is_that_of_classes():
+    """Shares of classes are in floating point like independent labels; the data tells which they are."""
+    random = torch.Generator().manual_seed(0)
+    logits, shares = torch.randn(5, 3, generator=random), torch.rand(5, 3, generator=random).softmax(-1)
+    loss = focal.build(focal.Config(gamma=2.0))
+    loss.fit({"problem_type": "single_label_classification"})
+    error = -(shares * logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(value(loss, logits, shares), ((1 - (-error).exp()) ** 2 * error).mean())
+    assert loss.loss_items({"labels": shares})["loss"] == 5

@@ -4,7 +4,7 @@ import importlib
 import json
 import pickle
 import re
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,21 @@ import yaml
 from safetensors.torch import load_file
 
 import models.act
+import models.diffusion
+import models.flow
 import models.mlp
+import models.regression
 from models.policy import DIMS
 
 ROOT = Path(__file__).parents[2]
 GPT_SIZES = ("block_size", "vocab_size", "vocab_sizes", "dataset_names", "context_names")
-MODULES = {"act": models.act, "mlp": models.mlp}
+MODULES = {
+    "act": models.act,
+    "diffusion": models.diffusion,
+    "flow": models.flow,
+    "mlp": models.mlp,
+    "regression": models.regression,
+}
 every_policy = pytest.mark.parametrize("name", list(MODULES))
 with_and_without_images = pytest.mark.parametrize("num_images", [0, 1, 2])
 
@@ -170,13 +179,17 @@ def test_compiles_to_one_graph(build, batch, name, num_images):
     torch.testing.assert_close(compiled(**data)["loss"], expected)
 
 
-@pytest.mark.parametrize("name", ["act", "auto", "gpt", "mlp"])
+def default_of(item):
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+@pytest.mark.parametrize("name", ["act", "auto", "diffusion", "flow", "gpt", "mlp", "regression"])
 def test_shipped_yaml_shows_every_key_at_its_default(name):
     text = (ROOT / "configs" / "model" / f"{name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# yaml-language-server: $schema=../schema.json\n")
     config = importlib.import_module(f"models.{name}").Config
-    from_data = GPT_SIZES if name == "gpt" else DIMS
-    defaults = {item.name: item.default for item in fields(config) if item.name not in from_data}
+    from_data = GPT_SIZES if name == "gpt" else (*DIMS, "num_words")
+    defaults = {item.name: default_of(item) for item in fields(config) if item.name not in from_data}
     assert yaml.safe_load(text) == {"model": {"name": name, **defaults}}
     keys = [line for line in text.splitlines() if line.startswith("  ") and "name:" not in line]
     assert all("#" in line for line in keys) and all(item.metadata["help"] for item in fields(config))

@@ -5,5 +5,6 @@ a folder and returns the words of `train.py` that name data and model: no dropou
 `LORA` (`lora_module`, where `all-linear` finds nothing),
 `without_noise(monkeypatch)` (turns off random numbers that a forward draws),
 `inputs(folder)` (a file or folder to predict on; without it `predict.py` must refuse the workload),
+`OUTPUT` (name of the file that `predict.py` writes, where its ending says the format),
 `SEVERAL` (further settings for two processes, which `without_noise` cannot reach).
 """

@@ -10,7 +10,7 @@ from sim.aloha import Config, make, simulator
 
 def test_importing_the_configuration_loads_nothing_heavy():
     loaded = python(
-        "import sys, sim.aloha, sim.expert, sim.record, sim.rollout, sim.film; print(sorted(set(sys.modules) & "
+        "import sys, sim.aloha, sim.aloha.expert, sim.record, sim.rollout, sim.film; print(sorted(set(sys.modules) & "
         "{'mujoco', 'dm_control', 'gym_aloha', 'gymnasium', 'h5py', 'torch', 'PIL', 'imageio_ffmpeg', 'OpenGL'}))"
     )
     assert loaded == "[]"

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from sim import expert
-from sim.aloha import make, simulator
-from sim.aloha_config import Config
-from sim.record import demonstrate
+from sim.aloha import demonstrate, expert, make, simulator
+from sim.aloha.config import Config
 
 
 @pytest.mark.parametrize("axis", ["x", "y", "z"])

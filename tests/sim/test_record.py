@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from simulated_policies import HOME
 
-from sim import expert
-from sim.aloha import make
-from sim.aloha_config import Config
+from sim.aloha import expert, make
+from sim.aloha.config import Config
 from sim.record import Recorded, record, recorded
 
 ROOT = Path(__file__).resolve().parents[2]

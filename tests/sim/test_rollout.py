@@ -8,7 +8,7 @@ import pytest
 from simulated_policies import Broken, Expert, Still, counted_still
 
 from sim.aloha import make
-from sim.aloha_config import Config
+from sim.aloha.config import Config
 from sim.rollout import EpisodeResult, rollout, score, wilson_interval
 
 CUBE = Config(task="transfer_cube")
@@ -64,7 +64,7 @@ def test_only_the_filmed_episodes_keep_their_trajectory():
 
 def test_the_score_by_hand():
     def result(success, strict, steps, rewards):
-        return EpisodeResult(0, success, strict, steps, max(rewards), sum(rewards))
+        return EpisodeResult(0, "lift", success, strict, steps, max(rewards), sum(rewards))
 
     scored = score(
         [

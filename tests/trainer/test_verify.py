@@ -182,7 +182,7 @@ def test_control_characters_are_not_printed(out, capsys):
     digest = "0" * 64
     change = {"files": {"a\nb\x1b[2J": {"size": 1, "sha256": digest}}}
     change_manifest(out / "checkpoint-9", lambda content: content.update(change))
-    assert "a?b?[2J" in verified(capsys, out / "checkpoint-9")[1][0]
+    assert r"a\nb\x1b[2J" in verified(capsys, out / "checkpoint-9")[1][0]
 
 
 def test_nothing_to_verify(tmp_path, capsys):

@@ -67,7 +67,8 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     if not rows or "step" not in rows[0]:
         return [], []
     columns, step = rows[0], rows[0].index("step")
-    complete = [row for row in rows[1:] if len(row) == len(columns) and row[step].isdecimal()]
+    # int() refuses thousands of digits, which a damaged file may have.
+    complete = [row for row in rows[1:] if len(row) == len(columns) and row[step].isdecimal() and len(row[step]) < 19]
     return columns, [dict(zip(columns, row, strict=True)) for row in complete]
 
 

@@ -6,9 +6,9 @@ Shapes: T steps of an episode, H and W of a frame.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
@@ -30,23 +30,25 @@ ENVIRONMENT_STATE = "observation.environment_state"
 # LeRobot's names of what ACT's layout stores; any other `observations/NAME` is `observation.NAME`.
 ACT_NAMES = {STATE: "observations/qpos", ENVIRONMENT_STATE: "observations/env_state", ACTION: "action"}
 IMAGES = "observation.images."
+OTHER_STATE = "observations/state"  # of simulators without joints
 OTHER_CONTROL = ("observations/state_joint", "observations/state_ee")  # of IL-Studio: alternatives of the state
 TOLERANCE_S = 1e-4  # of timestamps, as lerobot has it
 MADE = ("timestamp", "frame_index", "episode_index", "index", "task_index", "subtask_index")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """How to convert HDF5; `fps` is used for recordings that do not say it, `instruction` likewise.
 
-    `config` chooses episodes, cameras, layout and action; every signal under `observations` is a feature of its own.
+    `config` chooses episodes, cameras, layout and action; every signal under `observations` is a feature, and
+    `state_keys` matter only in recordings without the layout's state.
     """
 
     fps: float | None
     instruction: str
     encoding: Encoding
     robot_type: str | None = None
-    config: Config = field(default_factory=Config)
+    config: Config = dataclasses.field(default_factory=Config)
 
 
 def convert(source: Path, out: Path, settings: Settings) -> str:
@@ -93,7 +95,9 @@ def to_lerobot(source: Path, out: Path, settings: Settings) -> int:
     if not files:
         raise ValueError(f"{source} holds no episode (*.hdf5, *.h5) and no {INFO}; name a folder that does")
     with reading(files[0]) as root:
-        keys = resolve_keys(root, settings.config, True)
+        keys = resolve_keys(root, dataclasses.replace(settings.config, state_keys=None), True)
+        if keys.state[0] not in root:
+            keys = dataclasses.replace(keys, state=tuple(settings.config.state_keys or [OTHER_STATE]))
         fps = settings.fps or stored_rate(root)
     if fps is None:
         raise ValueError(f"{files[0]} does not say its rate; give it in frames per second: --fps 50")
@@ -125,6 +129,8 @@ def episode_content(root: h5py.File, keys: Keys, settings: Settings) -> EpisodeC
         dataset = group[name]
         is_signal = isinstance(dataset, h5py.Dataset) and dataset.ndim in (1, 2) and dataset.dtype.kind in "fiu"
         if is_signal and len(dataset) == steps and key not in (*keys.state, *OTHER_CONTROL):
+            if lerobot_name(key) in signals:
+                raise ValueError(f"{root.filename}: {key} and the state would both be `{STATE}`; rename one of them")
             signals[lerobot_name(key)] = np.asarray(read(dataset)).reshape(steps, -1)
     frames = {}
     for camera, size in episode.frame_sizes.items():

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from storage.config_keys import key
 
 CAMERAS = ("top", "angle", "front_close", "left_pillar", "right_pillar")
 CONTROL_HZ = 50
 MAX_REWARD = 4
+SCENES, INSTALL = "sim.aloha.environment", "pip install -e .[sim]"
 
 
 @dataclass
 class Config:
     """Keys of an `env` section."""
+
+    simulator: ClassVar[str] = "sim.aloha"
 
     task: Literal["transfer_cube", "insertion"] = field(
         metadata={

@@ -18,7 +18,7 @@ from gym_aloha.tasks import sim as joint_tasks
 from gym_aloha.tasks import sim_end_effector as end_effector_tasks
 from gym_aloha.utils import sample_box_pose, sample_insertion_pose
 
-from sim.aloha_config import MAX_REWARD, Config
+from sim.aloha.config import MAX_REWARD, Config
 
 LEFT_FINGERS = ("vx300s_left/10_left_gripper_finger", "vx300s_left/10_right_gripper_finger")
 RIGHT_FINGERS = ("vx300s_right/10_left_gripper_finger", "vx300s_right/10_right_gripper_finger")
@@ -131,8 +131,11 @@ class Environment:
     whether the goal also holds now, which is meant to be read after the last step.
     """
 
+    variants = 1
+    instruction = None
+
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config, self.task = config, config.task
         self._task = (_TransferCube if config.task == "transfer_cube" else _Insertion)()
         self._environment = _control(self._task, config.task, "joint")
         self._renderer = None
@@ -185,6 +188,11 @@ class Environment:
     @property
     def strict_success(self) -> bool:
         return self.success and self._task.held(self.physics)
+
+    @property
+    def kept(self) -> bool:
+        """Whether a recording keeps this episode: its goal holds to the end."""
+        return self.strict_success
 
     @property
     def positions(self) -> np.ndarray:

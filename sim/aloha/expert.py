@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.aloha import simulator
-from sim.aloha_config import Config
+from sim.aloha.config import INSTALL, SCENES, Config
+from sim.contract import import_without_opengl
 
 OPEN, CLOSED = 1.0, 0.0
 
@@ -132,7 +132,7 @@ def commands(waypoints: list[Waypoint], steps: int) -> np.ndarray:
 @functools.cache
 def _hands(task: str):
     """The end-effector scene of this process: the expert resets it for every plan."""
-    return simulator().EndEffectorEnvironment(task)
+    return import_without_opengl(SCENES, INSTALL).EndEffectorEnvironment(task)
 
 
 def plan(config: Config, poses: np.ndarray, random: np.random.Generator, jitter: float) -> np.ndarray:

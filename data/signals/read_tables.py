@@ -1,0 +1,155 @@
+"""Read .csv, .tsv and .parquet files: a column per channel, a row per sample, and perhaps a column of times.
+
+Columns of text are no channels and are left out. A step of time of more than 1.5 samples is a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.signals.recording import Event, Recording
+
+TIMES = ("time", "timestamp", "timestamps", "datetime", "date", "t", "seconds")
+GAP = 1.5  # samples
+RATE_DIGITS = 3  # of Hz: times are written in whole milliseconds
+
+
+def read(path: Path, label_column: str | None) -> list[Recording]:
+    """See `recording.open_recordings`; `label_column`'s runs of equal values become events."""
+    import pyarrow as pa
+
+    schema, rows = open_rows(path)
+    if label_column is not None and label_column not in schema.names:
+        raise ValueError(f"no column {label_column} (dataset.label_column); there are {', '.join(schema.names)}")
+    times = [field.name for field in schema if pa.types.is_temporal(field.type) or field.name.lower() in TIMES]
+    others = (*times, label_column)
+    numeric = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
+    channels = [name for name in numeric if name not in others]
+    clock, runs = Clock(), Runs()
+    for batch in rows:
+        clock.add(seconds_of(batch.column(times[0])) if times else np.empty(0), len(batch))
+        if label_column is not None:
+            runs.add(batch.column(label_column).to_pylist())
+    left_out = [name for name in schema.names if name not in (*channels, *others)]
+    return [
+        Recording(
+            path.name,
+            channels,
+            clock.rows,
+            Forward(path, channels),
+            rate=clock.rate,
+            events=runs.events(clock.rate),
+            breaks=clock.breaks,
+            notes=[f"{path.name}: columns without numbers are left out: {', '.join(left_out)}"] if left_out else [],
+        )
+    ]
+
+
+def open_rows(path: Path) -> tuple[Any, Iterator[Any]]:
+    """(schema, record batches) from a file's start."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow import csv
+
+    if path.suffix.lower() == ".parquet":
+        file = pq.ParquetFile(path)
+        return file.schema_arrow, file.iter_batches()
+    parse = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    guessed = csv.open_csv(path, parse_options=parse).schema
+    # The first block may hold whole numbers, or nothing, only where a later one does not.
+    whole = [field.name for field in guessed if pa.types.is_integer(field.type) or pa.types.is_null(field.type)]
+    convert = csv.ConvertOptions(column_types=dict.fromkeys(whole, pa.float64()))
+    reader = csv.open_csv(path, parse_options=parse, convert_options=convert)
+    return reader.schema, iter(reader)
+
+
+def seconds_of(column: Any) -> np.ndarray:
+    """A column of times, or of seconds, as float64 seconds."""
+    import pyarrow as pa
+
+    values = column.to_numpy(zero_copy_only=False)
+    if pa.types.is_temporal(column.type):
+        return values.astype("datetime64[ns]").astype(np.int64) / 1e9
+    return values.astype(np.float64)
+
+
+class Clock:
+    """Counts rows and finds gaps in time, a batch after the other.
+
+    Attributes:
+        rows: So far.
+        breaks: Rows before which there is a gap.
+    """
+
+    def __init__(self) -> None:
+        self.rows, self.breaks = 0, []
+        self.last, self.step, self.elapsed, self.steps = np.nan, np.nan, 0.0, 0
+
+    def add(self, seconds: np.ndarray, rows: int) -> None:
+        if len(seconds):
+            steps = np.diff(seconds, prepend=self.last)
+            if np.isnan(self.step) and rows > 1:
+                self.step = float(np.nanmedian(steps))
+            if not np.nanmin(steps, initial=np.inf) > 0:
+                row = self.rows + int(np.argmax(steps <= 0))
+                raise ValueError(f"its times do not grow at row {row + 1}; sort the rows, or leave out the column")
+            is_gap = steps > GAP * self.step
+            self.breaks += (self.rows + np.flatnonzero(is_gap)).tolist()
+            whole = steps[~is_gap & ~np.isnan(steps)]
+            self.elapsed, self.steps, self.last = self.elapsed + whole.sum(), self.steps + len(whole), seconds[-1]
+        self.rows += rows
+
+    @property
+    def rate(self) -> float | None:
+        return round(self.steps / self.elapsed, RATE_DIGITS) if self.steps else None
+
+
+class Runs:
+    """Runs of equal labels, a batch after the other; an empty value is none."""
+
+    def __init__(self) -> None:
+        self.rows, self.runs = 0, []  # (first row, rows, value)
+
+    def add(self, values: list[Any]) -> None:
+        for value in values:
+            if self.runs and self.runs[-1][2] == value:
+                self.runs[-1][1] += 1
+            else:
+                self.runs.append([self.rows, 1, value])
+            self.rows += 1
+
+    def events(self, rate: float | None) -> list[Event]:
+        if self.runs and rate is None:
+            raise ValueError("dataset.label_column needs a column of times; there is none")
+        return [
+            Event(row / rate, rows / rate, label_name(value)) for row, rows, value in self.runs if value is not None
+        ]
+
+
+def label_name(value: Any) -> str:
+    """`1.0`, as a CSV file's whole numbers are read, is `1`."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+class Forward:
+    """Reads rows forward: (start, stop) -> (C, n) float64; an earlier start opens the file again."""
+
+    def __init__(self, path: Path, channels: list[str]):
+        self.path, self.channels = path, channels
+        self.first, self.block, self.rows = 0, np.empty((len(channels), 0)), None
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        if self.rows is None or start < self.first:
+            _, self.rows = open_rows(self.path)
+            self.first, self.block = 0, self.block[:, :0]
+        while self.first + self.block.shape[1] < stop:
+            skipped = min(max(0, start - self.first), self.block.shape[1])
+            batch = next(self.rows)
+            columns = [batch.column(name).to_numpy(zero_copy_only=False) for name in self.channels]
+            self.block = np.concatenate([self.block[:, skipped:], np.array(columns, np.float64)], 1)
+            self.first += skipped
+        return self.block[:, start - self.first : stop - self.first]

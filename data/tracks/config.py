@@ -1,0 +1,139 @@
+"""Configuration keys of tracks; importing this needs only the standard library."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from data.tracks.tracker_settings import TrackerSettings
+from storage.config_keys import EVALUATION, HARMLESS, IMPOSSIBLE, TRAJECTORY, key
+
+course = functools.partial(key, on_resume=TRAJECTORY)  # another value trains on other clips
+CLIP_LENGTH, CROP_SIZE = 32, 128
+
+
+@dataclass
+class Directory:
+    """`dir`: folders with labels and videos, paired by their names."""
+
+    path: str | list[str] | None = key(None, "Folder with labels and videos, or several.", is_path=True)
+    labels_suffix: str | None = key(None, "Ending of the label files; null: the kind that is there.")
+    vid_suffix: str | None = key(None, "Ending of the videos; null: whatever has the name of the labels.")
+
+
+@dataclass
+class Split:
+    """`train_dataset`, `val_dataset` or `test_dataset`; the last two take what they leave out from the first.
+
+    Held-out videos are scored as a whole unless `chunk: true` is given for them: each clip then is a video of its own.
+    """
+
+    dir: Directory | None = key(None, "Folders with labels and videos, paired by their names.")
+    slp_files: list[str] | None = key(None, "Label files, in place of dir; any format that is read.", is_path=True)
+    video_files: list[str] | None = key(None, "Their videos, in the same order.", is_path=True)
+    crop_size: int | list[int] | None = key(
+        None, f"Side of the square around each instance, in px; a list: one for each folder or file [{CROP_SIZE}]."
+    )
+    padding: int | None = key(None, "Added to each side of that square, in px [0].", ge=0)
+    clip_length: int | None = key(None, f"Frames of a clip [{CLIP_LENGTH}].", ge=2)
+    chunk: bool | None = key(None, "Cut videos into clips; false: a whole video is one clip [true].")
+    n_chunks: int | float | None = key(
+        None, "Clips drawn once from all: a number, or a share up to 1.0; null: all.", gt=0
+    )
+    anchors: str | list[str] | int | None = key(
+        None, "Where crops are centred: a node or centroid, several, or a number of random ones [centroid]."
+    )
+    handle_missing: Literal["drop", "ignore", "centroid"] | None = key(
+        None, "Without its anchor an instance is left out, has a black crop, or is cut at its centroid [centroid]."
+    )
+    dilation_radius_px: int | None = key(None, "Black out crops farther from all nodes; 0: nothing [0].", ge=0)
+    mode: Literal["train", "val"] | None = key(
+        None,
+        "train: clips for the loss, drawn anew in each epoch; val: drawn once, held-out frames are tracked and scored. "
+        "null: as the section is named.",
+    )
+    augmentations: dict[str, Any] | None = key(
+        None, "Class of albumentations, NodeDropout or InstanceDropout -> its arguments."
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_chunks, float) and self.n_chunks > 1:
+            raise ValueError(f"n_chunks: {self.n_chunks} must be a number of clips, or a share up to 1.0")
+        sizes = self.crop_size if isinstance(self.crop_size, list) else [self.crop_size]
+        if any(size is not None and size < 1 for size in sizes):
+            raise ValueError(f"crop_size: {self.crop_size} must be at least 1")
+        if self.anchors == [] or (isinstance(self.anchors, int) and self.anchors < 1):
+            raise ValueError(f"anchors: {self.anchors} must be the name of a node, several, or a number of at least 1")
+
+    @property
+    def has_source(self) -> bool:
+        return bool(self.slp_files or (self.dir is not None and self.dir.path))
+
+
+DEFAULTS = Split(
+    crop_size=CROP_SIZE,
+    padding=0,
+    clip_length=CLIP_LENGTH,
+    anchors="centroid",
+    handle_missing="centroid",
+    dilation_radius_px=0,
+)
+SHARED = ("crop_size", "padding", "clip_length", "anchors", "handle_missing", "dilation_radius_px")
+
+
+@dataclass
+class Config:
+    """YAML section `dataset` with `name: tracks`."""
+
+    train_dataset: Split = field(
+        default_factory=Split,
+        metadata={"help": "Labels and videos for training; see Split for its keys.", "on_resume": TRAJECTORY},
+    )
+    val_dataset: Split | None = key(
+        None, "The same for validation; null: the last frames of each training video.", on_resume=EVALUATION
+    )
+    test_dataset: Split | None = key(None, "The same for the test set; null: none.", on_resume=EVALUATION)
+    val_frames: int | float = course(
+        0.2, "Frames held out at the end of each video if there is no val_dataset: a number, or a share below 1.", ge=0
+    )
+    scramble: Literal["none", "rot90"] = course(
+        "none", "rot90: turn each frame, crops and coordinates, by a random multiple of 90°."
+    )
+    images: bool = key(True, "Cut crops from videos; false: coordinates alone, without videos.", on_resume=IMPOSSIBLE)
+    channels: Literal[1, 3] = key(3, "Of each crop; gray is repeated to 3.", on_resume=IMPOSSIBLE)
+    image_size: list[int] | None = course(
+        None, "Height and width in px for labels without a video; null: seqinfo.ini, or the extent of the labels."
+    )
+    cache_gb: float = key(
+        8.0, "Cut crops once if those of a video take less on disk; 0: each time.", on_resume=HARMLESS, ge=0
+    )
+    tracker: TrackerSettings = field(
+        default_factory=TrackerSettings,
+        metadata={"help": "How detections become tracks, see TrackerSettings.", "on_resume": EVALUATION},
+    )
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise ValueError(f"image_size: {self.image_size} must be height and width in px")
+        if isinstance(self.val_frames, float) and self.val_frames >= 1:
+            raise ValueError(f"val_frames: {self.val_frames} must be a number of frames, or a share below 1")
+        for name in ("train", "val", "test"):
+            section = getattr(self, f"{name}_dataset")
+            if section is not None and section.mode == "val" and section.augmentations:
+                raise ValueError(f"{name}_dataset.augmentations have no effect with mode: val; leave one out")
+
+    def split(self, name: str) -> Split:
+        """The section of `train`, `val` or `test`, complete: what it leaves out is the training section's or a default.
+
+        For `val` without a section of its own, what holds for the frames held out at the end of the training videos.
+        """
+        given = getattr(self, f"{name}_dataset") or Split()
+        values = {item.name: getattr(given, item.name) for item in dataclasses.fields(Split)}
+        for other in (self.train_dataset, DEFAULTS):
+            values |= {key_name: getattr(other, key_name) for key_name in SHARED if values[key_name] is None}
+        values["mode"] = values["mode"] or ("train" if name == "train" else "val")
+        if values["chunk"] is None:
+            values["chunk"] = "train" in (name, values["mode"])
+        return Split(**values)

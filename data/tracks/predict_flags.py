@@ -1,0 +1,43 @@
+"""Flags of `predict.py` for tracks: the keys of `dataset.tracker`. Importing this needs only the standard library."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+from data.tracks.tracker_settings import TrackerSettings
+from storage.config_keys import key
+
+OF_SCORES = ("match_distance",)
+HINTS = typing.get_type_hints(TrackerSettings)
+FIELDS = [field for field in dataclasses.fields(TrackerSettings) if field.name not in OF_SCORES]
+
+PredictFlags = dataclasses.make_dataclass(
+    "PredictFlags",
+    [
+        (
+            "video",
+            str | None,
+            key(None, "Tracks: the video of the labels. Default: the one beside them of their name."),
+        ),
+        *(
+            (
+                field.name,
+                HINTS[field.name] | None,
+                dataclasses.field(
+                    default=None,
+                    metadata={**field.metadata, "help": f"Tracks: {field.metadata['help']}. Default: as in training."},
+                ),
+            )
+            for field in FIELDS
+        ),
+    ],
+    namespace={"__module__": __name__},
+)
+
+
+def with_flags(settings: TrackerSettings, flags: Any) -> TrackerSettings:
+    """The settings with the flags that were given in their place."""
+    given = {field.name: getattr(flags, field.name) for field in FIELDS if getattr(flags, field.name) is not None}
+    return dataclasses.replace(settings, **given)

@@ -1,0 +1,120 @@
+"""Detections with their video in, the same detections with identities out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Self
+
+from data import processor
+from data.processor import Item, Source
+from data.tracks import find
+from data.tracks.config import Config
+from data.tracks.crops import Cutter
+from data.tracks.online import OnlineTracker, encoded
+from data.tracks.open_recording import open_recording
+from data.tracks.predict_flags import PredictFlags, with_flags
+from data.tracks.recording import Frame, Recording
+from data.tracks.tracker import Assigned
+from data.tracks.tracker_settings import TrackerSettings
+from data.tracks.writers import FORMATS, writer_of
+from storage import safe_read
+
+FILE = "tracks.json"  # how crops are made
+TABLES = ("man_track.txt", "res_track.txt")  # stand for the label images of their folder
+
+
+class Shown(NamedTuple):
+    """One frame of a recording."""
+
+    recording: Recording
+    frame: Frame
+    is_first: bool
+
+
+class Tracked(NamedTuple):
+    """A frame's detections with the identities that they were given."""
+
+    recording: Recording
+    frame: Frame
+    assigned: Assigned
+
+
+class Processor(processor.Processor):
+    """Tracks the detections of label files, frame by frame.
+
+    Inputs: label files in all formats that training reads, and for label images of the Cell Tracking Challenge the
+    man_track.txt beside them; the video is the one of the same name. Identities in them are not read.
+    """
+
+    SUFFIXES = find.LABELS
+    WHOLE_FILES = True
+    OUTPUTS = tuple(FORMATS)
+
+    def __init__(self, cutter: Cutter, channels: int, images: bool, settings: TrackerSettings, video: str | None):
+        self.cutter, self.channels, self.images = cutter, channels, images
+        self.settings, self.video = settings, video
+        self.tracker: OnlineTracker | None = None
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, config: Config, process: Any, flags: Any = None) -> Self:
+        """See `data.processor`."""
+        try:
+            values = safe_read.read_json(folder / FILE)
+            names = [field.name for field in dataclasses.fields(Cutter)]
+            described = {name: values[name] for name in names}
+            anchors = described["anchors"]
+            described["anchors"] = tuple(anchors) if isinstance(anchors, list) else anchors
+            cutter, channels, images = Cutter(**described), values["channels"], values["images"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder}: {FILE} cannot be read ({error}); restore it from the run") from None
+        flags = flags or PredictFlags()
+        settings = with_flags(config.tracker, flags)
+        if settings.max_angle_diff is not None and cutter.count < 2:
+            raise ValueError(f"--max_angle_diff {settings.max_angle_diff} needs a model of two anchors or more")
+        return cls(cutter, channels, images, settings, flags.video)
+
+    def count(self, source: Source) -> int:
+        return find.read_labels(labels_of(source)).stop
+
+    def read(self, source: Source) -> Iterator[Item]:
+        """Every frame from the first to the last with labels; those without detections too."""
+        labels = labels_of(source)
+        video: Any = Path(self.video).expanduser() if self.video else find.pair(labels)
+        if self.images and video is None:
+            raise ValueError(f"{labels} has no video of its name beside it; name it with --video")
+        recording = open_recording(find.Source(labels, video if self.images else None), self.cutter, self.channels)
+        recording = recording.part(0, recording.sequence.stop)
+        for frame in recording.labelled():
+            yield Item(source, f"{source}, frame {frame.index}", Shown(recording, frame, frame.index == 0))
+
+    def encode(self, raw: Shown) -> Shown:
+        return raw
+
+    def predict(self, model: Any, inputs: list[Shown]) -> list[Tracked]:
+        """The next frames of the video, or of several one after another."""
+        import torch
+
+        with torch.no_grad():
+            features = encoded(model, [shown.frame for shown in inputs])
+            return [self._next(model, *pair) for pair in zip(inputs, features, strict=True)]
+
+    def _next(self, model: Any, shown: Shown, features: Any) -> Tracked:
+        if shown.is_first or self.tracker is None:
+            self.tracker = OnlineTracker(model, self.settings)
+        return Tracked(shown.recording, shown.frame, self.tracker.update(shown.frame, features))
+
+    def decode(self, outputs: list[Tracked]) -> list[Tracked]:
+        return outputs
+
+    def writer(self, target: Path | BinaryIO) -> processor.Writer:
+        assert isinstance(target, Path)
+        return writer_of(target)
+
+
+def labels_of(source: Source) -> Path:
+    """The label file, or for a table of the Cell Tracking Challenge the folder of its label images."""
+    if source.path is None:
+        raise ValueError("labels are read from files; name one with --input")
+    return source.path.parent if source.path.name in TABLES else source.path

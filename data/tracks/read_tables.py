@@ -1,0 +1,94 @@
+"""Tracks as text: tables of TrackMate and others (.csv), and files of the MOT challenge (.txt)."""
+
+from __future__ import annotations
+
+import configparser
+import csv
+from pathlib import Path
+
+from data.tracks.sequence import Sequence, sequence_of
+
+# What a table says of a detection -> the names that its column may have, in any case.
+COLUMNS = {
+    "frame": ("frame", "t"),
+    "track": ("track_id", "track", "identity"),
+    "x": ("position_x", "x", "centroid_x"),
+    "y": ("position_y", "y", "centroid_y"),
+    "score": ("confidence", "score"),
+}
+OPTIONAL = ("track", "score")
+UNITS = 3  # lines below the header in which TrackMate explains the columns
+
+
+def read_csv(path: Path) -> Sequence:
+    """A table with a line for each detection: frame (from 0), x and y in px, perhaps a track and a score.
+
+    Raises:
+        ValueError: a column is missing, or a value is no number.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        lines = csv.reader(file)
+        header = [name.strip().lower() for name in next(lines, [])]
+        places = {
+            meaning: next((header.index(name) for name in names if name in header), None)
+            for meaning, names in COLUMNS.items()
+        }
+        if absent := [meaning for meaning, place in places.items() if place is None and meaning not in OPTIONAL]:
+            raise ValueError(f"{path}:1: there is no column {' or '.join(COLUMNS[absent[0]])}")
+        rows = []
+        for line in lines:
+            try:
+                rows.append(csv_row(line, places))
+            except (ValueError, IndexError):
+                if rows or lines.line_num > 1 + UNITS:
+                    raise ValueError(f"{path}:{lines.line_num}: frame, x or y is not a number") from None
+    frames, points, tracks, scores = zip(*rows, strict=True) if rows else [()] * 4
+    return sequence_of(path, frames, points, tracks, scores)
+
+
+def csv_row(line: list[str], places: dict[str, int | None]) -> tuple:
+    """(frame, (x, y), track or None, score)"""
+    words = {meaning: None if place is None else line[place].strip() for meaning, place in places.items()}
+    track = words["track"]
+    score = float(words["score"]) if words["score"] else 1.0
+    is_known = track is not None and track.lower() not in ("", "none", "nan", "-1")
+    return int(float(words["frame"])), (float(words["x"]), float(words["y"])), track if is_known else None, score
+
+
+def read_mot(path: Path) -> Sequence:
+    """A file of the MOT challenge: frame (from 1), identity, left, top, width, height, confidence, …
+
+    Identity -1 is unknown; lines of gt.txt with confidence 0 do not count. Coordinates begin at 1 in these files.
+
+    Raises:
+        ValueError: a line has fewer than six numbers.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            frame, identity, left, top, width, height, *rest = map(float, line.replace(",", " ").split())
+        except ValueError:
+            raise ValueError(f"{path}:{number}: `{line[:60]}` is not frame, id, left, top, width, height, …") from None
+        confidence = rest[0] if rest else 1.0
+        if path.name == "gt.txt" and confidence == 0:
+            continue
+        box = (top - 1, left - 1, top - 1 + height, left - 1 + width)
+        centre = (left - 1 + width / 2, top - 1 + height / 2)
+        rows.append((int(frame) - 1, centre, int(identity) if identity >= 0 else None, confidence, box))
+    frames, points, tracks, scores, boxes = zip(*rows, strict=True) if rows else [()] * 5
+    return sequence_of(path, frames, points, tracks, scores, boxes=boxes, **seqinfo(path))
+
+
+def seqinfo(path: Path) -> dict:
+    """Size of the video from the challenge's seqinfo.ini, in the sequence's folder, if it is there."""
+    file = next((folder / "seqinfo.ini" for folder in path.parents[:2] if (folder / "seqinfo.ini").is_file()), None)
+    if file is None:
+        return {}
+    settings = configparser.ConfigParser()
+    try:
+        settings.read_string(file.read_text())
+        return {"size": tuple(settings.getint("Sequence", key) for key in ("imHeight", "imWidth"))}
+    except (configparser.Error, ValueError) as error:
+        raise ValueError(f"{file}: {' '.join(str(error).split())}") from None

@@ -1,0 +1,89 @@
+"""Configuration keys of policies whose chunk comes from a denoising network; importing this needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from models.policy import PolicyConfig
+from storage.config_keys import TRAJECTORY, key
+
+# Part name -> regular expression over parameter and module names.
+PARTS: dict[str, str] = {
+    "backbone": r"^observation\.backbone(\.|$)",
+    "vision_tower": r"^observation\.backbone(\.|$)",  # the same part under the name that vision-language models use
+    "projector": r"^observation\.(pooling|words)(\.|$)",
+    "trunk": r"^network(\.|$)",
+}
+
+
+@dataclass
+class DenoisingConfig(PolicyConfig):
+    """How observations become a condition, and the network that maps (chunk, time, condition) to a chunk."""
+
+    network: Literal["unet", "transformer", "mlp"] = key(
+        "unet",
+        "unet: convolutions along the chunk, modulated by the observation (arXiv:2303.04137); transformer: a token per "
+        "action that attends to the observation; mlp: the flattened chunk, for state policies on a CPU",
+    )
+    unet_channels: list[int] = key(
+        [64, 128, 256], "channels of each resolution of the unet; the paper: [512, 1024, 2048]"
+    )
+    kernel_size: int = key(5, "of the unet's convolutions along the chunk; odd", ge=1)
+    group_norm_groups: int = key(8, "groups of the unet's norms; divides every entry of unet_channels", ge=1)
+    hidden_dim: int = key(256, "width of the transformer's tokens, or of the mlp's hidden layers", ge=2)
+    num_layers: int = key(4, "layers of the transformer, or hidden layers of the mlp", ge=1)
+    num_heads: int = key(4, "attention heads of the transformer; divides hidden_dim", ge=1)
+    dropout: float = key(0.0, "in the transformer and the mlp", ge=0, lt=1, on_resume=TRAJECTORY)
+    time_dim: int = key(128, "numbers that encode the time; even", ge=2)
+    image_pooling: Literal["spatial_softmax", "mean"] = key(
+        "spatial_softmax", "features of an image: where its keypoints are (arXiv:1509.06113), or their mean"
+    )
+    keypoints: int = key(32, "keypoints of an image under spatial_softmax", ge=1)
+    crop_size: list[int] | None = key(
+        None, "[height, width] of a random crop in training, of the centre otherwise; null: whole images"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.time_dim % 2:
+            raise ValueError(
+                f"model.time_dim: {self.time_dim} is odd; sines and cosines share it: use {self.time_dim + 1}"
+            )
+        if self.network == "unet":
+            self.check_unet()
+        if self.network == "transformer" and self.hidden_dim % self.num_heads:
+            raise ValueError(
+                f"model.hidden_dim: {self.hidden_dim} is not divisible by model.num_heads: {self.num_heads}; "
+                f"try hidden_dim {self.num_heads * max(1, round(self.hidden_dim / self.num_heads))}"
+            )
+        if self.crop_size is not None and (len(self.crop_size) != 2 or min(self.crop_size) < 32):
+            raise ValueError(f"model.crop_size: {self.crop_size} is not [height, width] of at least 32 pixels each")
+        if self.crop_size is not None and None not in (self.num_images, self.image_height, self.image_width):
+            self.check_crop()
+
+    def check_unet(self) -> None:
+        """Raise ValueError for sizes that a unet cannot have."""
+        if not self.unet_channels or any(width % self.group_norm_groups for width in self.unet_channels):
+            raise ValueError(
+                f"model.unet_channels: {self.unet_channels} needs entries divisible by model.group_norm_groups: "
+                f"{self.group_norm_groups}"
+            )
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"model.kernel_size: {self.kernel_size} is even; use {self.kernel_size + 1}")
+        factor = 2 ** (len(self.unet_channels) - 1)
+        if self.chunk_size is not None and self.chunk_size % factor:
+            raise ValueError(
+                f"dataset.chunk_size: {self.chunk_size} is not divisible by {factor}, by which a unet of "
+                f"{len(self.unet_channels)} resolutions shortens it; use "
+                f"{self.chunk_size + -self.chunk_size % factor}, or fewer model.unet_channels"
+            )
+
+    def check_crop(self) -> None:
+        if not self.num_images:
+            raise ValueError(f"model.crop_size: {self.crop_size} but the data has no images; set it to null")
+        if self.crop_size[0] > self.image_height or self.crop_size[1] > self.image_width:
+            raise ValueError(
+                f"model.crop_size: {self.crop_size} is larger than the data's images "
+                f"[{self.image_height}, {self.image_width}]; lower it"
+            )

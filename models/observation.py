@@ -1,0 +1,79 @@
+"""The condition of a policy: a vector computed from the state and the images of a sample.
+
+Shapes: B batch, K images, F channels and h × w cells of a feature map, P keypoints, D condition.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.backbone import ImageBackbone
+from models.denoising import DenoisingConfig
+
+WORDS_DIM = 64  # numbers that an instruction becomes
+
+
+class SpatialSoftmax(nn.Module):
+    """Expected image coordinates of keypoints, each a softmax over the cells of a feature map.
+
+    Source: Finn et al. 2016, arXiv:1509.06113.
+    """
+
+    def __init__(self, channels: int, keypoints: int):
+        super().__init__()
+        self.score = nn.Conv2d(channels, keypoints, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features (N, F, h, w) -> (N, 2·P), x and y of each keypoint from -1 (left, top) to 1."""
+        scores = self.score(features)
+        height, width = scores.shape[-2:]
+        y = torch.linspace(-1, 1, height, device=scores.device).repeat_interleave(width)
+        x = torch.linspace(-1, 1, width, device=scores.device).repeat(height)
+        weights = scores.flatten(2).float().softmax(-1)  # (N, P, h·w)
+        return (weights @ torch.stack((x, y), dim=-1)).flatten(1).to(features.dtype)
+
+
+class ObservationEncoder(nn.Module):
+    """State, instruction, and for each image its keypoints or mean features, concatenated."""
+
+    def __init__(self, config: DenoisingConfig):
+        super().__init__()
+        self.crop_size = config.crop_size
+        self.width = config.state_dim
+        if config.num_words:
+            self.words = nn.Linear(config.num_words, WORDS_DIM)
+            self.width += WORDS_DIM
+        if config.num_images:
+            self.backbone = ImageBackbone(config)
+            if config.image_pooling == "spatial_softmax":
+                self.pooling = SpatialSoftmax(self.backbone.out_channels, config.keypoints)
+                width = 2 * config.keypoints
+            else:
+                self.pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+                width = self.backbone.out_channels
+            self.width += config.num_images * width
+
+    def forward(self, state: Tensor, images: Tensor | None = None, words: Tensor | None = None) -> Tensor:
+        """state (B, state dim), images (B, K, 3, H, W) uint8, words (B, V) 0 or 1 -> (B, D)."""
+        if words is not None:
+            state = torch.cat((state, self.words(words.to(state.dtype))), dim=-1)
+        if images is None:
+            return state
+        if self.crop_size is not None:
+            images = crop(images, *self.crop_size, random=self.training)
+        features = self.backbone(images)  # (B, K, F, h, w)
+        pooled = self.pooling(features.flatten(0, 1)).unflatten(0, features.shape[:2]).flatten(1)
+        return torch.cat((state, pooled.to(state.dtype)), dim=-1)
+
+
+def crop(images: Tensor, height: int, width: int, random: bool) -> Tensor:
+    """Cut (B, K, C, height, width) from (B, K, C, H, W): from the centre, or at random, one place for each sample."""
+    free = torch.tensor([images.shape[-2] - height, images.shape[-1] - width])
+    share = torch.rand(len(images), 2) if random else torch.full((len(images), 2), 0.5)
+    corners = (share * (free + 1)).long()  # (B, 2)
+    pieces = [
+        sample[..., top : top + height, left : left + width]
+        for sample, (top, left) in zip(images, corners.tolist(), strict=True)
+    ]
+    return torch.stack(pieces)

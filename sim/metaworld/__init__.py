@@ -1,0 +1,81 @@
+"""Meta-World: fifty tasks of a Sawyer arm, with instructions in words (Yu et al. 2020, arXiv:1910.10897).
+
+Importing this needs neither MuJoCo nor OpenGL; `make` loads the simulator. See `sim.contract`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sim.contract import import_without_opengl
+from sim.metaworld.config import Config
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from sim.metaworld.environment import Environment
+
+PROCESS_KEYS: frozenset[str] = frozenset()
+PACKAGES = ("mujoco", "metaworld")
+CONTROL_HZ = 80
+FILM_CAMERA = "corner"
+
+
+def make(config: Config) -> Environment:
+    """The simulated tasks, before the first `reset(seed)`.
+
+    Raises:
+        ValueError: The simulator is not installed, or it has cameras and nothing can render.
+    """
+    return simulator().Environment(config)
+
+
+def demonstrate(environment: Environment, seed: int, jitter: float) -> dict[str, np.ndarray]:
+    """The episode of the scripted expert, whose executed actions are disturbed; those recorded are not.
+
+    So a policy learns to come back to the expert's path (Laskey et al. 2017, arXiv:1703.09327). `environment` is left
+    at the episode's last step.
+
+    Returns:
+        Arrays (T, …) under `action` and the observations' keys, without the instruction, which is that of the episode.
+    """
+    random = np.random.default_rng(seed)
+    observation, episode = environment.reset(seed), []
+    while not environment.done:
+        action = environment.expert_action()
+        episode.append({"action": action, **observation})
+        disturbed = action.copy()
+        disturbed[:3] += jitter * simulator().JITTER_STD * random.standard_normal(3)
+        observation = environment.step(disturbed)
+    keys = [key for key in episode[0] if key != "instruction"]
+    return {key: np.stack([step[key] for step in episode]) for key in keys}
+
+
+def viewer(config: Config, task: str, height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that renders positions (Q,); see `sim.contract`."""
+    import mujoco
+
+    scene = make(dataclasses.replace(config, task=task, cameras=[], instruction="right"))
+    scene.reset(0)
+    env = scene.scene.env
+    from sim.renderer import Renderer
+
+    renderer = Renderer(env.model, height, width, config.shadows)
+
+    def view(positions: np.ndarray) -> np.ndarray:
+        env.data.qpos[:] = positions
+        mujoco.mj_forward(env.model, env.data)
+        return simulator().upright(renderer, env.data, FILM_CAMERA)
+
+    return view
+
+
+def simulator() -> ModuleType:
+    """The module `sim.metaworld.environment`."""
+    return import_without_opengl(
+        "sim.metaworld.environment", "pip install -e .[sim] && pip install --no-deps metaworld"
+    )
