@@ -56,6 +56,8 @@ def test_images_in_parquet_are_exact(tmp_path):
     for row, (episode, step) in enumerate(rows):
         expected = np.stack([frame(episode, step, camera).transpose(2, 0, 1) for camera in range(2)])
         np.testing.assert_array_equal(batch["images"][row], expected)
+    other_order = everything(build_lerobot(tmp_path, cameras=["wrist", "top"]).train_dataset)
+    assert torch.equal(other_order["images"], batch["images"].flip(1))
 
 
 def test_several_processes_decode_the_same_frames_and_memory_needs_no_cache(tmp_path, monkeypatch):

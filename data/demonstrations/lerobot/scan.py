@@ -51,28 +51,26 @@ def scan_lerobot(folder: Path, files: list[Path], config: Config, process: Any) 
     chosen = chosen[: config.max_episodes]
     if not chosen:
         raise ValueError(f"dataset.exclude leaves no episode of {folder}; leave a pattern out")
-    keys = Keys(config.action_key or ACTION, tuple(config.state_keys or [STATE]), None)
     cameras = choose_cameras(metadata, config) if process.is_multimodal and config.cameras != [] else {}
-    if cameras:
-        keys = Keys(keys.action, keys.state, "observation.images")
     if cameras and process.lazy_preprocess and not process.preload_data:
         raise ValueError(
             f"lazy_preprocess would decode the videos of {folder} again for every sample; set lazy_preprocess: false, "
             f"or preload_data: true"
         )
+    states = tuple(config.state_keys or [STATE])
+    keys = Keys(config.action_key or ACTION, states, "observation.images" if cameras else None)
     table = Columns(metadata, [keys.action, *keys.state])
     episodes, clips, tolerance = [], [], config.timestamp_tolerance_s
     for recorded in chosen:
         episode, rows, timestamps = table.episode(recorded, keys, tolerance)
-        find = [find_clip(metadata.features[key], recorded, rows, timestamps, tolerance) for key in cameras.values()]
-        sizes = {camera: size for camera, (_, size) in zip(cameras, find, strict=True)}
-        episodes.append(Episode(episode.file, episode.actions, episode.states, sizes, episode.texts))
-        clips.append([clip for clip, _ in find])
+        clips.append([])
+        for camera, key in cameras.items():
+            clip, episode.frame_sizes[camera] = find_clip(metadata.features[key], recorded, rows, timestamps, tolerance)
+            clips[-1].append(clip)
+        episodes.append(episode)
     source = without_frames(folder, keys, episodes, config, process)
-    source.details |= {"fps": metadata.fps, "image_keys": [cameras[name] for name in source.details["cameras"]]}
+    source.details |= {"fps": metadata.fps, "image_keys": list(cameras.values())}
     if source.fit is not None:
-        order = [list(cameras).index(name) for name in source.details["cameras"]]
-        clips = [[of_episode[position] for position in order] for of_episode in clips]
         source.frames = ClipFrames(folder, clips, source.arrays["offsets"], source.fit)
     return source
 
@@ -91,7 +89,7 @@ def refuse_useless(folder: Path, config: Config, process: Any) -> None:
 
 
 def choose_cameras(metadata: Metadata, config: Config) -> dict[str, str]:
-    """Camera -> feature, of those that are configured, or all."""
+    """Camera -> feature, of those that are configured, in their order, or all, sorted."""
     found = {camera_name(key): key for key, feature in metadata.features.items() if feature.is_image}
     for camera in config.cameras or ():
         if camera not in found:
