@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from loader.checks.launch import check_environment, check_hardware
+from loader.checks.named_things import check_named_things
 from loader.checks.plugin_names import check_names
 from loader.checks.switches import check_switches
 from loader.errors import ConfigError, Problems, quoted, shown
@@ -35,6 +36,7 @@ def check_run(run: RunConfig) -> list[str]:
     _optimizer_words(run, problems)
     _rates(run, problems)
     check_names(run, problems)
+    check_named_things(run, problems)
     check_process_keys(run, problems)
     check_switches(run, problems)
     check_hardware(run, problems)
