@@ -375,8 +375,8 @@ def print_scores(scores: dict[str, Any]) -> None:
     titles = {"success": "success", "strict_success": "strict (held at the last step)"}
     for name in (entry.removesuffix("_rate") for entry in scores if entry.endswith("_rate")):
         low, high = scores[f"{name}_low"], scores[f"{name}_high"]
-        print(f"{titles.get(name, name)}: {scores[f'{name}_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})")
-    print(f"episodes: {scores['episodes']}")
+        of = f" of {scores['episodes']} episodes" if name in titles else ""
+        print(f"{titles.get(name, name)}: {scores[f'{name}_rate']:.1%}{of} (95 % interval {low:.1%} to {high:.1%})")
     if scores["mean_steps_to_success"] is not None:
         print(f"steps to success: {scores['mean_steps_to_success']:.0f} on average")
 
