@@ -119,10 +119,6 @@ class Config:
             raise ValueError(f"image_size: {self.image_size} must be height and width in px")
         if isinstance(self.val_frames, float) and self.val_frames >= 1:
             raise ValueError(f"val_frames: {self.val_frames} must be a number of frames, or a share below 1")
-        for name in ("train", "val", "test"):
-            section = getattr(self, f"{name}_dataset")
-            if section is not None and section.mode == "val" and section.augmentations:
-                raise ValueError(f"{name}_dataset.augmentations have no effect with mode: val; leave one out")
 
     def split(self, name: str) -> Split:
         """The section of `train`, `val` or `test`, complete: what it leaves out is the training section's or a default.

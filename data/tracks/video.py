@@ -157,6 +157,7 @@ def eight_bit(image: np.ndarray, channels: int) -> np.ndarray:
     """(H, W[, C]) of any type -> (H, W, channels) uint8; other types than uint8 are scaled to their own range."""
     image = image if image.ndim == 3 else image[..., None]
     if image.dtype != np.uint8:
+        image = np.nan_to_num(image, nan=np.nanmin(image)) if image.dtype.kind == "f" else image
         low, high = float(image.min()), float(image.max())
         image = ((image - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
     image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]

@@ -200,7 +200,6 @@ def _logger(node: Node) -> Assignments:
     raise ConfigError("is written as the section `logging: {logger_type: …}`")
 
 
-
 # Together they name the pretrained weights; `resolve_model_sources` reads them once all layers are known.
 MODEL_SOURCES = ("base_model_path", "hf_models_dir", "finetuned_models_dir")
 

@@ -424,8 +424,9 @@ def with_mode(bundle, folder):
     assert torch.equal(epoch(fixed, 0)["identities"], epoch(fixed, 3)["identities"])
     made = bundle(val={"mode": "train", "clip_length": 2})
     assert type(held_out(made)) is Clips and len(held_out(made)) == 2 and made.metrics == {}
-    with pytest.raises(ValueError, match="mode: val"):
-        bundle({"mode": "val", "augmentations": {"InstanceDropout": None}})
+    thinned = bundle({"mode": "val", "augmentations": {"InstanceDropout": {"p": 0.5}}})
+    assert torch.equal(epoch(thinned, 0)["boxes"], epoch(thinned, 3)["boxes"])
+    assert 0 < epoch(thinned)["mask"].sum() < epoch(fixed)["mask"].sum()
 
 
 def with_augmentations(bundle, folder):

@@ -64,6 +64,8 @@ class Console(TrainerCallback):
         "better_than_chance": "× chance",
         "eval_perplexity": "perplexity",
         "eval_bits_per_byte": "bits/byte",
+        "eval_idf1": "idf1",
+        "eval_switches": "switches",
         "samples_per_second": "samples/s",
         "tokens_per_second": "tokens/s",
         "step_ms": "step ms",
