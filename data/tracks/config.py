@@ -119,6 +119,10 @@ class Config:
             raise ValueError(f"image_size: {self.image_size} must be height and width in px")
         if isinstance(self.val_frames, float) and self.val_frames >= 1:
             raise ValueError(f"val_frames: {self.val_frames} must be a number of frames, or a share below 1")
+        for name in ("train", "val", "test"):
+            section = getattr(self, f"{name}_dataset")
+            if section is not None and section.dilation_radius_px and not self.images:
+                raise ValueError(f"{name}_dataset.dilation_radius_px has no effect with images: false; leave one out")
 
     def split(self, name: str) -> Split:
         """The section of `train`, `val` or `test`, complete: what it leaves out is the training section's or a default.

@@ -56,6 +56,7 @@ class Processor(processor.Processor):
         self.cutter, self.channels, self.images = cutter, channels, images
         self.settings, self.video = settings, video
         self.tracker: OnlineTracker | None = None
+        self.video_of: Source | None = None  # the input whose video `--video` is
 
     @classmethod
     def from_pretrained(cls, folder: Path, config: Config, process: Any, flags: Any = None) -> Self:
@@ -81,6 +82,9 @@ class Processor(processor.Processor):
     def read(self, source: Source) -> Iterator[Item]:
         """Every frame from the first to the last with labels; those without detections too."""
         labels = labels_of(source)
+        if self.video and self.video_of not in (None, source):
+            raise ValueError(f"--video {self.video} is that of {self.video_of}; predict each input in a run of its own")
+        self.video_of = source
         video: Any = Path(self.video).expanduser() if self.video else find.pair(labels)
         if self.images and video is None:
             raise ValueError(f"{labels} has no video of its name beside it; name it with --video")

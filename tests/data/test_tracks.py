@@ -266,6 +266,8 @@ def test_coordinates_alone(bundle, tmp_path):
         assert batch["points"][0, 0, 0].tolist() == pytest.approx([y / height, x / width], abs=1e-6)
     with pytest.raises(ValueError, match="image_size"):
         bundle(images=False, image_size=[100])
+    with pytest.raises(ValueError, match="train_dataset.dilation_radius_px"):
+        bundle({"dilation_radius_px": 2}, images=False)
 
 
 @pytest.mark.keys("dataset(tracks).channels")
