@@ -52,8 +52,16 @@ class Processor(processor.Processor):
     WHOLE_FILES = True
     OUTPUTS = tuple(FORMATS)
 
-    def __init__(self, cutter: Cutter, channels: int, images: bool, settings: TrackerSettings, video: str | None):
-        self.cutter, self.channels, self.images = cutter, channels, images
+    def __init__(
+        self,
+        cutter: Cutter,
+        channels: int,
+        images: bool,
+        settings: TrackerSettings,
+        video: str | None = None,
+        image_size: tuple[int, int] | None = None,
+    ):
+        self.cutter, self.channels, self.images, self.image_size = cutter, channels, images, image_size
         self.settings, self.video = settings, video
         self.tracker: OnlineTracker | None = None
         self.video_of: Source | None = None  # the input whose video `--video` is
@@ -74,7 +82,8 @@ class Processor(processor.Processor):
         settings = with_flags(config.tracker, flags)
         if settings.max_angle_diff is not None and cutter.count < 2:
             raise ValueError(f"--max_angle_diff {settings.max_angle_diff} needs a model of two anchors or more")
-        return cls(cutter, channels, images, settings, flags.video)
+        size = None if config.image_size is None else tuple(config.image_size)
+        return cls(cutter, channels, images, settings, flags.video, size)
 
     def count(self, source: Source) -> int:
         return find.read_labels(labels_of(source)).stop
@@ -88,8 +97,9 @@ class Processor(processor.Processor):
         video: Any = Path(self.video).expanduser() if self.video else find.pair(labels)
         if self.images and video is None:
             raise ValueError(f"{labels} has no video of its name beside it; name it with --video")
-        recording = open_recording(find.Source(labels, video if self.images else None), self.cutter, self.channels)
-        recording = recording.part(0, recording.sequence.stop)
+        files = find.Source(labels, video if self.images else None)
+        recording = open_recording(files, self.cutter, self.channels, self.image_size)
+        recording = recording.part(0, recording.stop)
         for frame in recording.labelled():
             yield Item(source, f"{source}, frame {frame.index}", Shown(recording, frame, frame.index == 0))
 
