@@ -120,7 +120,7 @@ def data_set(config: Config, split: Split, name: str, recordings: Sequence[Recor
             [parts[place] for place in chosen(len(parts), split.n_chunks, run.seed)], config.tracker.context
         )
     else:
-        data = Clips(prepared, clip_length, run.seed, draws_anew=name == "train" and split.mode == "train")
+        data = Clips(prepared, clip_length, run.seed, per_epoch=name == "train" and split.mode == "train")
         data.keep(chosen(len(data), split.n_chunks, run.seed))
     if not len(data):
         raise ValueError(without_targets(recordings, f"dataset.{name}_dataset"))

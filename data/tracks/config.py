@@ -51,8 +51,8 @@ class Split:
     dilation_radius_px: int | None = key(None, "Black out crops farther from all nodes; 0: nothing [0].", ge=0)
     mode: Literal["train", "val"] | None = key(
         None,
-        "train: clips for the loss, drawn anew in each epoch; val: drawn once, held-out frames are tracked and scored. "
-        "null: as the section is named.",
+        "train: clips for the loss, with new random numbers in each epoch; val: random numbers are drawn once, and "
+        "held-out frames tracked and scored. null: as the section is named.",
     )
     augmentations: dict[str, Any] | None = key(
         None, "Class of albumentations, NodeDropout or InstanceDropout -> its arguments."

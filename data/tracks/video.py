@@ -90,8 +90,7 @@ class Images(Video):
         ordered = sorted(paths, key=lambda path: (frame_number(path), path.name))
         self.pages = [(path, 0) for path in ordered]
         if len(paths) == 1 and paths[0].suffix.lower() in STACKS:
-            with _tiff(paths[0]) as file:
-                self.pages = [(paths[0], page) for page in range(len(file.pages))]
+            self.pages = [(paths[0], page) for page in range(pages_of(paths[0]))]
         self.size = read_image(ordered[0]).shape[:2]
 
     def __len__(self) -> int:
@@ -138,6 +137,18 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
     if not found:
         raise ValueError(f"{path}: the image cannot be decoded")
     return images[0] if images[0].ndim == 2 else images[0][..., 2::-1]
+
+
+def pages_of(path: Path) -> int:
+    """Number of pages of a TIFF file, each a frame; ValueError if they are channels or slices, too."""
+    with _tiff(path) as file:
+        shape = list(zip(file.series[0].axes, file.series[0].shape, strict=True))
+        if sum(size > 1 for axis, size in shape if axis not in "YXS") > 1:
+            axes = ", ".join(f"{axis} {size}" for axis, size in shape)
+            raise ValueError(
+                f"{path}: pages of the stack are not frames alone ({axes}); save one channel and slice of it"
+            )
+        return len(file.pages)
 
 
 def read_pages(path: Path, pages: Sequence[int]) -> Iterator[np.ndarray]:

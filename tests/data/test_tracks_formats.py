@@ -332,6 +332,19 @@ def test_compressed_images(tmp_path):
         next(single.frames(4, 5))
 
 
+@pytest.mark.parametrize(("axes", "frames"), [("TYX", 6), ("ZYX", 6), ("TCYX", None), ("TZYX", None), ("TYXS", 2)])
+def test_axes_of_stacks(tmp_path, axes, frames):
+    """Time may be stored as slices; with channels besides, a page is no frame."""
+    shape = {"T": 2, "C": 3, "Z": 3, "Y": 20, "X": 30, "S": 3}
+    sizes = [6 if frames == 6 and axis in "TZ" else shape[axis] for axis in axes]
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros(sizes, np.uint8), imagej=True, metadata={"axes": axes})
+    if frames is None:
+        with pytest.raises(ValueError, match="a.tif"):
+            open_video(tmp_path / "a.tif", 1)
+    else:
+        assert len(open_video(tmp_path / "a.tif", 1)) == frames
+
+
 def test_eight_bit():
     wide = np.array([[100, 1100]], np.uint16)
     assert eight_bit(wide, 1)[..., 0].tolist() == [[0, 255]]
