@@ -194,7 +194,10 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     loss = refusing(build_loss, run, bundle)
     for name, dataset in sets.items():
         values = evaluate(model, dataset, bundle.collate, asked.batch_size, device, bundle.metrics.get(name), loss)
-        print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items()))
+        print(
+            f"{name}, {len(dataset):,} samples: "
+            + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
+        )
         scores |= values if len(sets) == 1 else {f"{name}_{key}": values[key] for key in values}
         if bundle.report is not None:
             metric = bundle.metrics.get(name)
@@ -262,13 +265,19 @@ def written_samples(asked: EvalArguments, model: Any, processor: Any) -> list[st
 def load_model(folder: Path, run: RunConfig, device: str) -> Any:
     """The checkpoint's model, in evaluation mode on `device`."""
     from safetensors import SafetensorError
+    from transformers.utils import logging
 
     from models.adapt import load_adapted
 
+    has_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of the weights
     try:
         return load_adapted(folder, run.model.module, device, run.process.trust_remote_code)
     except SafetensorError as error:
         raise ValueError(f"{folder}: the model's weights are damaged ({error}); name another checkpoint") from None
+    finally:
+        if has_bars:
+            logging.enable_progress_bar()
 
 
 def checkpoint_scores(run: RunConfig, bundle: Any, device: Any) -> Any:

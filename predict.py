@@ -146,7 +146,7 @@ def processor_class(run: RunConfig) -> type[Processor]:
 
 def checked_sources(asked: Any, kind: type[Processor]) -> list[Source]:
     """The input files; raises ConfigError where they or the output cannot be used, before a model is loaded."""
-    sources, others = input_sources(asked.input, kind.SUFFIXES)
+    sources, others = input_sources(asked.input, kind.SUFFIXES, kind.LISTS)
     if others:
         print(f"{others} other files in {asked.input} are not read", file=sys.stderr, flush=True)
     if asked.output is None:
@@ -167,9 +167,6 @@ def checked_sources(asked: Any, kind: type[Processor]) -> list[Source]:
 
 def load(asked: Any, folder: Path, run: RunConfig, flags: Any) -> tuple[Processor, Any]:
     """The checkpoint's processor, and its model in evaluation mode."""
-    import transformers
-
-    transformers.logging.disable_progress_bar()  # of the weights: a bar here is of the inputs
     device = usable_device(asked.device)
     module, config = run.dataset.module, run.dataset.config
     processor = module.Processor.from_pretrained(folder, config, run.process, flags)

@@ -14,15 +14,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from loader.checks.launch import idle_gpu_lines
-from loader.checks.runtime_checks import (
-    check_batch,
-    check_data,
-    check_hub,
-    check_loggers,
-    check_model,
-    hub_reason,
-    is_hub_error,
-)
+from loader.checks.runtime_checks import check_loggers, check_start, hub_reason, is_hub_error
 from loader.command_line.entry import command_line, process_rank, refusing, run_config
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig, with_dims
@@ -128,6 +120,7 @@ def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> N
     from trainer.callbacks.metric_names import UnknownMetric
     from trainer.checkpointing.load_errors import CheckpointLoadError
     from trainer.distributed.launch_checks import CannotDivide
+    from trainer.evaluator import NothingScored
 
     try:
         if point and (reason := finished_reason(run, point, trainer.new_length)):
@@ -140,7 +133,7 @@ def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> N
         save_final_model(trainer)
         if trainer.is_world_process_zero():
             print(f"final model in {run.output_dir}", flush=True)
-    except (UnknownMetric, CannotDivide, CheckpointLoadError) as error:
+    except (UnknownMetric, NothingScored, CannotDivide, CheckpointLoadError) as error:
         raise ConfigError(str(error)) from error
 
 
@@ -186,10 +179,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
     from trainer.callbacks.metric_names import unknown_monitors
     from trainer.trainer import Trainer
 
-    check_hub(run, args)
-    check_batch(run, args)
-    check_data(run, args, bundle)
-    check_model(run, args, adapted.model)
+    check_start(run, args, bundle, adapted.model)
     if run.logging is not None or "wandb" in args.report_to:
         from trainer.callbacks.csv_logger import LoggingConfig, logger_environment
 

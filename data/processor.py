@@ -94,6 +94,7 @@ class Processor:
 
     Attributes:
         SUFFIXES: Endings of the files that `--input DIR` reads.
+        LISTS: Those of them that list other inputs: of a folder that has such inputs they are not read.
         WHOLE_FILES: A file with one bad item is left out as a whole.
         TO_STDOUT: Records are text, which may go to standard output.
         SERVES: `--serve` works: there is a `session`.
@@ -101,6 +102,7 @@ class Processor:
     """
 
     SUFFIXES: tuple[str, ...] = ()
+    LISTS: tuple[str, ...] = ()
     WHOLE_FILES = False
     TO_STDOUT = False
     SERVES = False
@@ -160,10 +162,13 @@ class Processor:
         return {}
 
 
-def input_sources(given: str, suffixes: tuple[str, ...]) -> tuple[list[Source], int]:
+def input_sources(given: str, suffixes: tuple[str, ...], lists: tuple[str, ...] = ()) -> tuple[list[Source], int]:
     """The files that `--input` names, and how many other files of a folder are not read; `-` is standard input.
 
     A folder is searched recursively, linked folders too; files are sorted by path, hidden ones are left out.
+
+    Args:
+        suffixes, lists: `Processor.SUFFIXES`, `Processor.LISTS`.
 
     Raises:
         ValueError: there is no such path, or nothing of this kind in it.
@@ -182,4 +187,6 @@ def input_sources(given: str, suffixes: tuple[str, ...]) -> tuple[list[Source], 
     files = [Source(file.relative_to(path).as_posix(), file) for file in found if file.name.endswith(suffixes)]
     if not files:
         raise ValueError(f"`--input {given}`: the folder has no file {kinds}")
-    return files, len(found) - len(files)
+    read = [file for file in files if not file.name.endswith(lists)] if lists else files
+    read = read or files
+    return read, len(found) - len(read)

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from models.adapt.checks import ADAPTATION, BASE, QUANTIZED
+from models.adapt.optional_imports import hide_kernel_warning
 from storage import manifest
 
 # Files of the model, and of other files those that belong to training.
@@ -41,6 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--merge", action="store_true", help="merge the adapter: plain weights, nothing quantized")
     asked = parser.parse_args(arguments)
+    hide_kernel_warning()
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     try:
         export(asked.checkpoint.expanduser(), asked.out.expanduser(), asked.merge, asked.trust_remote_code)
     except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError, RecursionError) as error:

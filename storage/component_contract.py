@@ -12,7 +12,7 @@ REQUIRED: dict[str, dict[str, tuple[str, ...] | None]] = {
     "loss": {"build": ("config",)},
     "env": {"make": None},
 }
-OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {"dataset": {"check": ("config", "run")}}
+OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {"dataset": {"check": ("config", "run"), "metric_names": ()}}
 
 
 def contract_problems(section: str, module: ModuleType) -> list[str]:

@@ -19,7 +19,7 @@ from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.metric_names import metric_or_error
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.callbacks.user_callbacks import is_users
-from trainer.evaluator import EvalScores
+from trainer.evaluator import EvalScores, NothingScored
 from trainer.hf_patches import fire_on_evaluate, on_evaluate_goes_to
 from trainer.optimization.lr_scheduler import Schedule
 
@@ -36,7 +36,7 @@ class Evaluation:
     def predict_batch(self, model: nn.Module, inputs: Any) -> tuple[torch.Tensor | None, Any]:
         """Run the model on a batch of an evaluation; returns (loss, outputs). Without labels there is no loss."""
         named = inputs if isinstance(inputs, Mapping) else {}
-        wanted = self._wanted_labels(named) if self.settings.loss is None else self.settings.loss.targets
+        wanted = self._wanted_labels(named)
         is_labelled = all(named.get(name) is not None for name in wanted)
         computes = bool(wanted) or self.has_own_loss or self.can_return_loss
         computes |= self.compute_loss_func is not None and "labels" in named
@@ -52,11 +52,12 @@ class Evaluation:
         return loss, outputs
 
     def _wanted_labels(self, inputs: Mapping[str, Any]) -> list[str]:
-        """The labels that a loss needs: `shift_labels` are another form of `labels`."""
-        if "shift_labels" not in self.label_names or "labels" not in self.label_names:
-            return self.label_names
+        """The entries of a batch that its loss needs; `labels` and `shift_labels` are two forms of the same labels."""
+        names = self.label_names if self.settings.loss is None else sorted(self.settings.loss.targets)
+        if "shift_labels" not in names or "labels" not in names:
+            return names
         absent = "labels" if "shift_labels" in inputs else "shift_labels"
-        return [name for name in self.label_names if name != absent]
+        return [name for name in names if name != absent]
 
     def predictions(self, outputs: Any, has_loss: bool, ignore_keys: Sequence[str] | None) -> Any:
         """The outputs of a batch without its loss, as transformers gathers them: a tensor, or a tuple of several."""
@@ -106,6 +107,8 @@ class Evaluation:
         try:
             output = run()
             scores = self.eval_scores.compute(partial(self.accelerator.reduce, reduction="sum"))
+            if self.eval_scores.batches and not scores and (metric is not None or self.settings.loss is not None):
+                raise NothingScored(prefix, self.eval_scores.entries, self._wanted_labels({}))
         finally:
             self.eval_scores = before  # a callback may evaluate in the middle of an evaluation
         output.metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})

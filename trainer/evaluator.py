@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.loss_terms import LossTerms, MeanLosses, outputs_with_loss
+
+
+class NothingScored(ValueError):
+    """An evaluation of a task with a loss or a metric in which no batch had a loss.
+
+    Args:
+        prefix: `eval`, or `eval_<set>` of one of several sets.
+        entries: Names in the batches.
+        targets: Names that the loss reads.
+    """
+
+    def __init__(self, prefix: str, entries: Iterable[str], targets: Iterable[str]):
+        super().__init__(
+            f"`{prefix}`: no batch of this evaluation has a loss; its batches have {', '.join(entries) or 'no names'}, "
+            f"and the loss reads {', '.join(targets) or 'what the forward returns as `loss`'}; name the entries alike"
+        )
 
 
 class EvalScores:
@@ -23,7 +39,7 @@ class EvalScores:
 
     def __init__(self, terms: LossTerms, metric: Any = None, counted: int | None = None, finite_only: bool = False):
         self.losses, self.metric, self.counted = MeanLosses(terms, finite_only), metric, counted
-        self.batches = 0
+        self.batches, self.entries = 0, ()  # batches so far, and the names in the newest
         if metric is not None:
             metric.reset()
 
@@ -35,6 +51,7 @@ class EvalScores:
     def add(self, batch: Mapping[str, Any], loss: torch.Tensor | None, outputs: Any) -> None:
         """Add a batch; one without a loss has no labels, and no metric either."""
         self.batches += 1
+        self.entries = tuple(batch) if isinstance(batch, Mapping) else ()
         if loss is None:
             return
         self.losses.add(batch, loss, outputs, self.is_repeated)

@@ -28,7 +28,7 @@ from trainer.callbacks.early_stopping import EarlyStopping
 from trainer.callbacks.epochs import EveryNEpochs
 from trainer.callbacks.hooks import FollowTrainingLoss, Hooks, UpdateAverages
 from trainer.callbacks.log_files import check_appendable, write_files
-from trainer.callbacks.metric_names import check_directions
+from trainer.callbacks.metric_names import check_directions, monitors
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
 from trainer.callbacks.progress import Console, MetricsFile, ProgressBar
 from trainer.callbacks.text_samples import WriteSamples
@@ -210,7 +210,8 @@ class Trainer(HFOverrides):
             self.add_callback(EvaluateCheckpoints(settings.score_checkpoint, self.checkpoint_dir))
         callbacks = self.callback_handler.callbacks
         callbacks[:] = [callback for callback in callbacks if callback not in users] + list(users)
-        self.add_callback(Console() if args.disable_tqdm else ProgressBar())
+        followed = [name for _, name, _ in monitors(settings, args)]
+        self.add_callback((Console if args.disable_tqdm else ProgressBar)(followed))
 
     # ---- training ----
 

@@ -75,7 +75,7 @@ class ObservationEncoder:
         if missing := [key for key in (*self.state_keys, *self.image_keys, *texts) if key not in observation]:
             raise ValueError(
                 f"the observation has no {', '.join(f'`{key}`' for key in missing)}, which the model was trained on; "
-                f"it has {', '.join(sorted(observation)) or 'nothing'}: use an environment that provides it"
+                f"it has {', '.join(sorted(observation)) or 'nothing'}; give every entry of a recorded step"
             )
         values = [np.asarray(observation[key], dtype=np.float64).reshape(-1) for key in self.state_keys]
         for key, value in zip(self.state_keys, values, strict=True):
@@ -86,7 +86,7 @@ class ObservationEncoder:
         if state.shape != self.state.shift.shape:
             raise ValueError(
                 f"the observation's {' + '.join(self.state_keys)} has {len(state)} dimensions but the "
-                f"model was trained on {len(self.state.shift)}; use the environment it was trained for"
+                f"model was trained on {len(self.state.shift)}; give the state as it was recorded"
             )
         inputs = {"state": torch.from_numpy(self.state.encode(state)[None])}
         if self.fit is not None:

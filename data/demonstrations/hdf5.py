@@ -60,10 +60,10 @@ def problem(file: Path, error: Exception) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "it is a git-LFS pointer and its content was not downloaded; run `git lfs pull` in its repository"
     if not start:
-        return "it is empty, its recording or copy is unfinished; copy it again, or move it out of dataset.path"
+        return "it is empty, its recording or copy is unfinished; copy it again, or leave the file out"
     if "signature not found" in reason:
-        return f"it is no HDF5 file, it begins with {start[:12]!r}; copy it again, or move it out of dataset.path"
-    return f"{reason}; the file is truncated or damaged: copy it again from its origin, or move it out of dataset.path"
+        return f"it is no HDF5 file, it begins with {start[:12]!r}; copy it again, or leave the file out"
+    return f"{reason}; the file is truncated or damaged: copy it again from its origin, or leave the file out"
 
 
 def place(item: h5py.Dataset | h5py.Group) -> str:

@@ -7,18 +7,18 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data import cache
 from data.demonstrations.bad_episodes import BadEpisodes
-from data.demonstrations.config import Config, included
+from data.demonstrations.config import Config
 from data.demonstrations.frames import ArrayFrames, FileFrames
-from data.demonstrations.hdf5 import add_sources, reading
+from data.demonstrations.hdf5 import reading
 from data.demonstrations.images import FrameFit, training_size
 from data.demonstrations.layouts import Episode, Keys, is_mirrored, read_episode, resolve_keys
 
-CACHE_VERSION = 3
 TEXTS = ("instruction", "reasoning", "subtask")
 
 
@@ -29,7 +29,7 @@ class EpisodeSource:
     path: str
     details: dict  # JSON: names, left_out, fit, vocabulary, texts, cameras, image_keys, state_keys, action_key …
     arrays: dict[str, np.ndarray]  # offsets (E + 1,), states (N, S), actions (N, A), texts (N,) codes
-    frames: ArrayFrames | FileFrames | None
+    frames: Any  # ArrayFrames, FileFrames or lerobot.frames.ClipFrames; None without images
     folder: Path | None = None  # of the cache
 
     @property
@@ -69,69 +69,58 @@ class EpisodeSource:
             self.arrays, self.frames = open_arrays(self.folder, self.details)
 
 
-def prepare(path: str, config: Config, process, cache_root: Path) -> EpisodeSource:
-    """The source of one folder: cached, with `lazy_preprocess` from the files, with `preload_data` in memory."""
-    folder = Path(path).expanduser()
-    # Listed once: a recording in progress must not add a file after the key is computed.
-    files = included(folder, config.exclude)
-    if not files:
-        raise ValueError(f"dataset.exclude leaves no episode of {path}; leave a pattern out")
-    if process.lazy_preprocess:
-        source = scan(folder, files, config, process)
-    else:
-        key = cache.key_of({**settings(config, process), "files": identities(folder, files)})
-        prepared, details = cache.open_or_build(
-            cache_root, key, lambda staging: write(staging, scan(folder, files, config, process))
-        )
-        source = EpisodeSource(str(folder), details, *open_arrays(prepared, details), prepared)
-    source.path = path
-    return preload(source) if process.preload_data else source
-
-
-def identities(folder: Path, files: list[Path]) -> list[dict]:
-    """The identity of each episode file, and of each other file that HDF5 follows from one of them."""
-    sources: set[Path] = set()
-    for file in files:
-        add_sources(file, sources)
-    return [cache.file_identity(file, os.path.relpath(file, folder)) for file in [*files, *sorted(sources)]]
-
-
-def settings(config: Config, process) -> dict:
-    """All settings that affect the prepared content."""
-    config_keys = ["layout", "control", "state_keys", "action_key", "max_episodes"]
-    process_keys = ["skip_mirrored_data", "is_multimodal"]
-    if process.is_multimodal and config.cameras != []:
-        config_keys += ["cameras", "image_size"]
-        process_keys += ["image_aspect_ratio"]
-    values = {key: getattr(config, key) for key in config_keys} | {key: getattr(process, key) for key in process_keys}
-    return {"version": CACHE_VERSION, **values}
-
-
 def read_episodes(folder: Path, files: list[Path], config: Config, process) -> tuple[Keys | None, list[Episode], int]:
     """The keys of the files, their episodes, and how many mirrored ones were left out.
+
+    Layout and dimensions are those of most files; the others are the ones that cannot be used.
 
     Raises:
         BadEpisodes: with a line for each file that cannot be used; all are read before it is raised.
     """
-    keys, episodes, left_out, problems = None, [], 0, {}
+    own: dict[Path, tuple[Keys, Episode]] = {}
+    left_out, problems = 0, {}
     for file in files:
-        if len(episodes) == config.max_episodes:
+        if len(own) == config.max_episodes:
             break
         try:
             with reading(file) as root:
                 if process.skip_mirrored_data and is_mirrored(root, str(file.relative_to(folder))):
                     left_out += 1
                     continue
-                keys = keys or resolve_keys(root, config, process.is_multimodal)
-                episode = read_episode(root, keys, config.cameras)
-            first = episodes[0] if episodes else episode
+                keys = resolve_keys(root, config, process.is_multimodal)
+                own[file] = keys, read_episode(root, keys, config.cameras)
+        except ValueError as error:
+            problems[file] = str(error)
+    keys = most_common([keys for keys, _ in own.values()])
+    episodes: dict[Path, Episode] = {}
+    for file, (its_keys, episode) in own.items():
+        try:
+            if its_keys != keys:
+                with reading(file) as root:
+                    episode = read_episode(root, keys, config.cameras)
+            episodes[file] = episode
+        except ValueError as error:
+            problems[file] = str(error)
+    usual = most_common([dimensions(episode) for episode in episodes.values()])
+    first = next((episode for episode in episodes.values() if dimensions(episode) == usual), None)
+    for file, episode in episodes.items():
+        try:
             refuse_difference(first.file, vars(first), episode.file, vars(episode))
-            episodes.append(episode)
         except ValueError as error:
             problems[file] = str(error)
     if problems:
-        raise BadEpisodes(folder, problems)
-    return keys, episodes, left_out
+        raise BadEpisodes(folder, {file: problems[file] for file in files if file in problems})
+    return keys, list(episodes.values()), left_out
+
+
+def most_common(values: list) -> Any:
+    """The value that most have, of equals the first; None of none."""
+    return Counter(values).most_common(1)[0][0] if values else None
+
+
+def dimensions(episode: Episode) -> tuple[int, int]:
+    """Of actions and states."""
+    return episode.actions.shape[1], episode.states.shape[1]
 
 
 def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSource:
@@ -139,6 +128,16 @@ def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSou
     keys, episodes, left_out = read_episodes(folder, files, config, process)
     if not episodes:
         raise ValueError(f"{folder} holds {left_out} mirrored episodes and no other; set skip_mirrored_data: false")
+    source = without_frames(folder, keys, episodes, config, process)
+    source.details["left_out"] = left_out
+    if source.fit is not None:
+        offsets, image_keys = source.arrays["offsets"], source.details["image_keys"]
+        source.frames = FileFrames([Path(episode.file) for episode in episodes], offsets, image_keys, source.fit)
+    return source
+
+
+def without_frames(folder: Path, keys: Keys, episodes: list[Episode], config: Config, process) -> EpisodeSource:
+    """The source of these episodes; the caller adds the frames."""
     counts = Counter(camera for episode in episodes for camera in episode.frame_sizes)
     cameras = config.cameras or sorted(camera for camera, count in counts.items() if count == len(episodes))
     cameras = cameras if keys.images else []
@@ -154,7 +153,7 @@ def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSou
     }
     details = {
         "names": [os.path.relpath(episode.file, folder) for episode in episodes],
-        "left_out": left_out,
+        "left_out": 0,
         "fit": fit and vars(fit),
         "vocabulary": vocabulary,
         "texts": sorted(codes),
@@ -165,8 +164,7 @@ def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSou
         "state_keys": list(keys.state),
         "action_key": keys.action,
     }
-    frames = fit and FileFrames([Path(episode.file) for episode in episodes], arrays["offsets"], image_keys, fit)
-    return EpisodeSource(str(folder), details, arrays, frames)
+    return EpisodeSource(str(folder), details, arrays, None)
 
 
 def refuse_difference(first_file: str, first: dict, other_file: str, other: dict) -> None:

@@ -21,6 +21,13 @@ MADE = dict.fromkeys(
 PROCESS_KEYS = frozenset({"cache_dir", "model_name_or_path", "trust_remote_code"})
 
 
+def metric_names() -> tuple[str, ...]:
+    """Names of what the metrics may compute, but for those of single labels; one that is misspelt is refused."""
+    from metrics.scores import MULTI_LABEL_DIRECTIONS, SINGLE_LABEL_DIRECTIONS
+
+    return (*MULTI_LABEL_DIRECTIONS, *SINGLE_LABEL_DIRECTIONS)
+
+
 def check(config: Config, run: Any) -> list[str]:
     """Problems that can be seen without decoding images, one line each; the tables are read."""
     from data.images.checks import problems_of

@@ -90,6 +90,8 @@ class Config:
             values = getattr(self, name)
             if values is not None and len(values) != self.channels:
                 raise ValueError(f"`{name}` has {len(values)} numbers for {self.channels} channels; give one for each")
+        if self.label_separator == "":
+            raise ValueError('`label_separator` is empty; give a character, quoted in YAML: "|"')
         if (self.mean is None) != (self.std is None):
             raise ValueError("`mean` and `std` belong together; give both or none")
         if self.labels is not None and self.label_column is not None:

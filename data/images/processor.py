@@ -18,17 +18,19 @@ from storage import safe_read
 
 THRESHOLDS = "eval/thresholds.json"  # what eval.py tunes on the validation set
 HALF = 0.5
+LISTS = (".csv", ".tsv")  # tables of images
 
 
 class Processor(processor.Processor):
     """Scores images with the preprocessing saved beside the model.
 
-    Inputs: image files, and tables (.csv, .tsv) with a column of paths. Probabilities are sigmoids of several labels an
-    image, softmax of one class each. A label is decided at its threshold (`eval/thresholds.json`, else .5), a class by
-    the largest probability.
+    Inputs: image files, and tables (.csv, .tsv) with a column of paths; of a folder with both, the images.
+    Probabilities are sigmoids of several labels an image, softmax of one class each. A label is decided at its
+    threshold (`eval/thresholds.json`, else .5), a class by the largest probability.
     """
 
-    SUFFIXES = (*sorted({*EXTENSIONS, *(suffix.upper() for suffix in EXTENSIONS)}), ".csv", ".tsv")
+    SUFFIXES = (*sorted({*EXTENSIONS, *(suffix.upper() for suffix in EXTENSIONS)}), *LISTS)
+    LISTS = LISTS
     TO_STDOUT = True
 
     def __init__(
@@ -59,14 +61,14 @@ class Processor(processor.Processor):
         return cls(preprocessing, labels, is_multi_label, safe_read.read_json(file) if file else {}, config)
 
     def count(self, source: Source) -> int:
-        if not source.name.endswith((".csv", ".tsv")):
+        if not source.name.endswith(LISTS):
             return 1
         with source.open() as stream:
             return max(0, sum(1 for _ in stream) - 1)
 
     def read(self, source: Source) -> Iterator[Item]:
         """The image itself, or the images that a table lists; paths are relative to `dataset.root` or to the table."""
-        if not source.name.endswith((".csv", ".tsv")):
+        if not source.name.endswith(LISTS):
             with source.local_file() as file:
                 yield Item(source, str(source), (source.name, file.read_bytes() if source.path is None else file))
             return

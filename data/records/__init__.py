@@ -25,6 +25,13 @@ PROCESS_KEYS = frozenset(
 )
 
 
+def metric_names() -> tuple[str, ...]:
+    """Names of what the metrics may compute; a configuration that misspells one is refused."""
+    from metrics.language import LanguageMetric
+
+    return tuple(LanguageMetric.directions)
+
+
 def check(config: Config, run) -> list[str]:
     """Return the problems that show without a tokenizer, one line each; the first record of each path is read."""
     from data.records.source import find, first_problem

@@ -17,6 +17,14 @@ from storage.suggestions import did_you_mean
 PROCESS_KEYS = frozenset(
     {"cache_dir", "sample_tokens", "sample_prompt", "sample_count", "sample_temperature", "sample_top_k"}
 )
+RECORDS = (".jsonl", ".ndjson", ".json")  # endings of files that the task `records` reads
+
+
+def metric_names() -> tuple[str, ...]:
+    """Names of what the metrics may compute; a configuration that misspells one is refused."""
+    from metrics.language import LanguageMetric
+
+    return tuple(LanguageMetric.directions)
 
 
 def check(config: Config, run) -> list[str]:
@@ -46,15 +54,18 @@ def missing(config: Config, path: str, cache_dir: Path) -> str:
     """Return what to do about a data set that is not there."""
     where, place = config.named("path"), os.path.expanduser(path)
     if os.path.isfile(place):
+        if Path(path.removesuffix(".gz")).suffix in RECORDS:
+            return f"{where}: {path} is a file of records, not a folder of tokens; --task_name records trains on them"
         return (
             f"{where}: {path} is a file, not a folder of tokens; prepare it: python prepare.py --dataset "
-            f"{Path(path).stem} --text {path}"
+            f"{Path(path).stem} --text {path} --tokenizer bytes"
         )
     if os.path.isdir(place):
         return f"{where}: the folder {path} has neither train.bin nor val.bin; name the one that prepare.py wrote"
     shelves = (Path("data"), Path(cache_dir) / "datasets")
     known = {*READY, *(file.parent.name for shelf in shelves for file in shelf.glob("*/train.bin"))}
-    remedy = did_you_mean(path, sorted(known), f"; prepare it: python prepare.py --dataset {path} --text FILE")
+    prepare = f"; prepare it: python prepare.py --dataset {path} --text FILE --tokenizer bytes"
+    remedy = did_you_mean(path, sorted(known), prepare)
     return f"{where}: no data set {path} here, in {shelves[0]}/ or in {shelves[1]}{remedy}"
 
 

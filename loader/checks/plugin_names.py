@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import typing
 
+from loader.checks.import_paths import import_problem
 from loader.errors import Problems, did_you_mean, quoted
 from loader.resolve.run_config import RunConfig
 from loader.schema.installed import (
@@ -126,12 +126,11 @@ def _backends(run: RunConfig, problems: Problems) -> None:
 
 
 def _callbacks(run: RunConfig, problems: Problems) -> None:
-    """Check that the modules exist; the classes are imported when the run starts, as that imports torch."""
+    """Check that the classes exist; they are imported when the run starts, as that imports torch."""
     for entry in run.callbacks:
         name = entry if isinstance(entry, str) else entry["name"]
-        package = name.partition(".")[0]  # looking further in would import it, and torch with it
-        if not package.isidentifier() or importlib.util.find_spec(package) is None:
-            problems.add(f"`callbacks`{run.place('callbacks')}: no module `{package}` for `{name}`")
+        if problem := import_problem(name):
+            problems.add(f"`callbacks`{run.place('callbacks')}: {problem}")
 
 
 def _not_finite(options: dict[str, object]) -> list[str]:

@@ -16,6 +16,15 @@ WANDB_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 COMPARED_LENGTHS = 1000  # samples
 
 
+def check_start(run: RunConfig, args: Any, bundle: Any, model: Any) -> None:
+    """ValueError if the hub, the data, the model and the arguments of a run do not fit one another."""
+    check_hub(run, args)
+    check_batch(run, args)
+    check_data(run, args, bundle)
+    check_model(run, args, model)
+    check_forward(run, args, bundle, model)
+
+
 def check_batch(run: RunConfig, args: Any) -> None:
     """Refuse a global batch size that does not match the actual number of processes and devices."""
     wanted, steps = run.hyper.global_batch_size, args.gradient_accumulation_steps
@@ -118,6 +127,26 @@ def _check_order(run: RunConfig, args: Any, bundle: Any) -> None:
     length = len(sample["input_ids"])
     if all(len(data[index]["input_ids"]) == length for index in range(min(len(data), COMPARED_LENGTHS))):
         raise ValueError(f"{place}: all samples of {run.dataset.name} have {length} tokens; leave it out")
+
+
+def check_forward(run: RunConfig, args: Any, bundle: Any, model: Any) -> None:
+    """Refuse a network whose forward does not take the entries of a batch, by name."""
+    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parameters = inspect.signature(network.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters) or bundle.train_transform is not None:
+        return
+    data = bundle.train_dataset
+    batch = bundle.collate(data.__getitems__([0]) if hasattr(data, "__getitems__") else [data[0]])
+    takes = [parameter.name for parameter in parameters]
+    extra = [] if args.remove_unused_columns or run.loss is not None else [name for name in batch if name not in takes]
+    needs = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    absent = [name for name in needs if name not in batch]
+    if extra or absent:
+        wrong = f"does not take `{extra[0]}`" if extra else f"needs `{absent[0]}`"
+        raise ValueError(
+            f"`model.name: {run.model.name}`{run.place('model.name')}: forward {wrong}; the batches of "
+            f"{run.dataset.name} have {', '.join(batch)}, and forward takes {', '.join(takes)}: name them alike"
+        )
 
 
 def check_model(run: RunConfig, args: Any, model: Any) -> None:

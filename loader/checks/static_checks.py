@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from loader.checks.launch import check_environment, check_hardware
+from loader.checks.named_things import check_named_things
 from loader.checks.plugin_names import check_names
 from loader.checks.switches import check_switches
 from loader.errors import ConfigError, Problems, quoted, shown
@@ -35,6 +36,7 @@ def check_run(run: RunConfig) -> list[str]:
     _optimizer_words(run, problems)
     _rates(run, problems)
     check_names(run, problems)
+    check_named_things(run, problems)
     check_process_keys(run, problems)
     check_switches(run, problems)
     check_hardware(run, problems)
@@ -136,15 +138,10 @@ def _components(run: RunConfig, problems: Problems) -> None:
     elif not hasattr(run.dataset.module, "check"):
         if getattr(run.dataset.config, "path", "") is None and run.env is None:
             problems.add(f"`dataset.path`{run.place('dataset.path')} is not set")
-    elif not _recordable(run):
+    else:
         problems.lines += run.dataset.module.check(run.dataset.config, run)
     if run.model is None:
         problems.add(f"no model: name one with --model_config; there are {quoted(shipped('model'))}")
-
-
-def _recordable(run: RunConfig) -> bool:
-    """Whether the task's data is recorded on first use: it has an environment and no path."""
-    return run.env is not None and getattr(run.dataset.config, "path", None) is None
 
 
 def _output_dir(run: RunConfig, problems: Problems) -> None:

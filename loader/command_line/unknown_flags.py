@@ -10,7 +10,7 @@ from loader.sources.key_aliases import yaml_keys
 
 FLAG_CUTOFF = 0.8  # similarity from which a flag is taken for a misspelt one
 BELONGS_TO = {"dataset": "the data", "model": "the model", "loss": "the loss", "env": "the environment"}
-# Flags of other programs -> the key that means the same here.
+# Flags of other programs -> the key that means the same here, or the key and its value.
 SYNONYMS = {
     **dict.fromkeys(("device", "use_gpu", "cuda"), "accelerator"),
     **dict.fromkeys(("gpu", "gpus", "n_gpus", "num_gpus"), "devices"),
@@ -29,7 +29,13 @@ SYNONYMS = {
     **dict.fromkeys(("wd", "l2"), "weight_decay"),
     **dict.fromkeys(("clip", "clip_grad", "gradient_clip"), "max_grad_norm"),
     **dict.fromkeys(("accumulate", "grad_accum", "accumulation_steps"), "gradient_accumulation_steps"),
-    **dict.fromkeys(("logger", "use_wandb", "wandb"), "report_to"),
+    **dict.fromkeys(("logger",), "report_to"),
+    **dict.fromkeys(("use_wandb", "wandb", "wandb_log"), "report_to=wandb"),
+    "wandb_project": "logging.project",
+    **dict.fromkeys(("wandb_run_name", "wandb_name", "experiment_name"), "run_name"),
+    "evaluation_strategy": "eval_strategy",
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "max_length", "seq_len", "seq_length"), "dataset.block_size"),
+    "group_by_length": "train_sampling_strategy=group_by_length",
     **dict.fromkeys(("data", "data_dir", "data_path", "dataset_path", "dataset_dir"), "dataset.path"),
     **dict.fromkeys(("chunk_len", "action_chunk", "horizon", "action_horizon"), "dataset.chunk_size"),
     **dict.fromkeys(("val_split", "val_fraction", "val_ratio"), "dataset.eval_fraction"),
@@ -47,7 +53,13 @@ def explain_unknown(words: list[str], options: Collection[str]) -> list[str]:
     for position, word in enumerate(words):
         if not word.startswith("-"):
             if not lines:
-                lines.append(f"`{word}` is not a flag (--name value), nor a folder with videos to train on")
+                is_file = word.endswith((".yaml", ".yml"))
+                remedy = (
+                    f"name the file by --training_config {word}"
+                    if is_file
+                    else "flags are written --name value; nor is it a folder to train on"
+                )
+                lines.append(f"`{word}` is not a flag; {remedy}")
             continue
         flag, equals, value = word.partition("=")
         if not equals and position + 1 < len(words) and not words[position + 1].startswith("--"):
@@ -61,6 +73,8 @@ def _remedy(key: str, value: str, options: Collection[str]) -> str:
     """Where a key belongs, or the flag that is meant; empty if neither is known."""
     synonym = SYNONYMS.get(key)
     if synonym is not None:
+        synonym, equals, meant = synonym.partition("=")
+        value = meant if equals else value
         written = f"--{synonym} {value}" if f"--{synonym}" in options else f"--set {synonym}={value}"
         return f": the key is `{synonym}`: {written}"
     for known in (key, key.removeprefix("no_")):

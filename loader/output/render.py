@@ -91,4 +91,22 @@ def summary(run: RunConfig) -> str:
     changed = sum(run.was_set(path) and str(node.origin) != "default" for path, node in leaves(run.tree))
     lines = [f"{name:<11} {value}" for name, value in rows.items()]
     lines += run.notes
-    return "\n".join([*lines, f"configuration ok: {len(run.origins())} values, {changed} beyond the defaults"])
+    lines.append(f"configuration ok: {len(run.origins())} values, {changed} beyond the defaults")
+    return "\n".join([*lines, f"the start also checks: {', '.join(left_to_start(run))}"])
+
+
+def left_to_start(run: RunConfig) -> list[str]:
+    """What a run may still be refused for: what needs torch, the data, a GPU or the network."""
+    process, trainer = run.process, run.trainer
+    named = {"lora_module": process.lora_enable, "freeze": process.freeze, "param_groups": run.param_groups}
+    names = [name for name, is_used in named.items() if is_used]
+    weights = process.model_name_or_path
+    precision = [key for key in ("bf16", "fp16", "tf32") if trainer.get(key)]
+    return [
+        "the content of the data",
+        *([f"the weights at {weights}"] if weights else []),
+        *([f"the modules that {', '.join(names)} name"] if names else []),
+        *([f"{', '.join(precision)} on this device"] if precision else []),
+        *(["that callbacks can be built"] if run.callbacks else []),
+        *(["the hub"] if trainer.get("push_to_hub") else []),
+    ]

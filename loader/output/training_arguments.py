@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import typing
 from typing import Any
@@ -45,8 +46,15 @@ def training_arguments(run: RunConfig) -> Any:
     try:
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError, OSError) as error:
-        raise ConfigError(f"TrainingArguments refuses this configuration: {' '.join(str(error).split())}") from error
+        raise ConfigError(_refusal(run, " ".join(str(error).split()))) from error
     return arguments
+
+
+def _refusal(run: RunConfig, text: str) -> str:
+    """The error of TrainingArguments, with the place of each key that it names."""
+    named = [key for key in trainer_fields() if re.search(rf"\b{key}\b", text) and run.place(key)]
+    places = ", ".join(f"`{key}`{run.place(key)}" for key in named)
+    return f"TrainingArguments refuses this configuration{f' ({places})' if places else ''}: {text}"
 
 
 def argument_values(run: RunConfig) -> dict[str, Any]:

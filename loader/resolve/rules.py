@@ -24,10 +24,11 @@ SHARES = ("logging_steps", "save_steps", "eval_steps", "warmup_steps", "warmup_r
 EVALUATION = ("dataset.eval_fraction", "do_eval", "eval_strategy", "check_val_every_n_epoch")
 
 
-NOTED_DEFAULTS = ("lr_scheduler_type", "eval_strategy", "report_to")  # a default that follows is noted too
+# A default that follows is noted too.
+NOTED_DEFAULTS = ("lr_scheduler_type", "eval_strategy", "save_strategy", "report_to")
 
 
-def _is_by_user(origin: Origin) -> bool:
+def is_by_user(origin: Origin) -> bool:
     """Whether a value is from the command line or a file that is not one of Keel's own."""
     return origin != DEFAULT and not Path(origin.source).absolute().is_relative_to(ROOT / "configs")
 
@@ -88,20 +89,22 @@ class Settings:
         """Give `path` a value that follows from the setting `winner`, and note it."""
         before, other = find(self.tree, path), find(self.tree, winner)
         origin = other.origin if other is not None else DEFAULT
-        section, _, key = path.rpartition(".")
+        section, _, name = path.rpartition(".")
         parent = self.tree
         if section:  # a copy: the layers keep what their files say
             earlier = find(self.tree, section)
             parent = Node(dict(earlier.value), earlier.origin, replaces=earlier.replaces)
             self.tree.value[section] = parent
-        parent.value[key] = node_of(value, origin)
+        parent.value[name] = node_of(value, origin)
         if path == "lr_scheduler_type":
             self.tree.value.pop("scheduler", None)  # its options were those of the earlier schedule
-        if _is_by_user(origin) and (before is not None and before.origin != DEFAULT or path in NOTED_DEFAULTS):
+        if is_by_user(origin) and (before is not None and before.origin != DEFAULT or path in NOTED_DEFAULTS):
             was = "" if before is None or before.is_mapping else f": {shown(before.plain())}"
             by = shown(self[winner]) if not isinstance(self[winner], dict) else "given"
             source = f" ({before.origin})" if before is not None else ""
-            now = "is dropped" if value is None or value == {} else f"becomes {shown(value)}"
+            key = scalar_keys().get(path)
+            is_reset = key is not None and value == key.default and not isinstance(value, (str, bool))
+            now = "is dropped" if is_reset or value in (None, {}) else f"becomes {shown(value)}"
             self.problems.note(f"`{path}{was}`{source} {now}: `{winner}: {by}` ({origin}) has precedence")
 
 
@@ -193,6 +196,27 @@ def _saves_never(settings: Settings) -> bool:
     return settings["save_strategy"] != "steps" and (settings["eval_steps"] is not None or not evaluates)
 
 
+def _chooses_best(settings: Settings) -> bool:
+    return settings["load_best_model_at_end"] is True and not _never_evaluates(settings)
+
+
+def _saves_with_evaluations(settings: Settings) -> str:
+    """The `save_strategy` that saves what is evaluated, which `load_best_model_at_end` chooses among."""
+    if settings["check_val_every_n_epoch"] is not None:
+        return "epoch" if settings["check_val_every_n_epoch"] == 1 else "best"
+    return settings["eval_strategy"] if "eval_strategy" in settings.tree.value else "steps"
+
+
+def _saves_between_evaluations(settings: Settings) -> bool:
+    """Whether steps are saved that are not evaluated, as transformers decides it."""
+    if not _chooses_best(settings) or {settings["save_strategy"], _saves_with_evaluations(settings)} != {"steps"}:
+        return False
+    saves, evaluations = settings.number("save_steps"), settings.number("eval_steps")
+    if settings["eval_steps"] is None or min(saves, evaluations) <= 0:
+        return False
+    return (saves < 1) != (evaluations < 1) or round(saves * 1e6) % round(evaluations * 1e6) != 0
+
+
 NEEDS_EVALUATION = "needs evaluation ({}); hold data out, and set do_eval"
 RULES = (
     Rule(
@@ -276,6 +300,19 @@ RULES = (
     Rule(
         "save_strategy", EVALUATION, lambda s: s["save_strategy"] == "best" and _never_evaluates(s),
         "steps", NEEDS_EVALUATION,
+    ),
+    Rule(
+        "save_strategy", ("eval_strategy", "check_val_every_n_epoch", "load_best_model_at_end"),
+        lambda s: _chooses_best(s) and s["save_strategy"] not in ("best", _saves_with_evaluations(s)),
+        _saves_with_evaluations,
+        "and {} differ, and `load_best_model_at_end` needs saves where evaluations are; make them the same",
+        ("load_best_model_at_end", False),
+    ),
+    Rule(
+        "save_steps", ("eval_steps", "load_best_model_at_end"), _saves_between_evaluations,
+        lambda s: s["eval_steps"],
+        "is no multiple of {}, and `load_best_model_at_end` needs saves where evaluations are; make it one",
+        ("eval_steps", lambda s: s["save_steps"]),
     ),
     Rule("lr_scheduler_type", EVALUATION, _plateau_is_blind, "constant", NEEDS_EVALUATION),
     Rule(

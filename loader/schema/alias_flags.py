@@ -47,6 +47,9 @@ class AliasFlags:
     out_dir: str | None = alias("Output directory.", "output_dir")
     batch_size: int | None = alias("Sequences per device, in training and evaluation.", "batch_size")
     max_iters: int | None = alias("Number of training steps.", "max_steps")
+    gradient_accumulation_steps: int | None = alias(
+        "Micro-batches of one optimizer step.", "gradient_accumulation_steps"
+    )
     eval_interval: int | None = alias("Steps between evaluations, each followed by a checkpoint.")
     eval_iters: int | None = alias("Batches of an evaluation.", "limit_val_batches")
     log_interval: int | None = alias("Steps between log lines.", "logging_steps")

@@ -42,20 +42,22 @@ def find_file(kind: str, name: str, place: str = "") -> Path:
     """
     if not name.strip():
         raise ConfigError(f"the name of a {kind} file{place} is empty")
-    path = Path(os.path.expanduser(name))
+    path, remedy = Path(os.path.expanduser(name)), ""
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         for candidate in (path, ROOT / path):
             if candidate.exists():
                 return candidate
+        other = path.with_suffix(".yml" if path.suffix == ".yaml" else ".yaml")
+        remedy = f"; did you mean `{display_path(other)}`?" if other.is_file() else ""
         if len(path.parts) > 1:
-            raise ConfigError(f"configuration file {display_path(path)}{place} does not exist")
+            raise ConfigError(f"configuration file {display_path(path)}{place} does not exist{remedy}")
     folders = [Path("configs") / kind, ROOT / "configs" / kind]
     for folder in folders:
         candidate = folder / f"{path.stem if path.suffix in ('.yaml', '.yml') else name}.yaml"
         if candidate.is_file():
             return candidate
     if path.suffix:
-        raise ConfigError(f"configuration file {name}{place} does not exist, nor in configs/{kind}/")
+        raise ConfigError(f"configuration file {name}{place} does not exist, nor in configs/{kind}/{remedy}")
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     remedy = did_you_mean(name, known) or (f"; there are: {quoted(known)}" if known else "; there are none")
     raise ConfigError(f"`{name}`{place}: no such {kind} in configs/{kind}/{remedy}")

@@ -79,6 +79,8 @@ def _content(path: str | os.PathLike, shown: str) -> bytes:
 
 def read_scalar(text: str, origin: Origin) -> Node:
     """Parse a value as YAML does (`1e-4`, `[a, b]`, `null`), for `--set key.path=value`."""
+    if text.strip() in ("|", ">"):  # to YAML the beginning of a block of text, which cannot follow here
+        return Node(text.strip(), origin, text.strip())
     root = _compose(text, origin.source)
     if root is None:
         return Node(None, origin, text="")

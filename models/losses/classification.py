@@ -24,6 +24,7 @@ class ClassLoss:
     floating point are probabilities of the classes.
     """
 
+    problem_type: str | None = "single_label_classification"
     targets = frozenset({"labels", "shift_labels"})
     loss_weights: Mapping[str, float] = {}
 
@@ -53,19 +54,32 @@ class ClassLoss:
 
 
 class FocalLoss(ClassLoss):
-    """Focal loss of classes or, where labels are in floating point, of independent labels (`MultiLabelLoss`)."""
+    """Focal loss of classes, or of independent labels (`MultiLabelLoss`).
+
+    Which of the two follows from the data (`fit`). If it does not say, labels in floating point are independent.
+    """
+
+    problem_type = None  # both
 
     def __init__(self, gamma: float):
         super().__init__(gamma=gamma)
         self.multi_label = AsymmetricLoss(gamma, gamma)
 
+    def fit(self, statistics: Mapping[str, Any]) -> None:
+        """Read the data's `problem_type`: classes that are mixed in training are in floating point as well."""
+        self.problem_type = statistics.get("problem_type")
+
     def __call__(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        is_multi_label = labels_of(batch).is_floating_point()
-        return self.multi_label(outputs, batch) if is_multi_label else super().__call__(outputs, batch)
+        return self.multi_label(outputs, batch) if self._is_multi_label(batch) else super().__call__(outputs, batch)
 
     def loss_items(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        is_multi_label = labels_of(batch).is_floating_point()
-        return self.multi_label.loss_items(batch) if is_multi_label else super().loss_items(batch)
+        """Items of this batch that carry loss: known labels, or samples."""
+        return self.multi_label.loss_items(batch) if self._is_multi_label(batch) else super().loss_items(batch)
+
+    def _is_multi_label(self, batch: Mapping[str, Any]) -> bool:
+        if self.problem_type is not None:
+            return self.problem_type == self.multi_label.problem_type
+        return labels_of(batch).is_floating_point()
 
 
 def _items(labels: Tensor) -> Tensor:

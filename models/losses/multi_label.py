@@ -19,6 +19,7 @@ SMALLEST = 1e-8  # keeps the derivative of p^gamma finite at p = 0 for gamma < 1
 class MultiLabelLoss:
     """A mean of `errors` over the items that carry loss. Reads `logits` (B, L) and `labels` (B, L)."""
 
+    problem_type = "multi_label_classification"
     targets = frozenset({"labels"})
     loss_weights: Mapping[str, float] = {}
 

@@ -111,3 +111,39 @@ def test_a_dry_run_prints_the_command_and_trains_nothing(job, inside):
     together = job("--seed", "3", DRY_RUN=1, SLURM_JOB_NUM_NODES=2, SLURM_GPUS_ON_NODE=4)
     words = shlex.split(together.stdout)
     assert words[0] == "srun" and words[words.index("--num_processes") + 1] == "8" and job.starts() == []
+
+
+def test_a_dry_run_without_slurm_prints_each_task_of_a_sweep(job):
+    """With no variable of Slurm's set, and the script's `set -u`: one line per task, and the refusals of the sweep."""
+    outside = {"SLURM_JOB_ID": None, "SLURM_SUBMIT_DIR": None, "SLURM_JOB_NODELIST": None, "DRY_RUN": 1}
+    sweep = job.folder / "sweep.txt"
+    sweep.write_text("# rates\n--learning_rate 1e-4\n\n--learning_rate 3e-4 --output_dir hot\n")
+    done = job("--output_dir", "runs", PYTHON=sys.executable, KEEL_SWEEP=sweep, **outside)
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and done.stderr == "" and len(lines) == 2, done.stderr
+    rates = [line[line.index("--learning_rate") + 1] for line in lines]
+    folders = [[line[index + 1] for index, word in enumerate(line) if word == "--output_dir"][-1] for line in lines]
+    assert rates == ["1e-4", "3e-4"] and folders == ["runs/0", "hot"]
+    one = job("--output_dir", "runs", PYTHON=sys.executable, KEEL_SWEEP=sweep, SLURM_ARRAY_TASK_ID=1, **outside)
+    assert one.returncode == 0 and shlex.split(one.stdout) == lines[1] and one.stderr == ""
+    sweep.write_text("# nothing\n")
+    assert job("--output_dir", "runs", PYTHON=sys.executable, KEEL_SWEEP=sweep, **outside).returncode == 2
+    assert job("--output_dir", "runs", PYTHON=sys.executable, KEEL_SWEEP="absent.txt", **outside).returncode == 2
+
+
+def test_a_dry_run_without_slurm_of_several_processes_and_of_a_container(job):
+    outside = {"SLURM_JOB_ID": None, "SLURM_SUBMIT_DIR": None, "SLURM_JOB_NODELIST": None, "DRY_RUN": 1}
+    together = job("--seed", "3", KEEL_PROCESSES_PER_NODE=2, **outside)
+    words = shlex.split(together.stdout)
+    assert (together.returncode, together.stderr) == (0, "")
+    assert words[words.index("--main_process_ip") + 1] == "localhost"
+    container = job("--seed", "3", PYTHON="absent exec image.sif python", **outside)
+    assert container.returncode == 0 and "absent" in container.stderr
+    assert shlex.split(container.stdout)[:5] == ["absent", "exec", "image.sif", "python", f"{ROOT}/train.py"]
+    assert job("--seed", "3", PYTHON="absent exec image.sif python").returncode == 2  # in a job it is an error
+
+
+def test_nodes_without_names_are_refused(job):
+    job.command("scontrol", "exit 1")
+    done = job("--seed", "3", SLURM_JOB_NUM_NODES=2, SLURM_GPUS_ON_NODE=2, SLURM_JOB_NODELIST=None, KEEL_ROOT=ROOT)
+    assert done.returncode == 2 and "MASTER_ADDR" in done.stderr and "unbound" not in done.stderr

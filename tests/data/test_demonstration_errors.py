@@ -118,6 +118,24 @@ def test_differing_dims_name_both_files(tmp_path, signal):
     assert "episode_1.hdf5" in message
 
 
+@pytest.mark.parametrize("odd", ["dimensions", "layout"])
+def test_the_odd_file_is_accused_not_the_many_good_ones(tmp_path, odd):
+    """Also where the odd one is the first; its exclusion leaves data that can be built."""
+    write_act_folder(tmp_path / "act")  # episode_0 …
+    first, absent = tmp_path / "act/a.hdf5", tmp_path / "act/b.hdf5"
+    if odd == "dimensions":
+        write_act_episode(first, 20, replace={"action": np.ones((20, 8))})
+    else:
+        write_il_studio_episode(first)
+    write_act_episode(absent, 20, replace={"action": None})
+    with pytest.raises(ValueError) as caught:
+        build(Config(path=str(tmp_path / "act")), run_in(tmp_path / "cache"))
+    assert [file.name for file in caught.value.files] == ["a.hdf5", "b.hdf5"]
+    assert str(first) in caught.value.problems[0] and "[a.hdf5, b.hdf5]" in caught.value.problems[-1]
+    bundle = build(Config(path=str(tmp_path / "act"), exclude=["a.hdf5", "b.hdf5"]), run_in(tmp_path / "cache"))
+    assert bundle.dims["action_dim"] == 14
+
+
 def test_differing_dims_of_folders_name_both_files(tmp_path):
     write_act_folder(tmp_path / "act")
     write_act_folder(tmp_path / "other", dims=(14, 7))

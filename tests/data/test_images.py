@@ -475,3 +475,8 @@ def test_a_file_that_is_no_idx_is_named(tmp_path):
     (tmp_path / "a.gz").write_bytes(b"no gzip")
     with pytest.raises(ValueError, match=r"a\.gz"):
         read_idx(tmp_path / "a.gz", 1)
+
+
+def test_an_empty_separator_is_named():
+    with pytest.raises(ValueError, match="`label_separator`"):
+        Config(label_column="kind", label_separator="")

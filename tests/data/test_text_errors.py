@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from text_folders import counting, text_run, write_split, write_text_folder
 
+import prepare
 from data.text import Config, build, check
 from data.text.token_file import CHUNK_TOKENS, largest_id
 
@@ -150,16 +151,29 @@ def test_names(tmp_path, monkeypatch):
     assert refusal(tmp_path, "my_novel").endswith("did you mean `my_novels`?")
     for name in ("x" * 300, "x/" * 2500, "~nobody_known_here/x"):
         assert "no data set" in refusal(tmp_path, name), "a name that no file system can have"
-    assert refusal(tmp_path, "openwebtext").endswith("prepare it: python prepare.py --dataset openwebtext --text FILE")
+    assert refusal(tmp_path, "openwebtext").endswith(
+        "python prepare.py --dataset openwebtext --text FILE --tokenizer bytes"
+    )
     (tmp_path / "book.txt").write_text("x")
     assert "book.txt is a file, not a folder of tokens" in refusal(tmp_path, "book.txt")
     assert "--dataset book --text book.txt" in refusal(tmp_path, "book.txt")
+    (tmp_path / "chats.jsonl").write_text('{"messages": []}')
+    assert "--task_name records" in refusal(tmp_path, "chats.jsonl")
     (tmp_path / "empty").mkdir()
     assert "the folder empty has neither train.bin nor val.bin" in refusal(tmp_path, "empty")
     assert check(Config("python_stdlib"), run) == [], "prepared on first use"
     assert "python_stdlib is not prepared yet; run python prepare.py --dataset python_stdlib" in refusal(
         tmp_path, "python_stdlib"
     )
+
+
+def test_the_remedy_for_a_text_file_works_as_it_is_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KEEL_HOME", str(tmp_path / "home"))
+    (tmp_path / "book.txt").write_text("some words in a row\n" * 60)
+    command = refusal(tmp_path, "book.txt").partition("python prepare.py ")[2]
+    prepare.main(command.split())
+    assert check(Config("book", block_size=16), text_run(tmp_path / "home")) == []
 
 
 def test_all_problems_are_listed(tmp_path):

@@ -17,6 +17,7 @@ import train
 from data.images.decode import Decoder
 from data.images.preprocessing import Preprocessing
 from loader.command_line.entry import command_line
+from loader.schema.components import component_module, shipped
 from models.auto import load
 
 COMMON = """max_steps=6 logging_steps=2 learning_rate=0.02 lr_scheduler_type=constant warmup_steps=0 eval_strategy=steps
@@ -76,6 +77,10 @@ def test_scores_report_and_predictions_are_those_by_hand(tmp_path, in_root):
     assert predicted == pytest.approx(by_hand, abs=2e-6)
     decided = np.array([[int(value) for value in row[4:]] for row in rows[1:]])
     assert (decided == (by_hand >= list(thresholds.values()))).mean() > 0.99
+
+    predict.main(["--checkpoint", str(out), "--input", str(table.parent), "--output", str(tmp_path / "all.csv")])
+    whole = list(csv.reader((tmp_path / "all.csv").read_text().splitlines()))
+    assert sorted(whole[1:]) == sorted(rows[1:])  # a folder of images with their table: each image once
 
 
 @pytest.mark.keys(
@@ -168,3 +173,30 @@ def test_mixed_classes_need_a_loss_that_takes_shares(tmp_path, in_root, capsys):
         command_line(run, tmp_path, *auto, out="auto", words=words)
     assert left.value.code == 2 and "mixup" in capsys.readouterr().err
     run(tmp_path, *auto, "loss.name=cross_entropy", out="auto", words=words)
+
+
+SCORED = [(name, kind) for name in shipped("loss") for kind in ("several labels", "one class")]
+
+
+@pytest.mark.parametrize(("name", "kind"), SCORED)
+def test_every_loss_is_evaluated_or_refused(tmp_path, in_root, name, kind):
+    """The logged loss is that of the whole evaluation set in one batch, and the metrics are logged beside it."""
+    several = kind == "several labels"
+    network = "model={name: convnet, widths: [8], stem_stride: 1, norm: group}"
+    words = images.words(tmp_path) if several else convnet.words(tmp_path)
+    settings = (network, f"loss.name={name}", "max_steps=1", "eval_steps=1", "per_device_eval_batch_size=4")
+    if name == "cross_entropy" and several or name in ("bce", "asymmetric") and not several:
+        with pytest.raises(SystemExit) as left:
+            command_line(run, tmp_path, *settings, words=words)
+        assert left.value.code == 2
+        return
+    trainer = run(tmp_path, *settings, words=words)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    (scores,) = [line for line in lines if "eval_runtime" in line]
+    batch = trainer.data_collator(trainer.eval_dataset.__getitems__(list(range(11))))
+    component = component_module("loss", name)
+    with torch.no_grad():
+        logits = trainer.model.eval()(batch["pixel_values"])["logits"]
+    expected = component.build(component.Config())({"logits": logits}, batch)["loss"].item()
+    assert scores["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert ("eval_macro_average_precision" if several else "eval_accuracy") in scores

@@ -76,3 +76,30 @@ def test_a_name_that_only_the_first_evaluation_can_refute_leaves_with_the_state_
         assert metrics(run.folder / out, key) == metrics(run.folder / run.out, key)
     for name, value in whole.model.state_dict().items():
         assert value.equal(trainer.model.state_dict()[name])
+
+
+BLIND_LOSS = """\
+from dataclasses import dataclass
+
+PROCESS_KEYS = frozenset()
+
+@dataclass
+class Config:
+    pass
+
+def build(config):
+    def loss(outputs, batch):
+        return {"loss": outputs["actions"].square().mean()}
+
+    loss.targets = ("actions", "absent_entry")
+    return loss
+"""
+
+
+def test_an_evaluation_without_any_loss_is_an_error(run, capsys, monkeypatch):
+    """A loss that asks for an entry which no batch has: its evaluation would score nothing, and say nothing."""
+    (run.folder / "blind").mkdir()
+    (run.folder / "blind" / "loss.py").write_text(BLIND_LOSS)
+    monkeypatch.syspath_prepend(run.folder)
+    line = refused(run, capsys, "loss: {name: blind.loss}\neval_steps: 2")
+    assert "`eval`" in line and "absent_entry" in line and "is_pad" in line

@@ -81,6 +81,7 @@ SET = {
     "--block_size 32": {"dataset.block_size": 32},
     "--dataset a --out_dir out/x": {"output_dir": "out/x"},
     "--dataset a --batch_size 3": {"per_device_train_batch_size": 3, "per_device_eval_batch_size": 3},
+    "--dataset a --gradient_accumulation_steps 3": {"gradient_accumulation_steps": 3},
     "--dataset a --max_iters 7 --warmup_iters 2": {"max_steps": 7, "warmup_steps": 2},
     "--dataset a --eval_interval 5": {"eval_steps": 5, "save_steps": 5},
     "--dataset a --eval_interval 5 --save_steps 8": {"eval_steps": 5, "save_steps": 8},
@@ -304,3 +305,14 @@ def test_prev_run_is_that_runs_network(in_root, tmp_path):
 def test_every_word_has_a_home():
     known = {"eval_interval", "init_from", "gpt2_type", "prev_run_ckpt", "decay_lr"}
     assert {name for name, path in alias_paths().items() if path is None} == known
+
+
+@pytest.mark.keys("gradient_accumulation_steps")
+def test_accumulation_is_a_flag_of_every_task(in_root, tmp_path):
+    """It names no task, has precedence over a file, and a number below 1 is refused."""
+    (tmp_path / "x.yaml").write_text("task_name: sim_transfer_cube_state\ngradient_accumulation_steps: 4\n")
+    run = run_of(f"--training_config {tmp_path / 'x.yaml'} --gradient-accumulation-steps 2 --global_batch_size 12")
+    assert run.task == "sim_transfer_cube_state" and run.trainer["gradient_accumulation_steps"] == 2
+    assert run.hyper.per_device_train_batch_size == 6
+    (line,) = problems_of("--gradient_accumulation_steps 0")
+    assert "`gradient_accumulation_steps: 0` on the command line" in line

@@ -10,8 +10,9 @@ import pytest
 from loader.command_line.parser import HyperArguments, argument_parser, help_text, parse_flags
 from loader.command_line.unknown_flags import SYNONYMS
 from loader.errors import ConfigError
-from loader.resolve.resolver import resolve
+from loader.schema.components import component_module, shipped
 from loader.schema.keys import keys_of, scalar_keys
+from loader.schema.sections import OPTIONAL_SECTIONS
 from loader.sources.key_aliases import ALIASES
 
 ADDED = {
@@ -88,7 +89,8 @@ def test_set_collects_over_several_uses():
             ["--lora_enable", "true"],
             "`lora_enable` is a process parameter: put it in YAML .* or use --set lora_enable=",
         ),
-        (["--gradient_accumulation_steps=4"], "is a process parameter"),
+        (["--lora_r=4"], "is a process parameter"),
+        (["mine.yaml"], "--training_config mine.yaml"),
         (["--model.hidden_dim", "3"], "is a process parameter"),
         (["--learning_rate", "fast"], "`--learning_rate`.*'fast'"),
         (["--save_strategy", "sometimes"], "`--save_strategy`.*'sometimes'.*'no', 'steps', 'epoch'"),
@@ -114,6 +116,10 @@ def test_mistakes_are_one_line(arguments, says):
         (["--num_epochs", "3"], "--num_train_epochs 3"),
         (["--data_dir", "episodes"], "--set dataset.path=episodes"),
         (["--horizon"], "--set dataset.chunk_size=value"),
+        (["--evaluation_strategy", "epoch"], "--set eval_strategy=epoch"),
+        (["--max_seq_length", "512"], "--set dataset.block_size=512"),
+        (["--group_by_length", "true"], "--set train_sampling_strategy=group_by_length"),
+        (["--wandb_log=True"], "--report_to wandb"),
     ],
 )
 def test_where_the_key_of_an_unknown_flag_belongs(arguments, remedy):
@@ -130,10 +136,14 @@ def test_no_hint_rather_than_a_wrong_one(flag):
 
 
 def test_synonyms_stand_for_keys_that_exist():
-    run, options = resolve(), argument_parser()._option_string_actions
+    options = argument_parser()._option_string_actions
     for synonym, key in SYNONYMS.items():
-        section, _, name = key.partition(".")
-        known = keys_of(getattr(run, section).module.Config) if name else {**scalar_keys(), **ALIASES}
+        section, _, name = key.partition("=")[0].partition(".")
+        known = {**scalar_keys(), **ALIASES}
+        if name:
+            kinds = [OPTIONAL_SECTIONS[section]] if section in OPTIONAL_SECTIONS else []
+            kinds += [component_module(section, kind).Config for kind in shipped(section)] if not kinds else []
+            known = {name for kind in kinds for name in keys_of(kind)}
         assert (name or section) in known and f"--{synonym}" not in options, synonym
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from loader.checks import static_checks
 from loader.errors import ConfigError
+from loader.output.training_arguments import training_arguments
 from loader.resolve.resolver import resolve
 
 PLATEAU = "lr_scheduler_type: ReduceLROnPlateau"
@@ -39,6 +40,14 @@ FOLLOWS = [
     ("checkpointing: {monitor: [val_loss], save_top_k: 2}", "do_eval=false", "checkpointing.monitor", None),
     ("load_best_model_at_end: true", "do_eval=false", "load_best_model_at_end", False),
     ("save_strategy: best\nmetric_for_best_model: loss", "do_eval=false", "save_strategy", "steps"),
+    ("save_strategy: steps", "load_best_model_at_end=true eval_strategy=epoch", "save_strategy", "epoch"),
+    ("eval_strategy: epoch", "load_best_model_at_end=true", "save_strategy", "epoch"),
+    ("load_best_model_at_end: true\ncheckpointing: true", "eval_strategy=epoch", "save_strategy", "epoch"),
+    ("load_best_model_at_end: true\nmetric_for_best_model: loss", "check_val_every_n_epoch=2", "save_strategy", "best"),
+    ("load_best_model_at_end: true\neval_strategy: epoch", "save_strategy=no", "load_best_model_at_end", False),
+    ("load_best_model_at_end: true\nsave_steps: 30", "eval_steps=20", "save_steps", 20),
+    ("load_best_model_at_end: true\neval_steps: 20", "save_steps=30", "eval_steps", 30),
+    ("save_steps: 0.2", "load_best_model_at_end=true eval_steps=20", "save_steps", 20),
     (PLATEAU, "do_eval=false", "lr_scheduler_type", "constant"),
     (f"{PLATEAU}\nscheduler: {{factor: 0.5}}", "do_eval=false", "lr_scheduler_type", "constant"),
     ("checkpointing: true", "save_strategy=best metric_for_best_model=loss", "checkpointing", None),
@@ -77,6 +86,8 @@ CONTRADICTIONS = [
     ("checkpointing.monitor=[val_loss] do_eval=false", "checkpointing.monitor", "do_eval"),
     ("lr_scheduler_type=greedy do_eval=false", "lr_scheduler_type", "do_eval"),
     ("checkpointing=true save_strategy=best metric_for_best_model=loss", "checkpointing", "save_strategy"),
+    ("load_best_model_at_end=true save_strategy=epoch eval_strategy=steps", "save_strategy", "eval_strategy"),
+    ("load_best_model_at_end=true save_steps=30 eval_steps=20", "save_steps", "eval_steps"),
     ("tune_batch_size=true global_batch_size=16", "tune_batch_size", "global_batch_size"),
     ("logging_strategy=epoch logging_steps=3", "logging_strategy", "logging_steps"),
     ("report_to=none logging_dir=x", "report_to", "logging_dir"),
@@ -153,3 +164,31 @@ def test_a_key_of_a_recipe_for_another_model_is_dropped(recipe):
     )
     static_checks.check_run(run)
     assert run.process.sample_tokens == 0 and len([note for note in run.notes if "`sample_tokens" in note]) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eval_strategy: epoch",
+        "eval_strategy: steps\neval_steps: 20",
+        "eval_steps: 0.1\nsave_steps: 0.2",
+        "eval_strategy: epoch\ncheckpointing: {every_n_epochs: 2}",
+        "check_val_every_n_epoch: 1",
+        "check_val_every_n_epoch: 2\nmetric_for_best_model: loss",
+        "save_strategy: best\nmetric_for_best_model: loss\neval_strategy: epoch",
+        "eval_steps: 20\nsave_steps: 60",
+    ],
+)
+def test_what_passes_the_check_transformers_takes(recipe, text):
+    """The best of what is saved can be loaded only where saves and evaluations meet: transformers' own rule."""
+    run = resolve(None, [], recipe(f"load_best_model_at_end: true\n{text}"))
+    assert static_checks.check_run(run) == []
+    assert training_arguments(run).load_best_model_at_end is True
+
+
+@pytest.mark.parametrize(("text", "settings", "value"), [
+    ("num_train_epochs: 6", "max_steps=300", "3"), ("lora_enable: true\nlora_r: 8", "lora_enable=false", "64"),
+])  # fmt: skip
+def test_a_key_that_falls_back_to_its_default_is_dropped(recipe, text, settings, value):
+    (note,) = [note for note in resolve(None, settings.split(), recipe(text)).notes if "precedence" in note]
+    assert "is dropped" in note and value not in note.partition(" is dropped")[0].split()

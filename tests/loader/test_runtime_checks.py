@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from torch import nn
 
-from loader.checks.runtime_checks import check_hub, check_loggers, is_hub_error
+from loader.checks.runtime_checks import check_forward, check_hub, check_loggers, is_hub_error
 from loader.resolve.resolver import resolve
 
 
@@ -75,3 +76,36 @@ def test_wandb_without_a_key_is_one_line(tmp_path, monkeypatch, environment, net
     with pytest.raises(ValueError) as caught:
         check_loggers(arguments)
     assert "logging.mode" in str(caught.value) and "\n" not in str(caught.value)
+
+
+class Takes(nn.Module):
+    def forward(self, rows, label=None, mask=None):
+        return rows
+
+
+@pytest.mark.parametrize(
+    ("batch", "options", "named"),
+    [
+        ({"rows": 1, "label": 2}, {}, None),
+        ({"rows": 1, "labels": 2}, {}, "`labels`"),
+        ({"label": 2}, {}, "`rows`"),
+        ({"rows": 1, "index": 2}, {"remove_unused_columns": True}, None),
+        ({"rows": 1, "index": 2}, {"loss": "withholds entries"}, None),
+        ({"row": 1}, {"train_transform": lambda batch, generator: batch}, None),  # it may rename entries
+    ],
+)
+def test_a_forward_takes_the_entries_of_a_batch(batch, options, named):
+    run = SimpleNamespace(
+        loss=options.get("loss"), model=SimpleNamespace(name="own.net"), dataset=SimpleNamespace(name="own.table"),
+        place=lambda path: " at x.yaml:2:3",
+    )  # fmt: skip
+    args = SimpleNamespace(remove_unused_columns=options.get("remove_unused_columns", False))
+    bundle = SimpleNamespace(
+        train_dataset=[0], collate=lambda rows: batch, train_transform=options.get("train_transform")
+    )
+    if named is None:
+        check_forward(run, args, bundle, Takes())
+        return
+    with pytest.raises(ValueError, match=named) as error:
+        check_forward(run, args, bundle, Takes())
+    assert "x.yaml:2:3" in str(error.value) and ", ".join(batch) in str(error.value)

@@ -5,6 +5,7 @@ import yaml
 
 from loader.errors import ConfigError
 from loader.sources.config_tree import SET
+from loader.sources.layers import find_file
 from loader.sources.yaml_reader import read_scalar, read_yaml
 
 
@@ -135,3 +136,18 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_set_values_are_typed_as_yaml_types_them():
     assert read_scalar("[a, 1e-3]", SET).plain() == ["a", 1e-3]
     assert read_scalar("", SET).plain() is None
+
+
+@pytest.mark.parametrize(("written", "exists"), [("mine.yml", "mine.yaml"), ("mine.yaml", "mine.yml")])
+def test_the_other_suffix_of_yaml_is_suggested(tmp_path, monkeypatch, written, exists):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / exists).write_text("seed: 1\n")
+    for name in (written, str(tmp_path / written)):
+        with pytest.raises(ConfigError, match=f"{exists}`") as error:
+            find_file("training", name)
+        assert written in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["|", ">", " | "])
+def test_the_mark_of_a_block_alone_is_a_character(text):
+    assert read_scalar(text, SET).plain() == text.strip()

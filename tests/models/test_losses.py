@@ -218,3 +218,14 @@ def test_cross_entropy_takes_the_next_ids_of_signals_as_they_are():
         found = loss({"logits": logits.view(*shape, 7)}, batch)["loss"]
         torch.testing.assert_close(found, F.cross_entropy(logits.flatten(0, 2), labels.flatten()))
         assert loss.loss_items(batch)["loss"] == 27
+
+
+def test_focal_loss_of_mixed_classes_is_that_of_classes():
+    """Shares of classes are in floating point like independent labels; the data tells which they are."""
+    random = torch.Generator().manual_seed(0)
+    logits, shares = torch.randn(5, 3, generator=random), torch.rand(5, 3, generator=random).softmax(-1)
+    loss = focal.build(focal.Config(gamma=2.0))
+    loss.fit({"problem_type": "single_label_classification"})
+    error = -(shares * logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(value(loss, logits, shares), ((1 - (-error).exp()) ** 2 * error).mean())
+    assert loss.loss_items({"labels": shares})["loss"] == 5

@@ -107,7 +107,7 @@ def unknown_monitors(
         return
     known = [f"{prefix}_{name}" for prefix in prefixes for name in ("loss", *SPEEDS)] + ["eval_loss"]
     known += [f"{prefix}_{name}" for prefix in prefixes if prefix in metrics for name in metrics[prefix].directions]
-    for key, name, is_of_evaluation in _monitors(settings, args):
+    for key, name, is_of_evaluation in monitors(settings, args):
         kind = _split(_word(name))[0]
         if kind == "train" or (kind is None and not is_of_evaluation):
             continue
@@ -118,7 +118,7 @@ def unknown_monitors(
             yield key, name, _remedy(name, known)
 
 
-def _monitors(settings: Any, args: Any) -> Iterator[tuple[str, str, bool]]:
+def monitors(settings: Any, args: Any) -> Iterator[tuple[str, str, bool]]:
     """(key, metric's name, whether it can only be one of an evaluation)"""
     if settings.early_stopping is not None and settings.early_stopping.strict:
         yield "early_stopping.monitor", settings.early_stopping.monitor, False

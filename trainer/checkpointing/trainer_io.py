@@ -140,14 +140,16 @@ class CheckpointIO:
             self.lr_scheduler.rebase([new_group["lr"] for _, new_group in pairs])
 
     def load_best_checkpoint(self) -> None:
-        """Load the model of the best checkpoint; if that is corrupted, keep the last one and print a line."""
+        """Load the model of the best checkpoint, or keep the last one if that is corrupted; prints which it is."""
         best = Path(self.state.best_model_checkpoint)
         if reason := self._verify(best):
-            if self.is_world_process_zero():
-                line = f"the best checkpoint, {best.name}, {reason}: the final model is that of the last step"
-                tqdm.write(line, file=sys.stderr)
-            return
-        self.restore(best)
+            line = f"the best checkpoint, {best.name}, {reason}: the final model is that of the last step"
+        else:
+            self.restore(best)
+            metric = self.args.metric_for_best_model
+            line = f"the final model is the best checkpoint, {best.name} ({metric} {self.state.best_metric:.4g})"
+        if self.is_world_process_zero():
+            tqdm.write(line, file=sys.stderr)
 
     def _verify(self, checkpoint: Path) -> str | None:
         """Verify a checkpoint on rank 0; all ranks get the same answer (see `manifest.verify`)."""
