@@ -25,8 +25,9 @@ def check(config: Config, run: Any) -> list[str]:
         try:
             if name == "train" or split.has_source:
                 find_sources(split, section, config.images)
-            if split.augmentations:
-                Augment(split.augmentations)
+            augment = Augment(split.augmentations or {})
+            if not config.images and (useless := augment.without_images()):
+                problems.append(f"{section}.augmentations.{useless[0]} has no effect with images: false; leave it out")
         except ValueError as error:
             problems.append(str(error) if str(error).startswith(section) else f"{section}: {error}")
     anchors = config.split("train").anchors

@@ -21,6 +21,7 @@ import numpy as np
 from data.tracks.recording import Frame, Moved, Recording
 
 Seed = tuple[int, ...]
+OTHER_TYPES = ("FromFloat", "Normalize", "ToFloat", "ToTensor3D", "ToTensorV2")  # their images are not 8 bits wide
 
 
 class Augment:
@@ -35,10 +36,15 @@ class Augment:
 
     def __init__(self, augmentations: Mapping[str, Any]):
         self.augmentations = dict(augmentations)
-        self.steps = [step_of(name, dict(options or {})) for name, options in self.augmentations.items()]
+        self.steps = [step_of(name, {} if options is None else options) for name, options in augmentations.items()]
 
     def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
         return Augment, (self.augmentations,)  # transforms are made again in a worker
+
+    def without_images(self) -> list[str]:
+        """Names that change nothing where there are coordinates alone."""
+        pairs = zip(self.augmentations, self.steps, strict=True)
+        return [name for name, step in pairs if isinstance(step, Albumentation) and not step.moves_pixels]
 
     @property
     def keeps_crops(self) -> bool:
@@ -66,8 +72,12 @@ def is_inside(moved: Moved) -> np.ndarray:
     return ((x >= 0) & (y >= 0) & (x < moved.size[1]) & (y < moved.size[0])).any(-1)
 
 
-def step_of(name: str, options: dict[str, Any]) -> Albumentation | Dropout:
+def step_of(name: str, options: Any) -> Albumentation | Dropout:
     """The augmentation of a name; ValueError of one line if there is none, or if it does not take the arguments."""
+    if name in OTHER_TYPES:
+        raise ValueError(f"augmentations.{name}: crops stay 8-bit images, which the model normalizes; leave it out")
+    if not isinstance(options, Mapping):
+        raise ValueError(f"augmentations.{name}: {options} is no mapping; write {name}: {{argument: value}}")
     kinds = {"NodeDropout": NodeDropout, "InstanceDropout": InstanceDropout}
     if name not in kinds:
         library = albumentations()

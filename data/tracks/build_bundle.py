@@ -76,10 +76,13 @@ def cutter_of(split: Split, number: int, side: int) -> Cutter:
 def open_all(config: Config, split: Split, name: str, side: int) -> list[Recording]:
     """The recordings of a section, as the labels have them."""
     size = None if config.image_size is None else tuple(config.image_size)
-    return [
+    recordings = [
         open_recording(source, cutter_of(split, source.number, side), config.channels, size)
         for source in find_sources(split, f"dataset.{name}_dataset", config.images)
     ]
+    for recording in recordings:
+        recording.sequence.check_identities()
+    return recordings
 
 
 def hold_out(recordings: Sequence[Recording], frames: int | float) -> tuple[list[Recording], list[Recording]]:
@@ -117,7 +120,7 @@ def data_set(config: Config, split: Split, name: str, recordings: Sequence[Recor
             [parts[place] for place in chosen(len(parts), split.n_chunks, run.seed)], config.tracker.context
         )
     else:
-        data = Clips(prepared, clip_length, run.seed, draws_anew=name == "train" and split.mode == "train")
+        data = Clips(prepared, clip_length, run.seed, per_epoch=name == "train" and split.mode == "train")
         data.keep(chosen(len(data), split.n_chunks, run.seed))
     if not len(data):
         raise ValueError(without_targets(recordings, f"dataset.{name}_dataset"))

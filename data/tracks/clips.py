@@ -35,13 +35,11 @@ class Clips(torch.utils.data.Dataset):
         recordings: Clips do not go beyond the frames of one.
         clip_length: Frames of a clip; None: all of the recording.
         seed: Of the random numbers.
-        draws_anew: Draw random numbers anew in each epoch; false: those of the recording, in every epoch.
+        per_epoch: Draw new random numbers in each epoch; false: those of the recording, in every epoch.
     """
 
-    def __init__(
-        self, recordings: Sequence[Recording], clip_length: int | None, seed: int = 0, draws_anew: bool = True
-    ):
-        self.recordings, self.seed, self.draws_anew = list(recordings), seed, draws_anew
+    def __init__(self, recordings: Sequence[Recording], clip_length: int | None, seed: int = 0, per_epoch: bool = True):
+        self.recordings, self.seed, self.per_epoch = list(recordings), seed, per_epoch
         self.clips = [
             (number, *bounds)
             for number, recording in enumerate(self.recordings)
@@ -69,7 +67,7 @@ class Clips(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Sample:
         epoch, place = divmod(index, len(self))
         number, start, stop = self.clips[place]
-        seed = (self.seed, epoch, place) if self.draws_anew else None
+        seed = (self.seed, epoch, place) if self.per_epoch else None
         frames = list(self.recordings[number].part(start, stop).frames(seed))
         return {**as_arrays(frames, start), "video": np.int64(number)}
 

@@ -51,8 +51,8 @@ class Split:
     dilation_radius_px: int | None = key(None, "Black out crops farther from all nodes; 0: nothing [0].", ge=0)
     mode: Literal["train", "val"] | None = key(
         None,
-        "train: clips for the loss, drawn anew in each epoch; val: drawn once, held-out frames are tracked and scored. "
-        "null: as the section is named.",
+        "train: clips for the loss, with new random numbers in each epoch; val: random numbers are drawn once, and "
+        "held-out frames tracked and scored. null: as the section is named.",
     )
     augmentations: dict[str, Any] | None = key(
         None, "Class of albumentations, NodeDropout or InstanceDropout -> its arguments."
@@ -121,8 +121,8 @@ class Config:
             raise ValueError(f"val_frames: {self.val_frames} must be a number of frames, or a share below 1")
         for name in ("train", "val", "test"):
             section = getattr(self, f"{name}_dataset")
-            if section is not None and section.mode == "val" and section.augmentations:
-                raise ValueError(f"{name}_dataset.augmentations have no effect with mode: val; leave one out")
+            if section is not None and section.dilation_radius_px and not self.images:
+                raise ValueError(f"{name}_dataset.dilation_radius_px has no effect with images: false; leave one out")
 
     def split(self, name: str) -> Split:
         """The section of `train`, `val` or `test`, complete: what it leaves out is the training section's or a default.

@@ -79,6 +79,7 @@ def draw_identities(path: Path, title: str, rows: Sequence[tuple[int, int, int]]
         frames, lines, given = zip(*kept, strict=True)
         shades = [np.array(colour(identity)) / 255 for identity in given]
         axes.scatter(frames, lines, c=shades, marker="s", s=16)
-    axes.set(xlabel="frame", ylabel="true identity", title=title, yticks=range(len(names)), yticklabels=names)
+    axes.set_title(title, parse_math=False)  # a name with dollar signs is no formula
+    axes.set(xlabel="frame", ylabel="true identity", yticks=range(len(names)), yticklabels=names)
     axes.invert_yaxis()
     figure.savefig(path, dpi=100)

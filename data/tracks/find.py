@@ -88,7 +88,9 @@ def pair(labels: Path, vid_suffix: str | None = None, folder: Path | None = None
 
 
 def endings_of(vid_suffix: str | None) -> tuple[str, ...]:
-    return (vid_suffix.lower(),) if vid_suffix else (*FILMS, *IMAGES)
+    if not vid_suffix:
+        return (*FILMS, *IMAGES)
+    return (vid_suffix.lower() if "." in vid_suffix else f".{vid_suffix.lower()}",)
 
 
 def find_sources(split: Split, section: str, needs_videos: bool) -> list[Source]:

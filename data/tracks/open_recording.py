@@ -14,7 +14,7 @@ from data.tracks.crops import CENTROIDS, Cutter
 from data.tracks.find import Source, read_labels
 from data.tracks.recording import CachedCrops, Recording
 from data.tracks.sequence import Sequence
-from data.tracks.video import open_video
+from data.tracks.video import Video, frame_number, open_video
 
 VERSION = 1  # of what is kept in the cache
 
@@ -36,6 +36,7 @@ def open_recording(
         size = image_size or sequence.size or sequence.extent()
         return Recording(source.name, sequence, None, cutter, size, sequence.start, sequence.stop, source.number)
     video = open_video(source.video, channels)
+    sequence = aligned(sequence, video)
     start, stop = sequence.start, sequence.stop
     if start < 0 or len(video) < stop:
         raise ValueError(
@@ -50,6 +51,15 @@ def open_recording(
             f"{video.size[0]}×{video.size[1]} px"
         )
     return Recording(source.name, sequence, video, cutter, video.size, start, stop, source.number)
+
+
+def aligned(sequence: Sequence, video: Video) -> Sequence:
+    """Label images belong to the image files of the same number, also where they begin later."""
+    if not sequence.masks or len(video.files()) == 1:
+        return sequence
+    shift = frame_number(sequence.masks[0]) - min(map(frame_number, video.files()))
+    masks = {frame + shift: path for frame, path in sequence.masks.items()}
+    return dataclasses.replace(sequence, frames=sequence.frames + shift, masks=masks)
 
 
 def check_anchors(cutter: Cutter, sequence: Sequence) -> None:

@@ -52,10 +52,19 @@ class Processor(processor.Processor):
     WHOLE_FILES = True
     OUTPUTS = tuple(FORMATS)
 
-    def __init__(self, cutter: Cutter, channels: int, images: bool, settings: TrackerSettings, video: str | None):
-        self.cutter, self.channels, self.images = cutter, channels, images
+    def __init__(
+        self,
+        cutter: Cutter,
+        channels: int,
+        images: bool,
+        settings: TrackerSettings,
+        video: str | None = None,
+        image_size: tuple[int, int] | None = None,
+    ):
+        self.cutter, self.channels, self.images, self.image_size = cutter, channels, images, image_size
         self.settings, self.video = settings, video
         self.tracker: OnlineTracker | None = None
+        self.video_of: Source | None = None  # the input whose video `--video` is
 
     @classmethod
     def from_pretrained(cls, folder: Path, config: Config, process: Any, flags: Any = None) -> Self:
@@ -73,7 +82,8 @@ class Processor(processor.Processor):
         settings = with_flags(config.tracker, flags)
         if settings.max_angle_diff is not None and cutter.count < 2:
             raise ValueError(f"--max_angle_diff {settings.max_angle_diff} needs a model of two anchors or more")
-        return cls(cutter, channels, images, settings, flags.video)
+        size = None if config.image_size is None else tuple(config.image_size)
+        return cls(cutter, channels, images, settings, flags.video, size)
 
     def count(self, source: Source) -> int:
         return find.read_labels(labels_of(source)).stop
@@ -81,11 +91,15 @@ class Processor(processor.Processor):
     def read(self, source: Source) -> Iterator[Item]:
         """Every frame from the first to the last with labels; those without detections too."""
         labels = labels_of(source)
+        if self.video and self.video_of not in (None, source):
+            raise ValueError(f"--video {self.video} is that of {self.video_of}; predict each input in a run of its own")
+        self.video_of = source
         video: Any = Path(self.video).expanduser() if self.video else find.pair(labels)
         if self.images and video is None:
             raise ValueError(f"{labels} has no video of its name beside it; name it with --video")
-        recording = open_recording(find.Source(labels, video if self.images else None), self.cutter, self.channels)
-        recording = recording.part(0, recording.sequence.stop)
+        files = find.Source(labels, video if self.images else None)
+        recording = open_recording(files, self.cutter, self.channels, self.image_size)
+        recording = recording.part(0, recording.stop)
         for frame in recording.labelled():
             yield Item(source, f"{source}, frame {frame.index}", Shown(recording, frame, frame.index == 0))
 

@@ -30,7 +30,9 @@ def read_masks(folder: Path) -> Sequence:
     for index, path in sorted(masks.items()):
         image = read_image(path)
         if image.ndim != 2 or image.dtype.kind not in "ui":
-            raise ValueError(f"{path}: label images have one channel of whole numbers; this one is {image.dtype}")
+            raise ValueError(
+                f"{path}: label images have one channel of whole numbers; this one is {image.dtype} {image.shape}"
+            )
         values, centres, extents = regions(image)
         frames += [index] * len(values)
         labels += values.tolist()

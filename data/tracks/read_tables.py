@@ -6,6 +6,8 @@ import configparser
 import csv
 from pathlib import Path
 
+import numpy as np
+
 from data.tracks.sequence import Sequence, sequence_of
 
 # What a table says of a detection -> the names that its column may have, in any case.
@@ -26,7 +28,7 @@ def read_csv(path: Path) -> Sequence:
     Raises:
         ValueError: a column is missing, or a value is no number.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:  # units such as µm in other encodings
         lines = csv.reader(file)
         header = [name.strip().lower() for name in next(lines, [])]
         places = {
@@ -36,12 +38,15 @@ def read_csv(path: Path) -> Sequence:
         if absent := [meaning for meaning, place in places.items() if place is None and meaning not in OPTIONAL]:
             raise ValueError(f"{path}:1: there is no column {' or '.join(COLUMNS[absent[0]])}")
         rows = []
-        for line in lines:
-            try:
-                rows.append(csv_row(line, places))
-            except (ValueError, IndexError):
-                if rows or lines.line_num > 1 + UNITS:
-                    raise ValueError(f"{path}:{lines.line_num}: frame, x or y is not a number") from None
+        try:
+            for line in lines:
+                try:
+                    rows.append(csv_row(line, places))
+                except (ValueError, IndexError):
+                    if rows or lines.line_num > 1 + UNITS:
+                        raise ValueError(f"{path}:{lines.line_num}: frame, x or y is not a number") from None
+        except csv.Error as error:
+            raise ValueError(f"{path}:{lines.line_num}: {error}; correct the file") from None
     frames, points, tracks, scores = zip(*rows, strict=True) if rows else [()] * 4
     return sequence_of(path, frames, points, tracks, scores)
 
@@ -52,7 +57,7 @@ def csv_row(line: list[str], places: dict[str, int | None]) -> tuple:
     track = words["track"]
     score = float(words["score"]) if words["score"] else 1.0
     is_known = track is not None and track.lower() not in ("", "none", "nan", "-1")
-    return int(float(words["frame"])), (float(words["x"]), float(words["y"])), track if is_known else None, score
+    return float(words["frame"]), (float(words["x"]), float(words["y"])), track if is_known else None, score
 
 
 def read_mot(path: Path) -> Sequence:
@@ -61,14 +66,17 @@ def read_mot(path: Path) -> Sequence:
     Identity -1 is unknown; lines of gt.txt with confidence 0 do not count. Coordinates begin at 1 in these files.
 
     Raises:
-        ValueError: a line has fewer than six numbers.
+        ValueError: a line has fewer than six finite numbers, a frame below 1, or a negative width or height.
     """
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
         try:
             frame, identity, left, top, width, height, *rest = map(float, line.replace(",", " ").split())
+            numbers = frame, identity, left, top, width, height
+            if not np.isfinite(numbers).all() or frame < 1 or min(width, height) < 0:
+                raise ValueError
         except ValueError:
             raise ValueError(f"{path}:{number}: `{line[:60]}` is not frame, id, left, top, width, height, …") from None
         confidence = rest[0] if rest else 1.0
@@ -76,7 +84,7 @@ def read_mot(path: Path) -> Sequence:
             continue
         box = (top - 1, left - 1, top - 1 + height, left - 1 + width)
         centre = (left - 1 + width / 2, top - 1 + height / 2)
-        rows.append((int(frame) - 1, centre, int(identity) if identity >= 0 else None, confidence, box))
+        rows.append((frame - 1, centre, int(identity) if identity >= 0 else None, confidence, box))
     frames, points, tracks, scores, boxes = zip(*rows, strict=True) if rows else [()] * 5
     return sequence_of(path, frames, points, tracks, scores, boxes=boxes, **seqinfo(path))
 

@@ -10,6 +10,8 @@ from xml.parsers import expat
 
 from data.tracks.sequence import Sequence, sequence_of
 
+Row = tuple[float, tuple[float, float], int | None]  # frame, x and y in px, number of the track
+
 
 def read_xml(path: Path) -> Sequence:
     """The detections of an XML file.
@@ -22,22 +24,25 @@ def read_xml(path: Path) -> Sequence:
     """
     root = parse(path)
     try:
-        if root.tag == "TrackMate":
-            return read_trackmate(path, root)
-        tracks = [element for element in root.iter() if element.tag in ("particle", "track")]
-        rows = [
-            (int(float(spot.attrib["t"])), (float(spot.attrib["x"]), float(spot.attrib["y"])), number)
-            for number, track in enumerate(tracks)
-            for spot in track.iter("detection")
-        ]
+        rows, size = read_trackmate(root) if root.tag == "TrackMate" else (read_detections(root), None)
     except KeyError as error:
         raise ValueError(f"{path}: a detection has no attribute {error}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: an attribute is not a number ({error})") from None
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{path}: an attribute is not a number, or 0 ({error})") from None
     if not rows:
         raise ValueError(f"{path}: there are no tracks with detections (TrackMate, ISBI or ICY)")
     frames, points, numbers = zip(*rows, strict=True)
-    return sequence_of(path, frames, points, numbers)
+    return sequence_of(path, frames, points, numbers, size=size)
+
+
+def read_detections(root: ET.Element) -> list[Row]:
+    """The detections of ISBI's and ICY's files."""
+    tracks = [element for element in root.iter() if element.tag in ("particle", "track")]
+    return [
+        (float(spot.attrib["t"]), (float(spot.attrib["x"]), float(spot.attrib["y"])), number)
+        for number, track in enumerate(tracks)
+        for spot in track.iter("detection")
+    ]
 
 
 def parse(path: Path) -> ET.Element:
@@ -56,23 +61,23 @@ def parse(path: Path) -> ET.Element:
         raise ValueError(f"{path}: the file is not XML ({error})") from None
 
 
-def read_trackmate(path: Path, root: ET.Element) -> Sequence:
+def read_trackmate(root: ET.Element) -> tuple[list[Row], tuple[int, int] | None]:
+    """(spots, height and width of the images where the file says them)"""
     image = root.find("Settings/ImageData")
     settings = {} if image is None else image.attrib
     pixel = float(settings.get("pixelwidth", 1)), float(settings.get("pixelheight", 1))
     spots = {spot.attrib["ID"]: spot.attrib for spot in root.iter("Spot")}
     tracks = numbered(list(edges_of(root)), {name: float(spot["FRAME"]) for name, spot in spots.items()})
     width, height = int(settings.get("width", 0)), int(settings.get("height", 0))
-    return sequence_of(
-        path,
-        [int(float(spot["FRAME"])) for spot in spots.values()],
-        [
-            [float(spot[f"POSITION_{axis}"]) / side for axis, side in zip("XY", pixel, strict=True)]
-            for spot in spots.values()
-        ],
-        [tracks.get(name) for name in spots],
-        size=(height, width) if width and height else None,
-    )
+    rows = [
+        (
+            float(spot["FRAME"]),
+            (float(spot["POSITION_X"]) / pixel[0], float(spot["POSITION_Y"]) / pixel[1]),
+            tracks.get(name),
+        )
+        for name, spot in spots.items()
+    ]
+    return rows, (height, width) if width and height else None
 
 
 def edges_of(root: ET.Element) -> Iterator[tuple[str, str]]:

@@ -60,6 +60,17 @@ class Sequence:
         """The frame after the last one with an instance."""
         return int(self.frames[-1]) + 1
 
+    def check_identities(self) -> None:
+        """ValueError if a track has two instances in one frame: they cannot be one individual."""
+        known = np.flatnonzero(self.identities != UNKNOWN)
+        pairs, counts = np.unique(np.stack([self.frames[known], self.identities[known]]), axis=1, return_counts=True)
+        if (counts > 1).any():
+            frame, identity = pairs[:, counts > 1][:, 0]
+            raise ValueError(
+                f"{self.source}: track {self.tracks[identity]} has {counts.max()} instances in frame {frame}; "
+                "keep one, or give the others tracks of their own"
+            )
+
     def within(self, start: int, stop: int) -> slice:
         """The instances of frames start … stop - 1."""
         return slice(*np.searchsorted(self.frames, [start, stop]).tolist())
@@ -74,18 +85,28 @@ class Sequence:
 def sequence_of(source: Path, frames: Any, points: Any, tracks: Any, scores: Any = None, **others: Any) -> Sequence:
     """A `Sequence` from rows in any order.
 
+    Rows without a finite point are left out: nothing can be cut, compared or drawn there.
+
     Args:
+        frames: Whole numbers from 0.
         tracks: Name of the track of each row, None without one; identities are numbered in the order of `sorted`.
         scores: One for each row; None: 1.
 
     Raises:
-        ValueError: there are no rows.
+        ValueError: a frame is no such number, or no rows are left.
     """
-    frames = np.asarray(frames, np.int64)
-    if not len(frames):
-        raise ValueError(f"{source}: there are no instances")
+    frames = np.asarray(frames, np.float64)
+    is_number = (frames >= 0) & (frames < 2**31) & (frames == np.floor(frames))
+    if not is_number.all():
+        raise ValueError(f"{source}: frame {frames[~is_number][0]:g} is not a whole number from 0; correct the file")
+    frames = frames.astype(np.int64)
+    points = np.asarray(points, np.float32)
+    points = points.reshape(len(frames), points.size // (2 * max(1, len(frames))), 2)
+    points = np.where(np.isfinite(points).all(-1, keepdims=True), points, np.float32(np.nan))
     order = np.argsort(frames, kind="stable")
-    points = np.asarray(points, np.float32).reshape(len(frames), -1, 2)
+    order = order[np.isfinite(points[order]).any((1, 2))]
+    if not len(order):
+        raise ValueError(f"{source}: there are no instances")
     names = sorted({name for name in tracks if name is not None}, key=lambda name: (isinstance(name, str), name))
     number = {name: index for index, name in enumerate(names)}
     identities = np.array([UNKNOWN if name is None else number[name] for name in tracks], np.int64)

@@ -20,7 +20,6 @@ from metrics.tracking import distances, iou
 
 UNTRACKED = -1
 TEMPERATURE = 0.1  # of confidences
-NEVER = -1e6  # score of a track that may not be chosen
 
 
 @dataclass
@@ -195,7 +194,8 @@ def normalized_entropy(probabilities: np.ndarray) -> np.ndarray:
     choices = probabilities.shape[1]
     if choices < 2:
         return np.zeros(len(probabilities))
-    return -(probabilities * np.log(probabilities.clip(min=1e-300))).sum(1) / math.log(choices)
+    entropy = -(probabilities * np.log(probabilities.clip(min=1e-300))).sum(1)
+    return (entropy / math.log(choices)).clip(max=1)  # rounding would make equal choices less certain than possible
 
 
 def principal_angles(points: np.ndarray) -> np.ndarray:

@@ -90,8 +90,7 @@ class Images(Video):
         ordered = sorted(paths, key=lambda path: (frame_number(path), path.name))
         self.pages = [(path, 0) for path in ordered]
         if len(paths) == 1 and paths[0].suffix.lower() in STACKS:
-            with _tiff(paths[0]) as file:
-                self.pages = [(paths[0], page) for page in range(len(file.pages))]
+            self.pages = [(paths[0], page) for page in range(pages_of(paths[0]))]
         self.size = read_image(ordered[0]).shape[:2]
 
     def __len__(self) -> int:
@@ -140,6 +139,18 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
     return images[0] if images[0].ndim == 2 else images[0][..., 2::-1]
 
 
+def pages_of(path: Path) -> int:
+    """Number of pages of a TIFF file, each a frame; ValueError if they are channels or slices, too."""
+    with _tiff(path) as file:
+        shape = list(zip(file.series[0].axes, file.series[0].shape, strict=True))
+        if sum(size > 1 for axis, size in shape if axis not in "YXS") > 1:
+            axes = ", ".join(f"{axis} {size}" for axis, size in shape)
+            raise ValueError(
+                f"{path}: pages of the stack are not frames alone ({axes}); save one channel and slice of it"
+            )
+        return len(file.pages)
+
+
 def read_pages(path: Path, pages: Sequence[int]) -> Iterator[np.ndarray]:
     """Pages of an image file as `read_image` returns them, without searching for each from the first one on."""
     if pages == [0]:
@@ -157,6 +168,7 @@ def eight_bit(image: np.ndarray, channels: int) -> np.ndarray:
     """(H, W[, C]) of any type -> (H, W, channels) uint8; other types than uint8 are scaled to their own range."""
     image = image if image.ndim == 3 else image[..., None]
     if image.dtype != np.uint8:
+        image = np.nan_to_num(image, nan=np.nanmin(image)) if image.dtype.kind == "f" else image
         low, high = float(image.min()), float(image.max())
         image = ((image - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
     image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]

@@ -14,6 +14,7 @@ from data.processor import Source, Writer
 from data.tracks.recording import Recording
 from data.tracks.scoring import outline
 from data.tracks.tracker import UNTRACKED
+from data.tracks.video import read_image
 
 FOLDER = ""  # ending of a folder's name
 
@@ -194,9 +195,7 @@ def regions(recording: Recording, frame: Any, labels: np.ndarray) -> np.ndarray:
     sequence = recording.sequence
     path = sequence.masks.get(frame.index)
     if path is not None:
-        import tifffile
-
-        before = tifffile.imread(path)
+        before = read_image(path)
         image = np.zeros(before.shape, np.uint16)
         for value, label in zip(sequence.mask_labels[frame.rows], labels, strict=True):
             image[before == value] = label

@@ -266,6 +266,8 @@ def test_coordinates_alone(bundle, tmp_path):
         assert batch["points"][0, 0, 0].tolist() == pytest.approx([y / height, x / width], abs=1e-6)
     with pytest.raises(ValueError, match="image_size"):
         bundle(images=False, image_size=[100])
+    with pytest.raises(ValueError, match="train_dataset.dilation_radius_px"):
+        bundle({"dilation_radius_px": 2}, images=False)
 
 
 @pytest.mark.keys("dataset(tracks).channels")
@@ -424,8 +426,9 @@ def with_mode(bundle, folder):
     assert torch.equal(epoch(fixed, 0)["identities"], epoch(fixed, 3)["identities"])
     made = bundle(val={"mode": "train", "clip_length": 2})
     assert type(held_out(made)) is Clips and len(held_out(made)) == 2 and made.metrics == {}
-    with pytest.raises(ValueError, match="mode: val"):
-        bundle({"mode": "val", "augmentations": {"InstanceDropout": None}})
+    thinned = bundle({"mode": "val", "augmentations": {"InstanceDropout": {"p": 0.5}}})
+    assert torch.equal(epoch(thinned, 0)["boxes"], epoch(thinned, 3)["boxes"])
+    assert 0 < epoch(thinned)["mask"].sum() < epoch(fixed)["mask"].sum()
 
 
 def with_augmentations(bundle, folder):

@@ -149,6 +149,8 @@ def test_without_images_coordinates_move():
         ({"InstanceDropout": {"p": 2}}, "InstanceDropout"),
         ({"NodeDropout": {"m": 2}}, "`m`"),
         ({"Compose": None}, "Compose"),
+        ({"Normalize": None}, "Normalize"),
+        ({"Rotate": 3}, "Rotate: 3"),
     ],
 )
 def test_refusals(augmentations, named):
@@ -156,6 +158,12 @@ def test_refusals(augmentations, named):
     with pytest.raises(ValueError, match=named) as error:
         Augment(augmentations)
     assert "\n" not in str(error.value)
+
+
+def test_what_has_no_effect_without_images():
+    pytest.importorskip("albumentations")
+    named = Augment({"MotionBlur": {"p": 1}, "Rotate": None, "NodeDropout": None, "Blur": None}).without_images()
+    assert named == ["MotionBlur", "Blur"]
 
 
 def test_albumentations_does_not_ask_the_network(monkeypatch):

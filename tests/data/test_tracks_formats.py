@@ -5,7 +5,9 @@ import pytest
 from track_files import images, positions, write_film, write_slp, write_stack
 
 from data.tracks.config import Directory, Split
-from data.tracks.find import find_sources, pair, read_labels, sequence_name
+from data.tracks.crops import Cutter
+from data.tracks.find import Source, find_sources, pair, read_labels, sequence_name
+from data.tracks.open_recording import open_recording
 from data.tracks.sequence import UNKNOWN
 from data.tracks.video import eight_bit, frame_number, open_video
 
@@ -110,6 +112,20 @@ def test_a_table_with_gaps_is_read_by_its_label_images(tmp_path):
     frames = {0: blocks(_7=(2, 4)), 1: blocks(), 2: blocks(_7=(2, 6))}
     sequence = read_labels(write_masks(tmp_path / "TRA", frames, "7 0 0 0\n7 2 2 0\n"))
     assert rows_of(sequence) == {(0, "7"): (5, 3), (2, "7"): (7, 3)} and len(sequence.notes) == 1
+
+
+def test_label_images_of_a_part_of_the_video(tmp_path):
+    """Label image 12 belongs to image 12, the third one."""
+    (tmp_path / "01").mkdir()
+    for number in range(10, 16):
+        tifffile.imwrite(tmp_path / "01" / f"t{number:03}.tif", np.full((20, 30), number, np.uint8))
+    frames = {number: blocks(_7=(2, number)) for number in range(12, 15)}
+    labels = write_masks(tmp_path / "01_GT" / "TRA", frames, "7 12 14 0\n")
+    recording = open_recording(Source(labels, tmp_path / "01"), Cutter(4), 1)
+    assert [(frame.index, int(frame.crops.max()), len(frame)) for frame in recording.labelled()] == [
+        (2, 12, 1), (3, 13, 1), (4, 14, 1)
+    ]  # fmt: skip
+    assert {frame: frame_number(path) for frame, path in recording.sequence.masks.items()} == {2: 12, 3: 13, 4: 14}
 
 
 def test_the_challenges_cells(tracking):
@@ -218,6 +234,46 @@ def test_motchallenge(tracking, tmp_path):
         read_labels(tmp_path / "det.txt")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "frame,x,y\ninf,1,2\n"),
+        ("a.csv", "frame,x,y\n0.04,1,2\n"),  # seconds
+        ("a.csv", "frame,x,y\n-1,1,2\n"),
+        ("a.csv", "frame,x,y\n1e300,1,2\n"),
+        ("a.csv", "frame,x,y\n0,nan,2\n1,inf,3\n"),  # no place at all
+        ("a.csv", 'frame,x,y,track\n0,1,2,"' + "a" * 200_000),
+        ("a.txt", "0,1,2,2,3,3\n"),  # frames count from 1
+        ("a.txt", "1,inf,2,2,3,3\n"),
+        ("a.txt", "1,1,2,2,nan,3\n"),
+        ("a.txt", "1,1,2,2,-3,3\n"),
+        ("a.xml", '<r><particle><detection t="inf" x="1" y="2"/></particle></r>'),
+        ("a.xml", '<TrackMate><Spot ID="1" FRAME="0" POSITION_X="1"/></TrackMate>'),
+        ("a.xml", "<TrackMate/>"),
+    ],
+)
+def test_values_that_no_video_has(tmp_path, name, text):
+    """One line that names the file."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=name) as caught:
+        read_labels(tmp_path / name)
+    assert "\n" not in str(caught.value) and str(caught.value).count(name) == 1
+
+
+def test_instances_without_a_place_are_left_out(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"frame,x,y,track\n0,1,2,\xb5\n1,nan,2,b\n2,3,inf,b\n3,5,6,b\n")
+    sequence = read_labels(tmp_path / "a.csv")
+    assert sequence.frames.tolist() == [0, 3] and sequence.points[:, 0].tolist() == [[1, 2], [5, 6]]
+    assert sequence.tracks[sequence.identities[1]] == "b" and sequence.size is None
+    assert sequence.extent() == (7, 6)
+
+
+def test_two_instances_of_a_track_in_one_frame(tmp_path):
+    (tmp_path / "a.csv").write_text("frame,x,y,track\n0,1,2,a\n3,1,2,b\n3,4,5,b\n3,7,8,\n3,9,9,\n")
+    with pytest.raises(ValueError, match=r"a.csv.* b .*frame 3"):
+        read_labels(tmp_path / "a.csv").check_identities()
+
+
 # ---- videos ----
 
 
@@ -276,12 +332,26 @@ def test_compressed_images(tmp_path):
         next(single.frames(4, 5))
 
 
+@pytest.mark.parametrize(("axes", "frames"), [("TYX", 6), ("ZYX", 6), ("TCYX", None), ("TZYX", None), ("TYXS", 2)])
+def test_axes_of_stacks(tmp_path, axes, frames):
+    """Time may be stored as slices; with channels besides, a page is no frame."""
+    shape = {"T": 2, "C": 3, "Z": 3, "Y": 20, "X": 30, "S": 3}
+    sizes = [6 if frames == 6 and axis in "TZ" else shape[axis] for axis in axes]
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros(sizes, np.uint8), imagej=True, metadata={"axes": axes})
+    if frames is None:
+        with pytest.raises(ValueError, match="a.tif"):
+            open_video(tmp_path / "a.tif", 1)
+    else:
+        assert len(open_video(tmp_path / "a.tif", 1)) == frames
+
+
 def test_eight_bit():
     wide = np.array([[100, 1100]], np.uint16)
     assert eight_bit(wide, 1)[..., 0].tolist() == [[0, 255]]
     colour = np.array([[[255, 0, 0], [10, 10, 10]]], np.uint8)
     assert eight_bit(colour, 1)[..., 0].tolist() == [[76, 10]]
     assert eight_bit(np.array([[7]], np.uint8), 3).tolist() == [[[7, 7, 7]]]
+    assert eight_bit(np.array([[np.nan, 2.0, 4.0]], np.float32), 1)[..., 0].tolist() == [[0, 0, 255]]
 
 
 def test_frame_number(tmp_path):
@@ -296,10 +366,11 @@ def test_labels_and_videos_are_paired_by_name(tmp_path):
     """Not by the order in which the file system has them."""
     for name in ("b", "a", "a2"):
         write_stack(tmp_path, name)
-    sources = find_sources(Split(dir=Directory(str(tmp_path))), "dataset.train_dataset", True)
-    assert [(source.labels.name, source.video.name) for source in sources] == [
-        (f"{name}.csv", f"{name}.tif") for name in ("a", "a2", "b")
-    ]
+    for suffix in (None, ".tif", "tif"):
+        sources = find_sources(Split(dir=Directory(str(tmp_path), vid_suffix=suffix)), "dataset.train_dataset", True)
+        assert [(source.labels.name, source.video.name) for source in sources] == [
+            (f"{name}.csv", f"{name}.tif") for name in ("a", "a2", "b")
+        ]
     listed = Split(
         slp_files=[f"{tmp_path}/a.csv", f"{tmp_path}/b.csv"], video_files=[f"{tmp_path}/b.tif", f"{tmp_path}/a.tif"]
     )

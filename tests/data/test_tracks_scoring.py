@@ -9,6 +9,7 @@ import pytest
 import torch
 from track_files import write_stack
 
+from data.tracks import film
 from data.tracks.clips import collate
 from data.tracks.config import Config
 from data.tracks.crops import Cutter
@@ -168,3 +169,9 @@ def test_the_report_is_scores_films_and_pictures(recording, tmp_path):
     assert all(np.ptp(frame.astype(int), axis=-1).max() > 60 for frame in frames)  # colours on gray images
     assert (tmp_path / "eval/0-a.png").stat().st_size > 0
     assert Report(settings)("train", None, None, {}, tmp_path) == []
+
+
+def test_a_picture_of_a_video_whose_name_looks_like_a_formula(tmp_path):
+    pytest.importorskip("matplotlib")
+    film.draw_identities(tmp_path / "a.png", r"$\fly$", [(0, 0, 0), (1, 0, 1)])
+    assert (tmp_path / "a.png").stat().st_size

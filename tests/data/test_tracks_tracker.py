@@ -176,3 +176,9 @@ def test_angles_of_points():
         [[[0, 0], [2, 2], [1, 1]], [[0, 0], [0, 3], [math.nan, 1]], [[1, 1], [math.nan, 1], [math.nan, 0]]]
     )
     assert principal_angles(points)[:2] == pytest.approx([45, 90]) and math.isnan(principal_angles(points)[2])
+
+
+def test_equal_choices_are_not_flagged_at_threshold_0():
+    """The entropy of equal probabilities is the largest possible one, whatever their number."""
+    for choices in range(2, 200):
+        assert normalized_entropy(np.full((1, choices), 1 / choices))[0] <= 1

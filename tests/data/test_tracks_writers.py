@@ -1,6 +1,8 @@
 """What predict.py writes of tracks, read again by sleap-io, tifffile and the readers of training."""
 
 import csv
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -9,12 +11,14 @@ from track_files import images, write_film, write_slp, write_stack
 
 from data.processor import Source
 from data.tracks import find
+from data.tracks.config import Config
 from data.tracks.crops import Cutter
 from data.tracks.open_recording import open_recording
 from data.tracks.predict_flags import PredictFlags, with_flags
-from data.tracks.processor import Tracked
+from data.tracks.processor import Processor, Tracked
 from data.tracks.tracker import Assigned
 from data.tracks.tracker_settings import TrackerSettings
+from data.tracks.video import read_image
 from data.tracks.writers import writer_of
 
 GIVEN = [[0, 1], [1, 0], [0, -1], [0, 1]]  # identities of the two detections in each frame
@@ -168,3 +172,27 @@ def test_flags_replace_the_settings_of_training():
     flags = PredictFlags(max_tracks=2, mult_thresh=False)
     assert with_flags(settings, flags) == TrackerSettings(window_size=3, iou="mult", max_tracks=2, mult_thresh=False)
     assert not hasattr(flags, "match_distance")
+
+
+def test_coordinates_are_read_in_the_image_size_of_training(tmp_path):
+    write_stack(tmp_path / "in", "a", frames=4, tracks=2)
+    described = {**dataclasses.asdict(Cutter(4)), "channels": 1, "images": False}
+    (tmp_path / "tracks.json").write_text(json.dumps(described))
+    processor = Processor.from_pretrained(tmp_path, Config(images=False, image_size=[100, 200]), None)
+    items = list(processor.read(Source("a.csv", tmp_path / "in/a.csv")))
+    assert [item.raw.frame.size for item in items] == [(100, 200)] * 4
+
+
+def test_regions_of_compressed_label_images(tmp_path):
+    """LZW, which OpenCV writes and tifffile alone cannot read."""
+    cv2 = pytest.importorskip("cv2")
+    mask = np.zeros((20, 30), np.uint16)
+    mask[3:8, 4:9], mask[12:14, 20:29] = 300, 7
+    for place in ("01_GT/TRA", "01"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(2):
+            assert cv2.imwrite(str(tmp_path / place / f"t{number:03}.tif"), mask)
+    recording = open_recording(find.Source(tmp_path / "01_GT/TRA", tmp_path / "01"), Cutter(4), 1)
+    written(tmp_path / "out", {"01": recording})
+    labels = read_image(tmp_path / "out/01_RES/mask000.tif")
+    assert set(np.unique(labels)) == {0, 1, 2} and np.array_equal(labels > 0, mask > 0)

@@ -110,6 +110,11 @@ def test_the_video_may_have_another_name(run, tmp_path):
     ]
     predict.main([*map(str, words)])
     assert tracks(tmp_path / "x.csv") == tracks(predicted(run, tmp_path / "y.csv"))
+    write_stack(tmp_path / "in", "c", frames=9, tracks=3, seed=5)  # whose video the film is not
+    words[3] = tmp_path / "in"
+    predict.main([*map(str, words)])
+    with (tmp_path / "x.csv").open() as file:
+        assert {row["file"] for row in csv.DictReader(file)} == {"b.csv"}
 
 
 def test_eval_scores_the_held_out_frames_beside_baselines(run):

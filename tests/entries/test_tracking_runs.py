@@ -217,6 +217,11 @@ def with_a_wrong_argument_of_dropout(folder):
     return [write_flies(folder), "--set", "dataset.train_dataset.augmentations={NodeDropout: {q: 1}}"], "`q`"
 
 
+def with_a_blur_of_coordinates(folder):
+    blur = "dataset.train_dataset.augmentations={MotionBlur: {p: 1}}"
+    return [write_flies(folder), "--set", "dataset.images=false", blur], "augmentations.MotionBlur"
+
+
 def with_an_unknown_key(folder):
     return [write_flies(folder), "--set", "dataset.train_dataset.clip_lenght=4"], "clip_length"
 
