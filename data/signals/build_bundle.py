@@ -30,7 +30,7 @@ from data.signals.text_files import problem_of, save, settings_of
 from data.signals.tokenizers import TOKENIZERS
 from data.signals.windows import Windows, trials_of
 from data.text.config import samples_per_step
-from data.text.sampling import SamplerFactory
+from data.text.sampling import Numbers
 from storage import safe_read
 
 FILE = "signals.json"
@@ -288,7 +288,7 @@ def natural(name: str) -> tuple[float, str]:
 def sampler_of(dataset: SignalSet) -> Callable[[int], EpochSampler]:
     """Seed -> sampler: numbers of random windows, or each window once an epoch."""
     if isinstance(dataset, NextSet) and dataset.windows.seed is not None:
-        return SamplerFactory(len(dataset))
+        return functools.partial(Numbers, len(dataset))
     return functools.partial(ShuffledSampler, len(dataset))
 
 
