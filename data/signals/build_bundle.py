@@ -135,10 +135,11 @@ def open_all(config: Config, run: Any, earlier: dict[str, Any] | None = None) ->
     }
     is_trials = any(len(file.parts) > 1 for file in files)
     trained_origins = {place: origin for place, origin in origins.items() if place[0] < trained}
-    splits = split(files[:trained], trained_origins, config, run.seed, is_trials)
-    for stretch in stretches_of(files, config.nan):
-        if stretch.file >= trained:
-            splits.setdefault(SPLITS[listed[stretch.file][0]], []).append(stretch)
+    stretches = stretches_of(files, alignment.columns, config.nan)
+    own = [stretch for stretch in stretches if stretch.file < trained]
+    splits = split(own, files, trained_origins, config, run.seed, is_trials)
+    for stretch in stretches[len(own) :]:
+        splits.setdefault(SPLITS[listed[stretch.file][0]], []).append(stretch)
     if earlier is None:
         shift, scale = fit(config.standardise, files, alignment.columns, splits["train"], cache)
     elif alignment.names != earlier["channel_names"]:

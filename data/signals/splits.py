@@ -48,23 +48,29 @@ def origin_of(file: Prepared, part: Part, entry: str, splitter: DataSplitter) ->
     return Origin(session_name, part.subject or (None if subject is None else subject[1]), root.stem)
 
 
-def stretches_of(files: Sequence[Prepared], nan: str) -> list[Stretch]:
-    """All stretches, in order; rows with NaN are gaps if `nan` is `drop`."""
-    return [
-        Stretch(number, index, start, stop)
-        for number, file in enumerate(files)
-        for index, part in enumerate(file.parts)
-        for start, stop in (without(part.stretches, part.missing_rows) if nan == "drop" else part.stretches)
-    ]
+def stretches_of(files: Sequence[Prepared], columns: Sequence[np.ndarray], nan: str) -> list[Stretch]:
+    """All stretches, in order; rows in which one of the `columns` of a file has NaN are gaps if `nan` is `drop`."""
+    stretches = []
+    for number, file in enumerate(files):
+        used = [column for column in columns[number].tolist() if column >= 0]
+        for index, part in enumerate(file.parts):
+            removed = [run for column in used for run in part.missing_rows[column]] if nan == "drop" else []
+            stretches += [Stretch(number, index, *span) for span in without(part.stretches, removed)]
+    return stretches
 
 
 def split(
-    files: Sequence[Prepared], origins: dict[tuple[int, int], Origin], config: Config, seed: int, is_trials: bool
+    stretches: list[Stretch],
+    files: Sequence[Prepared],
+    origins: dict[tuple[int, int], Origin],
+    config: Config,
+    seed: int,
+    is_trials: bool,
 ) -> dict[str, list[Stretch]]:
-    """`train`, and `eval` and `test` if something is held out of `files`.
+    """`train`, and `eval` and `test` if something is held out of `stretches`.
 
     Args:
-        origins: Of (file, part).
+        origins: Of (file, part), of those that the stretches are from.
 
     Raises:
         ValueError: a side would be empty.
@@ -75,7 +81,6 @@ def split(
         eval_fraction=0.0 if config.eval_path or splitter.eval else splitter.eval_fraction,
         test_fraction=0.0 if config.test_path or splitter.test else splitter.test_fraction,
     )
-    stretches = stretches_of(files, config.nan)
     by = splitter.by or ("session" if is_trials else "time")
     if by == "time":
         sides = by_time(stretches, files, splitter)

@@ -20,7 +20,8 @@ def refusal(tmp_path, **config):
 def recordings(tmp_path, **arrays):
     """A folder with a recording for each array (data, rate, channel names)."""
     for name, (data, rate, channels) in arrays.items():
-        write_npz(tmp_path / "in" / f"{name}.npz", data, rate=rate, channels=channels)
+        named = {} if channels is None else {"channels": channels}
+        write_npz(tmp_path / "in" / f"{name}.npz", data, rate=rate, **named)
     return str(tmp_path / "in")
 
 
@@ -60,6 +61,7 @@ BAD_DATA = {
         ["a.npz", "dataset.datasplitter.subject_pattern"],
     ),
     "no labels": ({"a": (walk(1, 400), 100, ["x"])}, {"target": "class"}, ["dataset.target: class", "classes"]),
+    "samples first": ({"a": (walk(5000, 10), 100, None)}, {}, ["a.npz", "5,000", "10", "transpose"]),
     "one on two sides": (
         {"a": (walk(1, 400), 100, ["x"]), "b": (walk(1, 400), 100, ["x"])},
         {"datasplitter": DataSplitter(by="session", eval=["a.npz"], test=["a.npz"])},
