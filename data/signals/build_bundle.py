@@ -13,7 +13,7 @@ import numpy as np
 
 from data.bundle import Bundle
 from data.samplers import EpochSampler, ShuffledSampler
-from data.signals.alignment import Alignment, align
+from data.signals.alignment import Alignment, align, listed
 from data.signals.codes import Codes, encode
 from data.signals.config import Config
 from data.signals.dataset import NextSet, Signals, SignalSet, TrialSet, collate
@@ -158,6 +158,7 @@ def next_sets(
     """(sets, dims, what is saved) of targets that follow their inputs."""
     length, overlap = recordings.window_of(config)
     length = length or DEFAULT_WINDOW
+    recordings.notes += without_windows(recordings, length)
     hop = length - overlap
     signals, splits, tokenizer, step = recordings.signals, recordings.splits, None, 1
     if encoder is not None:
@@ -182,10 +183,22 @@ def next_sets(
             longest = max(stretch.stop - stretch.start for stretch in recordings.splits[name])
             raise ValueError(
                 f"dataset.window: {length} samples is longer than every recording for {name} ({longest}); lower it"
+                + ("" if name == "train" else f", or raise dataset.datasplitter.{name}_fraction")
             )
         samples = epoch_of(stretches, length, run) if is_random else None
         sets[name] = kind(signals, stretches, windows, samples, tokenizer, is_scored=name != "train")
     return sets, dims, {}
+
+
+def without_windows(recordings: Recordings, length: int) -> list[str]:
+    """A line for each split with recordings in it that are too short for a window of `length` rows."""
+    lines = []
+    for name, stretches in recordings.splits.items():
+        names = {(s.file, s.part): recordings.files[s.file].parts[s.part].name for s in stretches}
+        read = {(s.file, s.part) for s in stretches if s.stop - s.start >= length}
+        if short := [names[place] for place in names if place not in read]:
+            lines.append(f"{name}: {len(short)} of {len(names)} recordings are shorter than a window: {listed(short)}")
+    return lines
 
 
 def codes_of(rows: int, codes: Codes) -> int:
@@ -253,16 +266,20 @@ def class_sets(
     }
     for name, trials in trials_by_split.items():
         if not trials:
+            needed = "that lasts; set dataset.window" if length is None else f"with {length} samples from its begin on"
             raise ValueError(
-                f"dataset.target: class: no labelled window for {name}: no recording has a label, nor an event that "
-                f"dataset.classes names, with {length or 1} samples"
+                f"dataset.target: class: no labelled window for {name}: no recording has a label, nor an event of "
+                f"dataset.classes {needed}"
             )
     classes = config.classes or sorted({trial.label for trial in trials_by_split["train"]}, key=natural)
     for name, trials in trials_by_split.items():
         for trial in trials:
             if trial.label not in classes:
                 place = recordings.files[trial.file].parts[trial.part].name
-                raise ValueError(f"{place} ({name}) has the class {trial.label}; known are {', '.join(classes[:20])}")
+                raise ValueError(
+                    f"{place} ({name}) has the class {trial.label}; known are {', '.join(classes[:20])}. Name the "
+                    "events to read in dataset.classes, or split otherwise"
+                )
     mixed = config.mixup.num_classes
     if config.mixup.mixup_alpha and mixed != len(classes):
         raise ValueError(f"dataset.mixup.num_classes: {mixed}, but there are {len(classes)} classes; set it so")
