@@ -1,6 +1,8 @@
-"""Prepare data: robot demonstrations recorded in simulation, or a text as token ids.
+"""Prepare data: robot demonstrations recorded in simulation or converted, or a text as token ids.
 
 python prepare.py --task_name TASK [--num_episodes 50]
+python prepare.py --export lerobot --task_name TASK --out DIR      (the task's demonstrations as a LeRobot data set)
+python prepare.py --convert DIR --out DIR            (HDF5 episodes to LeRobot, or LeRobot to HDF5)
 python prepare.py --dataset NAME --text FILE|DIR|HF-dataset-id --tokenizer char|bytes|bpe:N|PATH-or-hub-id
 python prepare.py --dataset shakespeare_char          (or another data set that is known by name)
 """
@@ -42,6 +44,17 @@ class PrepareArguments(RemembersGiven):
     jitter: float = key(DEFAULT_JITTER, "Random variation of the expert's motion; 0 for none, 1 for much.", ge=0, le=3)
     source: str | None = key(None, "What the task's data is made from, if it is made: a folder, or an id of the hub.")
     set: list[str] = key([], "Override any key of the task's configuration: --set env.cameras=[top].")
+    # A conversion
+    export: Literal["lerobot"] | None = key(None, "Conversion: write the task's demonstrations in this format.")
+    convert: str | None = key(
+        None, "Conversion: a folder of HDF5 episodes, written as LeRobot v3.0, or a LeRobot data set, written as HDF5."
+    )
+    fps: float | None = key(None, "Conversion: control rate of HDF5 episodes that do not say it, in Hz.", gt=0)
+    instruction: str | None = key(
+        None, "Conversion: task text of HDF5 episodes that have none. Default: the name of the task or folder."
+    )
+    vcodec: Literal["libsvtav1", "libx264"] = key("libsvtav1", "Conversion: encoder of the videos.")
+    crf: int = key(30, "Conversion: loss of the videos on the encoder's scale; less is better and larger.", ge=0, le=63)
     # A text
     dataset: str | None = key(None, "Text: name of the data set, as train.py --dataset finds it.")
     text: str | None = key(
@@ -57,7 +70,7 @@ class PrepareArguments(RemembersGiven):
     newlines: Literal["keep", "lf"] = key(
         "keep", "Text: keep carriage returns, or turn every line end into a line feed."
     )
-    out: str | None = key(None, "Text: folder to write. Default: $KEEL_HOME/datasets/NAME.")
+    out: str | None = key(None, "Text, conversion: folder to write. Default of a text: $KEEL_HOME/datasets/NAME.")
     overwrite: bool = key(False, "Text: prepare again what was prepared from other text or settings.")
     # Both
     num_workers: int | None = key(None, "Recording or tokenizing processes. Default: one a core.", ge=1)
@@ -65,6 +78,7 @@ class PrepareArguments(RemembersGiven):
 
 OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "source", "set")
 OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "split", "newlines", "out", "overwrite")
+OF_A_CONVERSION = ("export", "convert", "fps", "instruction", "vcodec", "crf")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -78,7 +92,13 @@ def main(arguments: list[str] | None = None) -> None:
             print("interrupted; the same command continues", flush=True)
             raise SystemExit(INTERRUPTED) from None
         return
+    if asked.convert is not None:
+        refusing(convert_folder, Path(asked.convert).expanduser(), asked, None)
+        return
     run = refusing(resolve, HyperArguments(task_name=asked.task_name), asked.set)
+    if asked.export is not None:
+        refusing(export_task, run, asked)
+        return
     if run.dataset is not None and hasattr(run.dataset.module, "make"):
         folder = refusing(make_data, run, asked)
     else:
@@ -99,10 +119,60 @@ def refuse_bad_values(asked: PrepareArguments) -> None:
         value = getattr(asked, name)
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"`--{name}` is empty; give it a value, or leave it out")
-    if asked.dataset is None:
-        refuse_useless(asked, dict.fromkeys(OF_A_TEXT, "it is for a text: name its data set with --dataset NAME"))
+    is_conversion = asked.convert is not None or asked.export is not None
+    useless: dict[str, str] = {}
+    if not is_conversion:
+        useless |= dict.fromkeys(OF_A_CONVERSION, "it is for a conversion: --convert DIR, or --export lerobot")
+    if asked.dataset is not None:
+        useless |= dict.fromkeys(
+            (*OF_A_RECORDING, *OF_A_CONVERSION), "it is not for a text; leave it out, or --dataset"
+        )
     else:
-        refuse_useless(asked, dict.fromkeys(OF_A_RECORDING, "it is for a recording; leave it out, or --dataset"))
+        of_a_text = [name for name in OF_A_TEXT if not (is_conversion and name == "out")]
+        useless |= dict.fromkeys(of_a_text, "it is for a text: name its data set with --dataset NAME")
+    if asked.convert is not None:
+        others = ("export", "num_workers", *OF_A_RECORDING)
+        useless |= dict.fromkeys(others, "--convert names the data; leave it out, or --convert")
+    elif asked.export is not None:
+        others = ("num_episodes", "seed", "jitter", "source", "num_workers")
+        useless |= dict.fromkeys(others, "--export writes the data that is there; record it first, without --export")
+    refuse_useless(asked, useless)
+    if is_conversion and asked.out is None:
+        raise ConfigError("a conversion needs a folder to write: --out DIR")
+
+
+def export_task(run: RunConfig, asked: PrepareArguments) -> None:
+    """Write the demonstrations of a task, recorded first if there are none, as a LeRobot data set."""
+    run = with_prepared_data(run)
+    path = getattr(run.dataset.config, "path", None) if run.dataset is not None else None
+    if not isinstance(path, str) or run.dataset.name != "demonstrations":
+        raise ConfigError(f"`--export`: task `{run.task}` has no single folder of demonstrations; use --convert DIR")
+    convert_folder(Path(path).expanduser(), asked, run)
+
+
+def convert_folder(source: Path, asked: PrepareArguments, run: RunConfig | None) -> None:
+    """Convert a folder of demonstrations, of a task if `run` is given."""
+    from data.demonstrations.lerobot import is_lerobot
+
+    if is_lerobot(source, "auto"):
+        if run is not None:
+            raise ConfigError(f"`--export lerobot`: {source} is a LeRobot data set already")
+        of_hdf5 = ("fps", "instruction", "vcodec", "crf")
+        refuse_useless(asked, dict.fromkeys(of_hdf5, f"{source} is a LeRobot data set, which becomes HDF5"))
+    try:
+        from data.demonstrations.lerobot.convert import Encoding, Settings, convert
+    except ImportError:
+        raise ConfigError("a conversion needs packages: pip install pyarrow av") from None
+    settings = Settings(asked.fps, asked.instruction or source.name, Encoding(asked.vcodec, asked.crf))
+    if run is not None:
+        settings = dataclasses.replace(
+            settings,
+            fps=asked.fps or (run.env and getattr(run.env.module, "CONTROL_HZ", None)),
+            instruction=asked.instruction or run.task,
+            robot_type=run.env and run.env.name,
+            config=run.dataset.config,
+        )
+    print(convert(source, Path(asked.out).expanduser().absolute(), settings), flush=True)
 
 
 def prepare_dataset(asked: PrepareArguments) -> None:

@@ -14,16 +14,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from loader.checks.launch import idle_gpu_lines
-from loader.checks.runtime_checks import (
-    check_batch,
-    check_data,
-    check_forward,
-    check_hub,
-    check_loggers,
-    check_model,
-    hub_reason,
-    is_hub_error,
-)
+from loader.checks.runtime_checks import check_loggers, check_start, hub_reason, is_hub_error
 from loader.command_line.entry import command_line, process_rank, refusing, run_config
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig, with_dims
@@ -188,11 +179,7 @@ def build_trainer(run: RunConfig, args: Any, bundle: Any, adapted: Any, signals:
     from trainer.callbacks.metric_names import unknown_monitors
     from trainer.trainer import Trainer
 
-    check_hub(run, args)
-    check_batch(run, args)
-    check_data(run, args, bundle)
-    check_model(run, args, adapted.model)
-    check_forward(run, args, bundle, adapted.model)
+    check_start(run, args, bundle, adapted.model)
     if run.logging is not None or "wandb" in args.report_to:
         from trainer.callbacks.csv_logger import LoggingConfig, logger_environment
 

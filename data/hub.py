@@ -1,8 +1,16 @@
-"""Load datasets of the Hugging Face hub, or tables in files, with the package `datasets`."""
+"""Load datasets of the Hugging Face hub, or tables in files."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path is no file here and may be a data set of the hub: `owner/name`."""
+    if Path(path).expanduser().exists():
+        return False
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).suffix
 
 
 def load_dataset(description: str, *arguments: Any, **options: Any) -> Any:
@@ -20,3 +28,18 @@ def load_dataset(description: str, *arguments: Any, **options: Any) -> Any:
     except Exception as error:  # no such dataset, no network, no such split: the package has an error for each
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"{description} cannot be loaded: {reason}") from error
+
+
+def downloaded(name: str, key: str) -> Path:
+    """Return the folder with all files of a data set of the hub, downloaded if they are not in the hub's cache.
+
+    Raises:
+        ValueError: there is no such data set, or no network; one line that names the configuration key.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset"))
+    except Exception as error:  # the package has an error for each of: no such data set, no network, no permission
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"{key}: {name} is no folder here and cannot be loaded from the hub: {reason}") from error

@@ -1,10 +1,13 @@
-"""Robot demonstrations in HDF5, one file per episode, in ACT's layout or IL-Studio's.
+"""Robot demonstrations: HDF5 files in ACT's layout or IL-Studio's, one per episode, and LeRobot data sets.
 
 A sample is one control step: the observation at that step, and the chunk of actions that begins there. Importing this
 module needs only the standard library, so that checking a configuration is fast.
 """
 
+from pathlib import Path
+
 from data.demonstrations.config import Config, folder_problem, unmatched
+from data.demonstrations.lerobot import is_lerobot
 from data.lazy import lazy
 
 # `use_reasoning` and `use_prev_subtask` add texts to the batch: a model that reads texts lists them.
@@ -24,18 +27,20 @@ PROCESS_KEYS = frozenset(
 
 def check(config: Config, run) -> list[str]:
     """List the problems that show without opening a file, one line for each."""
-    problems = [problem for path in config.paths() if (problem := folder_problem(path))]
+    problems = [problem for path in config.paths() if (problem := folder_problem(path, config.layout))]
     if config.path is None and getattr(run, "env", ...) is None:
         problems.append("dataset.path is not set, and there is no `env` to record data in")
     if config.path == []:
         problems.append("dataset.path is an empty list; name at least one folder of episodes")
-    if not problems and (patterns := unmatched(config.paths(), config.exclude)):
-        problems.append(f"dataset.exclude: no episode file matches `{patterns[0]}`; correct it, or leave it out")
+    if not problems and (patterns := unmatched(config)):
+        problems.append(f"dataset.exclude: no episode matches `{patterns[0]}`; correct it, or leave it out")
     if config.image_size is not None and run.process.image_aspect_ratio == "keep":
         problems.append(
             f"dataset.image_size {config.image_size} contradicts image_aspect_ratio: keep, which does "
             f"not resize; leave image_size out, or use square or pad"
         )
+    if config.rename and not any(is_lerobot(Path(path).expanduser(), config.layout) for path in config.paths()):
+        problems.append("dataset.rename names features of LeRobot data sets, but dataset.path has none; leave it out")
     return problems
 
 

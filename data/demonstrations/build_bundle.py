@@ -11,7 +11,8 @@ from data.collate import collate
 from data.demonstrations.config import Config
 from data.demonstrations.dataset import Demonstrations
 from data.demonstrations.encoder import ObservationEncoder, saved_statistics
-from data.demonstrations.source import EpisodeSource, prepare, refuse_difference
+from data.demonstrations.open_source import prepare
+from data.demonstrations.source import EpisodeSource, refuse_difference
 from data.demonstrations.words import vocabulary_of
 from data.mixing import MixtureSampler
 from data.statistics import Normalizer
@@ -48,6 +49,12 @@ def assemble(config: Config, run) -> Bundle:
 def refuse_mixture(first: EpisodeSource, other: EpisodeSource) -> None:
     """Raise ValueError, naming both, if the samples of two folders do not fit into one batch."""
     refuse_difference(first.first_file, first.arrays, other.first_file, other.arrays)
+    rates = [source.details.get("fps") for source in (first, other)]
+    if None not in rates and rates[0] != rates[1]:
+        raise ValueError(
+            f"{first.first_file} has {rates[0]:g} frames per second but {other.first_file} has {rates[1]:g}; actions "
+            f"of one chunk must be equally far apart: mix data sets of one rate"
+        )
     cameras = [", ".join(source.details["cameras"]) or "no camera" for source in (first, other)]
     if cameras[0] != cameras[1]:
         raise ValueError(

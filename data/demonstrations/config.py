@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data.demonstrations import lerobot
 from data.files import files_below
+from data.hub import is_hub_id
 from storage.config_keys import HARMLESS, IMPOSSIBLE, key
 
 NORMALIZATION_KINDS = Literal["zscore", "min_max", "percentiles", "identity"]
@@ -20,38 +22,50 @@ class Config:
 
     path: str | list[str] | None = key(
         None,
-        "folder of episode files, searched recursively for *.hdf5 and *.h5, or a list of folders to mix; "
-        "unset only until the task's data is recorded",
+        "folder of episode files, searched recursively for *.hdf5 and *.h5, a LeRobot data set (a folder, or with "
+        "layout: lerobot its id on the hub), or a list of these to mix; unset only until the task's data is recorded",
         on_resume=HARMLESS,
         is_path=True,
     )
     exclude: list[str] | None = key(
         None,
         "episode files that are left out, by their path below the folder or a pattern of it, such as [episode_3.hdf5, "
-        "failed/*]",
+        "failed/*]; of a LeRobot data set, episode_3",
     )
     weights: list[float] | None = key(
         None,
         "how often each folder of `path` is drawn, in any unit; unset draws every step (or, with "
         "episode_first, every episode) equally often",
     )
-    layout: Literal["auto", "act", "il_studio"] = key(
+    layout: Literal["auto", "act", "il_studio", "lerobot"] = key(
         "auto",
         "the files' layout: `act` /action, /observations/qpos, /observations/images; `il_studio` "
-        "/action_joint, /observations/state_joint, /observations/image; `auto` detects it from the first file",
+        "/action_joint, /observations/state_joint, /observations/image; `lerobot` a LeRobot data set, v2 or v3; "
+        "`auto` detects it from meta/info.json or the first file",
     )
     control: Literal["joint", "ee"] = key(
         "joint", "which actions and states of the IL-Studio layout: joint positions or end-effector poses"
     )
     state_keys: list[str] | None = key(
         None,
-        "HDF5 paths concatenated to the state, such as [observations/qpos, observations/env_state]; unset: "
-        "those of the layout",
+        "HDF5 paths or LeRobot features concatenated to the state, such as [observations/qpos, "
+        "observations/env_state]; unset: those of the layout",
         on_resume=IMPOSSIBLE,
     )
-    action_key: str | None = key(None, "HDF5 path of the actions; unset: that of the layout", on_resume=IMPOSSIBLE)
+    action_key: str | None = key(
+        None, "HDF5 path or LeRobot feature of the actions; unset: that of the layout", on_resume=IMPOSSIBLE
+    )
     cameras: list[str] | None = key(
         None, "cameras, in the model's order; unset: those that all episodes have; []: none", on_resume=IMPOSSIBLE
+    )
+    rename: dict[str, str] = key(
+        {},
+        "LeRobot feature -> the name that it has in all other keys and for the policy, such as "
+        "{observation.images.laptop: observation.images.top}",
+        on_resume=IMPOSSIBLE,
+    )
+    timestamp_tolerance_s: float = key(
+        1e-4, "most that a frame of a LeRobot data set may be away from its time, in seconds", gt=0
     )
     image_size: list[int] | None = key(
         None,
@@ -120,21 +134,32 @@ def included(folder: Path, exclude: list[str] | None) -> list[Path]:
     return [file for file in files if file not in excluded]
 
 
-def unmatched(paths: list[str], exclude: list[str] | None) -> list[str]:
-    """The patterns of `dataset.exclude` that match no episode file."""
-    folders = [Path(path).expanduser() for path in paths] if exclude else []
-    files = {folder: episode_files(folder) for folder in folders}
-    return [pattern for pattern in exclude or () if not any(matching(files[f], f, pattern) for f in folders)]
+def unmatched(config: Config) -> list[str]:
+    """The patterns of `dataset.exclude` that match no episode; none if a data set is not downloaded yet."""
+    folders = [Path(path).expanduser() for path in config.paths()] if config.exclude else []
+    if not all(folder.is_dir() for folder in folders):
+        return []
+    names = [name for folder in folders for name in episode_names(folder, config.layout)]
+    return [pattern for pattern in config.exclude or () if not fnmatch.filter(names, pattern)]
+
+
+def episode_names(folder: Path, layout: str) -> list[str]:
+    """What `dataset.exclude` matches: paths of episode files below the folder, or names of a LeRobot data set."""
+    if lerobot.is_lerobot(folder, layout):
+        return lerobot.episode_names(folder)
+    return [str(file.relative_to(folder)) for file in episode_files(folder)]
 
 
 def matching(files: list[Path], folder: Path, pattern: str) -> list[Path]:
     return [file for file in files if fnmatch.fnmatchcase(str(file.relative_to(folder)), pattern)]
 
 
-def folder_problem(path: str) -> str | None:
+def folder_problem(path: str, layout: str) -> str | None:
     """Why a folder cannot be used, or None. It is never created: a mistyped path must not look like an empty folder."""
     folder = Path(path).expanduser()
     if not folder.exists():
+        if layout == "lerobot" and is_hub_id(path):
+            return None
         return (
             f"dataset.path: {path} does not exist; correct the path, or record the task's episodes with "
             f"`python prepare.py --task_name …`"
@@ -142,11 +167,14 @@ def folder_problem(path: str) -> str | None:
     if not folder.is_dir():
         return f"dataset.path: {path} is a file, not a folder of episodes; name its folder"
     try:
-        files = episode_files(folder)
+        names = episode_names(folder, layout)
     except ValueError as error:
         return f"dataset.path: {error}"
-    if not files:
-        return f"dataset.path: {path} holds no episode (*.hdf5, *.h5); correct the path, or record with prepare.py"
+    if not names:
+        return (
+            f"dataset.path: {path} holds no episode (*.hdf5, *.h5) and no LeRobot data set ({lerobot.INFO}); correct "
+            f"the path, or record with prepare.py"
+        )
     return None
 
 

@@ -18,7 +18,7 @@ class Demonstrations(torch.utils.data.Dataset):
     Args:
         chosen: For each source, the numbers of its episodes in this dataset.
         texts: Texts in a batch, of "instruction" and "reasoning".
-        use_prev_subtask: Append the subtask of the previous step to the instruction.
+        use_prev_subtask: Append the last subtask that differs from the current one to the instruction.
     """
 
     def __init__(
@@ -109,7 +109,9 @@ class Demonstrations(torch.utils.data.Dataset):
 
     def text(self, kind: str, source: int, start: int, timestep: int) -> str:
         text = self.sources[source].text(kind, start + timestep)
-        if kind == "instruction" and self.use_prev_subtask and timestep > 0:
-            # Of the previous step: on the robot, that is the last subtask that the policy has predicted.
-            text += f" Previous subtask: {self.sources[source].text('subtask', start + timestep - 1)}"
+        if kind == "instruction" and self.use_prev_subtask:
+            codes = self.sources[source].arrays["subtask"][start : start + timestep + 1]
+            others = np.flatnonzero((codes != codes[-1]) & (codes != 0))  # 0: no subtask
+            if len(others):
+                text += f" Previous subtask: {self.sources[source].text('subtask', start + int(others[-1]))}"
         return text.strip()

@@ -3,12 +3,13 @@
 Shapes: N steps of a folder, F frames, B requested rows, h and w in training.
 """
 
-import itertools
 import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from operator import call
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,12 @@ class FileFrames:
 
     def write_to(self, targets: list[np.ndarray] | list[Path]) -> None:
         """Write all frames into one array (N, 3, h, w) per camera, in memory or a .npy file, on all cores."""
-        starts, steps = self.offsets[:-1].tolist(), int(self.offsets[-1])
-        jobs = [(file, self.keys, targets, start, self.fit) for file, start in zip(self.files, starts, strict=True)]
-        workers = min(len(os.sched_getaffinity(0)), len(jobs))
-        print(f"preparing the images of {steps} steps in {self.files[0].parent}", file=sys.stderr, flush=True)
-        parallel = workers > 1 and steps * len(self.keys) > SERIAL_FRAMES
-        done = run_parallel(jobs, workers) if parallel else itertools.starmap(write_episode, jobs)
-        for _ in tqdm(done, total=len(jobs), unit="episode", disable=None):  # no bar unless stderr is a terminal
-            pass
+        starts = self.offsets[:-1].tolist()
+        jobs = [
+            partial(write_episode, file, self.keys, targets, start, self.fit)
+            for file, start in zip(self.files, starts, strict=True)
+        ]
+        run_jobs(jobs, int(self.offsets[-1]) * len(self.keys), targets, self.files[0].parent)
 
     def open(self, episode: int) -> list[h5py.Dataset]:
         """The cameras of an episode."""
@@ -105,19 +104,28 @@ def write_episode(file: Path, keys: list[str], targets: list[np.ndarray | Path],
                 array[start + first : start + first + len(block)] = block
 
 
-def run_parallel(jobs: list[tuple], workers: int) -> Iterator[Any]:
-    """Run `write_episode` for all jobs and yield after each."""
-    if isinstance(jobs[0][2][0], Path):
-        yield from worker_pool.run(episode_writer, jobs, workers)
+def run_jobs(jobs: list[Callable[[], None]], frames: int, targets: list[np.ndarray] | list[Path], folder: Path) -> None:
+    """Run all jobs, which write so many frames of a folder into `targets`, on all cores unless they are few."""
+    workers = min(len(os.sched_getaffinity(0)), len(jobs))
+    print(f"preparing {frames} images of {folder}", file=sys.stderr, flush=True)
+    done = run_parallel(jobs, workers, targets) if workers > 1 and frames > SERIAL_FRAMES else map(call, jobs)
+    for _ in tqdm(done, total=len(jobs), unit="job", disable=None):  # no bar unless stderr is a terminal
+        pass
+
+
+def run_parallel(jobs: list[Callable[[], None]], workers: int, targets: list) -> Iterator[Any]:
+    """Run all jobs and yield after each."""
+    if isinstance(targets[0], Path):
+        yield from worker_pool.run(with_one_thread, jobs, workers)
         return
     # Arrays of this process; OpenCV decodes and resizes without Python's lock, HDF5 reads one at a time.
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(write_episode, *zip(*jobs, strict=True))
+        yield from pool.map(call, jobs)
 
 
-def episode_writer() -> Callable[[tuple], None]:
-    """The function of a worker process, with one thread: OpenCV would start as many as the machine has cores."""
+def with_one_thread() -> Callable[[Callable[[], None]], None]:
+    """The function of a worker process: it runs a job. OpenCV would start as many threads as the machine has cores."""
     import cv2
 
     cv2.setNumThreads(1)
-    return lambda job: write_episode(*job)
+    return call

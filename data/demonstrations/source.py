@@ -13,13 +13,12 @@ import numpy as np
 
 from data import cache
 from data.demonstrations.bad_episodes import BadEpisodes
-from data.demonstrations.config import Config, included
+from data.demonstrations.config import Config
 from data.demonstrations.frames import ArrayFrames, FileFrames
-from data.demonstrations.hdf5 import add_sources, reading
+from data.demonstrations.hdf5 import reading
 from data.demonstrations.images import FrameFit, training_size
 from data.demonstrations.layouts import Episode, Keys, is_mirrored, read_episode, resolve_keys
 
-CACHE_VERSION = 3
 TEXTS = ("instruction", "reasoning", "subtask")
 
 
@@ -30,7 +29,7 @@ class EpisodeSource:
     path: str
     details: dict  # JSON: names, left_out, fit, vocabulary, texts, cameras, image_keys, state_keys, action_key …
     arrays: dict[str, np.ndarray]  # offsets (E + 1,), states (N, S), actions (N, A), texts (N,) codes
-    frames: ArrayFrames | FileFrames | None
+    frames: Any  # ArrayFrames, FileFrames or lerobot.frames.ClipFrames; None without images
     folder: Path | None = None  # of the cache
 
     @property
@@ -68,44 +67,6 @@ class EpisodeSource:
         self.__dict__.update(state)
         if self.folder is not None:
             self.arrays, self.frames = open_arrays(self.folder, self.details)
-
-
-def prepare(path: str, config: Config, process, cache_root: Path) -> EpisodeSource:
-    """The source of one folder: cached, with `lazy_preprocess` from the files, with `preload_data` in memory."""
-    folder = Path(path).expanduser()
-    # Listed once: a recording in progress must not add a file after the key is computed.
-    files = included(folder, config.exclude)
-    if not files:
-        raise ValueError(f"dataset.exclude leaves no episode of {path}; leave a pattern out")
-    if process.lazy_preprocess:
-        source = scan(folder, files, config, process)
-    else:
-        key = cache.key_of({**settings(config, process), "files": identities(folder, files)})
-        prepared, details = cache.open_or_build(
-            cache_root, key, lambda staging: write(staging, scan(folder, files, config, process))
-        )
-        source = EpisodeSource(str(folder), details, *open_arrays(prepared, details), prepared)
-    source.path = path
-    return preload(source) if process.preload_data else source
-
-
-def identities(folder: Path, files: list[Path]) -> list[dict]:
-    """The identity of each episode file, and of each other file that HDF5 follows from one of them."""
-    sources: set[Path] = set()
-    for file in files:
-        add_sources(file, sources)
-    return [cache.file_identity(file, os.path.relpath(file, folder)) for file in [*files, *sorted(sources)]]
-
-
-def settings(config: Config, process) -> dict:
-    """All settings that affect the prepared content."""
-    config_keys = ["layout", "control", "state_keys", "action_key", "max_episodes"]
-    process_keys = ["skip_mirrored_data", "is_multimodal"]
-    if process.is_multimodal and config.cameras != []:
-        config_keys += ["cameras", "image_size"]
-        process_keys += ["image_aspect_ratio"]
-    values = {key: getattr(config, key) for key in config_keys} | {key: getattr(process, key) for key in process_keys}
-    return {"version": CACHE_VERSION, **values}
 
 
 def read_episodes(folder: Path, files: list[Path], config: Config, process) -> tuple[Keys | None, list[Episode], int]:
@@ -167,6 +128,16 @@ def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSou
     keys, episodes, left_out = read_episodes(folder, files, config, process)
     if not episodes:
         raise ValueError(f"{folder} holds {left_out} mirrored episodes and no other; set skip_mirrored_data: false")
+    source = without_frames(folder, keys, episodes, config, process)
+    source.details["left_out"] = left_out
+    if source.fit is not None:
+        offsets, image_keys = source.arrays["offsets"], source.details["image_keys"]
+        source.frames = FileFrames([Path(episode.file) for episode in episodes], offsets, image_keys, source.fit)
+    return source
+
+
+def without_frames(folder: Path, keys: Keys, episodes: list[Episode], config: Config, process) -> EpisodeSource:
+    """The source of these episodes; the caller adds the frames."""
     counts = Counter(camera for episode in episodes for camera in episode.frame_sizes)
     cameras = config.cameras or sorted(camera for camera, count in counts.items() if count == len(episodes))
     cameras = cameras if keys.images else []
@@ -182,7 +153,7 @@ def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSou
     }
     details = {
         "names": [os.path.relpath(episode.file, folder) for episode in episodes],
-        "left_out": left_out,
+        "left_out": 0,
         "fit": fit and vars(fit),
         "vocabulary": vocabulary,
         "texts": sorted(codes),
@@ -193,8 +164,7 @@ def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSou
         "state_keys": list(keys.state),
         "action_key": keys.action,
     }
-    frames = fit and FileFrames([Path(episode.file) for episode in episodes], arrays["offsets"], image_keys, fit)
-    return EpisodeSource(str(folder), details, arrays, frames)
+    return EpisodeSource(str(folder), details, arrays, None)
 
 
 def refuse_difference(first_file: str, first: dict, other_file: str, other: dict) -> None:

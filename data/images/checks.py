@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from data.hub import is_hub_id
 from data.images.config import Config
 from data.images.folder import metadata_of, split_folders
-from data.images.sources import is_hub_id
 from data.images.splits import read_splits
 
 KEY = re.compile(r"`(dataset\.[\w.]+)[^`]*`")

@@ -10,13 +10,6 @@ from data.images.labelled import Table
 from data.images.table import read_csv
 
 
-def is_hub_id(path: str) -> bool:
-    """Whether a path is no file here and may be a data set of the hub: `owner/name`."""
-    if Path(path).expanduser().exists():
-        return False
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).suffix
-
-
 def read_table(path: Path, config: Config, key: str = "dataset.path") -> Table:
     """Read one source.
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data.hub import is_hub_id
 from data.images.config import Config
 from data.images.labelled import Table
-from data.images.sources import is_hub_id, read_table
+from data.images.sources import read_table
 
 EVAL_FRACTION = 0.1
 

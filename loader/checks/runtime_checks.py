@@ -16,6 +16,15 @@ WANDB_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 COMPARED_LENGTHS = 1000  # samples
 
 
+def check_start(run: RunConfig, args: Any, bundle: Any, model: Any) -> None:
+    """ValueError if the hub, the data, the model and the arguments of a run do not fit one another."""
+    check_hub(run, args)
+    check_batch(run, args)
+    check_data(run, args, bundle)
+    check_model(run, args, model)
+    check_forward(run, args, bundle, model)
+
+
 def check_batch(run: RunConfig, args: Any) -> None:
     """Refuse a global batch size that does not match the actual number of processes and devices."""
     wanted, steps = run.hyper.global_batch_size, args.gradient_accumulation_steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +66,7 @@ def resolve(
     if chosen is None and initial_weights_choice([flags, overrides]) == "resume" and "task_name" not in hyper.given:
         chosen = _resumed_file(flags)
     training = _training(chosen, problems) if chosen is not None else []
-    words = aliases.keys() | problems.aliases
-    implied: dict[str, Any] = {}
-    if any(find(layer, "dataset.name") is not None for layer in training):
-        implied = {"task_name": None}  # a training file with its own data is its own task
-    elif words & set(TEXT_ALIASES):
-        implied = {"task_name": TEXT_TASK}
-    elif words & set(IMAGE_ALIASES) or find(overrides, "dataset.dataset_config_name") is not None:
-        implied = {"task_name": IMAGE_TASK}
-    elif words & set(SIGNAL_ALIASES):
-        implied = {"task_name": SIGNAL_TASK}
-    elif words & set(TRACKING_ALIASES) or any(find(layer, TRACKING_KEY) for layer in (*training, overrides)):
-        implied = {"task_name": TRACKING_TASK}
+    implied = _implied_task(aliases.keys() | problems.aliases, training, overrides)
     below = [layers.built_in_layer(**implied), *layers.training_layers(layers.DEFAULT_FILE, problems)]
     if chosen is None:  # the task's own recipe, where the command line names none
         training = _recipe_of_task([*below, flags, overrides], problems)
@@ -94,6 +83,21 @@ def resolve(
         layer.value.pop("training", None)
     stack = [*below, *named, *_earlier_model([*below, *named, *above]), *above]
     return _typed(stack, problems)
+
+
+def _implied_task(words: Set[str], training: list[Node], overrides: Node) -> dict[str, str | None]:
+    """The default of `task_name` that follows from aliases of one workload, as a mapping; empty if nothing follows."""
+    if any(find(layer, "dataset.name") is not None for layer in training):
+        return {"task_name": None}  # a training file with its own data is its own task
+    if words & set(TEXT_ALIASES):
+        return {"task_name": TEXT_TASK}
+    if words & set(IMAGE_ALIASES) or find(overrides, "dataset.dataset_config_name") is not None:
+        return {"task_name": IMAGE_TASK}
+    if words & set(SIGNAL_ALIASES):
+        return {"task_name": SIGNAL_TASK}
+    if words & set(TRACKING_ALIASES) or any(find(layer, TRACKING_KEY) for layer in (*training, overrides)):
+        return {"task_name": TRACKING_TASK}
+    return {}
 
 
 def _recipe_of_task(stack: list[Node], problems: Problems) -> list[Node]:
