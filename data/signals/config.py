@@ -145,7 +145,9 @@ class Config:
         if self.unit == "seconds" and self.window is None:
             raise ValueError("`unit: seconds` needs `window`; set both")
         if self.mixup.mixup_alpha and self.target not in ("class", "values"):
-            raise ValueError(f"`mixup` mixes values, which `target: {self.target}` has not; set mixup_alpha: 0")
+            raise ValueError(
+                f"`mixup` mixes values, which `target: {self.target}` has not; set target: class or values"
+            )
         if self.mixup.quantize and self.target != "class":
             raise ValueError(
                 f"`mixup.quantize` is for `target: class`; inputs of `target: {self.target}` are as it says"
