@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -28,6 +29,11 @@ from data.signals.tokenizers import TOKENIZERS
 from storage import safe_read
 
 FILE = "signals.json"
+# Target -> flags of predict.py that change nothing: a class is not drawn, and values are not drawn from ids.
+WITHOUT_EFFECT = {
+    "class": [field.name for field in fields(PredictFlags)],
+    "values": ["top_k", "top_p"],
+}
 MOST_PAST = 2**14  # samples of a recording that a forecast starts from
 
 
@@ -63,6 +69,10 @@ class Processor(processor.Processor):
             raise ValueError(f"{folder}: {FILE} cannot be read ({error}); restore it from the run") from None
         if described["target"] == "text":
             raise ValueError(f"{folder}: a model of signals as text forecasts no samples; eval.py scores it")
+        unused = WITHOUT_EFFECT.get(described["target"], ())
+        given = [name for name in unused if getattr(made.flags, name) != getattr(PredictFlags(), name)]
+        if given:
+            raise ValueError(f"--{given[0]} has no effect: {folder} is of target: {described['target']}; leave it out")
         return made
 
     def use_encoder(self, network: Any) -> None:

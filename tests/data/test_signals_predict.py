@@ -7,7 +7,7 @@ import pytest
 from signal_files import signal_run, walk, write_npz
 
 from data.processor import input_sources
-from data.signals import Config, Processor, build
+from data.signals import Config, PredictFlags, Processor, build
 from data.signals.forecast_files import WRITERS, Forecast
 
 
@@ -51,6 +51,20 @@ def test_a_recording_without_a_window_is_refused(tmp_path):
     write_npz(tmp_path / "in/a.npz", walk(1, 39), channels=["x"])
     with pytest.raises(ValueError, match="40 samples"):
         items(processor, tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    ("target", "flags", "word"),
+    [("class", {"steps": 9}, "--steps"), ("class", {"seed": 1}, "--seed"), ("values", {"top_p": 0.5}, "--top_p")],
+)
+def test_flags_without_effect_are_refused(tmp_path, target, flags, word):
+    write_npz(tmp_path / "a.npz", walk(1, 300))
+    config = Config(path=str(tmp_path / "a.npz"), target="values", window=20)
+    described = build(config, signal_run(tmp_path / "cache")).files["signals.json"]
+    (tmp_path / "signals.json").write_text(json.dumps({**described, "target": target}))
+    assert Processor.from_pretrained(tmp_path, config, None, PredictFlags()).flags == PredictFlags()
+    with pytest.raises(ValueError, match=f"^{word} .*target: {target}"):
+        Processor.from_pretrained(tmp_path, config, None, PredictFlags(**flags))
 
 
 def written(tmp_path, values, channels=("x", "y"), rate=100.0):
