@@ -123,14 +123,14 @@ def open_all(config: Config, run: Any, earlier: dict[str, Any] | None = None) ->
         ValueError: they cannot be used together, one line.
     """
     cache = Path(run.cache_dir) / "signals"
-    listed = [(key, entry, file) for key in SPLITS for entry in config.paths(key) for file in find_files(entry)]
+    entries = [(key, entry, file) for key in SPLITS for entry in config.paths(key) for file in find_files(entry)]
     settings = {name: getattr(config, name) for name in KEYS}
-    files = prepare([file for _, _, file in listed], settings, cache, config.num_workers)
-    trained = sum(key == "path" for key, _, _ in listed)
+    files = prepare([file for _, _, file in entries], settings, cache, config.num_workers)
+    trained = sum(key == "path" for key, _, _ in entries)
     alignment, notes = align(files, trained, config)
     origins = {
         (number, index): origin_of(file, part, entry, config.datasplitter)
-        for number, (file, (_, entry, _)) in enumerate(zip(files, listed, strict=True))
+        for number, (file, (_, entry, _)) in enumerate(zip(files, entries, strict=True))
         for index, part in enumerate(file.parts)
     }
     is_trials = any(len(file.parts) > 1 for file in files)
@@ -139,15 +139,18 @@ def open_all(config: Config, run: Any, earlier: dict[str, Any] | None = None) ->
     own = [stretch for stretch in stretches if stretch.file < trained]
     splits = split(own, files, trained_origins, config, run.seed, is_trials)
     for stretch in stretches[len(own) :]:
-        splits.setdefault(SPLITS[listed[stretch.file][0]], []).append(stretch)
+        splits.setdefault(SPLITS[entries[stretch.file][0]], []).append(stretch)
+    constant: list[int] = []
     if earlier is None:
-        shift, scale = fit(config.standardise, files, alignment.columns, splits["train"], cache)
+        shift, scale, constant = fit(config.standardise, files, alignment.columns, splits["train"], cache)
     elif alignment.names != earlier["channel_names"]:
         names = (", ".join(each[:8]) for each in (alignment.names, earlier["channel_names"]))
         raise ValueError("the channels are {}, the model was trained on {}; set dataset.channels".format(*names))
     else:
         shift, scale = np.array(earlier["shift"]), np.array(earlier["scale"])
     signals = Signals(files, alignment.columns, Scaling(shift, scale, config.clip), config.fill_value)
+    if constant:
+        notes.append(f"constant in training, and not scaled: {listed([alignment.names[n] for n in constant])}")
     notes = [*(note for file in files for note in file.notes), *notes]
     return Recordings(files, origins, splits, signals, alignment, notes)
 

@@ -399,6 +399,16 @@ def test_statistics_are_those_of_the_training_split_alone(tmp_path):
     assert held_out.min() > 5
 
 
+def test_a_channel_that_is_constant_in_training_alone_is_named(tmp_path):
+    values = walk(2, 1000)
+    values[1, :900] = 7.0
+    path = str(write_npz(tmp_path / "a.npz", values, channels=["x", "y"]))
+    bundle = build(Config(path=path, target="values", window=50), signal_run(tmp_path / "cache"))
+    described = bundle.files["signals.json"]
+    assert (described["shift"][1], described["scale"][1]) == (7, 1)
+    assert [line.endswith(": y") for line in bundle.summary if "constant" in line] == [True]
+
+
 def test_moments_of_blocks_are_those_of_the_whole():
     values = walk(3, 5000).T + 1e6
     values[100:200, 1] = np.nan
