@@ -41,7 +41,18 @@ def check(config: Config, run) -> list[str]:
         )
     if config.rename and not any(is_lerobot(Path(path).expanduser(), config.layout) for path in config.paths()):
         problems.append("dataset.rename names features of LeRobot data sets, but dataset.path has none; leave it out")
+    kind = config.normalization["action"]
+    if kind != "min_max" and clips_actions(run):
+        problems.append(
+            f"dataset.normalization.action: {kind} leaves actions beyond [-1, 1], to which model.clip_sample clips "
+            "them; set it to min_max, or model.clip_sample to false"
+        )
     return problems
+
+
+def clips_actions(run) -> bool:
+    """Whether the run's model clips what it predicts to [-1, 1]."""
+    return getattr(getattr(getattr(run, "model", None), "config", None), "clip_sample", False)
 
 
 def build(config: Config, run):

@@ -138,15 +138,10 @@ def _components(run: RunConfig, problems: Problems) -> None:
     elif not hasattr(run.dataset.module, "check"):
         if getattr(run.dataset.config, "path", "") is None and run.env is None:
             problems.add(f"`dataset.path`{run.place('dataset.path')} is not set")
-    elif not _recordable(run):
+    else:
         problems.lines += run.dataset.module.check(run.dataset.config, run)
     if run.model is None:
         problems.add(f"no model: name one with --model_config; there are {quoted(shipped('model'))}")
-
-
-def _recordable(run: RunConfig) -> bool:
-    """Whether the task's data is recorded on first use: it has an environment and no path."""
-    return run.env is not None and getattr(run.dataset.config, "path", None) is None
 
 
 def _output_dir(run: RunConfig, problems: Problems) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from demonstration_files import write_act_episode
 
-from data.demonstrations import build
+from data.demonstrations import build, check
 from data.demonstrations.config import Config
 from data.demonstrations.encoder import ObservationEncoder
 from data.demonstrations.words import encode_words, vocabulary_of
@@ -58,3 +58,13 @@ def test_episodes_without_instructions_are_refused(tmp_path):
     write_act_episode(tmp_path / "episodes" / "episode_0.hdf5", steps=6, seed=0)
     with pytest.raises(ValueError, match="instruction_words"):
         bundle(tmp_path / "episodes", tmp_path / "cache", instruction_words=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "clips", "refused"), [("zscore", True, True), ("min_max", True, False), ("zscore", False, False)]
+)
+def test_a_model_that_clips_needs_actions_within_its_range(episodes, kind, clips, refused):
+    config = Config(path=str(episodes), cameras=[], normalization={"action": kind})
+    model = SimpleNamespace(config=SimpleNamespace(clip_sample=clips))
+    problems = check(config, SimpleNamespace(process=ProcessArguments(), model=model))
+    assert [line.split(":")[0] for line in problems] == ["dataset.normalization.action"] * refused

@@ -11,7 +11,8 @@ SEVERAL = {"model__name": "kinds.quiet_diffusion"}
 def words(folder):
     return act.words(
         folder,
-        model="{name: diffusion, network: mlp, hidden_dim: 16, num_layers: 1, time_dim: 8, prediction_type: sample}",
+        model="{name: diffusion, network: mlp, hidden_dim: 16, num_layers: 1, time_dim: 8, prediction_type: sample, "
+        "clip_sample: false}",
     )
 
 
