@@ -37,7 +37,7 @@ class Origin:
 def origin_of(file: Prepared, part: Part, entry: str, splitter: DataSplitter) -> Origin:
     """By what the file says, else by the patterns in its path within the entry of `dataset.path`."""
     path = Path(file.source).as_posix()
-    root = Path(entry).absolute()
+    root = Path(entry).expanduser()
     within = path.removeprefix(f"{(root if root.is_dir() else root.parent).as_posix()}/")
     recording = f"{within}{part.name.removeprefix(Path(file.source).name)}"  # a trial: FILE#3
     session, subject = (re.search(pattern, within) for pattern in (splitter.session_pattern, splitter.subject_pattern))
@@ -45,7 +45,7 @@ def origin_of(file: Prepared, part: Part, entry: str, splitter: DataSplitter) ->
         session_name = f"{Path(within).parent.parent.as_posix()}/{part.session}".removeprefix("./")
     else:
         session_name = recording if session is None else session[1]
-    return Origin(session_name, part.subject or (None if subject is None else subject[1]), root.stem)
+    return Origin(session_name, part.subject or (None if subject is None else subject[1]), root.absolute().stem)
 
 
 def stretches_of(files: Sequence[Prepared], columns: Sequence[np.ndarray], nan: str) -> list[Stretch]:
