@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -173,7 +174,9 @@ class Plan:
         is_known = np.abs(block) <= LARGEST
         block = block if is_known.all() else np.where(is_known, block, np.nan)
         if self.reference:
-            mean = np.nanmean(block[self.reference], 0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # where all of them are missing: NaN
+                mean = np.nanmean(block[self.reference], 0)
             block = block.copy()  # it may be a part of the reader's array
             block[self.referenced] -= mean
         return block[self.picked] if len(self.picked) < len(block) else block

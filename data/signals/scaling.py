@@ -5,6 +5,7 @@ Shapes: C channels, n rows of a block.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -112,5 +113,7 @@ def moments(blocks: Iterator[np.ndarray], count: int) -> tuple[np.ndarray, np.nd
 
 def quartiles(blocks: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Median, and distance of the quartiles as a multiple of a normal distribution's."""
-    low, median, high = np.nanpercentile(np.concatenate(list(blocks)), [25, 50, 75], axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a channel without a value: NaN
+        low, median, high = np.nanpercentile(np.concatenate(list(blocks)), [25, 50, 75], axis=0)
     return median.astype(np.float64), (high - low).astype(np.float64) / QUARTILES_OF_NORMAL

@@ -228,6 +228,17 @@ def test_infinite_values_are_missing_ones(tmp_path):
     assert np.isfinite(file.array()[40]).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_where_nothing_is_known_there_is_no_warning(tmp_path):
+    """Rows without a reference, and a channel without a value in training."""
+    values = walk(3, 200)
+    values[:, 50:60], values[0, :195] = np.nan, np.nan
+    path = str(write_npz(tmp_path / "a.npz", values))
+    config = config_of(path=path, target="values", window=10, nan="fill", reference="average", standardise="robust")
+    ((_, read), *_) = build(config, signal_run(tmp_path / "cache")).train_dataset.recordings()
+    assert np.isnan(read[:, 50:60]).all() and np.isfinite(read[1:, :50]).all() and np.isnan(read[0]).all()
+
+
 def test_channels_that_are_not_used_make_no_gaps(tmp_path):
     """One has no value at all, another is of one recording alone."""
     values = walk(4, 200)
