@@ -10,6 +10,7 @@ if __name__ == "__main__":
 import contextlib
 import multiprocessing
 import os
+import signal
 from dataclasses import fields, replace
 from typing import Any
 
@@ -386,5 +387,6 @@ if __name__ == "__main__":
         leave_process_group()
     finally:
         ignore_signals()  # a signal that arrives now must not change the exit code
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report each worker that ends as a failure
         for child in multiprocessing.active_children():  # a worker that hangs in a dead mount ignores SIGTERM
             child.kill()

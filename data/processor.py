@@ -168,7 +168,7 @@ def input_sources(given: str, suffixes: tuple[str, ...], lists: tuple[str, ...] 
     A folder is searched recursively, linked folders too; files are sorted by path, hidden ones are left out.
 
     Args:
-        suffixes, lists: `Processor.SUFFIXES`, `Processor.LISTS`.
+        suffixes, lists: `Processor.SUFFIXES`, `Processor.LISTS`; of suffixes capitals fit, too.
 
     Raises:
         ValueError: there is no such path, or nothing of this kind in it.
@@ -180,11 +180,11 @@ def input_sources(given: str, suffixes: tuple[str, ...], lists: tuple[str, ...] 
     if not path.exists():
         raise ValueError(f"`--input {given}` does not exist")
     if not path.is_dir():
-        if not path.name.endswith(suffixes):
+        if not path.name.lower().endswith(suffixes):
             raise ValueError(f"`--input {given}` is none of {kinds}, which this task reads")
         return [Source(path.name, path)], 0
     found = files_below(path)
-    files = [Source(file.relative_to(path).as_posix(), file) for file in found if file.name.endswith(suffixes)]
+    files = [Source(file.relative_to(path).as_posix(), file) for file in found if file.name.lower().endswith(suffixes)]
     if not files:
         raise ValueError(f"`--input {given}`: the folder has no file {kinds}")
     read = [file for file in files if not file.name.endswith(lists)] if lists else files

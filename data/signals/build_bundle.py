@@ -13,7 +13,7 @@ import numpy as np
 
 from data.bundle import Bundle
 from data.samplers import EpochSampler, ShuffledSampler
-from data.signals.alignment import Alignment, align
+from data.signals.alignment import Alignment, align, listed
 from data.signals.codes import Codes, encode
 from data.signals.config import Config
 from data.signals.dataset import NextSet, Signals, SignalSet, TrialSet, collate
@@ -30,7 +30,7 @@ from data.signals.text_files import problem_of, save, settings_of
 from data.signals.tokenizers import TOKENIZERS
 from data.signals.windows import Windows, trials_of
 from data.text.config import samples_per_step
-from data.text.sampling import SamplerFactory
+from data.text.sampling import Numbers
 from storage import safe_read
 
 FILE = "signals.json"
@@ -123,30 +123,34 @@ def open_all(config: Config, run: Any, earlier: dict[str, Any] | None = None) ->
         ValueError: they cannot be used together, one line.
     """
     cache = Path(run.cache_dir) / "signals"
-    listed = [(key, entry, file) for key in SPLITS for entry in config.paths(key) for file in find_files(entry)]
+    entries = [(key, entry, file) for key in SPLITS for entry in config.paths(key) for file in find_files(entry)]
     settings = {name: getattr(config, name) for name in KEYS}
-    files = prepare([file for _, _, file in listed], settings, cache, config.num_workers)
-    trained = sum(key == "path" for key, _, _ in listed)
+    files = prepare([file for _, _, file in entries], settings, cache, config.num_workers)
+    trained = sum(key == "path" for key, _, _ in entries)
     alignment, notes = align(files, trained, config)
     origins = {
         (number, index): origin_of(file, part, entry, config.datasplitter)
-        for number, (file, (_, entry, _)) in enumerate(zip(files, listed, strict=True))
+        for number, (file, (_, entry, _)) in enumerate(zip(files, entries, strict=True))
         for index, part in enumerate(file.parts)
     }
     is_trials = any(len(file.parts) > 1 for file in files)
     trained_origins = {place: origin for place, origin in origins.items() if place[0] < trained}
-    splits = split(files[:trained], trained_origins, config, run.seed, is_trials)
-    for stretch in stretches_of(files, config.nan):
-        if stretch.file >= trained:
-            splits.setdefault(SPLITS[listed[stretch.file][0]], []).append(stretch)
+    stretches = stretches_of(files, alignment.columns, config.nan)
+    own = [stretch for stretch in stretches if stretch.file < trained]
+    splits = split(own, files, trained_origins, config, run.seed, is_trials)
+    for stretch in stretches[len(own) :]:
+        splits.setdefault(SPLITS[entries[stretch.file][0]], []).append(stretch)
+    constant: list[int] = []
     if earlier is None:
-        shift, scale = fit(config.standardise, files, alignment.columns, splits["train"], cache)
+        shift, scale, constant = fit(config.standardise, files, alignment.columns, splits["train"], cache)
     elif alignment.names != earlier["channel_names"]:
         names = (", ".join(each[:8]) for each in (alignment.names, earlier["channel_names"]))
         raise ValueError("the channels are {}, the model was trained on {}; set dataset.channels".format(*names))
     else:
         shift, scale = np.array(earlier["shift"]), np.array(earlier["scale"])
     signals = Signals(files, alignment.columns, Scaling(shift, scale, config.clip), config.fill_value)
+    if constant:
+        notes.append(f"constant in training, and not scaled: {listed([alignment.names[n] for n in constant])}")
     notes = [*(note for file in files for note in file.notes), *notes]
     return Recordings(files, origins, splits, signals, alignment, notes)
 
@@ -157,6 +161,7 @@ def next_sets(
     """(sets, dims, what is saved) of targets that follow their inputs."""
     length, overlap = recordings.window_of(config)
     length = length or DEFAULT_WINDOW
+    recordings.notes += without_windows(recordings, length)
     hop = length - overlap
     signals, splits, tokenizer, step = recordings.signals, recordings.splits, None, 1
     if encoder is not None:
@@ -181,10 +186,22 @@ def next_sets(
             longest = max(stretch.stop - stretch.start for stretch in recordings.splits[name])
             raise ValueError(
                 f"dataset.window: {length} samples is longer than every recording for {name} ({longest}); lower it"
+                + ("" if name == "train" else f", or raise dataset.datasplitter.{name}_fraction")
             )
         samples = epoch_of(stretches, length, run) if is_random else None
         sets[name] = kind(signals, stretches, windows, samples, tokenizer, is_scored=name != "train")
     return sets, dims, {}
+
+
+def without_windows(recordings: Recordings, length: int) -> list[str]:
+    """A line for each split with recordings in it that are too short for a window of `length` rows."""
+    lines = []
+    for name, stretches in recordings.splits.items():
+        names = {(s.file, s.part): recordings.files[s.file].parts[s.part].name for s in stretches}
+        read = {(s.file, s.part) for s in stretches if s.stop - s.start >= length}
+        if short := [names[place] for place in names if place not in read]:
+            lines.append(f"{name}: {len(short)} of {len(names)} recordings are shorter than a window: {listed(short)}")
+    return lines
 
 
 def codes_of(rows: int, codes: Codes) -> int:
@@ -252,16 +269,20 @@ def class_sets(
     }
     for name, trials in trials_by_split.items():
         if not trials:
+            needed = "that lasts; set dataset.window" if length is None else f"with {length} samples from its begin on"
             raise ValueError(
-                f"dataset.target: class: no labelled window for {name}: no recording has a label, nor an event that "
-                f"dataset.classes names, with {length or 1} samples"
+                f"dataset.target: class: no labelled window for {name}: no recording has a label, nor an event of "
+                f"dataset.classes {needed}"
             )
     classes = config.classes or sorted({trial.label for trial in trials_by_split["train"]}, key=natural)
     for name, trials in trials_by_split.items():
         for trial in trials:
             if trial.label not in classes:
                 place = recordings.files[trial.file].parts[trial.part].name
-                raise ValueError(f"{place} ({name}) has the class {trial.label}; known are {', '.join(classes[:20])}")
+                raise ValueError(
+                    f"{place} ({name}) has the class {trial.label}; known are {', '.join(classes[:20])}. Name the "
+                    "events to read in dataset.classes, or split otherwise"
+                )
     mixed = config.mixup.num_classes
     if config.mixup.mixup_alpha and mixed != len(classes):
         raise ValueError(f"dataset.mixup.num_classes: {mixed}, but there are {len(classes)} classes; set it so")
@@ -288,7 +309,7 @@ def natural(name: str) -> tuple[float, str]:
 def sampler_of(dataset: SignalSet) -> Callable[[int], EpochSampler]:
     """Seed -> sampler: numbers of random windows, or each window once an epoch."""
     if isinstance(dataset, NextSet) and dataset.windows.seed is not None:
-        return SamplerFactory(len(dataset))
+        return functools.partial(Numbers, len(dataset))
     return functools.partial(ShuffledSampler, len(dataset))
 
 

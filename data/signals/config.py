@@ -137,11 +137,17 @@ class Config:
         if self.overlap and self.window is None:
             raise ValueError("`overlap` needs `window`; set both")
         if self.window is not None and self.overlap >= self.window:
-            raise ValueError(f"`overlap: {self.overlap:g}` must be less than `window: {self.window:g}`")
+            raise ValueError(f"`overlap: {self.overlap:g}` must be less than `window: {self.window:g}`; set both")
+        for name in ("window", "overlap"):
+            value = getattr(self, name) or 0
+            if self.unit == "samples" and value != round(value):
+                raise ValueError(f"`{name}: {value:g}` is no whole number of samples; round it, or set unit: seconds")
         if self.unit == "seconds" and self.window is None:
             raise ValueError("`unit: seconds` needs `window`; set both")
         if self.mixup.mixup_alpha and self.target not in ("class", "values"):
-            raise ValueError(f"`mixup` mixes values, which `target: {self.target}` has not; set mixup_alpha: 0")
+            raise ValueError(
+                f"`mixup` mixes values, which `target: {self.target}` has not; set target: class or values"
+            )
         if self.mixup.quantize and self.target != "class":
             raise ValueError(
                 f"`mixup.quantize` is for `target: class`; inputs of `target: {self.target}` are as it says"

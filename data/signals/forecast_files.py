@@ -14,6 +14,8 @@ import numpy as np
 
 from data.processor import Source
 
+EDF_ERROR = 1e-3  # largest error of a value that EDF's integers may make, as a share of the values' range
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -112,14 +114,30 @@ class Edf(Gathered):
 
         if len(self.forecasts) > 1:
             raise ValueError("--output: an EDF file holds the forecast of one recording; name a .npz or .csv file")
-        (_, record), signals = self.forecasts[0], []
+        _, record = self.forecasts[0]
         if record.rate is None:
             raise ValueError("--output: an EDF file needs a sampling rate, which this recording does not say")
+        steps, signals = record.values.shape[-1], {}
+        width = 16 if len(record.values) == 1 else 11
+        seconds = float(f"{steps / record.rate:.6f}"[:8])  # a header has 8 characters for it
         for number, sample in enumerate(record.values):
             for channel, values in zip(record.channels, sample.astype(np.float64), strict=True):
-                label = channel if len(record.values) == 1 else f"{channel[:11]} #{number}"
-                signals.append(EdfSignal(values, record.rate, label=label[:16]))
-        File(signals, data_record_duration=record.values.shape[-1] / record.rate).write(self.target)
+                label = channel[:width] + ("" if len(record.values) == 1 else f" #{number}")
+                try:
+                    signals[label] = EdfSignal(values, steps / seconds, label=label)
+                    is_exact = np.abs(signals[label].data - values).max() <= EDF_ERROR * np.ptp(values)
+                except (ValueError, ZeroDivisionError):
+                    is_exact = False
+                if not is_exact:
+                    raise ValueError(
+                        f"--output: an EDF file cannot hold {channel}: its name is not ASCII, or its values or rate "
+                        "need more than 8 characters; name a .npz or .csv file"
+                    )
+        if len(signals) < len(record.values) * len(record.channels):
+            raise ValueError(
+                f"--output: the names of two channels begin with the same {width} characters; name a .npz or .csv file"
+            )
+        File(list(signals.values()), data_record_duration=seconds).write(self.target)
 
 
 WRITERS = {".npz": Arrays, ".csv": Rows, ".edf": Edf}

@@ -13,7 +13,7 @@ from scipy import signal
 
 ORDER, NOTCH_QUALITY = 4, 30
 FILTER_ZEROS = 10  # of resample_poly's filter: its half length, in samples of the lower rate
-LARGEST_DENOMINATOR = 1000  # of the ratio of two rates; the error of the new rate is below a millionth
+LARGEST_DENOMINATOR = 10_000  # of the ratio of two rates; the error of the new rate is below 1 in 10,000
 
 Blocks = Iterator[np.ndarray]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,10 +25,11 @@ from data.cache import file_identity, key_of, open_or_build, read_manifest, requ
 from data.signals.pipeline import processed, ratio_of, sections_of
 from data.signals.recording import Recording, naming, open_recordings
 
-VERSION = 1  # of what is kept in the cache
+VERSION = 2  # of what is kept in the cache
 FILE = "signal.f32"
 BLOCK_VALUES = 2**20  # float64 values of a block; a few copies of it are all the memory that preparing takes
 SMALL = 2**25  # bytes; less is not worth starting processes for
+LARGEST = float(np.finfo(np.float32).max)  # what is beyond, such as infinity, counts as NaN
 BAD = "BAD"  # MNE: an annotation that begins so marks what is not to be used
 # Keys of the configuration that decide what is in the array.
 KEYS = ("channels", "rename", "sampling_rate", "resample", "highpass", "lowpass", "notch", "reference", "label_column")
@@ -39,7 +41,7 @@ class Part:
 
     Attributes:
         stretches: Rows between gaps, without those that are marked as bad, [first, end].
-        missing_rows: Runs of rows in which a channel has NaN, [first, end].
+        missing_rows: Of each channel the runs of rows in which it has NaN, [first, end].
         missing: NaN of each channel.
         low, high: Least and largest value of each channel; NaN if it has none.
         events: [row, rows, description].
@@ -49,7 +51,7 @@ class Part:
     start: int
     stop: int
     stretches: list[list[int]]
-    missing_rows: list[list[int]]
+    missing_rows: list[list[list[int]]]
     missing: list[int]
     low: list[float]
     high: list[float]
@@ -158,7 +160,8 @@ class Plan:
             if rate is None:
                 raise ValueError(f"{recording.name} does not say its rate; set dataset.sampling_rate")
             self.up, self.down = ratio_of(rate, settings["resample"])
-        self.rate = rate and rate * self.up / self.down
+        self.rate = settings["resample"] or rate
+        self.exact_rate = rate and rate * self.up / self.down  # of which `rate` is the nominal value
 
     def __call__(self, recording: Recording, start: int, stop: int) -> Iterator[np.ndarray]:
         """The blocks (C, n) of samples `start` to `stop`, processed."""
@@ -168,8 +171,12 @@ class Plan:
         return processed(blocks, self.sections, self.up, self.down)
 
     def referred(self, block: np.ndarray) -> np.ndarray:
+        is_known = np.abs(block) <= LARGEST
+        block = block if is_known.all() else np.where(is_known, block, np.nan)
         if self.reference:
-            mean = np.nanmean(block[self.reference], 0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # where all of them are missing: NaN
+                mean = np.nanmean(block[self.reference], 0)
             block = block.copy()  # it may be a part of the reader's array
             block[self.referenced] -= mean
         return block[self.picked] if len(self.picked) < len(block) else block
@@ -214,7 +221,7 @@ def write_recording(stream: Any, start: int, recording: Recording, plan: Plan) -
     """Append a recording's samples to the array."""
     count = len(plan.channels)
     low, high, missing = np.full(count, np.nan), np.full(count, np.nan), np.zeros(count, np.int64)
-    row, stretches, runs = start, [], []
+    row, stretches, runs = start, [], [[] for _ in range(count)]
     bounds = [0, *(point for point in recording.breaks if 0 < point < recording.length), recording.length]
     for first, stop in zip(bounds, bounds[1:], strict=False):
         stretches.append([row, row])
@@ -222,11 +229,12 @@ def write_recording(stream: Any, start: int, recording: Recording, plan: Plan) -
             mask = np.isnan(block)
             missing += mask.sum(1)
             low, high = np.fmin(low, np.fmin.reduce(block, 1)), np.fmax(high, np.fmax.reduce(block, 1))
-            add_runs(runs, row, mask.any(0))
+            for channel in np.flatnonzero(mask.any(1)):
+                add_runs(runs[channel], row, mask[channel])
             stream.write(np.ascontiguousarray(block.T, np.float32).tobytes())
             row += block.shape[1]
         stretches[-1][1] = row
-    rate = plan.rate or 1.0
+    rate = plan.exact_rate or 1.0
     events = [[start + round(e.onset * rate), round(e.duration * rate), e.description] for e in recording.events]
     bad = [[row, row + rows] for row, rows, text in events if text.upper().startswith(BAD)]
     return Part(
@@ -256,11 +264,15 @@ def add_runs(runs: list[list[int]], row: int, mask: np.ndarray) -> None:
 
 
 def without(stretches: list[list[int]], removed: list[list[int]]) -> list[list[int]]:
-    """The parts of stretches outside the removed rows."""
-    for low, high in removed:
-        cut = [([first, min(stop, low)], [max(first, high), stop]) for first, stop in stretches]
-        stretches = [piece for pieces in cut for piece in pieces if piece[0] < piece[1]]
-    return stretches
+    """The parts of stretches outside the removed rows, which may overlap."""
+    low, high = np.array(sorted(removed), np.int64).reshape(-1, 2).T
+    high = np.maximum.accumulate(high)
+    pieces = []
+    for first, stop in stretches:
+        inside = slice(np.searchsorted(high, first, "right"), np.searchsorted(low, stop))
+        starts, ends = [first, *high[inside].tolist()], [*low[inside].tolist(), stop]
+        pieces += [[start, end] for start, end in zip(starts, ends, strict=True) if start < end]
+    return pieces
 
 
 def identity(file: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -21,13 +22,18 @@ from data.signals.forecast import decoder_of
 from data.signals.forecast_files import WRITERS, Classes, Forecast
 from data.signals.mixup import quantizer_of
 from data.signals.predict_flags import PredictFlags
-from data.signals.preparing import KEYS, Prepared, prepare
+from data.signals.preparing import KEYS, Prepared, open_array, prepare
 from data.signals.recording import SUFFIXES
 from data.signals.scaling import Scaling, aligned
 from data.signals.tokenizers import TOKENIZERS
 from storage import safe_read
 
 FILE = "signals.json"
+# Target -> flags of predict.py that change nothing: a class is not drawn, and values are not drawn from ids.
+WITHOUT_EFFECT = {
+    "class": [field.name for field in fields(PredictFlags)],
+    "values": ["top_k", "top_p"],
+}
 MOST_PAST = 2**14  # samples of a recording that a forecast starts from
 
 
@@ -63,6 +69,10 @@ class Processor(processor.Processor):
             raise ValueError(f"{folder}: {FILE} cannot be read ({error}); restore it from the run") from None
         if described["target"] == "text":
             raise ValueError(f"{folder}: a model of signals as text forecasts no samples; eval.py scores it")
+        unused = WITHOUT_EFFECT.get(described["target"], ())
+        given = [name for name in unused if getattr(made.flags, name) != getattr(PredictFlags(), name)]
+        if given:
+            raise ValueError(f"--{given[0]} has no effect: {folder} is of target: {described['target']}; leave it out")
         return made
 
     def use_encoder(self, network: Any) -> None:
@@ -79,13 +89,18 @@ class Processor(processor.Processor):
         settings = {name: self.described[name] for name in KEYS} | {"label_column": None}
         with tempfile.TemporaryDirectory() as cache:
             (file,) = prepare([source.path], settings, Path(cache), 1)
-            columns = self.columns(file)
+            columns, is_read = self.columns(file), False
             for part in file.parts:
+                name = f"{source.name}{part.name.removeprefix(source.path.name)}"  # a trial: FILE#3
                 stretches = part.stretches if self.is_class else part.stretches[-1:]
                 for start, stop in (window for stretch in stretches for window in self.windows(stretch, file.rate)):
                     rows = aligned(file.array()[start:stop], columns)
-                    place = f"{part.name} samples {start - part.start} to {stop - part.start}"
-                    yield Item(source, place, Raw(place if self.is_class else part.name, self.scaling(rows).T))
+                    place = f"{name} samples {start - part.start} to {stop - part.start}"
+                    is_read = True
+                    yield Item(source, place, Raw(place if self.is_class else name, self.scaling(rows).T))
+            open_array.cache_clear()  # or the file would stay on disk
+        if not is_read:
+            raise ValueError(f"has no window of {self.config.window:g} {self.config.unit} without a gap")
 
     def columns(self, file: Prepared) -> np.ndarray:
         """The columns of the model's channels in a file, by name; -1 where it lacks one that may be filled.

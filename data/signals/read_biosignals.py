@@ -132,6 +132,8 @@ class EdfHeader:
                     f"its header says {records} records, {start + records * sum(widths):,} bytes, but it has {size:,}; "
                     "copy it again, or write -1 as the number of records to read what is there"
                 )
+            if not duration > 0:
+                raise ValueError(f"its header says that a record lasts {duration:g} seconds; write its true duration")
             self.gaps: list[tuple[float, float]] = []
             marks = [number for number, label in enumerate(labels) if label.endswith(b"Annotations")]
             self.has_several_rates = len({width for n, width in enumerate(widths) if n not in marks}) > 1

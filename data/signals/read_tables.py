@@ -1,6 +1,7 @@
 """Read .csv, .tsv and .parquet files: a column per channel, a row per sample, and perhaps a column of times.
 
-Columns of text are no channels and are left out. A step of time of more than 1.5 samples is a gap.
+Columns of text, and columns without a name, are no channels and are left out. A step of time of more than 1.5 samples
+is a gap.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from data.signals.recording import Event, Recording
 
 TIMES = ("time", "timestamp", "timestamps", "datetime", "date", "t", "seconds")
 GAP = 1.5  # samples
-RATE_DIGITS = 3  # of Hz: times are written in whole milliseconds
+RATE_DIGITS = 5  # significant ones: times are rounded, often to milliseconds
 
 
 def read(path: Path, label_column: str | None) -> list[Recording]:
@@ -23,18 +24,21 @@ def read(path: Path, label_column: str | None) -> list[Recording]:
     import pyarrow as pa
 
     schema, rows = open_rows(path)
+    refuse_numbers(schema.names)
     if label_column is not None and label_column not in schema.names:
         raise ValueError(f"no column {label_column} (dataset.label_column); there are {', '.join(schema.names)}")
     times = [field.name for field in schema if pa.types.is_temporal(field.type) or field.name.lower() in TIMES]
     others = (*times, label_column)
     numeric = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
-    channels = [name for name in numeric if name not in others]
+    channels = [name for name in numeric if name and name not in others]
+    if not channels:
+        raise ValueError(f"no column of numbers beside times and labels; its columns are {', '.join(schema.names)}")
     clock, runs = Clock(), Runs()
     for batch in rows:
         clock.add(seconds_of(batch.column(times[0])) if times else np.empty(0), len(batch))
         if label_column is not None:
             runs.add(batch.column(label_column).to_pylist())
-    left_out = [name for name in schema.names if name not in (*channels, *others)]
+    left_out = [name or "one without a name" for name in schema.names if name not in (*channels, *others)]
     return [
         Recording(
             path.name,
@@ -44,9 +48,19 @@ def read(path: Path, label_column: str | None) -> list[Recording]:
             rate=clock.rate,
             events=runs.events(clock.rate),
             breaks=clock.breaks,
-            notes=[f"{path.name}: columns without numbers are left out: {', '.join(left_out)}"] if left_out else [],
+            notes=[f"{path.name}: columns that are left out: {', '.join(left_out)}"] if left_out else [],
         )
     ]
+
+
+def refuse_numbers(names: list[str]) -> None:
+    """Raise ValueError if the names are a row of values; whole numbers may be names, as pandas writes them."""
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        return
+    if numbers and not all(name.isdigit() for name in names):
+        raise ValueError(f"its first line has numbers, {', '.join(names[:3])}; write the names of the columns there")
 
 
 def open_rows(path: Path) -> tuple[Any, Iterator[Any]]:
@@ -105,7 +119,7 @@ class Clock:
 
     @property
     def rate(self) -> float | None:
-        return round(self.steps / self.elapsed, RATE_DIGITS) if self.steps else None
+        return float(f"{self.steps / self.elapsed:.{RATE_DIGITS}g}") if self.steps else None
 
 
 class Runs:

@@ -32,6 +32,7 @@ SUFFIXES = tuple(suffix for suffixes in READERS.values() for suffix in suffixes)
 OF_DAMAGED_FILES = (ValueError, OSError, EOFError, RuntimeError, LookupError, AttributeError, TypeError, AssertionError,
                     struct.error, pickle.UnpicklingError, zipfile.BadZipFile)  # fmt: skip
 BTI_DATA = ("c,rfDC", "c,rfhp0.1Hz", "c,rfhp1.0Hz")  # a recording of BTi is a folder with one of these and a config
+MOST_CHANNELS = 4096  # more, with fewer samples, are an array (samples, channels)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ class Recording:
             raise ValueError(f"{self.name}: two channels have the name {twice}; rename one in the file")
         if not self.channels or self.length < 1:
             raise ValueError(f"{self.name}: no samples in it")
+        if len(self.channels) > max(self.length, MOST_CHANNELS):
+            shape = f"{len(self.channels):,} channels of {self.length:,} samples"
+            raise ValueError(f"{self.name}: {shape}; an array is (channels, samples): transpose it")
 
 
 def of_array(name: str, array: np.ndarray, channels: Sequence[str] | None = None, **more: object) -> Recording:

@@ -5,6 +5,7 @@ Shapes: C channels, n rows of a block.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -44,11 +45,14 @@ class Scaling:
 
 def fit(
     kind: str, files: Sequence[Prepared], columns: Sequence[np.ndarray], stretches: list[Stretch], cache: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """(shift, scale) of each channel, (C,) float64; kept in the cache, since it reads the whole training split."""
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """(shift, scale) of each channel, (C,) float64, and which channels are constant and therefore not scaled.
+
+    Kept in the cache, since it reads the whole training split.
+    """
     count = len(columns[0])
     if kind == "none":
-        return np.zeros(count), np.ones(count)
+        return np.zeros(count), np.ones(count), []
     described = {
         "kind": kind,
         "files": [file.path for file in files],
@@ -60,10 +64,14 @@ def fit(
         blocks = blocks_of(files, columns, stretches, SAMPLED_VALUES if kind == "robust" else None)
         shift, scale = quartiles(blocks) if kind == "robust" else moments(blocks, count)
         is_usable = np.isfinite(scale) & (scale > 0)  # a channel that is constant, or missing, in training
-        return {"shift": np.nan_to_num(shift).tolist(), "scale": np.where(is_usable, scale, 1.0).tolist()}
+        return {
+            "shift": np.nan_to_num(shift).tolist(),
+            "scale": np.where(is_usable, scale, 1.0).tolist(),
+            "constant": np.flatnonzero(~is_usable).tolist(),
+        }
 
-    _, saved = open_or_build(cache, f"scaling-{key_of(described)}", build)
-    return np.array(saved["shift"]), np.array(saved["scale"])
+    _, saved = open_or_build(cache, f"scale-{key_of(described)}", build)
+    return np.array(saved["shift"]), np.array(saved["scale"]), saved["constant"]
 
 
 def blocks_of(
@@ -105,5 +113,7 @@ def moments(blocks: Iterator[np.ndarray], count: int) -> tuple[np.ndarray, np.nd
 
 def quartiles(blocks: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Median, and distance of the quartiles as a multiple of a normal distribution's."""
-    low, median, high = np.nanpercentile(np.concatenate(list(blocks)), [25, 50, 75], axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a channel without a value: NaN
+        low, median, high = np.nanpercentile(np.concatenate(list(blocks)), [25, 50, 75], axis=0)
     return median.astype(np.float64), (high - low).astype(np.float64) / QUARTILES_OF_NORMAL

@@ -37,7 +37,7 @@ class Origin:
 def origin_of(file: Prepared, part: Part, entry: str, splitter: DataSplitter) -> Origin:
     """By what the file says, else by the patterns in its path within the entry of `dataset.path`."""
     path = Path(file.source).as_posix()
-    root = Path(entry).absolute()
+    root = Path(entry).expanduser()
     within = path.removeprefix(f"{(root if root.is_dir() else root.parent).as_posix()}/")
     recording = f"{within}{part.name.removeprefix(Path(file.source).name)}"  # a trial: FILE#3
     session, subject = (re.search(pattern, within) for pattern in (splitter.session_pattern, splitter.subject_pattern))
@@ -45,26 +45,32 @@ def origin_of(file: Prepared, part: Part, entry: str, splitter: DataSplitter) ->
         session_name = f"{Path(within).parent.parent.as_posix()}/{part.session}".removeprefix("./")
     else:
         session_name = recording if session is None else session[1]
-    return Origin(session_name, part.subject or (None if subject is None else subject[1]), root.stem)
+    return Origin(session_name, part.subject or (None if subject is None else subject[1]), root.absolute().stem)
 
 
-def stretches_of(files: Sequence[Prepared], nan: str) -> list[Stretch]:
-    """All stretches, in order; rows with NaN are gaps if `nan` is `drop`."""
-    return [
-        Stretch(number, index, start, stop)
-        for number, file in enumerate(files)
-        for index, part in enumerate(file.parts)
-        for start, stop in (without(part.stretches, part.missing_rows) if nan == "drop" else part.stretches)
-    ]
+def stretches_of(files: Sequence[Prepared], columns: Sequence[np.ndarray], nan: str) -> list[Stretch]:
+    """All stretches, in order; rows in which one of the `columns` of a file has NaN are gaps if `nan` is `drop`."""
+    stretches = []
+    for number, file in enumerate(files):
+        used = [column for column in columns[number].tolist() if column >= 0]
+        for index, part in enumerate(file.parts):
+            removed = [run for column in used for run in part.missing_rows[column]] if nan == "drop" else []
+            stretches += [Stretch(number, index, *span) for span in without(part.stretches, removed)]
+    return stretches
 
 
 def split(
-    files: Sequence[Prepared], origins: dict[tuple[int, int], Origin], config: Config, seed: int, is_trials: bool
+    stretches: list[Stretch],
+    files: Sequence[Prepared],
+    origins: dict[tuple[int, int], Origin],
+    config: Config,
+    seed: int,
+    is_trials: bool,
 ) -> dict[str, list[Stretch]]:
-    """`train`, and `eval` and `test` if something is held out of `files`.
+    """`train`, and `eval` and `test` if something is held out of `stretches`.
 
     Args:
-        origins: Of (file, part).
+        origins: Of (file, part), of those that the stretches are from.
 
     Raises:
         ValueError: a side would be empty.
@@ -75,7 +81,6 @@ def split(
         eval_fraction=0.0 if config.eval_path or splitter.eval else splitter.eval_fraction,
         test_fraction=0.0 if config.test_path or splitter.test else splitter.test_fraction,
     )
-    stretches = stretches_of(files, config.nan)
     by = splitter.by or ("session" if is_trials else "time")
     if by == "time":
         sides = by_time(stretches, files, splitter)

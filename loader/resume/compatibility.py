@@ -109,8 +109,10 @@ def _judge(run: RunConfig, change: Change, outcome: ResumeChanges) -> None:
         kind = TRAJECTORY if _follows(run, kind) or _follows(earlier, kind) else HARMLESS
     outcome.best_changed |= change.path in ("metric_for_best_model", "greater_is_better")
     if kind == IMPOSSIBLE:
+        longer = ", set resume_context to read longer windows" if change.path in WINDOW else ""
         outcome.problems.append(
-            f"{change.now}, and {name} was trained with {change.was}: its state does not fit; set it back, or {NEW_RUN}"
+            f"{change.now}, and {name} was trained with {change.was}: its state does not fit; set it back{longer}, or "
+            f"{NEW_RUN}"
         )
     elif kind == TRAJECTORY:
         statement = f"{change.now}, and {name} was trained with {change.was}: it changes the trajectory"

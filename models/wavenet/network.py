@@ -146,15 +146,14 @@ class WaveNet(PreTrainedModel):
         max_new_tokens: int,
         channels: Tensor | None = None,
         temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
         generator: torch.Generator | None = None,
+        **of_ids: Any,
     ) -> Tensor:
         """The prompt (B, C, T), ids or values, and `max_new_tokens` time steps after it.
 
         Args:
-            temperature, top_k, top_p, generator: see `models.signal_gpt`; of values, the temperature scales the
-                standard deviation.
+            temperature: of ids as in `models.signal_gpt`; of values it scales the standard deviation.
+            of_ids: `top_k` and `top_p`, as in `models.signal_gpt`; values have none.
         """
         was_training = self.training
         self.eval()
@@ -163,7 +162,7 @@ class WaveNet(PreTrainedModel):
                 seen = {"input_ids" if self.is_quantised else "signal": inputs[..., -self.receptive_field :]}
                 outputs = {name: value[:, :, -1] for name, value in self(**seen, channels=channels).items()}
                 if self.is_quantised:
-                    drawn = next_ids(outputs["logits"], temperature, top_k, top_p, generator)
+                    drawn = next_ids(outputs["logits"], temperature, generator=generator, **of_ids)
                 else:
                     noise = torch.randn(outputs["prediction"].shape, generator=generator).to(inputs)
                     drawn = outputs["prediction"] + temperature * (outputs["log_variance"] / 2).exp() * noise

@@ -218,6 +218,18 @@ def test_named_subjects_and_data_sets_are_held_out(tmp_path):
 
 
 @pytest.mark.keys("dataset(signals).datasplitter")
+@pytest.mark.parametrize("given", ["in", "~/in", "ABSOLUTE/in"])
+def test_sessions_are_named_by_their_path_below_the_entry(tmp_path, monkeypatch, given):
+    for name in "ab":
+        write_npz(tmp_path / "in/night" / f"{name}.npz", walk(1, 300))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    splitter = DataSplitter(by="session", eval=["night/b.npz"])
+    config = Config(path=given.replace("ABSOLUTE", str(tmp_path)), window=20, datasplitter=splitter)
+    (held_out,) = build(config, signal_run(tmp_path / "cache")).eval_datasets["validation"].stretches
+    assert held_out.file == 1
+
+
 def test_the_end_of_time_is_held_out_after_a_gap(tmp_path):
     bundle = ramp_bundle(
         tmp_path, datasplitter={"by": "time", "eval_fraction": 0.2, "test_fraction": 0.25, "gap_seconds": 0.1}

@@ -20,7 +20,8 @@ def refusal(tmp_path, **config):
 def recordings(tmp_path, **arrays):
     """A folder with a recording for each array (data, rate, channel names)."""
     for name, (data, rate, channels) in arrays.items():
-        write_npz(tmp_path / "in" / f"{name}.npz", data, rate=rate, channels=channels)
+        named = {} if channels is None else {"channels": channels}
+        write_npz(tmp_path / "in" / f"{name}.npz", data, rate=rate, **named)
     return str(tmp_path / "in")
 
 
@@ -47,6 +48,11 @@ BAD_DATA = {
         {"window": 500},
         ["dataset.window: 500", "360"],
     ),
+    "a window longer than what validates": (
+        {"a": (walk(1, 400), 100, ["x"])},
+        {"window": 50},
+        ["dataset.window: 50", "eval (40)", "datasplitter.eval_fraction"],
+    ),
     "NaN": ({"a": (missing_at(walk(1, 400), (0, 7)), 100, ["x"])}, {}, ["a.npz: 1 NaN", "x", "dataset.nan"]),
     "a constant channel": ({"a": (np.ones((1, 400)), 100, ["x"])}, {}, ["a.npz", "x", "dataset.flat"]),
     "an empty side": (
@@ -60,6 +66,7 @@ BAD_DATA = {
         ["a.npz", "dataset.datasplitter.subject_pattern"],
     ),
     "no labels": ({"a": (walk(1, 400), 100, ["x"])}, {"target": "class"}, ["dataset.target: class", "classes"]),
+    "samples first": ({"a": (walk(5000, 10), 100, None)}, {}, ["a.npz", "5,000", "10", "transpose"]),
     "one on two sides": (
         {"a": (walk(1, 400), 100, ["x"]), "b": (walk(1, 400), 100, ["x"])},
         {"datasplitter": DataSplitter(by="session", eval=["a.npz"], test=["a.npz"])},
@@ -106,6 +113,13 @@ def test_classes_that_training_does_not_know(tmp_path):
     assert "num_classes: 3" in refusal(tmp_path, path=str(train), target="class", mixup=mixup)
 
 
+def test_recordings_that_are_too_short_are_named(tmp_path):
+    path = recordings(tmp_path, a=(walk(1, 400), 100, ["x"]), b=(walk(1, 30), 100, ["x"]))
+    bundle = build(Config(path=path, window=40), signal_run(tmp_path / "cache"))
+    lines = [line for line in bundle.summary if "b.npz" in line]
+    assert [line.split(":")[0] for line in lines] == ["train", "eval"] and not any("a.npz" in line for line in lines)
+
+
 def test_a_path_that_is_not_there(tmp_path):
     run = signal_run(tmp_path / "cache")
     assert "dataset.path is not set" in check(Config(), run)[0]
@@ -119,6 +133,8 @@ def test_a_path_that_is_not_there(tmp_path):
         ({"clip": None}, ["clip: null", "target: tokens"]),
         ({"overlap": 3.0}, ["overlap", "window"]),
         ({"overlap": 4.0, "window": 4.0}, ["overlap: 4", "window: 4"]),
+        ({"window": 100.5}, ["window: 100.5", "unit: seconds"]),
+        ({"window": 100.0, "overlap": 0.5}, ["overlap: 0.5", "unit: seconds"]),
         ({"unit": "seconds"}, ["unit: seconds", "window"]),
         ({"mixup": MixUp(mixup_alpha=1.0)}, ["mixup", "target: tokens"]),
         ({"mixup": MixUp(mixup_alpha=1.0), "target": "class"}, ["mixup.num_classes"]),

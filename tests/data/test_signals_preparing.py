@@ -113,6 +113,14 @@ def test_rates_of_files(tmp_path):
         prepared(tmp_path, write_npz(tmp_path / "b.npz", walk(1, 100)), lowpass=60.0)
 
 
+@pytest.mark.parametrize("rate", [99.998, 100.001, 100.06])
+def test_clocks_that_are_not_exact_come_to_the_rate_that_is_asked_for(tmp_path, rate):
+    """So that recordings with such clocks are of one rate."""
+    assert prepared(tmp_path, write_npz(tmp_path / "a.npz", walk(1, 1000), rate=rate), resample=100.0).rate == 100
+    up, down = ratio_of(rate, 100.0)
+    assert abs(rate * up / down / 100 - 1) < 1e-4
+
+
 # ---- channels ----
 
 
@@ -210,6 +218,47 @@ def test_missing_values_are_refused_filled_or_a_gap(tmp_path):
     assert windows.tolist() == [[0, 0, 50], [0, 60, 200]]
 
 
+def test_infinite_values_are_missing_ones(tmp_path):
+    """Single precision ends at 3.4e38."""
+    values = walk(2, 200)
+    values[0, [20, 30, 40]], values[1, 50] = [np.inf, -1e300, 3e38], -np.inf
+    file = prepared(tmp_path, write_npz(tmp_path / "a.npz", values))
+    assert [part.missing for part in file.parts] == [[2, 1]]
+    assert file.parts[0].missing_rows == [[[20, 21], [30, 31]], [[50, 51]]]
+    assert np.isfinite(file.array()[40]).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_nothing_is_known_there_is_no_warning(tmp_path):
+    """Rows without a reference, and a channel without a value in training."""
+    values = walk(3, 200)
+    values[:, 50:60], values[0, :195] = np.nan, np.nan
+    path = str(write_npz(tmp_path / "a.npz", values))
+    config = config_of(path=path, target="values", window=10, nan="fill", reference="average", standardise="robust")
+    ((_, read), *_) = build(config, signal_run(tmp_path / "cache")).train_dataset.recordings()
+    assert np.isnan(read[:, 50:60]).all() and np.isfinite(read[1:, :50]).all() and np.isnan(read[0]).all()
+
+
+def test_channels_that_are_not_used_make_no_gaps(tmp_path):
+    """One has no value at all, another is of one recording alone."""
+    values = walk(4, 200)
+    values[1], values[2, 50:60], values[3, 100] = np.nan, np.nan, np.nan
+    write_npz(tmp_path / "in/a.npz", values, channels=list("xdyz"))
+    write_npz(tmp_path / "in/b.npz", walk(2, 200), channels=list("xy"))
+    config = config_of(
+        path=str(tmp_path / "in"),
+        target="values",
+        window=20,
+        nan="drop",
+        flat="drop",
+        missing="drop",
+        datasplitter={"eval_fraction": 0.0},
+    )
+    bundle = build(config, signal_run(tmp_path / "cache"))
+    assert bundle.files["signals.json"]["channel_names"] == ["x", "y"]
+    assert bundle.train_dataset.windows.table.tolist() == [[0, 0, 50], [0, 60, 200], [1, 0, 200]]
+
+
 def config_of(**given):
     """A Config whose sections may be plain mappings."""
     from data.signals.config import DataSplitter, MixUp
@@ -251,6 +300,21 @@ def test_gaps_and_bad_spans_divide_a_recording_and_events_are_kept(tmp_path):
 def test_removing_spans_from_stretches():
     assert without([[0, 10], [20, 30]], [[5, 7], [8, 25], [29, 40]]) == [[0, 5], [7, 8], [25, 29]]
     assert without([[0, 10]], [[0, 10]]) == []
+    assert without([[0, 10]], []) == [[0, 10]]
+    assert without([[0, 10], [12, 30]], [[1, 20], [2, 3], [25, 25]]) == [[0, 1], [20, 25], [25, 30]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_removing_many_spans_is_removing_each_row(seed):
+    generator = np.random.default_rng(seed)
+    removed = [[int(start), int(start + generator.integers(1, 9))] for start in generator.integers(0, 300, 30)]
+    is_kept = np.ones(320, bool)
+    for start, stop in removed:
+        is_kept[start:stop] = False
+    pieces = without([[0, 100], [120, 320]], removed)
+    is_kept[100:120] = False
+    rows = [row for start, stop in pieces for row in range(start, stop)]
+    assert rows == np.flatnonzero(is_kept).tolist()
 
 
 # ---- the cache ----
@@ -344,6 +408,16 @@ def test_statistics_are_those_of_the_training_split_alone(tmp_path):
     )
     ((_, held_out),) = unclipped.eval_datasets["validation"].recordings()
     assert held_out.min() > 5
+
+
+def test_a_channel_that_is_constant_in_training_alone_is_named(tmp_path):
+    values = walk(2, 1000)
+    values[1, :900] = 7.0
+    path = str(write_npz(tmp_path / "a.npz", values, channels=["x", "y"]))
+    bundle = build(Config(path=path, target="values", window=50), signal_run(tmp_path / "cache"))
+    described = bundle.files["signals.json"]
+    assert (described["shift"][1], described["scale"][1]) == (7, 1)
+    assert [line.endswith(": y") for line in bundle.summary if "constant" in line] == [True]
 
 
 def test_moments_of_blocks_are_those_of_the_whole():

@@ -200,6 +200,38 @@ def test_whole_numbers_may_be_followed_by_fractions(tmp_path):
     np.testing.assert_array_equal(last, [[1, 1.5], [20000, np.nan]])
 
 
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [("86400", 1 / 86400), ("0.00390625", 256), ("0.002778", 1 / 0.002778)],
+    ids=["daily", "256", "360"],
+)
+def test_rates_of_any_magnitude(tmp_path, step, rate):
+    path = tmp_path / "a.csv"
+    path.write_text("time,a\n" + "".join(f"{float(step) * row:.7f},{row}\n" for row in range(200)))
+    (recording,) = open_recordings(path)
+    assert recording.rate == pytest.approx(rate, rel=1e-5) and recording.breaks == []
+
+
+def test_a_column_without_a_name_is_no_channel(tmp_path):
+    """pandas writes its index so."""
+    (tmp_path / "a.csv").write_text(",a,1\n0,1.5,7\n1,2.5,8\n")
+    (recording,) = open_recordings(tmp_path / "a.csv")
+    assert recording.channels == ["a", "1"] and len(recording.notes) == 1
+    np.testing.assert_array_equal(recording.read(0, 2), [[1.5, 2.5], [7, 8]])
+
+
+def test_a_table_without_names_or_numbers(tmp_path):
+    for name, text, word in (
+        ("values.csv", "0.5,-1\n0.7,2\n", "0.5"),
+        ("semicolons.csv", "a;b\n1.5;2\n", "a;b"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=f"^{name}: .*{word}"):
+            open_recordings(tmp_path / name)
+    (tmp_path / "pandas.csv").write_text("0,1\n0.5,-1\n")
+    assert open_recordings(tmp_path / "pandas.csv")[0].channels == ["0", "1"]
+
+
 def test_times_that_go_back_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("time,a\n0,1\n1,2\n1,3\n")
     with pytest.raises(ValueError, match="^a.csv: .* row 3"):
@@ -322,6 +354,8 @@ def damaged(tmp_path):
     return {
         "short.edf": edf[:-100],
         "long.edf": edf + b"\0" * 10,
+        "moment.edf": edf[:244] + b"0       " + edf[252:],
+        "backwards.edf": edf[:244] + b"-1      " + edf[252:],
         "text.edf": b"no header at all" * 40,
         "cut.npz": archive[:300],
         "cut.fif": b"\0" * 10,

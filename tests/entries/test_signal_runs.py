@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +86,8 @@ def test_token_corruption_on_resume(run, given, kept):
 def test_a_resumed_run_may_read_longer_windows(run, capsys):
     run("max_steps=2", *SAVES)
     longer = [*AGAIN, "dataset.window=20"]
-    assert "20" in error_line(capsys, run, *longer)
+    line = error_line(capsys, run, *longer)
+    assert "20" in line and "resume_context" in line
     for wrong, words in (
         ("{input_shape: [2, 19]}", ["19", "20"]),
         ("{max_position_embeddings: 15}", ["15", "20"]),
@@ -170,6 +173,14 @@ def test_the_minimal_example_runs(run, monkeypatch):
     assert first["step"] == 100 and first["learning_rate"] == pytest.approx(2e-4 * 99 / 1000, rel=0.02)
     losses = [line["eval_loss"] for line in log if "eval_loss" in line]
     assert losses[-1] < losses[0] - 0.1 and trainer.state.epoch == 100  # no early stopping: it learns to the end
+
+
+def test_workers_that_stay_end_in_silence(run):
+    """As the document's example has them: `persistent_workers`."""
+    words = [*signals_tokens.words(run.folder), "--set", *QUICK.split(), f"output_dir={run.folder / 'out'}"]
+    words += [f"cache_dir={run.folder / 'cache'}", "dataloader_num_workers=1", "dataloader_persistent_workers=true"]
+    done = subprocess.run([sys.executable, "train.py", *words], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
 def words_of_spec(run, text, out="out"):
