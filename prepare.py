@@ -263,18 +263,19 @@ def with_prepared_data(run: RunConfig) -> RunConfig:
 
 
 def build_data(run: RunConfig) -> Any:
-    """The run's `Bundle`."""
+    """The run's `Bundle`. A module of one's own may return any object with the attributes that it has."""
     from data.bundle import Bundle
 
     module, config = run.dataset.module, run.dataset.config
     path = module.encoder_path(config) if hasattr(module, "encoder_path") else None
     bundle = module.build(config, run) if path is None else module.build(config, run, encoder=load_encoder(path))
-    if not isinstance(bundle, Bundle):
-        kind = type(bundle).__name__
-        raise ValueError(
-            f"dataset `{run.dataset.name}`: `build` returns a {kind}, but must return a data.bundle.Bundle"
-        )
-    return bundle
+    if isinstance(bundle, Bundle):
+        return bundle
+    given = {item.name: getattr(bundle, item.name, None) for item in dataclasses.fields(Bundle)}
+    try:
+        return Bundle(**{name: value for name, value in given.items() if value is not None})
+    except TypeError as error:  # a field without a default is missing
+        raise ValueError(f"dataset `{run.dataset.name}`: `build` returns no data.bundle.Bundle ({error})") from None
 
 
 def load_encoder(folder: str) -> Any:

@@ -183,7 +183,7 @@ def test_tied_and_trained_weights_stay_plain():
     [
         ({"lora_enable": False}, "no frozen linear weight to quantize; enable LoRA"),
         ({"lora_enable": False, "freeze": ["embeddings"]}, "no frozen linear weight to quantize"),
-        ({"weights_dtype": "float64"}, "cannot start from float64"),
+        ({"weights_dtype": "float64"}, "float64"),
     ],
 )
 def test_errors(settings, message):

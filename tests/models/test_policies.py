@@ -59,7 +59,7 @@ def test_evaluation_is_deterministic_and_never_sees_the_actions(build, batch, na
 
 
 @pytest.mark.slow
-@every_policy
+@pytest.mark.parametrize("name", ["act", "mlp", "regression"])
 def test_overfits_a_tiny_batch(build, batch, name):
     torch.manual_seed(0)
     net, data = build(name).train(), batch(size=3)
@@ -151,7 +151,9 @@ def test_autocast_stays_close_to_float32(build, batch, name, num_images):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = net(**data)
     assert rough["loss"].dtype == torch.float32
-    torch.testing.assert_close(rough["actions"].float(), exact["actions"], atol=0.1, rtol=0.1)
+    torch.testing.assert_close(rough["loss"], exact["loss"], atol=0, rtol=0.05)
+    if name not in ("diffusion", "flow"):  # errors add up over their sampling steps
+        torch.testing.assert_close(rough["actions"].float(), exact["actions"], atol=0.1, rtol=0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = net.train()(**data)["loss"]
     loss.backward()

@@ -10,14 +10,12 @@ import pytest
 from tiny_training import make_trainer
 
 from trainer.callbacks.csv_logger import CsvLog, log_folder, logger_environment
+from trainer.sections import LoggingConfig
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 
 
-def settings(**given):
-    keys = ("logger_type", "name", "project", "entity", "group", "notes", "log_model", "mode", "save_dir")
-    assert set(given) <= set(keys)
-    return SimpleNamespace(**dict.fromkeys(keys) | given)
+settings = LoggingConfig
 
 
 def table(folder):
