@@ -5,7 +5,13 @@ from models.denoising_policy import DenoisingPolicy
 from . import act
 
 MODEL, DATA = "diffusion", "demonstrations"
-SEVERAL = {"model__name": "kinds.quiet_diffusion"}
+# Another model has keys of its own: those of the training file are dropped.
+SEVERAL = {
+    "model__name": "kinds.quiet_diffusion",
+    "model__network": "mlp",
+    "model__hidden_dim": 16,
+    "model__clip_sample": "false",
+}
 
 
 def words(folder):

@@ -5,7 +5,8 @@ from models.denoising_policy import DenoisingPolicy
 from . import act
 
 MODEL, DATA = "flow", "demonstrations"
-SEVERAL = {"model__name": "kinds.quiet_flow"}
+# Another model has keys of its own: those of the training file are dropped.
+SEVERAL = {"model__name": "kinds.quiet_flow", "model__network": "mlp", "model__hidden_dim": 16}
 
 
 def words(folder):
