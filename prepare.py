@@ -290,7 +290,7 @@ def build_loss(run: RunConfig, bundle: Any) -> Any:
     """The loss that replaces the model's own, or None; it may take weights from the data's statistics (`fit`).
 
     Raises:
-        ValueError: the loss is one of exclusive classes and the data has independent labels, or the other way round.
+        ValueError: the loss does not fit the labels: of exclusive classes for independent ones, or the like.
     """
     if run.loss is None:
         return None

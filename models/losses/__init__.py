@@ -5,7 +5,8 @@ A module has a torch-free `Config`, `PROCESS_KEYS`, and `build(config)`, which r
     loss(outputs, batch) -> {"loss": mean} and, with several terms, {"losses": {term: mean}}
     loss.targets         batch keys that the network must not see, so that it returns its predictions
     loss.loss_items, loss.loss_weights    as those of a network, see docs/task_contract.md
-    loss.problem_type    optional: single_label_classification or multi_label_classification; other data is refused
+    loss.problem_type    optional: single_label_classification, multi_label_classification, or another word; data that
+                         names another problem is refused
     loss.fit(statistics) optional: called with the bundle's statistics of the training split, and the data's
                          `problem_type` or None, before the loss is used
 """

@@ -27,6 +27,7 @@ class AssociationLoss:
     """
 
     targets = frozenset({"identities"})
+    problem_type = "association"
 
     def __init__(self, neg_unmatched: bool = False, epsilon: float = 1e-4, asso_weight: float = 1.0):
         self.neg_unmatched, self.epsilon = neg_unmatched, epsilon

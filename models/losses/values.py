@@ -16,6 +16,7 @@ class ValueLoss:
     """Squared error, or with `likelihood` the negative log-likelihood of a Gaussian, in nats a value."""
 
     targets = frozenset({"labels"})
+    problem_type = "values"
     loss_weights: Mapping[str, float] = {}
 
     def __init__(self, likelihood: bool = False):
