@@ -20,6 +20,7 @@ def build(config, process):
 
 def load(folder):
     from kinds.network import Classifier
+
     from models.pretrained import load_checkpoint
 
     return load_checkpoint(Classifier, folder)

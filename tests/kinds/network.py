@@ -1,12 +1,12 @@
 """See `kinds.classifier`."""
 
 import torch
+from kinds.classifier import Config
+from kinds.instances import CLASSES
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from kinds.classifier import Config
-from kinds.instances import CLASSES
 from models.pretrained import pretrained_config
 
 ClassifierConfig = pretrained_config(Config, "kinds_classifier", "ClassifierConfig", __name__)
