@@ -43,8 +43,8 @@ class EvalArguments(RemembersGiven):
     video_dir: str | None = key(None, "Where the films go. Default: CHECKPOINT/eval/.")
     instruction: Literal["right", "wrong", "held_out"] | None = key(
         None,
-        "What the policy is told in a simulator of several tasks: wrong: another task's instruction; held_out: a "
-        "phrasing that recordings never use.",
+        "The policy's instruction in a simulator of several tasks; wrong: that of another task; held_out: a phrasing "
+        "that recordings never use.",
     )
     expert: bool = key(False, "Score the scripted expert too, in the same episodes.")
     split: Literal["validation", "test", "train"] = key(
@@ -315,7 +315,8 @@ def rollout_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[s
     )
     scores = {"task": run.task, "checkpoint": str(folder), "seed": asked.seed, **rollout.score(results)}
     if asked.expert:
-        successes = rollout.expert_successes(run.env.config, asked.episodes, asked.seed, asked.num_workers)
+        episodes = run.env.config, asked.episodes, asked.seed, asked.num_workers
+        successes = refusing(rollout.expert_successes, *episodes)
         scores |= rollout.rate("expert/success", successes)
     print_scores(scores)
     if films:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from models.policy import PolicyConfig
@@ -16,6 +17,9 @@ PARTS: dict[str, str] = {
     "trunk": r"^network(\.|$)",
 }
 
+of_unet = partial(key, needs="network", needs_value=("unet",))
+of_layers = partial(key, needs="network", needs_value=("transformer", "mlp"))
+
 
 @dataclass
 class DenoisingConfig(PolicyConfig):
@@ -26,20 +30,32 @@ class DenoisingConfig(PolicyConfig):
         "unet: convolutions along the chunk, modulated by the observation (arXiv:2303.04137); transformer: a token per "
         "action that attends to the observation; mlp: the flattened chunk, for state policies on a CPU",
     )
-    unet_channels: list[int] = key(
+    unet_channels: list[int] = of_unet(
         [64, 128, 256], "channels of each resolution of the unet; the paper: [512, 1024, 2048]"
     )
-    kernel_size: int = key(5, "of the unet's convolutions along the chunk; odd", ge=1)
-    group_norm_groups: int = key(8, "groups of the unet's norms; divides every entry of unet_channels", ge=1)
-    hidden_dim: int = key(256, "width of the transformer's tokens, or of the mlp's hidden layers", ge=2)
-    num_layers: int = key(4, "layers of the transformer, or hidden layers of the mlp", ge=1)
-    num_heads: int = key(4, "attention heads of the transformer; divides hidden_dim", ge=1)
-    dropout: float = key(0.0, "in the transformer and the mlp", ge=0, lt=1, on_resume=TRAJECTORY)
+    kernel_size: int = of_unet(5, "of the unet's convolutions along the chunk; odd", ge=1)
+    group_norm_groups: int = of_unet(8, "groups of the unet's norms; divides every entry of unet_channels", ge=1)
+    hidden_dim: int = of_layers(256, "width of the transformer's tokens, or of the mlp's hidden layers", ge=2)
+    num_layers: int = of_layers(4, "layers of the transformer, or hidden layers of the mlp", ge=1)
+    num_heads: int = key(
+        4,
+        "attention heads of the transformer; divides hidden_dim",
+        ge=1,
+        needs="network",
+        needs_value=("transformer",),
+    )
+    dropout: float = of_layers(0.0, "in the transformer and the mlp", ge=0, lt=1, on_resume=TRAJECTORY)
     time_dim: int = key(128, "numbers that encode the time; even", ge=2)
     image_pooling: Literal["spatial_softmax", "mean"] = key(
         "spatial_softmax", "features of an image: where its keypoints are (arXiv:1509.06113), or their mean"
     )
-    keypoints: int = key(32, "keypoints of an image under spatial_softmax", ge=1)
+    keypoints: int = key(
+        32,
+        "keypoints of an image under spatial_softmax",
+        ge=1,
+        needs="image_pooling",
+        needs_value=("spatial_softmax",),
+    )
     crop_size: list[int] | None = key(
         None, "[height, width] of a random crop in training, of the centre otherwise; null: whole images"
     )

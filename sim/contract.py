@@ -1,7 +1,7 @@
 """What every simulator offers, so that recording, rollouts and films exist once.
 
-A simulator is a module such as `sim.aloha`, named by `simulator` in its `Config`. Importing it needs neither MuJoCo nor
-OpenGL. It has
+A simulator is a module such as `sim.aloha`: the one that defines its `Config`, or that `Config.simulator` names.
+Importing it needs neither MuJoCo nor OpenGL. It has
 
     make(config)                                 an `Environment`
     demonstrate(environment, seed, jitter)       the scripted expert's episode: arrays (T, …) by HDF5 path, and texts
@@ -53,7 +53,7 @@ class Environment(Protocol):
     positions: np.ndarray
 
     def reset(self, seed: int) -> dict[str, np.ndarray | str]:
-        """Begin the episode of a seed, 0 <= seed < 2**32; the same seed always gives the same episode."""
+        """Begin the episode of a seed, 0 <= seed < 2**32 + variants; the same seed always gives the same episode."""
 
     def step(self, action: np.ndarray) -> dict[str, np.ndarray | str]:
         """The next observation; ValueError if the action has another shape or is not finite."""
@@ -80,4 +80,4 @@ def import_without_opengl(name: str, install: str) -> ModuleType:
 
 def simulator(config: Any) -> ModuleType:
     """The module that simulates what an `env` section configures."""
-    return importlib.import_module(config.simulator)
+    return importlib.import_module(getattr(config, "simulator", type(config).__module__))

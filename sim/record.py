@@ -108,7 +108,6 @@ def _recorder(config: Any, directory: Path, seed: int, jitter: float) -> Callabl
     def record_episode(index: int) -> None:
         for attempt in range(MOST_ATTEMPTS):
             start = int(np.random.SeedSequence([seed, index, attempt]).generate_state(1)[0])
-            start = max(start - environment.variants, 0)  # the next lines must not lead beyond 32 bits
             start += (index - start) % environment.variants  # the episodes of a recording take the tasks in turn
             episode = room.demonstrate(environment, start, jitter)
             if environment.kept:

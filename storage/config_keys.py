@@ -8,6 +8,7 @@ Metadata of a key:
     ge, gt, le, lt: Bounds of a number.
     on_resume: What a changed value means for a resumed run, one of the classes below; TRAJECTORY if absent.
     needs: The switch (another key) without which this key does nothing.
+    needs_value: The values that the switch must have; None: any that is true.
     is_path: A relative path; where it exists, it is stored as an absolute one, so that run.yaml works in any folder.
     used_by: Who reads a process parameter: TRAINER (if absent), ADAPTATION or COMPONENT (those that list it).
 Further metadata of a flag are arguments of argparse's `add_argument`.

@@ -1,4 +1,4 @@
-"""Keys of components that do nothing because the key that they need, their switch, is off."""
+"""Keys of components that do nothing because the key that they need, their switch, is off or has another value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from loader.errors import Problems, shown
 from loader.resolve.run_config import RunConfig
-from loader.schema.keys import keys_of
+from loader.schema.keys import Key, keys_of
 from loader.schema.sections import COMPONENTS
 from loader.sources.config_tree import DEFAULT, find, node_of
 
@@ -23,7 +23,7 @@ def check_switches(run: RunConfig, problems: Problems) -> None:
 
 def _check(path: str, config: Any, run: RunConfig, problems: Problems) -> None:
     for name, key in keys_of(type(config)).items():
-        if key.needs is None or getattr(config, key.needs):
+        if _has_effect(config, key):
             if dataclasses.is_dataclass(value := getattr(config, name)):
                 _check(f"{path}.{name}", value, run, problems)
             continue
@@ -32,11 +32,21 @@ def _check(path: str, config: Any, run: RunConfig, problems: Problems) -> None:
             changed = f"{holder_path}.{field}"
             text = f"`{changed}: {shown(getattr(holder, field))}`"
             if run.layer_index(changed) >= run.layer_index(switch):
-                problems.add(f"{text}{run.place(changed)} has no effect without `{switch}`; set that, or leave it out")
+                needed = f"`{switch}`" if key.needs_value is None else f"`{switch}: {' or '.join(key.needs_value)}`"
+                problems.add(f"{text}{run.place(changed)} has no effect without {needed}; set that, or leave it out")
                 continue
-            run.notes.append(f"{text} ({run.origins()[changed]}) is dropped: `{switch}` is off")
+            now = shown(getattr(config, key.needs))
+            run.notes.append(f"{text} ({run.origins()[changed]}) is dropped: `{switch}` is {now}")
             setattr(holder, field, default)
             find(run.tree, holder_path).value[field] = node_of(default, DEFAULT)
+
+
+def _has_effect(config: Any, key: Key) -> bool:
+    """Whether the switch of a key, if it has one, is on or has one of the values that the key needs."""
+    if key.needs is None:
+        return True
+    value = getattr(config, key.needs)
+    return bool(value) if key.needs_value is None else value in key.needs_value
 
 
 def _changed(config: Any, path: str, name: str, default: Any) -> Iterator[tuple[Any, str, str, Any]]:

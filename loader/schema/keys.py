@@ -38,7 +38,8 @@ class Key:
     Attributes:
         bounds: `ge`, `gt`, `le`, `lt` of a number.
         on_resume: What a changed value means for a resumed run, see `storage/config_keys.py`; None: not declared.
-        needs, needs_value: The key that must be set (to contain that value) for this one to have an effect.
+        needs, needs_value: The key that must be set for this one to have an effect; with a value, set to contain it, or
+            of a component's key, to be one of them.
         used_by: Who reads a process parameter.
         is_path: See `storage/config_keys.py`.
     """
@@ -50,7 +51,7 @@ class Key:
     help: str
     on_resume: str | None = None
     needs: str | None = None
-    needs_value: str | None = None
+    needs_value: str | tuple[str, ...] | None = None
     used_by: str = TRAINER
     is_path: bool = False
 

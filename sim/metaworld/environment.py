@@ -51,7 +51,6 @@ class Scene:
     def reset(self, seed: int) -> np.ndarray:
         """The state (39,) at the start of a seed."""
         self.env.seed(seed)
-        self.env.set_state(self.env.init_qpos, self.env.init_qvel)
         return self.env.reset()[0]
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:

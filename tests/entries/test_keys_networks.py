@@ -93,10 +93,10 @@ def test_dims_are_those_that_the_model_reads_and_writes(name):
         assert chunk(net, images=images).shape == (1, 5, 3)
         with pytest.raises(ValueError, match="built for"):
             chunk(net, images=images[..., :32, :32])
-    told, words = network(name, num_words=4), torch.eye(4)
-    assert not torch.equal(chunk(told, words=words[:1]), chunk(told, words=words[1:2]))
+    reader, words = network(name, num_words=4), torch.eye(4)
+    assert not torch.equal(chunk(reader, words=words[:1]), chunk(reader, words=words[1:2]))
     with pytest.raises(ValueError, match="built for 4"):
-        chunk(told)
+        chunk(reader)
 
 
 @pytest.mark.keys(

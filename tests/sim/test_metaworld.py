@@ -1,6 +1,7 @@
 """Meta-World behind the contract of the simulators; its own package is what values are compared with."""
 
 import json
+import sys
 import warnings
 
 import h5py
@@ -182,4 +183,10 @@ def test_cameras_and_films(tmp_path):
 
 
 def test_the_module_of_a_configuration():
+    """That which `simulator` names, or else the one that defines the class."""
     assert simulator(Config()).__name__ == "sim.metaworld"
+
+    class Own:
+        pass
+
+    assert simulator(Own()) is sys.modules[__name__]

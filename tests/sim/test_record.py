@@ -61,6 +61,9 @@ def test_layout(recording):
     }
     assert attributes["sim"] and attributes["success"] and attributes["strict_success"]
     assert attributes["task"] == "transfer_cube"
+    attempt = int(attributes["discarded_attempts"])
+    (start,) = np.random.SeedSequence([7, 1, attempt]).generate_state(1)
+    assert attributes["seed"] == start  # one task: the seed is not moved to that of another
     names = sorted(os.listdir(recording))
     assert names == ["episode_0.hdf5", "episode_1.hdf5", "episode_2.hdf5", "recording.json"]
     assert json.loads((recording / "recording.json").read_text())["kept"] == 3
