@@ -1,7 +1,7 @@
 """What every simulator offers, so that recording, rollouts and films exist once.
 
 A simulator is a module such as `sim.aloha`: the one that defines its `Config`, or that `Config.simulator` names.
-Importing it needs neither MuJoCo nor OpenGL. It has
+Importing it needs neither NumPy, MuJoCo nor OpenGL, so that `--check` is fast. It has
 
     make(config)                                 an `Environment`
     demonstrate(environment, seed, jitter)       the scripted expert's episode: arrays (T, …) by HDF5 path, and texts
@@ -17,11 +17,10 @@ from __future__ import annotations
 import importlib
 import warnings
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from storage.worker_pool import environment_variables
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Environment(Protocol):
@@ -68,6 +67,8 @@ def import_without_opengl(name: str, install: str) -> ModuleType:
     Raises:
         ValueError: A package is not installed; `install` is how to do that.
     """
+    from storage.worker_pool import environment_variables
+
     try:
         with environment_variables({"MUJOCO_GL": "off"}), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # packages warn of what they correct themselves

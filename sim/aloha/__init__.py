@@ -19,14 +19,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sim.aloha.config import CONTROL_HZ as CONTROL_HZ
 from sim.aloha.config import INSTALL, SCENES, Config
 from sim.contract import import_without_opengl
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    import numpy as np
 
     from sim.aloha.environment import Environment
 
@@ -50,6 +50,8 @@ def demonstrate(environment: Environment, seed: int, jitter: float) -> dict[str,
     Returns:
         Arrays (T, …) under `action` and the observations' keys.
     """
+    import numpy as np
+
     from sim.aloha import expert
 
     observation = environment.reset(seed)

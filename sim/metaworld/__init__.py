@@ -9,13 +9,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sim.contract import import_without_opengl
 from sim.metaworld.config import Config
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    import numpy as np
 
     from sim.metaworld.environment import Environment
 
@@ -43,13 +43,15 @@ def demonstrate(environment: Environment, seed: int, jitter: float) -> dict[str,
     Returns:
         Arrays (T, …) under `action` and the observations' keys, without the instruction, which is that of the episode.
     """
-    random = np.random.default_rng(seed)
+    import numpy as np
+
+    random, deviation = np.random.default_rng(seed), jitter * simulator().JITTER_STD
     observation, episode = environment.reset(seed), []
     while not environment.done:
         action = environment.expert_action()
         episode.append({"action": action, **observation})
         disturbed = action.copy()
-        disturbed[:3] += jitter * simulator().JITTER_STD * random.standard_normal(3)
+        disturbed[:3] += deviation * random.standard_normal(3)
         observation = environment.step(disturbed)
     keys = [key for key in episode[0] if key != "instruction"]
     return {key: np.stack([step[key] for step in episode]) for key in keys}
@@ -59,9 +61,9 @@ def viewer(config: Config, task: str, height: int, width: int) -> Callable[[np.n
     """A function that renders positions (Q,); see `sim.contract`."""
     import mujoco
 
-    scene = make(dataclasses.replace(config, task=task, cameras=[], instruction="right"))
-    scene.reset(0)
-    env = scene.scene.env
+    environment = make(dataclasses.replace(config, task=task, cameras=[], instruction="right"))
+    environment.reset(0)
+    env = environment.scene.env
     from sim.renderer import Renderer
 
     renderer = Renderer(env.model, height, width, config.shadows)

@@ -14,6 +14,7 @@ def test_importing_the_configuration_loads_nothing_heavy():
         "{'mujoco', 'dm_control', 'gym_aloha', 'gymnasium', 'h5py', 'torch', 'PIL', 'imageio_ffmpeg', 'OpenGL'}))"
     )
     assert loaded == "[]"
+    assert python("import sys, sim.aloha, sim.metaworld, sim.contract; print('numpy' in sys.modules)") == "False"
 
 
 @pytest.mark.slow
