@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.bundle import Bundle
-from data.samplers import EpochSampler, ShuffledSampler
+from data.samplers import EpochSampler, Numbers, ShuffledSampler
 from data.signals.alignment import Alignment, align, listed
 from data.signals.codes import Codes, encode
 from data.signals.config import Config
@@ -29,8 +29,7 @@ from data.signals.text import load as load_text
 from data.signals.text_files import problem_of, save, settings_of
 from data.signals.tokenizers import TOKENIZERS
 from data.signals.windows import Windows, trials_of
-from data.text.config import samples_per_step
-from data.text.sampling import Numbers
+from data.step_size import samples_per_step
 from storage import safe_read
 
 FILE = "signals.json"
