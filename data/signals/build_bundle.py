@@ -143,8 +143,8 @@ def open_all(config: Config, run: Any, earlier: dict[str, Any] | None = None) ->
     if earlier is None:
         shift, scale, constant = fit(config.standardise, files, alignment.columns, splits["train"], cache)
     elif alignment.names != earlier["channel_names"]:
-        names = (", ".join(each[:8]) for each in (alignment.names, earlier["channel_names"]))
-        raise ValueError("the channels are {}, the model was trained on {}; set dataset.channels".format(*names))
+        shown = (", ".join(names[:8]) for names in (alignment.names, earlier["channel_names"]))
+        raise ValueError("the channels are {}, the model was trained on {}; set dataset.channels".format(*shown))
     else:
         shift, scale = np.array(earlier["shift"]), np.array(earlier["scale"])
     signals = Signals(files, alignment.columns, Scaling(shift, scale, config.clip), config.fill_value)
