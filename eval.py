@@ -57,7 +57,7 @@ class EvalArguments(RemembersGiven):
     prompt: str = key("\n", "Text that they continue.")
     tokens: int = key(256, "New tokens of each; of signals, new time steps (fewer than a window).", ge=1)
     temperature: float = key(0.8, "Temperature of sampling; 0: always the likeliest token.", ge=0)
-    top_k: int | None = key(200, "Sample from the k likeliest tokens.", ge=1)
+    top_k: int | None = key(200, "Sample from the k likeliest tokens; of signals by default from all ids.", ge=1)
     top_p: float | None = key(None, "Signals: sample from the likeliest ids that sum to this probability.", gt=0, le=1)
     json: str | None = key(None, "Also write the scores to this file.")
     trust_remote_code: bool = key(False, "Run code that comes with the checkpoint's model or tokenizer.")
@@ -215,7 +215,8 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
 def free_runs(asked: EvalArguments, model: Any, bundle: Any, sets: dict[str, Any], folder: Path) -> dict[str, float]:
     """Scores of the model's own continuations of held-out samples; a ValueError if it cannot continue them."""
     folder = folder if asked.split == "validation" else folder / asked.split
-    options = {name: getattr(asked, name) for name in ("samples", "temperature", "top_k", "top_p")}
+    options = {name: getattr(asked, name) for name in ("samples", "temperature", "top_p")}
+    options["top_k"] = asked.top_k if "top_k" in asked.given else None  # the default is that of texts
     scores: dict[str, float] = {}
     for name, dataset in sets.items():
         values = bundle.free_run(model, dataset, folder, asked.seed, steps=asked.tokens, **options)

@@ -46,6 +46,18 @@ class ShuffledSampler(EpochSampler):
         return generator.permutation(self.samples)
 
 
+class Numbers(EpochSampler):
+    """The numbers of an epoch's samples, one after another, counted through all epochs.
+
+    It ignores its seed: the data set has it, which turns numbers into samples.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        start, self.position = self.position, 0
+        first = self.epoch * self.samples
+        return iter(range(first + start, first + self.samples))
+
+
 class WeightedSampler(EpochSampler):
     """Draws with replacement, each index with a probability proportional to its weight.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.images.config import Augmentation
+from data.mixup import beta
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -151,11 +152,3 @@ def mix(
     else:
         images = share * images + (1 - share) * images[order]
     return images, share * labels + (1 - share) * labels[order]
-
-
-def beta(alpha: float, generator: torch.Generator) -> float:
-    """One number of the Beta(alpha, alpha) distribution, on the host."""
-    import numpy as np
-
-    seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-    return float(np.random.default_rng(seed).beta(alpha, alpha))

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from data.lazy import lazy
 from data.signals.config import Config
 from data.signals.predict_flags import PredictFlags as PredictFlags
 
@@ -80,10 +81,4 @@ def build(config: Config, run: Any, encoder: Any = None) -> Any:
     return assemble(config, run, encoder)
 
 
-def __getattr__(name: str) -> Any:
-    """`Processor`, imported when asked for."""
-    if name == "Processor":
-        from data.signals.processor import Processor
-
-        return Processor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, Processor="data.signals.processor")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.bundle import Bundle
-from data.samplers import EpochSampler, ShuffledSampler
+from data.samplers import EpochSampler, Numbers, ShuffledSampler
 from data.signals.alignment import Alignment, align, listed
 from data.signals.codes import Codes, encode
 from data.signals.config import Config
@@ -29,8 +29,7 @@ from data.signals.text import load as load_text
 from data.signals.text_files import problem_of, save, settings_of
 from data.signals.tokenizers import TOKENIZERS
 from data.signals.windows import Windows, trials_of
-from data.text.config import samples_per_step
-from data.text.sampling import Numbers
+from data.step_size import samples_per_step
 from storage import safe_read
 
 FILE = "signals.json"
@@ -144,8 +143,8 @@ def open_all(config: Config, run: Any, earlier: dict[str, Any] | None = None) ->
     if earlier is None:
         shift, scale, constant = fit(config.standardise, files, alignment.columns, splits["train"], cache)
     elif alignment.names != earlier["channel_names"]:
-        names = (", ".join(each[:8]) for each in (alignment.names, earlier["channel_names"]))
-        raise ValueError("the channels are {}, the model was trained on {}; set dataset.channels".format(*names))
+        shown = (", ".join(names[:8]) for names in (alignment.names, earlier["channel_names"]))
+        raise ValueError("the channels are {}, the model was trained on {}; set dataset.channels".format(*shown))
     else:
         shift, scale = np.array(earlier["shift"]), np.array(earlier["scale"])
     signals = Signals(files, alignment.columns, Scaling(shift, scale, config.clip), config.fill_value)

@@ -43,6 +43,14 @@ class Codes:
         """The rows of the code array are codes already."""
         return codes.astype(np.int64)
 
+    def of_values(self, values: np.ndarray) -> np.ndarray:
+        """Values (C, F * hop) float32 without NaN -> codes (C, F, Q) int64."""
+        import torch
+
+        with torch.no_grad():
+            ids = self.network.encode(torch.from_numpy(np.ascontiguousarray(values)))
+        return ids.numpy() + np.arange(self.quantizers) * self.levels
+
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes (C, F * Q) -> values (C, F * hop) float32."""
         import torch
@@ -94,13 +102,9 @@ def write_codes(folder: Path, signals: Signals, stretches: Sequence[Stretch], co
 
 def encoded(signals: Signals, stretch: Stretch, first: int, stop: int, codes: Codes) -> np.ndarray:
     """Codes of frames `first` to `stop` of a stretch, (C, frames * Q) float32."""
-    import torch
-
     before = min(first, CONTEXT_FRAMES)
     start = stretch.start + (first - before) * codes.hop
     values = signals.rows(stretch.file, start, stretch.start + stop * codes.hop).T
-    with torch.no_grad():
-        ids = codes.network.encode(torch.from_numpy(np.ascontiguousarray(signals.filled(values))))
-    ids = ids[:, before:].numpy() + np.arange(codes.quantizers) * codes.levels
+    ids = codes.of_values(signals.filled(values))[:, before:]
     missing = np.isnan(values).reshape(len(values), -1, codes.hop).any(-1)[:, before:, None]
     return np.where(missing, np.nan, ids).reshape(len(values), -1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from data.images.augment import beta
+from data.mixup import beta
 from data.signals.config import MixUp
 from data.signals.tokenizers import MuLaw
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 import fnmatch
 import os
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import numpy as np
 from data.cache import file_identity, key_of, open_or_build, read_manifest, require_disk
 from data.signals.pipeline import processed, ratio_of, sections_of
 from data.signals.recording import Recording, naming, open_recordings
+from storage import worker_pool
 
 VERSION = 2  # of what is kept in the cache
 FILE = "signal.f32"
@@ -102,11 +101,15 @@ def prepare(files: list[Path], settings: dict[str, Any], cache: Path, workers: i
     keys = [key_of({"version": VERSION, "files": identity(file), **settings}) for file in files]
     waiting = [file for file, key in zip(files, keys, strict=True) if read_manifest(cache / key) is None]
     workers = min(workers or os.cpu_count() or 1, len(waiting))
-    if workers > 1 and sum(size_of(file) for file in waiting) > SMALL:
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            prepare_one = partial(prepared_file, settings=settings, cache=cache)
-            return list(pool.map(prepare_one, files, keys))
-    return [prepared_file(file, key, settings, cache) for file, key in zip(files, keys, strict=True)]
+    if workers < 2 or sum(size_of(file) for file in waiting) <= SMALL:
+        workers = 0
+    start = partial(preparer, settings, cache)
+    return [result for _, result in worker_pool.run(start, zip(files, keys, strict=True), workers)]
+
+
+def preparer(settings: dict[str, Any], cache: Path) -> Callable[[tuple[Path, str]], Prepared]:
+    """(file, its key in the cache) -> the prepared file; called once in each process."""
+    return lambda task: prepared_file(*task, settings, cache)
 
 
 def prepared_file(file: Path, key: str, settings: dict[str, Any], cache: Path) -> Prepared:

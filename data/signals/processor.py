@@ -165,8 +165,7 @@ class Processor(processor.Processor):
         if isinstance(self.tokenizer, Codes):
             hop, quantizers = self.tokenizer.hop, self.tokenizer.quantizers
             values = values[:, values.shape[1] % hop :]
-            ids = self.tokenizer.network.encode(torch.from_numpy(np.ascontiguousarray(values)))
-            prompt = (ids + torch.arange(quantizers) * self.tokenizer.levels).flatten(1).numpy()
+            prompt = self.tokenizer.of_values(values).reshape(len(values), -1)
             steps = -(-steps // hop) * quantizers
         else:
             prompt = values if self.tokenizer is None else self.tokenizer.encode(values)

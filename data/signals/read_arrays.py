@@ -56,7 +56,7 @@ def read_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Recording:
         raise ValueError(f"{path.name}: {dtype} {shape}; expected numbers of (channels, samples)")
 
     def read_block(start: int, stop: int) -> np.ndarray:
-        # Mapped anew for every block: pages of one map would count as memory of the process until it ends.
+        # Mapped again for every block: the pages read through one map would stay in the memory of the process.
         return np.array(np.atleast_2d(np.load(path, mmap_mode="r"))[:, start:stop], np.float64)
 
     return Recording(path.name, [f"ch{index}" for index in range(shape[0] if shape[1:] else 1)], shape[-1], read_block)

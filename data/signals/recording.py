@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.files import files_below
 from storage.safe_read import printable
 
 # Ending of a file -> the module here that reads it: `read(path, label_column) -> list[Recording]`.
@@ -128,18 +129,15 @@ def find_files(given: str) -> list[Path]:
     path = Path(os.path.expanduser(given))
     if not path.is_dir() or is_bti(path):
         return [path]
-    files = []
-    for folder, subfolders, names in os.walk(path, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        if is_bti(Path(folder)):
-            files.append(Path(folder))
-        names = sorted(name for name in names if _ends(name, SUFFIXES) and not name.startswith("."))
-        # NAME-1.fif continues NAME.fif, and is read with it.
-        whole = [name for name in names if re.sub(r"-\d+\.fif$", ".fif", name) not in {*names} - {name}]
-        files += [Path(folder, name) for name in whole]
+    below = files_below(path)
+    recordings = {file for file in below if _ends(file.name, SUFFIXES)}
+    # NAME-1.fif continues NAME.fif, and is read with it.
+    first = {file: file.with_name(re.sub(r"-\d+\.fif$", ".fif", file.name)) for file in recordings}
+    files = [file for file in recordings if first[file] == file or first[file] not in recordings]
+    files += [file.parent for file in below if file.name == "config" and is_bti(file.parent)]
     if not files:
         raise ValueError(f"{given} has no recording in it; there are {', '.join(SUFFIXES)} and folders of BTi")
-    return files
+    return sorted(files)
 
 
 def is_bti(folder: Path) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.signals.preparing import Prepared
 from data.signals.splits import Stretch
-from data.text.sampling import RandomStarts, spread_stride
+from data.window_starts import RandomStarts, spread_stride
 
 
 class Windows:

@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 
 from data.lazy import lazy
-from data.text.config import READY, Config, find, samples_per_step
+from data.step_size import samples_per_step
+from data.text.config import READY, Config, find
 from data.text.predict_flags import PredictFlags as PredictFlags
 from storage.suggestions import did_you_mean
 

@@ -13,13 +13,16 @@ from typing import Any
 from data.bundle import Bundle
 from data.collate import collate
 from data.load_tokenizer import load_tokenizer
+from data.samplers import Numbers
+from data.step_size import samples_per_step
 from data.text.compatibility import vocabulary
-from data.text.config import Config, find, samples_per_step
+from data.text.config import Config, find
 from data.text.dataset import EvalWindows, TrainWindows
 from data.text.folder import Folder, Split, read_folder
 from data.text.processor import Processor
-from data.text.sampling import Drawn, Interleaved, Numbers, RandomStarts, StoredStarts
+from data.text.sampling import Drawn, Interleaved
 from data.text.token_file import AlignedTokens, Tokens, refuse_wrong_ids
+from data.window_starts import RandomStarts, StoredStarts
 from metrics.language import LanguageMetric
 
 

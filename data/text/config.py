@@ -170,10 +170,3 @@ def find(name: str, cache_dir: str | Path) -> Path | None:
     places = (Path(os.path.expanduser(name)), Path("data") / name, Path(cache_dir) / "datasets" / name)
     # os.path: a name that no file system can have is not there, and no error.
     return next((place for place in places if any(os.path.isfile(place / f"{split}.bin") for split in SPLITS)), None)
-
-
-def samples_per_step(run) -> int:
-    """Return how many samples all processes together take for one optimizer step."""
-    accumulated = run.trainer.get("gradient_accumulation_steps", 1)
-    processes = os.environ.get("WORLD_SIZE", "")
-    return run.hyper.per_device_train_batch_size * accumulated * (int(processes) if processes.isdecimal() else 1)

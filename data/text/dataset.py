@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.text.sampling import Drawn, Interleaved, RandomStarts, StoredStarts, spread_stride
+from data.text.sampling import Drawn, Interleaved
 from data.text.token_file import AlignedTokens, Tokens
+from data.window_starts import RandomStarts, StoredStarts, spread_stride
 
 
 def batch_of(rows: np.ndarray) -> dict[str, torch.Tensor]:

@@ -56,7 +56,7 @@ def kept_corruption(run: RunConfig, network: Any, point: ResumePoint) -> list[st
         if wanted is not None:
             raise ValueError(f"`resume_token_corruption`{place}: model {run.model.name} has none; leave it out")
         return []
-    before, configured = (each.model.config.token_corruption for each in (point.run, run))
+    before, configured = (settings.model.config.token_corruption for settings in (point.run, run))
     before, configured = before and asdict(before), configured and asdict(configured)
     values = wanted if isinstance(wanted, dict) else {None: before, True: configured, False: None}[wanted]
     try:

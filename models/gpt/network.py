@@ -207,7 +207,7 @@ class GPT(Generation, Decoder):
         """Mean cross entropy of (B, T, D) with the next tokens (B, T), over those that are not -100."""
         logits = self._padded_logits(hidden, vocabulary)
         if logits.shape[-1] > self.vocab_sizes[vocabulary]:
-            # Unseen by autograd, which needs no telling: the softmax gives these columns a gradient of zero.
+            # Outside autograd: the softmax gives these columns a gradient of zero anyway.
             logits.detach()[..., self.vocab_sizes[vocabulary] :] = -torch.inf
         if logits.dtype in HALF:
             logits = logits.float()

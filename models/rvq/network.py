@@ -21,7 +21,7 @@ RVQSettings = pretrained_config(Config, "rvq", "RVQSettings", __name__)
 
 
 class RVQConfig(RVQSettings):
-    """Also has `hop`, for whoever reads config.json alone."""
+    """Has `hop`, the samples of a frame, too, so that it stands in config.json."""
 
     def __init__(self, **values: Any):
         values.pop("hop", None)

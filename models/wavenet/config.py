@@ -20,8 +20,3 @@ class Config:
     target: str | None = key(None, "what the data predicts; known from the data")
     channels: int | None = key(None, "channels; known from the data", ge=1)
     vocab_size: int | None = key(None, "ids; known from the data; null: it predicts a mean and a variance", ge=2)
-
-    @property
-    def receptive_field(self) -> int:
-        """Time steps that a prediction depends on."""
-        return 1 + self.blocks * (self.kernel_size - 1) * (2**self.layers - 1)

@@ -88,7 +88,8 @@ class WaveNet(PreTrainedModel):
 
     @property
     def receptive_field(self) -> int:
-        return Config.receptive_field.fget(self.config)
+        """Time steps that a prediction depends on."""
+        return 1 + self.config.blocks * (self.config.kernel_size - 1) * (2**self.config.layers - 1)
 
     def forward(
         self,

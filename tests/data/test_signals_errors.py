@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from documents import checked
 from run_results import error_line
 from signal_files import signal_run, sine_trials, walk, write_edf, write_npz, write_ts
 
@@ -178,3 +179,9 @@ def test_train_py_ends_with_one_line_and_writes_nothing(tmp_path, capsys):
     words = ["--training_config", str(tmp_path / "training.yaml"), "--output_dir", str(tmp_path / "out")]
     line = error_line(capsys, main, words)
     assert "a.npz: 1 NaN" in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["window=64"], ["window=0.5", "unit=seconds"]])
+def test_a_window_alone_may_be_given_beside_the_default_recipe(tmp_path, in_root, words):
+    words = [f"dataset.path={write_npz(tmp_path / 'a.npz', walk(1, 600))}", *(f"dataset.{word}" for word in words)]
+    assert checked("--task_name", "signals", "--output_dir", str(tmp_path / "out"), "--set", *words) == (0, [])

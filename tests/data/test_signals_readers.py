@@ -394,6 +394,15 @@ def test_other_files_and_empty_folders(tmp_path):
         find_files(str(tmp_path))
 
 
+def test_recordings_below_a_folder_are_found_once_through_links(tmp_path):
+    """A link to a folder is followed, one back to a folder above it is not; hidden files are left out."""
+    paths = [write_npz(tmp_path / "top" / name, walk(1, 10)) for name in ("b/2.npz", "a.npz", ".hidden.npz")]
+    outside = write_npz(tmp_path / "outside/3.npz", walk(1, 10))
+    (tmp_path / "top/b/back").symlink_to(tmp_path / "top")
+    (tmp_path / "top/c").symlink_to(outside.parent)
+    assert find_files(str(tmp_path / "top")) == [paths[1], paths[0], tmp_path / "top/c/3.npz"]
+
+
 def test_a_channel_name_that_is_there_twice_is_refused(tmp_path):
     path = write_npz(tmp_path / "a.npz", walk(2, 10), channels=["x", "x"])
     with pytest.raises(ValueError, match="name x"):

@@ -11,7 +11,7 @@ import torch
 from text_folders import counting, text_run, write_split, write_text_folder
 
 from data.text import Config, build, find
-from data.text.sampling import random_numbers, spread_stride
+from data.window_starts import random_numbers, spread_stride
 
 
 def numbers_of(bundle, count, epoch=0, position=0):

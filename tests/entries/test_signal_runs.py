@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import eval as evaluation
 import predict
 import prepare
 import train
-from loader.command_line.entry import command_line
+from loader.command_line.entry import command_line, entry_flags
 from loader.sources.signal_aliases import LOADERS
 from models import signal_gpt
 
@@ -289,6 +290,15 @@ def test_scores_beside_baselines(run):
     rows = list(csv.DictReader((run.folder / "out/eval/labels.csv").open()))
     assert [row["label"] for row in rows] == ["ch0", "ch1", "mean"]
     assert scores["free_run_rmse_4.last_value"] > 0 and (run.folder / "out/eval/free_run.png").exists()
+
+
+@pytest.mark.parametrize("words, top_k", [([], None), (["--top_k", "200"], 200)])
+def test_continuations_are_drawn_from_all_ids_by_default(tmp_path, words, top_k):
+    asked = entry_flags(evaluation.EvalArguments, ["--checkpoint", "out", *words], "eval.py", None)
+    options = {}
+    bundle = SimpleNamespace(free_run=lambda *places, **given: options.update(given) or {"rmse": 1.0})
+    evaluation.free_runs(asked, None, bundle, {"validation": None}, tmp_path)
+    assert options == {"steps": 256, "samples": 0, "temperature": 0.8, "top_k": top_k, "top_p": None}
 
 
 def test_other_recordings_are_scored_with_the_scaling_of_training(run, capsys):
