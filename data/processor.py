@@ -168,7 +168,7 @@ def input_sources(given: str, suffixes: tuple[str, ...], lists: tuple[str, ...] 
     A folder is searched recursively, linked folders too; files are sorted by path, hidden ones are left out.
 
     Args:
-        suffixes, lists: `Processor.SUFFIXES`, `Processor.LISTS`; of suffixes capitals fit, too.
+        suffixes, lists: `Processor.SUFFIXES`, `Processor.LISTS`, in lower case; names of files may have capitals.
 
     Raises:
         ValueError: there is no such path, or nothing of this kind in it.
@@ -187,6 +187,6 @@ def input_sources(given: str, suffixes: tuple[str, ...], lists: tuple[str, ...] 
     files = [Source(file.relative_to(path).as_posix(), file) for file in found if file.name.lower().endswith(suffixes)]
     if not files:
         raise ValueError(f"`--input {given}`: the folder has no file {kinds}")
-    read = [file for file in files if not file.name.endswith(lists)] if lists else files
+    read = [file for file in files if not file.name.lower().endswith(lists)] if lists else files
     read = read or files
     return read, len(found) - len(read)

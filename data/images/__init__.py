@@ -1,7 +1,7 @@
 """Images with labels: one class each, or any number of labels; from tables, folders, Parquet files or the hub.
 
 A sample is one image at training size. Importing this needs nothing but the standard library, so that a configuration
-can be checked in no time.
+is checked quickly.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.images.config import Config
+from data.lazy import lazy
 
 MADE = dict.fromkeys(
     ("fashion_mosaics", "fashion_mnist"),
@@ -22,7 +23,7 @@ PROCESS_KEYS = frozenset({"cache_dir", "model_name_or_path", "trust_remote_code"
 
 
 def metric_names() -> tuple[str, ...]:
-    """Names of what the metrics may compute, but for those of single labels; one that is misspelt is refused."""
+    """Names of what the metrics may compute; a configuration that misspells one is refused."""
     from metrics.scores import MULTI_LABEL_DIRECTIONS, SINGLE_LABEL_DIRECTIONS
 
     return (*MULTI_LABEL_DIRECTIONS, *SINGLE_LABEL_DIRECTIONS)
@@ -84,17 +85,11 @@ def make(config: Config, run: Any, source: str | None) -> Path:
     return folder
 
 
-def __getattr__(name: str) -> Any:
-    """`Processor`, imported when asked for."""
-    if name == "Processor":
-        from data.images.processor import Processor
-
-        return Processor
-    raise AttributeError(name)
-
-
 def build(config: Config, run: Any) -> Any:
     """The `Bundle` of the configured images; raises ValueError if they cannot be used."""
     from data.images.build_bundle import assemble
 
     return assemble(config, run)
+
+
+__getattr__ = lazy(__name__, Processor="data.images.processor")

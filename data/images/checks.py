@@ -57,12 +57,10 @@ def unread(config: Config, run: Any) -> list[str]:
     """Keys that a user has set beside data on which they have no effect."""
     kind = kind_of(config)
     reasons = dict.fromkeys(UNREAD.get(kind, ()), f"on {kind}")
-    if config.eval_path is not None:
-        reasons["eval_fraction"] = "beside dataset.eval_path"
-    if config.test_path is not None:
-        reasons["test_fraction"] = "beside dataset.test_path"
     if config.channels == 1:
         reasons |= dict.fromkeys(("augmentation.saturation", "augmentation.hue"), "on gray images (channels: 1)")
+    if kind != LADI and config.train_split == "all":
+        reasons["train_split"] = f"on {kind}"
     lines = []
     for key, reason in reasons.items():
         section = config.augmentation if "." in key else config

@@ -55,9 +55,11 @@ class Config:
     )
     split_column: str | None = fixed(None, "Column that says train, val or test.")
     eval_fraction: float | None = fixed(
-        None, "Share of the training images held out; null: .1 if nothing else is.", ge=0, lt=1
+        None, "Share of the training images held out; null: .1 if nothing else is.", ge=0, lt=1, unless=("eval_path",)
     )
-    test_fraction: float = fixed(0.0, "Share of the training images held out as test set.", ge=0, lt=1)
+    test_fraction: float = fixed(
+        0.0, "Share of the training images held out as test set.", ge=0, lt=1, unless=("test_path",)
+    )
     group_column: str | None = fixed(None, "Images of one group stay on one side of a drawn split.")
     path_column: str | None = key(None, "Column of paths; null: local_path, path, file_name, image …")
     labels: list[str] | None = fixed(None, "Label columns; null: all columns of 0 and 1.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data.files import files_below
 from data.images.config import Config
 from data.images.labelled import Table
 from data.images.table import EXTENSIONS, SPLITS, read_csv
@@ -64,7 +65,7 @@ def _read_part(folder: Path, config: Config, key: str) -> Table:
 def _read_classes(folder: Path) -> Table:
     images, labels, empty = [], [], []
     for child in _subfolders(folder):
-        files = sorted(file for file in child.rglob("*") if file.suffix.lower() in EXTENSIONS)
+        files = [file for file in files_below(child) if file.suffix.lower() in EXTENSIONS]
         images += files
         labels += [(child.name,)] * len(files)
         empty += [] if files else [child.name]

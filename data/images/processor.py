@@ -29,7 +29,7 @@ class Processor(processor.Processor):
     threshold (`eval/thresholds.json`, else .5), a class by the largest probability.
     """
 
-    SUFFIXES = (*sorted({*EXTENSIONS, *(suffix.upper() for suffix in EXTENSIONS)}), *LISTS)
+    SUFFIXES = (*sorted(EXTENSIONS), *LISTS)
     LISTS = LISTS
     TO_STDOUT = True
 

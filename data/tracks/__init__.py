@@ -1,13 +1,14 @@
 """Tracks: videos with instances in their frames, and which instances are the same individual.
 
 A sample is a clip of consecutive frames. Importing this needs nothing but the standard library, so that a configuration
-can be checked in no time.
+is checked quickly.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from data.lazy import lazy
 from data.tracks.config import Config
 from data.tracks.predict_flags import PredictFlags as PredictFlags
 
@@ -40,17 +41,11 @@ def check(config: Config, run: Any) -> list[str]:
     return problems
 
 
-def __getattr__(name: str) -> Any:
-    """`Processor`, imported when asked for."""
-    if name == "Processor":
-        from data.tracks.processor import Processor
-
-        return Processor
-    raise AttributeError(name)
-
-
 def build(config: Config, run: Any) -> Any:
     """The `Bundle` of the configured recordings; raises ValueError if they cannot be used."""
     from data.tracks.build_bundle import assemble
 
     return assemble(config, run)
+
+
+__getattr__ = lazy(__name__, Processor="data.tracks.processor")

@@ -13,12 +13,12 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
 from data.tracks.recording import Frame, Moved, Recording
+from storage.suggestions import did_you_mean
 
 Seed = tuple[int, ...]
 OTHER_TYPES = ("FromFloat", "Normalize", "ToFloat", "ToTensor3D", "ToTensorV2")  # their images are not 8 bits wide
@@ -87,21 +87,18 @@ def step_of(name: str, options: Any) -> Albumentation | Dropout:
             if isinstance(value, type) and issubclass(value, library.BasicTransform)
         }
     if name not in kinds:
-        raise ValueError(f"augmentations: there is no {name}{nearest(name, kinds)}")
+        hint = did_you_mean(name, kinds, f"; there are {', '.join(kinds)}")
+        raise ValueError(f"augmentations: there is no {name}{hint}")
     known = inspect.signature(kinds[name]).parameters
     if unknown := [key for key in options if key not in known]:
-        raise ValueError(f"augmentations.{name} has no argument `{unknown[0]}`{nearest(unknown[0], known)}")
+        hint = did_you_mean(unknown[0], known, f"; there are {', '.join(known)}")
+        raise ValueError(f"augmentations.{name} has no argument `{unknown[0]}`{hint}")
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
         made = kinds[name](**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"augmentations.{name}: {' '.join(str(error).split())}") from None
     return made if isinstance(made, Dropout) else Albumentation(made)
-
-
-def nearest(word: str, known: Mapping[str, Any]) -> str:
-    near = get_close_matches(word, known, 1, 0.5)
-    return f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(known)}"
 
 
 def albumentations() -> Any:

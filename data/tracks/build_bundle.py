@@ -14,7 +14,7 @@ from data.bundle import Bundle
 from data.tracks.augment import Augment
 from data.tracks.clips import Clips, ClipSampler, collate, cut
 from data.tracks.config import Config, Split
-from data.tracks.crops import Cutter
+from data.tracks.crops import FILE, Cutter
 from data.tracks.find import find_sources
 from data.tracks.open_recording import open_recording, with_cached_crops
 from data.tracks.recording import Recording
@@ -23,7 +23,6 @@ from data.tracks.scoring import TrackingMetric
 from data.tracks.sequence import UNKNOWN
 from data.tracks.windows import Windows
 
-FILE = "tracks.json"  # how crops are made, saved beside the model
 SET_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -89,19 +88,29 @@ def hold_out(recordings: Sequence[Recording], frames: int | float) -> tuple[list
     """(the first frames of each recording, its last ones)
 
     Args:
-        frames: To be held out: a number, or a share.
+        frames: To be held out: a number, or a share; a video of which it is less than half a frame is kept as a whole.
+
+    Raises:
+        ValueError: No frame of a video is left to train on, or no frame of any is held out.
     """
     kept, held_out = [], []
     for recording in recordings:
-        count = frames if isinstance(frames, int) else round(frames * len(recording))
-        if not 0 < count < len(recording):
-            raise ValueError(
-                f"dataset.val_frames: {frames} of the {len(recording)} frames of {recording.name} leaves none to train "
-                "on, or none to hold out; change it"
-            )
-        kept.append(recording.part(recording.start, recording.stop - count))
-        held_out.append(recording.part(recording.stop - count, recording.stop))
+        stop = recording.stop - (frames if isinstance(frames, int) else round(frames * len(recording)))
+        if stop == recording.stop:
+            recording = with_note(recording, f"{len(recording)} frames are too few to hold out a share of {frames}")
+        else:
+            held_out.append(recording.part(stop, recording.stop))
+        kept.append(recording.part(recording.start, stop))
+    empty = next((recording for recording in kept if recording.start >= recording.stop), None)
+    if empty is not None or not held_out:
+        problem = "none to hold out" if empty is None else f"none of {empty.name} to train on"
+        raise ValueError(f"dataset.val_frames: {frames} leaves {problem}; change it")
     return kept, held_out
+
+
+def with_note(recording: Recording, note: str) -> Recording:
+    notes = (*recording.sequence.notes, f"{recording.name}: {note}")
+    return dataclasses.replace(recording, sequence=dataclasses.replace(recording.sequence, notes=notes))
 
 
 def data_set(config: Config, split: Split, name: str, recordings: Sequence[Recording], run: Any) -> Clips:
@@ -147,12 +156,11 @@ def description(config: Config, split: Split, side: int) -> dict[str, Any]:
     """What `predict.py` needs to cut crops as in training; of several crop sizes the largest."""
     cutter = dataclasses.asdict(cutter_of(dataclasses.replace(split, crop_size=max(sizes_of(split))), 0, side))
     anchors = cutter["anchors"] if isinstance(cutter["anchors"], int) else list(cutter["anchors"])
-    options = {"channels": config.channels, "images": config.images, "clip_length": split.clip_length}
-    return {**cutter, "anchors": anchors, **options}
+    return {**cutter, "anchors": anchors, "channels": config.channels, "images": config.images}
 
 
 def identity(sets: dict[str, Clips]) -> dict[str, Any]:
-    """What tells this data from other: saved with every checkpoint, so that a resumed run can see a change."""
+    """What identifies this data: saved with every checkpoint, so that a resumed run detects a change."""
     return {
         name: [[video.name, video.start, video.stop, len(video.sequence)] for video in data.videos()]
         for name, data in sets.items()

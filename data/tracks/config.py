@@ -19,8 +19,8 @@ class Directory:
     """`dir`: folders with labels and videos, paired by their names."""
 
     path: str | list[str] | None = key(None, "Folder with labels and videos, or several.", is_path=True)
-    labels_suffix: str | None = key(None, "Ending of the label files; null: the kind that is there.")
-    vid_suffix: str | None = key(None, "Ending of the videos; null: whatever has the name of the labels.")
+    labels_suffix: str | None = key(None, "Ending of the label files; null: the kind that is there.", needs="path")
+    vid_suffix: str | None = key(None, "Ending of the videos; null: any, of the name of the labels.", needs="path")
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Split:
 
     dir: Directory | None = key(None, "Folders with labels and videos, paired by their names.")
     slp_files: list[str] | None = key(None, "Label files, in place of dir; any format that is read.", is_path=True)
-    video_files: list[str] | None = key(None, "Their videos, in the same order.", is_path=True)
+    video_files: list[str] | None = key(None, "Their videos, in the same order.", is_path=True, needs="slp_files")
     crop_size: int | list[int] | None = key(
         None, f"Side of the square around each instance, in px; a list: one for each folder or file [{CROP_SIZE}]."
     )
@@ -96,18 +96,27 @@ class Config:
     )
     test_dataset: Split | None = key(None, "The same for the test set; null: none.", on_resume=EVALUATION)
     val_frames: int | float = course(
-        0.2, "Frames held out at the end of each video if there is no val_dataset: a number, or a share below 1.", ge=0
+        0.2,
+        "Frames held out at the end of each video if there is no val_dataset: a number, or a share below 1.",
+        ge=0,
+        unless=("val_dataset.dir.path", "val_dataset.slp_files"),
     )
     scramble: Literal["none", "rot90"] = course(
         "none", "rot90: turn each frame, crops and coordinates, by a random multiple of 90°."
     )
     images: bool = key(True, "Cut crops from videos; false: coordinates alone, without videos.", on_resume=IMPOSSIBLE)
-    channels: Literal[1, 3] = key(3, "Of each crop; gray is repeated to 3.", on_resume=IMPOSSIBLE)
+    channels: Literal[1, 3] = key(3, "Of each crop; gray is repeated to 3.", on_resume=IMPOSSIBLE, needs="images")
     image_size: list[int] | None = course(
-        None, "Height and width in px for labels without a video; null: seqinfo.ini, or the extent of the labels."
+        None,
+        "Height and width in px for labels without a video; null: seqinfo.ini, or the extent of the labels.",
+        unless=("images",),
     )
     cache_gb: float = key(
-        8.0, "Cut crops once if those of a video take less on disk; 0: each time.", on_resume=HARMLESS, ge=0
+        8.0,
+        "Cut crops once if those of a video take less on disk; 0: each time.",
+        on_resume=HARMLESS,
+        ge=0,
+        needs="images",
     )
     tracker: TrackerSettings = field(
         default_factory=TrackerSettings,

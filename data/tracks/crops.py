@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FILE = "tracks.json"  # how crops are made, saved beside the model
 CENTROIDS = ("centroid", "midpoint")  # names of the mean of the visible nodes, unless a node has that name
 
 

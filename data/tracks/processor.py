@@ -11,18 +11,16 @@ from data import processor
 from data.processor import Item, Source
 from data.tracks import find
 from data.tracks.config import Config
-from data.tracks.crops import Cutter
+from data.tracks.crops import FILE, Cutter
 from data.tracks.online import OnlineTracker, encoded
 from data.tracks.open_recording import open_recording
 from data.tracks.predict_flags import PredictFlags, with_flags
+from data.tracks.read_masks import TABLES
 from data.tracks.recording import Frame, Recording
 from data.tracks.tracker import Assigned
 from data.tracks.tracker_settings import TrackerSettings
 from data.tracks.writers import FORMATS, writer_of
 from storage import safe_read
-
-FILE = "tracks.json"  # how crops are made
-TABLES = ("man_track.txt", "res_track.txt")  # stand for the label images of their folder
 
 
 class Shown(NamedTuple):
@@ -82,6 +80,8 @@ class Processor(processor.Processor):
         settings = with_flags(config.tracker, flags)
         if settings.max_angle_diff is not None and cutter.count < 2:
             raise ValueError(f"--max_angle_diff {settings.max_angle_diff} needs a model of two anchors or more")
+        if flags.video and not images:
+            raise ValueError(f"--video {flags.video} has no effect: this model takes coordinates alone; leave it out")
         size = None if config.image_size is None else tuple(config.image_size)
         return cls(cutter, channels, images, settings, flags.video, size)
 
@@ -94,11 +94,12 @@ class Processor(processor.Processor):
         if self.video and self.video_of not in (None, source):
             raise ValueError(f"--video {self.video} is that of {self.video_of}; predict each input in a run of its own")
         self.video_of = source
-        video: Any = Path(self.video).expanduser() if self.video else find.pair(labels)
-        if self.images and video is None:
-            raise ValueError(f"{labels} has no video of its name beside it; name it with --video")
-        files = find.Source(labels, video if self.images else None)
-        recording = open_recording(files, self.cutter, self.channels, self.image_size)
+        video: Any = None
+        if self.images:
+            video = Path(self.video).expanduser() if self.video else find.pair(labels)
+            if video is None:
+                raise ValueError(f"{labels} has no video of its name beside it; name it with --video")
+        recording = open_recording(find.Source(labels, video), self.cutter, self.channels, self.image_size)
         recording = recording.part(0, recording.stop)
         for frame in recording.labelled():
             yield Item(source, f"{source}, frame {frame.index}", Shown(recording, frame, frame.index == 0))

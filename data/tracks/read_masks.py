@@ -12,7 +12,7 @@ import numpy as np
 from data.tracks.sequence import Sequence, sequence_of
 from data.tracks.video import STACKS, frame_number, read_image
 
-TABLES = ("man_track.txt", "res_track.txt")
+TABLES = ("man_track.txt", "res_track.txt")  # beside the label images, and their name for predict.py
 
 
 def read_masks(folder: Path) -> Sequence:
@@ -71,7 +71,7 @@ def check_table(folder: Path, frames: np.ndarray, labels: np.ndarray) -> tuple[s
     """Compare man_track.txt (label, first frame, last frame, parent) with the images.
 
     A table that repeats a label is not valid. If each of its lines describes another stretch of that label in the
-    images, the tracks are still known from the images, and a note says so.
+    images, the tracks are read from the images, with a note that the table is not valid.
 
     Raises:
         ValueError: a line is malformed, or the lines of a label are not where its pixels are.

@@ -1,4 +1,4 @@
-"""Keys of components that do nothing because the key that they need, their switch, is off or has another value."""
+"""Keys of components that have no effect beside another key: one that they need is off, or one replaces them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loader.sources.config_tree import DEFAULT, find, node_of
 
 
 def check_switches(run: RunConfig, problems: Problems) -> None:
-    """Refuse a key whose switch (`needs`) is off; drop it if a later layer than its own has switched it off."""
+    """Refuse a key without effect (`needs`, `unless`); drop it if a later layer than its own has made it so."""
     for section in COMPONENTS:
         component = getattr(run, section)
         if component is not None:
@@ -23,30 +23,45 @@ def check_switches(run: RunConfig, problems: Problems) -> None:
 
 def _check(path: str, config: Any, run: RunConfig, problems: Problems) -> None:
     for name, key in keys_of(type(config)).items():
-        if _has_effect(config, key):
-            if dataclasses.is_dataclass(value := getattr(config, name)):
+        value = getattr(config, name)
+        other = next((other for other in key.unless if _value(config, other)), None)
+        is_off = not _is_on(config, key)
+        if not is_off and (other is None or not value):  # 0, for one, is no contradiction
+            if dataclasses.is_dataclass(value):
                 _check(f"{path}.{name}", value, run, problems)
             continue
-        switch = f"{path}.{key.needs}"
+        switch = f"{path}.{key.needs if is_off else other}"
+        if is_off:
+            needed = f"`{switch}`" if key.needs_value is None else f"`{switch}: {' or '.join(key.needs_value)}`"
+            refusal = f"without {needed}; set that, or leave it out"
+            reason = f"`{switch}` is {shown(getattr(config, key.needs))}"
+        else:
+            given = f"`{switch}: {shown(_value(config, other))}`"
+            refusal, reason = f"beside {given}; keep one", f"{given} has precedence"
         for holder, holder_path, field, default in list(_changed(config, path, name, key.default)):
             changed = f"{holder_path}.{field}"
             text = f"`{changed}: {shown(getattr(holder, field))}`"
             if run.layer_index(changed) >= run.layer_index(switch):
-                needed = f"`{switch}`" if key.needs_value is None else f"`{switch}: {' or '.join(key.needs_value)}`"
-                problems.add(f"{text}{run.place(changed)} has no effect without {needed}; set that, or leave it out")
+                problems.add(f"{text}{run.place(changed)} has no effect {refusal}")
                 continue
-            now = shown(getattr(config, key.needs))
-            run.notes.append(f"{text} ({run.origins()[changed]}) is dropped: `{switch}` is {now}")
+            run.notes.append(f"{text} ({run.origins()[changed]}) is dropped: {reason}")
             setattr(holder, field, default)
             find(run.tree, holder_path).value[field] = node_of(default, DEFAULT)
 
 
-def _has_effect(config: Any, key: Key) -> bool:
+def _is_on(config: Any, key: Key) -> bool:
     """Whether the switch of a key, if it has one, is on or has one of the values that the key needs."""
     if key.needs is None:
         return True
     value = getattr(config, key.needs)
     return bool(value) if key.needs_value is None else value in key.needs_value
+
+
+def _value(config: Any, path: str) -> Any:
+    """The value of a key; None if a section on its path is not set."""
+    for name in path.split("."):
+        config = getattr(config, name, None)
+    return config
 
 
 def _changed(config: Any, path: str, name: str, default: Any) -> Iterator[tuple[Any, str, str, Any]]:

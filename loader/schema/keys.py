@@ -40,6 +40,7 @@ class Key:
         on_resume: What a changed value means for a resumed run, see `storage/config_keys.py`; None: not declared.
         needs, needs_value: The key that must be set for this one to have an effect; with a value, set to contain it, or
             of a component's key, to be one of them.
+        unless: See `storage/config_keys.py`.
         used_by: Who reads a process parameter.
         is_path: See `storage/config_keys.py`.
     """
@@ -52,15 +53,15 @@ class Key:
     on_resume: str | None = None
     needs: str | None = None
     needs_value: str | tuple[str, ...] | None = None
+    unless: tuple[str, ...] = ()
     used_by: str = TRAINER
     is_path: bool = False
 
 
 def _key(name: str, annotation: Any, default: Any, help: str, metadata: Mapping[str, Any]) -> Key:
     bounds = {bound: metadata[bound] for bound in BOUNDS if bound in metadata}
-    rest = {
-        name: metadata[name] for name in ("on_resume", "needs", "needs_value", "used_by", "is_path") if name in metadata
-    }
+    names = ("on_resume", "needs", "needs_value", "unless", "used_by", "is_path")
+    rest = {name: metadata[name] for name in names if name in metadata}
     return Key(name, annotation, bounds, default, help, **rest)
 
 

@@ -56,6 +56,12 @@ class AssociationLoss:
         return {"association": len(batch["mask"])}
 
 
+def clip_frames(times: Tensor, mask: Tensor) -> Tensor:
+    """Frames counted from the first of the clip's instances, 0 for padding: (B, N)."""
+    first = times.masked_fill(~mask, torch.iinfo(times.dtype).max).amin(1, keepdim=True)
+    return (times - first).masked_fill(~mask, 0)
+
+
 def by_frame(logits: Tensor, same: Tensor, times: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Of each row and frame: the logarithm of 1 + the sum of exp(logits), and the target's logit, 0 for "none".
 
@@ -67,8 +73,7 @@ def by_frame(logits: Tensor, same: Tensor, times: Tensor, mask: Tensor) -> tuple
     Returns:
         Both (L, B, N, T).
     """
-    first = times.masked_fill(~mask, torch.iinfo(times.dtype).max).amin(1, keepdim=True)
-    frames = (times - first).masked_fill(~mask, 0)  # padding counts as logit -inf of the first frame
+    frames = clip_frames(times, mask)  # padding counts as logit -inf of the first frame
     index = frames[None, :, None].expand_as(logits)
     shape = (*logits.shape[:-1], int(frames.max()) + 1)
     targets = logits.new_zeros(shape).scatter_add(-1, index, logits * same)

@@ -34,15 +34,13 @@ class PositionConfig:
     )
     normalize: bool = key(True, "fixed: multiply coordinates, shares of the image, by `scale`; else they are angles")
     temperature: float = key(10000.0, "fixed: base of the sines' wavelengths", gt=1)
-    scale: float | None = key(None, "fixed: angle that the image's side makes; null: 2 pi", gt=0)
+    scale: float | None = key(None, "fixed: angle that the image's side makes; null: 2 pi", gt=0, needs="normalize")
     emb_num: int = key(16, "learned: entries of the table, between which values are interpolated", ge=2)
     over_boxes: bool = key(True, "learned: corners of the box (y1x1y2x2); false: centroid and size (yxhw)")
     mlp_cfg: MLPConfig | None = key(None, "layers that mix the encoded coordinates; null: one linear map where needed")
 
     def __post_init__(self) -> None:
         self.mlp_cfg = _nested(MLPConfig, self.mlp_cfg)
-        if self.scale is not None and not self.normalize:
-            raise ValueError(f"scale: {self.scale} has no effect with normalize: false; leave one out")
 
 
 @dataclass
@@ -85,8 +83,6 @@ class EncoderConfig:
     widths: list[int] = key([16, 32, 64], "conv: channels of each stage, multiples of 4; each halves the crop")
 
     def __post_init__(self) -> None:
-        if self.weights is not None and not self.pretrained:
-            raise ValueError(f"weights: {self.weights} has no effect with pretrained: false; set it to true")
         if not self.widths or any(width < 1 or width % 4 for width in self.widths):
             raise ValueError(f"widths: {self.widths} must be multiples of 4, at least one")
         if self.pretrained and self.model_name in ("conv", "descriptors", "none"):
@@ -133,8 +129,6 @@ class Config:
             raise ValueError(f"nhead: {self.nhead} must divide d_model: {self.d_model}")
         if self.d_model % 2:
             raise ValueError(f"d_model: {self.d_model} must be even")
-        if self.motion and not self.relative_geometry:
-            raise ValueError("motion: true has no effect with relative_geometry: false; set it to true")
 
 
 def _nested(kind: type, value: Any) -> Any:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from models.layers import Attention
-from models.losses.tracks import AssociationLoss
+from models.losses.tracks import AssociationLoss, clip_frames
 from models.pretrained import pretrained_config
 from models.tracker.config import Config
 from models.tracker.embeddings import PairGeometry, SpatioTemporalEmbedding, outline, projection
@@ -137,12 +137,6 @@ class Tracker(PreTrainedModel):
     def loss_items(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Clips."""
         return self.criterion.loss_items(batch)
-
-
-def clip_frames(times: Tensor, mask: Tensor) -> Tensor:
-    """Frames counted from the first of the clip's instances, 0 for padding: (B, N)."""
-    first = times.masked_fill(~mask, torch.iinfo(times.dtype).max).amin(1, keepdim=True)
-    return (times - first).masked_fill(~mask, 0)
 
 
 class MaskedAttention(Attention):

@@ -43,6 +43,17 @@ def test_splits_in_subfolders(tmp_path):
     assert target_array(tables["val"]).tolist() == [1, 2] and target_array(tables["train"]).tolist() == [0, 1, 2]
 
 
+def test_hidden_files_are_left_out_and_links_followed(tmp_path):
+    for kind in KINDS[:2]:
+        save(tmp_path / "data" / kind / f"{kind}.png")
+        save(tmp_path / "data" / kind / f"._{kind}.png")  # as macOS leaves them beside copies
+        save(tmp_path / "data" / kind / ".thumbnails" / "small.png")
+    save(tmp_path / "elsewhere" / "linked.png")
+    (tmp_path / "data" / "dog" / "more").symlink_to(tmp_path / "elsewhere")
+    labels = {"cat.png": ("cat",), "dog.png": ("dog",), "linked.png": ("dog",)}
+    assert by_name(read_table(tmp_path / "data", Config())) == labels
+
+
 def test_folders_named_as_splits_may_be_classes(tmp_path):
     for kind in ("train", "plane"):
         for number in range(4):

@@ -127,7 +127,7 @@ def test_a_batch_of_clips_is_its_clips_with_padding(bundle, tmp_path):
 
 
 def test_the_order_in_a_frame_says_nothing(bundle):
-    """It is drawn anew in each epoch, and the same again for the same seed and epoch; in evaluation it is fixed."""
+    """It is a function of seed and epoch, different in each epoch; in evaluation it never changes."""
     orders = set()
     for number in range(8):
         batch = epoch(bundle(), number)
@@ -230,9 +230,21 @@ def test_the_last_frames_of_each_video_are_held_out(bundle):
         bundle(val_frames=1.5)
 
 
+def test_a_video_too_short_for_the_share_trains_as_a_whole(bundle, tmp_path):
+    """Of 12 frames .2 are 2, of 2 frames 0: nothing is held out there, which a line reports."""
+    write_stack(tmp_path / "train", "short", frames=2, size=SIZE)
+    made = bundle(val_frames=0.2)
+    lengths = {video.name: (video.start, video.stop) for video in made.train_dataset.videos()}
+    assert lengths == {"short": (0, 2), "v0": (0, 10)}
+    assert [(video.name, video.start, video.stop) for video in held_out(made).videos()] == [("v0", 10, 12)]
+    assert sum("short" in line for line in made.summary) == 1
+    with pytest.raises(ValueError, match="val_frames"):
+        bundle(val_frames=0.01)  # no frame of any video
+
+
 @pytest.mark.keys("dataset(tracks).scramble")
 def test_scramble_turns_each_frame(bundle):
-    """Training draws the turns anew in each epoch; held-out frames keep theirs."""
+    """Training draws other turns in each epoch; those of held-out frames never change."""
     plain, first, second = epoch(bundle()), epoch(bundle(scramble="rot90")), epoch(bundle(scramble="rot90"), 1)
     assert not torch.equal(first["points"], second["points"])
     turns = [frame.quarters for frame in held_out(bundle(scramble="rot90", val_frames=8)).videos()[0].frames()]

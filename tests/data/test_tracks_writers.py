@@ -181,6 +181,8 @@ def test_coordinates_are_read_in_the_image_size_of_training(tmp_path):
     processor = Processor.from_pretrained(tmp_path, Config(images=False, image_size=[100, 200]), None)
     items = list(processor.read(Source("a.csv", tmp_path / "in/a.csv")))
     assert [item.raw.frame.size for item in items] == [(100, 200)] * 4
+    with pytest.raises(ValueError, match="--video"):
+        Processor.from_pretrained(tmp_path, Config(images=False), None, PredictFlags(video="a.mp4"))
 
 
 def test_regions_of_compressed_label_images(tmp_path):

@@ -146,6 +146,7 @@ def test_labels_that_contradict_the_checkpoint(start, tmp_path, capsys):
         ("{name: images, path: TABLE, channels: 1,\n\n  augmentation: {hue: 0.4}}", "augmentation.hue: 0.4", 3),
         ("{name: images, path: TABLE, eval_path: TABLE, eval_fraction: 0.3}", "eval_fraction: 0.3", 1),
         ("{name: images, path: TABLE, test_path: TABLE,\n  test_fraction: 0.3}", "test_fraction: 0.3", 2),
+        ("{name: images, path: TABLE,\n  train_split: all}", "train_split: all", 2),
         ("{name: images, path: FOLDER,\n  root: FOLDER}", "root: FOLDER", 2),
         ("{name: images, path: FOLDER,\n  label_column: kind}", "label_column: kind", 2),
     ],

@@ -29,7 +29,7 @@ def trained(tmp_path, recipe, pattern, *settings):
 
 
 @pytest.mark.keys("dataset(tracks).scramble")
-def test_flies_are_told_apart_by_their_looks(tmp_path, in_root):
+def test_flies_are_tracked_by_their_looks(tmp_path, in_root):
     """Frames and places are turned at random, so that places say nothing: scramble of dataset(tracks)."""
     pytest.importorskip("av")
     scores, all_scores = trained(tmp_path, "tracking_cpu", "three_flies.*", "dataset.scramble=rot90", "max_steps=120")

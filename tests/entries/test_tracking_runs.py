@@ -10,6 +10,7 @@ from run_results import error_lines, metrics
 from track_files import images, positions, write_film, write_slp, write_stack
 
 import train
+from loader.checks.static_checks import check_run
 from loader.command_line.entry import run_config
 from loader.command_line.parser import help_text, parse_flags
 from loader.resolve.resolver import resolve
@@ -252,6 +253,43 @@ def test_bad_input_is_one_line(case, tmp_path, capsys, in_root):
     (line,) = error_lines(capsys, train.main, [str(word) for word in (*options, *words, *settings)])
     assert named in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.keys("dataset(tracks).val_frames", "dataset(tracks).images", "dataset(tracks).image_size")
+@pytest.mark.parametrize(
+    ("beside", "key"),
+    [
+        ("val_dataset.dir.path", "dataset.val_frames=3"),
+        ("images=false", "dataset.channels=1"),
+        ("images=false", "dataset.cache_gb=2"),
+        ("images=true", "dataset.image_size=[48,64]"),
+        ("images=true", "dataset.train_dataset.video_files=[v.mp4]"),
+        ("images=true", "dataset.test_dataset.dir.labels_suffix=.csv"),
+        ("images=true", "model.motion=true"),
+        ("images=true", "model.encoder_cfg.weights=DIR"),
+        ("images=true", "model.embedding_meta.pos={normalize: false, scale: 3.0}"),
+    ],
+)
+def test_keys_without_effect(videos, tmp_path, in_root, beside, key):
+    """Given together they are refused; on the command line the one that decides has precedence over a file."""
+    beside += f"={videos}" if beside.endswith("path") else ""
+    code, lines = checked(str(videos), "--set", f"dataset.{beside}", key, f"output_dir={tmp_path}/o")
+    name = "model.embedding_meta.pos.scale" if "scale" in key else key.partition("=")[0]
+    assert code == 2 and len(lines) == 1 and f"`{name}: " in lines[0]
+
+
+def test_a_validation_set_on_the_command_line_replaces_the_recipes_held_out_frames(videos, in_root):
+    words = ["--training_config", "tracking_cpu", videos]
+    assert check_run(resolved(*words)) == [] and resolved(*words).dataset.config.val_frames == 40
+    run = resolved(*words, "--val-dir", videos)
+    assert check_run(run) == [] and run.dataset.config.val_frames == 0.2
+    (note,) = [note for note in run.notes if "`dataset.val_frames: 40`" in note]
+    assert "tracking_cpu.yaml:9" in note and "dataset.val_dataset.dir.path" in note
+
+
+def test_motion_of_a_recipe_is_dropped_with_the_geometry_that_it_needs(videos, in_root):
+    run = resolved("--training_config", "tracking_points_cpu", videos, "--set", "model.relative_geometry=false")
+    assert check_run(run) == [] and run.model.config.motion is False
 
 
 def test_what_needs_no_data_is_checked_without_it(videos, tmp_path, in_root):

@@ -276,7 +276,7 @@ def embedding(position, time, anchors=1):
 @pytest.mark.keys("model(tracker).embedding_meta")
 @pytest.mark.parametrize("anchors", [1, 3])
 def test_embeddings_differ_between_inputs_and_between_options(anchors):
-    """embedding_meta: places 2 % of the image apart and neighbouring frames are told apart, in every mode."""
+    """embedding_meta: places 2 % of the image apart and neighbouring frames differ, in every mode."""
     boxes = torch.tensor([[0.30, 0.40, 0.42, 0.50], [0.32, 0.42, 0.44, 0.52]])[None, :, None].repeat(1, 1, anchors, 1)
     frames = torch.tensor([[3, 4]])
     outputs = []
@@ -311,9 +311,7 @@ def test_both_spellings_of_hidden_dims_are_one():
         MLPConfig(hidden_dims=8, hidden_dim=9)
 
 
-@pytest.mark.parametrize(
-    "keys", [{"nhead": 3}, {"d_model": 15}, {"motion": True}, {"encoder_cfg": EncoderConfig("xcit")}]
-)
+@pytest.mark.parametrize("keys", [{"nhead": 3}, {"d_model": 15}, {"encoder_cfg": EncoderConfig("xcit")}])
 def test_settings_that_cannot_be_built_are_refused(keys):
     with pytest.raises(ValueError, match=next(iter(keys)) if "encoder_cfg" not in keys else "xcit"):
         network(**{"encoder": keys.pop("encoder_cfg", None), **keys})

@@ -22,8 +22,8 @@ def depths_from_head(model: nn.Module) -> dict[str, int]:
     walk.visit(model)
     if not walk.blocks:
         raise ValueError(
-            "`layer_decay`: the blocks of this model cannot be told apart, as it has no list of them; set layer_decay "
-            "to 1, and rates of its parts with param_groups"
+            "`layer_decay`: this model has no list of blocks, so its layers have no depth; set layer_decay to 1, and "
+            "rates of its parts with param_groups"
         )
     depth_of = {key: walk.blocks + 1 - layer for key, layer in walk.layers.items()}
     depth_of |= dict.fromkeys(walk.behind, 0)
