@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 # The simulator renders off-screen; tests are short, and several threads for each only get in one another's way.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install demo test test-fast test-oldest lint format bench schema clean
+.PHONY: install demo test test-fast test-oldest lint format bench recipes schema clean
 
 install: $(STAMP)
 
@@ -51,6 +51,10 @@ format: install
 
 bench: install
 	for benchmark in benchmarks/*.py; do $(PY) $$benchmark || exit 1; done
+
+# What each recipe scores, for docs/recipes.md: make recipes DATA=DIR, in an evening; the same command continues.
+recipes: install
+	$(PY) -m scripts.recipes --data "$(DATA)"
 
 # The schema that editors read; it follows the installed TrainingArguments.
 schema: install

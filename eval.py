@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from loader.checks.static_checks import check_settings
 from loader.command_line.entry import check_output, command_line, entry_flags, refuse_useless, refusing
 from loader.errors import ConfigError
 from loader.resolve.resolver import read_saved
@@ -97,8 +98,8 @@ class CheckpointPolicy:
         return action
 
 
-def believed(run: RunConfig, trust_remote_code: bool) -> RunConfig:
-    """The run of a checkpoint; whether code may run is asked of who scores it, not of a file that came with it."""
+def with_remote_code(run: RunConfig, trust_remote_code: bool) -> RunConfig:
+    """The run of a checkpoint with the caller's `trust_remote_code`: the checkpoint's own files do not decide that."""
     return replace(run, process=replace(run.process, trust_remote_code=trust_remote_code))
 
 
@@ -116,19 +117,19 @@ def load_policy(folder: str | Path, device: str | None = None, trust_remote_code
 
     transformers.logging.disable_progress_bar()  # one bar for each worker process says nothing
     path, run = checkpoint_run(str(folder))
-    return CheckpointPolicy(path, believed(run, trust_remote_code), usable_device(device))
+    return CheckpointPolicy(path, with_remote_code(run, trust_remote_code), usable_device(device))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Scores the checkpoint, prints its scores and returns them."""
     asked = entry_flags(EvalArguments, arguments, "eval.py", __doc__)
     folder, run = refusing(checkpoint_run, asked.checkpoint, overrides(asked))
-    run = believed(run, asked.trust_remote_code)
+    run = with_remote_code(run, asked.trust_remote_code)
     refusing(check_flags, asked, run)
     if asked.json:
         refusing(check_output, "json", asked.json)
     scores = (held_out_scores if run.env is None else rollout_scores)(asked, folder, run)
-    tell(scores, folder, asked.json)
+    write_scores(scores, folder, asked.json)
     return scores
 
 
@@ -139,7 +140,7 @@ def overrides(asked: EvalArguments) -> list[str]:
     return [*asked.set, *path, *instruction]
 
 
-def tell(scores: dict[str, Any], folder: Path, file: str | None) -> None:
+def write_scores(scores: dict[str, Any], folder: Path, file: str | None) -> None:
     """The scores as one JSON object, printed and perhaps written; and on stderr which of them are not finite."""
     shown_scores = {name: json_number(value) for name, value in scores.items()}
     if lost := [name for name in scores if shown_scores[name] is not scores[name]]:
@@ -184,6 +185,7 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     if not sets:
         nothing = {"validation": "its run held nothing out to be scored on (dataset.eval_fraction)"}
         raise ConfigError(f"{folder}: {nothing.get(asked.split, 'its data has no test set')}")
+    refuse_useless(asked, sampling_without_effect(bundle) if asked.samples else {})
     model = refusing(load_model, folder, run, device)
     refusing(refuse_other_labels, model.config, bundle.dims.get("labels"), str(folder))
     if run.trained_in is None:
@@ -210,6 +212,13 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
         scores["samples"] = refusing(written_samples, asked, model, bundle.processor)
         print("\n---\n".join(escaped(text, "\n\t") for text in scores["samples"]), flush=True)
     return scores
+
+
+def sampling_without_effect(bundle: Any) -> dict[str, str]:
+    """Flags of `--samples` that change nothing on this data, and why."""
+    if bundle.free_run is None:
+        return {"top_p": "texts are sampled with --temperature and --top_k"}
+    return {"prompt": "held-out samples are continued", **getattr(bundle.free_run, "without_effect", {})}
 
 
 def free_runs(asked: EvalArguments, model: Any, bundle: Any, sets: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -281,12 +290,11 @@ def load_model(folder: Path, run: RunConfig, device: str) -> Any:
             logging.enable_progress_bar()
 
 
-def checkpoint_scores(run: RunConfig, bundle: Any, device: Any) -> Any:
+def checkpoint_scores(run: RunConfig, bundle: Any, loss: Any, device: Any) -> Any:
     """What `eval_runner` does with each checkpoint of a run, or None; a ValueError if the data does not allow it."""
     if run.eval_runner is None or not run.eval_runner.enabled:
         return None
     from loader.checks.runtime_checks import check_eval_runner
-    from prepare import build_loss
     from trainer.checkpoint_scores import CheckpointScores
 
     return CheckpointScores.of(
@@ -294,7 +302,7 @@ def checkpoint_scores(run: RunConfig, bundle: Any, device: Any) -> Any:
         bundle,
         *check_eval_runner(run, bundle),
         load=functools.partial(load_model, run=run, device=device),
-        loss=build_loss(run, bundle),
+        loss=loss,
         batch_size=run.hyper.per_device_eval_batch_size,
         out=run.output_dir / "eval_runner",
     )
@@ -349,7 +357,9 @@ def checkpoint_run(name: str | None, settings: Sequence[str] = ()) -> tuple[Path
         key_path = setting.partition("=")[0]
         if key_path.partition(".")[0] not in {*SCORED_WITH, *getattr(run.dataset.module, "PROCESS_KEYS", ())}:
             raise ConfigError(f"`--set {setting}` has no effect on a trained model; {', '.join(SCORED_WITH)} keys have")
-    run = replace(run, trained_in=folder) if settings else run
+    if settings:
+        run = replace(run, trained_in=folder)
+        check_settings(run)
     if run.model is None or run.dataset is None:
         raise ConfigError(f"{folder / 'run.yaml'} names no model or no data; it is not a whole run's")
     return folder, run

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.processor import Item, Processor, Source, input_sources
-from eval import believed, checkpoint_run, load_model, usable_device
+from eval import checkpoint_run, load_model, usable_device, with_remote_code
 from loader.command_line.entry import (
     check_output,
     command_line,
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Predict on files, or serve a policy, as the command line describes."""
     asked = entry_flags(flag_class(arguments), arguments, "predict.py", __doc__)
     folder, run = refusing(checkpoint_run, asked.checkpoint)
-    run = believed(run, asked.trust_remote_code)
+    run = with_remote_code(run, asked.trust_remote_code)
     kind = refusing(processor_class, run)
     flags = kind_flags(asked, run)
     refusing(check_flags, asked, run, kind, flags)
@@ -121,7 +121,7 @@ def check_flags(asked: Any, run: RunConfig, kind: type[Processor], flags: Any) -
     dead = dict.fromkeys(names - own, f"{run.dataset.name} data has no use for it")
     if asked.serve is None:
         dead |= dict.fromkeys(OF_A_SERVER, "no --serve is given")
-        dead |= getattr(flags, "without_effect", dict)()
+        dead |= flags.without_effect(asked.output) if hasattr(flags, "without_effect") else {}
     else:
         if not kind.SERVES:
             raise ConfigError(f"`--serve {asked.serve}`: {run.dataset.name} data has no policy to serve")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loader.command_line.entry import command_line, entry_flags, refuse_useless, refusing
-from loader.errors import ConfigError, did_you_mean, quoted
+from loader.errors import ConfigError, quoted
 from loader.resolve.resolver import resolve
 from loader.resolve.run_config import RunConfig
 from loader.schema.components import component_module, shipped
@@ -25,6 +25,7 @@ from loader.schema.hyper_arguments import HyperArguments, RemembersGiven
 from storage.config_keys import key
 from storage.lock import exclusive
 from storage.safe_read import read_json
+from storage.suggestions import did_you_mean
 
 DEFAULT_EPISODES = 50
 # Of the expert's full variation: enough that no two demonstrations are alike, little enough that the same start still
@@ -152,17 +153,16 @@ def export_task(run: RunConfig, asked: PrepareArguments) -> None:
 
 def convert_folder(source: Path, asked: PrepareArguments, run: RunConfig | None) -> None:
     """Convert a folder of demonstrations, of a task if `run` is given."""
-    from data.demonstrations.lerobot import is_lerobot
+    from data.demonstrations.lerobot import is_lerobot, require_pyarrow
 
     if is_lerobot(source, "auto"):
         if run is not None:
             raise ConfigError(f"`--export lerobot`: {source} is a LeRobot data set already")
         of_hdf5 = ("fps", "instruction", "vcodec", "crf")
         refuse_useless(asked, dict.fromkeys(of_hdf5, f"{source} is a LeRobot data set, which becomes HDF5"))
-    try:
-        from data.demonstrations.lerobot.convert import Encoding, Settings, convert
-    except ImportError:
-        raise ConfigError("a conversion needs packages: pip install pyarrow av") from None
+    require_pyarrow()
+    from data.demonstrations.lerobot.convert import Encoding, Settings, convert
+
     settings = Settings(asked.fps, asked.instruction or source.name, Encoding(asked.vcodec, asked.crf))
     if run is not None:
         settings = dataclasses.replace(
@@ -224,7 +224,7 @@ def prepare_text(asked: PrepareArguments, ready: str | None, folder: Path, cache
     if ready is None:
         for key, remedy in (("text", "FILE, a folder or a dataset of the hub"), ("tokenizer", "char, bytes, bpe:N …")):
             if key not in given:
-                known = did_you_mean(asked.dataset, names) or f"; known by name are {quoted(names)}"
+                known = did_you_mean(asked.dataset, names, f"; known by name are {quoted(names)}")
                 known = known if key == "text" else ""
                 raise ConfigError(f"`--dataset {asked.dataset}` needs --{key}: {remedy}{known}")
         settings = PreparationSettings(**given)

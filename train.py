@@ -223,6 +223,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any, device: Any) -> 
     from trainer.sections import EmaConfig
     from trainer.settings import TrainerSettings
 
+    loss = build_loss(run, bundle)
     names = {field.name for field in fields(TrainerSettings)}
     shared = {name: getattr(view, name) for view in (run.process, run) for name in names if hasattr(view, name)}
     wants_csv = run.logging is not None and run.logging.logger_type == "CSVLogger"
@@ -237,12 +238,12 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any, device: Any) -> 
         "directions": bundle.directions(),
         "greater_is_better": run.trainer.get("greater_is_better"),
         "units": bundle.units,
-        "loss": build_loss(run, bundle),
+        "loss": loss,
         "train_transform": bundle.train_transform,
         "test_datasets": bundle.test_sets_by_prefix() if run.process.evaluate_test else {},
         "processor": bundle.processor,
         "sampling": sampling(run, bundle, adapted.model),
-        "score_checkpoint": checkpoint_scores(run, bundle, device),
+        "score_checkpoint": checkpoint_scores(run, bundle, loss, device),
         "first_optimizer": first_optimizer(run),
     }
     return TrainerSettings(**shared | own)

@@ -2,7 +2,8 @@
 
 A data module exports its subclass as `Processor`; it works from a checkpoint's folder alone, without the training data.
 For flags of its own it exports their dataclass as `PredictFlags`: fields by `storage.config_keys.key`, importable
-without torch; `without_effect()`, if there is one, returns flags that change nothing beside the others, and why.
+without torch; `without_effect(output)`, if there is one, returns flags that change nothing beside the others and with
+this output file (None: standard output), and why.
 """
 
 from __future__ import annotations

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from storage.safe_read import escaped
 
 MOST_PROBLEMS = 100  # a file of another kind would have one for each of its lines
 MOST_SHOWN = 2000  # characters of a problem's line
-MOST_COMPARED = 100  # characters of a word that is compared with known ones
 
 
 class ConfigError(ValueError):
@@ -58,25 +56,6 @@ def one_line(text: str) -> str:
     line = escaped(" ".join(text.split()))
     half = MOST_SHOWN // 2
     return line if len(line) <= MOST_SHOWN else f"{line[:half]} … {line[-half:]}"
-
-
-def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the most similar known name, or None if the similarity of all is below `cutoff`.
-
-    A name that differs in case only is the nearest.
-    """
-    word, known = str(word), list(known)
-    if len(word) > MOST_COMPARED:
-        return None
-    same = [name for name in known if name.lower() == word.lower()]
-    matches = same or difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
-    return matches[0] if matches else None
-
-
-def did_you_mean(word: str, known: Iterable[str], mark: str = "`") -> str:
-    """Return `; did you mean …?` for an error line; empty if no known name is similar."""
-    match = nearest(word, known)
-    return f"; did you mean {mark}{match}{mark}?" if match else ""
 
 
 def quoted(names: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ Metadata of a key:
     on_resume: What a changed value means for a resumed run, one of the classes below; TRAJECTORY if absent.
     needs: The switch (another key) without which this key does nothing.
     needs_value: The values that the switch must have; None: any that is true.
-    unless: Keys of a component, each of which leaves this one without effect; dots lead into sections.
+    unless: Paths of keys in the same component (`section.key`), each of which leaves this one without effect.
     is_path: A relative path; where it exists, it is stored as an absolute one, so that run.yaml works in any folder.
     used_by: Who reads a process parameter: TRAINER (if absent), ADAPTATION or COMPONENT (those that list it).
 Further metadata of a flag are arguments of argparse's `add_argument`.

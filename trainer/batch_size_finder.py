@@ -185,12 +185,12 @@ def available_bytes() -> int:
 @contextlib.contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
     """Undo, bit for bit, what is done inside to the model and to the random number generators."""
-    generators, restore_model = rng_state.states(), _keep_model(model)
+    restore_model = _keep_model(model)
     try:
-        yield
+        with rng_state.preserved():
+            yield
     finally:
         restore_model()
-        rng_state.restore(generators)
 
 
 def _keep_model(model: nn.Module) -> Callable[[], None]:

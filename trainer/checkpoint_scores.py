@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from storage.atomic import write_json
 from trainer.callbacks.log_files import json_number
 from trainer.dataloading.samplers import limited_dataset
 from trainer.evaluator import evaluate
+from trainer.serialization import rng_state
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class CheckpointScores:
     def __call__(self, checkpoint: Path) -> dict[str, float]:
         folder = self.out / checkpoint.name
         part = limited_dataset(self.dataset, self.batches, self.batch_size)
-        with torch.random.fork_rng():
+        with rng_state.preserved():
             model = self.load(checkpoint)
             device = next(model.parameters()).device
             values = evaluate(model, part, self.collate, self.batch_size, device, self.metric, self.loss)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data import cache, hub
+from data.demonstrations import lerobot
 from data.demonstrations.config import SUFFIXES, Config, included
 from data.demonstrations.hdf5 import add_sources
-from data.demonstrations.lerobot import is_lerobot
 from data.demonstrations.source import EpisodeSource, open_arrays, preload, scan, write
 
 CACHE_VERSION = 3
@@ -22,11 +22,10 @@ def prepare(path: str, config: Config, process: Any, cache_root: Path) -> Episod
     if config.layout == "lerobot" and hub.is_hub_id(path):
         folder = hub.downloaded(path, "dataset.path")
     # Listed once: a recording in progress must not add a file after the key is computed.
-    if is_lerobot(folder, config.layout):
-        try:
-            from data.demonstrations.lerobot.scan import files_of, scan_lerobot
-        except ImportError:
-            raise ValueError(f"{path} is a LeRobot data set, which needs packages: pip install pyarrow av") from None
+    if lerobot.is_lerobot(folder, config.layout):
+        lerobot.require_pyarrow()
+        from data.demonstrations.lerobot.scan import files_of, scan_lerobot
+
         files, read, others = files_of(folder), scan_lerobot, OF_LEROBOT
     else:
         files, read, others = included(folder, config.exclude), scan, []

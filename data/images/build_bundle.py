@@ -37,7 +37,7 @@ def assemble(config: Config, run: Any) -> Bundle:
     preprocessing = preprocessing_of(config, process.model_name_or_path, process.cache_dir)
     names, is_multi_label = tables["train"].names, tables["train"].is_multi_label
     refuse_mixed_classes(config, run, is_multi_label)
-    sets, targets = {}, {}
+    notes, sets, targets = [*notes], {}, {}
     for split, table in tables.items():
         sets[split], more = open_split(config, run, table, preprocessing, f"dataset.{split}")
         targets[split] = sets[split].labels

@@ -37,7 +37,7 @@ class Augmentation:
                 raise ValueError(f"`{name}: {values}` must be two positive numbers, from and to (a share is at most 1)")
 
 
-@dataclass
+@dataclass(eq=False)  # compared by identity: what was read for a configuration is kept with it (see splits.py)
 class Config:
     """YAML section `dataset` with `name: images`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -38,6 +39,7 @@ LADI: dict[str, tuple[dict[str, str | None], list[str] | None]] = {
 }
 
 
+@functools.lru_cache(maxsize=1)  # the check of a run and its data read the same tables
 def read_splits(config: Config, seed: int) -> tuple[dict[str, Table], list[str]]:
     """(`train`, and `val` and `test` if there are such images; lines for people)
 

@@ -31,6 +31,7 @@ class Config:
         "share of records that validates, drawn by seed and content; unset: 0.1, if no validation records are given",
         ge=0,
         lt=1,
+        unless=("eval_path",),
     )
     tokenizer: str | None = key(
         None,
@@ -52,10 +53,3 @@ class Config:
         None,
         "a Jinja template, or a file that holds one, for a tokenizer without a chat template or instead of its own",
     )
-
-    def __post_init__(self):
-        if self.eval_path is not None and self.eval_fraction is not None:
-            raise ValueError(
-                f"dataset.eval_path {self.eval_path} gives the validation records, so dataset.eval_fraction "
-                f"{self.eval_fraction:g} would draw none; leave one of them out"
-            )

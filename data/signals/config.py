@@ -18,8 +18,20 @@ class DataSplitter:
     by: Literal["time", "session", "subject", "dataset"] | None = fixed(
         None, "time: the end of each recording is held out; the others: whole ones. Null: time; session of trials."
     )
-    eval_fraction: float = fixed(0.1, "Share that validates, if `eval` and eval_path name nothing.", ge=0, lt=1)
-    test_fraction: float = fixed(0.0, "Share that tests, if `test` and test_path name nothing.", ge=0, lt=1)
+    eval_fraction: float = fixed(
+        0.1,
+        "Share that validates, if `eval` and eval_path name nothing.",
+        ge=0,
+        lt=1,
+        unless=("eval_path", "datasplitter.eval"),
+    )
+    test_fraction: float = fixed(
+        0.0,
+        "Share that tests, if `test` and test_path name nothing.",
+        ge=0,
+        lt=1,
+        unless=("test_path", "datasplitter.test"),
+    )
     eval: list[str] | None = fixed(None, "Sessions, subjects or data sets that validate.")
     test: list[str] | None = fixed(None, "Sessions, subjects or data sets that test.")
     gap_seconds: float = fixed(0.0, "time: seconds left out before each held-out part.", ge=0)

@@ -34,6 +34,12 @@ class FreeRun:
     train: SignalSet
     rate: float | None
 
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings of sampling that change nothing, and why."""
+        is_of_values = self.train.tokenizer is None
+        return dict.fromkeys(("top_k", "top_p"), "values are not drawn from ids") if is_of_values else {}
+
     def __call__(
         self, model: Any, dataset: SignalSet, folder: Path, seed: int, steps: int, samples: int, **sampling: Any
     ) -> dict[str, float]:

@@ -17,8 +17,8 @@ class PredictFlags:
     samples: int = key(1, "Text: predictions for each input.", ge=1)
     seed: int = key(0, "Text: seed of sampling.", ge=0)
 
-    def without_effect(self) -> dict[str, str]:
-        """Flags that change nothing beside the others, and why."""
+    def without_effect(self, output: str | None) -> dict[str, str]:
+        """See `data.processor`."""
         if self.temperature > 0:
             return {}
         return dict.fromkeys(("top_k", "samples", "seed"), "temperature 0 does not sample; set --temperature")

@@ -13,6 +13,13 @@ OF_SCORES = ("match_distance",)
 HINTS = typing.get_type_hints(TrackerSettings)
 FIELDS = [field for field in dataclasses.fields(TrackerSettings) if field.name not in OF_SCORES]
 
+
+def without_effect(flags: Any, output: str | None) -> dict[str, str]:
+    """See `data.processor`."""
+    shows_unsure_frames = output is None or output.endswith(".slp")
+    return {} if shows_unsure_frames else {"confidence_threshold": "only .slp files name unsure frames"}
+
+
 PredictFlags = dataclasses.make_dataclass(
     "PredictFlags",
     [
@@ -33,7 +40,7 @@ PredictFlags = dataclasses.make_dataclass(
             for field in FIELDS
         ),
     ],
-    namespace={"__module__": __name__},
+    namespace={"__module__": __name__, "without_effect": without_effect},
 )
 
 

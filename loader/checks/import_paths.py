@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-from loader.errors import did_you_mean
+from storage.suggestions import did_you_mean
 
 
 def import_problem(path: str) -> str | None:

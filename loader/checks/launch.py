@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from loader.errors import ConfigError, Problems, did_you_mean, shown
+from loader.errors import ConfigError, Problems, shown
 from loader.resolve.global_batch_size import launched_processes
 from loader.resolve.run_config import RunConfig
+from storage.suggestions import did_you_mean
 
 AS_LAUNCHED = ("auto", -1, "-1")
 UNSUPPORTED = ("tpu", "ipu", "hpu")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from loader.errors import Problems, nearest
+from loader.errors import Problems
 from loader.resolve.run_config import RunConfig
+from storage.suggestions import nearest
 
 FILES = ("deepspeed", "fsdp_config", "accelerator_config")  # each a file, or its content
 TYPO = 0.85  # similarity from which a name is taken for a misspelt one

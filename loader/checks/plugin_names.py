@@ -6,7 +6,7 @@ import math
 import typing
 
 from loader.checks.import_paths import import_problem
-from loader.errors import Problems, did_you_mean, quoted
+from loader.errors import Problems, quoted
 from loader.resolve.run_config import RunConfig
 from loader.schema.installed import (
     backend_is_installed,
@@ -17,6 +17,7 @@ from loader.schema.installed import (
     torch_schedulers,
     trainer_fields,
 )
+from storage.suggestions import did_you_mean
 
 PLATEAUS = ("reduce_lr_on_plateau", "greedy")
 # Options that torch's schedules require.
@@ -48,7 +49,7 @@ def _optimizer(run: RunConfig, problems: Problems) -> None:
     classes = (*torch_optimizers(), *pytorch_optimizers())
     known = (*classes, *words, *(pytorch_optimizer.lower() for pytorch_optimizer in pytorch_optimizers()))
     if name not in known and torch_optimizers():
-        hint = did_you_mean(name, known) or "; torch.optim has " + ", ".join(torch_optimizers())
+        hint = did_you_mean(name, known, "; torch.optim has " + ", ".join(torch_optimizers()))
         problems.add(
             f"`optim: {name}`{run.place('optim')} is neither a TrainingArguments name nor a class of torch.optim or "
             f"pytorch-optimizer{hint}"
@@ -64,7 +65,7 @@ def _optimizer(run: RunConfig, problems: Problems) -> None:
     for option in run.optimizer_options:
         if option not in takes:
             place = run.place(f"optimizer.{option}") or run.place("optim_args")
-            hint = did_you_mean(option, takes) or f"; it takes {', '.join(takes)}"
+            hint = did_you_mean(option, takes, f"; it takes {', '.join(takes)}")
             problems.add(f"`optimizer.{option}`{place}: {name} takes no such option{hint}")
     for key, option in ADAM_KEYS.items():
         if run.on_command_line(key) and not {option, f"adamw_{option}"} & set(takes):
@@ -79,7 +80,7 @@ def _schedule(run: RunConfig, problems: Problems) -> None:
         there_are = f"; there are {', '.join(words)}, and torch's {', '.join(torch_schedulers())}"
         problems.add(
             f"`lr_scheduler_type: {name}`{place} is neither a TrainingArguments name nor a class of "
-            f"torch.optim.lr_scheduler{did_you_mean(name, known) or there_are}"
+            f"torch.optim.lr_scheduler{did_you_mean(name, known, there_are)}"
         )
     if name in words:
         unfit = ("interval",) if name in PLATEAUS else ("interval", "frequency", "monitor")
@@ -98,7 +99,7 @@ def _schedule(run: RunConfig, problems: Problems) -> None:
     takes = constructor_options(name)
     for option in run.scheduler if takes is not None else ():
         if option not in takes:
-            hint = did_you_mean(option, takes) or f"; it takes {', '.join(takes)}"
+            hint = did_you_mean(option, takes, f"; it takes {', '.join(takes)}")
             problems.add(f"`scheduler.{option}`{run.place(f'scheduler.{option}')}: {name} takes no such option{hint}")
     for option in NEEDED.get(name, ()):
         if option not in run.scheduler and not (name == "ExponentialLR" and run.hyper.min_lr):
@@ -114,7 +115,7 @@ def _backends(run: RunConfig, problems: Problems) -> None:
         if name in ("none", "all"):
             continue
         if name not in reporting_backends():
-            hint = did_you_mean(name, reporting_backends()) or f"; there are {quoted(reporting_backends())}, none, all"
+            hint = did_you_mean(name, reporting_backends(), f"; there are {quoted(reporting_backends())}, none, all")
             problems.add(f"`report_to: {name}`{run.place('report_to')} is not a reporting backend{hint}")
         elif not backend_is_installed(name):
             problems.add(f"`report_to: {name}`{run.place('report_to')} is not installed; pip install {name}, or none")

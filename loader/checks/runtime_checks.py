@@ -203,6 +203,11 @@ def check_eval_runner(run: RunConfig, bundle: Any) -> tuple[str, Any, int]:
             f"`eval_runner.analyses`{place}: {run.dataset.name} data has nothing to continue; set "
             "eval_runner.generator.enabled to false"
         )
+    useless = getattr(bundle.free_run, "without_effect", {})
+    for key, value in section.generator.sampling.options.items():
+        if key in useless and value is not None:
+            key = f"eval_runner.generator.sampling.{key}"
+            raise ValueError(f"`{key}: {value}`{run.place(key)} has no effect: {useless[key.rpartition('.')[2]]}")
     length, context = bundle.dims["context"], section.example_sampler.context_length_steps
     if context is not None and context >= length:
         raise ValueError(

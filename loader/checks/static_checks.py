@@ -12,6 +12,7 @@ from loader.checks.named_things import check_named_things
 from loader.checks.plugin_names import check_names
 from loader.checks.switches import check_switches
 from loader.errors import ConfigError, Problems, quoted, shown
+from loader.resolve.rules import backends
 from loader.resolve.run_config import RunConfig, holds_nothing_out, ignores_learning_rate, warmup
 from loader.resume.find_checkpoint import find_checkpoint
 from loader.schema.components import component_module, shipped
@@ -24,6 +25,8 @@ from storage.config_keys import ADAPTATION, TRAINER
 
 # Files that mark a folder as the output of an earlier run (a failed start leaves run.yaml alone).
 RUN_FILES = ("metrics.jsonl", "config.json", "model.safetensors", "adapter_config.json")
+
+WITH_FILES = {"tensorboard", "wandb", "all"}  # reporting backends whose files `logging.save_dir` places
 
 
 def check_run(run: RunConfig) -> list[str]:
@@ -43,6 +46,15 @@ def check_run(run: RunConfig) -> list[str]:
     _components(run, problems)
     _output_dir(run, problems)
     return problems.lines
+
+
+def check_settings(run: RunConfig) -> None:
+    """Raise ConfigError for keys of components that have no effect, of a saved run with other settings."""
+    problems = Problems()
+    check_switches(run, problems)
+    if run.env is None and hasattr(run.dataset.module, "check"):
+        problems.lines += run.dataset.module.check(run.dataset.config, run)
+    problems.raise_if_any()
 
 
 def _length(run: RunConfig, problems: Problems) -> None:
@@ -83,6 +95,13 @@ def _rules(run: RunConfig, problems: Problems) -> None:
         for key in run.logging.of_wandb:
             place = run.place(f"logging.{key}")
             problems.add(f"`logging.{key}`{place} means nothing to {run.logging.logger_type}; WandbLogger has it")
+    reports = set(backends(run.hyper.report_to))
+    writes_files = run.logging is not None and run.logging.logger_type is not None or reports & WITH_FILES
+    if run.logging is not None and run.logging.save_dir and reports and not writes_files:
+        problems.add(
+            f"`logging.save_dir: {run.logging.save_dir}`{run.place('logging.save_dir')} has no effect on "
+            f"{', '.join(sorted(reports))}; leave it out, or set logging.logger_type"
+        )
     if run.hyper.save_strategy == "best" and not run.trainer.get("metric_for_best_model"):
         problems.add(f"`save_strategy: best`{run.place('save_strategy')} needs metric_for_best_model (loss, say)")
     if run.hyper.do_eval and holds_nothing_out(run) and run.on_command_line("do_eval"):

@@ -18,25 +18,26 @@ def check_switches(run: RunConfig, problems: Problems) -> None:
     for section in COMPONENTS:
         component = getattr(run, section)
         if component is not None:
-            _check(section, component.config, run, problems)
+            _check(section, component.config, component.config, run, problems)
 
 
-def _check(path: str, config: Any, run: RunConfig, problems: Problems) -> None:
+def _check(path: str, config: Any, component: Any, run: RunConfig, problems: Problems) -> None:
+    """Check the keys of `config`, which is the section at `path` of a component's configuration."""
     for name, key in keys_of(type(config)).items():
         value = getattr(config, name)
-        other = next((other for other in key.unless if _value(config, other)), None)
+        other = next((other for other in key.unless if _value(component, other)), None)
         is_off = not _is_on(config, key)
         if not is_off and (other is None or not value):  # 0, for one, is no contradiction
             if dataclasses.is_dataclass(value):
-                _check(f"{path}.{name}", value, run, problems)
+                _check(f"{path}.{name}", value, component, run, problems)
             continue
-        switch = f"{path}.{key.needs if is_off else other}"
+        switch = f"{path}.{key.needs}" if is_off else f"{path.partition('.')[0]}.{other}"
         if is_off:
             needed = f"`{switch}`" if key.needs_value is None else f"`{switch}: {' or '.join(key.needs_value)}`"
             refusal = f"without {needed}; set that, or leave it out"
             reason = f"`{switch}` is {shown(getattr(config, key.needs))}"
         else:
-            given = f"`{switch}: {shown(_value(config, other))}`"
+            given = f"`{switch}: {shown(_value(component, other))}`"
             refusal, reason = f"beside {given}; keep one", f"{given} has precedence"
         for holder, holder_path, field, default in list(_changed(config, path, name, key.default)):
             changed = f"{holder_path}.{field}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from loader.errors import nearest
 from loader.schema.keys import section_of
 from loader.sources.key_aliases import yaml_keys
+from storage.suggestions import nearest
 
 FLAG_CUTOFF = 0.8  # similarity from which a flag is taken for a misspelt one
 BELONGS_TO = {"dataset": "the data", "model": "the model", "loss": "the loss", "env": "the environment"}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from loader.errors import ConfigError, Problems, did_you_mean, quoted
+from loader.errors import ConfigError, Problems, quoted
 from loader.resolve.precedence import resolve_conflicts
 from loader.resolve.run_config import RunConfig
 from loader.resolve.superseded import drop_superseded, note_overridden
@@ -35,6 +35,7 @@ from loader.sources.config_tree import DEFAULT, MISSING, Node, find, leaves, mer
 from loader.sources.key_aliases import yaml_keys
 from loader.sources.translate_aliases import initial_weights_choice, resolve_combined_aliases, resolve_model_sources
 from storage.component_contract import contract_problems
+from storage.suggestions import did_you_mean
 
 # Kinds of file that a key names.
 FILE_KINDS = (("task", "task_name"), ("model", "model_config"))
@@ -254,7 +255,7 @@ def _remedy(name: str) -> str:
     """Return where an unknown top-level key belongs, or the nearest known one."""
     if section := section_of(name):
         return f"; it is a key of `{section}`: write it under `{section}:`"
-    return did_you_mean(name, yaml_keys()) or "; --print_schema lists every key"
+    return did_you_mean(name, yaml_keys(), "; --print_schema lists every key")
 
 
 def _mapping(tree: Node, section: str, problems: Problems) -> Node | None:

@@ -12,10 +12,11 @@ import typing
 from functools import cache
 from typing import Any, Literal
 
-from loader.errors import Problems, did_you_mean, quoted
+from loader.errors import Problems, quoted
 from loader.schema.installed import REQUIRED
 from loader.schema.keys import Key, keys_of
 from loader.sources.config_tree import Node, node_of
+from storage.suggestions import did_you_mean
 
 UNION_TYPES = (typing.Union, types.UnionType)
 FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # mappings that may be the path of a JSON file
@@ -92,7 +93,7 @@ def check_dataclass(path: str, node: Node, kind: type, problems: Problems, free:
         elif free:
             extra[name] = child.plain()
         else:
-            remedy = did_you_mean(name, keys) or f"; known: {quoted(keys)}"
+            remedy = did_you_mean(name, keys, f"; known: {quoted(keys)}")
             problems.add(f"unknown key `{path}.{name}`{child.origin.place}{remedy}")
     for name, key in keys.items():
         if key.default is REQUIRED and name not in values:

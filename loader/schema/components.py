@@ -11,8 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from loader.errors import ConfigError, did_you_mean, quoted
+from loader.errors import ConfigError, quoted
 from loader.schema.sections import COMPONENTS
+from storage.suggestions import did_you_mean
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +56,7 @@ def component_module(section: str, name: str, place: str = "") -> ModuleType:
         )
     if not _exists(path):
         known = shipped(section)
-        remedy = did_you_mean(name, known) or f"; there are: {quoted(known)}; a dotted name is your own module"
+        remedy = did_you_mean(name, known, f"; there are: {quoted(known)}; a dotted name is your own module")
         raise ConfigError(f"`{section}.name: {name}`{place}: no module `{path}`{remedy}")
     try:
         module = importlib.import_module(path)

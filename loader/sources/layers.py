@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loader.errors import ConfigError, Problems, did_you_mean, quoted
+from loader.errors import ConfigError, Problems, quoted
 from loader.schema.alias_flags import SECTION_ALIASES, alias_paths
 from loader.schema.components import ROOT
 from loader.schema.hyper_arguments import HyperArguments
@@ -17,6 +17,7 @@ from loader.schema.sections import FREE_SECTIONS, OPTIONAL_SECTIONS, SECTIONS
 from loader.sources.config_tree import CLI, DEFAULT, MISSING, SET, Node, at_path, merge, name_missing, node_of
 from loader.sources.translate_aliases import translate_aliases
 from loader.sources.yaml_reader import display_path, parse_yaml, read_scalar, read_yaml
+from storage.suggestions import did_you_mean
 
 DEFAULT_FILE = ROOT / "configs" / "training" / "default.yaml"
 
@@ -59,7 +60,7 @@ def find_file(kind: str, name: str, place: str = "") -> Path:
     if path.suffix:
         raise ConfigError(f"configuration file {name}{place} does not exist, nor in configs/{kind}/{remedy}")
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-    remedy = did_you_mean(name, known) or (f"; there are: {quoted(known)}" if known else "; there are none")
+    remedy = did_you_mean(name, known, f"; there are: {quoted(known)}" if known else "; there are none")
     raise ConfigError(f"`{name}`{place}: no such {kind} in configs/{kind}/{remedy}")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from loader.errors import ConfigError, did_you_mean, quoted
+from loader.errors import ConfigError, quoted
 from loader.schema.components import shipped
 from loader.sources.config_tree import Node, node_of
+from storage.suggestions import did_you_mean
 
 Assignments = list[tuple[str, Node]]  # our key, its value
 

@@ -10,11 +10,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from loader.errors import ConfigError, Problems, did_you_mean
+from loader.errors import ConfigError, Problems
 from loader.schema.alias_flags import IMAGE_ALIASES, SECTION_ALIASES, SIGNAL_ALIASES, alias_paths
 from loader.sources.config_tree import MISSING, Node, at_path, find, merge, missing_line, node_of
 from loader.sources.key_aliases import ALIASES, FOREIGN_SECTIONS, NULLABLE, NotAvailable
 from loader.sources.signal_aliases import extras_without_effect
+from storage.suggestions import did_you_mean
 
 
 def translate_aliases(tree: Node, problems: Problems) -> None:
@@ -33,7 +34,7 @@ def translate_aliases(tree: Node, problems: Problems) -> None:
             if node.value is not None:
                 problems.add(f"not available yet: `{path}`{node.origin.place}: {target}")
         elif target is None:
-            remedy = did_you_mean(path, ALIASES) or "; --print_schema lists every key"
+            remedy = did_you_mean(path, ALIASES, "; --print_schema lists every key")
             problems.add(f"unknown key `{path}`{node.origin.place}{remedy}")
         else:
             _assign(tree, path, node, target, problems)
@@ -227,7 +228,7 @@ def _gpt2_name(name: str, start: Node, gpt2_type: Node | None, layers_later: int
     chosen = name if layers_later < 0 and name != "gpt2" else str(gpt2_type.value)
     if chosen in GPT2_TYPES or "/" in chosen or os.path.isdir(os.path.expanduser(chosen)):
         return chosen
-    remedy = did_you_mean(chosen, GPT2_TYPES) or f"; use {', '.join(GPT2_TYPES)}, a hub id or a folder"
+    remedy = did_you_mean(chosen, GPT2_TYPES, f"; use {', '.join(GPT2_TYPES)}, a hub id or a folder")
     problems.add(f"unknown `gpt2_type: {chosen}`{gpt2_type.origin.place}{remedy}")
     return None
 

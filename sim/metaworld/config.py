@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from sim.metaworld.instructions import SETS, TASKS
 from storage.config_keys import key
+from storage.suggestions import did_you_mean
 
 CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
 
@@ -42,9 +42,8 @@ class Config:
             raise ValueError(f"env.cameras: {self.cameras} names a camera twice")
         for task in self.tasks:
             if task not in TASKS:
-                nearest = difflib.get_close_matches(task, [*TASKS, *SETS], n=1)
-                remedy = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join([*SETS, *TASKS])}"
-                raise ValueError(f"env.task: no Meta-World task {task!r}; {remedy}")
+                remedy = did_you_mean(task, [*TASKS, *SETS], f"; there are {', '.join([*SETS, *TASKS])}")
+                raise ValueError(f"env.task: no Meta-World task {task!r}{remedy}")
         if self.instruction == "wrong" and len(self.tasks) < 2:
             raise ValueError("env.instruction: wrong takes that of another task, but env.task names only one")
 

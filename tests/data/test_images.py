@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data import images
 from data.images.augment import Augment
 from data.images.build_bundle import rarity, sampler_of
 from data.images.config import Augmentation, Config
@@ -44,6 +45,20 @@ def write_table(folder, rows, name="labels.csv", delimiter=",", images=True):
 def run_in(folder, **process):
     values = {"model_name_or_path": None, "cache_dir": None, "trust_remote_code": False} | process
     return SimpleNamespace(seed=0, cache_dir=folder / "cache", process=SimpleNamespace(**values))
+
+
+def test_tables_are_read_once_for_the_check_and_the_data(tmp_path, monkeypatch):
+    table = write_table(tmp_path, [["local_path", "a", "b"], *([f"{n}.png", n % 2, 1 - n % 2] for n in range(8))])
+    read = []
+    monkeypatch.setattr("data.images.splits.read_table", lambda *given: read.append(given) or read_table(*given))
+    run = run_in(tmp_path)
+    vars(run).update(loss=None, model=None, was_set=lambda key: False, place=lambda key: "")
+    for _ in range(2):  # another run, of the same table
+        config = Config(path=str(table), eval_fraction=0.25, image_size=8)
+        assert images.check(config, run) == []
+        first, second = images.build(config, run), images.build(config, run)
+        assert [*map(len, first.eval_datasets.values())] == [2] and first.summary == second.summary
+    assert len(read) == 2
 
 
 # ---- decoding ----

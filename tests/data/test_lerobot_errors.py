@@ -144,8 +144,7 @@ def test_a_missing_codec_is_named(tmp_path, written):
 def test_a_missing_package_is_named(tmp_path, written, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     assert "pip install av" in refusal(tmp_path)
-    monkeypatch.delitem(sys.modules, "data.demonstrations.lerobot.scan")
-    monkeypatch.setitem(sys.modules, "data.demonstrations.lerobot.metadata", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install pyarrow av" in refusal(tmp_path)
 
 

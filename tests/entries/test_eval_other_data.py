@@ -86,6 +86,8 @@ def loss_by_hand(run, episodes):
         (["--set", "dataset.chunksize=3"], ["dataset.chunksize", "chunk_size"]),
         (["--set", "dataset.chunk_size=5"], ["chunk_size 5", "3"]),
         (["--data", "nowhere"], ["nowhere"]),
+        (["--set", "dataset.rename={qpos: state}"], ["dataset.rename"]),
+        (["--samples", "1", "--top_p", "0.5"], ["--top_p"]),
     ],
 )
 def test_what_a_trained_model_cannot_be_scored_with(run, capsys, words, parts):

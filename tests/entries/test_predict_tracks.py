@@ -50,6 +50,11 @@ def refused(run, *words, file=None):
     return left.value.code
 
 
+def test_unsure_frames_are_refused_where_no_file_names_them(run, tmp_path, capsys):
+    assert refused(run, "--output", tmp_path / "x.csv", "--confidence_threshold", "0.5") == 2
+    assert "--confidence_threshold 0.5" in capsys.readouterr().err and not (tmp_path / "x.csv").exists()
+
+
 def tracks(file):
     return [row["track"] for row in csv.DictReader(file.open())]
 

@@ -362,11 +362,17 @@ def test_a_forecast_by_hand(run):
     np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_values_are_continued(run):
+def test_values_are_continued(run, capsys):
     """By WaveNet: of temperature 0 the mean, step by step, in the file's units."""
     trainer = run("max_steps=2", model="{name: wavenet, blocks: 1, layers: 3}", target="values")
     scores = evaluation.main(["--checkpoint", str(run.folder / "out"), "--samples", "1", "--tokens", "3"])
     assert {"rmse", "improvement", "free_run_rmse_3.model"} <= scores.keys()
+    words = ["--checkpoint", str(run.folder / "out"), "--samples", "1", "--tokens", "3"]
+    for flag, value in (("--top_k", "2"), ("--top_p", "0.5"), ("--prompt", "x")):
+        assert f"{flag} {value}" in error_line(capsys, evaluation.main, [*words, flag, value])
+    section = "{generator: {sampling: {strategy: top_k, top_k: 3}}}"
+    wave = {"model": "{name: wavenet, blocks: 1, layers: 3}", "target": "values"}
+    assert "top_k: 3" in error_line(capsys, run, f"eval_runner={section}", out="wrong", **wave)
     values = np.load(run.folder / "signals.npz")["data"]
     described = json.loads((run.folder / "out/signals.json").read_text())
     shift, scale = (np.array(described[name])[:, None] for name in ("shift", "scale"))

@@ -1,10 +1,14 @@
 """The mean loss over a held-out set, against sums by hand."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from tiny_training import Regression, Samples
 from torch.utils.data import default_collate
 
+from trainer.checkpoint_scores import CheckpointScores
 from trainer.evaluator import evaluate
 
 
@@ -32,6 +36,21 @@ class Sequences:
 class Mean(torch.nn.Module):
     def forward(self, input_ids, shift_labels):
         return {"loss": shift_labels[shift_labels != -100].float().mean()}
+
+
+def test_scoring_a_checkpoint_leaves_all_random_generators_as_they_were(tmp_path):
+    def load(folder):
+        random.random(), np.random.random(), torch.rand(1)
+        return Regression().eval()
+
+    score = CheckpointScores(load, Samples(11), default_collate, None, None, 2, 4, None, tmp_path)
+    for generator in (random.seed, np.random.seed, torch.manual_seed):
+        generator(7)
+    expected = random.random(), np.random.random(), torch.rand(1)
+    for generator in (random.seed, np.random.seed, torch.manual_seed):
+        generator(7)
+    assert "loss_error" in score(tmp_path / "checkpoint-1")
+    assert (random.random(), np.random.random(), torch.rand(1)) == expected
 
 
 def test_every_token_of_text_counts_alike():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from storage.suggestions import nearest
 
 # What transformers logs with every evaluation.
 SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -47,8 +48,8 @@ def metric_or_error(name: str, metrics: Mapping[str, Any], asked_by: str) -> str
 
 def _remedy(name: str, logged: Sequence[str]) -> str:
     words = {_word(metric): metric for metric in logged}
-    close = difflib.get_close_matches(normal_form(name), words, n=1, cutoff=0.5)
-    remedy = f"did you mean `{words[close[0]]}`? " if close else ""
+    close = nearest(normal_form(name), words, cutoff=0.5)
+    remedy = f"did you mean `{words[close]}`? " if close is not None else ""
     return f"is not logged; {remedy}logged: {', '.join(sorted(set(logged))) or 'nothing'}"
 
 

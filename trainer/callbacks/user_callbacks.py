@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback
+
+from storage.suggestions import did_you_mean
 
 
 def named_callbacks(entries: Sequence[str | Mapping[str, Any]] | None) -> list[TrainerCallback]:
@@ -56,9 +57,8 @@ def _callback(entry: str | Mapping[str, Any], place: str) -> TrainerCallback:
     if not (isinstance(kind, type) and issubclass(kind, TrainerCallback)):
         kinds = {name: value for name, value in vars(module).items() if isinstance(value, type)}
         names = [name for name, value in kinds.items() if issubclass(value, TrainerCallback) and name != class_name]
-        near = difflib.get_close_matches(class_name, names, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else "derive it from that class"
-        raise ValueError(f"`{place}`: {path} is not a TrainerCallback of transformers; {hint}")
+        hint = did_you_mean(class_name, names, "; derive it from that class")
+        raise ValueError(f"`{place}`: {path} is not a TrainerCallback of transformers{hint}")
     try:
         return kind(**arguments)
     except Exception as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,16 @@ def restore(generators: dict[str, Any]) -> None:
     torch.random.set_rng_state(_decode(generators["torch"]))
     if "cuda" in generators and torch.cuda.is_available():
         torch.cuda.set_rng_state(_decode(generators["cuda"]))
+
+
+@contextlib.contextmanager
+def preserved() -> Iterator[None]:
+    """Restore the generators to the states before, whatever is drawn inside."""
+    before = states()
+    try:
+        yield
+    finally:
+        restore(before)
 
 
 def start(*numbers: int) -> None:

@@ -5,6 +5,7 @@ A feature is a signal, a camera or a text of a LeRobot data set, such as `observ
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ NEEDED = ("codebase_version", "fps", "features", "total_episodes", "total_frames
 def is_lerobot(folder: Path, layout: str) -> bool:
     """Whether a folder is read as a LeRobot data set under `dataset.layout`."""
     return layout == "lerobot" or layout == "auto" and (folder / INFO).is_file()
+
+
+def require_pyarrow() -> None:
+    """Raise ValueError if the package that reads tables is not installed; `video.library` asks for that of videos."""
+    if find_spec("pyarrow") is None:
+        raise ValueError("LeRobot data sets need packages: pip install pyarrow av")
 
 
 def read_info(folder: Path) -> dict[str, Any]:
