@@ -56,6 +56,10 @@ def main(arguments: list[str] | None = None) -> Any:
 
 def execute(run: RunConfig, signals: Signals) -> Any:
     """Carry out a run. A preemption during set-up ends it at once, later as soon as its state is saved."""
+    if run.memory is not None:
+        from estimate import estimate_memory
+
+        return estimate_memory(run)
     folders = dict.fromkeys((run.output_dir, run.checkpoint_dir)) if process_rank() == 0 else ()
     locks = [RunLock(folder) for folder in folders]
     for lock in locks:

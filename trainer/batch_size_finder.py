@@ -105,7 +105,7 @@ def _train(trainer: transformers.Trainer, size: int) -> int:
     fixed = 0
     for step in range(STEPS):
         model.train()
-        samples = collate(_fetch(trainer.train_dataset, step * size, size))
+        samples = collate(fetch(trainer.train_dataset, step * size, size))
         (batch,) = trainer.transformed(iter([trainer._prepare_inputs(samples)]))
         with trainer.accelerator.autocast():
             loss = trainer.compute_loss(model, batch)
@@ -120,7 +120,7 @@ def _train(trainer: transformers.Trainer, size: int) -> int:
     return fixed
 
 
-def _fetch(dataset: Any, first: int, count: int) -> Any:
+def fetch(dataset: Any, first: int, count: int) -> Any:
     """Fetch `count` samples as a dataloader would, but by plain indices, so that no sampler advances."""
     indices = [index % len(dataset) for index in range(first, first + count)]
     together = getattr(dataset, "__getitems__", None)

@@ -82,6 +82,31 @@ def replaced(holder: Any, name: str, value: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
+def without_first_values(finish: Callable[[Any], None]) -> Iterator[None]:
+    """Inside, `from_pretrained` reads only names and shapes of weights, leaves them on the meta device and calls
+    `finish(model)`; and truncated normal distributions are not drawn.
+
+    Without it: estimating the memory of a run would read all of its pretrained weights, and would not end, because the
+    distribution is drawn until each of the values, which fake tensors lack, is within its bounds.
+    """
+    from torch.nn import init
+    from transformers import PreTrainedModel
+
+    load = PreTrainedModel.from_pretrained.__func__
+
+    def empty(cls: type, *arguments: Any, **options: Any) -> Any:
+        loaded = load(cls, *arguments, **{**options, "device_map": "meta"})
+        finish(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    with (
+        replaced(PreTrainedModel, "from_pretrained", classmethod(empty)),
+        replaced(init, "_no_grad_trunc_normal_", lambda tensor, *arguments, **options: tensor),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def start_by_position(start: Callable[[Any, int, Callable[[Any, int], Any]], Any]) -> Iterator[None]:
     """Replace transformers' `skip_first_batches` by `start(loader, batches, skip_first_batches)`.
 

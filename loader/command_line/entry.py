@@ -8,9 +8,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from loader.command_line.completion import COMPLETE, SCRIPTS, completions
+from loader.command_line.memory_request import memory_request
 from loader.command_line.parser import Given, flag_lines, help_text, parse_flags, parser_class
 from loader.command_line.sweep import sweep
 from loader.command_line.unknown_flags import nearest_flag
@@ -77,7 +80,13 @@ def run_config(arguments: list[str] | None = None) -> RunConfig:
 def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
     import_from_working_folder()
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == [COMPLETE]:
+        print("\n".join(completions(" ".join(words[1:]))))
+        return 0
     given = parse_flags(words)
+    if given.command.completion is not None:
+        print(SCRIPTS[given.command.completion], end="")
+        return 0
     if given.asked_for_help:
         print(help_text())
         return 0
@@ -87,10 +96,12 @@ def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
 
         print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
         return 0
+    memory = memory_request(words, given.command)
     if given.command.multirun:
         asks = given.command.check or given.command.print_config is not None
         return sweep(words, lambda one_of_them: _answer(parse_flags(one_of_them)), asks)
-    return _answer(given)
+    run = _answer(given)
+    return replace(run, memory=memory) if memory is not None and isinstance(run, RunConfig) else run
 
 
 def import_from_working_folder() -> None:

@@ -22,6 +22,23 @@ NEWEST = "newest"  # as auto, but a run without a checkpoint is an error
 AUTO_ELSE = "auto:"  # as auto, but a run without a checkpoint starts from the one that follows
 
 
+@dataclass(frozen=True)
+class MemoryRequest:
+    """What `--estimate_memory` asks for.
+
+    Attributes:
+        words: The command line; with further words at its end it describes the run with these changes.
+        form: `table` or `json`.
+        gpu_bytes: What may be used; None: nothing is compared.
+        processes: Of the run.
+    """
+
+    words: tuple[str, ...]
+    form: str
+    gpu_bytes: int | None
+    processes: int
+
+
 @dataclass
 class RunConfig:
     """The typed configuration of one run, with the origin of every value.
@@ -40,6 +57,7 @@ class RunConfig:
         dataset, env, model, loss: The chosen components; without `loss` the model's own is used.
         trained_in: Folder of the model that is scored; data is normalized as it was in training. None: a new model.
         inspected: Checkpoints that were verified for this run, see `loader/resume/find_checkpoint.py`.
+        memory: Estimate the memory instead of training; None: train.
     """
 
     tree: Node
@@ -64,6 +82,7 @@ class RunConfig:
     loss: Component | None = None
     trained_in: Path | None = None
     inspected: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
+    memory: MemoryRequest | None = None
 
     @property
     def seed(self) -> int:

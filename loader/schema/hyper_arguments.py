@@ -151,6 +151,20 @@ class CommandArguments:
         choices=("yaml", "json"),
     )
     print_schema: bool = key(False, "Print the JSON schema of a training file, for editors.")
+    completion: str | None = key(
+        None, 'Print a script that completes this command line: eval "$(… --completion bash)".', choices=("bash", "zsh")
+    )
+    estimate_memory: str | None = key(
+        None,
+        "Print the peak memory of a process by part, without a GPU: table or json.",
+        nargs="?",
+        const="table",
+        choices=("table", "json"),
+    )
+    gpu_memory: str | None = key(
+        None, "With --estimate_memory: what a GPU has (24GiB); if it is not enough, what to change, and exit code 2."
+    )
+    num_processes: int | None = key(None, "With --estimate_memory: processes of the run. Default: as launched.", ge=1)
     multirun: bool = key(
         False, "Run every combination of the bare words' values, key=a,b; again: continue.", aliases=["-m"]
     )

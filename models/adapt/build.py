@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from models.adapt import quantize as quantization
 from models.adapt.adapted_model import AdaptedModel, Group
@@ -104,8 +105,8 @@ def _keep_base(model: nn.Module) -> tempfile.TemporaryDirectory | None:
 
     One process of each machine does so, the one that also saves checkpoints.
     """
-    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
-        return None
+    if int(os.environ.get("LOCAL_RANK", "0")) != 0 or isinstance(next(model.parameters()), FakeTensor):
+        return None  # of fake tensors there are no values to save
     # Remove the folders of processes that were killed before they could.
     for folder in Path(tempfile.gettempdir()).glob("keel-base-*-*"):
         owner = folder.name.split("-")[2]
