@@ -140,9 +140,10 @@ class ChunkPolicy(PreTrainedModel):
 
     def reset(self) -> None:
         """Forget all predictions; call it at the start of an episode."""
-        steps = self.config.n_action_steps or self.config.chunk_size
+        planned = self.config.chunk_size - (self.config.past_actions or 0)
+        steps = self.config.n_action_steps or planned
         if self.config.temporal_ensemble_coeff is not None:
-            self._plan = TemporalEnsemble(self.config.temporal_ensemble_coeff, self.config.chunk_size)
+            self._plan = TemporalEnsemble(self.config.temporal_ensemble_coeff, planned)
         elif self.config.inference_delay is not None:
             self._plan = RealTimeChunks(steps, self.config.inference_delay)
         else:
@@ -155,7 +156,7 @@ class ChunkPolicy(PreTrainedModel):
         assert inputs["state"].shape[0] == 1, inputs["state"].shape
         if self._plan.needs_chunk:
             inputs = {key: value.to(self.device) for key, value in inputs.items() if torch.is_tensor(value)}
-            self._plan.add(self.predict_chunk(inputs)[0].float().cpu())
+            self._plan.add(self.predict_chunk(inputs)[0, self.config.past_actions or 0 :].float().cpu())
         return self._plan.next()
 
     def predict_chunk(self, inputs: dict[str, Tensor]) -> Tensor:
