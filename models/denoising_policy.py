@@ -105,13 +105,17 @@ class DenoisingPolicy(ChunkPolicy):
     def predict_chunk(self, inputs: dict[str, Tensor]) -> Tensor:
         """The next chunk (1, C, A), from noise of its own; every episode has the same sequence of noise."""
         condition = self.condition(inputs["state"], *map(inputs.get, ("images", "words", "image_mask")))
-        return self.sample_chunks(condition, self._generator)
+        return self.sample_chunks(condition, self._generator, **self.guide())
 
-    def sample_chunks(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """condition (B, D) -> (B, C, A), from noise that all samples share."""
+    def guide(self) -> dict[str, Tensor]:
+        """What `sample` should also be given for the next chunk of an episode."""
+        return {}
+
+    def sample_chunks(self, condition: Tensor, generator: torch.Generator | None = None, **guide: Tensor) -> Tensor:
+        """condition (B, D) -> (B, C, A), from noise that all samples share; `guide` as `sample` takes it."""
         generator = generator or torch.Generator().manual_seed(0)
         shape = (len(condition), self.config.chunk_size, self.config.action_dim)
-        return self.sample(self.shared_noise(generator, condition.new_empty(shape)), condition)
+        return self.sample(self.shared_noise(generator, condition.new_empty(shape)), condition, **guide)
 
     def shared_noise(self, generator: torch.Generator, like: Tensor) -> Tensor:
         """Normal noise of the shape of `like` (B, C, A), equal for all samples."""

@@ -90,7 +90,9 @@ def save(name: str, folder: str, target: str) -> None:
     with torch.no_grad():
         for key, value in policy.state_dict().items():  # nothing may be left at a value that hides a mistake
             if value.is_floating_point() and not key.endswith(("pos_grid", "pos_enc")):
-                value.add_(0.05 * torch.randn_like(value)).clamp_(min=0.1 if key.endswith("running_var") else None)
+                value.add_(0.05 * torch.randn_like(value))
+                if key.endswith("running_var"):
+                    value.clamp_(min=0.1)
     width = {key: shape[0] for key, (_, shape) in shapes.items() if len(shape) == 1} | {"action": ACTION}
     statistics = {key: statistics_of(dim) for key, dim in width.items()}
     pixels = {"mean": [[[0.4]], [[0.5]], [[0.3]]], "std": [[[0.2]], [[0.3]], [[0.25]]]}
