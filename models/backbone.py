@@ -71,11 +71,24 @@ class ImageBackbone(nn.Module):
         ):
             replace_norms(self.resnet, FrozenBatchNorm2d)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images (B, K, 3, H, W) uint8 -> (B, K, F, h, w)."""
-        pixels = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
-        features = self.resnet(pixels.flatten(0, 1)).feature_maps[-1]
-        return features.unflatten(0, images.shape[:2])
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """images (B, K, 3, H, W) uint8, mask (B, K) false for those that do not exist -> (B, K, F, h, w).
+
+        Features of images that do not exist are 0; the network, and with it batch statistics, never sees them.
+        """
+        pixels = images.flatten(0, 1)
+        if mask is None:
+            return self.features(pixels).unflatten(0, images.shape[:2])
+        present = mask.flatten()
+        rows = present.nonzero()[:, 0] if present.any() else present.new_zeros(1, dtype=torch.long)
+        found = self.features(pixels[rows])
+        features = found.new_zeros(len(pixels), *found.shape[1:]).index_copy(0, rows, found)
+        return (features * present[:, None, None, None]).unflatten(0, images.shape[:2])
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """pixels (N, 3, H, W) uint8 -> (N, F, h, w)."""
+        scaled = (pixels.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        return self.resnet(scaled).feature_maps[-1]
 
 
 def group_norm(source: nn.BatchNorm2d) -> nn.GroupNorm:
@@ -101,8 +114,8 @@ def build_policy(kind: type[ChunkPolicy], config: PolicyConfig, cache_dir: str |
     require_dims(config)
     model = kind(kind.config_class(**asdict(config)))
     if config.num_images and config.backbone_weights:
-        backbone = next(module for module in model.modules() if isinstance(module, ImageBackbone))
-        _load_weights(backbone, config.backbone_weights, cache_dir)
+        for backbone in (module for module in model.modules() if isinstance(module, ImageBackbone)):
+            _load_weights(backbone, config.backbone_weights, cache_dir)
     return model
 
 

@@ -5,6 +5,8 @@ Shapes: B batch, C chunk size, A action dim, D condition, T time encoding, W cha
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -12,16 +14,26 @@ from models.denoising import DenoisingConfig
 from models.layers import DecoderLayer, sequence_positions, sinusoids
 
 
+def halved_sinusoids(time: Tensor, dim: int) -> Tensor:
+    """time (B,) -> (B, dim): sines, then cosines, of angles from time to time / 10000, as Diffusion Policy's code."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, device=time.device) * (-math.log(10000) / (half - 1)))
+    angles = time.float()[:, None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
 class TimeEncoder(nn.Sequential):
     """A time, in steps of a diffusion process or from 0 to 1000, as (B, T)."""
 
-    def __init__(self, dim: int):
+    def __init__(self, config: DenoisingConfig):
+        dim = config.time_dim
         super().__init__(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
         self.dim = dim
+        self.encode = {"alternating": sinusoids, "halves": halved_sinusoids}[config.time_encoding]
 
     def forward(self, time: Tensor) -> Tensor:
         """time (B,) -> (B, T)."""
-        return super().forward(sinusoids(time, self.dim).to(self[0].weight.dtype))
+        return super().forward(self.encode(time, self.dim).to(self[0].weight.dtype))
 
 
 class ConvBlock(nn.Sequential):
@@ -36,20 +48,28 @@ class ConvBlock(nn.Sequential):
 
 
 class ModulatedBlock(nn.Module):
-    """Two convolutions with a residual connection; the condition scales and shifts the channels between them (FiLM)."""
+    """Two convolutions with a residual connection; the condition scales and shifts the channels between them (FiLM).
+
+    Without `film_scale` it only shifts them.
+    """
 
     def __init__(self, channels: int, out_channels: int, condition_dim: int, config: DenoisingConfig):
         super().__init__()
         shape = config.kernel_size, config.group_norm_groups
         self.first = ConvBlock(channels, out_channels, *shape)
-        self.modulation = nn.Sequential(nn.Mish(), nn.Linear(condition_dim, 2 * out_channels))
+        self.film_scale = config.film_scale
+        width = 2 * out_channels if config.film_scale else out_channels
+        self.modulation = nn.Sequential(nn.Mish(), nn.Linear(condition_dim, width))
         self.second = ConvBlock(out_channels, out_channels, *shape)
         self.skip = nn.Conv1d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, chunk: Tensor, condition: Tensor) -> Tensor:
         """chunk (B, W, C), condition (B, D) -> (B, W', C)."""
-        scale, shift = self.modulation(condition)[..., None].chunk(2, dim=1)
-        return self.second(scale * self.first(chunk) + shift) + self.skip(chunk)
+        features, modulation = self.first(chunk), self.modulation(condition)[..., None]
+        if self.film_scale:
+            scale, modulation = modulation.chunk(2, dim=1)
+            features = scale * features
+        return self.second(features + modulation) + self.skip(chunk)
 
 
 class Stage(nn.Module):
@@ -76,7 +96,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = config.unet_channels
         condition_dim += config.time_dim
-        self.time = TimeEncoder(config.time_dim)
+        self.time = TimeEncoder(config)
         pairs = list(zip([config.action_dim, *widths[:-1]], widths, strict=True))
         last = len(widths) - 1
         self.down = nn.ModuleList(
@@ -117,7 +137,7 @@ class Transformer(nn.Module):
     def __init__(self, config: DenoisingConfig, condition_dim: int):
         super().__init__()
         dim = config.hidden_dim
-        self.time = nn.Sequential(TimeEncoder(config.time_dim), nn.Linear(config.time_dim, dim))
+        self.time = nn.Sequential(TimeEncoder(config), nn.Linear(config.time_dim, dim))
         self.condition = nn.Linear(condition_dim, dim)
         self.action = nn.Linear(config.action_dim, dim)
         self.memory_positions = nn.Embedding(2, dim)  # of the time's and the observation's token
@@ -141,7 +161,7 @@ class Perceptron(nn.Module):
 
     def __init__(self, config: DenoisingConfig, condition_dim: int):
         super().__init__()
-        self.time = TimeEncoder(config.time_dim)
+        self.time = TimeEncoder(config)
         width = config.chunk_size * config.action_dim + config.time_dim + condition_dim
         layers: list[nn.Module] = []
         for _ in range(config.num_layers):

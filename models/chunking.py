@@ -58,13 +58,14 @@ class RealTimeChunks:
     """Executes one chunk while the next is computed, and hands over smoothly.
 
     A chunk is asked for every `steps` steps. Computing it takes `delay` steps, which the previous chunk fills; over the
-    rest of the previous chunk the weight of its actions falls linearly to zero.
+    rest of the previous chunk the weight of its actions falls linearly to zero, unless the policy itself has guided the
+    new chunk by the previous one (`is_guided`).
     Source: the soft mask of Black et al. 2025, arXiv:2506.07339, applied to finished chunks, so that it serves policies
     that do not sample.
     """
 
-    def __init__(self, steps: int, delay: int):
-        self.steps, self.delay = steps, delay
+    def __init__(self, steps: int, delay: int, is_guided: bool = False):
+        self.steps, self.delay, self.is_guided = steps, delay, is_guided
         self.plan: Tensor | None = None  # (R, A) actions of the coming steps
         self.executed = 0  # of the newest chunk
 
@@ -77,7 +78,11 @@ class RealTimeChunks:
         if self.plan is not None:
             rest = len(self.plan)
             steps = torch.arange(rest, dtype=chunk.dtype)
-            weight = ((rest - steps) / (rest - self.delay + 1)).clamp(max=1)[:, None]  # 1 during the delay
+            if self.is_guided:
+                weight = (steps < self.delay).to(chunk.dtype)
+            else:
+                weight = ((rest - steps) / (rest - self.delay + 1)).clamp(max=1)  # 1 during the delay
+            weight = weight[:, None]
             chunk = torch.cat((weight * self.plan + (1 - weight) * chunk[:rest], chunk[rest:]))
         self.plan, self.executed = chunk, 0
 
@@ -140,11 +145,13 @@ class ChunkPolicy(PreTrainedModel):
 
     def reset(self) -> None:
         """Forget all predictions; call it at the start of an episode."""
-        steps = self.config.n_action_steps or self.config.chunk_size
+        planned = self.config.chunk_size - (self.config.past_actions or 0)
+        steps = self.config.n_action_steps or planned
         if self.config.temporal_ensemble_coeff is not None:
-            self._plan = TemporalEnsemble(self.config.temporal_ensemble_coeff, self.config.chunk_size)
+            self._plan = TemporalEnsemble(self.config.temporal_ensemble_coeff, planned)
         elif self.config.inference_delay is not None:
-            self._plan = RealTimeChunks(steps, self.config.inference_delay)
+            is_guided = getattr(self.config, "guidance_weight", None) is not None
+            self._plan = RealTimeChunks(steps, self.config.inference_delay, is_guided)
         else:
             self._plan = ChunkQueue(steps)
 
@@ -155,7 +162,7 @@ class ChunkPolicy(PreTrainedModel):
         assert inputs["state"].shape[0] == 1, inputs["state"].shape
         if self._plan.needs_chunk:
             inputs = {key: value.to(self.device) for key, value in inputs.items() if torch.is_tensor(value)}
-            self._plan.add(self.predict_chunk(inputs)[0].float().cpu())
+            self._plan.add(self.predict_chunk(inputs)[0, self.config.past_actions or 0 :].float().cpu())
         return self._plan.next()
 
     def predict_chunk(self, inputs: dict[str, Tensor]) -> Tensor:

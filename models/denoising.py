@@ -13,7 +13,7 @@ from storage.config_keys import TRAJECTORY, key
 PARTS: dict[str, str] = {
     "backbone": r"^observation\.backbone(\.|$)",
     "vision_tower": r"^observation\.backbone(\.|$)",  # the same part under the name that vision-language models use
-    "projector": r"^observation\.(pooling|words)(\.|$)",
+    "projector": r"^observation\.(pooling|projection|words)(\.|$)",
     "trunk": r"^network(\.|$)",
 }
 
@@ -25,6 +25,11 @@ of_layers = partial(key, needs="network", needs_value=("transformer", "mlp"))
 class DenoisingConfig(PolicyConfig):
     """How observations become a condition, and the network that maps (chunk, time, condition) to a chunk."""
 
+    num_cameras: int | None = key(
+        None,
+        "cameras, each with num_images / num_cameras frames of history; null: num_images; filled in from the data",
+        ge=0,
+    )
     network: Literal["unet", "transformer", "mlp"] = key(
         "unet",
         "unet: convolutions along the chunk, modulated by the observation (arXiv:2303.04137); transformer: a token per "
@@ -35,6 +40,7 @@ class DenoisingConfig(PolicyConfig):
     )
     kernel_size: int = of_unet(5, "of the unet's convolutions along the chunk; odd", ge=1)
     group_norm_groups: int = of_unet(8, "groups of the unet's norms; divides every entry of unet_channels", ge=1)
+    film_scale: bool = of_unet(True, "the condition scales and shifts the unet's channels; false: it shifts them")
     hidden_dim: int = of_layers(256, "width of the transformer's tokens, or of the mlp's hidden layers", ge=2)
     num_layers: int = of_layers(4, "layers of the transformer, or hidden layers of the mlp", ge=1)
     num_heads: int = key(
@@ -46,6 +52,11 @@ class DenoisingConfig(PolicyConfig):
     )
     dropout: float = of_layers(0.0, "in the transformer and the mlp", ge=0, lt=1, on_resume=TRAJECTORY)
     time_dim: int = key(128, "numbers that encode the time; even", ge=2)
+    time_encoding: Literal["alternating", "halves"] = key(
+        "alternating",
+        "sines and cosines of the time: alternating, with a transformer's frequencies; halves: all sines, then all "
+        "cosines, the slowest with frequency 1 / 10000, as in the code of Diffusion Policy",
+    )
     image_pooling: Literal["spatial_softmax", "mean"] = key(
         "spatial_softmax", "features of an image: where its keypoints are (arXiv:1509.06113), or their mean"
     )
@@ -56,6 +67,10 @@ class DenoisingConfig(PolicyConfig):
         needs="image_pooling",
         needs_value=("spatial_softmax",),
     )
+    pooling_projection: bool = key(
+        False, "a linear layer with ReLU after the pooling of each image, as in LeRobot's diffusion policy"
+    )
+    backbone_per_camera: bool = key(False, "a backbone and pooling for each camera; false: all cameras share them")
     crop_size: list[int] | None = key(
         None, "[height, width] of a random crop in training, of the centre otherwise; null: whole images"
     )
@@ -66,6 +81,8 @@ class DenoisingConfig(PolicyConfig):
             raise ValueError(
                 f"model.time_dim: {self.time_dim} is odd; sines and cosines share it: use {self.time_dim + 1}"
             )
+        if self.time_encoding == "halves" and self.time_dim < 4:
+            raise ValueError(f"model.time_dim: {self.time_dim} is too small for model.time_encoding: halves; use 4")
         if self.network == "unet":
             self.check_unet()
         if self.network == "transformer" and self.hidden_dim % self.num_heads:

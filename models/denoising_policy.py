@@ -57,6 +57,7 @@ class DenoisingPolicy(ChunkPolicy):
         is_pad: Tensor | None = None,
         images: Tensor | None = None,
         words: Tensor | None = None,
+        image_mask: Tensor | None = None,
         **context: Any,
     ) -> dict[str, Any]:
         """Sample a chunk or compute the loss of a demonstrated one; arguments as `models.act.network.ACT.forward`.
@@ -64,9 +65,7 @@ class DenoisingPolicy(ChunkPolicy):
         Returns:
             Without actions {"actions": (B, C, A)}, in training {"loss", "losses"}, in evaluation mode both.
         """
-        self.check_images(images)
-        self.check_words(words)
-        condition = self.observation(state.to(self.dtype), images, words)
+        condition = self.condition(state, images, words, image_mask)
         if actions is None:
             return {"actions": self.sample_chunks(condition)}
         actions = actions.to(self.dtype)
@@ -74,6 +73,14 @@ class DenoisingPolicy(ChunkPolicy):
         loss = masked_mean(errors, is_pad)
         output = {"loss": loss, "losses": {"action": loss}}
         return output if self.training else {**output, "actions": self.sample_chunks(condition)}
+
+    def condition(
+        self, state: Tensor, images: Tensor | None, words: Tensor | None, image_mask: Tensor | None
+    ) -> Tensor:
+        """The condition (B, D) of an observation; ValueError if it is not what the network was built for."""
+        self.check_images(images)
+        self.check_words(words)
+        return self.observation(state.to(self.dtype), images, words, image_mask)
 
     def training_errors(self, actions: Tensor, condition: Tensor) -> Tensor:
         """Errors (B, C, A) at one level of noise for each sample."""
@@ -97,17 +104,18 @@ class DenoisingPolicy(ChunkPolicy):
 
     def predict_chunk(self, inputs: dict[str, Tensor]) -> Tensor:
         """The next chunk (1, C, A), from noise of its own; every episode has the same sequence of noise."""
-        images, words = inputs.get("images"), inputs.get("words")
-        self.check_images(images)
-        self.check_words(words)
-        condition = self.observation(inputs["state"].to(self.dtype), images, words)
-        return self.sample_chunks(condition, self._generator)
+        condition = self.condition(inputs["state"], *map(inputs.get, ("images", "words", "image_mask")))
+        return self.sample_chunks(condition, self._generator, **self.guide())
 
-    def sample_chunks(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """condition (B, D) -> (B, C, A), from noise that all samples share."""
+    def guide(self) -> dict[str, Tensor]:
+        """What `sample` should also be given for the next chunk of an episode."""
+        return {}
+
+    def sample_chunks(self, condition: Tensor, generator: torch.Generator | None = None, **guide: Tensor) -> Tensor:
+        """condition (B, D) -> (B, C, A), from noise that all samples share; `guide` as `sample` takes it."""
         generator = generator or torch.Generator().manual_seed(0)
         shape = (len(condition), self.config.chunk_size, self.config.action_dim)
-        return self.sample(self.shared_noise(generator, condition.new_empty(shape)), condition)
+        return self.sample(self.shared_noise(generator, condition.new_empty(shape)), condition, **guide)
 
     def shared_noise(self, generator: torch.Generator, like: Tensor) -> Tensor:
         """Normal noise of the shape of `like` (B, C, A), equal for all samples."""

@@ -155,17 +155,25 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.cross_residual = Residual(dim, dropout, pre_norm)
         self.feedforward_residual = Residual(dim, dropout, pre_norm)
 
-    def forward(self, targets: Tensor, memory: Tensor, positions: Tensor, memory_positions: Tensor) -> Tensor:
+    def forward(
+        self,
+        targets: Tensor,
+        memory: Tensor,
+        positions: Tensor,
+        memory_positions: Tensor,
+        memory_is_pad: Tensor | None = None,
+    ) -> Tensor:
         """targets (B, T, D), memory (B, S, D), positions (T, D), memory_positions (S, D) -> (B, T, D).
 
-        Targets that are equal for all samples may be given once, (1, T, D).
+        Targets that are equal for all samples may be given once, (1, T, D). No target attends to tokens of the memory
+        that memory_is_pad (B, S) marks.
         """
 
         def attend_self(x: Tensor) -> Tensor:
             return self.self_attention(x + positions, x + positions, x)
 
         def attend_memory(x: Tensor) -> Tensor:
-            return self.cross_attention(x + positions, memory + memory_positions, memory)
+            return self.cross_attention(x + positions, memory + memory_positions, memory, memory_is_pad)
 
         targets = self.self_residual(targets, attend_self)
         targets = self.cross_residual(targets, attend_memory)

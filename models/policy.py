@@ -28,6 +28,11 @@ class PolicyConfig:
     num_words: int | None = key(
         None, "words of instructions that the policy reads; null or 0: none; filled in from the data", ge=0
     )
+    past_actions: int | None = key(
+        None,
+        "actions of earlier steps at a chunk's beginning, not executed; null or 0: none; filled in from the data",
+        ge=0,
+    )
 
     backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = key(
         "resnet18", "image backbone; not built when the data has no images"
@@ -65,11 +70,17 @@ class PolicyConfig:
                 f"model.temporal_ensemble_coeff predicts at every step, model.n_action_steps: "
                 f"{self.n_action_steps} does not; set one of the two to null"
             )
-        if None not in (self.n_action_steps, self.chunk_size) and self.n_action_steps > self.chunk_size:
+        planned = self.planned_steps()
+        if None not in (self.n_action_steps, planned) and self.n_action_steps > planned:
+            past = f" without its {self.past_actions} past_actions" if self.past_actions else ""
             raise ValueError(
                 f"model.n_action_steps: {self.n_action_steps} is more than the data's chunk_size "
-                f"{self.chunk_size}; lower it or set it to null"
+                f"{self.chunk_size}{past}; lower it or set it to null"
             )
+
+    def planned_steps(self) -> int | None:
+        """Actions of a chunk for the current step and later ones; None before the data's sizes are known."""
+        return None if self.chunk_size is None else self.chunk_size - (self.past_actions or 0)
 
     def check_delay(self) -> None:
         """Raise ValueError for an `inference_delay` that leaves nothing of the previous chunk to hand over."""
@@ -80,11 +91,12 @@ class PolicyConfig:
                 f"model.inference_delay: {self.inference_delay} hands over between chunks, but "
                 "model.temporal_ensemble_coeff predicts at every step; set one of the two to null"
             )
-        steps = self.n_action_steps or self.chunk_size
-        if steps is not None and self.chunk_size is not None and steps + self.inference_delay >= self.chunk_size:
+        planned = self.planned_steps()
+        steps = self.n_action_steps or planned
+        if planned is not None and steps + self.inference_delay >= planned:
             raise ValueError(
                 f"model.inference_delay: {self.inference_delay} after {steps} executed actions leaves none of the "
-                f"{self.chunk_size} of a chunk to hand over with; lower model.n_action_steps"
+                f"{planned} of a chunk to hand over with; lower model.n_action_steps"
             )
 
 

@@ -23,6 +23,9 @@ def process_parameters(**changes) -> SimpleNamespace:
         "use_reasoning": False,
         "use_prev_subtask": False,
         "cache_dir": None,
+        "model_name_or_path": None,
+        "is_pretrained": False,
+        "load_pretrain": False,
     }
     assert changes.keys() <= values.keys(), changes
     return SimpleNamespace(**(values | changes))

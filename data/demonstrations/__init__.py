@@ -21,6 +21,7 @@ PROCESS_KEYS = frozenset(
         "image_aspect_ratio",
         "is_multimodal",
         "cache_dir",
+        "model_name_or_path",  # of a LeRobot policy: its normalization
     }
 )
 

@@ -10,7 +10,8 @@ from data.cache import in_gigabytes
 from data.collate import collate
 from data.demonstrations.config import Config
 from data.demonstrations.dataset import Demonstrations
-from data.demonstrations.encoder import ObservationEncoder, saved_statistics
+from data.demonstrations.encoder import ObservationEncoder, image_history, saved_statistics
+from data.demonstrations.lerobot.policy import normalization_line, pretrained_normalizers
 from data.demonstrations.open_source import prepare
 from data.demonstrations.source import EpisodeSource, refuse_difference
 from data.demonstrations.words import vocabulary_of
@@ -23,7 +24,8 @@ def assemble(config: Config, run) -> Bundle:
     process = run.process
     sources = [prepare(path, config, process, Path(run.cache_dir) / "demonstrations") for path in config.paths()]
     for other in sources[1:]:
-        refuse_mixture(sources[0], other)
+        refuse_mixture(sources[0], other, config)
+    cameras = cameras_of(sources, config, process)
     texts = texts_in_batch(sources, process)
     train, evaluation = split(sources, config)
     trained_in = getattr(run, "trained_in", None)  # a model is scored: as it was trained, whatever this data is like
@@ -31,7 +33,8 @@ def assemble(config: Config, run) -> Bundle:
     encoder = ObservationEncoder.from_files(config, process, statistics)
 
     def dataset(chosen: list[np.ndarray]) -> Demonstrations:
-        return Demonstrations(sources, chosen, encoder, config.chunk_size, texts, process.use_prev_subtask)
+        chunk, subtasks = config.chunk_size, process.use_prev_subtask
+        return Demonstrations(sources, chosen, encoder, [*cameras], chunk, texts, subtasks)
 
     train_dataset = dataset(train)
     lengths, dims = train_dataset.group_lengths, dims_of(encoder, config)
@@ -42,11 +45,11 @@ def assemble(config: Config, run) -> Bundle:
         partial(MixtureSampler, lengths, config.weights, process.episode_first, config.samples_per_epoch),
         dims,
         {"statistics.json": statistics},
-        [*summarize(sources, train, evaluation, dims), *shares(config)],
+        [*summarize(sources, train, evaluation, dims, [*cameras]), *shares(config), *normalization_line(process)],
     )
 
 
-def refuse_mixture(first: EpisodeSource, other: EpisodeSource) -> None:
+def refuse_mixture(first: EpisodeSource, other: EpisodeSource, config: Config) -> None:
     """Raise ValueError, naming both, if the samples of two folders do not fit into one batch."""
     refuse_difference(first.first_file, first.arrays, other.first_file, other.arrays)
     rates = [source.details.get("fps") for source in (first, other)]
@@ -56,16 +59,32 @@ def refuse_mixture(first: EpisodeSource, other: EpisodeSource) -> None:
             f"of one chunk must be equally far apart: mix data sets of one rate"
         )
     cameras = [", ".join(source.details["cameras"]) or "no camera" for source in (first, other)]
-    if cameras[0] != cameras[1]:
+    if cameras[0] != cameras[1] and config.missing_cameras == "error":
         raise ValueError(
             f"{first.first_file} has {cameras[0]} but {other.first_file} has {cameras[1]}; name in "
-            f"dataset.cameras those that all folders have"
+            f"dataset.cameras those that all folders have, or set dataset.missing_cameras: mask"
         )
-    if first.fit != other.fit:
+    if first.fit != other.fit and None not in (first.fit, other.fit):
         raise ValueError(
             f"images are {first.fit.height}x{first.fit.width} from {first.first_file} but {other.fit.height}x"
             f"{other.fit.width} from {other.first_file}; set dataset.image_size, and image_aspect_ratio square or pad"
         )
+
+
+def cameras_of(sources: list[EpisodeSource], config: Config, process) -> dict[str, str]:
+    """The cameras of all folders, in the model's order, and the key of each in an observation."""
+    keys: dict[str, str] = {}
+    for source in sources:
+        for camera, key in zip(source.details["cameras"], source.details["image_keys"], strict=True):
+            keys.setdefault(camera, key)
+    wanted = (config.cameras if process.is_multimodal else None) or sorted(keys)
+    for camera in wanted:
+        if camera not in keys:
+            raise ValueError(
+                f"dataset.cameras: no episode of {', '.join(source.path for source in sources)} has a camera "
+                f"`{camera}`; there are {', '.join(sorted(keys)) or 'none'}"
+            )
+    return {camera: keys[camera] for camera in wanted}
 
 
 def texts_in_batch(sources: list[EpisodeSource], process) -> tuple[str, ...]:
@@ -111,12 +130,17 @@ def fit_statistics(sources: list[EpisodeSource], train: list[np.ndarray], config
     Every training step of all folders counts once, whatever the folders' weights: a changed weight changes which
     samples are drawn, but not their normalization.
     """
-    statistics = {"version": 1}
-    for signal, name in (("state", "states"), ("action", "actions")):
-        values = np.concatenate([rows_of(source, name, chosen) for source, chosen in zip(sources, train, strict=True)])
+    statistics, cameras = {"version": 1}, cameras_of(sources, config, process)
+    values = {
+        signal: np.concatenate([rows_of(source, name, ids) for source, ids in zip(sources, train, strict=True)])
+        for signal, name in (("state", "states"), ("action", "actions"))
+    }
+    pretrained = pretrained_normalizers(sources[0].details, values, [*cameras.values()], config, process)
+    statistics |= {signal: normalizer.to_dict() for signal, normalizer in pretrained.items()}
+    for signal in values.keys() - statistics.keys():
         try:
             normalizer = Normalizer.fit(
-                values,
+                values[signal],
                 config.normalization[signal],
                 config.normalization_mask.get(signal),
                 config.minimum_std,
@@ -124,15 +148,19 @@ def fit_statistics(sources: list[EpisodeSource], train: list[np.ndarray], config
         except ValueError as error:
             raise ValueError(f"dataset.normalization_mask.{signal}: {error}") from None
         statistics[signal] = normalizer.to_dict()
-    details, fit = sources[0].details, sources[0].fit
+    fit = next((source.fit for source in sources if source.fit), None)
+    masked = any(source.details["cameras"] != [*cameras] or "present" in source.arrays for source in sources)
     statistics["observation"] = {
-        "state_keys": details["state_keys"],
-        "image_keys": details["image_keys"],
+        "state_keys": sources[0].details["state_keys"],
+        "image_keys": [*cameras.values()],
         "image_height": fit.height if fit else 0,
         "image_width": fit.width if fit else 0,
         "image_aspect_ratio": process.image_aspect_ratio,
-        "history": process.history_images_length,
+        "history": image_history(config, process),
         "vocabulary": instruction_vocabulary(sources, train) if config.instruction_words else None,
+        "n_obs_steps": config.n_obs_steps,
+        "past_actions": config.past_actions,
+        "masks": masked,
     }
     return statistics
 
@@ -172,10 +200,12 @@ def eval_sets(sources: list[EpisodeSource], evaluation: list[np.ndarray], datase
 def dims_of(encoder: ObservationEncoder, config: Config) -> dict[str, int]:
     fit = encoder.fit
     return {
-        "state_dim": len(encoder.state.shift),
+        "state_dim": len(encoder.state.shift) * encoder.n_obs_steps,
         "action_dim": len(encoder.action.shift),
         "chunk_size": config.chunk_size,
+        "past_actions": config.past_actions,
         "num_images": len(encoder.image_keys) * encoder.history if fit else 0,
+        "num_cameras": len(encoder.image_keys) if fit else 0,
         "image_height": fit.height if fit else 0,
         "image_width": fit.width if fit else 0,
         "num_words": len(encoder.vocabulary or ()),
@@ -192,7 +222,11 @@ def shares(config: Config) -> list[str]:
 
 
 def summarize(
-    sources: list[EpisodeSource], train: list[np.ndarray], evaluation: list[np.ndarray], dims: dict[str, int]
+    sources: list[EpisodeSource],
+    train: list[np.ndarray],
+    evaluation: list[np.ndarray],
+    dims: dict[str, int],
+    cameras: list[str],
 ) -> list[str]:
     """The lines that a run prints about its episodes."""
     lines = []
@@ -208,6 +242,11 @@ def summarize(
             f"dataset.cameras to require it"
             for camera, count in details["cameras_left_out"].items()
         ]
+        lacking = {camera: 0 for camera in cameras if camera not in details["cameras"]} | details["cameras_masked"]
+        lines += [
+            f"camera {camera} is in {count} of {len(lengths)} episodes of {source.path} and masked in the others"
+            for camera, count in lacking.items()
+        ]
         lines += [
             f"{kind} is in {count} of {len(lengths)} episodes of {source.path} and empty in the others"
             for kind, count in details["texts_incomplete"].items()
@@ -217,10 +256,10 @@ def summarize(
         f"state {dims['state_dim']} ({', '.join(details['state_keys'])}), actions {dims['chunk_size']} x "
         f"{dims['action_dim']} ({details['action_key']})"
     )
-    if details["cameras"]:
+    if cameras:
         size = in_gigabytes(sum(source.image_bytes() for source in sources))
         lines.append(
             f"images {dims['num_images']} x {dims['image_height']} x {dims['image_width']} "
-            f"({', '.join(details['cameras'])}; history {dims['num_images'] // len(details['cameras'])}), {size}"
+            f"({', '.join(cameras)}; history {dims['num_images'] // len(cameras)}), {size}"
         )
     return lines

@@ -67,6 +67,12 @@ class Config:
     timestamp_tolerance_s: float = key(
         1e-4, "most that a frame of a LeRobot data set may be away from its time, in seconds", gt=0
     )
+    missing_cameras: Literal["error", "mask"] = key(
+        "error",
+        "a camera that some episodes or folders lack: error; mask: a black image there, which the policy ignores "
+        "(image_mask in the batch); cameras: unset then means every camera of any episode",
+        on_resume=IMPOSSIBLE,
+    )
     image_size: list[int] | None = key(
         None,
         "[height, width] of images in training, in pixels; unset: a square of the frame's shorter side (of "
@@ -74,6 +80,20 @@ class Config:
         on_resume=IMPOSSIBLE,
     )
     chunk_size: int = key(100, "actions per chunk, in control steps", ge=1, on_resume=IMPOSSIBLE)
+    n_obs_steps: int = key(
+        1,
+        "states in an observation: the current one after those before it, an episode's first repeated; images: as many "
+        "of each camera, or history_images_length if that is more",
+        ge=1,
+        on_resume=IMPOSSIBLE,
+    )
+    past_actions: int = key(
+        0,
+        "actions of earlier steps at the beginning of a chunk, predicted but not executed; in Diffusion Policy "
+        "n_obs_steps - 1",
+        ge=0,
+        on_resume=IMPOSSIBLE,
+    )
     eval_fraction: float = key(
         0.0, "share of each folder's episodes for evaluation, at least one episode if it is not 0", ge=0, lt=1
     )
@@ -119,6 +139,11 @@ class Config:
             raise ValueError(
                 f"dataset.image_size {self.image_size} is not [height, width]; give two positive numbers "
                 f"of pixels, such as [240, 320]"
+            )
+        if self.past_actions >= self.chunk_size:
+            raise ValueError(
+                f"dataset.past_actions: {self.past_actions} leaves no action of dataset.chunk_size: {self.chunk_size} "
+                "to execute; lower it"
             )
         if self.state_keys == []:
             raise ValueError("dataset.state_keys is empty; name at least one HDF5 path, or leave the key out")

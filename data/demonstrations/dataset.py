@@ -1,7 +1,7 @@
 """Samples and batches of demonstrations.
 
-Shapes: B samples, C actions per chunk, S state and A action dimensions, K images (cameras x history), h and w
-in training, E episodes.
+Shapes: B samples, C actions per chunk, S numbers of an observation's states, A action dimensions, K images (cameras x
+history), h and w in training, E episodes.
 """
 
 import numpy as np
@@ -17,6 +17,7 @@ class Demonstrations(torch.utils.data.Dataset):
 
     Args:
         chosen: For each source, the numbers of its episodes in this dataset.
+        cameras: The names of the model's cameras, in its order.
         texts: Texts in a batch, of "instruction" and "reasoning".
         use_prev_subtask: Append the last subtask that differs from the current one to the instruction.
     """
@@ -26,13 +27,19 @@ class Demonstrations(torch.utils.data.Dataset):
         sources: list[EpisodeSource],
         chosen: list[np.ndarray],
         encoder: ObservationEncoder,
+        cameras: list[str],
         chunk_size: int,
         texts: tuple[str, ...],
         use_prev_subtask: bool,
     ):
         self.sources, self.encoder = sources, encoder
         self.texts, self.use_prev_subtask = texts, use_prev_subtask
-        self.chunk = np.arange(chunk_size)
+        self.chunk = np.arange(chunk_size) - encoder.past_actions
+        self.past = np.arange(1 - encoder.n_obs_steps, 1)  # of the states, to the current step
+        self.views = [[camera_number(source, camera) for camera in cameras] for source in sources]
+        present = [present_cameras(source, views) for source, views in zip(sources, self.views, strict=True)]
+        self.is_masked = not all(rows.all() for rows in present)
+        self.present = np.concatenate([rows[ids] for rows, ids in zip(present, chosen, strict=True)])  # (E, cameras)
         self.source = np.concatenate([np.full(len(ids), s) for s, ids in enumerate(chosen)])  # (E,)
         self.starts = np.concatenate(
             [source.arrays["offsets"][ids] for source, ids in zip(sources, chosen, strict=True)]
@@ -55,9 +62,10 @@ class Demonstrations(torch.utils.data.Dataset):
         """The batch of these samples:
 
         state (B, S) float32, actions (B, C, A) float32, is_pad (B, C) bool, episode and timestep (B,) int64;
-        images (B, K, 3, h, w) uint8 if there are any; instruction and reasoning (lists of B texts) if in `texts`;
-        words (B, V) float32 with `instruction_words`.
-        Steps after an episode's end repeat its last action, and is_pad is true for them.
+        images (B, K, 3, h, w) uint8 if there are any, image_mask (B, K) bool if some episode of the folders lacks one;
+        instruction and reasoning (lists of B texts) if in `texts`; words (B, V) float32 with `instruction_words`.
+        Steps after an episode's end repeat its last action, those before its beginning the first; is_pad is true for
+        them. A state before the beginning is the first.
         """
         index = np.asarray(indices)
         episode = np.searchsorted(self.ends, index, side="right")  # (B,)
@@ -65,16 +73,20 @@ class Demonstrations(torch.utils.data.Dataset):
         start, source = self.starts[episode], self.source[episode]
         ahead = timestep[:, None] + self.chunk  # (B, C)
         last = self.lengths[episode, None] - 1
-        rows = start[:, None] + np.minimum(ahead, last)
+        rows = start[:, None] + np.clip(ahead, 0, last)
+        observed = start[:, None] + np.maximum(timestep[:, None] + self.past, 0)  # (B, n_obs_steps)
+        states = self.encoder.state.encode(self.gather("states", source, observed))
         batch = {
-            "state": torch.from_numpy(self.encoder.state.encode(self.gather("states", source, start + timestep))),
+            "state": torch.from_numpy(states.reshape(len(index), -1)),
             "actions": torch.from_numpy(self.encoder.action.encode(self.gather("actions", source, rows))),
-            "is_pad": torch.from_numpy(ahead > last),
+            "is_pad": torch.from_numpy((ahead > last) | (ahead < 0)),
             "episode": torch.from_numpy(self.ids[episode]),
             "timestep": torch.from_numpy(timestep),
         }
         if self.encoder.fit is not None:
-            batch["images"] = self.images(source, start, timestep)
+            batch["images"] = self.images(episode, source, start, timestep)
+            if self.is_masked:
+                batch["image_mask"] = torch.from_numpy(self.present[episode].repeat(self.encoder.history, axis=1))
         places = list(zip(source.tolist(), start.tolist(), timestep.tolist(), strict=True))
         for kind in self.texts:
             batch[kind] = [self.text(kind, *place) for place in places]
@@ -93,18 +105,20 @@ class Demonstrations(torch.utils.data.Dataset):
             values[source == number] = self.sources[number].arrays[name][rows[source == number]]
         return values
 
-    def images(self, source: np.ndarray, start: np.ndarray, timestep: np.ndarray) -> torch.Tensor:
-        """(B, K, 3, h, w) uint8: camera-major, oldest frame first, an episode's first frame repeated."""
-        fit, cameras, history = self.encoder.fit, len(self.encoder.image_keys), self.encoder.history
-        images = torch.empty((len(source), cameras * history, 3, fit.height, fit.width), dtype=torch.uint8)
+    def images(self, episode: np.ndarray, source: np.ndarray, start: np.ndarray, timestep: np.ndarray) -> torch.Tensor:
+        """(B, K, 3, h, w) uint8: camera-major, oldest frame first, an episode's first frame repeated; 0 if missing."""
+        fit, cameras, history = self.encoder.fit, self.present.shape[1], self.encoder.history
+        images = (torch.zeros if self.is_masked else torch.empty)(
+            (len(source), cameras * history, 3, fit.height, fit.width), dtype=torch.uint8
+        )
         out = images.numpy()
         for number in np.unique(source):
-            samples = np.flatnonzero(source == number)
-            for past in range(history):
-                rows = start[samples] + np.maximum(timestep[samples] - (history - 1 - past), 0)
-                for camera in range(cameras):
+            for camera in range(cameras):
+                samples = np.flatnonzero((source == number) & self.present[episode, camera])
+                for past in range(history if len(samples) else 0):
+                    rows = start[samples] + np.maximum(timestep[samples] - (history - 1 - past), 0)
                     targets = [out[sample, camera * history + past] for sample in samples]
-                    self.sources[number].frames.copy_to(targets, camera, rows)
+                    self.sources[number].frames.copy_to(targets, self.views[number][camera], rows)
         return images
 
     def text(self, kind: str, source: int, start: int, timestep: int) -> str:
@@ -115,3 +129,18 @@ class Demonstrations(torch.utils.data.Dataset):
             if len(others):
                 text += f" Previous subtask: {self.sources[source].text('subtask', start + int(others[-1]))}"
         return text.strip()
+
+
+def camera_number(source: EpisodeSource, camera: str) -> int | None:
+    """The place of a camera among those of a source; None if no episode of it has the camera."""
+    own = source.details["cameras"]
+    return own.index(camera) if camera in own else None
+
+
+def present_cameras(source: EpisodeSource, views: list[int | None]) -> np.ndarray:
+    """(E, cameras) bool: which episodes of a source have each camera of the model."""
+    rows = np.zeros((len(source.lengths()), len(views)), bool)
+    for camera, view in enumerate(views):
+        if view is not None:
+            rows[:, camera] = source.arrays["present"][:, view] if "present" in source.arrays else True
+    return rows

@@ -15,6 +15,14 @@ from data.demonstrations.words import encode_words
 from data.statistics import Normalizer
 from storage import safe_read
 
+# What a model's statistics.json may lack, and the value that it was then trained with.
+ADDED = {"vocabulary": None, "n_obs_steps": 1, "past_actions": 0}
+
+
+def image_history(config, process) -> int:
+    """Frames of each camera in an observation."""
+    return max(process.history_images_length, config.n_obs_steps)
+
 
 @dataclass(eq=False)
 class ObservationEncoder:
@@ -31,6 +39,9 @@ class ObservationEncoder:
     fit: FrameFit | None
     history: int
     vocabulary: list[str] | None = None  # of `dataset.instruction_words`
+    n_obs_steps: int = 1
+    past_actions: int = 0
+    masks: bool = False  # images may be missing
 
     def __post_init__(self):
         self.reset()
@@ -52,18 +63,24 @@ class ObservationEncoder:
             refuse_change(f"dataset.normalization.{signal}", config.normalization[signal], normalizer.kind)
         if image_keys:
             refuse_change("is_multimodal", process.is_multimodal, True)
-            refuse_change("history_images_length", process.history_images_length, history)
+            refuse_change("history_images_length", image_history(config, process), history)
             refuse_change("image_aspect_ratio", process.image_aspect_ratio, fit.mode)
-        vocabulary = saved.get("vocabulary")
+        vocabulary, steps, past = (saved.get(key, old) for key, old in ADDED.items())
         refuse_change("dataset.instruction_words", config.instruction_words, vocabulary is not None)
-        return cls(state, action, state_keys, image_keys, fit if image_keys else None, history, vocabulary)
+        refuse_change("dataset.n_obs_steps", config.n_obs_steps, steps)
+        refuse_change("dataset.past_actions", config.past_actions, past)
+        fit, masks = fit if image_keys else None, saved.get("masks", False)
+        return cls(state, action, state_keys, image_keys, fit, history, vocabulary, steps, past, masks)
 
     def reset(self) -> None:
-        """Clear the history of frames at the beginning of an episode."""
+        """Clear the history of states and frames at the beginning of an episode."""
+        self.states = deque(maxlen=self.n_obs_steps)
         self.frames = {key: deque(maxlen=self.history) for key in self.image_keys}
 
     def encode(self, observation: dict) -> dict:
         """Encode an observation: state (1, S) float32; if the model has them, images (1, K, 3, h, w), words (1, V).
+
+        The state has the last `n_obs_steps` ones. With `masks`, cameras may be missing: image_mask (1, K) says where.
 
         Raises:
             ValueError: entries are missing, or the state is of the wrong size or not finite.
@@ -72,11 +89,24 @@ class ObservationEncoder:
 
         observation = dict(entries(observation))
         texts = () if self.vocabulary is None else ("instruction",)
-        if missing := [key for key in (*self.state_keys, *self.image_keys, *texts) if key not in observation]:
+        cameras = () if self.masks else self.image_keys
+        if missing := [key for key in (*self.state_keys, *cameras, *texts) if key not in observation]:
             raise ValueError(
                 f"the observation has no {', '.join(f'`{key}`' for key in missing)}, which the model was trained on; "
                 f"it has {', '.join(sorted(observation)) or 'nothing'}; give every entry of a recorded step"
             )
+        inputs = {"state": torch.from_numpy(self.add_state(observation)[None])}
+        if self.fit is not None:
+            images, mask = self.add_frames(observation)
+            inputs["images"] = torch.from_numpy(images[None])
+            if self.masks:
+                inputs["image_mask"] = torch.from_numpy(mask[None])
+        if self.vocabulary is not None:
+            inputs["words"] = torch.from_numpy(encode_words(str(observation["instruction"]), self.vocabulary)[None])
+        return inputs
+
+    def add_state(self, observation: dict) -> np.ndarray:
+        """Add this step's state to the history and return it, normalised: (S,), oldest first."""
         values = [np.asarray(observation[key], dtype=np.float64).reshape(-1) for key in self.state_keys]
         for key, value in zip(self.state_keys, values, strict=True):
             if not np.isfinite(value).all():
@@ -88,23 +118,22 @@ class ObservationEncoder:
                 f"the observation's {' + '.join(self.state_keys)} has {len(state)} dimensions but the "
                 f"model was trained on {len(self.state.shift)}; give the state as it was recorded"
             )
-        inputs = {"state": torch.from_numpy(self.state.encode(state)[None])}
-        if self.fit is not None:
-            inputs["images"] = torch.from_numpy(self.add_frames(observation)[None])
-        if self.vocabulary is not None:
-            inputs["words"] = torch.from_numpy(encode_words(str(observation["instruction"]), self.vocabulary)[None])
-        return inputs
+        self.states.extend([self.state.encode(state)] * (1 if self.states else self.n_obs_steps))
+        return np.concatenate(self.states)
 
-    def add_frames(self, observation: dict) -> np.ndarray:
+    def add_frames(self, observation: dict) -> tuple[np.ndarray, np.ndarray]:
         """Add this step's frames to the history and return it: (K, 3, h, w), camera-major, oldest first.
 
-        At the beginning of an episode the first frame is repeated.
+        At the beginning of an episode the first frame is repeated. The second array (K,) is false for frames that are
+        missing, which are black.
         """
         for key in self.image_keys:
-            frame = self.fit(observation[key])
+            exists = key in observation
+            frame = self.fit(observation[key]) if exists else np.zeros((3, self.fit.height, self.fit.width), np.uint8)
             frames = self.frames[key]
-            frames.extend([frame] * (1 if frames else self.history))
-        return np.stack([frame for key in self.image_keys for frame in self.frames[key]])
+            frames.extend([(frame, exists)] * (1 if frames else self.history))
+        images, mask = zip(*(entry for key in self.image_keys for entry in self.frames[key]), strict=True)
+        return np.stack(images), np.array(mask)
 
     def decode_action(self, normalised: np.ndarray) -> np.ndarray:
         """Normalised (…, A) -> raw (…, A) float64."""

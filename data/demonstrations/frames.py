@@ -43,9 +43,21 @@ class ArrayFrames:
 class FileFrames:
     """Frames read, decoded and resized on request. Keeps its files open, each process its own."""
 
-    def __init__(self, files: list[Path], offsets: np.ndarray, keys: list[str], fit: FrameFit):
-        self.files, self.offsets, self.keys, self.fit = files, offsets, keys, fit
-        self.cameras: OrderedDict[int, list[h5py.Dataset]] = OrderedDict()  # of the open files, by episode
+    def __init__(
+        self,
+        files: list[Path],
+        offsets: np.ndarray,
+        keys: list[str],
+        fit: FrameFit,
+        present: np.ndarray | None = None,
+    ):
+        self.files, self.offsets, self.fit = files, offsets, fit
+        # Of each file, the cameras that it has.
+        self.keys = [
+            [key if present is None or present[episode, camera] else None for camera, key in enumerate(keys)]
+            for episode in range(len(files))
+        ]
+        self.cameras: OrderedDict[int, list[h5py.Dataset | None]] = OrderedDict()  # of the open files, by episode
         self.process = os.getpid()
 
     def __getstate__(self) -> dict:
@@ -62,20 +74,21 @@ class FileFrames:
         """Write all frames into one array (N, 3, h, w) per camera, in memory or a .npy file, on all cores."""
         starts = self.offsets[:-1].tolist()
         jobs = [
-            partial(write_episode, file, self.keys, targets, start, self.fit)
-            for file, start in zip(self.files, starts, strict=True)
+            partial(write_episode, file, keys, targets, start, self.fit)
+            for file, keys, start in zip(self.files, self.keys, starts, strict=True)
         ]
-        run_jobs(jobs, int(self.offsets[-1]) * len(self.keys), targets, self.files[0].parent)
+        run_jobs(jobs, int(self.offsets[-1]) * len(targets), targets, self.files[0].parent)
 
-    def open(self, episode: int) -> list[h5py.Dataset]:
-        """The cameras of an episode."""
+    def open(self, episode: int) -> list[h5py.Dataset | None]:
+        """The cameras of an episode; None for those that it lacks."""
         if self.process != os.getpid():  # HDF5 handles do not survive a fork
             self.cameras, self.process = OrderedDict(), os.getpid()
         if episode not in self.cameras:
             if len(self.cameras) == OPEN_FILES:
                 self.cameras.popitem(last=False)
             root = open_file(self.files[episode])
-            self.cameras[episode] = [dataset_at(root, key) for key in self.keys]  # these keep the file open
+            # These keep the file open.
+            self.cameras[episode] = [key and dataset_at(root, key) for key in self.keys[episode]]
         self.cameras.move_to_end(episode)
         return self.cameras[episode]
 
@@ -93,10 +106,12 @@ def fitted(frames: h5py.Dataset, start: int, end: int, fit: FrameFit) -> np.ndar
     return images
 
 
-def write_episode(file: Path, keys: list[str], targets: list[np.ndarray | Path], start: int, fit: FrameFit) -> None:
-    """Write all frames of one episode into rows `start`… of each camera's array."""
+def write_episode(
+    file: Path, keys: list[str | None], targets: list[np.ndarray | Path], start: int, fit: FrameFit
+) -> None:
+    """Write all frames of one episode into rows `start`… of each camera's array; None: the episode lacks the camera."""
     with reading(file) as root:
-        for key, target in zip(keys, targets, strict=True):
+        for key, target in ((key, target) for key, target in zip(keys, targets, strict=True) if key is not None):
             array = np.load(target, mmap_mode="r+") if isinstance(target, Path) else target
             frames = dataset_at(root, key)
             for first in range(0, len(frames), BLOCK_FRAMES):

@@ -59,8 +59,8 @@ def resolve_keys(root: h5py.File, config: Config, with_images: bool) -> Keys:
     return Keys(config.action_key or action, tuple(config.state_keys or [state]), images)
 
 
-def read_episode(root: h5py.File, keys: Keys, cameras: list[str] | None) -> Episode:
-    """Check and read the signals and texts of an episode, and the frame sizes of these cameras (None: all it has)."""
+def read_episode(root: h5py.File, keys: Keys, config: Config) -> Episode:
+    """Check and read the signals and texts of an episode, and the frame sizes of the configured cameras."""
     file = root.filename
     signals = {key: read_signal(root, key) for key in (keys.action, *keys.state)}
     lengths = {key: len(values) for key, values in signals.items()}
@@ -68,11 +68,14 @@ def read_episode(root: h5py.File, keys: Keys, cameras: list[str] | None) -> Epis
     if keys.images is not None:
         group = root.get(keys.images)
         available = names_in(group) if isinstance(group, h5py.Group) else []
-        for camera in available if cameras is None else cameras:
+        for camera in available if config.cameras is None else config.cameras:
+            if camera not in available and config.missing_cameras == "mask":
+                continue
             if camera not in available:
                 raise ValueError(
                     f"dataset.cameras: no camera `{camera}` in {file}; {keys.images} has "
-                    f"{', '.join(available) or 'none'}; name cameras that the files have, or leave dataset.cameras out"
+                    f"{', '.join(available) or 'none'}; name cameras that the files have, leave dataset.cameras out, "
+                    "or set dataset.missing_cameras: mask"
                 )
             frames = dataset_at(root, f"{keys.images}/{camera}")
             frame_sizes[camera], lengths[f"{keys.images}/{camera}"] = frame_size(frames), len(frames)

@@ -12,7 +12,7 @@ from data.demonstrations.config import SUFFIXES, Config, included
 from data.demonstrations.hdf5 import add_sources
 from data.demonstrations.source import EpisodeSource, open_arrays, preload, scan, write
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 OF_LEROBOT = ["exclude", "rename", "timestamp_tolerance_s"]  # keys that matter to a LeRobot data set's content
 
 
@@ -57,7 +57,7 @@ def settings(config: Config, process: Any, others: list[str]) -> dict:
     config_keys = ["layout", "control", "state_keys", "action_key", "max_episodes", *others]
     process_keys = ["skip_mirrored_data", "is_multimodal"]
     if process.is_multimodal and config.cameras != []:
-        config_keys += ["cameras", "image_size"]
+        config_keys += ["cameras", "missing_cameras", "image_size"]
         process_keys += ["image_aspect_ratio"]
     values = {key: getattr(config, key) for key in config_keys} | {key: getattr(process, key) for key in process_keys}
     return {"version": CACHE_VERSION, **values}

@@ -19,6 +19,7 @@ from data.demonstrations.encoder import ObservationEncoder, saved_statistics
 from data.demonstrations.hdf5 import dataset_at, place, read, reading
 from data.demonstrations.images import decode
 from data.demonstrations.layouts import is_compressed, read_signal, read_texts
+from data.demonstrations.lerobot import INFO, read_info
 from data.processor import Item, Source
 
 
@@ -26,27 +27,37 @@ class Processor(ObservationEncoder, processor.Processor):
     """Predicts the chunk that the policy plans at each observation; needs `statistics.json` beside the model.
 
     An input file is a recording in HDF5 with the state and the cameras that the model was trained on; actions are not
-    read. `encode` keeps the history of images, so observations are encoded in their order.
+    read. The folder of a LeRobot data set, or its meta/info.json, is an input too. `encode` keeps the history of states
+    and images, so observations are encoded in their order.
     """
 
-    SUFFIXES = SUFFIXES
+    SUFFIXES = (*SUFFIXES, Path(INFO).name)
+    LISTS = (Path(INFO).name,)
     WHOLE_FILES = True
     SERVES = True
 
     @classmethod
     def from_pretrained(cls, folder: Path, config: Any, process: Any, flags: None = None) -> Self:
         """See `data.processor`."""
-        return cls.from_files(config, process, saved_statistics(folder))
+        made = cls.from_files(config, process, saved_statistics(folder))
+        made.config = config
+        return made
 
     def count(self, source: Source) -> int:
+        if source.path.name in self.LISTS:
+            return read_info(source.path.parent.parent)["total_frames"]
         with reading(source.path) as root:
             return len(root[self.state_keys[0]])
 
     def read(self, source: Source) -> Iterator[Item]:
-        """An item for each step: {HDF5 path: its row}."""
+        """An item for each step: {HDF5 path or feature: its row}."""
+        if source.path is not None and source.path.name in self.LISTS:
+            yield from self.read_lerobot(source)
+            return
         with source.local_file() as file, reading(file) as root:
             states = {key: read_signal(root, key) for key in self.state_keys}
-            cameras = {key: dataset_at(root, key) for key in self.image_keys}
+            keys = [key for key in self.image_keys if not self.masks or key in root]
+            cameras = {key: dataset_at(root, key) for key in keys}
             steps = len(states[self.state_keys[0]])
             for key, rows in {**states, **cameras}.items():
                 if len(rows) != steps:
@@ -60,13 +71,25 @@ class Processor(ObservationEncoder, processor.Processor):
                     observation["instruction"] = instructions[step]
                 yield Item(source, f"{source} step {step}", observation)
 
+    def read_lerobot(self, source: Source) -> Iterator[Item]:
+        """An item for each step of each episode, which is a recording of its own in the output."""
+        from data.demonstrations.lerobot.recordings import observations
+
+        folder = source.path.parent.parent
+        for episode, step, observation in observations(
+            folder, self.config, self.state_keys, self.image_keys, self.masks
+        ):
+            if step == 0:
+                self.reset()
+            yield Item(Source(episode, source.path), f"{folder} {episode} step {step}", observation)
+
     def predict(self, model: Any, inputs: list[dict[str, Any]]) -> np.ndarray:
-        """-> normalised (B, C, A) float32."""
+        """-> normalised (B, C, A) float32, from the current step on."""
         import torch
 
         batch = {name: torch.cat([each[name] for each in inputs]).to(model.device) for name in inputs[0]}
         with torch.no_grad():
-            return model(**batch)["actions"].float().cpu().numpy()
+            return model(**batch)["actions"][:, self.past_actions :].float().cpu().numpy()
 
     def decode(self, outputs: np.ndarray) -> list[np.ndarray]:
         """Chunks (C, A) float64 in the demonstrations' units.
@@ -88,12 +111,12 @@ class Processor(ObservationEncoder, processor.Processor):
     def metadata(self, model: Any) -> dict[str, Any]:
         """Which observations the model reads and what it answers."""
         config = model.config
-        size = [config.image_height, config.image_width]
+        size, planned = [config.image_height, config.image_width], config.chunk_size - self.past_actions
         return {
-            "state": {"keys": self.state_keys, "size": len(self.state.shift)},
+            "state": {"keys": self.state_keys, "size": len(self.state.shift), "history": self.n_obs_steps},
             "images": {"keys": self.image_keys, "size": size, "history": self.history} if self.image_keys else None,
-            "actions": {"shape": [config.chunk_size, config.action_dim], "dtype": "<f8"},
-            "n_action_steps": config.n_action_steps or config.chunk_size,
+            "actions": {"shape": [planned, config.action_dim], "dtype": "<f8"},
+            "n_action_steps": config.n_action_steps or planned,
         }
 
 

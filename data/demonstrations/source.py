@@ -28,7 +28,8 @@ class EpisodeSource:
 
     path: str
     details: dict  # JSON: names, left_out, fit, vocabulary, texts, cameras, image_keys, state_keys, action_key …
-    arrays: dict[str, np.ndarray]  # offsets (E + 1,), states (N, S), actions (N, A), texts (N,) codes
+    # offsets (E + 1,), states (N, S), actions (N, A), texts (N,) codes; if some lack a camera, present (E, cameras)
+    arrays: dict[str, np.ndarray]
     frames: Any  # ArrayFrames, FileFrames or lerobot.frames.ClipFrames; None without images
     folder: Path | None = None  # of the cache
 
@@ -88,7 +89,7 @@ def read_episodes(folder: Path, files: list[Path], config: Config, process) -> t
                     left_out += 1
                     continue
                 keys = resolve_keys(root, config, process.is_multimodal)
-                own[file] = keys, read_episode(root, keys, config.cameras)
+                own[file] = keys, read_episode(root, keys, config)
         except ValueError as error:
             problems[file] = str(error)
     keys = most_common([keys for keys, _ in own.values()])
@@ -97,7 +98,7 @@ def read_episodes(folder: Path, files: list[Path], config: Config, process) -> t
         try:
             if its_keys != keys:
                 with reading(file) as root:
-                    episode = read_episode(root, keys, config.cameras)
+                    episode = read_episode(root, keys, config)
             episodes[file] = episode
         except ValueError as error:
             problems[file] = str(error)
@@ -132,15 +133,17 @@ def scan(folder: Path, files: list[Path], config: Config, process) -> EpisodeSou
     source.details["left_out"] = left_out
     if source.fit is not None:
         offsets, image_keys = source.arrays["offsets"], source.details["image_keys"]
-        source.frames = FileFrames([Path(episode.file) for episode in episodes], offsets, image_keys, source.fit)
+        present, files = source.arrays.get("present"), [Path(episode.file) for episode in episodes]
+        source.frames = FileFrames(files, offsets, image_keys, source.fit, present)
     return source
 
 
 def without_frames(folder: Path, keys: Keys, episodes: list[Episode], config: Config, process) -> EpisodeSource:
     """The source of these episodes; the caller adds the frames."""
     counts = Counter(camera for episode in episodes for camera in episode.frame_sizes)
-    cameras = config.cameras or sorted(camera for camera, count in counts.items() if count == len(episodes))
-    cameras = cameras if keys.images else []
+    masked = config.missing_cameras == "mask"
+    cameras = config.cameras or sorted(c for c, count in counts.items() if masked or count == len(episodes))
+    cameras = [camera for camera in cameras if counts[camera]] if keys.images else []
     image_keys = [f"{keys.images}/{camera}" for camera in cameras]
     fit = common_fit(episodes, cameras, config, process.image_aspect_ratio)
     vocabulary, codes = encode_texts(episodes)
@@ -151,6 +154,8 @@ def without_frames(folder: Path, keys: Keys, episodes: list[Episode], config: Co
         "actions": np.concatenate([episode.actions for episode in episodes]),
         **codes,
     }
+    if any(counts[camera] < len(episodes) for camera in cameras):
+        arrays["present"] = np.array([[camera in episode.frame_sizes for camera in cameras] for episode in episodes])
     details = {
         "names": [os.path.relpath(episode.file, folder) for episode in episodes],
         "left_out": 0,
@@ -161,6 +166,7 @@ def without_frames(folder: Path, keys: Keys, episodes: list[Episode], config: Co
         "cameras": cameras,
         "image_keys": image_keys,
         "cameras_left_out": {camera: count for camera, count in sorted(counts.items()) if camera not in cameras},
+        "cameras_masked": {camera: counts[camera] for camera in cameras if counts[camera] < len(episodes)},
         "state_keys": list(keys.state),
         "action_key": keys.action,
     }
@@ -180,7 +186,12 @@ def refuse_difference(first_file: str, first: dict, other_file: str, other: dict
 
 def common_fit(episodes: list[Episode], cameras: list[str], config: Config, mode: str) -> FrameFit | None:
     """One training size for all cameras and episodes; without `image_size` the frames have to agree."""
-    sizes = [(episode.frame_sizes[camera], episode.file, camera) for episode in episodes for camera in cameras]
+    sizes = [
+        (episode.frame_sizes[camera], episode.file, camera)
+        for episode in episodes
+        for camera in cameras
+        if camera in episode.frame_sizes
+    ]
     if not sizes:
         return None
     first, first_file, first_camera = sizes[0]
@@ -223,7 +234,8 @@ def open_arrays(prepared: Path, details: dict) -> tuple[dict[str, np.ndarray], A
     def mapped(name: str) -> np.ndarray:
         return np.asarray(np.load(prepared / f"{name}.npy", mmap_mode="r"))
 
-    arrays = {name: mapped(name) for name in ("offsets", "states", "actions", *details["texts"])}
+    present = ["present"] * bool(details["cameras_masked"])
+    arrays = {name: mapped(name) for name in ("offsets", "states", "actions", *present, *details["texts"])}
     cameras = range(len(details["cameras"]))
     return arrays, ArrayFrames([mapped(f"frames_{camera}") for camera in cameras]) if details["fit"] else None
 

@@ -18,14 +18,14 @@ from models.act.config import Config
 if TYPE_CHECKING:
     from models.act.network import ACT
 
-PROCESS_KEYS: frozenset[str] = frozenset({"cache_dir"})
+PROCESS_KEYS: frozenset[str] = frozenset({"cache_dir", "model_name_or_path"})
 
 # Part name -> regular expression over parameter and module names.
 PARTS: dict[str, str] = {
     "backbone": r"^backbone(\.|$)",
     "vision_tower": r"^backbone(\.|$)",  # the same part under the name that vision-language models use
     "cvae_encoder": r"^cvae_encoder(\.|$)",
-    "projector": r"^(state|latent|word|image)_projection(\.|$)",
+    "projector": r"^(state|env_state|latent|word|image)_projection(\.|$)",
     "encoder": r"^(encoder|token_positions|view_positions)(\.|$)",
     "decoder": r"^(decoder|queries)(\.|$)",
     "head": r"^head(\.|$)",
@@ -34,6 +34,8 @@ PARTS: dict[str, str] = {
 
 def build(config: Config, process: Any) -> ACT:
     """Build a network for the data's dims, with pretrained backbone weights if `backbone_weights` names some.
+
+    Where `model_name_or_path` is the folder of a LeRobot policy, its weights and settings are taken.
 
     Args:
         config: with every dim filled in.
@@ -44,7 +46,12 @@ def build(config: Config, process: Any) -> ACT:
     """
     from models.act.network import ACT
     from models.backbone import build_policy
+    from models.lerobot_weights import starts_from_lerobot
 
+    if starts_from_lerobot(process):
+        from models.act import lerobot
+
+        return lerobot.build(config, process)
     return build_policy(ACT, config, process.cache_dir)
 
 

@@ -28,6 +28,12 @@ class Config(PolicyConfig):
     use_cvae: bool = key(True, "learn z from the demonstrated chunk; false: z is always 0, no KL, faster")
     dropout: float = key(0.1, "in every attention and feed-forward block", ge=0, lt=1, on_resume=TRAJECTORY)
     pre_norm: bool = key(False, "layer norm before each block; false: after it, as in the paper")
+    env_state_dim: int = key(
+        0,
+        "so many last numbers of the state are the environment's: a token of their own, which the encoder of "
+        "demonstrated chunks does not read, as in LeRobot; 0: one token for the state",
+        ge=0,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,6 +41,11 @@ class Config(PolicyConfig):
             raise ValueError(
                 f"model.hidden_dim: {self.hidden_dim} is not divisible by model.num_heads: {self.num_heads}; "
                 f"try hidden_dim {self.num_heads * max(1, round(self.hidden_dim / self.num_heads))}"
+            )
+        if self.state_dim is not None and self.env_state_dim >= self.state_dim:
+            raise ValueError(
+                f"model.env_state_dim: {self.env_state_dim} leaves nothing of the data's state of {self.state_dim} "
+                "numbers; lower it"
             )
         if self.hidden_dim % 4:
             raise ValueError(

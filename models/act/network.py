@@ -43,7 +43,7 @@ class CVAEEncoder(nn.Module):
         super().__init__()
         dim = config.hidden_dim
         self.cls = nn.Embedding(1, dim)
-        self.state_projection = nn.Linear(config.state_dim, dim)
+        self.state_projection = nn.Linear(config.state_dim - config.env_state_dim, dim)
         self.action_projection = nn.Linear(config.action_dim, dim)
         self.encoder = Encoder(config.cvae_layers, *layer_sizes(config))
         self.posterior = nn.Linear(dim, 2 * config.latent_dim)
@@ -72,14 +72,16 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_dim)
         self.dropout = config.dropout
 
-    def forward(self, memory: Tensor, queries: Tensor, memory_positions: Tensor) -> Tensor:
-        """memory (B, S, D), queries (C, D), memory_positions (S, D) -> (B, C, D)."""
+    def forward(
+        self, memory: Tensor, queries: Tensor, memory_positions: Tensor, memory_is_pad: Tensor | None = None
+    ) -> Tensor:
+        """memory (B, S, D), queries (C, D), memory_positions (S, D), memory_is_pad (B, S) -> (B, C, D)."""
         # Targets start at zero: which step a query asks for is in its position alone, as in DETR. Until they
         # meet the memory, only dropout tells samples apart; without it one row stands for the batch.
         rows = memory.shape[0] if self.training and self.dropout else 1
         targets = memory.new_zeros(rows, *queries.shape)
         for layer in self.layers:
-            targets = layer(targets, memory, queries, memory_positions)
+            targets = layer(targets, memory, queries, memory_positions, memory_is_pad)
         return self.norm(targets)
 
 
@@ -101,11 +103,13 @@ class ACT(ChunkPolicy):
         if config.use_cvae:
             self.cvae_encoder = CVAEEncoder(config)
         self.latent_projection = nn.Linear(config.latent_dim, dim)
-        self.state_projection = nn.Linear(config.state_dim, dim)
+        self.state_projection = nn.Linear(config.state_dim - config.env_state_dim, dim)
+        if config.env_state_dim:
+            self.env_state_projection = nn.Linear(config.env_state_dim, dim)
         if config.num_words:
             self.word_projection = nn.Linear(config.num_words, dim)
-        # Of the latent's and the state's token, and the instruction's if there is one.
-        self.token_positions = nn.Embedding(3 if config.num_words else 2, dim)
+        # Of the latent's and the state's token, and the environment's and the instruction's if there are such.
+        self.token_positions = nn.Embedding(2 + bool(config.env_state_dim) + bool(config.num_words), dim)
         self.encoder = Encoder(config.encoder_layers, *layer_sizes(config))
         self.queries = nn.Embedding(config.chunk_size, dim)
         self.decoder = Decoder(config)
@@ -134,6 +138,7 @@ class ACT(ChunkPolicy):
         is_pad: Tensor | None = None,
         images: Tensor | None = None,
         words: Tensor | None = None,
+        image_mask: Tensor | None = None,
         **context: Any,
     ) -> dict[str, Any]:
         """Predict a chunk and, given the demonstrated one, the losses.
@@ -144,6 +149,7 @@ class ACT(ChunkPolicy):
             is_pad: (B, C) bool, true for steps after the episode's end.
             images: (B, K, 3, H, W) uint8.
             words: (B, V), 1 for each word of the instruction, else 0.
+            image_mask: (B, K) bool, false for images that do not exist; no token attends to theirs.
             context: other batch keys, which this network does not use.
 
         Returns:
@@ -155,10 +161,11 @@ class ACT(ChunkPolicy):
         state = state.to(self.dtype)  # observations are float32, also for weights of another type
         latent, losses = state.new_zeros(state.shape[0], self.config.latent_dim), {}
         if actions is not None and self.training and self.config.use_cvae:
-            mean, log_variance = self.cvae_encoder(state, actions.to(state.dtype), is_pad)
+            of_robot = state[:, : self.config.state_dim - self.config.env_state_dim]
+            mean, log_variance = self.cvae_encoder(of_robot, actions.to(state.dtype), is_pad)
             latent = mean + (log_variance / 2).exp() * torch.randn_like(mean)
             losses["kl"] = gaussian_kl(mean, log_variance)
-        predicted = self.predict(latent, state, images, words)
+        predicted = self.predict(latent, state, images, words, image_mask)
         if actions is None:
             return {"actions": predicted}
         losses = {"action": masked_mean((predicted - actions).abs(), is_pad), **losses}
@@ -174,22 +181,35 @@ class ACT(ChunkPolicy):
     def loss_weights(self) -> dict[str, float]:
         return {"kl": self.config.kl_weight}
 
-    def predict(self, latent: Tensor, state: Tensor, images: Tensor | None, words: Tensor | None = None) -> Tensor:
-        """latent (B, Z), state (B, state dim), images (B, K, 3, H, W), words (B, V) -> (B, C, A)."""
-        tokens = torch.stack((self.latent_projection(latent), self.state_projection(state)), dim=1)
+    def predict(
+        self,
+        latent: Tensor,
+        state: Tensor,
+        images: Tensor | None,
+        words: Tensor | None = None,
+        image_mask: Tensor | None = None,
+    ) -> Tensor:
+        """latent (B, Z), state (B, state dim), images (B, K, 3, H, W), words (B, V), mask (B, K) -> (B, C, A)."""
+        robot, environment = state.tensor_split([state.shape[1] - self.config.env_state_dim], dim=1)
+        tokens = [self.latent_projection(latent), self.state_projection(robot)]
+        if self.config.env_state_dim:
+            tokens.append(self.env_state_projection(environment))
         if words is not None:
-            tokens = torch.cat((tokens, self.word_projection(words.to(tokens.dtype))[:, None]), dim=1)
-        positions = self.token_positions.weight
+            tokens.append(self.word_projection(words.to(state.dtype)))
+        tokens, positions, is_pad = torch.stack(tokens, dim=1), self.token_positions.weight, None
         if images is not None:
-            image_tokens, image_positions = self.embed_images(images)
+            image_tokens, image_positions = self.embed_images(images, image_mask)
+            if image_mask is not None:
+                cells = image_tokens.shape[1] // images.shape[1]
+                is_pad = F.pad(~image_mask.repeat_interleave(cells, dim=1), (tokens.shape[1], 0), value=False)
             tokens = torch.cat((tokens, image_tokens.to(tokens.dtype)), dim=1)
             positions = torch.cat((positions, image_positions))
-        memory = self.encoder(tokens, positions)  # (B, S, D)
-        return self.head(self.decoder(memory, self.queries.weight, positions))
+        memory = self.encoder(tokens, positions, is_pad)  # (B, S, D)
+        return self.head(self.decoder(memory, self.queries.weight, positions, is_pad))
 
-    def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, K, 3, H, W) -> tokens (B, K·h·w, D) and their positions (K·h·w, D)."""
-        features = self.backbone(images)  # (B, K, F, h, w)
+    def embed_images(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """images (B, K, 3, H, W), mask (B, K) -> tokens (B, K·h·w, D) and their positions (K·h·w, D)."""
+        features = self.backbone(images, mask)  # (B, K, F, h, w)
         num_images, (height, width) = features.shape[1], features.shape[-2:]
         tokens = self.image_projection(features.flatten(3).transpose(2, 3)).flatten(1, 2)
         grid = grid_positions(height, width, self.config.hidden_dim, images.device)

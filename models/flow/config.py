@@ -20,3 +20,18 @@ class Config(DenoisingConfig):
         gt=0,
         on_resume=TRAJECTORY,
     )
+    guidance_weight: float | None = key(
+        None,
+        "with inference_delay: most weight with which sampling leads a chunk to the remaining actions of the "
+        "previous one (arXiv:2506.07339, there 5); null: finished chunks are averaged",
+        gt=0,
+        on_resume=HARMLESS,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guidance_weight is not None and self.inference_delay is None:
+            raise ValueError(
+                f"model.guidance_weight: {self.guidance_weight} guides a chunk by the previous one, which goes on only "
+                "with model.inference_delay; set it (0 for a chunk that takes no time), or guidance_weight to null"
+            )

@@ -1,11 +1,15 @@
 """A policy by flow matching: a network predicts the velocity that leads from noise to a chunk of actions.
 
 Source: Lipman et al. 2023, arXiv:2210.02747; its times and steps as in pi0 (Black et al. 2024, arXiv:2410.24164).
-Shapes: B batch, C chunk size, A action dim, D condition.
+Guidance by the previous chunk: real-time chunking (Black et al. 2025, arXiv:2506.07339), whose time is 1 minus ours.
+Shapes: B batch, C chunk size, A action dim, D condition, R actions of the previous chunk that are left.
 """
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from models.denoising_policy import DenoisingPolicy
@@ -35,10 +39,47 @@ class Flow(DenoisingPolicy):
         chunk = weight * noise + (1 - weight) * actions
         return (self.velocity(chunk, time, condition) - (noise - actions)).square()
 
-    def sample(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """Integrate the velocity from time 1 to 0; see `DenoisingPolicy.sample`."""
+    def guide(self) -> dict[str, Tensor]:
+        """The actions (R, A) that are left of the previous chunk, if they are to guide the next."""
+        is_guided = self.config.guidance_weight is not None and self._plan.plan is not None
+        return {"previous": self._plan.plan} if is_guided else {}
+
+    def sample(self, noise: Tensor, condition: Tensor, previous: Tensor | None = None) -> Tensor:
+        """Integrate the velocity from time 1 to 0; see `DenoisingPolicy.sample`.
+
+        Args:
+            previous: (R, A): lead the chunk to these actions.
+        """
         steps, chunk = self.config.sampling_steps, noise
         for step in range(steps):
             time = noise.new_full((len(noise),), 1 - step / steps)
-            chunk = chunk - self.velocity(chunk, time, condition) / steps
+            if previous is None:
+                velocity = self.velocity(chunk, time, condition)
+            else:
+                velocity = self.guided_velocity(chunk, time, condition, previous.to(noise))
+            chunk = chunk - velocity / steps
         return chunk
+
+    def guided_velocity(self, chunk: Tensor, time: Tensor, condition: Tensor, previous: Tensor) -> Tensor:
+        """The velocity, corrected along the gradient of the distance to the previous chunk (equations 2 to 4)."""
+        past, rest = self.config.past_actions or 0, len(previous)
+        target, mask = torch.zeros_like(chunk), chunk.new_zeros(chunk.shape[1], 1)
+        target[:, past : past + rest] = previous
+        mask[past : past + rest, 0] = soft_mask(rest, self.config.inference_delay).to(mask)
+        with torch.enable_grad():
+            chunk = chunk.detach().requires_grad_()
+            velocity = self.velocity(chunk, time, condition)
+            estimate = chunk - time[0] * velocity  # of the actions, in one step
+            error = ((target - estimate) * mask).detach()
+            (correction,) = torch.autograd.grad(estimate, chunk, error)
+        now = time[0].item()
+        weight = self.config.guidance_weight
+        if now < 1:
+            weight = min(weight, ((1 - now) ** 2 + now**2) / (now * (1 - now)))
+        return velocity.detach() - weight * correction
+
+
+def soft_mask(rest: int, delay: int) -> Tensor:
+    """Weights (R,) of the previous chunk's actions: 1 during the delay, then falling exponentially (equation 5)."""
+    share = (rest - torch.arange(rest)) / (rest - delay + 1)
+    return torch.where(torch.arange(rest) < delay, 1.0, share * torch.expm1(share) / (math.e - 1))

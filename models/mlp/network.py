@@ -52,6 +52,7 @@ class MLP(ChunkPolicy):
         is_pad: Tensor | None = None,
         images: Tensor | None = None,
         words: Tensor | None = None,
+        image_mask: Tensor | None = None,
         **context: Any,
     ) -> dict[str, Any]:
         """Arguments as `models.act.network.ACT.forward`.
@@ -62,6 +63,11 @@ class MLP(ChunkPolicy):
         """
         self.check_images(images)
         self.check_words(words)
+        if image_mask is not None:
+            raise ValueError(
+                "images are missing, and mlp has no mask for them; use model: act, diffusion, flow or regression, or "
+                "dataset.missing_cameras: error"
+            )
         state = state.to(self.dtype)
         if words is not None:
             state = torch.cat((state, words.to(state.dtype)), dim=-1)

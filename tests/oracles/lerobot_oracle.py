@@ -24,7 +24,7 @@ VERSION = "0.4.4"
 PACKAGES = (
     f"lerobot=={VERSION} torchvision==0.28.0 datasets pyarrow pandas av jsonlines draccus==0.10.0 einops diffusers "
     "deepdiff termcolor dill multiprocess aiohttp aiosignal aiohappyeyeballs frozenlist multidict propcache yarl "
-    "importlib_metadata orderly-set mergedeep pyyaml-include toml typing-inspect mypy_extensions"
+    "importlib_metadata orderly-set mergedeep pyyaml-include toml typing-inspect mypy_extensions pyserial cachebox"
 ).split()
 FPS, CHUNK = 30, 8
 LENGTHS = (20, 12, 31)
@@ -48,16 +48,21 @@ def setup(folder: Path) -> None:
 
 
 def lerobot_dataset():
-    """lerobot's class. torchvision's compiled operators and video reader do not fit this torch: neither is needed."""
-    import torch
-
-    for name in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    """lerobot's class. torchvision's video reader does not fit this torch, and is not needed."""
+    define_operators()
     from lerobot.datasets import video_utils
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     video_utils.decode_video_frames_torchvision = decode
     return LeRobotDataset
+
+
+def define_operators() -> None:
+    """Declare operators of torchvision's compiled part, which does not fit this torch; none of them is called."""
+    import torch
+
+    for name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def decode(video_path, timestamps, tolerance_s, backend="pyav", log_loaded_timestamps=False):
@@ -147,10 +152,10 @@ def picture(episode: int, step: int) -> np.ndarray:
 # In Keel's environment
 
 
-def inside(folder: Path, *words: object) -> str:
-    """Run a command of this script inside the environment; returns the last line that it prints."""
+def inside(folder: Path, *words: object, script: str = __file__) -> str:
+    """Run a command of a script inside the environment; returns the last line that it prints."""
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "SVT_LOG": "1", "HF_DATASETS_CACHE": tempfile.mkdtemp()}
-    command = [str(folder / "bin/python"), str(Path(__file__).resolve()), *map(str, words)]
+    command = [str(folder / "bin/python"), str(Path(script).resolve()), *map(str, words)]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=280)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-3000:]}")

@@ -91,13 +91,17 @@ def refuse_useless(folder: Path, config: Config, process: Any) -> None:
 def choose_cameras(metadata: Metadata, config: Config) -> dict[str, str]:
     """Camera -> feature, of those that are configured, in their order, or all, sorted."""
     found = {camera_name(key): key for key, feature in metadata.features.items() if feature.is_image}
-    for camera in config.cameras or ():
+    wanted = config.cameras or sorted(found)
+    if config.missing_cameras == "mask":
+        wanted = [camera for camera in wanted if camera in found]
+    for camera in wanted:
         if camera not in found:
             raise ValueError(
                 f"dataset.cameras: no camera `{camera}` in {metadata.folder}; it has {', '.join(found) or 'none'}; "
-                f"name cameras that it has, or give one of them this name with dataset.rename"
+                f"name cameras that it has, give one of them this name with dataset.rename, or set "
+                f"dataset.missing_cameras: mask"
             )
-    return {camera: found[camera] for camera in config.cameras or sorted(found)}
+    return {camera: found[camera] for camera in wanted}
 
 
 class Columns:

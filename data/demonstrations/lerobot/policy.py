@@ -1,0 +1,115 @@
+"""The statistics of a LeRobot policy as ours, for training that starts from its weights.
+
+Shapes: N steps, D dimensions of a signal.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.statistics import Normalizer, compute
+from storage.lerobot_policy import Policy, is_policy, read_policy
+
+KINDS = {"MEAN_STD": "zscore", "MIN_MAX": "min_max", "QUANTILES": "percentiles", "IDENTITY": "identity"}
+NEEDED = {"zscore": ("mean", "std"), "min_max": ("min", "max"), "percentiles": ("q01", "q99"), "identity": ()}
+MINIMUM_STD = 1e-8  # what lerobot adds to a standard deviation
+CONSTANT_SPAN = 0.02  # of a dimension that never changes: lerobot encodes it as -1, so do we
+
+
+def policy_folder(process: Any) -> Path | None:
+    """The folder of the LeRobot policy whose weights a run starts from, or None."""
+    if process.model_name_or_path is None or process.is_pretrained or process.load_pretrain:
+        return None
+    folder = Path(process.model_name_or_path).expanduser()
+    return folder if is_policy(folder) else None
+
+
+def pretrained_normalizers(
+    details: dict, values: dict[str, np.ndarray], image_keys: list[str], config: Any, process: Any
+) -> dict[str, Normalizer]:
+    """The normalization of the LeRobot policy that a run starts from, by signal; {} if there is none.
+
+    Args:
+        details: of the source: its `state_keys`.
+        values: states (N, D) and actions (N, D).
+
+    Raises:
+        ValueError: `dataset.normalization` has another kind, or the policy has other signals.
+    """
+    folder = policy_folder(process)
+    if folder is None:
+        return {}
+    refuse_order(folder, "cameras", image_keys, [*read_policy(folder).inputs("VISUAL")])
+    found = normalizers_of(folder, details["state_keys"], values["state"], values["action"])
+    for signal, own in found.items():
+        if own.kind != config.normalization[signal] or config.normalization_mask.get(signal):
+            raise ValueError(
+                f"dataset.normalization.{signal}: the policy in {folder} was trained with {own.kind}, in all "
+                f"dimensions; set dataset.normalization.{signal}: {own.kind}, and no normalization_mask"
+            )
+    return found
+
+
+def normalization_line(process: Any) -> list[str]:
+    """Whose normalization a run that starts from a LeRobot policy uses."""
+    folder = policy_folder(process)
+    if folder is None:
+        return []
+    whose = "as by the policy" if read_policy(folder).statistics.get("action") else "by this data, not by the policy"
+    return [f"states and actions are normalised {whose} in {folder}"]
+
+
+def normalizers_of(
+    folder: Path, state_keys: list[str], states: np.ndarray, actions: np.ndarray
+) -> dict[str, Normalizer]:
+    """The normalization of states (N, D) and actions (N, D) that a policy was trained with; {} if it has none.
+
+    What its files lack, and its kind of normalization does not need, is computed from the data.
+
+    Raises:
+        ValueError: the policy's signals have other dimensions or another order, or are normalised in an unknown way.
+    """
+    policy = read_policy(folder)
+    signals = {"state": list(policy.inputs("STATE", "ENV")), "action": ["action"]}
+    refuse_order(folder, "state_keys", state_keys, signals["state"])
+    if not all(policy.statistics.get(name) for names in signals.values() for name in names):
+        return {}
+    values = {"state": states, "action": actions}
+    modes = {"state": policy.mode("STATE"), "action": policy.mode("ACTION")}
+    return {signal: normalizer(policy, names, modes[signal], values[signal]) for signal, names in signals.items()}
+
+
+def refuse_order(folder: Path, key: str, own: list[str], theirs: list[str]) -> None:
+    """Raise ValueError if the data has the policy's features in another order."""
+    if sorted(own) == sorted(theirs) and own != theirs:
+        raise ValueError(
+            f"dataset.{key}: the policy in {folder} reads {', '.join(theirs)} in this order; name all in it"
+        )
+
+
+def normalizer(policy: Policy, names: list[str], mode: str, values: np.ndarray) -> Normalizer:
+    """The normalization of some features, concatenated."""
+    if mode not in KINDS:
+        raise ValueError(f"the policy in {policy.folder} normalises by {mode}; {', '.join(KINDS)} can be used")
+    kind, own = KINDS[mode], compute(values)
+    shared = set.intersection(*(set(policy.statistics[name]) for name in names)) & own.keys()
+    theirs = {key: np.concatenate([policy.statistics[name][key] for name in names]) for key in shared}
+    wrong = [key for key in NEEDED[kind] if key not in theirs or not np.isfinite(theirs[key]).all()]
+    if wrong:
+        raise ValueError(
+            f"the policy in {policy.folder} normalises by {mode} but has no usable {wrong[0]} of {names[0]}"
+        )
+    width = len(next(iter(theirs.values()), own["mean"]))
+    if width != values.shape[1]:
+        raise ValueError(
+            f"the policy in {policy.folder} has {width} numbers in {' + '.join(names)}, the data {values.shape[1]}; "
+            "choose state_keys and action_key as it was trained"
+        )
+    statistics = {**own, **theirs}
+    for low, high in (("min", "max"), ("q01", "q99")):
+        constant = statistics[low] == statistics[high]
+        statistics[high] = np.where(constant, statistics[low] + CONSTANT_SPAN, statistics[high])
+    return Normalizer.from_statistics(statistics, kind, None, MINIMUM_STD)
