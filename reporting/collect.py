@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from reporting.curves import MetricsLog
+from reporting.curves import MetricsLog, group_of
 from storage import safe_read
 
 MOST_BYTES = 2**24  # of a small file
@@ -110,8 +110,10 @@ def read_run(folder: Path, log: MetricsLog, name: str, defaults: Defaults) -> Ru
     run.samples = run.samples[-MOST_SAMPLES:]
     for path in _files(folder, {".json"}):
         _read_scores(run, path)
-    if tests := {key: (log.summary(key)["last"][1], None, None) for key in log.series if key.startswith("test_")}:
-        run.scores["metrics.jsonl, at the end"] = tests
+    tests = [key for key in log.series if group_of(key, log.series) == "Test"]
+    if tests:
+        values = {key.removeprefix("test_"): (log.summary(key)["last"][1], None, None) for key in tests}
+        run.scores["test (metrics.jsonl)"] = values
     run.media = [path.relative_to(folder) for path in _files(folder, set(MEDIA))]
     _warn(run)
     return run
@@ -224,13 +226,13 @@ def _value(text: str) -> Any:
 
 
 def _read_scores(run: Run, path: Path) -> None:
-    """Add the scores in a JSON file of eval.py (it has a task and a checkpoint) or of `eval_runner`."""
+    """Add the scores in a JSON file of eval.py (scores.json, or one with a task and a checkpoint) or `eval_runner`."""
     try:
         content = safe_read.read_json(path, MOST_BYTES)
     except (ValueError, OSError):
         return
-    is_summary = path.name == "summary.json" and path.parent.parent.name == "eval_runner"
-    if not isinstance(content, dict) or not (is_summary or {"task", "checkpoint"} <= content.keys()):
+    is_named = path.name == "scores.json" or (path.name, path.parts[-3]) == ("summary.json", "eval_runner")
+    if not isinstance(content, dict) or not (is_named or {"task", "checkpoint"} <= content.keys()):
         return
     numbers = {key: value for key, value in _flat(content) if _is_number(value) and key not in ("seed", "episodes")}
     bases = {key.removesuffix("_rate") for key in numbers}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +15,7 @@ MOST_POINTS = 2000  # of a curve in memory; longer curves keep the extremes of e
 POINTS_OF_PAGE = 45_000  # of all curves, about 1.2 MB of JSON
 NOT_FINITE = ("nan", "inf", "-inf")  # how metrics.jsonl writes them
 HOURS_OF_MS = 1 / 3_600_000
-SYSTEM = re.compile(r"(^|_)(runtime|ms|mb|per_second)$|^(mfu|tokens|total_flos)$|_tokens$|^benchmark")
+SYSTEM = re.compile(r"(^|_)(runtime|ms|mb|per_second)$|^(mfu|total_flos)$")
 GROUPS = ("Training", "Evaluation", "Test", "System")
 
 Point = tuple[int, Any]  # step, and a finite number or one of NOT_FINITE
@@ -164,19 +164,21 @@ def charts(runs: Sequence[Mapping[str, Sequence[Point]]]) -> list[dict[str, Any]
     """
     names = list(dict.fromkeys(name for run in runs for name, points in run.items() if len(points) > 1))
     names.sort(key=lambda name: (name not in ("loss", "eval_loss"), name == "weight_decay"))
-    partners = {name: f"eval_{name}" for name in names if f"eval_{name}" in names and group_of(name) == "Training"}
+    partners = {
+        name: f"eval_{name}" for name in names if f"eval_{name}" in names and group_of(name, names) == "Training"
+    }
     if len(runs) > 1:
         partners = {}  # too many lines
     found = []
     for name in names:
         if name not in partners.values():
             shown = [name, *([partners[name]] if name in partners else [])]
-            found.append({"title": name, "group": group_of(name), "names": shown})
+            found.append({"title": name, "group": group_of(name, names), "names": shown})
     return sorted(found, key=lambda chart: GROUPS.index(chart["group"]))
 
 
-def group_of(name: str) -> str:
-    """Return the group of a metric: speeds, memory and counters are `System`, of evaluations too."""
-    if SYSTEM.search(name):
+def group_of(name: str, others: Container[str]) -> str:
+    """Return the group of a metric; speeds, memory and counters, which have a speed, are `System`."""
+    if SYSTEM.search(name) or f"{name}_per_second" in others:
         return "System"
     return {"eval": "Evaluation", "test": "Test"}.get(name.split("_")[0], "Training")

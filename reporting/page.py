@@ -115,7 +115,8 @@ def head(runs: Sequence[Run]) -> str:
     note = f'<ul class="warnings" aria-label="Warnings">{shown}</ul>' if shown else ""
     if len(runs) > 1:
         rows = "".join(
-            f'<li><i class="swatch" style="--tint: var(--c{index % 8})"></i><b>{escape(run.name)}</b> {escape(facts(run))}</li>'
+            f'<li><i class="swatch" style="--tint: var(--c{index % 8})"></i><b>{escape(run.name)}</b> '
+            f"{escape(facts(run))}</li>"
             for index, run in enumerate(runs)
         )
         return f'<h1>{len(runs)} runs compared</h1><ul class="runs">{rows}</ul>{note}'
@@ -183,33 +184,32 @@ def score(name: str, value: Any, low: Any, high: Any) -> str:
 
 
 def scores_table(runs: Sequence[Run]) -> str:
-    """Scores of eval.py and the like; then the last and best values of the log."""
-    rows = dict.fromkeys((source, key) for run in runs for source, scores in run.scores.items() for key in scores)
-    names = [run.name for run in runs] if len(runs) > 1 else ["value (95 % interval)"]
-    found = ""
-    if rows:
-        cells = [
-            [escape(key)]
-            + [score(key, *run.scores[source][key]) if key in run.scores.get(source, ()) else "–" for run in runs]
-            + [escape(source)]
-            for source, key in rows
-        ]
-        found = table(["score", *names, "file"], cells, "numbers")
+    """Scores of eval.py and the like, of one run a column for each file; then what was logged."""
+    if len(runs) == 1:
+        columns = runs[0].scores
+    else:
+        columns = {run.name: {f"{key} ({file})": values for file, scores in run.scores.items()
+                              for key, values in scores.items()} for run in runs}  # fmt: skip
+    keys = dict.fromkeys(key for scores in columns.values() for key in scores)
+    rows = [
+        [escape(key), *(score(key, *scores[key]) if key in scores else "–" for scores in columns.values())]
+        for key in keys
+    ]
+    found = table(["score", *columns], rows, "numbers") if rows else ""
     logged = list(dict.fromkeys(name for run in runs for name in run.log.series))
     if not logged:
         return found
     if len(runs) == 1:
-        values = table(
-            ["logged value", "last", "lowest", "highest"], [[escape(n), *logged_row(runs[0], n)] for n in logged]
-        )
+        cells = [[escape(name), *logged_row(runs[0], name)] for name in logged]
+        values = table(["logged value", "last", "lowest", "highest"], cells)
     else:
-        cells = [[escape(n), *(logged_row(run, n)[0] if n in run.log.series else "–" for run in runs)] for n in logged]
-        values = table(["last logged value", *names], cells, "numbers")
+        cells = [[escape(name), *(logged_row(run, name)[0] for run in runs)] for name in logged]
+        values = table(["last logged value", *columns], cells, "numbers")
     return f"{found}<details{' open' if len(runs) > 1 else ''}><summary>Logged values</summary>{values}</details>"
 
 
 def logged_row(run: Run, name: str) -> list[str]:
-    points = run.log.summary(name).values()
+    points = run.log.summary(name).values() if name in run.log.series else [None]
     return [f"{number(point[1])} <small>step {point[0]:,}</small>" if point else "–" for point in points]
 
 

@@ -20,8 +20,8 @@ from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import COMPONENTS
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRIES = ("train", "eval", "predict", "prepare")
-ROOMS = ("loader", "models", "data", "metrics", "trainer", "sim", "serving", "storage")
+ENTRIES = ("train", "eval", "predict", "prepare", "report")
+ROOMS = ("loader", "models", "data", "metrics", "trainer", "sim", "serving", "reporting", "storage")
 # room -> the rooms it may import besides itself
 MAY_IMPORT = {room: {"storage"} for room in ROOMS} | {"data": {"storage", "metrics"}, "storage": set()}
 # Subpackages (and files) of a room, highest first: each may import those below it, none its equals or those above.
@@ -275,4 +275,6 @@ def test_the_wheel_contains_the_code_and_the_configuration_and_nothing_else(tmp_
     code = {str(path.relative_to(ROOT)) for path in house.files.values()}
     code |= {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py")}
     yaml = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
-    assert contents == code | yaml | {"train.py", "eval.py", "predict.py", "prepare.py", "configs/schema.json"}
+    entries = {f"{name}.py" for name in ENTRIES}
+    page = {f"reporting/{name}" for name in ("page.html", "style.css", "app.js")}
+    assert contents == code | yaml | entries | page | {"configs/schema.json"}

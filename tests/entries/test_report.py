@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import importlib.util
 import json
 import re
 import shutil
@@ -171,10 +172,10 @@ def test_a_log_that_was_rewritten_is_read_anew(out):
 @pytest.mark.parametrize(
     ("name", "group"),
     [("loss", "Training"), ("eval_f1", "Evaluation"), ("eval_runtime", "System"), ("test_loss", "Test"),
-     ("step_ms", "System"), ("tokens_per_second", "System"), ("learning_rate", "Training")],
+     ("step_ms", "System"), ("tokens_per_second", "System"), ("tokens", "System"), ("learning_rate", "Training")],
 )  # fmt: skip
 def test_metrics_are_grouped(name, group):
-    assert group_of(name) == group
+    assert group_of(name, ["loss", "tokens_per_second"]) == group
 
 
 def test_several_runs_have_no_mixed_charts():
@@ -193,7 +194,7 @@ def settings(folder):
 def test_every_value_of_run_yaml_has_its_origin_and_default(out):
     found = settings(out)
     assert found["learning_rate"] == Setting("0.001", "mine.yaml:4", "5.0e-05")
-    assert found["model.n_layer"] == Setting("2", "set", "12")
+    assert found["model.n_layer"] == Setting("2", "set", "null")
     assert found["gradient_accumulation_steps"].text == "2"
     assert found.keys() == {
         "task_name", "output_dir", "learning_rate", "seed", "lora_r", "max_steps", "gradient_accumulation_steps",
@@ -234,10 +235,15 @@ def test_scores_have_their_interval(out):
     (out / "film").mkdir()
     (out / "film" / "scores.json").write_text(json.dumps(scores))
     (out / "other.json").write_text('{"loss": 1}')
-    rows = [[cell.split() for cell in row] for row in made(out).rows]
-    assert [["success_rate"], ["50.0%", "25.0%", "–", "75.0%"], ["film/scores.json"]] in rows
-    assert [["mean_return"], ["3"], ["film/scores.json"]] in rows
-    assert not [row for row in rows if row[0] in (["seed"], ["success_low"])] and "other.json" not in str(rows)
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"step": 30, "test_mean_return": 4.5, "test_runtime": 2}\n')
+    rows = made(out).rows
+    start = rows.index(["score", "film/scores.json", "test (metrics.jsonl)"])
+    assert [[cell.split() for cell in row] for row in rows[start + 1 : start + 3]] == [
+        [["success_rate"], ["50.0%", "25.0%", "–", "75.0%"], ["–"]],
+        [["mean_return"], ["3"], ["4.5"]],
+    ]
+    assert rows[start + 3][0] == "logged value"  # and no further score
 
 
 def test_starts_resumes_samples_and_adaptation_are_shown(out):
@@ -340,7 +346,8 @@ def test_flags_without_effect_are_refused(out, words):
 
 
 def test_without_bokeh_the_command_ends_with_the_remedy_and_a_run_goes_on(out, monkeypatch, capsys):
-    monkeypatch.setattr(page_module.importlib.util, "find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bokeh" else find(name))
     with pytest.raises(ConfigError, match=r"pip install .*report"):
         report.main([str(out)])
     report.write_report(out)
@@ -357,8 +364,8 @@ def test_an_error_of_the_page_is_one_line_of_the_run(out, monkeypatch, capsys):
 def test_a_run_writes_its_page_unless_report_is_false(run):
     run("report: true")
     page = Page(run.folder / "out" / "report.html")
-    assert page.data["runs"][0]["series"]["loss"][1] == run.log("loss")
-    assert "12 for training" in page.text("li")  # the data's summary
+    assert page.data["runs"][0]["series"]["loss"][1] == list(run.log("loss").values())
+    assert "1 for training (12 steps)" in page.text("li")  # the data's summary
     run("report: false", out="without")
     assert not (run.folder / "without" / "report.html").exists()
 
