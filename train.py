@@ -89,6 +89,8 @@ def execute(run: RunConfig, signals: Signals) -> Any:
 
 def prepare_and_train(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, locks: list[RunLock]) -> None:
     """Lock the run's folders, choose the checkpoint to resume from, train, and save the final model."""
+    from trainer.callbacks.log_files import record_start
+
     with contextlib.ExitStack() as held:
         # Lock existing folders before choosing a checkpoint, so that no other run adds or deletes one in between.
         existing = [lock for lock in locks if lock.folder.is_dir()]
@@ -109,12 +111,12 @@ def prepare_and_train(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, l
         trainer.locks = locks
         if trainer.is_world_process_zero():
             resumed = refusing(set_aside_abandoned, run, point, skipped)
-            averaged = [
-                "evaluating averaged weights (using_ema): they choose the best checkpoint and are the final model"
-            ]
-            model = [f"model: {run.model.name}", *adapted.lines, *averaged[: run.process.using_ema], *table]
-            print("\n".join([*run.notes, *resumed, *changed, *bundle.summary, *model]), flush=True)
+            ema = "evaluating averaged weights (using_ema): they choose the best checkpoint and are the final model"
+            model = [f"model: {run.model.name}", *adapted.lines, *[ema][: run.process.using_ema]]
+            start = {"notes": run.notes, "resumed": resumed, "changed": changed, "data": bundle.summary, "model": model}
+            print("\n".join([*(line for lines in start.values() for line in lines), *table]), flush=True)
             refusing(trainer.begin_run_folder, report)
+            refusing(record_start, run.output_dir, point.step if point else 0, start)
         trainer.signals.check()
         with trainer.signals.deferred():
             train_and_save(run, trainer, point)
@@ -138,6 +140,10 @@ def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> N
         save_final_model(trainer)
         if trainer.is_world_process_zero():
             print(f"final model in {run.output_dir}", flush=True)
+            if run.process.report:
+                from report import write_report
+
+                write_report(run.output_dir)
     except (UnknownMetric, NothingScored, CannotDivide, CheckpointLoadError) as error:
         raise ConfigError(str(error)) from error
 

@@ -20,6 +20,7 @@ model: {hidden_dim: 8, hidden_layers: 1}
 dataset: {chunk_size: 3}
 cache_dir: CACHE
 report_to: none
+report: false
 save_strategy: 'no'
 logging_steps: 1
 eval_steps: 100

@@ -19,8 +19,8 @@ from loader.schema.process_arguments import ProcessArguments
 from loader.schema.sections import COMPONENTS
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRIES = ("train", "eval", "predict", "prepare", "estimate")
-ROOMS = ("loader", "models", "data", "metrics", "trainer", "sim", "serving", "storage")
+ENTRIES = ("train", "eval", "predict", "prepare", "report", "estimate")
+ROOMS = ("loader", "models", "data", "metrics", "trainer", "sim", "serving", "reporting", "storage")
 # room -> the rooms it may import besides itself
 MAY_IMPORT = {room: {"storage"} for room in ROOMS} | {"data": {"storage", "metrics"}, "storage": set()}
 # Subpackages (and files) of a room, highest first: each may import those below it, none its equals or those above.

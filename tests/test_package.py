@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.slow  # builds a wheel
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("configs", "data", "loader", "metrics", "models", "serving", "sim", "storage", "trainer")
+ROOMS = ("configs", "data", "loader", "metrics", "models", "reporting", "serving", "sim", "storage", "trainer")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,8 @@ def test_the_wheel_contains_the_code_and_the_configuration_and_nothing_else(whee
     code = {str(path.relative_to(ROOT)) for room in rooms for path in (ROOT / room).rglob("*.py")}
     entries = {path.name for path in ROOT.glob("*.py")}
     yaml = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
-    assert contents == code | entries | yaml | {"configs/schema.json"}
+    page = {f"reporting/{name}" for name in ("page.html", "style.css", "app.js")}
+    assert contents == code | entries | yaml | page | {"configs/schema.json"}
 
 
 def test_commands_find_configurations_outside_of_a_checkout(installed, tmp_path):

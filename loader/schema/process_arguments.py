@@ -163,6 +163,12 @@ class ProcessArguments:
         ge=1,
         on_resume=HARMLESS,
     )
+    # Report
+    report: bool = key(
+        True,
+        "Write the page report.html into the run's folder at its end; report.py writes it at any time.",
+        on_resume=HARMLESS,
+    )
     # Resuming
     resume_lr: float | None = key(None, "On resume: the learning rate from here on.", ge=0, on_resume=HARMLESS)
     resume_weight_decay: float | None = key(None, "On resume: the weight decay from here on.", ge=0, on_resume=HARMLESS)

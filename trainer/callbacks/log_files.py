@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,12 @@ def append(path: Path, text: str) -> None:
             with contextlib.suppress(OSError):
                 file.truncate(end)
             raise
+
+
+def record_start(folder: Path, step: int, lines: Mapping[str, list[str]]) -> None:
+    """Append a line about a start of the run to `starts.jsonl`: its time, its first step, and what it printed."""
+    began = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    append(folder / "starts.jsonl", json.dumps({"time": began, "step": step, **lines}) + "\n")
 
 
 def json_number(value: Any) -> Any:

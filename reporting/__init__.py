@@ -1,0 +1,1 @@
+"""Show runs on one HTML page: curves, configuration, scores, films, samples, history."""
