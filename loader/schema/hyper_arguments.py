@@ -151,9 +151,6 @@ class CommandArguments:
         choices=("yaml", "json"),
     )
     print_schema: bool = key(False, "Print the JSON schema of a training file, for editors.")
-    multirun: bool = key(
-        False, "Run every combination of the bare words' values, key=a,b; again: continue.", aliases=["-m"]
-    )
     set: list[str] = key([], "Override any key: --set key.path=value, typed as YAML types it.", action="extend")
 
 
