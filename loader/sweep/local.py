@@ -28,6 +28,10 @@ POLL = 0.2  # seconds
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 LIBC = ctypes.CDLL(None)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPED = (
+    *(-number for number in SIGNALS),
+    130,
+)  # exit codes of a run that has no handler yet, or is interrupted twice
 
 
 class StopRequest:
@@ -62,7 +66,7 @@ class Running:
 
     def terminate(self) -> None:
         """Ask the run once to save its state and exit."""
-        if not self.is_terminated and self.process.poll() is None:
+        if not self.is_terminated:
             self.process.terminate()
             self.is_terminated = True
 
@@ -86,6 +90,7 @@ class LocalSweep:
     resumes: bool = False
     needs_objective: bool = False
     running: dict[int, Running] = field(default_factory=dict)
+    stop: StopRequest = field(default_factory=StopRequest)
 
     def run(self) -> bool:
         """Run all jobs; returns whether they were preempted, one of them or all by a signal to this process.
@@ -95,16 +100,16 @@ class LocalSweep:
         """
         self._tell_again()
         pending, devices = self._pending(), visible_gpus() if self.parallel > 1 else []
-        with StopRequest() as stop:
+        with self.stop:
             try:
                 is_stopped = False
                 while True:
-                    is_stopped |= stop.received
+                    is_stopped |= self.stop.received
                     while not is_stopped and len(self.running) < self.parallel:
                         if (index := next(pending, None)) is None:
                             break
-                        self._start(index, devices, stop)
-                        is_stopped |= stop.received
+                        self._start(index, devices)
+                        is_stopped |= self.stop.received
                     for each in self.running.values() if is_stopped else ():
                         each.terminate()
                     if not self.running:
@@ -126,9 +131,9 @@ class LocalSweep:
             if not jobs[index].is_finished:
                 yield index
 
-    def _start(self, index: int, devices: list[str], stop: StopRequest) -> None:
+    def _start(self, index: int, devices: list[str]) -> None:
         job, folder = self.record.jobs[index], self.record.run_folder(index)
-        if not _wait_for(RunLock(folder), stop):
+        if not _wait_for(RunLock(folder), self.stop):
             return
         print(f"run {index} of {self.trials} in {folder}: {job}", flush=True)
         words = own_words(job, str(folder))
@@ -178,7 +183,8 @@ class LocalSweep:
     def _end(self, index: int, code: int) -> None:
         """Record the end of a run."""
         job, each = self.record.jobs[index], self.running.pop(index)
-        job.exit_code = code
+        is_stopped = code in STOPPED and (each.is_terminated or self.stop.received)
+        job.exit_code = PREEMPTED if is_stopped else code
         job.is_pruned &= code != 0  # it was at its end already
         job.seconds += time.monotonic() - each.began
         self.record.write()

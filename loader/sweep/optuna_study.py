@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ class OptunaStudy:
         """The value of each varying key for a new run; the seed, the run's number and the results so far decide."""
         import optuna
 
-        self.study.sampler = optuna.samplers.TPESampler(seed=self.seed + index)
+        seed = random.Random(f"{self.seed} {index}").randrange(2**32)  # of neighbouring seeds, nothing alike
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed)
         trial = self._trial(index) or self.study.ask()
         self.trials[index] = trial
         return tuple(self._suggest(trial, key, option) for key, option in self.space.varying.items())
