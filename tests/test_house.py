@@ -25,7 +25,17 @@ ROOMS = ("loader", "models", "data", "metrics", "trainer", "sim", "serving", "re
 MAY_IMPORT = {room: {"storage"} for room in ROOMS} | {"data": {"storage", "metrics"}, "storage": set()}
 # Subpackages (and files) of a room, highest first: each may import those below it, none its equals or those above.
 LAYERS = {
-    "loader": [["command_line"], ["output"], ["checks"], ["resume"], ["resolve"], ["sources"], ["schema"], ["errors"]],
+    "loader": [
+        ["sweep"],
+        ["command_line"],
+        ["output"],
+        ["checks"],
+        ["resume"],
+        ["resolve"],
+        ["sources"],
+        ["schema"],
+        ["errors"],
+    ],
     "trainer": [
         ["trainer"],
         ["hf_overrides"],

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from loader.command_line.completion import COMPLETE, SCRIPTS, completions
 from loader.command_line.memory_request import memory_request
 from loader.command_line.parser import Given, flag_lines, help_text, parse_flags, parser_class
-from loader.command_line.sweep import sweep
 from loader.command_line.unknown_flags import nearest_flag
 from loader.errors import ConfigError, one_line
 from loader.resolve.resolver import resolve
@@ -51,11 +50,15 @@ def command_line(main: Callable[..., Built], *arguments: Any, **options: Any) ->
         raise SystemExit(code) from error
 
 
-def run_config(arguments: list[str] | None = None) -> RunConfig:
+def run_config(arguments: list[str] | None = None, sweep: Callable[..., int] | None = None) -> RunConfig:
     """Return the run that the command line describes.
 
     Answers `--help`, `--check`, `--print_config` and `--print_schema` and leaves with exit code 0; runs a sweep (`-m`)
     and leaves with its exit code.
+
+    Args:
+        sweep: Runs a sweep, as `loader.sweep.run.sweep` does, from the command line, its parsed flags, a function that
+            reads the command line of one run, and whether the runs are only asked about; returns the exit code.
 
     Raises:
         ConfigError: the configuration cannot be run.
@@ -64,7 +67,7 @@ def run_config(arguments: list[str] | None = None) -> RunConfig:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an ASCII-only log must not turn help into a traceback
     try:
-        outcome = refusing(_answer_or_resolve, arguments)
+        outcome = refusing(_answer_or_resolve, arguments, sweep)
         sys.stdout.flush()
     except BrokenPipeError:  # `--print_config | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -77,7 +80,7 @@ def run_config(arguments: list[str] | None = None) -> RunConfig:
     raise SystemExit(outcome)
 
 
-def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
+def _answer_or_resolve(arguments: list[str] | None, sweep: Callable[..., int] | None) -> RunConfig | int:
     import_from_working_folder()
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] == [COMPLETE]:
@@ -96,10 +99,12 @@ def _answer_or_resolve(arguments: list[str] | None) -> RunConfig | int:
 
         print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
         return 0
-    memory = memory_request(words, given.command)
-    if given.command.multirun:
+    memory = memory_request(words, given)
+    if given.sweep.multirun:
         asks = given.command.check or given.command.print_config is not None
-        return sweep(words, lambda one_of_them: _answer(parse_flags(one_of_them)), asks)
+        return sweep(words, given.sweep, lambda one_of_them: _answer(parse_flags(one_of_them)), asks)
+    if useless := sorted(given.sweep.given - {"multirun"}):
+        raise ConfigError(f"`--{useless[0]}` is a flag of sweeps; give -m too, or leave it out")
     run = _answer(given)
     return replace(run, memory=memory) if memory is not None and isinstance(run, RunConfig) else run
 

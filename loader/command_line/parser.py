@@ -16,6 +16,7 @@ from loader.errors import ConfigError
 from loader.schema.alias_flags import ALIAS_FLAGS, AliasFlags, TrackingFlags
 from loader.schema.hyper_arguments import FLAG_GROUPS, CommandArguments, HyperArguments
 from loader.schema.installed import transformers_folder
+from loader.schema.sweep_arguments import SweepArguments
 from storage.config_keys import BOUNDS
 
 # A bare word that means `--set`; Hydra's `+` and `++` for new keys have no meaning of their own here.
@@ -72,17 +73,18 @@ def parser_class() -> type[argparse.ArgumentParser]:
 @cache
 def argument_parser() -> argparse.ArgumentParser:
     """Return the parser of train.py's flags, without prefix matching."""
-    kinds = (HyperArguments, CommandArguments, *ALIAS_FLAGS)
+    kinds = (HyperArguments, CommandArguments, SweepArguments, *ALIAS_FLAGS)
     parser = parser_class()(kinds, allow_abbrev=False, prog="train.py", add_help=False)
     parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
     return parser
 
 
 class Given(NamedTuple):
-    """A parsed command line: hyper flags, command, alias flags, and whether `--help` was given."""
+    """A parsed command line: hyper flags, command, sweep, alias flags, and whether `--help` was given."""
 
     hyper: HyperArguments
     command: CommandArguments
+    sweep: SweepArguments
     aliases: dict[str, Any]
     asked_for_help: bool
 
@@ -104,11 +106,10 @@ def parse_flags(arguments: list[str] | None = None) -> Given:
     if settings:
         given["set"] = [*given.get("set", ()), *settings]
     asked_for_help = given.pop("help", False)
-    names = {kind: {field.name for field in dataclasses.fields(kind)} for kind in (HyperArguments, CommandArguments)}
-    hyper, command = (
-        kind(**{name: given.pop(name) for name in fields & given.keys()}) for kind, fields in names.items()
-    )
-    return Given(hyper, command, given, asked_for_help)
+    kinds = (HyperArguments, CommandArguments, SweepArguments)
+    names = {kind: {field.name for field in dataclasses.fields(kind)} for kind in kinds}
+    parsed = [kind(**{name: given.pop(name) for name in fields & given.keys()}) for kind, fields in names.items()]
+    return Given(*parsed, given, asked_for_help)
 
 
 def _with_underscores(word: str) -> str:
@@ -177,6 +178,7 @@ def help_text() -> str:
     lines += ["", "tracking: python train.py --task_name tracking DIR …, also with --epochs and --lr:"]
     lines += [*flag_lines(TrackingFlags), "", "instead of training, and single overrides:"]
     lines += flag_lines(CommandArguments)
+    lines += ["", "sweeps, see docs/sweeps.md:", *flag_lines(SweepArguments)]
     lines += [
         "",
         "Process parameters (data processing, LoRA, quantization, freezing, …) with their comments:",

@@ -165,9 +165,6 @@ class CommandArguments:
         None, "With --estimate_memory: what a GPU has (24GiB); if it is not enough, what to change, and exit code 2."
     )
     num_processes: int | None = key(None, "With --estimate_memory: processes of the run. Default: as launched.", ge=1)
-    multirun: bool = key(
-        False, "Run every combination of the bare words' values, key=a,b; again: continue.", aliases=["-m"]
-    )
     set: list[str] = key([], "Override any key: --set key.path=value, typed as YAML types it.", action="extend")
 
 

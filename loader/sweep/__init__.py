@@ -1,0 +1,1 @@
+"""`-m`: runs for many combinations of settings, sampled, started, continued and compared."""
