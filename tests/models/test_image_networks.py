@@ -52,7 +52,7 @@ def test_a_saved_network_is_the_same_bit_for_bit(kind, tmp_path):
     assert again.config.id2label == {0: "a", 1: "b", 2: "c"} and not again.training
     state, stored = model.state_dict(), again.state_dict()
     assert state.keys() == stored.keys() and all(torch.equal(state[name], stored[name]) for name in state)
-    assert torch.equal(logits_of(again), logits_of(model))
+    torch.testing.assert_close(logits_of(again), logits_of(model))  # memory's alignment chooses convolution kernels
 
 
 @pytest.mark.keys("model(auto).num_channels")
