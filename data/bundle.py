@@ -34,7 +34,8 @@ class Bundle:
             may write tables and pictures into the folder.
         free_run: (model, data set, folder, seed, steps=…, samples=…, temperature=…, top_k=…, top_p=…) -> scores: lets
             the model continue held-out samples, after eval.py has scored a set with --samples, and after checkpoints
-            (`eval_runner`); may write tables and pictures into the folder. A ValueError if the model cannot.
+            (`eval_runner`); may write tables and pictures into the folder. A ValueError if the model cannot. Its
+            attribute `without_effect`, if there is one, has options that change nothing, and why.
     """
 
     train_dataset: Any

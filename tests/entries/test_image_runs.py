@@ -158,7 +158,7 @@ def test_prepare_makes_mosaics(tmp_path, in_root, shared, monkeypatch, capsys):
     assert "prepare.py --task_name fashion_mosaics" in capsys.readouterr().err
     prepare.main([*made, str(shared / "data" / "images")])
     trainer = train.main([*words, "report_to=none", "warmup_ratio=0"])
-    assert len(trainer.train_dataset) == 40 and trainer.train_dataset[0][0].shape == (1, 56, 56)
+    assert len(trainer.train_dataset) == 40 and trainer.train_dataset[0][0].shape == (1, 64, 64)
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert any("test_macro_average_precision" in line for line in lines)
 
