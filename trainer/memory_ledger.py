@@ -21,8 +21,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGES, BATCH = "weights", "gradients", "optimizer", "averaged weights", "batch"
 ACTIVATIONS, BUCKETS, GATHERED = "activations", "DDP buckets", "gathered by FSDP"
 MOST_ASSUMED = 10_000
-MICRO_BATCHES = 2  # that are computed; from the second on, gradients of the first stand beside the activations
-STEPS = 2  # the first creates the optimizer's state, the second has it beside the activations
 
 
 class Ledger(TorchDispatchMode):
@@ -120,10 +118,12 @@ class Steps:
 
 
 def measure(steps: Steps, ledger: Ledger, passes: bool = True) -> torch.optim.Optimizer:
-    """Train two steps under the ledger, the peak of which is then that of the second; returns the optimizer.
+    """Carry out a step under the ledger with the optimizer's state of earlier ones; returns the optimizer.
+
+    With several micro-batches it is the last, which has the gradients of the others beside its activations.
 
     Args:
-        passes: Compute forward and backward; without them the gradients are made of nothing.
+        passes: Compute forward and backward; without them there are gradients and the optimizer's step alone.
 
     Raises:
         DynamicOutputShapeException: the shape of a result depends on values, which fake tensors do not have.
@@ -136,25 +136,32 @@ def measure(steps: Steps, ledger: Ledger, passes: bool = True) -> torch.optim.Op
     optimizer = steps.optimizer()
     averages = steps.averages() if steps.averages is not None else None
     ledger.add(averages.shadow if averages is not None else (), AVERAGES)
-    model.train()
-    for step in range(1, STEPS + 1):
-        ledger.at_peak = {}
-        for batch in steps.batches[: MICRO_BATCHES if passes else 0]:
-            ledger.phase = "forward pass"
-            loss = steps.loss(batch)
-            ledger.phase = "backward pass"
-            loss.backward()
-            del loss
-        if not passes:
-            for parameter in trained:
-                parameter.grad = torch.zeros_like(parameter)
-                ledger.add([parameter.grad], GRADIENTS)
+
+    def make_gradients() -> None:
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+            ledger.add([parameter.grad], GRADIENTS)
+
+    def update() -> None:
         ledger.phase = "optimizer step"
         optimizer.step()
         ledger.add(optimizer_tensors(optimizer), OPTIMIZER)
-        optimizer.zero_grad()
-        if averages is not None:
-            averages.update(step)
+
+    make_gradients()
+    update()
+    if averages is not None:
+        averages.update(1)
+    ledger.at_peak = {}
+    if passes:
+        if len(steps.batches) == 1:
+            optimizer.zero_grad()
+        model.train()
+        ledger.phase = "forward pass"
+        loss = steps.loss(steps.batches[-1])
+        ledger.phase = "backward pass"
+        loss.backward()
+        del loss
+    update()
     return optimizer
 
 
