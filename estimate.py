@@ -85,9 +85,10 @@ def estimate_memory(run: RunConfig) -> None:
     if request.gpu_bytes is None:
         return
     if found.fits(request.gpu_bytes):
-        left = request.gpu_bytes - found.total
+        left = size(request.gpu_bytes - found.total)
+        use = "what is not estimated" if found.unknown else "the GPU's context (about 0.5 GiB) and fragmentation"
         if request.form == "table":
-            print(f"fits: {size(left)} are left for the GPU's context (about 0.5 GiB) and fragmentation")
+            print(f"fits if {left} are enough for {use}")
         return
     if request.form == "table":
         print("\n".join(["", "one change at a time:", *change_lines(changes, request.gpu_bytes)]))
@@ -241,10 +242,10 @@ def build(run: RunConfig, bundle: Any, args: Any, in_float32: bool) -> Any:
     from trainer.hf_patches import without_first_values
     from trainer.memory_ledger import exchange, from_meta
 
-    with without_first_values(from_meta):
+    with without_first_values(from_meta, exchange):
         adapted = build_model(run, bundle, args)
     if in_float32:
-        exchange(adapted.model, lambda value: value.detach().float() if value.requires_grad else None)
+        exchange(adapted.model, lambda value: value.detach().float() if value.requires_grad else value)
     name = "activation_checkpointing" if hasattr(args, "activation_checkpointing") else "gradient_checkpointing"
     if getattr(args, name):
         options = getattr(args, f"{name}_kwargs") or None

@@ -170,22 +170,26 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(dict(optimizer.state)) if isinstance(leaf, Tensor)]
 
 
-def exchange(model: nn.Module, change: Callable[[Tensor], Tensor | None]) -> None:
-    """Replace parameters and buffers by what `change` returns for them, unless that is None; tied ones stay tied."""
+def exchange(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Replace parameters and buffers by what `change` returns for them; tied ones stay tied."""
     changed: dict[int, tuple[Tensor, Tensor]] = {}  # id -> the tensor, which keeps the id its own, and the new one
     for module in model.modules():
         for table in (module._parameters, module._buffers):
             for name, value in table.items():
-                if value is not None and id(value) not in changed and (new := change(value)) is not None:
-                    is_parameter = isinstance(value, nn.Parameter)
-                    changed[id(value)] = value, nn.Parameter(new, value.requires_grad) if is_parameter else new
-                if id(value) in changed:
-                    table[name] = changed[id(value)][1]
+                if value is None:
+                    continue
+                if id(value) not in changed:
+                    new = change(value)
+                    if new is not value and isinstance(value, nn.Parameter) and not isinstance(new, nn.Parameter):
+                        new = nn.Parameter(new.detach(), value.requires_grad)
+                    changed[id(value)] = value, new
+                table[name] = changed[id(value)][1]
+    return model
 
 
 def from_meta(model: nn.Module) -> None:
     """Move tensors from the meta device to the CPU, where they have no values either."""
-    exchange(model, lambda value: torch.empty_like(value, device="cpu") if value.is_meta else None)
+    exchange(model, lambda value: torch.empty_like(value, device="cpu") if value.is_meta else value)
 
 
 def nbytes(values: Any) -> int:
