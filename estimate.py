@@ -321,7 +321,7 @@ def remedies(run: RunConfig, bundle: Any, found: Estimate) -> Iterator[tuple[str
     first, each = batch, 0.0  # the memory is a linear function of the batch: skip those that it says do not fit
     while batch > 1:
         batch, steps = batch // 2, steps * 2
-        if batch > 1 and found.total - (first - batch) * each > request.gpu_bytes:
+        if each and batch > 1 and found.total - (first - batch) * each > request.gpu_bytes:
             continue
         words = f"--per_device_train_batch_size {batch} gradient_accumulation_steps={steps}"
         if (result := tried(words)) is None:

@@ -94,18 +94,20 @@ def without_first_values(finish: Callable[[Any], None], apply: Callable[..., Any
     from torch.nn import Module, init
     from transformers import PreTrainedModel
 
-    load = PreTrainedModel.from_pretrained.__func__
+    load = vars(PreTrainedModel)["from_pretrained"]
 
     def empty(cls: type, *arguments: Any, **options: Any) -> Any:
-        loaded = load(cls, *arguments, **{**options, "device_map": "meta"})
+        loaded = load.__func__(cls, *arguments, **{**options, "device_map": "meta"})
         finish(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
+    PreTrainedModel.from_pretrained = classmethod(empty)
     with (
-        replaced(PreTrainedModel, "from_pretrained", classmethod(empty)),
+        contextlib.ExitStack() as end,
         replaced(init, "_no_grad_trunc_normal_", lambda tensor, *arguments, **options: tensor),
         replaced(Module, "_apply", lambda module, conversion, recurse=True: apply(module, conversion)),
     ):
+        end.callback(setattr, PreTrainedModel, "from_pretrained", load)  # the class method itself, which is not bound
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 
 class FourBitLinear(bnb.nn.Linear4bit):
@@ -47,6 +48,8 @@ def without_values(linear: nn.Linear, bits: int, quant_type: str, double_quant: 
     layer.plain_dtype, plain = linear.weight.dtype, linear.weight.detach()
     if bits == 4:
         options = {"quant_type": quant_type, "compress_statistics": double_quant}
+        with unset_fake_temporarily():  # or the table of values that bitsandbytes keeps would have none
+            bnb.functional.quantize_blockwise(torch.zeros(1))
         packed, state = bnb.functional.quantize_4bit(plain, **options)
         options |= {"quant_state": state, "bnb_quantized": True, "quant_storage": torch.uint8}
         settings = {"compute_dtype": None, "compute_type_is_set": False, "support_avx512bf16_for_cpu": False}

@@ -87,6 +87,7 @@ def tracked(model, optimizer, batch, half=None):
         warnings.simplefilter("ignore")  # of modules without a backward pass
         with tracker:
             for _ in range(2):
+                tracker.reset_mod_stats()  # it counts one iteration; the peak stays
                 step(model, optimizer, batch, half)
                 optimizer.zero_grad()
     (snapshot,) = tracker.get_tracker_snapshot("peak").values()
