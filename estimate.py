@@ -27,7 +27,7 @@ NOT_COUNTED = ("torch_compile", "deepspeed", "use_liger_kernel", "label_smoothin
 # Keys that TrainingArguments would take for a wish to use a GPU.
 OF_A_GPU = ("fp16", "tf32", "fsdp", "fsdp_config", "deepspeed", "torch_compile", "torch_compile_backend")
 SHARDED_PROCESSES = 8
-SECONDS_FOR_REMEDIES = 14.0  # of the processor, from the start of the process: then no further change is tried
+SECONDS_FOR_REMEDIES = 9.0  # of the processor: then no further change is tried
 
 
 @dataclass
@@ -85,9 +85,10 @@ def estimate_memory(run: RunConfig) -> None:
     if request.gpu_bytes is None:
         return
     if found.fits(request.gpu_bytes):
-        left = request.gpu_bytes - found.total
+        left = size(request.gpu_bytes - found.total)
+        use = "what is not estimated" if found.unknown else "the GPU's context (about 0.5 GiB) and fragmentation"
         if request.form == "table":
-            print(f"fits: {size(left)} are left for the GPU's context (about 0.5 GiB) and fragmentation")
+            print(f"fits if {left} are enough for {use}")
         return
     if request.form == "table":
         print("\n".join(["", "one change at a time:", *change_lines(changes, request.gpu_bytes)]))
@@ -241,10 +242,10 @@ def build(run: RunConfig, bundle: Any, args: Any, in_float32: bool) -> Any:
     from trainer.hf_patches import without_first_values
     from trainer.memory_ledger import exchange, from_meta
 
-    with without_first_values(from_meta):
+    with without_first_values(from_meta, exchange):
         adapted = build_model(run, bundle, args)
     if in_float32:
-        exchange(adapted.model, lambda value: value.detach().float() if value.requires_grad else None)
+        exchange(adapted.model, lambda value: value.detach().float() if value.requires_grad else value)
     name = "activation_checkpointing" if hasattr(args, "activation_checkpointing") else "gradient_checkpointing"
     if getattr(args, name):
         options = getattr(args, f"{name}_kwargs") or None
@@ -304,35 +305,51 @@ def averages_of(run: RunConfig, adapted: Any) -> Callable[[], Any]:
 
 
 def remedies(run: RunConfig, bundle: Any, found: Estimate) -> Iterator[tuple[str, Estimate]]:
-    """(words to add to the command line, estimate with them): single changes, those with the fewest effects first."""
+    """(what to add to the command line, estimate with it), single changes: first those that keep the results."""
     request, is_sharded = run.memory, wants_fsdp(run)
-    known = {name: run.trainer.get(name) for name in ("bf16", "fp16", "gradient_checkpointing")}
+    end = time.process_time() + SECONDS_FOR_REMEDIES
+
+    def tried(words: str) -> Estimate | None:
+        if time.process_time() > end:
+            return None
+        try:
+            return estimate(run_config([*request.words, *words.split()]), bundle, request.processes, is_sharded)
+        except (ValueError, ImportError):  # the change does not suit this model or data, or needs a package
+            return None
+
     batch, steps = run.hyper.per_device_train_batch_size, run.trainer.get("gradient_accumulation_steps") or 1
-    changes = []
+    first, each = batch, 0.0  # the memory is a linear function of the batch: skip those that it says do not fit
     while batch > 1:
         batch, steps = batch // 2, steps * 2
-        changes.append(f"--per_device_train_batch_size {batch} gradient_accumulation_steps={steps}")
-    changes += ["gradient_checkpointing=true"] if not known["gradient_checkpointing"] else []
-    changes += ["bf16=true"] if not (known["bf16"] or known["fp16"]) else []
-    changes += ["--optim adamw_bnb_8bit"] if run.hyper.optim.startswith("adamw_torch") else []
-    changes += ["lora_enable=true"] if not run.process.lora_enable else []
-    changes += ["lora_enable=true use_quantization=true bits=4"] if not run.process.use_quantization else []
-    smaller_fits = False
-    for words in changes:
-        is_batch = "batch_size" in words
-        if time.process_time() > SECONDS_FOR_REMEDIES or (is_batch and smaller_fits):
+        if each and batch > 1 and found.total - (first - batch) * each > request.gpu_bytes:
             continue
-        try:
-            other = run_config([*request.words, *words.split()])
-            result = estimate(other, bundle, request.processes, is_sharded)
-        except (ValueError, ImportError):  # the change does not suit this model or this data, or needs a package
-            continue
-        smaller_fits |= is_batch and result.fits(request.gpu_bytes)
+        words = f"--per_device_train_batch_size {batch} gradient_accumulation_steps={steps}"
+        if (result := tried(words)) is None:
+            break
         yield words, result
-    if not is_sharded and time.process_time() < SECONDS_FOR_REMEDIES:
+        if result.fits(request.gpu_bytes):
+            break
+        each = (found.total - result.total) / (first - batch)
+    for words in changes_of(run):
+        if (result := tried(words)) is not None:
+            yield words, result
+    if not is_sharded and time.process_time() < end:
         processes = max(request.processes, SHARDED_PROCESSES)
         launch = f"accelerate launch --config_file scripts/accelerate/fsdp2.yaml --num_processes {processes}"
         yield launch, estimate(run, bundle, processes, True)
+
+
+def changes_of(run: RunConfig) -> list[str]:
+    """What may be added to the command line, of which the run has nothing yet."""
+    is_half = run.trainer.get("bf16") or run.trainer.get("fp16")
+    possible = {
+        "gradient_checkpointing=true": not run.trainer.get("gradient_checkpointing"),
+        "bf16=true": not is_half,
+        "--optim adamw_bnb_8bit": run.hyper.optim.startswith("adamw_torch"),
+        "lora_enable=true": not run.process.lora_enable,
+        "lora_enable=true use_quantization=true bits=4": not run.process.use_quantization,
+    }
+    return [words for words, is_new in possible.items() if is_new]
 
 
 # ---- output ----

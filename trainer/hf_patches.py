@@ -82,27 +82,32 @@ def replaced(holder: Any, name: str, value: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def without_first_values(finish: Callable[[Any], None]) -> Iterator[None]:
+def without_first_values(finish: Callable[[Any], None], apply: Callable[..., Any]) -> Iterator[None]:
     """Inside, `from_pretrained` reads only names and shapes of weights, leaves them on the meta device and calls
-    `finish(model)`; and truncated normal distributions are not drawn.
+    `finish(model)`; truncated normal distributions are not drawn; and modules convert their tensors by
+    `apply(module, conversion)`.
 
     Without it: estimating the memory of a run would read all of its pretrained weights, and would not end, because the
-    distribution is drawn until each of the values, which fake tensors lack, is within its bounds.
+    distribution is drawn until each of the values, which fake tensors lack, is within its bounds; and torch cannot
+    convert the fake parameters of a module, as PEFT asks it to.
     """
-    from torch.nn import init
+    from torch.nn import Module, init
     from transformers import PreTrainedModel
 
-    load = PreTrainedModel.from_pretrained.__func__
+    load = vars(PreTrainedModel)["from_pretrained"]
 
     def empty(cls: type, *arguments: Any, **options: Any) -> Any:
-        loaded = load(cls, *arguments, **{**options, "device_map": "meta"})
+        loaded = load.__func__(cls, *arguments, **{**options, "device_map": "meta"})
         finish(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
+    PreTrainedModel.from_pretrained = classmethod(empty)
     with (
-        replaced(PreTrainedModel, "from_pretrained", classmethod(empty)),
+        contextlib.ExitStack() as end,
         replaced(init, "_no_grad_trunc_normal_", lambda tensor, *arguments, **options: tensor),
+        replaced(Module, "_apply", lambda module, conversion, recurse=True: apply(module, conversion)),
     ):
+        end.callback(setattr, PreTrainedModel, "from_pretrained", load)  # the class method itself, which is not bound
         yield
 
 

@@ -21,8 +21,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGES, BATCH = "weights", "gradients", "optimizer", "averaged weights", "batch"
 ACTIVATIONS, BUCKETS, GATHERED = "activations", "DDP buckets", "gathered by FSDP"
 MOST_ASSUMED = 10_000
-MICRO_BATCHES = 2  # that are computed; from the second on, gradients of the first stand beside the activations
-STEPS = 2  # the first creates the optimizer's state, the second has it beside the activations
 
 
 class Ledger(TorchDispatchMode):
@@ -120,10 +118,12 @@ class Steps:
 
 
 def measure(steps: Steps, ledger: Ledger, passes: bool = True) -> torch.optim.Optimizer:
-    """Train two steps under the ledger, the peak of which is then that of the second; returns the optimizer.
+    """Carry out a step under the ledger with the optimizer's state of earlier ones; returns the optimizer.
+
+    With several micro-batches it is the last, which has the gradients of the others beside its activations.
 
     Args:
-        passes: Compute forward and backward; without them the gradients are made of nothing.
+        passes: Compute forward and backward; without them there are gradients and the optimizer's step alone.
 
     Raises:
         DynamicOutputShapeException: the shape of a result depends on values, which fake tensors do not have.
@@ -136,25 +136,32 @@ def measure(steps: Steps, ledger: Ledger, passes: bool = True) -> torch.optim.Op
     optimizer = steps.optimizer()
     averages = steps.averages() if steps.averages is not None else None
     ledger.add(averages.shadow if averages is not None else (), AVERAGES)
-    model.train()
-    for step in range(1, STEPS + 1):
-        ledger.at_peak = {}
-        for batch in steps.batches[: MICRO_BATCHES if passes else 0]:
-            ledger.phase = "forward pass"
-            loss = steps.loss(batch)
-            ledger.phase = "backward pass"
-            loss.backward()
-            del loss
-        if not passes:
-            for parameter in trained:
-                parameter.grad = torch.zeros_like(parameter)
-                ledger.add([parameter.grad], GRADIENTS)
+
+    def make_gradients() -> None:
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+            ledger.add([parameter.grad], GRADIENTS)
+
+    def update() -> None:
         ledger.phase = "optimizer step"
         optimizer.step()
         ledger.add(optimizer_tensors(optimizer), OPTIMIZER)
-        optimizer.zero_grad()
-        if averages is not None:
-            averages.update(step)
+
+    make_gradients()
+    update()
+    if averages is not None:
+        averages.update(1)
+    ledger.at_peak = {}
+    if passes:
+        if len(steps.batches) == 1:
+            optimizer.zero_grad()
+        model.train()
+        ledger.phase = "forward pass"
+        loss = steps.loss(steps.batches[-1])
+        ledger.phase = "backward pass"
+        loss.backward()
+        del loss
+    update()
     return optimizer
 
 
@@ -163,22 +170,26 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(dict(optimizer.state)) if isinstance(leaf, Tensor)]
 
 
-def exchange(model: nn.Module, change: Callable[[Tensor], Tensor | None]) -> None:
-    """Replace parameters and buffers by what `change` returns for them, unless that is None; tied ones stay tied."""
+def exchange(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Replace parameters and buffers by what `change` returns for them; tied ones stay tied."""
     changed: dict[int, tuple[Tensor, Tensor]] = {}  # id -> the tensor, which keeps the id its own, and the new one
     for module in model.modules():
         for table in (module._parameters, module._buffers):
             for name, value in table.items():
-                if value is not None and id(value) not in changed and (new := change(value)) is not None:
-                    is_parameter = isinstance(value, nn.Parameter)
-                    changed[id(value)] = value, nn.Parameter(new, value.requires_grad) if is_parameter else new
-                if id(value) in changed:
-                    table[name] = changed[id(value)][1]
+                if value is None:
+                    continue
+                if id(value) not in changed:
+                    new = change(value)
+                    if new is not value and isinstance(value, nn.Parameter) and not isinstance(new, nn.Parameter):
+                        new = nn.Parameter(new.detach(), value.requires_grad)
+                    changed[id(value)] = value, new
+                table[name] = changed[id(value)][1]
+    return model
 
 
 def from_meta(model: nn.Module) -> None:
     """Move tensors from the meta device to the CPU, where they have no values either."""
-    exchange(model, lambda value: torch.empty_like(value, device="cpu") if value.is_meta else None)
+    exchange(model, lambda value: torch.empty_like(value, device="cpu") if value.is_meta else value)
 
 
 def nbytes(values: Any) -> int:

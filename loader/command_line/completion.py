@@ -23,7 +23,7 @@ COMPLETE = "--complete"
 
 BASH = r"""# bash: eval "$(keel-train --completion bash)", or the same with python train.py
 _keel_train() {
-    local line="${COMP_LINE:0:COMP_POINT}" last="${COMP_WORDS[COMP_CWORD]}" program=(keel-train) index word
+    local line="${COMP_LINE:0:COMP_POINT}" program=(keel-train) index word
     if [[ "${COMP_WORDS[0]##*/}" == python* ]]; then
         program=()
         for ((index = 0; index < COMP_CWORD; index++)); do
@@ -34,8 +34,8 @@ _keel_train() {
     fi
     COMPREPLY=()
     while IFS= read -r word; do
-        # bash divides words at "=" and ":", and wants only what follows the last of them
-        [[ "$COMP_WORDBREAKS" == *=* && "$word" == *=* ]] && word="${word#*=}"
+        # bash divides words at "=", and of key=value wants the value alone
+        [[ "$COMP_WORDBREAKS" == *=* && "${line##* }" == *=* ]] && word="${word#*=}"
         COMPREPLY+=("$word")
     done < <("${program[@]}" --complete "$line" 2>/dev/null)
     [[ ${#COMPREPLY[@]} -eq 1 && "${COMPREPLY[0]}" == *[=.] ]] && compopt -o nospace

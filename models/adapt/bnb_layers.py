@@ -5,6 +5,7 @@ from __future__ import annotations
 import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 
 class FourBitLinear(bnb.nn.Linear4bit):
@@ -36,6 +37,31 @@ class EightBitLinear(bnb.nn.Linear8bitLt):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in features) -> (…, out features)"""
         return super().forward(x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
+
+
+def without_values(linear: nn.Linear, bits: int, quant_type: str, double_quant: bool) -> FourBitLinear | EightBitLinear:
+    """Return a quantized layer of fake tensors, from which bitsandbytes cannot make parameters of its own kinds."""
+    kind = FourBitLinear if bits == 4 else EightBitLinear
+    layer = kind.__new__(kind)
+    nn.Module.__init__(layer)
+    layer.in_features, layer.out_features, layer.bias = linear.in_features, linear.out_features, linear.bias
+    layer.plain_dtype, plain = linear.weight.dtype, linear.weight.detach()
+    if bits == 4:
+        options = {"quant_type": quant_type, "compress_statistics": double_quant}
+        with unset_fake_temporarily():  # or the table of values that bitsandbytes keeps would have none
+            bnb.functional.quantize_blockwise(torch.zeros(1))
+        packed, state = bnb.functional.quantize_4bit(plain, **options)
+        options |= {"quant_state": state, "bnb_quantized": True, "quant_storage": torch.uint8}
+        settings = {"compute_dtype": None, "compute_type_is_set": False, "support_avx512bf16_for_cpu": False}
+    else:
+        packed, scales, _ = bnb.functional.int8_vectorwise_quant(plain.to(torch.float16))
+        options = {"CB": packed, "SCB": scales, "has_fp16_weights": False}
+        settings = {"state": bnb.MatmulLtState(), "index": None}
+        settings["state"].threshold, settings["state"].has_fp16_weights = 0.0, False
+    layer.weight = nn.Parameter(packed, requires_grad=False)
+    vars(layer.weight).update(options)
+    vars(layer).update(settings)
+    return layer
 
 
 def plain_weight(layer: FourBitLinear | EightBitLinear) -> Tensor:

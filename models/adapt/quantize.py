@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from models.adapt.checks import INSTALL_BITSANDBYTES
 from models.adapt.submodules import is_inside, names_in_part, parameters_in, tied_parameters
@@ -57,13 +58,15 @@ def quantize(model: nn.Module, names: Iterable[str], settings: Mapping[str, Any]
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(INSTALL_BITSANDBYTES)
-    from models.adapt.bnb_layers import EightBitLinear, FourBitLinear
+    from models.adapt.bnb_layers import EightBitLinear, FourBitLinear, without_values
 
     # It warns at every forward of every 8-bit layer that it casts the input to float16, as it always does.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     for name in names:
         linear = model.get_submodule(name)
-        if settings["bits"] == 4:
+        if isinstance(linear.weight, FakeTensor):
+            layer = without_values(linear, settings["bits"], settings["quant_type"], settings["double_quant"])
+        elif settings["bits"] == 4:
             layer = FourBitLinear(linear, settings["quant_type"], settings["double_quant"])
         else:
             layer = EightBitLinear(linear)
