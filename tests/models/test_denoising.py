@@ -104,25 +104,21 @@ def test_guidance_by_hand_on_a_linear_velocity(build, past_actions):
 
 
 def test_guided_chunks_have_less_jerk_at_their_borders(build):
-    """The exact velocity of two equally good paths: without guidance, chunks hand over from one to the other."""
-    paths = torch.tensor([0.5, -0.5])
+    """The exact velocity where all chunks are constant, at a normal height: without guidance, each has its own."""
 
     def velocity(chunk, time):
         t = time[:, None, None] / 1000
-        targets = paths.view(2, 1, 1, 1).expand(2, *chunk.shape)
-        distance = (chunk - (1 - t) * targets).square().sum(dim=(-1, -2), keepdim=True) / (2 * t.square() + 1e-6)
-        return (chunk - ((-distance).softmax(dim=0) * targets).sum(dim=0)) / t
+        precision = 1 / 0.5**2 + (1 - t) ** 2 * chunk.shape[1] / t**2
+        return (chunk - (1 - t) / t**2 * chunk.sum(dim=1, keepdim=True) / precision) / t
 
-    def executed(**keys):
-        net = build("flow", chunk_size=12, n_action_steps=4, inference_delay=1, sampling_steps=20, **keys).eval()
+    def jerk(**keys):
+        net = build("flow", chunk_size=12, n_action_steps=4, inference_delay=1, **keys).eval()
         net.network = Recorder(velocity)
-        return torch.stack([net.select_action({"state": torch.zeros(1, 6)}) for _ in range(60)])
+        actions = torch.stack([net.select_action({"state": torch.zeros(1, 6)}) for _ in range(60)])
+        assert actions.std() > 0.1, "chunks of all heights"
+        return torch.diff(actions, n=3, dim=0).abs().max()
 
-    averaged, guided = executed(), executed(guidance_weight=5.0)
-    jerk = [torch.diff(actions, n=3, dim=0).abs().max() for actions in (averaged, guided)]
-    assert averaged.std() > 0.2, "chunks take both paths"
-    assert jerk[1] < jerk[0] / 5
-    assert (guided.abs() - 0.5).abs().max() < 0.05  # on a path at every step
+    assert jerk(guidance_weight=5.0) < jerk() / 2
 
 
 @pytest.mark.keys("model(flow).time_alpha")
