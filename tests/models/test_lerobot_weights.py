@@ -101,7 +101,7 @@ def test_keys_left_at_their_defaults_are_the_policy_s(folder):
         ("act", {"past_actions": 1}, "dataset.past_actions"),
         ("act", {"num_words": 3}, "instruction_words: false"),
         ("diffusion", {"state_dim": 5}, "state_dim 10.*dataset.n_obs_steps to 2"),
-        ("diffusion", {"past_actions": 0}, "past_actions 1, but the data 0"),
+        ("diffusion", {"past_actions": 0, "observations": 2}, "past_actions 1, but the data 0"),
     ],
 )
 def test_data_of_other_sizes_is_refused(folder, kind, changes, message):
