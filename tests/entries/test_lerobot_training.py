@@ -47,12 +47,12 @@ def test_predictions_on_a_data_set(folder):
     from data.demonstrations import Config, build
 
     keys = ["dataset.n_obs_steps=2", "dataset.past_actions=1", "model=regression", "model.network=mlp"]
-    keys += ["model.backbone=resnet10"]
+    keys += ["model.backbone=resnet10", "dataset.image_size=[32, 48]"]
     train.main(arguments(folder, *keys))
     output = folder / "predicted.h5"
     predict.main(["--checkpoint", str(folder / "out"), "--input", str(folder / "robot"), "--output", str(output)])
     policy = load_policy(folder / "out")
-    config = Config(path=str(folder / "robot"), chunk_size=5, image_size=[24, 32], n_obs_steps=2, past_actions=1)
+    config = Config(path=str(folder / "robot"), chunk_size=5, image_size=[32, 48], n_obs_steps=2, past_actions=1)
     batch = everything(build(config, run_in(folder / "cache")).train_dataset)
     with torch.no_grad():
         chunks = policy.model(state=batch["state"], images=batch["images"])["actions"][:, 1:]
@@ -71,7 +71,7 @@ def test_predictions_on_a_data_set(folder):
 
 @pytest.mark.slow
 def test_training_from_a_lerobot_policy(folder):
-    """Settings, weights and normalization are the policy's; one step at almost no rate leaves its answers as they were."""
+    """Settings, weights and normalization are the policy's; a step at almost no rate keeps its answers."""
     import torch
 
     statistics = {
@@ -80,13 +80,10 @@ def test_training_from_a_lerobot_policy(folder):
         "action": {"mean": [0.3] * 4, "std": [2.0] * 4},
     }
     weights = write_policy(folder / "policy", "act", 5, 4, 2, chunk=5, statistics=statistics)
-    (folder / "robot.yaml").write_text(
-        f"dataset:\n  name: demonstrations\nmodel: act\nmodel_name_or_path: {folder / 'policy'}\n"
-    )
     keys = ["dataset.cameras=[]", "dataset.state_keys=[observation.state,observation.environment_state]"]
     keys += ["dataset.rename={observation.effort: observation.environment_state}"]
-    words = [word for word in arguments(folder, *keys, "learning_rate=1e-12") if word != "model.hidden_dim=16"]
-    train.main(words)
+    keys += [f"model_name_or_path={folder / 'policy'}", "model=act", "learning_rate=1e-12"]
+    train.main([word for word in arguments(folder, *keys) if word != "model.hidden_dim=16"])
     policy = load_policy(folder / "out")
     assert policy.model.config.hidden_dim == 8 and policy.model.config.env_state_dim == 2
     state, environment = np.arange(5.0) / 5, np.array([0.5, -0.5])
