@@ -31,6 +31,7 @@ PROCESS = SimpleNamespace(
     is_multimodal=True,
     use_reasoning=False,
     use_prev_subtask=False,
+    model_name_or_path=None,
 )
 
 

@@ -58,14 +58,13 @@ class RealTimeChunks:
     """Executes one chunk while the next is computed, and hands over smoothly.
 
     A chunk is asked for every `steps` steps. Computing it takes `delay` steps, which the previous chunk fills; over the
-    rest of the previous chunk the weight of its actions falls linearly to zero, unless the policy itself has guided the
-    new chunk by the previous one (`is_guided`).
+    rest of the previous chunk the weight of its actions falls linearly to zero.
     Source: the soft mask of Black et al. 2025, arXiv:2506.07339, applied to finished chunks, so that it serves policies
     that do not sample.
     """
 
-    def __init__(self, steps: int, delay: int, is_guided: bool = False):
-        self.steps, self.delay, self.is_guided = steps, delay, is_guided
+    def __init__(self, steps: int, delay: int):
+        self.steps, self.delay = steps, delay
         self.plan: Tensor | None = None  # (R, A) actions of the coming steps
         self.executed = 0  # of the newest chunk
 
@@ -78,11 +77,7 @@ class RealTimeChunks:
         if self.plan is not None:
             rest = len(self.plan)
             steps = torch.arange(rest, dtype=chunk.dtype)
-            if self.is_guided:
-                weight = (steps < self.delay).to(chunk.dtype)
-            else:
-                weight = ((rest - steps) / (rest - self.delay + 1)).clamp(max=1)  # 1 during the delay
-            weight = weight[:, None]
+            weight = ((rest - steps) / (rest - self.delay + 1)).clamp(max=1)[:, None]  # 1 during the delay
             chunk = torch.cat((weight * self.plan + (1 - weight) * chunk[:rest], chunk[rest:]))
         self.plan, self.executed = chunk, 0
 
@@ -150,8 +145,7 @@ class ChunkPolicy(PreTrainedModel):
         if self.config.temporal_ensemble_coeff is not None:
             self._plan = TemporalEnsemble(self.config.temporal_ensemble_coeff, planned)
         elif self.config.inference_delay is not None:
-            is_guided = getattr(self.config, "guidance_weight", None) is not None
-            self._plan = RealTimeChunks(steps, self.config.inference_delay, is_guided)
+            self._plan = RealTimeChunks(steps, self.config.inference_delay)
         else:
             self._plan = ChunkQueue(steps)
 

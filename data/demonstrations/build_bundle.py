@@ -12,7 +12,7 @@ from data.demonstrations.config import Config
 from data.demonstrations.dataset import Demonstrations
 from data.demonstrations.encoder import ObservationEncoder, image_history, saved_statistics
 from data.demonstrations.lerobot.policy import normalization_line, pretrained_normalizers
-from data.demonstrations.open_source import prepare
+from data.demonstrations.open_source import prepare_all
 from data.demonstrations.source import EpisodeSource, refuse_difference
 from data.demonstrations.words import vocabulary_of
 from data.mixing import MixtureSampler
@@ -22,7 +22,7 @@ from data.statistics import Normalizer
 def assemble(config: Config, run) -> Bundle:
     """Build the `Bundle`; raises ValueError if the folders or their episodes do not fit together."""
     process = run.process
-    sources = [prepare(path, config, process, Path(run.cache_dir) / "demonstrations") for path in config.paths()]
+    sources = prepare_all(config, process, Path(run.cache_dir) / "demonstrations")
     for other in sources[1:]:
         refuse_mixture(sources[0], other, config)
     cameras = cameras_of(sources, config, process)

@@ -61,13 +61,13 @@ class ObservationEncoder:
             raise ValueError(f"{place} is damaged: it lacks {error}; restore it from the run, or train again") from None
         for signal, normalizer in (("state", state), ("action", action)):
             refuse_change(f"dataset.normalization.{signal}", config.normalization[signal], normalizer.kind)
+        vocabulary, steps, past = (saved.get(key, old) for key, old in ADDED.items())
+        refuse_change("dataset.n_obs_steps", config.n_obs_steps, steps)
         if image_keys:
             refuse_change("is_multimodal", process.is_multimodal, True)
             refuse_change("history_images_length", image_history(config, process), history)
             refuse_change("image_aspect_ratio", process.image_aspect_ratio, fit.mode)
-        vocabulary, steps, past = (saved.get(key, old) for key, old in ADDED.items())
         refuse_change("dataset.instruction_words", config.instruction_words, vocabulary is not None)
-        refuse_change("dataset.n_obs_steps", config.n_obs_steps, steps)
         refuse_change("dataset.past_actions", config.past_actions, past)
         fit, masks = fit if image_keys else None, saved.get("masks", False)
         return cls(state, action, state_keys, image_keys, fit, history, vocabulary, steps, past, masks)

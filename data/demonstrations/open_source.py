@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,33 @@ CACHE_VERSION = 4
 OF_LEROBOT = ["exclude", "rename", "timestamp_tolerance_s"]  # keys that matter to a LeRobot data set's content
 
 
-def prepare(path: str, config: Config, process: Any, cache_root: Path) -> EpisodeSource:
-    """The source of one folder: cached, with `lazy_preprocess` from the files, with `preload_data` in memory."""
-    folder = Path(path).expanduser()
+def prepare_all(config: Config, process: Any, cache_root: Path) -> list[EpisodeSource]:
+    """The sources of all folders; in a mixture, `rename` may name features that only some of them have."""
+    folders = {path: located(path, config) for path in config.paths()}
+    if len(folders) == 1:
+        return [prepare(path, folder, config, process, cache_root) for path, folder in folders.items()]
+    features = {
+        path: lerobot.read_info(f)["features"] for path, f in folders.items() if lerobot.is_lerobot(f, config.layout)
+    }
+    if unknown := sorted(config.rename.keys() - set().union(*features.values())):
+        raise ValueError(f"dataset.rename: no folder of dataset.path has a feature `{unknown[0]}`; correct its name")
+    sources = []
+    for path, folder in folders.items():
+        rename = {name: new for name, new in config.rename.items() if name in features.get(path, ())}
+        own = dataclasses.replace(config, rename=rename)
+        sources.append(prepare(path, folder, own, process, cache_root))
+    return sources
+
+
+def located(path: str, config: Config) -> Path:
+    """The folder, downloaded if it is a hub's data set."""
     if config.layout == "lerobot" and hub.is_hub_id(path):
-        folder = hub.downloaded(path, "dataset.path")
+        return hub.downloaded(path, "dataset.path")
+    return Path(path).expanduser()
+
+
+def prepare(path: str, folder: Path, config: Config, process: Any, cache_root: Path) -> EpisodeSource:
+    """The source of one folder: cached, with `lazy_preprocess` from the files, with `preload_data` in memory."""
     # Listed once: a recording in progress must not add a file after the key is computed.
     if lerobot.is_lerobot(folder, config.layout):
         lerobot.require_pyarrow()

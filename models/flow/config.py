@@ -23,7 +23,7 @@ class Config(DenoisingConfig):
     guidance_weight: float | None = key(
         None,
         "with inference_delay: most weight with which sampling leads a chunk to the remaining actions of the "
-        "previous one (arXiv:2506.07339, there 5); null: finished chunks are averaged",
+        "previous one (arXiv:2506.07339, there 5); null: it is sampled without regard to them",
         gt=0,
         on_resume=HARMLESS,
     )

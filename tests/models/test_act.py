@@ -173,3 +173,19 @@ def test_defaults_are_the_papers():
 def test_config_checks_its_widths(keys, message):
     with pytest.raises(ValueError, match=message):
         Config(**keys)
+
+
+@pytest.mark.keys("model(act).env_state_dim")
+def test_the_environment_s_state_is_a_token_that_the_cvae_does_not_read(build, batch):
+    net, data = build("act", env_state_dim=2), batch()
+    assert net.env_state_projection.in_features == 2 and net.state_projection.in_features == 4
+    assert net.token_positions.num_embeddings == 3
+    seen = []
+    net.cvae_encoder.state_projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    net.train()(**data)
+    assert torch.equal(seen[0], data["state"][:, :4])
+    before, changed = net.eval()(data["state"])["actions"], data["state"].clone()
+    changed[:, 5] += 1
+    assert not torch.allclose(net(changed)["actions"], before)
+    with pytest.raises(ValueError, match="env_state_dim: 6"):
+        build("act", env_state_dim=6)

@@ -79,6 +79,20 @@ def test_the_previous_chunk_goes_on_during_the_delay(build, name):
             build(name, inference_delay=2, **keys)
 
 
+@pytest.mark.keys("model(act).past_actions", "model(mlp).past_actions", "model(regression).past_actions")
+@pytest.mark.keys("model(diffusion).past_actions", "model(flow).past_actions")
+@pytest.mark.parametrize("name", ["act", "diffusion", "flow", "mlp", "regression"])
+def test_past_actions_are_not_executed(build, name):
+    net, states = build(name, past_actions=2).eval(), torch.randn(3, 6)
+    chunk = net.predict_chunk({"state": states[:1]})[0]
+    net.reset()
+    assert chunk.shape == (5, 3)
+    torch.testing.assert_close(roll(net, states), chunk[2:])
+    assert net._plan.needs_chunk
+    with pytest.raises(ValueError, match="n_action_steps: 4.*past_actions"):
+        build(name, past_actions=2, n_action_steps=4)
+
+
 @torch.no_grad()
 def roll(net, states):
     return torch.stack([net.select_action({"state": state[None], "instruction": ["lift"]}) for state in states])

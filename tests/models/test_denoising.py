@@ -1,5 +1,7 @@
 """Diffusion, flow and regression policies against exact networks, diffusers' own loop and hand calculations."""
 
+import math
+
 import pytest
 import torch
 from scipy import stats
@@ -67,6 +69,56 @@ def test_an_exact_velocity_leads_to_the_actions(build, batch, steps):
     assert len(net.network.calls) == steps
     loss = net.train()(data["state"][:1], actions)["loss"]
     assert loss < 1e-6
+
+
+@pytest.mark.keys("model(flow).guidance_weight")
+@pytest.mark.parametrize("past_actions", [0, 1])
+def test_guidance_by_hand_on_a_linear_velocity(build, past_actions):
+    """Velocity k · x: the actions estimated from x at time t are (1 - t·k) · x, whose derivative is 1 - t·k."""
+    slope, weight, delay, steps = 0.3, 2.0, 1, 4
+    keys = {"inference_delay": delay, "n_action_steps": 2, "sampling_steps": steps, "past_actions": past_actions}
+    net = build("flow", guidance_weight=weight, **keys).eval()
+    net.network = Recorder(lambda chunk, time: slope * chunk)
+    net.select_action({"state": torch.zeros(1, 6)})
+    net.select_action({"state": torch.zeros(1, 6)})
+    previous = net._plan.plan.clone()
+    rest = len(previous)
+    assert rest == 5 - past_actions - 2
+    shares = [(rest - i) / (rest - delay + 1) for i in range(rest)]
+    mask = [1.0 if i < delay else s * (math.exp(s) - 1) / (math.e - 1) for i, s in enumerate(shares)]
+    generator = torch.Generator()
+    generator.set_state(net._generator.get_state())
+    x = torch.randn(1, 5, 3, generator=generator)[0]
+    target, mask_of_all = torch.zeros(5, 3), torch.zeros(5, 1)
+    target[past_actions : past_actions + rest] = previous
+    mask_of_all[past_actions : past_actions + rest, 0] = torch.tensor(mask)
+    for step in range(steps):
+        t = 1 - step / steps
+        tau = 1 - t  # the paper's time
+        limit = math.inf if tau == 0 else (1 - tau) / tau * (tau**2 + (1 - tau) ** 2) / (1 - tau) ** 2
+        correction = (1 - t * slope) * mask_of_all * (target - (1 - t * slope) * x)
+        x = x - (slope * x - min(weight, limit) * correction) / steps
+    torch.testing.assert_close(net.predict_chunk({"state": torch.zeros(1, 6)})[0], x)
+    with pytest.raises(ValueError, match="guidance_weight: 2.0.*inference_delay"):
+        build("flow", guidance_weight=weight)
+
+
+def test_guided_chunks_have_less_jerk_at_their_borders(build):
+    """The exact velocity where all chunks are constant, at a normal height: without guidance, each has its own."""
+
+    def velocity(chunk, time):
+        t = time[:, None, None] / 1000
+        precision = 1 / 0.5**2 + (1 - t) ** 2 * chunk.shape[1] / t**2
+        return (chunk - (1 - t) / t**2 * chunk.sum(dim=1, keepdim=True) / precision) / t
+
+    def jerk(**keys):
+        net = build("flow", chunk_size=12, n_action_steps=4, inference_delay=1, **keys).eval()
+        net.network = Recorder(velocity)
+        actions = torch.stack([net.select_action({"state": torch.zeros(1, 6)}) for _ in range(60)])
+        assert actions.std() > 0.1, "chunks of all heights"
+        return torch.diff(actions, n=3, dim=0).abs().max()
+
+    assert jerk(guidance_weight=5.0) < jerk() / 2
 
 
 @pytest.mark.keys("model(flow).time_alpha")
@@ -202,6 +254,12 @@ def test_crops_are_random_in_training_only(build, batch, name):
     assert shapes[0].shape == shapes[1].shape == (2, 1, 3, 32, 40)
 
 
+@pytest.mark.parametrize(("free", "corner"), [(1, 0), (2, 1), (3, 2), (5, 2)])
+def test_the_centre_is_rounded_to_even(free, corner):
+    rows = torch.arange(4.0 + free)[None, None, None, :, None].expand(1, 1, 1, -1, 4)
+    assert crop(rows, 4, 4, random=False)[0, 0, 0, 0, 0] == corner
+
+
 def test_crops_cover_every_place():
     images = torch.arange(16.0).view(1, 1, 1, 4, 4).expand(400, -1, -1, -1, -1)
     corners = crop(images, 3, 2, random=True)[:, 0, 0, 0, 0]
@@ -219,6 +277,46 @@ def test_sizes_of_the_networks(build, name):
     assert widths == [(24, 15 + 10 + 6), (24, 24), (24, 24), (15, 24)]
     transformer = build(name, network="transformer", num_layers=3, hidden_dim=8, num_heads=2).network
     assert len(transformer.layers) == 3 and transformer.action.weight.shape == (8, 3)
+
+
+@pytest.mark.keys("model(diffusion).film_scale", "model(flow).film_scale", "model(regression).film_scale")
+@pytest.mark.keys("model(diffusion).time_encoding", "model(flow).time_encoding", "model(regression).time_encoding")
+@every_policy
+def test_modulation_and_encoding_of_the_time(build, name):
+    keys = {"network": "unet", "unet_channels": [8, 8], "group_norm_groups": 2, "chunk_size": 4, "time_dim": 8}
+    net = build(name, film_scale=False, time_encoding="halves", **keys).network
+    block, chunk, condition = net.middle[0], torch.randn(2, 8, 4), torch.randn(2, 6 + 8)
+    assert (
+        block.modulation[1].out_features == 8 and build(name, **keys).network.middle[0].modulation[1].out_features == 16
+    )
+    shift = block.modulation(condition)[..., None]
+    torch.testing.assert_close(block(chunk, condition), block.second(block.first(chunk) + shift) + chunk)
+    seen = []
+    net.time[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    net.time(torch.tensor([3.0]))
+    angles = 3 * torch.tensor([1, 10000 ** (-1 / 3), 10000 ** (-2 / 3), 1e-4])
+    torch.testing.assert_close(seen[0], torch.cat((angles.sin(), angles.cos()))[None])
+    with pytest.raises(ValueError, match="time_dim: 2"):
+        build(name, time_encoding="halves", time_dim=2)
+
+
+@pytest.mark.keys("model(diffusion).pooling_projection", "model(flow).pooling_projection")
+@pytest.mark.keys("model(regression).pooling_projection")
+@pytest.mark.keys("model(diffusion).backbone_per_camera", "model(flow).backbone_per_camera")
+@pytest.mark.keys("model(regression).backbone_per_camera")
+@pytest.mark.keys("model(diffusion).num_cameras", "model(flow).num_cameras", "model(regression).num_cameras")
+@every_policy
+def test_a_backbone_for_each_camera(build, batch, name):
+    """Two cameras with two frames of history each; every camera's features are those of its own modules."""
+    net = build(name, 4, backbone_per_camera=True, num_cameras=2, pooling_projection=True).eval()
+    data, encoder, parts = batch(4), net.observation, [batch(4)["state"]]
+    assert len(encoder.backbone) == 2 and encoder.width == 6 + 4 * 8
+    for camera in range(2):
+        for frame in range(2):
+            features = encoder.backbone[camera](data["images"][:, [2 * camera + frame]])[:, 0]
+            linear = encoder.projection[camera][0]
+            parts.append((encoder.pooling[camera](features) @ linear.weight.T + linear.bias).clamp(min=0))
+    torch.testing.assert_close(encoder(data["state"], data["images"]), torch.cat(parts, dim=1))
 
 
 @pytest.mark.keys("model(diffusion).num_heads", "model(flow).num_heads", "model(regression).num_heads")

@@ -190,7 +190,7 @@ def test_shipped_yaml_shows_every_key_at_its_default(name):
     text = (ROOT / "configs" / "model" / f"{name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# yaml-language-server: $schema=../schema.json\n")
     config = importlib.import_module(f"models.{name}").Config
-    from_data = GPT_SIZES if name == "gpt" else (*DIMS, "num_words")
+    from_data = GPT_SIZES if name == "gpt" else (*DIMS, "num_words", "past_actions", "num_cameras")
     defaults = {item.name: default_of(item) for item in fields(config) if item.name not in from_data}
     assert yaml.safe_load(text) == {"model": {"name": name, **defaults}}
     keys = [line for line in text.splitlines() if line.startswith("  ") and "name:" not in line]

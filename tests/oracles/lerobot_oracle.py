@@ -156,7 +156,7 @@ def inside(folder: Path, *words: object, script: str = __file__) -> str:
     """Run a command of a script inside the environment; returns the last line that it prints."""
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "SVT_LOG": "1", "HF_DATASETS_CACHE": tempfile.mkdtemp()}
     command = [str(folder / "bin/python"), str(Path(script).resolve()), *map(str, words)]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=900)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-3000:]}")
     return done.stdout.strip().rpartition("\n")[2]

@@ -22,12 +22,13 @@ ACT = {"dim_model": 32, "n_heads": 4, "dim_feedforward": 48, "chunk_size": 8, "n
 ACT |= {"n_encoder_layers": 2, "n_vae_encoder_layers": 2, "pretrained_backbone_weights": None}
 UNET = {"down_dims": [16, 32], "diffusion_step_embed_dim": 16, "spatial_softmax_num_keypoints": 6, "horizon": 8}
 UNET |= {"n_action_steps": 4}
+DDIM = {"noise_scheduler_type": "DDIM", "num_inference_steps": 7}
 # Name -> kind, cameras, whether there is an environment state, settings.
 VARIANTS = {
     "act_images": ("act", 2, False, {**ACT, "n_decoder_layers": 2}),
     "act_environment": ("act", 0, True, {**ACT, "pre_norm": True}),
     "act_all": ("act", 1, True, {**ACT, "vision_backbone": "resnet50", "use_vae": False}),
-    "diffusion_images": ("diffusion", 2, False, {**UNET, "crop_shape": [49, 80], "noise_scheduler_type": "DDIM"}),
+    "diffusion_images": ("diffusion", 2, False, {**UNET, "crop_shape": [49, 80], **DDIM}),
     "diffusion_per_camera": (
         "diffusion",
         2,
@@ -36,8 +37,7 @@ VARIANTS = {
             **UNET,
             "use_separate_rgb_encoder_per_camera": True,
             "use_group_norm": False,
-            "noise_scheduler_type": "DDIM",
-            "num_inference_steps": 7,
+            **DDIM,
             "use_film_scale_modulation": False,
             "n_obs_steps": 3,
             "n_action_steps": 3,

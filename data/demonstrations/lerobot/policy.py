@@ -73,13 +73,13 @@ def normalizers_of(
         ValueError: the policy's signals have other dimensions or another order, or are normalised in an unknown way.
     """
     policy = read_policy(folder)
-    signals = {"state": list(policy.inputs("STATE", "ENV")), "action": ["action"]}
-    refuse_order(folder, "state_keys", state_keys, signals["state"])
-    if not all(policy.statistics.get(name) for names in signals.values() for name in names):
+    state_modes = {name: policy.mode(kind) for kind in ("STATE", "ENV") for name in policy.inputs(kind)}
+    refuse_order(folder, "state_keys", state_keys, [*state_modes])
+    modes = {"state": state_modes, "action": {"action": policy.mode("ACTION")}}
+    if not all(policy.statistics.get(name) for signal in modes.values() for name in signal):
         return {}
     values = {"state": states, "action": actions}
-    modes = {"state": policy.mode("STATE"), "action": policy.mode("ACTION")}
-    return {signal: normalizer(policy, names, modes[signal], values[signal]) for signal, names in signals.items()}
+    return {signal: normalizer(policy, modes[signal], values[signal]) for signal in modes}
 
 
 def refuse_order(folder: Path, key: str, own: list[str], theirs: list[str]) -> None:
@@ -90,26 +90,30 @@ def refuse_order(folder: Path, key: str, own: list[str], theirs: list[str]) -> N
         )
 
 
-def normalizer(policy: Policy, names: list[str], mode: str, values: np.ndarray) -> Normalizer:
-    """The normalization of some features, concatenated."""
-    if mode not in KINDS:
-        raise ValueError(f"the policy in {policy.folder} normalises by {mode}; {', '.join(KINDS)} can be used")
-    kind, own = KINDS[mode], compute(values)
+def normalizer(policy: Policy, modes: dict[str, str], values: np.ndarray) -> Normalizer:
+    """The normalization of some features, concatenated; `modes` is how each of them is normalised."""
+    names, wrong = list(modes), sorted({*modes.values()} - KINDS.keys())
+    kinds = {KINDS[mode] for mode in modes.values() if mode != "IDENTITY"} if not wrong else set()
+    if wrong or len(kinds) > 1:
+        raise ValueError(
+            f"the policy in {policy.folder} normalises {', '.join(names)} by {', '.join(sorted({*modes.values()}))}; "
+            f"one of {', '.join(KINDS)} can be used"
+        )
+    kind, own = kinds.pop() if kinds else "identity", compute(values)
     shared = set.intersection(*(set(policy.statistics[name]) for name in names)) & own.keys()
     theirs = {key: np.concatenate([policy.statistics[name][key] for name in names]) for key in shared}
-    wrong = [key for key in NEEDED[kind] if key not in theirs or not np.isfinite(theirs[key]).all()]
-    if wrong:
+    if wrong := [key for key in NEEDED[kind] if key not in theirs or not np.isfinite(theirs[key]).all()]:
+        raise ValueError(f"the policy in {policy.folder} has no usable {wrong[0]} of {', '.join(names)}")
+    shapes = policy.inputs("STATE", "ENV") | {"action": [policy.action_dim]}
+    widths = [shapes[name][0] for name in names]
+    if sum(widths) != values.shape[1]:
         raise ValueError(
-            f"the policy in {policy.folder} normalises by {mode} but has no usable {wrong[0]} of {names[0]}"
-        )
-    width = len(next(iter(theirs.values()), own["mean"]))
-    if width != values.shape[1]:
-        raise ValueError(
-            f"the policy in {policy.folder} has {width} numbers in {' + '.join(names)}, the data {values.shape[1]}; "
-            "choose state_keys and action_key as it was trained"
+            f"the policy in {policy.folder} has {sum(widths)} numbers in {', '.join(names)}, the data "
+            f"{values.shape[1]}; choose state_keys and action_key as it was trained"
         )
     statistics = {**own, **theirs}
     for low, high in (("min", "max"), ("q01", "q99")):
         constant = statistics[low] == statistics[high]
         statistics[high] = np.where(constant, statistics[low] + CONSTANT_SPAN, statistics[high])
-    return Normalizer.from_statistics(statistics, kind, None, MINIMUM_STD)
+    mask = [mode != "IDENTITY" for mode, width in zip(modes.values(), widths, strict=True) for _ in range(width)]
+    return Normalizer.from_statistics(statistics, kind, mask if any(mask) else None, MINIMUM_STD)
