@@ -37,7 +37,7 @@
     const rough = (high - low) / count, base = 10 ** Math.floor(Math.log10(rough));
     const step = base * [1, 2, 5, 10].find((factor) => factor * base >= rough);
     const values = [];
-    for (let at = Math.ceil(low / step); at * step <= high * (1 + 1e-12); at++) values.push(Number((at * step).toPrecision(10)));
+    for (let at = Math.ceil(low / step); at * step <= high && values.length < 20; at++) values.push(Number((at * step).toPrecision(10)));
     return values;
   }
 
@@ -85,7 +85,8 @@
     const [steps, values] = line.series;
     line.x = steps.map((step) => axisOf(line.run, step));
     line.raw = values.map((value) => (typeof value === "number" && !(state.log && value <= 0) ? value : NaN));
-    line.y = state.smooth ? smoothed(line.raw) : line.raw;
+    line.isSmooth = state.smooth > 0 && steps.length > 30; // a few evaluations would only lag behind
+    line.y = line.isSmooth ? smoothed(line.raw) : line.raw;
     line.bad = line.x.filter((_, index) => typeof values[index] === "string");
   }
 
@@ -99,7 +100,9 @@
       }
     });
     if (low > high) [low, high] = state.log ? [0.1, 1] : [0, 1];
-    if (low === high) { const by = Math.abs(low) / 10 || 1; [low, high] = state.log ? [low / 2, high * 2] : [low - by, high + by]; }
+    if (high - low <= 1e-9 * Math.abs(high)) {  // equal but for rounding, as smoothed constants are
+      const by = Math.abs(low) / 10 || 1; [low, high] = state.log ? [low / 2, high * 2] : [low - by, high + by];
+    }
     const pad = state.log ? (high / low) ** 0.05 : (high - low) * 0.06;
     if (left === right) [left, right] = [left - 1, right + 1];
     const side = state.range ? 0 : (right - left) * 0.02;
@@ -108,7 +111,7 @@
 
   // ---- charts ----
 
-  function draw(chart) {
+  async function draw(chart) {
     const lines = (chart.lines = linesOf(chart));
     lines.forEach(measure);
     const { x, y } = bounds(lines), { Plotting, Models } = Bokeh;
@@ -129,17 +132,17 @@
     const source = (columns) => new (Models.get("ColumnDataSource"))({ data: columns });
     const at = [{ field: "x" }, { field: "y" }];
     const marks = (places, options) => places.length && figure.vspan({ field: "x" }, { source: source({ x: places }), ...options });
-    marks(data.runs.length === 1 ? data.runs[0].resumes.map((step) => axisOf(data.runs[0], step)) : [], { line_color: color("--soft"), line_dash: [2, 4] });
+    marks(data.runs.length === 1 ? data.runs[0].resumes.map((step) => axisOf(data.runs[0], step)) : [], { line_color: color("--soft"), line_dash: "dotted" });
     for (const line of lines) {
-      const tint = { line_color: color(`--c${line.tint}`), line_dash: line.dashed ? [5, 4] : [], line_join: "round" };
+      const tint = { line_color: color(`--c${line.tint}`), line_dash: line.dashed ? "dashed" : "solid", line_join: "round" };
       marks(line.bad, { line_color: color("--bad"), line_alpha: 0.6, line_width: 1 });
-      if (state.smooth) figure.line(...at, { source: source({ x: line.x, y: line.raw }), line_alpha: 0.25, ...tint });
+      if (line.isSmooth) figure.line(...at, { source: source({ x: line.x, y: line.raw }), line_alpha: 0.35, ...tint });
       figure.line(...at, { source: source({ x: line.x, y: line.y }), line_width: 1.8, ...tint });
       if (line.x.length <= 30) figure.scatter(...at, { source: source({ x: line.x, y: line.y }), size: 5, fill_color: tint.line_color, line_color: null });
     }
     chart.cursor = source({ x: [] });
     figure.vspan({ field: "x" }, { source: chart.cursor, line_color: color("--soft"), line_width: 1 });
-    if (matchMedia("(pointer: fine)").matches) {
+    if (!matchMedia("(pointer: coarse)").matches) {  // a finger scrolls
       figure.add_tools(new (Models.get("BoxSelectTool"))({ dimensions: "width", renderers: [] }));
       figure.on_event("selectiongeometry", (event) => event.final && setRange([event.geometry.x0, event.geometry.x1]));
       figure.on_event("doubletap", () => setRange(null));
@@ -147,10 +150,13 @@
     figure.on_event("mousemove", (event) => read(chart, event.x));
     figure.on_event("mouseleave", () => read(chart, null));
     figure.on_event("tap", (event) => read(chart, event.x));
-    chart.view?.then((view) => view.remove());
-    chart.plot.replaceChildren();
-    chart.view = Plotting.show(figure, chart.plot);
     read(chart, null);
+    chart.isDrawing = true;
+    chart.view?.remove();
+    chart.plot.replaceChildren();
+    chart.view = await Plotting.show(figure, chart.plot);
+    chart.isDrawing = false;
+    if (chart.isOld && chart.isVisible) refresh(chart);
   }
 
   // Show the values of all lines at a place of the horizontal axis; null: the last ones.
@@ -188,8 +194,8 @@
   }, { rootMargin: "300px" });
 
   function refresh(chart) {
-    chart.isOld = !chart.isVisible;
-    if (chart.isVisible) draw(chart);
+    chart.isOld = !chart.isVisible || Boolean(chart.isDrawing);
+    if (!chart.isOld) draw(chart);
   }
   const refreshAll = () => charts.forEach(refresh);
 
@@ -241,6 +247,7 @@
     refreshAll();
   });
   find("#reset").addEventListener("click", () => setRange(null));
+  document.addEventListener("click", ({ target }) => target.closest(".enlarge")?.parentElement.classList.toggle("large"));
   document.addEventListener("input", ({ target }) => {
     if (!target.matches(".filter")) return;
     for (const row of target.closest("details").querySelectorAll("tbody tr")) row.hidden = !row.textContent.includes(target.value);

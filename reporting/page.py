@@ -339,7 +339,7 @@ def media(run: Run, budget: int) -> str:
         shown = (
             f'<video controls loop muted playsinline preload="metadata" src="{source}" aria-label="{name}"></video>'
             if kind.startswith("video")
-            else f'<img loading="lazy" src="{source}" alt="{name}">'
+            else f'<button type="button" class="enlarge"><img loading="lazy" src="{source}" alt="{name}"></button>'
         )
         items.append(f"<figure>{shown}<figcaption>{name}</figcaption></figure>")
     more = f"<p>Not embedded, for the size of the page: {escape(', '.join(left_out))}</p>" if left_out else ""
