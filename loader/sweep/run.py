@@ -129,7 +129,7 @@ def _carry_out(record: Record, space: Space, objective: Objective, asked: SweepA
     if asked.launcher == "slurm":
         submitted, queued = submit(record, space, asked)
         if submitted:
-            print(f"{submitted} of {len(record.jobs)} runs are submitted as job {record.slurm_job}")
+            print(f"{submitted} of {len(record.jobs)} runs are submitted as job {record.slurm_jobs[-1]}")
             print("the same command compares them later, and submits again those that have failed")
             return 0
         conclude(record, objective)
