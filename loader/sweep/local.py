@@ -28,10 +28,8 @@ POLL = 0.2  # seconds
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 LIBC = ctypes.CDLL(None)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-STOPPED = (
-    *(-number for number in SIGNALS),
-    130,
-)  # exit codes of a run that has no handler yet, or is interrupted twice
+# Exit codes of a run that a signal ended before it had its handlers, or that was interrupted twice.
+STOPPED = (*(-number for number in SIGNALS), 130)
 
 
 class StopRequest:

@@ -31,10 +31,9 @@ class Cluster:
         self.common = [f"dataset_base_dir={write_ladi(folder / 'ladi')}", "--output_dir", str(self.out)]
         (folder / "bin").mkdir()
         monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
-        note = (
-            f"import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]), file=open('{folder}/got', 'a'))"
-        )
-        self.command("sbatch", f'"{sys.executable}" -c "{note}" "$@"; echo "7;cluster"')
+        note = f"import json, os, sys\nwith open('{folder}/got', 'a') as file:\n"
+        note += "    print(json.dumps([sys.argv[1:], dict(os.environ)]), file=file)\n"
+        self.command("sbatch", f'"{sys.executable}" -c "{note}" "$@"; echo "$(wc -l < {folder}/got);cluster"')
         self.queue()
 
     def command(self, name, text):
@@ -78,9 +77,8 @@ def test_the_array_trains_each_combination_in_its_folder(cluster):
     assert words[:script] == options and environment["PYTHON"] == sys.executable
     assert json.loads((cluster.out / "sweep.json").read_text())["slurm_jobs"] == ["1"]
     stand_in = {"PYTHON": str(HERE / "stand_in.py"), "INTERPRETER": sys.executable, "STAND_IN": "exit 0"}
-    done = subprocess.run(
-        ["bash", *words[script:]], env={**environment, **stand_in, "DRY_RUN": "1"}, capture_output=True, text=True
-    )
+    environment |= {**stand_in, "DRY_RUN": "1"}
+    done = subprocess.run(["bash", *words[script:]], env=environment, capture_output=True, text=True)
     tasks = [shlex.split(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0 and len(tasks) == 4, done.stderr
     for number, (task, (rate, decay)) in enumerate(zip(tasks, GRID, strict=True)):
