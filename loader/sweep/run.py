@@ -37,6 +37,7 @@ def sweep(
     *,
     find: Callable[[str, Mapping[str, Any]], str | None],
     direction: Callable[[str, RunConfig], str | None],
+    stop: Any,
 ) -> int:
     """Run a sweep and return the exit code: 0 if all runs ended well, 75 if it is to be continued, else 1.
 
@@ -45,6 +46,7 @@ def sweep(
         asks: Whether the command line asks for something instead of runs (`--check`).
         find: The name of a metric in a record of the log.
         direction: `min` or `max`: the better direction of a metric of a run's data.
+        stop: See `LocalSweep`.
 
     Raises:
         ConfigError: a run cannot be started (none is), or its folder has another sweep or is in use.
@@ -73,7 +75,9 @@ def sweep(
     try:
         with RunLock(folder):
             record.continue_earlier()
-            return _carry_out(record, space, objective, asked, runs[0].was_set("resume_from_checkpoint"))
+            if asked.launcher == "slurm":
+                return _submit(record, space, objective, asked)
+            return _run(record, space, objective, asked, stop, runs[0].was_set("resume_from_checkpoint"))
     except FolderInUse as error:
         raise ConfigError(str(error)) from error
 
@@ -124,34 +128,28 @@ def identity(space: Space, asked: SweepArguments, mode: str) -> dict[str, Any]:
     return {**same, "objective": asked.objective, "objective_mode": mode} if asked.sampler == "optuna" else same
 
 
-def _carry_out(record: Record, space: Space, objective: Objective, asked: SweepArguments, resumes: bool) -> int:
-    """Start what is not finished; returns the exit code."""
-    if asked.launcher == "slurm":
-        submitted, queued = submit(record, space, asked)
-        if submitted:
-            print(f"{submitted} of {len(record.jobs)} runs are submitted as job {record.slurm_jobs[-1]}")
-            print("the same command compares them later, and submits again those that have failed")
-            return 0
-        conclude(record, objective)
-        if queued:
-            print(f"{queued} runs are still in the queue")
-        return PREEMPTED if queued else 0
-    study = None
-    if asked.sampler == "optuna":
-        study = OptunaStudy(record.folder, space, asked, objective.mode)
-    local = LocalSweep(
-        record,
-        space,
-        objective,
-        trials=max(asked.trials or 0, len(record.jobs)),
-        parallel=asked.parallel,
-        study=study,
-        resumes=resumes,
-        needs_objective=study is not None or "objective" in asked.given,
-    )
+def _submit(record: Record, space: Space, objective: Objective, asked: SweepArguments) -> int:
+    """Submit what is neither finished nor in Slurm's queue; returns the exit code."""
+    submitted, queued = submit(record, space, asked)
+    if submitted:
+        print(f"{submitted} of {len(record.jobs)} runs are submitted as job {record.slurm_jobs[-1]}")
+        print("the same command compares them later, and submits again those that have failed")
+        return 0
+    conclude(record, objective)
+    if queued:
+        print(f"{queued} runs are still in the queue")
+    return PREEMPTED if queued else 0
+
+
+def _run(record: Record, space: Space, objective: Objective, asked: SweepArguments, stop: Any, resumes: bool) -> int:
+    """Run what is not finished; returns the exit code."""
+    study = OptunaStudy(record.folder, space, asked, objective.mode) if asked.sampler == "optuna" else None
+    trials = max(asked.trials or 0, len(record.jobs))
+    needs_objective = study is not None or "objective" in asked.given
+    local = LocalSweep(record, space, objective, trials, stop, asked.parallel, study, resumes, needs_objective)
     is_stopped = local.run()
     conclude(record, objective)
-    all_done = len(record.jobs) == local.trials and all(job.is_finished for job in record.jobs)
+    all_done = len(record.jobs) == trials and all(job.is_finished for job in record.jobs)
     return 0 if all_done else PREEMPTED if is_stopped else FAILED
 
 
