@@ -27,6 +27,8 @@ from storage.lock import FolderInUse, RunLock
 
 FAILED = 1
 Read = Callable[[list[str]], Any]
+Find = Callable[[str, Mapping[str, Any]], str | None]
+Direction = Callable[[str, RunConfig], str | None]
 
 
 def sweep(
@@ -35,8 +37,8 @@ def sweep(
     read: Read,
     asks: bool,
     *,
-    find: Callable[[str, Mapping[str, Any]], str | None],
-    direction: Callable[[str, RunConfig], str | None],
+    find: Find,
+    direction: Direction,
     stop: Any,
 ) -> int:
     """Run a sweep and return the exit code: 0 if all runs ended well, 75 if it is to be continued, else 1.
@@ -64,14 +66,8 @@ def sweep(
     if asks:
         return 0
     folder = _folder_of(runs)
-    mode = asked.objective_mode or direction(asked.objective, runs[0])
-    if mode is None:
-        raise ConfigError(
-            f"`--objective {asked.objective}`: whether less or more of it is better is not known; give "
-            "--objective_mode min or max"
-        )
-    objective = Objective(asked.objective, mode, find)
-    record = Record(folder, identity(space, asked, mode), jobs if asked.sampler != "optuna" else [])
+    objective = _objective(asked, runs[0], find, direction)
+    record = Record(folder, identity(space, asked, objective.mode), jobs if asked.sampler != "optuna" else [])
     try:
         with RunLock(folder):
             record.continue_earlier()
@@ -80,6 +76,16 @@ def sweep(
             return _run(record, space, objective, asked, stop, runs[0].was_set("resume_from_checkpoint"))
     except FolderInUse as error:
         raise ConfigError(str(error)) from error
+
+
+def _objective(asked: SweepArguments, run: RunConfig, find: Find, direction: Direction) -> Objective:
+    mode = asked.objective_mode or direction(asked.objective, run)
+    if mode is None:
+        raise ConfigError(
+            f"`--objective {asked.objective}`: whether less or more of it is better is not known; give "
+            "--objective_mode min or max"
+        )
+    return Objective(asked.objective, mode, find)
 
 
 def combinations(space: Space, asked: SweepArguments) -> list[tuple[str, ...]]:
