@@ -282,13 +282,14 @@ def start_sweep(*command: Any) -> int:
     """Run a sweep (`train.py -m`), which asks the trainer and the data about metrics; returns the exit code."""
     from loader.sweep.run import sweep
     from trainer.callbacks.metric_names import direction_of, find_metric
+    from trainer.preemption import Signals
 
     def direction(name: str, run: RunConfig) -> str | None:
         if (known := direction_of(name)) is not None:
             return known
         return direction_of(name, refusing(build_data, refusing(with_prepared_data, run)).directions())
 
-    return sweep(*command, find=find_metric, direction=direction)
+    return sweep(*command, find=find_metric, direction=direction, stop=Signals())
 
 
 def load_encoder(folder: str) -> Any:

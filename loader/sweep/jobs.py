@@ -64,20 +64,20 @@ class Record:
         folder: OUT; run N writes to OUT/N.
         identity: What must be the same for a later command to continue this sweep.
         jobs: The runs in the order of their numbers.
-        slurm_job: Number of the newest job array.
+        slurm_jobs: Numbers of the job arrays that may still have runs in the queue.
     """
 
     folder: Path
     identity: dict[str, Any]
     jobs: list[Job] = field(default_factory=list)
-    slurm_job: str | None = None
+    slurm_jobs: list[str] = field(default_factory=list)
 
     def run_folder(self, index: int) -> Path:
         return self.folder / str(index)
 
     def write(self) -> None:
         runs = [asdict(job) for job in self.jobs]
-        write_json(self.folder / FILE, {"sweep": self.identity, "slurm_job": self.slurm_job, "runs": runs})
+        write_json(self.folder / FILE, {"sweep": self.identity, "slurm_jobs": self.slurm_jobs, "runs": runs})
 
     def continue_earlier(self) -> None:
         """Take over what an earlier start of the same sweep has recorded.
@@ -90,11 +90,11 @@ class Record:
             return
         try:
             content = safe_read.read_json(file)
-            identity, slurm_job = content["sweep"], content["slurm_job"]
+            identity, slurm_jobs = content["sweep"], list(content["slurm_jobs"])
             earlier = [Job(**entry) for entry in content["runs"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{file} cannot be read ({error}); delete it to run all again") from error
         if identity != self.identity:
             raise ConfigError(f"{self.folder} has another sweep (its {FILE} has other words); name another output_dir")
-        self.slurm_job = slurm_job
+        self.slurm_jobs = slurm_jobs
         self.jobs = [*earlier, *self.jobs[len(earlier) :]]

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,31 +26,8 @@ from storage.lock import FolderInUse, RunLock
 POLL = 0.2  # seconds
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 LIBC = ctypes.CDLL(None)
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-STOPPED = (
-    *(-number for number in SIGNALS),
-    130,
-)  # exit codes of a run that has no handler yet, or is interrupted twice
-
-
-class StopRequest:
-    """Inside `with`, signals only set `received`: an exception could arrive between a start and its record."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self.received = True
+# Exit codes of a run that a signal ended before it had its handlers.
+STOPPED = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1)
 
 
 @dataclass
@@ -77,6 +53,8 @@ class LocalSweep:
 
     Attributes:
         trials: Number of runs; those that the record lacks are chosen by `study` when they start.
+        stop: `with stop, stop.deferred()` lets a signal only set `stop.received` (`trainer.preemption.Signals`): an
+            exception could arrive between a start and its record.
         resumes: Whether the command line says itself what a run resumes from.
         needs_objective: Whether a run without the objective is an error.
     """
@@ -85,12 +63,12 @@ class LocalSweep:
     space: Space
     objective: Objective
     trials: int
+    stop: Any
     parallel: int = 1
     study: OptunaStudy | None = None
     resumes: bool = False
     needs_objective: bool = False
     running: dict[int, Running] = field(default_factory=dict)
-    stop: StopRequest = field(default_factory=StopRequest)
 
     def run(self) -> bool:
         """Run all jobs; returns whether they were preempted, one of them or all by a signal to this process.
@@ -100,16 +78,16 @@ class LocalSweep:
         """
         self._tell_again()
         pending, devices = self._pending(), visible_gpus() if self.parallel > 1 else []
-        with self.stop:
+        with self.stop, self.stop.deferred():
             try:
                 is_stopped = False
                 while True:
-                    is_stopped |= self.stop.received
+                    is_stopped |= self.stop.received is not None
                     while not is_stopped and len(self.running) < self.parallel:
                         if (index := next(pending, None)) is None:
                             break
                         self._start(index, devices)
-                        is_stopped |= self.stop.received
+                        is_stopped |= self.stop.received is not None
                     for each in self.running.values() if is_stopped else ():
                         each.terminate()
                     if not self.running:
@@ -229,10 +207,10 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
 
 
-def _wait_for(lock: RunLock, stop: StopRequest) -> bool:
+def _wait_for(lock: RunLock, stop: Any) -> bool:
     """Wait until the process of an earlier start, killed without its children, has left a run's folder."""
     is_said = False
-    while not stop.received:
+    while stop.received is None:
         try:
             lock.check()
             return True

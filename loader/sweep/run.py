@@ -27,6 +27,8 @@ from storage.lock import FolderInUse, RunLock
 
 FAILED = 1
 Read = Callable[[list[str]], Any]
+Find = Callable[[str, Mapping[str, Any]], str | None]
+Direction = Callable[[str, RunConfig], str | None]
 
 
 def sweep(
@@ -35,8 +37,9 @@ def sweep(
     read: Read,
     asks: bool,
     *,
-    find: Callable[[str, Mapping[str, Any]], str | None],
-    direction: Callable[[str, RunConfig], str | None],
+    find: Find,
+    direction: Direction,
+    stop: Any,
 ) -> int:
     """Run a sweep and return the exit code: 0 if all runs ended well, 75 if it is to be continued, else 1.
 
@@ -45,6 +48,7 @@ def sweep(
         asks: Whether the command line asks for something instead of runs (`--check`).
         find: The name of a metric in a record of the log.
         direction: `min` or `max`: the better direction of a metric of a run's data.
+        stop: See `LocalSweep`.
 
     Raises:
         ConfigError: a run cannot be started (none is), or its folder has another sweep or is in use.
@@ -62,20 +66,26 @@ def sweep(
     if asks:
         return 0
     folder = _folder_of(runs)
-    mode = asked.objective_mode or direction(asked.objective, runs[0])
+    objective = _objective(asked, runs[0], find, direction)
+    record = Record(folder, identity(space, asked, objective.mode), jobs if asked.sampler != "optuna" else [])
+    try:
+        with RunLock(folder):
+            record.continue_earlier()
+            if asked.launcher == "slurm":
+                return _submit(record, space, objective, asked)
+            return _run(record, space, objective, asked, stop, runs[0].was_set("resume_from_checkpoint"))
+    except FolderInUse as error:
+        raise ConfigError(str(error)) from error
+
+
+def _objective(asked: SweepArguments, run: RunConfig, find: Find, direction: Direction) -> Objective:
+    mode = asked.objective_mode or direction(asked.objective, run)
     if mode is None:
         raise ConfigError(
             f"`--objective {asked.objective}`: whether less or more of it is better is not known; give "
             "--objective_mode min or max"
         )
-    objective = Objective(asked.objective, mode, find)
-    record = Record(folder, identity(space, asked, mode), jobs if asked.sampler != "optuna" else [])
-    try:
-        with RunLock(folder):
-            record.continue_earlier()
-            return _carry_out(record, space, objective, asked, runs[0].was_set("resume_from_checkpoint"))
-    except FolderInUse as error:
-        raise ConfigError(str(error)) from error
+    return Objective(asked.objective, mode, find)
 
 
 def combinations(space: Space, asked: SweepArguments) -> list[tuple[str, ...]]:
@@ -124,34 +134,28 @@ def identity(space: Space, asked: SweepArguments, mode: str) -> dict[str, Any]:
     return {**same, "objective": asked.objective, "objective_mode": mode} if asked.sampler == "optuna" else same
 
 
-def _carry_out(record: Record, space: Space, objective: Objective, asked: SweepArguments, resumes: bool) -> int:
-    """Start what is not finished; returns the exit code."""
-    if asked.launcher == "slurm":
-        submitted, queued = submit(record, space, asked)
-        if submitted:
-            print(f"{submitted} of {len(record.jobs)} runs are submitted as job {record.slurm_job}")
-            print("the same command compares them later, and submits again those that have failed")
-            return 0
-        conclude(record, objective)
-        if queued:
-            print(f"{queued} runs are still in the queue")
-        return PREEMPTED if queued else 0
-    study = None
-    if asked.sampler == "optuna":
-        study = OptunaStudy(record.folder, space, asked, objective.mode)
-    local = LocalSweep(
-        record,
-        space,
-        objective,
-        trials=max(asked.trials or 0, len(record.jobs)),
-        parallel=asked.parallel,
-        study=study,
-        resumes=resumes,
-        needs_objective=study is not None or "objective" in asked.given,
-    )
+def _submit(record: Record, space: Space, objective: Objective, asked: SweepArguments) -> int:
+    """Submit what is neither finished nor in Slurm's queue; returns the exit code."""
+    submitted, queued = submit(record, space, asked)
+    if submitted:
+        print(f"{submitted} of {len(record.jobs)} runs are submitted as job {record.slurm_jobs[-1]}")
+        print("the same command compares them later, and submits again those that have failed")
+        return 0
+    conclude(record, objective)
+    if queued:
+        print(f"{queued} runs are still in the queue")
+    return PREEMPTED if queued else 0
+
+
+def _run(record: Record, space: Space, objective: Objective, asked: SweepArguments, stop: Any, resumes: bool) -> int:
+    """Run what is not finished; returns the exit code."""
+    study = OptunaStudy(record.folder, space, asked, objective.mode) if asked.sampler == "optuna" else None
+    trials = max(asked.trials or 0, len(record.jobs))
+    needs_objective = study is not None or "objective" in asked.given
+    local = LocalSweep(record, space, objective, trials, stop, asked.parallel, study, resumes, needs_objective)
     is_stopped = local.run()
     conclude(record, objective)
-    all_done = len(record.jobs) == local.trials and all(job.is_finished for job in record.jobs)
+    all_done = len(record.jobs) == trials and all(job.is_finished for job in record.jobs)
     return 0 if all_done else PREEMPTED if is_stopped else FAILED
 
 

@@ -30,11 +30,13 @@ def submit(record: Record, space: Space, asked: SweepArguments) -> tuple[int, in
     """
     for index, job in enumerate(record.jobs):
         job.exit_code = 0 if (record.run_folder(index) / manifest.NAME).is_file() else None
-    queued = queued_tasks(record.slurm_job) if record.slurm_job else set()
+    arrays = {array: queued_tasks(array) for array in record.slurm_jobs}
+    record.slurm_jobs = [array for array, tasks in arrays.items() if tasks]
+    queued = set().union(*arrays.values())
     tasks = [index for index, job in enumerate(record.jobs) if not job.is_finished and index not in queued]
     if tasks:
         write_text(record.folder / FILE, task_file(record))
-        record.slurm_job = _sbatch(record.folder, common_words(space, record.folder), tasks, asked)
+        record.slurm_jobs.append(_sbatch(record.folder, common_words(space, record.folder), tasks, asked))
         for index in tasks:
             record.jobs[index].has_begun = True
     record.write()

@@ -6,8 +6,8 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 
 from loader.command_line.parser import parser_class, split_settings
@@ -16,9 +16,9 @@ from loader.schema.sweep_arguments import SweepArguments
 
 PAIRS = {"[": "]", "{": "}", "(": ")", '"': '"', "'": "'"}
 CALL = re.compile(r"(\w+)\((.*)\)", re.DOTALL)
-WORDS = "key=a,b  key=choice(a,b)  key=range(start,stop,step)  key=interval(low,high)  key=int(interval(low,high))  " \
-    "key=tag(log, interval(low,high))"  # fmt: skip
-NOT_HERE = ("glob", "sort", "shuffle", "float", "str", "bool", "json_str", "extend_list")  # Hydra's other words
+WORDS = "a,b  choice(a,b)  range(start,stop,step)  interval(low,high)  int(interval(…))  tag(log, interval(…))"
+HERE = re.compile(r"\s*(choice|range|interval|int|tag)\(")
+NOT_HERE = re.compile(r"\s*(glob|sort|shuffle|float|str|bool|json_str|extend_list)\(")  # Hydra's other words
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,16 @@ class Space:
 def option_of(key: str, text: str) -> Option:
     """The values of a bare word `key=text`."""
     parts, setting = choices(text), f"`{key}={text}`"
-    calls = [match for part in parts if (match := CALL.fullmatch(part.strip()))]
-    if used := [match[1] for match in calls if match[1] in NOT_HERE]:
-        raise ConfigError(f"{setting}: the sweep word `{used[0]}` is not available; there are {WORDS}")
-    calls = [match for match in calls if match[1] in READERS]
+    if foreign := next(filter(None, map(NOT_HERE.match, parts)), None):
+        raise ConfigError(f"{setting}: the sweep word `{foreign[1]}` is not available; there are {WORDS}")
+    calls = [part for part in parts if HERE.match(part)]
     if calls and len(parts) > 1:
-        raise ConfigError(f"{setting}: `{calls[0][0]}` must stand alone; write all values as one list, {key}=a,b,c")
+        raise ConfigError(f"{setting}: `{calls[0]}` must stand alone; write all values as one list, {key}=a,b,c")
     if calls:
-        return _called(setting, *calls[0].groups())
-    if begun := re.match(rf"({'|'.join(READERS)})\(", text):
-        raise ConfigError(f"{setting}: `{begun[1]}(` has no matching bracket at the end")
+        try:
+            return _read(text.strip())
+        except (ValueError, InvalidOperation):
+            raise ConfigError(f"{setting}: {text} cannot be read as a sweep word; there are {WORDS}") from None
     if len(parts) > 1 and not all(parts):
         raise ConfigError(f"{setting}: a value between the commas is empty")
     return tuple(parts)
@@ -151,59 +151,31 @@ def choices(text: str) -> list[str]:
     return [text] if closing else parts
 
 
-def _called(setting: str, name: str, text: str) -> Option:
-    try:
-        option = READERS[name]([part.strip() for part in choices(text)])
-    except (ValueError, InvalidOperation):
-        option = ()
-    if not option:
-        raise ConfigError(f"{setting}: `{name}({text})` cannot be read as a sweep word; there are {WORDS}")
-    return option
+def _read(word: str) -> Option:
+    """The values of a sweep word.
+
+    Raises:
+        ValueError, InvalidOperation: it cannot be read.
+    """
+    call = CALL.fullmatch(word)
+    name, text = call.groups() if call else ("", word)
+    match name, [part.strip() for part in choices(text)]:
+        case "choice", values if all(values):
+            return tuple(values)
+        case "range", [_] | [_, _] | [_, _, _] as numbers:
+            return _range(*map(Decimal, numbers))
+        case "interval", [low, high] if float(low) < float(high):
+            return Interval(float(low), float(high))
+        case "int", [inner] if isinstance(each := _read(inner), Interval) and (each.low % 1, each.high % 1) == (0, 0):
+            return replace(each, is_int=True)
+        case "tag", ["log", inner] if isinstance(each := _read(inner), Interval) and each.low > 0:
+            return replace(each, is_log=True)
+    raise ValueError(word)
 
 
-def _choice(values: list[str]) -> Option:
-    return tuple(values) if all(values) else ()
-
-
-def _range(values: list[str]) -> Option:
+def _range(start: Decimal, stop: Decimal | None = None, step: Decimal = Decimal(1)) -> Option:
     """From `start` up to, but without, `stop`; exact, as 0.1 + 0.2 is not with binary numbers."""
-    start, stop, step = map(
-        Decimal, [*(["0"] if len(values) == 1 else []), *values, *(["1"] if len(values) < 3 else [])]
-    )
-    count = max(math.ceil((stop - start) / step), 0) if step else 0
-    return tuple(str(start + step * index) for index in range(count))
-
-
-def _interval(values: list[str]) -> Option:
-    low, high = map(float, values)
-    return Interval(low, high) if -math.inf < low < high < math.inf else ()
-
-
-def _int(values: list[str]) -> Option:
-    (inner,) = map(_inner, values)
-    is_whole = inner.low.is_integer() and inner.high.is_integer()
-    return Interval(inner.low, inner.high, is_int=True, is_log=inner.is_log) if is_whole else ()
-
-
-def _tag(values: list[str]) -> Option:
-    """`tag(log, …)`: a logarithmic interval."""
-    name, text = values
-    inner = _inner(text)
-    return Interval(inner.low, inner.high, inner.is_int, is_log=True) if name == "log" and inner.low > 0 else ()
-
-
-def _inner(text: str) -> Interval:
-    match = CALL.fullmatch(text.strip())
-    option = READERS[match[1]](choices(match[2])) if match and match[1] in ("interval", "int", "tag") else ()
-    if not isinstance(option, Interval):
-        raise ValueError(f"no interval: {text}")
-    return option
-
-
-READERS: dict[str, Callable[[list[str]], Option]] = {
-    "choice": _choice,
-    "range": _range,
-    "interval": _interval,
-    "int": _int,
-    "tag": _tag,
-}
+    start, stop = (Decimal(0), start) if stop is None else (start, stop)
+    if not step or (stop - start) / step <= 0:
+        raise ValueError("there is no number in it")
+    return tuple(str(start + step * index) for index in range(math.ceil((stop - start) / step)))
