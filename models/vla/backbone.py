@@ -63,6 +63,10 @@ class Backbone(nn.Module):
         return getattr(self.vlm, language_model_name(self.vlm))
 
     @property
+    def vision_tower(self) -> PreTrainedModel | None:
+        return next((getattr(self.vlm, name) for name in VISION_PARTS[:3] if hasattr(self.vlm, name)), None)
+
+    @property
     def width(self) -> int:
         return self.text_config.hidden_size
 

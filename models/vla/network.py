@@ -209,6 +209,19 @@ class VLA(ChunkPolicy):
     def get_output_embeddings(self) -> nn.Module | None:
         return getattr(self.backbone, "lm_head", None)
 
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Choose the attention of the vision tower; that of the language model has masks that only SDPA takes.
+
+        Raises:
+            ValueError: there is no vision tower.
+        """
+        vision = self.backbone.vision_tower
+        if vision is None:
+            raise ValueError("it has no vision tower, and its language model needs masks")
+        vision.set_attn_implementation(attn_implementation)
+        self.config._attn_implementation = attn_implementation
+        self.notes = [*getattr(self, "notes", ()), f"{attn_implementation} in the vision tower; SDPA in the others"]
+
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **options: Any
     ) -> None:
