@@ -38,7 +38,7 @@ def build_policy(config: Config, process: Any) -> VLA:
     path = process.model_name_or_path if not (process.is_pretrained or process.load_pretrain) else None
     settings, is_causal_lm = backbone_settings(config, path, process)
     cut_layers(settings, config.num_layers)
-    if hasattr(settings.vision_config, "vision_use_head"):
+    if hasattr(getattr(settings, "vision_config", None), "vision_use_head"):
         settings.vision_config.vision_use_head = False  # SigLIP's pooling, which nothing reads
     fit_vocabulary(settings, config, path)
     images = image_settings(config, settings, None if is_causal_lm else path, process.cache_dir)

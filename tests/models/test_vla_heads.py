@@ -244,7 +244,7 @@ def test_the_state_reaches_the_actions(head, state_as):
     net, batch = headed(head, state_as=state_as).eval(), batch_of()
     before, (context, _) = net(**without_actions(batch))["actions"], observation(net, batch)
     assert not torch.allclose(net(**without_actions({**batch, "state": batch["state"] + 3}))["actions"], before)
-    assert context.mask.shape[1] == 2 * 4 + 5 + (state_as == "prefix")
+    assert context.mask.shape[1] == 2 * 4 + 3 + (state_as == "prefix")  # the longest prompt has 3 tokens
     for projection in [module for name, module in net.named_modules() if name.endswith("state_proj")]:
         projection.weight.zero_()
     if head != "diffusion" or state_as == "prefix":
