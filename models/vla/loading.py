@@ -23,6 +23,7 @@ from transformers.utils.hub import cached_file
 from models.auto.network import new_settings
 from models.policy import require_dims
 from models.pretrained import from_files, load_model, saved_config
+from models.vla.action_tokens import read_fast
 from models.vla.backbone import language_model_name
 from models.vla.config import Config
 from models.vla.network import VLA, VLAConfig
@@ -44,6 +45,8 @@ def build_policy(config: Config, process: Any) -> VLA:
         **asdict(config),
         **image_settings(config, settings, path and not is_causal_lm and path, process.cache_dir),
     }
+    if config.head == "tokens" and config.action_tokenizer != "bins":
+        filled["action_tokenizer"] = read_fast(config.action_tokenizer)
     policy_config = VLAConfig(**{**filled, "config": settings.to_dict()})
     policy_config.llm_loss_weight = process.llm_loss_weight
     check_losses(policy_config)
