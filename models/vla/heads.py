@@ -51,10 +51,10 @@ class ExpertHead(nn.Module):
 
     def condition(self, context: Context, state: Tensor) -> tuple[Memory, Tensor]:
         """The memory of the expert, and the state's token (B, 0 or 1, W)."""
-        token = self.state_proj(state)[:, None] if self.config.state_as == "suffix" else None
-        return self.expert.memory(context), state.new_empty(
-            len(state), 0, self.expert.shape.width
-        ) if token is None else token
+        token = state.new_empty(len(state), 0, self.expert.shape.width)
+        if self.config.state_as == "suffix":
+            token = self.state_proj(state)[:, None]
+        return self.expert.memory(context), token
 
     def decode(self, tokens: Tensor, condition: tuple[Memory, Tensor]) -> Tensor:
         """Action tokens (B, C, W) -> actions (B, C, A)."""

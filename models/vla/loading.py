@@ -41,10 +41,7 @@ def build_policy(config: Config, process: Any) -> VLA:
     if hasattr(settings.vision_config, "vision_use_head"):
         settings.vision_config.vision_use_head = False  # SigLIP's pooling, which nothing reads
     fit_vocabulary(settings, config, path)
-    filled = {
-        **asdict(config),
-        **image_settings(config, settings, path and not is_causal_lm and path, process.cache_dir),
-    }
+    filled = {**asdict(config), **image_settings(config, settings, None if is_causal_lm else path, process.cache_dir)}
     if config.head == "tokens" and config.action_tokenizer != "bins":
         filled["action_tokenizer"] = read_fast(config.action_tokenizer)
     policy_config = VLAConfig(**{**filled, "config": settings.to_dict()})
@@ -144,12 +141,8 @@ def image_settings(
     """
     trained = preprocessor(place, cache_dir) if place else {}
     size = image_side(config.image_size, settings) if config.num_images else config.image_size
-    mean = config.image_mean or trained.get("image_mean") or [0.5] * 3
-    return {
-        "image_size": size,
-        "image_mean": mean,
-        "image_std": config.image_std or trained.get("image_std") or [0.5] * 3,
-    }
+    names = ("image_mean", "image_std")
+    return {"image_size": size} | {name: getattr(config, name) or trained.get(name) or [0.5] * 3 for name in names}
 
 
 def preprocessor(place: str, cache_dir: str | None) -> dict[str, Any]:

@@ -133,9 +133,8 @@ def test_the_loss_is_that_of_each_token_after_those_before_it(tmp_path, tokens, 
     with torch.no_grad():
         for row in range(3):
             one = {name: value[row : row + 1] for name, value in batch.items()}
-            prefix, state = policy.read(
-                *(one.get(n) for n in ("state", "images", "image_mask", "prompt_ids", "prompt_mask"))
-            )
+            observed = [one.get(name) for name in ("state", "images", "image_mask", "prompt_ids", "prompt_mask")]
+            prefix, state = policy.read(*observed)
             ids = head.tokens.encode(one["actions"].double().numpy())[0].tolist()
             real = CHUNK - int(one["is_pad"].sum())
             losses = []
@@ -174,7 +173,8 @@ def test_a_policy_learns_to_write_a_chunk(tmp_path, tokens):
         alone = [policy(**{name: value[[row]] for name, value in observed.items()})["actions"] for row in range(3)]
     np.testing.assert_allclose(actions.numpy(), expected, atol=1e-6)
     assert torch.equal(actions, torch.cat(alone))
-    assert actions.dtype == torch.float32 and copy.deepcopy(policy).action_head.backbone is not policy.backbone
+    clone = copy.deepcopy(policy)
+    assert actions.dtype == torch.float32 and clone.action_head.backbone is clone.backbone is not policy.backbone
 
 
 @pytest.mark.parametrize("tokens", ["bins", "fast"])
