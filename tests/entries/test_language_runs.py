@@ -81,20 +81,19 @@ REASONING = {"use_reasoning": True, "select_seg_token_mask": True, "llm_loss_wei
 
 @pytest.mark.slow
 @pytest.mark.keys("use_reasoning", "select_seg_token_mask", "llm_loss_weight", "use_prev_subtask")
-def test_reasoning_from_files_to_the_policy(in_root, tmp_path, capsys):
+def test_reasoning_from_files_to_the_policy(in_root, tmp_path):
     """A language loss, its accuracy on held-out episodes, and the text in predictions and at the server."""
     write_data(tmp_path)
     words = configure(tmp_path, {**REASONING, "use_prev_subtask": True}, attention="joint")
     train.main(words)
-    logged = metrics(tmp_path / "out")
-    last = [row for row in logged if "eval_language_accuracy" in row][-1]
-    assert last["eval_language_accuracy"] > 0.9 and last["eval_loss_language"] < 0.5
-    assert last["eval_loss"] == pytest.approx(last["eval_loss_action"] + 0.5 * last["eval_loss_language"], rel=1e-4)
+    names = ("eval_loss", "eval_loss_action", "eval_loss_language", "eval_language_accuracy")
+    loss, action, language, accuracy = (metrics(tmp_path / "out", name)[60] for name in names)
+    assert accuracy > 0.9 and language < 0.5
+    assert loss == pytest.approx(action + 0.5 * language, rel=1e-3)
 
-    capsys.readouterr()
     scores = evaluation.main(["--checkpoint", str(tmp_path / "out"), "--json", str(tmp_path / "scores.json")])
-    assert scores["language_accuracy"] == pytest.approx(last["eval_language_accuracy"], abs=1e-6)
-    assert scores["loss"] == pytest.approx(last["eval_loss"], rel=1e-4)
+    assert scores["language_accuracy"] == pytest.approx(accuracy, abs=1e-3)
+    assert scores["loss"] == pytest.approx(loss, rel=1e-3)
 
     inputs = ["--input", str(tmp_path / "episodes/episode_0.hdf5"), "--output", str(tmp_path / "out.h5")]
     predict.main(["--checkpoint", str(tmp_path / "out"), *inputs, "--batch_size", "5"])
@@ -102,15 +101,12 @@ def test_reasoning_from_files_to_the_policy(in_root, tmp_path, capsys):
         group = root["episode_0.hdf5"]
         texts, chunks = group["reasoning"].asstr()[:], group["actions"][:]
         assert chunks.shape == (STEPS, 4, 2)
-        assert np.mean([text == f"now {subtask}" or subtask in text for text, subtask in zip(texts, SUBTASKS)]) > 0.8
-        observations = [
-            {
-                "observations/qpos": recorded["observations/qpos"][step],
-                "instruction": INSTRUCTIONS[0],
-                "subtask": subtask,
-            }
-            for step, subtask in enumerate(SUBTASKS)
-        ]
+        assert np.mean([subtask in text for text, subtask in zip(texts, SUBTASKS, strict=True)]) > 0.8
+        states = recorded["observations/qpos"][:]
+    observations = [
+        {"observations/qpos": state, "instruction": INSTRUCTIONS[0], "subtask": subtask}
+        for state, subtask in zip(states, SUBTASKS, strict=True)
+    ]
     folder, run = evaluation.checkpoint_run(str(tmp_path / "out"))
     session_policy = run.dataset.module.Processor.from_pretrained(folder, run.dataset.config, run.process)
     session = session_policy.session(evaluation.load_model(folder, run, "cpu"))
