@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from models.auto.gguf import pretrained_source
 from models.auto.network import new_settings
 from models.policy import require_dims
 from models.pretrained import from_files, load_model, saved_config
@@ -71,9 +72,7 @@ def backbone_settings(config: Config, path: str | None, process: Any) -> tuple[P
                 "`model.config` with the model_type of a new one"
             )
         return new_settings(config.config, {}), False
-    settings = from_files(
-        AutoConfig, path, f"`model_name_or_path: {path}`", process.trust_remote_code, cache_dir=process.cache_dir
-    )
+    settings = stored_settings(path, process.cache_dir, process.trust_remote_code)
     if is_vlm(settings):
         if config.config is not None:
             raise ValueError(
@@ -89,6 +88,13 @@ def backbone_settings(config: Config, path: str | None, process: Any) -> tuple[P
     around = new_settings({**config.config, "text_config": settings.to_dict()}, {})
     around.tie_word_embeddings = settings.tie_word_embeddings
     return around, True
+
+
+def stored_settings(place: str, cache_dir: str | None, trust_remote_code: bool) -> PreTrainedConfig:
+    """The configuration of the model at `place`: a hub id, a folder or a .gguf file."""
+    source, options, _ = pretrained_source(place)
+    shown = f"`model_name_or_path: {place}`"
+    return from_files(AutoConfig, source, shown, trust_remote_code, cache_dir=cache_dir, **options)
 
 
 def is_vlm(settings: PreTrainedConfig) -> bool:
@@ -186,17 +192,17 @@ def with_weights(
     config: VLAConfig, settings: PreTrainedConfig, place: str, cache_dir: str | None, trust_remote_code: bool
 ) -> VLA:
     """Build a policy with the pretrained backbone, or language model, at `place`; all else is its `new_weights`."""
+    source, _, options = pretrained_source(place)
+    options |= {"cache_dir": cache_dir, "dtype": torch.float32}
     shown = f"`model_name_or_path: {place}`"
-    options = {"cache_dir": cache_dir, "dtype": torch.float32}
-    own = from_files(AutoConfig, place, shown, trust_remote_code, cache_dir=cache_dir)
-    if is_vlm(own):
+    if is_vlm(stored_settings(place, cache_dir, trust_remote_code)):
         kind = AutoModelForImageTextToText
-        pretrained, new = _load_quietly(kind, place, shown, trust_remote_code, config=settings, **options)
+        pretrained, new = _load_quietly(kind, source, shown, trust_remote_code, config=settings, **options)
         vlm, prefix = pretrained.base_model, f"{pretrained.base_model_prefix}."
         new = {f"backbone.vlm.{name.removeprefix(prefix)}" for name in new if name.startswith(prefix)}
     else:
         text = settings.get_text_config()
-        pretrained, _ = _load_quietly(AutoModelForCausalLM, place, shown, trust_remote_code, config=text, **options)
+        pretrained, _ = _load_quietly(AutoModelForCausalLM, source, shown, trust_remote_code, config=text, **options)
         vlm = AutoModel.from_config(settings)
         name = language_model_name(vlm)
         setattr(vlm, name, pretrained.base_model)
@@ -205,7 +211,7 @@ def with_weights(
     names = {name for name, _ in policy.named_parameters()}
     if isinstance(head := getattr(policy.backbone, "lm_head", None), nn.Module):
         head.load_state_dict(pretrained.get_output_embeddings().state_dict())
-    policy.loaded_from = place
+    policy.loaded_from = str(Path(source, options["gguf_file"])) if "gguf_file" in options else place
     policy.new_weights = {name for name in names if not name.startswith("backbone.") or name in new}
     return policy
 
