@@ -36,7 +36,7 @@ def write_data(folder):
             attributes={"instruction": INSTRUCTIONS[number % 2]},
             replace={
                 "reasoning/subtask": np.array(SUBTASKS, object),
-                "substep_reasonings": np.array([f"now <seg>{text}</seg>" for text in SUBTASKS], object),
+                "substep_reasonings": np.array([f"<seg>now {text}</seg>" for text in SUBTASKS], object),
                 "observations/qpos": ramp[:, [0, 0, 1]] + np.random.default_rng(number).normal(size=(STEPS, 3)) * 0.01,
                 "observations/env_state": None,
                 "observations/qvel": None,
@@ -101,7 +101,7 @@ def test_reasoning_from_files_to_the_policy(in_root, tmp_path):
         group = root["episode_0.hdf5"]
         texts, chunks = group["reasoning"].asstr()[:], group["actions"][:]
         assert chunks.shape == (STEPS, 4, 2)
-        assert np.mean([subtask in text for text, subtask in zip(texts, SUBTASKS, strict=True)]) > 0.8
+        assert np.mean([text == f"now {subtask}" for text, subtask in zip(texts, SUBTASKS, strict=True)]) > 0.8
         states = recorded["observations/qpos"][:]
     observations = [
         {"observations/qpos": state, "instruction": INSTRUCTIONS[0], "subtask": subtask}
