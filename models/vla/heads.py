@@ -21,6 +21,7 @@ from models.flow.network import FlowMatching
 from models.vla.backbone import Backbone
 from models.vla.context import Context
 from models.vla.expert import Expert, Geometry, Memory
+from models.vla.tokens_head import TokensHead
 
 PERIODS = (4e-3, 4.0)  # shortest and longest of the time's sines
 
@@ -130,5 +131,5 @@ class DiffusionHead(NoiseRemoval, nn.Module):
         return torch.cat((mean, state), dim=-1) if self.config.state_as == "suffix" else mean
 
 
-HEADS = {"flow": FlowHead, "regression": RegressionHead, "diffusion": DiffusionHead}
-NEEDS_HIDDEN = ("diffusion",)  # read the last hidden states, the others only keys and values
+HEADS = {"flow": FlowHead, "regression": RegressionHead, "diffusion": DiffusionHead, "tokens": TokensHead}
+NEEDS_HIDDEN = ("diffusion", "tokens")  # read the last hidden states, the others only keys and values

@@ -24,6 +24,7 @@ from models.auto.gguf import pretrained_source
 from models.auto.network import new_settings
 from models.policy import require_dims
 from models.pretrained import from_files, load_model, saved_config
+from models.vla.action_tokens import read_fast
 from models.vla.backbone import language_model_name
 from models.vla.config import Config
 from models.vla.network import VLA, VLAConfig
@@ -41,8 +42,10 @@ def build_policy(config: Config, process: Any) -> VLA:
     if hasattr(getattr(settings, "vision_config", None), "vision_use_head"):
         settings.vision_config.vision_use_head = False  # SigLIP's pooling, which nothing reads
     fit_vocabulary(settings, config, path)
-    images = image_settings(config, settings, None if is_causal_lm else path, process.cache_dir)
-    policy_config = VLAConfig(**{**asdict(config), **images, "config": settings.to_dict()})
+    filled = {**asdict(config), **image_settings(config, settings, None if is_causal_lm else path, process.cache_dir)}
+    if config.head == "tokens" and config.action_tokenizer != "bins":
+        filled["action_tokenizer"] = read_fast(config.action_tokenizer)
+    policy_config = VLAConfig(**{**filled, "config": settings.to_dict()})
     policy_config.llm_loss_weight = process.llm_loss_weight
     check_losses(policy_config)
     if path is None:

@@ -42,7 +42,8 @@ class VLA(ChunkPolicy):
 
     def __init__(self, config: VLAConfig, vlm: PreTrainedModel | None = None):
         super().__init__(config)
-        self.backbone = Backbone(config, vlm, self.writes, config.head in NEEDS_HIDDEN)
+        predicts_tokens = self.writes or config.head == "tokens"
+        self.backbone = Backbone(config, vlm, predicts_tokens, config.head in NEEDS_HIDDEN)
         if config.state_as == "prefix":
             self.state_proj = nn.Linear(config.max_state_dim or config.state_dim, self.backbone.width)
         self.action_head = HEADS[config.head](config, self.backbone)
