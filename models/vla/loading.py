@@ -23,7 +23,7 @@ from transformers.utils.hub import cached_file
 from models.auto.gguf import pretrained_source
 from models.auto.network import new_settings
 from models.policy import require_dims
-from models.pretrained import from_files, load_model, saved_config
+from models.pretrained import from_files, load_checkpoint, load_model, saved_config
 from models.vla.action_tokens import read_fast
 from models.vla.backbone import language_model_name
 from models.vla.config import Config
@@ -54,7 +54,9 @@ def build_policy(config: Config, process: Any) -> VLA:
 
 
 def load_for_adapter(place: str, folder: Path, cache_dir: str | None, trust_remote_code: bool) -> VLA:
-    """See `models.vla.load_base`."""
+    """See `models.vla.load_base`. A base that existed nowhere else has been saved as a whole policy."""
+    if Path(place).is_dir() and saved_config(Path(place)).get("model_type") == VLAConfig.model_type:
+        return load_checkpoint(VLA, place)
     config = VLAConfig(**{name: value for name, value in saved_config(folder).items() if name != "model_type"})
     return with_weights(config, AutoConfig.for_model(**config.config), place, cache_dir, trust_remote_code).eval()
 
