@@ -22,8 +22,10 @@ def process_parameters(**changes) -> SimpleNamespace:
         "is_multimodal": True,
         "use_reasoning": False,
         "use_prev_subtask": False,
-        "cache_dir": None,
+        "select_seg_token_mask": False,
         "model_name_or_path": None,
+        "trust_remote_code": False,
+        "cache_dir": None,
         "is_pretrained": False,
         "load_pretrain": False,
     }

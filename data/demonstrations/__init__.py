@@ -4,9 +4,10 @@ A sample is one control step: the observation at that step, and the chunk of act
 module needs only the standard library, so that checking a configuration is fast.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-from data.demonstrations.config import Config, folder_problem, unmatched
+from data.demonstrations.config import OF_TEXT, Config, folder_problem, reads_tokens, unmatched
 from data.demonstrations.lerobot import is_lerobot
 from data.lazy import lazy
 
@@ -42,7 +43,13 @@ def check(config: Config, run) -> list[str]:
         )
     if config.rename and not any(is_lerobot(Path(path).expanduser(), config.layout) for path in config.paths()):
         problems.append("dataset.rename names features of LeRobot data sets, but dataset.path has none; leave it out")
+    problems += text_problems(config, run)
     kind = config.normalization["action"]
+    if kind not in ("min_max", "percentiles") and has_bins(run):
+        problems.append(
+            f"dataset.normalization.action: {kind} leaves actions beyond [-1, 1], which model.action_tokenizer: bins "
+            "covers; set it to percentiles or min_max"
+        )
     if kind != "min_max" and clips_actions(run):
         problems.append(
             f"dataset.normalization.action: {kind} leaves actions beyond [-1, 1], to which model.clip_sample clips "
@@ -51,9 +58,36 @@ def check(config: Config, run) -> list[str]:
     return problems
 
 
+def text_problems(config: Config, run) -> list[str]:
+    """What is wrong with the keys of texts, for a model that reads them as tokens and for others."""
+    if reads_tokens(run):
+        known = config.tokenizer or run.process.model_name_or_path
+        return (
+            []
+            if known
+            else [
+                f"no tokenizer is known for model {run.model.name}: set dataset.tokenizer to a folder or hub id, or "
+                "model_name_or_path to a model that has one"
+            ]
+        )
+    defaults = Config()
+    return [
+        f"dataset.{name} is for policies with a language model, which reads tokens; leave it out"
+        for name in OF_TEXT
+        if getattr(config, name) != getattr(defaults, name)
+    ]
+
+
 def clips_actions(run) -> bool:
     """Whether the run's model clips what it predicts to [-1, 1]."""
-    return getattr(getattr(getattr(run, "model", None), "config", None), "clip_sample", False)
+    config = getattr(getattr(run, "model", None), "config", None)
+    return getattr(config, "clip_sample", False) and getattr(config, "head", "diffusion") == "diffusion"
+
+
+def has_bins(run) -> bool:
+    """Whether the run's model predicts bins of [-1, 1]."""
+    config = getattr(getattr(run, "model", None), "config", None)
+    return getattr(config, "head", None) == "tokens" and config.action_tokenizer == "bins"
 
 
 def build(config: Config, run):
@@ -69,6 +103,18 @@ def build(config: Config, run):
     if problems:
         raise ValueError(problems[0])
     return assemble(config, run)
+
+
+def action_chunks(config: Config, run, most: int = 20_000):
+    """Normalised chunks (N, C, A) float32 of steps of the training episodes, at most so many, evenly spread.
+
+    Raises:
+        ValueError: the episodes cannot be used.
+    """
+    plain = replace(config, cameras=[], **{name: getattr(Config(), name) for name in OF_TEXT})
+    dataset = build(plain, replace(run, model=None)).train_dataset
+    step = -(-len(dataset) // most)
+    return dataset.__getitems__(list(range(0, len(dataset), step)))["actions"].numpy()
 
 
 __getattr__ = lazy(

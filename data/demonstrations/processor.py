@@ -18,6 +18,7 @@ from data.demonstrations.config import SUFFIXES
 from data.demonstrations.encoder import ObservationEncoder, saved_statistics
 from data.demonstrations.hdf5 import dataset_at, place, read, reading
 from data.demonstrations.images import decode
+from data.demonstrations.language import PROMPT, saved_prompts
 from data.demonstrations.layouts import is_compressed, read_signal, read_texts
 from data.demonstrations.lerobot import INFO, read_info
 from data.processor import Item, Source
@@ -39,9 +40,14 @@ class Processor(ObservationEncoder, processor.Processor):
     @classmethod
     def from_pretrained(cls, folder: Path, config: Any, process: Any, flags: None = None) -> Self:
         """See `data.processor`."""
-        made = cls.from_files(config, process, saved_statistics(folder))
+        statistics = saved_statistics(folder)
+        made = cls.from_files(config, process, statistics, saved_prompts(folder, process, statistics))
         made.config = config
         return made
+
+    def save_pretrained(self, folder: Path) -> None:
+        if self.prompts is not None:
+            self.prompts.tokenizer.save_pretrained(folder)
 
     def count(self, source: Source) -> int:
         if source.path.name in self.LISTS:
@@ -63,12 +69,11 @@ class Processor(ObservationEncoder, processor.Processor):
                 if len(rows) != steps:
                     raise ValueError(f"{file}: {key} has {len(rows)} steps but {self.state_keys[0]} has {steps}")
             self.reset()
-            instructions = [] if self.vocabulary is None else read_texts(root, steps).get("instruction", [])
+            texts = read_texts(root, steps) if self.text_keys else {}
             for step in range(steps):
                 observation = {key: rows[step] for key, rows in states.items()}
                 observation |= {key: frame_at(frames, step) for key, frames in cameras.items()}
-                if instructions:
-                    observation["instruction"] = instructions[step]
+                observation |= {kind: texts[kind][step] for kind in self.text_keys if kind in texts}
                 yield Item(source, f"{source} step {step}", observation)
 
     def read_lerobot(self, source: Source) -> Iterator[Item]:
@@ -83,24 +88,32 @@ class Processor(ObservationEncoder, processor.Processor):
                 self.reset()
             yield Item(Source(episode, source.path), f"{folder} {episode} step {step}", observation)
 
-    def predict(self, model: Any, inputs: list[dict[str, Any]]) -> np.ndarray:
-        """-> normalised (B, C, A) float32, from the current step on."""
+    def predict(self, model: Any, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Normalised `actions` (B, C, A) from the current step on, and `target_ids` (B, T) of a written reasoning."""
         import torch
 
-        batch = {name: torch.cat([each[name] for each in inputs]).to(model.device) for name in inputs[0]}
+        apart = PROMPT if self.prompts is not None else ()
+        batch = {name: torch.cat([each[name] for each in inputs]) for name in inputs[0] if name not in apart}
+        if self.prompts is not None:
+            batch |= self.prompts.joined(inputs)
+        batch = {name: value.to(model.device) for name, value in batch.items()}
         with torch.no_grad():
-            return model(**batch)["actions"][:, self.past_actions :].float().cpu().numpy()
+            outputs = model(**batch)
+        return {**outputs, "actions": outputs["actions"][:, self.past_actions :]}
 
-    def decode(self, outputs: np.ndarray) -> list[np.ndarray]:
-        """Chunks (C, A) float64 in the demonstrations' units.
+    def decode(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """`actions` (C, A) float64 in the demonstrations' units, and the text `reasoning` if the model wrote one.
 
         Raises:
             ValueError: an action is not finite; no robot should get it.
         """
-        chunks = self.decode_action(outputs)
+        chunks = self.decode_action(outputs["actions"].float().cpu().numpy())
         if not np.isfinite(chunks).all():
             raise ValueError("the model's actions are not finite; its weights are damaged, or the state is far outside")
-        return list(chunks)
+        if "target_ids" not in outputs:
+            return [{"actions": chunk} for chunk in chunks]
+        texts = self.prompts.decode(outputs["target_ids"])
+        return [{"actions": chunk, "reasoning": text} for chunk, text in zip(chunks, texts, strict=True)]
 
     def writer(self, target: Path) -> Recordings:
         return Recordings(target)
@@ -115,6 +128,7 @@ class Processor(ObservationEncoder, processor.Processor):
         return {
             "state": {"keys": self.state_keys, "size": len(self.state.shift), "history": self.n_obs_steps},
             "images": {"keys": self.image_keys, "size": size, "history": self.history} if self.image_keys else None,
+            "texts": [*self.text_keys],
             "actions": {"shape": [planned, config.action_dim], "dtype": "<f8"},
             "n_action_steps": config.n_action_steps or planned,
         }
@@ -130,36 +144,41 @@ class Session:
     def reset(self) -> None:
         self.encoder.reset()
 
-    def act(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
-        """{"actions": (C, A) float64} for one step of what an episode file stacks."""
+    def act(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """What `Processor.decode` returns for one step of what an episode file stacks."""
         inputs = self.encoder.encode(observation)
-        (chunk,) = self.encoder.decode(self.encoder.predict(self.model, [inputs]))
-        return {"actions": chunk}
+        (record,) = self.encoder.decode(self.encoder.predict(self.model, [inputs]))
+        return record
 
 
 class Recordings:
-    """Writes `/FILE/actions` (T, C, A) float64 for each recording; see `data.processor.Writer`."""
+    """Writes `/FILE/actions` (T, C, A) float64 for each recording, and perhaps T texts `/FILE/reasoning`.
+
+    See `data.processor.Writer`.
+    """
 
     def __init__(self, target: Path):
         self.root = h5py.File(target, "w")
         self.source: Source | None = None
-        self.chunks: list[np.ndarray] = []
+        self.records: list[dict[str, Any]] = []
 
-    def write(self, source: Source, record: np.ndarray) -> None:
+    def write(self, source: Source, record: dict[str, Any]) -> None:
         if source != self.source:
             self.finish()
             self.source = source
-        self.chunks.append(record)
+        self.records.append(record)
 
     def drop(self, source: Source) -> None:
         if source == self.source:
-            self.source, self.chunks = None, []
+            self.source, self.records = None, []
 
     def finish(self) -> None:
         """Write the recording that is complete."""
         if self.source is not None:
-            self.root[f"{self.source.name}/actions"] = np.stack(self.chunks)
-        self.source, self.chunks = None, []
+            for name in self.records[0]:
+                values = [record[name] for record in self.records]
+                self.root[f"{self.source.name}/{name}"] = values if name == "reasoning" else np.stack(values)
+        self.source, self.records = None, []
 
     def close(self) -> None:
         self.finish()

@@ -8,11 +8,12 @@ Shapes: B batch, C chunk size, A action dim, D condition, R actions of the previ
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.denoising_policy import DenoisingPolicy
+from models.denoising_policy import DenoisingPolicy, NoisyChunks
 from models.flow.config import Config
 from models.pretrained import pretrained_config
 
@@ -22,30 +23,23 @@ TIME_SCALE = 1000  # the time's encoding expects steps, as those of diffusion
 EARLIEST = 0.001  # time 0 is the chunk itself, where there is nothing to learn
 
 
-class Flow(DenoisingPolicy):
+class FlowMatching(NoisyChunks):
     """The point at time t is t · noise + (1 - t) · actions; the network predicts its velocity, noise - actions."""
 
-    config_class = FlowConfig
+    def velocity(self, chunk: Tensor, time: Tensor, condition: Any) -> Tensor:
+        """chunk (B, C, A), time (B,) from 0 to 1 -> (B, C, A)."""
+        raise NotImplementedError
 
-    def velocity(self, chunk: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        """chunk (B, C, A), time (B,), condition (B, D) -> (B, C, A)."""
-        return self.network(chunk, TIME_SCALE * time, condition)
-
-    def errors(self, actions: Tensor, noise: Tensor, level: Tensor, condition: Tensor) -> Tensor:
-        """Squared error of the velocity; see `DenoisingPolicy.errors`."""
+    def errors(self, actions: Tensor, noise: Tensor, level: Tensor, condition: Any) -> Tensor:
+        """Squared error of the velocity; see `NoisyChunks.errors`."""
         # The inverse of the distribution function of Beta(alpha, 1).
         time = EARLIEST + (1 - EARLIEST) * level ** (1 / self.config.time_alpha)
         weight = time.to(actions.dtype)[:, None, None]
         chunk = weight * noise + (1 - weight) * actions
         return (self.velocity(chunk, time, condition) - (noise - actions)).square()
 
-    def guide(self) -> dict[str, Tensor]:
-        """The actions (R, A) that are left of the previous chunk, if they are to guide the next."""
-        is_guided = self.config.guidance_weight is not None and self._plan.plan is not None
-        return {"previous": self._plan.plan} if is_guided else {}
-
-    def sample(self, noise: Tensor, condition: Tensor, previous: Tensor | None = None) -> Tensor:
-        """Integrate the velocity from time 1 to 0; see `DenoisingPolicy.sample`.
+    def sample(self, noise: Tensor, condition: Any, previous: Tensor | None = None) -> Tensor:
+        """Integrate the velocity from time 1 to 0; see `NoisyChunks.sample`.
 
         Args:
             previous: (R, A): lead the chunk to these actions.
@@ -60,7 +54,7 @@ class Flow(DenoisingPolicy):
             chunk = chunk - velocity / steps
         return chunk
 
-    def guided_velocity(self, chunk: Tensor, time: Tensor, condition: Tensor, previous: Tensor) -> Tensor:
+    def guided_velocity(self, chunk: Tensor, time: Tensor, condition: Any, previous: Tensor) -> Tensor:
         """The velocity, corrected along the gradient of the distance to the previous chunk (equations 2 to 4)."""
         past, rest = self.config.past_actions or 0, len(previous)
         target, mask = torch.zeros_like(chunk), chunk.new_zeros(chunk.shape[1], 1)
@@ -77,6 +71,21 @@ class Flow(DenoisingPolicy):
         if now < 1:
             weight = min(weight, ((1 - now) ** 2 + now**2) / (now * (1 - now)))
         return velocity.detach() - weight * correction
+
+
+class Flow(FlowMatching, DenoisingPolicy):
+    """Flow matching by a network over the chunk, the time and the condition."""
+
+    config_class = FlowConfig
+
+    def velocity(self, chunk: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """chunk (B, C, A), time (B,), condition (B, D) -> (B, C, A)."""
+        return self.network(chunk, TIME_SCALE * time, condition)
+
+    def guide(self) -> dict[str, Tensor]:
+        """The actions (R, A) that are left of the previous chunk, if they are to guide the next."""
+        is_guided = self.config.guidance_weight is not None and self._plan.plan is not None
+        return {"previous": self._plan.plan} if is_guided else {}
 
 
 def soft_mask(rest: int, delay: int) -> Tensor:
