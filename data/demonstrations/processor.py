@@ -101,8 +101,9 @@ class Processor(ObservationEncoder, processor.Processor):
             outputs = model(**batch)
         return {**outputs, "actions": outputs["actions"][:, self.past_actions :]}
 
-    def decode(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
-        """`actions` (C, A) float64 in the demonstrations' units, and the text `reasoning` if the model wrote one.
+    def decode(self, outputs: dict[str, Any]) -> list[Any]:
+        """Chunks (C, A) float64 in the demonstrations' units; of a model that wrote a text first, a dict of `actions`
+        and `reasoning`.
 
         Raises:
             ValueError: an action is not finite; no robot should get it.
@@ -111,7 +112,7 @@ class Processor(ObservationEncoder, processor.Processor):
         if not np.isfinite(chunks).all():
             raise ValueError("the model's actions are not finite; its weights are damaged, or the state is far outside")
         if "target_ids" not in outputs:
-            return [{"actions": chunk} for chunk in chunks]
+            return list(chunks)
         texts = self.prompts.decode(outputs["target_ids"])
         return [{"actions": chunk, "reasoning": text} for chunk, text in zip(chunks, texts, strict=True)]
 
@@ -145,10 +146,10 @@ class Session:
         self.encoder.reset()
 
     def act(self, observation: dict[str, Any]) -> dict[str, Any]:
-        """What `Processor.decode` returns for one step of what an episode file stacks."""
+        """`actions` (C, A), and perhaps `reasoning`, for one step of what an episode file stacks."""
         inputs = self.encoder.encode(observation)
         (record,) = self.encoder.decode(self.encoder.predict(self.model, [inputs]))
-        return record
+        return named(record)
 
 
 class Recordings:
@@ -162,11 +163,11 @@ class Recordings:
         self.source: Source | None = None
         self.records: list[dict[str, Any]] = []
 
-    def write(self, source: Source, record: dict[str, Any]) -> None:
+    def write(self, source: Source, record: Any) -> None:
         if source != self.source:
             self.finish()
             self.source = source
-        self.records.append(record)
+        self.records.append(named(record))
 
     def drop(self, source: Source) -> None:
         if source == self.source:
@@ -183,6 +184,11 @@ class Recordings:
     def close(self) -> None:
         self.finish()
         self.root.close()
+
+
+def named(record: Any) -> dict[str, Any]:
+    """What `Processor.decode` returned for an input, by name."""
+    return record if isinstance(record, dict) else {"actions": record}
 
 
 def frame_at(frames: h5py.Dataset, step: int) -> np.ndarray:

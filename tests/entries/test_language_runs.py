@@ -14,6 +14,7 @@ import eval as evaluation
 import predict
 import prepare
 import train
+from data.load_tokenizer import load_tokenizer
 from data.text.tokenizers import train_bpe
 from loader.command_line.entry import command_line
 from loader.resolve.resolver import read_saved
@@ -81,6 +82,7 @@ REASONING = {"use_reasoning": True, "select_seg_token_mask": True, "llm_loss_wei
 
 @pytest.mark.slow
 @pytest.mark.keys("use_reasoning", "select_seg_token_mask", "llm_loss_weight", "use_prev_subtask")
+@pytest.mark.keys("model(vla).vocab_size", "model(vla).eos_token_id", "model(vla).target_tokens")
 def test_reasoning_from_files_to_the_policy(in_root, tmp_path):
     """A language loss, its accuracy on held-out episodes, and the text in predictions and at the server."""
     write_data(tmp_path)
@@ -90,6 +92,11 @@ def test_reasoning_from_files_to_the_policy(in_root, tmp_path):
     loss, action, language, accuracy = (metrics(tmp_path / "out", name)[60] for name in names)
     assert accuracy > 0.9 and language < 0.5
     assert loss == pytest.approx(action + 0.5 * language, rel=1e-3)
+
+    config, tokenizer = json.loads((tmp_path / "out/config.json").read_text()), load_tokenizer(tmp_path / "out")
+    expected = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    expected["target_tokens"] = len(tokenizer("now grasp")["input_ids"]) + 1
+    assert {name: config[name] for name in expected} == expected
 
     scores = evaluation.main(["--checkpoint", str(tmp_path / "out"), "--json", str(tmp_path / "scores.json")])
     assert scores["language_accuracy"] == pytest.approx(accuracy, abs=1e-3)
