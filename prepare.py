@@ -186,9 +186,8 @@ def train_action_tokenizer(run: RunConfig, asked: PrepareArguments) -> None:
     settings = train_fast(chunks, int(word[1]), float(word[2] or SCALE))
     atomic.write_json(out, settings)
     codec = FastTokens(settings, *chunks.shape[1:])
-    rows = codec.encode(chunks)
-    each, error = sum(map(len, rows)) / len(rows), abs(codec.decode(rows)[0] - chunks).max()
-    shape = f"a chunk of {chunks.shape[1]} x {chunks.shape[2]} has {each:.1f} of them"
+    error = abs(codec.decode(rows := codec.encode(chunks))[0] - chunks).max()
+    shape = f"a chunk of {chunks.shape[1]} x {chunks.shape[2]} has {sum(map(len, rows)) / len(rows):.1f} of them"
     print(
         f"{len(codec.numbers)} tokens in {out}: {shape}; normalised actions are off by at most {error:.3g}", flush=True
     )
