@@ -67,7 +67,7 @@ def test_the_client_of_the_document(act, tmp_path):
         with code.connect(server.address) as one, code.connect(server.address) as two:
             robots = [one, two]
             metadata = [code.receive(robot) for robot in robots][0]
-            assert metadata["state"] == {"keys": ["observations/qpos"], "size": 14}
+            assert metadata["state"] == {"keys": ["observations/qpos"], "size": 14, "history": 1}
             assert metadata["images"] == {"keys": ["observations/images/top"], "size": [40, 40], "history": 2}
             assert metadata["actions"] == {"shape": [3, 14], "dtype": "<f8"} and metadata["n_action_steps"] == 2
             for _ in range(2):
