@@ -163,11 +163,10 @@ def cut(row: list, most: int) -> list:
 
 def padded(rows: list[list], width: int, pad: int | bool, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as a tensor (B, width), and which of its entries exist (B, width) bool."""
+    lengths, places = torch.tensor([len(row) for row in rows])[:, None], torch.arange(width)
+    mask = places >= width - lengths if left else places < lengths
     values = torch.full((len(rows), width), pad)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    for number, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(len(row))
-        values[number, place], mask[number, place] = torch.tensor(row, dtype=values.dtype), True
+    values[mask] = torch.tensor([entry for row in rows for entry in row], dtype=values.dtype)
     return values, mask
 
 

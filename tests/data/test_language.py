@@ -413,6 +413,24 @@ def test_keys_of_texts_are_refused_without_a_language_model(tmp_path):
     assert check(config_of(tmp_path, tokenizer=None), run) == []
 
 
+@pytest.mark.parametrize(
+    ("model", "kind", "refused"),
+    [
+        ({"head": "tokens", "action_tokenizer": "bins"}, "zscore", True),
+        ({"head": "tokens", "action_tokenizer": "bins"}, "percentiles", False),
+        ({"head": "tokens", "action_tokenizer": "fast.json"}, "zscore", False),
+        ({"head": "flow", "action_tokenizer": "bins", "clip_sample": True}, "zscore", False),
+        ({"head": "diffusion", "action_tokenizer": "bins", "clip_sample": True}, "percentiles", True),
+    ],
+)
+def test_actions_must_be_in_the_range_of_the_head(tmp_path, model, kind, refused):
+    write_episodes(tmp_path)
+    run = run_of(tmp_path)
+    vars(run.model.config).update(model)
+    lines = check(config_of(tmp_path, normalization={"action": kind}), run)
+    assert [line.split(":")[0] for line in lines] == ["dataset.normalization.action"] * refused
+
+
 def test_texts_that_are_missing(tmp_path, tokenizer):
     write_episodes(tmp_path)
     with h5py.File(tmp_path / "act/episode_1.hdf5", "a") as root:
