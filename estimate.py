@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -162,13 +162,14 @@ def estimate(run: RunConfig, bundle: Any, processes: int, is_sharded: bool) -> E
         steps = memory.Steps(
             model=adapted.model,
             weights=[tensor for _, tensor in resident_tensors(adapted.model)],
-            loss=loss_of(run, bundle, adapted, half, args, memory.OnGpu if is_on_gpu else None),
+            loss=loss_of(run, bundle, adapted, half),
+            device=memory.OnGpu() if is_on_gpu else nullcontext(),
             batches=[memory.fake_copy(mode, batch) for _ in range(args.gradient_accumulation_steps)],
             optimizer=optimizer_of(run, adapted, args),
             averages=averages_of(run, adapted) if run.process.using_ema and not is_sharded else None,
         )
     ledger, optimizer, unknown = attempt(mode, steps)
-    if is_sharded and not unknown:
+    if is_sharded:
         largest, at_peak = memory.sharded(ledger, steps, optimizer, processes, half)
     else:
         largest, at_peak = dict(ledger.largest), dict(ledger.at_peak)
@@ -185,7 +186,7 @@ def estimate(run: RunConfig, bundle: Any, processes: int, is_sharded: bool) -> E
 
 
 def attempt(mode: Any, steps: Any) -> tuple[Any, Any, dict[str, str]]:
-    """Measure the steps; returns the ledger, the optimizer and what is unknown, by part, with the reason.
+    """Measure the steps; returns the ledger, the optimizer, and for each part that is unknown the reason.
 
     Networks and optimizers may come from anywhere, and may fail in any way on tensors without values.
     """
@@ -196,14 +197,12 @@ def attempt(mode: Any, steps: Any) -> tuple[Any, Any, dict[str, str]]:
         ledger = memory.Ledger()
         try:
             with mode, ledger:
-                return ledger, memory.measure(steps, ledger, passes=memory.ACTIVATIONS not in unknown), unknown
+                return ledger, memory.measure(steps, ledger, without=unknown), unknown
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-            if ledger.phase == "optimizer step":
-                return ledger, None, unknown | {memory.OPTIMIZER: reason}
-            if unknown:
-                raise ValueError(f"the memory of this run cannot be estimated: {reason}") from error
-            unknown[memory.ACTIVATIONS] = reason
+            part = memory.OPTIMIZER if ledger.phase == "optimizer step" else memory.ACTIVATIONS
+            if ledger.phase == "set-up" or part in unknown:
+                raise
+            unknown[part] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def micro_batch(bundle: Any, count: int) -> tuple[Any, list[str]]:
@@ -253,7 +252,7 @@ def build(run: RunConfig, bundle: Any, args: Any, in_float32: bool) -> Any:
     return adapted
 
 
-def loss_of(run: RunConfig, bundle: Any, adapted: Any, half: Any, args: Any, device: Any) -> Callable[[Any], Any]:
+def loss_of(run: RunConfig, bundle: Any, adapted: Any, half: Any) -> Callable[[Any], Any]:
     """The function from a batch to its loss, computed as accelerate does in half precision."""
     import torch
     from accelerate.utils import convert_outputs_to_fp32
@@ -264,14 +263,7 @@ def loss_of(run: RunConfig, bundle: Any, adapted: Any, half: Any, args: Any, dev
     model, loss = adapted.model, build_loss(run, bundle)
     if half is not None:
         model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=half)(model.forward))
-
-    def compute(batch: Any) -> Any:
-        if device is None:
-            return outputs_with_loss(model, batch, loss)["loss"]
-        with device():
-            return outputs_with_loss(model, batch, loss)["loss"]
-
-    return compute
+    return lambda batch: outputs_with_loss(model, batch, loss)["loss"]
 
 
 def optimizer_of(run: RunConfig, adapted: Any, args: Any) -> Callable[[], Any]:

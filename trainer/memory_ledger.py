@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -107,6 +108,7 @@ class Steps:
         batches: on the device at once: the micro-batches of a step.
         optimizer: builds the optimizer.
         averages: builds the averaged weights (`update(step)`, `shadow`); None: there are none.
+        device: a context that computes as the device of the run does.
     """
 
     model: nn.Module
@@ -115,15 +117,16 @@ class Steps:
     batches: Sequence[Any]
     optimizer: Callable[[], torch.optim.Optimizer]
     averages: Callable[[], Any] | None = None
+    device: AbstractContextManager = field(default_factory=nullcontext)
 
 
-def measure(steps: Steps, ledger: Ledger, passes: bool = True) -> torch.optim.Optimizer:
+def measure(steps: Steps, ledger: Ledger, without: Collection[str] = ()) -> torch.optim.Optimizer:
     """Carry out a step under the ledger with the optimizer's state of earlier ones; returns the optimizer.
 
     With several micro-batches it is the last, which has the gradients of the others beside its activations.
 
     Args:
-        passes: Compute forward and backward; without them there are gradients and the optimizer's step alone.
+        without: Parts that are left out: `ACTIVATIONS`, then no forward and backward pass is computed, and `OPTIMIZER`.
 
     Raises:
         DynamicOutputShapeException: the shape of a result depends on values, which fake tensors do not have.
@@ -143,6 +146,8 @@ def measure(steps: Steps, ledger: Ledger, passes: bool = True) -> torch.optim.Op
             ledger.add([parameter.grad], GRADIENTS)
 
     def update() -> None:
+        if OPTIMIZER in without:
+            return
         ledger.phase = "optimizer step"
         optimizer.step()
         ledger.add(optimizer_tensors(optimizer), OPTIMIZER)
@@ -152,15 +157,16 @@ def measure(steps: Steps, ledger: Ledger, passes: bool = True) -> torch.optim.Op
     if averages is not None:
         averages.update(1)
     ledger.at_peak = {}
-    if passes:
+    if ACTIVATIONS not in without:
         if len(steps.batches) == 1:
             optimizer.zero_grad()
         model.train()
-        ledger.phase = "forward pass"
-        loss = steps.loss(steps.batches[-1])
-        ledger.phase = "backward pass"
-        loss.backward()
-        del loss
+        with steps.device:
+            ledger.phase = "forward pass"
+            loss = steps.loss(steps.batches[-1])
+            ledger.phase = "backward pass"
+            loss.backward()
+            del loss
     update()
     return optimizer
 

@@ -41,7 +41,7 @@ def gpt(folder):
 
 
 def act(folder):
-    write_act_folder(folder / "episodes", (12, 12))
+    write_act_folder(folder / "episodes", (12, 12), cameras={"top": (48, 64)})
     (folder / "task.yaml").write_text(f"dataset: {{name: demonstrations, path: {folder / 'episodes'}, chunk_size: 20}}")
     return ["--task_name", str(folder / "task.yaml"), "--model_config", "act", *(f"model.{each}" for each in ACT)]
 
@@ -96,7 +96,7 @@ def tracked(model, optimizer, batch, half=None):
 
 def assert_as_tracked(found, seen):
     parts = found.at_peak
-    assert not found.unknown and found.phase == "backward pass"
+    assert not found.unknown and found.phase != "optimizer step"
     assert parts["weights"] == seen["Parameter"] + seen["Buffer"]
     assert (parts["gradients"], parts["optimizer"]) == (seen["Gradient"], seen["Optstate"])
     assert parts["activations"] == pytest.approx(seen["Activation"] + seen["Temp"], rel=0.05)  # most are equal

@@ -4,6 +4,7 @@ import inspect
 
 import accelerate.utils.imports
 import pytest
+import torch
 import transformers
 import transformers.trainer
 from transformers.trainer_callback import CallbackHandler
@@ -58,6 +59,8 @@ def test_an_override_says_what_would_go_wrong_without_it(name):
         (CallbackHandler, "on_save", ["self", "args", "state", "control", "kwargs"]),
         (CallbackHandler, "on_evaluate", ["self", "args", "state", "control", "metrics", "kwargs"]),
         (transformers.trainer, "sort_checkpoints", ["output_dir"]),
+        (torch.nn.init, "_no_grad_trunc_normal_", ["tensor", "mean", "std", "a", "b"]),
+        (torch.nn.Module, "_apply", ["self", "fn", "recurse"]),
         (transformers.trainer, "is_peft_available", []),
         (transformers.trainer_utils, "is_peft_available", []),
     ],
