@@ -119,14 +119,14 @@
       x_range: x, y_range: y, y_axis_type: state.log ? "log" : "linear", height: 210, sizing_mode: "stretch_width", tools: [],
       toolbar_location: null, min_border: 4, background_fill_color: null, border_fill_color: null, outline_line_color: null,
     });
-    for (const [axis, grid, range, count, log] of [[figure.xaxis, figure.xgrid, x, 5, false], [figure.yaxis, figure.ygrid, y, 5, state.log]]) {
-      const values = ticks(...range, count, log);
+    for (const [axis, grid, range, count, log] of [[figure.xaxis, figure.xgrid, x, 5, false], [figure.yaxis, figure.ygrid, y, 6, state.log]]) {
+      const values = ticks(...range, count, log), ticker = new (Models.get("FixedTicker"))({ ticks: values });
       Object.assign(axis, {
-        ticker: new (Models.get("FixedTicker"))({ ticks: values }), major_label_overrides: new Map(values.map((at) => [at, shown(at)])),
+        ticker, major_label_overrides: new Map(values.map((at) => [at, shown(at)])),
         axis_line_color: null, major_tick_line_color: null, minor_tick_line_color: null, major_label_text_color: color("--soft"),
         major_label_text_font_size: "11px", major_label_text_font: "system-ui, sans-serif",
       });
-      grid.grid_line_color = color("--grid");
+      Object.assign(grid, { ticker, grid_line_color: color("--grid") });
     }
     figure.xgrid.grid_line_color = null;
     const source = (columns) => new (Models.get("ColumnDataSource"))({ data: columns });

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -59,6 +60,8 @@ def serve(read: Callable[[], Sequence[Run]], port: int) -> None:
         server = ThreadingHTTPServer((ADDRESS, port), Handler)
     except OSError as error:
         raise ValueError(f"`--port {port}`: {error.strerror}; name another, 0 for any that is free") from error
+    for stop in (signal.SIGINT, signal.SIGTERM):  # a background job of a script ignores Ctrl-C otherwise
+        signal.signal(stop, signal.default_int_handler)
     with server:
         print(f"http://{ADDRESS}:{server.server_port} (Ctrl-C stops it)", flush=True)
         try:

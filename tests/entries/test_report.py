@@ -412,7 +412,9 @@ const change = (selector, value) => {
   input.value = value;
   for (const name of ["input", "change"]) input.dispatchEvent(new Event(name, { bubbles: true }));
 };
-setTimeout(() => {
+const waiting = setInterval(() => {
+  if (!document.querySelector(".legend b")) return;  // not drawn yet
+  clearInterval(waiting);
   document.querySelector("[value=log]").click();
   change("#smooth", "0.8");
   change("#from", "5");
@@ -420,7 +422,7 @@ setTimeout(() => {
   const chart = document.querySelector(".chart");
   for (const key of ["Home", "ArrowRight", "ArrowRight"]) chart.dispatchEvent(new KeyboardEvent("keydown", { key }));
   console.info("READ " + chart.querySelector(".legend").textContent);
-}, 2000);
+}, 100);
 """
 
 
