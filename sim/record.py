@@ -135,7 +135,8 @@ def write_episode(path: Path, episode: dict[str, np.ndarray], attributes: dict) 
         for key, values in episode.items():
             # A frame per chunk, so that reading one step decompresses one frame.
             frames = {"chunks": (1, *values.shape[1:]), "compression": "lzf"} if values.ndim == 4 else {}
-            file.create_dataset(key, data=values, **frames)
+            texts = {"dtype": h5py.string_dtype()} if values.dtype.kind == "U" else {}
+            file.create_dataset(key, data=values.astype(object) if texts else values, **frames, **texts)
     sync(temporary)
     os.replace(temporary, path)
     sync_folder(path.parent)

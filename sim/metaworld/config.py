@@ -28,7 +28,8 @@ class Config:
     instruction: Literal["right", "wrong", "held_out"] = key(
         "right",
         "right: a phrasing that recordings use; held_out: one that they never use; wrong: the instruction of another "
-        "task of the set, the control that shows whether a policy reads it",
+        "task of the set, where tasks share a scene the one that least fulfils the goal of the first: the control that "
+        "shows whether a policy reads it; the expert follows it too, and its rate is what an obeying policy gets",
     )
     image_height: int = key(96, "rendered pixels", ge=16, le=2160)
     image_width: int = key(96, "rendered pixels", ge=16, le=3840)
