@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import ResNetBackbone, ResNetConfig
 
 from models.chunking import ChunkPolicy
-from models.policy import PolicyConfig, require_dims
+from models.policy import PolicyConfig, require_resnet_dims
 from models.pretrained import load_whole_model
 
 # Layer type, channels of the first stage (doubled in each next one), layers per stage.
@@ -98,7 +98,7 @@ def build_policy(kind: type[ChunkPolicy], config: PolicyConfig, cache_dir: str |
     Raises:
         ValueError: a dim is missing, or the backbone's weights are not found or do not fit.
     """
-    require_dims(config)
+    require_resnet_dims(config)
     model = kind(kind.config_class(**asdict(config)))
     if config.num_images and config.backbone_weights:
         backbone = next(module for module in model.modules() if isinstance(module, ImageBackbone))

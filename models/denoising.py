@@ -62,12 +62,9 @@ class DenoisingConfig(PolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.time_dim % 2:
-            raise ValueError(
-                f"model.time_dim: {self.time_dim} is odd; sines and cosines share it: use {self.time_dim + 1}"
-            )
+        check_time_dim(self.time_dim)
         if self.network == "unet":
-            self.check_unet()
+            check_unet(self)
         if self.network == "transformer" and self.hidden_dim % self.num_heads:
             raise ValueError(
                 f"model.hidden_dim: {self.hidden_dim} is not divisible by model.num_heads: {self.num_heads}; "
@@ -78,23 +75,6 @@ class DenoisingConfig(PolicyConfig):
         if self.crop_size is not None and None not in (self.num_images, self.image_height, self.image_width):
             self.check_crop()
 
-    def check_unet(self) -> None:
-        """Raise ValueError for sizes that a unet cannot have."""
-        if not self.unet_channels or any(width % self.group_norm_groups for width in self.unet_channels):
-            raise ValueError(
-                f"model.unet_channels: {self.unet_channels} needs entries divisible by model.group_norm_groups: "
-                f"{self.group_norm_groups}"
-            )
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"model.kernel_size: {self.kernel_size} is even; use {self.kernel_size + 1}")
-        factor = 2 ** (len(self.unet_channels) - 1)
-        if self.chunk_size is not None and self.chunk_size % factor:
-            raise ValueError(
-                f"dataset.chunk_size: {self.chunk_size} is not divisible by {factor}, by which a unet of "
-                f"{len(self.unet_channels)} resolutions shortens it; use "
-                f"{self.chunk_size + -self.chunk_size % factor}, or fewer model.unet_channels"
-            )
-
     def check_crop(self) -> None:
         if not self.num_images:
             raise ValueError(f"model.crop_size: {self.crop_size} but the data has no images; set it to null")
@@ -103,3 +83,27 @@ class DenoisingConfig(PolicyConfig):
                 f"model.crop_size: {self.crop_size} is larger than the data's images "
                 f"[{self.image_height}, {self.image_width}]; lower it"
             )
+
+
+def check_unet(config: DenoisingConfig) -> None:
+    """Raise ValueError for sizes that a unet cannot have; `config` may be another one with keys of these names."""
+    if not config.unet_channels or any(width % config.group_norm_groups for width in config.unet_channels):
+        raise ValueError(
+            f"model.unet_channels: {config.unet_channels} needs entries divisible by model.group_norm_groups: "
+            f"{config.group_norm_groups}"
+        )
+    if config.kernel_size % 2 == 0:
+        raise ValueError(f"model.kernel_size: {config.kernel_size} is even; use {config.kernel_size + 1}")
+    factor = 2 ** (len(config.unet_channels) - 1)
+    if config.chunk_size is not None and config.chunk_size % factor:
+        raise ValueError(
+            f"dataset.chunk_size: {config.chunk_size} is not divisible by {factor}, by which a unet of "
+            f"{len(config.unet_channels)} resolutions shortens it; use "
+            f"{config.chunk_size + -config.chunk_size % factor}, or fewer model.unet_channels"
+        )
+
+
+def check_time_dim(time_dim: int) -> None:
+    """Raise ValueError for an odd size of the time's encoding."""
+    if time_dim % 2:
+        raise ValueError(f"model.time_dim: {time_dim} is odd; sines and cosines share it: use {time_dim + 1}")

@@ -18,15 +18,55 @@ from models.observation import ObservationEncoder
 EVALUATION_LEVELS = 8  # noise levels over which the loss of an evaluation is a mean
 
 
-class DenoisingPolicy(ChunkPolicy):
-    """A policy whose subclass defines what the network is trained to predict, and how a chunk follows from it.
+class NoisyChunks:
+    """What noise a network is trained on, and from what noise a chunk is sampled.
 
-    In training each sample has noise and a level of its own. In evaluation mode all samples share fixed ones: neither a
-    loss nor an action depends on the batch that a sample is in.
+    A subclass defines what the network is trained to predict, and how a chunk follows from it. In training each sample
+    has noise and a level of its own. In evaluation mode all samples share fixed ones: neither a loss nor an action
+    depends on the batch that a sample is in. A condition is whatever the network takes for what was observed.
     """
 
-    supports_gradient_checkpointing = False
     levels = EVALUATION_LEVELS
+
+    def errors(self, actions: Tensor, noise: Tensor, level: Tensor, condition: Any) -> Tensor:
+        """Errors (B, C, A) of the network for actions and noise (B, C, A), level (B,) in [0, 1)."""
+        raise NotImplementedError
+
+    def sample(self, noise: Tensor, condition: Any) -> Tensor:
+        """A chunk (B, C, A) from noise (B, C, A)."""
+        raise NotImplementedError
+
+    def action_errors(self, actions: Tensor, condition: Any) -> Tensor:
+        """Errors (B, C, A) at one random level of noise for each sample; in evaluation mode at fixed ones."""
+        if self.training:
+            return self.errors(actions, *self.draw(actions), condition)
+        return self.fixed_errors(actions, condition)
+
+    def draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise (B, C, A) and its level (B,) for each sample."""
+        return torch.randn_like(actions), torch.rand(len(actions), device=actions.device)
+
+    def fixed_errors(self, actions: Tensor, condition: Any) -> Tensor:
+        """Errors (B, C, A) averaged over evenly spaced levels, each with fixed noise."""
+        generator, total = torch.Generator().manual_seed(0), 0.0
+        for number in range(self.levels):
+            level = actions.new_full((len(actions),), (number + 0.5) / self.levels, dtype=torch.float32)
+            total = total + self.errors(actions, self.shared_noise(generator, actions), level, condition)
+        return total / self.levels
+
+    def sample_chunks(self, like: Tensor, condition: Any, generator: torch.Generator | None = None) -> Tensor:
+        """Chunks (B, C, A) of the shape and type of `like`, from noise that all samples share."""
+        return self.sample(self.shared_noise(generator or torch.Generator().manual_seed(0), like), condition)
+
+    def shared_noise(self, generator: torch.Generator, like: Tensor) -> Tensor:
+        """Normal noise of the shape of `like` (B, C, A), equal for all samples."""
+        return torch.randn(1, *like.shape[1:], generator=generator).to(like).expand_as(like)
+
+
+class DenoisingPolicy(NoisyChunks, ChunkPolicy):
+    """A policy of `NoisyChunks` whose condition is a vector (B, D) computed from the observation."""
+
+    supports_gradient_checkpointing = False
 
     def __init__(self, config):
         super().__init__(config)
@@ -41,14 +81,6 @@ class DenoisingPolicy(ChunkPolicy):
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=0.02)
-
-    def errors(self, actions: Tensor, noise: Tensor, level: Tensor, condition: Tensor) -> Tensor:
-        """Errors (B, C, A) of the network for actions and noise (B, C, A), level (B,) in [0, 1), condition (B, D)."""
-        raise NotImplementedError
-
-    def sample(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """A chunk (B, C, A) from noise (B, C, A) and condition (B, D)."""
-        raise NotImplementedError
 
     def forward(
         self,
@@ -68,28 +100,15 @@ class DenoisingPolicy(ChunkPolicy):
         self.check_words(words)
         condition = self.observation(state.to(self.dtype), images, words)
         if actions is None:
-            return {"actions": self.sample_chunks(condition)}
+            return {"actions": self.sample_chunks(self.empty_chunks(condition), condition)}
         actions = actions.to(self.dtype)
-        errors = self.training_errors(actions, condition) if self.training else self.fixed_errors(actions, condition)
-        loss = masked_mean(errors, is_pad)
+        loss = masked_mean(self.action_errors(actions, condition), is_pad)
         output = {"loss": loss, "losses": {"action": loss}}
-        return output if self.training else {**output, "actions": self.sample_chunks(condition)}
-
-    def training_errors(self, actions: Tensor, condition: Tensor) -> Tensor:
-        """Errors (B, C, A) at one level of noise for each sample."""
-        return self.errors(actions, *self.draw(actions), condition)
-
-    def draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise (B, C, A) and its level (B,) for each sample."""
-        return torch.randn_like(actions), torch.rand(len(actions), device=actions.device)
-
-    def fixed_errors(self, actions: Tensor, condition: Tensor) -> Tensor:
-        """Errors (B, C, A) averaged over evenly spaced levels, each with fixed noise."""
-        generator, total = torch.Generator().manual_seed(0), 0.0
-        for number in range(self.levels):
-            level = actions.new_full((len(actions),), (number + 0.5) / self.levels, dtype=torch.float32)
-            total = total + self.errors(actions, self.shared_noise(generator, actions), level, condition)
-        return total / self.levels
+        return (
+            output
+            if self.training
+            else {**output, "actions": self.sample_chunks(self.empty_chunks(condition), condition)}
+        )
 
     def reset(self) -> None:
         super().reset()
@@ -101,14 +120,8 @@ class DenoisingPolicy(ChunkPolicy):
         self.check_images(images)
         self.check_words(words)
         condition = self.observation(inputs["state"].to(self.dtype), images, words)
-        return self.sample_chunks(condition, self._generator)
+        return self.sample_chunks(self.empty_chunks(condition), condition, self._generator)
 
-    def sample_chunks(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """condition (B, D) -> (B, C, A), from noise that all samples share."""
-        generator = generator or torch.Generator().manual_seed(0)
-        shape = (len(condition), self.config.chunk_size, self.config.action_dim)
-        return self.sample(self.shared_noise(generator, condition.new_empty(shape)), condition)
-
-    def shared_noise(self, generator: torch.Generator, like: Tensor) -> Tensor:
-        """Normal noise of the shape of `like` (B, C, A), equal for all samples."""
-        return torch.randn(1, *like.shape[1:], generator=generator).to(like).expand_as(like)
+    def empty_chunks(self, condition: Tensor) -> Tensor:
+        """An uninitialised (B, C, A)."""
+        return condition.new_empty(len(condition), self.config.chunk_size, self.config.action_dim)

@@ -11,8 +11,8 @@ DIMS = ("state_dim", "action_dim", "chunk_size", "num_images", "image_height", "
 
 
 @dataclass
-class PolicyConfig:
-    """Sizes known from the data, the image backbone, and how predicted chunks are executed.
+class ChunkConfig:
+    """Sizes known from the data, and how predicted chunks are executed.
 
     The sizes have no default, so that a wrong shape is never silent.
     """
@@ -25,21 +25,7 @@ class PolicyConfig:
     )
     image_height: int | None = key(None, "pixels; filled in from the data", ge=0)
     image_width: int | None = key(None, "pixels; filled in from the data", ge=0)
-    num_words: int | None = key(
-        None, "words of instructions that the policy reads; null or 0: none; filled in from the data", ge=0
-    )
 
-    backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = key(
-        "resnet18", "image backbone; not built when the data has no images"
-    )
-    backbone_weights: str | None = key(
-        None, "pretrained weights of the backbone: hub id or folder; null: random weights", is_path=True
-    )
-    backbone_norm: Literal["auto", "frozen", "batch", "group"] = key(
-        "auto",
-        "frozen: batch norms keep the statistics and scales they were loaded with; batch: they "
-        "learn; group: group norms instead, for random weights; auto: frozen exactly when backbone_weights is set",
-    )
     n_action_steps: int | None = key(
         None, "actions executed of each chunk before the next is predicted; null: all", ge=1, on_resume=HARMLESS
     )
@@ -88,10 +74,36 @@ class PolicyConfig:
             )
 
 
-def require_dims(config: PolicyConfig) -> None:
-    """Raise ValueError unless the data has filled in every size, and images are large enough."""
+@dataclass
+class PolicyConfig(ChunkConfig):
+    """Further keys of policies that read images by a ResNet and instructions as words."""
+
+    num_words: int | None = key(
+        None, "words of instructions that the policy reads; null or 0: none; filled in from the data", ge=0
+    )
+
+    backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = key(
+        "resnet18", "image backbone; not built when the data has no images"
+    )
+    backbone_weights: str | None = key(
+        None, "pretrained weights of the backbone: hub id or folder; null: random weights", is_path=True
+    )
+    backbone_norm: Literal["auto", "frozen", "batch", "group"] = key(
+        "auto",
+        "frozen: batch norms keep the statistics and scales they were loaded with; batch: they "
+        "learn; group: group norms instead, for random weights; auto: frozen exactly when backbone_weights is set",
+    )
+
+
+def require_dims(config: ChunkConfig) -> None:
+    """Raise ValueError unless the data has filled in every size."""
     if missing := [name for name in DIMS if getattr(config, name) is None]:
         raise ValueError(f"model: {', '.join(missing)} missing; the data set's dims must give them")
+
+
+def require_resnet_dims(config: PolicyConfig) -> None:
+    """Raise ValueError unless the data has filled in every size, and images are large enough for a ResNet."""
+    require_dims(config)
     if config.num_images and min(config.image_height, config.image_width) < 32:
         raise ValueError(
             f"model: images of {config.image_height}×{config.image_width} pixels are too small for a ResNet; "

@@ -33,7 +33,7 @@ def build_network(config: Config, process: Any) -> PreTrainedModel:
             )
         return _pretrained(kind, path, sizes, config.block_size, process)
     if config.config is not None:
-        settings = _settings(config.config, sizes)
+        settings = new_settings(config.config, sizes)
     elif path:
         shown = f"`model_name_or_path: {path}`"
         settings = from_files(AutoConfig, path, shown, process.trust_remote_code, local_files_only=True)
@@ -121,7 +121,7 @@ def _check_image_size(model: PreTrainedModel, size: int | None, whose: str) -> N
         raise ValueError(f"`dataset.image_size: {size}`: {whose} takes no images of {size} pixels: {reason}; change it")
 
 
-def _settings(values: dict[str, Any], sizes: dict[str, int]) -> PreTrainedConfig:
+def new_settings(values: dict[str, Any], sizes: dict[str, int]) -> PreTrainedConfig:
     """Return `model.config` as the configuration of its model type.
 
     Raises:

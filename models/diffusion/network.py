@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from models.denoising_policy import DenoisingPolicy
+from models.denoising_policy import DenoisingPolicy, NoisyChunks
 from models.diffusion.config import Config
 from models.pretrained import pretrained_config
 
@@ -34,17 +34,15 @@ def make_scheduler(config: DiffusionConfig):
     )
 
 
-class Diffusion(DenoisingPolicy):
-    """The network sees a noisy chunk and predicts its noise (or `prediction_type`)."""
-
-    config_class = DiffusionConfig
+class NoiseRemoval(NoisyChunks):
+    """`network(chunk, timestep, condition)` sees a noisy chunk and predicts its noise (or `prediction_type`)."""
 
     @functools.cached_property
     def scheduler(self):
         return make_scheduler(self.config)  # not in __init__, which transformers also runs without memory for tensors
 
     def errors(self, actions: Tensor, noise: Tensor, level: Tensor, condition: Tensor) -> Tensor:
-        """Squared error of what the network predicts; see `DenoisingPolicy.errors`."""
+        """Squared error of what the network predicts; see `NoisyChunks.errors`."""
         timestep = (level * self.config.train_timesteps).long()
         chunk = self.scheduler.add_noise(actions, noise, timestep)
         predicted = self.network(chunk, timestep, condition)
@@ -57,7 +55,7 @@ class Diffusion(DenoisingPolicy):
         return (predicted - target).square()
 
     def sample(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """Remove the noise in `sampling_steps` steps; see `DenoisingPolicy.sample`."""
+        """Remove the noise in `sampling_steps` steps; see `NoisyChunks.sample`."""
         self.scheduler.set_timesteps(self.config.sampling_steps)
         # A generator of its own for each sample: the noise that ddpm adds does not depend on the batch.
         generators = [torch.Generator().manual_seed(0) for _ in noise]
@@ -67,3 +65,9 @@ class Diffusion(DenoisingPolicy):
             predicted = self.network(chunk, timestep.to(noise.device).expand(len(noise)), condition)
             chunk = self.scheduler.step(predicted, timestep, chunk, **options).prev_sample
         return chunk
+
+
+class Diffusion(NoiseRemoval, DenoisingPolicy):
+    """Noise is removed by a network over the chunk, the time and the condition."""
+
+    config_class = DiffusionConfig

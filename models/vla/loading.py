@@ -1,0 +1,224 @@
+"""Build a vision-language-action policy: its backbone's configuration and weights, new or pretrained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
+
+from models.auto.network import new_settings
+from models.policy import require_dims
+from models.pretrained import from_files, load_model, saved_config
+from models.vla.backbone import language_model_name
+from models.vla.config import Config
+from models.vla.network import VLA, VLAConfig
+
+PREPROCESSOR = "preprocessor_config.json"
+USUAL_SIZE = 224  # pixels of a side, for backbones that take any
+
+
+def build_policy(config: Config, process: Any) -> VLA:
+    """See `models.vla.build`."""
+    require_dims(config)
+    path = process.model_name_or_path if not (process.is_pretrained or process.load_pretrain) else None
+    settings, is_causal_lm = backbone_settings(config, path, process)
+    cut_layers(settings, config.num_layers)
+    if hasattr(settings.vision_config, "vision_use_head"):
+        settings.vision_config.vision_use_head = False  # SigLIP's pooling, which nothing reads
+    fit_vocabulary(settings, config, path)
+    filled = {
+        **asdict(config),
+        **image_settings(config, settings, path and not is_causal_lm and path, process.cache_dir),
+    }
+    policy_config = VLAConfig(**{**filled, "config": settings.to_dict()})
+    policy_config.llm_loss_weight = process.llm_loss_weight
+    check_losses(policy_config)
+    if path is None:
+        return VLA(policy_config)
+    return with_weights(policy_config, settings, path, process.cache_dir, process.trust_remote_code)
+
+
+def load_for_adapter(place: str, folder: Path, cache_dir: str | None, trust_remote_code: bool) -> VLA:
+    """See `models.vla.load_base`."""
+    config = VLAConfig(**{name: value for name, value in saved_config(folder).items() if name != "model_type"})
+    return with_weights(config, AutoConfig.for_model(**config.config), place, cache_dir, trust_remote_code).eval()
+
+
+def backbone_settings(config: Config, path: str | None, process: Any) -> tuple[PreTrainedConfig, bool]:
+    """The configuration of the vision-language model, and whether only its language model is pretrained.
+
+    Raises:
+        ValueError: nothing describes it, or a path and `model.config` contradict each other.
+    """
+    if path is None:
+        if config.config is None:
+            raise ValueError(
+                "`model: {name: vla}` needs `model_name_or_path` (a vision-language model, by hub id or folder) or "
+                "`model.config` with the model_type of a new one"
+            )
+        return new_settings(config.config, {}), False
+    settings = from_files(
+        AutoConfig, path, f"`model_name_or_path: {path}`", process.trust_remote_code, cache_dir=process.cache_dir
+    )
+    if is_vlm(settings):
+        if config.config is not None:
+            raise ValueError(
+                f"`model.config` describes a new backbone, but `model_name_or_path: {path}` has one; set one of them "
+                "to null"
+            )
+        return settings, False
+    if config.config is None:
+        raise ValueError(
+            f"`model_name_or_path: {path}` is a {settings.model_type} without a vision tower; describe a backbone "
+            "around it by `model.config`: {model_type: smolvlm, vision_config: {…}}"
+        )
+    around = new_settings({**config.config, "text_config": settings.to_dict()}, {})
+    around.tie_word_embeddings = settings.tie_word_embeddings
+    return around, True
+
+
+def is_vlm(settings: PreTrainedConfig) -> bool:
+    return type(settings) in AutoModelForImageTextToText._model_mapping
+
+
+def cut_layers(settings: PreTrainedConfig, num_layers: int | None) -> None:
+    """Keep the first layers of the language model.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    text = settings.get_text_config()
+    if num_layers is None:
+        return
+    if num_layers > text.num_hidden_layers:
+        raise ValueError(
+            f"model.num_layers: {num_layers} but the language model has {text.num_hidden_layers}; lower it"
+        )
+    text.num_hidden_layers = num_layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:num_layers]
+
+
+def fit_vocabulary(settings: PreTrainedConfig, config: Config, path: str | None) -> None:
+    """Give a new language model the tokenizer's vocabulary; a larger one, given or pretrained, stays.
+
+    Raises:
+        ValueError: the tokenizer has tokens that the language model does not know.
+    """
+    text, needed = settings.get_text_config(), config.vocab_size
+    given = path is not None or "vocab_size" in (config.config or {}).get("text_config", {})
+    if needed is None:
+        raise ValueError("model.vocab_size is missing; the data set's dims must give it")
+    if not given:
+        text.vocab_size = needed
+    elif needed > text.vocab_size:
+        raise ValueError(
+            f"the data has {needed} tokens but the language model knows {text.vocab_size}; use its own tokenizer"
+        )
+
+
+def image_settings(
+    config: Config, settings: PreTrainedConfig, place: str | None, cache_dir: str | None
+) -> dict[str, Any]:
+    """Size, mean and deviation of the images that the backbone sees: as given, else as it was trained.
+
+    Raises:
+        ValueError: the backbone takes no images of this size.
+    """
+    trained = preprocessor(place, cache_dir) if place else {}
+    size = image_side(config.image_size, settings) if config.num_images else config.image_size
+    mean = config.image_mean or trained.get("image_mean") or [0.5] * 3
+    return {
+        "image_size": size,
+        "image_mean": mean,
+        "image_std": config.image_std or trained.get("image_std") or [0.5] * 3,
+    }
+
+
+def preprocessor(place: str, cache_dir: str | None) -> dict[str, Any]:
+    """The content of a model's preprocessor_config.json; empty without one."""
+    file = Path(place) / PREPROCESSOR
+    if not Path(place).is_dir():
+        found = cached_file(place, PREPROCESSOR, cache_dir=cache_dir, _raise_exceptions_for_missing_entries=False)
+        file = Path(found or file)
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def image_side(wanted: int | None, settings: PreTrainedConfig) -> int:
+    """Pixels of a side of the images that a backbone sees."""
+    vision = settings.vision_config
+    native, patch = (_first(getattr(vision, name, None)) for name in ("image_size", "patch_size"))
+    unit = patch * (getattr(vision, "spatial_merge_size", None) or getattr(settings, "scale_factor", None) or 1)
+    size = wanted or native or USUAL_SIZE // unit * unit or unit
+    if native is not None and size != native and not (hasattr(settings, "scale_factor") and size < native):
+        raise ValueError(f"model.image_size: {size} but this backbone was built for {native}; use that, or null")
+    if size % unit:
+        raise ValueError(
+            f"model.image_size: {size} is not a multiple of {unit}, the pixels of one token; use "
+            f"{max(1, round(size / unit)) * unit}"
+        )
+    return size
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, (list, tuple)) else value
+
+
+def check_losses(config: Any) -> None:
+    """Raise ValueError if the backbone would have no loss to learn from."""
+    if config.detach_backbone and not config.target_tokens:
+        raise ValueError(
+            "model.detach_backbone leaves the backbone without a loss; set use_reasoning, or freeze_backbone instead"
+        )
+
+
+def with_weights(
+    config: VLAConfig, settings: PreTrainedConfig, place: str, cache_dir: str | None, trust_remote_code: bool
+) -> VLA:
+    """Build a policy with the pretrained backbone, or language model, at `place`; all else is its `new_weights`."""
+    shown = f"`model_name_or_path: {place}`"
+    options = {"cache_dir": cache_dir, "dtype": torch.float32}
+    own = from_files(AutoConfig, place, shown, trust_remote_code, cache_dir=cache_dir)
+    if is_vlm(own):
+        kind = AutoModelForImageTextToText
+        pretrained, new = _load_quietly(kind, place, shown, trust_remote_code, config=settings, **options)
+        vlm, prefix = pretrained.base_model, f"{pretrained.base_model_prefix}."
+        new = {f"backbone.vlm.{name.removeprefix(prefix)}" for name in new if name.startswith(prefix)}
+    else:
+        text = settings.get_text_config()
+        pretrained, _ = _load_quietly(AutoModelForCausalLM, place, shown, trust_remote_code, config=text, **options)
+        vlm = AutoModel.from_config(settings)
+        name = language_model_name(vlm)
+        setattr(vlm, name, pretrained.base_model)
+        new = {f"backbone.vlm.{other}" for other, _ in vlm.named_parameters() if not other.startswith(f"{name}.")}
+    policy = VLA(config, vlm)
+    names = {name for name, _ in policy.named_parameters()}
+    if isinstance(head := getattr(policy.backbone, "lm_head", None), nn.Module):
+        head.load_state_dict(pretrained.get_output_embeddings().state_dict())
+    policy.loaded_from = place
+    policy.new_weights = {name for name in names if not name.startswith("backbone.") or name in new}
+    return policy
+
+
+def _load_quietly(*arguments: Any, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    """`load_model` without transformers' table of the layers that are left out."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return load_model(*arguments, **options)
+    finally:
+        logging.set_verbosity(verbosity)
