@@ -58,6 +58,17 @@ def load_tokenizer(
         raise ValueError(f"the tokenizer of {place} cannot be loaded: {reason}") from None
 
 
+def saved_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    """The tokenizer beside a model.
+
+    Raises:
+        ValueError: there is none, or it cannot be loaded.
+    """
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"{folder} holds no tokenizer: its data has none, or several; text needs a single one")
+    return load_tokenizer(folder, trust_remote_code=trust_remote_code)
+
+
 def _from_gguf(file: Path, cache_dir: Path) -> Any:
     from transformers import AutoTokenizer, __version__
 

@@ -1,10 +1,12 @@
-"""Metrics of language models that follow from the mean loss of a token."""
+"""Metrics of language models: those that follow from the mean loss of a token, and the share of right tokens."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
-from metrics.metric import Metric
+from metrics.metric import Metric, TorchMetrics
 
 
 class LanguageMetric(Metric):
@@ -33,6 +35,24 @@ class LanguageMetric(Metric):
         if self.tokens_per_byte is not None:
             values["bits_per_byte"] = loss / math.log(2) * self.tokens_per_byte
         return values
+
+
+class LanguageAccuracy(TorchMetrics):
+    """Share of the target tokens that carry loss which the model predicts, given those before.
+
+    Reads `target_ids` and `target_loss_mask` (B, T) of a batch, and `target_predictions` (B, T) of the outputs.
+    """
+
+    def __init__(self):
+        from torchmetrics import MeanMetric
+
+        super().__init__({"language_accuracy": MeanMetric()}, {"language_accuracy": "max"}, right_tokens)
+
+
+def right_tokens(batch: Mapping[str, Any], outputs: Any) -> tuple[Any]:
+    """1 for each token that carries loss and is predicted right, 0 for the others of them."""
+    right = outputs["target_predictions"] == batch["target_ids"]
+    return (right[batch["target_loss_mask"]].float(),)
 
 
 def exponential(value: float) -> float:

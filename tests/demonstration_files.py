@@ -22,6 +22,9 @@ def process_parameters(**changes) -> SimpleNamespace:
         "is_multimodal": True,
         "use_reasoning": False,
         "use_prev_subtask": False,
+        "select_seg_token_mask": False,
+        "model_name_or_path": None,
+        "trust_remote_code": False,
         "cache_dir": None,
     }
     assert changes.keys() <= values.keys(), changes

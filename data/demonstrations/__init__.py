@@ -6,7 +6,7 @@ module needs only the standard library, so that checking a configuration is fast
 
 from pathlib import Path
 
-from data.demonstrations.config import Config, folder_problem, unmatched
+from data.demonstrations.config import OF_TEXT, Config, folder_problem, reads_tokens, unmatched
 from data.demonstrations.lerobot import is_lerobot
 from data.lazy import lazy
 
@@ -41,6 +41,7 @@ def check(config: Config, run) -> list[str]:
         )
     if config.rename and not any(is_lerobot(Path(path).expanduser(), config.layout) for path in config.paths()):
         problems.append("dataset.rename names features of LeRobot data sets, but dataset.path has none; leave it out")
+    problems += text_problems(config, run)
     kind = config.normalization["action"]
     if kind != "min_max" and clips_actions(run):
         problems.append(
@@ -48,6 +49,26 @@ def check(config: Config, run) -> list[str]:
             "them; set it to min_max, or model.clip_sample to false"
         )
     return problems
+
+
+def text_problems(config: Config, run) -> list[str]:
+    """What is wrong with the keys of texts, for a model that reads them as tokens and for others."""
+    if reads_tokens(run):
+        known = config.tokenizer or run.process.model_name_or_path
+        return (
+            []
+            if known
+            else [
+                f"no tokenizer is known for model {run.model.name}: set dataset.tokenizer to a folder or hub id, or "
+                "model_name_or_path to a model that has one"
+            ]
+        )
+    defaults = Config()
+    return [
+        f"dataset.{name} is for policies with a language model, which reads tokens; leave it out"
+        for name in OF_TEXT
+        if getattr(config, name) != getattr(defaults, name)
+    ]
 
 
 def clips_actions(run) -> bool:

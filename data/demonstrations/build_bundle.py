@@ -11,11 +11,14 @@ from data.collate import collate
 from data.demonstrations.config import Config
 from data.demonstrations.dataset import Demonstrations
 from data.demonstrations.encoder import ObservationEncoder, saved_statistics
+from data.demonstrations.language import prompts_of
 from data.demonstrations.open_source import prepare
+from data.demonstrations.processor import Processor
 from data.demonstrations.source import EpisodeSource, refuse_difference
 from data.demonstrations.words import vocabulary_of
 from data.mixing import MixtureSampler
 from data.statistics import Normalizer
+from metrics.language import LanguageAccuracy
 
 
 def assemble(config: Config, run) -> Bundle:
@@ -28,21 +31,25 @@ def assemble(config: Config, run) -> Bundle:
     train, evaluation = split(sources, config)
     trained_in = getattr(run, "trained_in", None)  # a model is scored: as it was trained, whatever this data is like
     statistics = saved_statistics(trained_in) if trained_in else fit_statistics(sources, train, config, process)
-    encoder = ObservationEncoder.from_files(config, process, statistics)
+    prompts, prompt_lines = prompts_of(config, run, sources, statistics)
+    encoder = Processor.from_files(config, process, statistics, prompts)
 
-    def dataset(chosen: list[np.ndarray]) -> Demonstrations:
-        return Demonstrations(sources, chosen, encoder, config.chunk_size, texts, process.use_prev_subtask)
+    def dataset(chosen: list[np.ndarray], phrasings: dict[str, list[str]] | None = None) -> Demonstrations:
+        return Demonstrations(sources, chosen, encoder, config.chunk_size, texts, process.use_prev_subtask, phrasings)
 
-    train_dataset = dataset(train)
+    train_dataset = dataset(train, config.phrasings)
     lengths, dims = train_dataset.group_lengths, dims_of(encoder, config)
+    sets = eval_sets(sources, evaluation, dataset)
     return Bundle(
         train_dataset,
-        eval_sets(sources, evaluation, dataset),
+        sets,
         collate,
         partial(MixtureSampler, lengths, config.weights, process.episode_first, config.samples_per_epoch),
         dims,
         {"statistics.json": statistics},
-        [*summarize(sources, train, evaluation, dims), *shares(config)],
+        [*summarize(sources, train, evaluation, dims), *prompt_lines, *shares(config)],
+        metrics={name: LanguageAccuracy() for name in sets if prompts is not None and prompts.use_reasoning},
+        processor=encoder,
     )
 
 
@@ -77,9 +84,10 @@ def texts_in_batch(sources: list[EpisodeSource], process) -> tuple[str, ...]:
         for source in sources:
             count = source.details["texts_incomplete"].get(kind, 0)
             if getattr(process, key) and (count or kind not in source.arrays):
+                first = source.details["texts_missing"].get(kind, source.details["names"][0])
                 raise ValueError(
                     f"{key} is true but {count} of {len(source.lengths())} episodes in {source.path} have a text under "
-                    f"{place}; set {key}: false, or use a dataset that has it"
+                    f"{place}, the first without is {first}; set {key}: false, or use a dataset that has it"
                 )
     instructed = process.use_prev_subtask or any("instruction" in source.arrays for source in sources)
     return ("instruction",) * instructed + ("reasoning",) * process.use_reasoning
@@ -179,6 +187,7 @@ def dims_of(encoder: ObservationEncoder, config: Config) -> dict[str, int]:
         "image_height": fit.height if fit else 0,
         "image_width": fit.width if fit else 0,
         "num_words": len(encoder.vocabulary or ()),
+        **(encoder.prompts.dims() if encoder.prompts is not None else {}),
     }
 
 

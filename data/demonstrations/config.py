@@ -14,6 +14,8 @@ from storage.config_keys import HARMLESS, IMPOSSIBLE, key
 
 NORMALIZATION_KINDS = Literal["zscore", "min_max", "percentiles", "identity"]
 SUFFIXES = (".hdf5", ".h5")
+PROMPT = "{instruction}\n"
+OF_TEXT = ("tokenizer", "prompt", "max_prompt_tokens", "max_target_tokens", "phrasings")  # for language models alone
 
 
 @dataclass
@@ -89,6 +91,27 @@ class Config:
         "without a language model",
         on_resume=IMPOSSIBLE,
     )
+    tokenizer: str | None = key(
+        None,
+        "folder or hub id of the tokenizer, for policies with a language model; unset: the one of model_name_or_path",
+        on_resume=IMPOSSIBLE,
+        is_path=True,
+    )
+    prompt: str = key(
+        PROMPT,
+        "the text that a policy with a language model reads: {instruction}, and perhaps {state}, the normalised state "
+        "as numbers 0 to 255",
+        on_resume=IMPOSSIBLE,
+    )
+    max_prompt_tokens: int = key(64, "longest prompt; a longer one loses its end", ge=1, on_resume=IMPOSSIBLE)
+    max_target_tokens: int = key(
+        128, "longest reasoning, with the token that ends it; a longer one loses its end", ge=2, on_resume=IMPOSSIBLE
+    )
+    phrasings: dict[str, list[str]] = key(
+        {},
+        "instruction -> other wordings of it: each training step has one of all these, evaluation the instruction "
+        "itself; for policies with a language model",
+    )
     samples_per_epoch: int | None = key(None, "samples in an epoch; unset: the number of training steps", ge=1)
     normalization: dict[Literal["state", "action"], NORMALIZATION_KINDS] = key(
         {"state": "zscore", "action": "zscore"},
@@ -122,9 +145,29 @@ class Config:
             )
         if self.state_keys == []:
             raise ValueError("dataset.state_keys is empty; name at least one HDF5 path, or leave the key out")
+        self.check_prompt()
+
+    def check_prompt(self) -> None:
+        """Raise ValueError for a prompt that lacks the instruction, or has what cannot be filled in."""
+        names = re.findall(r"\{(\w+)\}", self.prompt)
+        if other := [name for name in names if name not in ("instruction", "state")]:
+            raise ValueError(f"dataset.prompt has {{{other[0]}}}, which is neither {{instruction}} nor {{state}}")
+        if "instruction" not in names:
+            raise ValueError(f"dataset.prompt `{self.prompt}` lacks {{instruction}}, which tells the policy what to do")
+        kind = self.normalization["state"]
+        if "state" in names and kind not in ("min_max", "percentiles"):
+            raise ValueError(
+                f"dataset.prompt has {{state}}, whose numbers cover [-1, 1], but dataset.normalization.state is "
+                f"{kind}; set it to min_max or percentiles"
+            )
 
     def paths(self) -> list[str]:
         return [self.path] if isinstance(self.path, str) else self.path or []
+
+
+def reads_tokens(run) -> bool:
+    """Whether the run's model has a vocabulary."""
+    return hasattr(getattr(getattr(run, "model", None), "config", None), "vocab_size")
 
 
 def included(folder: Path, exclude: list[str] | None) -> list[Path]:

@@ -8,8 +8,11 @@ import numpy as np
 import torch
 
 from data.demonstrations.encoder import ObservationEncoder
+from data.demonstrations.language import previous_subtasks, with_previous
 from data.demonstrations.source import EpisodeSource
 from data.demonstrations.words import encode_words
+
+SPREAD = 2_654_435_761  # of neighbouring rows over 32 bits (Knuth's multiplicative hash)
 
 
 class Demonstrations(torch.utils.data.Dataset):
@@ -19,6 +22,7 @@ class Demonstrations(torch.utils.data.Dataset):
         chosen: For each source, the numbers of its episodes in this dataset.
         texts: Texts in a batch, of "instruction" and "reasoning".
         use_prev_subtask: Append the last subtask that differs from the current one to the instruction.
+        phrasings: Instruction -> other wordings; each step has one of all these, always the same.
     """
 
     def __init__(
@@ -29,9 +33,17 @@ class Demonstrations(torch.utils.data.Dataset):
         chunk_size: int,
         texts: tuple[str, ...],
         use_prev_subtask: bool,
+        phrasings: dict[str, list[str]] | None = None,
     ):
         self.sources, self.encoder = sources, encoder
-        self.texts, self.use_prev_subtask = texts, use_prev_subtask
+        self.texts, self.phrasings = texts, phrasings or {}
+        self.previous = (
+            [  # (N,) code of the previous subtask at each step of a source
+                previous_subtasks(source.arrays["subtask"], source.arrays["offsets"]) for source in sources
+            ]
+            if use_prev_subtask
+            else []
+        )
         self.chunk = np.arange(chunk_size)
         self.source = np.concatenate([np.full(len(ids), s) for s, ids in enumerate(chosen)])  # (E,)
         self.starts = np.concatenate(
@@ -56,7 +68,7 @@ class Demonstrations(torch.utils.data.Dataset):
 
         state (B, S) float32, actions (B, C, A) float32, is_pad (B, C) bool, episode and timestep (B,) int64;
         images (B, K, 3, h, w) uint8 if there are any; instruction and reasoning (lists of B texts) if in `texts`;
-        words (B, V) float32 with `instruction_words`.
+        words (B, V) float32 with `instruction_words`; with a tokenizer what `PromptTokenizer` makes.
         Steps after an episode's end repeat its last action, and is_pad is true for them.
         """
         index = np.asarray(indices)
@@ -82,6 +94,8 @@ class Demonstrations(torch.utils.data.Dataset):
             instructions = [self.text("instruction", *place) for place in places]
             words = {text: encode_words(text, self.encoder.vocabulary) for text in set(instructions)}
             batch["words"] = torch.from_numpy(np.stack([words[text] for text in instructions]))
+        if self.encoder.prompts is not None:
+            batch |= self.encoder.prompts(batch["instruction"], batch["state"].numpy(), batch.get("reasoning", ()))
         return batch
 
     def gather(self, name: str, source: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -108,10 +122,12 @@ class Demonstrations(torch.utils.data.Dataset):
         return images
 
     def text(self, kind: str, source: int, start: int, timestep: int) -> str:
-        text = self.sources[source].text(kind, start + timestep)
-        if kind == "instruction" and self.use_prev_subtask:
-            codes = self.sources[source].arrays["subtask"][start : start + timestep + 1]
-            others = np.flatnonzero((codes != codes[-1]) & (codes != 0))  # 0: no subtask
-            if len(others):
-                text += f" Previous subtask: {self.sources[source].text('subtask', start + int(others[-1]))}"
+        row = start + timestep
+        text = self.sources[source].text(kind, row)
+        if kind == "instruction":
+            choices = [text, *self.phrasings.get(text.strip(), ())]
+            text = choices[row * SPREAD % 2**32 * len(choices) >> 32]
+            if self.previous:
+                vocabulary = self.sources[source].details["vocabulary"]
+                text = with_previous(text, vocabulary[self.previous[source][row]])
         return text.strip()

@@ -7,10 +7,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from data.demonstrations.images import FrameFit
+from data.demonstrations.language import PromptTokenizer, last_other, with_previous
 from data.demonstrations.words import encode_words
 from data.statistics import Normalizer
 from storage import safe_read
@@ -31,12 +33,13 @@ class ObservationEncoder:
     fit: FrameFit | None
     history: int
     vocabulary: list[str] | None = None  # of `dataset.instruction_words`
+    prompts: PromptTokenizer | None = None  # of policies with a language model
 
     def __post_init__(self):
         self.reset()
 
     @classmethod
-    def from_files(cls, config, process, statistics: dict) -> "ObservationEncoder":
+    def from_files(cls, config, process, statistics: dict, prompts: PromptTokenizer | None = None) -> Self:
         """Build it from the dataset's Config, the process parameters and the content of `statistics.json`."""
         place = "statistics.json"
         try:
@@ -56,14 +59,25 @@ class ObservationEncoder:
             refuse_change("image_aspect_ratio", process.image_aspect_ratio, fit.mode)
         vocabulary = saved.get("vocabulary")
         refuse_change("dataset.instruction_words", config.instruction_words, vocabulary is not None)
-        return cls(state, action, state_keys, image_keys, fit if image_keys else None, history, vocabulary)
+        for name in ("prompt", "max_prompt_tokens", "max_target_tokens") if prompts is not None else ():
+            refuse_change(f"dataset.{name}", getattr(config, name), getattr(prompts, name))
+        return cls(state, action, state_keys, image_keys, fit if image_keys else None, history, vocabulary, prompts)
+
+    @property
+    def text_keys(self) -> tuple[str, ...]:
+        """Entries of an observation that are texts."""
+        if self.prompts is None:
+            return () if self.vocabulary is None else ("instruction",)
+        return ("instruction", "subtask") if self.prompts.use_prev_subtask else ("instruction",)
 
     def reset(self) -> None:
-        """Clear the history of frames at the beginning of an episode."""
+        """Forget earlier frames and subtasks at the beginning of an episode."""
         self.frames = {key: deque(maxlen=self.history) for key in self.image_keys}
+        self.subtasks: list[str] = []  # so far, newest first
 
     def encode(self, observation: dict) -> dict:
-        """Encode an observation: state (1, S) float32; if the model has them, images (1, K, 3, h, w), words (1, V).
+        """Encode an observation: state (1, S) float32; if the model has them, images (1, K, 3, h, w), words (1, V),
+        prompt_ids and prompt_mask (1, L).
 
         Raises:
             ValueError: entries are missing, or the state is of the wrong size or not finite.
@@ -71,8 +85,8 @@ class ObservationEncoder:
         import torch
 
         observation = dict(entries(observation))
-        texts = () if self.vocabulary is None else ("instruction",)
-        if missing := [key for key in (*self.state_keys, *self.image_keys, *texts) if key not in observation]:
+        needed = (*self.state_keys, *self.image_keys, *self.text_keys)
+        if missing := [key for key in needed if key not in observation]:
             raise ValueError(
                 f"the observation has no {', '.join(f'`{key}`' for key in missing)}, which the model was trained on; "
                 f"it has {', '.join(sorted(observation)) or 'nothing'}; give every entry of a recorded step"
@@ -93,7 +107,18 @@ class ObservationEncoder:
             inputs["images"] = torch.from_numpy(self.add_frames(observation)[None])
         if self.vocabulary is not None:
             inputs["words"] = torch.from_numpy(encode_words(str(observation["instruction"]), self.vocabulary)[None])
+        if self.prompts is not None:
+            inputs |= self.prompts.live(self.instruction(observation), inputs["state"][0].numpy())
         return inputs
+
+    def instruction(self, observation: dict) -> str:
+        """The instruction of an observation, with the previous subtask where the model was trained with it."""
+        previous = None
+        if "subtask" in self.text_keys:
+            subtask = str(observation["subtask"])
+            previous = last_other(self.subtasks, subtask)
+            self.subtasks = [subtask, *(each for each in self.subtasks if each != subtask)]
+        return with_previous(str(observation["instruction"]), previous).strip()
 
     def add_frames(self, observation: dict) -> np.ndarray:
         """Add this step's frames to the history and return it: (K, 3, h, w), camera-major, oldest first.

@@ -14,6 +14,7 @@ from data.demonstrations.images import decode
 
 IMAGE_GROUPS = {"act": "observations/images", "il_studio": "observations/image"}
 INSTRUCTION_ATTRIBUTES = ("language_instruction", "instruction")
+REASONING = ("subtask", "gripper_position", "target_position", "direction")  # of IL-Studio: numbers count as texts
 MIRRORED_ATTRIBUTES = ("mirrored", "mirror", "is_mirrored")
 
 
@@ -131,8 +132,8 @@ def frame_size(frames: h5py.Dataset) -> tuple[int, int]:
 def read_texts(root: h5py.File, steps: int) -> dict[str, list[str]]:
     """The instruction, reasoning and subtask of every step, of those the file has.
 
-    Reasoning joins all texts under `reasoning`, with their names if there are several. Numbers there, such as target
-    positions, are left out.
+    Reasoning is `substep_reasonings`, else all texts under `reasoning` and the numbers of `REASONING` there, with their
+    names if there are several.
     """
     texts = {}
     instruction = text_at(root, "language_instruction", steps)
@@ -141,10 +142,11 @@ def read_texts(root: h5py.File, steps: int) -> dict[str, list[str]]:
             instruction = per_step(root.attrs[name], root, name, steps)
     if instruction is not None:
         texts["instruction"] = instruction
-    group = root.get("reasoning")
-    keys = [f"reasoning/{name}" for name in names_in(group)] if isinstance(group, h5py.Group) else ["reasoning"]
-    entries = {key.rpartition("/")[2]: lines for key in keys if (lines := text_at(root, key, steps)) is not None}
-    if entries:
+    entries = reasoning_entries(root, steps)
+    whole = text_at(root, "substep_reasonings", steps)
+    if whole is not None:
+        texts["reasoning"] = whole
+    elif entries:
         texts["reasoning"] = [
             "\n".join(f"{name}: {line}" if len(entries) > 1 else line for name, line in zip(entries, step, strict=True))
             for step in zip(*entries.values(), strict=True)
@@ -152,6 +154,32 @@ def read_texts(root: h5py.File, steps: int) -> dict[str, list[str]]:
     if "subtask" in entries:
         texts["subtask"] = entries["subtask"]
     return texts
+
+
+def reasoning_entries(root: h5py.File, steps: int) -> dict[str, list[str]]:
+    """Name -> a text for each step, of what `reasoning` holds; those of `REASONING` first."""
+    group = root.get("reasoning")
+    if not isinstance(group, h5py.Group):
+        lines = text_at(root, "reasoning", steps)
+        return {} if lines is None else {"reasoning": lines}
+    present = names_in(group)
+    entries = {}
+    for name in sorted(present, key=lambda name: REASONING.index(name) if name in REASONING else len(REASONING)):
+        lines = text_at(root, f"reasoning/{name}", steps)
+        if lines is None and name in REASONING:
+            lines = numbers_at(root, f"reasoning/{name}", steps)
+        if lines is not None:
+            entries[name] = lines
+    return entries
+
+
+def numbers_at(root: h5py.File, key: str, steps: int) -> list[str] | None:
+    """Numbers as one text per step, with four digits each; None without such a dataset."""
+    item = root.get(key)
+    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiu" or item.ndim == 0:
+        return None
+    rows = read(dataset_at(root, key)).reshape(len(item), -1).tolist()
+    return per_step([", ".join(f"{number:.4g}" for number in row) for row in rows], root, key, steps)
 
 
 def text_at(root: h5py.File, key: str, steps: int) -> list[str] | None:

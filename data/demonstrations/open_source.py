@@ -12,7 +12,7 @@ from data.demonstrations.hdf5 import add_sources
 from data.demonstrations.lerobot import is_lerobot
 from data.demonstrations.source import EpisodeSource, open_arrays, preload, scan, write
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 OF_LEROBOT = ["exclude", "rename", "timestamp_tolerance_s"]  # keys that matter to a LeRobot data set's content
 
 

@@ -18,6 +18,7 @@ from data.demonstrations.config import SUFFIXES
 from data.demonstrations.encoder import ObservationEncoder, saved_statistics
 from data.demonstrations.hdf5 import dataset_at, place, read, reading
 from data.demonstrations.images import decode
+from data.demonstrations.language import PROMPT, saved_prompts
 from data.demonstrations.layouts import is_compressed, read_signal, read_texts
 from data.processor import Item, Source
 
@@ -36,7 +37,12 @@ class Processor(ObservationEncoder, processor.Processor):
     @classmethod
     def from_pretrained(cls, folder: Path, config: Any, process: Any, flags: None = None) -> Self:
         """See `data.processor`."""
-        return cls.from_files(config, process, saved_statistics(folder))
+        statistics = saved_statistics(folder)
+        return cls.from_files(config, process, statistics, saved_prompts(folder, process, statistics))
+
+    def save_pretrained(self, folder: Path) -> None:
+        if self.prompts is not None:
+            self.prompts.tokenizer.save_pretrained(folder)
 
     def count(self, source: Source) -> int:
         with reading(source.path) as root:
@@ -52,19 +58,22 @@ class Processor(ObservationEncoder, processor.Processor):
                 if len(rows) != steps:
                     raise ValueError(f"{file}: {key} has {len(rows)} steps but {self.state_keys[0]} has {steps}")
             self.reset()
-            instructions = [] if self.vocabulary is None else read_texts(root, steps).get("instruction", [])
+            texts = read_texts(root, steps) if self.text_keys else {}
             for step in range(steps):
                 observation = {key: rows[step] for key, rows in states.items()}
                 observation |= {key: frame_at(frames, step) for key, frames in cameras.items()}
-                if instructions:
-                    observation["instruction"] = instructions[step]
+                observation |= {kind: texts[kind][step] for kind in self.text_keys if kind in texts}
                 yield Item(source, f"{source} step {step}", observation)
 
     def predict(self, model: Any, inputs: list[dict[str, Any]]) -> np.ndarray:
         """-> normalised (B, C, A) float32."""
         import torch
 
-        batch = {name: torch.cat([each[name] for each in inputs]).to(model.device) for name in inputs[0]}
+        apart = PROMPT if self.prompts is not None else ()
+        batch = {name: torch.cat([each[name] for each in inputs]) for name in inputs[0] if name not in apart}
+        if self.prompts is not None:
+            batch |= self.prompts.joined(inputs)
+        batch = {name: value.to(model.device) for name, value in batch.items()}
         with torch.no_grad():
             return model(**batch)["actions"].float().cpu().numpy()
 
@@ -92,6 +101,7 @@ class Processor(ObservationEncoder, processor.Processor):
         return {
             "state": {"keys": self.state_keys, "size": len(self.state.shift)},
             "images": {"keys": self.image_keys, "size": size, "history": self.history} if self.image_keys else None,
+            "texts": [*self.text_keys],
             "actions": {"shape": [config.chunk_size, config.action_dim], "dtype": "<f8"},
             "n_action_steps": config.n_action_steps or config.chunk_size,
         }

@@ -151,13 +151,15 @@ def without_frames(folder: Path, keys: Keys, episodes: list[Episode], config: Co
         "actions": np.concatenate([episode.actions for episode in episodes]),
         **codes,
     }
+    names = [os.path.relpath(episode.file, folder) for episode in episodes]
     details = {
-        "names": [os.path.relpath(episode.file, folder) for episode in episodes],
+        "names": names,
         "left_out": 0,
         "fit": fit and vars(fit),
         "vocabulary": vocabulary,
         "texts": sorted(codes),
         "texts_incomplete": {kind: count for kind, count in text_counts.items() if count < len(episodes)},
+        "texts_missing": first_without(names, episodes),
         "cameras": cameras,
         "image_keys": image_keys,
         "cameras_left_out": {camera: count for camera, count in sorted(counts.items()) if camera not in cameras},
@@ -202,6 +204,16 @@ def encode_texts(episodes: list[Episode]) -> tuple[list[str], dict[str, np.ndarr
             lines = [line for episode in episodes for line in episode.texts.get(kind, [""] * len(episode.actions))]
             codes[kind] = np.asarray([numbers.setdefault(line, len(numbers)) for line in lines], np.int32)
     return list(numbers), codes
+
+
+def first_without(names: list[str], episodes: list[Episode]) -> dict[str, str]:
+    """Kind of text -> name of the first episode that has none of it, where one has none."""
+    pairs = list(zip(names, episodes, strict=True))
+    return {
+        kind: next(name for name, episode in pairs if kind not in episode.texts)
+        for kind in TEXTS
+        if not all(kind in episode.texts for episode in episodes)
+    }
 
 
 def write(staging: Path, source: EpisodeSource) -> dict:

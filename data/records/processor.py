@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from data.load_tokenizer import saved_tokenizer
 from data.records.chat import Encoder
 from data.records.forms import Chat, Text
 from data.text import processor
 from data.text.predict_flags import PredictFlags
-from data.text.processor import saved_tokenizer
 
 PLACE = "record"  # predict.py puts the file and line before an error
 

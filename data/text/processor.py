@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
 from data import processor
-from data.load_tokenizer import load_tokenizer
+from data.load_tokenizer import saved_tokenizer
 from data.processor import Item, Source
 from data.strict_json import parsed
 from data.text.generation import Continuation, generate, prompt_ids, room_after
@@ -201,14 +201,3 @@ def end_of_turn(tokenizer: Any) -> int | None:
     special = {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
     rest = tokenizer(text[text.rfind(answer) + len(answer) :], add_special_tokens=False)["input_ids"]
     return next((token for token in rest if token in special), None)
-
-
-def saved_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
-    """The tokenizer beside a model.
-
-    Raises:
-        ValueError: there is none, or it cannot be loaded.
-    """
-    if not (folder / "tokenizer_config.json").is_file():
-        raise ValueError(f"{folder} holds no tokenizer: its data has none, or several; text needs a single one")
-    return load_tokenizer(folder, trust_remote_code=trust_remote_code)

@@ -46,7 +46,9 @@ class ProcessArguments:
     )
     use_reasoning: bool = component(False, "Train on the recorded reasoning as the text target.")
     use_prev_subtask: bool = component(False, "Append the previous subtask to the instruction.")
-    select_seg_token_mask: bool = component(False, "Language loss only on the tokens that the data marks.")
+    select_seg_token_mask: bool = component(
+        False, "Language loss only on the tokens that the data marks.", needs="use_reasoning"
+    )
     is_multimodal: bool = component(True, "Give the model images; false: none reach it.", on_resume=IMPOSSIBLE)
     image_aspect_ratio: Literal["square", "pad", "keep"] = component(
         "square", "square: resize; pad: letterbox in the mean colour; keep: as recorded."

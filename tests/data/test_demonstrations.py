@@ -207,7 +207,7 @@ def test_il_studio_layout(tmp_path, control):
 
 
 def test_reasoning_and_previous_subtask(tmp_path):
-    write_il_studio_folder(tmp_path, subtasks=SUBTASKS)
+    positions = write_il_studio_folder(tmp_path, subtasks=SUBTASKS)["reasoning/target_position"]
     texts = {}
     for key in ("neither", "use_reasoning", "use_prev_subtask"):
         process = {} if key == "neither" else {key: True}
@@ -215,7 +215,10 @@ def test_reasoning_and_previous_subtask(tmp_path):
         texts[key] = everything(dataset)
         assert_same(collate([dataset[index] for index in (0, 5)]), dataset.__getitems__([0, 5]))
     assert set(texts["neither"]["instruction"]) == {"pick up the red cube"}
-    assert texts["use_reasoning"]["reasoning"] == SUBTASKS
+    assert texts["use_reasoning"]["reasoning"] == [
+        f"subtask: {subtask}\ntarget_position: {x:.4g}, {y:.4g}"
+        for subtask, (x, y) in zip(SUBTASKS, positions.tolist(), strict=True)
+    ]
     previous = texts["use_prev_subtask"]["instruction"]
     assert previous[:4] == ["pick up the red cube"] * 4, "the first subtask has none before it"
     assert previous[4:] == ["pick up the red cube Previous subtask: reach"] * 6

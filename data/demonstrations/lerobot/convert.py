@@ -197,8 +197,6 @@ def act_name(key: str) -> str:
 
 
 def act_texts(texts: dict[str, list[str]]) -> dict[str, list[str]]:
-    """HDF5 path -> texts; `reasoning` is a group only if there is a subtask."""
-    names: dict[str, str] = {"instruction": "language_instruction", "reasoning": "reasoning"}
-    if "subtask" in texts:
-        names |= {"subtask": "reasoning/subtask", "reasoning": "reasoning/reasoning"}
+    """HDF5 path -> texts, as `read_texts` finds them again."""
+    names = {"instruction": "language_instruction", "reasoning": "substep_reasonings", "subtask": "reasoning/subtask"}
     return {names[kind]: lines for kind, lines in texts.items()}

@@ -203,6 +203,8 @@ class Columns:
                 texts[kind] = [
                     known.get(number, "") for number in self.table[self.own_name(name)].take(rows).to_pylist()
                 ]
+        if "subtask" in texts:
+            texts.setdefault("reasoning", texts["subtask"])
         return {kind: [line or "" for line in lines] for kind, lines in texts.items()}
 
 
