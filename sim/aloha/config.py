@@ -37,7 +37,9 @@ class Config:
     episode_steps: int = key(400, "control steps of an episode, 0.02 s each", ge=1)
     image_height: int = key(480, "rendered pixels", ge=16, le=2160)
     image_width: int = key(640, "rendered pixels", ge=16, le=3840)
-    shadows: bool = key(False, "cast shadows: three times slower on a CPU; record and evaluate with the same value")
+    shadows: bool = key(
+        False, "shadows and reflections: three times slower on a CPU; record and evaluate with the same value"
+    )
 
     def __post_init__(self) -> None:
         for camera in self.cameras:

@@ -33,7 +33,8 @@ class Config:
     )
     image_height: int = key(96, "rendered pixels", ge=16, le=2160)
     image_width: int = key(96, "rendered pixels", ge=16, le=3840)
-    shadows: bool = key(False, "cast shadows: slower on a CPU; record and evaluate with the same value")
+    shadows: bool = key(False, "shadows and reflections: slower on a CPU; record and evaluate with the same value")
+    antialias: bool = key(True, "smooth edges; false: twice as fast on a CPU; record and evaluate with the same value")
 
     def __post_init__(self) -> None:
         for camera in self.cameras:

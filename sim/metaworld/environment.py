@@ -160,5 +160,7 @@ class Environment:
             from sim.renderer import Renderer
 
             size = self.config.image_height, self.config.image_width
-            self._renderers[self.task] = Renderer(self.scene.env.model, *size, self.config.shadows)
+            self._renderers[self.task] = Renderer(
+                self.scene.env.model, *size, self.config.shadows, self.config.antialias
+            )
         return self._renderers[self.task]

@@ -216,7 +216,7 @@ def test_scores_of_each_task_and_of_the_expert():
 
 @pytest.mark.slow
 @pytest.mark.keys("env(metaworld).cameras", "env(metaworld).image_height", "env(metaworld).image_width")
-@pytest.mark.keys("env(metaworld).shadows")
+@pytest.mark.keys("env(metaworld).shadows", "env(metaworld).antialias")
 def test_cameras_and_films(tmp_path):
     config = Config(task="push", cameras=["corner"], image_height=48, image_width=64, episode_steps=20)
     try:
@@ -225,8 +225,9 @@ def test_cameras_and_films(tmp_path):
     except ValueError as error:
         pytest.skip(f"nothing renders here: {error}")
     assert frame.shape == (48, 64, 3) and frame.std() > 10
-    dark = make(Config(task="push", cameras=["corner"], image_height=48, image_width=64, shadows=True))
-    assert not np.array_equal(dark.reset(0)["observations/images/corner"], frame)
+    for key, value in (("shadows", True), ("antialias", False)):
+        other = make(Config(task="push", cameras=["corner"], image_height=48, image_width=64, **{key: value}))
+        assert not np.array_equal(other.reset(0)["observations/images/corner"], frame)
     results = rollout(Fixed, config, 1, seed=0, num_workers=0, film_episodes=1, report=quiet)
     assert [path.suffix for path in film(config, results, tmp_path, report=quiet)] == [".mp4", ".png"]
 

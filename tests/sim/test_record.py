@@ -166,6 +166,15 @@ def test_another_recording_in_the_folder_is_refused(recording, config, seed, jit
         record(config, recording, 5, seed=seed, jitter=jitter, report=quiet)
 
 
+def test_a_recording_from_before_a_key_is_one_of_its_default(recording, tmp_path):
+    stored = json.loads((recording / "recording.json").read_text())
+    del stored["settings"]["config"]["shadows"]
+    (tmp_path / "recording.json").write_text(json.dumps(stored))
+    assert recorded(STATE, tmp_path).seed == 7
+    with pytest.raises(ValueError, match="recorded with shadows False, not True"):
+        recorded(Config(task="transfer_cube", shadows=True), tmp_path)
+
+
 def test_bad_folders_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot record into .*file"):
