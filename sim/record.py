@@ -65,7 +65,7 @@ def record(
     began = time.monotonic()
     simulator(config).make(config)  # a missing package is reported before the folder is made
     settings = {"config": dataclasses.asdict(config), "seed": seed, "jitter": jitter}
-    _open_folder(directory, settings)
+    _open_folder(directory, config, settings)
     packages = simulator(config).PACKAGES
     missing = [i for i in range(num_episodes) if not (directory / f"episode_{i}.hdf5").exists()]
     if missing:
@@ -96,7 +96,7 @@ def recorded(config: Any, directory: Path) -> Recorded | None:
     if stored is None:
         return None
     settings = stored["settings"]
-    _refuse_other_settings(directory, settings, {"config": dataclasses.asdict(config)})
+    _refuse_other_settings(directory, config, settings, {"config": dataclasses.asdict(config)})
     return Recorded(len(_episodes(directory)), stored["wanted"], settings["seed"], settings["jitter"])
 
 
@@ -135,13 +135,14 @@ def write_episode(path: Path, episode: dict[str, np.ndarray], attributes: dict) 
         for key, values in episode.items():
             # A frame per chunk, so that reading one step decompresses one frame.
             frames = {"chunks": (1, *values.shape[1:]), "compression": "lzf"} if values.ndim == 4 else {}
-            file.create_dataset(key, data=values, **frames)
+            texts = {"dtype": h5py.string_dtype()} if values.dtype.kind == "U" else {}
+            file.create_dataset(key, data=values.astype(object) if texts else values, **frames, **texts)
     sync(temporary)
     os.replace(temporary, path)
     sync_folder(path.parent)
 
 
-def _open_folder(directory: Path, settings: dict) -> None:
+def _open_folder(directory: Path, config: Any, settings: dict) -> None:
     """Create the folder, or check that its content was recorded with these settings."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -149,7 +150,7 @@ def _open_folder(directory: Path, settings: dict) -> None:
         raise ValueError(f"cannot record into {directory}: {error.strerror}; choose another folder") from None
     stored = _stored(directory)
     if stored is not None:
-        _refuse_other_settings(directory, stored["settings"], settings)
+        _refuse_other_settings(directory, config, stored["settings"], settings)
     elif _episodes(directory):
         raise ValueError(f"{directory} holds episodes but no recording.json: record into another folder")
 
@@ -167,8 +168,10 @@ def _stored(directory: Path) -> dict | None:
     return content
 
 
-def _refuse_other_settings(directory: Path, stored: dict, settings: dict) -> None:
+def _refuse_other_settings(directory: Path, config: Any, stored: dict, settings: dict) -> None:
     stored, settings = ({**values["config"], **values} for values in (stored, settings))
+    # A key that did not exist yet had the effect of its default.
+    stored = {each.name: each.default for each in dataclasses.fields(config)} | stored
     for key, value in settings.items():
         if key != "config" and stored.get(key) != value:
             raise ValueError(

@@ -10,6 +10,7 @@ import weakref
 import mujoco
 import numpy as np
 
+SAMPLES = 4  # of a pixel, where edges are antialiased; MuJoCo's default
 MOST_GEOMS = 1000  # of the scene and its decorations; the ALOHA scenes have about a hundred
 
 
@@ -20,18 +21,19 @@ class Renderer:
         ValueError: the library that MUJOCO_GL names, or EGL and else OSMesa, cannot render here.
     """
 
-    def __init__(self, model: mujoco.MjModel, height: int, width: int, shadows: bool) -> None:
+    def __init__(self, model: mujoco.MjModel, height: int, width: int, shadows: bool, antialias: bool = True) -> None:
         self._model = model
         self._gl = None  # nothing to close yet if the next lines fail
-        # The scene's own buffer is 640×480; larger frames need a larger one before the context is created.
-        model.vis.global_.offheight = max(model.vis.global_.offheight, height)
-        model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
+        # The buffer's size and samples are read when the context is created: one that is just large enough is fastest.
+        model.vis.global_.offheight, model.vis.global_.offwidth = height, width
+        model.vis.quality.offsamples = SAMPLES if antialias else 0
         self._gl = _create_context(model.vis.global_.offheight, model.vis.global_.offwidth)
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, MOST_GEOMS)
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = shadows
         self._option = mujoco.MjvOption()
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
         # mujoco.egl closes the display at exit, and contexts must be freed before; atexit calls the newest function

@@ -39,7 +39,7 @@ class Expert:
         if self.actions is None:
             poses = observation["observations/env_state"]
             random = np.random.default_rng(poses.view(np.uint32))  # the same start draws the same jitter
-            self.actions = iter(plan(self.config, poses, random, self.jitter))
+            self.actions = iter(plan(self.config, poses, random, self.jitter)[0])
         return next(self.actions)
 
 

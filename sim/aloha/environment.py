@@ -3,12 +3,14 @@
 gym-aloha's own `AlohaEnv` renders three cameras every step and refuses the end-effector tasks, so the
 dm_control environments are built here from its tasks and scenes. Imported by `sim.aloha.simulator`.
 
-Shapes: O length of the free bodies' poses (7 cube, 14 peg then socket), Q = 16 + O simulator positions.
+Shapes: O length of the free bodies' poses (7 cube, 14 peg then socket or red then blue cube), Q = 16 + O simulator
+positions.
 """
 
 from __future__ import annotations
 
 import functools
+import random
 
 import numpy as np
 from dm_control.mujoco import Physics, wrapper
@@ -19,9 +21,10 @@ from gym_aloha.tasks import sim_end_effector as end_effector_tasks
 from gym_aloha.utils import sample_box_pose, sample_insertion_pose
 
 from sim.aloha.config import MAX_REWARD, Config
+from sim.aloha.contacts import FINGERS, contacts
+from sim.aloha.instructions import PHRASINGS, VARIANTS
+from sim.aloha.two_cubes import TwoCubes, sample_cubes, with_blue_cube
 
-LEFT_FINGERS = ("vx300s_left/10_left_gripper_finger", "vx300s_left/10_right_gripper_finger")
-RIGHT_FINGERS = ("vx300s_right/10_left_gripper_finger", "vx300s_right/10_right_gripper_finger")
 SOCKET_WALLS = ("socket-1", "socket-2", "socket-3", "socket-4")
 ROBOT_QPOS = 16  # joints of the two arms with two fingers each; the free bodies' poses come after them
 
@@ -29,8 +32,10 @@ ROBOT_QPOS = 16  # joints of the two arms with two fingers each; the free bodies
 @functools.cache
 def compiled_model(task: str, control_mode: str) -> wrapper.MjModel:
     """The scene's model, compiled once per process: that takes longer than an episode."""
-    scene = task if control_mode == "joint" else f"end_effector_{task}"
-    model = wrapper.MjModel.from_xml_path(str(ASSETS_DIR / f"bimanual_viperx_{scene}.xml"))
+    scene = "transfer_cube" if task == "two_cubes" else task
+    scene = scene if control_mode == "joint" else f"end_effector_{scene}"
+    path = str(ASSETS_DIR / f"bimanual_viperx_{scene}.xml")
+    model = wrapper.MjModel(with_blue_cube(path)) if task == "two_cubes" else wrapper.MjModel.from_xml_path(path)
     if control_mode == "end_effector":
         # The scene welds each hand to its mocap body so softly that under MuJoCo 3 the hand trails
         # centimetres behind; a stiff weld makes it follow the waypoints.
@@ -39,19 +44,12 @@ def compiled_model(task: str, control_mode: str) -> wrapper.MjModel:
 
 
 def sample_poses(task: str, seed: int) -> np.ndarray:
-    """The free bodies' starting poses (O,), as gym-aloha draws them for this seed."""
+    """The free bodies' starting poses (O,), where the task is gym-aloha's as it draws them for this seed."""
+    if task == "two_cubes":
+        return sample_cubes(seed)
     if task == "transfer_cube":
         return sample_box_pose(seed)
     return np.concatenate(sample_insertion_pose(seed))
-
-
-def contacts(physics: Physics) -> set[tuple[str, str]]:
-    """Pairs of geom names that touch now, the one with the lower geom number first."""
-    touching = physics.data.contact
-    pairs = zip(touching.geom1.tolist(), touching.geom2.tolist(), strict=True)
-    return {
-        (physics.model.id2name(first, "geom"), physics.model.id2name(second, "geom")) for first, second in set(pairs)
-    }
 
 
 class _WithoutRendering:
@@ -70,8 +68,8 @@ class _TransferCube(_WithoutRendering, joint_tasks.TransferCubeTask):
         """Whether the left hand alone holds the cube: off the table, the right hand gone."""
         touching = contacts(physics)
         return (
-            any(("red_box", finger) in touching for finger in LEFT_FINGERS)
-            and not any(("red_box", finger) in touching for finger in RIGHT_FINGERS)
+            any(("red_box", finger) in touching for finger in FINGERS["left"])
+            and not any(("red_box", finger) in touching for finger in FINGERS["right"])
             and ("red_box", "table") not in touching
         )
 
@@ -87,10 +85,17 @@ class _Insertion(_WithoutRendering, joint_tasks.InsertionTask):
         parts = ("red_peg", *SOCKET_WALLS)
         return (
             peg_to_pin(physics) <= 0.005
-            and any(("red_peg", finger) in touching for finger in RIGHT_FINGERS)
-            and any((wall, finger) in touching for wall in SOCKET_WALLS for finger in LEFT_FINGERS)
+            and any(("red_peg", finger) in touching for finger in FINGERS["right"])
+            and any((wall, finger) in touching for wall in SOCKET_WALLS for finger in FINGERS["left"])
             and not any((part, "table") in touching for part in parts)
         )
+
+
+class _TwoCubes(_WithoutRendering, TwoCubes):
+    pass
+
+
+TASKS = {"transfer_cube": _TransferCube, "insertion": _Insertion, "two_cubes": _TwoCubes}
 
 
 def peg_to_pin(physics: Physics) -> float:
@@ -131,12 +136,11 @@ class Environment:
     whether the goal also holds now, which is meant to be read after the last step.
     """
 
-    variants = 1
-    instruction = None
-
     def __init__(self, config: Config) -> None:
-        self.config, self.task = config, config.task
-        self._task = (_TransferCube if config.task == "transfer_cube" else _Insertion)()
+        self.config, self.task, self.instruction = config, config.task, None
+        self.variants = len(VARIANTS) if config.task == "two_cubes" else 1
+        self.instructed: tuple[str, str] | None = None  # the cube's colour and the arm that the instruction names
+        self._task = TASKS[config.task]()
         self._environment = _control(self._task, config.task, "joint")
         self._renderer = None
         if config.cameras:
@@ -148,14 +152,18 @@ class Environment:
     def physics(self) -> Physics:
         return self._environment.physics
 
-    def reset(self, seed: int) -> dict[str, np.ndarray]:
-        """Start the episode of `seed`, 0 <= seed < 2**32, in the poses of gym-aloha's `reset(seed=seed)`."""
-        joint_tasks.BOX_POSE[0] = sample_poses(self.config.task, seed)  # the package's tasks read it
+    def reset(self, seed: int) -> dict[str, np.ndarray | str]:
+        """Start the episode of `seed`, 0 <= seed < 2**32; poses of the package are those of its `reset(seed)`."""
+        poses = sample_poses(self.config.task, seed)
+        if self.config.task == "two_cubes":
+            self._task.poses, self._task.goal = poses, VARIANTS[seed % len(VARIANTS)]
+            self._instruct(random.Random(seed))
+        joint_tasks.BOX_POSE[0] = poses  # the package's tasks read it
         self.reward, self.steps, self.steps_to_success, self.diverged = 0, 0, None, False
         self._last = self._observe(self._environment.reset())
         return self._last
 
-    def step(self, action: np.ndarray) -> dict[str, np.ndarray]:
+    def step(self, action: np.ndarray) -> dict[str, np.ndarray | str]:
         """Apply joint targets (14,) for 0.02 s.
 
         Raises:
@@ -203,8 +211,20 @@ class Environment:
     def done(self) -> bool:
         return self.diverged or self.steps >= self.config.episode_steps
 
-    def _observe(self, time_step) -> dict[str, np.ndarray]:
+    def _instruct(self, chance: random.Random) -> None:
+        """Choose a phrasing of the goal, or of another cube or arm."""
+        self.instructed, self.task = self._task.goal, "_".join(self._task.goal)
+        if self.config.instruction == "wrong":
+            self.instructed = chance.choice([goal for goal in VARIANTS if goal != self._task.goal])
+        colour, arm = self.instructed
+        *phrasings, held_out = PHRASINGS
+        phrasing = held_out if self.config.instruction == "held_out" else chance.choice(phrasings)
+        self.instruction = phrasing.format(colour=colour, arm=arm)
+
+    def _observe(self, time_step) -> dict[str, np.ndarray | str]:
         observation = dict(time_step.observation)
+        if self.instruction is not None:
+            observation["instruction"] = self.instruction
         for camera in self.config.cameras:
             frame = self._renderer.render(self.physics.data.ptr, camera)
             observation[f"observations/images/{camera}"] = frame

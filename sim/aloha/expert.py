@@ -4,7 +4,7 @@ The expert plans in a scene whose hands follow poses, and what it plans is the s
 reproduces the motion under joint control. The phases follow the scripted policies published with ACT
 (arXiv:2304.13705, appendix); waypoints and timings are tuned for MuJoCo 3.
 
-Shapes: T control steps, O length of the free bodies' poses (7 cube, 14 peg then socket).
+Shapes: T control steps, O length of the free bodies' poses (7 cube, 14 peg then socket or red then blue cube).
 A hand command is (8,): position in metres (3), quaternion w, x, y, z (4), gripper opening 0 .. 1 (1).
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.aloha.config import INSTALL, SCENES, Config
+from sim.aloha.instructions import ARMS, COLOURS
 from sim.contract import import_without_opengl
 
 OPEN, CLOSED = 1.0, 0.0
@@ -29,6 +30,7 @@ class Waypoint:
     position: np.ndarray  # (3,) metres
     rotation: np.ndarray  # (4,) quaternion
     gripper: float
+    subtask: str = ""  # what is done on the way here; only the waypoints of one hand have it
 
 
 def rotation(axis: str, degrees: float) -> np.ndarray:
@@ -65,14 +67,16 @@ def transfer_cube(poses: np.ndarray, start: np.ndarray, jitter: Jitter) -> Track
     grasp = cube + [0, 0, -0.015] + jitter.metres(0.003, 0.003, 0.002)
     right = [
         Waypoint(0, start[1, :3], start[1, 3:7], CLOSED),
-        Waypoint(90 + jitter.steps(6), above, pick, OPEN),
-        Waypoint(130 + jitter.steps(4), grasp, pick, OPEN),
-        Waypoint(170, grasp, pick, CLOSED),
-        Waypoint(200 + lift, meet + [0.05, 0, 0], pick, CLOSED),
-        Waypoint(220 + lift, meet, pick, CLOSED),
-        Waypoint(315 + lift, meet, pick, CLOSED),  # opens only after the left hand has closed at 310
-        Waypoint(345 + lift, meet, pick, OPEN),
-        Waypoint(380 + lift, meet + [0.1, 0, 0], pick, OPEN),
+        Waypoint(90 + jitter.steps(6), above, pick, OPEN, "move the right hand over the cube"),
+        Waypoint(130 + jitter.steps(4), grasp, pick, OPEN, "lower the right hand to the cube"),
+        Waypoint(170, grasp, pick, CLOSED, "close the right gripper"),
+        Waypoint(200 + lift, meet + [0.05, 0, 0], pick, CLOSED, "lift the cube"),
+        Waypoint(220 + lift, meet, pick, CLOSED, "lift the cube"),
+        Waypoint(
+            315 + lift, meet, pick, CLOSED, "hand the cube over"
+        ),  # opens only after the left hand has closed at 310
+        Waypoint(345 + lift, meet, pick, OPEN, "open the right gripper"),
+        Waypoint(380 + lift, meet + [0.1, 0, 0], pick, OPEN, "withdraw the right hand"),
     ]
     wait = meet + [-0.1, 0, -0.02] + jitter.metres(0.01, 0.01, 0.01)
     # 2 cm higher than the right hand: any lower, and a finger knocks the cube out of the right hand's grip.
@@ -103,11 +107,11 @@ def insertion(poses: np.ndarray, start: np.ndarray, jitter: Jitter) -> Track:
         joined = meet + [side * 0.05, 0, raised]
         return [
             Waypoint(0, first[:3], first[3:7], CLOSED),
-            Waypoint(120 + jitter.steps(6), above, pick, OPEN),
-            Waypoint(170 + jitter.steps(4), grasp, pick, OPEN),
-            Waypoint(220, grasp, pick, CLOSED),
-            Waypoint(285 + together, apart, pick, CLOSED),
-            Waypoint(340 + together, joined, pick, CLOSED),
+            Waypoint(120 + jitter.steps(6), above, pick, OPEN, "move both hands over the parts"),
+            Waypoint(170 + jitter.steps(4), grasp, pick, OPEN, "lower both hands to the parts"),
+            Waypoint(220, grasp, pick, CLOSED, "close both grippers"),
+            Waypoint(285 + together, apart, pick, CLOSED, "lift the parts"),
+            Waypoint(340 + together, joined, pick, CLOSED, "push the peg into the socket"),
         ]
 
     left = hand(-1, socket, rotation("y", 60), 0.0)
@@ -115,7 +119,32 @@ def insertion(poses: np.ndarray, start: np.ndarray, jitter: Jitter) -> Track:
     return left, right
 
 
-PLANS = {"transfer_cube": transfer_cube, "insertion": insertion}
+def two_cubes(poses: np.ndarray, start: np.ndarray, jitter: Jitter, colour: str, arm: str) -> Track:
+    """One arm lifts the cube of a colour; the other stays."""
+    cube, side = poses[7 * COLOURS.index(colour) :][:3], ARMS.index(arm)
+    pick = rotation("y", -60 if arm == "right" else 60)
+    above = cube + [0, 0, 0.08] + jitter.metres(0.01, 0.01, 0.01)
+    grasp = cube + [0, 0, -0.015] + jitter.metres(0.003, 0.003, 0.002)
+    lifted = cube + [0, 0, 0.18] + jitter.metres(0.01, 0.01, 0.01)
+    moving = [
+        Waypoint(0, start[side, :3], start[side, 3:7], CLOSED),
+        Waypoint(90 + jitter.steps(6), above, pick, OPEN, f"move the {arm} hand over the {colour} cube"),
+        Waypoint(130 + jitter.steps(4), grasp, pick, OPEN, f"lower the {arm} hand to the {colour} cube"),
+        Waypoint(165, grasp, pick, CLOSED, f"close the {arm} gripper"),
+        Waypoint(215 + jitter.steps(6), lifted, pick, CLOSED, f"lift the {colour} cube"),
+    ]
+    resting = [Waypoint(0, start[1 - side, :3], start[1 - side, 3:7], CLOSED)]
+    return (moving, resting) if arm == "left" else (resting, moving)
+
+
+PLANS = {"transfer_cube": transfer_cube, "insertion": insertion, "two_cubes": two_cubes}
+
+
+def subtasks(waypoints: list[Waypoint], steps: int) -> list[str]:
+    """What a hand does at each step: on the way to the next waypoint, or at last to the last one."""
+    times = [waypoint.step for waypoint in waypoints]
+    ahead = np.searchsorted(times, np.arange(1, steps + 1)).clip(max=len(times) - 1)
+    return [waypoints[number].subtask for number in ahead]
 
 
 def commands(waypoints: list[Waypoint], steps: int) -> np.ndarray:
@@ -135,13 +164,21 @@ def _hands(task: str):
     return import_without_opengl(SCENES, INSTALL).EndEffectorEnvironment(task)
 
 
-def plan(config: Config, poses: np.ndarray, random: np.random.Generator, jitter: float) -> np.ndarray:
-    """Joint targets (T, 14) that do the task from `poses` (O,).
+def plan(
+    config: Config,
+    poses: np.ndarray,
+    random: np.random.Generator,
+    jitter: float,
+    instructed: tuple[str, str] | None = None,
+) -> tuple[np.ndarray, list[str]]:
+    """Joint targets (T, 14) that do the task from `poses` (O,), and in words what is done at each step.
 
     `jitter` scales the waypoints' random offsets: 0 is always the same motion, 1 the default of recordings.
+    `instructed` is the colour and the arm of two_cubes.
     """
     hands = _hands(config.task)
-    start = hands.reset(poses)
-    left, right = PLANS[config.task](poses, start, Jitter(random, jitter))
-    both = np.stack([commands(left, config.episode_steps), commands(right, config.episode_steps)], axis=1)
-    return np.stack([hands.step(pair) for pair in both])  # both: (T, 2, 8)
+    start, steps = hands.reset(poses), config.episode_steps
+    tracks = PLANS[config.task](poses, start, Jitter(random, jitter), *(instructed or ()))
+    both = np.stack([commands(track, steps) for track in tracks], axis=1)
+    speaking = max(tracks, key=lambda track: bool(track[-1].subtask))
+    return np.stack([hands.step(pair) for pair in both]), subtasks(speaking, steps)  # both: (T, 2, 8)

@@ -41,7 +41,8 @@ def demonstrate(environment: Environment, seed: int, jitter: float) -> dict[str,
     at the episode's last step.
 
     Returns:
-        Arrays (T, …) under `action` and the observations' keys, without the instruction, which is that of the episode.
+        Arrays (T, …) under `action`, the observations' keys without the instruction, which is that of the episode, and
+        `reasoning/subtask`, the expert's phase in words, where the task's phases have any.
     """
     import numpy as np
 
@@ -50,11 +51,13 @@ def demonstrate(environment: Environment, seed: int, jitter: float) -> dict[str,
     while not environment.done:
         action = environment.expert_action()
         episode.append({"action": action, **observation})
+        if environment.subtask is not None:
+            episode[-1]["reasoning/subtask"] = environment.subtask
         disturbed = action.copy()
         disturbed[:3] += deviation * random.standard_normal(3)
         observation = environment.step(disturbed)
     keys = [key for key in episode[0] if key != "instruction"]
-    return {key: np.stack([step[key] for step in episode]) for key in keys}
+    return {key: np.array([step[key] for step in episode]) for key in keys}
 
 
 def viewer(config: Config, task: str, height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -28,11 +28,13 @@ class Config:
     instruction: Literal["right", "wrong", "held_out"] = key(
         "right",
         "right: a phrasing that recordings use; held_out: one that they never use; wrong: the instruction of another "
-        "task of the set, the control that shows whether a policy reads it",
+        "task of the set, where tasks share a scene the one that least fulfils the goal of the first: the control that "
+        "shows whether a policy reads it; the expert follows it too, and its rate is what an obeying policy gets",
     )
     image_height: int = key(96, "rendered pixels", ge=16, le=2160)
     image_width: int = key(96, "rendered pixels", ge=16, le=3840)
-    shadows: bool = key(False, "cast shadows: slower on a CPU; record and evaluate with the same value")
+    shadows: bool = key(False, "shadows and reflections: slower on a CPU; record and evaluate with the same value")
+    antialias: bool = key(True, "smooth edges; false: twice as fast on a CPU; record and evaluate with the same value")
 
     def __post_init__(self) -> None:
         for camera in self.cameras:

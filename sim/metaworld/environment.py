@@ -21,7 +21,8 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 
 from sim.metaworld.config import Config
-from sim.metaworld.instructions import TASKS
+from sim.metaworld.instructions import OPPOSITES, TASKS
+from sim.metaworld.subtasks import NAMED, subtask
 
 HOLD_STEPS = 10  # an episode goes on for so many steps after its success, which must then still hold
 JITTER_STD = 0.2  # standard deviation of the disturbance of an expert's actions, at jitter 1
@@ -46,7 +47,6 @@ class Scene:
         self.env.seeded_rand_vec = True
         self.env._partially_observable = False
         self.env.__dict__.pop("sawyer_observation_space", None)  # it was computed with the goal hidden, as zeros
-        self.expert = ENV_POLICY_MAP[f"{task}-v3"]()
 
     def reset(self, seed: int) -> np.ndarray:
         """The state (39,) at the start of a seed."""
@@ -79,7 +79,7 @@ class Environment:
         if self.task not in self._scenes:
             self._scenes[self.task] = Scene(self.task)
         self.scene = self._scenes[self.task]
-        self.instruction = self._instruction(seed)
+        self._instruct(random.Random(seed))
         self.steps, self.reward, self.steps_to_success = 0, 0, None
         self.state = self.scene.reset(seed)
         return self._observe()
@@ -124,20 +124,27 @@ class Environment:
         return self.scene.env.data.qpos.copy()
 
     def expert_action(self) -> np.ndarray:
-        """The scripted expert's action (4,) for this moment, clipped to ±1."""
+        """The action (4,), clipped to ±1, of the scripted expert of the task that the instruction names."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of each action beyond ±1
-            action = self.scene.expert.get_action(self.state)
+            action = self._expert.get_action(self.state.copy())  # some experts write into what they read
         return np.asarray(action, dtype=np.float64).clip(-1, 1)
 
-    def _instruction(self, seed: int) -> str:
-        """A phrasing of the task's instruction, or of another task's, by the seed."""
-        chance = random.Random(seed)
-        task = self.task
+    @property
+    def subtask(self) -> str | None:
+        """The expert's phase in words; None for a task whose phases have none."""
+        return subtask(self.instructed, self.state) if self.instructed in NAMED else None
+
+    def _instruct(self, chance: random.Random) -> None:
+        """Choose a phrasing of the task's instruction, or of another task's, and that task's expert."""
+        self.instructed = self.task
         if self.config.instruction == "wrong":
-            task = chance.choice([other for other in self.config.tasks if other != self.task])
-        *phrasings, held_out = TASKS[task]
-        return held_out if self.config.instruction == "held_out" else chance.choice(phrasings)
+            others = [other for other in self.config.tasks if other != self.task]
+            opposite = OPPOSITES.get(self.task)
+            self.instructed = opposite if opposite in others else chance.choice(others)
+        *phrasings, held_out = TASKS[self.instructed]
+        self.instruction = held_out if self.config.instruction == "held_out" else chance.choice(phrasings)
+        self._expert = ENV_POLICY_MAP[f"{self.instructed}-v3"]()
 
     def _observe(self) -> dict[str, np.ndarray | str]:
         state = self.state.copy()
@@ -153,5 +160,7 @@ class Environment:
             from sim.renderer import Renderer
 
             size = self.config.image_height, self.config.image_width
-            self._renderers[self.task] = Renderer(self.scene.env.model, *size, self.config.shadows)
+            self._renderers[self.task] = Renderer(
+                self.scene.env.model, *size, self.config.shadows, self.config.antialias
+            )
         return self._renderers[self.task]

@@ -140,6 +140,11 @@ TASKS = {
     "window-close": ["close the window", "slide the window shut", "shut the window"],
 }
 
+# The instruction of the control `wrong` where tasks share a scene: of the task whose expert least often reaches the
+# goal of the first as well. Of 50 starts the expert of pick-place reaches all goals of reach and push, that of push 36
+# of reach and 43 of pick-place, that of reach none of the others: a policy that obeys `wrong` succeeds in 24 % of mt3.
+OPPOSITES = {"reach": "push", "push": "reach", "pick-place": "reach"}
+
 # Named sets of tasks. Those of mt3 have one scene: hand, puck and goal.
 SETS = {
     "mt3": ["reach", "push", "pick-place"],

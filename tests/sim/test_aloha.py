@@ -6,6 +6,7 @@ from fresh_interpreter import python
 from simulated_policies import HOME
 
 from sim.aloha import Config, make, simulator
+from sim.aloha.instructions import PHRASINGS, VARIANTS
 
 
 def test_importing_the_configuration_loads_nothing_heavy():
@@ -51,9 +52,11 @@ def test_cameras_are_checked():
 
 
 @pytest.mark.keys("env(aloha).task")
-@pytest.mark.parametrize(("task", "poses"), [("transfer_cube", 7), ("insertion", 14)])
+@pytest.mark.parametrize(("task", "poses"), [("transfer_cube", 7), ("insertion", 14), ("two_cubes", 14)])
 def test_an_observation_has_the_documented_arrays(task, poses):
     observation = make(Config(task=task)).reset(5)
+    instruction = observation.pop("instruction", None)
+    assert instruction == ("lift the red cube with the right hand" if task == "two_cubes" else None)
     assert {key: (value.shape, value.dtype.name) for key, value in observation.items()} == {
         "observations/qpos": ((14,), "float64"),
         "observations/qvel": ((14,), "float64"),
@@ -155,3 +158,63 @@ def test_peg_to_pin_by_hand():
     assert distance([0.003, 0.501, 0.2]) == pytest.approx(0.003)
     assert distance([0.03, 0.5, 0.2]) == np.inf  # still outside
     assert distance([0.0, 0.53, 0.2]) == np.inf  # beside the socket
+
+
+@pytest.mark.keys("env(aloha).instruction")
+def test_instructions_of_two_cubes():
+    for seed in range(8):
+        right, wrong, held_out = (
+            make(Config(task="two_cubes", instruction=kind)) for kind in ("right", "wrong", "held_out")
+        )
+        starts = [environment.reset(seed) for environment in (right, wrong, held_out)]
+        colour, arm = VARIANTS[seed % 4]
+        texts = [observation["instruction"] for observation in starts]
+        assert right.task == wrong.task == f"{colour}_{arm}" and right.variants == 4
+        assert texts[0] in [phrasing.format(colour=colour, arm=arm) for phrasing in PHRASINGS[:-1]]
+        assert texts[2] == PHRASINGS[-1].format(colour=colour, arm=arm)
+        assert wrong.instructed != (colour, arm) and all(word in texts[1] for word in wrong.instructed)
+        poses = [observation["observations/env_state"] for observation in starts]
+        assert np.array_equal(poses[0], poses[1]) and np.array_equal(poses[0], poses[2])
+
+
+def test_the_start_of_two_cubes_does_not_tell_the_instruction():
+    """The poses of a seed are drawn alike whatever it asks for: either cube may be in front."""
+    starts = np.stack([simulator().sample_poses("two_cubes", seed) for seed in range(200)])
+    red_in_front = starts[:, 1] < starts[:, 8]
+    assert np.abs(starts[:, 1] - starts[:, 8]).min() >= 0.08
+    for variant in range(4):
+        assert 0.25 < red_in_front[variant::4].mean() < 0.75
+
+
+def test_the_blue_cube_is_like_the_red_one():
+    model = simulator().compiled_model("two_cubes", "joint")
+    red, blue = model.body("box"), model.body("blue_cube")
+    assert red.mass == blue.mass == 0.05 and np.array_equal(red.inertia, blue.inertia)
+    one, other = model.geom("red_box"), model.geom("blue_box")
+    assert all(
+        np.array_equal(getattr(one, key), getattr(other, key)) for key in ("size", "friction", "solref", "solimp")
+    )
+
+
+def test_success_of_two_cubes_is_read_off_contacts_and_heights(monkeypatch):
+    """By hand: the left arm shall lift the red cube; seed 0 asks for that."""
+    from sim.aloha import two_cubes
+
+    environment = make(Config(task="two_cubes"))
+    environment.reset(0)
+    physics, task = environment.physics, environment._task
+    left, right = (f"vx300s_{arm}/10_left_gripper_finger" for arm in ("left", "right"))
+
+    def rewarded(red_m, blue_m, touching):
+        physics.data.qpos[[18, 25]] = red_m, blue_m
+        physics.forward()
+        monkeypatch.setattr(two_cubes, "contacts", lambda physics: touching)
+        return task.get_reward(physics), task.held(physics)
+
+    red, blue = (left, "red_box"), (left, "blue_box")
+    assert rewarded(0.02, 0.02, set()) == (0, False)
+    assert rewarded(0.02, 0.02, {red}) == (2, False)
+    assert rewarded(0.12, 0.02, {red}) == (4, True)
+    assert rewarded(0.12, 0.12, {red}) == rewarded(0.12, 0.02, {red, blue}) == (4, False)
+    assert rewarded(0.12, 0.02, {red, ("red_box", right)}) == rewarded(0.12, 0.02, {(right, "red_box")}) == (0, False)
+    assert rewarded(0.02, 0.12, {blue}) == (0, False)

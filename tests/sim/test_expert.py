@@ -34,7 +34,7 @@ def test_commands_pass_through_the_waypoints_in_straight_lines():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["transfer_cube", "insertion"])
+@pytest.mark.parametrize("task", ["transfer_cube", "insertion", "two_cubes"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_expert_succeeds_with_jitter(task, seed):
     environment = make(Config(task=task))
@@ -43,7 +43,7 @@ def test_the_expert_succeeds_with_jitter(task, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["transfer_cube", "insertion"])
+@pytest.mark.parametrize("task", ["transfer_cube", "insertion", "two_cubes"])
 def test_the_expert_succeeds_on_nearly_every_start(task):
     environment = make(Config(task=task))
     strict = 0
@@ -53,12 +53,20 @@ def test_the_expert_succeeds_on_nearly_every_start(task):
     assert strict >= 38
 
 
+def test_subtasks_name_what_is_done_on_the_way_to_the_next_waypoint():
+    def waypoint(step, subtask):
+        return expert.Waypoint(step, np.zeros(3), expert.rotation("x", 0), 0.0, subtask)
+
+    track = [waypoint(0, ""), waypoint(1.5, "move"), waypoint(4, "close"), waypoint(5, "lift")]
+    assert expert.subtasks(track, 7) == ["move", "close", "close", "close", "lift", "lift", "lift"]
+
+
 def test_jitter_varies_the_motion_and_zero_does_not():
     config = Config(task="transfer_cube", episode_steps=120)
     poses = simulator().sample_poses("transfer_cube", 0)
 
     def plan(random, jitter):
-        return expert.plan(config, poses, np.random.default_rng(random), jitter)
+        return expert.plan(config, poses, np.random.default_rng(random), jitter)[0]
 
     assert np.array_equal(plan(0, 0.0), plan(1, 0.0))
     assert np.array_equal(plan(0, 1.0), plan(0, 1.0))

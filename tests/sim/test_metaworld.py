@@ -12,7 +12,8 @@ from sim.contract import simulator
 from sim.film import film
 from sim.metaworld import demonstrate, make
 from sim.metaworld.config import Config
-from sim.metaworld.instructions import SETS, TASKS
+from sim.metaworld.instructions import OPPOSITES, SETS, TASKS
+from sim.metaworld.subtasks import NAMED, PHASES, subtask
 from sim.record import record
 from sim.rollout import expert_successes, rollout, score
 
@@ -94,8 +95,55 @@ def test_instructions():
             environment.reset(seed)
         task = tasks[seed % 3]
         assert right.instruction in TASKS[task][:-1] and held_out.instruction == TASKS[task][-1]
-        assert any(wrong.instruction in TASKS[other][:-1] for other in tasks if other != task)
+        assert wrong.instruction in TASKS[OPPOSITES[task]][:-1] and wrong.task == task
         assert np.array_equal(right.state, wrong.state)
+    unlike = make(Config(task=["reach", "door-open"], instruction="wrong"))  # without its opposite any other task
+    unlike.reset(0)
+    assert unlike.instruction in TASKS["door-open"][:-1]
+
+
+def test_reach_and_pick_place_differ_in_nothing_but_the_instruction():
+    one, other = make(Config(task="reach")), make(Config(task="pick-place"))
+    for seed in range(3):
+        start, same = one.reset(seed), other.reset(seed)
+        assert np.array_equal(start["observations/state"], same["observations/state"])
+        assert start["instruction"] != same["instruction"]
+
+
+def test_the_expert_obeys_a_wrong_instruction():
+    """So its rate is what a policy gets that reads the instruction; reach fulfils no other task's goal."""
+    config = Config(task="mt3", instruction="wrong", episode_steps=120)
+    environment = make(config)
+    for seed in (1, 2):  # push and pick-place
+        episode = demonstrate(environment, seed, jitter=0.0)
+        assert not environment.success and set(episode["reasoning/subtask"]) == {"move the hand to the goal"}
+        goal = episode["observations/state"][-1][36:]
+        assert np.linalg.norm(environment.scene.env.tcp_center - goal) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", sorted(NAMED))
+def test_subtasks_follow_the_expert(task):
+    """An episode has the phases in order, and ends in the last one; each names where the expert moves the hand."""
+    environment = make(Config(task=task))
+    episode = demonstrate(environment, 3, jitter=0.0)
+    phases = list(dict.fromkeys(episode["reasoning/subtask"]))
+    assert environment.success and 1 <= len(phases) <= 4
+    if task in PHASES:
+        assert phases[0] == f"move over the {PHASES[task].object}" and phases[-1] == PHASES[task].last
+
+
+def test_subtasks_by_hand():
+    state = np.zeros(39)
+    state[:4], state[4:7], state[36:] = (0.0, 0.6, 0.2, 1.0), (0.05, 0.65, 0.02), (0.0, 0.8, 0.2)
+    assert subtask("pick-place", state) == "move over the puck"
+    state[:2] = state[4] - 0.005, state[5]
+    assert subtask("pick-place", state) == "lower the hand to the puck"
+    state[2] = 0.05
+    assert subtask("pick-place", state) == "close the gripper" and subtask("push", state).startswith("push the puck")
+    state[3] = 0.6
+    assert subtask("pick-place", state) == "carry the puck to the goal"
+    assert subtask("reach", state) == "move the hand to the goal"
 
 
 def test_phrasings_are_of_one_task_each():
@@ -152,7 +200,8 @@ def test_a_recording(tmp_path):
             assert (
                 file.attrs["task"] == task and file.attrs["instruction"] in TASKS[task][:-1] and file.attrs["success"]
             )
-            assert len(file["action"]) == len(file["observations/state"])
+            assert len(file["action"]) == len(file["observations/state"]) == len(file["reasoning/subtask"])
+            assert file["reasoning/subtask"].asstr()[0] in ("move the hand to the goal", "move over the puck")
     assert json.loads((tmp_path / "recording.json").read_text())["versions"].keys() == {"mujoco", "metaworld"}
 
 
@@ -167,7 +216,7 @@ def test_scores_of_each_task_and_of_the_expert():
 
 @pytest.mark.slow
 @pytest.mark.keys("env(metaworld).cameras", "env(metaworld).image_height", "env(metaworld).image_width")
-@pytest.mark.keys("env(metaworld).shadows")
+@pytest.mark.keys("env(metaworld).shadows", "env(metaworld).antialias")
 def test_cameras_and_films(tmp_path):
     config = Config(task="push", cameras=["corner"], image_height=48, image_width=64, episode_steps=20)
     try:
@@ -176,8 +225,9 @@ def test_cameras_and_films(tmp_path):
     except ValueError as error:
         pytest.skip(f"nothing renders here: {error}")
     assert frame.shape == (48, 64, 3) and frame.std() > 10
-    dark = make(Config(task="push", cameras=["corner"], image_height=48, image_width=64, shadows=True))
-    assert not np.array_equal(dark.reset(0)["observations/images/corner"], frame)
+    for key, value in (("shadows", True), ("antialias", False)):
+        other = make(Config(task="push", cameras=["corner"], image_height=48, image_width=64, **{key: value}))
+        assert not np.array_equal(other.reset(0)["observations/images/corner"], frame)
     results = rollout(Fixed, config, 1, seed=0, num_workers=0, film_episodes=1, report=quiet)
     assert [path.suffix for path in film(config, results, tmp_path, report=quiet)] == [".mp4", ".png"]
 

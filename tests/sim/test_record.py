@@ -58,7 +58,11 @@ def test_layout(recording):
         "observations/qpos": ((400, 14), "float64"),
         "observations/qvel": ((400, 14), "float64"),
         "observations/env_state": ((400, 7), "float64"),
+        "reasoning/subtask": ((400,), "object"),
     }
+    phases = list(dict.fromkeys(arrays["reasoning/subtask"]))
+    assert phases[0] == b"move the right hand over the cube" and phases[-1] == b"withdraw the right hand"
+    assert len(phases) == 7
     assert attributes["sim"] and attributes["success"] and attributes["strict_success"]
     assert attributes["task"] == "transfer_cube"
     attempt = int(attributes["discarded_attempts"])
@@ -127,11 +131,11 @@ def test_failures_are_discarded_counted_and_tried_again(tmp_path, monkeypatch):
     """The expert stands still on the first two attempts of each episode."""
     genuine, calls = expert.plan, []
 
-    def clumsy(config, poses, random, jitter):
+    def clumsy(config, poses, random, jitter, instructed):
         calls.append(poses)
         if len(calls) % 3:
-            return np.tile(HOME, (400, 1))
-        return genuine(config, poses, random, jitter)
+            return np.tile(HOME, (400, 1)), ["stand still"] * 400
+        return genuine(config, poses, random, jitter, instructed)
 
     monkeypatch.setattr(expert, "plan", clumsy)
     report = record(STATE, tmp_path, 2, seed=0, num_workers=0, report=quiet)
@@ -160,6 +164,15 @@ def test_an_expert_that_never_succeeds_is_an_error(tmp_path):
 def test_another_recording_in_the_folder_is_refused(recording, config, seed, jitter, message):
     with pytest.raises(ValueError, match=message):
         record(config, recording, 5, seed=seed, jitter=jitter, report=quiet)
+
+
+def test_a_recording_from_before_a_key_is_one_of_its_default(recording, tmp_path):
+    stored = json.loads((recording / "recording.json").read_text())
+    del stored["settings"]["config"]["shadows"]
+    (tmp_path / "recording.json").write_text(json.dumps(stored))
+    assert recorded(STATE, tmp_path).seed == 7
+    with pytest.raises(ValueError, match="recorded with shadows False, not True"):
+        recorded(Config(task="transfer_cube", shadows=True), tmp_path)
 
 
 def test_bad_folders_are_refused(tmp_path):
