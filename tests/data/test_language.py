@@ -311,7 +311,8 @@ def test_a_policy_at_work_reads_what_it_was_trained_on(tmp_path, side, prompt):
 def test_a_recording_is_read_with_its_texts(tmp_path, tokenizer):
     written = write_episodes(tmp_path)
     bundle = built(tmp_path, {"use_prev_subtask": True})
-    source = SimpleNamespace(local_file=lambda: contextlib.nullcontext(tmp_path / "act/episode_1.hdf5"))
+    file = tmp_path / "act/episode_1.hdf5"
+    source = SimpleNamespace(path=file, local_file=lambda: contextlib.nullcontext(file))
     items = list(bundle.processor.read(source))
     assert [item.raw["subtask"] for item in items] == SUBTASKS and items[0].raw["instruction"] == INSTRUCTIONS[1]
     np.testing.assert_array_equal(items[3].raw["observations/qpos"], written[1]["observations/qpos"][3])
