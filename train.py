@@ -31,6 +31,7 @@ from models.adapt.optional_imports import hide_kernel_warning
 from prepare import start_sweep
 from storage.checkpoints import sweep
 from storage.lock import RunLock
+from trainer.callbacks.log_files import record_start
 from trainer.hf_patches import defer_peft, use_one_gpu
 
 __all__ = ["HyperArguments", "main"]
@@ -90,8 +91,6 @@ def execute(run: RunConfig, signals: Signals) -> Any:
 
 def prepare_and_train(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, locks: list[RunLock]) -> None:
     """Lock the run's folders, choose the checkpoint to resume from, train, and save the final model."""
-    from trainer.callbacks.log_files import record_start
-
     with contextlib.ExitStack() as held:
         # Lock existing folders before choosing a checkpoint, so that no other run adds or deletes one in between.
         existing = [lock for lock in locks if lock.folder.is_dir()]
@@ -234,7 +233,6 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any, device: Any) -> 
     from trainer.sections import EmaConfig
     from trainer.settings import TrainerSettings
 
-    loss = build_loss(run, bundle)
     names = {field.name for field in fields(TrainerSettings)}
     shared = {name: getattr(view, name) for view in (run.process, run) for name in names if hasattr(view, name)}
     wants_csv = run.logging is not None and run.logging.logger_type == "CSVLogger"
@@ -249,7 +247,7 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any, device: Any) -> 
         "directions": bundle.directions(),
         "greater_is_better": run.trainer.get("greater_is_better"),
         "units": bundle.units,
-        "loss": loss,
+        "loss": (loss := build_loss(run, bundle)),
         "train_transform": bundle.train_transform,
         "test_datasets": bundle.test_sets_by_prefix() if run.process.evaluate_test else {},
         "processor": bundle.processor,
@@ -287,9 +285,7 @@ def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
     if tokenizer is None:
         if run.on_command_line("sample_tokens"):
             place = run.place("sample_tokens")
-            raise ValueError(
-                f"`sample_tokens`{place}: this data has no single tokenizer to write text with; set it to 0"
-            )
+            raise ValueError(f"`sample_tokens`{place}: this data has no single tokenizer to write with; set it to 0")
         run.notes.append("no samples: the data has no single tokenizer to write text with")
         return None
     from data.text.generation import GenerationConfig, TextSampler
