@@ -50,7 +50,7 @@ def build_policy(config: Config, process: Any) -> VLA:
     check_losses(policy_config)
     if path is None:
         return VLA(policy_config)
-    return with_weights(policy_config, settings, path, process.cache_dir, process.trust_remote_code)
+    return with_weights(policy_config, settings, path, is_causal_lm, process.cache_dir, process.trust_remote_code)
 
 
 def load_for_adapter(place: str, folder: Path, cache_dir: str | None, trust_remote_code: bool) -> VLA:
@@ -58,7 +58,9 @@ def load_for_adapter(place: str, folder: Path, cache_dir: str | None, trust_remo
     if Path(place).is_dir() and saved_config(Path(place)).get("model_type") == VLAConfig.model_type:
         return load_checkpoint(VLA, place)
     config = VLAConfig(**{name: value for name, value in saved_config(folder).items() if name != "model_type"})
-    return with_weights(config, AutoConfig.for_model(**config.config), place, cache_dir, trust_remote_code).eval()
+    is_causal_lm = not is_vlm(stored_settings(place, cache_dir, trust_remote_code))
+    settings = AutoConfig.for_model(**config.config)
+    return with_weights(config, settings, place, is_causal_lm, cache_dir, trust_remote_code).eval()
 
 
 def backbone_settings(config: Config, path: str | None, process: Any) -> tuple[PreTrainedConfig, bool]:
@@ -191,13 +193,18 @@ def check_losses(config: Any) -> None:
 
 
 def with_weights(
-    config: VLAConfig, settings: PreTrainedConfig, place: str, cache_dir: str | None, trust_remote_code: bool
+    config: VLAConfig,
+    settings: PreTrainedConfig,
+    place: str,
+    is_causal_lm: bool,
+    cache_dir: str | None,
+    trust_remote_code: bool,
 ) -> VLA:
     """Build a policy with the pretrained backbone, or language model, at `place`; all else is its `new_weights`."""
     source, _, options = pretrained_source(place)
     options |= {"cache_dir": cache_dir, "dtype": torch.float32}
     shown = f"`model_name_or_path: {place}`"
-    if is_vlm(stored_settings(place, cache_dir, trust_remote_code)):
+    if not is_causal_lm:
         kind = AutoModelForImageTextToText
         pretrained, new = _load_quietly(kind, source, shown, trust_remote_code, config=settings, **options)
         vlm, prefix = pretrained.base_model, f"{pretrained.base_model_prefix}."
