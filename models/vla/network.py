@@ -95,16 +95,14 @@ class VLA(ChunkPolicy):
             context: other batch keys, which this network does not use.
 
         Returns:
-            Without actions {"actions": (B, C, A)}, with "target_ids" (B, ·) if the policy has written a text. In
-            training {"loss", "losses": {"action", "language"}}. In evaluation mode with actions all of these: the
-            losses for the demonstrated text, the actions for the policy's own, and "target_predictions" (B, T), each
-            the likeliest token after those before it.
+            Without actions {"actions": (B, C, A)}, and "target_ids" (B, ·) if the policy has written one. In training
+            {"loss", "losses"}. In evaluation mode all: losses for the demonstrated text, actions for the policy's own,
+            and "target_predictions" (B, T), each the likeliest token after those before it.
         """
         prefix, state = self.read(state, images, image_mask, prompt_ids, prompt_mask)
         if actions is None:
             return self.act(prefix, state)
-        losses, output = {}, {}
-        taught = prefix
+        losses, output, taught = {}, {}, prefix
         if self.writes:
             self.check_targets(target_ids)
             taught = self.backbone.append(prefix, self.backbone.embed(target_ids), target_mask)

@@ -224,7 +224,6 @@ def process(**keys):
 # ---- parts ----
 
 
-@pytest.mark.keys("freeze_vision_tower", "tune_mm_mlp_adapter")
 @every_family
 def test_parts_of_a_family(family):
     """By their members' names: each weight is in one part; the projector of Qwen is outside its vision tower."""

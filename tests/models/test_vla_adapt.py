@@ -110,9 +110,8 @@ def test_backbones_that_are_no_vision_language_models(tmp_path):
 def test_adapters_with_the_words_of_il_studio(tmp_path, bits):
     """On vision tower, language model and projector, the head trained wholly; the same when saved and merged."""
     place = pretrained(tmp_path / "vlm")
-    adapted = adapted_policy(
-        place, lora_enable=True, lora_module=["vit", "llm", "merger"], use_quantization=bits == 4, bits=bits
-    )
+    words = "vit,llm,merger" if bits == 4 else ["vit", "llm", "merger"]
+    adapted = adapted_policy(place, lora_enable=True, lora_module=words, use_quantization=bits == 4, bits=bits)
     disturb(adapted.model).train()
     batch = batch_of(target=3)
     adapted.model(**batch)["loss"].backward()
