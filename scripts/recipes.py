@@ -65,13 +65,13 @@ class Recipe:
         return {**steps, "train": train, "eval": ["eval.py", "--checkpoint", out, *_words(self.eval, data)]}
 
     def version(self, configs: Path) -> str:
-        """A hash of the entry and of the training files."""
+        """A hash of the entry and of the training files, whose comments do not count."""
         digest = hashlib.sha256(repr([(item.name, getattr(self, item.name)) for item in fields(self)]).encode())
         name: str | None = self.name
         while name is not None:
-            text = (configs / name).with_suffix(".yaml").read_text(encoding="utf-8")
-            digest.update(text.encode())
-            name = yaml.safe_load(text).get("extends")
+            content = yaml.safe_load((configs / name).with_suffix(".yaml").read_text(encoding="utf-8"))
+            digest.update(json.dumps(content, sort_keys=True).encode())
+            name = content.get("extends")
         return digest.hexdigest()[:10]
 
 
