@@ -54,7 +54,7 @@ def vit(folder):
     return image_recipe.words(folder, model=VIT)
 
 
-WORKLOADS = [gpt, act, llama, vit]
+WORKLOADS = [gpt, pytest.param(act, marks=pytest.mark.slow), llama, vit]
 
 
 def read(folder, words, *more):
