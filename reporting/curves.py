@@ -89,8 +89,9 @@ class MetricsLog:
             self.damaged += bool(line.strip())
             return
         for name, value in record.items():
-            if name != "epoch" and (_is_finite(value) or str(value) in NOT_FINITE):
-                _append(self.series.setdefault(name, []), step, value if _is_finite(value) else str(value))
+            is_finite = _is_finite(value)
+            if name != "epoch" and (is_finite or str(value) in NOT_FINITE):
+                _append(self.series.setdefault(name, []), step, value if is_finite else str(value))
         if _is_finite(epoch := record.get("epoch")):
             _append(self.axes["epoch"], step, epoch)
         if _is_finite(duration := record.get("step_ms")):
@@ -124,7 +125,7 @@ def _append(points: list[Point], step: int, value: Any) -> None:
     _drop(points, step)
     points.append((step, value))
     if len(points) > 4 * MOST_POINTS:
-        points[:] = thinned(points, MOST_POINTS)
+        points[:] = thinned(points, MOST_POINTS // 2)
 
 
 def _drop(points: list[Point], step: int) -> None:
