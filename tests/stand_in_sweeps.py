@@ -36,8 +36,8 @@ class Sweep:
         monkeypatch.setattr(module, "POLL", 0.02)
         self.folder, self.out, self.common = folder, folder / "out", [f"dataset_base_dir={write_ladi(folder / 'ladi')}"]
 
-    def words(self, *words, codes=None, step_seconds=0.0):
-        behaviour = {"codes": codes or {}, "step_seconds": step_seconds}
+    def words(self, *words, codes=None, step_seconds=0.0, together=1):
+        behaviour = {"codes": codes or {}, "step_seconds": step_seconds, "together": together}
         (self.folder / "behaviour.json").write_text(json.dumps(behaviour))
         return ["-m", *self.common, "--output_dir", str(self.out), *words]
 

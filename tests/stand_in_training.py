@@ -4,7 +4,7 @@
 Each start adds a line to OUT/starts.jsonl: its words, process number, and what it sees of devices and threads. Each
 step takes `step_seconds` of behaviour.json beside this file and evaluates |log10(learning_rate) + 3| + 1 / step. A
 signal ends it with 75 after a step, and `resume_from_checkpoint=auto` goes on after that step; `codes` of
-behaviour.json has other exit codes, by the run's number.
+behaviour.json has other exit codes, by the run's number, and a run begins when `together` of a sweep have started.
 """
 
 import json
@@ -32,6 +32,9 @@ def main():
     seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
     append(out / "starts.jsonl", {"words": words, "pid": os.getpid(), "began": time.time(), "first": first, **seen})
     behaviour = json.loads(Path(__file__).with_name("behaviour.json").read_text())
+    deadline = time.monotonic() + 60
+    while len(list(out.parent.glob("*/starts.jsonl"))) < behaviour["together"] and time.monotonic() < deadline:
+        time.sleep(0.02)
     for step in range(first, STEPS + 1):
         time.sleep(behaviour["step_seconds"])
         value = abs(math.log10(float(given.get("learning_rate", 1e-3))) + 3) + 1 / step

@@ -176,7 +176,7 @@ def test_runs_at_the_same_time_share_devices_and_threads(run, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)))
-    assert run("seed=1,2,3,4,5", "--parallel", "3", step_seconds=0.5) == 0
+    assert run("seed=1,2,3,4,5", "--parallel", "3", together=3) == 0
     assert most_at_once(run, 5) == 3
     seen = [run.starts(number)[0] for number in range(5)]
     assert sorted(start["CUDA_VISIBLE_DEVICES"] for start in seen[:3]) == ["4", "4", "GPU-7"]
@@ -201,7 +201,6 @@ def test_no_run_outlives_its_sweep_and_the_same_command_continues(run, number):
     process = run.process(*words, step_seconds=0.5)
     # Run 0 or 1 has ended, and two others are at work.
     wait_for(lambda: len([n for n in range(4) if run.starts(n)]) >= 3 or process.poll() is not None)
-    finished = [n for n, job in enumerate(run.recorded()) if job["exit_code"] == 0]
     process.send_signal(number)
     code = process.wait(60)
     pids = [start["pid"] for n in range(4) for start in run.starts(n)]
@@ -210,6 +209,7 @@ def test_no_run_outlives_its_sweep_and_the_same_command_continues(run, number):
     else:
         assert code == 75 and not any(map(is_alive, pids))
         assert {job["exit_code"] for job in run.recorded()} <= {0, 75, None}
+    finished = [n for n, job in enumerate(run.recorded()) if job["exit_code"] == 0]
     ends = {n: (run.out / str(n) / "ends.jsonl").stat().st_mtime_ns for n in finished}
     before = {n: run.log(n) for n in range(4) if (run.out / str(n) / "metrics.jsonl").exists()}
     assert finished and len(pids) < 2 * 4
