@@ -293,6 +293,7 @@ def test_scaled_embeddings():
 
 
 @pytest.mark.keys("model(vla).n_action_steps", "model(vla).temporal_ensemble_coeff", "model(vla).inference_delay")
+@pytest.mark.keys("model(vla).past_actions")
 @torch.no_grad()
 def test_chunks_are_executed_as_those_of_other_policies():
     batch = without_actions(batch_of(size=1))
@@ -311,6 +312,8 @@ def test_chunks_are_executed_as_those_of_other_policies():
     torch.testing.assert_close(taken[1], (chunks[0][0, 1] + weight * chunks[1][0, 0]) / (1 + weight))
     taken, chunks = actions(3, n_action_steps=2, inference_delay=1)
     assert torch.equal(taken[2], chunks[0][0, 2]) and len(chunks) == 2
+    taken, chunks = actions(1, past_actions=1)
+    assert torch.equal(taken[0], chunks[0][0, 1])
 
 
 @pytest.mark.keys("model(vla).state_dim", "model(vla).action_dim", "model(vla).chunk_size", "model(vla).num_images")

@@ -120,7 +120,7 @@ def stored_rate(root: h5py.File) -> float | None:
 
 def episode_content(root: h5py.File, keys: Keys, settings: Settings) -> EpisodeContent:
     """What a LeRobot data set stores of an episode file."""
-    episode = read_episode(root, keys, settings.config.cameras)
+    episode = read_episode(root, keys, settings.config)
     steps = len(episode.actions)
     signals = {ACTION: episode.actions, STATE: episode.states}
     group = root.get("observations")
