@@ -3,6 +3,7 @@
 python prepare.py --task_name TASK [--num_episodes 50]
 python prepare.py --export lerobot --task_name TASK --out DIR      (the task's demonstrations as a LeRobot data set)
 python prepare.py --convert DIR --out DIR            (HDF5 episodes to LeRobot, or LeRobot to HDF5)
+python prepare.py --action_tokenizer fast:1024 --task_name TASK --out FILE   (FAST: actions as tokens)
 python prepare.py --dataset NAME --text FILE|DIR|HF-dataset-id --tokenizer char|bytes|bpe:N|PATH-or-hub-id
 python prepare.py --dataset shakespeare_char          (or another data set that is known by name)
 """
@@ -16,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loader.command_line.entry import command_line, entry_flags, refuse_useless, refusing
+from loader.command_line.entry import check_output, command_line, entry_flags, refuse_useless, refusing
 from loader.errors import ConfigError, did_you_mean, quoted
 from loader.resolve.resolver import resolve
 from loader.resolve.run_config import RunConfig
 from loader.schema.components import component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments, RemembersGiven
+from storage import atomic
 from storage.config_keys import key
 from storage.lock import exclusive
 from storage.safe_read import read_json
@@ -55,6 +57,12 @@ class PrepareArguments(RemembersGiven):
     )
     vcodec: Literal["libsvtav1", "libx264"] = key("libsvtav1", "Conversion: encoder of the videos.")
     crf: int = key(30, "Conversion: loss of the videos on the encoder's scale; less is better and larger.", ge=0, le=63)
+    # Action tokens
+    action_tokenizer: str | None = key(
+        None,
+        "Action tokens: fast:N or fast:N:SCALE, FAST with N tokens learnt from the task's demonstrations; a higher "
+        "scale than 10 makes actions finer and longer. For model.action_tokenizer.",
+    )
     # A text
     dataset: str | None = key(None, "Text: name of the data set, as train.py --dataset finds it.")
     text: str | None = key(
@@ -70,7 +78,10 @@ class PrepareArguments(RemembersGiven):
     newlines: Literal["keep", "lf"] = key(
         "keep", "Text: keep carriage returns, or turn every line end into a line feed."
     )
-    out: str | None = key(None, "Text, conversion: folder to write. Default of a text: $KEEL_HOME/datasets/NAME.")
+    out: str | None = key(
+        None,
+        "Text, conversion: folder to write; action tokens: file. Default of a text: $KEEL_HOME/datasets/NAME.",
+    )
     overwrite: bool = key(False, "Text: prepare again what was prepared from other text or settings.")
     # Both
     num_workers: int | None = key(None, "Recording or tokenizing processes. Default: one a core.", ge=1)
@@ -96,6 +107,9 @@ def main(arguments: list[str] | None = None) -> None:
         refusing(convert_folder, Path(asked.convert).expanduser(), asked, None)
         return
     run = refusing(resolve, HyperArguments(task_name=asked.task_name), asked.set)
+    if asked.action_tokenizer is not None:
+        refusing(train_action_tokenizer, run, asked)
+        return
     if asked.export is not None:
         refusing(export_task, run, asked)
         return
@@ -120,25 +134,26 @@ def refuse_bad_values(asked: PrepareArguments) -> None:
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"`--{name}` is empty; give it a value, or leave it out")
     is_conversion = asked.convert is not None or asked.export is not None
+    has_out = is_conversion or asked.action_tokenizer is not None
     useless: dict[str, str] = {}
     if not is_conversion:
         useless |= dict.fromkeys(OF_A_CONVERSION, "it is for a conversion: --convert DIR, or --export lerobot")
     if asked.dataset is not None:
-        useless |= dict.fromkeys(
-            (*OF_A_RECORDING, *OF_A_CONVERSION), "it is not for a text; leave it out, or --dataset"
-        )
+        others = (*OF_A_RECORDING, *OF_A_CONVERSION, "action_tokenizer")
+        useless |= dict.fromkeys(others, "it is not for a text; leave it out, or --dataset")
     else:
-        of_a_text = [name for name in OF_A_TEXT if not (is_conversion and name == "out")]
+        of_a_text = [name for name in OF_A_TEXT if not (has_out and name == "out")]
         useless |= dict.fromkeys(of_a_text, "it is for a text: name its data set with --dataset NAME")
     if asked.convert is not None:
-        others = ("export", "num_workers", *OF_A_RECORDING)
+        others = ("export", "action_tokenizer", "num_workers", *OF_A_RECORDING)
         useless |= dict.fromkeys(others, "--convert names the data; leave it out, or --convert")
-    elif asked.export is not None:
-        others = ("num_episodes", "seed", "jitter", "source", "num_workers")
-        useless |= dict.fromkeys(others, "--export writes the data that is there; record it first, without --export")
+    elif has_out:
+        verb, others = ("export", ["action_tokenizer"]) if asked.export is not None else ("action_tokenizer", [])
+        others += ["num_episodes", "seed", "jitter", "source", "num_workers"]
+        useless |= dict.fromkeys(others, f"--{verb} reads the data that is there; record it first, without --{verb}")
     refuse_useless(asked, useless)
-    if is_conversion and asked.out is None:
-        raise ConfigError("a conversion needs a folder to write: --out DIR")
+    if has_out and asked.out is None:
+        raise ConfigError("name what to write: --out DIR of a conversion, --out FILE of action tokens")
 
 
 def export_task(run: RunConfig, asked: PrepareArguments) -> None:
@@ -148,6 +163,35 @@ def export_task(run: RunConfig, asked: PrepareArguments) -> None:
     if not isinstance(path, str) or run.dataset.name != "demonstrations":
         raise ConfigError(f"`--export`: task `{run.task}` has no single folder of demonstrations; use --convert DIR")
     convert_folder(Path(path).expanduser(), asked, run)
+
+
+def train_action_tokenizer(run: RunConfig, asked: PrepareArguments) -> None:
+    """Learn FAST from the chunks of the task's training episodes, recorded first if there are none.
+
+    Raises:
+        ValueError: the flag is malformed, the data has no actions or needs more tokens; nothing is written.
+    """
+    word = re.fullmatch(r"fast:(\d{1,6})(?::(\d+(?:\.\d+)?))?", asked.action_tokenizer)
+    if word is None:
+        raise ConfigError(f"`--action_tokenizer {asked.action_tokenizer}`: write fast:N or fast:N:SCALE, as fast:1024")
+    if run.dataset is None or run.dataset.name != "demonstrations":
+        raise ConfigError(f"`--action_tokenizer`: task `{run.task}` has no demonstrations; name one that has")
+    out = check_output("out", asked.out)
+    from data.demonstrations import action_chunks
+    from models.vla.action_tokens import SCALE, FastTokens, train_fast
+
+    run = with_prepared_data(run)
+    chunks = action_chunks(run.dataset.config, run)
+    settings = train_fast(chunks, int(word[1]), float(word[2] or SCALE))
+    atomic.write_json(out, settings)
+    codec = FastTokens(settings, *chunks.shape[1:])
+    rows = codec.encode(chunks)
+    error = abs(codec.decode(rows)[0] - chunks).max()
+    print(
+        f"{len(codec.numbers)} tokens in {out}: a chunk of {chunks.shape[1]} x {chunks.shape[2]} has "
+        f"{sum(map(len, rows)) / len(rows):.1f} of them; normalised actions are off by at most {error:.3g}",
+        flush=True,
+    )
 
 
 def convert_folder(source: Path, asked: PrepareArguments, run: RunConfig | None) -> None:

@@ -18,13 +18,14 @@ TEXT = {
 }
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIGLIP = {**VISION, "image_size": 32, "patch_size": 8}
+IMAGE = {"image_token_id": 60}
 QWEN_VISION = {"depth": 2, "num_heads": 4, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2}
 QWEN_TEXT = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
 QWEN_IDS = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
 
 FAMILIES = {
-    "smolvlm": {"vision_config": SIGLIP, "text_config": {"model_type": "llama", **TEXT}, "scale_factor": 2},
-    "idefics3": {"vision_config": SIGLIP, "text_config": {"model_type": "llama", **TEXT}, "scale_factor": 2},
+    "smolvlm": {"vision_config": SIGLIP, "text_config": {"model_type": "llama", **TEXT}, "scale_factor": 2, **IMAGE},
+    "idefics3": {"vision_config": SIGLIP, "text_config": {"model_type": "llama", **TEXT}, "scale_factor": 2, **IMAGE},
     "qwen2_vl": {
         "vision_config": {**QWEN_VISION, "embed_dim": 32, "hidden_size": 32},
         "text_config": QWEN_TEXT,

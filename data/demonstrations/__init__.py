@@ -4,6 +4,7 @@ A sample is one control step: the observation at that step, and the chunk of act
 module needs only the standard library, so that checking a configuration is fast.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from data.demonstrations.config import OF_TEXT, Config, folder_problem, reads_tokens, unmatched
@@ -43,6 +44,11 @@ def check(config: Config, run) -> list[str]:
         problems.append("dataset.rename names features of LeRobot data sets, but dataset.path has none; leave it out")
     problems += text_problems(config, run)
     kind = config.normalization["action"]
+    if kind not in ("min_max", "percentiles") and has_bins(run):
+        problems.append(
+            f"dataset.normalization.action: {kind} leaves actions beyond [-1, 1], which model.action_tokenizer: bins "
+            "covers; set it to percentiles or min_max"
+        )
     if kind != "min_max" and clips_actions(run):
         problems.append(
             f"dataset.normalization.action: {kind} leaves actions beyond [-1, 1], to which model.clip_sample clips "
@@ -73,7 +79,14 @@ def text_problems(config: Config, run) -> list[str]:
 
 def clips_actions(run) -> bool:
     """Whether the run's model clips what it predicts to [-1, 1]."""
-    return getattr(getattr(getattr(run, "model", None), "config", None), "clip_sample", False)
+    config = getattr(getattr(run, "model", None), "config", None)
+    return getattr(config, "clip_sample", False) and getattr(config, "head", "diffusion") == "diffusion"
+
+
+def has_bins(run) -> bool:
+    """Whether the run's model predicts bins of [-1, 1]."""
+    config = getattr(getattr(run, "model", None), "config", None)
+    return getattr(config, "head", None) == "tokens" and config.action_tokenizer == "bins"
 
 
 def build(config: Config, run):
@@ -89,6 +102,18 @@ def build(config: Config, run):
     if problems:
         raise ValueError(problems[0])
     return assemble(config, run)
+
+
+def action_chunks(config: Config, run, most: int = 20_000):
+    """Normalised chunks (N, C, A) float32 of steps of the training episodes, at most so many, evenly spread.
+
+    Raises:
+        ValueError: the episodes cannot be used.
+    """
+    plain = replace(config, cameras=[], **{name: getattr(Config(), name) for name in OF_TEXT})
+    dataset = build(plain, replace(run, model=None)).train_dataset
+    step = -(-len(dataset) // most)
+    return dataset.__getitems__(list(range(0, len(dataset), step)))["actions"].numpy()
 
 
 __getattr__ = lazy(

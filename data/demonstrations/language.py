@@ -24,7 +24,7 @@ from data.statistics import Normalizer
 
 MARK = re.compile(r"<seg>(.*?)</seg>", re.DOTALL)
 STATE_BINS = 256  # of the text of a state, over [-1, 1], as in pi0.5 (arXiv:2504.16054)
-MOST_KNOWN = 100_000  # texts whose tokens are remembered
+MOST_KNOWN = 20_000  # texts whose tokens are remembered
 BLOCK = 4096  # texts that are tokenised at a time
 PROMPT = ("prompt_ids", "prompt_mask")
 SWITCHES = ("use_prev_subtask", "use_reasoning", "select_seg_token_mask")
@@ -97,10 +97,11 @@ class PromptTokenizer:
         texts = [self.text(*pair) for pair in zip(instructions, states, strict=True)]
         batch = self.padded_prompts([row[: self.max_prompt_tokens] for row in self.prompt_rows(texts)])
         if reasoning:
-            rows = [self.target_row(text) for text in reasoning]
-            width = max(self.target_tokens, *(len(ids) for ids, _ in rows))
-            batch["target_ids"], batch["target_mask"] = padded([ids for ids, _ in rows], width, self.pad)
-            batch["target_loss_mask"], _ = padded([loss for _, loss in rows], width, False)
+            ids, loss = zip(*(self.target_row(text) for text in reasoning), strict=True)
+            ids, loss = ([cut(row, self.max_target_tokens) for row in rows] for rows in (ids, loss))
+            width = max(self.target_tokens, *map(len, ids))
+            batch["target_ids"], batch["target_mask"] = padded(ids, width, self.pad)
+            batch["target_loss_mask"], _ = padded(loss, width, False)
         return batch
 
     def prompt_rows(self, texts: Sequence[str]) -> list[list[int]]:
@@ -114,20 +115,18 @@ class PromptTokenizer:
         return [self.prompts[text] for text in texts]
 
     def target_row(self, text: str) -> tuple[list[int], list[bool]]:
-        """Tokens of a target, the last ends the text, and which of them carry loss."""
+        """All tokens of a target, the last ends the text, and which of them carry loss."""
         if text not in self.targets:
             plain, spans = marked(text)
-            coded = self.tokenizer(
-                plain, add_special_tokens=False, return_offsets_mapping=self.select_seg_token_mask, verbose=False
-            )
-            ids, kept = coded["input_ids"], self.max_target_tokens - 1
-            loss = [True] * len(ids)
-            if self.select_seg_token_mask:
+            selects = self.select_seg_token_mask
+            coded = self.tokenizer(plain, add_special_tokens=False, return_offsets_mapping=selects, verbose=False)
+            loss = [True] * len(coded["input_ids"])
+            if selects:
                 loss = [any(a < end and b > start for start, end in spans) for a, b in coded["offset_mapping"]]
             if len(self.targets) >= MOST_KNOWN:
                 self.targets.clear()
             # Where the text ends is always learnt: otherwise a generated one would not stop.
-            self.targets[text] = [*ids[:kept], self.tokenizer.eos_token_id], [*loss[:kept], True]
+            self.targets[text] = [*coded["input_ids"], self.tokenizer.eos_token_id], [*loss, True]
         return self.targets[text]
 
     def padded_prompts(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
@@ -155,6 +154,11 @@ class PromptTokenizer:
     def decode(self, ids: torch.Tensor) -> list[str]:
         """The texts of generated targets (B, T), each up to where it ends."""
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def cut(row: list, most: int) -> list:
+    """A row without what is before its last entry and too much."""
+    return row if len(row) <= most else [*row[: most - 1], row[-1]]
 
 
 def padded(rows: list[list], width: int, pad: int | bool, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -339,11 +343,10 @@ def target_lengths(tokenizer: PromptTokenizer, sources: list[EpisodeSource]) -> 
     lengths, has_marks = [], False
     for text, source in texts.items():
         try:
-            plain, spans = marked(text)
+            lengths.append(len(tokenizer.target_row(text)[0]))
         except ValueError as error:
             raise ValueError(f"{source.path}: {error}") from None
-        lengths.append(1 + len(tokenizer.tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"]))
-        has_marks = has_marks or bool(spans)
+        has_marks = has_marks or MARK.search(text) is not None
     if tokenizer.select_seg_token_mask and not has_marks:
         raise ValueError(
             f"select_seg_token_mask is true but no reasoning in {', '.join(source.path for source in sources)} marks a "

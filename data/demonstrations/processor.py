@@ -65,8 +65,8 @@ class Processor(ObservationEncoder, processor.Processor):
                 observation |= {kind: texts[kind][step] for kind in self.text_keys if kind in texts}
                 yield Item(source, f"{source} step {step}", observation)
 
-    def predict(self, model: Any, inputs: list[dict[str, Any]]) -> np.ndarray:
-        """-> normalised (B, C, A) float32."""
+    def predict(self, model: Any, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Normalised `actions` (B, C, A), and `target_ids` (B, T) of a model that writes its reasoning."""
         import torch
 
         apart = PROMPT if self.prompts is not None else ()
@@ -75,18 +75,21 @@ class Processor(ObservationEncoder, processor.Processor):
             batch |= self.prompts.joined(inputs)
         batch = {name: value.to(model.device) for name, value in batch.items()}
         with torch.no_grad():
-            return model(**batch)["actions"].float().cpu().numpy()
+            return model(**batch)
 
-    def decode(self, outputs: np.ndarray) -> list[np.ndarray]:
-        """Chunks (C, A) float64 in the demonstrations' units.
+    def decode(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """`actions` (C, A) float64 in the demonstrations' units, and the text `reasoning` if the model wrote one.
 
         Raises:
             ValueError: an action is not finite; no robot should get it.
         """
-        chunks = self.decode_action(outputs)
+        chunks = self.decode_action(outputs["actions"].float().cpu().numpy())
         if not np.isfinite(chunks).all():
             raise ValueError("the model's actions are not finite; its weights are damaged, or the state is far outside")
-        return list(chunks)
+        if "target_ids" not in outputs:
+            return [{"actions": chunk} for chunk in chunks]
+        texts = self.prompts.decode(outputs["target_ids"])
+        return [{"actions": chunk, "reasoning": text} for chunk, text in zip(chunks, texts, strict=True)]
 
     def writer(self, target: Path) -> Recordings:
         return Recordings(target)
@@ -117,36 +120,41 @@ class Session:
     def reset(self) -> None:
         self.encoder.reset()
 
-    def act(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
-        """{"actions": (C, A) float64} for one step of what an episode file stacks."""
+    def act(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """What `Processor.decode` returns for one step of what an episode file stacks."""
         inputs = self.encoder.encode(observation)
-        (chunk,) = self.encoder.decode(self.encoder.predict(self.model, [inputs]))
-        return {"actions": chunk}
+        (record,) = self.encoder.decode(self.encoder.predict(self.model, [inputs]))
+        return record
 
 
 class Recordings:
-    """Writes `/FILE/actions` (T, C, A) float64 for each recording; see `data.processor.Writer`."""
+    """Writes `/FILE/actions` (T, C, A) float64 for each recording, and perhaps T texts `/FILE/reasoning`.
+
+    See `data.processor.Writer`.
+    """
 
     def __init__(self, target: Path):
         self.root = h5py.File(target, "w")
         self.source: Source | None = None
-        self.chunks: list[np.ndarray] = []
+        self.records: list[dict[str, Any]] = []
 
-    def write(self, source: Source, record: np.ndarray) -> None:
+    def write(self, source: Source, record: dict[str, Any]) -> None:
         if source != self.source:
             self.finish()
             self.source = source
-        self.chunks.append(record)
+        self.records.append(record)
 
     def drop(self, source: Source) -> None:
         if source == self.source:
-            self.source, self.chunks = None, []
+            self.source, self.records = None, []
 
     def finish(self) -> None:
         """Write the recording that is complete."""
         if self.source is not None:
-            self.root[f"{self.source.name}/actions"] = np.stack(self.chunks)
-        self.source, self.chunks = None, []
+            for name in self.records[0]:
+                values = [record[name] for record in self.records]
+                self.root[f"{self.source.name}/{name}"] = values if name == "reasoning" else np.stack(values)
+        self.source, self.records = None, []
 
     def close(self) -> None:
         self.finish()

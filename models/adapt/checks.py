@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -23,12 +24,15 @@ FLAGGED_PARTS = {
 }
 # What saving, loading and resuming call.
 NEEDED_OF_NETWORK = ("save_pretrained", "from_pretrained", "config")
+WORDS = re.compile(r"[\w.\-]+(\s*,\s*[\w.\-]+)*")  # no regular expression
 INSTALL_BITSANDBYTES = "quantization needs the package bitsandbytes: pip install bitsandbytes"
 
 
 def words_of(value: Any) -> list[str]:
-    """Return a list of patterns, also if the user wrote a single one without brackets."""
-    return [value] if isinstance(value, str) else list(value or ())
+    """Return a list of patterns, also if the user wrote a single one without brackets, or words with commas."""
+    if isinstance(value, str):
+        return re.split(r"\s*,\s*", value) if WORDS.fullmatch(value) else [value]
+    return list(value or ())
 
 
 def check_network(model: Any, module: ModuleType) -> None:

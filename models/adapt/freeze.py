@@ -12,7 +12,7 @@ from models.adapt.submodules import parameters_in, select
 
 
 def frozen_and_tuned(model: nn.Module, process: Any, parts: Mapping[str, str]) -> tuple[set[str], set[str]]:
-    """Return the names of parameters frozen by request, and of those that train whatever else is frozen.
+    """Return the names of parameters that stay frozen, and of those that train whatever else is frozen.
 
     Raises:
         ValueError: a pattern matches nothing, or the model has no such part.
@@ -25,7 +25,9 @@ def frozen_and_tuned(model: nn.Module, process: Any, parts: Mapping[str, str]) -
     for word in words_of(process.freeze):
         frozen |= parameters_in(model, select(model, word, parts, "freeze"))
     tuned = flagged("tune_mm_mlp_adapter")
-    return frozen - tuned, tuned
+    # By the network itself, because nothing depends on them.
+    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return frozen - tuned | fixed, tuned - fixed
 
 
 def freeze(model: nn.Module, frozen: set[str], tuned: set[str]) -> None:

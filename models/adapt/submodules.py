@@ -10,13 +10,21 @@ from transformers import PreTrainedModel
 
 from storage.suggestions import did_you_mean
 
-ALIASES = {"vit": "vision_tower"}
+ALIASES = {"vit": "vision_tower", "merger": "projector"}
 PLAIN_WORD = re.compile(r"[\w.\-]+")
 
 # Names that multi-modal models of transformers give to their parts.
 VISION_NAMES = ("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder")
 LANGUAGE_NAMES = ("language_model", "text_model")
-PROJECTOR_NAMES = ("multi_modal_projector", "mm_projector", "connector", "projector", "aligner")
+PROJECTOR_NAMES = (
+    "multi_modal_projector",
+    "mm_projector",
+    "connector",
+    "projector",
+    "aligner",
+    "merger",
+    "deepstack_merger_list",
+)
 
 
 def parts_of(model: nn.Module, declared: Mapping[str, str] | None) -> dict[str, str]:
@@ -37,10 +45,11 @@ def parts_of(model: nn.Module, declared: Mapping[str, str] | None) -> dict[str, 
         language = language or backbone
     if model.main_input_name == "pixel_values":
         vision = vision or backbone
+    projector = _shallowest(model, PROJECTOR_NAMES)
     parts = {
-        "vision_tower": vision,
+        "vision_tower": [name for root in vision for name in _outside(model, root, projector)],
         "llm": language,
-        "projector": _shallowest(model, PROJECTOR_NAMES),
+        "projector": projector,
         "embeddings": _input_embeddings(model),
         "backbone": backbone,
         "head": list(dict.fromkeys(head)),
@@ -60,6 +69,18 @@ def _shallowest(model: nn.Module, wanted: Collection[str]) -> list[str]:
     names = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in wanted]
     depth = min((name.count(".") for name in names), default=0)
     return [name for name in names if name.count(".") == depth]
+
+
+def _outside(model: nn.Module, root: str, excluded: Collection[str]) -> list[str]:
+    """Return the largest modules and parameters in `root` outside `excluded`: Qwen's projector is in its ViT."""
+    if root in excluded:
+        return []
+    if not any(name.startswith(f"{root}.") for name in excluded):
+        return [root]
+    module = model.get_submodule(root)
+    own = [f"{root}.{name}" for name, _ in module.named_parameters(recurse=False)]
+    children = [f"{root}.{name}" for name, _ in module.named_children()]
+    return [*own, *(name for child in children for name in _outside(model, child, excluded))]
 
 
 def _names_of(model: nn.Module, module: nn.Module | None) -> list[str]:

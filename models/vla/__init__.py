@@ -1,8 +1,10 @@
 """Vision-language-action policies: a pretrained vision-language model and a head that predicts chunks of actions.
 
-    model: {name: vla, head: flow}                  with model_name_or_path: any AutoModelForImageTextToText
+    model: {name: vla, head: flow}      with model_name_or_path: a model of AutoModelForImageTextToText
+    model: {name: vla, config: {model_type: smolvlm, vision_config: {…}, text_config: {…}}}
+                                        new, with random weights
     model: {name: vla, config: {model_type: smolvlm, vision_config: {…}}}
-                                                    new; with model_name_or_path: a causal language model, its text model
+                                        with model_name_or_path: a causal language model, which becomes its text model
 
 Importing this needs neither torch nor transformers; `build` and `load` bring them.
 """

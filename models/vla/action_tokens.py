@@ -63,8 +63,8 @@ class BinTokens:
 class FastTokens:
     """Tokens of byte-pair encoding over rounded coefficients of a cosine transform along the chunk.
 
-    The coefficients stand in the order of their frequency, those of all dimensions together. One that is larger than any
-    in training is clipped.
+    The coefficients stand in the order of their frequency, those of all dimensions together. One that is larger than
+    any in training is clipped.
 
     Args:
         settings: What `train_fast` returned.
@@ -168,7 +168,7 @@ def read_fast(file: Path) -> dict[str, Any]:
         settings = safe_read.read_json(file)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"model.action_tokenizer: {file} cannot be read ({reason}); train it with prepare.py") from None
+        raise ValueError(f"model.action_tokenizer: {file} cannot be read ({reason}); make it by prepare.py") from None
     if not isinstance(settings, dict) or (settings.get("kind"), settings.get("version")) != ("fast", VERSION):
         raise ValueError(f"model.action_tokenizer: {file} is no action tokenizer of prepare.py")
     return settings

@@ -63,6 +63,10 @@ class Backbone(nn.Module):
         return getattr(self.vlm, language_model_name(self.vlm))
 
     @property
+    def vision_tower(self) -> PreTrainedModel | None:
+        return next((getattr(self.vlm, name) for name in VISION_PARTS[:3] if hasattr(self.vlm, name)), None)
+
+    @property
     def width(self) -> int:
         return self.text_config.hidden_size
 
@@ -76,7 +80,7 @@ class Backbone(nn.Module):
         return hasattr(self.vlm, "visual") or hasattr(self.vlm, "get_rope_index")
 
     def drop_output(self) -> None:
-        """Remove or fix what only the last hidden states depend on: it would be computed for nothing, without gradient."""
+        """Remove or fix what only the last hidden states depend on: nothing reads those, so it has no gradient."""
         last, norm = self.language_model.layers[-1], self.language_model.norm
         last.mlp = Skipped()
         read = ("input_layernorm.", "self_attn.k_", "self_attn.v_")
@@ -230,7 +234,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def write(self, context: Context, most: int, eos: int) -> tuple[Tensor, Context]:
-        """Write the likeliest tokens until `eos`, at most `most`: their ids (B, T), eos after the end, and the context."""
+        """Write the likeliest tokens up to `eos`, at most `most`: ids (B, T), eos after the end, and the context."""
         ids, writes = [], torch.ones_like(context.position, dtype=torch.bool)
         while len(ids) < most and writes.any():
             token = self.logits(context.last).argmax(dim=-1).where(writes, eos)

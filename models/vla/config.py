@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from models.denoising import check_time_dim, check_unet
 from models.policy import ChunkConfig
-from storage.config_keys import HARMLESS, TRAJECTORY, key
+from storage.config_keys import HARMLESS, IMPOSSIBLE, TRAJECTORY, key
 
 of_flow = partial(key, needs="head", needs_value=("flow",))
 of_diffusion = partial(key, needs="head", needs_value=("diffusion",))
@@ -50,11 +50,11 @@ class Config(ChunkConfig):
         None, "of the channels, for pixels from 0 to 1; null: that of the backbone's preprocessor, else 0.5"
     )
 
-    head: Literal["flow", "diffusion", "regression"] = key(
+    head: Literal["flow", "diffusion", "regression", "tokens"] = key(
         "flow",
         "flow: an action expert that attends to the language model's keys and values, trained by flow matching; "
         "diffusion: a unet conditioned on the mean of the last hidden states; regression: the expert predicts the "
-        "actions directly, trained by their absolute error",
+        "actions directly, trained by their absolute error; tokens: the language model writes the actions as tokens",
     )
     state_as: Literal["prefix", "suffix"] = key(
         "prefix",
@@ -68,6 +68,15 @@ class Config(ChunkConfig):
         False, "no gradient of the action loss reaches the backbone, which learns from its texts alone"
     )
 
+    action_tokenizer: str | dict[str, Any] = key(
+        "bins",
+        "actions as tokens: bins (256 for each number, on the last tokens of the vocabulary), or the file of FAST that "
+        "prepare.py --action_tokenizer has trained",
+        needs="head",
+        needs_value=("tokens",),
+        is_path=True,
+        on_resume=IMPOSSIBLE,
+    )
     expert_width: float = of_expert(0.75, "width of the expert, as a share of the language model's", gt=0)
     attention: Literal["joint", "cross", "alternating"] = of_expert(
         "alternating",
@@ -126,6 +135,11 @@ class Config(ChunkConfig):
                     f"model.sampling_steps: {self.sampling_steps} is more than model.train_timesteps: "
                     f"{self.train_timesteps}; lower it"
                 )
+        if self.detach_backbone and self.head == "tokens":
+            raise ValueError(
+                "model.detach_backbone: the backbone itself writes the actions (model.head: tokens), and would not "
+                "learn them; set it to false"
+            )
         if self.detach_backbone and self.state_as == "prefix":
             raise ValueError(
                 "model.detach_backbone: the state would be a token of the language model, which then learns nothing "

@@ -21,6 +21,7 @@ from models.flow.network import FlowMatching
 from models.vla.backbone import Backbone
 from models.vla.context import Context
 from models.vla.expert import Expert, Geometry, Memory
+from models.vla.tokens_head import TokensHead
 
 PERIODS = (4e-3, 4.0)  # shortest and longest of the time's sines
 
@@ -50,10 +51,10 @@ class ExpertHead(nn.Module):
 
     def condition(self, context: Context, state: Tensor) -> tuple[Memory, Tensor]:
         """The memory of the expert, and the state's token (B, 0 or 1, W)."""
-        token = self.state_proj(state)[:, None] if self.config.state_as == "suffix" else None
-        return self.expert.memory(context), state.new_empty(
-            len(state), 0, self.expert.shape.width
-        ) if token is None else token
+        token = state.new_empty(len(state), 0, self.expert.shape.width)
+        if self.config.state_as == "suffix":
+            token = self.state_proj(state)[:, None]
+        return self.expert.memory(context), token
 
     def decode(self, tokens: Tensor, condition: tuple[Memory, Tensor]) -> Tensor:
         """Action tokens (B, C, W) -> actions (B, C, A)."""
@@ -130,5 +131,5 @@ class DiffusionHead(NoiseRemoval, nn.Module):
         return torch.cat((mean, state), dim=-1) if self.config.state_as == "suffix" else mean
 
 
-HEADS = {"flow": FlowHead, "regression": RegressionHead, "diffusion": DiffusionHead}
-NEEDS_HIDDEN = ("diffusion",)  # read the last hidden states, the others only keys and values
+HEADS = {"flow": FlowHead, "regression": RegressionHead, "diffusion": DiffusionHead, "tokens": TokensHead}
+NEEDS_HIDDEN = ("diffusion", "tokens")  # read the last hidden states, the others only keys and values

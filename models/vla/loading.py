@@ -20,9 +20,11 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from models.auto.gguf import pretrained_source
 from models.auto.network import new_settings
 from models.policy import require_dims
-from models.pretrained import from_files, load_model, saved_config
+from models.pretrained import from_files, load_checkpoint, load_model, saved_config
+from models.vla.action_tokens import read_fast
 from models.vla.backbone import language_model_name
 from models.vla.config import Config
 from models.vla.network import VLA, VLAConfig
@@ -37,13 +39,12 @@ def build_policy(config: Config, process: Any) -> VLA:
     path = process.model_name_or_path if not (process.is_pretrained or process.load_pretrain) else None
     settings, is_causal_lm = backbone_settings(config, path, process)
     cut_layers(settings, config.num_layers)
-    if hasattr(settings.vision_config, "vision_use_head"):
+    if hasattr(getattr(settings, "vision_config", None), "vision_use_head"):
         settings.vision_config.vision_use_head = False  # SigLIP's pooling, which nothing reads
     fit_vocabulary(settings, config, path)
-    filled = {
-        **asdict(config),
-        **image_settings(config, settings, path and not is_causal_lm and path, process.cache_dir),
-    }
+    filled = {**asdict(config), **image_settings(config, settings, None if is_causal_lm else path, process.cache_dir)}
+    if config.head == "tokens" and config.action_tokenizer != "bins":
+        filled["action_tokenizer"] = read_fast(config.action_tokenizer)
     policy_config = VLAConfig(**{**filled, "config": settings.to_dict()})
     policy_config.llm_loss_weight = process.llm_loss_weight
     check_losses(policy_config)
@@ -53,7 +54,9 @@ def build_policy(config: Config, process: Any) -> VLA:
 
 
 def load_for_adapter(place: str, folder: Path, cache_dir: str | None, trust_remote_code: bool) -> VLA:
-    """See `models.vla.load_base`."""
+    """See `models.vla.load_base`. A base that existed nowhere else has been saved as a whole policy."""
+    if Path(place).is_dir() and saved_config(Path(place)).get("model_type") == VLAConfig.model_type:
+        return load_checkpoint(VLA, place)
     config = VLAConfig(**{name: value for name, value in saved_config(folder).items() if name != "model_type"})
     return with_weights(config, AutoConfig.for_model(**config.config), place, cache_dir, trust_remote_code).eval()
 
@@ -71,9 +74,7 @@ def backbone_settings(config: Config, path: str | None, process: Any) -> tuple[P
                 "`model.config` with the model_type of a new one"
             )
         return new_settings(config.config, {}), False
-    settings = from_files(
-        AutoConfig, path, f"`model_name_or_path: {path}`", process.trust_remote_code, cache_dir=process.cache_dir
-    )
+    settings = stored_settings(path, process.cache_dir, process.trust_remote_code)
     if is_vlm(settings):
         if config.config is not None:
             raise ValueError(
@@ -89,6 +90,13 @@ def backbone_settings(config: Config, path: str | None, process: Any) -> tuple[P
     around = new_settings({**config.config, "text_config": settings.to_dict()}, {})
     around.tie_word_embeddings = settings.tie_word_embeddings
     return around, True
+
+
+def stored_settings(place: str, cache_dir: str | None, trust_remote_code: bool) -> PreTrainedConfig:
+    """The configuration of the model at `place`: a hub id, a folder or a .gguf file."""
+    source, options, _ = pretrained_source(place)
+    shown = f"`model_name_or_path: {place}`"
+    return from_files(AutoConfig, source, shown, trust_remote_code, cache_dir=cache_dir, **options)
 
 
 def is_vlm(settings: PreTrainedConfig) -> bool:
@@ -141,12 +149,8 @@ def image_settings(
     """
     trained = preprocessor(place, cache_dir) if place else {}
     size = image_side(config.image_size, settings) if config.num_images else config.image_size
-    mean = config.image_mean or trained.get("image_mean") or [0.5] * 3
-    return {
-        "image_size": size,
-        "image_mean": mean,
-        "image_std": config.image_std or trained.get("image_std") or [0.5] * 3,
-    }
+    names = ("image_mean", "image_std")
+    return {"image_size": size} | {name: getattr(config, name) or trained.get(name) or [0.5] * 3 for name in names}
 
 
 def preprocessor(place: str, cache_dir: str | None) -> dict[str, Any]:
@@ -190,17 +194,17 @@ def with_weights(
     config: VLAConfig, settings: PreTrainedConfig, place: str, cache_dir: str | None, trust_remote_code: bool
 ) -> VLA:
     """Build a policy with the pretrained backbone, or language model, at `place`; all else is its `new_weights`."""
+    source, _, options = pretrained_source(place)
+    options |= {"cache_dir": cache_dir, "dtype": torch.float32}
     shown = f"`model_name_or_path: {place}`"
-    options = {"cache_dir": cache_dir, "dtype": torch.float32}
-    own = from_files(AutoConfig, place, shown, trust_remote_code, cache_dir=cache_dir)
-    if is_vlm(own):
+    if is_vlm(stored_settings(place, cache_dir, trust_remote_code)):
         kind = AutoModelForImageTextToText
-        pretrained, new = _load_quietly(kind, place, shown, trust_remote_code, config=settings, **options)
+        pretrained, new = _load_quietly(kind, source, shown, trust_remote_code, config=settings, **options)
         vlm, prefix = pretrained.base_model, f"{pretrained.base_model_prefix}."
         new = {f"backbone.vlm.{name.removeprefix(prefix)}" for name in new if name.startswith(prefix)}
     else:
         text = settings.get_text_config()
-        pretrained, _ = _load_quietly(AutoModelForCausalLM, place, shown, trust_remote_code, config=text, **options)
+        pretrained, _ = _load_quietly(AutoModelForCausalLM, source, shown, trust_remote_code, config=text, **options)
         vlm = AutoModel.from_config(settings)
         name = language_model_name(vlm)
         setattr(vlm, name, pretrained.base_model)
@@ -209,7 +213,7 @@ def with_weights(
     names = {name for name, _ in policy.named_parameters()}
     if isinstance(head := getattr(policy.backbone, "lm_head", None), nn.Module):
         head.load_state_dict(pretrained.get_output_embeddings().state_dict())
-    policy.loaded_from = place
+    policy.loaded_from = str(Path(source, options["gguf_file"])) if "gguf_file" in options else place
     policy.new_weights = {name for name in names if not name.startswith("backbone.") or name in new}
     return policy
 

@@ -42,7 +42,8 @@ class VLA(ChunkPolicy):
 
     def __init__(self, config: VLAConfig, vlm: PreTrainedModel | None = None):
         super().__init__(config)
-        self.backbone = Backbone(config, vlm, self.writes, config.head in NEEDS_HIDDEN)
+        predicts_tokens = self.writes or config.head == "tokens"
+        self.backbone = Backbone(config, vlm, predicts_tokens, config.head in NEEDS_HIDDEN)
         if config.state_as == "prefix":
             self.state_proj = nn.Linear(config.max_state_dim or config.state_dim, self.backbone.width)
         self.action_head = HEADS[config.head](config, self.backbone)
@@ -94,16 +95,14 @@ class VLA(ChunkPolicy):
             context: other batch keys, which this network does not use.
 
         Returns:
-            Without actions {"actions": (B, C, A)}, with "target_ids" (B, ·) if the policy has written a text. In
-            training {"loss", "losses": {"action", "language"}}. In evaluation mode with actions all of these: the
-            losses for the demonstrated text, the actions for the policy's own, and "target_predictions" (B, T), each
-            the likeliest token after those before it.
+            Without actions {"actions": (B, C, A)}, and "target_ids" (B, ·) if the policy has written a text. In training
+            {"loss", "losses"}. In evaluation mode all: losses for the demonstrated text, actions for the policy's own,
+            and "target_predictions" (B, T), each the likeliest token after those before it.
         """
         prefix, state = self.read(state, images, image_mask, prompt_ids, prompt_mask)
         if actions is None:
             return self.act(prefix, state)
-        losses, output = {}, {}
-        taught = prefix
+        losses, output, taught = {}, {}, prefix
         if self.writes:
             self.check_targets(target_ids)
             taught = self.backbone.append(prefix, self.backbone.embed(target_ids), target_mask)
@@ -208,6 +207,19 @@ class VLA(ChunkPolicy):
 
     def get_output_embeddings(self) -> nn.Module | None:
         return getattr(self.backbone, "lm_head", None)
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Choose the attention of the vision tower; that of the language model has masks that only SDPA takes.
+
+        Raises:
+            ValueError: there is no vision tower.
+        """
+        vision = self.backbone.vision_tower
+        if vision is None:
+            raise ValueError("it has no vision tower, and its language model needs masks")
+        vision.set_attn_implementation(attn_implementation)
+        self.config._attn_implementation = attn_implementation
+        self.notes = [*getattr(self, "notes", ()), f"{attn_implementation} in the vision tower; SDPA in the others"]
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **options: Any

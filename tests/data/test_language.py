@@ -358,6 +358,16 @@ def test_workers_get_the_same_tokens(tmp_path, tokenizer):
     assert_same(batches[1], dataset.__getitems__(list(range(6, 12))))
 
 
+def test_training_never_waits_for_the_tokenizer(tmp_path, tokenizer):
+    """The tokens of each text are known before the first batch, in every worker process."""
+    write_episodes(tmp_path)
+    bundle = built(tmp_path, {"use_reasoning": True, "use_prev_subtask": True}, phrasings={"lift it": ["raise it"]})
+    before = everything(bundle.train_dataset)
+    again = built(tmp_path, {"use_reasoning": True, "use_prev_subtask": True}, phrasings={"lift it": ["raise it"]})
+    again.train_dataset.encoder.prompts.tokenizer = SimpleNamespace(padding_side="right")
+    assert_same(everything(again.train_dataset), before)
+
+
 # ---- bad input ----
 
 
