@@ -95,7 +95,7 @@ class VLA(ChunkPolicy):
             context: other batch keys, which this network does not use.
 
         Returns:
-            Without actions {"actions": (B, C, A)}, and "target_ids" (B, ·) if the policy has written a text. In training
+            Without actions {"actions": (B, C, A)}, and "target_ids" (B, ·) if the policy has written one. In training
             {"loss", "losses"}. In evaluation mode all: losses for the demonstrated text, actions for the policy's own,
             and "target_predictions" (B, T), each the likeliest token after those before it.
         """
