@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from models.policy import PolicyConfig
 from storage.config_keys import TRAJECTORY, key
@@ -77,9 +77,7 @@ class DenoisingConfig(PolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_time_dim(self.time_dim)
-        if self.time_encoding == "halves" and self.time_dim < 4:
-            raise ValueError(f"model.time_dim: {self.time_dim} is too small for model.time_encoding: halves; use 4")
+        check_time_dim(self)
         if self.network == "unet":
             check_unet(self)
         if self.network == "transformer" and self.hidden_dim % self.num_heads:
@@ -120,7 +118,10 @@ def check_unet(config: DenoisingConfig) -> None:
         )
 
 
-def check_time_dim(time_dim: int) -> None:
-    """Raise ValueError for an odd size of the time's encoding."""
-    if time_dim % 2:
-        raise ValueError(f"model.time_dim: {time_dim} is odd; sines and cosines share it: use {time_dim + 1}")
+def check_time_dim(config: Any) -> None:
+    """Raise ValueError for a size that the time's encoding cannot have."""
+    size = config.time_dim
+    if size % 2:
+        raise ValueError(f"model.time_dim: {size} is odd; sines and cosines share it: use {size + 1}")
+    if config.time_encoding == "halves" and size < 4:
+        raise ValueError(f"model.time_dim: {size} is too small for model.time_encoding: halves; use 4")

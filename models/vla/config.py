@@ -112,7 +112,11 @@ class Config(ChunkConfig):
     unet_channels: list[int] = of_diffusion([256, 512, 1024], "channels of each resolution of the unet")
     kernel_size: int = of_diffusion(5, "of the unet's convolutions along the chunk; odd", ge=1)
     group_norm_groups: int = of_diffusion(8, "groups of the unet's norms; divides every entry of unet_channels", ge=1)
+    film_scale: bool = of_diffusion(True, "the condition scales and shifts the unet's channels; false: it shifts them")
     time_dim: int = of_diffusion(128, "numbers that encode the time of the unet; even", ge=2)
+    time_encoding: Literal["alternating", "halves"] = of_diffusion(
+        "alternating", "sines and cosines of the time: see the diffusion policy"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,7 +133,7 @@ class Config(ChunkConfig):
                 raise ValueError(f"model.{name}: {most} is less than the data's {size} {own}; raise it")
         if self.head == "diffusion":
             check_unet(self)
-            check_time_dim(self.time_dim)
+            check_time_dim(self)
             if self.sampling_steps > self.train_timesteps:
                 raise ValueError(
                     f"model.sampling_steps: {self.sampling_steps} is more than model.train_timesteps: "

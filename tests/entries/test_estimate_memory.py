@@ -17,8 +17,8 @@ import train
 from estimate import arguments_without_gpu, attempt, build_bundle, estimate, micro_batch
 from loader.command_line.entry import run_config
 from loader.command_line.memory_request import memory_request
+from loader.command_line.parser import parse_flags
 from loader.errors import ConfigError
-from loader.schema.hyper_arguments import CommandArguments
 from models.adapt.quantize import resident_tensors
 from trainer.loss_terms import outputs_with_loss
 from trainer.memory_ledger import Steps
@@ -272,9 +272,11 @@ def test_bad_requests(words):
 @pytest.mark.parametrize(("text", "size"), [("24", 24 * 2**30), ("24GB", 24 * 2**30), ("800 MiB", 800 * 2**20)])
 def test_sizes(text, size, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    request = memory_request([], CommandArguments(estimate_memory="table", gpu_memory=text))
+    words = ["--estimate_memory", "--gpu_memory", text]
+    request = memory_request(words, parse_flags(words))
     assert (request.gpu_bytes, request.processes) == (size, 2)
-    assert memory_request([], CommandArguments(estimate_memory="table", num_processes=8)).processes == 8
+    words = ["--estimate_memory", "--num_processes", "8"]
+    assert memory_request(words, parse_flags(words)).processes == 8
 
 
 def test_missing_demonstrations_are_not_recorded(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from adapting import HEADS, MODULES, batch_of, build_adapted, config_of, disturb
 from safetensors.torch import load_file, save_file
 
 import models.act
+import models.mlp
 from models import adapt
 from models.adapt.saved_model import plain_model
 from models.adapt.submodules import base_name, parts_of
@@ -481,7 +482,7 @@ def test_report_by_hand(tmp_path):
     ],
 )
 def test_check_names_the_key_of_each_contradiction(settings, keys):
-    lines = adapt.check(models.act.PARTS, process_of(**settings), models.act.PROCESS_KEYS)
+    lines = adapt.check(models.act.PARTS, process_of(**settings), models.mlp.PROCESS_KEYS)
     assert [line.split("`")[1] for line in lines] == keys
 
 

@@ -218,6 +218,15 @@ def test_diffusion_is_that_of_diffusers(keys):
     assert head.network.time.dim == 8 and head.network.middle[0].second[0].out_channels == 32
 
 
+@pytest.mark.keys("model(vla).film_scale", "model(vla).time_encoding")
+def test_the_unet_is_that_of_the_diffusion_policy():
+    head = headed("diffusion", film_scale=False, time_encoding="halves").action_head
+    assert head.network.middle[0].modulation[1].out_features == 32  # a shift alone
+    angles = 3 * 1e-4 ** (torch.arange(4) / 3)
+    encoded = head.network.time.encode(torch.tensor([3.0]), 8)[0]
+    torch.testing.assert_close(encoded, torch.cat((angles.sin(), angles.cos())))
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
