@@ -51,7 +51,7 @@ class Recipe:
     name: str
     data: str
     needs: str | None = None
-    prepare: str | None = None
+    prepare: str | list[str] | None = None
     train: str = ""
     eval: str = ""
     scores: dict[str, str] = field(default_factory=dict)
@@ -61,8 +61,9 @@ class Recipe:
     def commands(self, data: str, out: str) -> dict[str, list[str]]:
         """Step -> script and words; `data` and `out` are folders, or what stands for them."""
         train = ["train.py", "--training_config", self.name, *_words(self.train, data), "--output_dir", out]
-        steps = {} if self.prepare is None else {"prepare": ["prepare.py", *_words(self.prepare, data)]}
-        return {**steps, "train": train, "eval": ["eval.py", "--checkpoint", out, *_words(self.eval, data)]}
+        asked = [self.prepare] if isinstance(self.prepare, str) else self.prepare or []
+        prepare = {f"prepare{index or ''}": ["prepare.py", *_words(words, data)] for index, words in enumerate(asked)}
+        return {**prepare, "train": train, "eval": ["eval.py", "--checkpoint", out, *_words(self.eval, data)]}
 
     def version(self, configs: Path) -> str:
         """A hash of the entry and of the training files, whose comments do not count."""
