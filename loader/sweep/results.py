@@ -45,7 +45,7 @@ def _row(record: Record, index: int, objective: Objective) -> dict[str, object]:
         **job.settings,
         objective.name: value,
         "best_step": step,
-        "seconds": round(job.seconds, 1) or "",
+        "seconds": round(job.seconds, 1) if job.seconds else "",
         "folder": folder,
     }
 

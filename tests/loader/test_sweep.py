@@ -41,8 +41,10 @@ def test_the_table_has_the_best_value_of_each_run(run, capfd):
         (str(number), rate, "4", str(run.out / str(number))) for number, rate in enumerate(("1e-5", "1e-2", "1e-3"))
     ]
     assert [float(row["seconds"]) for row in rows] == [round(job["seconds"], 1) for job in run.recorded()]
-    *_, best, command = capfd.readouterr().out.splitlines()
-    assert best.startswith("best run: 2,") and "learning_rate=1e-3" in command and str(run.out / "2") in command
+    lines = capfd.readouterr().out.splitlines()
+    (best,) = [number for number, line in enumerate(lines) if line.startswith("best run: ")]
+    command = lines[best + 1]
+    assert lines[best].startswith("best run: 2,") and "learning_rate=1e-3" in command and str(run.out / "2") in command
 
 
 def test_more_is_better_if_the_user_says_so(run, capfd):
