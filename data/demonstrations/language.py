@@ -5,7 +5,6 @@ Shapes: B samples, L prompt tokens, T target tokens, S state dimensions, N steps
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import warnings
@@ -21,6 +20,7 @@ from data.demonstrations.config import Config, reads_tokens
 from data.demonstrations.source import EpisodeSource
 from data.load_tokenizer import load_tokenizer, saved_tokenizer
 from data.statistics import Normalizer
+from storage.suggestions import did_you_mean
 
 MARK = re.compile(r"<seg>(.*?)</seg>", re.DOTALL)
 STATE_BINS = 256  # of the text of a state, over [-1, 1], as in pi0.5 (arXiv:2504.16054)
@@ -292,8 +292,8 @@ def refuse_phrasings(config: Config, instructions: set[str]) -> None:
     """Raise ValueError if `dataset.phrasings` rewords an instruction that no episode has."""
     for text in config.phrasings:
         if text.strip() not in instructions:
-            near = difflib.get_close_matches(text, instructions, 1, 0)[0]
-            raise ValueError(f"dataset.phrasings: no episode has the instruction `{text}`; the nearest is `{near}`")
+            hint = did_you_mean(text, instructions, f"; they have {', '.join(sorted(instructions)[:5])}")
+            raise ValueError(f"dataset.phrasings: no episode has the instruction `{text}`{hint}")
 
 
 def texts_of(source: EpisodeSource, kind: str) -> list[str]:

@@ -19,7 +19,6 @@ from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPT
 
 # Flag -> the folder of configs/ whose files it takes by name.
 NAMED_FILES = {"task_name": "task", "training_config": "training", "model_config": "model", "policy": "model"}
-COMPLETE = "--complete"
 
 BASH = r"""# bash: eval "$(keel-train --completion bash)", or the same with python train.py
 _keel_train() {

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loader.command_line.completion import COMPLETE, SCRIPTS, completions
 from loader.command_line.memory_request import memory_request
 from loader.command_line.parser import Given, flag_lines, help_text, parse_flags, parser_class
 from loader.command_line.unknown_flags import nearest_flag
@@ -83,11 +82,15 @@ def run_config(arguments: list[str] | None = None, sweep: Callable[..., int] | N
 def _answer_or_resolve(arguments: list[str] | None, sweep: Callable[..., int] | None) -> RunConfig | int:
     import_from_working_folder()
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if words[:1] == [COMPLETE]:
+    if words[:1] == ["--complete"]:
+        from loader.command_line.completion import completions
+
         print("\n".join(completions(" ".join(words[1:]))))
         return 0
     given = parse_flags(words)
     if given.command.completion is not None:
+        from loader.command_line.completion import SCRIPTS
+
         print(SCRIPTS[given.command.completion], end="")
         return 0
     if given.asked_for_help:

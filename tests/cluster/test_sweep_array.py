@@ -24,7 +24,7 @@ SWEPT = ["learning_rate=1e-3,3e-4", "weight_decay=0,0.1"]
 
 
 class Cluster:
-    """Slurm's commands as files in a folder on PATH: sbatch notes what it gets, squeue says what it is told."""
+    """Slurm's commands as files in a folder on PATH: sbatch writes down what it gets, squeue prints a given list."""
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.out = folder, folder / "a b%"
