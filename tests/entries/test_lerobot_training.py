@@ -41,7 +41,7 @@ def test_a_policy_is_trained_and_takes_the_observations_of_the_data_set(folder):
 
 @pytest.mark.slow
 def test_predictions_on_a_data_set(folder):
-    """Episode by episode, the chunks that the network predicts for the data set's samples; histories start empty in each."""
+    """The chunks that the network predicts for the data set's samples; the history is empty as an episode begins."""
     import torch
 
     from data.demonstrations import Config, build
