@@ -84,11 +84,7 @@ class VLA(ChunkPolicy):
         """Sample a chunk or compute the loss of a demonstrated one.
 
         Args:
-            state: (B, state dim), normalised.
-            actions: (B, C, A), normalised.
-            is_pad: (B, C) bool, true for steps after the episode's end.
-            images: (B, K, 3, H, W) uint8.
-            image_mask: (B, K) bool, false for images that do not exist; None: all do.
+            state, actions, is_pad, images, image_mask: as `models.act.network.ACT.forward`.
             prompt_ids, prompt_mask: (B, L) tokens of the instruction, and which of them exist.
             target_ids, target_mask, target_loss_mask: (B, T) tokens of the text that is to be predicted before acting,
                 which of them exist, and which have a loss.
