@@ -16,7 +16,7 @@ from typing import Any
 
 from loader.command_line.entry import process_rank, refusing, run_config
 from loader.errors import ConfigError
-from loader.resolve.global_batch_size import batch_line
+from loader.resolve.global_batch_size import as_if_launched, batch_line
 from loader.resolve.run_config import RunConfig
 from models.adapt.optional_imports import hide_kernel_warning
 from trainer.hf_patches import defer_peft
@@ -72,11 +72,12 @@ def estimate_memory(run: RunConfig) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    bundle = refusing(build_bundle, run)
-    found = refusing(estimate, run, bundle, request.processes, wants_fsdp(run))
     changes = []
-    if request.gpu_bytes is not None and not found.fits(request.gpu_bytes):
-        changes = list(remedies(run, bundle, found))
+    with as_if_launched(request.processes):
+        bundle = refusing(build_bundle, run)
+        found = refusing(estimate, run, bundle, request.processes, wants_fsdp(run))
+        if request.gpu_bytes is not None and not found.fits(request.gpu_bytes):
+            changes = list(remedies(run, bundle, found))
     if request.form == "json":
         values = {"total": found.total, **asdict(found), "changes": {words: each.total for words, each in changes}}
         print(json.dumps(values))

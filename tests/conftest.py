@@ -9,10 +9,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FROZEN: list[bool] = []
+LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+@pytest.fixture
+def no_launch_is_left():
+    """No test leaves a launcher's variables behind: every later test would count as launched."""
+    before = [os.environ.get(name) for name in LAUNCHER]
+    yield
+    assert [os.environ.get(name) for name in LAUNCHER] == before
 
 
 @pytest.fixture(autouse=True)
-def own_keel_home(tmp_path_factory, monkeypatch):
+def own_keel_home(no_launch_is_left, tmp_path_factory, monkeypatch):
     """No test reads or writes the user's prepared data."""
     monkeypatch.setenv("KEEL_HOME", str(tmp_path_factory.mktemp("keel_home")))
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)

@@ -16,6 +16,7 @@ from loader.command_line.memory_request import memory_request
 from loader.command_line.parser import Given, flag_lines, help_text, parse_flags, parser_class
 from loader.command_line.unknown_flags import nearest_flag
 from loader.errors import ConfigError, one_line
+from loader.resolve.global_batch_size import as_if_launched
 from loader.resolve.resolver import resolve
 from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import out_of_bounds
@@ -108,7 +109,8 @@ def _answer_or_resolve(arguments: list[str] | None, sweep: Callable[..., int] | 
         return sweep(words, given.sweep, lambda one_of_them: _answer(parse_flags(one_of_them)), asks)
     if useless := sorted(given.sweep.given - {"multirun"}):
         raise ConfigError(f"`--{useless[0]}` is a flag of sweeps; give -m too, or leave it out")
-    run = _answer(given)
+    with as_if_launched(given.command.num_processes):
+        run = _answer(given)
     return replace(run, memory=memory) if memory is not None and isinstance(run, RunConfig) else run
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([gmt]?)(?:i?b)?", re.IGNORECASE)
 
 
 def memory_request(words: Sequence[str], command_line: Given) -> MemoryRequest | None:
-    """Return what is to be estimated; None: nothing. `--num_processes` counts from here on as if so many were launched.
+    """Return what is to be estimated; None: nothing.
 
     Raises:
         ConfigError: not a size, or a flag without `--estimate_memory`, or this together with a sweep.
@@ -34,7 +33,5 @@ def memory_request(words: Sequence[str], command_line: Given) -> MemoryRequest |
     match = SIZE.fullmatch((command.gpu_memory or "").strip())
     if command.gpu_memory is not None and (match is None or not float(match[1])):
         raise ConfigError(f"`--gpu_memory {command.gpu_memory}` is not a size of memory; write 24GiB, or 800MiB")
-    if command.num_processes is not None:
-        os.environ["WORLD_SIZE"] = str(command.num_processes)
     size = int(float(match[1]) * UNITS[match[2].lower()]) if match else None
-    return MemoryRequest(tuple(words), command.estimate_memory, size, launched_processes())
+    return MemoryRequest(tuple(words), command.estimate_memory, size, command.num_processes or launched_processes())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from loader.errors import Problems
 from loader.sources.config_tree import Node, Origin, layer_index
@@ -16,6 +18,21 @@ def launched_processes() -> int:
     """Return the number of launched processes; 1 without a launcher."""
     size = os.environ.get("WORLD_SIZE", "")
     return max(1, int(size)) if size.isascii() and size.isdecimal() else 1
+
+
+@contextmanager
+def as_if_launched(processes: int | None) -> Iterator[None]:
+    """Inside, `processes` count as launched; None: those that are."""
+    before = os.environ.get("WORLD_SIZE")
+    if processes is not None:
+        os.environ["WORLD_SIZE"] = str(processes)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["WORLD_SIZE"] = before
+        elif processes is not None:
+            del os.environ["WORLD_SIZE"]
 
 
 def settle_global_batch(tree: Node, layers: list[Node], problems: Problems) -> None:

@@ -1,6 +1,7 @@
 """`train.py --estimate_memory` against the tensors of a real step, and against torch's own memory tracker."""
 
 import json
+import os
 import warnings
 
 import pytest
@@ -277,6 +278,14 @@ def test_sizes(text, size, monkeypatch):
     assert (request.gpu_bytes, request.processes) == (size, 2)
     words = ["--estimate_memory", "--num_processes", "8"]
     assert memory_request(words, parse_flags(words)).processes == 8
+
+
+def test_processes_are_assumed_for_this_command_only(tmp_path, capsys):
+    """They divide the global batch size, and no later run in this process counts as launched."""
+    words = [*gpt(tmp_path), "--output_dir", str(tmp_path / "out"), "--global_batch_size", "64"]
+    train.main([*words, "--estimate_memory", "json", "--num_processes", "4"])
+    assert json.loads(capsys.readouterr().out)["batch"].endswith("× 4 processes = 64")
+    assert "WORLD_SIZE" not in os.environ
 
 
 def test_missing_demonstrations_are_not_recorded(tmp_path, monkeypatch):
