@@ -105,6 +105,8 @@ def _answer_or_resolve(arguments: list[str] | None, sweep: Callable[..., int] | 
         return 0
     memory = memory_request(words, given)
     if given.sweep.multirun:
+        if sweep is None:
+            raise ConfigError("-m starts several runs, and one is wanted here; leave it out")
         asks = given.command.check or given.command.print_config is not None
         return sweep(words, given.sweep, lambda one_of_them: _answer(parse_flags(one_of_them)), asks)
     if useless := sorted(given.sweep.given - {"multirun"}):

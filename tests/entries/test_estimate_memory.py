@@ -263,6 +263,7 @@ def test_it_fits_or_says_what_to_change(tmp_path, capsys):
         ["--gpu_memory", "24GiB"],
         ["--num_processes", "2"],
         ["--estimate_memory", "-m", "seed=1,2"],
+        ["-m", "seed=1,2", "--check"],  # where no sweep can be started
     ],
 )
 def test_bad_requests(words):
