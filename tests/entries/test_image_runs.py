@@ -149,7 +149,8 @@ def test_prepare_makes_mosaics(tmp_path, in_root, shared, monkeypatch, capsys):
     from data.images import fashion
 
     monkeypatch.setattr(fashion, "COUNTS", {"train": 40, "val": 10, "test": 10})
-    words = ["--training_config", "mosaics_cpu", "--output_dir", str(tmp_path / "out"), "--set"]
+    words = ["--training_config", "mosaics_cpu", "--output_dir", str(tmp_path / "out"), "--set", "report_to=none"]
+    words += ["warmup_ratio=0", "lr_scheduler_type=constant"]
     made = ["--task_name", "fashion_mosaics", "--source"]
     for broken in (lambda: train.main(words), lambda: prepare.main([*made, str(tmp_path)])):
         with pytest.raises(SystemExit) as left:
@@ -157,7 +158,6 @@ def test_prepare_makes_mosaics(tmp_path, in_root, shared, monkeypatch, capsys):
         assert left.value.code == 2
     assert "prepare.py --task_name fashion_mosaics" in capsys.readouterr().err
     prepare.main([*made, str(shared / "data" / "images")])
-    words += ["report_to=none", "warmup_ratio=0"]
     train.main([*words, "max_steps=1"])
     trainer = train.main([*words, "max_steps=2", "resume_from_checkpoint=auto"])
     assert trainer.state.global_step == 2
