@@ -36,8 +36,8 @@ def check(config: Config, run: Any) -> list[str]:
     return problems_of(config, run, tuple(MADE))
 
 
-def prepared(config: Config, run: Any) -> Config:
-    """The config with a ready name (`MADE`) as the tables that `make` wrote.
+def with_tables(config: Config, run: Any) -> Config:
+    """The config with the tables that `make` wrote in place of a ready name (`MADE`); the run itself keeps the name.
 
     Raises:
         ValueError: they are not there yet.
@@ -89,7 +89,7 @@ def build(config: Config, run: Any) -> Any:
     """The `Bundle` of the configured images; raises ValueError if they cannot be used."""
     from data.images.build_bundle import assemble
 
-    return assemble(config, run)
+    return assemble(with_tables(config, run), run)
 
 
 __getattr__ = lazy(__name__, Processor="data.images.processor")

@@ -1,6 +1,6 @@
 """A small convolutional network for small images on a CPU: 24,058 parameters at the defaults, one channel, ten labels.
 
-Each stage is convolution, norm, ReLU and max pooling; the mean over all places goes into a linear head.
+Each stage is convolution, norm, ReLU and max pooling; the mean or maximum over all places goes into a linear head.
 
     python train.py --dataset mosaics --model_config configs/model/convnet.yaml
 

@@ -26,6 +26,10 @@ class Architecture:
         "batch",
         "batch: learns faster, and what it learns depends on how a step is cut into micro-batches; group: does not",
     )
+    pooling: Literal["mean", "max"] = key(
+        "mean",
+        "of the last stage over all places; mean: what fills the image; max: what is anywhere in it, as small objects",
+    )
     image_size: int | None = dim("pixels of a side", ge=1)
     num_channels: int | None = dim("channels of an image", ge=1)
 

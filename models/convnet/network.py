@@ -33,7 +33,7 @@ def build_network(config: Config) -> ConvNet:
 
 
 class ConvNet(PreTrainedModel):
-    """Stages of convolution, norm, ReLU and max pooling -> mean over all places -> linear head."""
+    """Stages of convolution, norm, ReLU and max pooling -> mean or maximum over all places -> linear head."""
 
     config_class = ConvNetConfig
     main_input_name = "pixel_values"
@@ -63,8 +63,10 @@ class ConvNet(PreTrainedModel):
         Returns:
             {"logits": (B, L)}, with labels also {"loss"}.
         """
-        features = self.stages(pixel_values.to(self.dtype)).mean(dim=(-2, -1))  # (B, F)
-        output = {"logits": self.head(features)}
+        features = self.stages(pixel_values.to(self.dtype))  # (B, F, h, w)
+        places = (-2, -1)
+        pooled = features.amax(places) if self.config.pooling == "max" else features.mean(places)  # (B, F)
+        output = {"logits": self.head(pooled)}
         return output if labels is None else {**self.criterion(output, {"labels": labels}), **output}
 
     def loss_items(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -145,11 +145,12 @@ def test_augmentation_and_sampling_change_what_is_trained_on(tmp_path, in_root):
 
 
 def test_prepare_makes_mosaics(tmp_path, in_root, shared, monkeypatch, capsys):
-    """Also: what is not made yet is said, and a source that is none."""
+    """Also: what is not made yet is said, and a source that is none; and a run on them resumes."""
     from data.images import fashion
 
     monkeypatch.setattr(fashion, "COUNTS", {"train": 40, "val": 10, "test": 10})
-    words = ["--training_config", "mosaics_cpu", "--output_dir", str(tmp_path / "out"), "--set", "max_steps=2"]
+    words = ["--training_config", "mosaics_cpu", "--output_dir", str(tmp_path / "out"), "--set", "report_to=none"]
+    words += ["warmup_ratio=0", "lr_scheduler_type=constant"]
     made = ["--task_name", "fashion_mosaics", "--source"]
     for broken in (lambda: train.main(words), lambda: prepare.main([*made, str(tmp_path)])):
         with pytest.raises(SystemExit) as left:
@@ -157,8 +158,10 @@ def test_prepare_makes_mosaics(tmp_path, in_root, shared, monkeypatch, capsys):
         assert left.value.code == 2
     assert "prepare.py --task_name fashion_mosaics" in capsys.readouterr().err
     prepare.main([*made, str(shared / "data" / "images")])
-    trainer = train.main([*words, "report_to=none", "warmup_ratio=0"])
-    assert len(trainer.train_dataset) == 40 and trainer.train_dataset[0][0].shape == (1, 64, 64)
+    train.main([*words, "max_steps=1"])
+    trainer = train.main([*words, "max_steps=2", "resume_from_checkpoint=auto"])
+    assert trainer.state.global_step == 2
+    assert len(trainer.train_dataset) == 40 and trainer.train_dataset[0][0].shape == (1, 56, 56)
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert any("test_macro_average_precision" in line for line in lines)
 

@@ -33,13 +33,15 @@ def batch(problem_type=MULTI, samples=6):
     "model(convnet).widths",
     "model(convnet).stem_stride",
     "model(convnet).norm",
+    "model(convnet).pooling",
     "model(convnet).num_channels",
     "model(convnet).num_labels",
 )
 @pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("stem_stride", [1, 2])
-def test_the_network_is_its_layers(norm, stem_stride):
-    net = made(norm=norm, stem_stride=stem_stride, widths=[4, 8], num_channels=3, num_labels=4).eval()
+@pytest.mark.parametrize(("stem_stride", "pooling"), [(1, "mean"), (2, "mean"), (2, "max")])
+def test_the_network_is_its_layers(norm, stem_stride, pooling):
+    keys = {"stem_stride": stem_stride, "pooling": pooling, "num_channels": 3, "num_labels": 4}
+    net = made(norm=norm, widths=[4, 8], **keys).eval()
     state, pixels = net.state_dict(), batch()["pixel_values"]
     features = pixels
     for index, stride in enumerate([stem_stride, 1]):
@@ -50,7 +52,9 @@ def test_the_network_is_its_layers(norm, stem_stride):
         else:
             features = F.group_norm(features, features.shape[1] // 4, *scale)
         features = F.max_pool2d(features.relu(), 2)
-    expected = features.flatten(2).mean(2) @ state["head.weight"].T + state["head.bias"]
+    places = features.flatten(2)
+    pooled = places.mean(2) if pooling == "mean" else places.max(2).values
+    expected = pooled @ state["head.weight"].T + state["head.bias"]
     assert expected.shape == (6, 4)
     torch.testing.assert_close(net(pixels)["logits"], expected)
 
