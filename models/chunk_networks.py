@@ -149,8 +149,8 @@ class Transformer(nn.Module):
     def forward(self, chunk: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """Arguments and result as `UNet.forward`."""
         memory = torch.stack((self.time(time), self.condition(condition)), dim=1)  # (B, 2, D)
-        positions = sequence_positions(chunk.shape[1], self.action.out_features, chunk.device).to(chunk.dtype)
-        tokens = self.action(chunk) + positions  # a chunk of pure noise tells nothing of where its actions are
+        tokens = self.action(chunk)
+        positions = sequence_positions(tokens.shape[1], tokens.shape[2], tokens.device).to(tokens.dtype)
         for layer in self.layers:
             tokens = layer(tokens, memory, positions, self.memory_positions.weight)
         return self.output(self.norm(tokens))
