@@ -59,11 +59,13 @@ def run(
                 yield done, future.result()
         for done, future in waiting:
             yield done, future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError("a worker process died; was memory short?") from error
-    finally:
+    except BaseException as error:  # GeneratorExit too; workers that have done their tasks end by themselves
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise RuntimeError("a worker process died; was memory short?") from error
+        raise
+    finally:
         pool.shutdown(cancel_futures=True)
 
 

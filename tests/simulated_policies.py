@@ -1,5 +1,6 @@
 """Policies and tasks for worker processes: what a spawned process runs must live in a module it can import."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -62,6 +63,12 @@ def double(number):
     if number == 15:
         os.kill(os.getpid(), signal.SIGKILL)
     return 2 * number, os.getpid(), os.environ.get("OMP_NUM_THREADS")
+
+
+def locking():
+    global lock
+    lock = multiprocessing.Lock()  # a semaphore of the system, as every progress bar has one
+    return double
 
 
 def sleeping():

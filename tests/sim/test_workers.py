@@ -16,6 +16,10 @@ from storage.lock import is_alive
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def with_tests_on_path():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+
 def test_results_come_with_their_tasks_from_as_many_processes():
     pairs = dict(run(doubling, range(6), num_workers=2))
     assert {task: result[0] for task, result in pairs.items()} == {task: 2 * task for task in range(6)}
@@ -58,14 +62,22 @@ def test_closing_early_ends_all_workers():
     assert multiprocessing.active_children() == []
 
 
+def test_workers_that_are_done_leave_no_semaphore_behind():
+    code = (
+        "from simulated_policies import locking; from sim.workers import run\n"
+        "print([result[0] for _, result in run(locking, [1, 2, 3], num_workers=2)])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], env=with_tests_on_path(), capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("[2, 4, 6]\n", "")
+
+
 @pytest.mark.slow
 def test_workers_end_with_a_killed_parent(tmp_path):
     code = (
         "import sys; from pathlib import Path; from simulated_policies import sleeping; from sim.workers import run\n"
         "list(run(sleeping, [Path(sys.argv[1])] * 2, num_workers=2))"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    parent = subprocess.Popen([sys.executable, "-c", code, tmp_path], env=environment)
+    parent = subprocess.Popen([sys.executable, "-c", code, tmp_path], env=with_tests_on_path())
     deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
