@@ -1,7 +1,7 @@
 """Complete the command line of train.py in a shell: flags, their values, named files, and keys as bare words.
 
-`--completion bash` prints a script which calls `train.py --complete LINE` at each press of the tab key. train.py imports
-only this module then, and the parser is built only for a flag.
+`--completion bash` prints a script which calls `train.py --complete LINE` at each press of the tab key. Then train.py
+imports only this module, and the parser is built only for a flag.
 """
 
 from __future__ import annotations
