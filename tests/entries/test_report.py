@@ -18,6 +18,7 @@ from PIL import Image
 
 import report
 from loader.errors import ConfigError
+from reporting import curves
 from reporting import page as page_module
 from reporting.collect import Setting, read_run
 from reporting.curves import MOST_POINTS, MetricsLog, charts, group_of, thinned
@@ -159,6 +160,29 @@ def test_a_long_log_is_read_in_pieces_with_bounded_memory_and_a_small_page(tmp_p
     assert log.series["loss_0"][0][0] == 0 and log.last_step == 39_999
     made(folder)
     assert (folder / "report.html").stat().st_size < page_module.MOST_BYTES
+
+
+def test_of_a_very_long_log_few_lines_are_parsed_and_nothing_notable_is_lost(tmp_path, monkeypatch):
+    records = [{"step": step, "loss": 1.0 + step % 3, "grad_norm": 1.0} for step in range(1, 60_001)]
+    records[20_002]["loss"], records[30_003]["loss"], records[40_004]["grad_norm"] = 9.0, "nan", 8.0
+    for step in (50_005, 50_006):
+        records[step] |= {"loss": "inf", "skipped_steps": 1}
+    evaluations = [{"step": step, "eval_loss": step / 7} for step in range(1000, 60_001, 1000)]
+    lines = sorted([*records, *evaluations], key=lambda record: record["step"])
+    log = MetricsLog(write_run(tmp_path / "out", lines) / "metrics.jsonl")
+    monkeypatch.setattr(curves, "MOST_BYTES_PARSED", 100_000)  # about 2,000 lines of the 60,060
+    parsed, add = [], MetricsLog._add
+    monkeypatch.setattr(MetricsLog, "_add", lambda self, line: (parsed.append(line), add(self, line)))
+    assert log.update() and log.last_step == 60_000 and not log.update()
+    assert 600 < len(parsed) < 2200
+    loss, norm = dict(log.series["loss"]), dict(log.series["grad_norm"])
+    assert loss[20_003] == 9.0 and loss[30_004] == "nan" and norm[40_005] == 8.0
+    assert log.skipped == 2 and log.damaged == 0
+    assert log.series["eval_loss"] == [(each["step"], each["eval_loss"]) for each in evaluations]
+    assert max(b - a for a, b in zip(loss, list(loss)[1:], strict=False)) < 200
+    with open(log.path, "a") as file:  # what is appended while it is watched is read whole
+        file.writelines(json.dumps({"step": step, "loss": 0.5}) + "\n" for step in range(60_001, 60_101))
+    assert log.update() and len(parsed) < 2300 and list(dict(log.series["loss"]))[-100:] == list(range(60_001, 60_101))
 
 
 def test_a_log_that_was_rewritten_is_read_anew(out):
