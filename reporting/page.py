@@ -143,7 +143,7 @@ def key_figures(run: Run) -> list[tuple[str, str]]:
     for scores in run.scores.values():
         rated = scores | rated  # of several files with a score, the first
     best = run.settings["metric_for_best_model"].text if "metric_for_best_model" in run.settings else ""
-    order = sorted(rated, key=lambda key: (rated[key][1] is None, key not in best, key == "loss"))
+    order = sorted(rated, key=lambda key: (rated[key][1] is None, key not in best, key.startswith("loss")))
     found += [(key, score(key, *rated[key])) for key in order[:2]]
     if total := run.adaptation.get("total"):
         found.append(("parameters", f"{total.get('parameters', 0):,}" if isinstance(total, dict) else "–"))

@@ -270,6 +270,17 @@ def test_scores_have_their_interval(out):
     assert rows[start + 3][0] == "logged value"  # and no further score
 
 
+def test_the_score_that_chooses_the_best_checkpoint_is_a_key_figure(tmp_path):
+    """The first two beside the losses; each once, though several files have it."""
+    yaml = RUN_YAML.replace("...", "metric_for_best_model: f1  # cli\n...")
+    folder = write_run(tmp_path / "out", [training(10), {"step": 10, "test_f1": 0.75, "test_loss": 2.0}], yaml)
+    scores = {"task": "t", "checkpoint": "c", "loss": 2.0, "accuracy": 0.5, "recall": 0.25, "f1": 0.75}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    page = made(folder)
+    assert page.texts["dt"] == ["lowest loss", "f1", "accuracy", "training time"]
+    assert page.texts["h1"] == [f"{tmp_path.name}/out"]  # the folder's own name says nothing
+
+
 def test_starts_resumes_samples_and_adaptation_are_shown(out):
     start = {"time": "2030-01-02 03:04:05 +0000", "step": 0, "notes": ["first note"], "data": ["1,234 sentences"]}
     lines = [start, start | {"step": 20, "changed": ["`learning_rate` was 3"]}]
