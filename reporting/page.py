@@ -189,14 +189,15 @@ def score(name: str, value: Any, low: Any, high: Any) -> str:
 def scores_table(runs: Sequence[Run]) -> str:
     """Scores of eval.py and the like, of one run a column for each file; then what was logged."""
     if len(runs) == 1:
-        columns = runs[0].scores
+        columns = {
+            file: {(key, ""): values for key, values in scores.items()} for file, scores in runs[0].scores.items()
+        }
     else:
-        columns = {run.name: {f"{key} ({file})": values for file, scores in run.scores.items()
-                              for key, values in scores.items()} for run in runs}  # fmt: skip
-    keys = dict.fromkeys(key for scores in columns.values() for key in scores)
+        columns = {run.name: scores_with_files(run) for run in runs}
     rows = [
-        [escape(key), *(score(key, *scores[key]) if key in scores else "–" for scores in columns.values())]
-        for key in keys
+        [f"{escape(key)} <small>{escape(file)}</small>" if file else escape(key)]
+        + [score(key, *scores[key, file]) if (key, file) in scores else "–" for scores in columns.values()]
+        for key, file in dict.fromkeys(row for scores in columns.values() for row in scores)
     ]
     found = table(["score", *columns], rows, "numbers") if rows else ""
     logged = list(dict.fromkeys(name for run in runs for name in run.log.series))
@@ -210,6 +211,16 @@ def scores_table(runs: Sequence[Run]) -> str:
         values = table(["last logged value", *columns], cells, "numbers")
     is_open = len(runs) > 1 or not rows
     return f"{found}<details{' open' if is_open else ''}><summary>Logged values</summary>{values}</details>"
+
+
+def scores_with_files(run: Run) -> dict[tuple[str, str], tuple[Any, Any, Any]]:
+    """(score, file) -> value, low, high; a value that several files have stands once."""
+    found: dict[tuple[str, str], tuple[Any, Any, Any]] = {}
+    for file, scores in run.scores.items():
+        for key, values in scores.items():
+            if (key, values[0]) not in {(name, other[0]) for (name, _), other in found.items()}:
+                found[key, file] = values
+    return found
 
 
 def logged_row(run: Run, name: str) -> list[str]:

@@ -270,6 +270,18 @@ def test_scores_have_their_interval(out):
     assert rows[start + 3][0] == "logged value"  # and no further score
 
 
+def test_scores_of_several_runs_stand_once_with_their_file(tmp_path):
+    folders = [write_run(tmp_path / name, [training(10), {"step": 10, "test_f1": 0.75}]) for name in "ab"]
+    for folder, values in zip(folders, ({"f1": 0.75}, {"f1": 0.5, "recall": 0.25}), strict=True):
+        (folder / "scores.json").write_text(json.dumps(values))
+    rows = [row for row in made(*folders, output=tmp_path / "page.html").rows if row[0].split()[0] in ("f1", "recall")]
+    assert rows == [
+        ["f1 scores.json", "0.75", "0.5"],
+        ["recall scores.json", "–", "0.25"],
+        ["f1 test (metrics.jsonl)", "–", "0.75"],  # of the first run, the same as in its file
+    ]
+
+
 def test_the_score_that_chooses_the_best_checkpoint_is_a_key_figure(tmp_path):
     """The first two beside the losses; each once, though several files have it."""
     yaml = RUN_YAML.replace("...", "metric_for_best_model: f1  # cli\n...")
