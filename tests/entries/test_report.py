@@ -326,6 +326,13 @@ def test_films_and_pictures_are_embedded_until_the_page_is_full(out):
 # ---- hostile and missing input ----
 
 
+def test_a_phone_may_zoom(out):
+    (viewport,) = [attributes["content"] for _, attributes in made(out).tags if attributes.get("name") == "viewport"]
+    assert "width=device-width" in viewport and not {"maximum-scale", "user-scalable"} & set(
+        re.split(r"[=,\s]+", viewport)
+    )
+
+
 def test_markup_is_text_everywhere(tmp_path):
     record = {**training(1), f"loss_{MARKUP}": 1.0}
     yaml = RUN_YAML + f"extra: {json.dumps(MARKUP)}  # {MARKUP}\n{json.dumps(MARKUP)}: 1  # cli\n".replace("...\n", "")
