@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and sys.argv[1:2] == ["--complete"]:  # at each press of the tab key: nothing else is imported
+    from loader.command_line.completion import complete
+
+    sys.exit(complete(sys.argv[2:]))
+
 from trainer.preemption import Preempted, Signals, exit_on_signal, ignore_signals
 
 if __name__ == "__main__":
@@ -19,13 +26,7 @@ from loader.checks.runtime_checks import check_loggers, check_start, hub_reason,
 from loader.command_line.entry import command_line, process_rank, refusing, run_config
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig, with_dims
-from loader.resume.find_checkpoint import (
-    ResumePoint,
-    Search,
-    check_no_new_checkpoints,
-    find_on_rank0,
-    set_aside_abandoned,
-)
+from loader.resume.find_checkpoint import ResumePoint, check_no_new_checkpoints, find_on_rank0, set_aside_abandoned
 from loader.schema.hyper_arguments import HyperArguments
 from models.adapt.optional_imports import hide_kernel_warning
 from prepare import start_sweep
@@ -96,7 +97,8 @@ def prepare_and_train(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, l
         existing = [lock for lock in locks if lock.folder.is_dir()]
         for lock in existing:
             refusing(held.enter_context, lock)
-        point, skipped = refusing(choose_checkpoint, run, trainer)
+        is_first, share = trainer.args.process_index == 0, trainer.checkpointing.consensus.broadcast_from_rank0
+        point, skipped = refusing(find_on_rank0, run, is_first, share)
         trainer.is_resuming = point is not None
         refusing(choose_batch_size, run, trainer, point)
         changed = refusing(apply_changes_on_resume, run, trainer, bundle, adapted, point)
@@ -165,11 +167,6 @@ def save_final_model(trainer: Any) -> None:
             f"the final model could not be written to {trainer.args.output_dir}: {reason}; make room and run the same "
             "command again with --resume_from_checkpoint auto"
         ) from error
-
-
-def choose_checkpoint(run: RunConfig, trainer: Any) -> Search:
-    """Choose the checkpoint to resume from; rank 0 hashes its large files, all ranks agree."""
-    return find_on_rank0(run, trainer.args.process_index == 0, trainer.checkpointing.consensus.broadcast_from_rank0)
 
 
 def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:

@@ -57,12 +57,14 @@ def draw_confusion(folder: Path, labels: Sequence[str], confusion: np.ndarray) -
     size = max(4.0, min(16.0, 1.5 + 0.5 * len(labels)))
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(confusion / np.maximum(confusion.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     places = range(len(labels))
     axes.set(xlabel="predicted", ylabel="true", xticks=places, yticks=places, yticklabels=labels)
     axes.set_xticklabels(labels, rotation=90)
     for row, column in zip(*np.nonzero(confusion), strict=True):
-        axes.text(column, row, confusion[row, column], ha="center", va="center", fontsize="small")
+        tint = "white" if shares[row, column] > 0.6 else "black"
+        axes.text(column, row, confusion[row, column], ha="center", va="center", fontsize="small", color=tint)
     path = folder / "confusion.png"
     figure.savefig(path, dpi=110)
     return path

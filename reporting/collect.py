@@ -26,6 +26,7 @@ MEDIA = {
 # Where scores, films and pictures are, below the folder of a run.
 PLACES = ("", "*/", "eval/*/", "eval_runner/*/", "checkpoint-*/eval/")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+UNNAMED = ("out", "output")  # folders whose names say nothing
 PROJECT_DEFAULTS = "configs/training/default.yaml:"
 COMMENT = re.compile(r"# (effective: )?(\w+):? (.*?)(?:  # (.*))?$")
 
@@ -274,9 +275,11 @@ def _warn(run: Run) -> None:
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """Return a name for each folder: its last part, or as many parts as make them distinct."""
+    """Return a name for each folder: its last part, or as many parts as make them distinct and say something."""
     parts = [folder.absolute().parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
+        if count == 1 and any(each[-1] in UNNAMED for each in parts):
+            continue
         names = ["/".join(each[-count:]) for each in parts]
         if len(set(names)) == len(names):
             break

@@ -7,12 +7,15 @@ import os
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice, takewhile
 from pathlib import Path
 from typing import Any
 
 MOST_POINTS = 2000  # of a curve in memory; longer curves keep the extremes of each stretch of steps
 POINTS_OF_PAGE = 45_000  # of all curves, about 1.2 MB of JSON
+MOST_BYTES_PARSED = 2**24  # of a log at once, about 50,000 lines; of a longer one each stretch of lines keeps a few
+PEAKS = [re.compile(rb'"%s": (-?\d[\d.eE+-]*)' % name) for name in (b"loss", b"grad_norm")]
+RARE = re.compile(rb'"(?:nan|-?inf)"|"skipped_steps": [1-9]')
 NOT_FINITE = ("nan", "inf", "-inf")  # how metrics.jsonl writes them
 HOURS_OF_MS = 1 / 3_600_000
 SYSTEM = re.compile(r"(^|_)(runtime|ms|mb|per_second)$|^(mfu|total_flos)$")
@@ -38,6 +41,22 @@ def thinned(points: Sequence[Point], buckets: int) -> list[Point]:
             picked += [min(finite, key=lambda point: point[1]), max(finite, key=lambda point: point[1])]
         kept += sorted(dict(picked).items())
     return kept if kept[-1][0] == last else [*kept, points[-1]]
+
+
+def notable(lines: Sequence[bytes]) -> list[bytes]:
+    """Return the lines of a stretch that a curve must not lose, without parsing them.
+
+    These are the last one and the first of each kind (training, evaluation), the highest loss and gradient norm, what
+    is not finite, and skipped steps.
+    """
+    kinds: dict[tuple[bytes, ...], int] = {}
+    for index, line in enumerate(lines):
+        kinds.setdefault(tuple(line.split(b'"', 4)[3:4]), index)  # the first name after `step`
+    kept = {len(lines) - 1, *kinds.values(), *(index for index, line in enumerate(lines) if RARE.search(line))}
+    for pattern in PEAKS:
+        found = [(float(match[1]), index) for index, line in enumerate(lines) if (match := pattern.search(line))]
+        kept.update(index for _, index in [max(found, default=(0.0, 0))])
+    return [lines[index] for index in sorted(kept)]
 
 
 @dataclass
@@ -70,11 +89,14 @@ class MetricsLog:
                     self.file_id = status.st_dev, status.st_ino
                 file.seek(self.offset)
                 before = self.offset
-                for line in file:
-                    if not line.endswith(b"\n"):  # still being written, or its writer was killed
-                        break
-                    self.offset += len(line)
-                    self._add(line)
+                is_long = status.st_size - before > MOST_BYTES_PARSED
+                stretch = 4 * (status.st_size - before) // MOST_BYTES_PARSED if is_long else 1000
+                # A last line without an end is still being written, or its writer was killed.
+                whole = takewhile(lambda line: line.endswith(b"\n"), file)
+                while lines := list(islice(whole, stretch)):
+                    self.offset += sum(map(len, lines))
+                    for line in notable(lines) if is_long else lines:
+                        self._add(line)
                 return self.offset > before
         except OSError:
             return False

@@ -139,9 +139,12 @@ def key_figures(run: Run) -> list[tuple[str, str]]:
     for name in ("loss", "eval_loss"):
         if name in run.log.series and (low := run.log.summary(name)["low"]):
             found.append((f"lowest {name}", f"{number(low[1])} <small>step {low[0]:,}</small>"))
-    rated = [(key, values) for scores in run.scores.values() for key, values in scores.items()]
-    rated.sort(key=lambda entry: entry[1][1] is None)  # those with an interval first
-    found += [(key, score(key, *values)) for key, values in rated[:2]]
+    rated: dict[str, tuple[Any, Any, Any]] = {}
+    for scores in run.scores.values():
+        rated = scores | rated  # of several files with a score, the first
+    best = run.settings["metric_for_best_model"].text if "metric_for_best_model" in run.settings else ""
+    order = sorted(rated, key=lambda key: (rated[key][1] is None, key not in best, key.startswith("loss")))
+    found += [(key, score(key, *rated[key])) for key in order[:2]]
     if total := run.adaptation.get("total"):
         found.append(("parameters", f"{total.get('parameters', 0):,}" if isinstance(total, dict) else "–"))
     if hours := run.log.axes["hours"]:
@@ -186,14 +189,15 @@ def score(name: str, value: Any, low: Any, high: Any) -> str:
 def scores_table(runs: Sequence[Run]) -> str:
     """Scores of eval.py and the like, of one run a column for each file; then what was logged."""
     if len(runs) == 1:
-        columns = runs[0].scores
+        columns = {
+            file: {(key, ""): values for key, values in scores.items()} for file, scores in runs[0].scores.items()
+        }
     else:
-        columns = {run.name: {f"{key} ({file})": values for file, scores in run.scores.items()
-                              for key, values in scores.items()} for run in runs}  # fmt: skip
-    keys = dict.fromkeys(key for scores in columns.values() for key in scores)
+        columns = {run.name: scores_with_files(run) for run in runs}
     rows = [
-        [escape(key), *(score(key, *scores[key]) if key in scores else "–" for scores in columns.values())]
-        for key in keys
+        [f"{escape(key)} <small>{escape(file)}</small>" if file else escape(key)]
+        + [score(key, *scores[key, file]) if (key, file) in scores else "–" for scores in columns.values()]
+        for key, file in dict.fromkeys(row for scores in columns.values() for row in scores)
     ]
     found = table(["score", *columns], rows, "numbers") if rows else ""
     logged = list(dict.fromkeys(name for run in runs for name in run.log.series))
@@ -205,7 +209,18 @@ def scores_table(runs: Sequence[Run]) -> str:
     else:
         cells = [[escape(name), *(logged_row(run, name)[0] for run in runs)] for name in logged]
         values = table(["last logged value", *columns], cells, "numbers")
-    return f"{found}<details{' open' if len(runs) > 1 else ''}><summary>Logged values</summary>{values}</details>"
+    is_open = len(runs) > 1 or not rows
+    return f"{found}<details{' open' if is_open else ''}><summary>Logged values</summary>{values}</details>"
+
+
+def scores_with_files(run: Run) -> dict[tuple[str, str], tuple[Any, Any, Any]]:
+    """(score, file) -> value, low, high; a value that several files have stands once."""
+    found: dict[tuple[str, str], tuple[Any, Any, Any]] = {}
+    for file, scores in run.scores.items():
+        for key, values in scores.items():
+            if (key, values[0]) not in {(name, other[0]) for (name, _), other in found.items()}:
+                found[key, file] = values
+    return found
 
 
 def logged_row(run: Run, name: str) -> list[str]:
@@ -247,7 +262,7 @@ def differences_table(runs: Sequence[Run]) -> str:
     ]
     if not rows:
         return "<p>The configurations are equal.</p>"
-    return table(["key", *(run.name for run in runs)], rows, "config")
+    return table(["key", *(run.name for run in runs)], rows, "config compared")
 
 
 def model(run: Run) -> str:

@@ -30,14 +30,15 @@ from sim.rollout import wilson_interval
 from storage.atomic import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = "docs/recipes.md"
 SAMPLES = re.compile(r"([\d,]+) samples: ")  # how many eval.py has scored
 INTERRUPTED = 75  # exit code of a training that was asked to end; it continues
 HEAD = """# Recipes
 
 `make recipes DATA=DIR` runs the recipes that a CPU can run, one after the other, and writes this page from their
 results; after an interruption the same command continues. DIR has the files that the commands name. Minutes are those
-of training on two cores, with CPU minutes in parentheses: where other jobs share the cores, the former are longer.
-Intervals are Wilson's, 95 %. A commit with `+` had local changes.
+of training on a machine with two cores, wall time and in parentheses CPU time: where other jobs share the cores, the
+former is longer. Intervals are Wilson's, 95 %. A commit with `+` had local changes.
 
 | recipe | data | minutes | score | seed | commit |
 |---|---|---|---|---|---|
@@ -166,10 +167,15 @@ def _cpu_seconds() -> float:
 
 
 def commit(root: Path) -> str:
-    """The commit of the working tree, with + if tracked files have changed since."""
+    """The commit of the working tree, with + if tracked files, other than the page written here, have changed since."""
     git = ["git", "-C", str(root)]
     name = subprocess.run([*git, "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True, check=True)
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "-uno", "--", ".", f":(exclude){PAGE}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return name.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
@@ -210,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of the raw data")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="recipes to run; default: all")
     parser.add_argument("--table", action="store_true", help="run nothing, only write the page")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs/recipes.md", help="the page")
+    parser.add_argument("--output", type=Path, default=ROOT / PAGE, help="the page")
     asked = parser.parse_args(arguments)
     recipes = load_recipes(ROOT / "scripts/recipes.yaml")
     if unknown := set(asked.only or ()) - {recipe.name for recipe in recipes}:

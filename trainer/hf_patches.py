@@ -83,21 +83,26 @@ def replaced(holder: Any, name: str, value: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def without_first_values(finish: Callable[[Any], None], apply: Callable[..., Any]) -> Iterator[None]:
-    """Inside, `from_pretrained` reads only names and shapes of weights, leaves them on the meta device and calls
-    `finish(model)`; truncated normal distributions are not drawn; and modules convert their tensors by
-    `apply(module, conversion)`.
+    """Inside, `from_pretrained` reads only names and shapes of weights (of a .gguf file only the configuration), leaves
+    them on the meta device and calls `finish(model)`; truncated normal distributions are not drawn; and modules convert
+    their tensors by `apply(module, conversion)`.
 
     Without it: estimating the memory of a run would read all of its pretrained weights, and would not end, because the
     distribution is drawn until each of the values, which fake tensors lack, is within its bounds; and torch cannot
     convert the fake parameters of a module, as PEFT asks it to.
     """
+    import torch
     from torch.nn import Module, init
     from transformers import PreTrainedModel
 
     load = vars(PreTrainedModel)["from_pretrained"]
 
     def empty(cls: type, *arguments: Any, **options: Any) -> Any:
-        loaded = load.__func__(cls, *arguments, **{**options, "device_map": "meta"})
+        if "gguf_file" in options:  # its blocks would be dequantized, which fake tensors do not allow
+            with torch.device("meta"):
+                loaded = cls(options["config"]), {"missing_keys": [], "mismatched_keys": [], "unexpected_keys": []}
+        else:
+            loaded = load.__func__(cls, *arguments, **{**options, "device_map": "meta"})
         finish(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 

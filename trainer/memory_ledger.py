@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -30,8 +30,9 @@ class Ledger(TorchDispatchMode):
     Attributes:
         now, largest: part -> bytes, at this moment and at its own maximum.
         at_peak: part -> bytes when the sum of all parts was largest; `peak_phase` is the `phase` of that moment.
-        assumed: phase -> how often code on the host has read a value of a tensor. Fake tensors have none: it got 1 or
-            true, but after `MOST_ASSUMED` of them an error, since a loop may wait for another value.
+        assumed: phase -> how often code on the host has read a value of a tensor, or has chosen by a mask. Fake tensors
+            have none: it got 1 or true, but after `MOST_ASSUMED` of them an error, since a loop may wait for another
+            value.
     """
 
     def __init__(self) -> None:
@@ -46,13 +47,19 @@ class Ledger(TorchDispatchMode):
         try:
             result = func(*args, **(kwargs or {}))
         except DataDependentOutputException:
-            self.assumed[self.phase] += 1
-            if self.assumed[self.phase] > MOST_ASSUMED:
-                raise
+            self._assume()
             kind = torch.bool if func is torch.ops.aten.equal.default else args[0].dtype
             return True if kind is torch.bool else 1.0 if kind.is_floating_point else 1
+        except DynamicOutputShapeException:
+            self._assume()
+            result = chosen_by_true(func, args, kwargs or {})
         self.add(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
         return result
+
+    def _assume(self) -> None:
+        self.assumed[self.phase] += 1
+        if self.assumed[self.phase] > MOST_ASSUMED:
+            raise RuntimeError(f"more than {MOST_ASSUMED:,} values of tensors are read")
 
     def add(self, tensors: Iterable[Tensor], part: str | None = None) -> None:
         """Count the storages of tensors as `part`; None: as activations, unless they are counted already."""
@@ -77,6 +84,28 @@ class Ledger(TorchDispatchMode):
     def _freed(self, key: int) -> None:
         _, part, size = self.storages.pop(key)
         self.now[part] -= size
+
+
+def chosen_by_true(func: Any, args: tuple, kwargs: Mapping) -> Tensor:
+    """The result of an operator that chooses by masks, or finds their true elements, if all of these are true.
+
+    Raises:
+        DynamicOutputShapeException: it is another operator whose shape depends on values.
+    """
+    aten = torch.ops.aten
+
+    def places(mask: Tensor) -> Tensor:
+        return torch.empty(mask.numel(), mask.dim(), dtype=torch.long)
+
+    if func is aten.nonzero.default:
+        return places(args[0])
+    if func not in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default):
+        raise DynamicOutputShapeException(func)
+    indices = []
+    for index in args[1]:
+        is_mask = index is not None and index.dtype is torch.bool
+        indices += places(index).unbind(1) if is_mask else [index]
+    return func(args[0], indices, *args[2:], **kwargs)
 
 
 class OnGpu(TorchFunctionMode):

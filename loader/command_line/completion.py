@@ -1,6 +1,7 @@
 """Complete the command line of train.py in a shell: flags, their values, named files, and keys as bare words.
 
-`--completion bash` prints a script which calls `--complete LINE` at each press of the tab key; no torch is imported.
+`--completion bash` prints a script which calls `train.py --complete LINE` at each press of the tab key. Then train.py
+imports only this module, and the parser is built only for a flag.
 """
 
 from __future__ import annotations
@@ -60,6 +61,12 @@ compdef _keel_train keel-train python python3
 SCRIPTS = {"bash": BASH, "zsh": ZSH}
 
 
+def complete(words: list[str]) -> int:
+    """Print what the last one of the words may become, one a line; returns the exit code."""
+    print("\n".join(completions(" ".join(words))))
+    return 0
+
+
 def completions(line: str) -> list[str]:
     """What the last word of a command line may become; a line that ends in a space has an empty last word."""
     try:
@@ -67,15 +74,18 @@ def completions(line: str) -> list[str]:
     except ValueError:  # a quote that is still open
         words = line.split()
     current = words.pop() if words and not line[-1:].isspace() else ""
-    options = argument_parser()._option_string_actions
-    before = options.get(words[-1]) if words else None
+    before = _flags().get(words[-1]) if words and words[-1].startswith("-") else None
     if current.startswith("-"):
-        found: Iterable[str] = [name for name in options if name.startswith("--") and "-" not in name[2:]]
+        found: Iterable[str] = [name for name in _flags() if name.startswith("--") and "-" not in name[2:]]
     elif before is not None and before.dest != "set" and not isinstance(before.nargs, int):
         found = _values_of_flag(before)
     else:
         found = _settings(current, words)
     return sorted(word for word in set(found) if word.startswith(current))
+
+
+def _flags() -> dict[str, Any]:
+    return argument_parser()._option_string_actions
 
 
 def _values_of_flag(action: Any) -> list[str]:

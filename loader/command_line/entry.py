@@ -83,11 +83,6 @@ def run_config(arguments: list[str] | None = None, sweep: Callable[..., int] | N
 def _answer_or_resolve(arguments: list[str] | None, sweep: Callable[..., int] | None) -> RunConfig | int:
     import_from_working_folder()
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if words[:1] == ["--complete"]:
-        from loader.command_line.completion import completions
-
-        print("\n".join(completions(" ".join(words[1:]))))
-        return 0
     given = parse_flags(words)
     if given.command.completion is not None:
         from loader.command_line.completion import SCRIPTS

@@ -11,7 +11,6 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -254,6 +253,8 @@ def check_versions() -> None:
 @cache
 def installed_version(package: str) -> str | None:
     """Return a package's version, `2.13.0+cpu`; None if it is not installed."""
+    from importlib import metadata  # it imports email, socket and zipfile
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -9,6 +9,7 @@ import torch
 from demonstration_files import write_act_folder
 from recipes import auto_records, gpt_windows
 from recipes import images as image_recipe
+from recipes import vla as vla_recipe
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._pytree import tree_leaves
@@ -55,7 +56,9 @@ def vit(folder):
     return image_recipe.words(folder, model=VIT)
 
 
-WORKLOADS = [gpt, pytest.param(act, marks=pytest.mark.slow), llama, vit]
+WORKLOADS = [
+    gpt, pytest.param(act, marks=pytest.mark.slow), llama, vit, pytest.param(vla_recipe.words, marks=pytest.mark.slow)
+]  # fmt: skip
 
 
 def read(folder, words, *more):
@@ -95,19 +98,20 @@ def tracked(model, optimizer, batch, half=None):
     return {getattr(kind, "value", str(kind)): size for kind, size in snapshot.items()}
 
 
-def assert_as_tracked(found, seen):
+def assert_as_tracked(found, seen, rel=0.05):
     parts = found.at_peak
     assert not found.unknown and found.phase != "optimizer step"
     assert parts["weights"] == seen["Parameter"] + seen["Buffer"]
     assert (parts["gradients"], parts["optimizer"]) == (seen["Gradient"], seen["Optstate"])
-    assert parts["activations"] == pytest.approx(seen["Activation"] + seen["Temp"], rel=0.05)  # most are equal
+    assert parts["activations"] == pytest.approx(seen["Activation"] + seen["Temp"], rel=rel)  # most are equal
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_step_against_the_tracker_of_torch(workload, tmp_path):
     run = read(tmp_path, workload(tmp_path))
     bundle = build_bundle(run)
-    assert_as_tracked(estimate(run, bundle, 1, False), tracked(*real(run, bundle)))
+    rel = 0.15 if run.model.name == "vla" else 0.05  # it chooses the images that are not empty: all of them
+    assert_as_tracked(estimate(run, bundle, 1, False), tracked(*real(run, bundle)), rel)
 
 
 def test_half_precision_and_recomputed_layers_against_the_tracker(tmp_path):
@@ -210,7 +214,7 @@ class Chooses(torch.nn.Module):
         self.layer = torch.nn.Linear(4, 3)
 
     def forward(self, x):
-        return self.layer(x[x[:, 0] > 0])
+        return self.layer(x[torch.unique(x[:, 0].long())])
 
 
 class Breaks(torch.optim.SGD):
@@ -233,6 +237,23 @@ def test_what_cannot_be_estimated_is_named(model, optimizer, unknown):
     assert list(found) == [unknown]
     assert (ledger.largest["weights"], ledger.largest["gradients"]) == (60, 60)
     assert ledger.largest["optimizer"] == (2 * 60 + 2 * 4 if unknown == "activations" else 0)
+
+
+@pytest.mark.parametrize(
+    ("choose", "places"), [(lambda x: x[x[:, 0] > 0], 50), (lambda x: x[torch.nonzero(x[:, 0])[:, 0]], 50 * 8)]
+)
+def test_masks_are_taken_for_true(choose, places):
+    """The most that they can choose: all of 50 rows, beside the rows themselves and the mask or their places."""
+    with FakeTensorMode() as mode:
+        layer = torch.nn.Linear(4, 3)
+        steps = Steps(
+            layer, list(layer.parameters()), lambda batch: layer(choose(batch * 2)).sum(), [torch.zeros(50, 4)],
+            lambda: torch.optim.SGD(layer.parameters(), lr=0.1),
+        )  # fmt: skip
+    ledger, _, unknown = attempt(mode, steps)
+    assert not unknown and ledger.assumed["forward pass"] == 1
+    assert ledger.largest["activations"] == 2 * 50 * 4 * 4 + places
+    assert ledger.largest["gradients"] == (4 * 3 + 3) * 4
 
 
 # ---- the command ----

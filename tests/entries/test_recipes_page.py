@@ -108,6 +108,19 @@ def test_another_configuration_is_run_again(runner, changed):
     assert calls(runner) == ["prepare", "train", "eval"]
 
 
+def test_the_page_itself_is_no_local_change(runner):
+    """It is written after each recipe; the commit of the next one has no +."""
+    file = runner.root / "docs/recipes.md"
+    file.parent.mkdir()
+    file.write_text("before")
+    for words in (["add", "."], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "page"]):
+        subprocess.run(["git", "-C", str(runner.root), *words], check=True)
+    file.write_text("after")
+    assert not commit(runner.root).endswith("+")
+    (runner.root / "train.py").write_text("")
+    assert commit(runner.root).endswith("+")
+
+
 def test_what_cannot_be_run_says_why(runner):
     gpu = Recipe("tiny", "images", not_run="GPU, not run")
     absent = Recipe("tiny", "images", needs="images")

@@ -18,6 +18,7 @@ from PIL import Image
 
 import report
 from loader.errors import ConfigError
+from reporting import curves
 from reporting import page as page_module
 from reporting.collect import Setting, read_run
 from reporting.curves import MOST_POINTS, MetricsLog, charts, group_of, thinned
@@ -161,6 +162,29 @@ def test_a_long_log_is_read_in_pieces_with_bounded_memory_and_a_small_page(tmp_p
     assert (folder / "report.html").stat().st_size < page_module.MOST_BYTES
 
 
+def test_of_a_very_long_log_few_lines_are_parsed_and_nothing_notable_is_lost(tmp_path, monkeypatch):
+    records = [{"step": step, "loss": 1.0 + step % 3, "grad_norm": 1.0} for step in range(1, 60_001)]
+    records[20_002]["loss"], records[30_003]["loss"], records[40_004]["grad_norm"] = 9.0, "nan", 8.0
+    for step in (50_005, 50_006):
+        records[step] |= {"loss": "inf", "skipped_steps": 1}
+    evaluations = [{"step": step, "eval_loss": step / 7} for step in range(1000, 60_001, 1000)]
+    lines = sorted([*records, *evaluations], key=lambda record: record["step"])
+    log = MetricsLog(write_run(tmp_path / "out", lines) / "metrics.jsonl")
+    monkeypatch.setattr(curves, "MOST_BYTES_PARSED", 100_000)  # about 2,000 lines of the 60,060
+    parsed, add = [], MetricsLog._add
+    monkeypatch.setattr(MetricsLog, "_add", lambda self, line: (parsed.append(line), add(self, line)))
+    assert log.update() and log.last_step == 60_000 and not log.update()
+    assert 600 < len(parsed) < 2200
+    loss, norm = dict(log.series["loss"]), dict(log.series["grad_norm"])
+    assert loss[20_003] == 9.0 and loss[30_004] == "nan" and norm[40_005] == 8.0
+    assert log.skipped == 2 and log.damaged == 0
+    assert log.series["eval_loss"] == [(each["step"], each["eval_loss"]) for each in evaluations]
+    assert max(b - a for a, b in zip(loss, list(loss)[1:], strict=False)) < 200
+    with open(log.path, "a") as file:  # what is appended while it is watched is read whole
+        file.writelines(json.dumps({"step": step, "loss": 0.5}) + "\n" for step in range(60_001, 60_101))
+    assert log.update() and len(parsed) < 2300 and list(dict(log.series["loss"]))[-100:] == list(range(60_001, 60_101))
+
+
 def test_a_log_that_was_rewritten_is_read_anew(out):
     log = MetricsLog(out / "metrics.jsonl")
     log.update()
@@ -246,6 +270,29 @@ def test_scores_have_their_interval(out):
     assert rows[start + 3][0] == "logged value"  # and no further score
 
 
+def test_scores_of_several_runs_stand_once_with_their_file(tmp_path):
+    folders = [write_run(tmp_path / name, [training(10), {"step": 10, "test_f1": 0.75}]) for name in "ab"]
+    for folder, values in zip(folders, ({"f1": 0.75}, {"f1": 0.5, "recall": 0.25}), strict=True):
+        (folder / "scores.json").write_text(json.dumps(values))
+    rows = [row for row in made(*folders, output=tmp_path / "page.html").rows if row[0].split()[0] in ("f1", "recall")]
+    assert rows == [
+        ["f1 scores.json", "0.75", "0.5"],
+        ["recall scores.json", "–", "0.25"],
+        ["f1 test (metrics.jsonl)", "–", "0.75"],  # of the first run, the same as in its file
+    ]
+
+
+def test_the_score_that_chooses_the_best_checkpoint_is_a_key_figure(tmp_path):
+    """The first two beside the losses; each once, though several files have it."""
+    yaml = RUN_YAML.replace("...", "metric_for_best_model: f1  # cli\n...")
+    folder = write_run(tmp_path / "out", [training(10), {"step": 10, "test_f1": 0.75, "test_loss": 2.0}], yaml)
+    scores = {"task": "t", "checkpoint": "c", "loss": 2.0, "accuracy": 0.5, "recall": 0.25, "f1": 0.75}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    page = made(folder)
+    assert page.texts["dt"] == ["lowest loss", "f1", "accuracy", "training time"]
+    assert page.texts["h1"] == [f"{tmp_path.name}/out"]  # the folder's own name says nothing
+
+
 def test_starts_resumes_samples_and_adaptation_are_shown(out):
     start = {"time": "2030-01-02 03:04:05 +0000", "step": 0, "notes": ["first note"], "data": ["1,234 sentences"]}
     lines = [start, start | {"step": 20, "changed": ["`learning_rate` was 3"]}]
@@ -277,6 +324,13 @@ def test_films_and_pictures_are_embedded_until_the_page_is_full(out):
 
 
 # ---- hostile and missing input ----
+
+
+def test_a_phone_may_zoom(out):
+    (viewport,) = [attributes["content"] for _, attributes in made(out).tags if attributes.get("name") == "viewport"]
+    assert "width=device-width" in viewport and not {"maximum-scale", "user-scalable"} & set(
+        re.split(r"[=,\s]+", viewport)
+    )
 
 
 def test_markup_is_text_everywhere(tmp_path):

@@ -139,25 +139,25 @@ def refused(run, capsys, text=HELD, code=2):
 def test_a_folder_is_locked_before_its_checkpoint_is_chosen(run, monkeypatch):
     """Another run could save there in between."""
     run(HELD.replace("max_steps: 4", "max_steps: 2"))
-    original, held = train.choose_checkpoint, []
+    original, held = train.find_on_rank0, []
 
     def choose(*arguments):
         held.extend((run.folder / "out").glob(".run.lock"))
         return original(*arguments)
 
-    monkeypatch.setattr(train, "choose_checkpoint", choose)
+    monkeypatch.setattr(train, "find_on_rank0", choose)
     assert run(HELD, resume_from_checkpoint="auto").state.global_step == 4
     assert len(held) == 1 and not held[0].exists()
 
 
 def test_another_run_saves_into_a_folder_that_did_not_exist(run, capsys, monkeypatch):
-    original, elsewhere = train.choose_checkpoint, run.folder / "elsewhere"
+    original, elsewhere = train.find_on_rank0, run.folder / "elsewhere"
 
     def choose(*arguments):
         (elsewhere / "checkpoint-2").mkdir(parents=True)
         return original(*arguments)
 
-    monkeypatch.setattr(train, "choose_checkpoint", choose)
+    monkeypatch.setattr(train, "find_on_rank0", choose)
     text = f"{HELD}\ncheckpointing: {{dirpath: {elsewhere}, every_n_epochs: 0}}"
     assert str(elsewhere) in refused(run, capsys, text)
     assert [path.name for path in elsewhere.iterdir()] == ["checkpoint-2"]

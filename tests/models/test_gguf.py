@@ -8,10 +8,13 @@ import pytest
 import torch
 import transformers
 from adapting import disturb, process_of
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import data.records
 import models.auto
 from models import adapt
+from trainer.hf_patches import without_first_values
+from trainer.memory_ledger import exchange, from_meta
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 
@@ -189,3 +192,15 @@ def test_the_check_takes_a_file(folder, tmp_path):
     assert problems(file) == [] == problems(folder)
     assert "is not a folder" in problems(tmp_path / "none.gguf")[0] and "is not a folder" in problems("none.gguf")[0]
     assert "is not a folder" in problems(file, load_pretrain=True)[0]
+
+
+def test_an_estimate_of_memory_reads_no_weights(folder):
+    """The model is as large as the one that is loaded."""
+
+    def described(model):
+        return {name: (value.shape, value.dtype) for name, value in model.named_parameters()}
+
+    with FakeTensorMode(allow_non_fake_inputs=True), without_first_values(from_meta, exchange):
+        empty = build(folder)
+    assert all(isinstance(value, FakeTensor) for value in empty.parameters())
+    assert described(empty) == described(build(folder))
