@@ -1,10 +1,12 @@
 """Runs of a small vision-language-action policy that reads instructions and writes its reasoning before it acts."""
 
 import json
+import shutil
 
 import h5py
 import numpy as np
 import pytest
+import torch
 import yaml
 from demonstration_files import write_act_episode
 from run_results import metrics
@@ -14,10 +16,12 @@ import eval as evaluation
 import predict
 import prepare
 import train
+from data.demonstrations.language import PromptTokenizer
 from data.load_tokenizer import load_tokenizer
 from data.text.tokenizers import train_bpe
 from loader.command_line.entry import command_line
 from loader.resolve.resolver import read_saved
+from models.vla.backbone import Backbone
 
 INSTRUCTIONS = ["push the red cube", "lift the blue one"]
 SUBTASKS = ["reach"] * 8 + ["grasp"] * 8
@@ -123,6 +127,66 @@ def test_reasoning_from_files_to_the_policy(in_root, tmp_path):
     assert [answer["reasoning"] for answer in answers] == list(texts)
     with pytest.raises(ValueError, match="`instruction`"):
         session.act({"observations/qpos": np.zeros(3)})
+
+
+def test_a_policy_reads_the_subtasks_that_it_wrote(in_root, tmp_path, monkeypatch):
+    """From recordings, at the server and in rollouts; each recording and each episode begins without any."""
+    write_data(tmp_path)
+    for file in sorted((tmp_path / "episodes").glob("*.hdf5")):
+        with h5py.File(file, "a") as root:
+            del root["substep_reasonings"]
+    process = {"use_reasoning": True, "use_prev_subtask": True, "max_steps": 1}
+    train.main(configure(tmp_path, process, n_action_steps=2, sampling_steps=1))
+    tokenizer, written, seen = load_tokenizer(tmp_path / "out"), [], []
+    script = ["reach", "reach", "grasp", "reach"] + ["grasp"] * (STEPS - 4)
+    previous = [None, None, None, "reach", "grasp"] + ["reach"] * (STEPS - 5)
+
+    def write(backbone, context, most, eos):
+        written.append(script[len(written) % STEPS])
+        ids = torch.tensor([[*tokenizer(written[-1])["input_ids"], eos]])
+        return ids, backbone.append(context, backbone.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+
+    def live(prompts, instruction, state):
+        seen.append(instruction)
+        return original(prompts, instruction, state)
+
+    original = PromptTokenizer.live
+    monkeypatch.setattr(Backbone, "write", write)
+    monkeypatch.setattr(PromptTokenizer, "live", live)
+
+    def prompts(of):
+        seen[:], took = [], list(seen)
+        return took == [INSTRUCTIONS[0] + (f" Previous subtask: {text}" if text else "") for text in of]
+
+    (tmp_path / "new").mkdir()
+    for number in (0, 2):
+        with h5py.File(tmp_path / f"episodes/episode_{number}.hdf5", "a") as root:
+            del root["reasoning"]
+        shutil.copy(tmp_path / f"episodes/episode_{number}.hdf5", tmp_path / "new")
+    inputs = ["--input", str(tmp_path / "new"), "--output", str(tmp_path / "out.h5")]
+    predict.main(["--checkpoint", str(tmp_path / "out"), *inputs])
+    assert prompts(2 * previous)
+    with h5py.File(tmp_path / "out.h5") as root:
+        assert root["episode_2.hdf5/reasoning"].asstr()[:].tolist() == script
+
+    observation = {"observations/qpos": np.zeros(3), "instruction": INSTRUCTIONS[0]}
+    folder, run = evaluation.checkpoint_run(str(tmp_path / "out"))
+    processor = run.dataset.module.Processor.from_pretrained(folder, run.dataset.config, run.process)
+    session = processor.session(evaluation.load_model(folder, run, "cpu"))
+    assert processor.metadata(session.model)["texts"] == ["instruction"]
+    for _ in range(2):
+        session.reset()
+        assert [session.act(observation)["reasoning"] for _ in range(STEPS)] == script
+    assert prompts(2 * previous)
+
+    policy = evaluation.load_policy(tmp_path / "out", "cpu")
+    for _ in range(2):
+        policy.reset()
+        for _ in range(2 * STEPS):
+            policy(observation)
+    # It writes at every second step, and the prompt of the next step, which is not read, knows it already.
+    both = [text for pair in zip(previous, [*previous[1:], "reach"], strict=True) for text in pair]
+    assert prompts(2 * both) and len(written) == 6 * STEPS
 
 
 @pytest.mark.slow
