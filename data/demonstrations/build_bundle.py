@@ -54,7 +54,7 @@ def assemble(config: Config, run) -> Bundle:
             *summarize(sources, train, evaluation, dims, [*cameras]),
             *prompt_lines,
             *shares(config),
-            *normalization_line(process),
+            *normalization_line(process, len(encoder.state.shift), len(encoder.action.shift)),
         ],
         metrics={name: LanguageAccuracy() for name in sets if prompts is not None and prompts.use_reasoning},
         processor=encoder,

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from data.demonstrations.config import Config, reads_tokens
+from data.demonstrations.lerobot.policy import backbone_of_policy
 from data.demonstrations.source import EpisodeSource
 from data.load_tokenizer import load_tokenizer, saved_tokenizer
 from data.statistics import Normalizer
@@ -252,7 +253,7 @@ def with_previous(instruction: str, subtask: str | None) -> str:
 def tokenizer_of(config: Config, run: Any) -> Any:
     """The tokenizer of `dataset.tokenizer` or of the base model; ValueError if there is none, or it has no end."""
     process = run.process
-    place = config.tokenizer or process.model_name_or_path
+    place = config.tokenizer or backbone_of_policy(process) or process.model_name_or_path
     if place is None:
         raise ValueError(
             f"no tokenizer is known for model {run.model.name}: set dataset.tokenizer to a folder or hub id, or "
