@@ -31,7 +31,8 @@ class Ledger(TorchDispatchMode):
         now, largest: part -> bytes, at this moment and at its own maximum.
         at_peak: part -> bytes when the sum of all parts was largest; `peak_phase` is the `phase` of that moment.
         assumed: phase -> how often code on the host has read a value of a tensor. Fake tensors have none: it got 1 or
-            true, but after `MOST_ASSUMED` of them an error, since a loop may wait for another value.
+            true, but after `MOST_ASSUMED` of them an error, since a loop may wait for another value. A mask by which a
+            tensor is indexed is true everywhere, too.
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,11 @@ class Ledger(TorchDispatchMode):
         self.phase, self.peak_phase, self.assumed = "set-up", "", defaultdict(int)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
+        if func is torch.ops.aten.index.Tensor and any(
+            each is not None and each.dtype is torch.bool for each in args[1]
+        ):
+            self.assumed[self.phase] += 1
+            args = args[0], [place for each in args[1] for place in places(each)]
         try:
             result = func(*args, **(kwargs or {}))
         except DataDependentOutputException:
@@ -77,6 +83,13 @@ class Ledger(TorchDispatchMode):
     def _freed(self, key: int) -> None:
         _, part, size = self.storages.pop(key)
         self.now[part] -= size
+
+
+def places(index: Tensor | None) -> list[Tensor | None]:
+    """An index without a mask: one that is true everywhere instead of it, with an index for each of its axes."""
+    if index is None or index.dtype is not torch.bool:
+        return [index]
+    return [index.new_empty(index.numel(), dtype=torch.long) for _ in index.shape]
 
 
 class OnGpu(TorchFunctionMode):
