@@ -173,6 +173,10 @@ class ObservationEncoder:
         images, mask = zip(*(entry for key in self.image_keys for entry in self.frames[key]), strict=True)
         return np.stack(images), np.array(mask)
 
+    def action_normalization(self) -> dict:
+        """What a tokenizer of actions depends on: the kind of normalization, and which dimensions have it."""
+        return {"kind": self.action.kind, "mask": self.action.mask.tolist()}
+
     def decode_action(self, normalised: np.ndarray) -> np.ndarray:
         """Normalised (…, A) -> raw (…, A) float64."""
         return self.action.decode(normalised)

@@ -200,6 +200,7 @@ def test_actions_as_tokens_from_files_to_the_policy(in_root, tmp_path, tokens, c
         task = ["--task_name", str(tmp_path / "task.yaml"), "--out", str(file)]
         prepare.main(["--action_tokenizer", "fast:200:20", *task])
         assert "4 x 2" in capsys.readouterr().out and json.loads(file.read_text())["scale"] == 20
+        assert json.loads(file.read_text())["normalization"] == {"kind": "min_max", "mask": [True, True]}
         tokens = str(file)
     words = configure(tmp_path, {"max_steps": 120}, head="tokens", action_tokenizer=tokens, prefix_attention="causal")
     train.main(words)
@@ -232,6 +233,22 @@ def test_bad_flags_of_action_tokens(in_root, tmp_path, flags, named, capsys):
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert left.value.code == 2 and len(errors) == 1 and named in errors[0], errors
     assert not (tmp_path / "fast.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["normalization={state: min_max, action: zscore}", "normalization_mask={action: [true, false]}"],
+)
+def test_action_tokens_of_another_normalization_are_refused(in_root, tmp_path, change, capsys):
+    write_data(tmp_path)
+    words = configure(tmp_path, head="tokens", action_tokenizer=str(tmp_path / "fast.json"))
+    task = ["--task_name", str(tmp_path / "task.yaml"), "--out", str(tmp_path / "fast.json")]
+    prepare.main(["--action_tokenizer", "fast:200", *task])
+    with pytest.raises(SystemExit) as left:
+        command_line(train.main, [*words, "--set", f"dataset.{change}"])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert left.value.code == 2 and len(errors) == 1 and "model.action_tokenizer" in errors[0], errors
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
