@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from models.backbone import ImageBackbone
 from models.chunking import ChunkPolicy
@@ -106,8 +107,9 @@ def load_weights(
     """
     from safetensors.torch import load_file
 
-    weights = {name.replace("._orig_mod", ""): value for name, value in load_file(policy.folder / WEIGHTS).items()}
-    weights = {name: value for name, value in weights.items() if not name.startswith(unread)}
+    with unset_fake_temporarily():  # an estimate of memory builds networks of tensors without values
+        stored = load_file(policy.folder / WEIGHTS)
+    weights = {name.replace("._orig_mod", ""): value for name, value in stored.items() if not name.startswith(unread)}
     own, found = model.state_dict(), {}
     for ours, theirs in pairs:
         for name in [name for name in weights if name == theirs or name.startswith(f"{theirs}.")]:

@@ -151,7 +151,7 @@ def test_actions_as_tokens_with_an_adapter(tmp_path, family, words, bits):
         losses.append(loss.item())
         optimizer.step()
         optimizer.zero_grad()
-    assert losses[-1] < losses[0] - 1, losses
+    assert losses[-1] < losses[0] - 0.1, losses
     assert bool(adapted.report({})["parts"]["llm"]["quantized"]) == (bits == 4)
     with torch.no_grad():
         before = model.eval()(**batch)
