@@ -93,6 +93,8 @@ class CheckpointPolicy:
         """
         inputs = {name: tensor.to(self.device) for name, tensor in self.processor.encode(observation).items()}
         action = self.processor.decode_action(self.model.select_action(inputs).float().cpu().numpy())
+        if (written := getattr(self.model, "written", None)) is not None:
+            self.processor.read_back(written)
         if not all(map(math.isfinite, action.ravel())):  # no robot should get it
             raise ValueError("the policy's action is not finite; its weights are damaged, or the state is far outside")
         return action

@@ -179,9 +179,9 @@ def predict(processor: Processor, model: Any, sources: list[Source], asked: Any)
     """Predict on all inputs and write the records; raises ValueError if no input is left, or for the first bad one."""
     with terminable(), output_target(asked) as target, contextlib.closing(processor.writer(target)) as writer:
         run = Prediction(processor, model, writer, asked.strict)
-        examples = run.examples(sources)
+        examples, size = run.examples(sources), 1 if processor.reads_back else asked.batch_size
         with progress(processor, sources) as advance:
-            while batch := list(islice(examples, asked.batch_size)):
+            while batch := list(islice(examples, size)):
                 run.predict(batch)
                 advance(len(batch))
         if not run.predicted.total():

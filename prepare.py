@@ -182,8 +182,8 @@ def train_action_tokenizer(run: RunConfig, asked: PrepareArguments) -> None:
     from models.vla.action_tokens import SCALE, FastTokens, train_fast
 
     run = with_prepared_data(run)
-    chunks = action_chunks(run.dataset.config, run)
-    settings = train_fast(chunks, int(word[1]), float(word[2] or SCALE))
+    chunks, normalization = action_chunks(run.dataset.config, run)
+    settings = train_fast(chunks, int(word[1]), float(word[2] or SCALE)) | {"normalization": normalization}
     atomic.write_json(out, settings)
     codec = FastTokens(settings, *chunks.shape[1:])
     error = abs(codec.decode(rows := codec.encode(chunks))[0] - chunks).max()

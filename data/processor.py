@@ -109,6 +109,11 @@ class Processor:
     SERVES = False
     OUTPUTS: tuple[str, ...] = ()
 
+    @property
+    def reads_back(self) -> bool:
+        """Whether encoding an input needs the model's output for the one before it: a batch is a single input."""
+        return False
+
     @classmethod
     def from_pretrained(cls, folder: Path, config: Any, process: Any, flags: Any = None) -> Self:
         """Build from the files beside a saved model.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from models.backbone import ImageBackbone
 from models.chunking import ChunkPolicy
@@ -87,19 +88,28 @@ def refuse_dims(policy: Policy, config: Any, wanted: dict[str, tuple[int, str]])
         raise ValueError(f"the policy in {policy.folder} reads no instruction; set dataset.instruction_words: false")
 
 
-def load_weights(model: ChunkPolicy, policy: Policy, pairs: Pairs, changed: dict[str, Callable[[Tensor], Any]]) -> None:
+def load_weights(
+    model: ChunkPolicy,
+    policy: Policy,
+    pairs: Pairs,
+    changed: dict[str, Callable[[Tensor], Any]],
+    unread: tuple[str, ...] = (),
+) -> None:
     """Fill a network with the policy's weights, and its backbones with the statistics of its pixels.
 
     Args:
         pairs: name of our module or tensor -> the policy's.
         changed: their tensor -> function that returns our tensors by name; all others are equal.
+        unread: how the names of their tensors begin that our network does not need.
 
     Raises:
         ValueError: a weight is missing, left over, or of another shape.
     """
     from safetensors.torch import load_file
 
-    weights = {name.replace("._orig_mod", ""): value for name, value in load_file(policy.folder / WEIGHTS).items()}
+    with unset_fake_temporarily():  # an estimate of memory builds networks of tensors without values
+        stored = load_file(policy.folder / WEIGHTS)
+    weights = {name.replace("._orig_mod", ""): value for name, value in stored.items() if not name.startswith(unread)}
     own, found = model.state_dict(), {}
     for ours, theirs in pairs:
         for name in [name for name in weights if name == theirs or name.startswith(f"{theirs}.")]:

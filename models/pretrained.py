@@ -5,18 +5,21 @@ A checkpoint's config.json has the same keys as `Config`.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from storage.hub import hub_is_reachable
 
@@ -148,12 +151,29 @@ def from_files(kind: Any, place: str | Path, shown: str, trust_remote_code: bool
             _refuse_pickles(Path(place))
             os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks the hub to convert
             options["use_safetensors"] = True
-        # If `trust_remote_code` were not given, transformers would ask at the terminal.
-        return kind.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
+        with bars_as_set():
+            # If `trust_remote_code` were not given, transformers would ask at the terminal.
+            return kind.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # a damaged or hostile file may raise anything
         is_absent = is_offline and not is_cached(str(place), options.get("cache_dir"))
         text = f"{place} is not in the cache and the hub cannot be reached" if is_absent else reason(error)
         raise ValueError(f"{shown} cannot be loaded: {text}") from error
+
+
+@contextlib.contextmanager
+def bars_as_set() -> Iterator[None]:
+    """Inside, bars of tqdm are hidden if those of transformers are: that of .gguf files does not follow its setting."""
+    if transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    from tqdm.auto import tqdm
+
+    original = tqdm.__init__
+    tqdm.__init__ = functools.partialmethod(original, disable=True)
+    try:
+        yield
+    finally:
+        tqdm.__init__ = original
 
 
 def is_hub_id(place: str | Path) -> bool:

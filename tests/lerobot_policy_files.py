@@ -160,11 +160,15 @@ def write_policy(folder: Path, kind, state, action, environment=0, chunk=4, came
     (folder / "config.json").write_text(json.dumps(settings | changes))
     save_file(weights, folder / "model.safetensors")
     if statistics:
-        numbers = {f"{key}.{name}": torch.tensor(v) for key, part in statistics.items() for name, v in part.items()}
-        save_file({name: value.contiguous() for name, value in numbers.items()}, folder / "normalizer.safetensors")
-        step = {"registry_name": "normalizer_processor", "config": {}, "state_file": "normalizer.safetensors"}
-        (folder / "policy_preprocessor.json").write_text(json.dumps({"name": "policy_preprocessor", "steps": [step]}))
+        write_statistics(folder, statistics)
     return weights
+
+
+def write_statistics(folder: Path, statistics):
+    numbers = {f"{key}.{name}": torch.tensor(v) for key, part in statistics.items() for name, v in part.items()}
+    save_file({name: value.contiguous() for name, value in numbers.items()}, folder / "normalizer.safetensors")
+    step = {"registry_name": "normalizer_processor", "config": {}, "state_file": "normalizer.safetensors"}
+    (folder / "policy_preprocessor.json").write_text(json.dumps({"name": "policy_preprocessor", "steps": [step]}))
 
 
 # What the policies compute

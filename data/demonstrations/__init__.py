@@ -108,13 +108,16 @@ def build(config: Config, run):
 def action_chunks(config: Config, run, most: int = 20_000):
     """Normalised chunks (N, C, A) float32 of steps of the training episodes, at most so many, evenly spread.
 
+    Returns also how they are normalised, see `ObservationEncoder.action_normalization`.
+
     Raises:
         ValueError: the episodes cannot be used.
     """
     plain = replace(config, cameras=[], **{name: getattr(Config(), name) for name in OF_TEXT})
     dataset = build(plain, replace(run, model=None)).train_dataset
     step = -(-len(dataset) // most)
-    return dataset.__getitems__(list(range(0, len(dataset), step)))["actions"].numpy()
+    chunks = dataset.__getitems__(list(range(0, len(dataset), step)))["actions"].numpy()
+    return chunks, dataset.encoder.action_normalization()
 
 
 __getattr__ = lazy(

@@ -20,6 +20,7 @@ from data.demonstrations.words import vocabulary_of
 from data.mixing import MixtureSampler
 from data.statistics import Normalizer
 from metrics.language import LanguageAccuracy
+from storage import safe_read
 
 
 def assemble(config: Config, run) -> Bundle:
@@ -35,6 +36,8 @@ def assemble(config: Config, run) -> Bundle:
     statistics = saved_statistics(trained_in) if trained_in else fit_statistics(sources, train, config, process)
     prompts, prompt_lines = prompts_of(config, run, sources, statistics)
     encoder = Processor.from_files(config, process, statistics, prompts)
+    if not trained_in:
+        refuse_other_tokens(run, encoder.action_normalization())
 
     def dataset(chosen: list[np.ndarray], phrasings: dict[str, list[str]] | None = None) -> Demonstrations:
         chunk, subtasks = config.chunk_size, process.use_prev_subtask
@@ -54,11 +57,29 @@ def assemble(config: Config, run) -> Bundle:
             *summarize(sources, train, evaluation, dims, [*cameras]),
             *prompt_lines,
             *shares(config),
-            *normalization_line(process),
+            *normalization_line(process, len(encoder.state.shift), len(encoder.action.shift)),
         ],
         metrics={name: LanguageAccuracy() for name in sets if prompts is not None and prompts.use_reasoning},
         processor=encoder,
     )
+
+
+def refuse_other_tokens(run, normalization: dict) -> None:
+    """Raise ValueError if the model's file of action tokens was learnt under another normalization of actions."""
+    model = getattr(getattr(run, "model", None), "config", None)
+    place = getattr(model, "action_tokenizer", "bins")
+    if getattr(model, "head", None) != "tokens" or place == "bins":
+        return
+    try:
+        learnt = safe_read.read_json(Path(place).expanduser())["normalization"]
+    except (OSError, ValueError, KeyError, TypeError):  # the model says what is wrong with the file
+        return
+    if learnt != normalization:
+        raise ValueError(
+            f"model.action_tokenizer: {place} was learnt from actions normalised by {learnt}, the data has "
+            f"{normalization}; set dataset.normalization and normalization_mask as they were, or learn it again with "
+            "prepare.py"
+        )
 
 
 def refuse_mixture(first: EpisodeSource, other: EpisodeSource, config: Config) -> None:

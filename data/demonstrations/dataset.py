@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data.demonstrations.encoder import ObservationEncoder
-from data.demonstrations.language import previous_subtasks, with_previous
+from data.demonstrations.language import prompted_subtasks, with_previous
 from data.demonstrations.source import EpisodeSource
 from data.demonstrations.words import encode_words
 
@@ -22,7 +22,7 @@ class Demonstrations(torch.utils.data.Dataset):
         chosen: For each source, the numbers of its episodes in this dataset.
         cameras: The names of the model's cameras, in its order.
         texts: Texts in a batch, of "instruction" and "reasoning".
-        use_prev_subtask: Append the last subtask that differs from the current one to the instruction.
+        use_prev_subtask: Append the previous subtask to the instruction, see `prompted_subtasks`.
         phrasings: Instruction -> other wordings; each step has one of all these, always the same.
     """
 
@@ -41,7 +41,7 @@ class Demonstrations(torch.utils.data.Dataset):
         self.texts, self.phrasings = texts, phrasings or {}
         self.previous = (
             [  # (N,) code of the previous subtask at each step of a source
-                previous_subtasks(source.arrays["subtask"], source.arrays["offsets"]) for source in sources
+                prompted_subtasks(source, encoder.prompts, chunk_size) for source in sources
             ]
             if use_prev_subtask
             else []

@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from data.demonstrations.images import FrameFit
-from data.demonstrations.language import PromptTokenizer, last_other, with_previous
+from data.demonstrations.language import PromptTokenizer, last_other, subtask_in, with_previous
 from data.demonstrations.words import encode_words
 from data.statistics import Normalizer
 from storage import safe_read
@@ -82,7 +82,8 @@ class ObservationEncoder:
         """Entries of an observation that are texts."""
         if self.prompts is None:
             return () if self.vocabulary is None else ("instruction",)
-        return ("instruction", "subtask") if self.prompts.use_prev_subtask else ("instruction",)
+        given = self.prompts.use_prev_subtask and not self.prompts.feeds_back
+        return ("instruction", "subtask") if given else ("instruction",)
 
     def reset(self) -> None:
         """Forget earlier states, frames and subtasks at the beginning of an episode."""
@@ -138,12 +139,25 @@ class ObservationEncoder:
 
     def instruction(self, observation: dict) -> str:
         """The instruction of an observation, with the previous subtask where the model was trained with it."""
-        previous = None
         if "subtask" in self.text_keys:
-            subtask = str(observation["subtask"])
-            previous = last_other(self.subtasks, subtask)
-            self.subtasks = [subtask, *(each for each in self.subtasks if each != subtask)]
+            self.add_subtask(str(observation["subtask"]))
+        previous = last_other(self.subtasks, self.subtasks[0]) if self.subtasks else None
         return with_previous(str(observation["instruction"]), previous).strip()
+
+    def add_subtask(self, subtask: str) -> None:
+        """Make it the current one; again and again it changes nothing."""
+        self.subtasks = [subtask, *(each for each in self.subtasks if each != subtask)]
+
+    @property
+    def reads_back(self) -> bool:
+        """Whether the next observation is encoded with what the policy has written for this one."""
+        return self.prompts is not None and self.prompts.feeds_back
+
+    def read_back(self, target_ids: Any) -> None:
+        """Take the subtask from the text (1, T) that the policy has written, if later prompts have it."""
+        if self.reads_back:
+            (text,) = self.prompts.decode(target_ids)
+            self.add_subtask(subtask_in(text))
 
     def add_frames(self, observation: dict) -> tuple[np.ndarray, np.ndarray]:
         """Add this step's frames to the history and return it: (K, 3, h, w), camera-major, oldest first.
@@ -158,6 +172,10 @@ class ObservationEncoder:
             frames.extend([(frame, exists)] * (1 if frames else self.history))
         images, mask = zip(*(entry for key in self.image_keys for entry in self.frames[key]), strict=True)
         return np.stack(images), np.array(mask)
+
+    def action_normalization(self) -> dict:
+        """What a tokenizer of actions depends on: the kind of normalization, and which dimensions have it."""
+        return {"kind": self.action.kind, "mask": self.action.mask.tolist()}
 
     def decode_action(self, normalised: np.ndarray) -> np.ndarray:
         """Normalised (…, A) -> raw (…, A) float64."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from data.demonstrations.config import Config, reads_tokens
+from data.demonstrations.lerobot.policy import backbone_of_policy
 from data.demonstrations.source import EpisodeSource
 from data.load_tokenizer import load_tokenizer, saved_tokenizer
 from data.statistics import Normalizer
@@ -25,6 +26,7 @@ from storage.suggestions import did_you_mean
 MARK = re.compile(r"<seg>(.*?)</seg>", re.DOTALL)
 STATE_BINS = 256  # of the text of a state, over [-1, 1], as in pi0.5 (arXiv:2504.16054)
 MOST_KNOWN = 20_000  # texts whose tokens are remembered
+SUBTASK = "subtask: "  # what begins the line of the subtask in a reasoning of several entries
 BLOCK = 4096  # texts that are tokenised at a time
 PROMPT = ("prompt_ids", "prompt_mask")
 SWITCHES = ("use_prev_subtask", "use_reasoning", "select_seg_token_mask")
@@ -40,6 +42,7 @@ class PromptTokenizer:
     Args:
         prompt, max_prompt_tokens, max_target_tokens: See `Config`.
         prompt_tokens, target_tokens: Width of prompts and targets; a batch with a longer prompt is wider.
+        feeds_back: The policy writes its subtasks, and the previous one in its prompt is of those.
     """
 
     tokenizer: Any
@@ -51,6 +54,7 @@ class PromptTokenizer:
     select_seg_token_mask: bool
     prompt_tokens: int = 0
     target_tokens: int = 0
+    feeds_back: bool = False
     prompts: dict[str, list[int]] = field(default_factory=dict, repr=False)
     targets: dict[str, tuple[list[int], list[bool]]] = field(default_factory=dict, repr=False)
 
@@ -63,7 +67,7 @@ class PromptTokenizer:
 
     def settings(self) -> dict[str, Any]:
         """What is saved in statistics.json: the arguments without the tokenizer."""
-        names = ("prompt", "max_prompt_tokens", "max_target_tokens", "prompt_tokens", "target_tokens")
+        names = ("prompt", "max_prompt_tokens", "max_target_tokens", "prompt_tokens", "target_tokens", "feeds_back")
         return {name: getattr(self, name) for name in (*names, *SWITCHES)}
 
     def dims(self) -> dict[str, int | None]:
@@ -201,6 +205,41 @@ def previous_subtasks(codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return previous
 
 
+def known_subtasks(codes: np.ndarray, offsets: np.ndarray, most: int) -> np.ndarray:
+    """(N,) like `previous_subtasks`, as a policy knows it that wrote its last text 1 to `most` steps before.
+
+    At work a policy reads its prompt before it writes the current subtask. A prompt that knew it in training would give
+    it away, and a policy that relies on that never goes on to the next one.
+    """
+    steps, starts = np.arange(len(codes)), np.repeat(offsets[:-1], np.diff(offsets))
+    written = steps - np.random.default_rng(0).integers(1, most + 1, len(codes))
+    return np.where(written < starts, 0, previous_subtasks(codes, offsets)[written])
+
+
+def prompted_subtasks(source: EpisodeSource, prompts: PromptTokenizer | None, chunk_size: int) -> np.ndarray:
+    """(N,) code of the previous subtask in the prompt of each step of a source."""
+    codes, offsets = source.arrays["subtask"], source.arrays["offsets"]
+    if prompts is not None and prompts.feeds_back:
+        return known_subtasks(codes, offsets, chunk_size)
+    return previous_subtasks(codes, offsets)
+
+
+def subtask_in(reasoning: str) -> str:
+    """The subtask in a reasoning without marks: the line that names it, else the whole text."""
+    lines = reasoning.split("\n")
+    return next((line.removeprefix(SUBTASK) for line in lines if line.startswith(SUBTASK)), reasoning).strip()
+
+
+def has_its_subtasks(source: EpisodeSource) -> bool:
+    """Whether each step's subtask is found in its reasoning."""
+    vocabulary = source.details["vocabulary"]
+    pairs = np.unique(np.stack([source.arrays[kind] for kind in ("reasoning", "subtask")], axis=1), axis=0)
+    return all(
+        subtask_in(marked(vocabulary[reasoning])[0]) == marked(vocabulary[subtask])[0].strip()
+        for reasoning, subtask in pairs
+    )
+
+
 def last_other(newest_first: Sequence, current: Any) -> Any:
     """The first of some subtasks that is neither empty nor the current one, or None."""
     return next((each for each in newest_first if each and each != current), None)
@@ -214,7 +253,7 @@ def with_previous(instruction: str, subtask: str | None) -> str:
 def tokenizer_of(config: Config, run: Any) -> Any:
     """The tokenizer of `dataset.tokenizer` or of the base model; ValueError if there is none, or it has no end."""
     process = run.process
-    place = config.tokenizer or process.model_name_or_path
+    place = config.tokenizer or backbone_of_policy(process) or process.model_name_or_path
     if place is None:
         raise ValueError(
             f"no tokenizer is known for model {run.model.name}: set dataset.tokenizer to a folder or hub id, or "
@@ -256,13 +295,15 @@ def prompts_of(
     switches = {name: getattr(run.process, name) for name in SWITCHES}
     limits = config.max_prompt_tokens, config.max_target_tokens
     prompts = PromptTokenizer(tokenizer_of(config, run), config.prompt, *limits, **switches)
-    state = Normalizer.from_dict(statistics["state"], "`state` in statistics.json")
-    lengths = prompt_lengths(prompts, config, sources, state)
-    prompts.prompt_tokens, line = fitted(lengths, prompts.max_prompt_tokens, "prompt")
-    lines = [line]
+    lines = []
     if prompts.use_reasoning:
         prompts.target_tokens, line = fitted(target_lengths(prompts, sources), prompts.max_target_tokens, "target")
         lines.append(line)
+        prompts.feeds_back = prompts.use_prev_subtask and all(map(has_its_subtasks, sources))
+    state = Normalizer.from_dict(statistics["state"], "`state` in statistics.json")
+    lengths = prompt_lengths(prompts, config, sources, state)
+    prompts.prompt_tokens, line = fitted(lengths, prompts.max_prompt_tokens, "prompt")
+    lines.insert(0, line)
     statistics["observation"]["language"] = prompts.settings()
     return prompts, lines
 
@@ -321,7 +362,7 @@ def instructions_of(
     count = int(source.arrays["offsets"][-1])
     codes = [source.arrays.get("instruction", np.zeros(count, np.int32))]
     if tokenizer.use_prev_subtask:
-        codes.append(previous_subtasks(source.arrays["subtask"], source.arrays["offsets"]))
+        codes.append(prompted_subtasks(source, tokenizer, config.chunk_size))
     pairs = np.stack(codes, axis=1)  # (N, 1 or 2)
     rows = np.arange(count) if tokenizer.reads_state else np.unique(pairs, axis=0, return_index=True)[1]
     vocabulary = source.details["vocabulary"]

@@ -99,6 +99,8 @@ class Processor(ObservationEncoder, processor.Processor):
         batch = {name: value.to(model.device) for name, value in batch.items()}
         with torch.no_grad():
             outputs = model(**batch)
+        if self.reads_back:
+            self.read_back(outputs["target_ids"])
         return {**outputs, "actions": outputs["actions"][:, self.past_actions :]}
 
     def decode(self, outputs: dict[str, Any]) -> list[Any]:

@@ -38,19 +38,32 @@ def build_policy(config: Config, process: Any) -> VLA:
     require_dims(config)
     path = process.model_name_or_path if not (process.is_pretrained or process.load_pretrain) else None
     settings, is_causal_lm = backbone_settings(config, path, process)
-    cut_layers(settings, config.num_layers)
-    if hasattr(getattr(settings, "vision_config", None), "vision_use_head"):
-        settings.vision_config.vision_use_head = False  # SigLIP's pooling, which nothing reads
-    fit_vocabulary(settings, config, path)
-    filled = {**asdict(config), **image_settings(config, settings, None if is_causal_lm else path, process.cache_dir)}
-    if config.head == "tokens" and config.action_tokenizer != "bins":
-        filled["action_tokenizer"] = read_fast(config.action_tokenizer)
-    policy_config = VLAConfig(**{**filled, "config": settings.to_dict()})
-    policy_config.llm_loss_weight = process.llm_loss_weight
+    policy_config = filled_config(config, settings, process, path, None if is_causal_lm else path)
     check_losses(policy_config)
     if path is None:
         return VLA(policy_config)
     return with_weights(policy_config, settings, path, is_causal_lm, process.cache_dir, process.trust_remote_code)
+
+
+def filled_config(
+    config: Config, settings: PreTrainedConfig, process: Any, path: str | None, images_of: str | None
+) -> VLAConfig:
+    """The whole configuration of a policy; `settings`, the backbone's, are changed to what it needs.
+
+    Args:
+        path: where its weights are; None: they are new.
+        images_of: the model whose preprocessor gives the mean and deviation of images; None: nothing.
+    """
+    cut_layers(settings, config.num_layers)
+    if hasattr(getattr(settings, "vision_config", None), "vision_use_head"):
+        settings.vision_config.vision_use_head = False  # SigLIP's pooling, which nothing reads
+    fit_vocabulary(settings, config, path)
+    filled = {**asdict(config), **image_settings(config, settings, images_of, process.cache_dir)}
+    if config.head == "tokens" and config.action_tokenizer != "bins":
+        filled["action_tokenizer"] = read_fast(config.action_tokenizer)
+    policy_config = VLAConfig(**{**filled, "config": settings.to_dict()})
+    policy_config.llm_loss_weight = process.llm_loss_weight
+    return policy_config
 
 
 def load_for_adapter(place: str, folder: Path, cache_dir: str | None, trust_remote_code: bool) -> VLA:
@@ -94,10 +107,12 @@ def backbone_settings(config: Config, path: str | None, process: Any) -> tuple[P
     return around, True
 
 
-def stored_settings(place: str, cache_dir: str | None, trust_remote_code: bool) -> PreTrainedConfig:
-    """The configuration of the model at `place`: a hub id, a folder or a .gguf file."""
+def stored_settings(
+    place: str, cache_dir: str | None, trust_remote_code: bool, named: str = "model_name_or_path"
+) -> PreTrainedConfig:
+    """The configuration of the model at `place`, the value of the key `named`: a hub id, a folder or a .gguf file."""
     source, options, _ = pretrained_source(place)
-    shown = f"`model_name_or_path: {place}`"
+    shown = f"`{named}: {place}`"
     return from_files(AutoConfig, source, shown, trust_remote_code, cache_dir=cache_dir, **options)
 
 

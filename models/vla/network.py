@@ -158,13 +158,16 @@ class VLA(ChunkPolicy):
 
     def reset(self) -> None:
         super().reset()
+        self.written: Tensor | None = None  # ids (1, T) of the text before the newest chunk
         self._generator = torch.Generator().manual_seed(0)
 
     def predict_chunk(self, inputs: dict[str, Tensor]) -> Tensor:
         """The next chunk (1, C, A), from noise of its own; every episode has the same sequence of noise."""
         names = ("images", "image_mask", "prompt_ids", "prompt_mask")
         prefix, state = self.read(inputs["state"], *(inputs.get(name) for name in names))
-        return self.act(prefix, state, self._generator)["actions"]
+        acted = self.act(prefix, state, self._generator)
+        self.written = acted.get("target_ids")
+        return acted["actions"]
 
     # ---- language ----
 

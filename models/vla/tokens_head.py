@@ -17,6 +17,20 @@ from models.vla.backbone import Backbone
 from models.vla.context import Context
 
 
+class Reference:
+    """A module that another one uses without having its weights.
+
+    PEFT copies a head that is trained beside an adapter: the copy uses the same module. In a copy of the whole policy
+    it is the copied one.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __deepcopy__(self, copies: dict[int, Any]) -> Reference:
+        return Reference(copies.get(id(self.module), self.module))
+
+
 class TokensHead(nn.Module):
     """Action tokens are the last V of the language model's vocabulary; its own output layer predicts them.
 
@@ -30,7 +44,7 @@ class TokensHead(nn.Module):
     def __init__(self, config: Any, backbone: Backbone):
         super().__init__()
         self.config = config
-        self.backbone_of_policy = (backbone,)  # a tuple: its weights are not the head's
+        self.backbone_of_policy = Reference(backbone)
         self.tokens = action_tokens(config)
         self.first = backbone.text_config.vocab_size - len(self.tokens.numbers)
         if self.first < 0:
@@ -44,7 +58,7 @@ class TokensHead(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        return self.backbone_of_policy[0]
+        return self.backbone_of_policy.module
 
     def condition(self, context: Context, state: Tensor) -> Context:
         """The context in which actions begin."""

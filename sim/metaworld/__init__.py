@@ -51,8 +51,8 @@ def demonstrate(environment: Environment, seed: int, jitter: float) -> dict[str,
     while not environment.done:
         action = environment.expert_action()
         episode.append({"action": action, **observation})
-        if environment.subtask is not None:
-            episode[-1]["reasoning/subtask"] = environment.subtask
+        if "subtask" in observation:
+            episode[-1]["reasoning/subtask"] = episode[-1].pop("subtask")
         disturbed = action.copy()
         disturbed[:3] += deviation * random.standard_normal(3)
         observation = environment.step(disturbed)

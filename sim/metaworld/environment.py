@@ -151,6 +151,8 @@ class Environment:
         if not self.config.show_goal:
             state[GOAL] = 0
         observation: dict[str, np.ndarray | str] = {"observations/state": state, "instruction": self.instruction}
+        if self.subtask is not None:
+            observation["subtask"] = self.subtask
         for camera in self.config.cameras:
             observation[f"observations/images/{camera}"] = upright(self._renderer(), self.scene.env.data, camera)
         return observation

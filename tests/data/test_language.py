@@ -13,7 +13,7 @@ from demonstration_files import assert_same, everything, process_parameters, wri
 
 from data.collate import collate
 from data.demonstrations import Config, Processor, build, check
-from data.demonstrations.language import marked, padded, previous_subtasks, state_text
+from data.demonstrations.language import marked, padded, previous_subtasks, state_text, subtask_in
 from data.text.tokenizers import train_bpe
 from metrics.language import LanguageAccuracy
 
@@ -459,3 +459,55 @@ def test_a_tokenizer_without_an_end(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="eos_token"):
         built(tmp_path, {"use_reasoning": True})
     assert built(tmp_path).dims["eos_token_id"] is None
+
+
+def fed_back(tmp_path, **keys):
+    """A bundle of a policy that writes the subtasks of which the previous one is in its prompt."""
+    write_episodes(tmp_path)
+    return built(tmp_path, {"use_reasoning": True, "use_prev_subtask": True}, **keys)
+
+
+def test_a_policy_that_writes_its_subtasks_does_not_know_the_current_one(tmp_path, tokenizer):
+    """With chunks of one action a prompt is as of the step before; with longer ones as of a step in the last chunk."""
+    steps = [0] + previous_subtasks(np.array([1] * 4 + [2] * 3 + [1] * 2 + [3] * 3), np.array([0, LENGTH])).tolist()
+    names = [None, "reach", "grasp it", "lift"]
+    for chunk_size in (1, 5):
+        batch = everything(fed_back(tmp_path, chunk_size=chunk_size).train_dataset)
+        found = []
+        for step in range(LENGTH):
+            row = tokenizer.decode(batch["prompt_ids"][step][batch["prompt_mask"][step]]).strip()
+            said = row.partition(" Previous subtask: ")[2] or None
+            known = [names[code] for code in steps[max(0, step + 1 - chunk_size) : step + 1]]
+            assert said in known, (step, said, known)
+            found.append(said)
+    assert found != [names[code] for code in steps[:LENGTH]], "not always as of the step before"
+
+
+@pytest.mark.parametrize("reads", ["subtask", "line", "other"])
+def test_where_a_reasoning_has_the_subtask(tmp_path, tokenizer, reads):
+    """The whole text or its line; else each observation has it."""
+    parts = {"reasoning/direction": np.array(["left"] * LENGTH, object)} if reads == "line" else {}
+    write_episodes(tmp_path, reasoning=["go on"] * LENGTH if reads == "other" else None, **parts)
+    prompts = built(tmp_path, {"use_reasoning": True, "use_prev_subtask": True}).processor.prompts
+    assert prompts.feeds_back == (reads != "other")
+    assert subtask_in("subtask: grasp it\ndirection: left") == subtask_in(" grasp it") == "grasp it"
+
+
+def test_its_own_subtasks_are_in_its_prompts(tmp_path, tokenizer):
+    """A session adds what the model writes; a new episode begins without."""
+    bundle = fed_back(tmp_path)
+    seen, script = [], iter(["reach", "reach", "lift", "reach", "", "lift"])
+
+    def model(prompt_ids, prompt_mask, **inputs):
+        seen.append(tokenizer.decode(prompt_ids[0][prompt_mask[0]]).strip())
+        ids = [*tokenizer(next(script))["input_ids"], tokenizer.eos_token_id]
+        return {"actions": torch.zeros(1, 4, 2), "target_ids": torch.tensor([ids])}
+
+    model.device = "cpu"
+    session = bundle.processor.session(model)
+    for step in range(5):
+        session.act({"observations/qpos": np.full(3, step), "instruction": "lift it"})
+    session.reset()
+    session.act({"observations/qpos": np.zeros(3), "instruction": "lift it", "subtask": "reach"})
+    previous = ["", "", "", "reach", "lift", ""]
+    assert seen == ["lift it" + (f" Previous subtask: {text}" if text else "") for text in previous]

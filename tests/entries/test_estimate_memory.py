@@ -56,9 +56,13 @@ def vit(folder):
     return image_recipe.words(folder, model=VIT)
 
 
-WORKLOADS = [
-    gpt, pytest.param(act, marks=pytest.mark.slow), llama, vit, pytest.param(vla_recipe.words, marks=pytest.mark.slow)
-]  # fmt: skip
+def vla(folder):
+    return vla_recipe.words(folder)
+
+
+# With the largest relative error. A VLA computes logits for tokens in a mask, of which the estimate knows no values.
+WORKLOADS = [(gpt, 0.05), pytest.param(act, 0.05, marks=pytest.mark.slow), (llama, 0.05), (vit, 0.05)]
+WORKLOADS.append(pytest.param(vla, 0.15, marks=pytest.mark.slow))
 
 
 def read(folder, words, *more):
@@ -98,20 +102,28 @@ def tracked(model, optimizer, batch, half=None):
     return {getattr(kind, "value", str(kind)): size for kind, size in snapshot.items()}
 
 
-def assert_as_tracked(found, seen, rel=0.05):
+def assert_as_tracked(found, seen, error=0.05):
     parts = found.at_peak
     assert not found.unknown and found.phase != "optimizer step"
     assert parts["weights"] == seen["Parameter"] + seen["Buffer"]
     assert (parts["gradients"], parts["optimizer"]) == (seen["Gradient"], seen["Optstate"])
-    assert parts["activations"] == pytest.approx(seen["Activation"] + seen["Temp"], rel=rel)  # most are equal
+    assert parts["activations"] == pytest.approx(seen["Activation"] + seen["Temp"], rel=error)  # most are equal
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
-def test_a_step_against_the_tracker_of_torch(workload, tmp_path):
+@pytest.mark.parametrize(("workload", "error"), WORKLOADS)
+def test_a_step_against_the_tracker_of_torch(workload, error, tmp_path):
     run = read(tmp_path, workload(tmp_path))
     bundle = build_bundle(run)
-    rel = 0.15 if run.model.name == "vla" else 0.05  # it chooses the images that are not empty: all of them
-    assert_as_tracked(estimate(run, bundle, 1, False), tracked(*real(run, bundle)), rel)
+    assert_as_tracked(estimate(run, bundle, 1, False), tracked(*real(run, bundle)), error)
+
+
+@pytest.mark.slow
+def test_recomputed_layers_of_a_vla_against_the_tracker(tmp_path):
+    run = read(tmp_path, vla(tmp_path), "gradient_checkpointing=true")
+    bundle = build_bundle(run)
+    model, optimizer, batch = real(run, bundle)
+    model.gradient_checkpointing_enable()
+    assert_as_tracked(estimate(run, bundle, 1, False), tracked(model, optimizer, batch), 0.15)
 
 
 def test_half_precision_and_recomputed_layers_against_the_tracker(tmp_path):
@@ -284,7 +296,6 @@ def test_it_fits_or_says_what_to_change(tmp_path, capsys):
         ["--gpu_memory", "24GiB"],
         ["--num_processes", "2"],
         ["--estimate_memory", "-m", "seed=1,2"],
-        ["-m", "seed=1,2", "--check"],  # where no sweep can be started
     ],
 )
 def test_bad_requests(words):

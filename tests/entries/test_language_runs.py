@@ -1,10 +1,12 @@
 """Runs of a small vision-language-action policy that reads instructions and writes its reasoning before it acts."""
 
 import json
+import shutil
 
 import h5py
 import numpy as np
 import pytest
+import torch
 import yaml
 from demonstration_files import write_act_episode
 from run_results import metrics
@@ -14,10 +16,12 @@ import eval as evaluation
 import predict
 import prepare
 import train
+from data.demonstrations.language import PromptTokenizer
 from data.load_tokenizer import load_tokenizer
 from data.text.tokenizers import train_bpe
 from loader.command_line.entry import command_line
 from loader.resolve.resolver import read_saved
+from models.vla.backbone import Backbone
 
 INSTRUCTIONS = ["push the red cube", "lift the blue one"]
 SUBTASKS = ["reach"] * 8 + ["grasp"] * 8
@@ -125,6 +129,66 @@ def test_reasoning_from_files_to_the_policy(in_root, tmp_path):
         session.act({"observations/qpos": np.zeros(3)})
 
 
+def test_a_policy_reads_the_subtasks_that_it_wrote(in_root, tmp_path, monkeypatch):
+    """From recordings, at the server and in rollouts; each recording and each episode begins without any."""
+    write_data(tmp_path)
+    for file in sorted((tmp_path / "episodes").glob("*.hdf5")):
+        with h5py.File(file, "a") as root:
+            del root["substep_reasonings"]
+    process = {"use_reasoning": True, "use_prev_subtask": True, "max_steps": 1}
+    train.main(configure(tmp_path, process, n_action_steps=2, sampling_steps=1))
+    tokenizer, written, seen = load_tokenizer(tmp_path / "out"), [], []
+    script = ["reach", "reach", "grasp", "reach"] + ["grasp"] * (STEPS - 4)
+    previous = [None, None, None, "reach", "grasp"] + ["reach"] * (STEPS - 5)
+
+    def write(backbone, context, most, eos):
+        written.append(script[len(written) % STEPS])
+        ids = torch.tensor([[*tokenizer(written[-1])["input_ids"], eos]])
+        return ids, backbone.append(context, backbone.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+
+    def live(prompts, instruction, state):
+        seen.append(instruction)
+        return original(prompts, instruction, state)
+
+    original = PromptTokenizer.live
+    monkeypatch.setattr(Backbone, "write", write)
+    monkeypatch.setattr(PromptTokenizer, "live", live)
+
+    def prompts(of):
+        seen[:], took = [], list(seen)
+        return took == [INSTRUCTIONS[0] + (f" Previous subtask: {text}" if text else "") for text in of]
+
+    (tmp_path / "new").mkdir()
+    for number in (0, 2):
+        with h5py.File(tmp_path / f"episodes/episode_{number}.hdf5", "a") as root:
+            del root["reasoning"]
+        shutil.copy(tmp_path / f"episodes/episode_{number}.hdf5", tmp_path / "new")
+    inputs = ["--input", str(tmp_path / "new"), "--output", str(tmp_path / "out.h5")]
+    predict.main(["--checkpoint", str(tmp_path / "out"), *inputs])
+    assert prompts(2 * previous)
+    with h5py.File(tmp_path / "out.h5") as root:
+        assert root["episode_2.hdf5/reasoning"].asstr()[:].tolist() == script
+
+    observation = {"observations/qpos": np.zeros(3), "instruction": INSTRUCTIONS[0]}
+    folder, run = evaluation.checkpoint_run(str(tmp_path / "out"))
+    processor = run.dataset.module.Processor.from_pretrained(folder, run.dataset.config, run.process)
+    session = processor.session(evaluation.load_model(folder, run, "cpu"))
+    assert processor.metadata(session.model)["texts"] == ["instruction"]
+    for _ in range(2):
+        session.reset()
+        assert [session.act(observation)["reasoning"] for _ in range(STEPS)] == script
+    assert prompts(2 * previous)
+
+    policy = evaluation.load_policy(tmp_path / "out", "cpu")
+    for _ in range(2):
+        policy.reset()
+        for _ in range(2 * STEPS):
+            policy(observation)
+    # It writes at every second step, and the prompt of the next step, which is not read, knows it already.
+    both = [text for pair in zip(previous, [*previous[1:], "reach"], strict=True) for text in pair]
+    assert prompts(2 * both) and len(written) == 6 * STEPS
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["bins", "fast"])
 def test_actions_as_tokens_from_files_to_the_policy(in_root, tmp_path, tokens, capsys):
@@ -136,6 +200,7 @@ def test_actions_as_tokens_from_files_to_the_policy(in_root, tmp_path, tokens, c
         task = ["--task_name", str(tmp_path / "task.yaml"), "--out", str(file)]
         prepare.main(["--action_tokenizer", "fast:200:20", *task])
         assert "4 x 2" in capsys.readouterr().out and json.loads(file.read_text())["scale"] == 20
+        assert json.loads(file.read_text())["normalization"] == {"kind": "min_max", "mask": [True, True]}
         tokens = str(file)
     words = configure(tmp_path, {"max_steps": 120}, head="tokens", action_tokenizer=tokens, prefix_attention="causal")
     train.main(words)
@@ -168,6 +233,22 @@ def test_bad_flags_of_action_tokens(in_root, tmp_path, flags, named, capsys):
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert left.value.code == 2 and len(errors) == 1 and named in errors[0], errors
     assert not (tmp_path / "fast.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["normalization={state: min_max, action: zscore}", "normalization_mask={action: [true, false]}"],
+)
+def test_action_tokens_of_another_normalization_are_refused(in_root, tmp_path, change, capsys):
+    write_data(tmp_path)
+    words = configure(tmp_path, head="tokens", action_tokenizer=str(tmp_path / "fast.json"))
+    task = ["--task_name", str(tmp_path / "task.yaml"), "--out", str(tmp_path / "fast.json")]
+    prepare.main(["--action_tokenizer", "fast:200", *task])
+    with pytest.raises(SystemExit) as left:
+        command_line(train.main, [*words, "--set", f"dataset.{change}"])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert left.value.code == 2 and len(errors) == 1 and "model.action_tokenizer" in errors[0], errors
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

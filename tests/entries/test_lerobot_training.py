@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from demonstration_files import everything, run_in
 from lerobot_files import LENGTHS, write_v3, write_video
-from lerobot_policy_files import act_by_hand, write_policy
+from lerobot_policy_files import act_by_hand, write_policy, write_statistics
+from smolvla_files import write_smolvla
 
 import predict
 import train
@@ -91,6 +92,36 @@ def test_training_from_a_lerobot_policy(folder):
     scaled = torch.tensor((state - 0.1) / 0.7, dtype=torch.float32)[None]
     chunk = act_by_hand(weights, scaled, torch.tensor(environment, dtype=torch.float32)[None])
     np.testing.assert_allclose(action, chunk[0, 0].detach().numpy() * 2 + 0.3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("robot", ["its own", "another"])
+def test_training_from_a_smolvla(folder, robot, capsys):
+    """Its tokenizer and weights; its normalization too, if the robot is its own. An adapter keeps its base."""
+    changes = {} if robot == "its own" else {"output_features": {"action": {"type": "ACTION", "shape": [6]}}}
+    weights, _ = write_smolvla(folder / "smolvla", ["pick"], cameras=("top",), **changes)
+    statistics = {
+        "observation.state": {"mean": [0.1] * 5, "std": [0.7] * 5},
+        "action": {"mean": [0.3] * 4, "std": [2.0] * 4},
+    }
+    write_statistics(folder / "smolvla/policy", statistics)
+    keys = [
+        f"model_name_or_path={folder / 'smolvla/policy'}",
+        "model=vla",
+        "freeze_vision_tower=true",
+        "lora_enable=true",
+    ]
+    train.main([word for word in arguments(folder, *keys, "lora_r=2") if word != "model.hidden_dim=16"])
+    saved = json.loads((folder / "out/statistics.json").read_text())
+    assert (saved["action"]["std"] == [2.0] * 4) == (robot == "its own")
+    assert ("as by the policy" in capsys.readouterr().out) == (robot == "its own")
+    policy = load_policy(folder / "out")
+    state = policy.model.state_dict()
+    name = next(name for name in state if name.endswith("text_model.embed_tokens.weight"))
+    assert state[name].equal(weights["model.vlm_with_expert.vlm.model.text_model.embed_tokens.weight"])
+    frame = np.zeros((48, 64, 3), np.uint8)
+    observation = {"observation.state": np.zeros(5), "observation.images.top": frame, "instruction": "pick"}
+    assert np.shape(policy(observation)) == (4,)
 
 
 def test_a_contradiction_is_exit_code_2_and_one_line(folder, capsys):

@@ -184,8 +184,8 @@ def number(word):
 
 @pytest.mark.slow
 def test_two_processes_are_one(workload):
-    more = getattr(workload.recipe, "SEVERAL", {})
-    whole = workload.train("whole", **more)
-    done = launched("ddp.yaml", workload.arguments("two", 4, **more))
-    assert done.returncode == 0, done.stderr[-3000:]
-    check_same_numbers(whole, workload.log("two"))
+    for number, more in enumerate(getattr(workload.recipe, "SEVERAL", ({},))):
+        whole = workload.train(f"whole-{number}", **more)
+        done = launched("ddp.yaml", workload.arguments(f"two-{number}", 4, **more))
+        assert done.returncode == 0, done.stderr[-3000:]
+        check_same_numbers(whole, workload.log(f"two-{number}"))

@@ -20,10 +20,10 @@ def process(**settings):
     return made
 
 
-def pretrained(folder, family="smolvlm"):
+def pretrained(folder, family="smolvlm", vocabulary=70):
     """A vision-language model in `folder`, with the numbers of its preprocessor."""
     torch.manual_seed(5)
-    fields = {**FAMILIES[family], "text_config": {**FAMILIES[family]["text_config"], "vocab_size": 70}}
+    fields = {**FAMILIES[family], "text_config": {**FAMILIES[family]["text_config"], "vocab_size": vocabulary}}
     AutoModelForImageTextToText.from_config(AutoConfig.for_model(family, **fields)).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}')
     return folder
@@ -131,6 +131,36 @@ def test_adapters_with_the_words_of_il_studio(tmp_path, bits):
     shutil.rmtree(place)  # the merged policy is complete
     complete = models.vla.load(tmp_path / "merged")
     torch.testing.assert_close(actions(complete, batch), actions(merged, batch), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+@pytest.mark.parametrize(("family", "words"), [("smolvlm", "llm,lm_head"), ("paligemma", "llm")])
+def test_actions_as_tokens_with_an_adapter(tmp_path, family, words, bits):
+    """With an output layer of its own and a tied one; it learns, and is the same when saved and merged."""
+    place, keys = pretrained(tmp_path / "vlm", family, 320), {"head": "tokens", "target_tokens": 0}
+    adapted = adapted_policy(
+        place, keys, lora_enable=True, lora_module=words, lora_r=8, use_quantization=bits == 4, bits=bits
+    )
+    model, batch = adapted.model.train(), batch_of()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer, losses = torch.optim.AdamW(weights, lr=0.02), []
+    for _ in range(25):
+        loss = model(**batch)["loss"]
+        loss.backward()
+        assert all(weight.grad is not None for weight in weights)
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0] - 0.1, losses
+    assert bool(adapted.report({})["parts"]["llm"]["quantized"]) == (bits == 4)
+    with torch.no_grad():
+        before = model.eval()(**batch)
+        adapted.save(tmp_path / "saved")
+        loaded = adapt.load_adapted(tmp_path / "saved", models.vla)(**batch)
+        merged = plain_model(tmp_path / "saved", models.vla).eval()(**batch)
+    assert torch.equal(loaded["actions"], before["actions"])
+    torch.testing.assert_close(loaded["loss"], before["loss"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(merged["loss"], before["loss"], atol=1e-3, rtol=1e-3)
 
 
 def test_what_nothing_depends_on_gets_no_adapter(tmp_path):

@@ -6,5 +6,5 @@ a folder and returns the words of `train.py` that name data and model: no dropou
 `without_noise(monkeypatch)` (turns off random numbers that a forward draws),
 `inputs(folder)` (a file or folder to predict on; without it `predict.py` must refuse the workload),
 `OUTPUT` (name of the file that `predict.py` writes, where its ending says the format),
-`SEVERAL` (further settings for two processes, which `without_noise` cannot reach).
+`SEVERAL` (further settings, each for a run of two processes, which `without_noise` cannot reach).
 """

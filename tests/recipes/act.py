@@ -5,7 +5,7 @@ from demonstration_files import write_act_episode
 
 MODEL, DATA = "act", "demonstrations"
 NETWORK = "hidden_dim: 16, num_heads: 2, feedforward_dim: 16, cvae_layers: 1, encoder_layers: 1, decoder_layers: 1"
-SEVERAL = {"model__use_cvae": "false"}
+SEVERAL = ({"model__use_cvae": "false"},)
 
 
 def words(folder, model=f"{{name: act, {NETWORK}, latent_dim: 4, dropout: 0.0, kl_weight: 2.0}}"):

@@ -6,12 +6,14 @@ from . import act
 
 MODEL, DATA = "diffusion", "demonstrations"
 # Another model has keys of its own: those of the training file are dropped.
-SEVERAL = {
-    "model__name": "kinds.quiet_diffusion",
-    "model__network": "mlp",
-    "model__hidden_dim": 16,
-    "model__clip_sample": "false",
-}
+SEVERAL = (
+    {
+        "model__name": "kinds.quiet_diffusion",
+        "model__network": "mlp",
+        "model__hidden_dim": 16,
+        "model__clip_sample": "false",
+    },
+)
 
 
 def words(folder):

@@ -6,7 +6,7 @@ from . import act
 
 MODEL, DATA = "flow", "demonstrations"
 # Another model has keys of its own: those of the training file are dropped.
-SEVERAL = {"model__name": "kinds.quiet_flow", "model__network": "mlp", "model__hidden_dim": 16}
+SEVERAL = ({"model__name": "kinds.quiet_flow", "model__network": "mlp", "model__hidden_dim": 16},)
 
 
 def words(folder):

@@ -11,7 +11,11 @@ from models.vla.heads import FlowHead
 from . import act
 
 MODEL, DATA = "vla", "demonstrations"
-SEVERAL = {"model__head": "regression"}  # in which nothing is drawn
+# In which nothing is drawn.
+SEVERAL = (
+    {"model__head": "regression"},
+    {"model__head": "tokens", "dataset__normalization": "{state: zscore, action: min_max}"},
+)
 INSTRUCTIONS = ["push the red cube", "lift it"]
 SUBTASKS = ["reach"] * 7 + ["grasp and hold"] * 9
 

@@ -27,6 +27,12 @@ def policy_folder(process: Any) -> Path | None:
     return folder if is_policy(folder) else None
 
 
+def backbone_of_policy(process: Any) -> str | None:
+    """The vision-language model, with its tokenizer, of the LeRobot policy that a run starts from, or None."""
+    folder = policy_folder(process)
+    return None if folder is None else read_policy(folder).settings.get("vlm_model_name")
+
+
 def pretrained_normalizers(
     details: dict, values: dict[str, np.ndarray], image_keys: list[str], config: Any, process: Any
 ) -> dict[str, Normalizer]:
@@ -40,7 +46,8 @@ def pretrained_normalizers(
         ValueError: `dataset.normalization` has another kind, or the policy has other signals.
     """
     folder = policy_folder(process)
-    if folder is None:
+    sizes = values["state"].shape[1], values["action"].shape[1]
+    if folder is None or is_of_another_robot(read_policy(folder), *sizes):
         return {}
     refuse_order(folder, "cameras", image_keys, [*read_policy(folder).inputs("VISUAL")])
     found = normalizers_of(folder, details["state_keys"], values["state"], values["action"])
@@ -53,12 +60,20 @@ def pretrained_normalizers(
     return found
 
 
-def normalization_line(process: Any) -> list[str]:
+def is_of_another_robot(policy: Policy, state_dim: int, action_dim: int) -> bool:
+    """Whether a policy that pads states and actions was trained with other sizes of them."""
+    own = sum(shape[0] for shape in policy.inputs("STATE", "ENV").values()), policy.action_dim
+    return "max_state_dim" in policy.settings and own != (state_dim, action_dim)
+
+
+def normalization_line(process: Any, state_dim: int, action_dim: int) -> list[str]:
     """Whose normalization a run that starts from a LeRobot policy uses."""
     folder = policy_folder(process)
     if folder is None:
         return []
-    whose = "as by the policy" if read_policy(folder).statistics.get("action") else "by this data, not by the policy"
+    policy = read_policy(folder)
+    is_theirs = policy.statistics.get("action") and not is_of_another_robot(policy, state_dim, action_dim)
+    whose = "as by the policy" if is_theirs else "by this data, not by the policy"
     return [f"states and actions are normalised {whose} in {folder}"]
 
 
