@@ -13,10 +13,9 @@ from ladi_folder import write_ladi
 from signal_files import walk, write_npz
 from track_files import write_stack
 
-from loader.schema.components import component_module, shipped
+from loader.schema.components import COMPONENTS, component_module, shipped
 from loader.schema.keys import keys_of
 from loader.schema.process_arguments import ProcessArguments
-from loader.schema.sections import COMPONENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = ("train", "eval", "predict", "prepare", "report", "estimate")
@@ -44,7 +43,7 @@ LAYERS = {
         ["checkpointing"],
         ["optimization", "callbacks", "dataloading"],
         ["serialization", "distributed"],
-        ["hf_patches", "module_walks", "sections", "preemption"],
+        ["hf_patches", "module_walks", "settings", "preemption"],
     ],
 }
 TOOLS = ("trainer.verify", "trainer.killtest", "trainer.curves", "trainer.run_differences")

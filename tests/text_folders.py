@@ -17,6 +17,7 @@ def text_run(folder: Path, seed: int = 0, batch: int = 4, max_steps: int = 100, 
         seed=seed,
         cache_dir=Path(folder),
         trainer=trainer or {},
+        samples_per_step=batch * (trainer or {}).get("gradient_accumulation_steps", 1),
         process=SimpleNamespace(**{key: changes.get(key, value) for key, value in process.items()}),
         hyper=SimpleNamespace(**{key: changes.get(key, value) for key, value in hyper.items()}),
     )

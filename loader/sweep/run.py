@@ -14,8 +14,8 @@ from typing import Any
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import out_of_bounds
+from loader.schema.hyper_arguments import SweepArguments
 from loader.schema.keys import keys_of
-from loader.schema.sweep_arguments import SweepArguments
 from loader.sweep.jobs import PREEMPTED, Job, Record
 from loader.sweep.local import LocalSweep, job_of
 from loader.sweep.objective import Objective

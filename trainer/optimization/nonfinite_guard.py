@@ -17,7 +17,7 @@ import torch
 import torch.distributed
 
 from storage.checkpoints import checkpoints
-from trainer.distributed.shards import rank_and_world_size
+from trainer.distributed import rank_and_world_size
 from trainer.hf_patches import replace_next_step
 
 FACTS = "skipped_steps.json"
