@@ -46,7 +46,7 @@ LAYERS = {
         ["hf_patches", "module_walks", "settings", "preemption"],
     ],
 }
-TOOLS = ("trainer.verify", "trainer.killtest", "trainer.curves", "trainer.run_differences")
+TOOLS = ("trainer.verify", "trainer.killtest", "trainer.run_differences")
 MOST_FUNCTION_LINES, MOST_FILE_LINES = 50, 400
 DRAWERS = {"utils", "util", "helpers", "misc", "common"}
 COMPONENT_NAMES = [(section, name) for section in COMPONENTS for name in shipped(section)]
