@@ -112,6 +112,9 @@ class LengthGroupedSampler(EpochSampler):
         return np.concatenate([*(steps[index] for index in generator.permutation(len(steps))), *incomplete])
 
 
+# ---- groups of episodes ----
+
+
 class MixtureSampler(EpochSampler):
     """Sample indices of a dataset whose steps are stored episode after episode, group after group.
 
@@ -175,6 +178,8 @@ def rounds(items: int, count: int, generator: np.random.Generator) -> np.ndarray
     permutations = [generator.permutation(items) for _ in range(whole)]
     return np.concatenate([np.empty(0, np.int64), *permutations])[:count]
 
+
+# ---- where the window of a numbered sample starts ----
 
 # SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 17).
 STEP, FIRST, SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)

@@ -53,6 +53,8 @@ def key(default: Any, help: str, **metadata: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+# ---- functions of a component's module ----
+
 # section -> function -> names of its arguments; None: it is only looked up
 REQUIRED: dict[str, dict[str, tuple[str, ...] | None]] = {
     "dataset": {"build": ("config", "run")},

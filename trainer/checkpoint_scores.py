@@ -79,6 +79,9 @@ class CheckpointScores:
         return values
 
 
+# ---- the callback ----
+
+
 class EvaluateCheckpoints(TrainerCallback):
     """Calls `score(checkpoint)` and prints what it returns; a checkpoint that cannot be evaluated is one line.
 

@@ -1,7 +1,8 @@
 """Training in several processes: agreement of the ranks, shards of tensors under FSDP2, and checks of the launch.
 
 Under FSDP2 every parameter is a DTensor: each rank holds some of its rows, as `torch.chunk` distributes them; the last
-ranks may hold none. Optimizer state of the same shape is sharded in the same way."""
+ranks may hold none. Optimizer state of the same shape is sharded in the same way.
+"""
 
 from __future__ import annotations
 
@@ -83,6 +84,9 @@ class Consensus:
         """Wait for the reduction that is in flight; an error because other ranks have exited is ignored."""
         with contextlib.suppress(RuntimeError):
             self._wait()
+
+
+# ---- shards of tensors ----
 
 
 class Mismatch(ValueError):
@@ -177,6 +181,8 @@ def size_text(shape: Sequence[int]) -> str:
     """Return a shape as messages show it: `3×4`."""
     return "×".join(map(str, shape))
 
+
+# ---- how the processes were launched, and what accelerate would ignore silently ----
 
 DEEPSPEED_LINE = (
     "DeepSpeed makes the updates inside its engine: a step that is not finite reaches the weights; "

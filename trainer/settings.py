@@ -203,6 +203,9 @@ class ParameterGroup:
             raise ValueError("`lr` and `lr_factor` are both given; keep one")
 
 
+# ---- the settings of a Trainer ----
+
+
 @dataclass
 class TrainerSettings:
     """Settings of a Trainer; the defaults leave transformers' behaviour unchanged.

@@ -148,6 +148,9 @@ def batch_of(rows: np.ndarray) -> dict[str, torch.Tensor]:
     }
 
 
+# ---- samples ----
+
+
 class Windows(torch.utils.data.Dataset):
     """Samples by their numbers, a batch at a time."""
 

@@ -207,6 +207,9 @@ def _read_header(path: Path, start: bytes) -> tuple[str, int, int] | None:
     return dtype, HEADER_BYTES, tokens
 
 
+# ---- whether several folders fit one another and the configuration ----
+
+
 def disagreements(config: Config, folders: list[Folder]) -> list[str]:
     """Return one line for each reason why the folders cannot be used together or with these settings."""
     problems = [*_unused_vocabulary(config, folders), *_too_short(config, folders)]

@@ -152,6 +152,8 @@ def _not_finite(options: dict[str, object]) -> list[str]:
     return [name for name, value in options.items() if bad(value)]
 
 
+# ---- files, and monitors ----
+
 FILES = ("deepspeed", "fsdp_config", "accelerator_config")  # each a file, or its content
 TYPO = 0.85  # similarity from which a name is taken for a misspelt one
 
@@ -194,6 +196,9 @@ def _monitored(run: RunConfig) -> Iterator[tuple[str, str]]:
     ):
         if name is not None:
             yield key, name
+
+
+# ---- import paths, checked in the module's source ----
 
 
 def import_problem(path: str) -> str | None:

@@ -267,6 +267,9 @@ def _users(name: str) -> str:
     return quoted(users)
 
 
+# ---- keys of components that have no effect beside another key ----
+
+
 def check_switches(run: RunConfig, problems: Problems) -> None:
     """Refuse a key without effect (`needs`, `unless`); drop it if a later layer than its own has made it so."""
     for section in COMPONENTS:

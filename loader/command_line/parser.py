@@ -191,6 +191,8 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
+# ---- flags that do not exist: where the key belongs, or which flag is meant ----
+
 FLAG_CUTOFF = 0.8  # similarity from which a flag is taken for a misspelt one
 BELONGS_TO = {"dataset": "the data", "model": "the model", "loss": "the loss", "env": "the environment"}
 # Flags of other programs -> the key that means the same here, or the key and its value.

@@ -222,6 +222,8 @@ def _without_effect(settings: Settings) -> None:
             )
 
 
+# ---- a task or model file that a later layer names, against what training files say for another component ----
+
 CHOICES = (("dataset", "task", "task_name"), ("model", "model", "model_config"))
 # Keys that say which weights a model starts from.
 WEIGHTS = ("model_name_or_path", "is_pretrained", "load_pretrain", "load_optimizer")

@@ -313,6 +313,9 @@ def _shares_of_the_length(run: RunConfig, earlier: RunConfig) -> list[str]:
     return moved
 
 
+# ---- what `resume_context` and `resume_token_corruption` change in the network ----
+
+
 def resized_context(run: RunConfig, network: Any, dims: Mapping[str, int], point: ResumePoint) -> list[str]:
     """Let a network that was built for the data's windows read longer ones than the checkpoint's; returns lines.
 

@@ -1,7 +1,8 @@
 """The sections of a training file, and the modules of components: found by file name, or by a dotted name outside Keel.
 
 Sections that the trainer acts on are declared in `trainer/settings.py`. The loader may not import the trainer: it finds
-that module by name, as it finds components."""
+that module by name, as it finds components.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +47,8 @@ SECTION_ON_RESUME = {
     "callbacks": HARMLESS,  # user code: its effect is not known here
 }
 
+
+# ---- modules ----
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -143,6 +143,8 @@ def on_resume(path: str, component_config: type | None = None) -> str:
     return next(filter(None, candidates), TRAJECTORY)
 
 
+# ---- what Keel adds to the fields of TrainingArguments ----
+
 # Class of `on_resume` -> fields, or keys of a mapping field. Those that stand nowhere change the trajectory.
 ON_RESUME: dict[str, tuple[str, ...]] = {
     IMPOSSIBLE: ("optim_target_modules", "fp16", "fsdp", "deepspeed"),

@@ -75,6 +75,8 @@ class Objective:
         return min(values, key=lambda pair: sign * pair[1], default=None)
 
 
+# ---- what a sweep leaves ----
+
 FILE = "sweep.csv"
 
 

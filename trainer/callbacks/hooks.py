@@ -51,6 +51,8 @@ class FollowTrainingLoss(TrainerCallback):
         self.trainer.follow_training_loss()
 
 
+# ---- epochs: a state's `epoch` is their number with rounding errors ----
+
 ROUNDING = 1e-8  # of a fraction of up to a thousand epochs; an epoch of ten million steps moves by more
 
 

@@ -113,6 +113,9 @@ def write_files(folder: Path, files: Mapping[str, Any]) -> None:
         write_text(folder / name, text)
 
 
+# ---- callbacks ----
+
+
 class LogFile(TrainerCallback):
     """A file of JSON lines with `step`, to which the first process appends while training runs."""
 

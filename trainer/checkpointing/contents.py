@@ -239,6 +239,8 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+# ---- copies in host memory ----
+
 ALIGNMENT = 64  # bytes; no element of a tensor is larger
 
 

@@ -212,6 +212,9 @@ def check_shapes(checkpoint: Path, weights: Mapping[str, Any]) -> None:
             )
 
 
+# ---- errors of checkpoints that pass manifest verification but cannot be loaded ----
+
+
 class CheckpointLoadError(ValueError):
     """A checkpoint cannot be loaded; the text is one line with the folder, the reason and the remedy."""
 

@@ -161,6 +161,8 @@ def without_adapter(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+# ---- the position in the data: resume mid-epoch without replaying the loader, even if the batch size changed ----
+
 KEY = "data_position"  # in trainer_state.json
 
 

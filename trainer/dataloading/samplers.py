@@ -119,6 +119,9 @@ class SeededOrder(Sampler[int]):
         return iter(torch.randperm(self.samples, generator=generator).tolist())
 
 
+# ---- batches ----
+
+
 class TrainBatches(Sampler[list[int]]):
     """The batches of all processes in turn: batch n is process n % processes' in step n // processes.
 

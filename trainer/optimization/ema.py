@@ -45,7 +45,10 @@ class AveragedWeights:
         if not trained:
             raise ValueError("EMA has nothing to average: every weight of the model is frozen")
         self.names, self.parameters = list(trained), list(trained.values())
-        self.shadow = [parameter.detach().to(_shadow_type(parameter), copy=True) for parameter in self.parameters]
+        self.shadow = [
+            parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+            for parameter in self.parameters
+        ]
         self.trained: list[torch.Tensor] | None = None  # the trained weights, inside `swapped`
         self._groups: list[tuple[list[torch.Tensor], list[nn.Parameter]]] | None = None
 
@@ -162,7 +165,3 @@ class AveragedWeights:
             if before != now:
                 weight = name.partition(".")[2]
                 raise ValueError(f"{path}: the weight `{weight}` is {before}, in this run {now}; use the same model")
-
-
-def _shadow_type(parameter: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(parameter.dtype, torch.float32)

@@ -297,6 +297,9 @@ def split_groups(
     return sides
 
 
+# ---- changed hyperparameters on resume, and the state of an earlier run (`load_optimizer`) ----
+
+
 @dataclass(frozen=True)
 class OptimizerPlan:
     """An optimizer as a run describes it; see `optimizers.build_optimizer`.

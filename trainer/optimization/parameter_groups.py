@@ -102,6 +102,9 @@ def _compiled(pattern: str, parts: Mapping[str, str]) -> re.Pattern:
         raise ValueError(f"param_groups pattern `{pattern}` is not a regular expression: {error}") from None
 
 
+# ---- how far parameters are from the head, for layer-wise learning-rate decay ----
+
+
 def depths_from_head(model: nn.Module) -> dict[str, int]:
     """Return parameter name -> number of layers above it, as in BEiT (arXiv:2106.08254) and timm.
 
