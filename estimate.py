@@ -16,8 +16,7 @@ from typing import Any
 
 from loader.command_line.entry import process_rank, refusing, run_config
 from loader.errors import ConfigError
-from loader.resolve.global_batch_size import as_if_launched, batch_line
-from loader.resolve.run_config import RunConfig
+from loader.resolve.run_config import RunConfig, as_if_launched, batch_line
 from models.adapt.optional_imports import hide_kernel_warning
 from trainer.hf_patches import defer_peft
 
@@ -288,7 +287,7 @@ def optimizer_of(run: RunConfig, adapted: Any, args: Any) -> Callable[[], Any]:
 def averages_of(run: RunConfig, adapted: Any) -> Callable[[], Any]:
     """A function that builds the averaged weights."""
     from trainer.optimization.ema import AveragedWeights
-    from trainer.sections import EmaConfig
+    from trainer.settings import EmaConfig
 
     spec = run.ema or EmaConfig()
     return lambda: AveragedWeights(adapted.model, spec.decay, spec.warmup, spec.update_every)

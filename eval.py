@@ -25,7 +25,6 @@ from loader.resolve.run_config import RunConfig
 from loader.schema.hyper_arguments import RemembersGiven
 from storage.config_keys import key
 from storage.safe_read import escaped
-from trainer.callbacks.log_files import json_number
 
 
 @dataclass
@@ -144,6 +143,8 @@ def overrides(asked: EvalArguments) -> list[str]:
 
 def write_scores(scores: dict[str, Any], folder: Path, file: str | None) -> None:
     """The scores as one JSON object, printed and perhaps written; and on stderr which of them are not finite."""
+    from trainer.callbacks.log_files import json_number
+
     shown_scores = {name: json_number(value) for name, value in scores.items()}
     if lost := [name for name in scores if shown_scores[name] is not scores[name]]:
         line = f"warning: not finite: {', '.join(lost)}; the weights of {folder}, or the data, are damaged"
@@ -248,7 +249,7 @@ def check_dims(dims: dict[str, Any], config: Any) -> None:
 
 def warn_of_other_data(folder: Path, bundle: Any) -> None:
     """One line on stderr where the data is no longer what the checkpoint was trained and evaluated on."""
-    from loader.resume.warm_start import changed_data
+    from loader.resume.config_diff import changed_data
 
     if changed := changed_data(bundle.files, folder):
         print(f"warning: the data is not what {folder} was trained with: {changed}", file=sys.stderr, flush=True)
@@ -293,9 +294,7 @@ def load_model(folder: Path, run: RunConfig, device: str) -> Any:
 
 
 def checkpoint_scores(run: RunConfig, bundle: Any, loss: Any, device: Any) -> Any:
-    """What `eval_runner` does with each checkpoint of a run, or None; a ValueError if the data does not allow it."""
-    if run.eval_runner is None or not run.eval_runner.enabled:
-        return None
+    """What `eval_runner` does with each checkpoint of a run; a ValueError if the data does not allow it."""
     from loader.checks.runtime_checks import check_eval_runner
     from trainer.checkpoint_scores import CheckpointScores
 

@@ -32,7 +32,6 @@ from models.adapt.optional_imports import hide_kernel_warning
 from prepare import start_sweep
 from storage.checkpoints import sweep
 from storage.lock import RunLock
-from trainer.callbacks.log_files import record_start
 from trainer.hf_patches import defer_peft, use_one_gpu
 
 __all__ = ["HyperArguments", "main"]
@@ -92,6 +91,8 @@ def execute(run: RunConfig, signals: Signals) -> Any:
 
 def prepare_and_train(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, locks: list[RunLock]) -> None:
     """Lock the run's folders, choose the checkpoint to resume from, train, and save the final model."""
+    from trainer.callbacks.log_files import record_start
+
     with contextlib.ExitStack() as held:
         # Lock existing folders before choosing a checkpoint, so that no other run adds or deletes one in between.
         existing = [lock for lock in locks if lock.folder.is_dir()]
@@ -127,8 +128,8 @@ def prepare_and_train(run: RunConfig, trainer: Any, bundle: Any, adapted: Any, l
 def train_and_save(run: RunConfig, trainer: Any, point: ResumePoint | None) -> None:
     """Train to the end of the run, unless the checkpoint already is its end, and save the final model."""
     from trainer.callbacks.metric_names import UnknownMetric
-    from trainer.checkpointing.load_errors import CheckpointLoadError
-    from trainer.distributed.launch_checks import CannotDivide
+    from trainer.checkpointing.trainer_io import CheckpointLoadError
+    from trainer.distributed import CannotDivide
     from trainer.evaluator import NothingScored
 
     try:
@@ -176,7 +177,7 @@ def build_model(run: RunConfig, bundle: Any, args: Any) -> Any:
     half = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
     config, on_gpu, process = with_dims(run, bundle.dims), args.device.type == "cuda", run.process
     if process.is_pretrained or process.load_pretrain:
-        from loader.resume.warm_start import earlier_folder
+        from loader.resume.find_checkpoint import earlier_folder
 
         process = replace(process, model_name_or_path=str(earlier_folder(run)))
     return build_adapted(run.model.module, config, process, autocast=half, on_gpu=on_gpu)
@@ -223,35 +224,40 @@ def trainer_settings(run: RunConfig, bundle: Any, adapted: Any, device: Any) -> 
 
     Sections and process parameters that the Trainer has under the same name are passed through as they are.
     """
-    from eval import checkpoint_scores
-    from loader.resume.warm_start import first_optimizer
+    from loader.resume.find_checkpoint import first_optimizer
     from prepare import build_loss
-    from trainer.callbacks.csv_logger import log_folder
-    from trainer.sections import EmaConfig
-    from trainer.settings import TrainerSettings
+    from trainer.settings import EmaConfig, TrainerSettings
 
     names = {field.name for field in fields(TrainerSettings)}
     shared = {name: getattr(view, name) for view in (run.process, run) for name in names if hasattr(view, name)}
-    wants_csv = run.logging is not None and run.logging.logger_type == "CSVLogger"
     own = {
         "optimizer_name": run.hyper.optim,
         "param_groups": [*run.param_groups, *adapted.groups],
         "parts": adapted.parts,
         "schedule": schedule_plan(run),
         "ema": (run.ema or EmaConfig()) if run.process.using_ema else None,
-        "csv_dir": log_folder(run.logging, run.output_dir) if wants_csv else None,
         "metrics": bundle.metrics_by_prefix(),
         "directions": bundle.directions(),
         "greater_is_better": run.trainer.get("greater_is_better"),
         "units": bundle.units,
-        "loss": (loss := build_loss(run, bundle)),
+        "loss": build_loss(run, bundle),
         "train_transform": bundle.train_transform,
         "test_datasets": bundle.test_sets_by_prefix() if run.process.evaluate_test else {},
         "processor": bundle.processor,
-        "sampling": sampling(run, bundle, adapted.model),
-        "score_checkpoint": checkpoint_scores(run, bundle, loss, device),
         "first_optimizer": first_optimizer(run),
     }
+    if run.logging is not None and run.logging.logger_type == "CSVLogger":
+        from trainer.callbacks.csv_logger import log_folder
+
+        own["csv_dir"] = log_folder(run.logging, run.output_dir)
+    if run.process.sample_tokens and bundle.eval_datasets:
+        from data.text.generation import sampler_of
+
+        own["sampling"] = sampler_of(run, bundle.processor, adapted.model)
+    if run.eval_runner is not None and run.eval_runner.enabled:
+        from eval import checkpoint_scores
+
+        own["score_checkpoint"] = checkpoint_scores(run, bundle, own["loss"], device)
     return TrainerSettings(**shared | own)
 
 
@@ -274,30 +280,6 @@ def schedule_plan(run: RunConfig) -> Any:
     )
 
 
-def sampling(run: RunConfig, bundle: Any, model: Any) -> Any:
-    """How to write text samples during training, or None; a ValueError if the prompt is too long or not encodable."""
-    process, tokenizer = run.process, getattr(bundle.processor, "tokenizer", None)
-    if not process.sample_tokens or not bundle.eval_datasets:
-        return None
-    if tokenizer is None:
-        if run.on_command_line("sample_tokens"):
-            place = run.place("sample_tokens")
-            raise ValueError(f"`sample_tokens`{place}: this data has no single tokenizer to write with; set it to 0")
-        run.notes.append("no samples: the data has no single tokenizer to write text with")
-        return None
-    from data.text.generation import GenerationConfig, TextSampler
-
-    config = GenerationConfig(process.sample_tokens, process.sample_temperature, process.sample_top_k)
-    sampler = TextSampler(tokenizer, process.sample_prompt, process.sample_count, config)
-    try:
-        sampler.check(model)
-    except ValueError as error:
-        if run.was_set("sample_prompt"):
-            raise ValueError(f"`sample_prompt`{run.place('sample_prompt')}: {error}") from error
-        sampler = replace(sampler, prompt=tokenizer.decode([0]))  # a vocabulary without line breaks
-    return sampler
-
-
 def apply_changes_on_resume(
     run: RunConfig, trainer: Any, bundle: Any, adapted: Any, point: ResumePoint | None
 ) -> list[str]:
@@ -306,9 +288,8 @@ def apply_changes_on_resume(
     Raises:
         ValueError: a change does not allow the run to resume.
     """
-    from loader.resume.compatibility import resume_changes
-    from loader.resume.model_changes import kept_corruption, resized_context
-    from loader.resume.warm_start import changed_data
+    from loader.resume.compatibility import kept_corruption, resized_context, resume_changes
+    from loader.resume.config_diff import changed_data
     from trainer.dataloading.dataloaders import without_adapter
     from trainer.optimization.lr_scheduler import LengthError
 
@@ -339,7 +320,7 @@ def apply_changes_on_resume(
 
 def optimizer_plan(run: RunConfig, adapted: Any) -> Any:
     """The optimizer of an earlier run, for this run's model."""
-    from trainer.optimization.hparam_changes import OptimizerPlan
+    from trainer.optimization.optimizers import OptimizerPlan
 
     names = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
     arguments = {"optim_args": run.trainer.get("optim_args")} | {name: getattr(run.hyper, name) for name in names}
@@ -387,7 +368,7 @@ def finished_reason(run: RunConfig, point: ResumePoint, new_length: int | None =
 if __name__ == "__main__":
     try:
         command_line(main)
-        from trainer.distributed.launch_checks import leave_process_group
+        from trainer.distributed import leave_process_group
 
         leave_process_group()
     finally:

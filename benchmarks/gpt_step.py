@@ -99,7 +99,9 @@ def text(folder: Path, setting: Setting) -> Bundle:
     """The data set as a run builds it."""
     hyper = SimpleNamespace(max_steps=setting.steps, num_train_epochs=1, per_device_train_batch_size=setting.batch_size)
     process = SimpleNamespace(shuffle=True, tune_batch_size=False, limit_train_batches=1.0, model_name_or_path=None)
-    run = SimpleNamespace(seed=1, cache_dir=folder, hyper=hyper, process=process, trainer={})
+    run = SimpleNamespace(
+        seed=1, cache_dir=folder, hyper=hyper, process=process, trainer={}, samples_per_step=setting.batch_size
+    )
     return data.text.build(data.text.Config(path=str(folder), block_size=setting.block_size), run)
 
 

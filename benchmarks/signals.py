@@ -101,6 +101,7 @@ def throughput(path: Path, cache: Path) -> dict[str, object]:
         seed=0,
         cache_dir=cache,
         trainer={},
+        samples_per_step=BATCH,
         process=SimpleNamespace(shuffle=True),
         hyper=SimpleNamespace(per_device_train_batch_size=BATCH),
     )

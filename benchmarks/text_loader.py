@@ -58,6 +58,7 @@ def bundle_of(paths: list[Path], cache_dir: Path, arguments: argparse.Namespace)
         seed=0,
         cache_dir=cache_dir,
         trainer={},
+        samples_per_step=arguments.batch_size,
         process=SimpleNamespace(shuffle=True, tune_batch_size=False, limit_train_batches=1.0, model_name_or_path=None),
         hyper=SimpleNamespace(max_steps=1000, num_train_epochs=1, per_device_train_batch_size=arguments.batch_size),
     )

@@ -8,8 +8,7 @@ from typing import Any
 
 from data.cache import file_identity, key_of, open_or_build
 from storage import safe_read
-from storage.gguf import find_gguf
-from storage.hub import hub_is_reachable
+from storage.hub import find_gguf, hub_is_reachable
 
 
 def load_tokenizer(

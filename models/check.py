@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from storage.component_contract import contract_problems
+from storage.config_keys import contract_problems
 
 CONFIG_ERROR = 2
 

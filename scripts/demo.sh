@@ -10,12 +10,10 @@ if [ -e "$OUT/run.yaml" ]; then
   mv "$OUT" "$OUT.$(date +%Y%m%d-%H%M%S)"
 fi
 
-echo "== 1/4 recording demonstrations"
+echo "== 1/3 recording demonstrations"
 "$PY" prepare.py --task_name sim_transfer_cube_state --num_episodes 50
-echo "== 2/4 training"
+echo "== 2/3 training"
 "$PY" train.py --training_config configs/training/act_state.yaml --output_dir "$OUT"
-echo "== 3/4 curves"
-echo "curves: $("$PY" -m trainer.curves "$OUT")"
-echo "== 4/4 scoring on unseen starts"
+echo "== 3/3 scoring on unseen starts"
 "$PY" eval.py --checkpoint "$OUT" --episodes 50 --seed 1000 --video --video_dir "$OUT/film" --json "$OUT/scores.json"
 "$PY" report.py "$OUT"

@@ -12,6 +12,7 @@ def signal_run(cache, **process):
         cache_dir=cache,
         task="signals",
         trainer={},
+        samples_per_step=4,
         process=SimpleNamespace(**{"shuffle": True} | process),
         hyper=SimpleNamespace(per_device_train_batch_size=4),
     )

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from loader.schema import components, sections
+from loader.schema import components
 from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.installed import trainer_fields
-from loader.schema.keys import keys_of
+from loader.schema.keys import NEEDS, ON_RESUME, keys_of
 from loader.schema.process_arguments import ProcessArguments
-from loader.schema.training_arguments_overlay import NEEDS, ON_RESUME
 
 TESTS = Path(__file__).resolve().parent
 
@@ -24,9 +23,13 @@ TESTS = Path(__file__).resolve().parent
 def declared_keys():
     """Paths of all keys that Keel declares, as in YAML; those of components as `section(component).key`."""
     keys = [*keys_of(HyperArguments), *keys_of(ProcessArguments), "extends"]
-    for section, kind in {**sections.FREE_SECTIONS, **sections.OPTIONAL_SECTIONS, **sections.LIST_SECTIONS}.items():
+    for section, kind in {
+        **components.FREE_SECTIONS,
+        **components.OPTIONAL_SECTIONS,
+        **components.LIST_SECTIONS,
+    }.items():
         keys += [f"{section}.{name}" for name in keys_of(kind)] if kind is not None else [section]
-    for section in sections.COMPONENTS:
+    for section in components.COMPONENTS:
         keys.append(f"{section}.name")
         for name in components.shipped(section):
             keys += [f"{section}({name}).{key}" for key in keys_of(components.component_module(section, name).Config)]
@@ -123,6 +126,6 @@ def test_what_counts_as_use_of_a_key(tmp_path):
 
 
 def test_a_key_without_a_test_is_noticed(monkeypatch):
-    monkeypatch.setattr(sections, "FREE_SECTIONS", {**sections.FREE_SECTIONS, "brand_new": None})
+    monkeypatch.setattr(components, "FREE_SECTIONS", {**components.FREE_SECTIONS, "brand_new": None})
     with pytest.raises(AssertionError, match="brand_new"):
         test_every_key_has_a_test()

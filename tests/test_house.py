@@ -13,10 +13,9 @@ from ladi_folder import write_ladi
 from signal_files import walk, write_npz
 from track_files import write_stack
 
-from loader.schema.components import component_module, shipped
+from loader.schema.components import COMPONENTS, component_module, shipped
 from loader.schema.keys import keys_of
 from loader.schema.process_arguments import ProcessArguments
-from loader.schema.sections import COMPONENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = ("train", "eval", "predict", "prepare", "report", "estimate")
@@ -44,10 +43,10 @@ LAYERS = {
         ["checkpointing"],
         ["optimization", "callbacks", "dataloading"],
         ["serialization", "distributed"],
-        ["hf_patches", "module_walks", "sections", "preemption"],
+        ["hf_patches", "module_walks", "settings", "preemption"],
     ],
 }
-TOOLS = ("trainer.verify", "trainer.killtest", "trainer.curves", "trainer.run_differences")
+TOOLS = ("trainer.verify", "trainer.killtest", "trainer.run_differences")
 MOST_FUNCTION_LINES, MOST_FILE_LINES = 50, 400
 DRAWERS = {"utils", "util", "helpers", "misc", "common"}
 COMPONENT_NAMES = [(section, name) for section in COMPONENTS for name in shipped(section)]

@@ -7,13 +7,21 @@ from types import SimpleNamespace
 import numpy as np
 from tokenizers import Tokenizer, models
 
+from loader.resolve.run_config import RunConfig
+
+
+class Run(SimpleNamespace):
+    """What a text data set reads of a run."""
+
+    samples_per_step = RunConfig.samples_per_step
+
 
 def text_run(folder: Path, seed: int = 0, batch: int = 4, max_steps: int = 100, trainer=None, **changes):
     """What a text data set's `build` takes as its run, caching under `folder`; `changes` are hyper or process keys."""
     process = {"shuffle": True, "tune_batch_size": False, "limit_train_batches": 1.0, "model_name_or_path": None}
     hyper = {"max_steps": max_steps, "num_train_epochs": 3.0, "per_device_train_batch_size": batch}
     assert changes.keys() <= {*process, *hyper}, changes
-    return SimpleNamespace(
+    return Run(
         seed=seed,
         cache_dir=Path(folder),
         trainer=trainer or {},

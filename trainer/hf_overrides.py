@@ -18,12 +18,9 @@ from accelerate.utils import find_batch_size
 from torch import nn
 
 from trainer.callbacks.metric_names import metric_or_error
-from trainer.checkpointing.load_errors import checkpoint_load_errors
-from trainer.checkpointing.trainer_io import CheckpointIO, restore_rng
-from trainer.dataloading.batches import recorder_of
-from trainer.dataloading.dataloaders import DataLoading, collate_named_keys
-from trainer.dataloading.resume_position import start_at
-from trainer.dataloading.samplers import SeededOrder
+from trainer.checkpointing.trainer_io import CheckpointIO, checkpoint_load_errors, restore_rng
+from trainer.dataloading.dataloaders import DataLoading, collate_named_keys, start_at
+from trainer.dataloading.samplers import SeededOrder, recorder_of
 from trainer.evaluation import Evaluation
 from trainer.hf_patches import no_argument_comparison, no_deletion_at_end, replaced, start_by_position
 from trainer.loss_terms import WHOLE_STEP, outputs_with_loss
@@ -233,7 +230,10 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         start_time: float,
         learning_rate: float | None = None,
     ) -> None:
-        """Without it: a preempted run would not stop at the end of a step."""
+        """Without it: a preempted run would not stop at the end of a step, and a run that is shorter than
+        `logging_steps` would log no loss."""
+        if self.state.global_step >= self.state.max_steps and self.args.logging_strategy == "steps":
+            self.control.should_log |= not any("loss" in entry for entry in self.state.log_history)
         run = partial(
             super()._maybe_log_save_evaluate,
             tr_loss,

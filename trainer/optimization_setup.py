@@ -14,16 +14,13 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import has_length
 
 from trainer.callbacks.metric_names import required_direction
-from trainer.checkpointing.load_errors import checkpoint_load_errors
-from trainer.checkpointing.trainer_io import check_shapes
-from trainer.dataloading.resume_position import KEY as POSITION
-from trainer.dataloading.resume_position import DataPosition, stored_position
-from trainer.optimization.ema import AveragedWeights
-from trainer.optimization.hparam_changes import changed_options, load_earlier_state
+from trainer.checkpointing.trainer_io import check_shapes, checkpoint_load_errors
+from trainer.dataloading.dataloaders import KEY as POSITION
+from trainer.dataloading.dataloaders import DataPosition, stored_position
 from trainer.optimization.lr_curves import LRSchedulerConfig
 from trainer.optimization.lr_scheduler import Schedule, check_plan, schedule_lines
-from trainer.optimization.optimizers import build_optimizer
-from trainer.optimization.parameter_groups import group_rates
+from trainer.optimization.optimizers import build_optimizer, changed_options, load_earlier_state
+from trainer.optimization.parameter_groups import group_rates, parameter_groups
 from trainer.serialization import state_dict_io
 
 OPTIMIZATION = (  # fields of TrainingArguments
@@ -39,7 +36,11 @@ class OptimizationSetup:
     def adopt_model(self, model: nn.Module, args: Any) -> None:
         """Build what belongs to one model: its optimizer, schedule and averaged weights."""
         spec = self.settings.ema
-        self.ema = None if spec is None else AveragedWeights(model, spec.decay, spec.warmup, spec.update_every)
+        self.ema = None
+        if spec is not None:
+            from trainer.optimization.ema import AveragedWeights
+
+            self.ema = AveragedWeights(model, spec.decay, spec.warmup, spec.update_every)
         if self.train_dataset is not None:
             self.build_optimization(model, args)
 
@@ -49,7 +50,7 @@ class OptimizationSetup:
         if self.optimizer_cls_and_kwargs is not None:
             kind, options = self.optimizer_cls_and_kwargs
             rate, decay = options.get("lr", args.learning_rate), options.get("weight_decay", args.weight_decay)
-            return kind(settings.groups_of(model, rate, decay), **options)
+            return kind(self.groups_of(model, rate, decay), **options)
         return build_optimizer(
             model,
             self.optimizer_name,
@@ -58,6 +59,13 @@ class OptimizationSetup:
             specs=settings.param_groups,
             parts=settings.parts,
             layer_decay=settings.layer_decay,
+        )
+
+    def groups_of(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The optimizer's groups over a model at these rates; see `parameter_groups`."""
+        settings = self.settings
+        return parameter_groups(
+            model, learning_rate, weight_decay, settings.param_groups, settings.parts, settings.layer_decay
         )
 
     def total_steps(self) -> int:
@@ -212,7 +220,7 @@ class OptimizationSetup:
         settings, args = self.settings, self.args
         changed = self.is_resuming and settings.resume_lr is not None
         rate = settings.resume_lr if changed else args.learning_rate
-        return group_rates(self.model, settings.groups_of(self.model, rate, args.weight_decay))
+        return group_rates(self.model, self.groups_of(self.model, rate, args.weight_decay))
 
     def use_batch_size(self, size: int) -> None:
         """Set the number of samples per device and micro-batch, which changes the length of the schedule."""

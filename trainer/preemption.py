@@ -133,7 +133,7 @@ class IgnoringSignals:
 def obey_only_parent() -> None:
     """In a child process: of SIGNALS only a SIGTERM from the parent has an effect, and ends it."""
     for number in SIGNALS:
-        signal.signal(number, _nothing)  # not SIG_IGN: `sigwaitinfo` cannot wait for ignored signals
+        signal.signal(number, lambda number, frame: None)  # not SIG_IGN: `sigwaitinfo` cannot wait for ignored signals
     if not hasattr(signal, "sigwaitinfo"):  # not available on every system; then the parent has to kill it
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -145,7 +145,3 @@ def _wait_for_parent(parent: int) -> None:
         received = signal.sigwaitinfo(SIGNALS)
         if received.si_signo == signal.SIGTERM and received.si_pid == parent:
             os._exit(0)
-
-
-def _nothing(number: int, frame: Any) -> None:
-    pass

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trainer.callbacks.early_stopping import EarlyStopping, already_stopped, state_key
-from trainer.callbacks.epochs import is_whole
+from trainer.callbacks.hooks import is_whole
 from trainer.callbacks.log_files import is_evaluation
 from trainer.callbacks.metric_names import UnknownMetric
 from trainer.callbacks.user_callbacks import observes

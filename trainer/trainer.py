@@ -22,25 +22,19 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from storage import manifest
-from trainer.callbacks.checkpoint_evals import EvaluateCheckpoints
-from trainer.callbacks.csv_logger import CsvLog
 from trainer.callbacks.early_stopping import EarlyStopping
-from trainer.callbacks.epochs import EveryNEpochs
-from trainer.callbacks.hooks import FollowTrainingLoss, Hooks, UpdateAverages
-from trainer.callbacks.log_files import check_appendable, write_files
+from trainer.callbacks.hooks import EveryNEpochs, FollowTrainingLoss, Hooks, UpdateAverages
+from trainer.callbacks.log_files import Console, LogFile, MetricsFile, ProgressBar, check_appendable, write_files
 from trainer.callbacks.metric_names import check_directions, monitors
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
-from trainer.callbacks.progress import Console, MetricsFile, ProgressBar
-from trainer.callbacks.text_samples import WriteSamples
 from trainer.callbacks.throughput import ThroughputMonitor, TimedSteps, flops_per_sample
 from trainer.callbacks.user_callbacks import named_callbacks
 from trainer.checkpointing.contents import NOTHING_PENDING, restore_log_interval
-from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.manager import CheckpointManager
-from trainer.dataloading.batches import RecordedBatches
-from trainer.dataloading.dataloaders import without_adapter
-from trainer.dataloading.resume_position import DataPosition
-from trainer.distributed.launch_checks import (
+from trainer.checkpointing.trainer_io import checkpoint_load_errors
+from trainer.dataloading.dataloaders import DataPosition, without_adapter
+from trainer.dataloading.samplers import RecordedBatches
+from trainer.distributed import (
     DEEPSPEED_LINE,
     check_launch,
     check_sharding,
@@ -192,6 +186,8 @@ class Trainer(HFOverrides):
             self.add_callback(FollowTrainingLoss(self))
         self.add_callback(MetricsFile(Path(args.output_dir) / "metrics.jsonl"))
         if settings.csv_dir is not None:
+            from trainer.callbacks.csv_logger import CsvLog
+
             self.add_callback(CsvLog(settings.csv_dir))
         if settings.benchmark_train_step:
             self.add_callback(TimedSteps(self.log_beside))
@@ -205,8 +201,12 @@ class Trainer(HFOverrides):
         )
         self.add_callback(self.model_checkpoint)
         if settings.sampling is not None:
+            from trainer.callbacks.text_samples import WriteSamples
+
             self.add_callback(WriteSamples(self.model, settings.sampling, Path(args.output_dir), args.seed))
         if settings.score_checkpoint is not None:
+            from trainer.checkpoint_scores import EvaluateCheckpoints
+
             self.add_callback(EvaluateCheckpoints(settings.score_checkpoint, self.checkpoint_dir))
         callbacks = self.callback_handler.callbacks
         callbacks[:] = [callback for callback in callbacks if callback not in users] + list(users)
@@ -389,7 +389,7 @@ class Trainer(HFOverrides):
             OSError: the folder cannot be written to.
         """
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, (MetricsFile, WriteSamples)):
+            if isinstance(callback, LogFile):
                 check_appendable(callback.path)
         more = {} if adaptation is None else {"adaptation.json": adaptation}
         (Path(self.args.output_dir) / manifest.NAME).unlink(missing_ok=True)  # of a final model that this run replaces

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.bundle import Bundle
+from data.bundle import Bundle, collate
 from data.cache import in_gigabytes
-from data.collate import collate
 from data.demonstrations.config import Config
 from data.demonstrations.dataset import Demonstrations
 from data.demonstrations.encoder import ObservationEncoder, image_history, saved_statistics
@@ -17,7 +16,7 @@ from data.demonstrations.open_source import prepare_all
 from data.demonstrations.processor import Processor
 from data.demonstrations.source import EpisodeSource, refuse_difference
 from data.demonstrations.words import vocabulary_of
-from data.mixing import MixtureSampler
+from data.samplers import MixtureSampler
 from data.statistics import Normalizer
 from metrics.language import LanguageAccuracy
 from storage import safe_read

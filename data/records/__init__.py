@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.lazy import lazy
 from data.records.config import READY, Config
-from data.text.predict_flags import PredictFlags as PredictFlags
+from data.text.config import PredictFlags as PredictFlags
 
 PROCESS_KEYS = frozenset(
     {

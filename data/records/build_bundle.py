@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.bundle import Bundle
+from data.bundle import Bundle, collate
 from data.cache import file_identity, key_of, open_or_build
-from data.collate import collate
 from data.load_tokenizer import load_tokenizer
 from data.records.chat import Encoded, Encoder
 from data.records.config import Config

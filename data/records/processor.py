@@ -10,7 +10,7 @@ from data.load_tokenizer import saved_tokenizer
 from data.records.chat import Encoder
 from data.records.forms import Chat, Text
 from data.text import processor
-from data.text.predict_flags import PredictFlags
+from data.text.config import PredictFlags
 
 PLACE = "record"  # predict.py puts the file and line before an error
 

@@ -29,7 +29,6 @@ from data.signals.text import load as load_text
 from data.signals.text_files import problem_of, save, settings_of
 from data.signals.tokenizers import TOKENIZERS
 from data.signals.windows import Windows, trials_of
-from data.step_size import samples_per_step
 from storage import safe_read
 
 FILE = "signals.json"
@@ -249,7 +248,7 @@ def train_text(config: Config, run: Any) -> Path:
 def epoch_of(stretches: Sequence[Stretch], length: int, run: Any) -> int:
     """Windows that cover the stretches once, in whole optimizer steps; at least one step."""
     windows = sum((stretch.stop - stretch.start) // length for stretch in stretches)
-    step = samples_per_step(run)
+    step = run.samples_per_step
     return max(1, windows // step) * step
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.samplers import RandomStarts, spread_stride
 from data.signals.preparing import Prepared
 from data.signals.splits import Stretch
-from data.window_starts import RandomStarts, spread_stride
 
 
 class Windows:

@@ -10,9 +10,8 @@ import os
 from pathlib import Path
 
 from data.lazy import lazy
-from data.step_size import samples_per_step
 from data.text.config import READY, Config, find
-from data.text.predict_flags import PredictFlags as PredictFlags
+from data.text.config import PredictFlags as PredictFlags
 from storage.suggestions import did_you_mean
 
 PROCESS_KEYS = frozenset(
@@ -30,8 +29,7 @@ def metric_names() -> tuple[str, ...]:
 
 def check(config: Config, run) -> list[str]:
     """Return the problems that the files' sizes and first bytes show, one line each."""
-    from data.text.compatibility import disagreements, foreign_to_weights
-    from data.text.folder import read_folder
+    from data.text.folder import disagreements, foreign_to_weights, read_folder
 
     if not config.paths():
         return ["dataset.path is not set; name a prepared text (prepare.py), or one of " + ", ".join(READY)]
@@ -110,7 +108,7 @@ def step_problems(config: Config, folders: list, run) -> list[str]:
     """
     counted = folders[:1] if config.mode == "multicontext" else folders
     windows = sum(max(0, folder.splits["train"].tokens - config.block_size) for folder in counted)
-    step = samples_per_step(run)
+    step = run.samples_per_step
     if not 0 < windows < step:
         return []
     batch = run.hyper.per_device_train_batch_size
@@ -123,9 +121,11 @@ def step_problems(config: Config, folders: list, run) -> list[str]:
 
 def prepared(config: Config, run) -> Config:
     """Prepare the data sets of `READY` that the configuration names and that are missing; return the configuration."""
-    from data.text import builtin_datasets
+    if any(path in READY and find(path, run.cache_dir) is None for path in config.paths()):
+        from data.text import builtin_datasets
 
-    return builtin_datasets.prepared(config, run)
+        return builtin_datasets.prepared(config, run)
+    return config
 
 
 def build(config: Config, run):

@@ -10,19 +10,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.bundle import Bundle
-from data.collate import collate
+from data.bundle import Bundle, collate
 from data.load_tokenizer import load_tokenizer
-from data.samplers import Numbers
-from data.step_size import samples_per_step
-from data.text.compatibility import vocabulary
+from data.samplers import Numbers, RandomStarts, StoredStarts
 from data.text.config import Config, find
-from data.text.dataset import EvalWindows, TrainWindows
-from data.text.folder import Folder, Split, read_folder
+from data.text.dataset import AlignedTokens, EvalWindows, Tokens, TrainWindows, refuse_wrong_ids
+from data.text.folder import Folder, Split, read_folder, vocabulary
 from data.text.processor import Processor
 from data.text.sampling import Drawn, Interleaved
-from data.text.token_file import AlignedTokens, Tokens, refuse_wrong_ids
-from data.window_starts import RandomStarts, StoredStarts
 from metrics.language import LanguageMetric
 
 
@@ -67,14 +62,14 @@ def samples_of_epoch(config: Config, folders: list[Folder], run) -> int:
     """Return how many windows cover the training tokens once, in whole optimizer steps; at least one step."""
     counted = folders[:1] if config.mode == "multicontext" else folders
     windows = sum(folder.splits["train"].tokens // config.block_size for folder in counted)
-    step = samples_per_step(run)
+    step = run.samples_per_step
     return max(1, windows // step) * step
 
 
 def steps_of_run(samples: int, run) -> int:
     """Return the number of optimizer steps of the whole run."""
     steps = run.hyper.max_steps
-    return steps if steps > 0 else max(1, math.ceil(run.hyper.num_train_epochs * (samples // samples_per_step(run))))
+    return steps if steps > 0 else max(1, math.ceil(run.hyper.num_train_epochs * (samples // run.samples_per_step)))
 
 
 # ---- data sets ----
@@ -89,7 +84,7 @@ def train_windows(config: Config, folders: list[Folder], names: list[str], sampl
         names, tokens = [", ".join(names)], [AlignedTokens(tokens)]
     windows = TrainWindows(names, tokens, config.block_size, samples, starts)
     if config.mode == "multidataset":
-        windows.step_size, windows.says_which = samples_per_step(run), config.separate_embeddings
+        windows.step_size, windows.says_which = run.samples_per_step, config.separate_embeddings
         first, final = config.first_probabilities(), config.sampling_probs_final
         transition, steps = config.sampling_transition or "linear", steps_of_run(samples, run)
         windows.choose = Interleaved.of(first) if config.interleave else Drawn(seed, first, final, transition, steps)

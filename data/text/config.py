@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from data.text.interleave import whole_proportions
 from storage.config_keys import HARMLESS, IMPOSSIBLE, key
 
 SPLITS = ("train", "val")
@@ -170,3 +170,41 @@ def find(name: str, cache_dir: str | Path) -> Path | None:
     places = (Path(os.path.expanduser(name)), Path("data") / name, Path(cache_dir) / "datasets" / name)
     # os.path: a name that no file system can have is not there, and no error.
     return next((place for place in places if any(os.path.isfile(place / f"{split}.bin") for split in SPLITS)), None)
+
+
+@dataclass
+class PredictFlags:
+    """How to generate text."""
+
+    max_new_tokens: int = key(256, "Text: new tokens of each prediction, at most.", ge=1, aliases=["--tokens"])
+    temperature: float = key(0.0, "Text: temperature of sampling; 0: always the most probable token.", ge=0)
+    top_k: int | None = key(None, "Text: sample from the k most probable tokens. Default: from all.", ge=1)
+    samples: int = key(1, "Text: predictions for each input.", ge=1)
+    seed: int = key(0, "Text: seed of sampling.", ge=0)
+
+    def without_effect(self, output: str | None) -> dict[str, str]:
+        """See `data.processor`."""
+        if self.temperature > 0:
+            return {}
+        return dict.fromkeys(("top_k", "samples", "seed"), "temperature 0 does not sample; set --temperature")
+
+
+LONGEST_PATTERN = 10_000  # turns; how finely proportions may be given
+TOLERANCE = 1e-6
+
+
+def whole_proportions(values: list[float]) -> list[int]:
+    """Return whole numbers in the same proportions: [0.5, 0.25, 0.25] -> [2, 1, 1]; 0.333333 counts as a third.
+
+    Raises:
+        ValueError: The smallest such numbers sum to more than LONGEST_PATTERN.
+    """
+    exact = [Fraction(value).limit_denominator(LONGEST_PATTERN) for value in values]
+    near = all(abs(value - share) <= TOLERANCE for value, share in zip(values, exact, strict=True))
+    whole = math.lcm(*(share.denominator for share in exact))
+    if not near or sum(exact) != 1 or whole > LONGEST_PATTERN:
+        raise ValueError(
+            f"make no pattern of at most {LONGEST_PATTERN:,} batches, as interleaving needs; round them, to four "
+            "decimals or fewer"
+        )
+    return [int(share * whole) for share in exact]

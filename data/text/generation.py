@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -224,3 +224,27 @@ class TextSampler:
         config = GenerationConfig(self.config.max_new_tokens, self.config.temperature, self.config.top_k, seed)
         texts = generate(model, [prompt] * self.count, config, numbers=list(range(self.count)))
         return [self.tokenizer.decode([*prompt, *text.tokens]) for text in texts]
+
+
+def sampler_of(run: Any, processor: Any, model: Any) -> TextSampler | None:
+    """How a run with `sample_tokens` writes samples; None if its data has no single tokenizer.
+
+    Raises:
+        ValueError: the user's prompt is too long or cannot be encoded, or samples are asked for on the command line.
+    """
+    process, tokenizer = run.process, getattr(processor, "tokenizer", None)
+    if tokenizer is None:
+        if run.on_command_line("sample_tokens"):
+            place = run.place("sample_tokens")
+            raise ValueError(f"`sample_tokens`{place}: this data has no single tokenizer to write with; set it to 0")
+        run.notes.append("no samples: the data has no single tokenizer to write text with")
+        return None
+    config = GenerationConfig(process.sample_tokens, process.sample_temperature, process.sample_top_k)
+    sampler = TextSampler(tokenizer, process.sample_prompt, process.sample_count, config)
+    try:
+        sampler.check(model)
+    except ValueError as error:
+        if run.was_set("sample_prompt"):
+            raise ValueError(f"`sample_prompt`{run.place('sample_prompt')}: {error}") from error
+        sampler = replace(sampler, prompt=tokenizer.decode([0]))  # a vocabulary without line breaks
+    return sampler

@@ -15,8 +15,8 @@ from data import processor
 from data.load_tokenizer import saved_tokenizer
 from data.processor import Item, Source
 from data.strict_json import parsed
+from data.text.config import PredictFlags
 from data.text.generation import Continuation, generate, prompt_ids, room_after
-from data.text.predict_flags import PredictFlags
 
 WRITTEN = ("prediction", "finish_reason", "sample", "source")  # keys of an output record besides the input's
 

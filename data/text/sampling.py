@@ -1,4 +1,4 @@
-"""Which data set each step is on, where there are several."""
+"""Which data set each step is on, where there are several: drawn, or interleaved in given proportions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,30 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from data.text.interleave import interleaving, whole_proportions
-from data.window_starts import random_number
+from data.samplers import random_number
+from data.text.config import whole_proportions
+
+
+def interleaving(shares: list[int]) -> list[int]:
+    """Return a pattern of sum(shares) turns that keeps to the proportions p_i = shares[i] / sum(shares).
+
+    After any number k of turns, i has had more than k × p_i - 1 and less than k × p_i + 1 of them.
+
+    Turn number k may be i's (j + 1)-th only if k > j / p_i, and must have been by k = (j + 1) / p_i, rounded up; of
+    those that may come, the most urgent one comes. Such a pattern always exists and this rule finds it (Tijdeman 1980,
+    "The chairman assignment problem").
+    """
+    whole, had, pattern = sum(shares), [0] * len(shares), []
+    for turn in range(whole):
+        due = [
+            (-(-(had[number] + 1) * whole // share), number)
+            for number, share in enumerate(shares)
+            if had[number] * whole < (turn + 1) * share
+        ]
+        chosen = min(due)[1]
+        had[chosen] += 1
+        pattern.append(chosen)
+    return pattern
 
 
 def probabilities(

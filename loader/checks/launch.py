@@ -6,8 +6,7 @@ import os
 from typing import Any
 
 from loader.errors import ConfigError, Problems, shown
-from loader.resolve.global_batch_size import launched_processes
-from loader.resolve.run_config import RunConfig
+from loader.resolve.run_config import RunConfig, launched_processes
 from storage.suggestions import did_you_mean
 
 AS_LAUNCHED = ("auto", -1, "-1")

@@ -14,9 +14,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loader.command_line.parser import argument_parser
-from loader.schema.components import ROOT, component_module, shipped
+from loader.schema.components import (
+    COMPONENTS,
+    FREE_SECTIONS,
+    LIST_SECTIONS,
+    OPTIONAL_SECTIONS,
+    ROOT,
+    component_module,
+    shipped,
+)
 from loader.schema.keys import keys_of, scalar_keys
-from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPTIONAL_SECTIONS
 
 # Flag -> the folder of configs/ whose files it takes by name.
 NAMED_FILES = {"task_name": "task", "training_config": "training", "model_config": "model", "policy": "model"}

@@ -12,13 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loader.command_line.memory_request import memory_request
-from loader.command_line.parser import Given, flag_lines, help_text, parse_flags, parser_class
-from loader.command_line.unknown_flags import nearest_flag
+from loader.command_line.parser import Given, flag_lines, help_text, nearest_flag, parse_flags, parser_class
 from loader.errors import ConfigError, one_line
-from loader.resolve.global_batch_size import as_if_launched
 from loader.resolve.resolver import resolve
-from loader.resolve.run_config import RunConfig
+from loader.resolve.run_config import RunConfig, as_if_launched
 from loader.resolve.type_check import out_of_bounds
 from loader.schema.installed import check_versions
 from loader.schema.keys import keys_of
@@ -98,7 +95,11 @@ def _answer_or_resolve(arguments: list[str] | None, sweep: Callable[..., int] | 
 
         print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
         return 0
-    memory = memory_request(words, given)
+    memory = None
+    if given.command.given & {"estimate_memory", "gpu_memory", "num_processes"}:
+        from loader.command_line.memory_request import memory_request
+
+        memory = memory_request(words, given)
     if given.sweep.multirun:
         if sweep is None:
             raise ConfigError("-m starts several runs, and one is wanted here; leave it out")

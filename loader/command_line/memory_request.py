@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from loader.command_line.parser import Given
 from loader.errors import ConfigError
-from loader.resolve.global_batch_size import launched_processes
-from loader.resolve.run_config import MemoryRequest
+from loader.resolve.run_config import MemoryRequest, launched_processes
 
 # As GPUs are sold, 24 GB are 24 · 2**30 bytes.
 UNITS = {"": 2**30, "g": 2**30, "m": 2**20, "t": 2**40}

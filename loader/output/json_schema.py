@@ -6,11 +6,16 @@ import dataclasses
 import typing
 from typing import Any
 
-from loader.schema.components import component_module, shipped
+from loader.schema.components import (
+    COMPONENTS,
+    FREE_SECTIONS,
+    LIST_SECTIONS,
+    OPTIONAL_SECTIONS,
+    component_module,
+    shipped,
+)
 from loader.schema.installed import REQUIRED
-from loader.schema.keys import Key, keys_of, scalar_keys
-from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPTIONAL_SECTIONS
-from loader.schema.training_arguments_overlay import REPLACED
+from loader.schema.keys import REPLACED, Key, keys_of, scalar_keys
 from loader.sources.key_aliases import yaml_keys
 
 # JSON schema's names for our bounds.

@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from loader.resolve.global_batch_size import SOLVED, batch_line
-from loader.resolve.run_config import RunConfig, eval_strategy, holds_nothing_out, warmup
+from loader.resolve.run_config import SOLVED, RunConfig, batch_line, eval_strategy, holds_nothing_out, warmup
 from loader.resume.find_checkpoint import find_checkpoint
 from loader.sources.config_tree import Node, leaves
 

@@ -67,7 +67,11 @@ def argument_values(run: RunConfig) -> dict[str, Any]:
     values["report_to"] = hyper.report_to if hyper.report_to is not None else "none"
     values["eval_strategy"] = eval_strategy(run)
     values["eval_steps"] = hyper.eval_steps if hyper.eval_steps is not None else hyper.save_steps
-    values["optim"] = hyper.optim if _is_trainer_optimizer(hyper.optim) else fields["optim"].default or "adamw_torch"
+    values["optim"] = (
+        hyper.optim
+        if hyper.optim in typing.get_args(fields["optim"].annotation)
+        else fields["optim"].default or "adamw_torch"
+    )
     words = typing.get_args(fields["lr_scheduler_type"].annotation)
     # The Trainer's own schedule is built from the RunConfig; this is what transformers records and reports.
     values["lr_scheduler_type"] = hyper.lr_scheduler_type if hyper.lr_scheduler_type in words else "constant"
@@ -86,10 +90,6 @@ def argument_values(run: RunConfig) -> dict[str, Any]:
         if values.get(old) is not None and new in fields:
             values.setdefault(new, values.pop(old))
     return {name: value for name, value in values.items() if name in fields}
-
-
-def _is_trainer_optimizer(name: str) -> bool:
-    return name in typing.get_args(trainer_fields()["optim"].annotation)
 
 
 def _for_this_machine(values: dict[str, Any], run: RunConfig) -> list[str]:

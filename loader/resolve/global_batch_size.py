@@ -2,37 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from loader.errors import Problems
-from loader.sources.config_tree import Node, Origin, layer_index
+from loader.resolve.run_config import ACCUMULATED, GLOBAL, PER_DEVICE, SOLVED, launched_processes
+from loader.sources.config_tree import Node, layer_index
 
-GLOBAL, PER_DEVICE, ACCUMULATED = "global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"
-SOLVED = Origin(GLOBAL)  # the origin of a computed key
 LARGEST = 10**9  # samples; the search for divisors takes long above it
-
-
-def launched_processes() -> int:
-    """Return the number of launched processes; 1 without a launcher."""
-    size = os.environ.get("WORLD_SIZE", "")
-    return max(1, int(size)) if size.isascii() and size.isdecimal() else 1
-
-
-@contextmanager
-def as_if_launched(processes: int | None) -> Iterator[None]:
-    """Inside, `processes` count as launched; None: those that are."""
-    before = os.environ.get("WORLD_SIZE")
-    if processes is not None:
-        os.environ["WORLD_SIZE"] = str(processes)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ["WORLD_SIZE"] = before
-        elif processes is not None:
-            del os.environ["WORLD_SIZE"]
 
 
 def settle_global_batch(tree: Node, layers: list[Node], problems: Problems) -> None:
@@ -86,15 +60,6 @@ def _solved(share: int, size: int, steps: int, binding: dict[str, Node]) -> tupl
         return size, steps
     fitting = max(divisor for divisor in divisors(share) if divisor <= max(1, size))
     return fitting, share // fitting
-
-
-def batch_line(size: int, steps: int, processes: int | None = None) -> str:
-    """Describe a batch: `4 per device × 2 accumulated × 2 processes = 16`."""
-    processes = launched_processes() if processes is None else processes
-    parts = [f"{size} per device"]
-    parts += [f"{steps} accumulated"] if steps > 1 else []
-    parts += [f"{processes} processes"] if processes > 1 else []
-    return " × ".join(parts) + (f" = {size * steps * processes}" if len(parts) > 1 else "")
 
 
 def divisors(number: int) -> list[int]:

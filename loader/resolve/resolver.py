@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from loader.errors import ConfigError, Problems, quoted
-from loader.resolve.precedence import resolve_conflicts
+from loader.resolve.precedence import drop_superseded, note_overridden, resolve_conflicts
 from loader.resolve.run_config import RunConfig
-from loader.resolve.superseded import drop_superseded, note_overridden
 from loader.resolve.type_check import check_dataclass, check_value, mapping_of_text
 from loader.schema.alias_flags import (
     IMAGE_ALIASES,
@@ -24,17 +23,24 @@ from loader.schema.alias_flags import (
     TRACKING_KEY,
     TRACKING_TASK,
 )
-from loader.schema.components import Component, component_module, shipped
+from loader.schema.components import (
+    COMPONENTS,
+    FREE_SECTIONS,
+    LIST_SECTIONS,
+    OPTIONAL_SECTIONS,
+    SECTIONS,
+    Component,
+    component_module,
+    shipped,
+)
 from loader.schema.hyper_arguments import HyperArguments
-from loader.schema.keys import keys_of, scalar_keys, section_of
+from loader.schema.keys import REPLACED, keys_of, scalar_keys, section_of
 from loader.schema.process_arguments import ProcessArguments
-from loader.schema.sections import COMPONENTS, FREE_SECTIONS, LIST_SECTIONS, OPTIONAL_SECTIONS, SECTIONS
-from loader.schema.training_arguments_overlay import REPLACED
 from loader.sources import layers
 from loader.sources.config_tree import DEFAULT, MISSING, Node, find, leaves, merge, missing_line, node_of
 from loader.sources.key_aliases import yaml_keys
 from loader.sources.translate_aliases import initial_weights_choice, resolve_combined_aliases, resolve_model_sources
-from storage.component_contract import contract_problems
+from storage.config_keys import contract_problems
 from storage.suggestions import did_you_mean
 
 # Kinds of file that a key names.

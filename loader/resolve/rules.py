@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from loader.errors import ConfigError, Problems, shown
-from loader.resolve.global_batch_size import GLOBAL
-from loader.resolve.run_config import TRAINING_METRICS
-from loader.schema.components import ROOT, component_module
+from loader.resolve.run_config import GLOBAL, TRAINING_METRICS
+from loader.schema.components import COMPONENTS, ROOT, component_module
 from loader.schema.installed import REQUIRED
 from loader.schema.keys import Key, keys_of, scalar_keys
-from loader.schema.sections import COMPONENTS
 from loader.sources.config_tree import CLI, DEFAULT, SET, Node, Origin, find, node_of
 
 USERS_FIRST = 1  # the layers up to this one are built-in and default.yaml

@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loader.errors import Problems
-from loader.schema.components import Component
+from loader.schema.components import FREE_SECTIONS, Component
 from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.installed import trainer_fields
 from loader.schema.process_arguments import ProcessArguments
-from loader.schema.sections import FREE_SECTIONS
-from loader.sources.config_tree import CLI, DEFAULT, SET, Node, find, layer_index, leaves
+from loader.sources.config_tree import CLI, DEFAULT, SET, Node, Origin, find, layer_index, leaves
 from loader.sources.yaml_reader import read_scalar
 
+GLOBAL, PER_DEVICE, ACCUMULATED = "global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"
+SOLVED = Origin(GLOBAL)  # the origin of a computed key
 NEWEST = "newest"  # as auto, but a run without a checkpoint is an error
 AUTO_ELSE = "auto:"  # as auto, but a run without a checkpoint starts from the one that follows
 
@@ -49,9 +52,9 @@ class RunConfig:
         hyper, process: The flags and the process parameters.
         trainer: Further fields of TrainingArguments that were set.
         optimizer, scheduler: Keyword arguments of their constructors.
-        schedule: A `trainer.sections.SchedulerConfig`: what the scheduler counts and monitors.
+        schedule: A `trainer.settings.SchedulerConfig`: what the scheduler counts and monitors.
         param_groups, ema, early_stopping, checkpointing, logging, eval_runner: Instances of the dataclasses in
-            `trainer.sections`.
+            `trainer.settings`.
         callbacks: Import paths, or mappings with `name` and arguments.
         notes: Lines to print once, such as what an alias became.
         dataset, env, model, loss: The chosen components; without `loss` the model's own is used.
@@ -87,6 +90,11 @@ class RunConfig:
     @property
     def seed(self) -> int:
         return self.hyper.seed
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples that all processes together take for one optimizer step."""
+        return self.hyper.per_device_train_batch_size * self.trainer.get(ACCUMULATED, 1) * launched_processes()
 
     @property
     def cache_dir(self) -> Path:
@@ -231,3 +239,36 @@ def schedule_counts_epochs(run: RunConfig) -> bool:
 def holds_nothing_out(run: RunConfig) -> bool:
     """Whether the settings of the data already exclude an evaluation set."""
     return run.dataset is not None and getattr(run.dataset.config, "eval_fraction", None) == 0
+
+
+# ---- the batch of a step ----
+
+
+def launched_processes() -> int:
+    """Return the number of launched processes; 1 without a launcher."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return max(1, int(size)) if size.isascii() and size.isdecimal() else 1
+
+
+@contextmanager
+def as_if_launched(processes: int | None) -> Iterator[None]:
+    """Inside, `processes` count as launched; None: those that are."""
+    before = os.environ.get("WORLD_SIZE")
+    if processes is not None:
+        os.environ["WORLD_SIZE"] = str(processes)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["WORLD_SIZE"] = before
+        elif processes is not None:
+            del os.environ["WORLD_SIZE"]
+
+
+def batch_line(size: int, steps: int, processes: int | None = None) -> str:
+    """Describe a batch: `4 per device × 2 accumulated × 2 processes = 16`."""
+    processes = launched_processes() if processes is None else processes
+    parts = [f"{size} per device"]
+    parts += [f"{steps} accumulated"] if steps > 1 else []
+    parts += [f"{processes} processes"] if processes > 1 else []
+    return " × ".join(parts) + (f" = {size * steps * processes}" if len(parts) > 1 else "")

@@ -1,21 +1,24 @@
-"""Compare the settings of two runs: every difference, with the origins of both values."""
+"""Compare the settings of two runs, every difference with the origins of both values, and what describes their data."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from loader.errors import shown
 from loader.resolve.run_config import OWN_DEFAULTS, RunConfig, eval_strategy, schedule_counts_epochs, warmup
 from loader.resolve.type_check import members
 from loader.resume.find_checkpoint import ResumePoint
+from loader.schema.components import COMPONENTS, OPTIONAL_SECTIONS
 from loader.schema.installed import REQUIRED
-from loader.schema.keys import scalar_keys
-from loader.schema.sections import COMPONENTS, OPTIONAL_SECTIONS
-from loader.schema.training_arguments_overlay import REPLACED
+from loader.schema.keys import REPLACED, scalar_keys
 from loader.sources.config_tree import find
+from storage import safe_read
 from storage.config_keys import IMPOSSIBLE, TRAJECTORY
 
 # Sections and the keys with the same meaning, which are compared only once.
@@ -208,3 +211,39 @@ def _is_numeric(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return bool(value) and all(map(_is_numeric, value))
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# ---- the data ----
+
+
+def changed_data(files: Mapping[str, Any], folder: Path) -> str | None:
+    """Return where a run's data differs from that of a checkpoint; None: nowhere, or nothing is known of it.
+
+    Args:
+        files: What describes the data: file name -> JSON value, see `Bundle.files`.
+        folder: The checkpoint.
+    """
+    for name, now in files.items():
+        try:
+            before = safe_read.read_json(folder / name)
+        except FileNotFoundError:
+            continue
+        except (ValueError, OSError):
+            return f"{name} there is damaged"
+        if place := first_difference(before, now):
+            return f"{place} ({name})"
+    return None
+
+
+def first_difference(before: Any, now: Any, path: str = "") -> str | None:
+    """Return where two JSON values differ, ignoring rounding of other machines; None: nowhere."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        pairs = [(f"{path}.{key}".strip("."), before.get(key), now.get(key)) for key in keys]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = [(f"{path}[{number}]", *pair) for number, pair in enumerate(zip(before, now, strict=True))]
+    elif isinstance(before, float) and isinstance(now, (int, float)):
+        return None if math.isclose(before, now, rel_tol=1e-4, abs_tol=1e-7) else f"{path} was {before:g}, is {now:g}"
+    else:
+        return None if before == now else f"{path} was {before}, is {now}"
+    return next(filter(None, (first_difference(*pair[1:], pair[0]) for pair in pairs)), None)

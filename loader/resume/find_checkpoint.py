@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loader.errors import ConfigError
-from loader.resolve.global_batch_size import ACCUMULATED, PER_DEVICE
 from loader.resolve.resolver import read_saved
-from loader.resolve.run_config import AUTO_ELSE, NEWEST, RunConfig
+from loader.resolve.run_config import ACCUMULATED, AUTO_ELSE, NEWEST, PER_DEVICE, RunConfig
 from storage import manifest, safe_read
 from storage.checkpoints import CHECKPOINT, checkpoints, recover, set_aside, step_of
 
@@ -26,7 +25,7 @@ PICKLES = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth", "rn
 # The state of an optimizer: of one process, of one of several, of DeepSpeed's engine.
 OPTIMIZER_STATE = re.compile(r"optimizer(-\d{5}-of-\d{5})?\.json|global_step\d+/.*optim_states\.pt")
 END_OF_YAML = "\n...\n"  # ends each run.yaml: YAML that was truncated is often still YAML
-POSITION = "data_position"  # its key in trainer_state.json, see trainer/dataloading/resume_position.py
+POSITION = "data_position"  # its key in trainer_state.json, see trainer/dataloading/dataloaders.py
 MODEL_ALONE = "holds the model alone (save_only_model)"
 
 
@@ -293,3 +292,49 @@ def set_aside_abandoned(run: RunConfig, point: ResumePoint | None, skipped: dict
         name = set_aside(path, "superseded")
         lines.append(f"{path.name} belongs to the branch that is abandoned here: renamed {name}")
     return lines
+
+
+# ---- weights and optimizer state of an earlier run ----
+
+WITHOUT_OPTIMIZER = "begin with a new one: --set load_optimizer=false"
+
+
+def earlier_folder(run: RunConfig) -> Path:
+    """Return the folder with the weights of an earlier run (`is_pretrained`, `load_pretrain`).
+
+    That is the folder of the run, or if the run never finished, its newest complete checkpoint.
+    """
+    folder = Path(os.path.expanduser(run.process.model_name_or_path))
+    saved = [
+        path for path in (folder, *reversed(checkpoints(folder))) if any((path / name).is_file() for name in WEIGHTS)
+    ]
+    if not saved or saved[0] == folder:
+        return folder
+    # A process that is killed while it saves leaves an incomplete checkpoint.
+    return next((path for path in saved if isinstance(inspect(run, path), ResumePoint)), saved[0])
+
+
+def first_optimizer(run: RunConfig) -> Path | None:
+    """`load_optimizer`: return the newest checkpoint of the run at model_name_or_path that has an optimizer.
+
+    Raises:
+        ValueError: there is none, it is of another optimizer, or either run trains an adapter.
+    """
+    if not run.process.load_optimizer:
+        return None
+    folder = earlier_folder(run)
+    saved = [path for path in (folder, *reversed(checkpoints(folder))) if (path / "optimizer.json").is_file()]
+    key = f"`load_optimizer`{run.place('load_optimizer')}"
+    if not saved:
+        raise ValueError(f"{key}: {folder} and its checkpoints have no optimizer.json; {WITHOUT_OPTIMIZER}")
+    point = run.inspected.get(saved[0], (None, None))[1]
+    before = point.run if isinstance(point, ResumePoint) else read_saved(saved[0] / "run.yaml")
+    if before.process.lora_enable or run.process.lora_enable:
+        trains = f"{saved[0]} trained" if before.process.lora_enable else "this run trains"
+        raise ValueError(
+            f"{key}: {trains} an adapter (lora_enable), and an optimizer's state belongs to the weights that it "
+            f"trained; {WITHOUT_OPTIMIZER}"
+        )
+    if before.hyper.optim != run.hyper.optim:
+        raise ValueError(f"{key}: {saved[0]} was trained with optim {before.hyper.optim}, not {run.hyper.optim}")
+    return saved[0]

@@ -27,7 +27,8 @@ def translate_aliases(tree: Node, problems: Problems) -> None:
     problems.aliases |= tree.value.keys() & ({*alias_paths(), *IMAGE_ALIASES, *SIGNAL_ALIASES} - set(SECTION_ALIASES))
     _check_training_mode(tree, problems)
     _eval_interval(tree, problems)
-    problems.lines += extras_without_effect(tree)
+    if "dataloader_class" in tree.value:
+        problems.lines += extras_without_effect(tree)
     for path, node in list(_aliases_in(tree, "")):
         target = ALIASES.get(path)
         if isinstance(target, NotAvailable):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loader.errors import ConfigError
+from loader.sweep.space import Space
 from storage import safe_read
 from storage.atomic import write_json
 
@@ -98,3 +100,13 @@ class Record:
             raise ConfigError(f"{self.folder} has another sweep (its {FILE} has other words); name another output_dir")
         self.slurm_jobs = slurm_jobs
         self.jobs = [*earlier, *self.jobs[len(earlier) :]]
+
+
+def job_of(space: Space, chosen: tuple[str, ...]) -> Job:
+    """The run for a value of each varying key."""
+    return Job([*space.flags, *space.settings(chosen)], dict(zip(space.varying, chosen, strict=True)))
+
+
+def own_words(job: Job, folder: str) -> list[str]:
+    """The command line of a run; the folder is quoted, because a setting's value is read as YAML."""
+    return [*job.words, f"output_dir={json.dumps(folder, ensure_ascii=False)}"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import json
 import os
 import signal
 import subprocess
@@ -17,9 +16,9 @@ from typing import Any
 
 from loader.errors import ConfigError
 from loader.schema.components import ROOT
-from loader.sweep.jobs import PREEMPTED, Job, Record
-from loader.sweep.objective import LogReader, Objective
+from loader.sweep.jobs import PREEMPTED, Record, job_of, own_words
 from loader.sweep.optuna_study import OptunaStudy
+from loader.sweep.results import LogReader, Objective
 from loader.sweep.space import Space
 from storage.lock import FolderInUse, RunLock
 
@@ -184,16 +183,6 @@ class LocalSweep:
         for index, job in enumerate(self.record.jobs):
             if job.is_finished:
                 self._tell(index)
-
-
-def job_of(space: Space, chosen: tuple[str, ...]) -> Job:
-    """The run for a value of each varying key."""
-    return Job([*space.flags, *space.settings(chosen)], dict(zip(space.varying, chosen, strict=True)))
-
-
-def own_words(job: Job, folder: str) -> list[str]:
-    """The command line of a run; the folder is quoted, because a setting's value is read as YAML."""
-    return [*job.words, f"output_dir={json.dumps(folder, ensure_ascii=False)}"]
 
 
 def visible_gpus() -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loader.errors import ConfigError
-from loader.schema.sweep_arguments import SweepArguments
+from loader.schema.hyper_arguments import SweepArguments
 from loader.sweep.jobs import Job
 from loader.sweep.space import Interval, Option, Space
 

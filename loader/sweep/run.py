@@ -14,13 +14,12 @@ from typing import Any
 from loader.errors import ConfigError
 from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import out_of_bounds
+from loader.schema.hyper_arguments import SweepArguments
 from loader.schema.keys import keys_of
-from loader.schema.sweep_arguments import SweepArguments
-from loader.sweep.jobs import PREEMPTED, Job, Record
-from loader.sweep.local import LocalSweep, job_of
-from loader.sweep.objective import Objective
+from loader.sweep.jobs import PREEMPTED, Job, Record, job_of
+from loader.sweep.local import LocalSweep
 from loader.sweep.optuna_study import OptunaStudy, require_optuna
-from loader.sweep.results import conclude
+from loader.sweep.results import Objective, conclude
 from loader.sweep.slurm import submit
 from loader.sweep.space import Space
 from storage.lock import FolderInUse, RunLock

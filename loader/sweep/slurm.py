@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loader.errors import ConfigError
 from loader.schema.components import ROOT
-from loader.schema.sweep_arguments import SweepArguments
+from loader.schema.hyper_arguments import SweepArguments
 from loader.sweep.jobs import Record
 from loader.sweep.space import Space
 from storage import manifest

@@ -12,7 +12,7 @@ from decimal import Decimal, InvalidOperation
 
 from loader.command_line.parser import parser_class, split_settings
 from loader.errors import ConfigError
-from loader.schema.sweep_arguments import SweepArguments
+from loader.schema.hyper_arguments import SweepArguments
 
 PAIRS = {"[": "]", "{": "}", "(": ")", '"': '"', "'": "'"}
 CALL = re.compile(r"(\w+)\((.*)\)", re.DOTALL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.gguf import find_gguf
+from storage.hub import find_gguf
 
 
 def pretrained_source(path: str) -> tuple[str, dict[str, Any], dict[str, Any]]:

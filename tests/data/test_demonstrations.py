@@ -19,7 +19,7 @@ from demonstration_files import (
 )
 
 import data.demonstrations
-from data.collate import collate
+from data.bundle import collate
 from data.demonstrations import Config, build, check
 
 CAMERAS = {"top": (24, 32), "wrist": (24, 32)}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from demonstration_files import assert_same, everything, process_parameters, write_act_episode
 
-from data.collate import collate
+from data.bundle import collate
 from data.demonstrations import Config, Processor, build, check
 from data.demonstrations.language import marked, padded, previous_subtasks, state_text, subtask_in
 from data.text.tokenizers import train_bpe

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.mixing import MixtureSampler
+from data.samplers import MixtureSampler
 
 LENGTHS = [[10, 90], [400]]
 

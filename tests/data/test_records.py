@@ -13,7 +13,7 @@ import transformers
 from record_sets import CHATML, MARKED, TALK, TRIMMED, make_tokenizer, run_of, write
 
 import data.records
-from data.collate import collate
+from data.bundle import collate
 from data.records.chat import Encoded, Encoder
 from data.records.dataset import Rows
 from data.records.packing import fill, first_fit

@@ -10,8 +10,8 @@ import pytest
 import torch
 from text_folders import counting, text_run, write_split, write_text_folder
 
+from data.samplers import random_numbers, spread_stride
 from data.text import Config, build, find
-from data.window_starts import random_numbers, spread_stride
 
 
 def numbers_of(bundle, count, epoch=0, position=0):

@@ -14,7 +14,7 @@ from text_folders import counting, text_run, write_split, write_text_folder
 
 import prepare
 from data.text import Config, build, check
-from data.text.token_file import CHUNK_TOKENS, largest_id
+from data.text.dataset import CHUNK_TOKENS, largest_id
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -347,15 +347,15 @@ def test_wide_tokens_without_a_meta_are_noticed(tmp_path):
 
 
 def test_what_was_looked_at_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
-    import data.text.token_file as token_file
+    from data.text import dataset
 
     folder = write_text_folder(tmp_path / "a", counting(500, 60), counting(100, 60))
     config, run = Config(str(folder), block_size=16), text_run(tmp_path / "cache")
     build(config, run)
     notes = sorted((tmp_path / "cache/text_checks").iterdir())
     assert len(notes) == 2 and {json.loads(note.read_text())["largest_id"] for note in notes} == {59}
-    looked, chunks = [], token_file._chunks
-    monkeypatch.setattr(token_file, "_chunks", lambda split: looked.append(split.path.name) or chunks(split))
+    looked, chunks = [], dataset._chunks
+    monkeypatch.setattr(dataset, "_chunks", lambda split: looked.append(split.path.name) or chunks(split))
     build(config, run)
     assert looked == []
     status = os.stat(folder / "train.bin")
@@ -382,7 +382,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         stream.truncate(2**28)
     code = (
         "import resource, sys; from pathlib import Path; import numpy\n"
-        "from data.text.folder import Split; from data.text.token_file import largest_id\n"
+        "from data.text.folder import Split; from data.text.dataset import largest_id\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "assert largest_id(Split(Path(sys.argv[1]), 'uint16', 0, 2**27), Path(sys.argv[2])) == 0\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
@@ -526,7 +526,7 @@ def test_checking_needs_neither_numpy_nor_torch(tmp_path):
         "from data.text import Config, check\n"
         "process = S(shuffle=True, tune_batch_size=False, limit_train_batches=1.0, model_name_or_path=None)\n"
         "hyper = S(max_steps=5, num_train_epochs=1, per_device_train_batch_size=4)\n"
-        "run = S(cache_dir=Path('none'), process=process, hyper=hyper, trainer={})\n"
+        "run = S(cache_dir=Path('none'), process=process, hyper=hyper, trainer={}, samples_per_step=4)\n"
         "config = Config(sys.argv[1:], mode='multidataset', block_size=16, interleave=True, sampling_probs=[.5, .5],\n"
         "                separate_embeddings=True)\n"
         "assert check(config, run) == [], check(config, run)\n"

@@ -9,8 +9,7 @@ import torch
 from text_folders import counting, text_run, write_text_folder
 
 from data.text import Config, build
-from data.text.interleave import interleaving, whole_proportions
-from data.text.sampling import Drawn, probabilities
+from data.text.sampling import Drawn, interleaving, probabilities, whole_proportions
 
 SYMBOLS = {letter: number for number, letter in enumerate("abcde")}
 

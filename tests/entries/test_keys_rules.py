@@ -401,7 +401,7 @@ def test_settings_of_loggers(run, monkeypatch):
     }
     assert {name: os.environ.get(f"WANDB_{name}") for name in words} == words
     assert args.run_name == "n" and args.report_to == ["wandb"]
-    monkeypatch.setattr("loader.checks.plugin_names.backend_is_installed", lambda name: True)
+    monkeypatch.setattr("loader.checks.names.backend_is_installed", lambda name: True)
     args = run("logging: {name: n, project: p}\nreport_to: trackio", out="trackio", max_steps=1).args
     assert (args.run_name, args.project, args.report_to) == ("n", "p", ["trackio"])
 

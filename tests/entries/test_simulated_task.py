@@ -116,12 +116,6 @@ def test_eval_films(home, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_curves(trained):
-    run(["-m", "trainer.curves", trained], trained.parent)
-    assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content"),
     [

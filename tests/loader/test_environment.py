@@ -28,7 +28,7 @@ def test_what_is_no_number_of_processes_counts_as_one(in_root, tmp_path, monkeyp
     monkeypatch.setenv("WORLD_SIZE", "abc")
     (tmp_path / "run.yaml").write_text(TEXT)
     run = resolve(training_config=tmp_path / "run.yaml")
-    assert run.dataset.module.samples_per_step(run) == run.hyper.per_device_train_batch_size
+    assert run.samples_per_step == run.hyper.per_device_train_batch_size
 
 
 def test_precision_is_the_training_files(said):

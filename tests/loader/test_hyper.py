@@ -7,12 +7,10 @@ import re
 
 import pytest
 
-from loader.command_line.parser import HyperArguments, argument_parser, help_text, parse_flags
-from loader.command_line.unknown_flags import SYNONYMS
+from loader.command_line.parser import SYNONYMS, HyperArguments, argument_parser, help_text, parse_flags
 from loader.errors import ConfigError
-from loader.schema.components import component_module, shipped
+from loader.schema.components import OPTIONAL_SECTIONS, component_module, shipped
 from loader.schema.keys import keys_of, scalar_keys
-from loader.schema.sections import OPTIONAL_SECTIONS
 from loader.sources.key_aliases import ALIASES
 
 ADDED = {

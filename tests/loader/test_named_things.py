@@ -8,7 +8,7 @@ import pytest
 from text_folders import counting, write_text_folder
 
 from loader.checks import static_checks
-from loader.checks.import_paths import import_problem
+from loader.checks.names import import_problem
 from loader.output.render import left_to_start, summary
 from loader.resolve.resolver import resolve
 

@@ -382,7 +382,7 @@ def test_schema_accepts_what_ships_and_refuses_what_is_wrong(in_root):
         assert path.read_text().startswith("# yaml-language-server: $schema=../schema.json"), path
     for wrong in ({"lerning_rate": 1}, {"bits": 5}, {"learning_rate": -1}, {"model": {"name": "act", "x": 1}}):
         assert list(validator.iter_errors(wrong)), wrong
-    from loader.schema.training_arguments_overlay import REPLACED
+    from loader.schema.keys import REPLACED
     from loader.sources.key_aliases import yaml_keys
 
     assert set(schema["properties"]) == yaml_keys() - set(REPLACED) - {"training_config"} | {"training"}

@@ -11,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 from stand_in_sweeps import Sweep, wait_for
 
-from loader.schema.sweep_arguments import SweepArguments
+from loader.schema.hyper_arguments import SweepArguments
 from loader.sweep.optuna_study import OptunaStudy
 from loader.sweep.space import Space
 

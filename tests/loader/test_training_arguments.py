@@ -14,9 +14,8 @@ from loader.command_line.parser import HyperArguments
 from loader.errors import ConfigError
 from loader.output.training_arguments import argument_values, training_arguments
 from loader.resolve.resolver import resolve
-from loader.schema.keys import keys_of, scalar_keys
+from loader.schema.keys import REPLACED, keys_of, scalar_keys
 from loader.schema.process_arguments import ProcessArguments
-from loader.schema.training_arguments_overlay import REPLACED
 
 OWN = {*keys_of(HyperArguments), *keys_of(ProcessArguments)}
 PASSED = [name for name in scalar_keys() if name not in OWN and name not in REPLACED]

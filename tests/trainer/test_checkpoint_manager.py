@@ -20,7 +20,7 @@ from trainer.callbacks.text_samples import WriteSamples
 from trainer.checkpointing import async_writer, contents
 from trainer.checkpointing.async_writer import CheckpointWriter, SavesFailed
 from trainer.checkpointing.manager import CheckpointManager
-from trainer.sections import CheckpointingConfig
+from trainer.settings import CheckpointingConfig
 
 HIDDEN = ".deleting-checkpoint-2"
 EACH_TWO = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
@@ -176,9 +176,9 @@ def test_a_best_step_that_could_not_be_saved_is_not_loaded(tmp_path, monkeypatch
 
 
 def test_a_full_disk_does_not_lose_log_lines(tmp_path, monkeypatch, capfd):
-    from trainer.callbacks import progress
+    from trainer.callbacks import log_files
 
-    full, original = [True], progress.append
+    full, original = [True], log_files.append
 
     def append(path, text):
         if full[0]:
@@ -189,7 +189,7 @@ def test_a_full_disk_does_not_lose_log_lines(tmp_path, monkeypatch, capfd):
         def on_step_begin(self, args, state, control, **kwargs):
             full[0] = 2 <= state.global_step < 4
 
-    monkeypatch.setattr(progress, "append", append)
+    monkeypatch.setattr(log_files, "append", append)
     full[0] = False
     trainer = make_trainer(tmp_path, max_steps=6, logging_steps=1)
     trainer.add_callback(Frees())

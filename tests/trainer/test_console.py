@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from tiny_training import make_trainer
 
-from trainer.callbacks.progress import Console
+from trainer.callbacks.log_files import Console
 
 SPEEDS = {"eval_runtime": 1.0, "eval_samples_per_second": 2.0, "eval_steps_per_second": 3.0, "epoch": 1.0}
 MANY = {f"eval_f1.label{number}": 0.5 for number in range(11)}

@@ -11,7 +11,7 @@ from transformers import TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
 from trainer.callbacks.early_stopping import EarlyStopping, already_stopped
-from trainer.sections import EarlyStoppingConfig
+from trainer.settings import EarlyStoppingConfig
 
 DEFAULTS = {
     "monitor": "val/loss",

@@ -8,7 +8,7 @@ import torch
 from tiny_training import Regression, make_trainer
 from torch import nn
 
-from trainer.optimization.ema import AveragedWeights, write_averages
+from trainer.optimization.ema import AveragedWeights
 
 
 class Tied(nn.Module):
@@ -119,7 +119,7 @@ def test_saved_and_loaded_bit_for_bit(tmp_path):
         ema.update(step)
     trained = values(model)
     with ema.swapped():  # as a checkpoint is saved
-        write_averages(tmp_path, *ema.state())
+        AveragedWeights.write(tmp_path, *ema.state())
         averaged = values(model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ema.json", "ema.safetensors"]
 
@@ -151,7 +151,7 @@ def test_names_are_those_of_the_model_itself(tmp_path):
     assert AveragedWeights(compiled, 0.9, True, 1).names == plain.names
     assert AveragedWeights(Wrapper(compiled), 0.9, True, 1).names == plain.names
     assert set(AveragedWeights(inner, 0.9, True, 1).names) == set(plain.names)
-    write_averages(tmp_path, *plain.state())
+    AveragedWeights.write(tmp_path, *plain.state())
     AveragedWeights(Wrapper(compiled), 0.9, True, 1).load(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_only_adapters_are_averaged():
     ],
 )
 def test_a_checkpoint_of_other_weights_is_refused_and_nothing_changes(tmp_path, break_it, message):
-    write_averages(tmp_path, *AveragedWeights(Tied(), 0.9, True, 1).state())
+    AveragedWeights.write(tmp_path, *AveragedWeights(Tied(), 0.9, True, 1).state())
     model = Tied()
     break_it(model)
     ema = AveragedWeights(model, 0.9, True, 1)

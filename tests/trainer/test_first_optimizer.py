@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_training import Regression, make_trainer
 
-from trainer.optimization.hparam_changes import load_earlier_state
+from trainer.optimization.optimizers import load_earlier_state
 from trainer.serialization.state_dict_io import read, split, write
 
 

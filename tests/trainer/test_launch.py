@@ -15,8 +15,7 @@ from text_sets import SMALL, write_set
 from tiny_training import make_trainer
 
 from storage import manifest
-from trainer.distributed import launch_checks
-from trainer.distributed.launch_checks import CannotDivide, check_launch, check_sharding, explain_first_step
+from trainer.distributed import DEEPSPEED_LINE, CannotDivide, check_launch, check_sharding, explain_first_step
 from trainer.settings import TrainerSettings
 
 CONFIGS = {
@@ -161,7 +160,7 @@ def test_deepspeed_saves_its_own_files(tmp_path, monkeypatch):
     names = set(manifest.read(saved)["files"])
     assert {"global_step2/states.pt", "model.safetensors", "scheduler.json"} <= names
     assert not {"optimizer.json", "optimizer.safetensors"} & names
-    assert "\n" not in launch_checks.DEEPSPEED_LINE
+    assert "\n" not in DEEPSPEED_LINE
 
 
 @pytest.mark.slow

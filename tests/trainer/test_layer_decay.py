@@ -7,9 +7,8 @@ from adapting import batch_of, build_adapted
 from image_networks import NETWORKS, new_network
 from torch import nn
 
-from trainer.optimization.layer_depth import depths_from_head
-from trainer.optimization.parameter_groups import group_rates, parameter_groups
-from trainer.sections import ParameterGroup
+from trainer.optimization.parameter_groups import depths_from_head, group_rates, parameter_groups
+from trainer.settings import ParameterGroup
 
 BLOCKS = {"mobilevitv2": 6, "efficientnet": 7, "mobilenet_v1": 26, "mobilenet_v2": 16}  # of the others: as configured
 

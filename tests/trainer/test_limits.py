@@ -9,7 +9,7 @@ from tiny_training import EpochSampler, Samples, make_trainer
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers.trainer_callback import TrainerCallback
 
-from trainer.callbacks.epochs import EveryNEpochs
+from trainer.callbacks.hooks import EveryNEpochs
 from trainer.dataloading.samplers import LimitedSampler, SeededOrder, limited_dataset, limited_sampler
 
 

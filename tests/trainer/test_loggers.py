@@ -10,7 +10,7 @@ import pytest
 from tiny_training import make_trainer
 
 from trainer.callbacks.csv_logger import CsvLog, log_folder, logger_environment
-from trainer.sections import LoggingConfig
+from trainer.settings import LoggingConfig
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 

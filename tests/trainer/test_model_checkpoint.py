@@ -10,9 +10,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from storage.checkpoints import checkpoints
 from trainer.callbacks.checkpoint_policy import PREEMPTION
-from trainer.callbacks.epochs import EveryNEpochs
+from trainer.callbacks.hooks import EveryNEpochs
 from trainer.callbacks.model_checkpoint import ModelCheckpoint
-from trainer.sections import CheckpointingConfig
+from trainer.settings import CheckpointingConfig
 
 pytestmark = pytest.mark.slow  # whole small runs, many of them
 

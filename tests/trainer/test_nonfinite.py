@@ -10,7 +10,7 @@ from tiny_training import EpochSampler, Regression, Samples, make_trainer
 from torch.utils.data import DataLoader, default_collate
 
 from trainer.callbacks.log_files import write_files
-from trainer.dataloading.batches import record_batches, recorder_of
+from trainer.dataloading.samplers import record_batches, recorder_of
 from trainer.optimization.nonfinite_guard import NonfiniteGuard, TrainingDiverged, describe, drop_update, skips_by_flag
 
 

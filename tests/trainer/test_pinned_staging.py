@@ -10,8 +10,8 @@ from tiny_training import Regression
 from torch import nn
 from transformers.pytorch_utils import id_tensor_storage
 
-from trainer.checkpointing import pinned_staging
-from trainer.checkpointing.pinned_staging import StagingBuffers, packed
+from trainer.checkpointing import contents
+from trainer.checkpointing.contents import StagingBuffers, packed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8)
 
@@ -37,7 +37,7 @@ def test_tensors_share_a_few_blocks(tmp_path, seed):
         return torch.full((size,), 255, dtype=torch.uint8)
 
     buffers = packed(tensors, memory)
-    needed = sum(tensor.nbytes + pinned_staging.ALIGNMENT for tensor in tensors.values())
+    needed = sum(tensor.nbytes + contents.ALIGNMENT for tensor in tensors.values())
     assert all(size & (size - 1) == 0 for size in sizes)
     assert sum(sizes) <= 1.25 * needed and len(sizes) <= 12
     for name, each in tensors.items():
@@ -82,7 +82,7 @@ def gpu(monkeypatch):
         with torch._C.DisableTorchFunctionSubclass():
             buffer.copy_(tensor)
 
-    monkeypatch.setattr(pinned_staging, "_copy", copy)
+    monkeypatch.setattr(contents, "_copy", copy)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(

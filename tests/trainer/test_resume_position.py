@@ -11,7 +11,7 @@ from tiny_training import EpochSampler, Samples, make_trainer
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerCallback
 
-from trainer.dataloading.resume_position import DataPosition, start_at
+from trainer.dataloading.dataloaders import DataPosition, start_at
 
 
 class Positioned(EpochSampler):

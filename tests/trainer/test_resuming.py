@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_training import Regression, Samples, make_trainer
 
-from trainer.optimization.hparam_changes import OptimizerPlan, changed_options
 from trainer.optimization.lr_curves import LRSchedulerConfig
+from trainer.optimization.optimizers import OptimizerPlan, changed_options
 
 STEPS, CHANGED_AT = 6, 3
 SAME = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "weight_decay": 0.1, "learning_rate": 0.05}

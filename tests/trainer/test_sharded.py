@@ -16,9 +16,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
 
+from trainer import distributed
 from trainer.checkpointing import sharded_optimizer, sharded_weights
-from trainer.checkpointing.load_errors import CheckpointLoadError, checkpoint_load_errors
-from trainer.distributed import shards
+from trainer.checkpointing.trainer_io import CheckpointLoadError, checkpoint_load_errors
 from trainer.serialization import state_dict_io
 
 
@@ -177,7 +177,7 @@ def load_plain(rank, folder):
     for kind, place in itertools.product(OPTIMIZERS, ("parts", "state")):
         model, optimizer = trained(kind, seed=1, shard=True)
         if kind == "rows":
-            with pytest.raises(shards.Mismatch, match="/rows`"):
+            with pytest.raises(distributed.Mismatch, match="/rows`"):
                 sharded_optimizer.load_local_state(model, optimizer, folder / place / kind)
             continue
         sharded_optimizer.load_local_state(model, optimizer, folder / place / kind)
@@ -225,11 +225,11 @@ def test_rows_are_distributed_as_torch_chunk_does(rows, processes):
     chunks = list(whole.chunk(processes)) if rows else [whole]
     for rank in range(processes):
         mesh = SimpleNamespace(size=lambda axis: processes, get_local_rank=lambda axis, rank=rank: rank)
-        place = shards.local_slice((rows, 3), mesh, [Shard(0)])
+        place = distributed.local_slice((rows, 3), mesh, [Shard(0)])
         wanted = chunks[rank] if rank < len(chunks) else whole[:0]
         first = place.offset[0]
         assert torch.equal(whole[first : first + place.size[0]], wanted)
-    assert shards.local_slice((rows, 3), mesh, [Replicate()]).size == (rows, 3)
+    assert distributed.local_slice((rows, 3), mesh, [Replicate()]).size == (rows, 3)
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product([1, 2, 3, 4], [1, 2, 3, 5])))
@@ -239,7 +239,7 @@ def test_parts_are_resharded_for_another_number_of_processes(before, after):
     def slices(count):
         for rank in range(count):
             mesh = SimpleNamespace(size=lambda axis: count, get_local_rank=lambda axis, rank=rank: rank)
-            yield shards.local_slice((7, 3), mesh, [Shard(0)])
+            yield distributed.local_slice((7, 3), mesh, [Shard(0)])
 
     def cut(place):
         return whole[place.offset[0] :][: place.size[0]]
@@ -249,8 +249,8 @@ def test_parts_are_resharded_for_another_number_of_processes(before, after):
         assert torch.equal(sharded_optimizer._assembled(stored, place, "x"), cut(place))
     if before > 1:
         stored.pieces.popitem()
-        with pytest.raises(shards.Mismatch, match="`x`"):
-            sharded_optimizer._assembled(stored, shards.whole_slice((7, 3)), "x")
+        with pytest.raises(distributed.Mismatch, match="`x`"):
+            sharded_optimizer._assembled(stored, distributed.whole_slice((7, 3)), "x")
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -268,7 +268,7 @@ def test_an_unsharded_optimizer_resumes_bit_for_bit(tmp_path, kind):
 
 
 def test_names_are_those_of_the_model_itself():
-    assert shards.plain_name("module.blocks.0.mlp._orig_mod.up._checkpoint_wrapped_module.weight") == (
+    assert distributed.plain_name("module.blocks.0.mlp._orig_mod.up._checkpoint_wrapped_module.weight") == (
         "blocks.0.mlp.up.weight"
     )
     wrapped = torch.nn.ModuleDict({"module": Tower()})["module"]

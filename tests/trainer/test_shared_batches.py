@@ -6,7 +6,7 @@ from accelerate.data_loader import BatchSamplerShard
 from tiny_training import EpochSampler
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from trainer.dataloading.batches import EvalBatches, TrainBatches, share_train_batches
+from trainer.dataloading.samplers import EvalBatches, TrainBatches, share_train_batches
 
 SIZES = [(samples, batch, processes) for samples in (1, 3, 8, 22, 24) for batch in (1, 4) for processes in (2, 3)]
 

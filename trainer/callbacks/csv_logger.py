@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.atomic import write_text
-from trainer.callbacks.log_files import append, is_of_the_past
-from trainer.callbacks.progress import MetricsFile
-from trainer.sections import LoggingConfig
+from trainer.callbacks.log_files import MetricsFile, append, is_of_the_past
+from trainer.settings import LoggingConfig
 
 BACKENDS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}  # logger_type -> backend
 

@@ -21,7 +21,7 @@ from trainer.callbacks.metric_names import (
     normal_form,
     required_direction,
 )
-from trainer.sections import EarlyStoppingConfig
+from trainer.settings import EarlyStoppingConfig
 
 DECIDING = ("patience", "stopping_threshold", "divergence_threshold", "check_finite")
 

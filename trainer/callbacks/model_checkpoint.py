@@ -28,7 +28,7 @@ from trainer.callbacks.checkpoint_policy import (
     steps_over_limit,
     superfluous_steps,
 )
-from trainer.callbacks.epochs import epochs_begun, is_whole
+from trainer.callbacks.hooks import epochs_begun, is_whole
 from trainer.callbacks.metric_names import (
     LatestMetrics,
     find_metric,
@@ -37,7 +37,7 @@ from trainer.callbacks.metric_names import (
     normal_form,
     required_direction,
 )
-from trainer.sections import CheckpointingConfig
+from trainer.settings import CheckpointingConfig
 
 STATE_KEY = "model_checkpoint"  # in trainer_state.json
 NEVER = -1  # a step that no run reaches

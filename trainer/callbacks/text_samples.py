@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback
 
 from storage.safe_read import escaped
-from trainer.callbacks.log_files import append, drop_later_lines
-from trainer.distributed.shards import is_sharded
+from trainer.callbacks.log_files import LogFile, append
+from trainer.distributed import is_sharded
 
 FILE = "samples.jsonl"
 LAYOUT = "\n\t"  # control characters that a terminal may get
 
 
-class WriteSamples(TrainerCallback):
+class WriteSamples(LogFile):
     """Prints samples and appends them to OUT/samples.jsonl, a line each: `{"step", "eval_loss", "text"}`.
 
     If a model fails to write, one line is printed and training continues.
@@ -33,12 +32,8 @@ class WriteSamples(TrainerCallback):
     """
 
     def __init__(self, model: Any, write: Callable[[Any, int], list[str]], folder: Path, seed: int):
-        self.model, self.write = model, write
-        self.path, self.seed = folder / FILE, seed
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            drop_later_lines(self.path, state)
+        super().__init__(folder / FILE)
+        self.model, self.write, self.seed = model, write, seed
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         loss = metrics.get("eval_loss", math.nan)

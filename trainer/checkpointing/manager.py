@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 from storage import manifest
 from storage.checkpoints import staging_folder
-from trainer.callbacks.progress import MetricsFile
-from trainer.callbacks.text_samples import WriteSamples
+from trainer.callbacks.log_files import LogFile
 from trainer.checkpointing import sharded_optimizer
 from trainer.checkpointing.async_writer import (
     BackgroundDeletions,
@@ -28,7 +27,7 @@ from trainer.checkpointing.async_writer import (
     is_storage_error,
 )
 from trainer.checkpointing.contents import NOTHING_PENDING, CheckpointContents, PendingStepWork
-from trainer.distributed.consensus import Consensus
+from trainer.distributed import Consensus
 from trainer.serialization import rng_state
 
 POLL_INTERVAL = 0.02  # seconds
@@ -249,7 +248,7 @@ class CheckpointManager:
     def _logs(self) -> list[Path]:
         """Files that callbacks append lines to, see `Save.logs`."""
         callbacks = self.trainer.callback_handler.callbacks
-        return [callback.path for callback in callbacks if isinstance(callback, (MetricsFile, WriteSamples))]
+        return [callback.path for callback in callbacks if isinstance(callback, LogFile)]
 
     def save_final(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """Write the final model into the run's folder: each file atomically, the manifest last.

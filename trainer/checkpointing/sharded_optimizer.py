@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from trainer.distributed.shards import (
+from trainer.distributed import (
     Mismatch,
     ShardSlice,
     local_shard,

@@ -14,7 +14,7 @@ import torch.distributed
 from safetensors import safe_open
 from torch import nn
 
-from trainer.distributed.shards import Mismatch, local_shard, named_tensors, shard_slice_of, size_text
+from trainer.distributed import Mismatch, local_shard, named_tensors, shard_slice_of, size_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from transformers import TrainerState
 
 from storage import manifest
 from storage.checkpoints import checkpoints
+from storage.manifest import UNREADABLE
+from storage.safe_read import FileTooLarge
 from trainer.callbacks.log_files import write_files
 from trainer.checkpointing import sharded_optimizer
 from trainer.checkpointing.contents import read_pending_work
-from trainer.checkpointing.load_errors import checkpoint_load_errors
 from trainer.checkpointing.sharded_weights import load_whole_weights, whole_weights
-from trainer.distributed.shards import is_sharded
-from trainer.optimization.hparam_changes import apply_changes
+from trainer.distributed import is_sharded
+from trainer.optimization.optimizers import apply_changes
 from trainer.serialization import rng_state, state_dict_io
 
 
@@ -126,7 +128,7 @@ class CheckpointIO:
             apply_changes(self.optimizer, self.lr_scheduler, self.changed_options)
         if rate is None and decay is None:
             return
-        new = self.settings.groups_of(
+        new = self.groups_of(
             self.model,
             self.args.learning_rate if rate is None else rate,
             self.args.weight_decay if decay is None else decay,
@@ -208,3 +210,47 @@ def check_shapes(checkpoint: Path, weights: Mapping[str, Any]) -> None:
                 f"{checkpoint}: the weight `{name}` has shape {before}, but {now} in this run; restore the settings "
                 "that determine the network's size"
             )
+
+
+# ---- errors of checkpoints that pass manifest verification but cannot be loaded ----
+
+
+class CheckpointLoadError(ValueError):
+    """A checkpoint cannot be loaded; the text is one line with the folder, the reason and the remedy."""
+
+
+@contextlib.contextmanager
+def checkpoint_load_errors(checkpoint: str | Path | None, reraise: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn errors that a checkpoint's content causes while it is loaded into a CheckpointLoadError.
+
+    Args:
+        checkpoint: The folder that is read; None: nothing is loaded, errors pass unchanged.
+        reraise: Errors that already name the value and the remedy and pass unchanged.
+    """
+    try:
+        yield
+    except reraise:
+        raise
+    except Exception as error:
+        if checkpoint is None or _is_of_the_machine(error):
+            raise
+        if _is_of_the_disk(error):
+            line = f"{checkpoint} {UNREADABLE} ({error}); it may be intact: start again when the disk can be read"
+            raise CheckpointLoadError(line) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        folder = "" if str(checkpoint) in reason else f"{checkpoint} cannot be loaded: {kind}"
+        remedy = "" if "another checkpoint" in reason else "; resume from another checkpoint"
+        raise CheckpointLoadError(f"{folder}{reason}{remedy}") from error
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Out of memory, a lost device or a lost process: torch raises subclasses of RuntimeError for these."""
+    of_content = (RuntimeError, RecursionError, NotImplementedError)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and type(error) not in of_content)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether the disk failed to answer, which says nothing about the checkpoint's content."""
+    of_content = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileTooLarge)
+    return isinstance(error, OSError) and not isinstance(error, of_content)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from storage.atomic import write_text
-from trainer.distributed.shards import plain_name
+from trainer.distributed import plain_name
 from trainer.serialization.state_dict_io import write_tensors
 
 TENSORS, FACTS = "ema.safetensors", "ema.json"
@@ -45,7 +45,10 @@ class AveragedWeights:
         if not trained:
             raise ValueError("EMA has nothing to average: every weight of the model is frozen")
         self.names, self.parameters = list(trained), list(trained.values())
-        self.shadow = [parameter.detach().to(_shadow_type(parameter), copy=True) for parameter in self.parameters]
+        self.shadow = [
+            parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+            for parameter in self.parameters
+        ]
         self.trained: list[torch.Tensor] | None = None  # the trained weights, inside `swapped`
         self._groups: list[tuple[list[torch.Tensor], list[nn.Parameter]]] | None = None
 
@@ -106,6 +109,12 @@ class AveragedWeights:
         facts = {"decay": self.decay, "warmup": self.warmup, "update_every": self.update_every, "updates": self.updates}
         return tensors, facts
 
+    @staticmethod
+    def write(folder: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Write what `state` returned as ema.safetensors and ema.json."""
+        write_tensors(folder / TENSORS, tensors)
+        write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
+
     def in_place_of(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Return a model's state dict with the averaged weights instead of the trained ones, in the model's own types;
         buffers and frozen weights are the same objects."""
@@ -120,7 +129,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def load(self, folder: Path | str) -> None:
-        """Load the shadow, and the trained weights into the model, from files of `write_averages`.
+        """Load the shadow, and the trained weights into the model, from files of `write`.
 
         The checkpoint's model file holds the averaged weights, from which training must not continue. Settings are not
         loaded.
@@ -156,13 +165,3 @@ class AveragedWeights:
             if before != now:
                 weight = name.partition(".")[2]
                 raise ValueError(f"{path}: the weight `{weight}` is {before}, in this run {now}; use the same model")
-
-
-def write_averages(folder: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-    """Write what `AveragedWeights.state` returned as ema.safetensors and ema.json."""
-    write_tensors(folder / TENSORS, tensors)
-    write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
-
-
-def _shadow_type(parameter: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(parameter.dtype, torch.float32)

@@ -6,6 +6,7 @@ and under DDP the all-reduced gradients and their norm, so that all processes de
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
@@ -17,7 +18,7 @@ import torch
 import torch.distributed
 
 from storage.checkpoints import checkpoints
-from trainer.distributed.shards import rank_and_world_size
+from trainer.distributed import rank_and_world_size
 from trainer.hf_patches import replace_next_step
 
 FACTS = "skipped_steps.json"
@@ -77,7 +78,11 @@ class NonfiniteGuard:
         finish_saving: Callable[[], None] | None = None,
         clip_threshold: float = math.inf,
     ):
-        self.stop_after, self.show, self.where = stop_after, show or _to_stderr, where or str
+        self.stop_after, self.show, self.where = (
+            stop_after,
+            show or functools.partial(print, file=sys.stderr, flush=True),
+            where or str,
+        )
         self.run_folder = None if run_folder is None else Path(run_folder)
         self.finish_saving = finish_saving or (lambda: None)
         self.in_a_row, self.skipped, self.skipped_since_log = 0, 0, 0
@@ -318,7 +323,3 @@ def drop_update(optimizer: Any) -> None:
         optimizer._opt_called = True  # a scheduler warns when it steps before its optimizer did
 
     replace_next_step(optimizer, skip)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -1,11 +1,16 @@
-"""Check names that only the installed packages know: optimizers, schedules, their options, loggers, callbacks."""
+"""Check what keys name, without importing it: optimizers, schedules, options, loggers, callbacks, files, metrics."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import math
+import os
 import typing
+from collections.abc import Iterable, Iterator
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 
-from loader.checks.import_paths import import_problem
 from loader.errors import Problems, quoted
 from loader.resolve.run_config import RunConfig
 from loader.schema.installed import (
@@ -17,7 +22,7 @@ from loader.schema.installed import (
     torch_schedulers,
     trainer_fields,
 )
-from storage.suggestions import did_you_mean
+from storage.suggestions import did_you_mean, nearest
 
 PLATEAUS = ("reduce_lr_on_plateau", "greedy")
 # Options that torch's schedules require.
@@ -145,3 +150,97 @@ def _not_finite(options: dict[str, object]) -> list[str]:
         return isinstance(value, float) and not math.isfinite(value)
 
     return [name for name, value in options.items() if bad(value)]
+
+
+# ---- files, and monitors ----
+
+FILES = ("deepspeed", "fsdp_config", "accelerator_config")  # each a file, or its content
+TYPO = 0.85  # similarity from which a name is taken for a misspelt one
+
+
+def check_named_things(run: RunConfig, problems: Problems) -> None:
+    """Add a problem for each file that does not exist, and each monitor that misspells a metric of the data."""
+    for key in FILES:
+        value = run.trainer.get(key)
+        if (
+            isinstance(value, str)
+            and value.strip()[:1] not in ("", "{")
+            and not os.path.isfile(os.path.expanduser(value))
+        ):
+            problems.add(f"`{key}: {value}`{run.place(key)} does not exist; name a file, or write its content here")
+    _monitors(run, problems)
+
+
+def _monitors(run: RunConfig, problems: Problems) -> None:
+    """Names that no shipped metric has are left to the start, which knows loss terms and the sets' names."""
+    if run.callbacks or run.dataset is None or not hasattr(run.dataset.module, "metric_names"):
+        return  # callbacks may log metrics of their own
+    monitored = list(_monitored(run))
+    known = {"loss", *run.dataset.module.metric_names()} if monitored else set()
+    for key, monitor in monitored:
+        word = monitor.replace("/", "_").removeprefix("valid_").removeprefix("val_").removeprefix("eval_")
+        near = nearest(word, known, TYPO)
+        if word not in known and near is not None:
+            problems.add(f"`{key}: {monitor}`{run.place(key)} is not logged; did you mean `eval_{near}`?")
+
+
+def _monitored(run: RunConfig) -> Iterator[tuple[str, str]]:
+    """The keys that name a metric, and the names."""
+    if run.early_stopping is not None and run.early_stopping.strict:
+        yield "early_stopping.monitor", run.early_stopping.monitor
+    for name in run.checkpointing.monitors if run.checkpointing is not None else ():
+        yield "checkpointing.monitor", name
+    for key, name in (
+        ("metric_for_best_model", run.trainer.get("metric_for_best_model")),
+        ("scheduler.monitor", run.schedule.monitor),
+    ):
+        if name is not None:
+            yield key, name
+
+
+# ---- import paths, checked in the module's source ----
+
+
+def import_problem(path: str) -> str | None:
+    """What is wrong with the path of a class, or None; also where only an import could tell."""
+    module, _, name = path.rpartition(".")
+    package, *rest = module.split(".")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    found = package
+    for part in rest if spec is not None else ():
+        if spec.submodule_search_locations is None:
+            return f"`{found}` is a module, not a package with `{part}` for `{path}`"
+        found = f"{found}.{part}"
+        spec = PathFinder.find_spec(found, spec.submodule_search_locations)
+        if spec is None:
+            break
+    if spec is None:
+        return f"no module `{found}` for `{path}`"
+    names = _names(spec)
+    return None if names is None or name in names else f"module `{module}` has no `{name}`{did_you_mean(name, names)}"
+
+
+def _names(spec: ModuleSpec) -> set[str] | None:
+    """The names that a module defines at its top level; None if its source does not show them all."""
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    try:
+        tree = ast.parse(Path(spec.origin).read_bytes())
+    except (OSError, SyntaxError, ValueError):  # its import reports why
+        return None
+    names = set(_defined(tree.body))
+    return None if names & {"*", "__getattr__"} else names
+
+
+def _defined(statements: Iterable[ast.stmt]) -> Iterator[str]:
+    for statement in statements:
+        if isinstance(statement, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield statement.name
+        elif isinstance(statement, (ast.Import, ast.ImportFrom)):
+            yield from (alias.asname or alias.name.partition(".")[0] for alias in statement.names)
+        elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            yield from (node.id for node in ast.walk(statement) if isinstance(node, ast.Name))
+        else:  # blocks of `if`, `try`, `with`
+            blocks = (getattr(statement, field, ()) for field in ("body", "orelse", "finalbody"))
+            yield from (name for block in blocks for name in _defined(block))
+            yield from (name for handler in getattr(statement, "handlers", ()) for name in _defined(handler.body))

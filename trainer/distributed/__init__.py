@@ -1,1 +1,0 @@
-"""Consensus between ranks, sharded tensors, and checks of the launch."""
