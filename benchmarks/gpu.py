@@ -68,10 +68,15 @@ def moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return batch
 
 
+def compiler(device: torch.device) -> str:
+    """Inductor; on a CPU, where no speed is of interest, nothing is compiled to machine code, which takes minutes."""
+    return "inductor" if device.type == "cuda" else "aot_eager"
+
+
 def bare_loop(folder: Path, setting: Setting, device: torch.device, compiled: bool) -> list[float]:
     """A hand-written loop."""
     model = network(setting).to(device).train()
-    step_model: Any = torch.compile(model) if compiled else model
+    step_model: Any = torch.compile(model, backend=compiler(device)) if compiled else model
     optimizer = torch.optim.AdamW(parameter_groups(model, RATE, DECAY), lr=RATE, betas=BETAS, fused=True)
     parameters, batches = list(model.parameters()), whole_batches(text(folder, setting), setting.batch_size)
     clock, coming = Clock(setting, lambda: wait_for(device)), moved(next(batches), device)
@@ -95,7 +100,8 @@ def bare_loop(folder: Path, setting: Setting, device: torch.device, compiled: bo
 def keel(folder: Path, setting: Setting, device: torch.device, compiled: bool) -> list[float]:
     """Keel's Trainer with the same settings."""
     on_gpu = device.type == "cuda"
-    options = {"use_cpu": not on_gpu, "dataloader_pin_memory": on_gpu, "bf16": True, "torch_compile": compiled}
+    options = {"use_cpu": not on_gpu, "dataloader_pin_memory": on_gpu, "bf16": True}
+    options["torch_compile_backend"] = compiler(device) if compiled else None
     options["accelerator_config"] = {"non_blocking": on_gpu}
     with tempfile.TemporaryDirectory() as output:
         trainer = trainer_of(network(setting), text(folder, setting), setting, output, **options)

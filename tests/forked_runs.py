@@ -1,47 +1,73 @@
-"""Runs of `train.main` that are really killed: one server process imports everything once and forks for each run.
+"""Real processes of Keel's programs without their imports: one server process imports everything once and forks.
 
-python tests/forked_runs.py      reads one JSON line for each run and writes one: see `ForkedRuns`
+python tests/forked_runs.py      reads one JSON line for each process and writes one: see `Server`
 """
 
+import atexit
+import contextlib
 import errno
+import functools
+import gc
 import json
 import multiprocessing
 import os
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
-
-from loader.command_line.entry import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 120  # seconds of one run
 
 
-class ForkedRuns:
-    """Inside `with`, each call runs `train.main`."""
+class Server:
+    """The server process; it ends when its input is closed, by `close` or with the process that started it."""
 
-    def __enter__(self):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-        self.server = subprocess.Popen(
-            [sys.executable, __file__],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
+    def __init__(self):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, **pipes)
 
-    def __exit__(self, *exception):
-        self.server.stdin.close()
+    def close(self):
+        self.process.stdin.close()
         try:
-            self.server.wait(TIMEOUT)
+            self.process.wait(TIMEOUT)
         finally:
-            self.server.kill()
-            self.server.stdout.close()
+            self.process.kill()
+            self.process.stdout.close()
+
+    def __call__(self, words, troubles=(), environment=None, cwd=ROOT, timeout=TIMEOUT):
+        """Run `python WORDS` to its end, as `subprocess.run` does.
+
+        Args:
+            troubles: See `ForkedRuns`.
+            environment: All variables of the process; by default those of this one.
+        """
+        environment = dict(os.environ if environment is None else environment)
+        request = {"words": list(map(str, words)), "troubles": troubles, "environment": environment}
+        request |= {"cwd": str(cwd), "timeout": timeout}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return subprocess.CompletedProcess(words, *json.loads(self.process.stdout.readline()))
+
+
+@functools.cache
+def server():
+    """This process's server."""
+    started = Server()
+    atexit.register(started.close)
+    return started
+
+
+class ForkedRuns:
+    """Runs of `train.py` that are really killed."""
 
     def __call__(self, words, *troubles):
         """Return the exit code (negative for a signal) and the output of one run.
@@ -52,61 +78,103 @@ class ForkedRuns:
                 renamed), `final` and `finished` (before and after the final model gets its manifest). `full` in place
                 of a signal raises ENOSPC there.
         """
-        self.server.stdin.write(json.dumps({"words": list(map(str, words)), "troubles": troubles}) + "\n")
-        self.server.stdin.flush()
-        answer = json.loads(self.server.stdout.readline())
-        return answer["code"], answer["text"]
+        done = server()(["train.py", *words], troubles)
+        return done.returncode, done.stdout + done.stderr
+
+
+# ---- the server ----
 
 
 def serve():
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # other output must not mix with the answers
-    import train
+    import accelerate.commands.launch  # noqa: F401
+    import torch.distributed.run  # noqa: F401
+    from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
+
+    import train  # noqa: F401
     import trainer.trainer  # noqa: F401
 
+    SubprocessHandler._popen = lambda self, command, environment: Fork(command[1:], environment)
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
-        log = Path(f"/tmp/forked-run-{os.getpid()}.txt")
-        child = os.fork()
-        if child == 0:
-            os._exit(_run(train, request, log))
-        code = _ended(child)
-        answers.write(json.dumps({"code": code, "text": log.read_text(errors="replace")}) + "\n")
+        os.chdir(request["cwd"])
+        folder = Path(tempfile.mkdtemp())  # no TemporaryDirectory, which a fork's end would delete
+        files = [folder / name for name in ("stdout", "stderr")]
+        child = Fork(request["words"], request["environment"], request["troubles"], files)
+        try:
+            code = child.wait(request["timeout"])
+        except subprocess.TimeoutExpired:
+            os.kill(child.pid, signal.SIGKILL)
+            code = f"timeout {child.wait(TIMEOUT)}"
+        answers.write(json.dumps([code, *(file.read_text(errors="replace") for file in files)]) + "\n")
         answers.flush()
-        log.unlink()
+        shutil.rmtree(folder)
 
 
-def _ended(child):
-    deadline = time.monotonic() + TIMEOUT
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return "timeout"
+class Fork:
+    """What `subprocess.Popen(["python", *words], start_new_session=True)` is, made by a fork.
+
+    Args:
+        files: Two new files that get the process's output; by default it goes where this process's goes.
+    """
+
+    def __init__(self, words, environment, troubles=(), files=()):
+        self.returncode = None
+        sys.stdout.flush()  # or both would print what waits
+        self.pid = os.fork()
+        if self.pid == 0:
+            os._exit(_run(words, environment, troubles, files))
+
+    def poll(self):
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self, timeout):
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("python", timeout)
+            time.sleep(0.01)
+        return self.returncode
 
 
-def _run(train, request, log):
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+def _run(words, environment, troubles, files):
+    """The exit code of `python WORDS`, run in this process, which ends with it."""
+    os.setsid()
+    for descriptor, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), descriptor)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a launcher has handlers of its own
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    sys.stdout.reconfigure(write_through="-u" in words)
+    os.environ.clear()
+    os.environ.update(environment)
     try:
-        for trouble in request["troubles"]:
+        for trouble in troubles:
             _install(*trouble)
-        command_line(train.main, request["words"])
-        return 0
+        words = list(words)[words[0] == "-u" :]
+        is_module = words[0] == "-m"
+        sys.argv = words[is_module:]
+        sys.path[0] = os.getcwd() if is_module else os.path.dirname(os.path.abspath(sys.argv[0]))
+        (runpy.run_module if is_module else runpy.run_path)(sys.argv[0], run_name="__main__")
+        code = 0
     except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 1
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         traceback.print_exc()
-        return 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for worker in multiprocessing.active_children():
-            worker.kill()
+        code = 1
+    with contextlib.suppress(BaseException):  # as an interpreter ends
+        threading._shutdown()
+        atexit._run_exitfuncs()
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
 
 
 def _install(event, step, number, what):

@@ -1,6 +1,6 @@
 """Runs of `train.py` in two processes on a CPU, as a user launches them, and faults in one of them.
 
-A launch takes about fifteen seconds, so that a test should check several things of each.
+A launch takes some seconds, so that a test should check several things of each.
 """
 
 import atexit
@@ -8,11 +8,11 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from forked_runs import server
 from transformers import TrainerCallback
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,14 +30,8 @@ def launched(config, words, **environment):
         "--num_processes",
         "2",
     ]
-    return subprocess.run(
-        [sys.executable, *start, "--main_process_port", "0", "train.py", *map(str, words)],
-        cwd=ROOT,
-        env=on_cpu(**environment),
-        capture_output=True,
-        text=True,
-        timeout=LONGEST,
-    )
+    command = [*start, "--main_process_port", "0", "train.py", *words]
+    return server()(command, environment=on_cpu(**environment), timeout=LONGEST)
 
 
 def on_cpu(**more):

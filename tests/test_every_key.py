@@ -5,6 +5,7 @@ not declare itself need none: tests/loader/test_training_arguments.py checks for
 """
 
 import ast
+import functools
 import itertools
 import re
 from pathlib import Path
@@ -36,6 +37,7 @@ def declared_keys():
     return keys
 
 
+@functools.cache
 def marked_tests(folder=TESTS):
     """All marked tests, as (file, name, keys, source).
 

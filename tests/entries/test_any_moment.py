@@ -77,10 +77,9 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def start():
-    with ForkedRuns() as forked:
-        yield forked
+    return ForkedRuns()
 
 
 def left_behind(run):

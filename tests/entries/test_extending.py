@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from documents import blocks
+from forked_runs import server
 from run_results import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,10 +39,12 @@ def test_the_commands_of_the_page(tmp_path):
     for command in commands:
         words = shlex.split(command)
         assert words[0] == "python"
-        words[:1] = [sys.executable]
-        if words[1].endswith(".py"):
-            words[1] = str(ROOT / words[1])
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        if words[1] == "-c":
+            words[0] = sys.executable
+            done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        else:
+            words[1] = words[1] if words[1] == "-m" else str(ROOT / words[1])
+            done = server()(words[1:], environment=environment, cwd=tmp_path)
         assert done.returncode == 0, (command, done.stderr)
         printed[command] = done.stdout
     accuracy, margin = (

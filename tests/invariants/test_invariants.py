@@ -102,9 +102,9 @@ def test_the_cut_of_a_batch_changes_nothing(workload):
 
 def test_the_size_of_evaluation_batches_changes_nothing(workload):
     """In training and in eval.py."""
-    logs = {size: scores(workload.train(f"eval-{size}", per_device_eval_batch_size=size)) for size in (1, 3, 64)}
-    assert logs[1] == pytest.approx(logs[64], rel=1e-6) and logs[3] == pytest.approx(logs[64], rel=1e-6)
-    for size in (1, 5, 64):
+    logs = {size: scores(workload.train(f"eval-{size}", per_device_eval_batch_size=size)) for size in (3, 64)}
+    assert logs[3] == pytest.approx(logs[64], rel=1e-6)
+    for size in (1, 5):
         again = evaluation.main(["--checkpoint", str(workload.folder / "eval-64"), "--batch_size", str(size)])
         same = {key.removeprefix("eval_"): value for key, value in logs[64].items()}
         assert {key: again.get(key) for key in same} == pytest.approx(same, rel=1e-6)

@@ -173,7 +173,7 @@ def one_process(rank, folder):
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does(tmp_path):
     """With uneven last batches; and where one process has none."""
-    torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(one_process, (str(tmp_path),), nprocs=2, start_method="fork")
     one = {
         "multi": fed(MultiLabelMetric(LABELS), *multi_label_data(), 10),
         "single": fed(SingleLabelMetric("abcdefg"), *single_label_data(), 10),

@@ -1,19 +1,16 @@
 """The benchmarks of the GPT run with small sizes, and their ratios are those of their times."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from forked_runs import server
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--n_layer", "1", "--n_head", "1", "--n_embd", "8", "--steps", "40", "--skip", "10", "--rounds", "1"]
 
 
 def run(*words):
-    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return server()(words)
 
 
 @pytest.mark.slow

@@ -47,10 +47,10 @@ def test_the_expert_succeeds_with_jitter(task, seed):
 def test_the_expert_succeeds_on_nearly_every_start(task):
     environment = make(Config(task=task))
     strict = 0
-    for seed in range(1000, 1040):
+    for seed in range(1000, 1020):
         demonstrate(environment, seed, jitter=1.0)
         strict += environment.strict_success
-    assert strict >= 38
+    assert strict >= 18
 
 
 def test_subtasks_name_what_is_done_on_the_way_to_the_next_waypoint():

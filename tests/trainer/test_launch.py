@@ -1,7 +1,5 @@
 """Runs of several processes: what is refused, and that accelerate reads the configurations in scripts/accelerate."""
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +8,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
+from forked_runs import server
 from several_processes import ROOT, launched, on_cpu
 from text_sets import SMALL, write_set
 from tiny_training import make_trainer
@@ -181,8 +180,6 @@ def test_launches_that_cannot_work_end_in_one_line(tmp_path, in_root, monkeypatc
     words = ["--dataset", "a", *SMALL.split(), "--out_dir", str(tmp_path / "out")]
     alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "ACCELERATE_USE_CPU": "false"}
     environment = on_cpu(**alone, ACCELERATE_USE_DEEPSPEED="true")
-    done = subprocess.run(
-        [sys.executable, "train.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = server()(["train.py", *words], environment=environment)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ") and "DeepSpeed is not available" in done.stderr

@@ -131,7 +131,7 @@ def same_state(left, right):
 
 def together(work, folder, processes=2):
     """`work(rank, folder)` in several processes that form a group."""
-    torch.multiprocessing.spawn(_one, (work, str(folder), processes), nprocs=processes)
+    torch.multiprocessing.start_processes(_one, (work, str(folder), processes), processes, start_method="fork")
 
 
 def _one(rank, work, folder, processes):
