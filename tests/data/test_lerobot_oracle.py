@@ -27,7 +27,7 @@ def compared(script):
 @pytest.mark.slow
 def test_lerobot_s_policies_answer_the_same_in_keel():
     results = compared("lerobot_policies.py")
-    assert len(results) == 6
+    assert len(results) == 9
     for name, differences in results.items():
         assert {"chunk", "actions"} <= differences.keys() and max(differences.values()) < 1e-5, (name, differences)
 
