@@ -65,6 +65,10 @@ def double(number):
     return 2 * number, os.getpid(), os.environ.get("OMP_NUM_THREADS")
 
 
+def filling():
+    return bytes
+
+
 def locking():
     global lock
     lock = multiprocessing.Lock()  # a semaphore of the system, as every progress bar has one

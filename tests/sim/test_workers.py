@@ -62,6 +62,21 @@ def test_closing_early_ends_all_workers():
     assert multiprocessing.active_children() == []
 
 
+def test_closing_does_not_wait_for_a_result_that_is_half_sent():
+    code = (
+        "import time; from simulated_policies import filling; from sim.workers import run\n"
+        "if __name__ == '__main__':\n"
+        "    for wait in (0.3, 0.5, 0.7, 0.9):\n"
+        "        results = run(filling, [1, *[100_000_000] * 8], num_workers=2); next(results)\n"
+        "        time.sleep(wait); results.close()\n"
+        "    print('closed')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=with_tests_on_path(), capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout == "closed\n", ended.stderr
+
+
 def test_workers_that_are_done_leave_no_semaphore_behind():
     code = (
         "from simulated_policies import locking; from sim.workers import run\n"
