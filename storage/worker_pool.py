@@ -62,10 +62,8 @@ def run(
     except BaseException as error:  # GeneratorExit too; workers that have done their tasks end by themselves
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
-        # One that ends in the middle of a result leaves a piece of it: the pool must not wait for the rest, nor for a
-        # reader of its tasks.
+        # One that ends in the middle of a result leaves a piece of it: the pool must not wait for the rest.
         pool._result_queue._writer.close()
-        pool._call_queue._reader.close()
         if isinstance(error, BrokenProcessPool):
             raise RuntimeError("a worker process died; was memory short?") from error
         raise
