@@ -90,6 +90,7 @@ class MetricsLog:
                 file.seek(self.offset)
                 before = self.offset
                 is_long = status.st_size - before > MOST_BYTES_PARSED
+                # Of each stretch of a long log about four lines stay.
                 stretch = 4 * (status.st_size - before) // MOST_BYTES_PARSED if is_long else 1000
                 # A last line without an end is still being written, or its writer was killed.
                 whole = takewhile(lambda line: line.endswith(b"\n"), file)

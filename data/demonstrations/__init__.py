@@ -106,9 +106,11 @@ def build(config: Config, run):
 
 
 def action_chunks(config: Config, run, most: int = 20_000):
-    """Normalised chunks (N, C, A) float32 of steps of the training episodes, at most so many, evenly spread.
+    """Chunks of actions to learn a tokenizer from, of steps of the training episodes.
 
-    Returns also how they are normalised, see `ObservationEncoder.action_normalization`.
+    Returns:
+        (N, C, A) float32, normalised, at most `most` chunks, evenly spread; and their normalization as
+        `ObservationEncoder.action_normalization` describes it.
 
     Raises:
         ValueError: the episodes cannot be used.

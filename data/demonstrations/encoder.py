@@ -145,7 +145,7 @@ class ObservationEncoder:
         return with_previous(str(observation["instruction"]), previous).strip()
 
     def add_subtask(self, subtask: str) -> None:
-        """Make it the current one; again and again it changes nothing."""
+        """Make it the current subtask; the one before becomes the previous one."""
         self.subtasks = [subtask, *(each for each in self.subtasks if each != subtask)]
 
     @property

@@ -20,7 +20,7 @@ BINS = 256
 SCALE = 10.0  # of FAST's coefficients before they are rounded
 FIRST = 0x4E00  # character of the smallest coefficient; 20,992 in a row are letters
 MOST_VALUES = 20_992
-VERSION = 1
+VERSION = 2  # of the file; from 2 on it names the normalization of actions
 
 
 class ActionTokens(Protocol):
@@ -170,5 +170,5 @@ def read_fast(file: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"model.action_tokenizer: {file} cannot be read ({reason}); make it by prepare.py") from None
     if not isinstance(settings, dict) or (settings.get("kind"), settings.get("version")) != ("fast", VERSION):
-        raise ValueError(f"model.action_tokenizer: {file} is no action tokenizer of prepare.py")
+        raise ValueError(f"model.action_tokenizer: {file} is no action tokenizer of this version; make it by prepare.py")
     return settings

@@ -84,7 +84,9 @@ class VLA(ChunkPolicy):
         """Sample a chunk or compute the loss of a demonstrated one.
 
         Args:
-            state, actions, is_pad, images, image_mask: as `models.act.network.ACT.forward`.
+            state, actions: (B, state dim) and (B, C, A), normalised.
+            is_pad: (B, C) bool, true for steps after the episode's end.
+            images, image_mask: (B, K, 3, H, W) uint8, and (B, K) which of them exist; None: all do.
             prompt_ids, prompt_mask: (B, L) tokens of the instruction, and which of them exist.
             target_ids, target_mask, target_loss_mask: (B, T) tokens of the text that is to be predicted before acting,
                 which of them exist, and which have a loss.

@@ -87,7 +87,8 @@ def test_malformed_rows_are_filled_and_counted(settings):
 def test_settings_that_cannot_be_used(settings, tmp_path, change):
     with pytest.raises(ValueError, match="action tokenizer"):
         FastTokens({name: value for name, value in {**settings, **change}.items() if value is not None}, STEPS, DIMS)
-    for content in ("{", "[]", '{"kind": "slow"}'):
+    without_normalization = json.dumps({**settings, "version": 1})
+    for content in ("{", "[]", '{"kind": "slow"}', without_normalization):
         (tmp_path / "fast.json").write_text(content)
         with pytest.raises(ValueError, match=r"fast\.json"):
             read_fast(tmp_path / "fast.json")

@@ -78,11 +78,8 @@ class NonfiniteGuard:
         finish_saving: Callable[[], None] | None = None,
         clip_threshold: float = math.inf,
     ):
-        self.stop_after, self.show, self.where = (
-            stop_after,
-            show or functools.partial(print, file=sys.stderr, flush=True),
-            where or str,
-        )
+        self.stop_after, self.where = stop_after, where or str
+        self.show = show or functools.partial(print, file=sys.stderr, flush=True)
         self.run_folder = None if run_folder is None else Path(run_folder)
         self.finish_saving = finish_saving or (lambda: None)
         self.in_a_row, self.skipped, self.skipped_since_log = 0, 0, 0
