@@ -170,5 +170,5 @@ def read_fast(file: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"model.action_tokenizer: {file} cannot be read ({reason}); make it by prepare.py") from None
     if not isinstance(settings, dict) or (settings.get("kind"), settings.get("version")) != ("fast", VERSION):
-        raise ValueError(f"model.action_tokenizer: {file} is no action tokenizer of this version; make it by prepare.py")
+        raise ValueError(f"model.action_tokenizer: {file} was made by another version; make it again by prepare.py")
     return settings
