@@ -161,7 +161,7 @@ def test_prepare_makes_mosaics(tmp_path, in_root, shared, monkeypatch, capsys):
     train.main([*words, "max_steps=1"])
     trainer = train.main([*words, "max_steps=2", "resume_from_checkpoint=auto"])
     assert trainer.state.global_step == 2
-    assert len(trainer.train_dataset) == 40 and trainer.train_dataset[0][0].shape == (1, 56, 56)
+    assert len(trainer.train_dataset) == 40 and trainer.train_dataset[0][0].shape == (1, 64, 64)
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert any("test_macro_average_precision" in line for line in lines)
 
