@@ -230,6 +230,34 @@ def test_sessions_are_named_by_their_path_below_the_entry(tmp_path, monkeypatch,
     assert held_out.file == 1
 
 
+@pytest.mark.keys("dataset(signals).datasplitter")
+@pytest.mark.parametrize("is_list_of_files", [True, False])
+def test_the_entries_of_a_list_may_be_the_subjects(tmp_path, is_list_of_files):
+    """Files of one name in folders of subjects: each has its own subject and session."""
+    files = [write_npz(tmp_path / f"sub-{s}/ses-1/rec.npz", walk(1, 300, s)) for s in range(3)]
+    paths = [str(file if is_list_of_files else file.parent.parent) for file in files]
+    for splitter in (DataSplitter(by="subject", eval=["1"]), DataSplitter(by="session", eval=["sub-1/ses-1"])):
+        config = Config(path=paths, window=20, datasplitter=splitter)
+        bundle = build(config, signal_run(tmp_path / "cache"))
+        (held_out,) = bundle.eval_datasets["validation"].stretches
+        assert held_out.file == 1 and len(bundle.train_dataset.stretches) == 2
+
+
+@pytest.mark.keys("dataset(signals).datasplitter")
+def test_a_session_folder_may_be_renamed(tmp_path):
+    """Its files are prepared already, when it had another name."""
+    for number, name in enumerate(("day1", "day2")):
+        part = {"data": walk(1, 300, number), "ch_names": ["a"], "sfreq": 100.0}
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "0.npy").write_bytes(pickle.dumps(part))
+    for name in ("day1", "day3"):
+        splitter = DataSplitter(by="session", eval=[name])
+        config = Config(path=str(tmp_path / "in"), window=20, datasplitter=splitter)
+        assert "validation" in build(config, signal_run(tmp_path / "cache")).eval_datasets
+        if name == "day1":
+            (tmp_path / "in/day1").rename(tmp_path / "in/day3")
+
+
 def test_the_end_of_time_is_held_out_after_a_gap(tmp_path):
     bundle = ramp_bundle(
         tmp_path, datasplitter={"by": "time", "eval_fraction": 0.2, "test_fraction": 0.25, "gap_seconds": 0.1}

@@ -97,3 +97,13 @@ def test_an_edf_file_of_any_rate_and_length(tmp_path, rate, steps):
 def test_what_an_edf_file_cannot_hold(tmp_path, values, channels):
     with pytest.raises(ValueError, match="^--output: .*npz"):
         written(tmp_path, values[None], channels)
+
+
+def test_seconds_of_a_recording_that_says_no_rate_are_the_model_s(tmp_path):
+    write_npz(tmp_path / "in/a.npz", walk(1, 300), rate=100.0)
+    config = Config(path=str(tmp_path / "in"), target="class", window=0.5, unit="seconds")
+    described = build(Config(path=str(tmp_path / "in"), window=20), signal_run(tmp_path / "cache")).files
+    (tmp_path / "signals.json").write_text(json.dumps({**described["signals.json"], "target": "class"}))
+    processor = Processor.from_pretrained(tmp_path, config, None)
+    np.save(tmp_path / "b.npy", walk(1, 300))
+    assert [item.raw.values.shape for item in items(processor, tmp_path / "b.npy")] == [(1, 50)] * 6
