@@ -139,7 +139,7 @@ class Processor(processor.Processor):
             missing[~missing.all(1)] if self.described["missing"] == "fill" else missing
         )  # whole channels may lack
         if refused.any() and self.config.nan == "error":
-            raise ValueError(f"{missing.sum()} values are missing (NaN), which dataset.nan: error refuses")
+            raise ValueError(f"{refused.sum()} values are missing (NaN), which dataset.nan: error refuses")
         return raw._replace(values=np.where(missing, np.float32(self.described["fill_value"]), raw.values))
 
     def check(self, model: Any, inputs: Raw) -> None:

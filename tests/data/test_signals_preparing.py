@@ -384,6 +384,13 @@ def test_files_that_belong_to_a_header_are_part_of_the_key(tmp_path):
     assert [file.name for file in files_of(tmp_path / "a.vhdr")] == ["a.vhdr", "a.vmrk", "b.eeg"]
 
 
+def test_a_folder_of_a_header_s_name_is_none_of_its_files(tmp_path):
+    for name in ("100.hea", "100.dat", "100.atr", "1000.dat"):
+        (tmp_path / name).write_text("100 1 360")
+    (tmp_path / "100").mkdir()
+    assert [file.name for file in files_of(tmp_path / "100.hea")] == ["100.atr", "100.dat", "100.hea"]
+
+
 def test_an_edf_file_is_prepared_in_blocks(tmp_path, monkeypatch):
     """Blocks shorter than a record, against MNE's reading of all of it."""
     mne = pytest.importorskip("mne")

@@ -145,7 +145,7 @@ def test_values_that_are_missing_are_no_rows():
     whole = Autoregression(2).fit(lambda: [values]).weights[0]
     values[0, 500:510] = np.nan
     model = Autoregression(2)
-    rows = list(model.rows(lambda: [values]))
+    rows = list(model.rows([values]))
     assert len(rows[0][1]) == 3000 - 2 - 12
     assert model.fit(lambda: [values]).weights[0] == pytest.approx(whole, abs=0.01)
 
