@@ -79,6 +79,7 @@ def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
     build = class_sets if config.target == "class" else next_sets
     sets, dims, described = build(config, run, recordings, encoder)
     transforms = config.mixup.mixup_alpha or config.mixup.quantize
+    problem = "values" if config.target == "values" else "single_label_classification"  # shares of classes, too
     described = {**saved(config, recordings), **described}
     files = {
         FILE: described,
@@ -91,7 +92,7 @@ def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
         collate=collate,
         sampler=sampler_of(sets["train"]),
         train_transform=MixTransform(config.mixup) if transforms else None,
-        dims={**dims, "channels": len(recordings.alignment.names), "target": config.target},
+        dims={**dims, "channels": len(recordings.alignment.names), "target": config.target, "problem_type": problem},
         files=files,
         summary=[*recordings.notes, summary(recordings, sets)],
         units={"samples": dims["context"]},
