@@ -9,7 +9,6 @@ Shapes: N samples of all recordings of a file one after the other, C channels.
 from __future__ import annotations
 
 import fnmatch
-import glob
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ import numpy as np
 
 from data.cache import file_identity, key_of, open_or_build, read_manifest, require_disk
 from data.signals.pipeline import processed, ratio_of, sections_of
-from data.signals.recording import Recording, naming, open_recordings
+from data.signals.recording import Recording, first_part, naming, open_recordings
 from storage import worker_pool
 
 VERSION = 3  # of what is kept in the cache
@@ -297,7 +296,7 @@ def files_of(file: Path) -> list[Path]:
         beside = [file.parent / name for name in sorted(os.listdir(file.parent)) if is_of(name, file, text)]
         return [part for part in beside if part.is_file()]
     if file.suffix.lower() == ".fif":
-        return [file, *sorted(file.parent.glob(f"{glob.escape(file.stem)}-[0-9]*.fif"))]
+        return [part for part in sorted(file.parent.glob("*.fif")) if file.name in (part.name, first_part(part.name))]
     return [file]
 
 

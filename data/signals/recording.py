@@ -136,13 +136,20 @@ def find_files(given: str) -> list[Path]:
         return [path]
     below = files_below(path)
     recordings = {file for file in below if _ends(file.name, SUFFIXES) and not _ends(file.name, TABLES_OF_BIDS)}
-    # NAME-1.fif continues NAME.fif, and is read with it.
-    first = {file: file.with_name(re.sub(r"-\d+\.fif$", ".fif", file.name)) for file in recordings}
+    first = {file: file.with_name(first_part(file.name)) for file in recordings}
     files = [file for file in recordings if first[file] == file or first[file] not in recordings]
     files += [file.parent for file in below if file.name == "config" and is_bti(file.parent)]
     if not files:
         raise ValueError(f"{given} has no recording in it; there are {', '.join(SUFFIXES)} and folders of BTi")
     return sorted(files)
+
+
+def first_part(name: str) -> str:
+    """The file that another one continues: of NAME-1.fif NAME.fif, of A_split-02_meg.fif A_split-01_meg.fif."""
+    if not name.endswith(".fif"):
+        return name
+    name = re.sub(r"-\d+\.fif$", ".fif", name)
+    return re.sub(r"_split-(\d+)_", lambda found: f"_split-{'1'.zfill(len(found[1]))}_", name)
 
 
 def is_bti(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from signal_files import walk, write_edf, write_npz, write_ts
 
 from data.processor import input_sources
 from data.signals import Processor
+from data.signals.preparing import files_of
 from data.signals.recording import find_files, open_recordings
 
 mne = pytest.importorskip("mne", reason="the extra `signals` is not installed")
@@ -139,12 +140,14 @@ def test_gaps_of_a_discontinuous_edf_file(tmp_path):
     assert [(event.description, event.onset) for event in recording.events] == [("before", 1.5), ("after", 3.5)]
 
 
-def test_the_parts_of_a_split_fif_file_are_one_recording(tmp_path):
+@pytest.mark.parametrize("naming", ["neuromag", "bids"])
+def test_the_parts_of_a_split_fif_file_are_one_recording(tmp_path, naming):
     values = walk(2, 400_000) * 1e-5
     raw = mne.io.RawArray(values, mne.create_info(["a", "b"], 100, "eeg"), verbose="ERROR")
-    raw.save(tmp_path / "a_raw.fif", split_size="2MB", fmt="double", verbose="ERROR")
-    assert len(list(tmp_path.iterdir())) > 1
+    raw.save(tmp_path / "a_meg.fif", split_size="2MB", split_naming=naming, fmt="double", verbose="ERROR")
+    parts = sorted(tmp_path.iterdir())
     (path,) = find_files(str(tmp_path))
+    assert len(parts) > 1 and sorted(files_of(path)) == parts
     (recording,) = open_recordings(path)
     assert recording.length == 400_000
     np.testing.assert_array_equal(recording.read(399_000, 400_000), values[:, 399_000:])
