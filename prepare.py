@@ -342,14 +342,6 @@ def load_encoder(folder: str) -> Any:
     return component_module("model", name).load(folder)
 
 
-# problem_type of the data -> what its samples have, and the losses for it
-LOSSES_OF = {
-    "multi_label_classification": ("any number of labels", "bce, asymmetric or focal"),
-    "single_label_classification": ("one class each", "cross_entropy or focal"),
-    "values": ("values", "mse or gaussian_nll"),
-}
-
-
 def build_loss(run: RunConfig, bundle: Any) -> Any:
     """The loss that replaces the model's own, or None; it may take weights from the data's statistics (`fit`).
 
@@ -361,7 +353,9 @@ def build_loss(run: RunConfig, bundle: Any) -> Any:
     loss, of_data = run.loss.module.build(run.loss.config), bundle.dims.get("problem_type")
     of_loss = getattr(loss, "problem_type", None)
     if None not in (of_loss, of_data) and of_loss != of_data:
-        labels, remedy = LOSSES_OF[of_data]
+        from models.losses import LOSSES_OF
+
+        labels, remedy = LOSSES_OF.get(of_data, (f"the problem type {of_data}", "another"))
         raise ValueError(
             f"`loss.name: {run.loss.name}`{run.place('loss.name')} does not fit the data, whose samples have {labels}; "
             f"take {remedy}"
