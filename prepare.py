@@ -353,9 +353,9 @@ def build_loss(run: RunConfig, bundle: Any) -> Any:
     loss, of_data = run.loss.module.build(run.loss.config), bundle.dims.get("problem_type")
     of_loss = getattr(loss, "problem_type", None)
     if None not in (of_loss, of_data) and of_loss != of_data:
-        is_multi_label = of_data == "multi_label_classification"
-        labels = "any number of labels" if is_multi_label else "one class each"
-        remedy = "bce, asymmetric or focal" if is_multi_label else "cross_entropy or focal"
+        from models.losses import LOSSES_OF
+
+        labels, remedy = LOSSES_OF.get(of_data, (f"the problem type {of_data}", "another"))
         raise ValueError(
             f"`loss.name: {run.loss.name}`{run.place('loss.name')} does not fit the data, whose samples have {labels}; "
             f"take {remedy}"

@@ -5,6 +5,7 @@ Shapes: C channels of a batch.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ def align(files: Sequence[Prepared], trained: int, config: Config) -> tuple[Alig
         ValueError: channels, rates or values that the configuration does not allow for.
     """
     check_rates(files)
-    notes = check_missing(files, config)
+    notes = [*check_names(files, config), *check_missing(files, config)]
     keyed = []  # for each file: what makes a channel the same in other files -> its column
     described, flat_keys = {}, set()  # key -> name and type, of the first file that has the channel
     for file in files:
@@ -80,6 +81,22 @@ def keys_of(file: Prepared, merge_by: str) -> list[tuple]:
             key = (tuple(round(value, POSITION_DIGITS) + 0.0 for value in position), kind)
         keys.append((*key, sum(other[: len(key)] == key for other in keys)))
     return keys
+
+
+def check_names(files: Sequence[Prepared], config: Config) -> list[str]:
+    """Lines with names in `rename` that no recording has.
+
+    Raises:
+        ValueError: an entry of `channels` is in no recording.
+    """
+    names = {name for file in files for name in file.channels}
+    types = {kind for file in files for kind in file.types}
+    for entry in config.channels or ():
+        if entry not in names | types and not any(fnmatch.fnmatchcase(name, entry) for name in names):
+            raise ValueError(f"dataset.channels: {entry} is no channel, pattern or type of any recording; leave it out")
+    reference = [config.reference] if isinstance(config.reference, str) else config.reference or []
+    unused = [old for old, new in (config.rename or {}).items() if new not in (*names, *reference)]
+    return [f"dataset.rename: no recording has {listed(unused)}, of the channels that are kept"] if unused else []
 
 
 def check_rates(files: Sequence[Prepared]) -> None:

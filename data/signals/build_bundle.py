@@ -23,7 +23,7 @@ from data.signals.preparing import KEYS, Prepared, prepare
 from data.signals.recording import find_files
 from data.signals.scaling import Scaling, fit
 from data.signals.scoring import Report, metric_of
-from data.signals.splits import Origin, Stretch, origin_of, split, stretches_of
+from data.signals.splits import Origin, Stretch, common_folder, origin_of, split, stretches_of
 from data.signals.text import TextSet, train
 from data.signals.text import load as load_text
 from data.signals.text_files import problem_of, save, settings_of
@@ -79,6 +79,7 @@ def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
     build = class_sets if config.target == "class" else next_sets
     sets, dims, described = build(config, run, recordings, encoder)
     transforms = config.mixup.mixup_alpha or config.mixup.quantize
+    problem = "values" if config.target == "values" else "single_label_classification"  # shares of classes, too
     described = {**saved(config, recordings), **described}
     files = {
         FILE: described,
@@ -91,7 +92,7 @@ def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
         collate=collate,
         sampler=sampler_of(sets["train"]),
         train_transform=MixTransform(config.mixup) if transforms else None,
-        dims={**dims, "channels": len(recordings.alignment.names), "target": config.target},
+        dims={**dims, "channels": len(recordings.alignment.names), "target": config.target, "problem_type": problem},
         files=files,
         summary=[*recordings.notes, summary(recordings, sets)],
         units={"samples": dims["context"]},
@@ -126,9 +127,13 @@ def open_all(config: Config, run: Any, earlier: dict[str, Any] | None = None) ->
     files = prepare([file for _, _, file in entries], settings, cache, config.num_workers)
     trained = sum(key == "path" for key, _, _ in entries)
     alignment, notes = align(files, trained, config)
+    folders = {
+        name: common_folder(named[1:] for named in entries if named[0] == name)
+        for name in {entry[0] for entry in entries}
+    }
     origins = {
-        (number, index): origin_of(file, part, entry, config.datasplitter)
-        for number, (file, (_, entry, _)) in enumerate(zip(files, entries, strict=True))
+        (number, index): origin_of(file, part, entry, folders[name], config.datasplitter)
+        for number, (file, (name, entry, _)) in enumerate(zip(files, entries, strict=True))
         for index, part in enumerate(file.parts)
     }
     is_trials = any(len(file.parts) > 1 for file in files)
@@ -267,11 +272,7 @@ def class_sets(
     }
     for name, trials in trials_by_split.items():
         if not trials:
-            needed = "that lasts; set dataset.window" if length is None else f"with {length} samples from its begin on"
-            raise ValueError(
-                f"dataset.target: class: no labelled window for {name}: no recording has a label, nor an event of "
-                f"dataset.classes {needed}"
-            )
+            raise ValueError(without_labels(name, recordings, length))
     classes = config.classes or sorted({trial.label for trial in trials_by_split["train"]}, key=natural)
     for name, trials in trials_by_split.items():
         for trial in trials:
@@ -297,6 +298,22 @@ def class_sets(
     dims = {"context": longest, "classes": len(classes)}
     dims |= {"vocab_size": config.mixup.mu + 1} if config.mixup.quantize else {}
     return sets, dims, {"classes": classes, "groups": list(groups)}
+
+
+def without_labels(name: str, recordings: Recordings, length: int | None) -> str:
+    """Why a split has no labelled window."""
+    stretches = recordings.splits[name]
+    labelled = [s.stop - s.start for s in stretches if recordings.files[s.file].parts[s.part].label is not None]
+    if labelled:
+        return (
+            f"dataset.window: {length} samples is longer than every labelled recording for {name} ({max(labelled)}); "
+            "lower it, or set it to null for whole ones"
+        )
+    needed = "that lasts; set dataset.window" if length is None else f"with {length} samples from its begin on"
+    return (
+        f"dataset.target: class: no labelled window for {name}: no recording has a label, nor an event of "
+        f"dataset.classes {needed}"
+    )
 
 
 def natural(name: str) -> tuple[float, str]:

@@ -133,7 +133,7 @@ def continued(
     drawn = model.generate(prompts.to(device), steps, channels=channels, generator=generator, **sampling).cpu()
     decode = decoder_of(dataset.tokenizer)
     values, lines = decode(drawn.numpy()), decode(inputs.numpy())
-    ahead = round(steps * values.shape[-1] / length)
+    ahead = max(1, round(steps * values.shape[-1] / length))
     values = values.reshape(len(numbers), samples, *values.shape[1:])
     return lines[..., :-ahead], lines[..., -ahead:], values[..., -ahead:]
 

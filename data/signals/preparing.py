@@ -21,10 +21,10 @@ import numpy as np
 
 from data.cache import file_identity, key_of, open_or_build, read_manifest, require_disk
 from data.signals.pipeline import processed, ratio_of, sections_of
-from data.signals.recording import Recording, naming, open_recordings
+from data.signals.recording import Recording, first_part, naming, open_recordings
 from storage import worker_pool
 
-VERSION = 2  # of what is kept in the cache
+VERSION = 3  # of what is kept in the cache
 FILE = "signal.f32"
 BLOCK_VALUES = 2**20  # float64 values of a block; a few copies of it are all the memory that preparing takes
 SMALL = 2**25  # bytes; less is not worth starting processes for
@@ -150,6 +150,9 @@ class Plan:
         rename = settings["rename"] or {}
         names = [rename.get(name, name) for name in recording.channels]
         types = list(recording.types or [None] * len(names))
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{recording.name}: dataset.rename gives two channels the name {twice}")
         self.picked = pick(recording.name, names, types, settings["channels"])
         self.channels = [names[number] for number in self.picked]
         self.types = [types[number] for number in self.picked]
@@ -164,7 +167,6 @@ class Plan:
                 raise ValueError(f"{recording.name} does not say its rate; set dataset.sampling_rate")
             self.up, self.down = ratio_of(rate, settings["resample"])
         self.rate = settings["resample"] or rate
-        self.exact_rate = rate and rate * self.up / self.down  # of which `rate` is the nominal value
 
     def __call__(self, recording: Recording, start: int, stop: int) -> Iterator[np.ndarray]:
         """The blocks (C, n) of samples `start` to `stop`, processed."""
@@ -237,7 +239,7 @@ def write_recording(stream: Any, start: int, recording: Recording, plan: Plan) -
             stream.write(np.ascontiguousarray(block.T, np.float32).tobytes())
             row += block.shape[1]
         stretches[-1][1] = row
-    rate = plan.exact_rate or 1.0
+    rate = (recording.rate or 1.0) * plan.up / plan.down
     events = [[start + round(e.onset * rate), round(e.duration * rate), e.description] for e in recording.events]
     bad = [[row, row + rows] for row, rows, text in events if text.upper().startswith(BAD)]
     return Part(
@@ -291,8 +293,16 @@ def files_of(file: Path) -> list[Path]:
         return []
     if file.suffix.lower() in (".hea", ".vhdr"):
         text = file.read_text(encoding="latin-1")
-        return sorted(part for part in file.parent.iterdir() if part.stem == file.stem or part.name in text)
-    return [file, *sorted(file.parent.glob(f"{file.stem}-[0-9]*.fif"))]
+        beside = [file.parent / name for name in sorted(os.listdir(file.parent)) if is_of(name, file, text)]
+        return [part for part in beside if part.is_file()]
+    if file.suffix.lower() == ".fif":
+        return [part for part in sorted(file.parent.glob("*.fif")) if file.name in (part.name, first_part(part.name))]
+    return [file]
+
+
+def is_of(name: str, header: Path, text: str) -> bool:
+    """Whether a file beside a header, whose content is `text`, belongs to it."""
+    return os.path.splitext(name)[0] == header.stem or name in text
 
 
 def size_of(file: Path) -> int:

@@ -23,7 +23,7 @@ from data.signals.forecast_files import WRITERS, Classes, Forecast
 from data.signals.mixup import quantizer_of
 from data.signals.predict_flags import PredictFlags
 from data.signals.preparing import KEYS, Prepared, open_array, prepare
-from data.signals.recording import SUFFIXES
+from data.signals.recording import SUFFIXES, TABLES_OF_BIDS
 from data.signals.scaling import Scaling, aligned
 from data.signals.tokenizers import TOKENIZERS
 from storage import safe_read
@@ -47,7 +47,7 @@ class Raw(NamedTuple):
 class Processor(processor.Processor):
     """Reads recordings as in training, with the scaling and the channels saved beside the model."""
 
-    SUFFIXES = SUFFIXES
+    SUFFIXES, LISTS = SUFFIXES, TABLES_OF_BIDS
 
     def __init__(self, described: dict[str, Any], config: Config, flags: PredictFlags):
         self.described, self.config, self.flags = described, config, flags
@@ -100,7 +100,10 @@ class Processor(processor.Processor):
                     yield Item(source, place, Raw(place if self.is_class else name, self.scaling(rows).T))
             open_array.cache_clear()  # or the file would stay on disk
         if not is_read:
-            raise ValueError(f"has no window of {self.config.window:g} {self.config.unit} without a gap")
+            size = (
+                f"{self.config.window:g} {self.config.unit}" if self.is_class and self.config.window else "any length"
+            )
+            raise ValueError(f"has no window of {size} without a gap")
 
     def columns(self, file: Prepared) -> np.ndarray:
         """The columns of the model's channels in a file, by name; -1 where it lacks one that may be filled.
@@ -125,15 +128,18 @@ class Processor(processor.Processor):
         elif size is None:
             yield start, stop
         else:
-            rows = round(size * (rate or 1.0)) if self.config.unit == "seconds" else round(size)
+            rows = round(size * (rate or self.described["rate"])) if self.config.unit == "seconds" else round(size)
             for first in range(start, stop - rows + 1, rows):
                 yield first, first + rows
 
     def encode(self, raw: Raw) -> Raw:
         """The window, with missing values filled."""
         missing = np.isnan(raw.values)
-        if missing.any() and self.config.nan == "error" and self.described["missing"] != "fill":
-            raise ValueError(f"{missing.sum()} values are missing (NaN), which dataset.nan: error refuses")
+        refused = (
+            missing[~missing.all(1)] if self.described["missing"] == "fill" else missing
+        )  # whole channels may lack
+        if refused.any() and self.config.nan == "error":
+            raise ValueError(f"{refused.sum()} values are missing (NaN), which dataset.nan: error refuses")
         return raw._replace(values=np.where(missing, np.float32(self.described["fill_value"]), raw.values))
 
     def check(self, model: Any, inputs: Raw) -> None:

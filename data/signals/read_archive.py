@@ -25,7 +25,8 @@ def read(path: Path, label_column: str | None) -> list[Recording]:
         if not line.strip() or line.startswith(("#", "%")):
             continue
         try:
-            rows, label = cases(line, "@classlabel false" not in header and "@targetlabel" not in header)
+            rows, label = cases(line, "@classlabel false" not in header)
+            label = None if "@targetlabel true" in header else label  # a number that a regression predicts
             array = np.stack([values_of(row) for row in rows])
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
@@ -50,7 +51,7 @@ def arff_case(line: str, is_labelled: bool) -> tuple[list[str], str | None]:
         fields = next(csv.reader([line.strip()], quotechar=quote, skipinitialspace=True))
         return fields[0].split("\\n"), fields[1].strip("'\" ") if is_labelled else None
     values, _, label = line.strip().rpartition(",") if is_labelled else (line.strip(), "", None)
-    return [values], label
+    return [values], label and label.strip("'\" ")
 
 
 def values_of(row: str) -> np.ndarray:

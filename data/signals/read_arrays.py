@@ -2,7 +2,7 @@
 
 A .npy file is (channels, samples) and is memory-mapped. A .npz file is read whole: an array `data`, (channels, samples)
 or (trials, channels, samples), with `channels`, `sampling_rate`, `labels` and `subjects` beside it; or one array
-(samples,) per channel.
+(samples,) per channel. Labels of (channels, samples) are one, or one for each sample, whose runs are events.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from data.signals.recording import Recording, of_array
+from data.signals.recording import Event, Recording, of_array
 
 DATA, NAMES = ("data", "signal", "signals", "x", "X"), ("channels", "ch_names", "channel_names")
-RATES, LABELS, SUBJECTS = ("sampling_rate", "sfreq", "fs"), ("labels", "label", "y"), ("subjects", "subject")
+RATES, LABELS, SUBJECTS = (
+    ("sampling_rate", "sample_rate", "sfreq", "fs"),
+    ("labels", "label", "y"),
+    ("subjects", "subject"),
+)
 # What a pickle of arrays and plain containers names; anything else is refused.
 ALLOWED = {
     ("numpy", "ndarray"),
@@ -63,21 +67,27 @@ def read_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Recording:
 
 
 def read_npz(path: Path, arrays: dict[str, np.ndarray]) -> list[Recording]:
-    data = first_of(arrays, DATA)
-    rate = first_of(arrays, RATES)
-    rate = None if rate is None else float(rate)
-    if data is None:
-        arrays = {name: array for name, array in arrays.items() if name not in RATES}
-        shapes = {array.shape for array in arrays.values()}
-        if len(shapes) != 1 or len(next(iter(shapes))) != 1:
-            described = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-            raise ValueError(f"{path.name}: no array named data or signal, nor channels of equal length: {described}")
-        return [of_array(path.name, np.stack(list(arrays.values())), list(arrays), rate=rate)]
-    names = first_of(arrays, NAMES)
+    data, rate, names, label = (first_of(arrays, keys) for keys in (DATA, RATES, NAMES, LABELS))
+    rate = None if rate is None else float(np.asarray(rate).item())
+    names = None if names is None else [text_of(name) for name in names]
+    channels = {name: array for name, array in arrays.items() if name not in (*RATES, *LABELS[:2])}
+    shapes = {array.shape for array in channels.values()}
+    is_each_alone = len(shapes) == 1 and len(next(iter(shapes))) == 1
+    if data is None and not is_each_alone:
+        described = ", ".join(f"{name} {array.shape}" for name, array in channels.items())
+        raise ValueError(f"{path.name}: no array named data or signal, nor channels of equal length: {described}")
+    is_of_axes = data is not None and is_each_alone and {"x", "y"} <= {name.lower() for name in channels}
+    if data is None or is_of_axes:
+        data, names, label = np.stack(list(channels.values())), list(channels), first_of(arrays, LABELS[:2])
     if data.ndim < 3:
-        label = first_of(arrays, LABELS)
-        labelled = None if label is None else str(label)
-        return [of_array(path.name, np.atleast_2d(data), names, rate=rate, label=labelled)]
+        data = np.atleast_2d(data)
+        if label is None or label.size == 1:
+            return [of_array(path.name, data, names, rate=rate, label=None if label is None else text_of(label.item()))]
+        if label.shape != data.shape[1:]:
+            raise ValueError(f"{path.name}: labels {label.shape} for data {data.shape}; expected one, or one a sample")
+        return [of_array(path.name, data, names, rate=rate, events=runs_of(label, rate or 1.0))]
+    if data.ndim > 3:
+        raise ValueError(f"{path.name}: data {data.shape}; expected (trials, channels, samples) or (channels, samples)")
     labels, subjects = (np.broadcast_to(first_of(arrays, keys), len(data)) for keys in (LABELS, SUBJECTS))
     return [
         of_array(
@@ -85,11 +95,26 @@ def read_npz(path: Path, arrays: dict[str, np.ndarray]) -> list[Recording]:
             trial,
             names,
             rate=rate,
-            label=None if labels[index] is None else str(labels[index]),
-            subject=None if subjects[index] is None else str(subjects[index]),
+            label=None if labels[index] is None else text_of(labels[index]),
+            subject=None if subjects[index] is None else text_of(subjects[index]),
         )
         for index, trial in enumerate(data)
     ]
+
+
+def runs_of(labels: np.ndarray, rate: float) -> list[Event]:
+    """Runs of equal labels (T,) as events."""
+    starts = [0, *(np.flatnonzero(labels[1:] != labels[:-1]) + 1).tolist()]
+    ends = [*starts[1:], len(labels)]
+    return [
+        Event(start / rate, (end - start) / rate, text_of(labels[start]))
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def text_of(value: Any) -> str:
+    """A label, or a name; bytes are text, too."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def read_session(path: Path, content: Any) -> Recording:

@@ -168,19 +168,31 @@ def read_wfdb(path: Path) -> Recording:
     absent = [number for number in range(len(files)) if number not in present]
     picked = present if absent else None
 
+    # A header may leave out the number of samples; wfdb then reads no part of the record.
+    whole = wfdb.rdrecord(stem, channels=picked) if header.sig_len is None else None
+
     def read_block(start: int, stop: int) -> np.ndarray:
+        if whole is not None:
+            return whole.p_signal[start:stop].T.astype(np.float64)
         return wfdb.rdrecord(stem, sampfrom=start, sampto=stop, channels=picked).p_signal.T.astype(np.float64)
 
     names = list(header.sig_name) if picked is None else [header.sig_name[number] for number in picked]
     return Recording(
         path.name,
-        names,
-        header.sig_len,
+        numbered(names),
+        header.sig_len if whole is None else len(whole.p_signal),
         read_block,
         rate=float(header.fs),
         events=wfdb_events(stem, float(header.fs)),
         notes=[f"{path.name}: {header.sig_name[number]} is left out, {files[number]} is missing" for number in absent],
     )
+
+
+def numbered(names: list[str]) -> list[str]:
+    """Names of which some are equal with numbers behind those, as MNE does: ECG-0, ECG-1."""
+    return [
+        f"{name}-{names[:place].count(name)}" if names.count(name) > 1 else name for place, name in enumerate(names)
+    ]
 
 
 def wfdb_events(stem: str, rate: float) -> list[Event]:

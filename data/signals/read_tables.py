@@ -6,6 +6,7 @@ is a gap.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from data.signals.recording import Event, Recording
 
 TIMES = ("time", "timestamp", "timestamps", "datetime", "date", "t", "seconds")
+INDEX = re.compile(r"__index_level_\d+__")  # of pandas, which counts rows
 GAP = 1.5  # samples
 RATE_DIGITS = 5  # significant ones: times are rounded, often to milliseconds
 
@@ -23,14 +25,14 @@ def read(path: Path, label_column: str | None) -> list[Recording]:
     """See `recording.open_recordings`; `label_column`'s runs of equal values become events."""
     import pyarrow as pa
 
-    schema, rows = open_rows(path)
+    schema, rows = open_rows(path, label_column)
     refuse_numbers(schema.names)
     if label_column is not None and label_column not in schema.names:
         raise ValueError(f"no column {label_column} (dataset.label_column); there are {', '.join(schema.names)}")
     times = [field.name for field in schema if pa.types.is_temporal(field.type) or field.name.lower() in TIMES]
     others = (*times, label_column)
     numeric = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
-    channels = [name for name in numeric if name and name not in others]
+    channels = [name for name in numeric if name and name not in others and not INDEX.fullmatch(name)]
     if not channels:
         raise ValueError(f"no column of numbers beside times and labels; its columns are {', '.join(schema.names)}")
     clock, runs = Clock(), Runs()
@@ -44,7 +46,7 @@ def read(path: Path, label_column: str | None) -> list[Recording]:
             path.name,
             channels,
             clock.rows,
-            Forward(path, channels),
+            Forward(path, channels, label_column),
             rate=clock.rate,
             events=runs.events(clock.rate),
             breaks=clock.breaks,
@@ -63,7 +65,7 @@ def refuse_numbers(names: list[str]) -> None:
         raise ValueError(f"its first line has numbers, {', '.join(names[:3])}; write the names of the columns there")
 
 
-def open_rows(path: Path) -> tuple[Any, Iterator[Any]]:
+def open_rows(path: Path, label_column: str | None) -> tuple[Any, Iterator[Any]]:
     """(schema, record batches) from a file's start."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -71,23 +73,36 @@ def open_rows(path: Path) -> tuple[Any, Iterator[Any]]:
 
     if path.suffix.lower() == ".parquet":
         file = pq.ParquetFile(path)
-        return file.schema_arrow, file.iter_batches()
+        return stripped(file.schema_arrow, file.iter_batches())
     parse = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     guessed = csv.open_csv(path, parse_options=parse).schema
     # The first block may hold whole numbers, or nothing, only where a later one does not.
     whole = [field.name for field in guessed if pa.types.is_integer(field.type) or pa.types.is_null(field.type)]
-    convert = csv.ConvertOptions(column_types=dict.fromkeys(whole, pa.float64()))
+    labels = {field.name for field in guessed if field.name.strip() == label_column and pa.types.is_null(field.type)}
+    types = {name: pa.string() if name in labels else pa.float64() for name in whole}
+    convert = csv.ConvertOptions(column_types=types, strings_can_be_null=True)
     reader = csv.open_csv(path, parse_options=parse, convert_options=convert)
-    return reader.schema, iter(reader)
+    return stripped(reader.schema, iter(reader))
+
+
+def stripped(schema: Any, batches: Iterator[Any]) -> tuple[Any, Iterator[Any]]:
+    """Both with names without the spaces that some files have after each comma."""
+    import pyarrow as pa
+
+    fields = [field.with_name(field.name.strip()) for field in schema]
+    names = [field.name for field in fields]
+    return pa.schema(fields), (batch.rename_columns(names) for batch in batches)
 
 
 def seconds_of(column: Any) -> np.ndarray:
     """A column of times, or of seconds, as float64 seconds."""
     import pyarrow as pa
 
+    if pa.types.is_time(column.type):
+        column = column.cast(pa.time64("ns")).cast(pa.int64()).cast(pa.duration("ns"))
     values = column.to_numpy(zero_copy_only=False)
     if pa.types.is_temporal(column.type):
-        return values.astype("datetime64[ns]").astype(np.int64) / 1e9
+        return values.astype(f"{values.dtype.name.partition('[')[0]}[ns]").astype(np.int64) / 1e9
     return values.astype(np.float64)
 
 
@@ -130,6 +145,7 @@ class Runs:
 
     def add(self, values: list[Any]) -> None:
         for value in values:
+            value = (value.strip() or None) if isinstance(value, str) else value
             if self.runs and self.runs[-1][2] == value:
                 self.runs[-1][1] += 1
             else:
@@ -137,8 +153,7 @@ class Runs:
             self.rows += 1
 
     def events(self, rate: float | None) -> list[Event]:
-        if self.runs and rate is None:
-            raise ValueError("dataset.label_column needs a column of times; there is none")
+        rate = rate or 1.0
         return [
             Event(row / rate, rows / rate, label_name(value)) for row, rows, value in self.runs if value is not None
         ]
@@ -152,13 +167,13 @@ def label_name(value: Any) -> str:
 class Forward:
     """Reads rows forward: (start, stop) -> (C, n) float64; an earlier start opens the file again."""
 
-    def __init__(self, path: Path, channels: list[str]):
-        self.path, self.channels = path, channels
+    def __init__(self, path: Path, channels: list[str], label_column: str | None):
+        self.path, self.channels, self.label_column = path, channels, label_column
         self.first, self.block, self.rows = 0, np.empty((len(channels), 0)), None
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
         if self.rows is None or start < self.first:
-            _, self.rows = open_rows(self.path)
+            _, self.rows = open_rows(self.path, self.label_column)
             self.first, self.block = 0, self.block[:, :0]
         while self.first + self.block.shape[1] < stop:
             skipped = min(max(0, start - self.first), self.block.shape[1])

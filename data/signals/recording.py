@@ -33,12 +33,17 @@ SUFFIXES = tuple(suffix for suffixes in READERS.values() for suffix in suffixes)
 OF_DAMAGED_FILES = (ValueError, OSError, EOFError, RuntimeError, LookupError, AttributeError, TypeError, AssertionError,
                     struct.error, pickle.UnpicklingError, zipfile.BadZipFile)  # fmt: skip
 BTI_DATA = ("c,rfDC", "c,rfhp0.1Hz", "c,rfhp1.0Hz")  # a recording of BTi is a folder with one of these and a config
+# Tables that describe the recordings of a BIDS folder; they are no recordings.
+TABLES_OF_BIDS = (
+    "participants.tsv",
+    *(f"_{kind}.tsv" for kind in ("channels", "electrodes", "events", "scans", "sessions")),
+)
 MOST_CHANNELS = 4096  # more, with fewer samples, are an array (samples, channels)
 
 
 @dataclass(frozen=True)
 class Event:
-    """An annotation: `onset` and `duration` in seconds from the recording's first sample."""
+    """An annotation: `onset` and `duration` in seconds from the recording's first sample; in samples without a rate."""
 
     onset: float
     duration: float
@@ -130,14 +135,21 @@ def find_files(given: str) -> list[Path]:
     if not path.is_dir() or is_bti(path):
         return [path]
     below = files_below(path)
-    recordings = {file for file in below if _ends(file.name, SUFFIXES)}
-    # NAME-1.fif continues NAME.fif, and is read with it.
-    first = {file: file.with_name(re.sub(r"-\d+\.fif$", ".fif", file.name)) for file in recordings}
+    recordings = {file for file in below if _ends(file.name, SUFFIXES) and not _ends(file.name, TABLES_OF_BIDS)}
+    first = {file: file.with_name(first_part(file.name)) for file in recordings}
     files = [file for file in recordings if first[file] == file or first[file] not in recordings]
     files += [file.parent for file in below if file.name == "config" and is_bti(file.parent)]
     if not files:
         raise ValueError(f"{given} has no recording in it; there are {', '.join(SUFFIXES)} and folders of BTi")
     return sorted(files)
+
+
+def first_part(name: str) -> str:
+    """The file that another one continues: of NAME-1.fif NAME.fif, of A_split-02_meg.fif A_split-01_meg.fif."""
+    if not name.endswith(".fif"):
+        return name
+    name = re.sub(r"-\d+\.fif$", ".fif", name)
+    return re.sub(r"_split-(\d+)_", lambda found: f"_split-{'1'.zfill(len(found[1]))}_", name)
 
 
 def is_bti(folder: Path) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,18 +35,31 @@ class Origin:
     dataset: str
 
 
-def origin_of(file: Prepared, part: Part, entry: str, splitter: DataSplitter) -> Origin:
-    """By what the file says, else by the patterns in its path within the entry of `dataset.path`."""
-    path = Path(file.source).as_posix()
-    root = Path(entry).expanduser()
-    within = path.removeprefix(f"{(root if root.is_dir() else root.parent).as_posix()}/")
-    recording = f"{within}{part.name.removeprefix(Path(file.source).name)}"  # a trial: FILE#3
+def common_folder(entries: Iterable[tuple[str, Path]]) -> str:
+    """The folder that paths of recordings are named below: the entry of `dataset.path`, or what several have in common.
+
+    Args:
+        entries: (entry, file that it names).
+    """
+    roots = set()
+    for entry, file in entries:
+        root = os.path.abspath(os.path.expanduser(entry))
+        roots.add(os.path.dirname(root) if root == os.path.abspath(file) else root)
+    return os.path.commonpath(roots)
+
+
+def origin_of(file: Prepared, part: Part, entry: str, folder: str, splitter: DataSplitter) -> Origin:
+    """By what the file says, else by the patterns in its path below `common_folder`."""
+    path = Path(os.path.abspath(file.source))
+    within = Path(os.path.relpath(path, folder)).as_posix()
+    recording = f"{within}{part.name.removeprefix(path.name)}"  # a trial: FILE#3
     session, subject = (re.search(pattern, within) for pattern in (splitter.session_pattern, splitter.subject_pattern))
-    if part.session is not None:
-        session_name = f"{Path(within).parent.parent.as_posix()}/{part.session}".removeprefix("./")
+    if part.session is not None:  # its folder; what is kept of the file may be of a time when that had another name
+        session_name = Path(within).parent.as_posix() if "/" in within else path.parent.name
     else:
         session_name = recording if session is None else session[1]
-    return Origin(session_name, part.subject or (None if subject is None else subject[1]), root.absolute().stem)
+    dataset = Path(entry).expanduser().absolute().stem
+    return Origin(session_name, part.subject or (None if subject is None else subject[1]), dataset)
 
 
 def stretches_of(files: Sequence[Prepared], columns: Sequence[np.ndarray], nan: str) -> list[Stretch]:

@@ -91,13 +91,15 @@ class TextSet(NextSet):
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         values = self.values(numbers)[..., :-1]
-        ids = self.tokenizer.encode(self.signals.filled(values))
-        return collate([self.sample(*pair) for pair in zip(ids, np.isnan(values), strict=True)])
+        ids, unscored = self.tokenizer.encode(self.signals.filled(values)), np.isnan(values)
+        if self.is_scored:
+            unscored |= np.arange(values.shape[-1]) < self.windows.overlaps(numbers)[:, None, None]
+        return collate([self.sample(*pair) for pair in zip(ids, unscored, strict=True)])
 
-    def sample(self, ids: np.ndarray, missing: np.ndarray) -> Batch:
-        """Ids (C, T) and which of them are missing -> the tokens and their labels, (L,) each."""
+    def sample(self, ids: np.ndarray, unscored: np.ndarray) -> Batch:
+        """Ids (C, T) and which of them are no targets -> the tokens and their labels, (L,) each."""
         tokens, channels, samples = self.text.encode(ids)
-        targets = np.where(touched(channels, samples, missing), NO_LABEL, tokens)[1:]
+        targets = np.where(touched(channels, samples, unscored), NO_LABEL, tokens)[1:]
         cut = slice(self.max_length)
         labels = np.append(targets, NO_LABEL)
         return {

@@ -247,6 +247,13 @@ TRAINER = {
     "validate_before_resume": "validate_before_resume",
     "callbacks": "callbacks",
     "logger": _logger,
+    # Arguments of Lightning's Trainer that have no counterpart, at their defaults.
+    "enable_model_summary": _only(True, False, None),
+    **dict.fromkeys(("use_distributed_sampler", "inference_mode"), _only(True)),
+    **dict.fromkeys(("fast_dev_run", "detect_anomaly", "sync_batchnorm", "barebones"), _only(False)),
+    **dict.fromkeys(("overfit_batches", "reload_dataloaders_every_n_epochs"), _only(0)),
+    **dict.fromkeys(("limit_test_batches", "limit_predict_batches"), _only(1.0, None)),
+    **dict.fromkeys(("benchmark", "max_time", "min_steps", "profiler", "plugins"), _only(None, False)),
 }
 LOADER = {
     "batch_size": BATCH_SIZES,

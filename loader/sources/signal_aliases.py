@@ -12,12 +12,13 @@ from storage.suggestions import did_you_mean
 
 Assignments = list[tuple[str, Node]]  # our key, its value
 
+CLASSIFIERS = ("ClassifierContinuous", "ClassifierQuantized")
 STREAMS, FLATTENED = ({"name": "signal_gpt", "layout": layout} for layout in ("streams", "flattened"))
 MODELS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("FlatGPT", "FlatGPTRVQ"), FLATTENED),
     **dict.fromkeys(("STGPT2MEG", "GPT2MEG"), STREAMS),
     **dict.fromkeys(("Wavenet", "WavenetFullChannel"), {"name": "wavenet"}),
-    **dict.fromkeys(("ClassifierContinuous", "ClassifierQuantized"), {"name": "signal_classifier"}),
+    **dict.fromkeys(CLASSIFIERS, {"name": "signal_classifier"}),
 }
 LOSSES = {
     **dict.fromkeys(("CrossEntropy", "CrossEntropyLoss"), "cross_entropy"),
@@ -47,11 +48,12 @@ DATASET_KWARGS = {"fill_value": "dataset.fill_value", "group_size": "dataset.gro
 
 
 def model_name(node: Node) -> Assignments:
-    """A network by its class there, or by its name here."""
+    """A network by its class there, or by its name here; a classifier is for classes."""
     if node.value is None:
         return []
+    target = [("dataset.target", node_of("class", node.origin))] if node.value in CLASSIFIERS else []
     keys = {"name": node.value} if node.value in shipped("model") else _known(node, MODELS, shipped("model"))
-    return [("model", node_of(keys, node.origin))]
+    return [("model", node_of(keys, node.origin)), *target]
 
 
 def loss_name(node: Node) -> Assignments:

@@ -10,3 +10,10 @@ A module has a torch-free `Config`, `PROCESS_KEYS`, and `build(config)`, which r
     loss.fit(statistics) optional: called with the bundle's statistics of the training split, and the data's
                          `problem_type` or None, before the loss is used
 """
+
+# problem_type of the data -> what its samples have, and the losses for it
+LOSSES_OF = {
+    "multi_label_classification": ("any number of labels", "bce, asymmetric or focal"),
+    "single_label_classification": ("one class each", "cross_entropy or focal"),
+    "values": ("values", "mse or gaussian_nll"),
+}

@@ -1,6 +1,6 @@
 """A classifier of signals of any length: a convolutional stem, a transformer encoder, a mean over time.
 
-    python train.py --task_name signals --model_config signal_classifier --set dataset.path=X_TRAIN.ts
+    python train.py --training_config motions_cpu --set dataset.path=X_TRAIN.ts dataset.test_path=X_TEST.ts
 
 Importing this needs neither torch nor transformers; `build` and `load` bring them.
 """

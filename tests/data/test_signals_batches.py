@@ -1,7 +1,9 @@
 """Splits, windows, tokenizers, MixUp and batches of signals."""
 
+import importlib
 import itertools
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from data.signals.mixup import MixTransform
 from data.signals.splits import Stretch
 from data.signals.tokenizers import MuLaw, Uniform
 from data.signals.windows import Windows
+from prepare import build_loss
 
 # ---- tokenizers ----
 
@@ -230,6 +233,34 @@ def test_sessions_are_named_by_their_path_below_the_entry(tmp_path, monkeypatch,
     assert held_out.file == 1
 
 
+@pytest.mark.keys("dataset(signals).datasplitter")
+@pytest.mark.parametrize("is_list_of_files", [True, False])
+def test_the_entries_of_a_list_may_be_the_subjects(tmp_path, is_list_of_files):
+    """Files of one name in folders of subjects: each has its own subject and session."""
+    files = [write_npz(tmp_path / f"sub-{s}/ses-1/rec.npz", walk(1, 300, s)) for s in range(3)]
+    paths = [str(file if is_list_of_files else file.parent.parent) for file in files]
+    for splitter in (DataSplitter(by="subject", eval=["1"]), DataSplitter(by="session", eval=["sub-1/ses-1"])):
+        config = Config(path=paths, window=20, datasplitter=splitter)
+        bundle = build(config, signal_run(tmp_path / "cache"))
+        (held_out,) = bundle.eval_datasets["validation"].stretches
+        assert held_out.file == 1 and len(bundle.train_dataset.stretches) == 2
+
+
+@pytest.mark.keys("dataset(signals).datasplitter")
+def test_a_session_folder_may_be_renamed(tmp_path):
+    """Its files are prepared already, when it had another name."""
+    for number, name in enumerate(("day1", "day2")):
+        part = {"data": walk(1, 300, number), "ch_names": ["a"], "sfreq": 100.0}
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "0.npy").write_bytes(pickle.dumps(part))
+    for name in ("day1", "day3"):
+        splitter = DataSplitter(by="session", eval=[name])
+        config = Config(path=str(tmp_path / "in"), window=20, datasplitter=splitter)
+        assert "validation" in build(config, signal_run(tmp_path / "cache")).eval_datasets
+        if name == "day1":
+            (tmp_path / "in/day1").rename(tmp_path / "in/day3")
+
+
 def test_the_end_of_time_is_held_out_after_a_gap(tmp_path):
     bundle = ramp_bundle(
         tmp_path, datasplitter={"by": "time", "eval_fraction": 0.2, "test_fraction": 0.25, "gap_seconds": 0.1}
@@ -372,3 +403,43 @@ def test_next_values_are_mixed_too(tmp_path):
     mixed = [bundle.train_transform(batch, torch.Generator().manual_seed(seed)) for seed in range(5)]
     assert all(torch.allclose(each["labels"], each["signal"] + 1, equal_nan=True) for each in mixed)
     assert any(not torch.equal(each["signal"], batch["signal"]) for each in mixed)
+
+
+# ---- losses ----
+
+
+@pytest.mark.parametrize(
+    ("target", "fitting", "others"),
+    [
+        ("class", ("cross_entropy", "focal"), ("mse", "bce")),
+        ("tokens", ("cross_entropy", "focal"), ("gaussian_nll",)),
+        ("values", ("mse", "gaussian_nll"), ("cross_entropy",)),
+    ],
+)
+def test_losses_that_do_not_fit_the_target_are_refused_at_the_start(tmp_path, target, fitting, others):
+    write_ts(tmp_path / "a.ts", *sine_trials(8))
+    bundle = build(Config(path=str(tmp_path / "a.ts"), target=target, window=20), signal_run(tmp_path / "cache"))
+    for name in (*fitting, *others):
+        module = importlib.import_module(f"models.losses.{name}")
+        loss = SimpleNamespace(name=name, module=module, config=module.Config())
+        run = SimpleNamespace(loss=loss, place=lambda key: "")
+        if name in fitting:
+            build_loss(run, bundle)
+            continue
+        with pytest.raises(ValueError, match=f"loss.name: {name}.*{fitting[0]}"):
+            build_loss(run, bundle)
+
+
+def test_focal_loss_of_mixed_classes_is_that_of_classes(tmp_path):
+    """Shares of classes are in floating point, and no independent labels."""
+    write_ts(tmp_path / "a.ts", *sine_trials(8))
+    config = Config(path=str(tmp_path / "a.ts"), target="class", mixup=MixUp(mixup_alpha=0.4, num_classes=2))
+    bundle = build(config, signal_run(tmp_path / "cache"))
+    module = importlib.import_module("models.losses.focal")
+    focal = SimpleNamespace(name="focal", module=module, config=module.Config(gamma=2.0))
+    loss = build_loss(SimpleNamespace(loss=focal, place=lambda key: ""), bundle)
+    batch = bundle.train_transform(bundle.train_dataset.__getitems__([0, 1, 2]), torch.Generator().manual_seed(0))
+    logits = torch.randn(3, 2, generator=torch.Generator().manual_seed(1))
+    entropy = -(batch["labels"] * logits.log_softmax(1)).sum(1)
+    expected = ((1 - (-entropy).exp()) ** 2 * entropy).mean()
+    assert loss({"logits": logits}, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)

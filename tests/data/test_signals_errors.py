@@ -114,6 +114,12 @@ def test_classes_that_training_does_not_know(tmp_path):
     assert "num_classes: 3" in refusal(tmp_path, path=str(train), target="class", mixup=mixup)
 
 
+def test_trials_that_are_shorter_than_the_window(tmp_path):
+    path = write_ts(tmp_path / "train.ts", *sine_trials(8))
+    line = refusal(tmp_path, path=str(path), target="class", window=256)
+    assert line.startswith("dataset.window: 256") and "null" in line
+
+
 def test_recordings_that_are_too_short_are_named(tmp_path):
     path = recordings(tmp_path, a=(walk(1, 400), 100, ["x"]), b=(walk(1, 30), 100, ["x"]))
     bundle = build(Config(path=path, window=40), signal_run(tmp_path / "cache"))

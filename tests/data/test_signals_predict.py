@@ -97,3 +97,29 @@ def test_an_edf_file_of_any_rate_and_length(tmp_path, rate, steps):
 def test_what_an_edf_file_cannot_hold(tmp_path, values, channels):
     with pytest.raises(ValueError, match="^--output: .*npz"):
         written(tmp_path, values[None], channels)
+
+
+def test_seconds_of_a_recording_that_says_no_rate_are_the_model_s(tmp_path):
+    write_npz(tmp_path / "in/a.npz", walk(1, 300), rate=100.0)
+    config = Config(path=str(tmp_path / "in"), target="class", window=0.5, unit="seconds")
+    described = build(Config(path=str(tmp_path / "in"), window=20), signal_run(tmp_path / "cache")).files
+    (tmp_path / "signals.json").write_text(json.dumps({**described["signals.json"], "target": "class"}))
+    processor = Processor.from_pretrained(tmp_path, config, None)
+    np.save(tmp_path / "b.npy", walk(1, 300))
+    assert [item.raw.values.shape for item in items(processor, tmp_path / "b.npy")] == [(1, 50)] * 6
+
+
+def test_missing_values_are_refused_where_missing_channels_are_filled(tmp_path):
+    """`missing: fill` is about channels; `nan` says what happens to values."""
+    write_npz(tmp_path / "in/a.npz", walk(2, 300), channels=["x", "y"])
+    processor = processor_of(tmp_path, Config(path=str(tmp_path / "in"), target="values", window=20, missing="fill"))
+    values = walk(1, 300)
+    for channels in (["x"], ["y"]):
+        write_npz(tmp_path / "b.npz", values, channels=channels)
+        (item,) = items(processor, tmp_path / "b.npz")
+        assert np.isfinite(processor.encode(item.raw).values).all()
+    values[0, 7] = np.nan
+    write_npz(tmp_path / "b.npz", values, channels=["x"])
+    (item,) = items(processor, tmp_path / "b.npz")
+    with pytest.raises(ValueError, match="^1 values .*dataset.nan"):
+        processor.encode(item.raw)

@@ -140,6 +140,21 @@ def test_channels_are_picked_renamed_and_referenced(tmp_path):
             prepared(tmp_path, path, **given)
 
 
+@pytest.mark.keys("dataset(signals).channels", "dataset(signals).rename")
+def test_names_that_are_in_no_recording(tmp_path):
+    """A channel is refused; of a table of new names that serves several data sets, those without effect are named."""
+    path = str(write_npz(tmp_path / "a.npz", walk(3, 400), channels=["T3", "T4", "x"]))
+    run = signal_run(tmp_path / "cache")
+    with pytest.raises(ValueError, match="dataset.channels: T33 "):
+        build(Config(path=path, window=20, channels=["T3", "T33"]), run)
+    renamed = build(Config(path=path, window=20, channels=["T7", "x"], rename={"T3": "T7", "T5": "P7"}), run)
+    assert renamed.files["signals.json"]["channel_names"] == ["T7", "x"]
+    (note,) = [line for line in renamed.summary if "dataset.rename" in line]
+    assert "T5" in note and "T3" not in note
+    with pytest.raises(ValueError, match="a.npz: dataset.rename .* T4"):
+        build(Config(path=path, window=20, rename={"T3": "T4"}), run)
+
+
 def test_channels_by_type_and_the_average_of_eeg_alone(tmp_path):
     mne = pytest.importorskip("mne")
     values = walk(3, 200) * 1e-5
@@ -367,6 +382,13 @@ def test_files_that_belong_to_a_header_are_part_of_the_key(tmp_path):
     for name in ("a.vhdr", "a.vmrk", "b.eeg", "c.eeg"):
         (tmp_path / name).write_text("DataFile=b.eeg")
     assert [file.name for file in files_of(tmp_path / "a.vhdr")] == ["a.vhdr", "a.vmrk", "b.eeg"]
+
+
+def test_a_folder_of_a_header_s_name_is_none_of_its_files(tmp_path):
+    for name in ("100.hea", "100.dat", "100.atr", "1000.dat"):
+        (tmp_path / name).write_text("100 1 360")
+    (tmp_path / "100").mkdir()
+    assert [file.name for file in files_of(tmp_path / "100.hea")] == ["100.atr", "100.dat", "100.hea"]
 
 
 def test_an_edf_file_is_prepared_in_blocks(tmp_path, monkeypatch):

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from signal_files import walk, write_edf, write_npz, write_ts
 
+from data.processor import input_sources
+from data.signals import Processor
+from data.signals.preparing import files_of
 from data.signals.recording import find_files, open_recordings
 
 mne = pytest.importorskip("mne", reason="the extra `signals` is not installed")
@@ -137,12 +140,14 @@ def test_gaps_of_a_discontinuous_edf_file(tmp_path):
     assert [(event.description, event.onset) for event in recording.events] == [("before", 1.5), ("after", 3.5)]
 
 
-def test_the_parts_of_a_split_fif_file_are_one_recording(tmp_path):
+@pytest.mark.parametrize("naming", ["neuromag", "bids"])
+def test_the_parts_of_a_split_fif_file_are_one_recording(tmp_path, naming):
     values = walk(2, 400_000) * 1e-5
     raw = mne.io.RawArray(values, mne.create_info(["a", "b"], 100, "eeg"), verbose="ERROR")
-    raw.save(tmp_path / "a_raw.fif", split_size="2MB", fmt="double", verbose="ERROR")
-    assert len(list(tmp_path.iterdir())) > 1
+    raw.save(tmp_path / "a_meg.fif", split_size="2MB", split_naming=naming, fmt="double", verbose="ERROR")
+    parts = sorted(tmp_path.iterdir())
     (path,) = find_files(str(tmp_path))
+    assert len(parts) > 1 and sorted(files_of(path)) == parts
     (recording,) = open_recordings(path)
     assert recording.length == 400_000
     np.testing.assert_array_equal(recording.read(399_000, 400_000), values[:, 399_000:])
@@ -415,3 +420,79 @@ def test_a_npz_file_with_a_pickle_is_refused(tmp_path):
     with pytest.raises(ValueError, match="^a.npz: "):
         open_recordings(tmp_path / "a.npz")
     assert not (tmp_path / "touched").exists()
+
+
+# ---- what other programs write ----
+
+
+def test_equal_names_in_a_wfdb_record_are_numbered(tmp_path):
+    """As in long-term databases with two leads ECG; wfdb reads them, and so does MNE in EDF."""
+    values = walk(2, 300)
+    wfdb.wrsamp("r", 100, ["mV"] * 2, ["A", "B"], values.T, fmt=["16"] * 2, write_dir=str(tmp_path))
+    header = (tmp_path / "r.hea").read_text()
+    for text in (header.replace(" B", " A"), header.replace(" B", " A").replace("100 300", "100")):
+        (tmp_path / "r.hea").write_text(text)
+        (recording,) = open_recordings(tmp_path / "r.hea")
+        assert recording.channels == ["A-0", "A-1"] and recording.length == 300
+        np.testing.assert_array_equal(in_chunks(recording), wfdb.rdrecord(str(tmp_path / "r")).p_signal.T)
+
+
+def test_the_tables_of_a_bids_folder_are_no_recordings(tmp_path):
+    path = tmp_path / "sub-01/eeg/sub-01_task-rest_eeg.edf"
+    path.parent.mkdir(parents=True)
+    write_edf(path, walk(1, 200))
+    for name in ("participants.tsv", "sub-01/eeg/sub-01_task-rest_events.tsv", "sub-01/sub-01_scans.tsv"):
+        (tmp_path / name).write_text("onset\tduration\n1.5\t2\n")
+    assert find_files(str(tmp_path)) == [path]
+    assert [source.path for source in input_sources(str(tmp_path), Processor.SUFFIXES, Processor.LISTS)[0]] == [path]
+
+
+@pytest.mark.parametrize("kind", ["timedelta", "timestamp", "time", "date"])
+def test_times_of_any_type(tmp_path, kind):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    types = {"timedelta": pa.duration("ms"), "timestamp": pa.timestamp("ms", "UTC"), "time": pa.time32("ms")}
+    clock = pa.array(range(0, 1000, 10), types.get(kind, pa.date32()))
+    table = pa.table({"clock": clock, "a": np.arange(100.0), "__index_level_0__": np.arange(100)})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    (recording,) = open_recordings(tmp_path / "a.parquet")
+    rate = 100 if kind in types else 0.1 / 86400
+    assert recording.channels == ["a"] and recording.rate == pytest.approx(rate, rel=1e-4) and not recording.breaks
+
+
+def test_spaces_after_commas_and_labels_that_come_late(tmp_path):
+    """The first megabyte has no label; without times, events count samples."""
+    rows = ["0.5, 7, " for _ in range(200_000)] + ["1.5, 8, fall"] * 30
+    (tmp_path / "a.csv").write_text("\n".join(["a, b, label", *rows]))
+    (recording,) = open_recordings(tmp_path / "a.csv", "label")
+    assert recording.channels == ["a", "b"] and recording.rate is None
+    np.testing.assert_array_equal(recording.read(199_999, 200_001), [[0.5, 1.5], [7, 8]])
+    (event,) = recording.events
+    assert (event.onset, event.duration, event.description) == (200_000, 30, "fall")
+
+
+def test_arrays_as_others_name_them(tmp_path):
+    """Axes of a sensor are channels; a label for each sample is an event for each run; names may be bytes."""
+    axes = dict(zip("xyz", walk(3, 60), strict=True))
+    np.savez(tmp_path / "axes.npz", **axes, fs=np.array([50.0]), labels=np.repeat([b"sit", b"run"], 30))
+    (recording,) = open_recordings(tmp_path / "axes.npz")
+    assert recording.channels == ["x", "y", "z"] and recording.rate == 50
+    np.testing.assert_array_equal(in_chunks(recording), walk(3, 60))
+    events = [(event.onset, event.duration, event.description) for event in recording.events]
+    assert events == [(0, 0.6, "sit"), (0.6, 0.6, "run")]
+    np.savez(tmp_path / "a.npz", data=walk(2, 60), ch_names=np.array([b"Fz", b"Cz"]), label="x", sample_rate=9)
+    (recording,) = open_recordings(tmp_path / "a.npz")
+    assert (recording.channels, recording.label, recording.rate) == (["Fz", "Cz"], "x", 9)
+    for wrong in ({"data": walk(2, 60), "labels": np.arange(7)}, {"data": np.zeros((2, 2, 2, 60))}):
+        np.savez(tmp_path / "b.npz", **wrong)
+        with pytest.raises(ValueError, match=r"^b.npz: (labels|data) \("):
+            open_recordings(tmp_path / "b.npz")
+
+
+def test_targets_of_a_regression_and_quoted_classes(tmp_path):
+    (tmp_path / "a.ts").write_text("@targetLabel true\n@data\n1,2,3:4,5,6:0.5\n1,2,3:4,5,7:1.5\n")
+    recordings = open_recordings(tmp_path / "a.ts")
+    assert [(recording.label, len(recording.channels)) for recording in recordings] == [(None, 2)] * 2
+    (tmp_path / "a.arff").write_text("@data\n1,2,'slow walk'\n3,4,run\n")
+    assert [recording.label for recording in open_recordings(tmp_path / "a.arff")] == ["slow walk", "run"]

@@ -99,6 +99,23 @@ def test_long_texts_are_cut_and_separators_left_out(tmp_path):
     assert torch.equal(batch["labels"], full["labels"][:20])
 
 
+def test_overlapping_texts_score_each_sample_once(tmp_path):
+    """What a window has in common with the one before it is seen, and no target."""
+    run, config = signal_run(tmp_path / "cache"), text_config(tmp_path, overlap=21, group=7, use_separator=False)
+    make(config, run, None)
+    dataset = build(config, run).eval_datasets["validation"]
+    shared = [int(dataset.windows.overlaps([number])[0]) for number in range(len(dataset))]
+    assert sorted(shared) == [0, 21, 21]
+    for number, before in enumerate(shared):
+        sample = dataset[number]
+        known = sample["attention_mask"] == 1
+        tokens, channels = sample["input_ids"][known], sample["channels"][known]
+        lengths = torch.tensor([len(dataset.text.tokenizer.id_to_token(int(token))) for token in tokens])
+        ends = torch.stack([(lengths * (channels == row)).cumsum(0) for row in range(2)]).gather(0, channels[None])[0]
+        expected = torch.where(ends - lengths < before, -100, tokens)[1:]
+        assert torch.equal(sample["labels"][known][:-1], expected) and (sample["labels"] >= 0).any()
+
+
 def test_tokens_of_missing_samples_are_no_targets(tmp_path):
     values = walk(2, 2000)
     values[0, 100:105] = np.nan

@@ -155,6 +155,20 @@ def test_words_of_signals(read):
     assert read("eval_runner: true\nmodel_name: Wavenet\n").eval_runner.max_batches == 2
 
 
+def test_a_classifier_is_for_classes(read):
+    assert read("model_name: ClassifierContinuous\n").dataset.config.target == "class"
+    assert read("model_name: FlatGPT\n").dataset.config.target == "tokens"
+
+
+def test_arguments_of_lightning_s_trainer_at_their_defaults(read):
+    """What has no counterpart here is accepted where it changes nothing, and refused otherwise."""
+    defaults = "overfit_batches: 0.0, fast_dev_run: false, profiler: null, limit_test_batches: 1.0, benchmark: false"
+    read(f"trainer: {{{defaults}, enable_model_summary: false, inference_mode: true, max_time: null}}\n")
+    for other in ("overfit_batches: 3", "fast_dev_run: true", "max_time: '00:01:00:00'", "benchmark: true"):
+        with pytest.raises(ConfigError, match=f"`trainer.{other.partition(':')[0]}.* is not available"):
+            read(f"trainer: {{{other}}}\n")
+
+
 def test_null_says_nothing_about_what_is_not_there_yet(read):
     run = read("lightning: {resume_context: null, resume_token_corruption: null}\nmodel: {ckpt_path: null}\n")
     assert check_run(run) == []

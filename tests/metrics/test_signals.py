@@ -145,6 +145,28 @@ def test_values_that_are_missing_are_no_rows():
     whole = Autoregression(2).fit(lambda: [values]).weights[0]
     values[0, 500:510] = np.nan
     model = Autoregression(2)
-    rows = list(model.rows(lambda: [values]))
+    rows = list(model.rows([values]))
     assert len(rows[0][1]) == 3000 - 2 - 12
     assert model.fit(lambda: [values]).weights[0] == pytest.approx(whole, abs=0.01)
+
+
+# ---- short recordings ----
+
+
+def test_all_short_recordings_are_scored_and_what_cannot_be_is_nan():
+    """200 recordings of 24 ids as one of 4,800, up to the pairs across their ends; 24 ids are too few for order 32."""
+    random = np.random.default_rng(0)
+    trials = [random.integers(0, 4, (1, 24)) + 4 * (number > 100) for number in range(200)]
+    bits = baseline_bits(lambda: trials, lambda: trials, 8, MuLaw(8, 5.0).decode)
+    joined = np.concatenate(trials, 1)
+    assert bits["unigram"] == pytest.approx(counted(lambda: [joined], lambda: [joined], 8, True)["unigram"], abs=0.01)
+    assert bits["unigram"] == pytest.approx(3, abs=0.02) and bits["bigram"] == pytest.approx(2, abs=0.02)
+    assert bits["ar8"] < 3.5 and np.isnan(bits["ar32"])
+
+
+def test_a_channel_without_known_ids_has_no_bits():
+    held_out = np.stack([chain(500, 0), np.full(500, -1)])
+    train = np.stack([chain(5000, 1), chain(5000, 2)])
+    bits = baseline_bits(lambda: [train], lambda: [held_out], 4, MuLaw(4, 5.0).decode)
+    for name, values in bits.items():
+        assert np.isfinite(values[0]) and np.isnan(values[1]), name
