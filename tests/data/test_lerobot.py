@@ -157,7 +157,7 @@ def test_recordings_are_read_episode_by_episode_with_their_texts(tmp_path):
         write_v3(tmp_path / f"in/{name}", cameras=("top",), texts=True)
     key = "observation.images.top"
     encoder = Processor(None, None, ["observation.state"], [key], None, 1)
-    encoder.config = Config()
+    encoder.config = Config(rename={"observation.images.laptop": key})  # of another data set of its mixture
     files, _ = input_sources(str(tmp_path / "in"), Processor.SUFFIXES, Processor.LISTS)
     found = []
     for file in files:

@@ -9,6 +9,7 @@ from typing import Any
 
 from data.demonstrations.config import Config
 from data.demonstrations.layouts import Keys
+from data.demonstrations.lerobot import read_info
 from data.demonstrations.lerobot.metadata import read_metadata
 from data.demonstrations.lerobot.scan import ACTION, Columns, find_clip
 
@@ -25,7 +26,9 @@ class Observations:
     """
 
     def __init__(self, folder: Path, config: Config, state_keys: list[str], image_keys: list[str], may_lack: bool):
-        self.metadata, self.tolerance = read_metadata(folder, config.rename), config.timestamp_tolerance_s
+        described = read_info(folder)["features"]  # as in a mixture, some may have the policy's names already
+        rename = {name: new for name, new in config.rename.items() if name in described}
+        self.metadata, self.tolerance = read_metadata(folder, rename), config.timestamp_tolerance_s
         known = self.metadata.features
         self.image_keys = [key for key in image_keys if key in known or not may_lack]
         if missing := [key for key in self.image_keys if key not in known]:
