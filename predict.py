@@ -20,7 +20,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -204,7 +204,7 @@ class Prediction:
 
     def examples(self, sources: list[Source]) -> Iterator[tuple[Item, Any]]:
         """Items with the model's input for each. One with an error is reported and left out."""
-        for source in sources:
+        for source in chain.from_iterable(map(self.recordings, sources)):
             for item in self.items(source):
                 try:
                     inputs = self.processor.encode(item.raw)
@@ -215,6 +215,14 @@ class Prediction:
                         break
                 else:
                     yield item, inputs
+
+    def recordings(self, file: Source) -> list[Source]:
+        """The recordings of a file; none if it cannot be read, which is reported."""
+        try:
+            return self.processor.recordings(file)
+        except (ValueError, OSError) as error:
+            self.refuse(file, str(file), error)
+            return []
 
     def items(self, source: Source) -> Iterator[Item]:
         """A file's items up to its end or to where it cannot be read further, which is reported."""

@@ -10,7 +10,8 @@ def is_hub_id(path: str) -> bool:
     """Whether a path is no file here and may be a data set of the hub: `owner/name`."""
     if Path(path).expanduser().exists():
         return False
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).suffix
+    has_suffix = Path(path).suffix.strip(".0123456789") != ""  # the .1 of owner/cubes_v2.1 is none
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not has_suffix
 
 
 def load_dataset(description: str, *arguments: Any, **options: Any) -> Any:
@@ -30,8 +31,11 @@ def load_dataset(description: str, *arguments: Any, **options: Any) -> Any:
         raise ValueError(f"{description} cannot be loaded: {reason}") from error
 
 
-def downloaded(name: str, key: str) -> Path:
+def downloaded(name: str, key: str, cache_dir: str | None = None) -> Path:
     """Return the folder with all files of a data set of the hub, downloaded if they are not in the hub's cache.
+
+    Args:
+        cache_dir: Where the hub's files are kept; None: where its package keeps them.
 
     Raises:
         ValueError: there is no such data set, or no network; one line that names the configuration key.
@@ -39,7 +43,7 @@ def downloaded(name: str, key: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, repo_type="dataset"))
+        return Path(snapshot_download(name, repo_type="dataset", cache_dir=cache_dir))
     except Exception as error:  # the package has an error for each of: no such data set, no network, no permission
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"{key}: {name} is no folder here and cannot be loaded from the hub: {reason}") from error

@@ -136,6 +136,10 @@ class Processor:
         """Items of a file, for the progress bar; an estimate is enough. Never called for standard input."""
         raise NotImplementedError
 
+    def recordings(self, source: Source) -> list[Source]:
+        """What `read` is called for: the file itself, or the recordings that it lists, which are read in this order."""
+        return [source]
+
     def read(self, source: Source) -> Iterator[Item]:
         """The items of a file; ValueError or OSError if it cannot be read (further)."""
         raise NotImplementedError

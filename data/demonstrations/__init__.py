@@ -7,7 +7,15 @@ module needs only the standard library, so that checking a configuration is fast
 from dataclasses import replace
 from pathlib import Path
 
-from data.demonstrations.config import OF_TEXT, Config, folder_problem, reads_tokens, unmatched
+from data.demonstrations.config import (
+    OF_TEXT,
+    Config,
+    clips_actions,
+    folder_problem,
+    has_bins,
+    reads_tokens,
+    unmatched,
+)
 from data.demonstrations.lerobot import is_lerobot
 from data.lazy import lazy
 
@@ -76,18 +84,6 @@ def text_problems(config: Config, run) -> list[str]:
         for name in OF_TEXT
         if getattr(config, name) != getattr(defaults, name)
     ]
-
-
-def clips_actions(run) -> bool:
-    """Whether the run's model clips what it predicts to [-1, 1]."""
-    config = getattr(getattr(run, "model", None), "config", None)
-    return getattr(config, "clip_sample", False) and getattr(config, "head", "diffusion") == "diffusion"
-
-
-def has_bins(run) -> bool:
-    """Whether the run's model predicts bins of [-1, 1]."""
-    config = getattr(getattr(run, "model", None), "config", None)
-    return getattr(config, "head", None) == "tokens" and config.action_tokenizer == "bins"
 
 
 def build(config: Config, run):

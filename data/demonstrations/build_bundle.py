@@ -7,7 +7,7 @@ import numpy as np
 
 from data.bundle import Bundle, collate
 from data.cache import in_gigabytes
-from data.demonstrations.config import Config
+from data.demonstrations.config import Config, clips_actions, has_bins
 from data.demonstrations.dataset import Demonstrations
 from data.demonstrations.encoder import ObservationEncoder, image_history, saved_statistics
 from data.demonstrations.language import prompts_of
@@ -28,6 +28,7 @@ def assemble(config: Config, run) -> Bundle:
     sources = prepare_all(config, process, Path(run.cache_dir) / "demonstrations")
     for other in sources[1:]:
         refuse_mixture(sources[0], other, config)
+    refuse_other_rates(sources)
     cameras = cameras_of(sources, config, process)
     texts = texts_in_batch(sources, process)
     train, evaluation = split(sources, config)
@@ -37,6 +38,7 @@ def assemble(config: Config, run) -> Bundle:
     encoder = Processor.from_files(config, process, statistics, prompts)
     if not trained_in:
         refuse_other_tokens(run, encoder.action_normalization())
+        refuse_clipped(run, encoder.action)
 
     def dataset(chosen: list[np.ndarray], phrasings: dict[str, list[str]] | None = None) -> Demonstrations:
         chunk, subtasks = config.chunk_size, process.use_prev_subtask
@@ -84,12 +86,6 @@ def refuse_other_tokens(run, normalization: dict) -> None:
 def refuse_mixture(first: EpisodeSource, other: EpisodeSource, config: Config) -> None:
     """Raise ValueError, naming both, if the samples of two folders do not fit into one batch."""
     refuse_difference(first.first_file, first.arrays, other.first_file, other.arrays)
-    rates = [source.details.get("fps") for source in (first, other)]
-    if None not in rates and rates[0] != rates[1]:
-        raise ValueError(
-            f"{first.first_file} has {rates[0]:g} frames per second but {other.first_file} has {rates[1]:g}; actions "
-            f"of one chunk must be equally far apart: mix data sets of one rate"
-        )
     cameras = [", ".join(source.details["cameras"]) or "no camera" for source in (first, other)]
     if cameras[0] != cameras[1] and config.missing_cameras == "error":
         raise ValueError(
@@ -100,6 +96,31 @@ def refuse_mixture(first: EpisodeSource, other: EpisodeSource, config: Config) -
         raise ValueError(
             f"images are {first.fit.height}x{first.fit.width} from {first.first_file} but {other.fit.height}x"
             f"{other.fit.width} from {other.first_file}; set dataset.image_size, and image_aspect_ratio square or pad"
+        )
+
+
+def refuse_other_rates(sources: list[EpisodeSource]) -> None:
+    """Raise ValueError, naming both, if two folders have other frames per second, as far as they have any."""
+    known = [source for source in sources if source.details.get("fps") is not None]
+    for other in known[1:]:
+        first, rates = known[0], [source.details["fps"] for source in (known[0], other)]
+        if rates[0] != rates[1]:
+            raise ValueError(
+                f"{first.first_file} has {rates[0]:g} frames per second but {other.first_file} has {rates[1]:g}; "
+                f"actions of one chunk must be equally far apart: mix data sets of one rate"
+            )
+
+
+def refuse_clipped(run, action: Normalizer) -> None:
+    """Raise ValueError if the model would clip an action that the normalization leaves as it is."""
+    key = "model.clip_sample" if clips_actions(run) else "model.action_tokenizer: bins" if has_bins(run) else None
+    low, high = action.statistics["min"], action.statistics["max"]
+    beyond = ~action.mask & ((low < -1) | (high > 1))
+    if key is not None and beyond.any():
+        dim = int(np.argmax(beyond))
+        raise ValueError(
+            f"dataset.normalization_mask.action is false for dimension {dim}, which is from {low[dim]:g} to "
+            f"{high[dim]:g}, but {key} has actions from -1 to 1; set it to true"
         )
 
 

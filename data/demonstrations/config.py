@@ -148,6 +148,11 @@ class Config:
     def __post_init__(self):
         self.normalization = {"state": "zscore", "action": "zscore", **self.normalization}
         paths = self.paths()
+        if len({*paths}) < len(paths):
+            twice = next(path for path in paths if paths.count(path) > 1)
+            raise ValueError(
+                f"dataset.path names {twice} twice; name it once, and draw it more often with dataset.weights"
+            )
         if self.weights is not None and len(self.weights) != len(paths):
             raise ValueError(
                 f"dataset.weights has {len(self.weights)} entries but dataset.path names {len(paths)} "
@@ -193,6 +198,18 @@ class Config:
 def reads_tokens(run) -> bool:
     """Whether the run's model has a vocabulary."""
     return hasattr(getattr(getattr(run, "model", None), "config", None), "vocab_size")
+
+
+def clips_actions(run) -> bool:
+    """Whether the run's model clips what it predicts to [-1, 1]."""
+    config = getattr(getattr(run, "model", None), "config", None)
+    return getattr(config, "clip_sample", False) and getattr(config, "head", "diffusion") == "diffusion"
+
+
+def has_bins(run) -> bool:
+    """Whether the run's model predicts bins of [-1, 1]."""
+    config = getattr(getattr(run, "model", None), "config", None)
+    return getattr(config, "head", None) == "tokens" and config.action_tokenizer == "bins"
 
 
 def included(folder: Path, exclude: list[str] | None) -> list[Path]:

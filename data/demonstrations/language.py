@@ -109,13 +109,18 @@ class PromptTokenizer:
         return batch
 
     def prompt_rows(self, texts: Sequence[str]) -> list[list[int]]:
-        """All tokens of each text, with those that the tokenizer puts before a text, without the one that ends it."""
+        """All tokens of each text, with those that the tokenizer puts before a text, without the one that ends it.
+
+        The token that begins a text appears once, where both the template and the tokenizer have it.
+        """
         unknown = [text for text in dict.fromkeys(texts) if text not in self.prompts]
         if len(self.prompts) + len(unknown) > MOST_KNOWN:
             self.prompts, unknown = {}, [*dict.fromkeys(texts)]
         if unknown:
             rows = self.tokenizer(unknown, verbose=False)["input_ids"]
-            self.prompts |= {text: row[: len(row) - self.ends_texts] for text, row in zip(unknown, rows, strict=True)}
+            twice = [self.tokenizer.bos_token_id] * 2
+            rows = [row[row[:2] == twice : len(row) - self.ends_texts] for row in rows]
+            self.prompts |= dict(zip(unknown, rows, strict=True))
         return [self.prompts[text] for text in texts]
 
     def target_row(self, text: str) -> tuple[list[int], list[bool]]:

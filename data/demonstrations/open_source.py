@@ -19,7 +19,7 @@ OF_LEROBOT = ["exclude", "rename", "timestamp_tolerance_s"]  # keys that matter 
 
 def prepare_all(config: Config, process: Any, cache_root: Path) -> list[EpisodeSource]:
     """The sources of all folders; in a mixture, `rename` may name features that only some of them have."""
-    folders = {path: located(path, config) for path in config.paths()}
+    folders = {path: located(path, config, process.cache_dir) for path in config.paths()}
     if len(folders) == 1:
         return [prepare(path, folder, config, process, cache_root) for path, folder in folders.items()]
     features = {
@@ -35,10 +35,10 @@ def prepare_all(config: Config, process: Any, cache_root: Path) -> list[EpisodeS
     return sources
 
 
-def located(path: str, config: Config) -> Path:
+def located(path: str, config: Config, cache_dir: str | None) -> Path:
     """The folder, downloaded if it is a hub's data set."""
     if config.layout == "lerobot" and hub.is_hub_id(path):
-        return hub.downloaded(path, "dataset.path")
+        return hub.downloaded(path, "dataset.path", cache_dir)
     return Path(path).expanduser()
 
 

@@ -55,10 +55,24 @@ class Processor(ObservationEncoder, processor.Processor):
         with reading(source.path) as root:
             return len(root[self.state_keys[0]])
 
+    def recordings(self, source: Source) -> list[Source]:
+        """The episodes of a LeRobot data set, whose `path` is its folder; an HDF5 file is one recording."""
+        if source.path is None or source.path.name not in self.LISTS:
+            return [source]
+        from data.demonstrations.lerobot.recordings import Observations
+
+        folder = source.path.parent.parent
+        self.lerobot = Observations(folder, self.config, self.state_keys, self.image_keys, self.masks)
+        above = source.name.removesuffix(INFO) if source.name.endswith(INFO) else ""
+        return [Source(f"{above}{name}", folder) for name in self.lerobot.episodes]
+
     def read(self, source: Source) -> Iterator[Item]:
         """An item for each step: {HDF5 path or feature: its row}."""
-        if source.path is not None and source.path.name in self.LISTS:
-            yield from self.read_lerobot(source)
+        if source.path is not None and source.path.is_dir():
+            self.reset()
+            name = Path(source.name).name
+            for step, observation in enumerate(self.lerobot.read(name)):
+                yield Item(source, f"{source} {name} step {step}", observation)
             return
         with source.local_file() as file, reading(file) as root:
             states = {key: read_signal(root, key) for key in self.state_keys}
@@ -75,18 +89,6 @@ class Processor(ObservationEncoder, processor.Processor):
                 observation |= {key: frame_at(frames, step) for key, frames in cameras.items()}
                 observation |= {kind: texts[kind][step] for kind in self.text_keys if kind in texts}
                 yield Item(source, f"{source} step {step}", observation)
-
-    def read_lerobot(self, source: Source) -> Iterator[Item]:
-        """An item for each step of each episode, which is a recording of its own in the output."""
-        from data.demonstrations.lerobot.recordings import observations
-
-        folder = source.path.parent.parent
-        for episode, step, observation in observations(
-            folder, self.config, self.state_keys, self.image_keys, self.masks
-        ):
-            if step == 0:
-                self.reset()
-            yield Item(Source(episode, source.path), f"{folder} {episode} step {step}", observation)
 
     def predict(self, model: Any, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Normalised `actions` (B, C, A) from the current step on, and `target_ids` (B, T) of a written reasoning."""

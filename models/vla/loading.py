@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,26 @@ from transformers.utils.hub import cached_file
 from models.auto.gguf import pretrained_source
 from models.auto.network import new_settings
 from models.policy import require_dims
-from models.pretrained import from_files, load_checkpoint, load_model, saved_config
+from models.pretrained import from_files, load_checkpoint, load_model, one_line, saved_config
 from models.vla.action_tokens import read_fast
 from models.vla.backbone import language_model_name
 from models.vla.config import Config
 from models.vla.network import VLA, VLAConfig
 
 PREPROCESSOR = "preprocessor_config.json"
+OF_BACKBONE = ("config", "image_size", "image_mean", "image_std")
 USUAL_SIZE = 224  # pixels of a side, for backbones that take any
 
 
 def build_policy(config: Config, process: Any) -> VLA:
     """See `models.vla.build`."""
     require_dims(config)
-    path = process.model_name_or_path if not (process.is_pretrained or process.load_pretrain) else None
-    settings, is_causal_lm = backbone_settings(config, path, process)
+    if config.config is None and (saved := saved_policy(process)):
+        config = replace(config, **{name: saved.get(name) for name in OF_BACKBONE if getattr(config, name) is None})
+        path, is_causal_lm, settings = None, False, saved_settings(config, process)
+    else:
+        path = process.model_name_or_path if not (process.is_pretrained or process.load_pretrain) else None
+        settings, is_causal_lm = backbone_settings(config, path, process)
     policy_config = filled_config(config, settings, process, path, None if is_causal_lm else path)
     check_losses(policy_config)
     if path is None:
@@ -74,6 +79,23 @@ def load_for_adapter(place: str, folder: Path, cache_dir: str | None, trust_remo
     is_causal_lm = not is_vlm(stored_settings(place, cache_dir, trust_remote_code))
     settings = AutoConfig.for_model(**config.config)
     return with_weights(config, settings, place, is_causal_lm, cache_dir, trust_remote_code).eval()
+
+
+def saved_policy(process: Any) -> dict[str, Any] | None:
+    """The configuration of the policy from whose weights a later stage starts; None if it starts from none of ours."""
+    if not (process.is_pretrained or process.load_pretrain):
+        return None
+    saved = saved_config(Path(process.model_name_or_path).expanduser())
+    return saved if saved.get("model_type") == VLAConfig.model_type else None
+
+
+def saved_settings(config: Config, process: Any) -> PreTrainedConfig:
+    """The configuration of a saved policy's backbone; ValueError if it is damaged."""
+    try:
+        return AutoConfig.for_model(**config.config)
+    except Exception as error:  # each configuration checks in its own way
+        place = f"{process.model_name_or_path}: config.json"
+        raise ValueError(f"{place} describes no backbone ({one_line(error)}); take another checkpoint") from None
 
 
 def backbone_settings(config: Config, path: str | None, process: Any) -> tuple[PreTrainedConfig, bool]:

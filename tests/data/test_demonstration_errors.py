@@ -29,6 +29,8 @@ def test_paths(tmp_path):
     (tmp_path / "file").touch()
     assert "file is a file, not a folder" in refusal(tmp_path, path=str(tmp_path / "file"))
     assert "empty list" in refusal(tmp_path, path=[])
+    with pytest.raises(ValueError, match="dataset.path names act twice"):
+        Config(path=["act", "other", "act"])
 
 
 @pytest.mark.parametrize("lazy", [False, True])

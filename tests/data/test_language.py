@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from demonstration_files import assert_same, everything, process_parameters, write_act_episode
+from tokenizers.processors import TemplateProcessing
 
 from data.bundle import collate
 from data.demonstrations import Config, Processor, build, check
@@ -89,6 +90,19 @@ def test_prompts_are_the_tokens_of_the_template(tmp_path, tokenizer):
         assert {name: bundle.dims[name] for name in dims} == dims
         dataset = bundle.train_dataset
         assert_same(collate([dataset[index] for index in (0, 15)]), dataset.__getitems__([0, 15]))
+
+
+def test_the_token_that_begins_a_text_is_there_once(tmp_path, tokenizer):
+    """PaliGemma's tokenizer puts it before a text, and so may the template."""
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    begin = ("<bos>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[begin])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    write_episodes(tmp_path)
+    for prompt in ("<bos>{instruction}\n", "{instruction}\n"):
+        ids = everything(built(tmp_path, prompt=prompt).train_dataset)["prompt_ids"][0].tolist()
+        plain = tokenizer(f"{INSTRUCTIONS[0]}\n", add_special_tokens=False)["input_ids"]
+        assert ids[: 1 + len(plain)] == [tokenizer.bos_token_id, *plain], prompt
 
 
 @pytest.mark.parametrize(("side", "pad"), [("left", None), ("left", "<pad>"), ("right", "<pad>")])
@@ -430,6 +444,21 @@ def test_actions_must_be_in_the_range_of_the_head(tmp_path, model, kind, refused
     vars(run.model.config).update(model)
     lines = check(config_of(tmp_path, normalization={"action": kind}), run)
     assert [line.split(":")[0] for line in lines] == ["dataset.normalization.action"] * refused
+
+
+@pytest.mark.parametrize("model", [{"head": "diffusion", "clip_sample": True}, {"head": "tokens"}])
+def test_a_dimension_without_normalization_must_be_in_the_range_of_the_head(tmp_path, tokenizer, model):
+    action = np.linspace(-1, 1, LENGTH)[:, None] * [1.0, 40.0]
+    write_episodes(tmp_path, action=action)
+    run = run_of(tmp_path)
+    vars(run.model.config).update({"action_tokenizer": "bins", **model})
+    for mask, refused in (([False, True], False), ([True, False], True)):
+        keys = {"normalization": {"action": "min_max"}, "normalization_mask": {"action": mask}}
+        if refused:
+            with pytest.raises(ValueError, match="normalization_mask.action is false for dimension 1, .* -40 to 40"):
+                build(config_of(tmp_path, **keys), run)
+        else:
+            build(config_of(tmp_path, **keys), run)
 
 
 def test_texts_that_are_missing(tmp_path, tokenizer):

@@ -10,7 +10,8 @@ import torch
 from demonstration_files import assert_same, everything, run_in, write_act_folder
 from lerobot_files import CAMERAS, LENGTHS, SIZE, TASKS, frame, level, write_v3, write_v21
 
-from data.demonstrations import Config, build, check
+from data.demonstrations import Config, Processor, build, check
+from data.processor import input_sources
 
 IDENTITY = {"state": "identity", "action": "identity"}
 PIXELS = 6  # of 255: what the encoder loses
@@ -125,6 +126,49 @@ def test_hub_ids_are_checked_without_a_network_and_fail_in_one_line(tmp_path, mo
     with pytest.raises(ValueError, match=r"^dataset\.path: lab-of-nobody/no_such_data") as caught:
         build(config, run_in(tmp_path / "cache"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.keys("cache_dir")
+def test_a_hubs_data_set_is_downloaded_into_the_cache_dir(tmp_path, monkeypatch):
+    write_v3(tmp_path / "robot", cameras=())
+    asked = []
+
+    def download(name, repo_type, cache_dir):
+        asked.append((name, repo_type, cache_dir))
+        return str(tmp_path / "robot")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    build_lerobot(tmp_path, {"cache_dir": "/big/disk"}, path="lab/cubes_v2.1", layout="lerobot", image_size=None)
+    assert asked == [("lab/cubes_v2.1", "dataset", "/big/disk")]
+    assert check(Config(path="lab/cubes.hdf5", layout="lerobot"), run_in(tmp_path)) != []
+
+
+def test_a_line_of_json_may_have_any_separator_of_unicode(tmp_path):
+    write_v21(tmp_path / "robot", cameras=())
+    file, text = tmp_path / "robot/meta/tasks.jsonl", "pick\u2028up\x85the cube"
+    lines = [{"task_index": 0, "task": text}, {"task_index": 1, "task": TASKS[1]}]
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\r\n" for line in lines), encoding="utf-8")
+    assert build_lerobot(tmp_path, image_size=None).train_dataset[0]["instruction"] == text
+
+
+def test_recordings_are_read_episode_by_episode_with_their_texts(tmp_path):
+    """Of several data sets in one folder, each named after its own; all texts that a policy may read."""
+    for name in ("a", "b"):
+        write_v3(tmp_path / f"in/{name}", cameras=("top",), texts=True)
+    key = "observation.images.top"
+    encoder = Processor(None, None, ["observation.state"], [key], None, 1)
+    encoder.config = Config(rename={"observation.images.laptop": key})  # of another data set of its mixture
+    files, _ = input_sources(str(tmp_path / "in"), Processor.SUFFIXES, Processor.LISTS)
+    found = []
+    for file in files:
+        for recording in encoder.recordings(file):
+            items = list(encoder.read(recording))
+            found.append(recording.name)
+            number = int(recording.name[-1])
+            assert {item.source for item in items} == {recording} and len(items) == LENGTHS[number]
+            assert [item.raw["subtask"] for item in items[2:4]] == ["reach", "grasp"]
+            assert items[1].raw["instruction"] == TASKS[number % 2] and items[1].raw[key].shape == (*SIZE, 3)
+    assert found == [f"{name}/episode_{number}" for name in "ab" for number in range(3)]
 
 
 def test_state_keys_and_action_key_are_features(tmp_path):

@@ -203,6 +203,12 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path):
     assert "episode_1.hdf5 has 20 frames per second" in refused(tmp_path)
     write_act_episode(tmp_path / "act/episode_1.hdf5", 6, dims=(14, 7))
     assert "`action`" in refused(tmp_path)
+    for number, cameras in enumerate([("top",), ("top", "wrist"), ("top",)]):
+        sizes = dict.fromkeys(cameras, SIZE)
+        write_act_episode(tmp_path / f"some/episode_{number}.hdf5", 5, cameras=sizes)
+    assert "`observation.images.wrist` is not in all episodes: in episode 1" in refused(tmp_path, "some")
+    (tmp_path / "some/episode_0.hdf5").unlink()
+    assert "`observation.images.wrist` is not in all episodes: not in episode 1" in refused(tmp_path, "some")
     write_act_folder(tmp_path / "odd", (5,), cameras={"top": (15, 21)})
     assert "15x21" in refused(tmp_path, "odd")
     (tmp_path / "full").mkdir()

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from demonstration_files import run_in
+from demonstration_files import run_in, write_act_folder
 from lerobot_files import LENGTHS, SIZE, frame, write_v3, write_video
 
 from data.demonstrations import Config, build, check
@@ -175,6 +175,9 @@ def test_unequal_rates_in_a_mixture(tmp_path, written):
         build(Config(path=paths, chunk_size=5), run_in(tmp_path / "cache"))
     assert "has 30 frames per second" in str(caught.value) and "has 10" in str(caught.value)
     assert all(path in str(caught.value) for path in paths)
+    write_act_folder(tmp_path / "act", (6,), dims=(5, 4), cameras={"top": SIZE})  # without a rate, and first
+    with pytest.raises(ValueError, match="has 30 frames per second"):
+        build(Config(path=[str(tmp_path / "act"), *paths], chunk_size=5), run_in(tmp_path / "cache"))
 
 
 def test_damaged_metadata_and_missing_files_are_named(tmp_path, written):

@@ -142,7 +142,7 @@ def read_texts(folder: Path, kind: str) -> dict[int, str]:
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"{file} cannot be read ({reason}); copy the data set again") from None

@@ -137,7 +137,7 @@ class Columns:
                 f"{file} has no column `{missing[0]}`, which {INFO} describes; it has "
                 f"{', '.join(column_names(file))}: copy the data set again"
             )
-        self.file, self.table = file, read_table(file, [*names.values()])
+        self.file, self.table = file, read_table(file, [*names.values()]).combine_chunks()
         of_episode, frame = (self.table[name].to_numpy() for name in STEPS[:2])
         self.order = np.lexsort((frame, of_episode))
         self.frame, self.of_episode = frame[self.order], of_episode[self.order]

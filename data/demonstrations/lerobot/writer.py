@@ -162,6 +162,12 @@ class DatasetWriter:
         if features != self.features:
             other = next(k for k in features.keys() | self.features if features.get(k) != self.features.get(k))
             raise ValueError(f"episode {index} has `{other}` {features.get(other)}, others {self.features.get(other)}")
+        if self.episodes and episode.frames.keys() != self.videos.keys():
+            key = min(episode.frames.keys() ^ self.videos.keys())
+            raise ValueError(
+                f"`{key}` is not in all episodes: {'not ' * (key in self.videos)}in episode {index}; write the cameras "
+                "that all have, with --export lerobot --set dataset.cameras=[…]"
+            )
         row = {"episode_index": index, "tasks": [*dict.fromkeys(episode.tasks)], "length": length}
         row |= {f"data/{name}": value for name, value in self.write_table(signals, episode.texts).items()}
         row |= {"dataset_from_index": self.frames, "dataset_to_index": self.frames + length}
