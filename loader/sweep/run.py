@@ -116,7 +116,7 @@ def check_flags(asked: SweepArguments, space: Space) -> None:
         raise ConfigError(f"--sampler {asked.sampler} needs the number of runs; give --trials N")
     if asked.sampler == "random" and asked.trials > space.size:
         raise ConfigError(
-            f"`--trials {asked.trials}`: there are {space.size} combinations; leave out --sampler random to run all"
+            f"`--trials {asked.trials}`: there are {space.size} different combinations; lower it to at most that"
         )
     if asked.sampler == "optuna":
         if asked.launcher == "slurm":

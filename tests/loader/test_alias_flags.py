@@ -91,6 +91,8 @@ SET = {
     "--init_from gpt2": {"model.name": "gpt", "model_name_or_path": "gpt2"},
     "--init_from gpt2-medium": {"model_name_or_path": "gpt2-medium"},
     "--init_from gpt2 --gpt2_type gpt2-xl": {"model_name_or_path": "gpt2-xl"},
+    "--init_from gpt2 --model_config gpt": {"model.name": "gpt", "model_name_or_path": "gpt2"},
+    "--init_from gpt2 --model_config auto": {"model.name": "auto", "model_name_or_path": "gpt2"},
     "--init_from org/small": {"model.name": "auto", "model_name_or_path": "org/small"},
     "--init_from prev_run --prev_run_ckpt out/a": {
         "is_pretrained": True,
