@@ -248,6 +248,16 @@ def test_words_in_yaml(in_root, tmp_path):
     assert run.hyper.learning_rate == HyperArguments().learning_rate  # a file of one's own is the whole recipe
 
 
+@pytest.mark.parametrize("words", ["dataset=novels", "--set dataset=novels", "--training_config {file}"])
+def test_dataset_names_data_wherever_it_is_written(in_root, tmp_path, words):
+    """As the flag does; a name that is nearly one of a named set is refused as before."""
+    (tmp_path / "mine.yaml").write_text("dataset: novels\n")
+    run = run_of(words.format(file=tmp_path / "mine.yaml"))
+    assert (run.task, run.dataset.config.path) == ("text", "novels")
+    assert "did you mean `ladi_v" in problems_of("dataset=ladi_v9")[0]
+    assert run_of("--task_name images dataset=/data/cats").dataset.config.path == "/data/cats"
+
+
 def test_a_task_of_ones_own_stays(in_root):
     """`--dataset` is the chosen task's data; only where none is chosen it means text."""
     run = run_of("--task_name sim_transfer_cube_state --dataset /some/episodes")
