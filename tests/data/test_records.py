@@ -201,10 +201,11 @@ def test_a_vocabulary_with_gaps(run, tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path / "own")
     file, largest = tmp_path / "own/tokenizer.json", 2 * len(tokenizer)
     content = json.loads(file.read_text())
-    content["model"]["vocab"]["word"] = largest
+    content["model"]["vocab"]["Q"] = largest
     file.write_text(json.dumps(content))
     run.process.model_name_or_path = str(tmp_path / "own")
-    bundle = data.records.build(data.records.Config(path=write(tmp_path, [{"text": "word"}] * 20), block_size=48), run)
+    path = write(tmp_path, [{"text": "Q"}])
+    bundle = data.records.build(data.records.Config(path=path, block_size=48, eval_fraction=0), run)
     assert bundle.train_dataset[0]["input_ids"].max() == largest and bundle.dims["vocab_size"] == largest + 1
 
 
