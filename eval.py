@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 def overrides(asked: EvalArguments) -> list[str]:
     """What the flags change of the checkpoint's configuration, as `key.path=value`."""
-    path = [f"dataset.path={json.dumps(asked.data)}"] if asked.data is not None else []
+    path = [f"dataset.path={json.dumps(asked.data, ensure_ascii=False)}"] if asked.data is not None else []
     instruction = [f"env.instruction={asked.instruction}"] if asked.instruction is not None else []
     return [*asked.set, *path, *instruction]
 

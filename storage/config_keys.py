@@ -12,6 +12,7 @@ Metadata of a key:
     needs_value: The values that the switch must have; None: any that is true.
     unless: Paths of keys in the same component (`section.key`), each of which leaves this one without effect.
     is_path: A relative path; where it exists, it is stored as an absolute one, so that run.yaml works in any folder.
+        With names of files, only a folder that has one of them is such a path: other folders hide no name.
     used_by: Who reads a process parameter: TRAINER (if absent), ADAPTATION or COMPONENT (those that list it).
 Further metadata of a flag are arguments of argparse's `add_argument`.
 """

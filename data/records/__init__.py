@@ -61,6 +61,11 @@ def check(config: Config, run) -> list[str]:
             "dataset.packing: true and flash_attn: flash attention does not keep the records of a row apart in batches "
             "of several rows; set one of them to false"
         )
+    if config.packing and getattr(run, "trainer", {}).get("use_cache"):
+        problems.append(
+            "dataset.packing: true and use_cache: with a cache, models do not keep the records of a row apart; set one "
+            "of them to false"
+        )
     return problems
 
 

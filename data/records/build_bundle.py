@@ -22,6 +22,7 @@ from data.records.packing import fill, first_fit
 from data.records.processor import Processor
 from data.records.source import RecordSource, find, hub_splits, read, split_of_hub
 from data.samplers import ShuffledSampler
+from data.text.tokenizers import vocabulary_size
 from metrics.language import LanguageMetric
 
 VERSION = 3  # of the rows in the cache
@@ -82,7 +83,7 @@ def assemble(config: Config, run) -> Bundle:
         eval_datasets={"validation": Rows(folder, "val")} if "val" in manifest else {},
         collate=collate,
         sampler=functools.partial(ShuffledSampler, len(train_set)),
-        dims={"vocab_size": len(tokenizer), "block_size": config.block_size},
+        dims={"vocab_size": vocabulary_size(tokenizer), "block_size": config.block_size, "packed": config.packing},
         files={"data.json": {"block_size": config.block_size, **rows}},
         summary=summary(sources, manifest, config),
         metrics={"validation": LanguageMetric()} if "val" in manifest else {},

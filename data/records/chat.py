@@ -206,7 +206,7 @@ class RenderedChat:
         """Templates leave out roles and keys that they do not know, without a word."""
         for number, (message, label) in enumerate(zip(self.chat.messages, self.chat.labels, strict=True)):
             part = self.marked.left_out(number)
-            if part is None and "tool_calls" in message and self._is_unread(number, "tool_calls"):
+            if part is None and "tool_calls" in message and self._is_unread("tool_calls", number):
                 part = "tool_calls"
             if part is not None:
                 raise ValueError(
@@ -218,14 +218,16 @@ class RenderedChat:
         unread = {key for key in self.chat.inputs if self._is_same(self.chat.messages, without=key)}
         unread = {key if key in TEMPLATE_INPUTS else f"chat_template_kwargs.{key}" for key in unread}
         for key in {key for message in self.chat.messages for key in message} - {"role", "content", "tool_calls"}:
-            numbers = [number for number, message in enumerate(self.chat.messages) if key in message]
-            if all(self._is_unread(number, key) for number in numbers):
+            if self._is_unread(key):
                 unread.add(f"messages.{key}")
         return unread
 
-    def _is_unread(self, number: int, key: str) -> bool:
-        messages = list(self.chat.messages)
-        messages[number] = {name: value for name, value in messages[number].items() if name != key}
+    def _is_unread(self, key: str, number: int | None = None) -> bool:
+        """Whether a key of one message makes no difference, or of all: a rendering for each would take very long."""
+        messages = [
+            {name: value for name, value in message.items() if name != key} if number in (None, place) else message
+            for place, message in enumerate(self.chat.messages)
+        ]
         return self._is_same(messages)
 
     def _is_same(self, messages: Sequence[Message], without: str | None = None) -> bool:

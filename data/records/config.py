@@ -52,4 +52,5 @@ class Config:
     chat_template: str | None = key(
         None,
         "a Jinja template, or a file that holds one, for a tokenizer without a chat template or instead of its own",
+        is_path=True,
     )

@@ -12,6 +12,7 @@ from typing import Literal
 from storage.config_keys import HARMLESS, IMPOSSIBLE, key
 
 SPLITS = ("train", "val")
+TOKEN_FILES = tuple(f"{split}.bin" for split in SPLITS)
 READY = ("shakespeare_char", "python_stdlib")  # prepared on first use, by name alone
 # Flags whose names differ from the keys'.
 FLAGS = {
@@ -39,7 +40,7 @@ class Config:
         "data set: a folder, or a name looked for in data/ and $KEEL_HOME/datasets/; a list of them in the "
         "modes multidataset and multicontext",
         on_resume=HARMLESS,
-        is_path=True,
+        is_path=TOKEN_FILES,
     )
     mode: Literal["single", "multidataset", "multicontext"] = key(
         "single",
@@ -169,7 +170,7 @@ def find(name: str, cache_dir: str | Path) -> Path | None:
     """
     places = (Path(os.path.expanduser(name)), Path("data") / name, Path(cache_dir) / "datasets" / name)
     # os.path: a name that no file system can have is not there, and no error.
-    return next((place for place in places if any(os.path.isfile(place / f"{split}.bin") for split in SPLITS)), None)
+    return next((place for place in places if any(os.path.isfile(place / file) for file in TOKEN_FILES)), None)
 
 
 @dataclass

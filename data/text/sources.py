@@ -122,14 +122,19 @@ class Source:
         Raises:
             ValueError: The text cannot be read, or the share leaves a split empty.
         """
-        if len(facts.seen):
-            for _, blocks in self.texts({}):
-                for block in with_newlines(blocks, self.newlines):
-                    facts.add(block)
-        return {}
+        documents = 0
+        for _, blocks in self.texts({}):
+            before = facts.characters
+            for block in with_newlines(blocks, self.newlines):
+                facts.add(block)
+            documents += facts.characters > before
+            is_enough = isinstance(share, str) or int(documents * share) > 0
+            if is_enough and not len(facts.seen):  # the other documents change nothing
+                break
+        return {"documents": documents}
 
     def pieces(self, survey: dict, share: Share) -> Iterator[Piece]:
-        number = 0
+        number, share = 0, at_least_one(share, survey["documents"])
         for place, blocks in self.texts(survey):
             is_empty = True
             for piece in pieces_of(with_newlines(blocks, self.newlines), split_of(number, share), place):
@@ -235,10 +240,8 @@ class Folder(Source):
         trained = sum(split_of(number, share) == "train" for number in range(len(kept)))
         refuse_empty_split(trained, len(kept), share, str(self.path), "documents")
         note = f"{self.path}: {len(kept)} text files{note and f'; {note}'}"
-        return {"files": kept, "note": "\n".join(filter(None, (note, _carriage_returns(self.path, facts))))}
-
-    def pieces(self, survey: dict, share: Share) -> Iterator[Piece]:
-        return super().pieces(survey, at_least_one(share, len(survey["files"])))
+        note = "\n".join(filter(None, (note, _carriage_returns(self.path, facts))))
+        return {"files": kept, "documents": len(kept), "note": note}
 
     def _facts(self, path: Path, with_symbols: bool) -> TextFacts | None:
         """None for a file that is not text, whatever its first blocks are."""

@@ -41,7 +41,7 @@ def check_value(path: str, node: Node, key: Key, problems: Problems) -> Any:
     if fault is None:
         fault = out_of_bounds(value, key.bounds)
     if fault is None:
-        value = absolute(value) if key.is_path else value
+        value = absolute(value, key.is_path) if key.is_path else value
         _write_back(node, value)
         return value
     if path in SECRETS:
@@ -58,12 +58,18 @@ def check_value(path: str, node: Node, key: Key, problems: Problems) -> Any:
     return None
 
 
-def absolute(value: Any) -> Any:
-    """Return a path that exists, or each of a list, as an absolute one; a name that is no path stays as it is."""
+def absolute(value: Any, is_path: bool | tuple[str, ...] = True) -> Any:
+    """Return a path that exists, or each of a list, as an absolute one; a name that is no path stays as it is.
+
+    Args:
+        is_path: See `storage/config_keys.py`.
+    """
     if isinstance(value, list):
-        return [absolute(entry) for entry in value]
-    is_relative = isinstance(value, str) and not value.startswith("~") and not os.path.isabs(value)
-    return os.path.abspath(value) if is_relative and value and os.path.exists(value) else value
+        return [absolute(entry, is_path) for entry in value]
+    if not isinstance(value, str) or not value or value.startswith("~") or os.path.isabs(value):
+        return value
+    needed = [value] if is_path is True else [os.path.join(value, name) for name in is_path]
+    return os.path.abspath(value) if any(map(os.path.exists, needed)) else value
 
 
 def mapping_of_text(path: str, node: Node, key: Key, problems: Problems) -> Node:

@@ -64,7 +64,7 @@ class Key:
     needs_value: str | tuple[str, ...] | None = None
     unless: tuple[str, ...] = ()
     used_by: str = TRAINER
-    is_path: bool = False
+    is_path: bool | tuple[str, ...] = False
 
 
 def _key(name: str, annotation: Any, default: Any, help: str, metadata: Mapping[str, Any]) -> Key:

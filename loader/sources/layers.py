@@ -16,7 +16,7 @@ from loader.schema.process_arguments import ProcessArguments
 from loader.sources.config_tree import CLI, DEFAULT, MISSING, SET, Node, at_path, merge, name_missing, node_of
 from loader.sources.translate_aliases import translate_aliases
 from loader.sources.yaml_reader import display_path, parse_yaml, read_scalar, read_yaml
-from storage.suggestions import did_you_mean
+from storage.suggestions import did_you_mean, nearest
 
 DEFAULT_FILE = ROOT / "configs" / "training" / "default.yaml"
 
@@ -178,7 +178,7 @@ def _prepared(tree: Node, problems: Problems) -> Node:
     for group in NAMED_BUILDERS:
         node = tree.value.get(group)
         if node is not None and isinstance(node.value, str) and node.value != MISSING:
-            tree.value[group] = _named_set(group, node)
+            tree.value[group] = _named_set(group, node, problems)
     translate_aliases(tree, problems)
     model = tree.value.get("model")
     if model is not None and isinstance(model.value, str):
@@ -192,17 +192,21 @@ def _prepared(tree: Node, problems: Problems) -> Node:
     for section in SECTIONS:
         node = tree.value.get(section)
         if node is not None and isinstance(node.value, str):
-            tree.value[section] = _named_set(section, node)
+            tree.value[section] = _named_set(section, node, problems)
     _short_forms(tree, problems)
     _move_optimizer_keys(tree, problems)
     return tree
 
 
-def _named_set(section: str, node: Node) -> Node:
+def _named_set(section: str, node: Node, problems: Problems) -> Node:
     """Replace `optimizer: adafactor` by the mapping in configs/optimizer/adafactor.yaml."""
     try:
         path = find_file(section, node.value, node.origin.place)
     except ConfigError:
+        if section == "dataset" and _is_data(node.value):  # as the flag --dataset
+            problems.aliases.add(section)
+            problems.translated.append(f"{section} ({node.origin}): `{alias_paths()[section]}`: {node.value}")
+            return Node({"path": node}, node.origin)
         if section not in FREE_SECTIONS or not node.value.isidentifier():
             raise
         return Node({"name": node}, node.origin, replaces=True)  # no such set: the name of an optimizer or a schedule
@@ -212,6 +216,12 @@ def _named_set(section: str, node: Node) -> Node:
     chosen = tree.value[section]
     chosen.replaces = section != "dataset"  # of two sets of one kind of data, the folder of the data stays
     return chosen
+
+
+def _is_data(name: str) -> bool:
+    """Whether a name that is no named set is rather that of data than a misspelt one."""
+    known = [file.stem for file in (ROOT / "configs" / "dataset").glob("*.yaml")]
+    return bool(name.strip()) and not name.endswith((".yaml", ".yml")) and nearest(name, known) is None
 
 
 def _short_forms(tree: Node, problems: Problems) -> None:

@@ -235,13 +235,17 @@ def _gpt2_name(name: str, start: Node, gpt2_type: Node | None, layers_later: int
 
 
 def _write(layer: Node, keys: dict[str, object], start: Node, problems: Problems) -> None:
-    """Write the keys that `init_from` stands for into the layer that gives it; later layers still override them."""
+    """Write the keys that `init_from` stands for into the layer that gives it; later layers still override them.
+
+    A network that the same layer names is built with these weights.
+    """
     for key, value in keys.items():
-        if key not in layer.value:
-            layer.value[key] = node_of(value, start.origin)
-        elif value not in (None, False):  # null and false only reset an earlier layer
-            problems.add(same_setting("init_from", start, key, layer.value[key]))
-    effective = [f"`{key}: {value}`" for key, value in keys.items() if value not in (None, False)]
+        given = layer.value.setdefault(key, node_of(value, start.origin))
+        # null and false only reset an earlier layer
+        if given.plain() != value and value not in (None, False) and key != "model_config":
+            problems.add(same_setting("init_from", start, key, given))
+    found = {key: layer.value[key].plain() for key, value in keys.items() if value not in (None, False)}
+    effective = [f"`{key}: {value}`" for key, value in found.items()]
     problems.translated.append(f"init_from {start.value} ({start.origin}): {', '.join(effective) or 'random weights'}")
 
 

@@ -115,9 +115,7 @@ def check_flags(asked: SweepArguments, space: Space) -> None:
     if asked.trials is None:
         raise ConfigError(f"--sampler {asked.sampler} needs the number of runs; give --trials N")
     if asked.sampler == "random" and asked.trials > space.size:
-        raise ConfigError(
-            f"`--trials {asked.trials}`: there are {space.size} combinations; leave out --sampler random to run all"
-        )
+        raise ConfigError(f"`--trials {asked.trials}`: there are {space.size} combinations; lower it to at most that")
     if asked.sampler == "optuna":
         if asked.launcher == "slurm":
             raise ConfigError("--sampler optuna chooses a run from the results so far, and an array is submitted at "

@@ -34,6 +34,11 @@ class Interval:
     def ends(self) -> tuple[str, str]:
         return self.shown(self.low), self.shown(self.high)
 
+    @property
+    def size(self) -> float:
+        """How many numbers are in it."""
+        return round(self.high - self.low) + 1 if self.is_int else math.inf
+
     def shown(self, value: float) -> str:
         return str(round(value)) if self.is_int else repr(float(value))
 
@@ -54,7 +59,7 @@ class Space:
     Attributes:
         flags: The words that all runs have, without the flags of the sweep.
         words: All words, without the flags of the sweep.
-        options: Each bare word's key and values, in the order of the command line.
+        options: Each bare word's key and values, in the order of the command line; of a repeated key the last word's.
     """
 
     flags: list[str]
@@ -68,7 +73,7 @@ class Space:
         parser = parser_class()((SweepArguments,), allow_abbrev=False, add_help=False)
         pairs = [setting.partition("=")[::2] for setting in settings]
         flags = parser.parse_known_args(flags)[1]
-        return cls(flags, [*flags, *settings], [(key, option_of(key, text)) for key, text in pairs])
+        return cls(flags, [*flags, *settings], [(key, option_of(key, text)) for key, text in dict(pairs).items()])
 
     @property
     def varying(self) -> dict[str, Option]:
@@ -77,8 +82,8 @@ class Space:
 
     @property
     def size(self) -> float:
-        """The number of combinations."""
-        return math.prod(math.inf if isinstance(each, Interval) else len(each) for each in self.varying.values())
+        """The number of different combinations."""
+        return math.prod(each.size if isinstance(each, Interval) else len(set(each)) for each in self.varying.values())
 
     def settings(self, chosen: Sequence[str]) -> list[str]:
         """The bare words of a run, from a value for each key of `varying`."""
@@ -176,6 +181,6 @@ def _read(word: str) -> Option:
 def _range(start: Decimal, stop: Decimal | None = None, step: Decimal = Decimal(1)) -> Option:
     """From `start` up to, but without, `stop`; exact, as 0.1 + 0.2 is not with binary numbers."""
     start, stop = (Decimal(0), start) if stop is None else (start, stop)
-    if not step or (stop - start) / step <= 0:
+    if not step or not stop.is_finite() or (stop - start) / step <= 0:
         raise ValueError("there is no number in it")
     return tuple(str(start + step * index) for index in range(math.ceil((stop - start) / step)))

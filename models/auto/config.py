@@ -68,6 +68,9 @@ class Config:
     block_size: int | None = key(
         None, "tokens of the longest input, which a table of positions must hold; null: the data's number", ge=1
     )
+    packed: bool | None = key(
+        None, "inputs hold several texts, which the model must tell apart by position_ids; null: as the data is"
+    )
 
     def __post_init__(self) -> None:
         if self.config is not None and not isinstance(self.config.get("model_type"), str):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from models.auto.config import Config, class_name
@@ -16,11 +18,24 @@ from models.auto.gguf import pretrained_source
 from models.pretrained import from_files, load_model, load_whole_model, one_line, saved_config
 from storage.suggestions import did_you_mean
 
+BUILD_ERRORS = (
+    ValueError, TypeError, AttributeError, ImportError, ZeroDivisionError, RuntimeError, AssertionError,
+)  # fmt: skip
 SIZES = ("vocab_size", "num_labels", "labels", "problem_type", "image_size", "num_channels")  # of the data
 
 
 def build_network(config: Config, process: Any) -> PreTrainedModel:
     """See `models.auto.build`."""
+    model = _built(config, process)
+    if config.packed and not tells_texts_apart(model):
+        raise ValueError(
+            f"`dataset.packing: true`: a {model.config.model_type} reads the records of a row as one text, because it "
+            "does not tell them apart by position_ids; set dataset.packing to false"
+        )
+    return model
+
+
+def _built(config: Config, process: Any) -> PreTrainedModel:
     kind = getattr(transformers, class_name(config.task))
     path = process.model_name_or_path and os.path.expanduser(process.model_name_or_path)
     sizes = {key: getattr(config, key) for key in SIZES if getattr(config, key) is not None}
@@ -33,7 +48,7 @@ def build_network(config: Config, process: Any) -> PreTrainedModel:
             )
         return _pretrained(kind, path, sizes, config.block_size, process)
     if config.config is not None:
-        settings = new_settings(config.config, sizes)
+        settings = new_settings(config.config, sizes, writes_text=config.task == "causal_lm")
     elif path:
         shown = f"`model_name_or_path: {path}`"
         settings = from_files(AutoConfig, path, shown, process.trust_remote_code, local_files_only=True)
@@ -49,10 +64,12 @@ def build_network(config: Config, process: Any) -> PreTrainedModel:
         for architecture in (known if isinstance(known, tuple) else (known,))[:1]:
             settings.architectures = [architecture.__name__]  # deit, which has two, is chosen by it
         model = kind.from_config(settings)
-    except (ValueError, TypeError, AttributeError, ImportError, ZeroDivisionError, RuntimeError) as error:
+    except BUILD_ERRORS as error:
         message = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"`model.config` cannot be built as {class_name(config.task)}: {message}") from error
     model.notes = notes
+    if config.config is not None and config.task == "causal_lm" and "pad_token_id" not in config.config:
+        model.get_input_embeddings().padding_idx = None  # to the data that id is a token like any other
     _check_image_size(model, config.image_size, f"the model at `{path}`" if path else f"this {settings.model_type}")
     return model
 
@@ -121,8 +138,45 @@ def _check_image_size(model: PreTrainedModel, size: int | None, whose: str) -> N
         raise ValueError(f"`dataset.image_size: {size}`: {whose} takes no images of {size} pixels: {reason}; change it")
 
 
-def new_settings(values: dict[str, Any], sizes: dict[str, int]) -> PreTrainedConfig:
+# Small enough for any model, and long enough that each text's last token could see the other's.
+TWO_TEXTS = [[0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7]]
+HALF = (torch.bfloat16, torch.float16)
+
+
+@torch.no_grad()
+def tells_texts_apart(model: PreTrainedModel) -> bool:
+    """Whether a second text in a row, whose position_ids begin at 0 again, has the same outputs after any first one."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    is_refused = not takes_any and "position_ids" not in {parameter.name for parameter in parameters}
+    weight = next(model.parameters())
+    if is_refused or isinstance(weight, FakeTensor):  # a forward without position_ids is refused when the run starts
+        return True
+    positions = torch.tensor(TWO_TEXTS, device=weight.device)
+    tokens = positions % model.config.get_text_config().vocab_size
+    rows = torch.cat((tokens, torch.cat((tokens[:, :8].flip(-1), tokens[:, 8:]), dim=-1)))
+    was_training, cached = model.training, getattr(model.config, "use_cache", None)
+    model.config.use_cache = False  # as in training
+    try:
+        outputs = model.eval()(input_ids=rows, position_ids=positions.expand(2, -1)).logits[:, 8:].float()
+    except Exception:  # code that came with a model, or kernels that need a GPU: training shows what it does
+        return True
+    finally:
+        model.config.use_cache = cached
+        model.train(was_training)
+    rounding = outputs.abs().max() * (0.05 if weight.dtype in HALF else 1e-5)
+    return bool((outputs[0] - outputs[1]).abs().max() <= rounding)
+
+
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def new_settings(values: dict[str, Any], sizes: dict[str, int], writes_text: bool = False) -> PreTrainedConfig:
     """Return `model.config` as the configuration of its model type.
+
+    Args:
+        writes_text: The architecture's own special tokens, which are of another vocabulary, are none of the model's:
+            a text must not end at what to the data is a letter.
 
     Raises:
         ValueError: an unknown model type or field (with the nearest), or a value that contradicts the data's.
@@ -143,10 +197,20 @@ def new_settings(values: dict[str, Any], sizes: dict[str, int]) -> PreTrainedCon
     for name, size in sizes.items():
         if name != "labels" and values.get(name, size) != size:
             raise ValueError(f"`model.config.{name}: {values[name]}` contradicts {size}, the data's or `model.{name}`")
+    foreign = {}
+    if writes_text:
+        size = (
+            sizes.get("vocab_size") or values.get("vocab_size") or getattr(default.get_text_config(), "vocab_size", 0)
+        )
+        for name in set(SPECIAL_TOKENS) & default.to_dict().keys() - values.keys():
+            if name != "pad_token_id" or (getattr(default, name) or 0) >= size:
+                foreign[name] = None
     try:
-        settings = AutoConfig.for_model(model_type, **values)
+        settings = AutoConfig.for_model(model_type, **values, **foreign)
     except Exception as error:  # each configuration checks in its own way
         raise ValueError(f"`model.config`: {one_line(error)}") from error
+    for name in foreign:  # some configurations read null as their default
+        setattr(settings, name, None)
     _fill(settings, sizes)
     return settings
 

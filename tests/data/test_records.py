@@ -180,7 +180,7 @@ def test_bundle(run, tmp_path, tokenizer_folder):
     run.process.model_name_or_path = None
     config = data.records.Config(path=write(tmp_path, RECORDS), block_size=48, tokenizer=str(tokenizer_folder))
     bundle = data.records.build(config, run)
-    assert bundle.dims == {"vocab_size": len(bundle.processor.tokenizer), "block_size": 48}
+    assert bundle.dims == {"vocab_size": len(bundle.processor.tokenizer), "block_size": 48, "packed": True}
     assert bundle.units == {"tokens": 48}
     assert list(bundle.metrics) == ["validation"]
     assert bundle.metrics["validation"].compute(2.0) == {"perplexity": math.exp(2.0)}
@@ -194,6 +194,19 @@ def test_bundle(run, tmp_path, tokenizer_folder):
     assert sorted(order) == list(range(len(bundle.train_dataset))) and order != sorted(order)
     sampler.set_position(2)
     assert list(sampler) == order[2:] and list(sampler) == order
+
+
+def test_a_vocabulary_with_gaps(run, tmp_path, tokenizer):
+    """An embedding has a row for the largest id, not as many rows as there are tokens."""
+    tokenizer.save_pretrained(tmp_path / "own")
+    file, largest = tmp_path / "own/tokenizer.json", 2 * len(tokenizer)
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["Q"] = largest
+    file.write_text(json.dumps(content))
+    run.process.model_name_or_path = str(tmp_path / "own")
+    path = write(tmp_path, [{"text": "Q"}])
+    bundle = data.records.build(data.records.Config(path=path, block_size=48, eval_fraction=0), run)
+    assert bundle.train_dataset[0]["input_ids"].max() == largest and bundle.dims["vocab_size"] == largest + 1
 
 
 @pytest.mark.keys("dataset(records).tokenizer")

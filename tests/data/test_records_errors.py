@@ -252,7 +252,10 @@ def test_what_check_sees_without_a_tokenizer(run, tmp_path):
     run.process.flash_attn = True
     assert "dataset.packing: true and flash_attn" in problems(path=str(good))[0]
     assert problems(path=str(good), packing=False) == []
-    run.process = SimpleNamespace(model_name_or_path=None)
+    run.process.flash_attn, run.trainer = False, {"use_cache": True}
+    assert "dataset.packing: true and use_cache" in problems(path=str(good))[0]
+    assert problems(path=str(good), packing=False) == []
+    run.process, run.trainer = SimpleNamespace(model_name_or_path=None), {}
     assert "no tokenizer is known" in problems(path=str(good))[0]
     assert problems(path=str(good), tokenizer="x") == []
 

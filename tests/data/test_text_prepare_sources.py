@@ -143,6 +143,23 @@ def test_too_few_documents_for_a_validation_split(tmp_path):
         Folder(tmp_path / "none").survey(TENTH, TextFacts(False))
 
 
+def test_too_few_lines_for_a_validation_split(tmp_path):
+    """Of lines and rows as of files; with enough of them only so many are read."""
+
+    def splits(texts):
+        (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        found = []
+        for source in (JsonLines([tmp_path / "x.jsonl"], "text"), Rows("table", Table({"text": texts}), "text", None)):
+            survey = source.survey(TENTH, TextFacts(False))
+            found.append([(piece.split, piece.text) for piece in source.pieces(survey, TENTH)])
+        assert found[0] == found[1]
+        return found[0]
+
+    assert splits(["a", "", "b", None, "c"]) == [("train", "a"), ("train", "b"), ("val", "c")]
+    assert [split for split, _ in splits(["x"] * 19)] == ["train"] * 9 + ["val"] + ["train"] * 9
+    assert splits(["only"]) == [("train", "only")]  # refused once it is tokenized
+
+
 def test_json_lines(tmp_path):
     records = [{"text": "one"}, {"text": "", "n": 1}, {"text": "zwei ü\n😀"}, {"text": None}, {"text": "three"}]
     lines = [json.dumps(records[0]), "", *map(json.dumps, records[1:])]

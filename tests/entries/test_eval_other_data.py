@@ -16,6 +16,9 @@ from small_runs import SmallRuns
 import eval as evaluation
 import train
 from loader.command_line.entry import command_line
+from loader.errors import Problems
+from loader.sources.config_tree import find
+from loader.sources.layers import set_layer
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,12 @@ def test_run_yaml_holds_absolute_paths(run, tmp_path, monkeypatch):
         again = train.main(words)
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
+
+
+@pytest.mark.parametrize("name", ["😀.jsonl", "a 'ü': # \"b\"", "[1, 2]"])
+def test_any_path_may_name_other_data(name):
+    layer = set_layer(evaluation.overrides(evaluation.EvalArguments(data=name)), problems := Problems())
+    assert problems.lines == [] and find(layer, "dataset.path").value == name
 
 
 def test_other_data_is_read_with_the_normalization_of_the_training(run):

@@ -91,6 +91,8 @@ SET = {
     "--init_from gpt2": {"model.name": "gpt", "model_name_or_path": "gpt2"},
     "--init_from gpt2-medium": {"model_name_or_path": "gpt2-medium"},
     "--init_from gpt2 --gpt2_type gpt2-xl": {"model_name_or_path": "gpt2-xl"},
+    "--init_from gpt2 --model_config gpt": {"model.name": "gpt", "model_name_or_path": "gpt2"},
+    "--init_from gpt2 --model_config auto": {"model.name": "auto", "model_name_or_path": "gpt2"},
     "--init_from org/small": {"model.name": "auto", "model_name_or_path": "org/small"},
     "--init_from prev_run --prev_run_ckpt out/a": {
         "is_pretrained": True,
@@ -244,6 +246,16 @@ def test_words_in_yaml(in_root, tmp_path):
     assert run.origins()["max_steps"] == f"{file}:2" and found["model_name_or_path"] == "gpt2"
     assert any("max_iters" in note and "`max_steps`: 9" in note for note in run.notes)
     assert run.hyper.learning_rate == HyperArguments().learning_rate  # a file of one's own is the whole recipe
+
+
+@pytest.mark.parametrize("words", ["dataset=novels", "--set dataset=novels", "--training_config {file}"])
+def test_dataset_names_data_wherever_it_is_written(in_root, tmp_path, words):
+    """As the flag does; a name that is nearly one of a named set is refused as before."""
+    (tmp_path / "mine.yaml").write_text("dataset: novels\n")
+    run = run_of(words.format(file=tmp_path / "mine.yaml"))
+    assert (run.task, run.dataset.config.path) == ("text", "novels")
+    assert "did you mean `ladi_v" in problems_of("dataset=ladi_v9")[0]
+    assert run_of("--task_name images dataset=/data/cats").dataset.config.path == "/data/cats"
 
 
 def test_a_task_of_ones_own_stays(in_root):

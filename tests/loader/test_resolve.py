@@ -520,6 +520,21 @@ def test_two_names_for_the_model_in_one_file(in_root, write):
         resolve(training_config=write("model: mlp\nmodel_config: act\n"))
 
 
+def test_paths_are_absolute_and_other_folders_hide_no_name(tmp_path, monkeypatch):
+    """A run's folder of the same name is no data set, and a file is found from any working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words/run.yaml").write_text("")
+    (tmp_path / "chat.jinja").write_text("{{ messages }}")
+    text = ["task_name=text", "dataset.path=words"]
+    assert resolve(settings=text).dataset.config.path == "words"
+    (tmp_path / "words/train.bin").write_bytes(b"")
+    assert resolve(settings=text).dataset.config.path == str(tmp_path / "words")
+    for template, found in (("chat.jinja", str(tmp_path / "chat.jinja")), ("'{{ messages }}'", "{{ messages }}")):
+        run = resolve(settings=["task_name=records", f"dataset.chat_template={template}"])
+        assert run.dataset.config.chat_template == found
+
+
 def test_a_file_name_is_looked_up_in_configs_from_anywhere(tmp_path, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
     assert resolve(training_config="act_state.yaml").hyper.max_steps == 6000

@@ -63,6 +63,7 @@ def test_sweep_words(text, option):
         ("shuffle(1,2)", "shuffle"),
         ("1,range(2,4)", "range(2,4)"),
         ("range(2,4", "range("),
+        ("range(inf)", "range(inf)"),
         ("1,,2", "empty"),
     ],
 )
@@ -125,6 +126,19 @@ def test_the_seed_decides_and_more_trials_begin_with_the_same_ones():
 def test_random_combinations_do_not_repeat():
     chosen = drawn(0, 100, ["a=1,2,3", "b=range(4)"])
     assert sorted(chosen) == sorted(itertools.product("123", "0123"))
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [(["n=int(interval(1,3))"], 3), (["a=1,1,2", "n=tag(log, int(interval(1,4)))"], 8), (["a=1,2", "a=3,4,5"], 3)],
+)
+def test_random_combinations_end_where_all_are_drawn(words, count):
+    assert Space.read(words).size == count == len(set(drawn(0, count + 5, words)))
+
+
+def test_of_a_repeated_key_the_last_word_counts():
+    space = Space.read(["seed=1,2", "a=0", "seed=3"])
+    assert words_of(space, space.grid()) == [["seed=3", "a=0"]]
 
 
 def test_corners_hold_every_value_and_both_ends():

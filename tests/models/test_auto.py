@@ -138,6 +138,54 @@ def test_our_own_checkpoints_give_their_architecture(tmp_path):
     torch.testing.assert_close(outputs(second.model, "llama"), outputs(first.model, "llama"), rtol=0, atol=1e-5)
 
 
+OTHERS = {
+    "llama": {**LLAMA, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1},
+    "bloom": {"hidden_size": 32, "n_layer": 1, "n_head": 2},
+    "opt": {"hidden_size": 32, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "mamba": {"hidden_size": 16, "num_hidden_layers": 1},
+    "phi3": {**LLAMA, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1},
+    "gemma": {**LLAMA, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8},
+}
+
+
+@pytest.mark.keys("model(auto).packed")
+@pytest.mark.parametrize(
+    ("name", "separates"), [("llama", True), ("phi3", True), ("bloom", False), ("opt", False), ("mamba", False)]
+)
+def test_models_that_read_a_packed_row_as_one_text(name, separates):
+    """Compared with each text alone; what reads a row as one text is refused, unless each has a row of its own."""
+    config = models.auto.Config(config={**OTHERS[name], "model_type": name}, vocab_size=96, packed=False)
+    model = build(config).eval()
+    model.config.use_cache = False
+    first, second = torch.arange(16).view(2, 1, 8)
+    positions = torch.arange(8)[None]
+    with torch.no_grad():
+        alone = model(input_ids=second, position_ids=positions).logits
+        row = torch.cat((first, second), dim=1)
+        packed = model(input_ids=row, position_ids=positions.repeat(1, 2)).logits[:, 8:]
+    assert torch.allclose(alone, packed, atol=1e-5) == separates
+    config.packed = True
+    if separates:
+        build(config)
+    else:
+        with pytest.raises(ValueError, match=f"`dataset.packing: true`: a {name} "):
+            build(config)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gemma"])
+def test_special_tokens_of_an_architecture_are_letters_to_the_data(name):
+    """They end no text, their embeddings are trained, and a vocabulary that lacks them is no error."""
+    config = {**OTHERS[name], "model_type": name}
+    model = build(models.auto.Config(config=config, vocab_size=65))
+    assert model.generation_config.eos_token_id is None
+    tokens = torch.tensor([[0, 1, 2, 3]])
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())  # untied: gradients as an input alone
+    model(input_ids=tokens, labels=tokens)["loss"].backward()
+    assert (model.get_input_embeddings().weight.grad[:3].abs().sum(1) > 0).all()
+    own = build(models.auto.Config(config={**config, "eos_token_id": 7, "pad_token_id": 5}, vocab_size=65))
+    assert (own.generation_config.eos_token_id, own.config.pad_token_id) == (7, 5)
+
+
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 20}
 
 
