@@ -61,7 +61,7 @@ def vla(folder):
 
 
 def vla_tokens(folder):
-    return [*vla(folder), "model.head=tokens", "dataset.normalization.action=min_max"]
+    return [*vla(folder), "model.head=tokens", "dataset.normalization={state: zscore, action: min_max}"]
 
 
 # With the largest relative error. A VLA computes logits for tokens in a mask, of which the estimate knows no values.
