@@ -45,7 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise ConfigError(f"`--port {asked.port}` must be a port of --watch, 0 to 65535")
     if asked.watch and asked.output is not None:
         raise ConfigError("`--output` has no effect with --watch; leave one of them out")
-    folders = list(dict.fromkeys(Path(name).expanduser() for name in asked.runs))
+    named: dict[Path, Path] = {}
+    for path in (Path(name).expanduser() for name in asked.runs):
+        named.setdefault(path.absolute(), path)
+    folders = list(named.values())
     reader = RunReader(folders)
     if asked.watch:
         from reporting.watch import serve

@@ -12,11 +12,13 @@ import itertools
 import json
 import os
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -25,6 +27,7 @@ from storage.hub import hub_is_reachable
 
 HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
+MOST_READ = 10_000  # members of a list in a .gguf file's header; those of a configuration are one a layer
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Errors of transformers about missing or wrong files whose message is clear without the error's type.
 KNOWN_ERRORS = (OSError, ValueError, ImportError, KeyError)
@@ -151,7 +154,7 @@ def from_files(kind: Any, place: str | Path, shown: str, trust_remote_code: bool
             _refuse_pickles(Path(place))
             os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks the hub to convert
             options["use_safetensors"] = True
-        with bars_as_set():
+        with bars_as_set(), long_lists_counted() if "gguf_file" in options else contextlib.nullcontext():
             # If `trust_remote_code` were not given, transformers would ask at the terminal.
             return kind.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # a damaged or hostile file may raise anything
@@ -174,6 +177,38 @@ def bars_as_set() -> Iterator[None]:
         yield
     finally:
         tqdm.__init__ = original
+
+
+@contextlib.contextmanager
+def long_lists_counted() -> Iterator[None]:
+    """Inside, the long lists in a .gguf file's header, those of its vocabulary, are counted and not read.
+
+    Neither a configuration nor weights need them, and to read them takes seconds each time.
+    """
+    from gguf import GGUFReader, GGUFValueType
+
+    read = GGUFReader._get_field_parts
+
+    def parts(reader: Any, start: int, kind: int) -> tuple[int, list, list[int], list]:
+        if kind != GGUFValueType.ARRAY or reader.byte_order != "I":
+            return read(reader, start, kind)
+        member, count = struct.unpack_from("=IQ", reader.data, start)
+        width, end = reader.gguf_scalar_to_np.get(member), start + struct.calcsize("=IQ")
+        if count <= MOST_READ or (width is None and member != GGUFValueType.STRING):
+            return read(reader, start, kind)
+        if width is not None:
+            end += count * np.dtype(width).itemsize
+        for _ in range(count if width is None else 0):
+            end += 8 + struct.unpack_from("=Q", reader.data, end)[0]
+        if end > len(reader.data):
+            raise ValueError("it ends within a list")
+        return end - start, [np.zeros(1, np.uint8)], [0] * count, [GGUFValueType.ARRAY, GGUFValueType(member)]
+
+    GGUFReader._get_field_parts = parts
+    try:
+        yield
+    finally:
+        GGUFReader._get_field_parts = read
 
 
 def is_hub_id(place: str | Path) -> bool:

@@ -92,7 +92,7 @@
 
   function bounds(lines) {
     const all = lines.flatMap((line) => line.x).filter(Number.isFinite);
-    let [left, right] = state.range ?? [Math.min(...all), Math.max(...all)];
+    let [left, right] = state.range ?? (all.length ? [Math.min(...all), Math.max(...all)] : [0, 1]);  // no line has this axis
     let low = Infinity, high = -Infinity;
     for (const line of lines) line.x.forEach((x, index) => {
       for (const value of [line.y[index], line.raw[index]]) {
@@ -237,7 +237,7 @@
     if (name === "scale") { state.log = value === "log"; refreshAll(); }
     if (event.target.type === "number") {
       const [from, to] = ["#from", "#to"].map((id) => find(id).value);
-      const range = [from === "" ? 0 : Number(from), to === "" ? Math.max(...charts.flatMap((chart) => linesOf(chart)).map((line) => axisOf(line.run, line.series[0].at(-1)))) : Number(to)];
+      const range = [from === "" ? 0 : Number(from), to === "" ? Math.max(...charts.flatMap((chart) => linesOf(chart)).map((line) => axisOf(line.run, line.series[0].at(-1))).filter(Number.isFinite)) : Number(to)];
       if (range[0] < range[1]) setRange(range);
     }
   });
@@ -261,13 +261,35 @@
   // ---- live ----
 
   let hashes = {};
+  const shownParts = new Map([...find("#parts").children].map((section) => [section.id, section.outerHTML]));
+
+  // Replace the sections that have changed; what was opened stays open, and what was filtered stays so.
+  function update(html) {
+    const made = element("template");
+    made.innerHTML = html;
+    for (const section of [...made.content.children]) {
+      const before = document.getElementById(section.id), text = section.outerHTML;
+      if (before && shownParts.get(section.id) === text) continue;
+      shownParts.set(section.id, text);
+      if (!before) { find("#parts").append(section); continue; }
+      const opened = [...before.querySelectorAll("details")].map((fold) => fold.open);
+      const filters = [...before.querySelectorAll(".filter")].map((input) => input.value);
+      before.replaceWith(section);
+      section.querySelectorAll("details").forEach((fold, index) => { fold.open = opened[index] ?? fold.open; });
+      section.querySelectorAll(".filter").forEach((input, index) => {
+        input.value = filters[index] ?? "";
+        input.dispatchEvent(new Event("input", { bubbles: true }));
+      });
+    }
+  }
+
   async function poll() {
     try {
       const answer = await fetch(`data.json?${new URLSearchParams(hashes)}`);
       if (answer.ok) {
         const latest = await answer.json(), before = JSON.stringify(data.charts);
         hashes = latest.hashes;
-        if (latest.parts !== undefined) find("#parts").innerHTML = latest.parts;
+        if (latest.parts !== undefined) update(latest.parts);
         if (latest.head !== undefined) find("#head").innerHTML = latest.head;
         if (latest.data !== undefined) {
           data = latest.data;

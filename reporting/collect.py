@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -228,12 +229,14 @@ def _value(text: str) -> Any:
 
 def _read_scores(run: Run, path: Path) -> None:
     """Add the scores in a JSON file of eval.py (scores.json, or one with a task and a checkpoint) or `eval_runner`."""
+    place = path.relative_to(run.folder)
+    is_named = path.name == "scores.json" or place.match("eval_runner/*/summary.json")
     try:
-        content = safe_read.read_json(path, MOST_BYTES)
-    except (ValueError, OSError):
+        status = path.stat()
+    except OSError:
         return
-    is_named = path.name == "scores.json" or (path.name, path.parts[-3]) == ("summary.json", "eval_runner")
-    if not isinstance(content, dict) or not (is_named or {"task", "checkpoint"} <= content.keys()):
+    content = _scores(path, is_named, (status.st_mtime_ns, status.st_size))
+    if content is None:
         return
     numbers = {key: value for key, value in _flat(content) if _is_number(value) and key not in ("seed", "episodes")}
     bases = {key.removesuffix("_rate") for key in numbers}
@@ -242,12 +245,23 @@ def _read_scores(run: Run, path: Path) -> None:
     for key in numbers.keys() - bounds:
         base = key.removesuffix("_rate")
         found[key] = (numbers[key], numbers.get(f"{base}_low"), numbers.get(f"{base}_high"))
-    source = str(path.relative_to(run.folder))
+    source = str(place)
     run.scores[source] = {key: found[key] for key in numbers if key in found}
     texts = content.get("samples")
     for text in texts if isinstance(texts, list) else ():
         if isinstance(text, str):
             run.samples.append({"source": source, "text": text})
+
+
+@functools.lru_cache(maxsize=10_000)  # `--watch` asks every two seconds, and tokenizers beside the scores are large
+def _scores(path: Path, is_named: bool, version: tuple[int, int]) -> dict[str, Any] | None:
+    """Return the content of a JSON file, or None if it has no scores; `version`: its time and size."""
+    try:
+        content = safe_read.read_json(path, MOST_BYTES)
+    except (ValueError, OSError):
+        return None
+    has_scores = isinstance(content, dict) and (is_named or {"task", "checkpoint"} <= content.keys())
+    return content if has_scores else None
 
 
 def _is_number(value: Any) -> bool:

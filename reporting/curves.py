@@ -14,7 +14,7 @@ from typing import Any
 MOST_POINTS = 2000  # of a curve in memory; longer curves keep the extremes of each stretch of steps
 POINTS_OF_PAGE = 45_000  # of all curves, about 1.2 MB of JSON
 MOST_BYTES_PARSED = 2**24  # of a log at once, about 50,000 lines; of a longer one each stretch of lines keeps a few
-PEAKS = [re.compile(rb'"%s": (-?\d[\d.eE+-]*)' % name) for name in (b"loss", b"grad_norm")]
+PEAKS = [re.compile(rb'"%s": (-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)' % name) for name in (b"loss", b"grad_norm")]
 RARE = re.compile(rb'"(?:nan|-?inf)"|"skipped_steps": [1-9]')
 NOT_FINITE = ("nan", "inf", "-inf")  # how metrics.jsonl writes them
 HOURS_OF_MS = 1 / 3_600_000

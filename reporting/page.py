@@ -21,6 +21,7 @@ INSTALL = "pip install -e .[report]"
 BOKEH = ("bokeh.min.js", "bokeh-api.min.js")
 COUNTS = ("parameters", "trained", "frozen", "quantized", "adapter", "adapted")
 MOST_TEXT = 4000  # characters of a sample or a value
+MOST_NAMES = 20  # of files that are not embedded
 escape = html.escape
 
 
@@ -88,7 +89,11 @@ def sections_html(sections: Sequence[tuple[str, str, str]]) -> str:
 
 
 def parts(runs: Sequence[Run], budget: int) -> list[tuple[str, str, str]]:
-    """Return the sections below the curves that have content: id, title, HTML."""
+    """Return the sections below the curves that have content: id, title, HTML.
+
+    Args:
+        budget: Bytes that they may have; films and pictures get what the others leave.
+    """
     if len(runs) > 1:
         found = [
             ("scores", "Scores and values", scores_table(runs)),
@@ -98,13 +103,14 @@ def parts(runs: Sequence[Run], budget: int) -> list[tuple[str, str, str]]:
         (run,) = runs
         found = [
             ("scores", "Scores and values", scores_table(runs)),
-            ("media", "Films and pictures", media(run, budget)),
             ("samples", "Samples", samples(run)),
             ("config", "Configuration", configuration(run)),
             ("model", "Model", model(run)),
             ("data-summary", "Data", lines_of(run, "data")),
             ("history", "History", history(run)),
         ]
+        budget -= sum(len(body.encode()) for _, _, body in found)
+        found.insert(1, ("media", "Films and pictures", media(run, budget)))
     return [(name, title, body) for name, title, body in found if body]
 
 
@@ -146,7 +152,7 @@ def key_figures(run: Run) -> list[tuple[str, str]]:
     order = sorted(rated, key=lambda key: (rated[key][1] is None, key not in best, key.startswith("loss")))
     found += [(key, score(key, *rated[key])) for key in order[:2]]
     if total := run.adaptation.get("total"):
-        found.append(("parameters", f"{total.get('parameters', 0):,}" if isinstance(total, dict) else "–"))
+        found.append(("parameters", number(total.get("parameters", "–")) if isinstance(total, dict) else "–"))
     if hours := run.log.axes["hours"]:
         minutes = hours[-1][1] * 60
         found.append(("training time", f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min"))
@@ -294,13 +300,12 @@ def lines_of(run: Run, key: str) -> str:
 
 def history(run: Run) -> str:
     """Each start of the run, with what it said, and what a resume changed."""
-    changes = {entry.get("step"): entry.get("changed") for entry in run.resumed}
-    starts = run.starts or [{"step": step} for step in changes]
+    starts = run.starts or [{"step": entry.get("step")} for entry in run.resumed]
     items = []
     for start in starts:
         step = start.get("step")
         said = [str(line) for key in ("notes", "resumed", "changed") for line in as_list(start.get(key))]
-        changed = changes.get(step)
+        changed = next((each.get("changed") for each in reversed(run.resumed) if each.get("step") == step), None)
         for path, change in changed.items() if isinstance(changed, dict) else ():
             if isinstance(change, dict) and not any(path in line for line in said):
                 before, after = (clipped(str(change.get(key))) for key in ("before", "after"))
@@ -357,5 +362,8 @@ def media(run: Run, budget: int) -> str:
             else f'<button type="button" class="enlarge"><img loading="lazy" src="{source}" alt="{name}"></button>'
         )
         items.append(f"<figure>{shown}<figcaption>{name}</figcaption></figure>")
-    more = f"<p>Not embedded, for the size of the page: {escape(', '.join(left_out))}</p>" if left_out else ""
+    names = ", ".join(left_out[:MOST_NAMES]) + (
+        f" and {len(left_out) - MOST_NAMES:,} more" if len(left_out) > MOST_NAMES else ""
+    )
+    more = f"<p>Not embedded, for the size of the page: {escape(names)}</p>" if left_out else ""
     return (f'<div class="media">{"".join(items)}</div>' if items else "") + more

@@ -151,13 +151,25 @@ class Runner:
         started, used = time.monotonic(), _cpu_seconds()
         try:
             with (folder / f"{name}.log").open("a" if name == "train" else "w", encoding="utf-8") as log:
-                subprocess.run([sys.executable, *words], cwd=self.root, stdout=log, stderr=None, check=True)
+                self.call(words, log)
         finally:
             if name == "train":
                 file = folder / "minutes.json"
                 before = json.loads(file.read_text()) if file.exists() else {"minutes": 0.0, "cpu_minutes": 0.0}
                 wall, cpu = (time.monotonic() - started) / 60, (_cpu_seconds() - used) / 60
                 write_json(file, {"minutes": before["minutes"] + wall, "cpu_minutes": before["cpu_minutes"] + cpu})
+
+    def call(self, words: list[str], log: Any) -> None:
+        """Run a command to its end. Ctrl-C reaches it too: a training saves its state, which takes a moment."""
+        process = subprocess.Popen([sys.executable, *words], cwd=self.root, stdout=log)
+        code, is_interrupted = None, False
+        while code is None:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                is_interrupted = True
+        if code or is_interrupted:
+            raise subprocess.CalledProcessError(INTERRUPTED if is_interrupted else code, words)
 
 
 def _cpu_seconds() -> float:

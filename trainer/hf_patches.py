@@ -14,6 +14,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+# Functions of torch.nn.init that fill a tensor: those of the other names call one of them.
+FIRST_VALUES = (
+    "_no_grad_uniform_", "_no_grad_normal_", "_no_grad_trunc_normal_", "_no_grad_fill_", "_no_grad_zero_",
+    "kaiming_uniform_", "kaiming_normal_",
+)  # fmt: skip
 PEFT_USERS = ("transformers.trainer_utils", "transformers.trainer")  # modules that import peft when they are imported
 
 
@@ -84,12 +89,12 @@ def replaced(holder: Any, name: str, value: Any) -> Iterator[Any]:
 @contextlib.contextmanager
 def without_first_values(finish: Callable[[Any], None], apply: Callable[..., Any]) -> Iterator[None]:
     """Inside, `from_pretrained` reads only names and shapes of weights (of a .gguf file only the configuration), leaves
-    them on the meta device and calls `finish(model)`; truncated normal distributions are not drawn; and modules convert
-    their tensors by `apply(module, conversion)`.
+    them on the meta device and calls `finish(model)`; first weights are not drawn; and modules convert their tensors by
+    `apply(module, conversion)`.
 
-    Without it: estimating the memory of a run would read all of its pretrained weights, and would not end, because the
-    distribution is drawn until each of the values, which fake tensors lack, is within its bounds; and torch cannot
-    convert the fake parameters of a module, as PEFT asks it to.
+    Without it: estimating the memory of a run would read all of its pretrained weights, and would not end, because a
+    truncated normal distribution is drawn until each of the values, which fake tensors lack, is within its bounds; and
+    torch cannot convert the fake parameters of a module, as PEFT asks it to.
     """
     import torch
     from torch.nn import Module, init
@@ -109,9 +114,10 @@ def without_first_values(finish: Callable[[Any], None], apply: Callable[..., Any
     PreTrainedModel.from_pretrained = classmethod(empty)
     with (
         contextlib.ExitStack() as end,
-        replaced(init, "_no_grad_trunc_normal_", lambda tensor, *arguments, **options: tensor),
         replaced(Module, "_apply", lambda module, conversion, recurse=True: apply(module, conversion)),
     ):
+        for name in FIRST_VALUES:
+            end.enter_context(replaced(init, name, lambda tensor, *arguments, **options: tensor))
         end.callback(setattr, PreTrainedModel, "from_pretrained", load)  # the class method itself, which is not bound
         yield
 

@@ -5,6 +5,7 @@ Forward, backward and the optimizer's own `step` are carried out, so no formula 
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -14,7 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -45,7 +51,10 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
         try:
-            result = func(*args, **(kwargs or {}))
+            if is_pointwise_in_place(func) and isinstance(args[0], FakeTensor) and args[0].constant is None:
+                result = args[0]  # of the same shape and type; such are most operators of an optimizer's step
+            else:
+                result = func(*args, **(kwargs or {}))
         except DataDependentOutputException:
             self._assume()
             kind = torch.bool if func is torch.ops.aten.equal.default else args[0].dtype
@@ -53,7 +62,8 @@ class Ledger(TorchDispatchMode):
         except DynamicOutputShapeException:
             self._assume()
             result = chosen_by_true(func, args, kwargs or {})
-        self.add(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        leaves = (result,) if isinstance(result, Tensor) else tree_leaves(result)
+        self.add(leaf for leaf in leaves if isinstance(leaf, Tensor))
         return result
 
     def _assume(self) -> None:
@@ -84,6 +94,13 @@ class Ledger(TorchDispatchMode):
     def _freed(self, key: int) -> None:
         _, part, size = self.storages.pop(key)
         self.now[part] -= size
+
+
+@functools.cache
+def is_pointwise_in_place(func: Any) -> bool:
+    """Whether an operator changes values of its first argument, which it returns, and nothing else."""
+    written = [argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments]
+    return torch.Tag.pointwise in func.tags and written[:1] == [True] and sum(written) == 1
 
 
 def chosen_by_true(func: Any, args: tuple, kwargs: Mapping) -> Tensor:

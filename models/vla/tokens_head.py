@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from models.vla.action_tokens import ActionTokens, BinTokens, FastTokens
 from models.vla.backbone import Backbone
@@ -81,6 +82,9 @@ class TokensHead(nn.Module):
 
     def encoded(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, N) of chunks (B, C, A), 0 … V - 1, and which of them exist (B, N)."""
+        if isinstance(actions, FakeTensor):  # an estimate of memory has no values: a token for each number is the most
+            ids = torch.zeros(len(actions), actions[0].numel(), dtype=torch.long, device=actions.device)
+            return ids, torch.ones_like(ids, dtype=torch.bool)
         rows = self.tokens.encode(actions.detach().cpu().double().numpy())
         lengths = torch.tensor([len(row) for row in rows])
         exists = torch.arange(int(lengths.max())) < lengths[:, None]

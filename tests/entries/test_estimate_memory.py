@@ -60,9 +60,13 @@ def vla(folder):
     return vla_recipe.words(folder)
 
 
+def vla_tokens(folder):
+    return [*vla(folder), "model.head=tokens", "dataset.normalization={state: zscore, action: min_max}"]
+
+
 # With the largest relative error. A VLA computes logits for tokens in a mask, of which the estimate knows no values.
 WORKLOADS = [(gpt, 0.05), pytest.param(act, 0.05, marks=pytest.mark.slow), (llama, 0.05), (vit, 0.05)]
-WORKLOADS.append(pytest.param(vla, 0.15, marks=pytest.mark.slow))
+WORKLOADS += [pytest.param(each, 0.15, marks=pytest.mark.slow) for each in (vla, vla_tokens)]
 
 
 def read(folder, words, *more):

@@ -97,6 +97,20 @@ def test_an_interrupted_recipe_continues(runner, monkeypatch):
     assert runner.result(TINY)["minutes"] > spent and runner.result(TINY)["commit"] == started
 
 
+def test_ctrl_c_waits_for_the_step_and_begins_no_other(runner, monkeypatch):
+    class Popen(subprocess.Popen):
+        def wait(self, timeout=None):
+            if not hasattr(self, "is_asked"):
+                self.is_asked = True
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    with pytest.raises(subprocess.CalledProcessError) as stopped:
+        runner.run(TINY)
+    assert stopped.value.returncode == 75 and calls(runner) == ["prepare"]
+
+
 @pytest.mark.parametrize("changed", ["tiny.yaml", "base.yaml"])
 def test_another_configuration_is_run_again(runner, changed):
     runner.run(TINY)

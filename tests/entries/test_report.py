@@ -185,6 +185,15 @@ def test_of_a_very_long_log_few_lines_are_parsed_and_nothing_notable_is_lost(tmp
     assert log.update() and len(parsed) < 2300 and list(dict(log.series["loss"]))[-100:] == list(range(60_001, 60_101))
 
 
+def test_a_line_of_a_very_long_log_that_was_cut_in_a_number_is_counted(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "out", [training(step) for step in range(1, 1001)], tail='{"step": 1, "loss": 1.5e-')
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps(training(step)) + "\n" for step in range(1001, 2001))
+    monkeypatch.setattr(curves, "MOST_BYTES_PARSED", 50_000)
+    log = MetricsLog(folder / "metrics.jsonl")
+    assert log.update() and log.last_step == 2000
+
+
 def test_a_log_that_was_rewritten_is_read_anew(out):
     log = MetricsLog(out / "metrics.jsonl")
     log.update()
@@ -323,6 +332,17 @@ def test_films_and_pictures_are_embedded_until_the_page_is_full(out):
     assert (out / "report.html").stat().st_size < page_module.MOST_BYTES
 
 
+def test_texts_leave_less_room_for_pictures(out, monkeypatch):
+    lines = [json.dumps({"step": step, "text": "ö" * 5000}) + "\n" for step in range(40)]
+    (out / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    for number in range(100):
+        (out / f"{number}.png").write_bytes(bytes(50_000))
+    made(out)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert 4_800_000 < len(page.encode()) < page_module.MOST_BYTES
+    assert page.count(".png (0.1 MB)") == page_module.MOST_NAMES  # of those left out; the others are counted
+
+
 # ---- hostile and missing input ----
 
 
@@ -373,6 +393,8 @@ def test_damaged_files_are_warnings(out):
 @pytest.mark.parametrize(
     ("name", "content"),
     [("adaptation.json", '{"parts": 1, "total": [1], "learning_rate": 3}'), ("resumed.json", '[1, {"changed": 2}]'),
+     ("adaptation.json", '{"total": {"parameters": "x"}}'), ("resumed.json", '[{"step": [1]}]'),
+     ("starts.jsonl", '{"step": [1]}\n'),
      ("starts.jsonl", '{"step": "x", "data": 3, "notes": {"a": 1}}\n[1]\n'), ("samples.jsonl", '{"text": 1}\n'),
      ("scores.json", '{"task": 1, "checkpoint": 2, "samples": 3, "a": {"b": []}}'), ("run.yaml", "- 1\n"),
      ("run.yaml", ""), ("run.yaml", "a: &a [1]\nb: *a\n? [c]\n: d\n"), ("metrics.jsonl", '{"step": true}\n'),
@@ -381,6 +403,13 @@ def test_damaged_files_are_warnings(out):
 def test_files_of_another_kind_do_no_harm(out, name, content):
     (out / name).write_text(content)
     assert made(out).data["runs"]
+
+
+def test_a_folder_named_from_the_working_folder_and_twice_is_one_run(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (out / "adaptation.json").write_text("{}")
+    report.main(["out", "./out", str(out)])
+    assert len(Page(out / "report.html").data["runs"]) == 1
 
 
 def test_a_folder_that_is_no_run_is_refused(out, tmp_path, capsys):

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import data.records
 import models.auto
-from models import adapt
+from models import adapt, pretrained
 from trainer.hf_patches import without_first_values
 from trainer.memory_ledger import exchange, from_meta
 
@@ -199,6 +199,24 @@ def test_the_check_takes_a_file(folder, tmp_path):
     assert problems(file) == [] == problems(folder)
     assert "is not a folder" in problems(tmp_path / "none.gguf")[0] and "is not a folder" in problems("none.gguf")[0]
     assert "is not a folder" in problems(file, load_pretrain=True)[0]
+
+
+def test_a_long_vocabulary_is_counted_and_not_read(folder, tmp_path, monkeypatch):
+    """The model is the same without its tokens and their types, and a file that ends among them is refused."""
+    reads, read = [], gguf.GGUFReader._get_str
+    monkeypatch.setattr(gguf.GGUFReader, "_get_str", lambda *place: (reads.append(place), read(*place))[1])
+    whole = build(folder)
+    before, reads[:] = len(reads), []
+    monkeypatch.setattr(pretrained, "MOST_READ", 3)
+    model = build(folder)
+    assert before - len(reads) >= len(TOKENS)
+    assert model.config.to_dict() == whole.config.to_dict()
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), whole.parameters(), strict=True))
+    content = (folder / "tiny.gguf").read_bytes()
+    for end in (content.index(b"<|im_end|>"), content.index(b"tokenizer.ggml.token_type") + 60):
+        (tmp_path / "cut.gguf").write_bytes(content[:end])
+        with pytest.raises(ValueError, match="model_name_or_path"):
+            build(tmp_path / "cut.gguf")
 
 
 def test_an_estimate_of_memory_reads_no_weights(folder):

@@ -10,6 +10,7 @@ import transformers.trainer
 from transformers.trainer_callback import CallbackHandler
 
 from trainer.hf_overrides import HFOverrides
+from trainer.hf_patches import FIRST_VALUES
 from trainer.trainer import Trainer
 
 OWN_CLASSES = [kind for kind in Trainer.__mro__ if kind.__module__.startswith("trainer.")]
@@ -59,7 +60,7 @@ def test_an_override_says_what_would_go_wrong_without_it(name):
         (CallbackHandler, "on_save", ["self", "args", "state", "control", "kwargs"]),
         (CallbackHandler, "on_evaluate", ["self", "args", "state", "control", "metrics", "kwargs"]),
         (transformers.trainer, "sort_checkpoints", ["output_dir"]),
-        (torch.nn.init, "_no_grad_trunc_normal_", ["tensor", "mean", "std", "a", "b"]),
+        *((torch.nn.init, name, ["tensor"]) for name in FIRST_VALUES),
         (torch.nn.Module, "_apply", ["self", "fn", "recurse"]),
         (transformers.trainer, "is_peft_available", []),
         (transformers.trainer_utils, "is_peft_available", []),
