@@ -91,9 +91,12 @@ class Processor(processor.Processor):
             roots = [Path(root).expanduser() for root in (self.config.root, self.config.dataset_base_dir) if root]
             roots.append(Path(source.path or ".").parent)
             for line, row in rows:
-                name = row[column] if len(row) == len(columns) else None
-                found = (root / name for root in roots if os.path.exists(root / name)) if name else iter(())
-                image = next(found, roots[0] / name) if name else f"{len(row)} values for {len(columns)} columns"
+                name = (row[column] if len(row) == len(columns) else "") or None
+                if name is None:
+                    image: Any = f"no path in {len(row)} values of {len(columns)} columns"
+                else:
+                    places = (root / name for root in roots if os.path.exists(root / name))
+                    image = next(places, roots[0] / name)
                 yield Item(source, f"{source}:{line}", (name, image))
 
     def encode(self, raw: tuple[str | None, Any]) -> tuple[str, Any]:
