@@ -212,7 +212,8 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
         )
         scores |= values if len(sets) == 1 else {f"{name}_{key}": values[key] for key in values}
         if bundle.report is not None:
-            print("\n".join(bundle.report(report_of, dataset, metric, values, folder / "eval")), flush=True)
+            lines = refusing(bundle.report, report_of, dataset, metric, values, folder / "eval")
+            print("\n".join(lines), flush=True)
     if len(sets) > 1:
         scores["loss"] = sum(scores[f"{name}_loss"] for name in sets) / len(sets)
     if asked.samples and bundle.free_run is not None:

@@ -232,6 +232,10 @@ def test_scores_of_other_data_and_of_the_training_set(tmp_path, in_root, capsys)
     expected = np.mean([average_precision_score(truth[:, label], by_hand[:, label]) for label in range(3)])
     assert of_training["macro_average_precision"] == pytest.approx(expected, abs=1e-6)
     assert (out / "eval/thresholds.json").read_text() == tuned and (out / "eval/train/labels.csv").is_file()
+    (out / "eval/thresholds.json").write_text("{")
+    with pytest.raises(SystemExit) as left:
+        command_line(evaluation.main, ["--checkpoint", str(out), "--split", "train"])
+    assert left.value.code == 2 and "thresholds.json" in capsys.readouterr().err
 
 
 def test_the_report_of_one_class_each(tmp_path):
