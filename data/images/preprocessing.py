@@ -59,7 +59,7 @@ class Preprocessing:
             "image_mean": list(self.mean),
             "image_std": list(self.std),
             "resample": self.resample,
-            "do_flip_channel_order": self.flips_channels,
+            **({"do_flip_channel_order": True} if self.flips_channels else {}),
             "keel": {"channels": self.channels, "resize": self.resize},
         }
 
