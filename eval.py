@@ -22,6 +22,7 @@ from loader.command_line.entry import check_output, command_line, entry_flags, r
 from loader.errors import ConfigError
 from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import RunConfig
+from loader.resume.config_diff import changed_data
 from loader.schema.hyper_arguments import RemembersGiven
 from storage.config_keys import key
 from storage.safe_read import escaped
@@ -171,6 +172,9 @@ def check_flags(asked: EvalArguments, run: RunConfig) -> None:
         dead = dict.fromkeys(OF_HELD_OUT_DATA, f"task {run.task} rolls its policy out in a simulator")
         if not (asked.video or asked.video_dir):
             dead["video_episodes"] = "nothing is filmed; set --video"
+    own = {"validation": "eval_path", "test": "test_path"}.get(asked.split, "")
+    if getattr(run.dataset.config, own, None) and not any(word.startswith(f"dataset.{own}=") for word in asked.set):
+        dead["data"] = f"the {asked.split} data is dataset.{own}; --set dataset.{own}=PATH names other"
     refuse_useless(asked, dead)
 
 
@@ -191,22 +195,25 @@ def held_out_scores(asked: EvalArguments, folder: Path, run: RunConfig) -> dict[
     refuse_useless(asked, sampling_without_effect(bundle) if asked.samples else {})
     model = refusing(load_model, folder, run, device)
     refusing(refuse_other_labels, model.config, bundle.dims.get("labels"), str(folder))
-    if run.trained_in is None:
-        warn_of_other_data(folder, bundle)
-    else:
+    changed = changed_data(bundle.files, folder)
+    if run.trained_in is not None:
         refusing(check_dims, bundle.dims, model.config)
+    elif changed:
+        print(f"warning: the data is not what {folder} was trained with: {changed}", file=sys.stderr, flush=True)
     scores: dict[str, Any] = {"task": run.task, "checkpoint": str(folder)}
     loss = refusing(build_loss, run, bundle)
+    report_of = "other" if changed and run.trained_in is not None else asked.split
     for name, dataset in sets.items():
-        values = evaluate(model, dataset, bundle.collate, asked.batch_size, device, bundle.metrics.get(name), loss)
+        metric = bundle.metrics.get(name) if name != "train" else bundle.train_metric or bundle.metrics.get(name)
+        values = evaluate(model, dataset, bundle.collate, asked.batch_size, device, metric, loss)
         print(
             f"{name}, {len(dataset):,} samples: "
             + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
         )
         scores |= values if len(sets) == 1 else {f"{name}_{key}": values[key] for key in values}
         if bundle.report is not None:
-            metric = bundle.metrics.get(name)
-            print("\n".join(bundle.report(asked.split, dataset, metric, values, folder / "eval")), flush=True)
+            lines = refusing(bundle.report, report_of, dataset, metric, values, folder / "eval")
+            print("\n".join(lines), flush=True)
     if len(sets) > 1:
         scores["loss"] = sum(scores[f"{name}_loss"] for name in sets) / len(sets)
     if asked.samples and bundle.free_run is not None:
@@ -245,14 +252,6 @@ def check_dims(dims: dict[str, Any], config: Any) -> None:
         fits = isinstance(trained, int) and size <= trained if name in AT_MOST else size == trained
         if trained is not None and not fits and name not in TAKES_OTHERS:
             raise ConfigError(f"the data has {name} {size}, but the model was trained for {trained}; score other data")
-
-
-def warn_of_other_data(folder: Path, bundle: Any) -> None:
-    """One line on stderr where the data is no longer what the checkpoint was trained and evaluated on."""
-    from loader.resume.config_diff import changed_data
-
-    if changed := changed_data(bundle.files, folder):
-        print(f"warning: the data is not what {folder} was trained with: {changed}", file=sys.stderr, flush=True)
 
 
 def written_samples(asked: EvalArguments, model: Any, processor: Any) -> list[str]:

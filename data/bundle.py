@@ -30,6 +30,7 @@ class Bundle:
         summary: lines for people.
         metrics: name of an evaluation or test set -> its metric. `train`: values that follow from the mean training
             loss; it never sees a batch.
+        train_metric: the metric of the training set where that is scored like a held-out one (`eval.py --split train`).
         units: what a sample consists of -> how many, such as `{"tokens": 1024}`; logged in total and per second.
         processor: see `data.processor`; saved beside the model with `save_pretrained(folder)`. None: the module's
             `Processor` needs `files` alone, or there is none.
@@ -50,6 +51,7 @@ class Bundle:
     files: dict[str, dict] = field(default_factory=dict)
     summary: list[str] = field(default_factory=list)
     metrics: dict[str, Metric] = field(default_factory=dict)
+    train_metric: Metric | None = None
     units: dict[str, int] = field(default_factory=dict)
     processor: Any = None
     statistics: dict[str, Any] = field(default_factory=dict)

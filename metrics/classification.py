@@ -107,7 +107,8 @@ class SingleLabelMetric(Metric):
         if labels.dim() == 2:
             labels = labels.argmax(1)
         logits, labels = logits[labels >= 0], labels[labels >= 0]
-        confidence, predicted = logits.softmax(1).max(1)
+        # Of the logits: probabilities that differ by less than their rounding are equal.
+        confidence, predicted = logits.softmax(1).amax(1), logits.argmax(1)
         target = logits.gather(1, labels[:, None])
         index = torch.arange(logits.shape[1], device=logits.device)
         rank = ((logits > target) | ((logits == target) & (index < labels[:, None]))).sum(1)
@@ -123,9 +124,15 @@ class SingleLabelMetric(Metric):
             values["top5_accuracy"] = float((rank < TOP).mean()) if len(rank) else float("nan")
         return values | {"calibration_error": formulas.calibration_error(confidence, rank == 0)}
 
+    def predictions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predicted classes, true classes, and probabilities of the predicted ones, of all processes, each (N,)."""
+        rows = self.gathered.gather()
+        predicted, targets = rows[:, :2].astype(np.int64).T
+        return predicted, targets, rows[:, 2]
+
     def confusion_matrix(self) -> np.ndarray:
         """(L, L) counts: row the true class, column the predicted one."""
-        predicted, targets = self.gathered.gather()[:, :2].astype(np.int64).T
+        predicted, targets, _ = self.predictions()
         return formulas.confusion_matrix(predicted, targets, len(self.labels))
 
     def per_label(self) -> list[dict[str, Any]]:

@@ -54,7 +54,8 @@ def tune_thresholds(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """The decision threshold of each label that gives the highest F1.
 
     A threshold is the midpoint between the lowest score above it and the highest below it. Of several cuts with the
-    same F1 the one nearest to .5 is taken, of two equally near the higher; a label without positives has .5.
+    same F1 the one nearest to .5 is taken, of two equally near the higher; a label without positives, or with scores
+    that are not numbers, has .5.
 
     Args:
         scores, targets: (N, L), of a validation set.
@@ -67,7 +68,7 @@ def tune_thresholds(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 def _best_threshold(scores: np.ndarray, targets: np.ndarray) -> float:
     true_positives, predicted, cuts, positives = _cuts(scores, targets)
-    if positives == 0:
+    if positives == 0 or not np.isfinite(cuts).all():
         return HALF
     below = np.append(cuts[1:], 0.0)
     middle = (cuts + below) / 2

@@ -48,7 +48,7 @@ def assemble(config: Config, run: Any) -> Bundle:
         train_dataset=sets["train"],
         eval_datasets={name: dataset for name, dataset in held_out.items() if name == "validation"},
         test_datasets={name: dataset for name, dataset in held_out.items() if name == "test"},
-        collate=Collate(preprocessing.mean, preprocessing.std),
+        collate=Collate(preprocessing.mean, preprocessing.std, preprocessing.flips_channels),
         sampler=sampler_of(config, targets["train"]),
         train_transform=transform_of(config, preprocessing, None if is_multi_label else len(names)),
         dims={
@@ -62,6 +62,7 @@ def assemble(config: Config, run: Any) -> Bundle:
         units={"images": 1},
         files={FILE: preprocessing.as_json(), "data.json": identity(tables, targets, preprocessing)},
         summary=[*notes, *summary(tables, targets)],
+        train_metric=metric(names),
         statistics={"samples": len(targets["train"]), "positives": positives(targets["train"], len(names))},
         report=Report(names, is_multi_label),
     )
@@ -157,7 +158,7 @@ def skipped_lines(bad: dict[int, str], what: str) -> list[str]:
 def image_identity(image: Any) -> list[Any]:
     """What tells one image from another: its path, size and time of modification, or its place in a table."""
     if not isinstance(image, Path):
-        return [str(image)]
+        return [str(image), *image.version]
     try:
         status = image.stat()
     except OSError:

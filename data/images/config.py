@@ -92,6 +92,10 @@ class Config:
             values = getattr(self, name)
             if values is not None and len(values) != self.channels:
                 raise ValueError(f"`{name}` has {len(values)} numbers for {self.channels} channels; give one for each")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"`std: {self.std}` must be positive numbers: images are divided by them")
+        if self.labels is not None and len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"`labels: {self.labels}` names one column twice")
         if self.label_separator == "":
             raise ValueError('`label_separator` is empty; give a character, quoted in YAML: "|"')
         if (self.mean is None) != (self.std is None):

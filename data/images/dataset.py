@@ -74,10 +74,11 @@ class Collate:
 
     Args:
         mean, std: Of each channel, in units of full brightness.
+        flips_channels: Red, green, blue become blue, green, red, before anything else.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        self.mean, self.std = tuple(mean), tuple(std)
+    def __init__(self, mean: Sequence[float], std: Sequence[float], flips_channels: bool = False):
+        self.mean, self.std, self.flips_channels = tuple(mean), tuple(std), flips_channels
 
     def __call__(self, fetched: Fetched | list[Fetched]) -> dict[str, torch.Tensor]:
         images, labels = fetched if isinstance(fetched, tuple) else map(np.stack, zip(*fetched, strict=True))
@@ -88,5 +89,6 @@ class Collate:
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, S, S) uint8 -> float32"""
+        images = images.flip(1) if self.flips_channels else images
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return images.float().sub_(255 * mean).div_(255 * std)

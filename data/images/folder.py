@@ -10,7 +10,6 @@ from data.images.labelled import Table
 from data.images.table import EXTENSIONS, SPLITS, read_csv
 
 METADATA = ("metadata.csv", "metadata.jsonl")
-LABELS = ("label", "labels")  # columns of such a table
 
 
 def read_folder(folder: Path, config: Config, key: str) -> Table:
@@ -59,7 +58,7 @@ def _read_part(folder: Path, config: Config, key: str) -> Table:
     metadata = metadata_of(folder)
     if metadata is None:
         return _read_classes(folder)
-    return read_csv(metadata, config, key, usual_labels=LABELS)
+    return read_csv(metadata, config, key, is_metadata=True)
 
 
 def _read_classes(folder: Path) -> Table:

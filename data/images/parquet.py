@@ -12,14 +12,20 @@ IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "picture", "pixel_values"), ("la
 
 
 class Cell:
-    """One image: the bytes in a row of a table; read when asked for."""
+    """One image: the bytes in a row of a table, or of the file that it names; read when asked for.
 
-    def __init__(self, source: Any, column: str, row: int, name: str):
-        self.source, self.column, self.row, self.name = source, column, row, name
+    Args:
+        version: What changes when the table is written again.
+    """
+
+    def __init__(self, source: Any, column: str, row: int, name: str, version: list[Any]):
+        self.source, self.column, self.row, self.name, self.version = source, column, row, name, version
 
     def read(self) -> bytes:
         value = self.source[self.column][self.row].as_py()
-        return value["bytes"] if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        return value["bytes"] or Path(value["path"] or "").read_bytes()
 
     def __str__(self) -> str:
         return f"{self.name}, row {self.row}"
@@ -35,7 +41,9 @@ def read_parquet(path: Path, config: Config) -> Table:
         import pyarrow.parquet
     except ImportError:
         raise ValueError(f"{path}: reading Parquet needs pyarrow; pip install 'keel[images]'") from None
-    return from_arrow(pyarrow.parquet.read_table(path, memory_map=True), config, str(path))
+    status = path.stat()
+    version = [status.st_size, status.st_mtime_ns]
+    return from_arrow(pyarrow.parquet.read_table(path, memory_map=True), config, str(path), version)
 
 
 def read_hub(name: str, split: str, config: Config, cache_dir: str | None) -> Table:
@@ -56,22 +64,42 @@ def read_hub(name: str, split: str, config: Config, cache_dir: str | None) -> Ta
         raise ValueError(
             f"`dataset.path: {name}` cannot be loaded from the hub: {' '.join(str(error).split())}"
         ) from None
-    return from_arrow(dataset.data.table, config, f"{name} ({split})", dataset.features)
+    version = [getattr(dataset, "_fingerprint", None)]
+    return from_arrow(dataset.data.table, config, f"{name} ({split})", version, dataset.features)
 
 
-def from_arrow(table: Any, config: Config, name: str, features: Any = None) -> Table:
-    """A table of Arrow with encoded images and one column of labels: a class, or a list of them."""
+def from_arrow(table: Any, config: Config, name: str, version: list[Any], features: Any = None) -> Table:
+    """A table of Arrow with encoded images and one column of labels: a class, or a list of them.
+
+    Images without a label (null, or -1 of a `ClassLabel`) are left out, which a note reports.
+
+    Args:
+        version: See `Cell`.
+
+    Raises:
+        ValueError: a column is missing, or a label has no name.
+    """
     images = _first(table.column_names, config.path_column, IMAGE_COLUMNS, name, "path_column")
     labels = _first(table.column_names, config.label_column, LABEL_COLUMNS, name, "label_column")
     class_names = _class_names(table, features, labels)
-    rows = []
-    for value in table[labels].to_pylist():
-        values = value if isinstance(value, list) else [value]
-        rows.append(tuple(class_names[item] if class_names else str(item) for item in values))
-    is_multi_label = any(isinstance(value, list) for value in table[labels][:1].to_pylist())
+    values = table[labels].to_pylist()
+    known = [row for row, value in enumerate(values) if value is not None and not (class_names and value == -1)]
+    rows = [_named(values[row], class_names, f"{name}, row {row}: column {labels!r}") for row in known]
+    notes = [f"{name}: {len(values) - len(known)} images without a label are left out"] * (len(known) < len(values))
+    is_multi_label = any(isinstance(values[row], list) for row in known[:1])
     used = class_names or sorted({label for row in rows for label in row})
-    cells = [Cell(table, images, row, name) for row in range(len(rows))]
-    return Table(cells, rows, used, is_multi_label, declared=class_names is not None)
+    cells = [Cell(table, images, row, name, version) for row in known]
+    return Table(cells, rows, used, is_multi_label, notes=notes, declared=class_names is not None)
+
+
+def _named(value: Any, class_names: list[str] | None, place: str) -> tuple[str, ...]:
+    """The names of the labels of one image."""
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        if item is None or (class_names and item not in range(len(class_names))):
+            known = f" of 0 to {len(class_names) - 1}" if class_names else ""
+            raise ValueError(f"{place} has the label {item}, which is none{known}; correct it")
+    return tuple(class_names[item] if class_names else str(item) for item in items)
 
 
 def _first(columns: list[str], wanted: str | None, usual: tuple[str, ...], name: str, key: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.images.config import Config
+from data.images.decode import MODES
 from storage import safe_read
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -21,8 +23,12 @@ class Preprocessing:
 
     Attributes:
         size: Pixels of a side.
-        mean, std: Of each channel, in units of full brightness.
+        mean, std: Of each channel, in units of full brightness, in the model's order of channels.
         resample: Pillow's number of the interpolation.
+        flips_channels: The model wants blue, green, red.
+
+    Raises:
+        ValueError: a value that no image can be made with.
     """
 
     size: int
@@ -31,6 +37,15 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resample: int = BILINEAR
+    flips_channels: bool = False
+
+    def __post_init__(self) -> None:
+        is_known = self.channels in MODES and self.resize in ("stretch", "crop", "pad") and self.resample in range(6)
+        if not is_known or not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"no images of {self.channels} channels by {self.resize} to {self.size} pixels")
+        lengths = {len(self.mean), len(self.std)}
+        if lengths != {self.channels} or not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std} are no numbers for {self.channels} channels")
 
     def as_json(self) -> dict[str, Any]:
         """The file's content: transformers' keys, and Keel's own under `keel`."""
@@ -44,6 +59,7 @@ class Preprocessing:
             "image_mean": list(self.mean),
             "image_std": list(self.std),
             "resample": self.resample,
+            **({"do_flip_channel_order": True} if self.flips_channels else {}),
             "keel": {"channels": self.channels, "resize": self.resize},
         }
 
@@ -52,7 +68,8 @@ class Preprocessing:
         """From a file that `as_json` wrote."""
         own = values["keel"]
         mean, std = tuple(values["image_mean"]), tuple(values["image_std"])
-        return cls(values["size"]["height"], own["channels"], own["resize"], mean, std, values["resample"])
+        size, flips = values["size"]["height"], bool(values.get("do_flip_channel_order"))
+        return cls(size, own["channels"], own["resize"], mean, std, values["resample"], flips)
 
 
 def preprocessing_of(config: Config, model: str | None, cache_dir: str | None) -> Preprocessing:
@@ -63,12 +80,17 @@ def preprocessing_of(config: Config, model: str | None, cache_dir: str | None) -
     """
     theirs = _of_model(model, cache_dir) if model is not None else {}
     size = config.image_size or _size(theirs) or DEFAULT_SIZE
-    mean, std = config.mean or theirs.get("image_mean"), config.std or theirs.get("image_std")
+    their_mean, their_std = theirs.get("image_mean"), theirs.get("image_std")
+    if theirs and not theirs.get("do_normalize", their_mean is not None):
+        their_mean, their_std = (0.0,) * 3, (1.0,) * 3  # such as MobileViT
+    mean, std = config.mean or their_mean, config.std or their_std
     if mean is None or std is None:
         mean, std = IMAGENET_MEAN, IMAGENET_STD
     mean, std = (for_channels(tuple(map(float, values)), config.channels) for values in (mean, std))
-    resample = theirs.get("resample") or BILINEAR
-    return Preprocessing(size, config.channels, config.resize, mean, std, int(resample))
+    resample = theirs.get("resample")
+    resample = BILINEAR if resample is None else int(resample)
+    flips = config.channels == 3 and bool(theirs.get("do_flip_channel_order"))
+    return Preprocessing(size, config.channels, config.resize, mean, std, resample, flips)
 
 
 def for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -12,12 +13,13 @@ from data import processor
 from data.images.config import Config
 from data.images.decode import Decoder
 from data.images.preprocessing import FILE, Preprocessing
-from data.images.table import EXTENSIONS, PATH_COLUMNS
+from data.images.report import read_thresholds
+from data.images.table import EXTENSIONS, PATH_COLUMNS, rows_of
 from data.processor import Item, Source
+from metrics.scores import HALF
 from storage import safe_read
 
 THRESHOLDS = "eval/thresholds.json"  # what eval.py tunes on the validation set
-HALF = 0.5
 LISTS = (".csv", ".tsv")  # tables of images
 
 
@@ -38,11 +40,11 @@ class Processor(processor.Processor):
         preprocessing: Preprocessing,
         labels: list[str],
         is_multi_label: bool,
-        thresholds: dict[str, float],
+        thresholds: list[float],
         config: Config,
     ):
         self.preprocessing, self.labels, self.is_multi_label = preprocessing, labels, is_multi_label
-        self.thresholds, self.config = [thresholds.get(label, HALF) for label in labels], config
+        self.thresholds, self.config = thresholds, config
         self.decoder = Decoder(preprocessing.size, preprocessing.channels, preprocessing.resize, preprocessing.resample)
 
     @classmethod
@@ -52,44 +54,65 @@ class Processor(processor.Processor):
             values, data = (safe_read.read_json(folder / name) for name in (FILE, "data.json"))
             preprocessing = Preprocessing.from_json(values)
             labels, is_multi_label = data["labels"], data["is_multi_label"]
+            if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+                raise TypeError("labels are no list of names")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{folder}: {FILE} or data.json cannot be read ({error}); restore it from the run"
             ) from None
         places = [folder / THRESHOLDS, folder.parent / THRESHOLDS]
         file = next((place for place in places if place.is_file()), None)
-        return cls(preprocessing, labels, is_multi_label, safe_read.read_json(file) if file else {}, config)
+        thresholds = read_thresholds(file, labels) if file else [HALF] * len(labels)
+        return cls(preprocessing, labels, bool(is_multi_label), thresholds, config)
 
     def count(self, source: Source) -> int:
-        if not source.name.endswith(LISTS):
+        if not source.name.lower().endswith(LISTS):
             return 1
         with source.open() as stream:
             return max(0, sum(1 for _ in stream) - 1)
 
     def read(self, source: Source) -> Iterator[Item]:
-        """The image itself, or the images that a table lists; paths are relative to `dataset.root` or to the table."""
-        if not source.name.endswith(LISTS):
+        """The image itself, or the images that a table lists.
+
+        Paths are relative to `dataset.root`, to `dataset.dataset_base_dir`, or to the table: the first where a file is.
+        """
+        if not source.name.lower().endswith(LISTS):
             with source.local_file() as file:
                 yield Item(source, str(source), (source.name, file.read_bytes() if source.path is None else file))
             return
         with source.open() as stream:
             text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-            header = text.readline()
-            delimiter = max(",\t;", key=header.count)
-            columns = next(csv.reader([header], delimiter=delimiter), [])
+            rows = rows_of(text)
+            columns = [name.strip() for name in next(rows, (1, []))[1]]
             wanted = [self.config.path_column] if self.config.path_column else PATH_COLUMNS
             column = next((columns.index(name) for name in wanted if name in columns), None)
             if column is None:
                 raise ValueError(f"no column of paths ({', '.join(wanted)}); its columns: {', '.join(columns)}")
-            root = Path(self.config.root).expanduser() if self.config.root else Path(source.path or ".").parent
-            for number, row in enumerate(csv.reader(text, delimiter=delimiter), 2):
-                if row:
-                    yield Item(source, f"{source}:{number}", (row[column], root / row[column]))
+            roots = [Path(root).expanduser() for root in (self.config.root, self.config.dataset_base_dir) if root]
+            roots.append(Path(source.path or ".").parent)
+            for line, row in rows:
+                name = (row[column] if len(row) == len(columns) else "") or None
+                if name is None:
+                    image: Any = f"no path in {len(row)} values of {len(columns)} columns"
+                else:
+                    places = (root / name for root in roots if os.path.exists(root / name))
+                    image = next(places, roots[0] / name)
+                yield Item(source, f"{source}:{line}", (name, image))
 
-    def encode(self, raw: tuple[str, Any]) -> tuple[str, Any]:
+    def encode(self, raw: tuple[str | None, Any]) -> tuple[str, Any]:
         """(name, (C, S, S) uint8)"""
         name, image = raw
+        if name is None:
+            raise ValueError(image)
         return name, self.decoder(image)
+
+    def check(self, model: Any, inputs: tuple[str, Any]) -> None:
+        """See `data.processor`."""
+        counts = {"num_labels": len(self.labels), "num_channels": self.preprocessing.channels}
+        for size, count in counts.items():
+            if (trained := getattr(model.config, size, count)) != count:
+                file = "data.json" if size == "num_labels" else FILE
+                raise ValueError(f"{file} says {size} {count}, and the model has {trained}; restore it from the run")
 
     def predict(self, model: Any, inputs: list[tuple[str, Any]]) -> tuple[list[str], Any]:
         """(names, probabilities (B, L) float64)"""
@@ -99,7 +122,8 @@ class Processor(processor.Processor):
         from data.images.dataset import Collate
 
         images = torch.from_numpy(np.stack([image for _, image in inputs]))
-        pixels = Collate(self.preprocessing.mean, self.preprocessing.std).normalised(images)
+        made = self.preprocessing
+        pixels = Collate(made.mean, made.std, made.flips_channels).normalised(images)
         parameter = next(model.parameters())
         with torch.no_grad():
             logits = model(pixel_values=pixels.to(parameter.device, parameter.dtype))["logits"].double().cpu()

@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -122,17 +124,21 @@ def stratified(table: Table, share: float, seed: int) -> tuple[np.ndarray, np.nd
     Labels are served from the rarest to the most frequent (iterative stratification, Sechidis et al. 2011, with two
     parts); the order of images follows from their names and the seed.
     """
-    groups = table.groups or [str(image) for image in table.images]
+    groups = table.groups or names_of(table.images)
     units: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         units.setdefault(group, []).append(row)
     order = sorted(units, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     labels_of = {name: {label for row in units[name] for label in table.labels[row]} for name in order}
-    counts = {label: sum(label in labels_of[name] for name in order) for label in table.names}
+    units_with: dict[str, list[str]] = {label: [] for label in table.names}
+    for name in order:
+        for label in labels_of[name]:
+            units_with[label].append(name)
+    counts = {label: len(names) for label, names in units_with.items()}
     waiting, held_out = dict.fromkeys(order), set()
     wanted = {label: share * count for label, count in counts.items()}
     for label in sorted(counts, key=lambda name: (counts[name], name)):
-        for name in [name for name in waiting if label in labels_of[name]]:
+        for name in [name for name in units_with[label] if name in waiting]:
             del waiting[name]
             if wanted[label] >= 0.5:
                 held_out.add(name)
@@ -143,6 +149,13 @@ def stratified(table: Table, share: float, seed: int) -> tuple[np.ndarray, np.nd
     rows = np.array(sorted(row for name in held_out for row in units[name]), dtype=np.int64)
     kept = np.setdiff1d(np.arange(len(table.images)), rows)
     return kept, rows
+
+
+def names_of(images: Sequence[Any]) -> list[str]:
+    """Names of images that stay the same when their folder is moved, or is written in another way."""
+    names = [str(image) for image in images]
+    shared = os.path.commonprefix(names).rfind("/") + 1
+    return [name[shared:] for name in names]
 
 
 def read_ladi(config: Config) -> tuple[dict[str, Table], list[str]]:

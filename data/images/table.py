@@ -5,17 +5,22 @@ from __future__ import annotations
 import ast
 import csv
 import dataclasses
+import itertools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from data.images.config import Config
 from data.images.labelled import Table
+from data.strict_json import json_lines
 
 PATH_COLUMNS = ("local_path", "path", "file_path", "filepath", "file_name", "filename", "file", "image_path", "image")
+LABEL_COLUMNS = ("label", "labels")  # one that holds a class, or several labels, if the keys of the data name none
 NO_LABELS = {*PATH_COLUMNS, "url", "id", "image_id", "split"}
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2"}
+EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jp2"}
+EXTENSIONS |= {".ppm", ".pgm", ".pbm", ".pnm"}
 DELIMITERS = ",\t;|"
 ONE, ZERO = {"1", "1.0", "true", "True", "TRUE"}, {"0", "0.0", "false", "False", "FALSE"}
 SPLITS = {
@@ -29,11 +34,14 @@ SPLITS = {
 }
 
 
-def read_csv(path: Path, config: Config, key: str, usual_labels: Sequence[str] = ()) -> Table:
+def read_csv(path: Path, config: Config, key: str, is_metadata: bool = False) -> Table:
     """A table with a header between commas, tabs, semicolons or bars, whatever the file is called; or lines of JSON.
 
+    Columns without a name are left out. If the keys of the data name no labels, they are the columns of 0 and 1, or,
+    where there are none, one of `LABEL_COLUMNS`.
+
     Args:
-        usual_labels: Columns of which one holds the labels, if the keys of the data name none.
+        is_metadata: One of `LABEL_COLUMNS` comes before the columns of 0 and 1.
 
     Raises:
         ValueError: a column or a value is not what it must be; names file and line.
@@ -42,18 +50,19 @@ def read_csv(path: Path, config: Config, key: str, usual_labels: Sequence[str] =
     if len(rows) < 2:
         raise ValueError(f"`{key}: {path}` has no rows below its header")
     header, rows = [name.strip() for name in rows[0][1]], rows[1:]
-    doubled = [name for name, count in Counter(header).items() if count > 1]
+    doubled = [name for name, count in Counter(header).items() if name and count > 1]
     if doubled:
         raise ValueError(f"{path}:1: column {doubled[0]!r} is there twice")
     for line, values in rows:
         if len(values) != len(header):
             raise ValueError(f"{path}:{line}: {len(values)} values for {len(header)} columns")
-    columns = {name: [values[index] for _, values in rows] for index, name in enumerate(header)}
+    columns = {name: [values[index] for _, values in rows] for index, name in enumerate(header) if name}
     lines = [line for line, _ in rows]
-    if config.labels is None and config.label_column is None:
-        usual = next((name for name in usual_labels if name in columns), None)
-        config = dataclasses.replace(config, label_column=usual)
     path_column = _column(columns, config.path_column, PATH_COLUMNS, path, "path_column")
+    if config.labels is None and config.label_column is None:
+        usual = next((name for name in LABEL_COLUMNS if name in columns), None)
+        if is_metadata or not _columns_of_0_and_1(columns, config, path_column):
+            config = dataclasses.replace(config, label_column=usual)
     root = Path(config.root).expanduser() if config.root is not None else path.parent
     images = [root / value for value in columns[path_column]]
     _refuse_doubles(images, path, lines)
@@ -66,36 +75,45 @@ def read_csv(path: Path, config: Config, key: str, usual_labels: Sequence[str] =
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """(line, values) of each row that is not empty."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter_of(first), skipinitialspace=True)
-            return [(reader.line_num, row) for row in reader if row]
+            return list(rows_of(file))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def rows_of(file: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line, values) of each row that is not empty, the header first.
+
+    The delimiter is the one that the first line has most of.
+
+    Args:
+        file: Opened with newline="", perhaps a stream that cannot be read twice.
+
+    Raises:
+        ValueError: not a table of UTF-8 text.
+    """
+    try:
+        first = file.readline()
+        delimiter = max(DELIMITERS, key=first.count)
+        reader = csv.reader(itertools.chain([first], file), delimiter=delimiter, skipinitialspace=True)
+        for row in reader:
+            if any(map(str.strip, row)):
+                yield reader.line_num, row
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a table of UTF-8 text ({error})") from None
-
-
-def delimiter_of(header: str) -> str:
-    """What separates the columns of a table: what its header has most of."""
-    return max(DELIMITERS, key=header.count)
+        raise ValueError(f"not a table of UTF-8 text ({error})") from None
 
 
 def _json_rows(path: Path) -> list[tuple[int, list[str]]]:
     """The same of a file with a JSON mapping in each line; a list in it stays a list in JSON."""
     header: dict[str, None] = {}
     lines = []
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        try:
-            values = json.loads(text) if text.strip() else None
-        except ValueError as error:
-            raise ValueError(f"{path}:{line}: not a mapping in JSON ({error})") from None
-        if values is not None:
+    with path.open("rb") as file:
+        for place, values in json_lines(path, file):
             if not isinstance(values, dict):
-                raise ValueError(f"{path}:{line}: not a mapping in JSON")
+                raise ValueError(f"{place}: not a mapping in JSON")
             header |= dict.fromkeys(values)
-            lines.append((line, values))
+            lines.append((int(place.rpartition(":")[2]), values))
     text_of = {line: [_as_text(values.get(name)) for name in header] for line, values in lines}
     return [(0, list(header)), *text_of.items()]
 
@@ -141,8 +159,8 @@ def _labels(
         return rows, sorted({label for labels in rows for label in labels}), True, []
     names, notes = config.labels, []
     if names is None:
+        names = _columns_of_0_and_1(columns, config, path_column)
         taken = NO_LABELS | {path_column, config.split_column, config.group_column}
-        names = [name for name in columns if name not in taken and _looks_like_label(columns[name])]
         others = [name for name in columns if name not in taken and name not in names]
         notes = [f"{path.name}: columns that are not of 0 and 1 are left out: {', '.join(others)}"] if others else []
         if not names:
@@ -164,9 +182,18 @@ def _labels(
     return rows, list(names), True, notes
 
 
-def _looks_like_label(values: Sequence[str]) -> bool:
-    """Most values are 0 or 1: a column with a mistyped one is still a label, and its value an error."""
-    return sum(value.strip() in ONE | ZERO for value in values) > 0.5 * len(values)
+def _columns_of_0_and_1(columns: dict[str, list[str]], config: Config, path_column: str) -> list[str]:
+    """Columns most of whose values are 0 or 1: one with a mistyped value is still a label, and its value an error.
+
+    One of `LABEL_COLUMNS` may number classes: there all values must be so.
+    """
+    taken = NO_LABELS | {path_column, config.split_column, config.group_column}
+    names = []
+    for name in (name for name in columns if name not in taken):
+        count = sum(value.strip() in ONE | ZERO for value in columns[name])
+        if count == len(columns[name]) or (count > 0.5 * len(columns[name]) and name not in LABEL_COLUMNS):
+            names.append(name)
+    return names
 
 
 def _classes(

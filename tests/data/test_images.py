@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -366,10 +367,35 @@ def test_the_pretrained_models_preprocessing_is_used(tmp_path):
     assert Preprocessing.from_json(found.as_json()) == found
 
 
+@pytest.mark.parametrize(
+    ("theirs", "mean", "resample", "flips"),
+    [
+        ({"size": 8, "do_normalize": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, 0.0, 2, False),
+        ({"size": 8, "do_flip_channel_order": True}, 0.0, 2, True),  # MobileViT names no mean at all
+        ({"size": 8, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 0},
+         0.5, 0, False),
+    ],
+)  # fmt: skip
+def test_models_that_want_other_inputs(tmp_path, theirs, mean, resample, flips):
+    """Not normalised, blue first, or resized to the nearest pixel, as their file says."""
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(theirs))
+    made = preprocessing_of(Config(), str(tmp_path), None)
+    assert made.mean == (mean,) * 3 and (made.resample, made.flips_channels) == (resample, flips)
+    assert Preprocessing.from_json(json.loads(json.dumps(made.as_json()))) == made
+    pixels = Collate(made.mean, made.std, made.flips_channels).normalised(torch.tensor([[[[255]], [[0]], [[51]]]]))
+    if mean == 0:
+        assert pixels.flatten().tolist() == pytest.approx([0.2, 0, 1] if flips else [1, 0, 0.2])
+
+
+@pytest.mark.keys("dataset(images).std", "dataset(images).labels")
+@pytest.mark.parametrize("values", [{"mean": [0.5] * 3, "std": [1, 0, 1]}, {"labels": ["a", "b", "a"]}])
+def test_values_that_cannot_be_meant(values):
+    with pytest.raises(ValueError, match=f"`{list(values)[-1]}: "):
+        Config(path="x", **values)
+
+
 def test_transformers_reads_the_saved_preprocessing(tmp_path):
     """Its processor makes of an image what the data set's collate makes of it."""
-    import json
-
     from transformers import ViTImageProcessor
 
     made = Preprocessing(8, 3, "stretch", (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))

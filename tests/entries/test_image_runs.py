@@ -1,6 +1,7 @@
 """Images through train.py, eval.py and predict.py, against counts and computations by hand."""
 
 import csv
+import functools
 import json
 
 import numpy as np
@@ -16,8 +17,10 @@ import prepare
 import train
 from data.images.decode import Decoder
 from data.images.preprocessing import Preprocessing
+from data.images.report import Report
 from loader.command_line.entry import command_line
 from loader.schema.components import component_module, shipped
+from metrics.classification import SingleLabelMetric
 from models.auto import load
 
 COMMON = """max_steps=6 logging_steps=2 learning_rate=0.02 lr_scheduler_type=constant warmup_steps=0 eval_strategy=steps
@@ -204,3 +207,49 @@ def test_every_loss_is_evaluated_or_refused(tmp_path, in_root, name, kind):
     expected = component.build(component.Config())({"logits": logits}, batch)["loss"].item()
     assert scores["eval_loss"] == pytest.approx(expected, rel=1e-5)
     assert ("eval_macro_average_precision" if several else "eval_accuracy") in scores
+
+
+@pytest.mark.slow
+def test_scores_of_other_data_and_of_the_training_set(tmp_path, in_root, capsys):
+    """Neither changes the thresholds, which are tuned on the run's own validation set."""
+    run(tmp_path, "max_steps=1", "evaluate_test=false")
+    out, table = tmp_path / "out", images.write_images(tmp_path / "other", 13, 5)
+    score = functools.partial(evaluation.main, ["--checkpoint", str(out)])
+    score()
+    tuned = (out / "eval/thresholds.json").read_text()
+    with pytest.raises(SystemExit) as left:
+        command_line(evaluation.main, ["--checkpoint", str(out), "--data", str(table)])
+    assert left.value.code == 2 and "dataset.eval_path" in capsys.readouterr().err
+    other = evaluation.main(["--checkpoint", str(out), "--set", f"dataset.eval_path={table}"])
+    names, truth = targets(table)
+    by_hand = probabilities_by_hand(out, table.parent, names)
+    expected = np.mean([average_precision_score(truth[:, label], by_hand[:, label]) for label in range(3)])
+    assert other["macro_average_precision"] == pytest.approx(expected, abs=1e-6)
+    assert json.loads((out / "eval/other/scores.json").read_text())["macro_f1_tuned"] >= 0
+    of_training = evaluation.main(["--checkpoint", str(out), "--split", "train"])
+    names, truth = targets(tmp_path / "train" / "labels.csv")
+    by_hand = probabilities_by_hand(out, tmp_path / "train", names)
+    expected = np.mean([average_precision_score(truth[:, label], by_hand[:, label]) for label in range(3)])
+    assert of_training["macro_average_precision"] == pytest.approx(expected, abs=1e-6)
+    assert (out / "eval/thresholds.json").read_text() == tuned and (out / "eval/train/labels.csv").is_file()
+    (out / "eval/thresholds.json").write_text("{")
+    with pytest.raises(SystemExit) as left:
+        command_line(evaluation.main, ["--checkpoint", str(out), "--split", "train"])
+    assert left.value.code == 2 and "thresholds.json" in capsys.readouterr().err
+
+
+def test_the_report_of_one_class_each(tmp_path):
+    """Counts of the confusion, and the images whose wrong class is the most probable; transparency is drawn too."""
+    logits = torch.tensor([[2.0, 0, 0], [0, 3, 0], [1, 0, 0], [0, 0, 4]])
+    batch = {"labels": torch.tensor([0, 2, 2, 2])}
+    metric = SingleLabelMetric("abc")
+    metric.update(batch, {"logits": logits})
+    pixels = np.zeros((4, 4, 8, 8), np.uint8)
+    Report(list("abc"), False)("validation", [(image, 0) for image in pixels], metric, metric.compute(), tmp_path)
+    rows = list(csv.DictReader((tmp_path / "labels.csv").read_text().splitlines()))
+    counts = [[int(row[f"as {name}"]) for name in "abc"] for row in rows]
+    assert counts == [[1, 0, 0], [0, 0, 0], [1, 1, 1]]
+    assert all((tmp_path / name).stat().st_size > 100 for name in ("confusion.png", "mistakes.png"))
+    predicted, truth, confidence = metric.predictions()
+    assert (predicted.tolist(), truth.tolist()) == ([0, 1, 0, 2], [0, 2, 2, 2])
+    assert confidence == pytest.approx(logits.softmax(1).amax(1).numpy())

@@ -125,6 +125,16 @@ def test_equal_logits_and_samples_without_label():
     assert "b, c, d, g" in metric.notes()[0]
 
 
+def test_the_predicted_class_is_that_of_the_largest_logit():
+    """Also where the logits differ by less than the rounding of their probabilities."""
+    logits = torch.tensor([[0.01, 0.01]])
+    logits[0, 1] = torch.nextafter(logits[0, 1], torch.tensor(1.0))
+    assert len(logits.softmax(1).unique()) == 1
+    metric = SingleLabelMetric("ab")
+    metric.update({"labels": torch.tensor([1])}, {"logits": logits})
+    assert metric.compute()["accuracy"] == 1.0
+
+
 def test_soft_targets_are_scored_by_their_largest():
     logits, labels = single_label_data(classes=3)
     soft = 0.8 * torch.eye(3)[labels] + 0.1

@@ -104,6 +104,12 @@ def test_multi_label_scores_are_those_of_scikit_learn(case, threshold):
     assert values == exact(of_scikit_learn(scores, targets, np.array(thresholds)))
 
 
+def test_a_diverged_model_has_the_usual_threshold():
+    """NaN could not be written as JSON."""
+    _, targets = random_case()
+    assert formulas.tune_thresholds(np.full((N, L), np.nan), targets).tolist() == [0.5] * L
+
+
 def test_means_of_scikit_learn_itself_where_all_labels_have_positives():
     """Not only label by label: its `average=` says the same."""
     scores, targets = random_case()

@@ -96,6 +96,7 @@ def test_stops_where_the_rules_say():
         ([3, 1, 4], {"patience": 9, "mode": "max", "stopping_threshold": 4}, "has reached 4: 4"),
         ([3, 7], {"divergence_threshold": 5}, "is worse than 5: 7"),
         ([3, math.nan], {"divergence_threshold": 5}, "is nan"),
+        ([math.inf], {"patience": 1, "check_finite": False}, "has not improved for 1 check; no finite value so far"),
         ([math.nan], {"patience": 1, "check_finite": False}, "has not improved for 1 check; no finite value so far"),
     ],
 )

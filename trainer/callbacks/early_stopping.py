@@ -170,8 +170,10 @@ class EarlyStopping(TrainerCallback):
     def _improves(self, value: float) -> bool:
         if math.isnan(value) or (self.settings.check_finite and math.isinf(value)):
             return False
-        delta = self.settings.min_delta if self.direction == "min" else -self.settings.min_delta
-        return self.progress.best is None or self._better(value + delta, self.progress.best)
+        delta, worst = self.settings.min_delta, math.inf
+        if self.direction == "max":
+            delta, worst = -delta, -worst
+        return self._better(value + delta, worst if self.progress.best is None else self.progress.best)
 
     # ---- state and lines ----
 
