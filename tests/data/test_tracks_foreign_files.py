@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 from track_files import write_film, write_stack
 
+from data.processor import Source
 from data.tracks.config import Directory, Split
+from data.tracks.crops import Cutter
 from data.tracks.find import find_sources, read_labels
+from data.tracks.processor import Processor
+from data.tracks.tracker_settings import TrackerSettings
 from data.tracks.video import open_video
 
 tifffile = pytest.importorskip("tifffile")
@@ -75,3 +79,17 @@ def test_a_lost_frame_does_not_shift_the_others(tmp_path):
     film = open_video(write_film(tmp_path / "a.mp4", pixels), 1)
     film.stamps = np.insert(film.stamps, 5, (film.stamps[4] + film.stamps[5]) // 2)  # one that no frame has
     assert len(list(film.frames(0, 21))) == 5
+
+
+def test_label_images_without_cells_are_written_too(tmp_path):
+    """The challenge wants an image for each frame, also after the last cell."""
+    folder = tmp_path / "c_GT" / "TRA"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        image = np.zeros((20, 30), np.uint16)
+        image[2:7, 3:9] = number < 2
+        tifffile.imwrite(folder / f"man_track{number:03}.tif", image)
+    (folder / "man_track.txt").write_text("1 0 1 0\n")
+    processor = Processor(Cutter(8), 1, False, TrackerSettings())
+    items = list(processor.read(Source("c", folder / "man_track.txt")))
+    assert [(item.raw.frame.index, len(item.raw.frame)) for item in items] == [(0, 1), (1, 1), (2, 0), (3, 0)]
