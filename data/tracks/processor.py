@@ -100,7 +100,8 @@ class Processor(processor.Processor):
             if video is None:
                 raise ValueError(f"{labels} has no video of its name beside it; name it with --video")
         recording = open_recording(find.Source(labels, video), self.cutter, self.channels, self.image_size)
-        images = min(1 + max(recording.sequence.masks, default=0), len(recording.video or recording.sequence.masks))
+        images = max(recording.sequence.masks, default=0) + 1
+        images = images if recording.video is None else min(images, len(recording.video))
         recording = recording.part(0, max(recording.stop, images))
         for frame in recording.labelled():
             yield Item(source, f"{source}, frame {frame.index}", Shown(recording, frame, frame.index == 0))
