@@ -69,14 +69,14 @@ def write_slp(path, places, nodes=("head", "tail"), known=None):
     return path
 
 
-def write_film(path, pixels, codec="libx264"):
+def write_film(path, pixels, codec="libx264", **options):
     """(frames, H, W) uint8 -> a film."""
     import av
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width = pixels.shape[1:]
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": "10"}
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "10", **options}
         for image in pixels:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="gray")))
         container.mux(stream.encode())

@@ -8,17 +8,11 @@ from pathlib import Path
 
 from data.tracks.config import Directory, Split
 from data.tracks.sequence import Sequence
-from data.tracks.video import FILMS, IMAGES
+from data.tracks.video import FILMS, IMAGES, visible
 
-# Kind of labels -> where they are in a folder; the challenges have a folder for each sequence.
-PLACES = {
-    ".slp": ("*.slp",),
-    ".xml": ("*.xml",),
-    ".csv": ("*.csv",),
-    ".txt": ("*.txt", "*/gt/gt.txt", "*/gt.txt"),
-    ".tif": ("*_GT/TRA",),
-}
-LABELS = tuple(kind for kind in PLACES if kind != ".tif")  # of which each sequence is a file
+LABELS = (".slp", ".xml", ".csv", ".txt")  # of which each sequence is a file
+# Kind of labels -> where else they are in a folder; the challenges have a folder for each sequence.
+PLACES = {**dict.fromkeys(LABELS, ()), ".txt": ("*/gt/gt.txt", "*/gt.txt"), ".tif": ("*_GT/TRA",)}
 FRAME = r"([_-]t?|t)\d+(_[zc]\d+)?"  # what follows the sequence's name in the name of an image file
 
 
@@ -52,9 +46,10 @@ def read_labels(path: Path) -> Sequence:
     if path.is_dir():
         return read_masks.read_masks(path)
     readers = (read_slp.read_slp, read_xml.read_xml, read_tables.read_csv, read_tables.read_mot)
-    if path.suffix not in LABELS:
+    kind = path.suffix.lower()
+    if kind not in LABELS:
         raise ValueError(f"{path}: labels are {', '.join(LABELS)} files, or folders of label images")
-    return readers[LABELS.index(path.suffix)](path)
+    return readers[LABELS.index(kind)](path)
 
 
 def sequence_name(labels: Path) -> str:
@@ -80,10 +75,14 @@ def pair(labels: Path, vid_suffix: str | None = None, folder: Path | None = None
     for ending in endings:
         if (folder / f"{name}{ending}").is_file():
             return folder / f"{name}{ending}"
+    files = [path for path in visible(folder) if path.name.startswith(name)]
+    for path in files:
+        if path.name.removeprefix(name).lower() in endings and path.is_file():  # such as .MP4
+            return path
     for images in (folder / name / "img1", folder / name):
-        if images.is_dir() and any(path.name.lower().endswith(endings) for path in images.iterdir()):
+        if images.is_dir() and any(path.name.lower().endswith(endings) for path in visible(images)):
             return images
-    frames = [path for path in folder.iterdir() if path.name.startswith(name) and path.name.lower().endswith(endings)]
+    frames = [path for path in files if path.name.lower().endswith(endings)]
     return tuple(path for path in frames if re.fullmatch(FRAME, path.stem.removeprefix(name))) or None
 
 
@@ -146,7 +145,7 @@ def in_folder(folder: Path, directory: Directory, section: str, number: int, nee
             )
     used = {*labels}.union(*(source.video if isinstance(source.video, tuple) else [source.video] for source in sources))
     endings = endings_of(directory.vid_suffix) if directory.vid_suffix else FILMS  # images may be anything
-    for path in sorted(folder.iterdir()):
+    for path in visible(folder):
         if path.name.lower().endswith(endings) and path not in used:
             raise ValueError(f"{path}: the video has no labels of its name; add them, or move it to another folder")
     return sources
@@ -154,10 +153,12 @@ def in_folder(folder: Path, directory: Directory, section: str, number: int, nee
 
 def labels_in(folder: Path, suffix: str | None, section: str) -> list[Path]:
     """The labels of one kind in a folder; ValueError if there are none, or several kinds and no suffix."""
-    kinds = [f".{suffix.lstrip('.')}"] if suffix else list(PLACES)
+    kinds = [f".{suffix.lstrip('.').lower()}"] if suffix else list(PLACES)
     if kinds[0] not in PLACES:
         raise ValueError(f"{section}.dir.labels_suffix: {suffix} is none of {', '.join(PLACES)}")
+    files = [path for path in visible(folder) if path.suffix.lower() in LABELS] if folder.is_dir() else []
     found = {kind: {path for place in PLACES[kind] for path in folder.glob(place)} for kind in kinds}
+    found = {kind: {*paths, *(path for path in files if path.suffix.lower() == kind)} for kind, paths in found.items()}
     present = [kind for kind, paths in found.items() if paths]
     if len(present) != 1:
         problem = f"has labels of several kinds ({', '.join(present)})" if present else "is no folder with labels"

@@ -16,7 +16,7 @@ from data.tracks.recording import CachedCrops, Recording
 from data.tracks.sequence import Sequence
 from data.tracks.video import Video, frame_number, open_video
 
-VERSION = 1  # of what is kept in the cache
+VERSION = 2  # of what is kept in the cache
 
 
 def open_recording(
@@ -98,10 +98,13 @@ def with_cached_crops(recording: Recording, root: Path, budget: float) -> Record
 
 
 def cut_all(folder: Path, recording: Recording, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Write the crops of all rows to crops.npy; rows that have none stay black."""
+    """Write the crops of all rows to crops.npy, also of frames beyond the recording's: its other parts read them.
+
+    Rows that have no crop stay black.
+    """
     require_disk(folder, int(np.prod(shape)), f"a cache of {shape[0]:,} crops")
     array = np.lib.format.open_memmap(folder / "crops.npy", mode="w+", dtype=np.uint8, shape=shape)
-    for frame in recording.labelled():
+    for frame in recording.part(recording.sequence.start, recording.sequence.stop).labelled():
         array[frame.rows] = frame.crops
     array.flush()
     return {}

@@ -89,7 +89,7 @@ class Processor(processor.Processor):
         return find.read_labels(labels_of(source)).stop
 
     def read(self, source: Source) -> Iterator[Item]:
-        """Every frame from the first to the last with labels; those without detections too."""
+        """Every frame from the first to the last with labels or a label image; those without detections too."""
         labels = labels_of(source)
         if self.video and self.video_of not in (None, source):
             raise ValueError(f"--video {self.video} is that of {self.video_of}; predict each input in a run of its own")
@@ -100,7 +100,9 @@ class Processor(processor.Processor):
             if video is None:
                 raise ValueError(f"{labels} has no video of its name beside it; name it with --video")
         recording = open_recording(find.Source(labels, video), self.cutter, self.channels, self.image_size)
-        recording = recording.part(0, recording.stop)
+        images = max(recording.sequence.masks, default=0) + 1
+        images = images if recording.video is None else min(images, len(recording.video))
+        recording = recording.part(0, max(recording.stop, images))
         for frame in recording.labelled():
             yield Item(source, f"{source}, frame {frame.index}", Shown(recording, frame, frame.index == 0))
 

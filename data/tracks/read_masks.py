@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.tracks.sequence import Sequence, sequence_of
-from data.tracks.video import STACKS, frame_number, read_image
+from data.tracks.video import STACKS, frame_number, read_image, visible
 
 TABLES = ("man_track.txt", "res_track.txt")  # beside the label images, and their name for predict.py
 
@@ -21,7 +21,7 @@ def read_masks(folder: Path) -> Sequence:
     Raises:
         ValueError: an image cannot be read, or the table contradicts the images.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in STACKS)
+    files = [path for path in visible(folder) if path.suffix.lower() in STACKS]
     if not files:
         raise ValueError(f"{folder}: there are no label images ({', '.join(STACKS)})")
     first = min(map(frame_number, files))

@@ -19,11 +19,13 @@ COLUMNS = {
     "score": ("confidence", "score"),
 }
 OPTIONAL = ("track", "score")
-UNITS = 3  # lines below the header in which TrackMate explains the columns
+UNITS = 3  # lines below the header in which TrackMate explains the columns, the last one with their units
 
 
 def read_csv(path: Path) -> Sequence:
     """A table with a line for each detection: frame (from 0), x and y in px, perhaps a track and a score.
+
+    A detection without x or y has no place, and is left out as all such.
 
     Raises:
         ValueError: a column is missing, or a value is no number.
@@ -37,18 +39,26 @@ def read_csv(path: Path) -> Sequence:
         }
         if absent := [meaning for meaning, place in places.items() if place is None and meaning not in OPTIONAL]:
             raise ValueError(f"{path}:1: there is no column {' or '.join(COLUMNS[absent[0]])}")
-        rows = []
+        rows, unit = [], ""
         try:
-            for line in lines:
+            for line in filter(None, lines):
                 try:
                     rows.append(csv_row(line, places))
                 except (ValueError, IndexError):
-                    if rows or lines.line_num > 1 + UNITS:
+                    if rows or lines.line_num > 1 + UNITS or "position_x" not in header:
                         raise ValueError(f"{path}:{lines.line_num}: frame, x or y is not a number") from None
+                    unit = line[places["x"]] if places["x"] < len(line) else ""
         except csv.Error as error:
             raise ValueError(f"{path}:{lines.line_num}: {error}; correct the file") from None
     frames, points, tracks, scores = zip(*rows, strict=True) if rows else [()] * 4
-    return sequence_of(path, frames, points, tracks, scores)
+    return sequence_of(path, frames, points, tracks, scores, notes=in_other_units(path, unit.strip(" ()")))
+
+
+def in_other_units(path: Path, unit: str) -> tuple[str, ...]:
+    """A note about coordinates that are not in px: crops and boxes would be elsewhere."""
+    if unit.lower() in ("", "px", "pixel", "pixels"):
+        return ()
+    return (f"{path}: coordinates are in {unit}, and are read as px; TrackMate's own file has the size of a pixel",)
 
 
 def csv_row(line: list[str], places: dict[str, int | None]) -> tuple:
@@ -57,7 +67,8 @@ def csv_row(line: list[str], places: dict[str, int | None]) -> tuple:
     track = words["track"]
     score = float(words["score"]) if words["score"] else 1.0
     is_known = track is not None and track.lower() not in ("", "none", "nan", "-1")
-    return float(words["frame"]), (float(words["x"]), float(words["y"])), track if is_known else None, score
+    place = float(words["x"] or "nan"), float(words["y"] or "nan")
+    return float(words["frame"]), place, track if is_known else None, score
 
 
 def read_mot(path: Path) -> Sequence:

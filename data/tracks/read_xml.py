@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 from xml.parsers import expat
 
+from data.tracks.read_tables import in_other_units
 from data.tracks.sequence import Sequence, sequence_of
 
 Row = tuple[float, tuple[float, float], int | None]  # frame, x and y in px, number of the track
@@ -32,7 +34,8 @@ def read_xml(path: Path) -> Sequence:
     if not rows:
         raise ValueError(f"{path}: there are no tracks with detections (TrackMate, ISBI or ICY)")
     frames, points, numbers = zip(*rows, strict=True)
-    return sequence_of(path, frames, points, numbers, size=size)
+    notes = in_other_units(path, root.get("spaceUnits", ""))  # of TrackMate's export
+    return sequence_of(path, frames, points, numbers, size=size, notes=notes)
 
 
 def read_detections(root: ET.Element) -> list[Row]:
@@ -76,6 +79,7 @@ def read_trackmate(root: ET.Element) -> tuple[list[Row], tuple[int, int] | None]
             tracks.get(name),
         )
         for name, spot in spots.items()
+        if spot.get("VISIBILITY") != "0" or name in tracks  # what the filter of spots leaves
     ]
     return rows, (height, width) if width and height else None
 
@@ -97,8 +101,9 @@ def numbered(edges: list[tuple[str, str]], frame_of: dict[str, float]) -> dict[s
         after[source].append(target)
         before[target].append(source)
     numbers: dict[str, int] = {}
+    following = itertools.count()
     for spot in sorted({*after, *before}, key=lambda name: frame_of[name]):
         earlier = before[spot]
         continues = len(earlier) == 1 and len(after[earlier[0]]) == 1
-        numbers[spot] = numbers[earlier[0]] if continues else len(set(numbers.values()))
+        numbers[spot] = numbers[earlier[0]] if continues else next(following)
     return numbers

@@ -41,7 +41,7 @@ class Video:
 
 
 class Film(Video):
-    """A film, decoded by FFmpeg (PyAV). A frame is found by its time stamp, also behind a seek."""
+    """A film, decoded by FFmpeg (PyAV). A frame is found by its time stamp, also behind a seek; in AVI by counting."""
 
     def __init__(self, path: Path, channels: int):
         super().__init__(path, channels)
@@ -52,8 +52,11 @@ class Film(Video):
                 self.size = (stream.height, stream.width)
                 packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
                 stamps = [packet.pts for packet in packets]
+                # AVI stores no time stamps: with B-frames, FFmpeg's guesses are not those of the decoded frames.
+                self.is_counted = container.format.name == "avi" and stamps != [packet.dts for packet in packets]
         except (av.FFmpegError, OSError, IndexError, ValueError) as error:
             raise ValueError(f"{path}: the video cannot be read ({_reason(error)}); convert it to H.264") from None
+        stamps = list(range(len(stamps))) if self.is_counted else stamps
         if not stamps or None in stamps:
             raise ValueError(f"{path}: the video has no frames with time stamps; convert it to MP4")
         self.stamps = np.sort(np.array(stamps, np.int64))
@@ -69,13 +72,14 @@ class Film(Video):
         try:
             with av.open(str(self.path)) as container:
                 stream = container.streams.video[0]
-                container.seek(int(self.stamps[start]), stream=stream)
-                for frame in container.decode(stream):
-                    index = int(np.searchsorted(self.stamps, frame.pts))
-                    if index >= stop:
+                if not self.is_counted:
+                    container.seek(int(self.stamps[start]), stream=stream)
+                for number, frame in enumerate(container.decode(stream)):
+                    index = number if self.is_counted else int(np.searchsorted(self.stamps, frame.pts))
+                    if index >= stop or index > expected:  # a damaged frame, which must not shift the others
                         return
                     if index >= start:
-                        expected = index + 1
+                        expected += 1
                         image = frame.to_ndarray(format=format_name)
                         yield image.reshape(*image.shape[:2], self.channels)
         except (av.FFmpegError, OSError, ValueError) as error:
@@ -117,10 +121,15 @@ def open_video(paths: Path | Sequence[Path], channels: int) -> Video:
         return Images(paths, channels)
     if not paths.is_dir():
         return Images([paths], channels) if paths.suffix.lower() in IMAGES else Film(paths, channels)
-    images = [path for path in paths.iterdir() if path.suffix.lower() in IMAGES]
+    images = [path for path in visible(paths) if path.suffix.lower() in IMAGES]
     if not images:
         raise ValueError(f"{paths}: the folder has no image files ({', '.join(IMAGES)})")
     return Images(images, channels)
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, sorted, without hidden files such as the `._NAME` of macOS."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def frame_number(path: Path) -> int:

@@ -178,7 +178,8 @@ class CtcWriter:
                 table[label_of[identity]] = [frame.index, frame.index, before]
             labels[row] = label_of[identity]
             table[label_of[identity]][1] = frame.index
-        tifffile.imwrite(folder / f"mask{frame.index:03d}.tif", regions(record.recording, frame, labels))
+        digits = 3 if record.recording.stop <= 1000 else 4  # the challenge's: the same for all frames
+        tifffile.imwrite(folder / f"mask{frame.index:0{digits}d}.tif", regions(record.recording, frame, labels))
 
     def drop(self, source: Source) -> None:
         if source in self.tables:

@@ -77,6 +77,8 @@ def resolve(
     below = [layers.built_in_layer(**implied), *layers.training_layers(layers.DEFAULT_FILE, problems)]
     if chosen is None:  # the task's own recipe, where the command line names none
         training = _recipe_of_task([*below, flags, overrides], problems)
+    elif _describes_tracks(training):  # what such a file leaves out has the defaults of its recipe
+        training = [*_recipe_of_task([*below, *training, flags, overrides], problems), *training]
     above = [*training, flags, overrides]
     resolve_model_sources(above, problems)
     start = initial_weights_choice(above)
@@ -105,6 +107,12 @@ def _implied_task(words: Set[str], training: list[Node], overrides: Node) -> dic
     if words & set(TRACKING_ALIASES) or any(find(layer, TRACKING_KEY) for layer in (*training, overrides)):
         return {"task_name": TRACKING_TASK}
     return {}
+
+
+def _describes_tracks(training: list[Node]) -> bool:
+    """Whether a training file has the data of tracking, and neither names its task nor the kind of data."""
+    others = [find(layer, path) for layer in training for path in ("task_name", "dataset.name")]
+    return any(find(layer, TRACKING_KEY) for layer in training) and others.count(None) == len(others)
 
 
 def _recipe_of_task(stack: list[Node], problems: Problems) -> list[Node]:

@@ -295,6 +295,8 @@ def test_crops_are_kept_in_a_cache_named_by_content(bundle, tmp_path):
     assert not (tmp_path / "cache").exists()
     kept = bundle()
     assert torch.equal(epoch(lazy)["crops"], epoch(kept)["crops"])
+    for one, other in zip(held_out(lazy), held_out(kept), strict=True):  # of the same videos, other frames
+        assert np.array_equal(one["crops"], other["crops"]) and one["crops"].any()
     folders = {path.parent for path in (tmp_path / "cache" / "tracks").rglob("crops.npy")}
     bundle({"clip_length": 3})
     assert len(list((tmp_path / "cache" / "tracks").rglob("crops.npy"))) == len(folders) == 1

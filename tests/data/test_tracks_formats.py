@@ -200,7 +200,7 @@ def test_csv(tmp_path):
     assert rows_of(read_labels(tmp_path / "a.csv")) == {(0, None): (3, 4), (3, "7"): (1, 2)}
     (tmp_path / "b.csv").write_text("frame,x,y,score\n0,1,2,.5\n")
     assert read_labels(tmp_path / "b.csv").scores.tolist() == [0.5]
-    (tmp_path / "c.csv").write_text("frame,x,y\n0,1,2\n1,,2\n")
+    (tmp_path / "c.csv").write_text("frame,x,y\n0,1,2\n1,left,2\n")
     with pytest.raises(ValueError, match=r"c.csv:3"):
         read_labels(tmp_path / "c.csv")
     (tmp_path / "d.csv").write_text("frame,x\n0,1\n")

@@ -117,6 +117,12 @@ def test_label_images_of_the_cell_tracking_challenge(stack, tmp_path):
         assert len(rows) == pytest.approx(math.pi * 16, rel=0.3)
 
 
+def test_label_images_of_more_than_a_thousand_frames_have_four_digits(stack, tmp_path):
+    pytest.importorskip("tifffile")
+    folder = written(tmp_path / "ctc", {"a.csv": dataclasses.replace(stack, stop=1001, video=None)}) / "a_RES"
+    assert sorted(path.name for path in folder.glob("*.tif")) == [f"mask{frame:04d}.tif" for frame in range(4)]
+
+
 def test_regions_are_those_of_the_input(tmp_path):
     """Label images in, the same regions out with the numbers of tracks; labels above 255 too."""
     tifffile = pytest.importorskip("tifffile")

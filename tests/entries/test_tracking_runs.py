@@ -85,6 +85,25 @@ def test_loaders_of_three_sections(videos, tmp_path, in_root):
     assert run.hyper.dataloader_num_workers == 1 and run.task == "tracking"
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_what_a_file_in_the_documents_words_leaves_out_has_its_defaults(videos, tmp_path, in_root, named):
+    """With `task_name: tracking` the file is a recipe of its own, on Keel's defaults."""
+    path = tmp_path / "a.yaml"
+    words = {"dataset": {"train_dataset": {"dir": {"path": str(videos)}}}}
+    words |= {"scheduler": {"name": "ReduceLROnPlateau", "factor": 0.3}, **({"task_name": "tracking"} if named else {})}
+    path.write_text(yaml.safe_dump(words))
+    run = resolved("--training_config", path)
+    found = run.hyper.num_train_epochs, run.hyper.learning_rate, run.hyper.weight_decay, run.process.min_epochs
+    assert found == ((3, 5e-5, 0, 0) if named else (20, 1e-4, 0.01, 1))
+    patience = {} if named else {"mode": "min", "patience": 5, "threshold": 0.001}
+    assert run.scheduler == {"factor": 0.3, **patience} and check_run(run) == []
+    words |= {"trainer": {"max_epochs": 7}, "optimizer": {"name": "SGD", "lr": 0.1}, "scheduler": {"name": "StepLR"}}
+    path.write_text(yaml.safe_dump(words | {"scheduler": {"name": "StepLR", "step_size": 2}}))
+    run = resolved("--training_config", path)
+    assert (run.hyper.num_train_epochs, run.hyper.learning_rate, run.scheduler) == (7, 0.1, {"step_size": 2})
+    assert run.hyper.max_grad_norm == (1.0 if named else 0.0)
+
+
 # ---- runs ----
 
 
