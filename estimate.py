@@ -6,6 +6,7 @@ their size is allocated and no GPU is used.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -72,7 +73,7 @@ def estimate_memory(run: RunConfig) -> None:
 
     logging.disable_progress_bar()
     changes = []
-    with as_if_launched(request.processes):
+    with as_if_launched(request.processes), collection(False):  # building a model makes many objects and no garbage
         bundle = refusing(build_bundle, run)
         found = refusing(estimate, run, bundle, request.processes, wants_fsdp(run))
         if request.gpu_bytes is not None and not found.fits(request.gpu_bytes):
@@ -93,6 +94,17 @@ def estimate_memory(run: RunConfig) -> None:
     if request.form == "table":
         print("\n".join(["", "one change at a time:", *change_lines(changes, request.gpu_bytes)]))
     raise ConfigError(f"{size(found.total)} do not fit --gpu_memory {size(request.gpu_bytes)}")
+
+
+@contextmanager
+def collection(enabled: bool) -> Iterator[None]:
+    """Inside, Python collects garbage, or does not."""
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        yield
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def build_bundle(run: RunConfig) -> Any:
@@ -168,7 +180,10 @@ def estimate(run: RunConfig, bundle: Any, processes: int, is_sharded: bool) -> E
             optimizer=optimizer_of(run, adapted, args),
             averages=averages_of(run, adapted) if run.process.using_ema and not is_sharded else None,
         )
-    ledger, optimizer, unknown = attempt(mode, steps)
+    gc.freeze()  # what is there already need not be looked at again
+    with collection(True):  # a cycle would hold memory
+        ledger, optimizer, unknown = attempt(mode, steps)
+    gc.unfreeze()
     if is_sharded:
         largest, at_peak = memory.sharded(ledger, steps, optimizer, processes, half)
     else:
