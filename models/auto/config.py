@@ -69,7 +69,7 @@ class Config:
         None, "tokens of the longest input, which a table of positions must hold; null: the data's number", ge=1
     )
     packed: bool | None = key(
-        None, "inputs hold several texts, which the model must tell apart by position_ids; null: as the data is"
+        None, "inputs hold several texts, which the model must separate by position_ids; null: as the data is"
     )
 
     def __post_init__(self) -> None:

@@ -27,10 +27,10 @@ SIZES = ("vocab_size", "num_labels", "labels", "problem_type", "image_size", "nu
 def build_network(config: Config, process: Any) -> PreTrainedModel:
     """See `models.auto.build`."""
     model = _built(config, process)
-    if config.packed and not tells_texts_apart(model):
+    if config.packed and not separates_texts(model):
         raise ValueError(
             f"`dataset.packing: true`: a {model.config.model_type} reads the records of a row as one text, because it "
-            "does not tell them apart by position_ids; set dataset.packing to false"
+            "does not separate them by position_ids; set dataset.packing to false"
         )
     return model
 
@@ -144,7 +144,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 @torch.no_grad()
-def tells_texts_apart(model: PreTrainedModel) -> bool:
+def separates_texts(model: PreTrainedModel) -> bool:
     """Whether a second text in a row, whose position_ids begin at 0 again, has the same outputs after any first one."""
     parameters = inspect.signature(model.forward).parameters.values()
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
