@@ -4,7 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
 # The simulator renders off-screen; tests are short, and several threads for each only get in one another's way.
-TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# Compiled test files are kept, whatever the environment says: to compile them again takes half of the collection.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=
 
 .PHONY: install demo test test-fast test-oldest lint format bench recipes schema clean
 

@@ -165,12 +165,19 @@ def whole_modules(model: nn.Module, parameters: set[str]) -> tuple[list[str], se
 
     A container is never one of them: it has no forward that a wrapper could replace.
     """
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    complete = _ancestors(names & parameters) - _ancestors(names - parameters)
     whole: list[str] = []
     for name, module in model.named_modules():  # a module comes before those inside it
-        inside = parameters_in(model, [name])
-        if inside and inside <= parameters and not isinstance(module, CONTAINERS) and not is_inside(name, whole):
+        if name in complete and not isinstance(module, CONTAINERS) and not is_inside(name, whole):
             whole.append(name)
     return whole, parameters - parameters_in(model, whole)
+
+
+def _ancestors(names: Iterable[str]) -> set[str]:
+    """Return the names of the modules that a parameter is inside, without the model itself."""
+    pieces = [name.split(".") for name in names]
+    return {".".join(parts[:count]) for parts in pieces for count in range(1, len(parts))}
 
 
 # ---- names inside a PEFT model ----
