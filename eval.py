@@ -23,8 +23,7 @@ from loader.errors import ConfigError
 from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import RunConfig
 from loader.resume.config_diff import changed_data
-from loader.schema.hyper_arguments import RemembersGiven
-from storage.config_keys import key
+from storage.config_keys import RemembersGiven, key
 from storage.safe_read import escaped
 
 

@@ -39,10 +39,9 @@ from loader.errors import ConfigError
 from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import RunConfig
 from loader.schema.components import component_module, shipped
-from loader.schema.hyper_arguments import RemembersGiven
 from prepare import load_encoder
 from storage import atomic
-from storage.config_keys import key
+from storage.config_keys import RemembersGiven, key
 
 INTERRUPTED, TERMINATED = 130, 143  # as shells have it: 128 + the signal's number
 

@@ -22,9 +22,9 @@ from loader.errors import ConfigError, quoted
 from loader.resolve.resolver import resolve
 from loader.resolve.run_config import RunConfig
 from loader.schema.components import component_module, shipped
-from loader.schema.hyper_arguments import HyperArguments, RemembersGiven
+from loader.schema.hyper_arguments import HyperArguments
 from storage import atomic
-from storage.config_keys import key
+from storage.config_keys import RemembersGiven, key
 from storage.lock import exclusive
 from storage.safe_read import read_json
 from storage.suggestions import did_you_mean

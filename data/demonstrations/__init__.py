@@ -17,7 +17,7 @@ from data.demonstrations.config import (
     unmatched,
 )
 from data.demonstrations.lerobot import is_lerobot
-from data.lazy import lazy
+from storage.config_keys import lazy
 
 # `use_reasoning` and `use_prev_subtask` add texts to the batch: a model that reads texts lists them.
 PROCESS_KEYS = frozenset(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.images.config import Config
-from data.lazy import lazy
+from storage.config_keys import lazy
 
 MADE = dict.fromkeys(
     ("fashion_mosaics", "fashion_mnist"),

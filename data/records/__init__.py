@@ -7,9 +7,9 @@ Importing this needs nothing but the standard library, so that a configuration c
 import dataclasses
 from pathlib import Path
 
-from data.lazy import lazy
 from data.records.config import READY, Config
 from data.text.config import PredictFlags as PredictFlags
+from storage.config_keys import lazy
 
 PROCESS_KEYS = frozenset(
     {

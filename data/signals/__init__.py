@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from data.lazy import lazy
 from data.signals.config import Config
 from data.signals.predict_flags import PredictFlags as PredictFlags
+from storage.config_keys import lazy
 
 TOKENIZERS = ("mu_law", "uniform")
 PROCESS_KEYS = frozenset({"cache_dir"})

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from data.lazy import lazy
 from data.text.config import READY, Config, find
 from data.text.config import PredictFlags as PredictFlags
+from storage.config_keys import lazy
 from storage.suggestions import did_you_mean
 
 PROCESS_KEYS = frozenset(

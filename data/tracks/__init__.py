@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from data.lazy import lazy
 from data.tracks.config import Config
 from data.tracks.predict_flags import PredictFlags as PredictFlags
+from storage.config_keys import lazy
 
 PROCESS_KEYS = frozenset({"cache_dir"})
 

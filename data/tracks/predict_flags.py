@@ -32,9 +32,10 @@ PredictFlags = dataclasses.make_dataclass(
             (
                 field.name,
                 HINTS[field.name] | None,
-                dataclasses.field(
-                    default=None,
-                    metadata={**field.metadata, "help": f"Tracks: {field.metadata['help']}. Default: as in training."},
+                key(
+                    None,
+                    f"Tracks: {field.metadata['help']}. Default: as in training.",
+                    **{name: value for name, value in field.metadata.items() if name != "help"},
                 ),
             )
             for field in FIELDS

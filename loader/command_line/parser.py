@@ -18,12 +18,11 @@ from loader.schema.hyper_arguments import FLAG_GROUPS, CommandArguments, HyperAr
 from loader.schema.installed import transformers_folder
 from loader.schema.keys import section_of
 from loader.sources.key_aliases import yaml_keys
-from storage.config_keys import BOUNDS
+from storage.config_keys import default_of
 from storage.suggestions import nearest
 
 # A bare word that means `--set`; Hydra's `+` and `++` for new keys have no meaning of their own here.
 SETTING = re.compile(r"\+{0,2}(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
-NOT_OF_ARGPARSE = (*BOUNDS, "path", "on_resume", "needs", "used_by", "is_path")  # metadata that is not argparse's
 
 
 @cache
@@ -49,17 +48,13 @@ def parser_class() -> type[argparse.ArgumentParser]:
         @staticmethod
         def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
             before = set(map(id, parser._actions))
-            aliases = {key: value for key, value in field.metadata.items() if key not in NOT_OF_ARGPARSE}
-            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-            bare = dataclasses.field(default=field.default, default_factory=field.default_factory, metadata=aliases)
-            bare.name, bare.type = field.name, field.type
-            _hf_argument_parser()._parse_dataclass_field(parser, bare)
+            _hf_argument_parser()._parse_dataclass_field(parser, field)
             for action in parser._actions:
                 if id(action) not in before:
                     action.default = argparse.SUPPRESS
                     if field.type == bool | None:
                         action.nargs, action.const = "?", True
-            if (field.type is bool and default is False) or field.type == bool | None:
+            if (field.type is bool and field.default is False) or field.type == bool | None:
                 hyphens = field.name.replace("_", "-")
                 parser.add_argument(
                     f"--no_{field.name}",
@@ -145,7 +140,8 @@ def flag_lines(kind: type, names: list[str] | None = None) -> list[str]:
     for field in dataclasses.fields(kind):
         if names is not None and field.name not in names:
             continue
-        default = field.default if field.default is not dataclasses.MISSING else " ".join(field.default_factory())
+        default = default_of(field)
+        default = " ".join(default) if isinstance(default, list) else default
         shown = "" if default in (None, "") else f" [{str(default).lower() if isinstance(default, bool) else default}]"
         alias = f" ({field.metadata['aliases'][0]})" if "aliases" in field.metadata else ""
         alias += f" (= {field.metadata['path']})" if field.metadata.get("path") not in (None, field.name) else ""

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from storage.config_keys import EVALUATION, EVALUATION_TIME, HARMLESS, IMPOSSIBLE, LOGGING, OWN_RULE, key
-
-
-class RemembersGiven:
-    """Remembers which fields were passed or assigned; a field that was given its default counts too."""
-
-    given: frozenset[str]
-
-    def __new__(cls, *args: Any, **kwargs: Any):
-        self = super().__new__(cls)
-        names = [field.name for field in dataclasses.fields(cls)]
-        object.__setattr__(self, "given", frozenset(names[: len(args)]) | frozenset(kwargs))
-        object.__setattr__(self, "_built", False)
-        return self
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_built", True)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-        if self._built:
-            object.__setattr__(self, "given", self.given | {name})
+from storage.config_keys import (
+    EVALUATION,
+    EVALUATION_TIME,
+    HARMLESS,
+    IMPOSSIBLE,
+    LOGGING,
+    OWN_RULE,
+    RemembersGiven,
+    key,
+)
 
 
 @dataclass

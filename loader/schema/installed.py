@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -18,7 +18,7 @@ from loader.errors import ConfigError
 
 # Where the enumerations that annotate those fields are defined.
 ENUM_FILES = ("training_args.py", "trainer_utils.py", "debug_utils.py")
-REQUIRED = object()
+REQUIRED = MISSING  # the default of a field that has none
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,17 @@ import re
 
 import pytest
 
-from loader.command_line.parser import SYNONYMS, HyperArguments, argument_parser, help_text, parse_flags
+from eval import EvalArguments
+from loader.command_line.parser import SYNONYMS, HyperArguments, argument_parser, help_text, parse_flags, parser_class
 from loader.errors import ConfigError
+from loader.schema.alias_flags import AliasFlags, TrackingFlags
 from loader.schema.components import OPTIONAL_SECTIONS, component_module, shipped
+from loader.schema.hyper_arguments import CommandArguments, SweepArguments
 from loader.schema.keys import keys_of, scalar_keys
 from loader.sources.key_aliases import ALIASES
+from prepare import PrepareArguments
 
+HfArgumentParser = parser_class().__base__  # transformers' own, without the import of transformers
 ADDED = {
     *("min_lr", "lr_decay_iters", "task_name", "training_config", "model_config"),
     *("resume_changed", "resume_schedule", "global_batch_size"),
@@ -43,6 +48,34 @@ def test_given_survives_assignment_copies_and_pickles():
     assert hyper.given == {"seed", "max_steps"}
     for twin in (copy.copy(hyper), copy.deepcopy(hyper), pickle.loads(pickle.dumps(hyper))):
         assert twin.given == hyper.given and twin == hyper
+
+
+def test_a_caller_that_passes_all_fields_gives_those_that_differ_from_their_defaults():
+    changed = dataclasses.replace(HyperArguments(seed=1), max_steps=7)
+    assert changed.given == {"seed", "max_steps"}
+
+
+def test_the_stock_parser_of_transformers_reads_the_flags():
+    @dataclasses.dataclass
+    class Others:
+        gripper: str = "left"
+
+    words = ["--learning-rate", "1e-3", "--policy", "act", "--no_do_eval", "--report_to", "none", "--gripper", "right"]
+    parser = HfArgumentParser((HyperArguments, Others))
+    hyper, others = parser.parse_args_into_dataclasses([*words, "--resume_from_checkpoint"])
+    assert (hyper.learning_rate, hyper.model_config, hyper.do_eval, hyper.report_to) == (1e-3, "act", False, ["none"])
+    assert (hyper.max_steps, hyper.resume_from_checkpoint, others.gripper) == (-1, "auto", "right")
+    assert hyper.given == {"learning_rate", "model_config", "do_eval", "report_to", "resume_from_checkpoint"}
+    assert "--resume_schedule" in parser.format_help()
+    with pytest.raises(SystemExit):
+        parser.parse_args_into_dataclasses(["--save_strategy", "sometimes"])
+
+
+@pytest.mark.parametrize(
+    "kind", [CommandArguments, SweepArguments, AliasFlags, TrackingFlags, PrepareArguments, EvalArguments]
+)
+def test_the_stock_parser_reads_the_other_flags(kind):
+    assert HfArgumentParser(kind).parse_args_into_dataclasses([]) == (kind(),)
 
 
 @pytest.mark.parametrize(
