@@ -38,7 +38,7 @@ from loader.command_line.entry import (
 from loader.errors import ConfigError
 from loader.resolve.resolver import read_saved
 from loader.resolve.run_config import RunConfig
-from loader.schema.components import component_module, shipped
+from loader.schema.keys import component_module, shipped
 from prepare import load_encoder
 from storage import atomic
 from storage.config_keys import RemembersGiven, key

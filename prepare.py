@@ -21,8 +21,8 @@ from loader.command_line.entry import check_output, command_line, entry_flags, r
 from loader.errors import ConfigError, quoted
 from loader.resolve.resolver import resolve
 from loader.resolve.run_config import RunConfig
-from loader.schema.components import component_module, shipped
 from loader.schema.hyper_arguments import HyperArguments
+from loader.schema.keys import component_module, shipped
 from storage import atomic
 from storage.config_keys import RemembersGiven, key
 from storage.lock import exclusive

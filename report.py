@@ -16,9 +16,17 @@ from typing import Any
 from loader.command_line.entry import check_output, command_line, refusing
 from loader.errors import ConfigError
 from loader.resolve.run_config import OWN_DEFAULTS
-from loader.schema.components import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS, component_module, shipped
 from loader.schema.installed import REQUIRED
-from loader.schema.keys import Key, keys_of, scalar_keys
+from loader.schema.keys import (
+    COMPONENTS,
+    FREE_SECTIONS,
+    OPTIONAL_SECTIONS,
+    Key,
+    component_module,
+    keys_of,
+    scalar_keys,
+    shipped,
+)
 from reporting.collect import Run, distinct_names, read_run
 from reporting.curves import MetricsLog
 from reporting.page import LibraryMissing, page

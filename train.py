@@ -45,14 +45,13 @@ def main(arguments: list[str] | None = None) -> Any:
         Preempted: a signal asked the run to end; its state is saved.
         TrainingDiverged, SavesFailed: the run cannot continue.
     """
-    run = None
+    run = run_config(arguments, start_sweep)  # also answers --help, --check, --print_config, --print_schema
     with Signals() as signals:
         try:
-            run = run_config(arguments, start_sweep)  # also answers --help, --check, --print_config, --print_schema
             return execute(run, signals)
         except Preempted as preempted:
             if process_rank() == 0:
-                print(preempted.line(run is not None and run.wants_resume and run.resumes_newest), flush=True)
+                print(preempted.line(run.wants_resume and run.resumes_newest), flush=True)
             raise
 
 

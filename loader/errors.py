@@ -27,7 +27,7 @@ class Problems:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.notes: list[str] = []  # lines to print once although nothing is wrong
-        self.aliases: set[str] = set()  # alias flags that were used in any layer
+        self.aliases: set[str] = set()  # aliases in any layer that imply a task
         self.translated: list[str] = []  # what each alias of another name became
         self.file_missing = False  # then keys that the file may hold are not reported as missing
 

@@ -169,8 +169,7 @@ COMMANDS = (["--check"],) * 6 + (["--print_config"], ["--print_config", "json"],
 def key_paths() -> tuple[str, ...]:
     """Every key there is: ours, those of sections and components, and other systems' words."""
     from loader.schema.alias_flags import alias_paths
-    from loader.schema.components import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS, component_module, shipped
-    from loader.schema.keys import keys_of
+    from loader.schema.keys import COMPONENTS, FREE_SECTIONS, OPTIONAL_SECTIONS, component_module, keys_of, shipped
     from loader.sources.key_aliases import ALIASES, yaml_keys
 
     found = {*yaml_keys(), *ALIASES, *alias_paths()}
@@ -202,8 +201,7 @@ NUMBERS = (0, 1, 2, 3, 10**6, 2**63, 10**308, 0.5, 1e-300, 1.0, 1.5, 1e300)
 def fitting(path: str) -> st.SearchStrategy:
     """Values of the type that a key takes, most of them unreasonable: what is refused later than by its type."""
     from loader.resolve.type_check import members
-    from loader.schema.components import FREE_SECTIONS, OPTIONAL_SECTIONS
-    from loader.schema.keys import keys_of, scalar_keys
+    from loader.schema.keys import FREE_SECTIONS, OPTIONAL_SECTIONS, keys_of, scalar_keys
 
     section, _, name = path.rpartition(".")
     keys = keys_of({**FREE_SECTIONS, **OPTIONAL_SECTIONS}[section]) if section in SECTIONS_OF_OURS else scalar_keys()

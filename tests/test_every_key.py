@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from loader.schema import components
+from loader.schema import keys as schema
 from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.installed import trainer_fields
 from loader.schema.keys import NEEDS, ON_RESUME, keys_of
@@ -25,15 +25,15 @@ def declared_keys():
     """Paths of all keys that Keel declares, as in YAML; those of components as `section(component).key`."""
     keys = [*keys_of(HyperArguments), *keys_of(ProcessArguments), "extends"]
     for section, kind in {
-        **components.FREE_SECTIONS,
-        **components.OPTIONAL_SECTIONS,
-        **components.LIST_SECTIONS,
+        **schema.FREE_SECTIONS,
+        **schema.OPTIONAL_SECTIONS,
+        **schema.LIST_SECTIONS,
     }.items():
         keys += [f"{section}.{name}" for name in keys_of(kind)] if kind is not None else [section]
-    for section in components.COMPONENTS:
+    for section in schema.COMPONENTS:
         keys.append(f"{section}.name")
-        for name in components.shipped(section):
-            keys += [f"{section}({name}).{key}" for key in keys_of(components.component_module(section, name).Config)]
+        for name in schema.shipped(section):
+            keys += [f"{section}({name}).{key}" for key in keys_of(schema.component_module(section, name).Config)]
     return keys
 
 
@@ -128,6 +128,6 @@ def test_what_counts_as_use_of_a_key(tmp_path):
 
 
 def test_a_key_without_a_test_is_noticed(monkeypatch):
-    monkeypatch.setattr(components, "FREE_SECTIONS", {**components.FREE_SECTIONS, "brand_new": None})
+    monkeypatch.setattr(schema, "FREE_SECTIONS", {**schema.FREE_SECTIONS, "brand_new": None})
     with pytest.raises(AssertionError, match="brand_new"):
         test_every_key_has_a_test()

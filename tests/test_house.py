@@ -13,8 +13,7 @@ from ladi_folder import write_ladi
 from signal_files import walk, write_npz
 from track_files import write_stack
 
-from loader.schema.components import COMPONENTS, component_module, shipped
-from loader.schema.keys import keys_of
+from loader.schema.keys import COMPONENTS, component_module, keys_of, shipped
 from loader.schema.process_arguments import ProcessArguments
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -229,7 +228,7 @@ def test_every_component_is_found():
 
 def test_components_are_checked_without_heavy_imports():
     code = "import sys\n" + "".join(
-        f"from loader.schema.components import component_module; component_module({section!r}, {name!r})\n"
+        f"from loader.schema.keys import component_module; component_module({section!r}, {name!r})\n"
         for section, name in COMPONENT_NAMES
     )
     code += "heavy = {'torch', 'transformers', 'h5py', 'mujoco', 'cv2'} & set(sys.modules)\nassert not heavy, heavy\n"

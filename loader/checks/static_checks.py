@@ -16,8 +16,7 @@ from loader.errors import ConfigError, Problems, quoted, shown
 from loader.resolve.rules import backends
 from loader.resolve.run_config import RunConfig, holds_nothing_out, ignores_learning_rate, warmup
 from loader.resume.find_checkpoint import find_checkpoint
-from loader.schema.components import COMPONENTS, component_module, shipped
-from loader.schema.keys import Key, keys_of, scalar_keys
+from loader.schema.keys import COMPONENTS, Key, component_module, keys_of, scalar_keys, shipped
 from loader.schema.process_arguments import ProcessArguments
 from loader.sources.config_tree import DEFAULT, Node, find, node_of
 from storage.checkpoints import checkpoints

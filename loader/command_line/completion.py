@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loader.command_line.parser import argument_parser
-from loader.schema.components import (
+from loader.schema.keys import (
     COMPONENTS,
     FREE_SECTIONS,
     LIST_SECTIONS,
     OPTIONAL_SECTIONS,
     ROOT,
     component_module,
+    keys_of,
+    scalar_keys,
     shipped,
 )
-from loader.schema.keys import keys_of, scalar_keys
 
 # Flag -> the folder of configs/ whose files it takes by name.
 NAMED_FILES = {"task_name": "task", "training_config": "training", "model_config": "model", "policy": "model"}

@@ -6,16 +6,20 @@ import dataclasses
 import typing
 from typing import Any
 
-from loader.schema.components import (
+from loader.schema.installed import REQUIRED
+from loader.schema.keys import (
     COMPONENTS,
     FREE_SECTIONS,
     LIST_SECTIONS,
     OPTIONAL_SECTIONS,
+    REPLACED,
+    TASK_KEYS,
+    Key,
     component_module,
+    keys_of,
+    scalar_keys,
     shipped,
 )
-from loader.schema.installed import REQUIRED
-from loader.schema.keys import REPLACED, Key, keys_of, scalar_keys
 from loader.sources.key_aliases import yaml_keys
 
 # JSON schema's names for our bounds.
@@ -31,7 +35,7 @@ def json_schema() -> dict[str, Any]:
             "description": "Training file(s) this one builds on; later keys win.",
             "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
         },
-        "training": {"description": "In a task file: the recipe if no training file is named.", "type": "string"},
+        **{name: {"description": f"In a task file: {text}", "type": "string"} for name, text in TASK_KEYS.items()},
     }
     for name, key in scalar_keys().items():
         if name not in REPLACED and name != "training_config":

@@ -13,8 +13,7 @@ from loader.errors import ConfigError, Problems, shown
 from loader.resolve.global_batch_size import settle_global_batch
 from loader.resolve.rules import RULES, USERS_FIRST, Settings, backends, is_by_user
 from loader.resolve.run_config import GLOBAL
-from loader.schema.components import component_module
-from loader.schema.keys import keys_of, scalar_keys
+from loader.schema.keys import component_module, keys_of, scalar_keys
 from loader.schema.process_arguments import ProcessArguments
 from loader.sources import layers
 from loader.sources.config_tree import DEFAULT, Node, Origin, find, layer_index, leaves

@@ -12,29 +12,23 @@ from loader.errors import ConfigError, Problems, quoted
 from loader.resolve.precedence import drop_superseded, note_overridden, resolve_conflicts
 from loader.resolve.run_config import RunConfig
 from loader.resolve.type_check import check_dataclass, check_value, mapping_of_text
-from loader.schema.alias_flags import (
-    IMAGE_ALIASES,
-    IMAGE_TASK,
-    SIGNAL_ALIASES,
-    SIGNAL_TASK,
-    TEXT_ALIASES,
-    TEXT_TASK,
-    TRACKING_ALIASES,
-    TRACKING_KEY,
-    TRACKING_TASK,
-)
-from loader.schema.components import (
+from loader.schema.alias_flags import IMPLYING_KEYS
+from loader.schema.hyper_arguments import HyperArguments
+from loader.schema.keys import (
     COMPONENTS,
     FREE_SECTIONS,
     LIST_SECTIONS,
     OPTIONAL_SECTIONS,
+    REPLACED,
     SECTIONS,
+    TASK_KEYS,
     Component,
     component_module,
+    keys_of,
+    scalar_keys,
+    section_of,
     shipped,
 )
-from loader.schema.hyper_arguments import HyperArguments
-from loader.schema.keys import REPLACED, keys_of, scalar_keys, section_of
 from loader.schema.process_arguments import ProcessArguments
 from loader.sources import layers
 from loader.sources.config_tree import DEFAULT, MISSING, Node, find, leaves, merge, missing_line, node_of
@@ -69,16 +63,19 @@ def resolve(
     hyper, aliases, problems = hyper or HyperArguments(), aliases or {}, Problems()
     settings = [settings] if isinstance(settings, str) else settings
     flags, overrides = layers.flag_layer(hyper, aliases, problems), layers.set_layer(settings or [], problems)
+    words, problems.aliases = aliases.keys() | problems.aliases, set()
     chosen = training_config or hyper.training_config
     if chosen is None and initial_weights_choice([flags, overrides]) == "resume" and "task_name" not in hyper.given:
         chosen = _resumed_file(flags)
     training = _training(chosen, problems) if chosen is not None else []
-    implied = _implied_task(aliases.keys() | problems.aliases, training, overrides)
+    described = _task_of_file(problems.aliases, training)
+    implied = described or _implied_task(words, [overrides])
     below = [layers.built_in_layer(**implied), *layers.training_layers(layers.DEFAULT_FILE, problems)]
-    if chosen is None:  # the task's own recipe, where the command line names none
-        training = _recipe_of_task([*below, flags, overrides], problems)
-    elif _describes_tracks(training):  # what such a file leaves out has the defaults of its recipe
-        training = [*_recipe_of_task([*below, *training, flags, overrides], problems), *training]
+    stack = [*below, *training, flags, overrides]
+    if chosen is None:
+        training = _recipe_of_task("training", stack, problems)
+    elif described.get("task_name") is not None and _merged(stack).value["task_name"].value == described["task_name"]:
+        training = [*_recipe_of_task("defaults", stack, problems), *training]
     above = [*training, flags, overrides]
     resolve_model_sources(above, problems)
     start = initial_weights_choice(above)
@@ -89,36 +86,36 @@ def resolve(
     named = _task_and_model_layers(below, above, problems)
     note_overridden(named, above, problems)
     for layer in named:
-        layer.value.pop("training", None)
+        for key in TASK_KEYS:
+            layer.value.pop(key, None)
     stack = [*below, *named, *_earlier_model([*below, *named, *above]), *above]
     return _typed(stack, problems)
 
 
-def _implied_task(words: Set[str], training: list[Node], overrides: Node) -> dict[str, str | None]:
-    """The default of `task_name` that follows from aliases of one workload, as a mapping; empty if nothing follows."""
-    if any(find(layer, "dataset.name") is not None for layer in training):
+def _task_of_file(aliases: Set[str], training: list[Node]) -> dict[str, str | None]:
+    """The default of `task_name` that follows from a training file, as a mapping; empty if nothing follows."""
+    if any(find(layer, "dataset.name") for layer in training):
         return {"task_name": None}  # a training file with its own data is its own task
-    if words & set(TEXT_ALIASES):
-        return {"task_name": TEXT_TASK}
-    if words & set(IMAGE_ALIASES) or find(overrides, "dataset.dataset_config_name") is not None:
-        return {"task_name": IMAGE_TASK}
-    if words & set(SIGNAL_ALIASES):
-        return {"task_name": SIGNAL_TASK}
-    if words & set(TRACKING_ALIASES) or any(find(layer, TRACKING_KEY) for layer in (*training, overrides)):
-        return {"task_name": TRACKING_TASK}
+    return {} if any(find(layer, "task_name") for layer in training) else _implied_task(aliases, training)
+
+
+def _implied_task(aliases: Set[str], stack: list[Node]) -> dict[str, str]:
+    """The default of `task_name` that follows from keys of one task, as a mapping; empty if nothing follows."""
+    for task, keys in IMPLYING_KEYS.items():
+        if aliases & set(keys) or any("." in key and find(layer, key) for key in keys for layer in stack):
+            return {"task_name": task}
     return {}
 
 
-def _describes_tracks(training: list[Node]) -> bool:
-    """Whether a training file has the data of tracking, and neither names its task nor the kind of data."""
-    others = [find(layer, path) for layer in training for path in ("task_name", "dataset.name")]
-    return any(find(layer, TRACKING_KEY) for layer in training) and others.count(None) == len(others)
+def _recipe_of_task(key: str, stack: list[Node], problems: Problems) -> list[Node]:
+    """Return the layers of a training file that the task's file names, if any.
 
-
-def _recipe_of_task(stack: list[Node], problems: Problems) -> list[Node]:
-    """Return the layers of the training file that the task's file names, if any."""
+    Args:
+        key: `training`, the recipe if no training file is named, or `defaults`, what a training file leaves out whose
+            keys imply the task.
+    """
     task = _task_and_model_layers(stack, [], Problems(), kinds=(("task", "task_name"),))
-    recipe = task[0].value.get("training") if task else None
+    recipe = task[0].value.get(key) if task else None
     if recipe is None:
         return []
     return _training(layers.find_file("training", str(recipe.value), recipe.origin.place), problems)

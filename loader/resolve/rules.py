@@ -9,9 +9,8 @@ from typing import Any
 
 from loader.errors import ConfigError, Problems, shown
 from loader.resolve.run_config import GLOBAL, TRAINING_METRICS
-from loader.schema.components import COMPONENTS, ROOT, component_module
 from loader.schema.installed import REQUIRED
-from loader.schema.keys import Key, keys_of, scalar_keys
+from loader.schema.keys import COMPONENTS, ROOT, Key, component_module, keys_of, scalar_keys
 from loader.sources.config_tree import CLI, DEFAULT, SET, Node, Origin, find, node_of
 
 USERS_FIRST = 1  # the layers up to this one are built-in and default.yaml

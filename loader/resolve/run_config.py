@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from loader.errors import Problems
-from loader.schema.components import FREE_SECTIONS, Component
 from loader.schema.hyper_arguments import HyperArguments
 from loader.schema.installed import trainer_fields
+from loader.schema.keys import FREE_SECTIONS, Component
 from loader.schema.process_arguments import ProcessArguments
-from loader.sources.config_tree import CLI, DEFAULT, SET, Node, Origin, find, layer_index, leaves
-from loader.sources.yaml_reader import read_scalar
+from loader.sources.config_tree import CLI, DEFAULT, SET, Node, Origin, find, layer_index, leaves, read_scalar
 
 GLOBAL, PER_DEVICE, ACCUMULATED = "global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"
 SOLVED = Origin(GLOBAL)  # the origin of a computed key

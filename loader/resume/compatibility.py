@@ -27,8 +27,7 @@ from loader.resolve.run_config import (
 )
 from loader.resume.config_diff import Change, class_of_optimizer, class_of_option, differences, settings_of
 from loader.resume.find_checkpoint import MODEL_ALONE, NEW_RUN, ResumePoint
-from loader.schema.components import COMPONENTS
-from loader.schema.keys import on_resume
+from loader.schema.keys import COMPONENTS, on_resume
 from loader.sources.config_tree import node_of
 from storage import safe_read
 from storage.config_keys import EVALUATION, EVALUATION_TIME, HARMLESS, IMPOSSIBLE, LOGGING, TRAJECTORY

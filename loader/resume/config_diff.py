@@ -14,9 +14,8 @@ from loader.errors import shown
 from loader.resolve.run_config import OWN_DEFAULTS, RunConfig, eval_strategy, schedule_counts_epochs, warmup
 from loader.resolve.type_check import members
 from loader.resume.find_checkpoint import ResumePoint
-from loader.schema.components import COMPONENTS, OPTIONAL_SECTIONS
 from loader.schema.installed import REQUIRED
-from loader.schema.keys import REPLACED, scalar_keys
+from loader.schema.keys import COMPONENTS, OPTIONAL_SECTIONS, REPLACED, scalar_keys
 from loader.sources.config_tree import find
 from storage import safe_read
 from storage.config_keys import IMPOSSIBLE, TRAJECTORY

@@ -112,19 +112,13 @@ def alias_paths() -> dict[str, str | None]:
 
 # Aliases that are also sections of a training file: as YAML keys they are the section, as flags they set `path`.
 SECTION_ALIASES = ("dataset", "optimizer")
-# Aliases that select the text task when no task is named.
-TEXT_ALIASES = (
-    "dataset", "training_mode", "dataset_list", "multicontext_datasets", "init_from", "block_size", "n_layer", "n_head",
-    "n_embd",
-)  # fmt: skip
-TEXT_TASK = "text"
-# Aliases that select the image task in the same way; they are no flags.
-IMAGE_ALIASES = ("model_builder", "dataset_base_dir", "dataset_config_name")
-IMAGE_TASK = "images"
-# Aliases that select the task of signals in the same way.
-SIGNAL_ALIASES = ("model_name", "datasplitter")
-SIGNAL_TASK = "signals"
-# Aliases that select the tracking task in the same way, and the key of a training file that does.
-TRACKING_ALIASES = ("train_dir", "val_dir", "crop_size", "anchor", "clip_length")
-TRACKING_KEY = "dataset.train_dataset"
-TRACKING_TASK = "tracking"
+# Task -> the keys that imply it where no task is named: aliases, and paths of keys.
+IMPLYING_KEYS: dict[str, tuple[str, ...]] = {
+    "text": (
+        "dataset", "training_mode", "dataset_list", "multicontext_datasets", "init_from", "block_size", "n_layer",
+        "n_head", "n_embd",
+    ),
+    "images": ("model_builder", "dataset_base_dir", "dataset_config_name", "dataset.dataset_config_name"),
+    "signals": ("model_name", "datasplitter"),
+    "tracking": ("train_dir", "val_dir", "crop_size", "anchor", "clip_length", "dataset.train_dataset"),
+}  # fmt: skip

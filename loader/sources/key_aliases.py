@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 from loader.errors import ConfigError
 from loader.schema.alias_flags import alias_paths
-from loader.schema.components import OPTIONAL_SECTIONS, SECTIONS
-from loader.schema.keys import scalar_keys
+from loader.schema.keys import OPTIONAL_SECTIONS, SECTIONS, scalar_keys
 from loader.sources import signal_aliases
 from loader.sources.config_tree import MISSING, Node, node_of
 from storage.suggestions import did_you_mean

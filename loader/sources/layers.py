@@ -9,13 +9,25 @@ from typing import Any
 
 from loader.errors import ConfigError, Problems, quoted
 from loader.schema.alias_flags import SECTION_ALIASES, alias_paths
-from loader.schema.components import FREE_SECTIONS, OPTIONAL_SECTIONS, ROOT, SECTIONS
 from loader.schema.hyper_arguments import HyperArguments
-from loader.schema.keys import FILE_SECTIONS, keys_of, scalar_keys
+from loader.schema.keys import FILE_SECTIONS, FREE_SECTIONS, OPTIONAL_SECTIONS, ROOT, SECTIONS, keys_of, scalar_keys
 from loader.schema.process_arguments import ProcessArguments
-from loader.sources.config_tree import CLI, DEFAULT, MISSING, SET, Node, at_path, merge, name_missing, node_of
+from loader.sources.config_tree import (
+    CLI,
+    DEFAULT,
+    MISSING,
+    SET,
+    Node,
+    at_path,
+    display_path,
+    merge,
+    name_missing,
+    node_of,
+    parse_yaml,
+    read_scalar,
+    read_yaml,
+)
 from loader.sources.translate_aliases import translate_aliases
-from loader.sources.yaml_reader import display_path, parse_yaml, read_scalar, read_yaml
 from storage.suggestions import did_you_mean, nearest
 
 DEFAULT_FILE = ROOT / "configs" / "training" / "default.yaml"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loader.errors import ConfigError, quoted
-from loader.schema.components import shipped
+from loader.schema.keys import shipped
 from loader.sources.config_tree import Node, node_of
 from storage.suggestions import did_you_mean
 

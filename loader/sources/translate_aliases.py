@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loader.errors import ConfigError, Problems
-from loader.schema.alias_flags import IMAGE_ALIASES, SECTION_ALIASES, SIGNAL_ALIASES, alias_paths
+from loader.schema.alias_flags import IMPLYING_KEYS, SECTION_ALIASES
 from loader.sources.config_tree import MISSING, Node, at_path, find, merge, missing_line, node_of
 from loader.sources.key_aliases import ALIASES, FOREIGN_SECTIONS, NULLABLE, NotAvailable
 from loader.sources.signal_aliases import extras_without_effect
@@ -24,7 +24,8 @@ def translate_aliases(tree: Node, problems: Problems) -> None:
     Aliases that depend on other layers stay: `resolve_combined_aliases` and `resolve_model_sources` replace them.
     """
     _inherit_interval(tree)
-    problems.aliases |= tree.value.keys() & ({*alias_paths(), *IMAGE_ALIASES, *SIGNAL_ALIASES} - set(SECTION_ALIASES))
+    implying = {alias for keys in IMPLYING_KEYS.values() for alias in keys}
+    problems.aliases |= tree.value.keys() & (implying - set(SECTION_ALIASES))
     _check_training_mode(tree, problems)
     _eval_interval(tree, problems)
     if "dataloader_class" in tree.value:

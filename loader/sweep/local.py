@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loader.errors import ConfigError
-from loader.schema.components import ROOT
+from loader.schema.keys import ROOT
 from loader.sweep.jobs import PREEMPTED, Record, job_of, own_words
 from loader.sweep.optuna_study import OptunaStudy
 from loader.sweep.results import LogReader, Objective

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loader.schema.components import ROOT
+from loader.schema.keys import ROOT
 from loader.sweep.jobs import Record, own_words
 from storage.atomic import write_text
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from loader.errors import ConfigError
-from loader.schema.components import ROOT
 from loader.schema.hyper_arguments import SweepArguments
+from loader.schema.keys import ROOT
 from loader.sweep.jobs import Record
 from loader.sweep.space import Space
 from storage import manifest

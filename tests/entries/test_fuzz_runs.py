@@ -17,8 +17,7 @@ from transformers.utils import logging
 import train
 from loader.command_line.entry import command_line
 from loader.resolve.type_check import members
-from loader.schema.components import OPTIONAL_SECTIONS
-from loader.schema.keys import scalar_keys
+from loader.schema.keys import OPTIONAL_SECTIONS, scalar_keys
 
 pytestmark = pytest.mark.slow
 

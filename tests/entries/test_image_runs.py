@@ -19,7 +19,7 @@ from data.images.decode import Decoder
 from data.images.preprocessing import Preprocessing
 from data.images.report import Report
 from loader.command_line.entry import command_line
-from loader.schema.components import component_module, shipped
+from loader.schema.keys import component_module, shipped
 from metrics.classification import SingleLabelMetric
 from models.auto import load
 

@@ -13,7 +13,7 @@ import eval as evaluation
 from scripts.recipes import ROOT, Recipe, Runner, commit, load_recipes, page, score
 
 RECIPES = load_recipes(ROOT / "scripts/recipes.yaml")
-BASES = {"default", "gpt_base", "gpt"}  # files that others build on: none scores anything by itself
+BASES = {"default", "gpt_base", "gpt", "signals"}  # files that others build on: none scores anything by itself
 STEP = """
 import json, os, sys
 from pathlib import Path

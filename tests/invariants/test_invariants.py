@@ -20,7 +20,7 @@ import eval as evaluation
 import predict
 import train
 from loader.command_line.entry import command_line
-from loader.schema.components import shipped
+from loader.schema.keys import shipped
 from models import export
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))

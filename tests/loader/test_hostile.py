@@ -14,7 +14,7 @@ from fresh_interpreter import ROOT, python
 
 from loader.errors import MOST_PROBLEMS, ConfigError, one_line
 from loader.resolve.resolver import resolve
-from loader.sources.yaml_reader import MOST_BYTES, MOST_LEVELS, MOST_NODES, read_yaml
+from loader.sources.config_tree import MOST_BYTES, MOST_LEVELS, MOST_NODES, read_yaml
 
 SECONDS = 20  # by then a file that takes for ever has been let go
 
@@ -106,7 +106,7 @@ def test_a_bomb_takes_no_memory(tmp_path):
     path.write_text(bomb(12, 10))
     said = python(f"""
 import resource
-from loader.sources.yaml_reader import read_yaml
+from loader.sources.config_tree import read_yaml
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + 300 * 2**20,) * 2)
 try:

@@ -11,9 +11,8 @@ from eval import EvalArguments
 from loader.command_line.parser import SYNONYMS, HyperArguments, argument_parser, help_text, parse_flags, parser_class
 from loader.errors import ConfigError
 from loader.schema.alias_flags import AliasFlags, TrackingFlags
-from loader.schema.components import OPTIONAL_SECTIONS, component_module, shipped
 from loader.schema.hyper_arguments import CommandArguments, SweepArguments
-from loader.schema.keys import keys_of, scalar_keys
+from loader.schema.keys import OPTIONAL_SECTIONS, component_module, keys_of, scalar_keys, shipped
 from loader.sources.key_aliases import ALIASES
 from prepare import PrepareArguments
 

@@ -101,7 +101,7 @@ def test_the_summary_ends_with_what_only_the_start_can_check(in_root, tmp_path):
 
 def test_the_metrics_of_a_task_are_known_without_torch():
     code = (
-        "import sys; from loader.schema.components import component_module, shipped\n"
+        "import sys; from loader.schema.keys import component_module, shipped\n"
         "kinds = [component_module('dataset', name) for name in shipped('dataset')]\n"
         "print(sorted(name for kind in kinds if hasattr(kind, 'metric_names') for name in kind.metric_names()))\n"
         "assert 'torch' not in sys.modules"

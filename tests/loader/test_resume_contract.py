@@ -16,8 +16,7 @@ from loader.resolve.run_config import ignores_learning_rate
 from loader.resume.compatibility import resume_changes
 from loader.resume.config_diff import class_of_option, settings_of
 from loader.resume.find_checkpoint import inspect
-from loader.schema.components import component_module
-from loader.schema.keys import on_resume
+from loader.schema.keys import component_module, on_resume
 from storage.config_keys import EVALUATION, EVALUATION_TIME, HARMLESS, IMPOSSIBLE, OWN_RULE, TRAJECTORY
 from trainer.optimization import lr_curves, lr_scheduler
 

@@ -4,9 +4,8 @@ import pytest
 import yaml
 
 from loader.errors import ConfigError
-from loader.sources.config_tree import SET
+from loader.sources.config_tree import SET, read_scalar, read_yaml
 from loader.sources.layers import find_file
-from loader.sources.yaml_reader import read_scalar, read_yaml
 
 
 def write(tmp_path, text, name="x.yaml"):

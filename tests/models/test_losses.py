@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from loader.schema.components import component_module, shipped
+from loader.schema.keys import component_module, shipped
 from models.losses import asymmetric, bce, cross_entropy, focal
 
 ROOT = Path(__file__).resolve().parents[2]
