@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from loader.resolve.rules import is_by_user
 from loader.resolve.run_config import RunConfig
+from loader.sources.config_tree import find
 
 WANDB_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 COMPARED_LENGTHS = 1000  # samples
@@ -102,7 +104,8 @@ def check_data(run: RunConfig, args: Any, bundle: Any) -> None:
     if bundle.eval_datasets or (args.eval_strategy == "no" and run.process.check_val_every_n_epoch is None):
         return
     asked = [key for key in ("do_eval", "eval_strategy", "eval_steps") if run.on_command_line(key)]
-    asked += ["check_val_every_n_epoch"] if run.process.check_val_every_n_epoch is not None else []
+    every = find(run.tree, "check_val_every_n_epoch")
+    asked += ["check_val_every_n_epoch"] if every is not None and every.value and is_by_user(every.origin) else []
     if asked:
         place = run.place(asked[0])
         raise ValueError(f"`{asked[0]}`{place} has nothing to evaluate on; hold data out with dataset.eval_fraction")
@@ -110,7 +113,7 @@ def check_data(run: RunConfig, args: Any, bundle: Any) -> None:
         key = "eval_on_start" if args.eval_on_start else "load_best_model_at_end"
         raise ValueError(f"`{key}`{run.place(key)} needs evaluation; hold data out with dataset.eval_fraction")
     run.notes.append("no evaluation: the data holds nothing out (dataset.eval_fraction)")
-    args.eval_strategy = type(args.eval_strategy)("no")
+    args.eval_strategy, run.process.check_val_every_n_epoch = type(args.eval_strategy)("no"), None
 
 
 def _check_order(run: RunConfig, args: Any, bundle: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import os
 import re
 import sys
@@ -99,7 +100,8 @@ def parse_flags(arguments: list[str] | None = None) -> Given:
     if unknown and all(os.path.isdir(os.path.expanduser(word)) for word in unknown):
         given["train_dir"] = unknown  # `train.py DIR`
     elif unknown:
-        raise ConfigError(explain_unknown(unknown, argument_parser()._option_string_actions))
+        strange = [word for word in unknown if word.startswith("-") or not os.path.isdir(os.path.expanduser(word))]
+        raise ConfigError(explain_unknown(strange, argument_parser()._option_string_actions))
     if settings:
         given["set"] = [*given.get("set", ()), *settings]
     asked_for_help = given.pop("help", False)
@@ -122,13 +124,14 @@ def split_settings(words: list[str]) -> tuple[list[str], list[str]]:
     options, flags, settings = argument_parser()._option_string_actions, [], []
     words = [_with_underscores(word) for word in words]
     takes_next = takes_all = False  # the flag before takes this word, whatever it looks like
-    for word in words:
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
         match = None if takes_next or takes_all else SETTING.fullmatch(word)
         if match:
             settings.append(f"{match['key'].replace('-', '_')}={match['value']}")
             continue
-        flags.append(word)
         action = options.get(word)
+        is_switch = action is not None and action.const is True
+        flags.append(f"{word}=true" if is_switch and os.path.isdir(os.path.expanduser(following)) else word)
         takes_next = action is not None and action.nargs is None
         takes_all = (takes_all and not word.startswith("--")) or word == "--set"
     return flags, settings

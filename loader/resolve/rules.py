@@ -114,7 +114,8 @@ class Rule:
         when: Whether they contradict each other.
         becomes: The value of `key` then, or a function that computes it.
         problem: What is wrong, for the error line; None: nothing, if `key` is not the earlier one.
-        opposite: The setting that gives way if `key` is the later one, and its value.
+        opposite: The setting that gives way if `key` is in a later layer, and its value.
+        yields: Whether `key` gives way within a layer, too, instead of being a problem.
     """
 
     key: str
@@ -123,6 +124,7 @@ class Rule:
     becomes: Any
     problem: str | None
     opposite: tuple[str, Any] | None = None
+    yields: Callable[[Settings], bool] = lambda settings: False
 
     def apply(self, settings: Settings) -> None:
         if not self.when(settings):
@@ -130,8 +132,8 @@ class Rule:
         winner = max(self.against, key=settings.level)
         mine, other = settings.level(self.key), settings.level(winner)
         for path, value, by, gives_way in (
-            (self.key, self.becomes, winner, other > mine),
-            (*(self.opposite or ("", None)), self.key, self.opposite is not None and mine > other),
+            (self.key, self.becomes, winner, other > mine or (mine == other and self.yields(settings))),
+            (*(self.opposite or ("", None)), self.key, self.opposite is not None and mine >= other + 1),
         ):
             if gives_way:
                 settings.follow(path, value(settings) if callable(value) else value, by)
@@ -161,6 +163,11 @@ def backends(value: object) -> list[str]:
     """The reporting backends in use."""
     words = value if isinstance(value, list) else [value]
     return [word for word in words if isinstance(word, str) and word != "none"]
+
+
+def _has_no_schedule(settings: Settings) -> bool:
+    """Whether the schedule is `none` or switched off by `decay_lr`, and not named: its keys are then left unused."""
+    return settings.tree.value["lr_scheduler_type"].text == "none"
 
 
 def _is_endless(settings: Settings) -> bool:
@@ -248,7 +255,7 @@ RULES = (
         Rule(
             name, ("lr_scheduler_type",),
             lambda s, name=name, kinds=kinds: s[name] is not None and s["lr_scheduler_type"] in kinds,
-            None, "has no effect: {} does not fall towards an end", ("lr_scheduler_type", "cosine"),
+            None, "has no effect: {} does not fall towards an end", ("lr_scheduler_type", "cosine"), _has_no_schedule,
         )
         for name, kinds in (
             ("lr_decay_iters", WITHOUT_HORIZON), ("min_lr", [n for n in WITHOUT_HORIZON if n not in PLATEAUS]),

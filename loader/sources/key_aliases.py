@@ -78,7 +78,7 @@ def _warmup(node: Node) -> Assignments:
     targets = {"steps": "warmup_steps", "epochs": "warmup_epochs", "ratio": "warmup_ratio"}
     interval = node.value.get("interval")
     if interval is not None and interval.value not in ("step", "epoch"):
-        raise ConfigError(f"`interval: {interval.value}` must be step or epoch")
+        raise ConfigError(f"`interval: {interval.plain()}` must be step or epoch")
     if interval is not None and interval.value == "epoch":
         targets["steps"] = "warmup_epochs"
     unknown = [name for name in node.value if name not in (*targets, "interval")]
@@ -90,7 +90,7 @@ def _warmup(node: Node) -> Assignments:
     return lengths
 
 
-SCHEDULER_PRESETS = ("none", "exponential", "reducelronplateau")  # files in configs/scheduler/
+SCHEDULER_PRESETS = ("exponential", "reducelronplateau")  # files in configs/scheduler/
 SCHEDULER_NAMES = {
     "none": "constant",
     "exponential": "ExponentialLR",
@@ -104,6 +104,8 @@ def _scheduler_name(node: Node) -> Assignments:
     name = "none" if node.value is None else str(node.plain())
     if name in SCHEDULER_PRESETS:
         return [("scheduler", _value(node, name))]
+    if name == "none":
+        return [("lr_scheduler_type", Node("constant", node.origin, name))]
     return [("lr_scheduler_type", _value(node, SCHEDULER_NAMES.get(name, name)))]
 
 

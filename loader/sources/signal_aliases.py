@@ -51,8 +51,9 @@ def model_name(node: Node) -> Assignments:
     """A network by its class there, or by its name here; a classifier is for classes."""
     if node.value is None:
         return []
-    target = [("dataset.target", node_of("class", node.origin))] if node.value in CLASSIFIERS else []
-    keys = {"name": node.value} if node.value in shipped("model") else _known(node, MODELS, shipped("model"))
+    name = _name(node)
+    target = [("dataset.target", node_of("class", node.origin))] if name in CLASSIFIERS else []
+    keys = {"name": name} if name in shipped("model") else _known(name, MODELS, shipped("model"))
     return [("model", node_of(keys, node.origin)), *target]
 
 
@@ -60,34 +61,44 @@ def loss_name(node: Node) -> Assignments:
     """A loss by its class there, or by its name here; the section `loss` has its arguments."""
     if node.value is None:
         return []
-    name = node.value if node.value in shipped("loss") else _known(node, LOSSES, shipped("loss"))
+    name = _name(node)
+    name = name if name in shipped("loss") else _known(name, LOSSES, shipped("loss"))
     return [("loss", node_of({"name": name}, node.origin))]
 
 
-def _known(node: Node, names: Mapping[str, Any], ours: tuple[str, ...]) -> Any:
+def _name(node: Node) -> str:
+    """The value, which must be text.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(node.value, str):
+        raise ConfigError("must be a name")
+    return node.value
+
+
+def _known(name: str, names: Mapping[str, Any], ours: tuple[str, ...]) -> Any:
     """What a name stands for.
 
     Raises:
         ConfigError: nothing.
     """
-    if node.value in names:
-        return names[node.value]
-    raise ConfigError(
-        f"is not available{did_you_mean(str(node.value), [*names, *ours])}; there are {quoted([*names, *ours])}"
-    )
+    if name in names:
+        return names[name]
+    raise ConfigError(f"is not available{did_you_mean(name, [*names, *ours])}; there are {quoted([*names, *ours])}")
 
 
 def dataloader_class(node: Node) -> Assignments:
     """A kind of loader; MixUp's and the text's keys say the rest."""
-    if node.value is not None and node.value not in LOADERS:
-        raise ConfigError(f"is not available{did_you_mean(str(node.value), LOADERS)}; it may be {quoted(LOADERS)}")
+    if node.value is not None and _name(node) not in LOADERS:
+        raise ConfigError(f"is not available{did_you_mean(node.value, LOADERS)}; it may be {quoted(LOADERS)}")
     return [("dataset.target", node_of("text", node.origin))] if node.value == "TextDataLoader" else []
 
 
 def extras_without_effect(tree: Node) -> list[str]:
     """Problems, one line each: keys of another loader than the one that the same layer names."""
     chosen, section = tree.value.get("dataloader_class"), tree.value.get("dataloader")
-    if chosen is None or section is None or not section.is_mapping or chosen.value not in LOADERS:
+    if chosen is None or section is None or not section.is_mapping or str(chosen.value) not in LOADERS:
         return []
     needed = {name: kind for kind, keys in LOADERS.items() for name in keys if kind != chosen.value}
     return [
@@ -109,8 +120,8 @@ def datasplitter(node: Node) -> Assignments:
         if name == "dataset_root" and child.is_mapping:
             child = Node(list(child.value.values()), child.origin)
         if name == "dataset_class":
-            if child.value not in TARGETS:
-                raise ConfigError(f"has `dataset_class: {child.value}`; there are {quoted(TARGETS)}")
+            if str(child.value) not in TARGETS:
+                raise ConfigError(f"has `dataset_class: {child.plain()}`; there are {quoted(TARGETS)}")
             assignments.append(("dataset.target", node_of(TARGETS[child.value], child.origin)))
         elif name == "dataset_kwargs":
             assignments += _dataset_kwargs(child)
@@ -127,6 +138,8 @@ def datasplitter(node: Node) -> Assignments:
 
 
 def _dataset_kwargs(node: Node) -> Assignments:
+    if node.value is not None and not node.is_mapping:
+        raise ConfigError(f"has `dataset_kwargs: {node.plain()}`, which must be a mapping")
     given = node.value.items() if node.is_mapping else ()
     unknown = [name for name, child in given if name not in DATASET_KWARGS and child.value]
     if unknown:

@@ -35,6 +35,8 @@ def translate_aliases(tree: Node, problems: Problems) -> None:
         if isinstance(target, NotAvailable):
             if node.value is not None:
                 problems.add(f"not available yet: `{path}`{node.origin.place}: {target}")
+        elif path in FOREIGN_SECTIONS:
+            problems.add(f"`{path}`{node.origin.place} must be a mapping")
         elif target is None:
             remedy = did_you_mean(path, ALIASES, "; --print_schema lists every key")
             problems.add(f"unknown key `{path}`{node.origin.place}{remedy}")
@@ -181,8 +183,8 @@ def _initial_weights(layers: list[Node], problems: Problems) -> None:
     """Replace `init_from` by the keys that choose the network and its initial weights."""
     (start_at, start), (type_at, gpt2_type), (run_at, run) = (pop_latest(layers, alias) for alias in START_ALIASES)
     for alias, node in (("init_from", start), ("gpt2_type", gpt2_type), ("prev_run_ckpt", run)):
-        if node is not None and not str(node.value).strip():
-            problems.add(f"`{alias}`{node.origin.place} is empty; leave it out")
+        if node is not None and (isinstance(node.value, (list, dict)) or not str(node.value).strip()):
+            problems.add(f"`{alias}: {node.plain()}`{node.origin.place} must be a name; write one, or leave it out")
             return
     name = "" if start is None else str(start.value)
     for alias, node, index, has_effect, needed in (
@@ -256,7 +258,7 @@ def _decay(layers: list[Node], problems: Problems) -> None:
     if decay is None:
         return
     if not isinstance(decay.value, bool):
-        problems.add(f"`decay_lr: {decay.text or decay.value}`{decay.origin.place} must be true or false")
+        problems.add(f"`decay_lr: {decay.text or decay.plain()}`{decay.origin.place} must be true or false")
         return
     named = [index for index, layer in enumerate(layers) if "lr_scheduler_type" in layer.value]
     schedule_at = named[-1] if named else -1
@@ -269,8 +271,10 @@ def _decay(layers: list[Node], problems: Problems) -> None:
             f"`decay_lr: {str(decay.value).lower()}`{decay.origin.place} contradicts the schedule "
             f"`{schedule.value}`{schedule.origin.place}; leave one out"
         )
-    elif (schedule is None or is_constant) if decay.value else not is_constant:
-        layers[decay_at].value["lr_scheduler_type"] = node_of("cosine" if decay.value else "constant", decay.origin)
+    elif not decay.value:
+        layers[decay_at].value["lr_scheduler_type"] = Node("constant", decay.origin, "none")
+    elif schedule is None or is_constant:
+        layers[decay_at].value["lr_scheduler_type"] = node_of("cosine", decay.origin)
 
 
 MODELS = ("base_model_path", "model_builder")  # of both in one layer, the path counts

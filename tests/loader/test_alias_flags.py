@@ -116,6 +116,13 @@ SET = {
     "--dataset a --lr_scheduler cosine --decay_lr": {"lr_scheduler_type": "cosine"},
     "--dataset a --decay_lr --lr_decay_iters 50": {"lr_decay_iters": 50},
     "--dataset a --no_decay_lr": {"lr_scheduler_type": "constant"},
+    "--dataset a --no_decay_lr --min_lr 1e-5": {"lr_scheduler_type": "constant", "min_lr": None},
+    "--dataset a --lr_scheduler none --decay_lr False --lr_decay_iters 3500 --min_lr 1e-4": {
+        "lr_scheduler_type": "constant",
+        "lr_decay_iters": None,
+        "min_lr": None,
+    },
+    "--dataset a --min_lr 1e-5": {"lr_scheduler_type": "cosine", "min_lr": 1e-5},
     "--dataset a --decay_lr --learning_rate 5e-5": {"min_lr": None},  # the recipe's floor is above it
     "--dataset a --max_sample_tokens 5 --sample_start_tokens x --num_samples 2 --temperature 1 --top_k 3": {
         "sample_tokens": 5,
@@ -201,8 +208,8 @@ REFUSED = {
     "--dataset a --gpt2_type gpt2-xl": "`gpt2_type: gpt2-xl` on the command line",
     "--dataset a --prev_run_ckpt out/a": "`prev_run_ckpt: out/a` on the command line",
     "--init_from prev_run": "needs `prev_run_ckpt`",
-    "--init_from=": "`init_from` on the command line is empty",
-    "--init_from gpt2 --gpt2_type=": "`gpt2_type` on the command line is empty",
+    "--init_from=": "`init_from: ` on the command line must be a name",
+    "--init_from gpt2 --gpt2_type=": "`gpt2_type: ` on the command line must be a name",
     "--dataset a --lr_scheduler_type linear --decay_lr false": "contradicts the schedule `linear`",
     "--dataset a --eval_interval 0": "`eval_interval: 0` on the command line must be at least 1",
     "--training_mode multicontext --dataset_list a b": "`dataset_list` on the command line",

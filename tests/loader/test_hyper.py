@@ -105,6 +105,15 @@ def test_spellings():
     assert parse_flags(["--resume_from_checkpoint"])[0].resume_from_checkpoint == "auto"
 
 
+def test_folders_to_train_on_may_stand_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "films").mkdir()
+    given = parse_flags(["--check", "films", "--crop-size", "16"])
+    assert given.command.check is True and given.aliases == {"train_dir": ["films"], "crop_size": 16}
+    with pytest.raises(ConfigError, match="`32`"):
+        parse_flags(["films", "--crop-size", "16", "32"])
+
+
 def test_set_collects_over_several_uses():
     command = parse_flags(["--set", "a=1", "b=2", "--set", "c=3", "--check", "--print_config", "json"])[1]
     assert command.set == ["a=1", "b=2", "c=3"] and command.check and command.print_config == "json"

@@ -155,6 +155,55 @@ def test_words_of_signals(read):
     assert read("eval_runner: true\nmodel_name: Wavenet\n").eval_runner.max_batches == 2
 
 
+SIGNALS = "model_name: FlatGPT\ndatasplitter: {dataset_root: a.edf}\n"
+
+
+def test_a_training_file_that_implies_its_task_is_read_over_the_defaults_of_that_task(read):
+    run = read(f"{SIGNALS}lightning: {{lr: 0.1, weight_decay: 0.1}}\ntrainer: {{max_epochs: 2}}\n")
+    hyper = run.hyper
+    assert (run.task, hyper.per_device_train_batch_size, hyper.lr_scheduler_type) == ("signals", 1, "constant")
+    assert (run.process.check_val_every_n_epoch, run.checkpointing.every_n_epochs) == (1, 1)
+    assert (hyper.num_train_epochs, hyper.warmup_steps, run.process.using_ema) == (2, 0, False)
+    changed = read(f"{SIGNALS}dataloader: {{batch_size: 4}}\ncheckpoint_cadence_epochs: 5\neval_steps: 3\n")
+    assert (changed.hyper.per_device_train_batch_size, changed.checkpointing.every_n_epochs) == (4, 5)
+    assert (changed.hyper.eval_steps, changed.process.check_val_every_n_epoch) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "batch"),
+    [
+        (f"task_name: signals\n{SIGNALS}", 8),  # a file that names its task is the whole recipe
+        ("dataset: {train_dataset: {crop_size: 16}}\n", 1),
+        ("task_name: tracking\ndataset: {train_dataset: {crop_size: 16}}\n", 8),
+    ],
+)
+def test_a_task_that_is_named_brings_no_defaults(read, text, batch):
+    assert read(text).hyper.per_device_train_batch_size == batch
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("model_name: [1]", "model_name"),
+        ("model_name: {a: 1}", "model_name"),
+        ("loss_name: [1]", "loss_name"),
+        ("dataloader_class: [1]\ndataloader: {mixup_alpha: 1}", "dataloader_class"),
+        ("datasplitter: {dataset_class: [1]}", "datasplitter"),
+        ("datasplitter: {dataset_kwargs: [1]}", "datasplitter"),
+        ("init_from: [1]", "init_from"),
+        ("init_from: gpt2\ngpt2_type: {a: 1}", "gpt2_type"),
+        ("decay_lr: [1]", "decay_lr"),
+        ("lightning: 5", "lightning"),
+        ("lightning: {lr_warmup: {steps: 1, interval: [1]}}", "lightning.lr_warmup"),
+    ],
+)
+def test_a_value_of_another_kind_is_one_line_with_its_place(read, text, key):
+    with pytest.raises(ConfigError) as raised:
+        read(f"{text}\n")
+    problem = next(line for line in raised.value.problems if line.startswith(f"`{key}"))
+    assert ".yaml:" in problem and "Node(" not in problem
+
+
 def test_a_classifier_is_for_classes(read):
     assert read("model_name: ClassifierContinuous\n").dataset.config.target == "class"
     assert read("model_name: FlatGPT\n").dataset.config.target == "tokens"

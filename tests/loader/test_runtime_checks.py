@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from torch import nn
 
-from loader.checks.runtime_checks import check_forward, check_hub, check_loggers, is_hub_error
+from loader.checks.runtime_checks import check_data, check_forward, check_hub, check_loggers, is_hub_error
 from loader.resolve.resolver import resolve
 
 
@@ -109,3 +109,22 @@ def test_a_forward_takes_the_entries_of_a_batch(batch, options, named):
     with pytest.raises(ValueError, match=named) as error:
         check_forward(run, args, bundle, Takes())
     assert "x.yaml:2:3" in str(error.value) and ", ".join(batch) in str(error.value)
+
+
+def test_a_recipes_evaluation_is_left_out_where_nothing_is_held_out(in_root, tmp_path):
+    """Only an evaluation that the user asks for needs held-out data."""
+    from transformers.trainer_utils import IntervalStrategy
+
+    file, bundle = tmp_path / "a.yaml", SimpleNamespace(eval_datasets={}, sampler=lambda seed: range(9))
+    args = SimpleNamespace(
+        eval_strategy=IntervalStrategy.EPOCH, dataloader_drop_last=False, train_batch_size=1, world_size=1,
+        eval_on_start=False, load_best_model_at_end=False,
+    )  # fmt: skip
+    file.write_text("dataset: {train_dataset: {crop_size: 16}}\n")
+    run = resolve(training_config=file)
+    assert run.process.check_val_every_n_epoch == 1
+    check_data(run, args, bundle)
+    assert args.eval_strategy == "no" and run.process.check_val_every_n_epoch is None
+    file.write_text("dataset: {train_dataset: {crop_size: 16}}\ncheck_val_every_n_epoch: 2\n")
+    with pytest.raises(ValueError, match="check_val_every_n_epoch` at "):
+        check_data(resolve(training_config=file), args, bundle)
