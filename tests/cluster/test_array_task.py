@@ -22,6 +22,7 @@ def sweep(tmp_path, text):
     return str(tmp_path / "sweep.txt")
 
 
+@pytest.mark.slow
 def test_a_task_without_a_sweep_has_a_folder_of_its_own():
     assert module.array_task(3, "", COMMON) == [*COMMON, "--output_dir", "runs/sweep/3"]
 

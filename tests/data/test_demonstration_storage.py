@@ -26,6 +26,7 @@ def written(tmp_path) -> list[dict]:
     return write_act_folder(tmp_path / "act", LENGTHS, cameras=CAMERAS)
 
 
+@pytest.mark.slow
 def test_cached_lazy_and_preloaded_are_identical(tmp_path, written):
     options = list(itertools.product([False, True], repeat=2))
     batches = []
@@ -39,6 +40,7 @@ def test_cached_lazy_and_preloaded_are_identical(tmp_path, written):
         assert_same(batch, batches[0])
 
 
+@pytest.mark.slow
 @pytest.mark.keys("lazy_preprocess")
 def test_lazy_keeps_no_cache_and_opens_each_file_once(tmp_path, written, monkeypatch):
     bundle = build_act(tmp_path, {"lazy_preprocess": True}, image_size=[10, 12])
@@ -87,6 +89,7 @@ def test_the_cache_follows_the_content(tmp_path, written):
     assert caches(tmp_path) == made, "what does not change the prepared arrays reuses them"
 
 
+@pytest.mark.slow
 def test_whatever_decides_the_prepared_arrays_makes_another_cache(tmp_path, written):
     base = {"image_size": [10, 12], "state_keys": ["observations/qpos"], "action_key": "action"}
     variants = [
@@ -107,6 +110,7 @@ def test_whatever_decides_the_prepared_arrays_makes_another_cache(tmp_path, writ
         assert len(caches(tmp_path)) == number + 1, (process, config)
 
 
+@pytest.mark.slow
 def test_changed_data_is_seen(tmp_path, written):
     file = tmp_path / "act/episode_1.hdf5"
     build_act(tmp_path)
@@ -118,6 +122,7 @@ def test_changed_data_is_seen(tmp_path, written):
     assert file.stat().st_size == status.st_size
 
 
+@pytest.mark.slow
 def test_many_frames_are_prepared_by_several_processes(tmp_path, monkeypatch):
     write_act_folder(tmp_path / "act", (30, 25), cameras={"top": (24, 32)})
     alone = everything(build_act(tmp_path, {"lazy_preprocess": True}, image_size=[10, 12]).train_dataset)
@@ -126,6 +131,7 @@ def test_many_frames_are_prepared_by_several_processes(tmp_path, monkeypatch):
     assert_same(everything(build_act(tmp_path, image_size=[10, 12]).train_dataset), alone)
 
 
+@pytest.mark.slow
 def test_workers_deliver_the_same_batches(tmp_path, written):
     bundle = build_act(tmp_path, {"lazy_preprocess": True}, image_size=[10, 12])
 

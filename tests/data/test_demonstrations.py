@@ -31,6 +31,7 @@ def written(tmp_path) -> list[dict]:
     return write_act_folder(tmp_path / "act", LENGTHS, cameras=CAMERAS)
 
 
+@pytest.mark.slow
 def test_every_sample_is_what_the_file_holds(tmp_path, written):
     bundle = build_act(tmp_path, image_size=[24, 32])
     assert len(bundle.train_dataset) == sum(LENGTHS) and bundle.eval_datasets == {}
@@ -79,6 +80,7 @@ def test_skip_mirrored_data_by_name_and_attribute(tmp_path):
         build_act(tmp_path, {"skip_mirrored_data": True})
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).eval_fraction", "dataset(demonstrations).split_seed")
 def test_held_out_episodes_are_whole_and_stay_the_same(tmp_path, written):
     write_act_folder(tmp_path / "act", (5,) * 10)
@@ -106,6 +108,7 @@ def test_statistics_are_of_the_training_split_alone(tmp_path, written):
     assert everywhere["actions"].abs().max() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.keys(
     "dataset(demonstrations).normalization",
     "dataset(demonstrations).normalization_mask",
@@ -153,6 +156,7 @@ def test_max_episodes_takes_the_first_in_natural_order(tmp_path):
     assert dataset.lengths.tolist() == [3, 4, 5], "episode_10 comes after episode_2"
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).path", "dataset(demonstrations).weights")
 def test_folders_are_mixed_by_weight(tmp_path, written):
     others = write_act_folder(tmp_path / "other", (40, 50), seed=50, cameras=CAMERAS)
@@ -243,6 +247,7 @@ def test_texts_of_some_episodes_are_counted(tmp_path):
         build_act(tmp_path, {"use_reasoning": True}, path=str(tmp_path / "il"))
 
 
+@pytest.mark.slow
 def test_importing_and_checking_are_light(tmp_path):
     (tmp_path / "empty").mkdir()
     program = (

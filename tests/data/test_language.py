@@ -139,6 +139,7 @@ def test_targets_are_the_reasoning_and_its_end(tmp_path, tokenizer):
     assert bundle.directions() == {"language_accuracy": "max"}
 
 
+@pytest.mark.slow
 def test_reasoning_of_il_studio(tmp_path, tokenizer):
     """`substep_reasonings` comes first, then the parts under `reasoning`, then a dataset of that name."""
     lines = [f"step {step}" for step in range(LENGTH)]
@@ -255,6 +256,7 @@ def test_phrasings_vary_in_training_alone(tmp_path, tokenizer):
 PROCESSES = [{"use_reasoning": True}, {"use_prev_subtask": True}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 def test_hdf5_and_lerobot_give_the_same_batch(tmp_path, tokenizer, process):
     pytest.importorskip("pyarrow")
@@ -332,6 +334,7 @@ def test_a_recording_is_read_with_its_texts(tmp_path, tokenizer):
     np.testing.assert_array_equal(items[3].raw["observations/qpos"], written[1]["observations/qpos"][3])
 
 
+@pytest.mark.slow
 def test_a_scored_model_keeps_its_tokenizer(tmp_path, tokenizer):
     write_episodes(tmp_path)
     bundle = built(tmp_path, {"use_reasoning": True})
@@ -365,6 +368,7 @@ def test_padded_by_hand():
     assert ids.tolist() == [[7, 1, 2], [7, 7, 3]] and mask.tolist() == [[False, True, True], [False, False, True]]
 
 
+@pytest.mark.slow
 def test_workers_get_the_same_tokens(tmp_path, tokenizer):
     write_episodes(tmp_path)
     dataset = built(tmp_path, {"use_reasoning": True}).train_dataset
@@ -461,6 +465,7 @@ def test_a_dimension_without_normalization_must_be_in_the_range_of_the_head(tmp_
             build(config_of(tmp_path, **keys), run)
 
 
+@pytest.mark.slow
 def test_texts_that_are_missing(tmp_path, tokenizer):
     write_episodes(tmp_path)
     with h5py.File(tmp_path / "act/episode_1.hdf5", "a") as root:

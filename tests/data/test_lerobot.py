@@ -27,6 +27,7 @@ def write(tmp_path, version, **options):
     return {"v3": write_v3, "v2.1": write_v21}[version](tmp_path / "robot", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["v3", "v2.1"])
 def test_every_sample_is_what_the_files_hold(tmp_path, version):
     signals = write(tmp_path, version)
@@ -61,6 +62,7 @@ def test_images_in_parquet_are_exact(tmp_path):
     assert torch.equal(other_order["images"], batch["images"].flip(1))
 
 
+@pytest.mark.slow
 def test_several_processes_decode_the_same_frames_and_memory_needs_no_cache(tmp_path, monkeypatch):
     write_v3(tmp_path / "robot")
     in_memory = build_lerobot(tmp_path, {"lazy_preprocess": True, "preload_data": True})
@@ -70,6 +72,7 @@ def test_several_processes_decode_the_same_frames_and_memory_needs_no_cache(tmp_
     assert_same(everything(build_lerobot(tmp_path).train_dataset), everything(in_memory.train_dataset))
 
 
+@pytest.mark.slow
 def test_training_opens_no_video(tmp_path, monkeypatch):
     write_v3(tmp_path / "robot")
     before = everything(build_lerobot(tmp_path).train_dataset)
@@ -88,6 +91,7 @@ def test_a_changed_video_is_seen(tmp_path):
         build_lerobot(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).rename")
 def test_rename_reaches_the_keys_the_cameras_and_the_policy(tmp_path):
     signals = write_v3(tmp_path / "robot")
@@ -151,6 +155,7 @@ def test_a_line_of_json_may_have_any_separator_of_unicode(tmp_path):
     assert build_lerobot(tmp_path, image_size=None).train_dataset[0]["instruction"] == text
 
 
+@pytest.mark.slow
 def test_recordings_are_read_episode_by_episode_with_their_texts(tmp_path):
     """Of several data sets in one folder, each named after its own; all texts that a policy may read."""
     for name in ("a", "b"):
@@ -180,6 +185,7 @@ def test_state_keys_and_action_key_are_features(tmp_path):
     assert (bundle.dims["state_dim"], bundle.dims["action_dim"], bundle.dims["num_images"]) == (7, 2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).exclude", "dataset(demonstrations).max_episodes")
 def test_exclude_and_max_episodes_choose_episodes(tmp_path):
     signals = write_v3(tmp_path / "robot")

@@ -168,6 +168,7 @@ def test_frames_that_cannot_be_decoded_name_the_video(tmp_path, written):
     assert str(file) in refusal(tmp_path)
 
 
+@pytest.mark.slow
 def test_unequal_rates_in_a_mixture(tmp_path, written):
     write_v3(tmp_path / "slow", cameras=("top",), fps=10)
     paths = [str(tmp_path / "robot"), str(tmp_path / "slow")]

@@ -56,6 +56,7 @@ def test_without_missing_images_there_is_no_mask(tmp_path, written):
         built(tmp_path, cameras=["top", "wirst"])
 
 
+@pytest.mark.slow
 def test_folders_of_a_mixture_with_other_cameras(tmp_path, written):
     """HDF5 with top and wrist, LeRobot with `laptop`, which is renamed, and one without images."""
     signals = write_v3(tmp_path / "robot", cameras=("laptop", "hand"))

@@ -147,6 +147,7 @@ def texts(tokenizer, rows):
     }
 
 
+@pytest.mark.slow
 def test_the_draw_of_held_out_records_is_stable(run, tmp_path, tokenizer):
     """By seed and content: other records may come and go, and a repeated one is on one side."""
     records = [{"text": f"number {i}"} for i in range(200)]
@@ -162,6 +163,7 @@ def test_the_draw_of_held_out_records_is_stable(run, tmp_path, tokenizer):
     assert texts(tokenizer, other.eval_datasets["validation"]) != sides[1][1]
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(records).eval_path", "dataset(records).eval_fraction")
 def test_held_out_by_default_by_folder_and_by_path(run, tmp_path, tokenizer):
     path = write(tmp_path / "one", RECORDS)
@@ -228,6 +230,7 @@ def test_a_tokenizer_that_the_weights_do_not_know(run, tmp_path, tokenizer):
     assert len(data.records.build(config, run).train_dataset)
 
 
+@pytest.mark.slow
 def test_tokens_are_prepared_once(run, tmp_path, monkeypatch):
     path = write(tmp_path, RECORDS)
     calls = []
@@ -254,6 +257,7 @@ def test_tokens_are_prepared_once(run, tmp_path, monkeypatch):
     assert prepared() and not prepared()
 
 
+@pytest.mark.slow
 def test_what_tells_records_from_others(run, tmp_path):
     """A resumed run is refused other records, not files that were copied or touched."""
 

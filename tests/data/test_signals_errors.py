@@ -84,6 +84,7 @@ def test_recordings_that_cannot_be_used_together(tmp_path, what):
     assert "cache/signals" not in line
 
 
+@pytest.mark.slow
 def test_an_edf_header_that_lies_about_its_length(tmp_path):
     path = write_edf(tmp_path / "a.edf", walk(1, 500))
     content = path.read_bytes()

@@ -126,6 +126,7 @@ def test_a_batch_of_clips_is_its_clips_with_padding(bundle, tmp_path):
     assert len(places) == 12 and sorted(last["truth_identities"][0].tolist()) == [-1, 0, 1]  # one without identity
 
 
+@pytest.mark.slow
 def test_the_order_in_a_frame_says_nothing(bundle):
     """It is a function of seed and epoch, different in each epoch; in evaluation it never changes."""
     orders = set()
@@ -289,6 +290,7 @@ def test_channels(bundle):
     assert torch.equal(batch["crops"][:, :, :1], epoch(bundle(channels=1))["crops"])
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(tracks).cache_gb")
 def test_crops_are_kept_in_a_cache_named_by_content(bundle, tmp_path):
     lazy = bundle(cache_gb=0.0)
@@ -467,6 +469,7 @@ SECTION = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", SECTION)
 def test_a_key_of_a_section_has_an_effect(key, bundle, tmp_path):
     SECTION[key](bundle, tmp_path / key)

@@ -39,6 +39,7 @@ def scores(folder, *words):
     return evaluation.main(["--checkpoint", str(folder / "out"), *words])
 
 
+@pytest.mark.slow
 def test_run_yaml_holds_absolute_paths(run, tmp_path, monkeypatch):
     folder, trainer = run
     saved = yaml.safe_load((folder / "out/run.yaml").read_text())

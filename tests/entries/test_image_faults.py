@@ -93,6 +93,7 @@ def test_keys_that_do_not_fit_the_data_or_the_network(start, tmp_path, capsys, s
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_size_that_the_network_cannot_take(start, tmp_path, capsys):
     """Images of 16 pixels in patches of 48; and pretrained positions of 16 pixels for images of 32."""
     task = tmp_path / "task.yaml"
@@ -121,6 +122,7 @@ def test_an_image_that_cannot_be_read(start, tmp_path, capsys, cache):
     assert "7.png" in line and "8.png" in line and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_labels_that_contradict_the_checkpoint(start, tmp_path, capsys):
     """Of a run that is scored on other data, of one that is resumed, and of one that starts from its weights."""
     start("save_strategy=steps", "save_steps=1")
@@ -164,6 +166,7 @@ def test_keys_without_effect_are_refused_at_their_place(start, tmp_path, capsys,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_augmentation_of_a_recipe_is_dropped_where_a_flag_switches_it_off(tmp_path, in_root, capsys):
     words = convnet.words(tmp_path)
     task = tmp_path / "task.yaml"

@@ -31,6 +31,7 @@ def first_action_by_hand(folder, state):
     return action * np.maximum(scales["action"]["std"], 0.01) + scales["action"]["mean"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "observation",
     [

@@ -32,6 +32,7 @@ def resolved(*words):
     return resolve(given.hyper, given.command.set, aliases=given.aliases)
 
 
+@pytest.mark.slow
 def test_the_flags_of_tracking(videos, in_root):
     """Each sets its key; the folder as a bare word or as --train-dir; they choose the task when none is named."""
     words = """--val-dir VAL --crop-size 24 --epochs 20 --lr 0.0002 --d-model 32 --nhead 2 --encoder-layers 3
@@ -111,6 +112,7 @@ QUICK = ["report_to=none", "save_strategy=no", "logging_steps=1", "eval_steps=10
 SMALL = ["model.d_model=16", "model.encoder_cfg.model_name=conv", "dataset.val_frames=4", "dataset.channels=1"]
 
 
+@pytest.mark.slow
 def test_a_run_from_a_bare_folder(videos, tmp_path, in_root):
     words = f"{videos} --crop-size 16 --clip-length 4 --max_steps 3 --output_dir {tmp_path}/o".split()
     trainer = train.main(

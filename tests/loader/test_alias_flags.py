@@ -265,6 +265,7 @@ def test_a_task_of_ones_own_stays(in_root):
     assert values(run)["max_steps"] == -1
 
 
+@pytest.mark.slow
 def test_resume_needs_only_the_folder(in_root, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -303,6 +304,7 @@ def test_a_line_break_of_another_kind_survives(in_root, tmp_path):
     assert resolve(training_config=file).process.sample_prompt == "x\x85y\u2028"
 
 
+@pytest.mark.slow
 def test_prev_run_is_that_runs_network(in_root, tmp_path):
     """Its kind and its settings, unless others are said."""
     (tmp_path / "a").mkdir()

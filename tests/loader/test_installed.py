@@ -74,6 +74,7 @@ def test_a_package_that_is_not_installed_has_no_names(monkeypatch):
             each.cache_clear()
 
 
+@pytest.mark.slow
 def test_reading_imports_nothing_and_is_quick():
     program = """
 import sys, time

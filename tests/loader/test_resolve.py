@@ -241,6 +241,7 @@ def problems(*settings, **flags):
         return str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("use_reasoning", "use_prev_subtask", "select_seg_token_mask", "llm_loss_weight")
 def test_process_keys_nothing_can_use_are_refused(in_root):
     """Nothing is silently dead: each key is live for the chosen parts, or only its neutral value is accepted."""
@@ -263,6 +264,7 @@ def test_process_keys_nothing_can_use_are_refused(in_root):
         assert f"`{name}" in said, name
 
 
+@pytest.mark.slow
 def test_conflicts_and_lengths(in_root, tmp_path):
     out = str(tmp_path / "out")
     assert problems(output_dir=out) == ""
@@ -277,6 +279,7 @@ def test_conflicts_and_lengths(in_root, tmp_path):
     assert "does not exist" in problems("dataset.path=/no/such/folder", output_dir=out)
 
 
+@pytest.mark.slow
 def test_names_that_only_installed_packages_know(in_root, tmp_path):
     out = str(tmp_path / "out")
     assert problems(output_dir=out, optim="RMSprop") == problems(output_dir=out, optim="adafactor") == ""
@@ -300,6 +303,7 @@ def test_names_read_from_source_are_those_of_the_packages():
     assert set(torch_optimizers()) == classes
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error(in_root):
     words = f"{sys.executable} train.py --print_schema | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", words], cwd=in_root, capture_output=True, text=True)
@@ -314,6 +318,7 @@ def test_the_later_of_two_lengths_wins(in_root, write):
     assert static_checks.warmup(resolve(HyperArguments(warmup_ratio=0.25))) == 0.25
 
 
+@pytest.mark.slow
 def test_output_dir(in_root, tmp_path):
     (tmp_path / "file").write_text("")
     assert "is a file; name a folder" in problems(output_dir=str(tmp_path / "file"))
@@ -370,6 +375,7 @@ def test_secrets_are_not_printed(in_root, monkeypatch):
     assert "hunter2" not in render.as_yaml(run) + render.as_json(run)
 
 
+@pytest.mark.slow
 def test_schema_accepts_what_ships_and_refuses_what_is_wrong(in_root):
     import jsonschema
 
@@ -388,6 +394,7 @@ def test_schema_accepts_what_ships_and_refuses_what_is_wrong(in_root):
     assert set(schema["properties"]) == yaml_keys() - set(REPLACED) - {"training_config"} | {"training"}
 
 
+@pytest.mark.slow
 def test_shipped_schema_is_the_printed_one(in_root):
     """Under the locked transformers; another version has other fields."""
     import transformers
@@ -398,6 +405,7 @@ def test_shipped_schema_is_the_printed_one(in_root):
     assert json.loads((in_root / "configs/schema.json").read_text()) == json.loads(json.dumps(json_schema()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--help"], ["--check"], ["--print_config"], ["--print_schema"]])
 def test_answers_without_importing_torch_or_transformers(in_root, tmp_path, flags):
     """What makes them fast is what they do not load; the clock itself is left to the benchmarks."""
@@ -486,6 +494,7 @@ def test_settings_that_once_slipped_through(in_root, settings, says):
     assert says in said and "secret" not in said
 
 
+@pytest.mark.slow
 def test_schedules(in_root, write, tmp_path):
     out = str(tmp_path / "out")
     assert problems(output_dir=out, lr_scheduler_type="constant", warmup_steps=5) == ""
@@ -505,6 +514,7 @@ def test_rules_that_need_what_is_not_there(in_root, tmp_path):
     assert "has no effect: optimizer SGD has no `betas`" in problems(output_dir=out, optim="SGD", adam_beta1=0.5)
 
 
+@pytest.mark.slow
 def test_devices_and_strategies(in_root, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     assert "asks for 2 process(es), and 1 was launched" in problems("devices=2", output_dir=out)
@@ -549,6 +559,7 @@ def test_names_too_long_for_the_file_system(in_root, flag):
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.count("error:") == 1
 
 
+@pytest.mark.slow
 def test_an_ascii_only_log(in_root):
     import os
 

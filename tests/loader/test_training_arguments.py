@@ -148,6 +148,7 @@ def test_what_this_machine_may_lack_is_built_or_refused(in_root, tmp_path, name)
         assert arrived(getattr(built, name), another_value(name))
 
 
+@pytest.mark.slow
 def test_a_mapping_may_be_written_as_json_text(in_root):
     """As transformers takes it; what is recorded and compared is the mapping."""
     texts = {

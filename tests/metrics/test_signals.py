@@ -92,6 +92,7 @@ def test_the_smoothing_of_bigrams_leaves_one_out():
     assert prior_weight(pairs, unigram) == max(likelihood, key=likelihood.get) not in (1.0, 128.0)
 
 
+@pytest.mark.slow
 def test_changes_find_the_entropy_of_a_walk():
     """Steps of -1, 0, 1 from anywhere; the two channels have tables of their own."""
     random = np.random.default_rng(0)
@@ -103,6 +104,7 @@ def test_changes_find_the_entropy_of_a_walk():
     assert "last value" not in counted(lambda: [walk], lambda: [walk], 2000, is_ordered=False)
 
 
+@pytest.mark.slow
 def test_the_fitted_distribution_is_that_of_scipy():
     residuals = stats.t.rvs(3.0, scale=0.2, size=20_000, random_state=0)
     degrees, scale = fitted_t(residuals)
@@ -118,6 +120,7 @@ def autoregressive(count, seed):
     return values[None]
 
 
+@pytest.mark.slow
 def test_an_autoregression_finds_the_process():
     """Its weights, as by least squares; its bits, as with the true process; its forecast, as by hand."""
     values, tokenizer = autoregressive(20_000, 0), MuLaw(256, 3.0)

@@ -65,6 +65,7 @@ def test_real_time_chunks_are_smooth_at_borders():
     assert jerk(RealTimeChunks(steps=4, delay=1)) < jerk(ChunkQueue(4)) / 3
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(act).inference_delay", "model(mlp).inference_delay")
 @pytest.mark.keys("model(diffusion).inference_delay", "model(flow).inference_delay")
 @pytest.mark.keys("model(regression).inference_delay")

@@ -155,6 +155,7 @@ def test_longer_texts_keep_what_fits_of_our_own_checkpoint(tmp_path):
 # ---- adapters on GPT-2's weights ----
 
 
+@pytest.mark.slow
 def test_an_adapter_on_gpt2_loads_again(tmp_path):
     saved_gpt2(tmp_path / "gpt2")
     process = process_of(model_name_or_path=str(tmp_path / "gpt2"), lora_enable=True, lora_task_type="CAUSAL_LM")

@@ -43,6 +43,7 @@ def logits_of(model, channels=3):
     return model.eval()(pixel_values=batch_of(MANY, channels)["pixel_values"]).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_saved_network_is_the_same_bit_for_bit(kind, tmp_path):
     model = new_network(kind, problem_type="multi_label_classification")
@@ -55,6 +56,7 @@ def test_a_saved_network_is_the_same_bit_for_bit(kind, tmp_path):
     torch.testing.assert_close(logits_of(again), logits_of(model))  # memory's alignment chooses convolution kernels
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(auto).num_channels")
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("channels", [1, 4])
@@ -80,6 +82,7 @@ def test_other_numbers_of_channels_of_new_and_of_pretrained_weights(kind, channe
         torch.testing.assert_close(logits_of(model, channels), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(auto).image_size")
 @pytest.mark.parametrize("kind", ["convnextv2", "resnet", "dinov2", "swin", "focalnet", "efficientnet", "vit", "deit"])
 def test_images_of_another_size_than_those_of_pretrained_weights(kind, tmp_path):
@@ -94,6 +97,7 @@ def test_images_of_another_size_than_those_of_pretrained_weights(kind, tmp_path)
     assert model.new_weights == set() and model(pixel_values=torch.zeros(2, 3, 64, 64)).logits.shape == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "word"),
     [

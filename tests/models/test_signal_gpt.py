@@ -119,6 +119,7 @@ def test_its_loss_is_a_mean_over_known_labels(layout):
     assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["streams", "flattened"])
 def test_cached_generation_draws_what_a_whole_reading_draws(layout):
     net, prompt = made(layout=layout), ids(2, 3, 5)
@@ -133,6 +134,7 @@ def test_cached_generation_draws_what_a_whole_reading_draws(layout):
     assert torch.equal(net.generate(prompt, 11, temperature=0), by_hand)
 
 
+@pytest.mark.slow
 def test_generation_goes_on_behind_the_context():
     net, prompt = made(), ids(1, 3, 20)
     longer = net.generate(prompt, 30, generator=torch.Generator().manual_seed(0))
@@ -182,6 +184,7 @@ def test_a_longer_context_changes_no_score_of_shorter_inputs(tmp_path):
         made(max_position_embeddings=50).resize_context(51)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(signal_gpt).dropout", "model(signal_gpt).token_corruption")
 def test_dropout_and_corruption_act_in_training_only():
     rows, labels = ids(2, 3, 16), ids(2, 3, 16, seed=2)

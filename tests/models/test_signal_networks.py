@@ -236,6 +236,7 @@ def test_losses_of_the_tokenizer(tmp_path):
         built(models.rvq, **CODES, context=25)
 
 
+@pytest.mark.slow
 def test_the_tokenizer_learns_sines():
     """A tenth of their variance is left after some steps, and more than a few codes are used."""
     net, random = built(models.rvq, strides=[2, 2], width=16, levels=32), torch.Generator().manual_seed(0)
