@@ -156,6 +156,7 @@ def test_values_that_are_not_finite_name_file_and_step(tmp_path, key, value):
     assert f"episode_1.hdf5: {key} is {value} at step 7" in refusal(tmp_path)
 
 
+@pytest.mark.slow
 def test_lengths_and_shapes_that_do_not_fit(tmp_path):
     write_act_folder(tmp_path / "act")
     file = tmp_path / "act/episode_2.hdf5"

@@ -115,6 +115,7 @@ def test_compressed_frames_are_read_as_plain_ones(tmp_path, monkeypatch, form):
         assert_same(everything(build_act(tmp_path, process, image_size=[10, 12]).train_dataset), plain)
 
 
+@pytest.mark.slow
 def test_jpeg_frames_are_decoded_once(tmp_path, monkeypatch):
     written = write_compressed(tmp_path, "padded", ".jpg")
     images = everything(build_act(tmp_path, image_size=[24, 32]).train_dataset)["images"]

@@ -61,6 +61,7 @@ def test_lazy_keeps_only_so_many_files_open(tmp_path, written, monkeypatch):
     assert [Path(target).name for target in targets if target.startswith(str(tmp_path))] == ["episode_1.hdf5"]
 
 
+@pytest.mark.slow
 @pytest.mark.keys("preload_data")
 def test_preloading_needs_neither_cache_nor_files_afterwards(tmp_path, written):
     bundle = build_act(tmp_path, {"preload_data": True}, image_size=[10, 12])
@@ -80,6 +81,7 @@ def caches(tmp_path) -> list[Path]:
     return sorted(entry for entry in (tmp_path / "cache/demonstrations").iterdir() if entry.is_dir())
 
 
+@pytest.mark.slow
 def test_the_cache_follows_the_content(tmp_path, written):
     build_act(tmp_path, image_size=[10, 12])
     made = caches(tmp_path)

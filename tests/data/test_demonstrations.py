@@ -52,6 +52,7 @@ def test_every_sample_is_what_the_file_holds(tmp_path, written):
         bundle.train_dataset[index]
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_samples_and_the_dims_fit(tmp_path, written):
     bundle = build_act(tmp_path, image_size=[12, 16])
     loader = torch.utils.data.DataLoader(
@@ -95,6 +96,7 @@ def test_held_out_episodes_are_whole_and_stay_the_same(tmp_path, written):
     assert len({tuple(everything(split)["episode"].tolist()) for split in splits}) > 1
 
 
+@pytest.mark.slow
 def test_statistics_are_of_the_training_split_alone(tmp_path, written):
     bundle = build_act(tmp_path, eval_fraction=0.4, normalization={"state": "zscore", "action": "min_max"})
     train = sorted(set(everything(bundle.train_dataset)["episode"].tolist()))
@@ -127,6 +129,7 @@ def test_normalization_mask_and_minimum_std_reach_the_samples(tmp_path, written)
         build_act(tmp_path, normalization_mask={"action": [True]})
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).state_keys", "dataset(demonstrations).action_key")
 def test_state_and_action_keys(tmp_path, written):
     keys = ["observations/env_state", "observations/qpos"]
@@ -149,6 +152,7 @@ def test_sampling_keys_reach_the_sampler(tmp_path):
     assert np.mean(by_episode < 5) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).max_episodes")
 def test_max_episodes_takes_the_first_in_natural_order(tmp_path):
     write_act_folder(tmp_path / "act", tuple(range(3, 15)))
@@ -235,6 +239,7 @@ def test_asking_for_texts_that_are_not_there_is_an_error(tmp_path):
             build_act(tmp_path, {key: True}, path=str(tmp_path / "il"))
 
 
+@pytest.mark.slow
 def test_texts_of_some_episodes_are_counted(tmp_path):
     write_il_studio_folder(tmp_path, subtasks=SUBTASKS)
     write_il_studio_episode(tmp_path / "il/episode_1.hdf5", 10, {"primary": (24, 32)}, instruction=None)

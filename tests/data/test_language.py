@@ -72,6 +72,7 @@ def tokenizer(tmp_path):
     return tokenizer_in(tmp_path / "tokenizer")
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).tokenizer", "dataset(demonstrations).prompt")
 def test_prompts_are_the_tokens_of_the_template(tmp_path, tokenizer):
     write_episodes(tmp_path)
@@ -236,6 +237,7 @@ def test_the_state_as_text(tmp_path, tokenizer):
     assert batch["prompt_mask"].any(0).all(), "as wide as the longest"
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).phrasings")
 def test_phrasings_vary_in_training_alone(tmp_path, tokenizer):
     write_episodes(tmp_path, instructions=[INSTRUCTIONS[0]] * 4)
@@ -281,6 +283,7 @@ def observation(arrays, step, **texts):
     return {"observations/qpos": arrays["observations/qpos"][step], **texts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("prompt", ["{instruction}\n", "{state}: {instruction}"])
 def test_a_policy_at_work_reads_what_it_was_trained_on(tmp_path, side, prompt):
@@ -377,6 +380,7 @@ def test_workers_get_the_same_tokens(tmp_path, tokenizer):
     assert_same(batches[1], dataset.__getitems__(list(range(6, 12))))
 
 
+@pytest.mark.slow
 def test_training_never_waits_for_the_tokenizer(tmp_path, tokenizer):
     """The tokens of each text are known before the first batch, in every worker process."""
     write_episodes(tmp_path)
@@ -501,6 +505,7 @@ def fed_back(tmp_path, **keys):
     return built(tmp_path, {"use_reasoning": True, "use_prev_subtask": True}, **keys)
 
 
+@pytest.mark.slow
 def test_a_policy_that_writes_its_subtasks_does_not_know_the_current_one(tmp_path, tokenizer):
     """With chunks of one action a prompt is as of the step before; with longer ones as of a step in the last chunk."""
     steps = [0] + previous_subtasks(np.array([1] * 4 + [2] * 3 + [1] * 2 + [3] * 3), np.array([0, LENGTH])).tolist()

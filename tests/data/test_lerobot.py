@@ -51,6 +51,7 @@ def test_every_sample_is_what_the_files_hold(tmp_path, version):
             index += 1
 
 
+@pytest.mark.slow
 def test_images_in_parquet_are_exact(tmp_path):
     write_v3(tmp_path / "robot", dtype="image")
     batch = everything(build_lerobot(tmp_path).train_dataset)
@@ -82,6 +83,7 @@ def test_training_opens_no_video(tmp_path, monkeypatch):
         build_lerobot(tmp_path, {"lazy_preprocess": True})
 
 
+@pytest.mark.slow
 def test_a_changed_video_is_seen(tmp_path):
     write_v3(tmp_path / "robot", cameras=("top",))
     build_lerobot(tmp_path)
@@ -210,6 +212,7 @@ def test_statistics_and_evaluation_split_are_those_of_demonstrations(tmp_path):
     assert everything(bundle.train_dataset)["actions"].abs().max() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.keys("use_reasoning", "use_prev_subtask")
 def test_string_columns_are_texts(tmp_path):
     write_v3(tmp_path / "robot", cameras=(), texts=True)
@@ -248,6 +251,7 @@ def test_subtasks_by_number_and_an_instruction_column(tmp_path):
     assert batch["instruction"][2] == "step 2" and batch["instruction"][5] == "step 5 Previous subtask: reach"
 
 
+@pytest.mark.slow
 def test_images_may_be_stored_channels_first_in_the_metadata(tmp_path):
     write_v3(tmp_path / "robot", cameras=("top",))
     file = tmp_path / "robot/meta/info.json"
@@ -272,6 +276,7 @@ def test_rows_in_another_order_and_other_encodings_of_lists(tmp_path):
     assert torch.equal(batch["actions"][:, 0], torch.from_numpy(expected))
 
 
+@pytest.mark.slow
 def test_a_mixture_with_hdf5(tmp_path):
     write_v3(tmp_path / "robot", cameras=("top",))
     write_act_folder(tmp_path / "act", (6,), dims=(5, 4), cameras={"top": SIZE})

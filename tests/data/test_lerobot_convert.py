@@ -147,6 +147,7 @@ def test_there_and_back_keeps_texts_and_names(tmp_path):
     np.testing.assert_array_equal(batch["state"], expected)
 
 
+@pytest.mark.slow
 def test_a_state_of_another_name(tmp_path):
     """Recordings without joints have `observations/state`, or what the task's state_keys name."""
     states = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)

@@ -85,6 +85,7 @@ def test_labels_and_shift_labels(run, tmp_path):
     assert torch.equal(copy.__getitems__([1])["input_ids"], rows.__getitems__([1])["input_ids"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packed_records_do_not_see_one_another(run, tmp_path, attention):
     """Logits and loss of packed rows are those of each record alone, in a model of transformers."""
@@ -211,6 +212,7 @@ def test_a_vocabulary_with_gaps(run, tmp_path, tokenizer):
     assert bundle.train_dataset[0]["input_ids"].max() == largest and bundle.dims["vocab_size"] == largest + 1
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(records).tokenizer")
 def test_a_tokenizer_that_the_weights_do_not_know(run, tmp_path, tokenizer):
     """Other numbers for the same tokens are refused; further tokens, or a model without a tokenizer, are not."""
@@ -308,6 +310,7 @@ def test_chat_template_from_settings(run, tmp_path, tokenizer):
         data.records.build(data.records.Config(path=path, chat_template="nowhere.jinja"), run)
 
 
+@pytest.mark.slow
 def test_folders_of_records(run, tmp_path):
     """Lists and lines, compressed or not, in subfolders and behind links; all else is counted."""
     write(tmp_path / "elsewhere", RECORDS[30:], "d.jsonl")

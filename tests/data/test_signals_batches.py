@@ -180,6 +180,7 @@ def recordings_of(bundle):
     return {side: {name for name, _ in dataset.recordings()} for side, dataset in sides.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(signals).datasplitter")
 @pytest.mark.parametrize(("by", "held_out"), [("session", (2, 3)), ("subject", (2, 4))])
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -42,6 +42,7 @@ def test_files_of_mne_are_read_as_mne_reads_them(shared, name):
     np.testing.assert_allclose([event.onset for event in recording.events], truth.annotations.onset)
 
 
+@pytest.mark.slow
 def test_a_renamed_brainvision_recording_is_read(shared, tmp_path):
     """The header of this one names test.eeg and test.vmrk; MNE reads it once the file has that name."""
     folder = shared / "data/signals/mne"

@@ -75,6 +75,7 @@ def test_other_tokens_are_another_identity(tmp_path, folder):
     assert identity() != before
 
 
+@pytest.mark.slow
 def test_equal_ids_of_other_symbols_are_another_identity(tmp_path):
     """A text and the same one in a permuted alphabet: the token files are equal to the byte."""
 

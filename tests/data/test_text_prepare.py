@@ -188,6 +188,7 @@ def write_documents(folder: Path, count: int) -> list[str]:
     return texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["char", "bytes", "bpe:300"])
 def test_of_many_documents_every_tenth_validates_and_each_is_ended(tmp_path, small_pieces, word):
     texts = write_documents(tmp_path / "texts", 33)
@@ -205,6 +206,7 @@ def test_of_many_documents_every_tenth_validates_and_each_is_ended(tmp_path, sma
         assert meta["splits"][split] == {"tokens": len(ids), "bytes": size}
 
 
+@pytest.mark.slow
 def test_a_given_validation_text(tmp_path, text_file, small_pieces):
     (tmp_path / "val.txt").write_text("never seen: ß", encoding="utf-8")
     prepare(
@@ -378,6 +380,7 @@ def test_two_at_once_take_turns(tmp_path, text_file, small_pieces):
     assert sorted(os.listdir(tmp_path)) == ["log", "set", "text.txt"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_work_goes_on_later(tmp_path, text_file, small_pieces, monkeypatch):
     settings = PreparationSettings(str(text_file), "bytes")
     original, count = prepare_tokens.Output.append, iter(range(10**9))

@@ -218,6 +218,7 @@ def test_sections_name_data_sets(bundle, tmp_path):
     assert made.dims == {"crop_size": 10, "anchors": 1, "channels": 1, "clip_length": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(tracks).val_frames")
 def test_the_last_frames_of_each_video_are_held_out(bundle):
     for val_frames in (3, 0.25):
@@ -243,6 +244,7 @@ def test_a_video_too_short_for_the_share_trains_as_a_whole(bundle, tmp_path):
         bundle(val_frames=0.01)  # no frame of any video
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(tracks).scramble")
 def test_scramble_turns_each_frame(bundle):
     """Training draws other turns in each epoch; those of held-out frames never change."""

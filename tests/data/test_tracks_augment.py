@@ -71,6 +71,7 @@ def test_image_nodes_and_boxes_move_together():
         assert np.array_equal(other.crops[place, 0], padded[top + 8 : top + 16, left + 8 : left + 16])
 
 
+@pytest.mark.slow
 def test_what_moves_pixels_is_the_same_in_a_clip():
     """Distances between instances and between frames stay as they were; another seed draws another rotation."""
     plain, first, again, other = (

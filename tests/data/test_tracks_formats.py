@@ -34,6 +34,7 @@ def tracking(shared):
 # ---- labels ----
 
 
+@pytest.mark.slow
 def test_slp(tmp_path):
     """Frames without instances, an instance without a track, a track that starts late, nodes that are not visible."""
     pytest.importorskip("sleap_io")

@@ -63,6 +63,7 @@ def test_frames_of_several_processes_are_put_in_order(recording):
     assert metric.compute() == values
 
 
+@pytest.mark.slow
 def test_a_diverged_model_has_no_scores(recording):
     _, values = scored(
         recording, TrackerSettings(), 4, lambda batch: {"association": math.nan * Oracle()(batch)["association"]}

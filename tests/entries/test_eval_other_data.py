@@ -60,6 +60,7 @@ def test_any_path_may_name_other_data(name):
     assert problems.lines == [] and find(layer, "dataset.path").value == name
 
 
+@pytest.mark.slow
 def test_other_data_is_read_with_the_normalization_of_the_training(run):
     """The loss of another folder is that of the network on its episodes, normalized by the run's statistics."""
     folder, trainer = run

@@ -215,6 +215,7 @@ def test_actions_as_tokens_from_files_to_the_policy(in_root, tmp_path, tokens, c
     assert signs == [[1, 1], [-1, -1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -253,6 +254,7 @@ def test_action_tokens_of_another_normalization_are_refused(in_root, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("process", "dataset", "named"),
     [

@@ -94,6 +94,7 @@ def test_an_adapter_decays_with_its_layers(run):
         assert rate == pytest.approx(0.3 * 0.5 ** (1 if ".layers.1." in name else 2)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [("layer_decay=0",), ("layer_decay=1.5",), ("layer_decay=0.5", "optim=adafactor", "optimizer.relative_step=true")],

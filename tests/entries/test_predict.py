@@ -183,6 +183,7 @@ def test_a_bar_on_a_terminal_alone(gpt, tmp_path, capsys, monkeypatch):
     assert "3/3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_run_leaves_nothing(gpt, tmp_path, monkeypatch, request, number, code):
     """The signal comes after the first batch."""

@@ -99,6 +99,7 @@ def test_an_interrupted_recipe_continues(runner, monkeypatch):
     assert runner.result(TINY)["minutes"] > spent and runner.result(TINY)["commit"] == started
 
 
+@pytest.mark.slow
 def test_ctrl_c_waits_for_the_step_and_begins_no_other(runner, monkeypatch):
     class Popen(subprocess.Popen):
         def wait(self, timeout=None):

@@ -248,6 +248,7 @@ def test_a_value_differs_from_the_default_by_its_value_not_its_place(out):
     assert rows["learning_rate"] == ["0.001", "5.0e-05", "mine.yaml:4"]
 
 
+@pytest.mark.slow
 def test_the_differences_of_two_runs_have_both_origins(out, tmp_path):
     yaml = RUN_YAML.replace("0.001  # mine.yaml:4", "3e-4  # cli").replace(
         "  n_layer: 2  # set\n", "  bias: true  # set\n"
@@ -357,6 +358,7 @@ def test_a_phone_may_zoom(out):
     )
 
 
+@pytest.mark.slow
 def test_markup_is_text_everywhere(tmp_path):
     record = {**training(1), f"loss_{MARKUP}": 1.0}
     yaml = RUN_YAML + f"extra: {json.dumps(MARKUP)}  # {MARKUP}\n{json.dumps(MARKUP)}: 1  # cli\n".replace("...\n", "")

@@ -79,6 +79,7 @@ def test_the_words_name_the_task_themselves():
     assert run_of("dataset=ladi_v2", "task_name=fashion_mosaics").hyper.task_name == "fashion_mosaics"
 
 
+@pytest.mark.slow
 def test_the_order_of_words_does_not_matter():
     run, other = run_of(*COMMAND), run_of(*reversed(COMMAND))
     assert other.tree.plain() == run.tree.plain()

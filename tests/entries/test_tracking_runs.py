@@ -86,6 +86,7 @@ def test_loaders_of_three_sections(videos, tmp_path, in_root):
     assert run.hyper.dataloader_num_workers == 1 and run.task == "tracking"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [False, True])
 def test_what_a_file_in_the_documents_words_leaves_out_has_its_defaults(videos, tmp_path, in_root, named):
     """With `task_name: tracking` the file is a recipe of its own, on Keel's defaults."""
@@ -299,6 +300,7 @@ def test_keys_without_effect(videos, tmp_path, in_root, beside, key):
     assert code == 2 and len(lines) == 1 and f"`{name}: " in lines[0]
 
 
+@pytest.mark.slow
 def test_a_validation_set_on_the_command_line_replaces_the_recipes_held_out_frames(videos, in_root):
     words = ["--training_config", "tracking_cpu", videos]
     assert check_run(resolved(*words)) == [] and resolved(*words).dataset.config.val_frames == 40

@@ -92,6 +92,7 @@ def test_images_history_and_gradient_checkpointing(command, tmp_path):
 # ---- bad input ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "flags", "key"),
     [
@@ -158,6 +159,7 @@ def test_a_folder_that_holds_only_run_yaml_is_taken(command, tmp_path):
     train.main(command(max_steps=1))
 
 
+@pytest.mark.slow
 def test_an_output_dir_that_cannot_be_made(command, capsys):
     words = command()
     words[1] = "/proc/no_such_process/out"

@@ -85,6 +85,7 @@ def test_a_checkpoint_that_has_changed_is_verified_again(run, checkpoint):
     assert inspect(current, checkpoint) == "has no optimizer.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.json", "scheduler.json", "rng-0.json", "run.yaml", "manifest.json"])
 def test_a_missing_file_is_named(run, checkpoint, name):
     (checkpoint / name).unlink()
@@ -107,6 +108,7 @@ def test_a_file_that_the_manifest_does_not_list_is_named_too(run, checkpoint, na
     assert fault(run, signed(checkpoint)) == f"has no {name}"
 
 
+@pytest.mark.slow
 def test_there_must_be_weights(run, checkpoint):
     (checkpoint / "model.safetensors").unlink()
     assert fault(run, signed(checkpoint)) == "has no model weights"
@@ -143,10 +145,12 @@ def test_a_flipped_byte_in_a_large_file_shows_only_to_a_deep_verification(run, c
     assert "model.safetensors" in fault(run, checkpoint, deep=True)
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_step(run, checkpoint):
     assert fault(run, checkpoint.rename(checkpoint.with_name("checkpoint-80"))) == "holds the state of step 40"
 
 
+@pytest.mark.slow
 def test_pickles_are_refused(run, checkpoint):
     (checkpoint / "manifest.json").unlink()
     (checkpoint / "optimizer.pt").write_bytes(b"\x80")

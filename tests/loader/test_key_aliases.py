@@ -64,6 +64,7 @@ def test_lightning_sections_are_read_as_ours(read):
     assert "read as" in render.summary(run)
 
 
+@pytest.mark.slow
 def test_what_is_printed_means_the_same_run(read, tmp_path):
     run = read(LIGHTNING)
     saved = tmp_path / "again.yaml"
@@ -128,6 +129,7 @@ def test_refusals(read, text, message):
         read(text)
 
 
+@pytest.mark.slow
 def test_words_of_signals(read):
     """Those of spec 002; tests/entries/test_signal_runs.py sees their effect."""
     run = read(
@@ -161,6 +163,7 @@ def test_a_classifier_is_for_classes(read):
     assert read("model_name: FlatGPT\n").dataset.config.target == "tokens"
 
 
+@pytest.mark.slow
 def test_arguments_of_lightning_s_trainer_at_their_defaults(read):
     """What has no counterpart here is accepted where it changes nothing, and refused otherwise."""
     defaults = "overfit_batches: 0.0, fast_dev_run: false, profiler: null, limit_test_batches: 1.0, benchmark: false"
@@ -175,6 +178,7 @@ def test_null_says_nothing_about_what_is_not_there_yet(read):
     assert check_run(run) == []
 
 
+@pytest.mark.slow
 def test_builder_groups_and_named_sets(read):
     run = read("optimizer_builder: {optimizer_name: adafactor, lr: null, weight_decay: 0.01}\n")
     assert run.hyper.optim == "adafactor" and run.optimizer["relative_step"] is True

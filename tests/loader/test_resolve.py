@@ -114,6 +114,7 @@ def test_named_sets_and_keys_beside_them(in_root, write):
     assert "`optim: adamx` at" in problems(training_config=str(write("optimizer: adamx\n")))
 
 
+@pytest.mark.slow
 def test_the_optimizer_section_is_the_same_setting_as_the_flag(in_root, write):
     path = write("optimizer: {name: SGD, lr: 0.3, momentum: 0.9, betas: [0.8, 0.9]}\n")
     run = resolve(training_config=path)
@@ -129,6 +130,7 @@ def test_the_scheduler_section(in_root, write):
     assert run.hyper.lr_scheduler_type == "cosine_with_min_lr" and run.scheduler == {"min_lr": 1e-6}
 
 
+@pytest.mark.slow
 def test_a_training_file_with_its_own_data_is_its_own_task(in_root, write, tmp_path, shared):
     own = "dataset: {name: demonstrations, path: a, chunk_size: 10}\nmodel: mlp\n"
     run = resolve(training_config=write(own))
@@ -143,6 +145,7 @@ def test_a_training_file_with_its_own_data_is_its_own_task(in_root, write, tmp_p
     assert (run.env, run.process.image_aspect_ratio) == (None, "square") and static_checks.check_run(run) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["mlp", "configs/model/mlp.yaml"])
 def test_the_last_word_on_the_model_wins(in_root, write, written):
     assert resolve().model.name == "act"  # the task's
@@ -221,6 +224,7 @@ def test_keys_in_the_wrong_kind_of_file(in_root, write):
     assert "`nonsense`" in second and "a task file holds `dataset`, `env`, `model`" in second
 
 
+@pytest.mark.slow
 def test_an_outside_component_and_its_own_failing_import(in_root, write, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     write("import module_that_is_nowhere\n", "my_lab/broken.py")
@@ -310,6 +314,7 @@ def test_a_reader_that_leaves_early_is_no_error(in_root):
     assert done.stdout == "{\n0\n" and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_later_of_two_lengths_wins(in_root, write):
     path = write("max_steps: 500\nwarmup_steps: 100\n")
     assert resolve(training_config=path).hyper.max_steps == 500
@@ -354,6 +359,7 @@ def test_model_dims_that_contradict_the_data_name_both_places(in_root, write):
     assert with_dims(resolve(), {"action_dim": 14, "unheard_of": 1}).action_dim == 14
 
 
+@pytest.mark.slow
 def test_printed_configuration_is_a_valid_training_file_with_the_same_meaning(in_root, write):
     original = resolve(HyperArguments(max_steps=30, do_eval=False), ["model.kl_weight=2", "save_strategy=no"])
     again = resolve(training_config=write(render.as_yaml(original)))
@@ -530,6 +536,7 @@ def test_two_names_for_the_model_in_one_file(in_root, write):
         resolve(training_config=write("model: mlp\nmodel_config: act\n"))
 
 
+@pytest.mark.slow
 def test_paths_are_absolute_and_other_folders_hide_no_name(tmp_path, monkeypatch):
     """A run's folder of the same name is no data set, and a file is found from any working folder."""
     monkeypatch.chdir(tmp_path)

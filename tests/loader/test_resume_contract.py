@@ -93,6 +93,7 @@ def test_classes_of_an_optimizers_options(option, before, after, kind):
 # ---- differences ----
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_what_was_resolved(in_root, tmp_path):
     """run.yaml holds every setting: read again it differs in nothing."""
     text = BASE + "using_ema: true\nparam_groups: [{pattern: head, lr_factor: 0.5}]\nearly_stopping: 3\nbf16: true\n"
@@ -104,6 +105,7 @@ def test_what_is_recorded_is_what_was_resolved(in_root, tmp_path):
     assert other <= {"num_train_epochs", "gradient_accumulation_steps", "per_device_train_batch_size"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -440,6 +442,7 @@ def test_the_batch_that_was_tuned_is_kept(resumed):
     assert len(resumed(text, text, ["gradient_accumulation_steps=2"], batch=(64, 1, 1)).problems) == 1
 
 
+@pytest.mark.slow
 def test_check_says_what_a_start_would(in_root, tmp_path):
     text = BASE + f"output_dir: {tmp_path / 'out'}\n"
     write_checkpoint(tmp_path / "out", resolve(training_config=file(tmp_path, "run", text)))

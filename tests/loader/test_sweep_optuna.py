@@ -106,6 +106,7 @@ def test_a_trial_whose_run_was_not_recorded_is_used(tmp_path):
     assert later.values(1) != chosen and len(later.study.trials) == 2 and chosen[1] in "123456789"
 
 
+@pytest.mark.slow
 def test_without_optuna_the_extra_is_named(run, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert run(RATES, "--sampler", "optuna", "--trials", "2") == 2

@@ -156,6 +156,7 @@ def test_values_that_are_missing_are_no_rows():
 # ---- short recordings ----
 
 
+@pytest.mark.slow
 def test_all_short_recordings_are_scored_and_what_cannot_be_is_nan():
     """200 recordings of 24 ids as one of 4,800, up to the pairs across their ends; 24 ids are too few for order 32."""
     random = np.random.default_rng(0)
@@ -167,6 +168,7 @@ def test_all_short_recordings_are_scored_and_what_cannot_be_is_nan():
     assert bits["ar8"] < 3.5 and np.isnan(bits["ar32"])
 
 
+@pytest.mark.slow
 def test_a_channel_without_known_ids_has_no_bits():
     held_out = np.stack([chain(500, 0), np.full(500, -1)])
     train = np.stack([chain(5000, 1), chain(5000, 2)])

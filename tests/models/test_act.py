@@ -135,6 +135,7 @@ def test_one_row_for_the_batch_changes_nothing(build, batch, pre_norm):
     torch.testing.assert_close(net(**data)["loss"], shared)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_recomputes_every_layer_and_keeps_gradients(build, batch):
     net, data = build(decoder_layers=2).train(), batch()
     calls: list[str] = []

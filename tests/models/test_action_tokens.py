@@ -206,6 +206,7 @@ def test_the_tokens_are_saved_with_the_policy(tmp_path):
     assert torch.equal(one["actions"], other["actions"]) and torch.equal(one["loss"], other["loss"])
 
 
+@pytest.mark.slow
 def test_bad_configurations(tmp_path):
     with pytest.raises(ValueError, match="model.detach_backbone"):
         Config(head="tokens", detach_backbone=True, state_as="suffix")

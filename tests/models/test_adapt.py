@@ -255,6 +255,7 @@ def test_lora_bias_trains_biases_except_frozen_ones():
     assert "encoder.layers.0.feedforward.0.bias" in biases and "decoder" not in {name.split(".")[0] for name in biases}
 
 
+@pytest.mark.slow
 @pytest.mark.keys("lora_lr")
 def test_lora_lr_is_a_group_over_the_adapter_only():
     adapted = build_adapted("llama", lora_enable=True, lora_lr=0.5)
@@ -466,6 +467,7 @@ def test_flash_attention_falls_back_with_one_line(flash, monkeypatch, capability
 # ---- reports and checks ----
 
 
+@pytest.mark.slow
 def test_report_by_hand(tmp_path):
     adapted = build_adapted("vit", lora_enable=True, lora_module="q_proj", lora_lr=0.01)
     rates = {each: 0.01 if "lora_" in each else 0.001 for each in trained(adapted.model)}
@@ -534,6 +536,7 @@ def test_bases_of_killed_processes_are_removed(tmp_path, monkeypatch):
     assert left == {f"keel-base-{os.getppid()}-abc"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stored", "lora", "name", "component"),
     [("llama", False, "act", "auto"), ("llama", True, "act", "auto"), ("act", False, "llama", "act")],

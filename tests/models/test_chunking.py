@@ -80,6 +80,7 @@ def test_the_previous_chunk_goes_on_during_the_delay(build, name):
             build(name, inference_delay=2, **keys)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(act).past_actions", "model(mlp).past_actions", "model(regression).past_actions")
 @pytest.mark.keys("model(diffusion).past_actions", "model(flow).past_actions")
 @pytest.mark.parametrize("name", ["act", "diffusion", "flow", "mlp", "regression"])

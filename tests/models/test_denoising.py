@@ -28,6 +28,7 @@ class Recorder(nn.Module):
         return self.answer(chunk, time)
 
 
+@pytest.mark.slow
 @every_policy
 @every_network
 def test_a_sample_does_not_depend_on_its_batch(build, batch, name, network):
@@ -48,6 +49,7 @@ def test_the_loss_of_an_evaluation_is_that_of_its_samples(build, batch, name):
     torch.testing.assert_close(whole, torch.stack(parts).mean())
 
 
+@pytest.mark.slow
 @every_sampler
 def test_chunks_of_an_episode_differ_and_episodes_repeat(build, batch, name):
     net, data = build(name, n_action_steps=1).eval(), batch()
@@ -142,6 +144,7 @@ def test_the_flow_loss_by_hand(build, batch, monkeypatch):
     torch.testing.assert_close(net(**data)["loss"], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.keys(
     "model(diffusion).sampler",
     "model(diffusion).sampling_steps",

@@ -114,6 +114,7 @@ def test_weights_are_those_that_were_written_and_are_saved_as_any_others(folder,
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shown", [True, False])
 def test_the_bar_of_a_file_follows_the_setting_of_transformers(folder, shown, capfd, monkeypatch):
     monkeypatch.setattr(transformers.utils.logging, "_tqdm_active", shown)

@@ -203,6 +203,7 @@ def test_packed_documents_are_as_if_each_were_alone(position):
 # ---- initial weights, cost ----
 
 
+@pytest.mark.slow
 def test_initial_weights_are_gpt2s():
     model = small(n_layer=8, n_embd=128, bias=True, qk_norm=True)
     for name, each in model.named_parameters():

@@ -29,6 +29,7 @@ def by_hand(model, ids, count):
     return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{}, {"position": "none"}, MODERN])
 @pytest.mark.parametrize("length", [1, 3, 8, 11])  # the text outgrows block_size later, at once, or from the start
 def test_with_and_without_cache_as_by_hand(keys, length):

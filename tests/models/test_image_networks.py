@@ -18,6 +18,7 @@ def batch_of(labels, channels=3):
 MANY = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_losses_of_a_new_network_by_hand(kind):
     """Binary cross entropy of several labels, cross entropy of one class each, in float64 from the logits."""

@@ -86,6 +86,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_keys_left_at_their_defaults_are_the_policy_s(folder):
     assert build("act", folder / "act", n_action_steps=2, dropout=0.3).config.n_action_steps == 2
     assert build("act", folder / "act", hidden_dim=D).config.feedforward_dim == 12

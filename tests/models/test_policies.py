@@ -100,6 +100,7 @@ def test_pickles_with_its_config(build, name):
     assert type(config) is type(net.config) and config.to_dict() == net.config.to_dict()
 
 
+@pytest.mark.slow
 @every_policy
 def test_load_says_what_is_wrong_with_a_folder(build, name, tmp_path):
     with pytest.raises(ValueError, match="no config.json"):

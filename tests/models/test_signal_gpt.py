@@ -143,6 +143,7 @@ def test_generation_goes_on_behind_the_context():
     assert text.shape == (1, 6)
 
 
+@pytest.mark.slow
 def test_how_ids_are_drawn():
     """Against shares by hand: top-p keeps the most probable ids whose sum first reaches it."""
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(40_000, 4)
@@ -162,6 +163,7 @@ def test_how_ids_are_drawn():
         assert shares(**options).tolist() == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(signal_gpt).context", "model(signal_gpt).max_position_embeddings")
 def test_a_longer_context_changes_no_score_of_shorter_inputs(tmp_path):
     net, rows = made(context=16), ids(1, 3, 16)
@@ -199,6 +201,7 @@ def test_dropout_and_corruption_act_in_training_only():
         assert net(rows, labels)["loss"] == first
 
 
+@pytest.mark.slow
 def test_corrupted_inputs():
     """The marginal rate within 3 sigma, whole blocks, always another id, all of them equally often."""
     settings = TokenCorruption(p_start=0.02, p_end=0.5, block_len_steps=3, tokens_per_step=4)

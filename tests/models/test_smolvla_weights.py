@@ -84,6 +84,7 @@ def test_a_part_of_the_policy_without_images(written):
     assert not hasattr(net.backbone.vlm, "vision_model")
 
 
+@pytest.mark.slow
 def test_the_text_before_the_actions_needs_the_whole_language_model(written):
     net = build(written[0], target_tokens=4)
     assert torch.equal(net.backbone.lm_head.weight, written[1]["model.vlm_with_expert.vlm.lm_head.weight"])
@@ -104,6 +105,7 @@ def test_joint_attention_and_a_described_backbone(tmp_path):
     assert net.config.attention == "joint" and len(net.backbone.language_model.layers) == LAYERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "keys", "named"),
     [

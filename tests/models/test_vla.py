@@ -166,6 +166,7 @@ def test_a_sample_depends_on_nothing_beside_it(family):
     assert not torch.allclose(whole["actions"][0], whole["actions"][1], atol=1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_image_that_does_not_exist_is_as_if_it_were_not_there():
     net, batch = policy("qwen2_vl"), batch_of(size=1, num_images=3)
@@ -228,6 +229,7 @@ def process(**keys):
 # ---- parts ----
 
 
+@pytest.mark.slow
 @every_family
 def test_parts_of_a_family(family):
     """By their members' names: each weight is in one part; the projector of Qwen is outside its vision tower."""

@@ -80,6 +80,7 @@ def test_a_language_model_becomes_the_text_model_of_a_new_backbone(tmp_path):
     assert net.new_weights == new | {name for name, _ in net.named_parameters() if not name.startswith("backbone.")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -267,6 +267,7 @@ def test_the_state_reaches_the_actions(head, state_as):
         assert torch.equal(same, net(**without_actions(batch))["actions"])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_state_before_bidirectional_actions_does_not_see_them():
     net, batch = policy_of(state_as="suffix", bidirectional_actions=True, attention="joint").eval(), batch_of()

@@ -95,6 +95,7 @@ def test_steps_as_gym_aloha_does(task, monkeypatch):
         assert ours.reward == reward
 
 
+@pytest.mark.slow
 def test_a_reset_leaves_nothing_of_the_last_episode():
     environment = make(Config(task="transfer_cube"))
     first = environment.reset(3)

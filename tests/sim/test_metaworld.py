@@ -169,6 +169,7 @@ def test_the_goal_can_be_hidden_and_episodes_end():
     assert steps == 3 and not shown.success
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [np.zeros(3), np.array([0, 0, np.nan, 0])])
 def test_actions_that_are_none_are_refused(action):
     environment = make(Config(task="reach"))

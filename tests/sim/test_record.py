@@ -124,6 +124,7 @@ def test_a_killed_recording_leaves_whole_episodes_and_is_completed(tmp_path):
     assert_same_episodes(killed, whole, 6)
 
 
+@pytest.mark.slow
 def test_more_episodes_than_asked_are_kept(recording):
     report = record(STATE, recording, 1, seed=7, report=quiet)
     assert (report.kept, report.recorded) == (3, 0)
@@ -156,6 +157,7 @@ def test_an_expert_that_never_succeeds_is_an_error(tmp_path):
     assert not list(tmp_path.glob("episode*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "seed", "jitter", "message"),
     [

@@ -300,6 +300,7 @@ def test_a_suspended_holder_notices_that_it_lost_the_lock(tmp_path, capsys):
 # ---- damage to the lock file ----
 
 
+@pytest.mark.slow
 def test_a_damaged_lock_file_is_watched_and_taken_over(tmp_path):
     for content in (b"", b'{"host": ', b"[1]", b"\xff\xfe", b"[" * 10000):
         (tmp_path / "out").mkdir(exist_ok=True)

@@ -300,6 +300,7 @@ def every_optimizer(weight):
         yield package.load_optimizer(name)([weight])
 
 
+@pytest.mark.slow
 def test_a_dropped_step_changes_neither_weights_nor_state():
     """Also where the optimizer counts its steps without looking for gradients; the step after it is a real one."""
     weight = torch.nn.Parameter(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
