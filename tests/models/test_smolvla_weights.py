@@ -45,6 +45,7 @@ def seen(images):
     return (torch.nn.functional.pad(resized, (0, 0, 13, 0)) * 2 - 1).unflatten(0, images.shape[:2])
 
 
+@pytest.mark.slow
 def test_the_velocity_of_lerobot_s_weights(written, tmp_path):
     folder, weights, vlm = written
     net, inputs = build(folder), observed()
@@ -74,6 +75,7 @@ def test_the_velocity_of_lerobot_s_weights(written, tmp_path):
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_a_part_of_the_policy_without_images(written):
     """States, chunks and cameras may be others: a policy is trained further on another robot."""
     net = build(written[0], num_images=0, state=7, chunk=CHUNK + 2)
@@ -82,11 +84,13 @@ def test_a_part_of_the_policy_without_images(written):
     assert not hasattr(net.backbone.vlm, "vision_model")
 
 
+@pytest.mark.slow
 def test_the_text_before_the_actions_needs_the_whole_language_model(written):
     net = build(written[0], target_tokens=4)
     assert torch.equal(net.backbone.lm_head.weight, written[1]["model.vlm_with_expert.vlm.lm_head.weight"])
 
 
+@pytest.mark.slow
 def test_joint_attention_and_a_described_backbone(tmp_path):
     """Of a backbone that is nowhere else `model.config` says what it is."""
     write_smolvla(
@@ -101,6 +105,7 @@ def test_joint_attention_and_a_described_backbone(tmp_path):
     assert net.config.attention == "joint" and len(net.backbone.language_model.layers) == LAYERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "keys", "named"),
     [
@@ -120,6 +125,7 @@ def test_what_cannot_be_loaded_is_refused(tmp_path, changes, keys, named):
         build(tmp_path, **keys)
 
 
+@pytest.mark.slow
 def test_damaged_weights_are_named(tmp_path):
     write_smolvla(tmp_path, TEXTS, cameras="a")
     file = tmp_path / "policy/model.safetensors"
