@@ -175,9 +175,9 @@ def _chain(path: Path, below: list[Path]) -> list[Node]:
     for name in names:
         if not isinstance(name.value, str):
             raise ConfigError(f"`extends`{parents.origin.place} takes a file name or a list of them")
-        beside = path.parent / os.path.expanduser(name.value)
-        parent = beside if beside.is_file() else find_file("training", name.value, parents.origin.place)
-        layers += _chain(parent, [*below, path])
+        places = [folder / os.path.expanduser(name.value) for folder in (path.parent, path.resolve().parent)]
+        beside = next(filter(Path.is_file, places), None)  # of a link, also beside the file itself
+        layers += _chain(beside or find_file("training", name.value, parents.origin.place), [*below, path])
     return [*layers, tree]
 
 
@@ -239,7 +239,8 @@ def _is_data(name: str) -> bool:
 def _short_forms(tree: Node, problems: Problems) -> None:
     """Expand `early_stopping: true` or a patience to a mapping; `false` removes an optional section.
 
-    `logging: null` is no logger, which is a setting of its own.
+    `logging: null` is no logger, which is a setting of its own, and so is `scheduler: null`, a constant rate; beside a
+    named schedule it is one without options.
     """
     node = tree.value.get("early_stopping")
     if node is not None and isinstance(node.value, int) and not isinstance(node.value, bool):
@@ -248,6 +249,11 @@ def _short_forms(tree: Node, problems: Problems) -> None:
     if logging is not None and logging.value is None:
         none = Node(None, logging.origin)
         tree.value["logging"] = Node({"logger_type": none}, logging.origin, replaces=True)
+    scheduler = tree.value.get("scheduler")
+    name = scheduler.value.get("name") if scheduler is not None and scheduler.is_mapping else scheduler
+    if name is not None and name.value is None:
+        tree.value.setdefault("lr_scheduler_type", Node("constant", name.origin, "none"))
+        tree.value["scheduler"] = scheduler if scheduler.is_mapping else Node({}, name.origin, replaces=True)
     for section in OPTIONAL_SECTIONS:
         node = tree.value.get(section)
         if node is not None and isinstance(node.value, bool):

@@ -185,6 +185,17 @@ def test_a_task_that_is_named_brings_no_defaults(read, text, batch):
 
 
 @pytest.mark.parametrize(
+    "text", ["scheduler: null", "scheduler: {name: null}", "lr_scheduler: null", "scheduler: none"]
+)
+def test_no_schedule_is_a_constant_rate(read, text):
+    run = read(f"dataset: {{train_dataset: {{crop_size: 16}}}}\n{text}\n")  # over a recipe with ReduceLROnPlateau
+    assert (run.hyper.lr_scheduler_type, run.scheduler, run.schedule.monitor) == ("constant", {}, None)
+    assert read("scheduler: none\n").hyper.lr_scheduler_type == "constant"
+    named = read("lr_scheduler_type: StepLR\nscheduler: null\n", "scheduler.step_size=3")
+    assert (named.hyper.lr_scheduler_type, named.scheduler) == ("StepLR", {"step_size": 3})
+
+
+@pytest.mark.parametrize(
     ("text", "key"),
     [
         ("model_name: [1]", "model_name"),

@@ -94,6 +94,13 @@ def test_extends_takes_a_list_and_names_in_configs(in_root, write):
     assert (run.hyper.seed, run.hyper.max_steps) == (2, 5)
 
 
+def test_extends_of_a_link_is_beside_the_file_too(in_root, write, tmp_path):
+    (tmp_path / "shelf").mkdir()
+    write("max_steps: 6\n", "shelf/parent.yaml")
+    (tmp_path / "link.yaml").symlink_to(write("extends: parent.yaml\n", "shelf/child.yaml"))
+    assert resolve(training_config=tmp_path / "link.yaml").hyper.max_steps == 6
+
+
 def test_extends_cycle(in_root, write):
     write("extends: b.yaml\n", "a.yaml")
     path = write("extends: a.yaml\n", "b.yaml")
