@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,9 +132,10 @@ class Rule:
             return
         winner = max(self.against, key=settings.level)
         mine, other = settings.level(self.key), settings.level(winner)
+        is_later = math.ceil(mine) > math.ceil(other)  # what a named set contains counts as its file
         for path, value, by, gives_way in (
             (self.key, self.becomes, winner, other > mine or (mine == other and self.yields(settings))),
-            (*(self.opposite or ("", None)), self.key, self.opposite is not None and mine >= other + 1),
+            (*(self.opposite or ("", None)), self.key, self.opposite is not None and is_later),
         ):
             if gives_way:
                 settings.follow(path, value(settings) if callable(value) else value, by)
@@ -323,6 +325,10 @@ RULES = (
         "checkpointing", ("save_strategy",),
         lambda s: s["save_strategy"] == "best" and s["checkpointing"] is not None,
         None, "and {} both say which checkpoints are best; keep one", ("save_strategy", "no"),
+    ),
+    Rule(
+        "checkpointing", ("save_strategy",),
+        lambda s: s["checkpointing"] is not None and s["save_strategy"] in (False, "no"), None, None,
     ),
     Rule(
         "dataloader_persistent_workers", ("dataloader_num_workers",),

@@ -51,6 +51,7 @@ FOLLOWS = [
     (PLATEAU, "do_eval=false", "lr_scheduler_type", "constant"),
     (f"{PLATEAU}\nscheduler: {{factor: 0.5}}", "do_eval=false", "lr_scheduler_type", "constant"),
     ("checkpointing: true", "save_strategy=best metric_for_best_model=loss", "checkpointing", None),
+    ("checkpointing: true", "save_strategy=no", "checkpointing", None),
     ("save_strategy: best\nmetric_for_best_model: loss", "checkpointing=true", "save_strategy", "no"),
     ("dataloader_persistent_workers: true\ndataloader_num_workers: 2", "dataloader_num_workers=0",
      "dataloader_persistent_workers", False),
