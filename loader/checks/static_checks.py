@@ -184,8 +184,8 @@ def _output_dir(run: RunConfig, problems: Problems) -> None:
             problems.lines += resume_changes(run, point).problems if point is not None else []
         except ConfigError as error:
             problems.lines += error.problems
-    parents = (folder.absolute(), home.absolute())
-    is_own = run.wants_resume and (run.resumes_newest or point is None or point.folder.absolute().parent in parents)
+    parents = (folder.resolve(), home.resolve())
+    is_own = run.wants_resume and (run.resumes_newest or point is None or point.folder.resolve().parent in parents)
     places = [place for place in dict.fromkeys((folder, home)) if place.is_dir() and not is_own]
     files = [*map(folder.joinpath, RUN_FILES), *(path for place in places for path in checkpoints(place))]
     if not is_own and (used := [path.name for path in files if path.exists()]):

@@ -193,6 +193,13 @@ def test_what_must_be_there_is_not(run, value):
     assert "run.yaml:4:1" in str(error.value) and static_checks.check_run(current) == error.value.problems
 
 
+@pytest.mark.parametrize("name", ["out/checkpoint-40", "out/../out/checkpoint-40", "link"])
+def test_a_runs_own_checkpoint_by_any_path(run, tmp_path, name):
+    folder = write_checkpoint(tmp_path / "out", run())
+    (tmp_path / "link").symlink_to(folder)
+    assert static_checks.check_run(run(f"resume_from_checkpoint: {tmp_path}/{name}\n")) == []
+
+
 @pytest.mark.slow
 def test_a_named_checkpoint_supersedes_later_ones(run, tmp_path):
     current = run(f"resume_from_checkpoint: {tmp_path / 'out/checkpoint-9'}\n")
