@@ -73,7 +73,7 @@ def _section_schemas() -> dict[str, Any]:
     schemas["param_groups"] = {"type": "array", "items": _dataclass_schema(group), "description": _description(group)}
     schemas["callbacks"] = {
         "description": "Further transformers callbacks: import paths, or mappings with `name` and arguments.",
-        "type": ["array", "null"],
+        "type": ["array", "string", "null"],
         "items": {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]},
     }
     return schemas

@@ -204,7 +204,8 @@ def _prepared(tree: Node, problems: Problems) -> Node:
     for section in SECTIONS:
         node = tree.value.get(section)
         if node is not None and isinstance(node.value, str):
-            tree.value[section] = _named_set(section, node, problems)
+            is_list = section == "callbacks"  # the import path of one
+            tree.value[section] = Node([node], node.origin) if is_list else _named_set(section, node, problems)
     _short_forms(tree, problems)
     _move_optimizer_keys(tree, problems)
     return tree

@@ -386,6 +386,10 @@ def test_more_refusals(read, text, message):
 
 
 @pytest.mark.slow
+def test_one_callback_needs_no_list(read):
+    assert read("callbacks: os.Foo\n").callbacks == read("callbacks: [os.Foo]\n").callbacks == ["os.Foo"]
+
+
 def test_looking_at_callbacks_imports_nothing(read):
     import subprocess
     import sys
