@@ -157,7 +157,8 @@ class HFOverrides(OptimizationSetup, DataLoading, StepBoundary, Evaluation, Chec
         """Without it: nobody would know which samples a step that is not finite was made of."""
         indices = self.step_samples.popleft() if self.step_samples else None
         self.samples += len(indices) if indices else find_batch_size(inputs) or 0
-        if self.guard.begin(indices, self._tr_loss, self.followed_loss) and self.train_terms.sums:
+        changed = (self._tr_loss, self.followed_loss, *self.running_statistics)
+        if self.guard.begin(indices, *changed) and self.train_terms.sums:
             self.train_terms.mark()
         self.share = {} if self.shares is WHOLE_STEP else self.shares.next()
         loss = super().training_step(model, inputs, num_items_in_batch)

@@ -203,8 +203,9 @@ class OptimizationSetup:
             print("\n".join(schedule_lines(schedule)), flush=True)
 
     def follow_training_loss(self) -> None:
-        """At the end of each step or epoch, pass the mean training loss since the last call to a plateau schedule."""
-        self.followed_steps += 1
+        """At the end of each step or epoch, pass the mean training loss since the last call to a plateau schedule; the
+        mean is over the steps that were not skipped."""
+        self.followed_steps += 1 - self.skipped_update * 1  # an int, or a tensor that is still on the device
         every = self.steps_per_epoch if self.plan.interval == "epoch" else 1
         if self.state.global_step % every == 0:
             loss = self._mean_over_processes(self.followed_loss / self.followed_steps).item()

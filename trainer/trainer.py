@@ -51,7 +51,7 @@ from trainer.hf_patches import (
 )
 from trainer.loss_terms import WHOLE_STEP, LossMeter, LossTerms, StepShares, scaled
 from trainer.module_walks import ModuleWalks
-from trainer.optimization.nonfinite_guard import NonfiniteGuard
+from trainer.optimization.nonfinite_guard import NonfiniteGuard, running_statistics
 from trainer.optimization.parameter_groups import no_decay_lines
 from trainer.optimization_setup import plan_of, with_direction
 from trainer.preemption import Preempted, Signals
@@ -149,6 +149,7 @@ class Trainer(HFOverrides):
         self.walks: ModuleWalks | None = None
         self.flops_per_input = 0
         self.skipped_update: bool | torch.Tensor = False
+        self.running_statistics: list[torch.Tensor] = []  # a skipped step must not change them either
         self.steps_per_epoch, self.followed_steps, self.samples, self.measured_from = 1, 0, 0, 0
         self.resumed_from: str | None = None
         self.resuming_from: Path | None = None
@@ -222,6 +223,7 @@ class Trainer(HFOverrides):
             model: As it is trained, perhaps wrapped (DDP, FSDP).
         """
         self.followed_loss = torch.zeros((), device=self.args.device)
+        self.running_statistics = running_statistics(model)
         if self.settings.no_decay_verbose and self.is_world_process_zero():
             print("\n".join(no_decay_lines(self.model)), flush=True)
         if self.is_fsdp_enabled:

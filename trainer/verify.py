@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the state of each checkpoint; return the exit code."""
     flags = _parser().parse_args(arguments)
     try:
-        folder = Path(os.path.abspath(os.path.expanduser(flags.folder)))
+        folder = Path(os.path.realpath(os.path.expanduser(flags.folder)))  # of `best-checkpoint`, a symlink
         parts = parts_of(folder)
     except OSError as error:
         print(f"error: {flags.folder} cannot be read: {error.strerror}", file=sys.stderr)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -48,6 +49,9 @@ OTHERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 # Fields of LoraConfig with a process parameter of their own.
 NUMBERS = {"r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "bias": "lora_bias"}
 OWN_KEYS = {**NUMBERS, "target_modules": "lora_module", "task_type": "lora_task_type"}
+# `init_lora_weights` that need activations or gradients of training data, before the adapter is made.
+FROM_DATA = ("eva", "corda", "lora_ga")
+RANDOM_PISSA = "pissa_niter_"  # a decomposition of the base weights that is drawn at random
 NOT_OPTIONS = {"peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
 
 
@@ -180,6 +184,14 @@ class LoraPlan:
             if name not in known:
                 hint = did_you_mean(name, known, f"; there are {', '.join(sorted(known))}")
                 raise ValueError(f"`lora_options.{name}` is not an option of PEFT's LoraConfig{hint}")
+        first = str(options.get("init_lora_weights"))
+        if first.lower() in FROM_DATA:
+            raise ValueError(
+                f"`lora_options.init_lora_weights: {first}` begins from activations of training data, which is not "
+                "available; pissa and olora begin from the weights alone"
+            )
+        if first.startswith(RANDOM_PISSA):
+            self.lines.append(f"init_lora_weights: {first}: PEFT alone draws anew; for others export with --merge")
         reads_text = "input_ids" in inspect.signature(self.model.forward).parameters
         if task_type != "FEATURE_EXTRACTION" and not reads_text:
             self.lines.append(f"lora_task_type: {task_type} has no effect: the model reads no input_ids")
@@ -264,7 +276,12 @@ def wrap(model: nn.Module, config: LoraConfig, place: str) -> Adapter:
         with _one_line(place), warnings.catch_warnings():
             # PEFT asks transformers by an old name; the user can do nothing about it.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            return Adapter(model, config)
+            if not str(config.init_lora_weights).startswith(RANDOM_PISSA):
+                return Adapter(model, config)
+            # It also subtracts what it finds from the base weights: a model that is loaded must find the same.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                return Adapter(model, config)
     finally:
         for flag in flags:  # only PEFT asks; transformers would refuse to train or move a model with these
             delattr(model, flag)
@@ -277,6 +294,18 @@ def attach(model: nn.Module, folder: Path) -> Adapter:
     adapter = wrap(model, config, str(folder))
     load_weights(adapter, folder)
     return adapter
+
+
+def merged(adapter: Adapter, folder: Path) -> nn.Module:
+    """Return the model inside an adapter that was loaded from `folder`, with the adapter's updates in its weights.
+
+    Raises:
+        ValueError: the adapter cannot be merged.
+    """
+    if adapter.peft_config["default"].layer_replication:  # PEFT would merge the updates of all copies into one weight
+        raise ValueError(f"{folder}: `layer_replication` gives one weight several updates; it cannot be merged")
+    with _one_line(str(folder)):
+        return adapter.merge_and_unload(safe_merge=True)
 
 
 def load_weights(model: PeftModel, folder: Path, may_lack: Iterable[str] = ()) -> None:

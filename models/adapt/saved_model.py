@@ -79,13 +79,13 @@ def plain_model(folder: Path, module: ModuleType, trust_remote_code: bool = Fals
     settings = read_settings(folder)
     if settings is None or settings["lora"] is None:
         return _whole(folder, module, trust_remote_code).eval()
-    from models.adapt.lora import attach
+    from models.adapt.lora import attach, merged
 
     model = _base(folder, module, settings, trust_remote_code)
     if settings["quantization"]:  # the adapter was trained with the error of quantization, which is therefore kept
         quantization.dequantize(model)
     _untie(model, {*settings["lora"]["modules"], *settings["lora"]["trained_whole"]})
-    return attach(model, folder).merge_and_unload(safe_merge=True).eval()
+    return merged(attach(model, folder), folder).eval()
 
 
 def _whole(folder: Path, module: ModuleType, trust_remote_code: bool) -> nn.Module:

@@ -116,6 +116,7 @@ def test_freeze_vision_tower_and_tune_the_projector():
         ("act", {"lora_enable": True, "lora_task_type": "CAUSAL"}, "`lora_task_type: CAUSAL`.*`CAUSAL_LM`"),
         ("act", {"lora_enable": True, "lora_options": {"use_rslore": True}}, "`lora_options.use_rslore`.*`use_rslora`"),
         ("act", {"lora_enable": True, "lora_options": {"r": 3}}, "`lora_options.r`.*`lora_r`"),
+        ("act", {"lora_enable": True, "lora_options": {"init_lora_weights": "eva"}}, "`lora_options.init_lora_weights"),
         ("act", {"lora_enable": True, "lora_options": {"use_dora": True}, "lora_module": "cvae_encoder.posterior"},
          "use_dora.*cvae_encoder.posterior"),
     ],

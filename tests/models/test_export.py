@@ -33,6 +33,7 @@ def checkpoint(name, folder, **settings):
         ({}, 0),
         ({"lora_enable": True}, 1e-5),
         ({"lora_enable": True, "lora_options": {"use_dora": True}}, 1e-5),
+        ({"lora_enable": True, "lora_options": {"init_lora_weights": "pissa_niter_2"}}, 1e-5),
         ({"lora_enable": True, "use_quantization": True, "bits": 4}, 1e-5),
         ({"lora_enable": True, "lora_options": {"use_dora": True}, "use_quantization": True, "bits": 4}, 1e-5),
     ],
@@ -103,6 +104,14 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     assert "models.nowhere" in refused(capsys, "--checkpoint", run, "--merge", "--out", out)
     (run / "adaptation.json").unlink()
     assert "adaptation.json" in refused(capsys, "--checkpoint", run, "--out", out) and not out.exists()
+
+
+@pytest.mark.parametrize("options", [{"layer_replication": [[0, 1], [0, 1]]}, {"lora_bias": True}])
+def test_an_adapter_that_cannot_be_merged_is_refused(options, tmp_path, capsys):
+    """Copies of a layer share one weight, and layers without a bias cannot take one."""
+    checkpoint("llama", tmp_path / "run", lora_enable=True, lora_options=options)
+    refused(capsys, "--checkpoint", str(tmp_path / "run"), "--merge", "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("merge", [["--merge"], []])

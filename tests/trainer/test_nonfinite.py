@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, default_collate
 
 from trainer.callbacks.log_files import write_files
 from trainer.dataloading.samplers import record_batches, recorder_of
+from trainer.optimization.lr_curves import LRSchedulerConfig
+from trainer.optimization.lr_scheduler import Schedule
 from trainer.optimization.nonfinite_guard import NonfiniteGuard, TrainingDiverged, describe, drop_update, skips_by_flag
 
 
@@ -109,6 +111,32 @@ def test_a_step_with_a_nan_leaves_no_trace(tmp_path, name):
         assert line.endswith(f"on samples {ids}; 1 in a row, {shown.index(line) + 1} in all")
 
 
+class Normalized(Regression):
+    """Its running statistics have seen every input of a forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.batch_norm = torch.nn.BatchNorm1d(4)
+
+    def forward(self, x, y, **context):
+        return super().forward(self.batch_norm(x), y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_on_device", [False, True])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_batch_statistics_are_those_of_the_applied_steps(tmp_path, monkeypatch, is_on_device, accumulation):
+    data = Samples(22)
+    data.x[7] = math.nan
+    monkeypatch.setattr(NonfiniteGuard, "should_not_wait", staticmethod(lambda norm: is_on_device))
+    settings = {"num_train_epochs": 2, "gradient_accumulation_steps": accumulation, "optim": "adamw_torch_fused"}
+    trainer = make_trainer(tmp_path, Normalized(), data=data, **settings)
+    trainer.train()
+    model, left_out, _ = by_hand(OPTIMIZERS["adamw_torch_fused"], [7], data, accumulation, Normalized())
+    assert len(left_out) == 2
+    assert_same_weights(trainer.model, model, exact=False)
+
+
 @pytest.mark.slow
 def test_a_bad_first_step(tmp_path):
     """Before any optimizer state exists."""
@@ -148,6 +176,22 @@ def test_the_logged_losses_are_means_over_the_applied_steps(tmp_path):
         assert line["loss"] == pytest.approx(wanted, rel=1e-5)
         errors = [frozen(**batch)["losses"]["error"].item() for number in applied for batch in every[number - 1]]
         assert line["loss_error"] == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_on_device", [False, True])
+def test_a_plateau_follows_the_mean_over_the_applied_steps(tmp_path, monkeypatch, is_on_device):
+    monkeypatch.setattr(NonfiniteGuard, "should_not_wait", staticmethod(lambda norm: is_on_device))
+    plateau = LRSchedulerConfig("ReduceLROnPlateau", interval="epoch", monitor="loss", learning_rate=0.0)
+    settings = {"num_train_epochs": 2, "learning_rate": 0.0, "optim": "adamw_torch_fused"}
+    trainer, _ = guarded(tmp_path, bad=[7], schedule=plateau, **settings)
+    seen = []
+    monkeypatch.setattr(Schedule, "observe", lambda self, value: seen.append(value))
+    trainer.train()
+    _, left_out, losses = by_hand(lambda p: torch.optim.SGD(p, lr=0.0), [7])
+    epochs = [[losses[step][0] for step in numbers if step in losses] for numbers in (range(1, 7), range(7, 13))]
+    assert [len(epoch) for epoch in epochs] == [5, 5] and len(left_out) == 2
+    assert seen == pytest.approx([sum(epoch) / 5 for epoch in epochs])
 
 
 @pytest.mark.slow

@@ -380,6 +380,24 @@ def test_a_rebased_schedule_is_as_if_it_had_begun_so(plan, at):
         again.rebase([0.001, 0.0002])
 
 
+@pytest.mark.parametrize("name", ["cosine", "ExponentialLR", "OneCycleLR"])
+@pytest.mark.parametrize("bases", [[0.002, 0.1], [0.1, 0.002]])
+def test_a_group_with_its_own_rate_stays_when_the_others_are_rebased(name, bases):
+    """In either order: `min_lr` is that of the others, as in a run that began with the new rate."""
+    plan = plan_for(name, min_lr=0.01)
+    new = [0.3 if base == 0.1 else base for base in bases]
+    schedule = Schedule(optimizer_at(bases), plan, 12, 4)
+    schedule.rebase(new)
+    again = Schedule(optimizer_at(bases), plan, 12, 4)
+    again.load_state_dict(schedule.state_dict())
+    truth = planned_rates(dataclasses.replace(plan, learning_rate=0.3), 12, 4, new)
+    for row in truth:
+        assert schedule.get_last_lr() == pytest.approx(row, rel=1e-12)
+        assert again.get_last_lr() == schedule.get_last_lr()
+        schedule.step()
+        again.step()
+
+
 def test_a_rebased_plateau_keeps_its_reductions():
     schedule = Schedule(optimizer_at(BASES), plan_for("ReduceLROnPlateau", {"patience": 0}, warmup_steps=2), 20, 4)
     schedule.step()

@@ -54,6 +54,11 @@ def test_complete_checkpoints_sorted_by_step(out, capsys):
     assert verified(capsys, out) == (0, [*lines, "a resume takes checkpoint-100"])
 
 
+def test_a_link_to_a_checkpoint_is_that_checkpoint(out, capsys):
+    (out / "best-checkpoint").symlink_to("checkpoint-9")
+    assert verified(capsys, out / "best-checkpoint") == (0, ["checkpoint-9: complete (3 files, 0.0 MB, step 9)"])
+
+
 def flipped(folder):
     (folder / "model.safetensors").write_bytes(b"twelve bytez")
 

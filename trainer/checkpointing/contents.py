@@ -84,7 +84,7 @@ def step_state(trainer: Any, pending: PendingStepWork) -> dict[str, Any]:
         "last_logged": trainer._globalstep_last_logged,
         "loss": loss,
         "followed_loss": followed,
-        "followed_steps": trainer.followed_steps,
+        "followed_steps": int(trainer.followed_steps),
         "terms": {name: [rest[i], rest[len(names) + i]] for i, name in enumerate(names)},
         "norms": [int(trainer.guard.clipped), trainer.guard.steps],
         "skipped": trainer.guard.skipped_since_log,

@@ -91,6 +91,7 @@ class Schedule:
             float(group.setdefault("initial_lr", float(group["lr"]))) for group in optimizer.param_groups
         ]
         self._start(self.planned_lrs)
+        self._check_floor()
         self._apply()
 
     def step(self) -> None:
@@ -126,6 +127,7 @@ class Schedule:
         scales = [new / old if old else 1.0 for new, old in zip(base_lrs, self.base_lrs, strict=True)]
         state = self._curve_state()
         self._start(base_lrs)
+        self._check_floor()
         if self.follows_metric:
             load_metric_state(self.scheduler, self.stand_in, state, scales)
         self._write_base_lrs()
@@ -236,12 +238,10 @@ class Schedule:
     def _start(self, base_lrs: list[float]) -> None:
         """Build the scheduler object at its first step."""
         self.base_lrs, plan = base_lrs, self.plan
-        # A rebase changes the run's learning rate as it does its groups'; what is in proportion to it stays so.
-        changed = [new / old for new, old in zip(base_lrs, self.planned_lrs, strict=True) if old]
-        self.rate = rate = plan.learning_rate * (changed[0] if changed else 1.0)
+        # A rebase changes the run's learning rate and the groups that follow it alike; a group with its own rate stays.
+        ratios = [new / old for new, old in zip(base_lrs, self.planned_lrs, strict=True) if old]
+        self.rate = rate = plan.learning_rate * next((ratio for ratio in ratios if ratio != 1), 1.0)
         floor = plan.min_lr or 0.0
-        if floor > rate:
-            raise ValueError(f"min_lr {floor:g} is above the learning rate, {rate:g}; lower it")
         self.floors = [floor * (base / rate) if rate else 0.0 for base in base_lrs]
         self.stand_in = stand_in_for(base_lrs, rate, self.optimizer)
         try:
@@ -256,6 +256,10 @@ class Schedule:
         self.moves_done = 0
         # A OneCycleLR raises past its end; its last step is its lowest.
         self.last_move = getattr(self.scheduler, "total_steps", math.inf) - 1
+
+    def _check_floor(self) -> None:
+        if (self.plan.min_lr or 0.0) > self.rate:
+            raise ValueError(f"min_lr {self.plan.min_lr:g} is above the learning rate, {self.rate:g}; lower it")
 
     def _moves(self, position: float) -> int:
         """How often a schedule without a warm-up of its own has advanced at a step of the schedule."""

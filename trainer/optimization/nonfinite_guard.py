@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
+from torch import nn
 
 from storage.checkpoints import checkpoints
 from trainer.distributed import rank_and_world_size
@@ -98,7 +99,7 @@ class NonfiniteGuard:
 
         Args:
             samples: Indices in the data set, for the message; None: unknown.
-            sums: Running sums that the step adds to in place; they are restored if it is skipped.
+            sums: Running sums and averages that the step changes in place; they are restored if it is skipped.
         """
         self.samples, is_first = samples, not self.batches
         if is_first:
@@ -279,6 +280,12 @@ class NonfiniteGuard:
         path = Path(folder) / FACTS
         facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.in_a_row, self.skipped = facts.get("in_a_row", 0), facts.get("skipped", 0)
+
+
+def running_statistics(model: nn.Module) -> list[torch.Tensor]:
+    """Return the buffers of batch normalization that a forward changes: one NaN would stay in them for ever."""
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase))
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
 def describe(batches: Sequence[Mapping[str, Any]]) -> str:
