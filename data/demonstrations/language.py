@@ -21,6 +21,7 @@ from data.demonstrations.lerobot.policy import backbone_of_policy
 from data.demonstrations.source import EpisodeSource
 from data.load_tokenizer import load_tokenizer, saved_tokenizer
 from data.statistics import Normalizer
+from data.text.tokenizers import vocabulary_size
 from storage.suggestions import did_you_mean
 
 MARK = re.compile(r"<seg>(.*?)</seg>", re.DOTALL)
@@ -72,8 +73,7 @@ class PromptTokenizer:
 
     def dims(self) -> dict[str, int | None]:
         """Sizes for the model."""
-        tokenizer = self.tokenizer
-        sizes = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+        sizes = {"vocab_size": vocabulary_size(self.tokenizer), "eos_token_id": self.tokenizer.eos_token_id}
         return {**sizes, "target_tokens": self.target_tokens}
 
     @property
