@@ -93,6 +93,7 @@ def all_marked_keys():
     return {key for _, _, keys, _ in marked_tests() for key in keys}
 
 
+@pytest.mark.slow
 def test_every_key_has_a_test():
     assert sorted(set(declared_keys()) - all_marked_keys()) == []
 

@@ -145,6 +145,7 @@ def house():
     return House(ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["between_rooms", "upward", "tools", "circles", "long"])
 def test_the_house_keeps_its_rules(house, rule):
     assert len(house.files) > 100 and list(getattr(house, rule)()) == []
@@ -227,6 +228,7 @@ def test_every_component_is_found():
     assert {("dataset", "demonstrations"), ("env", "aloha"), ("model", "act"), ("model", "mlp")} <= set(COMPONENT_NAMES)
 
 
+@pytest.mark.slow
 def test_components_are_checked_without_heavy_imports():
     code = "import sys\n" + "".join(
         f"from loader.schema.components import component_module; component_module({section!r}, {name!r})\n"

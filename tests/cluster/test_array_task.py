@@ -22,10 +22,12 @@ def sweep(tmp_path, text):
     return str(tmp_path / "sweep.txt")
 
 
+@pytest.mark.slow
 def test_a_task_without_a_sweep_has_a_folder_of_its_own():
     assert module.array_task(3, "", COMMON) == [*COMMON, "--output_dir", "runs/sweep/3"]
 
 
+@pytest.mark.slow
 def test_each_task_has_its_line_quoted_as_in_a_shell(tmp_path):
     file = sweep(tmp_path, "# rates\n--seed 1\n\n--set 'task=a b' note=\"it's\" '' '$HOME *'\n")
     assert module.array_task(0, file, COMMON) == [*COMMON, "--seed", "1", "--output_dir", "runs/sweep/0"]

@@ -16,6 +16,8 @@ from loader.command_line.entry import command_line
 from loader.command_line.parser import parse_flags
 from loader.resolve.resolver import resolve
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 SCRIPT = ROOT / "scripts/slurm/train.sbatch"
@@ -125,7 +127,6 @@ def test_what_sbatch_refuses_is_said(cluster, capfd, monkeypatch):
     assert cluster(*SWEPT) == 2 and "sbatch" in capfd.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_real_slurm_runs_the_array(slurm, tmp_path, monkeypatch, in_root):
     """Each task reaches train.py (a stand-in) once, with its settings."""
     more = {"PYTHON": str(HERE / "stand_in.py"), "INTERPRETER": sys.executable, "STAND_IN": "exit 0"}

@@ -39,6 +39,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
     assert cache.open_or_build(tmp_path, "key", build_text("whole"))[1]["text"] == "whole"
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_neither_used_nor_kept(tmp_path):
     program = textwrap.dedent("""
         import os, sys
@@ -55,6 +56,7 @@ def test_a_killed_build_is_neither_used_nor_kept(tmp_path):
     assert (folder / "content").read_text() == "whole" and not list(tmp_path.glob("key.building-*"))
 
 
+@pytest.mark.slow
 def test_two_processes_build_once(tmp_path):
     program = textwrap.dedent("""
         import os, sys, time

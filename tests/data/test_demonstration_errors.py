@@ -99,6 +99,7 @@ def test_corrupt_frames_are_named_while_training(tmp_path):
         bundle.train_dataset[len(bundle.train_dataset) - 1]
 
 
+@pytest.mark.slow
 def test_missing_keys_say_which_exist(tmp_path):
     write_act_folder(tmp_path / "act")
     write_act_episode(tmp_path / "act/episode_1.hdf5", replace={"observations/qpos": None})
@@ -155,6 +156,7 @@ def test_values_that_are_not_finite_name_file_and_step(tmp_path, key, value):
     assert f"episode_1.hdf5: {key} is {value} at step 7" in refusal(tmp_path)
 
 
+@pytest.mark.slow
 def test_lengths_and_shapes_that_do_not_fit(tmp_path):
     write_act_folder(tmp_path / "act")
     file = tmp_path / "act/episode_2.hdf5"
@@ -191,6 +193,7 @@ def test_frames_of_differing_size(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_folders_with_differing_cameras(tmp_path):
     write_act_folder(tmp_path / "act", cameras={"top": (24, 32)})
     write_il_studio_episode(tmp_path / "other/episode_0.hdf5", cameras={"primary": (24, 32)})

@@ -114,6 +114,7 @@ def external_episode(tmp_path, value: float = 1.0) -> None:
         root["observations"] = h5py.ExternalLink("../sources/index.h5", "/of/arm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [virtual_episode, external_episode])
 def test_a_changed_source_is_seen(tmp_path, write):
     write(tmp_path, 1.0)
@@ -145,6 +146,7 @@ def test_a_missing_virtual_source_is_refused(tmp_path, missing, content):
     assert missing in message and ("git lfs pull" in message) == bool(content)
 
 
+@pytest.mark.slow
 def test_virtual_values_without_a_source_or_beyond_it_are_refused(tmp_path):
     virtual_episode(tmp_path, rows=4)
     message = refusal(tmp_path)
@@ -171,6 +173,7 @@ def test_a_virtual_dataset_grows_with_its_source(tmp_path):
     assert (everything(build_act(tmp_path).train_dataset)["actions"] == 4).all()
 
 
+@pytest.mark.slow
 def test_a_missing_target_of_a_link_is_named(tmp_path):
     external_episode(tmp_path)
     (tmp_path / "sources/index.h5").unlink()

@@ -50,6 +50,7 @@ def test_image_size_follows_from_the_frames(tmp_path):
     assert sizes == {"square": (30, 30), "pad": (40, 40), "keep": (30, 40)}
 
 
+@pytest.mark.slow
 @pytest.mark.keys("is_multimodal", "dataset(demonstrations).cameras")
 def test_is_multimodal_and_cameras_choose_the_images(tmp_path, written):
     blind = build_act(tmp_path, {"is_multimodal": False})
@@ -61,6 +62,7 @@ def test_is_multimodal_and_cameras_choose_the_images(tmp_path, written):
         assert torch.equal(only[0], both[number])
 
 
+@pytest.mark.slow
 @pytest.mark.keys("history_images_length")
 def test_history_repeats_the_first_frame_and_goes_camera_by_camera(tmp_path, written):
     dataset = build_act(tmp_path, {"history_images_length": 3}, image_size=[24, 32]).train_dataset
@@ -99,6 +101,7 @@ def write_compressed(tmp_path, form: str, suffix: str = ".png") -> list[dict]:
     return written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["padded", "variable", "strings"])
 def test_compressed_frames_are_read_as_plain_ones(tmp_path, monkeypatch, form):
     """PNG loses nothing, so that every sample must be equal, with the channels in the order of the recording."""
@@ -112,6 +115,7 @@ def test_compressed_frames_are_read_as_plain_ones(tmp_path, monkeypatch, form):
         assert_same(everything(build_act(tmp_path, process, image_size=[10, 12]).train_dataset), plain)
 
 
+@pytest.mark.slow
 def test_jpeg_frames_are_decoded_once(tmp_path, monkeypatch):
     written = write_compressed(tmp_path, "padded", ".jpg")
     images = everything(build_act(tmp_path, image_size=[24, 32]).train_dataset)["images"]
@@ -138,6 +142,7 @@ def test_cases_of_compressed_aloha_frames(tmp_path, name):
         assert np.abs(image.astype(int) - expected).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["padded", "variable"])
 @pytest.mark.parametrize(("number", "step"), [(0, 0), (1, 7)])
 def test_an_incomplete_image_names_file_key_and_step(tmp_path, form, number, step):
@@ -158,6 +163,7 @@ def test_an_incomplete_image_names_file_key_and_step(tmp_path, form, number, ste
             lazy.train_dataset[LENGTHS[0] + step]
 
 
+@pytest.mark.slow
 def test_cameras_of_some_episodes_are_counted_and_left_out(tmp_path):
     for number, cameras in enumerate([["top"], ["top", "wrist", "side"], ["top", "wrist"]]):
         sizes = dict.fromkeys(cameras, (8, 8))

@@ -26,6 +26,7 @@ def written(tmp_path) -> list[dict]:
     return write_act_folder(tmp_path / "act", LENGTHS, cameras=CAMERAS)
 
 
+@pytest.mark.slow
 def test_cached_lazy_and_preloaded_are_identical(tmp_path, written):
     options = list(itertools.product([False, True], repeat=2))
     batches = []
@@ -39,6 +40,7 @@ def test_cached_lazy_and_preloaded_are_identical(tmp_path, written):
         assert_same(batch, batches[0])
 
 
+@pytest.mark.slow
 @pytest.mark.keys("lazy_preprocess")
 def test_lazy_keeps_no_cache_and_opens_each_file_once(tmp_path, written, monkeypatch):
     bundle = build_act(tmp_path, {"lazy_preprocess": True}, image_size=[10, 12])
@@ -59,6 +61,7 @@ def test_lazy_keeps_only_so_many_files_open(tmp_path, written, monkeypatch):
     assert [Path(target).name for target in targets if target.startswith(str(tmp_path))] == ["episode_1.hdf5"]
 
 
+@pytest.mark.slow
 @pytest.mark.keys("preload_data")
 def test_preloading_needs_neither_cache_nor_files_afterwards(tmp_path, written):
     bundle = build_act(tmp_path, {"preload_data": True}, image_size=[10, 12])
@@ -78,6 +81,7 @@ def caches(tmp_path) -> list[Path]:
     return sorted(entry for entry in (tmp_path / "cache/demonstrations").iterdir() if entry.is_dir())
 
 
+@pytest.mark.slow
 def test_the_cache_follows_the_content(tmp_path, written):
     build_act(tmp_path, image_size=[10, 12])
     made = caches(tmp_path)
@@ -87,6 +91,7 @@ def test_the_cache_follows_the_content(tmp_path, written):
     assert caches(tmp_path) == made, "what does not change the prepared arrays reuses them"
 
 
+@pytest.mark.slow
 def test_whatever_decides_the_prepared_arrays_makes_another_cache(tmp_path, written):
     base = {"image_size": [10, 12], "state_keys": ["observations/qpos"], "action_key": "action"}
     variants = [
@@ -107,6 +112,7 @@ def test_whatever_decides_the_prepared_arrays_makes_another_cache(tmp_path, writ
         assert len(caches(tmp_path)) == number + 1, (process, config)
 
 
+@pytest.mark.slow
 def test_changed_data_is_seen(tmp_path, written):
     file = tmp_path / "act/episode_1.hdf5"
     build_act(tmp_path)
@@ -118,6 +124,7 @@ def test_changed_data_is_seen(tmp_path, written):
     assert file.stat().st_size == status.st_size
 
 
+@pytest.mark.slow
 def test_many_frames_are_prepared_by_several_processes(tmp_path, monkeypatch):
     write_act_folder(tmp_path / "act", (30, 25), cameras={"top": (24, 32)})
     alone = everything(build_act(tmp_path, {"lazy_preprocess": True}, image_size=[10, 12]).train_dataset)
@@ -126,6 +133,7 @@ def test_many_frames_are_prepared_by_several_processes(tmp_path, monkeypatch):
     assert_same(everything(build_act(tmp_path, image_size=[10, 12]).train_dataset), alone)
 
 
+@pytest.mark.slow
 def test_workers_deliver_the_same_batches(tmp_path, written):
     bundle = build_act(tmp_path, {"lazy_preprocess": True}, image_size=[10, 12])
 

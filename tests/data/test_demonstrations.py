@@ -31,6 +31,7 @@ def written(tmp_path) -> list[dict]:
     return write_act_folder(tmp_path / "act", LENGTHS, cameras=CAMERAS)
 
 
+@pytest.mark.slow
 def test_every_sample_is_what_the_file_holds(tmp_path, written):
     bundle = build_act(tmp_path, image_size=[24, 32])
     assert len(bundle.train_dataset) == sum(LENGTHS) and bundle.eval_datasets == {}
@@ -51,6 +52,7 @@ def test_every_sample_is_what_the_file_holds(tmp_path, written):
         bundle.train_dataset[index]
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_samples_and_the_dims_fit(tmp_path, written):
     bundle = build_act(tmp_path, image_size=[12, 16])
     loader = torch.utils.data.DataLoader(
@@ -79,6 +81,7 @@ def test_skip_mirrored_data_by_name_and_attribute(tmp_path):
         build_act(tmp_path, {"skip_mirrored_data": True})
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).eval_fraction", "dataset(demonstrations).split_seed")
 def test_held_out_episodes_are_whole_and_stay_the_same(tmp_path, written):
     write_act_folder(tmp_path / "act", (5,) * 10)
@@ -93,6 +96,7 @@ def test_held_out_episodes_are_whole_and_stay_the_same(tmp_path, written):
     assert len({tuple(everything(split)["episode"].tolist()) for split in splits}) > 1
 
 
+@pytest.mark.slow
 def test_statistics_are_of_the_training_split_alone(tmp_path, written):
     bundle = build_act(tmp_path, eval_fraction=0.4, normalization={"state": "zscore", "action": "min_max"})
     train = sorted(set(everything(bundle.train_dataset)["episode"].tolist()))
@@ -106,6 +110,7 @@ def test_statistics_are_of_the_training_split_alone(tmp_path, written):
     assert everywhere["actions"].abs().max() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.keys(
     "dataset(demonstrations).normalization",
     "dataset(demonstrations).normalization_mask",
@@ -124,6 +129,7 @@ def test_normalization_mask_and_minimum_std_reach_the_samples(tmp_path, written)
         build_act(tmp_path, normalization_mask={"action": [True]})
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).state_keys", "dataset(demonstrations).action_key")
 def test_state_and_action_keys(tmp_path, written):
     keys = ["observations/env_state", "observations/qpos"]
@@ -146,6 +152,7 @@ def test_sampling_keys_reach_the_sampler(tmp_path):
     assert np.mean(by_episode < 5) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).max_episodes")
 def test_max_episodes_takes_the_first_in_natural_order(tmp_path):
     write_act_folder(tmp_path / "act", tuple(range(3, 15)))
@@ -153,6 +160,7 @@ def test_max_episodes_takes_the_first_in_natural_order(tmp_path):
     assert dataset.lengths.tolist() == [3, 4, 5], "episode_10 comes after episode_2"
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).path", "dataset(demonstrations).weights")
 def test_folders_are_mixed_by_weight(tmp_path, written):
     others = write_act_folder(tmp_path / "other", (40, 50), seed=50, cameras=CAMERAS)
@@ -231,6 +239,7 @@ def test_asking_for_texts_that_are_not_there_is_an_error(tmp_path):
             build_act(tmp_path, {key: True}, path=str(tmp_path / "il"))
 
 
+@pytest.mark.slow
 def test_texts_of_some_episodes_are_counted(tmp_path):
     write_il_studio_folder(tmp_path, subtasks=SUBTASKS)
     write_il_studio_episode(tmp_path / "il/episode_1.hdf5", 10, {"primary": (24, 32)}, instruction=None)
@@ -243,6 +252,7 @@ def test_texts_of_some_episodes_are_counted(tmp_path):
         build_act(tmp_path, {"use_reasoning": True}, path=str(tmp_path / "il"))
 
 
+@pytest.mark.slow
 def test_importing_and_checking_are_light(tmp_path):
     (tmp_path / "empty").mkdir()
     program = (

@@ -233,6 +233,7 @@ def test_a_drawn_split_stays_when_the_folder_moves(tmp_path, monkeypatch):
         assert held_out == at_first and len(held_out) == 6
 
 
+@pytest.mark.slow
 def test_a_split_of_many_classes_takes_little_time():
     """Proportional to the number of images, not to images times classes."""
     labels = np.random.default_rng(0).integers(0, 1000, 20_000)

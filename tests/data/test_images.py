@@ -493,6 +493,7 @@ def test_mixup_and_cutmix_mix_images_and_labels_alike():
         assert ((mixed["labels"] > 0).sum(1) <= 2).all() and (mixed["labels"] < 1).any()
 
 
+@pytest.mark.slow
 def test_rand_augment_leaves_the_global_random_numbers_alone():
     pytest.importorskip("kornia")
     state = torch.get_rng_state()

@@ -72,6 +72,7 @@ def tokenizer(tmp_path):
     return tokenizer_in(tmp_path / "tokenizer")
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).tokenizer", "dataset(demonstrations).prompt")
 def test_prompts_are_the_tokens_of_the_template(tmp_path, tokenizer):
     write_episodes(tmp_path)
@@ -139,6 +140,7 @@ def test_targets_are_the_reasoning_and_its_end(tmp_path, tokenizer):
     assert bundle.directions() == {"language_accuracy": "max"}
 
 
+@pytest.mark.slow
 def test_reasoning_of_il_studio(tmp_path, tokenizer):
     """`substep_reasonings` comes first, then the parts under `reasoning`, then a dataset of that name."""
     lines = [f"step {step}" for step in range(LENGTH)]
@@ -235,6 +237,7 @@ def test_the_state_as_text(tmp_path, tokenizer):
     assert batch["prompt_mask"].any(0).all(), "as wide as the longest"
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).phrasings")
 def test_phrasings_vary_in_training_alone(tmp_path, tokenizer):
     write_episodes(tmp_path, instructions=[INSTRUCTIONS[0]] * 4)
@@ -255,6 +258,7 @@ def test_phrasings_vary_in_training_alone(tmp_path, tokenizer):
 PROCESSES = [{"use_reasoning": True}, {"use_prev_subtask": True}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 def test_hdf5_and_lerobot_give_the_same_batch(tmp_path, tokenizer, process):
     pytest.importorskip("pyarrow")
@@ -279,6 +283,7 @@ def observation(arrays, step, **texts):
     return {"observations/qpos": arrays["observations/qpos"][step], **texts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("prompt", ["{instruction}\n", "{state}: {instruction}"])
 def test_a_policy_at_work_reads_what_it_was_trained_on(tmp_path, side, prompt):
@@ -332,6 +337,7 @@ def test_a_recording_is_read_with_its_texts(tmp_path, tokenizer):
     np.testing.assert_array_equal(items[3].raw["observations/qpos"], written[1]["observations/qpos"][3])
 
 
+@pytest.mark.slow
 def test_a_scored_model_keeps_its_tokenizer(tmp_path, tokenizer):
     write_episodes(tmp_path)
     bundle = built(tmp_path, {"use_reasoning": True})
@@ -365,6 +371,7 @@ def test_padded_by_hand():
     assert ids.tolist() == [[7, 1, 2], [7, 7, 3]] and mask.tolist() == [[False, True, True], [False, False, True]]
 
 
+@pytest.mark.slow
 def test_workers_get_the_same_tokens(tmp_path, tokenizer):
     write_episodes(tmp_path)
     dataset = built(tmp_path, {"use_reasoning": True}).train_dataset
@@ -373,6 +380,7 @@ def test_workers_get_the_same_tokens(tmp_path, tokenizer):
     assert_same(batches[1], dataset.__getitems__(list(range(6, 12))))
 
 
+@pytest.mark.slow
 def test_training_never_waits_for_the_tokenizer(tmp_path, tokenizer):
     """The tokens of each text are known before the first batch, in every worker process."""
     write_episodes(tmp_path)
@@ -461,6 +469,7 @@ def test_a_dimension_without_normalization_must_be_in_the_range_of_the_head(tmp_
             build(config_of(tmp_path, **keys), run)
 
 
+@pytest.mark.slow
 def test_texts_that_are_missing(tmp_path, tokenizer):
     write_episodes(tmp_path)
     with h5py.File(tmp_path / "act/episode_1.hdf5", "a") as root:
@@ -496,6 +505,7 @@ def fed_back(tmp_path, **keys):
     return built(tmp_path, {"use_reasoning": True, "use_prev_subtask": True}, **keys)
 
 
+@pytest.mark.slow
 def test_a_policy_that_writes_its_subtasks_does_not_know_the_current_one(tmp_path, tokenizer):
     """With chunks of one action a prompt is as of the step before; with longer ones as of a step in the last chunk."""
     steps = [0] + previous_subtasks(np.array([1] * 4 + [2] * 3 + [1] * 2 + [3] * 3), np.array([0, LENGTH])).tolist()

@@ -27,6 +27,7 @@ def write(tmp_path, version, **options):
     return {"v3": write_v3, "v2.1": write_v21}[version](tmp_path / "robot", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["v3", "v2.1"])
 def test_every_sample_is_what_the_files_hold(tmp_path, version):
     signals = write(tmp_path, version)
@@ -50,6 +51,7 @@ def test_every_sample_is_what_the_files_hold(tmp_path, version):
             index += 1
 
 
+@pytest.mark.slow
 def test_images_in_parquet_are_exact(tmp_path):
     write_v3(tmp_path / "robot", dtype="image")
     batch = everything(build_lerobot(tmp_path).train_dataset)
@@ -61,6 +63,7 @@ def test_images_in_parquet_are_exact(tmp_path):
     assert torch.equal(other_order["images"], batch["images"].flip(1))
 
 
+@pytest.mark.slow
 def test_several_processes_decode_the_same_frames_and_memory_needs_no_cache(tmp_path, monkeypatch):
     write_v3(tmp_path / "robot")
     in_memory = build_lerobot(tmp_path, {"lazy_preprocess": True, "preload_data": True})
@@ -70,6 +73,7 @@ def test_several_processes_decode_the_same_frames_and_memory_needs_no_cache(tmp_
     assert_same(everything(build_lerobot(tmp_path).train_dataset), everything(in_memory.train_dataset))
 
 
+@pytest.mark.slow
 def test_training_opens_no_video(tmp_path, monkeypatch):
     write_v3(tmp_path / "robot")
     before = everything(build_lerobot(tmp_path).train_dataset)
@@ -79,6 +83,7 @@ def test_training_opens_no_video(tmp_path, monkeypatch):
         build_lerobot(tmp_path, {"lazy_preprocess": True})
 
 
+@pytest.mark.slow
 def test_a_changed_video_is_seen(tmp_path):
     write_v3(tmp_path / "robot", cameras=("top",))
     build_lerobot(tmp_path)
@@ -88,6 +93,7 @@ def test_a_changed_video_is_seen(tmp_path):
         build_lerobot(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).rename")
 def test_rename_reaches_the_keys_the_cameras_and_the_policy(tmp_path):
     signals = write_v3(tmp_path / "robot")
@@ -151,6 +157,7 @@ def test_a_line_of_json_may_have_any_separator_of_unicode(tmp_path):
     assert build_lerobot(tmp_path, image_size=None).train_dataset[0]["instruction"] == text
 
 
+@pytest.mark.slow
 def test_recordings_are_read_episode_by_episode_with_their_texts(tmp_path):
     """Of several data sets in one folder, each named after its own; all texts that a policy may read."""
     for name in ("a", "b"):
@@ -180,6 +187,7 @@ def test_state_keys_and_action_key_are_features(tmp_path):
     assert (bundle.dims["state_dim"], bundle.dims["action_dim"], bundle.dims["num_images"]) == (7, 2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).exclude", "dataset(demonstrations).max_episodes")
 def test_exclude_and_max_episodes_choose_episodes(tmp_path):
     signals = write_v3(tmp_path / "robot")
@@ -204,6 +212,7 @@ def test_statistics_and_evaluation_split_are_those_of_demonstrations(tmp_path):
     assert everything(bundle.train_dataset)["actions"].abs().max() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.keys("use_reasoning", "use_prev_subtask")
 def test_string_columns_are_texts(tmp_path):
     write_v3(tmp_path / "robot", cameras=(), texts=True)
@@ -242,6 +251,7 @@ def test_subtasks_by_number_and_an_instruction_column(tmp_path):
     assert batch["instruction"][2] == "step 2" and batch["instruction"][5] == "step 5 Previous subtask: reach"
 
 
+@pytest.mark.slow
 def test_images_may_be_stored_channels_first_in_the_metadata(tmp_path):
     write_v3(tmp_path / "robot", cameras=("top",))
     file = tmp_path / "robot/meta/info.json"
@@ -266,6 +276,7 @@ def test_rows_in_another_order_and_other_encodings_of_lists(tmp_path):
     assert torch.equal(batch["actions"][:, 0], torch.from_numpy(expected))
 
 
+@pytest.mark.slow
 def test_a_mixture_with_hdf5(tmp_path):
     write_v3(tmp_path / "robot", cameras=("top",))
     write_act_folder(tmp_path / "act", (6,), dims=(5, 4), cameras={"top": SIZE})

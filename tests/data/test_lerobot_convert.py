@@ -34,6 +34,7 @@ def rows_of(folder, parts="data") -> list[dict]:
     return [row for file in sorted((folder / parts).rglob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
+@pytest.mark.slow
 def test_hdf5_to_lerobot_is_what_the_format_asks_for(tmp_path):
     written = write_act_folder(tmp_path / "act", (20, 12, 31), cameras={"top": SIZE, "wrist": SIZE})
     out = tmp_path / "out"
@@ -68,6 +69,7 @@ def test_hdf5_to_lerobot_is_what_the_format_asks_for(tmp_path):
     assert distance.mean() < 2 and distance.max() < 16
 
 
+@pytest.mark.slow
 def test_statistics_are_exact(tmp_path):
     written = write_act_folder(tmp_path / "act", (20, 12), cameras={"top": SIZE})
     convert(tmp_path / "act", tmp_path / "out", SETTINGS)
@@ -97,6 +99,7 @@ def test_pixel_counts_merge_to_the_counts_of_all(tmp_path):
         np.testing.assert_allclose(np.ravel(parts[0].statistics()[name]), truth[name], atol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow
 def test_what_was_converted_trains_as_the_original(tmp_path):
     write_act_folder(tmp_path / "act", (20, 12), cameras={"top": SIZE})
     convert(tmp_path / "act", tmp_path / "robot", SETTINGS)
@@ -110,6 +113,7 @@ def test_what_was_converted_trains_as_the_original(tmp_path):
     assert set(converted["instruction"]) == {"stack the cubes"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [write_v3, write_v21])
 def test_lerobot_to_act(tmp_path, write):
     signals = write(tmp_path / "robot")
@@ -124,6 +128,7 @@ def test_lerobot_to_act(tmp_path, write):
             assert np.abs(root["observations/images/wrist"][:] - pictures)[:, 28:, 36:].max() <= 2
 
 
+@pytest.mark.slow
 def test_there_and_back_keeps_texts_and_names(tmp_path):
     written = [
         write_il_studio_episode(
@@ -142,6 +147,7 @@ def test_there_and_back_keeps_texts_and_names(tmp_path):
     np.testing.assert_array_equal(batch["state"], expected)
 
 
+@pytest.mark.slow
 def test_a_state_of_another_name(tmp_path):
     """Recordings without joints have `observations/state`, or what the task's state_keys name."""
     states = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
@@ -159,6 +165,7 @@ def test_a_state_of_another_name(tmp_path):
     assert "would both be `observation.state`" in refused(tmp_path)
 
 
+@pytest.mark.slow
 def test_files_of_limited_size(tmp_path, monkeypatch):
     """A file that is full is followed by another; episodes stay whole, and frames are found in the right one."""
     monkeypatch.setattr(writer, "VIDEO_MEGABYTES", 0)
@@ -173,6 +180,7 @@ def test_files_of_limited_size(tmp_path, monkeypatch):
     assert (images[0] - images[1]).abs().float().mean() < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fps", [10.0, 23.976, 29.97, 59.94, 240.0])
 def test_frames_are_found_at_every_rate(tmp_path, fps):
     """float32 timestamps and the video's own unit of time must not move a step to its neighbour's frame."""
@@ -193,6 +201,7 @@ def refused(tmp_path, source="act", settings=SETTINGS) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_converted_leaves_nothing(tmp_path):
     assert "is no folder" in refused(tmp_path)
     (tmp_path / "act").mkdir()
@@ -217,6 +226,7 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path):
         convert(tmp_path / "odd", tmp_path / "full", SETTINGS)
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, capsys, monkeypatch):
     write_act_folder(tmp_path / "act", (6, 5), cameras={"top": SIZE})
     words = ["--convert", str(tmp_path / "act"), "--out", str(tmp_path / "out"), "--fps", "25", "--vcodec", "libx264"]

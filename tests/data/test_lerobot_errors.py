@@ -63,6 +63,7 @@ def test_totals_that_contradict_the_episodes(tmp_path, written, name, value):
     assert f"{name} {value}" in refusal(tmp_path)
 
 
+@pytest.mark.slow
 def test_lengths_that_contradict_the_parquet(tmp_path, written):
     file = tmp_path / "robot" / DATA
     pq.write_table(pq.read_table(file).slice(0, sum(LENGTHS[:2]) - 2), file)
@@ -84,6 +85,7 @@ def test_shapes_that_contradict_the_parquet(tmp_path, written):
     assert DATA in message and "`action`" in message and "[4]" in message
 
 
+@pytest.mark.slow
 def test_missing_features_say_which_exist(tmp_path, written):
     message = refusal(tmp_path, state_keys=["observation.joints"])
     assert "`observation.joints`" in message and "observation.state, observation.effort, action" in message
@@ -107,6 +109,7 @@ def test_values_that_are_not_finite_name_episode_and_step(tmp_path, written, val
     assert "`observation.state`" in message and f"{value} in episode 1 at step 3" in message
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(demonstrations).timestamp_tolerance_s")
 def test_timestamps_off_by_more_than_the_tolerance_name_the_frame(tmp_path, written):
     def change(times):
@@ -148,6 +151,7 @@ def test_a_missing_package_is_named(tmp_path, written, monkeypatch):
     assert "pip install pyarrow av" in refusal(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_damaged_video_is_named(tmp_path, written):
     file = tmp_path / "robot" / VIDEO
     content = file.read_bytes()
@@ -168,6 +172,7 @@ def test_frames_that_cannot_be_decoded_name_the_video(tmp_path, written):
     assert str(file) in refusal(tmp_path)
 
 
+@pytest.mark.slow
 def test_unequal_rates_in_a_mixture(tmp_path, written):
     write_v3(tmp_path / "slow", cameras=("top",), fps=10)
     paths = [str(tmp_path / "robot"), str(tmp_path / "slow")]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "oracles"
 DEFAULT = Path(tempfile.gettempdir()) / "lerobot-oracle"
 
@@ -24,7 +26,6 @@ def compared(script):
     return json.loads(done.stdout.strip().rpartition("\n")[2])
 
 
-@pytest.mark.slow
 def test_lerobot_s_policies_answer_the_same_in_keel():
     results = compared("lerobot_policies.py")
     assert len(results) == 9
@@ -32,7 +33,6 @@ def test_lerobot_s_policies_answer_the_same_in_keel():
         assert {"chunk", "actions"} <= differences.keys() and max(differences.values()) < 1e-5, (name, differences)
 
 
-@pytest.mark.slow
 def test_lerobot_and_keel_give_the_same_samples():
     results = compared("lerobot_oracle.py")
     assert set(results) == {"written_by_keel_libsvtav1", "written_by_keel_libx264", "written_by_lerobot"}

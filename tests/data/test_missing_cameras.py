@@ -45,6 +45,7 @@ def test_missing_images_are_black_and_masked(tmp_path, written, process):
     assert any("wrist is in 1 of 2" in line for line in bundle.summary)
 
 
+@pytest.mark.slow
 def test_without_missing_images_there_is_no_mask(tmp_path, written):
     bundle, _ = built(tmp_path, cameras=["top"])
     assert "image_mask" not in everything(bundle.train_dataset)
@@ -56,6 +57,7 @@ def test_without_missing_images_there_is_no_mask(tmp_path, written):
         built(tmp_path, cameras=["top", "wirst"])
 
 
+@pytest.mark.slow
 def test_folders_of_a_mixture_with_other_cameras(tmp_path, written):
     """HDF5 with top and wrist, LeRobot with `laptop`, which is renamed, and one without images."""
     signals = write_v3(tmp_path / "robot", cameras=("laptop", "hand"))

@@ -27,6 +27,7 @@ def observation(arrays: dict, step: int) -> dict:
     return {key: values[step] for key, values in arrays.items() if len(values) > step}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["square", "pad", "keep"])
 @pytest.mark.parametrize("history", [1, 3])
 @pytest.mark.parametrize("kind", ["zscore", "min_max", "percentiles", "identity"])

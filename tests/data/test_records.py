@@ -85,6 +85,7 @@ def test_labels_and_shift_labels(run, tmp_path):
     assert torch.equal(copy.__getitems__([1])["input_ids"], rows.__getitems__([1])["input_ids"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packed_records_do_not_see_one_another(run, tmp_path, attention):
     """Logits and loss of packed rows are those of each record alone, in a model of transformers."""
@@ -147,6 +148,7 @@ def texts(tokenizer, rows):
     }
 
 
+@pytest.mark.slow
 def test_the_draw_of_held_out_records_is_stable(run, tmp_path, tokenizer):
     """By seed and content: other records may come and go, and a repeated one is on one side."""
     records = [{"text": f"number {i}"} for i in range(200)]
@@ -162,6 +164,7 @@ def test_the_draw_of_held_out_records_is_stable(run, tmp_path, tokenizer):
     assert texts(tokenizer, other.eval_datasets["validation"]) != sides[1][1]
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(records).eval_path", "dataset(records).eval_fraction")
 def test_held_out_by_default_by_folder_and_by_path(run, tmp_path, tokenizer):
     path = write(tmp_path / "one", RECORDS)
@@ -209,6 +212,7 @@ def test_a_vocabulary_with_gaps(run, tmp_path, tokenizer):
     assert bundle.train_dataset[0]["input_ids"].max() == largest and bundle.dims["vocab_size"] == largest + 1
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(records).tokenizer")
 def test_a_tokenizer_that_the_weights_do_not_know(run, tmp_path, tokenizer):
     """Other numbers for the same tokens are refused; further tokens, or a model without a tokenizer, are not."""
@@ -228,6 +232,7 @@ def test_a_tokenizer_that_the_weights_do_not_know(run, tmp_path, tokenizer):
     assert len(data.records.build(config, run).train_dataset)
 
 
+@pytest.mark.slow
 def test_tokens_are_prepared_once(run, tmp_path, monkeypatch):
     path = write(tmp_path, RECORDS)
     calls = []
@@ -254,6 +259,7 @@ def test_tokens_are_prepared_once(run, tmp_path, monkeypatch):
     assert prepared() and not prepared()
 
 
+@pytest.mark.slow
 def test_what_tells_records_from_others(run, tmp_path):
     """A resumed run is refused other records, not files that were copied or touched."""
 
@@ -304,6 +310,7 @@ def test_chat_template_from_settings(run, tmp_path, tokenizer):
         data.records.build(data.records.Config(path=path, chat_template="nowhere.jinja"), run)
 
 
+@pytest.mark.slow
 def test_folders_of_records(run, tmp_path):
     """Lists and lines, compressed or not, in subfolders and behind links; all else is counted."""
     write(tmp_path / "elsewhere", RECORDS[30:], "d.jsonl")

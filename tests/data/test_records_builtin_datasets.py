@@ -118,6 +118,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path):
     assert (tmp_path / "python_docstrings/notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_modules_of_the_installed_standard_library(tmp_path, monkeypatch):
     """As many records as are wanted, of those that there are; no more."""
     installed = builtin_datasets.library()

@@ -180,6 +180,7 @@ def recordings_of(bundle):
     return {side: {name for name, _ in dataset.recordings()} for side, dataset in sides.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(signals).datasplitter")
 @pytest.mark.parametrize(("by", "held_out"), [("session", (2, 3)), ("subject", (2, 4))])
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -203,6 +204,7 @@ def test_no_session_and_no_subject_is_on_two_sides(tmp_path, by, held_out, seed)
     assert (len(sides["validation"]), len(sides["test"])) == held_out
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(signals).datasplitter")
 def test_named_subjects_and_data_sets_are_held_out(tmp_path):
     folder, run = sessions(tmp_path), signal_run(tmp_path / "cache")
@@ -345,6 +347,7 @@ def mixed_batch(seed=0, count=6, classes=3, **given):
     return batch, MixTransform(MixUp(num_classes=classes, **given))(batch, generator)
 
 
+@pytest.mark.slow
 def test_a_batch_is_mixed_with_one_share_of_at_least_a_half():
     """The share is found from the soft targets; the signals are mixed with the same share and order."""
     shares = []
@@ -365,6 +368,7 @@ def test_a_batch_is_mixed_with_one_share_of_at_least_a_half():
     assert kstest(shares, folded).pvalue > 0.01
 
 
+@pytest.mark.slow
 def test_the_share_of_batches_that_are_mixed():
     changed = 0
     for seed in range(300):
@@ -383,6 +387,7 @@ def test_quantised_batches_have_one_type_mixed_or_not(given):
         np.testing.assert_array_equal(mixed["signal"], MuLaw(16, 2.0).encode(batch["signal"].numpy()))
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(signals).mixup")
 def test_validation_is_quantised_and_never_mixed(tmp_path):
     mixup = MixUp(mixup_alpha=0.4, num_classes=2, quantize=True)

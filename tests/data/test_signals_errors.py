@@ -84,6 +84,7 @@ def test_recordings_that_cannot_be_used_together(tmp_path, what):
     assert "cache/signals" not in line
 
 
+@pytest.mark.slow
 def test_an_edf_header_that_lies_about_its_length(tmp_path):
     path = write_edf(tmp_path / "a.edf", walk(1, 500))
     content = path.read_bytes()
@@ -187,6 +188,7 @@ def test_train_py_ends_with_one_line_and_writes_nothing(tmp_path, capsys):
     assert "a.npz: 1 NaN" in line and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["window=64"], ["window=0.5", "unit=seconds"]])
 def test_a_window_alone_may_be_given_beside_the_default_recipe(tmp_path, in_root, words):
     words = [f"dataset.path={write_npz(tmp_path / 'a.npz', walk(1, 600))}", *(f"dataset.{word}" for word in words)]

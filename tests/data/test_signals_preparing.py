@@ -155,6 +155,7 @@ def test_names_that_are_in_no_recording(tmp_path):
         build(Config(path=path, window=20, rename={"T3": "T4"}), run)
 
 
+@pytest.mark.slow
 def test_channels_by_type_and_the_average_of_eeg_alone(tmp_path):
     mne = pytest.importorskip("mne")
     values = walk(3, 200) * 1e-5

@@ -29,6 +29,7 @@ def in_chunks(recording):
 # ---- MNE and wfdb ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["edf_test.edf", "edf_test.bdf", "kit_test.sqd", "bti_exported4D_solaris_raw.fif"])
 def test_files_of_mne_are_read_as_mne_reads_them(shared, name):
     path = shared / "data/signals/mne" / name
@@ -41,6 +42,7 @@ def test_files_of_mne_are_read_as_mne_reads_them(shared, name):
     np.testing.assert_allclose([event.onset for event in recording.events], truth.annotations.onset)
 
 
+@pytest.mark.slow
 def test_a_renamed_brainvision_recording_is_read(shared, tmp_path):
     """The header of this one names test.eeg and test.vmrk; MNE reads it once the file has that name."""
     folder = shared / "data/signals/mne"
@@ -69,6 +71,7 @@ def test_events_and_joins_of_a_fif_file(tmp_path):
     assert (stimulus.onset, stimulus.duration) == (2.0, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["100", "a103l", "v102s", "s0010_re"])
 def test_records_of_wfdb_are_read_as_wfdb_reads_them(shared, name):
     """s0010_re names a file that is not there: its channels are left out, with a note for each."""
@@ -140,6 +143,7 @@ def test_gaps_of_a_discontinuous_edf_file(tmp_path):
     assert [(event.description, event.onset) for event in recording.events] == [("before", 1.5), ("after", 3.5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("naming", ["neuromag", "bids"])
 def test_the_parts_of_a_split_fif_file_are_one_recording(tmp_path, naming):
     values = walk(2, 400_000) * 1e-5
@@ -156,6 +160,7 @@ def test_the_parts_of_a_split_fif_file_are_one_recording(tmp_path, naming):
 # ---- tables ----
 
 
+@pytest.mark.slow
 def test_a_csv_file_with_times(shared):
     path = shared / "data/signals/daphnet_S06R02E0_64Hz.csv"
     truth = np.genfromtxt(path, delimiter=",", skip_header=1, usecols=range(1, 11)).T
@@ -461,6 +466,7 @@ def test_times_of_any_type(tmp_path, kind):
     assert recording.channels == ["a"] and recording.rate == pytest.approx(rate, rel=1e-4) and not recording.breaks
 
 
+@pytest.mark.slow
 def test_spaces_after_commas_and_labels_that_come_late(tmp_path):
     """The first megabyte has no label; without times, events count samples."""
     rows = ["0.5, 7, " for _ in range(200_000)] + ["1.5, 8, fall"] * 30

@@ -116,6 +116,7 @@ def test_overlapping_texts_score_each_sample_once(tmp_path):
         assert torch.equal(sample["labels"][known][:-1], expected) and (sample["labels"] >= 0).any()
 
 
+@pytest.mark.slow
 def test_tokens_of_missing_samples_are_no_targets(tmp_path):
     values = walk(2, 2000)
     values[0, 100:105] = np.nan

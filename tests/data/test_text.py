@@ -75,6 +75,7 @@ def test_other_tokens_are_another_identity(tmp_path, folder):
     assert identity() != before
 
 
+@pytest.mark.slow
 def test_equal_ids_of_other_symbols_are_another_identity(tmp_path):
     """A text and the same one in a permuted alphabet: the token files are equal to the byte."""
 
@@ -118,6 +119,7 @@ def test_the_hash_is_splitmix64():
     assert random_numbers(np.uint64(1234567), np.arange(1, 5, dtype=np.uint64)).tolist() == expected
 
 
+@pytest.mark.slow
 def test_windows_are_uniform_and_depend_on_the_seed(tmp_path):
     folder = write_text_folder(tmp_path / "a", counting(116), counting(30), vocab_size=60000)
     drawn = {}
@@ -202,6 +204,7 @@ def test_without_shuffle_windows_come_as_stored(tmp_path, folder):
     assert first.tolist() == [0, 16, 32, 4976, 0, 16]
 
 
+@pytest.mark.slow
 def test_loader_workers_give_the_same_batches(tmp_path, folder):
     bundle = build(Config(str(folder), block_size=16), text_run(tmp_path))
     assert_equal(batches_of(bundle, 4, 6, workers=2), batches_of(bundle, 4, 6))

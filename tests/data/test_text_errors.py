@@ -518,6 +518,7 @@ def test_pickles_without_a_vocabulary(tmp_path, content, message):
 # ---- what is imported ----
 
 
+@pytest.mark.slow
 def test_checking_needs_neither_numpy_nor_torch(tmp_path):
     write_text_folder(tmp_path / "a", counting(500, 60))
     write_text_folder(tmp_path / "b", counting(500, 60))

@@ -52,6 +52,7 @@ def alone(model, prompt, count):
     return found[0, len(prompt) :].tolist()
 
 
+@pytest.mark.slow
 def test_the_most_probable_tokens_by_hand(llama):
     for prompt, text in zip(PROMPTS, generate(llama, PROMPTS, GREEDY), strict=True):
         ids = list(prompt)
@@ -61,6 +62,7 @@ def test_the_most_probable_tokens_by_hand(llama):
         assert len(set(text.tokens)) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_batch_is_what_transformers_writes_for_each_prompt(name, request):
     """GPT-2's table of 8 positions ends the texts after 5, 7, 2 and 6 new tokens."""
@@ -83,6 +85,7 @@ def test_a_model_without_position_arguments_gets_equally_long_prompts():
     assert calls == [[[1, 2], [3, 4]], [[5]]] and [text.tokens for text in found] == [[3], [5], [7]]
 
 
+@pytest.mark.slow
 def test_end_tokens_end_a_text_and_are_left_out(llama):
     free = [text.tokens for text in generate(llama, PROMPTS, GREEDY)]
     end = free[0][3]
@@ -95,6 +98,7 @@ def test_end_tokens_end_a_text_and_are_left_out(llama):
         llama.generation_config.eos_token_id = None
 
 
+@pytest.mark.slow
 def test_a_draw_depends_on_prompt_seed_and_number_alone(llama):
     config = GenerationConfig(12, temperature=1.5, top_k=None, seed=3)
     rows, numbers = [*PROMPTS, PROMPTS[0]], [0, 0, 0, 0, 1]
@@ -104,6 +108,7 @@ def test_a_draw_depends_on_prompt_seed_and_number_alone(llama):
     assert together != [text.tokens for text in generate(llama, rows, GenerationConfig(12, 1.5, None, 4))]
 
 
+@pytest.mark.slow
 def test_draws_follow_the_softmax_of_the_k_most_probable():
     scores = torch.tensor([1.0, 3.0, 0.0, 2.5, -1.0])
     draw = Draw(GenerationConfig(1, temperature=2.0, top_k=3), list(range(8000)), "cpu")
@@ -115,6 +120,7 @@ def test_draws_follow_the_softmax_of_the_k_most_probable():
     assert (shares - expected).abs().max() < 0.02 and not shares[expected == 0].any()
 
 
+@pytest.mark.slow
 def test_samples_are_a_function_of_the_seed_and_leave_training_alone(llama, tokenizer):
     llama.train()
     torch.manual_seed(7)
@@ -138,6 +144,7 @@ def test_an_empty_prompt_needs_a_first_token(tokenizer):
         tokenizer.bos_token = None
 
 
+@pytest.mark.slow
 def test_a_table_of_positions_ends_a_sample(gpt2, llama, tokenizer):
     def length(model, tokens):
         (text,) = TextSampler(tokenizer, "abc", 1, GenerationConfig(tokens, temperature=0))(model, seed=0)

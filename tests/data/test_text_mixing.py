@@ -44,11 +44,13 @@ def choices(bundle, batches, batch=4):
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_equal_probabilities_where_none_are_given(tmp_path, folders):
     shares = np.bincount(choices(mixture(tmp_path, folders), 2000), minlength=3) / 2000
     assert np.abs(shares - 1 / 3).max() < 0.035
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(text).sampling_probs")
 def test_sampling_probs_are_reached(tmp_path, folders):
     bundle = mixture(tmp_path, folders, sampling_probs=[0.7, 0.3, 0.0])
@@ -106,6 +108,7 @@ def test_the_run_is_as_long_as_its_epochs_where_max_steps_is_not_set(tmp_path, f
     assert (found[-30:] == 2).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_drawing_follows_from_the_seed_alone(tmp_path, folders):
     def drawn(seed):
         run = text_run(tmp_path / "cache", seed=seed)
@@ -114,6 +117,7 @@ def test_drawing_follows_from_the_seed_alone(tmp_path, folders):
     assert (drawn(1) == drawn(1)).all() and (drawn(1) != drawn(2)).any()
 
 
+@pytest.mark.slow
 def test_windows_and_data_sets_are_drawn_apart(tmp_path, folders):
     """The choice of a data set says nothing about the windows."""
     bundle = mixture(tmp_path, folders[:2], batch=1, sampling_probs=[0.5, 0.5])
@@ -169,6 +173,7 @@ def test_interleave_stays_within_one_of_its_shares(tmp_path, folders, values):
     assert (np.abs(had - turns[:, None] * np.array(values)) < 1).all()
 
 
+@pytest.mark.slow
 def test_any_proportions_have_a_pattern():
     generator = np.random.default_rng(0)
     for _ in range(60):

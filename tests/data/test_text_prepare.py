@@ -58,6 +58,7 @@ def some_tokenizer(tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["char", "bytes", "bpe:400", "path"])
 def test_one_file_is_split_by_characters_and_gives_the_tokens_of_the_whole(
     tmp_path, text_file, small_pieces, kind, some_tokenizer
@@ -76,6 +77,7 @@ def test_one_file_is_split_by_characters_and_gives_the_tokens_of_the_whole(
     assert not list(tmp_path.glob(".*")), "nothing is left beside the folder"
 
 
+@pytest.mark.slow
 def test_shakespeare_is_nanogpts(tmp_path, shared):
     path = shared / "data/tinyshakespeare.txt"
     text = path.read_text(encoding="utf-8")
@@ -95,6 +97,7 @@ def test_bpe_learns_from_the_training_text_alone(tmp_path, small_pieces):
     assert "Ġab" in vocabulary and "xy" not in vocabulary
 
 
+@pytest.mark.slow
 def test_bpe_learns_from_a_sample_of_a_large_text(tmp_path, text_file, small_pieces, monkeypatch):
     monkeypatch.setattr(preparing, "BPE_SAMPLE_BYTES", 5000)
     seen, lines, original = [], [], preparing.train_bpe
@@ -124,6 +127,7 @@ def test_a_vocabulary_beyond_uint16(tmp_path, text_file):
 BOM_AND_CRLF = "\ufeffa\r\nb\rc\n\r\n\u00fc\ufeff" * 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("newlines", ["keep", "lf"])
 @pytest.mark.parametrize("word", ["char", "bytes"])
 def test_byte_order_marks_and_line_ends(tmp_path, small_pieces, monkeypatch, newlines, word):
@@ -184,6 +188,7 @@ def write_documents(folder: Path, count: int) -> list[str]:
     return texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["char", "bytes", "bpe:300"])
 def test_of_many_documents_every_tenth_validates_and_each_is_ended(tmp_path, small_pieces, word):
     texts = write_documents(tmp_path / "texts", 33)
@@ -201,6 +206,7 @@ def test_of_many_documents_every_tenth_validates_and_each_is_ended(tmp_path, sma
         assert meta["splits"][split] == {"tokens": len(ids), "bytes": size}
 
 
+@pytest.mark.slow
 def test_a_given_validation_text(tmp_path, text_file, small_pieces):
     (tmp_path / "val.txt").write_text("never seen: ß", encoding="utf-8")
     prepare(
@@ -229,6 +235,7 @@ def write_input(kind: str, tmp_path: Path) -> PreparationSettings:
     return PreparationSettings(str(tmp_path / name), "bpe:300", **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["two files", "folder", "lines"])
 def test_an_interrupted_preparation_goes_on_to_the_same_bytes(tmp_path, small_pieces, monkeypatch, kind):
     """Ctrl-C at different chunks, again and again, with what was written after the journal still in the files."""
@@ -357,6 +364,7 @@ def prepare_beside(folder, settings, log):
         prepare(folder, settings, report=lambda line: print(line, file=lines, flush=True))
 
 
+@pytest.mark.slow
 def test_two_at_once_take_turns(tmp_path, text_file, small_pieces):
     folder, log = tmp_path / "set", tmp_path / "log"
     start = multiprocessing.get_context("fork").Process
@@ -372,6 +380,7 @@ def test_two_at_once_take_turns(tmp_path, text_file, small_pieces):
     assert sorted(os.listdir(tmp_path)) == ["log", "set", "text.txt"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_work_goes_on_later(tmp_path, text_file, small_pieces, monkeypatch):
     settings = PreparationSettings(str(text_file), "bytes")
     original, count = prepare_tokens.Output.append, iter(range(10**9))
@@ -419,6 +428,7 @@ def test_a_text_that_fails_while_it_is_read_is_named(tmp_path, text_file, monkey
     assert "preparing" not in str(caught.value) and not (tmp_path / "set").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["learning", "saving"])
 def test_interrupted_while_a_vocabulary_is_learnt_it_is_the_same_in_the_end(
     tmp_path, text_file, small_pieces, monkeypatch, when

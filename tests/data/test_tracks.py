@@ -126,6 +126,7 @@ def test_a_batch_of_clips_is_its_clips_with_padding(bundle, tmp_path):
     assert len(places) == 12 and sorted(last["truth_identities"][0].tolist()) == [-1, 0, 1]  # one without identity
 
 
+@pytest.mark.slow
 def test_the_order_in_a_frame_says_nothing(bundle):
     """It is a function of seed and epoch, different in each epoch; in evaluation it never changes."""
     orders = set()
@@ -217,6 +218,7 @@ def test_sections_name_data_sets(bundle, tmp_path):
     assert made.dims == {"crop_size": 10, "anchors": 1, "channels": 1, "clip_length": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(tracks).val_frames")
 def test_the_last_frames_of_each_video_are_held_out(bundle):
     for val_frames in (3, 0.25):
@@ -242,6 +244,7 @@ def test_a_video_too_short_for_the_share_trains_as_a_whole(bundle, tmp_path):
         bundle(val_frames=0.01)  # no frame of any video
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(tracks).scramble")
 def test_scramble_turns_each_frame(bundle):
     """Training draws other turns in each epoch; those of held-out frames never change."""
@@ -289,6 +292,7 @@ def test_channels(bundle):
     assert torch.equal(batch["crops"][:, :, :1], epoch(bundle(channels=1))["crops"])
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(tracks).cache_gb")
 def test_crops_are_kept_in_a_cache_named_by_content(bundle, tmp_path):
     lazy = bundle(cache_gb=0.0)
@@ -467,6 +471,7 @@ SECTION = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", SECTION)
 def test_a_key_of_a_section_has_an_effect(key, bundle, tmp_path):
     SECTION[key](bundle, tmp_path / key)

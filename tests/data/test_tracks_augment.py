@@ -54,6 +54,7 @@ def by_row(made, seed=(0,), **options):
     return {int(row): (frame, index) for frame in made.frames(seed, **options) for index, row in enumerate(frame.rows)}
 
 
+@pytest.mark.slow
 def test_image_nodes_and_boxes_move_together():
     """A flip by hand: pixels, centres of crops, nodes and boxes of their own."""
     boxes = np.tile([[5.0, 10, 9, 30]], (18, 1))
@@ -70,6 +71,7 @@ def test_image_nodes_and_boxes_move_together():
         assert np.array_equal(other.crops[place, 0], padded[top + 8 : top + 16, left + 8 : left + 16])
 
 
+@pytest.mark.slow
 def test_what_moves_pixels_is_the_same_in_a_clip():
     """Distances between instances and between frames stay as they were; another seed draws another rotation."""
     plain, first, again, other = (
@@ -166,6 +168,7 @@ def test_what_has_no_effect_without_images():
     assert named == ["MotionBlur", "Blur"]
 
 
+@pytest.mark.slow
 def test_albumentations_does_not_ask_the_network(monkeypatch):
     pytest.importorskip("albumentations")
     monkeypatch.delenv("NO_ALBUMENTATIONS_UPDATE", raising=False)

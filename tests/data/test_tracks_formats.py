@@ -34,6 +34,7 @@ def tracking(shared):
 # ---- labels ----
 
 
+@pytest.mark.slow
 def test_slp(tmp_path):
     """Frames without instances, an instance without a track, a track that starts late, nodes that are not visible."""
     pytest.importorskip("sleap_io")
@@ -139,6 +140,7 @@ def test_the_challenges_cells(tracking):
     assert sequence.boxes[rows[0]].tolist() == [y.min(), x.min(), y.max() + 1, x.max() + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["RECEPTOR", "MICROTUBULE"])
 def test_isbi(tracking, name):
     folder = tracking / "isbi" / f"{name.lower()}s"
@@ -211,6 +213,7 @@ def test_csv(tmp_path):
         read_labels(tmp_path / "e.csv")
 
 
+@pytest.mark.slow
 def test_motchallenge(tracking, tmp_path):
     """Against motmetrics' own reader."""
     motmetrics = pytest.importorskip("motmetrics")
@@ -277,6 +280,7 @@ def test_two_instances_of_a_track_in_one_frame(tmp_path):
 # ---- videos ----
 
 
+@pytest.mark.slow
 def test_a_film_is_the_same_from_any_frame_on(tmp_path):
     """Frames behind a seek; not square; gray and colour."""
     pytest.importorskip("av")
@@ -292,6 +296,7 @@ def test_a_film_is_the_same_from_any_frame_on(tmp_path):
     assert next(open_video(path, 3).frames(5, 6)).shape == (48, 64, 3)
 
 
+@pytest.mark.slow
 def test_films_of_the_flies(tracking):
     pytest.importorskip("av")
     cv2 = pytest.importorskip("cv2")

@@ -47,6 +47,7 @@ def scored(recording, settings, size, model=None):
     return metric, metric.compute()
 
 
+@pytest.mark.slow
 def test_an_oracle_is_perfect_in_any_batches(recording):
     settings = TrackerSettings(window_size=3)
     values = [scored(recording, settings, size)[1] for size in (1, 5, 12)]
@@ -54,6 +55,7 @@ def test_an_oracle_is_perfect_in_any_batches(recording):
     assert values[0]["idf1"] == values[0]["mota"] == values[0]["hota"] == 1.0 and values[0]["switches"] == 0
 
 
+@pytest.mark.slow
 def test_frames_of_several_processes_are_put_in_order(recording):
     settings = TrackerSettings()
     metric, values = scored(recording, settings, 4)
@@ -61,6 +63,7 @@ def test_frames_of_several_processes_are_put_in_order(recording):
     assert metric.compute() == values
 
 
+@pytest.mark.slow
 def test_a_diverged_model_has_no_scores(recording):
     _, values = scored(
         recording, TrackerSettings(), 4, lambda batch: {"association": math.nan * Oracle()(batch)["association"]}
@@ -94,6 +97,7 @@ def test_one_frame_by_hand():
     assert outline(np.zeros((1, 2, 4))).tolist() == [[0, 0, 0, 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(tracks).tracker")
 @pytest.mark.parametrize(("settings", "misses"), [({"match_distance": 3.0}, 0), ({"match_distance": 1.0}, 36), ({}, 0)])
 def test_detections_match_by_distance_or_overlap(recording, settings, misses):
@@ -105,6 +109,7 @@ def test_detections_match_by_distance_or_overlap(recording, settings, misses):
     assert "match_distance" in {field.name for field in dataclasses.fields(Config().tracker)}
 
 
+@pytest.mark.slow
 def test_baselines_need_no_model(recording):
     """Three dots on straight lines: constant velocity follows them; the model's logits do not matter."""
     metric, _ = scored(recording, TrackerSettings(), 4)
@@ -130,6 +135,7 @@ class Encoder(torch.nn.Module):
         return {"association": 4 - self.scale * torch.cdist(features, features)[None]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [2, 8])
 def test_online_tracking_is_that_of_the_metric(recording, context):
     """The same identities from whole windows and from features that are kept, for any grouping of the frames."""
@@ -171,6 +177,7 @@ def test_the_report_is_scores_films_and_pictures(recording, tmp_path):
     assert Report(settings)("train", None, None, {}, tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_picture_of_a_video_whose_name_looks_like_a_formula(tmp_path):
     pytest.importorskip("matplotlib")
     film.draw_identities(tmp_path / "a.png", r"$\fly$", [(0, 0, 0), (1, 0, 1)])

@@ -61,6 +61,7 @@ def test_a_csv_file(stack, tmp_path):
     assert {row["file"] for row in rows} == {"a.csv"}
 
 
+@pytest.mark.slow
 def test_text_of_motchallenge(stack, tmp_path):
     """As the reader of training reads it, and motmetrics."""
     file = written(tmp_path / "x.txt", {"a.csv": stack})

@@ -28,6 +28,7 @@ def best_step(log, key):
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["perplexity", "eval_bits_per_byte", "val/loss", "better_than_chance"])
 def test_all_ways_agree(tmp_path, in_root, metric):
     words = gpt_windows.words(tmp_path)
@@ -54,6 +55,7 @@ def best_value(log, key, step):
     return [line[key] for line in log if key in line and line["step"] == step]
 
 
+@pytest.mark.slow
 def test_a_named_loss_of_a_policy_is_minimised(tmp_path, in_root):
     out, log = run(
         tmp_path, act.words(tmp_path), "save_strategy=steps", "save_steps=2", "load_best_model_at_end=true",

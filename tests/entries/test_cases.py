@@ -7,6 +7,8 @@ import torch
 
 import train
 
+pytestmark = pytest.mark.slow
+
 
 def run(config, out, *settings):
     settings = [*settings, "report_to=none", f"output_dir={out}", f"cache_dir={out.parent / 'cache'}"]

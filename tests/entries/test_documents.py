@@ -47,6 +47,7 @@ def test_the_documents_are_found(shared):
     assert sum(of_text(command.values[0]) for command in COMMANDS) >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", EXAMPLES)
 def test_a_yaml_example_passes_the_check(text, tmp_path, in_root):
     """Sections whose workload does not exist yet are reported as such; the rest passes."""
@@ -98,6 +99,7 @@ def test_a_command_passes_the_check(command, tmp_path, in_root):
     assert checked(*words[2:]) == (0, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in COMMANDS if of_text(command.values[0])])
 def test_a_command_on_text_passes_the_check(command, tmp_path, monkeypatch):
     """Placeholders are replaced by names of data sets; for a resumed run there is an earlier one."""

@@ -114,6 +114,7 @@ def assert_as_tracked(found, seen, error=0.05):
     assert parts["activations"] == pytest.approx(seen["Activation"] + seen["Temp"], rel=error)  # most are equal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workload", "error"), WORKLOADS)
 def test_a_step_against_the_tracker_of_torch(workload, error, tmp_path):
     run = read(tmp_path, workload(tmp_path))
@@ -130,6 +131,7 @@ def test_recomputed_layers_of_a_vla_against_the_tracker(tmp_path):
     assert_as_tracked(estimate(run, bundle, 1, False), tracked(model, optimizer, batch), 0.15)
 
 
+@pytest.mark.slow
 def test_half_precision_and_recomputed_layers_against_the_tracker(tmp_path):
     words = gpt(tmp_path)
     plain = read(tmp_path, words)
@@ -148,6 +150,7 @@ def nbytes(tensors):
     return sum({each.data_ptr(): each.nbytes for each in tensors if isinstance(each, torch.Tensor)}.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -178,6 +181,7 @@ def test_weights_gradients_and_optimizer_are_those_of_a_real_step(words, tmp_pat
     assert found.trained == sum(value.numel() for value in model.parameters() if value.requires_grad)
 
 
+@pytest.mark.slow
 def test_accumulation_averages_and_several_processes(tmp_path):
     words = gpt(tmp_path)
     run = read(tmp_path, words)
@@ -190,6 +194,7 @@ def test_accumulation_averages_and_several_processes(tmp_path):
     assert two.at_peak["activations"] == pytest.approx(one.at_peak["activations"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_shards(tmp_path):
     """FSDP2 divides rows as `torch.chunk` does; the first process has the largest part."""
     run = read(tmp_path, gpt(tmp_path))
@@ -207,6 +212,7 @@ def test_shards(tmp_path):
     assert found.largest["gathered by FSDP"] == outside + 2 * largest + max(outside, largest)
 
 
+@pytest.mark.slow
 def test_pretrained_weights(tmp_path):
     words = auto_records.words(tmp_path, model="{name: auto}")
     config = LlamaConfig(
@@ -275,6 +281,7 @@ def test_masks_are_taken_for_true(choose, places):
 # ---- the command ----
 
 
+@pytest.mark.slow
 def test_it_fits_or_says_what_to_change(tmp_path, capsys):
     words = [*gpt(tmp_path), "--output_dir", str(tmp_path / "out"), "--estimate_memory"]
     train.main([*words, "--gpu_memory", "1GiB"])
@@ -317,6 +324,7 @@ def test_sizes(text, size, monkeypatch):
     assert memory_request(words, parse_flags(words)).processes == 8
 
 
+@pytest.mark.slow
 def test_processes_are_assumed_for_this_command_only(tmp_path, capsys):
     """They divide the global batch size, and no later run in this process counts as launched."""
     words = [*gpt(tmp_path), "--output_dir", str(tmp_path / "out"), "--global_batch_size", "64"]

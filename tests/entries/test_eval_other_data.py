@@ -39,6 +39,7 @@ def scores(folder, *words):
     return evaluation.main(["--checkpoint", str(folder / "out"), *words])
 
 
+@pytest.mark.slow
 def test_run_yaml_holds_absolute_paths(run, tmp_path, monkeypatch):
     folder, trainer = run
     saved = yaml.safe_load((folder / "out/run.yaml").read_text())
@@ -59,6 +60,7 @@ def test_any_path_may_name_other_data(name):
     assert problems.lines == [] and find(layer, "dataset.path").value == name
 
 
+@pytest.mark.slow
 def test_other_data_is_read_with_the_normalization_of_the_training(run):
     """The loss of another folder is that of the network on its episodes, normalized by the run's statistics."""
     folder, trainer = run

@@ -35,6 +35,7 @@ def test_a_configuration_error_is_raised_and_not_printed(in_root, capsys, main, 
     assert part in raised.value.problems[0] and capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_errors_of_data_and_of_the_trainer_are_raised_too(tmp_path):
     runs = SmallRuns(tmp_path)
     for text in ("dataset: {max_episodes: 1}", "param_groups: [{pattern: nothing, lr: 1}]"):
@@ -51,6 +52,7 @@ class Signalled(TrainerCallback):
             signal.raise_signal(signal.SIGUSR1)
 
 
+@pytest.mark.slow
 def test_a_preemption_is_raised(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     runs = SmallRuns(tmp_path)
@@ -60,6 +62,7 @@ def test_a_preemption_is_raised(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.count("preempted by SIGUSR1") == 1
 
 
+@pytest.mark.slow
 def test_the_command_line_exits(in_root):
     done = subprocess.run([sys.executable, "train.py", "--lerning_rate", "1"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--learning_rate" in done.stderr

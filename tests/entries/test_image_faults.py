@@ -54,6 +54,7 @@ def without_labels(rows):
     rows[1:] = [[row[0], "0", "0", "0"] for row in rows[1:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "place"),
     [
@@ -71,6 +72,7 @@ def test_faults_of_the_training_table(start, tmp_path, capsys, change, place):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_label_that_only_validation_has(start, tmp_path, capsys):
     def one_more(rows):
         rows[:] = [[*row, "violet" if index == 0 else "1"] for index, row in enumerate(rows)]
@@ -79,6 +81,7 @@ def test_a_label_that_only_validation_has(start, tmp_path, capsys):
     assert "'violet'" in refused(capsys, start) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "place"),
     [
@@ -93,6 +96,7 @@ def test_keys_that_do_not_fit_the_data_or_the_network(start, tmp_path, capsys, s
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_size_that_the_network_cannot_take(start, tmp_path, capsys):
     """Images of 16 pixels in patches of 48; and pretrained positions of 16 pixels for images of 32."""
     task = tmp_path / "task.yaml"
@@ -105,6 +109,7 @@ def test_a_size_that_the_network_cannot_take(start, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_with_one_class(start, tmp_path, capsys):
     (tmp_path / "one" / "cat").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "one" / "cat" / "a.png")
@@ -113,6 +118,7 @@ def test_a_folder_with_one_class(start, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [32, 0])
 def test_an_image_that_cannot_be_read(start, tmp_path, capsys, cache):
     (tmp_path / "train" / "7.png").write_bytes(b"broken")
@@ -121,6 +127,7 @@ def test_an_image_that_cannot_be_read(start, tmp_path, capsys, cache):
     assert "7.png" in line and "8.png" in line and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_labels_that_contradict_the_checkpoint(start, tmp_path, capsys):
     """Of a run that is scored on other data, of one that is resumed, and of one that starts from its weights."""
     start("save_strategy=steps", "save_steps=1")
@@ -135,6 +142,7 @@ def test_labels_that_contradict_the_checkpoint(start, tmp_path, capsys):
 # ---- keys without effect ----
 
 
+@pytest.mark.slow
 @pytest.mark.keys("dataset(images).augment", "dataset(images).augmentation")
 @pytest.mark.parametrize(
     ("section", "key", "line"),
@@ -164,6 +172,7 @@ def test_keys_without_effect_are_refused_at_their_place(start, tmp_path, capsys,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_augmentation_of_a_recipe_is_dropped_where_a_flag_switches_it_off(tmp_path, in_root, capsys):
     words = convnet.words(tmp_path)
     task = tmp_path / "task.yaml"

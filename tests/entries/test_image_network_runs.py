@@ -14,6 +14,8 @@ import predict
 import train
 from models.auto import load
 
+pytestmark = pytest.mark.slow
+
 STEP = """max_steps=1 learning_rate=0.001 lr_scheduler_type=constant warmup_steps=0 do_eval=false save_strategy=no
     report_to=none per_device_train_batch_size=8 dataset.image_size=32 accelerator=cpu"""
 
@@ -37,7 +39,6 @@ def predictions(folder, out):
     return tuple(np.array([[float(value) for value in row[1:4]] for row in part]) for part in (rows, truth))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_predictions_are_what_was_scored(tmp_path, in_root, kind):
     trainer = trained(tmp_path, kind)
@@ -52,7 +53,6 @@ def test_predictions_are_what_was_scored(tmp_path, in_root, kind):
         assert scores["macro_average_precision"] == pytest.approx(np.mean(expected), abs=1e-9)
 
 
-@pytest.mark.slow
 @pytest.mark.keys("dataset(images).channels")
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_run_on_other_channels_from_pretrained_weights(tmp_path, in_root, channels):

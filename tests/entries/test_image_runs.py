@@ -23,6 +23,8 @@ from loader.schema.components import component_module, shipped
 from metrics.classification import SingleLabelMetric
 from models.auto import load
 
+pytestmark = pytest.mark.slow
+
 COMMON = """max_steps=6 logging_steps=2 learning_rate=0.02 lr_scheduler_type=constant warmup_steps=0 eval_strategy=steps
     eval_steps=6 save_strategy=no report_to=none per_device_train_batch_size=8"""
 
@@ -209,7 +211,6 @@ def test_every_loss_is_evaluated_or_refused(tmp_path, in_root, name, kind):
     assert ("eval_macro_average_precision" if several else "eval_accuracy") in scores
 
 
-@pytest.mark.slow
 def test_scores_of_other_data_and_of_the_training_set(tmp_path, in_root, capsys):
     """Neither changes the thresholds, which are tuned on the run's own validation set."""
     run(tmp_path, "max_steps=1", "evaluate_test=false")

@@ -190,6 +190,7 @@ def test_a_bug_is_detected(replacement, tmp_path, capsys, bug, text):
     assert (tmp_path / "runs" / "whole").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_no_run_outlives_the_test(tmp_path, number):
     """A program that takes a minute ends with the kill test, and nothing is left."""

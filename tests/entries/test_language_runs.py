@@ -129,6 +129,7 @@ def test_reasoning_from_files_to_the_policy(in_root, tmp_path):
         session.act({"observations/qpos": np.zeros(3)})
 
 
+@pytest.mark.slow
 def test_a_policy_reads_the_subtasks_that_it_wrote(in_root, tmp_path, monkeypatch):
     """From recordings, at the server and in rollouts; each recording and each episode begins without any."""
     write_data(tmp_path)
@@ -214,6 +215,7 @@ def test_actions_as_tokens_from_files_to_the_policy(in_root, tmp_path, tokens, c
     assert signs == [[1, 1], [-1, -1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -235,6 +237,7 @@ def test_bad_flags_of_action_tokens(in_root, tmp_path, flags, named, capsys):
     assert not (tmp_path / "fast.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     ["normalization={state: min_max, action: zscore}", "normalization_mask={action: [true, false]}"],
@@ -251,6 +254,7 @@ def test_action_tokens_of_another_normalization_are_refused(in_root, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("process", "dataset", "named"),
     [

@@ -36,6 +36,7 @@ def rates_of(trainer):
     return {names[id(p)]: group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
 
 
+@pytest.mark.slow
 @pytest.mark.keys("layer_decay")
 def test_an_update_is_the_gradient_times_the_decayed_rate(run, tmp_path, capsys):
     """Of the first step of plain SGD, in which both runs have the same weights and gradients."""
@@ -52,6 +53,7 @@ def test_an_update_is_the_gradient_times_the_decayed_rate(run, tmp_path, capsys)
     assert "0.0125 … 0.1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_schedule_scales_all_layers_alike(run):
     trainer = run("layer_decay=0.5", "scheduler={name: OneCycleLR, interval: step}", "max_steps=4")
     rates = rates_of(trainer)
@@ -59,6 +61,7 @@ def test_a_schedule_scales_all_layers_alike(run):
         assert rates[name] == pytest.approx(rates["classifier.weight"] * 0.5**depth)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("layer_decay")
 def test_a_resumed_run_is_the_uninterrupted_one_and_another_decay_is_asked_about(run, tmp_path, capsys):
     adamw = ("optim=adamw_torch", "resume_from_checkpoint=auto", "resume_schedule=keep")
@@ -81,6 +84,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_another_decay_is_asked_about
     assert rates_of(slower)["vit.layers.0.mlp.fc2.bias"] == pytest.approx(0.01 * 0.25**2)
 
 
+@pytest.mark.slow
 def test_an_adapter_decays_with_its_layers(run):
     lora = ("lora_enable=true", "lora_r=2", "lora_module=[fc1]", "lora_lr=0.3", "max_steps=1")
     rates = rates_of(run("layer_decay=0.5", *lora))
@@ -90,6 +94,7 @@ def test_an_adapter_decays_with_its_layers(run):
         assert rate == pytest.approx(0.3 * 0.5 ** (1 if ".layers.1." in name else 2)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [("layer_decay=0",), ("layer_decay=1.5",), ("layer_decay=0.5", "optim=adafactor", "optimizer.relative_step=true")],

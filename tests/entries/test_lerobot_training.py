@@ -124,6 +124,7 @@ def test_training_from_a_smolvla(folder, robot, capsys):
     assert np.shape(policy(observation)) == (4,)
 
 
+@pytest.mark.slow
 def test_a_contradiction_is_exit_code_2_and_one_line(folder, capsys):
     video = folder / "robot/videos/observation.images.top/chunk-000/file-000.mp4"
     write_video(video, [np.zeros((48, 64, 3), np.uint8)] * (sum(LENGTHS[:2]) - 1))

@@ -39,6 +39,7 @@ def test_a_name_that_no_evaluation_has_is_refused_before_step_1(run, capsys, tex
     assert not (run.folder / f"new-{run.count}").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -54,6 +55,7 @@ def test_names_that_are_logged_pass(run, text):
     assert run.new(text, eval_steps=2).state.global_step == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "right"),
     [
@@ -96,6 +98,7 @@ def build(config):
 """
 
 
+@pytest.mark.slow
 def test_an_evaluation_without_any_loss_is_an_error(run, capsys, monkeypatch):
     """A loss that asks for an entry which no batch has: its evaluation would score nothing, and say nothing."""
     (run.folder / "blind").mkdir()

@@ -6,6 +6,8 @@ import sys
 import pytest
 from fresh_interpreter import ROOT, python
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys
 import train

@@ -31,6 +31,7 @@ def first_action_by_hand(folder, state):
     return action * np.maximum(scales["action"]["std"], 0.01) + scales["action"]["mean"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "observation",
     [
@@ -45,6 +46,7 @@ def test_an_action_in_the_units_of_the_demonstrations(run, observation):
     np.testing.assert_allclose(policy(observation), first_action_by_hand(run, STATE[0]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("observation", "parts"),
     [

@@ -49,6 +49,7 @@ def by_hand(folder, prompt, count):
     return "".join(symbols[each] for each in ids[len(prompt) :])
 
 
+@pytest.mark.slow
 def test_continuations_are_the_most_probable_ones_at_any_batch_size(gpt, tmp_path):
     records = [{"id": number, "prompt": prompt} for number, prompt in enumerate(PROMPTS) if prompt]
     file = lines(tmp_path / "in.jsonl", records)
@@ -64,6 +65,7 @@ def test_continuations_are_the_most_probable_ones_at_any_batch_size(gpt, tmp_pat
     assert predicted(file, "--checkpoint", gpt / "checkpoint-60", "--tokens", 20) == expected
 
 
+@pytest.mark.slow
 def test_plain_lines_of_files_folders_and_standard_input(gpt, tmp_path, capsys, monkeypatch):
     (tmp_path / "in/sub").mkdir(parents=True)
     (tmp_path / "in/b.txt").write_bytes(b"abc\r\n\nk\n")
@@ -101,6 +103,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 def test_bad_lines_are_named_and_the_others_written(gpt, tmp_path, capsys):
     good, bad = b'{"prompt": "abc"}', [line for line, _, _ in BAD]
     file = tmp_path / "in.jsonl"
@@ -124,6 +127,7 @@ def test_bad_lines_are_named_and_the_others_written(gpt, tmp_path, capsys):
     assert output.read_text() == "before"
 
 
+@pytest.mark.slow
 def test_a_damaged_file_does_not_stop_the_others(gpt, tmp_path, capsys):
     import gzip
 
@@ -142,6 +146,7 @@ def test_a_damaged_file_does_not_stop_the_others(gpt, tmp_path, capsys):
     assert len(errors) == 2 and str(folder / "b.jsonl.gz") in errors[0] and str(folder / "c.jsonl") in errors[1]
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_eval(gpt, tmp_path, capsys):
     """The same prompt, seed and settings; eval.py shows prompt and continuation as one text."""
     file = lines(tmp_path / "in.jsonl", [{"prompt": "k"}, {"prompt": "abc"}])
@@ -167,6 +172,7 @@ def saved(folder):
     return evaluation.checkpoint_run(str(folder))[1]
 
 
+@pytest.mark.slow
 def test_a_bar_on_a_terminal_alone(gpt, tmp_path, capsys, monkeypatch):
     file = lines(tmp_path / "in.jsonl", [{"prompt": "abc"}] * 3)
     words = ["--checkpoint", gpt, "--tokens", 1, "--batch_size", 2]
@@ -177,6 +183,7 @@ def test_a_bar_on_a_terminal_alone(gpt, tmp_path, capsys, monkeypatch):
     assert "3/3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_run_leaves_nothing(gpt, tmp_path, monkeypatch, request, number, code):
     """The signal comes after the first batch."""
@@ -219,6 +226,7 @@ def test_several_vocabularies_are_refused(tmp_path, capsys):
     assert "holds no tokenizer" in refused(capsys, "--checkpoint", tmp_path / "out", "--input", file)
 
 
+@pytest.mark.slow
 def test_text_refusals(gpt, tmp_path, capsys):
     file = lines(tmp_path / "d/in.jsonl", [{"prompt": "abc"}])
     before = file.read_bytes()

@@ -40,6 +40,7 @@ def chunks_by_hand(folder, states):
     return chunks * np.maximum(action["std"], 0.01) + action["mean"]
 
 
+@pytest.mark.slow
 def test_chunks_for_every_recorded_observation(policy, tmp_path):
     """Of a folder, of one file, and at any batch size; actions are not read."""
     episodes = policy / "episodes"
@@ -61,6 +62,7 @@ def test_chunks_for_every_recorded_observation(policy, tmp_path):
             np.testing.assert_allclose(other[name], found, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_standard_input_is_a_recording_too(policy, tmp_path, monkeypatch, capsys):
     content = (policy / "episodes/episode_0.hdf5").read_bytes()
     words = ["--checkpoint", str(policy / "out"), "--input", "-", "--output", str(tmp_path / "out.h5")]
@@ -76,6 +78,7 @@ def test_standard_input_is_a_recording_too(policy, tmp_path, monkeypatch, capsys
     assert "<stdin>" in (said := capsys.readouterr().err) and "/tmp" not in said
 
 
+@pytest.mark.slow
 def test_a_bad_recording_is_left_out_whole(policy, tmp_path, capsys):
     folder = tmp_path / "in"
     good = write_act_episode(folder / "c.hdf5", steps=5, seed=1)
@@ -176,6 +179,7 @@ class Lines:
 """
 
 
+@pytest.mark.slow
 def test_a_kind_of_data_of_ones_own(tmp_path, capsys, monkeypatch):
     """Another module brings its input format, its output and a flag; predict.py knows none of them."""
     (tmp_path / "own_lab").mkdir()
@@ -203,6 +207,7 @@ def test_a_kind_of_data_of_ones_own(tmp_path, capsys, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_policy_refusals(policy, tmp_path, capsys):
     words = ["--checkpoint", policy / "out", "--input", policy / "episodes"]
     assert "name a file to write with --output" in refused(capsys, *words)

@@ -62,6 +62,7 @@ def test_before_the_first_step(run, monkeypatch, capsys):
     assert not (run.folder / "out").exists()
 
 
+@pytest.mark.slow
 def test_in_the_evaluation_before_the_first_step(run, monkeypatch, capsys):
     text = "eval_on_start: true\nmax_steps: 2\nlogging_steps: 1"
     with signalled(monkeypatch, "on_prediction_step", 0):
@@ -71,6 +72,7 @@ def test_in_the_evaluation_before_the_first_step(run, monkeypatch, capsys):
     assert list(run.log("eval_loss")).count(0) == 1
 
 
+@pytest.mark.slow
 def test_during_imports():
     code = (
         "import os, runpy, signal, sys\n"
@@ -87,6 +89,7 @@ def test_during_imports():
         assert ("preempted by SIGTERM before the first step: the same command" in done.stdout) == (rank == "0")
 
 
+@pytest.mark.slow
 def test_signal_handlers_are_restored_after_the_run(run):
     before = [signal.getsignal(each) for each in preemption.SIGNALS]
     run("max_steps: 1")
@@ -142,6 +145,7 @@ def test_workers_survive_a_signal_to_their_process_group():
     assert sum(1 for _ in batches) == 15
 
 
+@pytest.mark.slow
 def test_the_parent_can_terminate_a_worker():
     """Otherwise a process with a hanging worker would never end."""
     loader = DataLoader(Pids(), batch_size=4, num_workers=1, worker_init_fn=preemption.IgnoringSignals(None))

@@ -44,6 +44,7 @@ def refusal_of_flags(capsys, **flags):
     return refusal(capsys, *(word for name, value in flags.items() for word in (f"--{name}", value)))
 
 
+@pytest.mark.slow
 def test_a_text_becomes_a_data_set_that_training_reads(home, text_file, capsys):
     from data.text.folder import read_folder
 
@@ -60,6 +61,7 @@ def test_a_text_becomes_a_data_set_that_training_reads(home, text_file, capsys):
     assert "char, not bytes" in refusal(capsys, "--dataset", "mine", "--tokenizer", "bytes")
 
 
+@pytest.mark.slow
 def test_every_flag_of_a_text_has_an_effect(home, tmp_path):
     lines = "".join(json.dumps({"body": letter * 3}) + "\n" for letter in "abcd")
     (tmp_path / "t.jsonl").write_text(lines)
@@ -161,6 +163,7 @@ def test_training_prepares_data_by_name():
     assert seen == [run] and run.dataset.config.path == "a_name"
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_heavy():
     code = "import sys, prepare\ntry: prepare.main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
     code += "assert not {'torch', 'transformers', 'numpy', 'tokenizers'} & set(sys.modules)"

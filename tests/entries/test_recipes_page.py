@@ -65,6 +65,7 @@ def calls(runner):
     return [line.split()[0] for line in lines]
 
 
+@pytest.mark.slow
 def test_a_recipe_is_prepared_trained_and_scored_once(runner):
     assert runner.result(TINY) is None and runner.reason_not_to_run(TINY) is None
     runner.run(TINY)
@@ -81,6 +82,7 @@ def test_a_recipe_is_prepared_trained_and_scored_once(runner):
     assert runner.reason_not_to_run(TINY) == "done"
 
 
+@pytest.mark.slow
 def test_an_interrupted_recipe_continues(runner, monkeypatch):
     """Training is asked to resume; its minutes are those of both attempts, its commit that of the first."""
     monkeypatch.setenv("FAILS", "train")
@@ -97,6 +99,7 @@ def test_an_interrupted_recipe_continues(runner, monkeypatch):
     assert runner.result(TINY)["minutes"] > spent and runner.result(TINY)["commit"] == started
 
 
+@pytest.mark.slow
 def test_ctrl_c_waits_for_the_step_and_begins_no_other(runner, monkeypatch):
     class Popen(subprocess.Popen):
         def wait(self, timeout=None):
@@ -111,6 +114,7 @@ def test_ctrl_c_waits_for_the_step_and_begins_no_other(runner, monkeypatch):
     assert stopped.value.returncode == 75 and calls(runner) == ["prepare"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["tiny.yaml", "base.yaml"])
 def test_another_configuration_is_run_again(runner, changed):
     runner.run(TINY)
@@ -143,6 +147,7 @@ def test_what_cannot_be_run_says_why(runner):
     assert runner.reason_not_to_run(absent) is None
 
 
+@pytest.mark.slow
 def test_the_page_has_a_row_for_each_recipe(runner):
     others = [Recipe("base", "rows"), Recipe("base", "rows", not_run="GPU, not run")]
     runner.run(TINY)

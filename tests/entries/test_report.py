@@ -138,6 +138,7 @@ def test_a_torn_last_line_is_left_out_and_a_damaged_one_is_counted(out):
     assert "2 damaged lines" in page.text("li")
 
 
+@pytest.mark.slow
 def test_thinning_keeps_every_stretch_and_its_extremes():
     points = [(step, float(step % 7)) for step in range(100_000)]
     points[33_333], points[70_001], points[50_000] = (33_333, 99.0), (70_001, -99.0), (50_000, "nan")
@@ -147,6 +148,7 @@ def test_thinning_keeps_every_stretch_and_its_extremes():
     assert max(b[0] - a[0] for a, b in zip(kept, kept[1:], strict=False)) <= 2 * 200
 
 
+@pytest.mark.slow
 def test_a_long_log_is_read_in_pieces_with_bounded_memory_and_a_small_page(tmp_path):
     names = [f"loss_{index}" for index in range(20)]
     folder = write_run(tmp_path / "out", [])
@@ -162,6 +164,7 @@ def test_a_long_log_is_read_in_pieces_with_bounded_memory_and_a_small_page(tmp_p
     assert (folder / "report.html").stat().st_size < page_module.MOST_BYTES
 
 
+@pytest.mark.slow
 def test_of_a_very_long_log_few_lines_are_parsed_and_nothing_notable_is_lost(tmp_path, monkeypatch):
     records = [{"step": step, "loss": 1.0 + step % 3, "grad_norm": 1.0} for step in range(1, 60_001)]
     records[20_002]["loss"], records[30_003]["loss"], records[40_004]["grad_norm"] = 9.0, "nan", 8.0
@@ -245,6 +248,7 @@ def test_a_value_differs_from_the_default_by_its_value_not_its_place(out):
     assert rows["learning_rate"] == ["0.001", "5.0e-05", "mine.yaml:4"]
 
 
+@pytest.mark.slow
 def test_the_differences_of_two_runs_have_both_origins(out, tmp_path):
     yaml = RUN_YAML.replace("0.001  # mine.yaml:4", "3e-4  # cli").replace(
         "  n_layer: 2  # set\n", "  bias: true  # set\n"
@@ -332,6 +336,7 @@ def test_films_and_pictures_are_embedded_until_the_page_is_full(out):
     assert (out / "report.html").stat().st_size < page_module.MOST_BYTES
 
 
+@pytest.mark.slow
 def test_texts_leave_less_room_for_pictures(out, monkeypatch):
     lines = [json.dumps({"step": step, "text": "ö" * 5000}) + "\n" for step in range(40)]
     (out / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -353,6 +358,7 @@ def test_a_phone_may_zoom(out):
     )
 
 
+@pytest.mark.slow
 def test_markup_is_text_everywhere(tmp_path):
     record = {**training(1), f"loss_{MARKUP}": 1.0}
     yaml = RUN_YAML + f"extra: {json.dumps(MARKUP)}  # {MARKUP}\n{json.dumps(MARKUP)}: 1  # cli\n".replace("...\n", "")
@@ -443,6 +449,7 @@ def test_an_error_of_the_page_is_one_line_of_the_run(out, monkeypatch, capsys):
     assert "division by zero" in capsys.readouterr().err and not (out / "report.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.keys("report")
 def test_a_run_writes_its_page_unless_report_is_false(run):
     run("report: true")
@@ -456,6 +463,7 @@ def test_a_run_writes_its_page_unless_report_is_false(run):
 # ---- --watch ----
 
 
+@pytest.mark.slow
 def test_watch_serves_this_machine_alone_until_it_is_stopped(out):
     process = subprocess.Popen(
         [sys.executable, "report.py", str(out), "--watch", "--port", "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -531,6 +539,7 @@ def screenshot(tmp_path):
     return taken
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
 @pytest.mark.parametrize(("scheme", "clicks"), [("light", ""), ("dark", CLICKS)])
 def test_a_browser_draws_the_curves_without_an_error(tmp_path, screenshot, scheme, clicks):
@@ -555,6 +564,7 @@ def test_a_browser_draws_the_curves_without_an_error(tmp_path, screenshot, schem
         assert console == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
 def test_a_browser_overlays_the_curves_of_several_runs(tmp_path, screenshot):
     records = [training(step, loss=1 / step) for step in range(1, 40)]

@@ -14,6 +14,8 @@ import train
 from models import gpt
 from storage import manifest
 
+pytestmark = pytest.mark.slow
+
 PARTS = [f"optimizer-0000{number}-of-00002" for number in (1, 2)]
 
 
@@ -50,7 +52,6 @@ def same_state(left, right):
         assert same(left / f"{name}.safetensors", right / f"{name}.safetensors"), name
 
 
-@pytest.mark.slow
 def test_sharded_training_equals_training_in_one_process(home):
     (home / "wrote").mkdir()
     done = sharded(home / "two", WROTE=home / "wrote")
@@ -101,7 +102,6 @@ def test_sharded_training_equals_training_in_one_process(home):
     close(home / "one", home / "two", **near)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("config", "trouble"), [("ddp.yaml", "error:2:1"), ("fsdp2.yaml", "full:3:1 kill:5:1")])
 def test_a_process_that_dies_ends_the_job(home, config, trouble):
     """A part that cannot be written is a failed save and does not end the run."""

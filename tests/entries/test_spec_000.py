@@ -59,6 +59,7 @@ def problems(*words):
 # ---- commands ----
 
 
+@pytest.mark.slow
 def test_the_command_as_printed(ladi, tmp_path):
     run = run_of(*COMMAND)
     assert (run.process.model_name_or_path, run.model.name) == ("google/bit-50", "auto")
@@ -69,6 +70,7 @@ def test_the_command_as_printed(ladi, tmp_path):
     assert checked(*COMMAND, f"dataset_base_dir={ladi}", f"output_dir={tmp_path / 'out'}") == (0, [])
 
 
+@pytest.mark.slow
 def test_the_words_name_the_task_themselves():
     assert run_of(*COMMAND[1:]).hyper.task_name == "images"
     assert run_of("dataset=ladi_v2").hyper.task_name == "images"
@@ -77,6 +79,7 @@ def test_the_words_name_the_task_themselves():
     assert run_of("dataset=ladi_v2", "task_name=fashion_mosaics").hyper.task_name == "fashion_mosaics"
 
 
+@pytest.mark.slow
 def test_the_order_of_words_does_not_matter():
     run, other = run_of(*COMMAND), run_of(*reversed(COMMAND))
     assert other.tree.plain() == run.tree.plain()
@@ -181,6 +184,7 @@ def source(*words):
     return run.process.model_name_or_path, str(run.output_dir)
 
 
+@pytest.mark.slow
 def test_folders_of_models(tmp_path):
     """`base_model_path` is a folder or a hub id; names are looked up in the two folders."""
     hub, mine = tmp_path / "hub", tmp_path / "mine"
@@ -203,6 +207,7 @@ def test_folders_of_models(tmp_path):
     assert source("model_name_or_path=x/y")[0] == "x/y"  # a later layer than the recipe's
 
 
+@pytest.mark.slow
 def test_models_that_are_not_there(tmp_path):
     (tmp_path / "a/m").mkdir(parents=True)
     (tmp_path / "b/m").mkdir(parents=True)
@@ -224,6 +229,7 @@ def test_models_that_are_not_there(tmp_path):
 # ---- data loader, optimizer, scheduler, length ----
 
 
+@pytest.mark.slow
 def test_sets_of_the_data_loader():
     run = images("dataloader_builder=default")
     assert (run.hyper.do_eval, run.process.evaluate_test, run.hyper.per_device_train_batch_size) == (True, True, 16)
@@ -236,6 +242,7 @@ def test_sets_of_the_data_loader():
     assert images("dataloader_builder.num_workers_per_process=7").hyper.dataloader_num_workers == 7
 
 
+@pytest.mark.slow
 def test_sets_of_the_optimizer():
     """lr null is AdamW's 1e-3 and Adafactor's relative steps."""
     assert images("optimizer_builder=adamw").hyper.learning_rate == 1e-3
@@ -248,6 +255,7 @@ def test_sets_of_the_optimizer():
     assert (run.hyper.optim, run.optimizer) == ("adamw_torch_fused", {"amsgrad": True})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["optimizer_builder.is_main_process", "is_main_process"])
 def test_is_main_process_reaches_no_constructor(word):
     run, plain = images("optimizer_builder=adamw", f"{word}=true"), images("optimizer_builder=adamw")
@@ -255,6 +263,7 @@ def test_is_main_process_reaches_no_constructor(word):
     assert len(problems(f"{word}=3")) == 1
 
 
+@pytest.mark.slow
 def test_sets_of_the_scheduler():
     assert images("scheduler_builder=none").hyper.lr_scheduler_type == "constant"
     adamw = "optimizer_builder=adamw"

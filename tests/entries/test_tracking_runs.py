@@ -32,6 +32,7 @@ def resolved(*words):
     return resolve(given.hyper, given.command.set, aliases=given.aliases)
 
 
+@pytest.mark.slow
 def test_the_flags_of_tracking(videos, in_root):
     """Each sets its key; the folder as a bare word or as --train-dir; they choose the task when none is named."""
     words = """--val-dir VAL --crop-size 24 --epochs 20 --lr 0.0002 --d-model 32 --nhead 2 --encoder-layers 3
@@ -85,6 +86,7 @@ def test_loaders_of_three_sections(videos, tmp_path, in_root):
     assert run.hyper.dataloader_num_workers == 1 and run.task == "tracking"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [False, True])
 def test_what_a_file_in_the_documents_words_leaves_out_has_its_defaults(videos, tmp_path, in_root, named):
     """With `task_name: tracking` the file is a recipe of its own, on Keel's defaults."""
@@ -111,6 +113,7 @@ QUICK = ["report_to=none", "save_strategy=no", "logging_steps=1", "eval_steps=10
 SMALL = ["model.d_model=16", "model.encoder_cfg.model_name=conv", "dataset.val_frames=4", "dataset.channels=1"]
 
 
+@pytest.mark.slow
 def test_a_run_from_a_bare_folder(videos, tmp_path, in_root):
     words = f"{videos} --crop-size 16 --clip-length 4 --max_steps 3 --output_dir {tmp_path}/o".split()
     trainer = train.main(
@@ -297,6 +300,7 @@ def test_keys_without_effect(videos, tmp_path, in_root, beside, key):
     assert code == 2 and len(lines) == 1 and f"`{name}: " in lines[0]
 
 
+@pytest.mark.slow
 def test_a_validation_set_on_the_command_line_replaces_the_recipes_held_out_frames(videos, in_root):
     words = ["--training_config", "tracking_cpu", videos]
     assert check_run(resolved(*words)) == [] and resolved(*words).dataset.config.val_frames == 40

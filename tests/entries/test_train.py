@@ -41,6 +41,7 @@ def command(in_root, tmp_path, episodes):
     return build
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_self_contained_folder(command, tmp_path, capfd):
     trainer = train.main(command(eval_steps=2, report_to="tensorboard"))
     out = tmp_path / "out"
@@ -53,6 +54,7 @@ def test_a_run_leaves_a_self_contained_folder(command, tmp_path, capfd):
     assert same(trainer, trainer.model.__class__.from_pretrained(out).state_dict())
 
 
+@pytest.mark.slow
 def test_run_yaml_repeats_the_run(command, tmp_path):
     train.main(command(seed=3))
     saved = tmp_path / "out" / "run.yaml"
@@ -64,6 +66,7 @@ def test_run_yaml_repeats_the_run(command, tmp_path):
     assert not same(tmp_path / "out", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(command, tmp_path):
     """The run stops in the middle of an epoch; auto starts a new run if there is no checkpoint."""
     words = command(**SAVED, resume_from_checkpoint="auto")
@@ -75,6 +78,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command, tmp_path):
     assert list(metrics(tmp_path / "out", "loss")) == [2, 4, 6, 8]
 
 
+@pytest.mark.slow
 def test_images_history_and_gradient_checkpointing(command, tmp_path):
     write_act_folder(tmp_path / "images", (8, 8), cameras={"top": (48, 64)})
     settings = ("dataset.cameras=[top]", "dataset.image_size=[32, 32]", "model.backbone=resnet10")
@@ -88,6 +92,7 @@ def test_images_history_and_gradient_checkpointing(command, tmp_path):
 # ---- bad input ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "flags", "key"),
     [
@@ -115,6 +120,7 @@ def test_refused_before_anything_is_written(command, tmp_path, capsys, settings,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_damaged_data(command, episodes, tmp_path, capsys):
     """More kinds of damage are tested in tests/data/."""
     (tmp_path / "empty").mkdir()
@@ -131,6 +137,7 @@ def test_damaged_data(command, episodes, tmp_path, capsys):
     assert not (tmp_path / "out").exists() and not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_refused(command, tmp_path, capsys):
     train.main(command(max_steps=4, save_strategy="steps", save_steps=2))
     before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir())
@@ -144,6 +151,7 @@ def test_a_folder_that_holds_a_run_is_refused(command, tmp_path, capsys):
     assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_only_run_yaml_is_taken(command, tmp_path):
     """A start that failed leaves one."""
     (tmp_path / "out").mkdir()
@@ -151,12 +159,14 @@ def test_a_folder_that_holds_only_run_yaml_is_taken(command, tmp_path):
     train.main(command(max_steps=1))
 
 
+@pytest.mark.slow
 def test_an_output_dir_that_cannot_be_made(command, capsys):
     words = command()
     words[1] = "/proc/no_such_process/out"
     assert "/proc/no_such_process/out" in error_line(capsys, train.main, words)
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_file_as_a_whole_process(in_root, tmp_path):
     """Exit code, one line on stderr, no traceback, nothing on stdout."""
     (tmp_path / "bad.yaml").write_text("learning_rate: 0.1\nlerning_rate: 0.1\n")

@@ -12,6 +12,8 @@ from text_sets import SMALL, write_set
 
 import train
 
+pytestmark = pytest.mark.slow
+
 RECIPE = f"""
 callbacks: [{CALLBACK}]
 model_config: act
@@ -39,7 +41,6 @@ def two(*words, code=0, **environment):
     return done.stdout
 
 
-@pytest.mark.slow
 def test_schedule_averages_and_best_checkpoints_with_two_processes(tmp_path, in_root):
     write_act_folder(tmp_path / "episodes", (20,) * 4)
     data = f"dataset: {{path: {tmp_path / 'episodes'}, chunk_size: 5, eval_fraction: 0.25}}\n"
@@ -74,7 +75,6 @@ def test_schedule_averages_and_best_checkpoints_with_two_processes(tmp_path, in_
         assert metrics(tmp_path / "parts", key) == metrics(whole, key)
 
 
-@pytest.mark.slow
 def test_text_on_two_processes(tmp_path, in_root, monkeypatch):
     """Each takes half of what one process takes in batches of twice the size; a resumed run ends like the whole one."""
     monkeypatch.setenv("KEEL_HOME", str(tmp_path / "home"))

@@ -58,6 +58,7 @@ def test_a_recipe_passes_the_check(recipe, tmp_path, capsys):
     assert left.value.code in (0, None), capsys.readouterr().err
 
 
+@pytest.mark.slow
 @every_recipe
 def test_a_recipe_trains_a_tiny_model(recipe, tmp_path):
     family, settings = TINY[recipe]

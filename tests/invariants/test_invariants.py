@@ -94,12 +94,14 @@ def test_every_component_has_a_recipe():
     assert {recipe.DATA for recipe in found} >= set(shipped("dataset"))
 
 
+@pytest.mark.slow
 def test_the_cut_of_a_batch_changes_nothing(workload):
     whole = workload.train("whole")
     for batch, steps in ((4, 2), (1, 8)):
         check_same_numbers(whole, workload.train(f"cut-{batch}", batch, steps))
 
 
+@pytest.mark.slow
 def test_the_size_of_evaluation_batches_changes_nothing(workload):
     """In training and in eval.py."""
     logs = {size: scores(workload.train(f"eval-{size}", per_device_eval_batch_size=size)) for size in (3, 64)}
@@ -110,6 +112,7 @@ def test_the_size_of_evaluation_batches_changes_nothing(workload):
         assert {key: again.get(key) for key in same} == pytest.approx(same, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(workload):
     whole = workload.train("whole", 4, 2)
     workload.train("resumed", 4, 2, max_steps=3, save_strategy="steps", save_steps=3)
@@ -120,6 +123,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(workload):
     )
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_those_of_the_steps(workload):
     """A decay of 0 is the last step's weights; one of 0.5 lies between the first and the last."""
     workload.train("plain")
@@ -131,6 +135,7 @@ def test_averaged_weights_are_those_of_the_steps(workload):
     assert any(not torch.equal(plain[name], half[name]) for name in plain)
 
 
+@pytest.mark.slow
 def test_an_adapter_scores_the_same_after_saving_and_merging(workload, capsys):
     """In training, from the checkpoint, and merged into plain weights; without an adapter export is a copy."""
     adapted = {"lora_enable": "true", "lora_r": 2, "lora_module": getattr(workload.recipe, "LORA", "all-linear")}
@@ -145,6 +150,7 @@ def test_an_adapter_scores_the_same_after_saving_and_merging(workload, capsys):
     assert not list(merged.glob("adapter_*"))
 
 
+@pytest.mark.slow
 def test_a_prediction_does_not_depend_on_its_batch(workload, tmp_path):
     """And is the same from the last checkpoint, the final model and its export."""
     workload.train("out", save_strategy="steps", save_steps=5)

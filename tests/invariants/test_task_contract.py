@@ -48,6 +48,7 @@ def scores_by_hand(model, samples):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.keys("evaluate_test")
 def test_scores_are_those_of_the_whole_set(tmp_path, in_root):
     """The validation set in training, the test set at the end, and both by eval.py, at uneven batch sizes."""
@@ -65,6 +66,7 @@ def test_scores_are_those_of_the_whole_set(tmp_path, in_root):
             assert {name: again[name] for name in by_hand} == pytest.approx(by_hand, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_data_without_a_test_set_is_told(tmp_path, in_root, capsys):
     with pytest.raises(SystemExit) as ended:
         command_line(run, tmp_path, "evaluate_test=true", recipe=gpt_windows.words)
@@ -75,6 +77,7 @@ def test_data_without_a_test_set_is_told(tmp_path, in_root, capsys):
     assert ended.value.code == 2
 
 
+@pytest.mark.slow
 def test_the_transform_follows_from_seed_and_step(tmp_path, in_root):
     """It changes what is trained on, the same way in each run and after a resume, and no evaluation."""
     noise = "dataset.noise=0.5"
@@ -91,6 +94,7 @@ def test_the_transform_follows_from_seed_and_step(tmp_path, in_root):
     assert line["eval_loss"] == pytest.approx(still["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["weighted", "grouped"])
 def test_a_resume_draws_the_same_samples(tmp_path, in_root, sampler):
     settings = (
@@ -106,6 +110,7 @@ def test_a_resume_draws_the_same_samples(tmp_path, in_root, sampler):
     assert losses(resumed) == losses(whole)
 
 
+@pytest.mark.slow
 def test_a_damaged_sample_is_named(tmp_path, in_root, capsys):
     trainer, log = run(tmp_path, "dataset.damaged=7", "max_steps=10", "dataset.sampler=grouped")
     assert "7" in capsys.readouterr().err.split("skipped", 1)[1]
@@ -113,11 +118,13 @@ def test_a_damaged_sample_is_named(tmp_path, in_root, capsys):
     assert all(torch.isfinite(value).all() for value in trainer.model.parameters())
 
 
+@pytest.mark.slow
 def test_the_batch_size_search_takes_nested_batches(tmp_path, in_root):
     trainer, _ = run(tmp_path, "tune_batch_size=true", "dataset.noise=0.1")
     assert trainer.args.per_device_train_batch_size == 32  # the largest power of two within 40 samples
 
 
+@pytest.mark.slow
 def test_units_are_counted(tmp_path, in_root):
     _, log = run(tmp_path)
     assert [line["instances"] for line in log if "loss" in line] == [12 * step for step in range(1, 7)]
@@ -135,6 +142,7 @@ def focal(logits, labels):
     return -((1 - p) ** 3 * p.log()).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.keys("loss.name", "loss(cross_entropy).label_smoothing", "loss(focal).gamma")
 @pytest.mark.parametrize(
     ("loss", "by_hand"),

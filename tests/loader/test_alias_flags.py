@@ -50,6 +50,7 @@ def values(run):
     return {path: node.plain() for path, node in leaves(run.tree)}
 
 
+@pytest.mark.slow
 def test_the_documents_defaults(in_root):
     run = run_of("--dataset shakespeare_char")
     found = values(run)
@@ -248,6 +249,7 @@ def test_words_in_yaml(in_root, tmp_path):
     assert run.hyper.learning_rate == HyperArguments().learning_rate  # a file of one's own is the whole recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["dataset=novels", "--set dataset=novels", "--training_config {file}"])
 def test_dataset_names_data_wherever_it_is_written(in_root, tmp_path, words):
     """As the flag does; a name that is nearly one of a named set is refused as before."""
@@ -265,6 +267,7 @@ def test_a_task_of_ones_own_stays(in_root):
     assert values(run)["max_steps"] == -1
 
 
+@pytest.mark.slow
 def test_resume_needs_only_the_folder(in_root, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -294,6 +297,7 @@ def test_what_check_sees_of_the_course(in_root, tmp_path, line, says):
     assert len(found) == 1 and says in found[0]
 
 
+@pytest.mark.slow
 def test_a_line_break_of_another_kind_survives(in_root, tmp_path):
     from loader.output import render
 
@@ -303,6 +307,7 @@ def test_a_line_break_of_another_kind_survives(in_root, tmp_path):
     assert resolve(training_config=file).process.sample_prompt == "x\x85y\u2028"
 
 
+@pytest.mark.slow
 def test_prev_run_is_that_runs_network(in_root, tmp_path):
     """Its kind and its settings, unless others are said."""
     (tmp_path / "a").mkdir()

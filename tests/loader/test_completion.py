@@ -88,6 +88,7 @@ def test_bash_with_the_script():
     assert bash(f"{sys.executable} other.py --task", sys.executable, "other.py", "--task") == [""]
 
 
+@pytest.mark.slow
 def test_the_flag_prints_the_script():
     done = subprocess.run(
         [sys.executable, "train.py", "--completion", "bash"], cwd=ROOT, capture_output=True, text=True
@@ -95,6 +96,7 @@ def test_the_flag_prints_the_script():
     assert (done.returncode, done.stdout) == (0, BASH)
 
 
+@pytest.mark.slow
 def test_an_answer_takes_less_than_0_3_s():
     """Of the processor: the least of several, as other programs slow it down."""
     for line in ("keel-train --task_name m", "keel-train lora_", "keel-train model=act model."):
@@ -110,6 +112,7 @@ def test_an_answer_takes_less_than_0_3_s():
         assert min(spent) < 0.3, f"{line}: {spent}"
 
 
+@pytest.mark.slow
 def test_completion_imports_little():
     """Of what costs time: no torch, no reader of configurations; and the parser's own imports only for a flag."""
     script = f"""import runpy, sys
@@ -139,6 +142,7 @@ _files() { print files }
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh: apt-get install zsh")
 @pytest.mark.parametrize(
     ("words", "offered"),

@@ -31,6 +31,7 @@ def test_what_is_no_number_of_processes_counts_as_one(in_root, tmp_path, monkeyp
     assert run.samples_per_step == run.hyper.per_device_train_batch_size
 
 
+@pytest.mark.slow
 def test_precision_is_the_training_files(said):
     (line,) = said("bf16: true", ACCELERATE_MIXED_PRECISION="fp16")
     assert "the training file says bf16 at " in line and "run.yaml:6:1" in line
@@ -47,6 +48,7 @@ def test_a_launch_with_a_precision_configures_it_where_nothing_else_does(said, i
     assert len([note for note in run.notes if "bf16" in note]) == 1
 
 
+@pytest.mark.slow
 def test_compilation_is_the_training_files(said):
     (line,) = said(ACCELERATE_DYNAMO_BACKEND="INDUCTOR")
     assert "`torch_compile_backend: null`" in line and "leave it out" in line

@@ -50,6 +50,7 @@ def signed(checkpoint, **facts):
     return checkpoint
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_described(run, checkpoint):
     point = inspect(run(), checkpoint, deep=True)
     assert (point.step, point.total_steps, point.steps_per_epoch, point.batch) == (40, 100, 25, (8, 1, 1))
@@ -57,6 +58,7 @@ def test_a_checkpoint_is_described(run, checkpoint):
     assert not point.is_finished() and point.is_finished(40) and not point.is_finished(41)
 
 
+@pytest.mark.slow
 def test_one_resume_reads_and_verifies_once(run, tmp_path, monkeypatch):
     """`--check`, the summary and the start together resolve run.yaml once and hash each file once."""
     folder = write_checkpoint(tmp_path / "out", run())
@@ -75,6 +77,7 @@ def test_one_resume_reads_and_verifies_once(run, tmp_path, monkeypatch):
     assert set(hashed) == {path.name for path in folder.iterdir()} - {manifest.NAME}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_has_changed_is_verified_again(run, checkpoint):
     current = run()
     assert inspect(current, checkpoint).step == 40
@@ -82,12 +85,14 @@ def test_a_checkpoint_that_has_changed_is_verified_again(run, checkpoint):
     assert inspect(current, checkpoint) == "has no optimizer.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.json", "scheduler.json", "rng-0.json", "run.yaml", "manifest.json"])
 def test_a_missing_file_is_named(run, checkpoint, name):
     (checkpoint / name).unlink()
     assert fault(run, checkpoint) == f"has no {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -103,11 +108,13 @@ def test_a_file_that_the_manifest_does_not_list_is_named_too(run, checkpoint, na
     assert fault(run, signed(checkpoint)) == f"has no {name}"
 
 
+@pytest.mark.slow
 def test_there_must_be_weights(run, checkpoint):
     (checkpoint / "model.safetensors").unlink()
     assert fault(run, signed(checkpoint)) == "has no model weights"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer-00001-of-00002.json", "global_step40/bf16_zero_optim_states.pt"])
 def test_an_optimizer_state_may_be_sharded(run, checkpoint, name):
     (checkpoint / "optimizer.json").unlink()
@@ -116,6 +123,7 @@ def test_an_optimizer_state_may_be_sharded(run, checkpoint, name):
     assert fault(run, signed(checkpoint)) is None
 
 
+@pytest.mark.slow
 def test_weights_alone_are_enough_only_for_a_finished_run(run, tmp_path):
     alone = signed(write_checkpoint(tmp_path, run(), step=40), resumable=False)
     assert fault(run, alone) == MODEL_ALONE
@@ -127,6 +135,7 @@ def test_weights_alone_are_enough_only_for_a_finished_run(run, tmp_path):
     assert problem.startswith("`max_steps: 200` in --set") and MODEL_ALONE in problem
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_in_a_large_file_shows_only_to_a_deep_verification(run, checkpoint):
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(bytes(LARGE))
@@ -136,16 +145,19 @@ def test_a_flipped_byte_in_a_large_file_shows_only_to_a_deep_verification(run, c
     assert "model.safetensors" in fault(run, checkpoint, deep=True)
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_step(run, checkpoint):
     assert fault(run, checkpoint.rename(checkpoint.with_name("checkpoint-80"))) == "holds the state of step 40"
 
 
+@pytest.mark.slow
 def test_pickles_are_refused(run, checkpoint):
     (checkpoint / "manifest.json").unlink()
     (checkpoint / "optimizer.pt").write_bytes(b"\x80")
     assert "optimizer.pt" in fault(run, checkpoint)
 
 
+@pytest.mark.slow
 def test_auto_takes_the_newest_complete_checkpoint(run, tmp_path):
     current = run("resume_from_checkpoint: auto\n")
     for step in (9, 40, 100):
@@ -156,6 +168,7 @@ def test_auto_takes_the_newest_complete_checkpoint(run, tmp_path):
     assert static_checks.check_run(current) == [] and finding.superseded(current, point) == []
 
 
+@pytest.mark.slow
 def test_auto_or_else_a_named_checkpoint(run, tmp_path):
     """For a job that is started again, and that may have been stopped before its first save."""
     current = run(f"resume_from_checkpoint: auto:{tmp_path / 'first/checkpoint-40'}\n")
@@ -180,12 +193,14 @@ def test_what_must_be_there_is_not(run, value):
     assert "run.yaml:4:1" in str(error.value) and static_checks.check_run(current) == error.value.problems
 
 
+@pytest.mark.slow
 def test_a_named_checkpoint_supersedes_later_ones(run, tmp_path):
     current = run(f"resume_from_checkpoint: {tmp_path / 'out/checkpoint-9'}\n")
     folders = [write_checkpoint(tmp_path / "out", current, step=step) for step in (9, 40, 100)]
     assert finding.superseded(current, find_checkpoint(current).point) == folders[1:]
 
 
+@pytest.mark.slow
 def test_the_history_of_changes_is_carried_on(run, checkpoint):
     outcome = resume_changes(run("seed: 3\nresume_changed: allow\n"), inspect(run(), checkpoint))
     (entry,) = outcome.history()

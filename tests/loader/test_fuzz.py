@@ -13,6 +13,8 @@ from configurations import cases, fuzz, time_limit
 
 from loader.command_line.entry import command_line, run_config
 
+pytestmark = pytest.mark.slow
+
 LONGEST = 20  # seconds; an answer takes a hundredth of one
 
 
@@ -70,7 +72,6 @@ def test_sixty_broken_configurations(workplace):
     assert {0, 2} <= set(fuzz(cases(), lambda case: check(workplace, case), 60))
 
 
-@pytest.mark.slow
 def test_two_thousand_broken_configurations(workplace):
     codes = fuzz(cases(), lambda case: check(workplace, case), 2000)
     # Mutations that were all refused at the first line would try nothing.

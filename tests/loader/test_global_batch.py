@@ -48,6 +48,7 @@ def test_nothing_else_said(in_root, monkeypatch, wanted, processes, expected):
     assert batch(run) == expected and run.origins()["gradient_accumulation_steps"] == "global_batch_size"
 
 
+@pytest.mark.slow
 def test_one_of_the_two_said(in_root, write, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert batch(resolve(HyperArguments(global_batch_size=24, per_device_train_batch_size=3))) == (3, 4)
@@ -82,6 +83,7 @@ def test_what_cannot_be(in_root, monkeypatch, flags, settings, processes, says):
     assert len(refused.value.problems) == 1 and says in refused.value.problems[0]
 
 
+@pytest.mark.slow
 def test_what_is_printed_means_the_same_on_other_processes(in_root, write, monkeypatch):
     """run.yaml says what came out, and is solved anew by whoever reads it."""
     text = render.as_yaml(resolve(HyperArguments(global_batch_size=24, max_steps=3)))

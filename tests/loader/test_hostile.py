@@ -100,6 +100,7 @@ def test_bombs_stop_at_a_number_of_values(refused, text):
     assert f"expands to more than {MOST_NODES:,} values" in refused(text)
 
 
+@pytest.mark.slow
 def test_a_bomb_takes_no_memory(tmp_path):
     """In a process of its own, which may grow by 300 MB: expanded, the bomb would take terabytes."""
     path = tmp_path / "bomb.yaml"
@@ -143,6 +144,7 @@ def test_nesting_that_somebody_might_need(tmp_path):
 # ---- numbers and long things ----
 
 
+@pytest.mark.slow
 def test_numbers_that_no_type_holds(in_root):
     """10^900 is a whole number to Python, and infinite to everything else."""
     for key in ("max_steps", "learning_rate", "seed"):

@@ -44,6 +44,7 @@ def test_the_packages_classes_are_all_known():
     assert set(pytorch_optimizers()) == truth and len(truth) > 120
 
 
+@pytest.mark.slow
 def test_options_are_the_constructors():
     import torch
     from torch.optim import lr_scheduler
@@ -74,6 +75,7 @@ def test_a_package_that_is_not_installed_has_no_names(monkeypatch):
             each.cache_clear()
 
 
+@pytest.mark.slow
 def test_reading_imports_nothing_and_is_quick():
     program = """
 import sys, time

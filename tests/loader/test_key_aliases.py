@@ -64,6 +64,7 @@ def test_lightning_sections_are_read_as_ours(read):
     assert "read as" in render.summary(run)
 
 
+@pytest.mark.slow
 def test_what_is_printed_means_the_same_run(read, tmp_path):
     run = read(LIGHTNING)
     saved = tmp_path / "again.yaml"
@@ -89,6 +90,7 @@ def test_precision(read, word, became):
     assert {key: values[key] for key in became} == became
 
 
+@pytest.mark.slow
 def test_short_forms(read):
     assert read("trainer: {early_stopping: 7}\n").early_stopping.patience == 7
     assert read("trainer: {early_stopping: true}\n").early_stopping.patience == 10
@@ -127,6 +129,7 @@ def test_refusals(read, text, message):
         read(text)
 
 
+@pytest.mark.slow
 def test_words_of_signals(read):
     """Those of spec 002; tests/entries/test_signal_runs.py sees their effect."""
     run = read(
@@ -160,6 +163,7 @@ def test_a_classifier_is_for_classes(read):
     assert read("model_name: FlatGPT\n").dataset.config.target == "tokens"
 
 
+@pytest.mark.slow
 def test_arguments_of_lightning_s_trainer_at_their_defaults(read):
     """What has no counterpart here is accepted where it changes nothing, and refused otherwise."""
     defaults = "overfit_batches: 0.0, fast_dev_run: false, profiler: null, limit_test_batches: 1.0, benchmark: false"
@@ -174,6 +178,7 @@ def test_null_says_nothing_about_what_is_not_there_yet(read):
     assert check_run(run) == []
 
 
+@pytest.mark.slow
 def test_builder_groups_and_named_sets(read):
     run = read("optimizer_builder: {optimizer_name: adafactor, lr: null, weight_decay: 0.01}\n")
     assert run.hyper.optim == "adafactor" and run.optimizer["relative_step"] is True
@@ -185,6 +190,7 @@ def test_builder_groups_and_named_sets(read):
     assert read("scheduler: none\n").hyper.lr_scheduler_type == "constant"
 
 
+@pytest.mark.slow
 def test_an_optimizers_own_rate_against_ours(read):
     assert read("optimizer: adamw\n").hyper.learning_rate == 1e-3
     assert read("optimizer: adamw\n", learning_rate=0.5).hyper.learning_rate == 0.5
@@ -200,6 +206,7 @@ def test_a_name_without_a_file_of_its_own(read):
     assert (run.hyper.optim, run.hyper.lr_scheduler_type) == ("SGD", "StepLR")
 
 
+@pytest.mark.slow
 def test_when_to_evaluate_and_save(read):
     run = read("check_val_every_n_epoch: 3\n")
     assert eval_strategy(run) == "epoch" and argument_values(run)["eval_strategy"] == "no"
@@ -211,6 +218,7 @@ def test_when_to_evaluate_and_save(read):
     assert read("checkpointing: {monitor: [val_loss]}\n", save_steps=5).hyper.save_strategy == "steps"
 
 
+@pytest.mark.slow
 def test_loggers(read):
     assert read("logging: {logger_type: CSVLogger}\n").hyper.report_to == ["none"]
     assert read("logging: {logger_type: null}\n").hyper.report_to == ["none"]
@@ -227,6 +235,7 @@ def test_every_target_of_the_table_exists():
             assert target.split(".")[0] in yaml_keys(), path
 
 
+@pytest.mark.slow
 def test_the_schema_knows_them(read):
     properties = json_schema()["properties"]
     assert {"lightning", "trainer", "dataloader", "epochs", "early_stopping", "checkpointing", "ema"} <= set(properties)
@@ -259,6 +268,7 @@ def test_the_later_word_wins_in_every_vocabulary(read, text, setting, look, valu
     assert look(read(text, setting)) == value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "flags"),
     [
@@ -315,6 +325,7 @@ def test_more_refusals(read, text, message):
             check_run(read(text))
 
 
+@pytest.mark.slow
 def test_looking_at_callbacks_imports_nothing(read):
     import subprocess
     import sys

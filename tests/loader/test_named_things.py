@@ -99,6 +99,7 @@ def test_the_summary_ends_with_what_only_the_start_can_check(in_root, tmp_path):
     assert len(plain) == 1
 
 
+@pytest.mark.slow
 def test_the_metrics_of_a_task_are_known_without_torch():
     code = (
         "import sys; from loader.schema.components import component_module, shipped\n"

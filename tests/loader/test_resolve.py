@@ -114,6 +114,7 @@ def test_named_sets_and_keys_beside_them(in_root, write):
     assert "`optim: adamx` at" in problems(training_config=str(write("optimizer: adamx\n")))
 
 
+@pytest.mark.slow
 def test_the_optimizer_section_is_the_same_setting_as_the_flag(in_root, write):
     path = write("optimizer: {name: SGD, lr: 0.3, momentum: 0.9, betas: [0.8, 0.9]}\n")
     run = resolve(training_config=path)
@@ -129,6 +130,7 @@ def test_the_scheduler_section(in_root, write):
     assert run.hyper.lr_scheduler_type == "cosine_with_min_lr" and run.scheduler == {"min_lr": 1e-6}
 
 
+@pytest.mark.slow
 def test_a_training_file_with_its_own_data_is_its_own_task(in_root, write, tmp_path, shared):
     own = "dataset: {name: demonstrations, path: a, chunk_size: 10}\nmodel: mlp\n"
     run = resolve(training_config=write(own))
@@ -143,6 +145,7 @@ def test_a_training_file_with_its_own_data_is_its_own_task(in_root, write, tmp_p
     assert (run.env, run.process.image_aspect_ratio) == (None, "square") and static_checks.check_run(run) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["mlp", "configs/model/mlp.yaml"])
 def test_the_last_word_on_the_model_wins(in_root, write, written):
     assert resolve().model.name == "act"  # the task's
@@ -221,6 +224,7 @@ def test_keys_in_the_wrong_kind_of_file(in_root, write):
     assert "`nonsense`" in second and "a task file holds `dataset`, `env`, `model`" in second
 
 
+@pytest.mark.slow
 def test_an_outside_component_and_its_own_failing_import(in_root, write, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     write("import module_that_is_nowhere\n", "my_lab/broken.py")
@@ -241,6 +245,7 @@ def problems(*settings, **flags):
         return str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("use_reasoning", "use_prev_subtask", "select_seg_token_mask", "llm_loss_weight")
 def test_process_keys_nothing_can_use_are_refused(in_root):
     """Nothing is silently dead: each key is live for the chosen parts, or only its neutral value is accepted."""
@@ -263,6 +268,7 @@ def test_process_keys_nothing_can_use_are_refused(in_root):
         assert f"`{name}" in said, name
 
 
+@pytest.mark.slow
 def test_conflicts_and_lengths(in_root, tmp_path):
     out = str(tmp_path / "out")
     assert problems(output_dir=out) == ""
@@ -277,6 +283,7 @@ def test_conflicts_and_lengths(in_root, tmp_path):
     assert "does not exist" in problems("dataset.path=/no/such/folder", output_dir=out)
 
 
+@pytest.mark.slow
 def test_names_that_only_installed_packages_know(in_root, tmp_path):
     out = str(tmp_path / "out")
     assert problems(output_dir=out, optim="RMSprop") == problems(output_dir=out, optim="adafactor") == ""
@@ -300,12 +307,14 @@ def test_names_read_from_source_are_those_of_the_packages():
     assert set(torch_optimizers()) == classes
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error(in_root):
     words = f"{sys.executable} train.py --print_schema | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", words], cwd=in_root, capture_output=True, text=True)
     assert done.stdout == "{\n0\n" and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_later_of_two_lengths_wins(in_root, write):
     path = write("max_steps: 500\nwarmup_steps: 100\n")
     assert resolve(training_config=path).hyper.max_steps == 500
@@ -314,6 +323,7 @@ def test_the_later_of_two_lengths_wins(in_root, write):
     assert static_checks.warmup(resolve(HyperArguments(warmup_ratio=0.25))) == 0.25
 
 
+@pytest.mark.slow
 def test_output_dir(in_root, tmp_path):
     (tmp_path / "file").write_text("")
     assert "is a file; name a folder" in problems(output_dir=str(tmp_path / "file"))
@@ -349,6 +359,7 @@ def test_model_dims_that_contradict_the_data_name_both_places(in_root, write):
     assert with_dims(resolve(), {"action_dim": 14, "unheard_of": 1}).action_dim == 14
 
 
+@pytest.mark.slow
 def test_printed_configuration_is_a_valid_training_file_with_the_same_meaning(in_root, write):
     original = resolve(HyperArguments(max_steps=30, do_eval=False), ["model.kl_weight=2", "save_strategy=no"])
     again = resolve(training_config=write(render.as_yaml(original)))
@@ -370,6 +381,7 @@ def test_secrets_are_not_printed(in_root, monkeypatch):
     assert "hunter2" not in render.as_yaml(run) + render.as_json(run)
 
 
+@pytest.mark.slow
 def test_schema_accepts_what_ships_and_refuses_what_is_wrong(in_root):
     import jsonschema
 
@@ -388,6 +400,7 @@ def test_schema_accepts_what_ships_and_refuses_what_is_wrong(in_root):
     assert set(schema["properties"]) == yaml_keys() - set(REPLACED) - {"training_config"} | {"training"}
 
 
+@pytest.mark.slow
 def test_shipped_schema_is_the_printed_one(in_root):
     """Under the locked transformers; another version has other fields."""
     import transformers
@@ -398,6 +411,7 @@ def test_shipped_schema_is_the_printed_one(in_root):
     assert json.loads((in_root / "configs/schema.json").read_text()) == json.loads(json.dumps(json_schema()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--help"], ["--check"], ["--print_config"], ["--print_schema"]])
 def test_answers_without_importing_torch_or_transformers(in_root, tmp_path, flags):
     """What makes them fast is what they do not load; the clock itself is left to the benchmarks."""
@@ -486,6 +500,7 @@ def test_settings_that_once_slipped_through(in_root, settings, says):
     assert says in said and "secret" not in said
 
 
+@pytest.mark.slow
 def test_schedules(in_root, write, tmp_path):
     out = str(tmp_path / "out")
     assert problems(output_dir=out, lr_scheduler_type="constant", warmup_steps=5) == ""
@@ -505,6 +520,7 @@ def test_rules_that_need_what_is_not_there(in_root, tmp_path):
     assert "has no effect: optimizer SGD has no `betas`" in problems(output_dir=out, optim="SGD", adam_beta1=0.5)
 
 
+@pytest.mark.slow
 def test_devices_and_strategies(in_root, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     assert "asks for 2 process(es), and 1 was launched" in problems("devices=2", output_dir=out)
@@ -520,6 +536,7 @@ def test_two_names_for_the_model_in_one_file(in_root, write):
         resolve(training_config=write("model: mlp\nmodel_config: act\n"))
 
 
+@pytest.mark.slow
 def test_paths_are_absolute_and_other_folders_hide_no_name(tmp_path, monkeypatch):
     """A run's folder of the same name is no data set, and a file is found from any working folder."""
     monkeypatch.chdir(tmp_path)
@@ -549,6 +566,7 @@ def test_names_too_long_for_the_file_system(in_root, flag):
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.count("error:") == 1
 
 
+@pytest.mark.slow
 def test_an_ascii_only_log(in_root):
     import os
 

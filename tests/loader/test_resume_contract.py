@@ -93,6 +93,7 @@ def test_classes_of_an_optimizers_options(option, before, after, kind):
 # ---- differences ----
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_what_was_resolved(in_root, tmp_path):
     """run.yaml holds every setting: read again it differs in nothing."""
     text = BASE + "using_ema: true\nparam_groups: [{pattern: head, lr_factor: 0.5}]\nearly_stopping: 3\nbf16: true\n"
@@ -104,6 +105,7 @@ def test_what_is_recorded_is_what_was_resolved(in_root, tmp_path):
     assert other <= {"num_train_epochs", "gradient_accumulation_steps", "per_device_train_batch_size"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -130,6 +132,7 @@ TRAJECTORIES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "key"), TRAJECTORIES.items())
 def test_what_changes_the_trajectory_is_refused_unless_allowed(resumed, change, key):
     text = (
@@ -144,6 +147,7 @@ def test_what_changes_the_trajectory_is_refused_unless_allowed(resumed, change, 
     assert set(allowed.record[key]) == {"before", "after", "origin"} and "after.yaml:" in allowed.record[key]["origin"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "key"),
     {
@@ -162,6 +166,7 @@ def test_what_does_not_fit_is_refused_always(resumed, change, key):
     assert lines and "does not fit" in lines[0] and "begin a new run" in lines[0]
 
 
+@pytest.mark.slow
 def test_both_values_and_both_origins(resumed):
     found = resumed(BASE + "adam_beta2: 0.95\n", BASE, ["adam_beta2=0.9", "seed=3", "model.hidden_dim=8"])
     assert len(found.problems) == 3  # all together
@@ -215,6 +220,7 @@ DIFFERENCES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("both", "before", "after", "keys"), DIFFERENCES)
 def test_what_differs(resumed, both, before, after, keys):
     head = BASE.replace(
@@ -229,6 +235,7 @@ def keys_of_problems(found):
     return [line.partition("`")[2].partition(":")[0] for line in found.problems]
 
 
+@pytest.mark.slow
 def test_a_folder_is_the_same_however_it_is_written(resumed, tmp_path, monkeypatch):
     (tmp_path / "w0").mkdir()
     (tmp_path / "w1").mkdir()
@@ -242,12 +249,14 @@ def test_a_folder_is_the_same_however_it_is_written(resumed, tmp_path, monkeypat
         assert keys_of_problems(resumed(before, f"{text}{other}\n")) == ["model_name_or_path"]
 
 
+@pytest.mark.slow
 def test_another_metric_for_the_best_model(resumed):
     text = BASE + "metric_for_best_model: eval_loss\n"
     assert not resumed(text, text).best_changed
     assert resumed(text, BASE + "metric_for_best_model: eval_l1\n").best_changed
 
 
+@pytest.mark.slow
 def test_an_adapter_on_random_weights_depends_on_the_seed(resumed):
     text = BASE + "lora_enable: true\n"
     (problem,) = resumed(text, text + "seed: 3\nresume_changed: allow\n").problems
@@ -257,6 +266,7 @@ def test_an_adapter_on_random_weights_depends_on_the_seed(resumed):
 # ---- rates ----
 
 
+@pytest.mark.slow
 def test_a_learning_rate_does_what_resume_lr_does(resumed):
     found = resumed(BASE, BASE, ["learning_rate=0.5", "weight_decay=0.2"])
     assert found.problems == [] and found.optimizer_changed and not found.schedule_changed
@@ -294,6 +304,7 @@ def test_a_schedule_without_the_learning_rate_is_known(scheduler, more, groups):
     assert ignores_learning_rate(run) == (before == pytest.approx(after))
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_would_do_nothing_is_refused(resumed, in_root, tmp_path):
     text = BASE + "scheduler: {name: OneCycleLR, max_lr: 0.1, interval: step}\n"
     (problem,) = resumed(text, text, ["learning_rate=0.5"]).problems
@@ -320,6 +331,7 @@ def test_a_learning_rate_that_would_do_nothing_is_refused(resumed, in_root, tmp_
 EPOCHS = BASE.replace("max_steps: 100", "num_train_epochs: 4") + "limit_train_batches: 25\n"  # 25 steps an epoch
 
 
+@pytest.mark.slow
 def test_epochs_of_another_number_of_steps_are_another_length(resumed):
     """The data also decides the length of a run that is measured in epochs; only the start knows it."""
     longer = ["limit_train_batches=50", "resume_changed=allow"]
@@ -335,6 +347,7 @@ def test_epochs_of_another_number_of_steps_are_another_length(resumed):
     assert resumed(BASE, BASE, ["limit_train_batches=50", "resume_changed=allow"], actual=100).length_setting is None
 
 
+@pytest.mark.slow
 def test_evaluations_at_shares_of_the_length_move_with_it(resumed):
     text = BASE + "lr_scheduler_type: constant\nearly_stopping: true\neval_steps: 0.1\n"
     (problem,) = resumed(text, text, ["max_steps=200"]).problems
@@ -345,6 +358,7 @@ def test_evaluations_at_shares_of_the_length_move_with_it(resumed):
     assert resumed(steps, steps, ["max_steps=200"]).problems == []
 
 
+@pytest.mark.slow
 def test_another_length_is_recorded(resumed):
     """Whether the learning rate allows it, the schedule itself decides when the run starts."""
     found = resumed(BASE, BASE, ["max_steps=200"])
@@ -359,6 +373,7 @@ def test_another_length_is_recorded(resumed):
     assert found.problems == [] and "125 steps instead of 100 steps" in found.lines[0]
 
 
+@pytest.mark.slow
 def test_without_an_end_there_is_nothing_to_stretch_a_schedule_to(resumed):
     endless = BASE.replace("max_steps: 100", "num_train_epochs: -1\nlr_decay_iters: 80")
     (problem,) = resumed(BASE + "lr_decay_iters: 80\n", endless, ["resume_schedule=rebase"]).problems
@@ -368,6 +383,7 @@ def test_without_an_end_there_is_nothing_to_stretch_a_schedule_to(resumed):
 # ---- batch ----
 
 
+@pytest.mark.slow
 def test_the_same_samples_a_step_go_on(resumed, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     text = BASE + "global_batch_size: 16\n"
@@ -380,6 +396,7 @@ def test_the_same_samples_a_step_go_on(resumed, monkeypatch):
     assert (found.problems, found.lines) == ([], [])
 
 
+@pytest.mark.slow
 def test_other_samples_a_step_are_refused_with_what_to_set(resumed, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     (problem,) = resumed(BASE, BASE, batch=(8, 1, 1)).problems
@@ -391,6 +408,7 @@ def test_other_samples_a_step_are_refused_with_what_to_set(resumed, monkeypatch)
     assert "a number of processes that divides it, not 3" in problem
 
 
+@pytest.mark.slow
 def test_several_data_sets_are_drawn_by_the_step(resumed):
     """The size of a micro-batch does not matter there either, only its product with accumulation and processes."""
     text = "task_name: text\nmodel_config: gpt\nmax_steps: 100\nglobal_batch_size: 8\nlr_scheduler_type: constant\n"
@@ -410,18 +428,21 @@ def test_several_data_sets_are_drawn_by_the_step(resumed):
     assert len(resumed(moving, moving, ["max_steps=200", "resume_changed=allow"]).lines) == 2
 
 
+@pytest.mark.slow
 def test_a_run_in_epochs_keeps_its_batch(resumed):
     epochs = BASE.replace("max_steps: 100", "num_train_epochs: 4")
     (problem,) = resumed(epochs, epochs, ["per_device_train_batch_size=4", "resume_changed=allow"]).problems
     assert "say the length as max_steps" in problem
 
 
+@pytest.mark.slow
 def test_the_batch_that_was_tuned_is_kept(resumed):
     text = BASE + "tune_batch_size: true\n"
     assert resumed(text, text, batch=(64, 1, 1)).problems == []
     assert len(resumed(text, text, ["gradient_accumulation_steps=2"], batch=(64, 1, 1)).problems) == 1
 
 
+@pytest.mark.slow
 def test_check_says_what_a_start_would(in_root, tmp_path):
     text = BASE + f"output_dir: {tmp_path / 'out'}\n"
     write_checkpoint(tmp_path / "out", resolve(training_config=file(tmp_path, "run", text)))

@@ -20,6 +20,7 @@ def test_values_agree_with_pyyaml_where_yaml_is_unambiguous(tmp_path):
     assert read_yaml(write(tmp_path, text)).plain() == yaml.safe_load(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("written", "value"),
     [

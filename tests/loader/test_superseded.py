@@ -32,6 +32,7 @@ def notes_of(run, *paths):
     return [notes[0] for notes in lines]
 
 
+@pytest.mark.slow
 def test_weights_of_a_recipe_for_another_model_are_dropped(write, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -48,6 +49,7 @@ def test_weights_of_a_recipe_for_another_model_are_dropped(write, tmp_path):
     assert run.process.model_name_or_path == "here"
 
 
+@pytest.mark.slow
 def test_a_flag_that_names_a_model_supersedes_the_file(write, tmp_path):
     """Both a section with another `name`, and keys that belong to the model which the file names by `model_config`."""
     named = write("named.yaml", f"{TASK}model: {{name: act, num_heads: 4}}\nis_pretrained: false\n")
@@ -62,6 +64,7 @@ def test_a_flag_that_names_a_model_supersedes_the_file(write, tmp_path):
     assert run.model.name == "act" and run.model.config.num_heads == 8
 
 
+@pytest.mark.slow
 def test_a_recipe_that_overrides_the_named_task_says_so(write, tmp_path):
     """The training file has precedence, and both places are shown; not where the command line gives the key."""
     (tmp_path / "episodes").mkdir()

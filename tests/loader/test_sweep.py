@@ -14,6 +14,8 @@ import train
 from loader.command_line.entry import command_line
 from loader.sweep.space import Space
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, in_root):

@@ -27,6 +27,7 @@ def trials(run):
     return optuna.load_study(study_name="sweep", storage=f"sqlite:///{run.out}/study.db").trials
 
 
+@pytest.mark.slow
 def test_the_study_has_what_the_runs_had_and_goes_on(run, tmp_path):
     words = (RATES, "weight_decay=0,0.1", "--sampler", "optuna", "--sampler_seed", "1", "--pruner", "none")
     assert run(*words, "--trials", "3") == 0
@@ -48,6 +49,7 @@ def test_the_study_has_what_the_runs_had_and_goes_on(run, tmp_path):
     assert run(*words, "--trials", "1") == 0 and run.recorded()[0]["settings"] != chosen[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_worse_than_the_median_is_ended(run):
     """After five runs, one is ended whose first value is above the median of those of the complete runs before it."""
     words = (RATES, "--sampler", "optuna", "--sampler_seed", "2")
@@ -68,6 +70,7 @@ def test_a_run_that_is_worse_than_the_median_is_ended(run):
     assert run(*words, "--trials", "9") == 0 and [run.starts(number) for number in range(9)] == starts
 
 
+@pytest.mark.slow
 def test_what_fails_is_known_to_the_study_and_repeated(run):
     words = (RATES, "--sampler", "optuna", "--trials", "3")
     assert run(*words, codes={"1": 1}) == 1
@@ -76,6 +79,7 @@ def test_what_fails_is_known_to_the_study_and_repeated(run):
     assert [row["outcome"] for row in run.rows()] == ["done"] * 3
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_the_same_study(run):
     words = (RATES, "--sampler", "optuna", "--trials", "4", "--parallel", "2")
     process = run.process(*words, step_seconds=0.5)
@@ -91,6 +95,7 @@ def test_a_killed_sweep_goes_on_with_the_same_study(run):
         assert trial.intermediate_values == run.log(number) and list(run.log(number)) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_trial_whose_run_was_not_recorded_is_used(tmp_path):
     """A kill between Optuna's record and the sweep's own; the whole number keeps its kind."""
     space = Space.read([RATES, "seed=int(interval(1,9))"])
@@ -101,12 +106,14 @@ def test_a_trial_whose_run_was_not_recorded_is_used(tmp_path):
     assert later.values(1) != chosen and len(later.study.trials) == 2 and chosen[1] in "123456789"
 
 
+@pytest.mark.slow
 def test_without_optuna_the_extra_is_named(run, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert run(RATES, "--sampler", "optuna", "--trials", "2") == 2
     assert "keel[sweep]" in capfd.readouterr().err and not run.out.exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_imports_optuna_only_for_its_own_sampler(in_root):
     code = "import sys, train, loader.sweep.run; print({'torch', 'optuna', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -148,6 +148,7 @@ def test_what_this_machine_may_lack_is_built_or_refused(in_root, tmp_path, name)
         assert arrived(getattr(built, name), another_value(name))
 
 
+@pytest.mark.slow
 def test_a_mapping_may_be_written_as_json_text(in_root):
     """As transformers takes it; what is recorded and compared is the mapping."""
     texts = {
@@ -179,6 +180,7 @@ def test_text_that_is_no_mapping_is_refused(in_root, setting):
     assert line.startswith(f"`{setting.split('=')[0]}: ") and "in --set must be a mapping, as in {name: value}" in line
 
 
+@pytest.mark.slow
 def test_arguments_of_an_optimizer_are_pairs(in_root, tmp_path):
     for wrong, word in (("3", "3"), ("a=1, b", "b"), ("a=", "a=")):
         problems = check_run(resolve(settings=[f"output_dir={tmp_path}", f"optim_args='{wrong}'"]))

@@ -152,6 +152,7 @@ def test_an_empty_set_and_a_diverged_model_have_no_numbers(metric):
     assert set(values) == set(metric.directions) and all(map(math.isnan, values.values()))
 
 
+@pytest.mark.slow
 def test_importing_the_metrics_needs_no_torch():
     code = "import sys, metrics.classification, metrics.scores, metrics.report\n"
     code += "assert not {'torch', 'matplotlib'} & set(sys.modules)"

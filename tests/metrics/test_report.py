@@ -5,6 +5,7 @@ import json
 import math
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from metrics import report
@@ -41,6 +42,7 @@ def test_table_has_a_line_for_each_label():
     assert len({len(line) for line in lines}) == 1 and lines[3].endswith("-")
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_for_labels_with_positives(tmp_path):
     scores, targets = data()
     path = report.draw_precision_recall(tmp_path / "new", LABELS, scores, targets)

@@ -93,6 +93,7 @@ def of_scikit_learn(scores, targets, thresholds):
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("threshold", [0.5, 0.3])
 def test_multi_label_scores_are_those_of_scikit_learn(case, threshold):

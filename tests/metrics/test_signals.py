@@ -92,6 +92,7 @@ def test_the_smoothing_of_bigrams_leaves_one_out():
     assert prior_weight(pairs, unigram) == max(likelihood, key=likelihood.get) not in (1.0, 128.0)
 
 
+@pytest.mark.slow
 def test_changes_find_the_entropy_of_a_walk():
     """Steps of -1, 0, 1 from anywhere; the two channels have tables of their own."""
     random = np.random.default_rng(0)
@@ -103,6 +104,7 @@ def test_changes_find_the_entropy_of_a_walk():
     assert "last value" not in counted(lambda: [walk], lambda: [walk], 2000, is_ordered=False)
 
 
+@pytest.mark.slow
 def test_the_fitted_distribution_is_that_of_scipy():
     residuals = stats.t.rvs(3.0, scale=0.2, size=20_000, random_state=0)
     degrees, scale = fitted_t(residuals)
@@ -118,6 +120,7 @@ def autoregressive(count, seed):
     return values[None]
 
 
+@pytest.mark.slow
 def test_an_autoregression_finds_the_process():
     """Its weights, as by least squares; its bits, as with the true process; its forecast, as by hand."""
     values, tokenizer = autoregressive(20_000, 0), MuLaw(256, 3.0)
@@ -153,6 +156,7 @@ def test_values_that_are_missing_are_no_rows():
 # ---- short recordings ----
 
 
+@pytest.mark.slow
 def test_all_short_recordings_are_scored_and_what_cannot_be_is_nan():
     """200 recordings of 24 ids as one of 4,800, up to the pairs across their ends; 24 ids are too few for order 32."""
     random = np.random.default_rng(0)
@@ -164,6 +168,7 @@ def test_all_short_recordings_are_scored_and_what_cannot_be_is_nan():
     assert bits["ar8"] < 3.5 and np.isnan(bits["ar32"])
 
 
+@pytest.mark.slow
 def test_a_channel_without_known_ids_has_no_bits():
     held_out = np.stack([chain(500, 0), np.full(500, -1)])
     train = np.stack([chain(5000, 1), chain(5000, 2)])

@@ -37,6 +37,7 @@ def challenge_frames(name):
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_published_figures_of_motchallenge(name):
     if not (CHALLENGE / name).is_dir():

@@ -93,6 +93,7 @@ def test_without_cvae_there_is_no_kl(build, batch):
     assert not any(key.startswith("cvae_encoder") for key in net.state_dict())
 
 
+@pytest.mark.slow
 def test_every_camera_counts_and_views_start_alike(build, batch):
     net, data = build("act", 2).eval(), batch(2)
     expected = net(**data)["actions"]
@@ -106,6 +107,7 @@ def test_every_camera_counts_and_views_start_alike(build, batch):
     assert not torch.allclose(told_apart, net(**data)["actions"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_image_tokens_keep_their_place(build, batch):
     net, data = build("act", 1).eval(), batch(1)
     expected = net(**data)["actions"]
@@ -133,6 +135,7 @@ def test_one_row_for_the_batch_changes_nothing(build, batch, pre_norm):
     torch.testing.assert_close(net(**data)["loss"], shared)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_recomputes_every_layer_and_keeps_gradients(build, batch):
     net, data = build(decoder_layers=2).train(), batch()
     calls: list[str] = []

@@ -45,6 +45,7 @@ def test_coefficients_are_those_of_scipy():
     np.testing.assert_array_equal(rounded(chunks, 10), expected)
 
 
+@pytest.mark.slow
 def test_fast_restores_chunks_to_the_rounding(settings):
     """The transform is orthonormal, so that the error of a chunk is that of its rounded coefficients."""
     chunks = smooth_chunks(100, seed=1)
@@ -123,6 +124,7 @@ def batch_within(size=3, **options):
     return batch
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(vla).action_tokenizer")
 @pytest.mark.parametrize("tokens", ["bins", "fast"])
 @pytest.mark.parametrize("state_as", ["prefix", "suffix"])
@@ -156,6 +158,7 @@ def test_the_loss_is_that_of_each_token_after_those_before_it(tmp_path, tokens, 
     assert int(policy.loss_items(batch)["action"]) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["bins", "fast"])
 def test_a_policy_learns_to_write_a_chunk(tmp_path, tokens):
     """Greedy writing after an overfit gives the demonstrated chunks up to the rounding; the batch does not matter."""
@@ -178,6 +181,7 @@ def test_a_policy_learns_to_write_a_chunk(tmp_path, tokens):
     assert actions.dtype == torch.float32 and clone.action_head.backbone is clone.backbone is not policy.backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["bins", "fast"])
 def test_whatever_the_network_writes_is_a_chunk(tmp_path, tokens):
     policy = policy_with(tmp_path, tokens).eval()
@@ -189,6 +193,7 @@ def test_whatever_the_network_writes_is_a_chunk(tmp_path, tokens):
     assert actions["actions"].shape == (3, CHUNK, ACTION) and actions["actions"].isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_tokens_are_saved_with_the_policy(tmp_path):
     policy = policy_with(tmp_path, "fast", target_tokens=4).eval()
     policy.save_pretrained(tmp_path / "saved")
@@ -201,6 +206,7 @@ def test_the_tokens_are_saved_with_the_policy(tmp_path):
     assert torch.equal(one["actions"], other["actions"]) and torch.equal(one["loss"], other["loss"])
 
 
+@pytest.mark.slow
 def test_bad_configurations(tmp_path):
     with pytest.raises(ValueError, match="model.detach_backbone"):
         Config(head="tokens", detach_backbone=True, state_as="suffix")

@@ -36,6 +36,7 @@ def test_without_adaptation_the_model_is_the_built_one(name):
     assert trained(adapted.model) == {each for each, _ in adapted.model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_importing_is_light():
     heavy = "torch", "transformers", "peft", "bitsandbytes"
     code = "import sys, models.adapt, models.export\n"
@@ -89,6 +90,7 @@ def test_frozen_weights_stay_and_the_others_move():
 IMAGES = {"num_images": 1, "image_height": 32, "image_width": 32, "backbone": "resnet10"}
 
 
+@pytest.mark.slow
 @pytest.mark.keys("freeze_vision_tower", "tune_mm_mlp_adapter")
 def test_freeze_vision_tower_and_tune_the_projector():
     model = build_adapted("act", IMAGES, freeze_vision_tower=True).model
@@ -131,6 +133,7 @@ def linears(model):
     return {each for each, module in model.named_modules() if type(module) is torch.nn.Linear}
 
 
+@pytest.mark.slow
 @pytest.mark.keys("lora_enable")
 @every_model
 def test_all_linear_by_hand(name):
@@ -146,6 +149,7 @@ def test_all_linear_by_hand(name):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.keys("lora_options")
 @every_model
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}])
@@ -191,6 +195,7 @@ def test_the_adapter_loads_in_plain_peft(name, tmp_path):
     torch.testing.assert_close(outputs(plain_model(tmp_path, MODULES[name]), name), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_policies_act_and_language_models_write_under_lora():
     policy = build_adapted("act", lora_enable=True).model.eval()
     policy.reset()
@@ -203,6 +208,7 @@ def adapted_layers(model):
     return {base_name(name).removesuffix(".lora_A.default.weight") for name in trained(model) if "lora_A" in name}
 
 
+@pytest.mark.slow
 @pytest.mark.keys("lora_module")
 @pytest.mark.parametrize(
     ("word", "expected"),
@@ -219,6 +225,7 @@ def test_lora_module_takes_parts_names_regexes_and_lists(word, expected):
     assert adapted_layers(model) == {name for name in linears(plain("act")) if re.search(expected, name)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes", "linear"), [("act", IMAGES, False), ("vit", {}, True)])
 def test_a_vision_tower_without_linear_layers_has_its_convolutions_adapted(name, changes, linear):
     by_alias, by_name = (
@@ -230,6 +237,7 @@ def test_a_vision_tower_without_linear_layers_has_its_convolutions_adapted(name,
     assert by_alias == by_name and kinds == {torch.nn.Linear if linear else torch.nn.Conv2d}
 
 
+@pytest.mark.slow
 def test_frozen_parts_get_no_adapter_and_the_projector_trains_whole():
     adapted = build_adapted("act", lora_enable=True, freeze=["decoder", "head"], tune_mm_mlp_adapter=True)
     names = {base_name(each).split(".")[0] for each in trained(adapted.model)}
@@ -239,6 +247,7 @@ def test_frozen_parts_get_no_adapter_and_the_projector_trains_whole():
     assert any("cvae_encoder.state_projection` is trained too" in line for line in adapted.lines)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("lora_bias")
 def test_lora_bias_trains_biases_except_frozen_ones():
     adapted = build_adapted("act", lora_enable=True, lora_bias="all", freeze=["decoder"])
@@ -246,6 +255,7 @@ def test_lora_bias_trains_biases_except_frozen_ones():
     assert "encoder.layers.0.feedforward.0.bias" in biases and "decoder" not in {name.split(".")[0] for name in biases}
 
 
+@pytest.mark.slow
 @pytest.mark.keys("lora_lr")
 def test_lora_lr_is_a_group_over_the_adapter_only():
     adapted = build_adapted("llama", lora_enable=True, lora_lr=0.5)
@@ -255,6 +265,7 @@ def test_lora_lr_is_a_group_over_the_adapter_only():
     assert trained(adapted.model) - hits == {"base_model.model.lm_head.modules_to_save.default.weight"}
 
 
+@pytest.mark.slow
 @every_model
 def test_parts_cover_the_names_of_a_peft_model(name):
     before, after = build_adapted(name), build_adapted(name, lora_enable=True)
@@ -264,6 +275,7 @@ def test_parts_cover_the_names_of_a_peft_model(name):
         assert matching(before.model, before.parts[part]) == names, part
 
 
+@pytest.mark.slow
 @pytest.mark.keys("lora_weight_path")
 def test_lora_weight_path_starts_from_an_adapter(tmp_path):
     first = build_adapted("llama", lora_enable=True, lora_r=2, lora_alpha=6.0)
@@ -278,6 +290,7 @@ def test_lora_weight_path_starts_from_an_adapter(tmp_path):
             build_adapted("llama", lora_enable=True, lora_weight_path=str(tmp_path), **{key: value})
 
 
+@pytest.mark.slow
 def test_a_tied_head_is_no_new_head(tmp_path):
     adapted = build_adapted("llama", {"tie_word_embeddings": True}, lora_enable=True)
     assert any("tied to the embeddings" in line for line in adapted.lines)
@@ -317,6 +330,7 @@ def test_resume_restores_the_trained_weights(name, settings, tmp_path):
         build_adapted(name, other, **settings).load(tmp_path)
 
 
+@pytest.mark.slow
 def test_resume_refuses_missing_and_unexpected_weights_and_another_base(tmp_path):
     adapted = build_adapted("llama", lora_enable=True)
     adapted.save(tmp_path)
@@ -335,6 +349,7 @@ def test_resume_refuses_missing_and_unexpected_weights_and_another_base(tmp_path
         other.load(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("links", [True, False])
 def test_the_base_is_written_once_and_linked_or_else_copied(links, tmp_path, monkeypatch):
     def refuse(*_):
@@ -354,6 +369,7 @@ def test_the_base_is_written_once_and_linked_or_else_copied(links, tmp_path, mon
     torch.testing.assert_close(outputs(adapt.load_adapted(tmp_path / "moved", models.act), "act"), expected)
 
 
+@pytest.mark.slow
 def test_weights_given_are_the_ones_saved(tmp_path):
     adapted = build_adapted("act", lora_enable=True)
     zeros = {each: torch.zeros_like(value) for each, value in adapted.model.state_dict().items()}
@@ -364,6 +380,7 @@ def test_weights_given_are_the_ones_saved(tmp_path):
 # ---- first weights from elsewhere ----
 
 
+@pytest.mark.slow
 @pytest.mark.keys("is_pretrained")
 @pytest.mark.parametrize("settings", [{}, {"lora_enable": True}])
 def test_is_pretrained_takes_all_weights_adapters_merged(settings, tmp_path):
@@ -378,6 +395,7 @@ def test_is_pretrained_takes_all_weights_adapters_merged(settings, tmp_path):
         adapt.build_adapted(models.act, config_of("act", chunk_size=4), earlier)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("load_pretrain")
 def test_load_pretrain_takes_what_fits_and_new_heads_train_whole_under_lora(tmp_path):
     first = build_adapted("act")
@@ -396,6 +414,7 @@ def test_load_pretrain_takes_what_fits_and_new_heads_train_whole_under_lora(tmp_
         build_adapted("act", small, **earlier)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("weights_dtype")
 @pytest.mark.parametrize("name", ["act", "llama"])
 @pytest.mark.parametrize("lora", [False, True])
@@ -448,6 +467,7 @@ def test_flash_attention_falls_back_with_one_line(flash, monkeypatch, capability
 # ---- reports and checks ----
 
 
+@pytest.mark.slow
 def test_report_by_hand(tmp_path):
     adapted = build_adapted("vit", lora_enable=True, lora_module="q_proj", lora_lr=0.01)
     rates = {each: 0.01 if "lora_" in each else 0.001 for each in trained(adapted.model)}
@@ -495,6 +515,7 @@ def test_check_names_missing_parts_and_packages(monkeypatch):
     assert "pip install bitsandbytes" in lines[0] and "pip install peft" in lines[1]
 
 
+@pytest.mark.slow
 def test_dora_leaves_out_weights_without_a_direction():
     """The norm of a row of zeros would be divided by: a loss of NaN at every step."""
     adapted = build_adapted("act", lora_enable=True, lora_options={"use_dora": True})
@@ -503,6 +524,7 @@ def test_dora_leaves_out_weights_without_a_direction():
     assert torch.isfinite(loss)
 
 
+@pytest.mark.slow
 def test_bases_of_killed_processes_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     gone = subprocess.Popen(["true"])
@@ -514,6 +536,7 @@ def test_bases_of_killed_processes_are_removed(tmp_path, monkeypatch):
     assert left == {f"keel-base-{os.getppid()}-abc"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stored", "lora", "name", "component"),
     [("llama", False, "act", "auto"), ("llama", True, "act", "auto"), ("act", False, "llama", "act")],

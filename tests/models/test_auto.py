@@ -60,6 +60,7 @@ def test_configurations_that_cannot_be_built(config, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model_name_or_path")
 def test_a_pretrained_model_keeps_its_vocabulary(tmp_path):
     """Padded beyond the data's tokens it is kept; data with more tokens never gets a new, random embedding."""
@@ -78,6 +79,7 @@ def test_a_pretrained_model_keeps_its_vocabulary(tmp_path):
         build(config_of("llama"), **place)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_ours_keeps_its_padded_vocabulary(tmp_path):
     first = build_adapted("llama")
     first.save(tmp_path)
@@ -101,6 +103,7 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantized", [False, True])
 def test_a_new_head_on_a_pretrained_trunk_is_saved_with_the_adapter(quantized, tmp_path):
     """As from a hub: the base stays where it is, and the head that it lacks comes with the adapter."""
@@ -127,6 +130,7 @@ def test_a_new_head_on_a_pretrained_trunk_is_saved_with_the_adapter(quantized, t
     torch.testing.assert_close(scores(again), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_our_own_checkpoints_give_their_architecture(tmp_path):
     first = build_adapted("llama", lora_enable=True)
     disturb(first.model)
@@ -189,6 +193,7 @@ def test_special_tokens_of_an_architecture_are_letters_to_the_data(name):
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 20}
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(auto).block_size")
 def test_block_size_beyond_a_table_of_positions(tmp_path):
     """Refused for a new model as for a pretrained one."""
@@ -202,6 +207,7 @@ def test_block_size_beyond_a_table_of_positions(tmp_path):
             build(models.auto.Config(block_size=17), **place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"is_pretrained": True}])
 def test_block_size_beyond_what_rotary_positions_were_trained_for(settings, tmp_path):
     build(config_of("llama", max_position_embeddings=32)).save_pretrained(tmp_path)

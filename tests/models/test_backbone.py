@@ -37,6 +37,7 @@ def test_frozen_norm_equals_batch_norm_in_evaluation():
     assert not list(frozen.parameters())
 
 
+@pytest.mark.slow
 def test_pixels_are_scaled_as_imagenet_models_expect():
     backbone, seen = ImageBackbone(PolicyConfig(backbone="resnet10")), []
     backbone.resnet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -49,6 +50,7 @@ def test_pixels_are_scaled_as_imagenet_models_expect():
     np.testing.assert_allclose(seen[0][5].numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(act).backbone_weights", "model(mlp).backbone_weights", "model(regression).backbone_weights")
 @pytest.mark.keys("model(diffusion).backbone_weights", "model(flow).backbone_weights")
 def test_pretrained_weights_are_loaded_and_their_norms_frozen(build, batch, classifier_folder, tmp_path):
@@ -74,6 +76,7 @@ def test_pretrained_weights_are_loaded_and_their_norms_frozen(build, batch, clas
     torch.testing.assert_close(loaded.backbone(images), net.backbone(images))
 
 
+@pytest.mark.slow
 def test_random_weights_keep_batch_norm(build, batch):
     net, data = build("act", 1).train(), batch(1)
     before = net.backbone.resnet.embedder.embedder.normalization.running_mean.clone()
@@ -81,6 +84,7 @@ def test_random_weights_keep_batch_norm(build, batch):
     assert not torch.equal(before, net.backbone.resnet.embedder.embedder.normalization.running_mean)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(act).backbone_norm", "model(mlp).backbone_norm", "model(regression).backbone_norm")
 @pytest.mark.keys("model(diffusion).backbone_norm", "model(flow).backbone_norm")
 @pytest.mark.parametrize(("norm", "frozen"), [("frozen", True), ("batch", False), ("auto", False)])
@@ -90,6 +94,7 @@ def test_norm_key(norm, frozen):
     assert any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()) != frozen
 
 
+@pytest.mark.slow
 def test_group_norms_have_groups_of_16_channels():
     backbone = ImageBackbone(PolicyConfig(backbone="resnet10", backbone_norm="group"))
     norms = [module for module in backbone.modules() if isinstance(module, nn.GroupNorm)]
@@ -97,6 +102,7 @@ def test_group_norms_have_groups_of_16_channels():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keys", "place"), [({"backbone": "resnet18"}, ""), ({}, "nowhere")])
 def test_weights_that_do_not_fit_or_exist_are_refused(build, classifier_folder, keys, place):
     folder, _ = classifier_folder

@@ -111,6 +111,7 @@ def test_a_module_that_does_not_exist_is_one_line(capsys):
     assert "my_lab" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "module", "words"),
     [

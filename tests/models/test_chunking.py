@@ -65,6 +65,7 @@ def test_real_time_chunks_are_smooth_at_borders():
     assert jerk(RealTimeChunks(steps=4, delay=1)) < jerk(ChunkQueue(4)) / 3
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(act).inference_delay", "model(mlp).inference_delay")
 @pytest.mark.keys("model(diffusion).inference_delay", "model(flow).inference_delay")
 @pytest.mark.keys("model(regression).inference_delay")
@@ -79,6 +80,7 @@ def test_the_previous_chunk_goes_on_during_the_delay(build, name):
             build(name, inference_delay=2, **keys)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(act).past_actions", "model(mlp).past_actions", "model(regression).past_actions")
 @pytest.mark.keys("model(diffusion).past_actions", "model(flow).past_actions")
 @pytest.mark.parametrize("name", ["act", "diffusion", "flow", "mlp", "regression"])

@@ -146,6 +146,7 @@ def test_sizes_that_do_not_fit_are_refused(keys, words):
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_it_learns_where_a_bright_spot_is():
     """Each label is a colour channel with a bright spot somewhere in it."""
     net, random = made(num_labels=3, labels=None, widths=[8, 16]), torch.Generator().manual_seed(3)

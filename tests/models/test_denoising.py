@@ -28,6 +28,7 @@ class Recorder(nn.Module):
         return self.answer(chunk, time)
 
 
+@pytest.mark.slow
 @every_policy
 @every_network
 def test_a_sample_does_not_depend_on_its_batch(build, batch, name, network):
@@ -38,6 +39,7 @@ def test_a_sample_does_not_depend_on_its_batch(build, batch, name, network):
     assert not torch.allclose(chunks[0], chunks[1])
 
 
+@pytest.mark.slow
 @every_policy
 def test_the_loss_of_an_evaluation_is_that_of_its_samples(build, batch, name):
     net, data = build(name).eval(), batch(size=4)
@@ -47,6 +49,7 @@ def test_the_loss_of_an_evaluation_is_that_of_its_samples(build, batch, name):
     torch.testing.assert_close(whole, torch.stack(parts).mean())
 
 
+@pytest.mark.slow
 @every_sampler
 def test_chunks_of_an_episode_differ_and_episodes_repeat(build, batch, name):
     net, data = build(name, n_action_steps=1).eval(), batch()
@@ -103,6 +106,7 @@ def test_guidance_by_hand_on_a_linear_velocity(build, past_actions):
         build("flow", guidance_weight=weight)
 
 
+@pytest.mark.slow
 def test_guided_chunks_have_less_jerk_at_their_borders(build):
     """The exact velocity where all chunks are constant, at a normal height: without guidance, each has its own."""
 
@@ -140,6 +144,7 @@ def test_the_flow_loss_by_hand(build, batch, monkeypatch):
     torch.testing.assert_close(net(**data)["loss"], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.keys(
     "model(diffusion).sampler",
     "model(diffusion).sampling_steps",
@@ -219,6 +224,7 @@ def test_overfits_a_tiny_batch(build, batch, name):
     assert error < 0.25  # always predicting 0 would have 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(diffusion).image_pooling", "model(flow).image_pooling", "model(regression).image_pooling")
 @pytest.mark.keys("model(diffusion).keypoints", "model(flow).keypoints", "model(regression).keypoints")
 @every_policy
@@ -242,6 +248,7 @@ def test_keypoints_are_where_the_features_are():
     torch.testing.assert_close(pooling(features), torch.tensor([[1.0, -1.0, -0.5, 1.0]]))
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(diffusion).crop_size", "model(flow).crop_size", "model(regression).crop_size")
 @every_policy
 def test_crops_are_random_in_training_only(build, batch, name):
@@ -300,6 +307,7 @@ def test_modulation_and_encoding_of_the_time(build, name):
         build(name, time_encoding="halves", time_dim=2)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(diffusion).pooling_projection", "model(flow).pooling_projection")
 @pytest.mark.keys("model(regression).pooling_projection")
 @pytest.mark.keys("model(diffusion).backbone_per_camera", "model(flow).backbone_per_camera")
@@ -330,6 +338,7 @@ def test_heads_and_dropout(build, name):
         build(name, num_heads=3)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(diffusion).unet_channels", "model(flow).unet_channels", "model(regression).unet_channels")
 @pytest.mark.keys("model(diffusion).kernel_size", "model(flow).kernel_size", "model(regression).kernel_size")
 @pytest.mark.keys(
@@ -352,6 +361,7 @@ def test_resolutions_of_the_unet(build, name):
         build(name, network="unet", unet_channels=[9], group_norm_groups=4)
 
 
+@pytest.mark.slow
 def test_the_paper_s_unet_has_its_number_of_parameters(build):
     """A published checkpoint of Diffusion Policy for PushT has 262.7 M parameters, 11.2 M of them in its ResNet-18."""
     net = build("diffusion", network="unet", unet_channels=[512, 1024, 2048], chunk_size=16)

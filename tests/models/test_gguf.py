@@ -98,6 +98,7 @@ def build(path, vocab_size=None):
     return models.auto.build(models.auto.Config(vocab_size=vocab_size), process_of(model_name_or_path=str(path)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny.gguf", "."], ids=["file", "folder"])
 def test_weights_are_those_that_were_written_and_are_saved_as_any_others(folder, name, tmp_path):
     model = build(folder / name)
@@ -113,6 +114,7 @@ def test_weights_are_those_that_were_written_and_are_saved_as_any_others(folder,
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shown", [True, False])
 def test_the_bar_of_a_file_follows_the_setting_of_transformers(folder, shown, capfd, monkeypatch):
     monkeypatch.setattr(transformers.utils.logging, "_tqdm_active", shown)
@@ -120,6 +122,7 @@ def test_the_bar_of_a_file_follows_the_setting_of_transformers(folder, shown, ca
     assert ("GGUF" in capfd.readouterr().err) == shown
 
 
+@pytest.mark.slow
 def test_an_adapter_finds_its_base_again(folder, tmp_path, monkeypatch):
     """By our loader, merged, and in plain PEFT, which reads the path of the .gguf file in adapter_config.json."""
     import peft
@@ -167,6 +170,7 @@ def test_several_files_and_no_package(folder, tmp_path, monkeypatch):
         build(folder / "tiny.gguf")
 
 
+@pytest.mark.slow
 def test_records_by_the_tokenizer_in_the_file(folder, tmp_path, monkeypatch):
     """Read out once; from then on a folder of the cache gives the same."""
     file = tmp_path / "records.jsonl"
@@ -201,6 +205,7 @@ def test_the_check_takes_a_file(folder, tmp_path):
     assert "is not a folder" in problems(file, load_pretrain=True)[0]
 
 
+@pytest.mark.slow
 def test_a_long_vocabulary_is_counted_and_not_read(folder, tmp_path, monkeypatch):
     """The model is the same without its tokens and their types, and a file that ends among them is refused."""
     reads, read = [], gguf.GGUFReader._get_str
@@ -219,6 +224,7 @@ def test_a_long_vocabulary_is_counted_and_not_read(folder, tmp_path, monkeypatch
             build(tmp_path / "cut.gguf")
 
 
+@pytest.mark.slow
 def test_an_estimate_of_memory_reads_no_weights(folder):
     """The model is as large as the one that is loaded."""
 

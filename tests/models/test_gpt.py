@@ -203,6 +203,7 @@ def test_packed_documents_are_as_if_each_were_alone(position):
 # ---- initial weights, cost ----
 
 
+@pytest.mark.slow
 def test_initial_weights_are_gpt2s():
     model = small(n_layer=8, n_embd=128, bias=True, qk_norm=True)
     for name, each in model.named_parameters():
@@ -218,6 +219,7 @@ def test_initial_weights_are_gpt2s():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(gpt).n_layer", "model(gpt).n_head", "model(gpt).n_embd", "model(gpt).bias")
 def test_a_new_network_has_the_sizes_it_is_given_or_the_usual_ones():
     config = gpt.build(gpt.Config(block_size=8, vocab_size=65), process_of()).config

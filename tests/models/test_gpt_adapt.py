@@ -43,6 +43,7 @@ def test_parts_can_be_frozen(settings, kept):
     assert {name for name, each in model.named_parameters() if each.grad is not None} == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("word", "tied"), [("head", True), ("embeddings", True), ("embeddings", False)])
 def test_lora_on_head_or_embeddings(word, tied, tmp_path):
     """An adapter around the head scores all rows; those filled up still get no probability."""
@@ -74,6 +75,7 @@ def test_lora_on_the_head_of_several_vocabularies(kind):
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
+@pytest.mark.slow
 def test_text_is_written_under_lora():
     model = adapted(lora_enable=True).model
     found = model.generate(input_ids=batch()["input_ids"][:, :3], max_new_tokens=9, do_sample=False)

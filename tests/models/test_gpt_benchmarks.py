@@ -6,6 +6,8 @@ import pytest
 import torch
 from forked_runs import server
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--n_layer", "1", "--n_head", "1", "--n_embd", "8", "--steps", "40", "--skip", "10", "--rounds", "1"]
 
 
@@ -13,7 +15,6 @@ def run(*words):
     return server()(words)
 
 
-@pytest.mark.slow
 def test_the_step_benchmark_compares_loops_that_train_the_same_weights_alike():
     done = run("benchmarks/gpt_step.py", *TINY, "--verbose")
     assert done.returncode == 0, done.stderr
@@ -26,7 +27,6 @@ def test_the_step_benchmark_compares_loops_that_train_the_same_weights_alike():
     assert len(bare) == 4 and keel == pytest.approx(bare, abs=2e-3)
 
 
-@pytest.mark.slow
 def test_the_gpu_benchmark_runs_without_a_gpu():
     done = run("benchmarks/gpu.py", "--tiny", "--device", "cpu", "--rounds", "1")
     assert done.returncode == 0, done.stderr
@@ -36,7 +36,6 @@ def test_the_gpu_benchmark_runs_without_a_gpu():
         assert rates["keel"] / rates["bare"] == pytest.approx(found[kind]["ratio"], abs=0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--device", "cpu"], []])
 def test_the_gpu_benchmark_says_in_one_line_that_it_needs_a_gpu(words):
     if not words and torch.cuda.is_available():

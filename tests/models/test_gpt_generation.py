@@ -29,6 +29,7 @@ def by_hand(model, ids, count):
     return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{}, {"position": "none"}, MODERN])
 @pytest.mark.parametrize("length", [1, 3, 8, 11])  # the text outgrows block_size later, at once, or from the start
 def test_with_and_without_cache_as_by_hand(keys, length):
@@ -47,6 +48,7 @@ def test_the_cache_reads_each_token_once():
     assert read == [3, 1, 1, 1, 1, 1, 8, 8]  # 3, then up to 8 tokens one by one; from the ninth the window slides
 
 
+@pytest.mark.slow
 def test_draws_follow_the_softmax_of_the_k_likeliest():
     model = lively().eval()
     ids = prompt(3)[:1]
@@ -105,6 +107,7 @@ def test_bad_settings_are_told(settings, message):
         lively().generate(**{"input_ids": prompt(), "max_new_tokens": 1, **settings})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{}, {"position": "none"}, MODERN])
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_padding_before_a_prompt_changes_nothing(keys, use_cache):

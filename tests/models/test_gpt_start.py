@@ -49,6 +49,7 @@ def test_scores_are_those_of_transformers(keys, tie_head, tmp_path):
     assert (model.head.weight is model.token_embedding.weight) == tie_head
 
 
+@pytest.mark.slow
 def test_positions_are_cropped_and_smaller_vocabularies_fit(tmp_path):
     theirs = saved_gpt2(tmp_path)
     model = start(tmp_path, block_size=5, vocab_size=66)
@@ -91,12 +92,14 @@ def test_vocabularies_that_do_not_fit_are_refused(keys, message, tmp_path):
         start(tmp_path, **keys)
 
 
+@pytest.mark.slow
 def test_equal_settings_are_no_contradiction(tmp_path):
     theirs = saved_gpt2(tmp_path)
     keys = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_kv_head": 2, "mlp": "gelu_tanh", "mlp_ratio": 4.0, "bias": True}
     assert_equal_scores(start(tmp_path, **keys), theirs, tokens())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [("activation_function", "relu"), ("layer_norm_epsilon", 1e-3), ("scale_attn_by_inverse_layer_idx", True)],
@@ -107,6 +110,7 @@ def test_relatives_of_gpt2_are_refused(key, value, tmp_path):
         start(tmp_path)
 
 
+@pytest.mark.slow
 def test_other_and_missing_models_are_told_in_one_line(tmp_path):
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=70)).save_pretrained(tmp_path / "llama")
@@ -155,6 +159,7 @@ def test_longer_texts_keep_what_fits_of_our_own_checkpoint(tmp_path):
 # ---- adapters on GPT-2's weights ----
 
 
+@pytest.mark.slow
 def test_an_adapter_on_gpt2_loads_again(tmp_path):
     saved_gpt2(tmp_path / "gpt2")
     process = process_of(model_name_or_path=str(tmp_path / "gpt2"), lora_enable=True, lora_task_type="CAUSAL_LM")

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 masking = pytest.mark.parametrize("name", ["act", "diffusion", "flow", "regression"])
 NORMS = {"backbone_norm": "batch"}  # whose statistics would carry a masked image into the other samples
 

@@ -18,6 +18,7 @@ def batch_of(labels, channels=3):
 MANY = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_losses_of_a_new_network_by_hand(kind):
     """Binary cross entropy of several labels, cross entropy of one class each, in float64 from the logits."""
@@ -43,6 +44,7 @@ def logits_of(model, channels=3):
     return model.eval()(pixel_values=batch_of(MANY, channels)["pixel_values"]).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_saved_network_is_the_same_bit_for_bit(kind, tmp_path):
     model = new_network(kind, problem_type="multi_label_classification")
@@ -55,6 +57,7 @@ def test_a_saved_network_is_the_same_bit_for_bit(kind, tmp_path):
     torch.testing.assert_close(logits_of(again), logits_of(model))  # memory's alignment chooses convolution kernels
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(auto).num_channels")
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("channels", [1, 4])
@@ -80,6 +83,7 @@ def test_other_numbers_of_channels_of_new_and_of_pretrained_weights(kind, channe
         torch.testing.assert_close(logits_of(model, channels), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(auto).image_size")
 @pytest.mark.parametrize("kind", ["convnextv2", "resnet", "dinov2", "swin", "focalnet", "efficientnet", "vit", "deit"])
 def test_images_of_another_size_than_those_of_pretrained_weights(kind, tmp_path):
@@ -94,6 +98,7 @@ def test_images_of_another_size_than_those_of_pretrained_weights(kind, tmp_path)
     assert model.new_weights == set() and model(pixel_values=torch.zeros(2, 3, 64, 64)).logits.shape == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "word"),
     [

@@ -32,6 +32,7 @@ def scaled(images):
     return (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
+@pytest.mark.slow
 def test_act_computes_what_lerobot_s_weights_do(tmp_path):
     statistics = {f"observation.images.{camera}": PIXELS for camera in "ab"}
     weights = write_policy(tmp_path, "act", STATE, ACTION, ENV, cameras="ab", statistics=statistics)
@@ -53,6 +54,7 @@ def test_act_computes_what_lerobot_s_weights_do(tmp_path):
     assert torch.equal(loaded(state=state, images=images)["actions"], found)
 
 
+@pytest.mark.slow
 def test_diffusion_computes_what_lerobot_s_weights_do(tmp_path):
     """The condition has another order there: observation by observation state, images, environment."""
     statistics = {f"observation.images.{camera}": PIXELS for camera in "ab"}
@@ -84,6 +86,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_keys_left_at_their_defaults_are_the_policy_s(folder):
     assert build("act", folder / "act", n_action_steps=2, dropout=0.3).config.n_action_steps == 2
     assert build("act", folder / "act", hidden_dim=D).config.feedforward_dim == 12
@@ -129,6 +132,7 @@ def test_what_cannot_be_loaded_is_refused(folder, tmp_path):
     assert load_file(tmp_path / "model.safetensors").keys() == weights.keys()
 
 
+@pytest.mark.slow
 def test_cameras_with_pixels_of_their_own_are_refused(tmp_path):
     other = {"mean": PIXELS["std"], "std": PIXELS["std"]}
     statistics = {"observation.images.a": PIXELS, "observation.images.b": other}

@@ -23,6 +23,7 @@ def test_hidden_layers_and_shapes(build):
     assert widths == [(16, 6), (16, 16), (16, 16), (15, 16)]
 
 
+@pytest.mark.slow
 def test_images_are_pooled_per_view(build, batch):
     net, data = build("mlp", 2).eval(), batch(2)
     seen = []

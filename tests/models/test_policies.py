@@ -32,6 +32,7 @@ every_policy = pytest.mark.parametrize("name", list(MODULES))
 with_and_without_images = pytest.mark.parametrize("num_images", [0, 1, 2])
 
 
+@pytest.mark.slow
 @every_policy
 @with_and_without_images
 def test_predicts_a_chunk_and_learns_from_one(build, batch, name, num_images):
@@ -49,6 +50,7 @@ def test_predicts_a_chunk_and_learns_from_one(build, batch, name, num_images):
     assert net.eval()(**data)["actions"].shape == (2, 5, 3)
 
 
+@pytest.mark.slow
 @every_policy
 def test_evaluation_is_deterministic_and_never_sees_the_actions(build, batch, name):
     net, data = build(name, 1).eval(), batch(1)
@@ -72,6 +74,7 @@ def test_overfits_a_tiny_batch(build, batch, name):
     assert error < 0.2  # always predicting 0 would have 0.8: the actions are standard normal
 
 
+@pytest.mark.slow
 @every_policy
 @with_and_without_images
 def test_save_and_load_keep_every_bit(build, batch, name, num_images, tmp_path):
@@ -97,6 +100,7 @@ def test_pickles_with_its_config(build, name):
     assert type(config) is type(net.config) and config.to_dict() == net.config.to_dict()
 
 
+@pytest.mark.slow
 @every_policy
 def test_load_says_what_is_wrong_with_a_folder(build, name, tmp_path):
     with pytest.raises(ValueError, match="no config.json"):
@@ -119,6 +123,7 @@ def test_a_missing_dim_is_named(build, name, dim):
         build(name, **{dim: None})
 
 
+@pytest.mark.slow
 @every_policy
 def test_images_must_be_those_of_the_data(build, batch, name):
     with pytest.raises(ValueError, match=re.escape("built for (2, 3, 32, 64), the batch has none")):
@@ -129,6 +134,7 @@ def test_images_must_be_those_of_the_data(build, batch, name):
         build(name, 1, image_height=16)
 
 
+@pytest.mark.slow
 @every_policy
 def test_every_parameter_is_in_one_part(build, name):
     net = build(name, 2)

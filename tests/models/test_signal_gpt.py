@@ -119,6 +119,7 @@ def test_its_loss_is_a_mean_over_known_labels(layout):
     assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["streams", "flattened"])
 def test_cached_generation_draws_what_a_whole_reading_draws(layout):
     net, prompt = made(layout=layout), ids(2, 3, 5)
@@ -133,6 +134,7 @@ def test_cached_generation_draws_what_a_whole_reading_draws(layout):
     assert torch.equal(net.generate(prompt, 11, temperature=0), by_hand)
 
 
+@pytest.mark.slow
 def test_generation_goes_on_behind_the_context():
     net, prompt = made(), ids(1, 3, 20)
     longer = net.generate(prompt, 30, generator=torch.Generator().manual_seed(0))
@@ -141,6 +143,7 @@ def test_generation_goes_on_behind_the_context():
     assert text.shape == (1, 6)
 
 
+@pytest.mark.slow
 def test_how_ids_are_drawn():
     """Against shares by hand: top-p keeps the most probable ids whose sum first reaches it."""
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(40_000, 4)
@@ -160,6 +163,7 @@ def test_how_ids_are_drawn():
         assert shares(**options).tolist() == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(signal_gpt).context", "model(signal_gpt).max_position_embeddings")
 def test_a_longer_context_changes_no_score_of_shorter_inputs(tmp_path):
     net, rows = made(context=16), ids(1, 3, 16)
@@ -182,6 +186,7 @@ def test_a_longer_context_changes_no_score_of_shorter_inputs(tmp_path):
         made(max_position_embeddings=50).resize_context(51)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(signal_gpt).dropout", "model(signal_gpt).token_corruption")
 def test_dropout_and_corruption_act_in_training_only():
     rows, labels = ids(2, 3, 16), ids(2, 3, 16, seed=2)
@@ -196,6 +201,7 @@ def test_dropout_and_corruption_act_in_training_only():
         assert net(rows, labels)["loss"] == first
 
 
+@pytest.mark.slow
 def test_corrupted_inputs():
     """The marginal rate within 3 sigma, whole blocks, always another id, all of them equally often."""
     settings = TokenCorruption(p_start=0.02, p_end=0.5, block_len_steps=3, tokens_per_step=4)

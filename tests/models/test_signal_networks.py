@@ -72,6 +72,7 @@ def test_a_layer_of_wavenet_is_its_equations():
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(wavenet).dropout")
 @pytest.mark.parametrize("vocab_size", [None, 9])
 def test_losses_of_wavenet_are_those_of_torch(tmp_path, vocab_size):
@@ -161,6 +162,7 @@ def test_the_encoder_is_that_of_torch():
     assert not torch.allclose(net.train()(signal)["logits"], net.eval()(signal)["logits"])
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(signal_classifier).vocab_size")
 def test_losses_of_the_classifier_are_those_of_torch(tmp_path):
     """Of hard and soft targets; of values, and of ids that stand for the same values."""
@@ -209,6 +211,7 @@ def test_the_tokenizer_is_causal():
     torch.testing.assert_close(net.decode(ids)[:, :30], net.decode(others)[:, :30])
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(rvq).commitment", "model(rvq).context")
 def test_losses_of_the_tokenizer(tmp_path):
     """Their gradients reach what they should: the commitment the encoder alone, the codebook the codes alone."""
@@ -236,6 +239,7 @@ def test_losses_of_the_tokenizer(tmp_path):
         built(models.rvq, **CODES, context=25)
 
 
+@pytest.mark.slow
 def test_the_tokenizer_learns_sines():
     """A tenth of their variance is left after some steps, and more than a few codes are used."""
     net, random = built(models.rvq, strides=[2, 2], width=16, levels=32), torch.Generator().manual_seed(0)

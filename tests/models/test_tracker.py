@@ -357,6 +357,7 @@ def test_geometry_does_not_depend_on_the_place_in_the_image():
 # ---- encoders ----
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(tracker).encoder_cfg")
 @pytest.mark.parametrize(
     ("encoder", "channels"),

@@ -80,6 +80,7 @@ def slow_patches(pixels, patch=8, merge=2, frames=2):
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(vla).prefix_attention", "model(vla).config", "model.name")
 @every_family
 def test_reading_is_transformers_own_forward(family):
@@ -98,6 +99,7 @@ def test_reading_is_transformers_own_forward(family):
         assert not torch.allclose(both.hidden, ours.hidden, atol=1e-3)
 
 
+@pytest.mark.slow
 @every_family
 @torch.no_grad()
 def test_reading_in_parts_is_reading_at_once(family):
@@ -137,6 +139,7 @@ def test_patches_of_qwen():
 # ---- a sample and what is beside it ----
 
 
+@pytest.mark.slow
 @every_family
 @torch.no_grad()
 def test_a_sample_depends_on_nothing_beside_it(family):
@@ -163,6 +166,7 @@ def test_a_sample_depends_on_nothing_beside_it(family):
     assert not torch.allclose(whole["actions"][0], whole["actions"][1], atol=1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_image_that_does_not_exist_is_as_if_it_were_not_there():
     net, batch = policy("qwen2_vl"), batch_of(size=1, num_images=3)
@@ -176,6 +180,7 @@ def test_an_image_that_does_not_exist_is_as_if_it_were_not_there():
 # ---- images ----
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(vla).image_resize", "model(vla).image_mean", "model(vla).image_std", "model(vla).image_size")
 def test_images_are_padded_at_the_left_and_the_top():
     images = torch.full((1, 3, 24, 32), 255, dtype=torch.uint8)
@@ -224,6 +229,7 @@ def process(**keys):
 # ---- parts ----
 
 
+@pytest.mark.slow
 @every_family
 def test_parts_of_a_family(family):
     """By their members' names: each weight is in one part; the projector of Qwen is outside its vision tower."""
@@ -246,6 +252,7 @@ def test_parts_of_a_family(family):
         assert {f"backbone.vlm.{name}" for name in within} == inside[part]
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("writes", [0, 3])
 def test_every_weight_that_trains_has_a_gradient(family, writes):
@@ -256,6 +263,7 @@ def test_every_weight_that_trains_has_a_gradient(family, writes):
     assert bool(writes) == (trained(net) == {name for name, _ in net.named_parameters()})
 
 
+@pytest.mark.slow
 def test_a_state_policy_has_no_vision_tower(tmp_path):
     net, batch = policy_of(num_images=0).eval(), batch_of(num_images=0)
     assert not any("vision" in name or "connector" in name for name, _ in net.named_parameters())
@@ -266,6 +274,7 @@ def test_a_state_policy_has_no_vision_tower(tmp_path):
         net(**batch_of())
 
 
+@pytest.mark.slow
 @every_family
 @torch.no_grad()
 def test_a_saved_policy_is_the_same(family, tmp_path):

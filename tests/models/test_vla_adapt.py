@@ -53,6 +53,7 @@ def actions(model, batch):
 # ---- where weights come from ----
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model_name_or_path")
 @pytest.mark.parametrize("family", ["smolvlm", "qwen2_5_vl"])
 def test_a_pretrained_backbone_keeps_its_weights(tmp_path, family):
@@ -67,6 +68,7 @@ def test_a_pretrained_backbone_keeps_its_weights(tmp_path, family):
     assert net.new_weights == {name for name, _ in net.named_parameters() if not name.startswith("backbone.")}
 
 
+@pytest.mark.slow
 def test_images_are_normalised_as_the_processor_of_the_backbone_says(tmp_path, monkeypatch):
     """transformers 5 saves the numbers in processor_config.json, and they come first; the path may begin with ~."""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -81,6 +83,7 @@ def test_images_are_normalised_as_the_processor_of_the_backbone_says(tmp_path, m
         adapted_policy(tmp_path / "vlm")
 
 
+@pytest.mark.slow
 def test_a_language_model_becomes_the_text_model_of_a_new_backbone(tmp_path):
     net = adapted_policy(language_model(tmp_path), {"config": AROUND, "num_layers": 3}).model
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).model.state_dict()
@@ -92,6 +95,7 @@ def test_a_language_model_becomes_the_text_model_of_a_new_backbone(tmp_path):
     assert net.new_weights == new | {name for name, _ in net.named_parameters() if not name.startswith("backbone.")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -104,6 +108,7 @@ def test_settings_that_contradict_a_pretrained_backbone(tmp_path, keys, message)
         adapted_policy(pretrained(tmp_path), keys)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(vla).vocab_size")
 @pytest.mark.parametrize("kind", ["smolvlm", "gemma3", "causal language model"])
 def test_a_tokenizer_with_more_tokens_than_the_weights(tmp_path, kind):
@@ -139,6 +144,7 @@ def test_backbones_that_are_no_vision_language_models(tmp_path):
 # ---- adapters ----
 
 
+@pytest.mark.slow
 @pytest.mark.keys("lora_module", "use_quantization")
 @pytest.mark.parametrize("bits", [16, 4])
 def test_adapters_with_the_words_of_il_studio(tmp_path, bits):
@@ -167,6 +173,7 @@ def test_adapters_with_the_words_of_il_studio(tmp_path, bits):
     torch.testing.assert_close(actions(complete, batch), actions(merged, batch), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [16, 4])
 @pytest.mark.parametrize(("family", "words"), [("smolvlm", "llm,lm_head"), ("paligemma", "llm")])
 def test_actions_as_tokens_with_an_adapter(tmp_path, family, words, bits):
@@ -197,6 +204,7 @@ def test_actions_as_tokens_with_an_adapter(tmp_path, family, words, bits):
     torch.testing.assert_close(merged["loss"], before["loss"], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_nothing_depends_on_gets_no_adapter(tmp_path):
     """Without texts the last layer serves its keys and values alone."""
     model = adapted_policy(
@@ -208,6 +216,7 @@ def test_what_nothing_depends_on_gets_no_adapter(tmp_path):
     assert last == {"self_attn.k_proj", "self_attn.v_proj"}
 
 
+@pytest.mark.slow
 @pytest.mark.keys("freeze_backbone", "freeze_vision_tower", "tune_mm_mlp_adapter", "freeze")
 @pytest.mark.parametrize("family", ["smolvlm", "qwen3_vl"])
 def test_freezing_by_part(tmp_path, family):
@@ -226,6 +235,7 @@ def test_freezing_by_part(tmp_path, family):
 # ---- memory ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["smolvlm", "gemma3", "qwen3_vl"])
 def test_checkpointed_layers_give_the_same_gradients(family):
     net, batch = policy_of(family, target_tokens=3).train(), batch_of(target=3)
@@ -248,6 +258,7 @@ def test_checkpointed_layers_give_the_same_gradients(family):
     assert len(runs) == 3 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.keys("flash_attn", "weights_dtype")
 def test_attention_and_type(tmp_path, flash, monkeypatch):
     """Flash attention serves the vision tower: the masks of the language model are SDPA's."""

@@ -34,6 +34,7 @@ def causal(count, bidirectional):
     return allowed if bidirectional else allowed.tril()
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(vla).bidirectional_actions", "model(vla).expert_width", "model(vla).num_layers")
 @pytest.mark.parametrize("bidirectional_actions", [False, True])
 @torch.no_grad()
@@ -70,6 +71,7 @@ def rotated(heads, places):
     return torch.cat((turned.real, turned.imag), dim=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(vla).attention")
 @pytest.mark.parametrize("attention", ["cross", "alternating"])
 @torch.no_grad()
@@ -111,6 +113,7 @@ def record_velocity(net, monkeypatch, answer):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(vla).max_action_dim", "model(vla).max_state_dim", "model(vla).time_alpha")
 def test_the_flow_loss_by_hand(monkeypatch):
     """On the real dimensions alone, over the steps that exist; the padded dimensions have noise."""
@@ -159,6 +162,7 @@ def test_an_exact_velocity_leads_to_the_actions(sampling_steps, monkeypatch):
     assert len(calls) == sampling_steps and len(reads) == 2  # images and prompt, then the state: once for all steps
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(vla).head")
 @every_head
 @torch.no_grad()
@@ -179,6 +183,7 @@ def test_the_regression_loss_by_hand():
     assert not torch.allclose(output["actions"][:, 0], output["actions"][:, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(vla).sampler", "model(vla).train_timesteps", "model(vla).beta_schedule")
 @pytest.mark.keys("model(vla).prediction_type", "model(vla).clip_sample", "model(vla).unet_channels")
 @pytest.mark.keys("model(vla).kernel_size", "model(vla).group_norm_groups", "model(vla).time_dim")
@@ -244,6 +249,7 @@ def test_sizes_that_diffusion_cannot_have(keys, message):
 # ---- state, insulation, execution ----
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(vla).state_as")
 @every_head
 @pytest.mark.parametrize("state_as", ["prefix", "suffix"])
@@ -261,6 +267,7 @@ def test_the_state_reaches_the_actions(head, state_as):
         assert torch.equal(same, net(**without_actions(batch))["actions"])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_state_before_bidirectional_actions_does_not_see_them():
     net, batch = policy_of(state_as="suffix", bidirectional_actions=True, attention="joint").eval(), batch_of()
@@ -272,6 +279,7 @@ def test_the_state_before_bidirectional_actions_does_not_see_them():
     assert not torch.allclose(first[:, 1], other[:, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(vla).detach_backbone")
 def test_an_insulated_backbone_learns_from_texts_alone():
     keys = {"detach_backbone": True, "state_as": "suffix", "target_tokens": 3}
@@ -287,6 +295,7 @@ def test_an_insulated_backbone_learns_from_texts_alone():
             policy_of(**{**keys, **wrong})
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(vla).scale_embeddings")
 @torch.no_grad()
 def test_scaled_embeddings():
@@ -301,6 +310,7 @@ def test_scaled_embeddings():
     torch.testing.assert_close(inputs[3], inputs[1])  # the state's token
 
 
+@pytest.mark.slow
 @pytest.mark.keys("model(vla).n_action_steps", "model(vla).temporal_ensemble_coeff", "model(vla).inference_delay")
 @pytest.mark.keys("model(vla).past_actions")
 @torch.no_grad()

@@ -7,6 +7,8 @@ from vla_policies import EOS, batch_of, config_of, policy_of
 
 import models.vla
 
+pytestmark = pytest.mark.slow
+
 
 def writer(**keys):
     return policy_of(target_tokens=6, **keys)

@@ -25,6 +25,7 @@ def test_predict_without_labels_has_no_loss(make):
     assert result.predictions.shape == (7,) and result.label_ids is None and "test_loss" not in result.metrics
 
 
+@pytest.mark.slow
 def test_metrics_of_an_evaluation_in_training(make):
     def score(prediction):
         return {"largest": float(prediction.predictions.max())}
@@ -47,6 +48,7 @@ def test_metrics_get_losses_and_inputs_on_request(make):
     assert shapes == [((8, 4), (8,))]
 
 
+@pytest.mark.slow
 def test_given_arguments_are_left_alone(make, arguments):
     args = arguments(save_total_limit=1, eval_on_start=True, eval_strategy="steps", eval_steps=2, save_strategy="steps",
                      save_steps=2, metric_for_best_model="loss")  # fmt: skip
@@ -57,6 +59,7 @@ def test_given_arguments_are_left_alone(make, arguments):
     assert {name: getattr(args, name) for name in before} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [{"learning_rate": 0.5}, {"max_steps": 2}, {"lr_scheduler_type": "constant"}])
 def test_arguments_are_read_when_training_begins(make, changed):
     late = make(logging_strategy="steps")
@@ -73,6 +76,7 @@ def test_arguments_are_read_when_training_begins(make, changed):
         assert torch.equal(value, late.model.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_a_limit_of_checkpoints_that_is_set_late_is_kept(make, tmp_path):
     trainer = make(save_strategy="steps", save_steps=1)
     trainer.args.save_total_limit = 2
@@ -80,6 +84,7 @@ def test_a_limit_of_checkpoints_that_is_set_late_is_kept(make, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_start_that_is_set_late_is_made(make):
     trainer = make()
     trainer.args.eval_on_start = True
@@ -87,6 +92,7 @@ def test_an_evaluation_on_start_that_is_set_late_is_made(make):
     assert [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry] == [0]
 
 
+@pytest.mark.slow
 def test_given_optimizer_and_scheduler_are_used(make):
     model = Line()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
@@ -98,6 +104,7 @@ def test_given_optimizer_and_scheduler_are_used(make):
     assert scheduler.get_last_lr() == pytest.approx([0.3 / 16]) and rates == pytest.approx([0.3, 0.15, 0.075, 0.0375])
 
 
+@pytest.mark.slow
 def test_a_given_optimizer_alone_gets_the_schedule_of_the_arguments(make):
     model = Line()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
@@ -107,6 +114,7 @@ def test_a_given_optimizer_alone_gets_the_schedule_of_the_arguments(make):
     assert rates == pytest.approx([0.3, 0.225, 0.15, 0.075])
 
 
+@pytest.mark.slow
 def test_an_optimizer_by_class_and_options(make):
     trainer = make(optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.2, "momentum": 0.5}))
     trainer.train()
@@ -115,6 +123,7 @@ def test_an_optimizer_by_class_and_options(make):
     assert {(group["initial_lr"], group["momentum"]) for group in optimizer.param_groups} == {(0.2, 0.5)}
 
 
+@pytest.mark.slow
 def test_a_subclass_creates_its_own_optimizer(make, peer):
     class Plain(peer):
         def create_optimizer(self, model=None):
@@ -128,6 +137,7 @@ def test_a_subclass_creates_its_own_optimizer(make, peer):
     assert trainer.optimizer.param_groups[0]["initial_lr"] == 0.125
 
 
+@pytest.mark.slow
 def test_model_init_makes_a_new_model_for_each_training(make):
     made = []
 
@@ -145,6 +155,7 @@ def test_model_init_makes_a_new_model_for_each_training(make):
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
+@pytest.mark.slow
 def test_resume_from_the_newest_checkpoint(make):
     settings = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
     make(max_steps=6, **settings).train()
@@ -167,6 +178,7 @@ class Counted(Line):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
+@pytest.mark.slow
 def test_operations_are_counted(make):
     trainer = make(model=Counted())
     trainer.train()

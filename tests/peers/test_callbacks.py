@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 
+@pytest.mark.slow
 def test_a_submodule_in_evaluation_mode_trains_again_at_the_next_step(make):
     trainer, modes = make(), []
 
@@ -24,6 +25,7 @@ def test_a_submodule_in_evaluation_mode_trains_again_at_the_next_step(make):
     assert modes == [True] * 4
 
 
+@pytest.mark.slow
 def test_a_mode_set_by_hand_is_overwritten(make):
     trainer, modes = make(), []
 
@@ -36,6 +38,7 @@ def test_a_mode_set_by_hand_is_overwritten(make):
     assert modes == [True] * 4
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_model_is_a_model_of_its_own(make):
     """As callbacks that average weights make it."""
     trainer, copies = make(), []
@@ -57,6 +60,7 @@ def test_a_copy_of_the_model_is_a_model_of_its_own(make):
         assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.0, 1e-3])
 def test_parameters_that_begin_to_train_count_in_the_norm_and_are_clipped(make, threshold):
     model, gradients = Line(), []
@@ -83,6 +87,7 @@ def test_parameters_that_begin_to_train_count_in_the_norm_and_are_clipped(make, 
         assert logged == pytest.approx([norm for _, norm in gradients], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_module_added_during_training_is_trained(make):
     model = Line()
     trainer = make(
@@ -109,6 +114,7 @@ def test_a_module_added_during_training_is_trained(make):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_on_save_sees_the_model_of_its_checkpoint(make, tmp_path):
     """Users save an adapter beside the checkpoint there."""
     trainer, steps = make(save_strategy="steps", save_steps=1, max_steps=5, num_train_epochs=9), []
@@ -162,6 +168,7 @@ def test_a_callback_may_remove_itself_while_several_sets_are_evaluated(make):
     assert len(events) == 1 and "eval_a_loss" in events[0]
 
 
+@pytest.mark.slow
 def test_a_callback_evaluates_and_predicts_in_the_middle_of_a_step(make):
     trainer, seen = make(gradient_accumulation_steps=2), []
     plain = make(gradient_accumulation_steps=2)
@@ -177,6 +184,7 @@ def test_a_callback_evaluates_and_predicts_in_the_middle_of_a_step(make):
         assert torch.equal(value, trainer.model.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_the_train_loader_gives_callbacks_the_batches_of_the_collate_function(make):
     trainer, keys = make(), []
 

@@ -6,6 +6,7 @@ from peer_code import At, Line, Points, Stream
 from torch import nn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_attributes_of_the_loaders_data_set_are_those_of_the_data_set(make, workers):
     """A curriculum: the third epoch and later ones have other samples."""
@@ -23,6 +24,7 @@ def test_attributes_of_the_loaders_data_set_are_those_of_the_data_set(make, work
     assert means == [False] * 4 + [True] * 2
 
 
+@pytest.mark.slow
 def test_a_batch_key_of_any_name_reaches_the_model(make):
     class Tagged(Points):
         def __getitem__(self, index):
@@ -38,6 +40,7 @@ def test_a_batch_key_of_any_name_reaches_the_model(make):
     assert sorted(trainer.model.tags) == list(range(16))
 
 
+@pytest.mark.slow
 def test_columns_that_no_forward_names_are_removed_before_the_collate_function(make):
     class Noted(Points):
         def __getitem__(self, index):
@@ -52,6 +55,7 @@ def test_columns_that_no_forward_names_are_removed_before_the_collate_function(m
     assert len(trainer.model.seen) == 4
 
 
+@pytest.mark.slow
 def test_batches_that_are_lists(make, peer):
     class Positional(peer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -66,6 +70,7 @@ def test_batches_that_are_lists(make, peer):
     assert trainer.state.global_step == 4 and len(trainer.model.seen) == 4
 
 
+@pytest.mark.slow
 def test_a_trainer_without_training_data_evaluates_and_predicts(make):
     trainer = make(train_dataset=None)
     assert trainer.evaluate()["eval_loss"] > 0 and len(trainer.predict(Points(5)).predictions) == 5
@@ -73,6 +78,7 @@ def test_a_trainer_without_training_data_evaluates_and_predicts(make):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_streaming_data_train(make):
     trainer = make(train_dataset=Stream(), max_steps=7)
     trainer.train()
@@ -85,6 +91,7 @@ def test_streaming_data_need_max_steps(make):
         make(train_dataset=Stream(), max_steps=-1, num_train_epochs=1)
 
 
+@pytest.mark.slow
 def test_a_loss_of_a_subclass_is_averaged_over_micro_batches(make, peer):
     class Absolute(peer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -130,6 +137,7 @@ class Bigrams(nn.Module):
         return {"logits": self.table(input_ids)}
 
 
+@pytest.mark.slow
 def test_a_loss_function_gets_the_items_of_the_whole_step(make):
     counts = []
 
@@ -191,6 +199,7 @@ class Reads(nn.Module):
         return {"loss": (self.weight * input_ids.float().mean()) ** 2}
 
 
+@pytest.mark.slow
 def test_samples_grouped_by_length(make, peer):
     settings = {
         "train_sampling_strategy": "group_by_length",

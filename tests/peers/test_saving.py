@@ -10,6 +10,8 @@ from storage.checkpoints import checkpoints
 from trainer import preemption
 from trainer.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 KEEL_ONLY = pytest.mark.parametrize("peer", [Trainer])
 BEST = {"save_strategy": "best", "metric_for_best_model": "loss", "greater_is_better": False}
 

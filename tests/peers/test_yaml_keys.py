@@ -11,6 +11,8 @@ from transformers.utils import is_liger_kernel_available
 import train
 from loader.command_line.entry import command_line
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = (
     "max_steps=2 logging_steps=1 eval_strategy=steps eval_steps=2 learning_rate=0 save_strategy=no report_to=none"
 )
@@ -33,7 +35,6 @@ def refusal(recipe, folder, capfd, *settings):
     return capfd.readouterr().err
 
 
-@pytest.mark.slow
 def test_label_smoothing(tmp_path):
     trainer = run(auto_records, tmp_path, "label_smoothing_factor=0.25")
     samples = trainer.eval_dataset
@@ -48,7 +49,6 @@ def test_label_smoothing(tmp_path):
     assert logged(trainer, "eval_loss")[-1] == pytest.approx(float(sums) / count, rel=1e-4)
 
 
-@pytest.mark.slow
 def test_noise_on_embeddings_is_of_training_alone(tmp_path):
     plain = run(gpt_windows, tmp_path / "plain")
     noisy = run(gpt_windows, tmp_path / "noisy", "neftune_noise_alpha=20")
@@ -58,7 +58,6 @@ def test_noise_on_embeddings_is_of_training_alone(tmp_path):
     assert not hasattr(noisy.model.get_input_embeddings(), "neftune_noise_alpha")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "setting"),
     [
@@ -75,13 +74,11 @@ def test_what_a_model_cannot_use_is_refused_by_name(tmp_path, capfd, recipe, set
     assert f"`{setting.partition('=')[0]}" in refusal(recipe, tmp_path, capfd, setting)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(is_liger_kernel_available(), reason="without the package")
 def test_a_missing_package_is_named(tmp_path, capfd):
     assert "liger-kernel" in refusal(auto_records, tmp_path, capfd, "use_liger_kernel=true")
 
 
-@pytest.mark.slow
 def test_operations_are_counted(tmp_path):
     trainer = run(gpt_windows, tmp_path)
     tokens = 2 * next(iter(trainer.get_train_dataloader()))["input_ids"].numel()

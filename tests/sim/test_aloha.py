@@ -9,6 +9,7 @@ from sim.aloha import Config, make, simulator
 from sim.aloha.instructions import PHRASINGS, VARIANTS
 
 
+@pytest.mark.slow
 def test_importing_the_configuration_loads_nothing_heavy():
     loaded = python(
         "import sys, sim.aloha, sim.aloha.expert, sim.record, sim.rollout, sim.film; print(sorted(set(sys.modules) & "
@@ -35,6 +36,7 @@ def test_state_needs_no_opengl(backend):
     assert printed == f"1 {backend}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["dm_control", "gym_aloha", "mujoco"])
 def test_a_missing_package_is_one_line_with_the_remedy(package):
     printed = python(
@@ -51,6 +53,7 @@ def test_cameras_are_checked():
         Config(task="insertion", cameras=["top", "front"])
 
 
+@pytest.mark.slow
 @pytest.mark.keys("env(aloha).task")
 @pytest.mark.parametrize(("task", "poses"), [("transfer_cube", 7), ("insertion", 14), ("two_cubes", 14)])
 def test_an_observation_has_the_documented_arrays(task, poses):
@@ -64,6 +67,7 @@ def test_an_observation_has_the_documented_arrays(task, poses):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["transfer_cube", "insertion"])
 def test_steps_as_gym_aloha_does(task, monkeypatch):
     """Same seed, same actions: positions, rewards and poses of gym-aloha's own environment, not rendering."""
@@ -91,6 +95,7 @@ def test_steps_as_gym_aloha_does(task, monkeypatch):
         assert ours.reward == reward
 
 
+@pytest.mark.slow
 def test_a_reset_leaves_nothing_of_the_last_episode():
     environment = make(Config(task="transfer_cube"))
     first = environment.reset(3)
@@ -110,6 +115,7 @@ def test_two_environments_of_a_process_do_not_share_their_state():
     assert np.array_equal(one.positions, kept)
 
 
+@pytest.mark.slow
 def test_actions_beyond_one_are_not_clipped():
     environment = make(Config(task="transfer_cube"))
     environment.reset(0)
@@ -160,6 +166,7 @@ def test_peg_to_pin_by_hand():
     assert distance([0.0, 0.53, 0.2]) == np.inf  # beside the socket
 
 
+@pytest.mark.slow
 @pytest.mark.keys("env(aloha).instruction")
 def test_instructions_of_two_cubes():
     for seed in range(8):

@@ -61,6 +61,7 @@ def test_subtasks_name_what_is_done_on_the_way_to_the_next_waypoint():
     assert expert.subtasks(track, 7) == ["move", "close", "close", "close", "lift", "lift", "lift"]
 
 
+@pytest.mark.slow
 def test_jitter_varies_the_motion_and_zero_does_not():
     config = Config(task="transfer_cube", episode_steps=120)
     poses = simulator().sample_poses("transfer_cube", 0)
@@ -73,6 +74,7 @@ def test_jitter_varies_the_motion_and_zero_does_not():
     assert np.abs(plan(0, 1.0) - plan(1, 1.0)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_joint_targets_are_reached_angles_and_commanded_grippers():
     """The right gripper squeezes the cube: told 0, it stays well open, and the target must say 0."""
     environment = make(Config(task="transfer_cube"))

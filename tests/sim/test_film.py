@@ -41,6 +41,7 @@ def test_contact_sheet_shows_even_times_from_first_to_last(frames, tmp_path):
     assert np.asarray(Image.open(tmp_path / "short.png"))[::120, ::160, 0].tolist() == [[0, 20], [40, 255]]
 
 
+@pytest.mark.slow
 def test_video_has_all_frames_at_their_rate(frames, tmp_path):
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
     path = tmp_path / "video.mp4"
@@ -67,6 +68,7 @@ def test_a_rollout_is_filmed(opengl, tmp_path):
     assert all(path.stat().st_size > 1000 for path in paths)
 
 
+@pytest.mark.slow
 def test_where_nothing_renders_one_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "off")
     results = rollout(Still, SHORT, 1, seed=5, num_workers=0, film_episodes=1, report=print)
@@ -75,6 +77,7 @@ def test_where_nothing_renders_one_line_says_so(tmp_path, monkeypatch):
     assert len(lines) == 1 and lines[0].startswith("no film: MUJOCO_GL=off cannot render")
 
 
+@pytest.mark.slow
 @pytest.mark.keys("env(aloha).cameras", "env(aloha).image_height", "env(aloha).image_width", "env(aloha).shadows")
 def test_a_camera_is_rendered_in_its_size_and_differently_lit_with_shadows(opengl):
     small = Config(task="transfer_cube", cameras=["top"], image_height=96, image_width=128)
@@ -103,6 +106,7 @@ def test_frames_equal_dm_controls(opengl):
     assert int(printed) <= 1
 
 
+@pytest.mark.slow
 def test_two_renderers_of_a_process_do_not_disturb_each_other(opengl):
     config = Config(task="transfer_cube", cameras=["top"], image_height=48, image_width=64)
     one = make(config)

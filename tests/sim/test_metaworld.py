@@ -37,6 +37,7 @@ class Fixed:
         return np.array([0.1, 0.2, -0.1, 0.0])
 
 
+@pytest.mark.slow
 def test_an_episode_is_that_of_the_package():
     """Starts, states and successes of Meta-World's own environment with the same random vector."""
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
@@ -62,6 +63,7 @@ def test_an_episode_is_that_of_the_package():
     assert ours.success and succeeded
 
 
+@pytest.mark.slow
 def test_a_seed_is_an_episode_whatever_came_before():
     environment = make(Config(task="mt3"))
 
@@ -77,6 +79,7 @@ def test_a_seed_is_an_episode_whatever_came_before():
     assert first["observations/state"].shape == (len(first["action"]), 39)
 
 
+@pytest.mark.slow
 def test_seeds_take_the_tasks_in_turn():
     environment = make(Config(task=["reach", "push"], episode_steps=5))
     tasks = []
@@ -86,6 +89,7 @@ def test_seeds_take_the_tasks_in_turn():
     assert tasks == ["reach", "push", "reach", "push"] and environment.variants == 2
 
 
+@pytest.mark.slow
 @pytest.mark.keys("env(metaworld).instruction")
 def test_instructions():
     tasks = SETS["mt3"]
@@ -102,6 +106,7 @@ def test_instructions():
     assert unlike.instruction in TASKS["door-open"][:-1]
 
 
+@pytest.mark.slow
 def test_reach_and_pick_place_differ_in_nothing_but_the_instruction():
     one, other = make(Config(task="reach")), make(Config(task="pick-place"))
     for seed in range(3):
@@ -110,6 +115,7 @@ def test_reach_and_pick_place_differ_in_nothing_but_the_instruction():
         assert start["instruction"] != same["instruction"]
 
 
+@pytest.mark.slow
 def test_the_expert_obeys_a_wrong_instruction():
     """So its rate is what a policy gets that reads the instruction; reach fulfils no other task's goal."""
     config = Config(task="mt3", instruction="wrong", episode_steps=120)
@@ -151,6 +157,7 @@ def test_phrasings_are_of_one_task_each():
     assert len(TASKS) == 50 and len(set(phrasings)) == len(phrasings) and all(len(task) >= 3 for task in TASKS.values())
 
 
+@pytest.mark.slow
 @pytest.mark.keys("env(metaworld).show_goal", "env(metaworld).episode_steps", "env(metaworld).task")
 def test_the_goal_can_be_hidden_and_episodes_end():
     shown, hidden = make(Config(task="push", episode_steps=3)), make(Config(task="push", show_goal=False))
@@ -162,6 +169,7 @@ def test_the_goal_can_be_hidden_and_episodes_end():
     assert steps == 3 and not shown.success
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [np.zeros(3), np.array([0, 0, np.nan, 0])])
 def test_actions_that_are_none_are_refused(action):
     environment = make(Config(task="reach"))

@@ -51,6 +51,7 @@ def recording(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_layout(recording):
     arrays, attributes = contents(recording / "episode_1.hdf5")
     assert {key: (value.shape, value.dtype.name) for key, value in arrays.items()} == {
@@ -73,6 +74,7 @@ def test_layout(recording):
     assert json.loads((recording / "recording.json").read_text())["kept"] == 3
 
 
+@pytest.mark.slow
 def test_replaying_the_actions_gives_the_observations_before_them(recording):
     arrays, attributes = contents(recording / "episode_2.hdf5")
     environment = make(STATE)
@@ -89,6 +91,7 @@ def test_episodes_depend_on_neither_the_number_of_workers_nor_how_many_are_asked
     assert_same_episodes(recording, tmp_path, 2)
 
 
+@pytest.mark.slow
 def test_other_seeds_and_indices_give_other_episodes(recording, tmp_path):
     record(STATE, tmp_path, 1, seed=8, num_workers=0, report=quiet)
     paths = [tmp_path / "episode_0.hdf5", recording / "episode_0.hdf5", recording / "episode_1.hdf5"]
@@ -121,6 +124,7 @@ def test_a_killed_recording_leaves_whole_episodes_and_is_completed(tmp_path):
     assert_same_episodes(killed, whole, 6)
 
 
+@pytest.mark.slow
 def test_more_episodes_than_asked_are_kept(recording):
     report = record(STATE, recording, 1, seed=7, report=quiet)
     assert (report.kept, report.recorded) == (3, 0)
@@ -145,6 +149,7 @@ def test_failures_are_discarded_counted_and_tried_again(tmp_path, monkeypatch):
     assert len({tuple(poses) for poses in calls}) == 6  # every attempt from another start
 
 
+@pytest.mark.slow
 @pytest.mark.keys("env(aloha).episode_steps")
 def test_an_expert_that_never_succeeds_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="50 attempts at episode 0 failed; use a jitter below 1 or more than 5"):
@@ -152,6 +157,7 @@ def test_an_expert_that_never_succeeds_is_an_error(tmp_path):
     assert not list(tmp_path.glob("episode*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "seed", "jitter", "message"),
     [

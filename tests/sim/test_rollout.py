@@ -88,6 +88,7 @@ def test_wilson_bounds_solve_the_score_equation(successes, trials):
         assert math.isclose(difference, 0, abs_tol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_broken_policy_names_the_episode_and_the_step(num_workers):
     with pytest.raises(ValueError, match="episode with seed 40: the policy's action at step 0 .* nan"):

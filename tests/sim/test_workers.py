@@ -20,6 +20,7 @@ def with_tests_on_path():
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 
 
+@pytest.mark.slow
 def test_results_come_with_their_tasks_from_as_many_processes():
     pairs = dict(run(doubling, range(6), num_workers=2))
     assert {task: result[0] for task, result in pairs.items()} == {task: 2 * task for task in range(6)}
@@ -27,6 +28,7 @@ def test_results_come_with_their_tasks_from_as_many_processes():
     assert 1 <= len(processes) <= 2 and os.getpid() not in processes
 
 
+@pytest.mark.slow
 def test_a_worker_computes_with_one_thread_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [result[2] for _, result in run(doubling, [1], num_workers=1)] == ["1"]
@@ -40,6 +42,7 @@ def test_zero_workers_is_this_process():
     assert list(run(doubling, [], num_workers=None)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "kind", "message"),
     [
@@ -54,6 +57,7 @@ def test_errors_and_deaths_reach_the_caller_and_leave_no_process(task, kind, mes
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_closing_early_ends_all_workers():
     results = run(doubling, range(100), num_workers=2)
     next(results)
@@ -62,6 +66,7 @@ def test_closing_early_ends_all_workers():
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_closing_does_not_wait_for_a_result_that_is_half_sent():
     code = (
         "import time; from simulated_policies import filling; from sim.workers import run\n"
@@ -77,6 +82,7 @@ def test_closing_does_not_wait_for_a_result_that_is_half_sent():
     assert ended.stdout == "closed\n", ended.stderr
 
 
+@pytest.mark.slow
 def test_workers_that_are_done_leave_no_semaphore_behind():
     code = (
         "from simulated_policies import locking; from sim.workers import run\n"

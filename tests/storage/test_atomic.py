@@ -204,6 +204,7 @@ def test_publish_without_an_exchange_of_names(tmp_path, monkeypatch, library):
     assert content(final) == {"a": "new"} and os.listdir(tmp_path) == ["final"]
 
 
+@pytest.mark.slow
 def test_apply_umask(tmp_path):
     """With a umask of 027, files that their writer made private become readable for the group."""
     made(tmp_path / "sub", private="1")

@@ -93,6 +93,7 @@ def taken(tmp_path, run_lock):
 # ---- this machine ----
 
 
+@pytest.mark.slow
 def test_a_second_live_process_is_refused(tmp_path, holder):
     process = holder()
     text = refused(mine(tmp_path))
@@ -100,6 +101,7 @@ def test_a_second_live_process_is_refused(tmp_path, holder):
     assert process.poll() is None and held_by(tmp_path)["pid"] == process.pid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_zombie", [False, True])
 def test_a_killed_holders_lock_is_taken_over_at_once(tmp_path, holder, is_zombie):
     process = holder()
@@ -163,6 +165,7 @@ def test_context_manager(tmp_path):
     run_lock.release()  # once more does no harm
 
 
+@pytest.mark.slow
 def test_forked_children_do_not_hold_release_or_beat(tmp_path):
     run_lock = mine(tmp_path, beat=1e6)
     run_lock.take()
@@ -180,6 +183,7 @@ def test_forked_children_do_not_hold_release_or_beat(tmp_path):
     run_lock.release()
 
 
+@pytest.mark.slow
 def test_one_of_eight_processes_wins(tmp_path, holder):
     """All start at once, with the lock of a dead process in the folder."""
     written(tmp_path, started="1")
@@ -202,6 +206,7 @@ def wait_until(holds):
     raise AssertionError("never happened")
 
 
+@pytest.mark.slow
 def test_a_live_holder_on_another_machine_keeps_its_folder(tmp_path, holder, capsys):
     """Its process does not exist here, but its file changes."""
     process = holder(THERE)
@@ -210,6 +215,7 @@ def test_a_live_holder_on_another_machine_keeps_its_folder(tmp_path, holder, cap
     assert "waiting 60 s" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dead_holder_on_another_machine_is_taken_over(tmp_path, holder, capsys):
     process = holder(THERE)
     process.kill()
@@ -294,6 +300,7 @@ def test_a_suspended_holder_notices_that_it_lost_the_lock(tmp_path, capsys):
 # ---- damage to the lock file ----
 
 
+@pytest.mark.slow
 def test_a_damaged_lock_file_is_watched_and_taken_over(tmp_path):
     for content in (b"", b'{"host": ', b"[1]", b"\xff\xfe", b"[" * 10000):
         (tmp_path / "out").mkdir(exist_ok=True)
@@ -380,6 +387,7 @@ def test_without_advisory_locks_the_last_rename_wins(tmp_path, monkeypatch):
     taken(tmp_path, mine(tmp_path))
 
 
+@pytest.mark.slow
 def test_exclusive_waits_for_the_holder_and_for_a_deleted_file(tmp_path):
     """The first holder deletes the file; the second one must lock the new file."""
     path = tmp_path / "lock"

@@ -48,6 +48,7 @@ class RecordsSaves(TrainerCallback):
         self.steps.append(state.global_step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_background", [True, False])
 def test_a_checkpoint_is_complete_when_on_save_is_fired(tmp_path, in_background):
     trainer = make_trainer(tmp_path, save_in_background=in_background, **EACH_TWO)
@@ -58,6 +59,7 @@ def test_a_checkpoint_is_complete_when_on_save_is_fired(tmp_path, in_background)
     assert threading.active_count() == 1 or all(not each.name.startswith("save") for each in threading.enumerate())
 
 
+@pytest.mark.slow
 def test_files_and_manifest(tmp_path):
     make_trainer(tmp_path, files={"run.yaml": "a: 1\n"}, **EACH_TWO).train()
     there = {path.name for path in (tmp_path / "checkpoint-4").iterdir()}
@@ -71,6 +73,7 @@ def test_files_and_manifest(tmp_path):
     assert content["versions"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_no_file_of_a_run_is_a_pickle(tmp_path):
     """A pickle starts with its protocol, a zip archive of torch.save with PK."""
     trainer = make_trainer(tmp_path, ema=None, **EACH_TWO)
@@ -82,6 +85,7 @@ def test_no_file_of_a_run_is_a_pickle(tmp_path):
     assert not [path for path in files if path.suffix in (".pt", ".pth", ".bin", ".pkl")]
 
 
+@pytest.mark.slow
 def test_a_late_save_holds_the_state_of_its_step(tmp_path, monkeypatch):
     """Training continues before the checkpoint is written."""
     truth = make_trainer(tmp_path / "truth", save_in_background=False, **EACH_TWO)
@@ -133,6 +137,7 @@ def failing(monkeypatch, at, error=None):
     monkeypatch.setattr(async_writer.manifest, "write", write)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_background", [True, False])
 def test_training_continues_when_a_save_fails(tmp_path, monkeypatch, capfd, in_background):
     truth = make_trainer(tmp_path / "truth", max_steps=8)
@@ -150,6 +155,7 @@ def test_training_continues_when_a_save_fails(tmp_path, monkeypatch, capfd, in_b
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), truth.model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_too_many_failures_in_a_row_end_the_run(tmp_path, monkeypatch):
     failing(monkeypatch, [2, *range(4, 20)], OSError(30, "Read-only file system"))
     trainer = make_trainer(tmp_path, max_steps=20, save_strategy="steps", save_steps=1, max_failed_saves=2)
@@ -158,6 +164,7 @@ def test_too_many_failures_in_a_row_end_the_run(tmp_path, monkeypatch):
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-3"]
 
 
+@pytest.mark.slow
 def test_a_bug_is_not_a_failed_save(tmp_path, monkeypatch):
     failing(monkeypatch, [2], ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError, match="a bug"):
@@ -165,6 +172,7 @@ def test_a_bug_is_not_a_failed_save(tmp_path, monkeypatch):
     assert names(tmp_path) == [] and not list(tmp_path.glob(".saving*"))
 
 
+@pytest.mark.slow
 def test_a_best_step_that_could_not_be_saved_is_not_loaded(tmp_path, monkeypatch):
     failing(monkeypatch, [4])
     trainer = make_trainer(
@@ -175,6 +183,7 @@ def test_a_best_step_that_could_not_be_saved_is_not_loaded(tmp_path, monkeypatch
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
 
 
+@pytest.mark.slow
 def test_a_full_disk_does_not_lose_log_lines(tmp_path, monkeypatch, capfd):
     from trainer.callbacks import log_files
 
@@ -205,6 +214,7 @@ def test_package_versions():
     assert contents.package_versions()["transformers"] == version("transformers")
 
 
+@pytest.mark.slow
 def test_a_lost_lock_ends_the_run(tmp_path):
     lock = type("Lock", (), {"lost": False})()
 
@@ -237,6 +247,7 @@ class At(TrainerCallback):
         setattr(self, event, at)
 
 
+@pytest.mark.slow
 def test_on_save_is_fired_at_the_next_step(tmp_path):
     """Not only when the next checkpoint is due; what listens is no callback of the user's, which waits for it."""
     trainer, fired = make_trainer(tmp_path, max_steps=8, save_strategy="steps", save_steps=3), []
@@ -263,6 +274,7 @@ class SetsControl(TrainerCallback):
         setattr(control, self.word, True)
 
 
+@pytest.mark.slow
 def test_should_save_in_on_save_is_ignored(tmp_path):
     """transformers resets the flag at the next step's begin."""
     trainer = make_trainer(tmp_path, max_steps=8, save_strategy="steps", save_steps=3)
@@ -272,6 +284,7 @@ def test_should_save_in_on_save_is_ignored(tmp_path):
     assert callback.steps == [3, 6, 8] and trainer.checkpointing.number == 3
 
 
+@pytest.mark.slow
 def test_a_callback_that_stops_training_in_on_save(tmp_path):
     """The epoch ends right after that step, which is saved once."""
     trainer = make_trainer(tmp_path, save_in_background=False, **EACH_TWO)
@@ -281,6 +294,7 @@ def test_a_callback_that_stops_training_in_on_save(tmp_path):
     assert callback.steps == [2] and trainer.checkpointing.number == 1 and names(tmp_path) == ["checkpoint-2"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_completes_its_save(tmp_path, monkeypatch):
     """When `train` raises, the checkpoint is complete and nothing is being written."""
     write = async_writer.write
@@ -303,6 +317,7 @@ def test_a_run_that_fails_completes_its_save(tmp_path, monkeypatch):
     assert manifest.verify(tmp_path / "checkpoint-2") is None
 
 
+@pytest.mark.slow
 def test_an_evaluation_and_an_epoch_end_at_one_step_are_saved_once(tmp_path):
     kept = {"monitor": "val/loss", "mode": "min", "save_top_k": -1, "save_last": True, "every_n_epochs": 1}
     trainer = make_trainer(
@@ -325,6 +340,7 @@ class FixedLosses(Regression):
         return super().forward(x, y) if self.training else {"loss": torch.tensor(next(self.losses))}
 
 
+@pytest.mark.slow
 def test_best_model_checkpoint_exists(tmp_path, monkeypatch):
     """The best step's save has failed, so the previous best checkpoint stays the best."""
     failing(monkeypatch, [4])
@@ -338,6 +354,7 @@ def test_best_model_checkpoint_exists(tmp_path, monkeypatch):
     assert stored["best_model_checkpoint"] == trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
 
 
+@pytest.mark.slow
 def test_logs_are_synced_before_a_checkpoint_is_published(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(async_writer, "sync", lambda path: synced.append(path.name))
@@ -353,6 +370,7 @@ def test_logs_are_synced_before_a_checkpoint_is_published(tmp_path, monkeypatch)
 LIMITED = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 
 
+@pytest.mark.slow
 def test_deletions_do_not_delay_training(tmp_path, slow_disk):
     class Looks(TrainerCallback):
         seen = None

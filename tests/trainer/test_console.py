@@ -29,6 +29,7 @@ def test_metrics_of_an_evaluation_and_monitored_ones_are_shown(capsys, logs, mon
     assert words[0] == "step 3/9" and {word.split()[0] for word in words[1:]} - {"eta"} == shown
 
 
+@pytest.mark.slow
 def test_the_run_says_which_checkpoint_is_the_final_model(tmp_path, capsys):
     trainer = make_trainer(
         tmp_path, max_steps=6, learning_rate=1.0, eval_strategy="steps", eval_steps=2, save_strategy="steps",
@@ -41,6 +42,7 @@ def test_the_run_says_which_checkpoint_is_the_final_model(tmp_path, capsys):
     assert f"checkpoint-{best} " in line and f"{losses[best]:.4g}" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("settings", "steps"), [
     ({"logging_steps": 50}, [3]), ({"logging_steps": 2}, [2]), ({"logging_strategy": "no"}, []),
 ])  # fmt: skip

@@ -66,6 +66,7 @@ def told(values, mode, patience, min_delta, stopping_threshold, divergence_thres
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.keys("early_stopping.check_finite")
 def test_stops_where_the_rules_say():
     generator = random.Random(0)
@@ -181,6 +182,7 @@ def test_two_on_different_metrics(tmp_path):
     assert {"early_stopping: eval_loss, min, 0", "early_stopping: eval_samples_per_second, max, 0"} <= set(stored)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_known_by_its_checkpoint(tmp_path):
     trainer = scripted(tmp_path, VALUES, **EACH_STEP)
     trainer.add_callback(EarlyStopping(settings(patience=2)))
@@ -194,6 +196,7 @@ def test_a_stopped_run_is_known_by_its_checkpoint(tmp_path):
     assert already_stopped(tmp_path / "checkpoint-3", settings(patience=2)) is None
 
 
+@pytest.mark.slow
 def test_a_callback_that_the_checkpoint_does_not_know(tmp_path, capfd):
     scripted(tmp_path, VALUES, max_steps=6, lr_scheduler_type="constant", **EACH_STEP).train()
     trainer = scripted(tmp_path, VALUES, lr_scheduler_type="constant", **EACH_STEP)
@@ -203,6 +206,7 @@ def test_a_callback_that_the_checkpoint_does_not_know(tmp_path, capfd):
     assert "early stopping: " in (line := capfd.readouterr().err) and "from 6" in line
 
 
+@pytest.mark.slow
 def test_only_evaluations_of_the_training_count(tmp_path):
     """Not the one before the first step, none outside `train`, and no step twice."""
     options = {"eval_strategy": "steps", "eval_steps": 6, "eval_on_start": True, "max_steps": 12}
@@ -216,6 +220,7 @@ def test_only_evaluations_of_the_training_count(tmp_path):
     assert trainer.state.global_step == 12 and stopping.progress.best == 2.0 and stopping.progress.wait == 0
 
 
+@pytest.mark.slow
 def test_a_missing_metric(tmp_path, capfd):
     strict = scripted(tmp_path / "a", VALUES, **EACH_STEP)
     strict.add_callback(EarlyStopping(settings(monitor="val_accuracy")))
@@ -227,6 +232,7 @@ def test_a_missing_metric(tmp_path, capfd):
     assert capfd.readouterr().err.count("early stopping is skipped: ") == 1
 
 
+@pytest.mark.slow
 def test_several_evaluation_sets(tmp_path):
     """Each set is reported under its name; the metric may be any one's."""
     trainer = scripted(tmp_path, VALUES, **EACH_STEP)
@@ -241,6 +247,7 @@ def test_several_evaluation_sets(tmp_path):
         bare.train()
 
 
+@pytest.mark.slow
 def test_the_mean_loss_of_several_sets(tmp_path):
     trainer = scripted(tmp_path, VALUES, **EACH_STEP)
     trainer.eval_dataset = {"left": trainer.eval_dataset, "right": trainer.eval_dataset}
@@ -254,6 +261,7 @@ def test_the_mean_loss_of_several_sets(tmp_path):
     assert trainer.state.global_step == best + 3  # two checks without improvement
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("evaluation", "end"),
     [
@@ -289,6 +297,7 @@ def test_training_losses_seen_at_the_epochs_ends(tmp_path, evaluation, logging):
     assert stopping.progress.best == min(seen[: check or 4])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_knows_what_was_logged_before(tmp_path):
     """Nothing is logged between the resume at step 11 and the epoch's end at 12, which looks back at step 10's loss."""
     stoppings = []

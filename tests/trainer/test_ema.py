@@ -200,6 +200,7 @@ def test_what_users_do_wrong(tmp_path):
 AVERAGED = SimpleNamespace(decay=0.9, warmup=True, update_every=2)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     """Weights, averages and evaluations, with an evaluation and a checkpoint between updates of the shadow."""
     settings = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps"}
@@ -223,6 +224,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 TIMES = dict.fromkeys(("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"), 0)
 
 
+@pytest.mark.slow
 def test_training_is_not_disturbed(tmp_path):
     """The same weights as a run without EMA."""
     settings = {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 2}

@@ -7,6 +7,8 @@ from tiny_training import Regression, make_trainer
 from trainer.optimization.optimizers import load_earlier_state
 from trainer.serialization.state_dict_io import read, split, write
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_moments_are_taken_and_the_rates_are_not(tmp_path):
     make_trainer(tmp_path, max_steps=3, save_strategy="steps", save_steps=3).train()

@@ -139,6 +139,7 @@ def test_other_errors_and_later_steps_are_left_alone(recwarn):
         optimizer.step()
 
 
+@pytest.mark.slow
 def test_deepspeed_saves_its_own_files(tmp_path, monkeypatch):
     """With a stand-in for its engine: what the engine writes is staged, proven and published with the rest."""
     run = make_trainer(tmp_path, max_steps=2, max_grad_norm=0.0)

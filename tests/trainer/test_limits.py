@@ -114,6 +114,7 @@ def test_a_limited_data_set_reads_whole_batches_as_before():
     assert list(loader) == [("read together", [0, 1, 2, 3]), ("read together", [4, 5, 6, 7])]
 
 
+@pytest.mark.slow
 def test_a_limited_run_resumes_as_it_was(tmp_path):
     """Two batches of an epoch's six, other ones in each epoch; killed within an epoch and at its end."""
 
@@ -150,6 +151,7 @@ def test_shuffled_evaluation_is_one_order():
     assert list(limited_sampler(order, 2, batch=4)) == list(order)[:8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epochs", "options", "steps"),
     [
@@ -167,6 +169,7 @@ def test_evaluation_at_each_nth_epochs_end(tmp_path, epochs, options, steps):
     assert [line["step"] for line in trainer.state.log_history if "eval_loss" in line] == steps
 
 
+@pytest.mark.slow
 def test_a_resumed_run_evaluates_in_the_same_epochs(tmp_path):
     class SavesAt7(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

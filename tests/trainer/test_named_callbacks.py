@@ -54,6 +54,7 @@ def my_lab(tmp_path, monkeypatch):
 PATH = "my_lab_of_callbacks.callbacks"
 
 
+@pytest.mark.slow
 def test_they_are_built_in_order_and_run(tmp_path):
     callbacks = named_callbacks(
         [f"{PATH}.Counts", {"name": f"{PATH}.Counts", "start": 10, "step": 2}, {"name": f"{PATH}.TakesAny", "x": 1}]

@@ -94,6 +94,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_with_a_nan_leaves_no_trace(tmp_path, name):
     trainer, shown = guarded(tmp_path, bad=[7], num_train_epochs=2, **SETTINGS[name])
@@ -108,6 +109,7 @@ def test_a_step_with_a_nan_leaves_no_trace(tmp_path, name):
         assert line.endswith(f"on samples {ids}; 1 in a row, {shown.index(line) + 1} in all")
 
 
+@pytest.mark.slow
 def test_a_bad_first_step(tmp_path):
     """Before any optimizer state exists."""
     first = next(steps(Poisoned(22)))[0]["index"].tolist()
@@ -118,6 +120,7 @@ def test_a_bad_first_step(tmp_path):
     assert_same_weights(trainer.model, model)
 
 
+@pytest.mark.slow
 def test_a_bad_micro_batch_spoils_its_own_step_only(tmp_path):
     trainer, shown = guarded(tmp_path, bad=[7], num_train_epochs=2, gradient_accumulation_steps=2, optim="adamw_torch")
     trainer.train()
@@ -128,6 +131,7 @@ def test_a_bad_micro_batch_spoils_its_own_step_only(tmp_path):
         assert line.count("on samples") == 1 and f"on samples {', '.join(map(str, batches[0]))};" in line
 
 
+@pytest.mark.slow
 def test_the_logged_losses_are_means_over_the_applied_steps(tmp_path):
     settings = {"num_train_epochs": 2, "logging_steps": 3, "gradient_accumulation_steps": 2, "learning_rate": 0.0}
     trainer, shown = guarded(tmp_path, bad=[7], optim="adamw_torch", **settings)
@@ -146,6 +150,7 @@ def test_the_logged_losses_are_means_over_the_applied_steps(tmp_path):
         assert line["loss_error"] == pytest.approx(sum(errors) / len(errors), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_without_bad_samples_nothing_changes(tmp_path):
     trainer, shown = guarded(tmp_path, bad=[], num_train_epochs=2, logging_steps=1, optim="adamw_torch")
     trainer.train()
@@ -156,6 +161,7 @@ def test_without_bad_samples_nothing_changes(tmp_path):
     assert shown == [] and not any("skipped_steps" in log for log in logs)
 
 
+@pytest.mark.slow
 def test_enough_bad_steps_in_a_row_end_the_run(tmp_path):
     """The third, fourth and fifth step are bad; the weights are those of the second."""
     every = list(steps(Poisoned(22)))
@@ -179,12 +185,14 @@ def test_enough_bad_steps_in_a_row_end_the_run(tmp_path):
     assert_same_weights(trainer.model, model)
 
 
+@pytest.mark.slow
 def test_a_good_step_starts_the_count_anew(tmp_path):
     trainer, shown = guarded(tmp_path, bad=[7], stop_after=2, num_train_epochs=4)
     trainer.train()
     assert len(shown) == 4 and all("1 in a row" in line for line in shown)
 
 
+@pytest.mark.slow
 def test_a_gradient_alone_may_be_infinite(tmp_path):
     trainer, shown = guarded(tmp_path, bad=[], model=Kink(), num_train_epochs=2, optim="adamw_torch")
     trainer.train_dataset.x[7] = -100.0
@@ -197,6 +205,7 @@ def test_a_gradient_alone_may_be_infinite(tmp_path):
     assert all("gradient norm nan, loss 0." in line or "gradient norm nan, loss 1." in line for line in shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_decision_left_on_the_device(tmp_path, monkeypatch, accumulation):
     """As on CUDA: the kernels read the flag, the host looks a step later. Same weights, lines and log."""
@@ -291,6 +300,7 @@ def every_optimizer(weight):
         yield package.load_optimizer(name)([weight])
 
 
+@pytest.mark.slow
 def test_a_dropped_step_changes_neither_weights_nor_state():
     """Also where the optimizer counts its steps without looking for gradients; the step after it is a real one."""
     weight = torch.nn.Parameter(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
@@ -374,6 +384,7 @@ def same(batch):
     return batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "collate"), [(Samples(6), default_collate), (Whole(6), same)])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_samples_of_a_batch_are_known(dataset, collate, workers):
@@ -432,6 +443,7 @@ def test_all_processes_skip_together(tmp_path):
     assert len(shown) == 1 and "loss nan on samples 21;" in shown[0]
 
 
+@pytest.mark.slow
 def test_a_data_set_that_knows_says_where_its_samples_lie(tmp_path):
     class Located(Poisoned):
         def where(self, index):
@@ -444,6 +456,7 @@ def test_a_data_set_that_knows_says_where_its_samples_lie(tmp_path):
     assert len(shown) == 1 and "page 1 line 7" in shown[0]
 
 
+@pytest.mark.slow
 def test_bad_steps_before_a_resume_count(tmp_path):
     """Two before and two after it are four in a row."""
     settings = {"stop_after": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}

@@ -239,6 +239,7 @@ def test_lists_of_yaml_become_tuples():
     assert group["betas"] == (0.5, 0.6)
 
 
+@pytest.mark.slow
 def test_adafactor_has_a_rate_or_steps_of_its_own():
     kind = transformers.optimization.Adafactor
     for options, truth in [
@@ -349,6 +350,7 @@ def test_muon_trains_matrices_and_adamw_the_rest():
         assert_same(model, other)
 
 
+@pytest.mark.slow
 def test_muon_is_saved_and_resumed_exactly():
     assert_resumes(muon)
     built = muon(Words())
@@ -429,6 +431,7 @@ def test_adam_flags_reach_torch_classes_and_trainer_names_alike(tmp_path, name):
     assert tuple(group["betas"]) == (0.7, 0.8) and group["eps"] == 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "cosine", "polynomial", "inverse_sqrt", "constant", "reduce_lr_on_plateau"])
 def test_every_schedule_is_built_once_and_trains(tmp_path, kind):
     trainer = make_trainer(tmp_path, max_steps=4, lr_scheduler_type=kind, eval_strategy="steps", eval_steps=2)

@@ -139,6 +139,7 @@ def test_peak_memory_of_a_process():
     assert peak_memory(CPU) == pytest.approx(1024 * int(status.split("VmHWM:")[1].split()[0]), rel=0.01)
 
 
+@pytest.mark.slow
 def test_steps_timed_one_by_one(tmp_path, monkeypatch):
     waits, logged = [], []
     monkeypatch.setattr("trainer.callbacks.throughput._wait_for", lambda device: waits.append(device))
@@ -149,6 +150,7 @@ def test_steps_timed_one_by_one(tmp_path, monkeypatch):
     assert all(values.keys() == {"train_step_ms"} and values["train_step_ms"] > 0 for _, values in logged)
 
 
+@pytest.mark.slow
 def test_waiting_for_data_is_measured_by_the_training_loop(tmp_path):
     class Slow(Samples):
         def __getitem__(self, index):

@@ -34,6 +34,7 @@ def weights(trainer):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_resumed_run_draws_only_what_is_left(tmp_path, accumulation):
     options = {"max_steps": 7, "save_strategy": "steps", "save_steps": 4, "gradient_accumulation_steps": accumulation}
@@ -85,6 +86,7 @@ def test_batches_that_are_split_are_skipped_to_as_before():
     assert start_at(plain, 1, lambda each, batches: "skipped") == "skipped"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_outside_a_training_transformers_skips_its_own_way(tmp_path, fails):
     """Another Trainer of the same process is none of ours."""
@@ -164,6 +166,7 @@ def test_another_batch_goes_on_by_samples(tmp_path, size):
     assert drawn(once_more, tmp_path / "checkpoint-6") == steps[behind + 2 : behind + 8]
 
 
+@pytest.mark.slow
 def test_another_seed_draws_another_order_from_the_same_place(tmp_path):
     options = {**RUN, "max_steps": 8, "save_steps": 4, "per_device_train_batch_size": 8}
     drawn(make_trainer(tmp_path, **options))
@@ -182,6 +185,7 @@ def test_position_by_hand():
     assert after.followed_by(before, 9).place(9) == (2, 2)
 
 
+@pytest.mark.slow
 def test_cadences_of_now_count(tmp_path):
     """transformers takes the checkpoint's logging_steps, eval_steps and save_steps up with its state."""
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "constant"}

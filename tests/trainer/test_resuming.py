@@ -78,12 +78,14 @@ def test_adams_numbers(tmp_path, after, change):
     assert_equal(resumed(tmp_path, {}, after), by_hand(adamw, change))
 
 
+@pytest.mark.slow
 def test_the_test_would_notice(tmp_path):
     """Without what is compared here, the loaded state brings the old numbers back."""
     with pytest.raises(AssertionError):
         assert_equal(resumed(tmp_path, {}, {}), by_hand(adamw, sets(betas=(0.5, 0.9))))
 
 
+@pytest.mark.slow
 def test_an_optimizers_own_options(tmp_path):
     settings = {"optimizer_name": "SGD"}
     before, after = {"optimizer_options": {"momentum": 0.9}}, {"optimizer_options": {"momentum": 0.5, "dampening": 0.1}}
@@ -100,6 +102,7 @@ class Spec:
     weight_decay: float | None = None
 
 
+@pytest.mark.slow
 def test_the_rate_of_one_group(tmp_path):
     """The others stay where an earlier resume had put them."""
     before, after = {"param_groups": [Spec("head", lr=0.1)]}, {"param_groups": [Spec("head", lr=0.3)]}
@@ -123,6 +126,7 @@ def test_groups_of_other_parameters_are_refused(tmp_path):
         changed_options(*(plan.build(model, args, {}).param_groups for plan in plans))
 
 
+@pytest.mark.slow
 def test_a_momentum_that_cycles_follows_a_changed_beta(tmp_path):
     """A CyclicLR writes the first beta at every step; the second stays what it was changed to."""
     cycle = {"base_lr": 0.01, "max_lr": 0.05, "step_size_up": 4, "cycle_momentum": True}
@@ -132,6 +136,7 @@ def test_a_momentum_that_cycles_follows_a_changed_beta(tmp_path):
     assert betas[1] == 0.9 and betas[0] != 0.9
 
 
+@pytest.mark.slow
 def test_going_on_is_tried_before_anything_is_written(tmp_path):
     make_trainer(tmp_path, **{**RUN, "lr_scheduler_type": "linear"}).train()
     checkpoint = tmp_path / "checkpoint-3"

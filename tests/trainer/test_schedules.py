@@ -433,6 +433,7 @@ class Scheduled(transformers.Trainer):
         return {entry["step"]: entry[key] for entry in self.state.log_history if key in entry}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("kind", ["epoch", "step", "linear"])
 def test_a_trainer_applies_the_planned_rates(tmp_path, kind, accumulation):
@@ -458,6 +459,7 @@ def test_a_trainer_applies_the_planned_rates(tmp_path, kind, accumulation):
     assert logged == [row[0] for row in truth]
 
 
+@pytest.mark.slow
 def test_a_plateau_in_a_trainer_and_after_a_resume(tmp_path):
     """The rates of a run that was resumed are those of the whole one, and those of torch's plateau by hand."""
     plan = LRSchedulerConfig("ReduceLROnPlateau", {"patience": 0, "threshold": 0.1}, warmup_steps=3, learning_rate=0.05)

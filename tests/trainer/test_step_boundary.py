@@ -32,6 +32,7 @@ class SignalAt(TrainerCallback):
         setattr(self, event, send)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cause", "expected"),
     [
@@ -62,6 +63,7 @@ def test_what_needs_polling_reaches_the_boundary_at_every_step(tmp_path, cause):
     assert trainer.has_boundary_work()
 
 
+@pytest.mark.slow
 def test_save_only_model(tmp_path):
     """The checkpoint of a preemption is resumable all the same."""
     with preemption.Signals() as signals:
@@ -74,6 +76,7 @@ def test_save_only_model(tmp_path):
     assert (tmp_path / "checkpoint-3/optimizer.json").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path, monkeypatch):
     def publish(staged, final):
         if final.name == "checkpoint-3":
@@ -141,6 +144,7 @@ def test_evaluations_that_draw_random_numbers(tmp_path, event, step):
     assert any(abs(float(line[3])) == float("inf") for line in values(tmp_path / "truth") if line[3] is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", ["on_step_begin", "on_prediction_step"])
 def test_the_last_step_in_the_middle_of_an_epoch(tmp_path, event):
     """transformers ends the epoch there, with an evaluation and a log line."""
@@ -151,6 +155,7 @@ def test_the_last_step_in_the_middle_of_an_epoch(tmp_path, event):
     assert [step for step, *_ in values(tmp_path / "parts")].count(8) > 1
 
 
+@pytest.mark.slow
 def test_preempted_again_in_the_pending_evaluation(tmp_path):
     """The last step's evaluation is interrupted twice; the epoch's end follows it."""
     options = {"eval_strategy": "steps", "eval_steps": 8, "logging_strategy": "epoch", "save_strategy": "no"}
@@ -166,11 +171,13 @@ def test_preempted_again_in_the_pending_evaluation(tmp_path):
     assert values(tmp_path / "parts")[:-1] == values(tmp_path / "truth")[:-1]
 
 
+@pytest.mark.slow
 def test_the_checkpoint_of_a_preemption_is_deleted_later(tmp_path):
     interrupted(tmp_path, "on_step_begin", 2, **EACH_TWO)
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]  # checkpoint-3 is gone
 
 
+@pytest.mark.slow
 def test_a_preempted_run_leaves_deletions_to_the_next_start(tmp_path, slow_disk, monkeypatch):
     monkeypatch.setattr(manager, "PREEMPTED_WAIT", 0.01)
 

@@ -34,6 +34,7 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_equals_a_bare_loop_bit_for_bit(tmp_path):
     settings = {"num_train_epochs": 2, "weight_decay": 0.1, "warmup_steps": 3, "lr_scheduler_type": "linear"}
     trainer = make_trainer(tmp_path, optim="adamw_torch", max_grad_norm=0.5, **settings)
@@ -59,6 +60,7 @@ def test_equals_a_bare_loop_bit_for_bit(tmp_path):
     assert logged == pytest.approx(rates[1::2])
 
 
+@pytest.mark.slow
 def test_named_losses_are_the_means_since_the_last_log(tmp_path):
     trainer = make_trainer(tmp_path, learning_rate=0.0, max_steps=4, gradient_accumulation_steps=2)
     trainer.train()
@@ -72,6 +74,7 @@ def test_named_losses_are_the_means_since_the_last_log(tmp_path):
             assert log[f"loss_{name}"] == pytest.approx(sum(step[name].item() for step in steps) / 2, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_logged_grad_norm_is_that_of_the_step_before_clipping(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=1, logging_steps=1, max_grad_norm=0.01)
     trainer.train()
@@ -98,6 +101,7 @@ def test_evaluation_weighs_samples_not_batches(tmp_path):
     assert measured["eval_loss_size"] == pytest.approx(sums["size"] / 7, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluation_leaves_the_training_averages_alone(tmp_path):
     trainer = make_trainer(tmp_path / "a", max_steps=6, eval_strategy="steps", eval_steps=1)
     trainer.train()
@@ -110,6 +114,7 @@ def test_evaluation_leaves_the_training_averages_alone(tmp_path):
     assert keep(tmp_path / "a") == keep(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_equals_one_large_batch(tmp_path):
     small = make_trainer(tmp_path / "a", count=16, per_device_train_batch_size=1, gradient_accumulation_steps=8)
     large = make_trainer(tmp_path / "b", count=16, per_device_train_batch_size=8)
@@ -120,6 +125,7 @@ def test_gradient_accumulation_equals_one_large_batch(tmp_path):
         torch.testing.assert_close(value, weights(large.model)[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop", "accumulation"), [(4, 1), (6, 1), (3, 2)])
 def test_resuming_equals_never_having_stopped(tmp_path, stop, accumulation):
     """Mid-epoch and at its end, with dropout, weights and log alike."""
@@ -145,6 +151,7 @@ def test_resuming_equals_never_having_stopped(tmp_path, stop, accumulation):
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_torn_last_line_of_metrics_is_dropped_on_resume(tmp_path):
     settings = {"max_steps": 4, "logging_steps": 1, "save_strategy": "steps", "save_steps": 2}
     make_trainer(tmp_path, **settings).train()
@@ -154,6 +161,7 @@ def test_a_torn_last_line_of_metrics_is_dropped_on_resume(tmp_path):
     assert [line["step"] for line in metrics(tmp_path) if "loss" in line] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_the_run_folder(tmp_path):
     files = {"run.yaml": "seed: 1  # cli\n", "statistics.json": {"mean": [1.5]}}
     trainer = make_trainer(tmp_path, files=files, max_steps=2, save_strategy="steps", save_steps=2)
@@ -182,6 +190,7 @@ def test_what_stands_where_a_log_would(tmp_path, name, kind):
     assert [each.name for each in tmp_path.iterdir()] == [name]  # nothing was written
 
 
+@pytest.mark.slow
 def test_remove_unused_columns_keeps_what_forward_names(tmp_path):
     seen = []
 
@@ -195,6 +204,7 @@ def test_remove_unused_columns_keeps_what_forward_names(tmp_path):
     assert seen == [set(), {"index"}]
 
 
+@pytest.mark.slow
 def test_logs_are_json_even_when_the_loss_is_not_a_number(tmp_path):
     model = Regression()
     with torch.no_grad():
@@ -204,6 +214,7 @@ def test_logs_are_json_even_when_the_loss_is_not_a_number(tmp_path):
     assert "NaN" not in text and metrics(tmp_path)[0]["loss"] == "nan"  # shown, not filtered into a finite number
 
 
+@pytest.mark.slow
 def test_plain_lines_without_a_terminal(tmp_path, capfd):
     make_trainer(tmp_path, max_steps=4).train()
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]
@@ -211,6 +222,7 @@ def test_plain_lines_without_a_terminal(tmp_path, capfd):
     assert "\r" not in "".join(lines)
 
 
+@pytest.mark.slow
 def test_a_step_walks_no_modules_and_leaves_the_model_as_it_was(tmp_path):
     """`train()` reaches the submodules once after each evaluation, not at every step."""
     calls = []
@@ -229,6 +241,7 @@ def test_a_step_walks_no_modules_and_leaves_the_model_as_it_was(tmp_path):
     assert not trainer.model.linear.training
 
 
+@pytest.mark.slow
 def test_precision_and_checkpointing_reach_the_training(tmp_path):
     """bfloat16 on a CPU: the model computes in it, the weights stay float32."""
     seen = []
@@ -243,6 +256,7 @@ def test_precision_and_checkpointing_reach_the_training(tmp_path):
     assert seen == [torch.bfloat16] and trainer.model.linear.weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_a_step_looks_for_no_package(tmp_path, monkeypatch):
     """accelerate asks for one at every backward: a search of the import path, once is enough."""
     from accelerate.utils import imports
@@ -265,6 +279,7 @@ class Wrapper(torch.nn.Module):
         return self.module(**batch)
 
 
+@pytest.mark.slow
 def test_a_wrapped_model_trains_again_after_an_evaluation(tmp_path, monkeypatch):
     """Its wrapper stays in training mode meanwhile, and must not say that nothing is to be done."""
     trainer = make_trainer(tmp_path, model=Regression(dropout=0.5), max_steps=4, eval_strategy="steps", eval_steps=2)
@@ -288,6 +303,7 @@ def test_a_wrapped_model_trains_again_after_an_evaluation(tmp_path, monkeypatch)
     assert seen == [True, True, False, False, True, True, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(transformers.__version__.startswith("5.17."), reason="it divides by the steps of all sessions")
 def test_the_mean_loss_of_a_resumed_session_is_of_its_own_steps(tmp_path):
     """`train_loss` where the checkpoint lies between two log lines; the line that spans it is whole all the same."""

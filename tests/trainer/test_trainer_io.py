@@ -28,6 +28,7 @@ class Counts(TrainerCallback, ExportableState):
         return {"args": {"step": self.step}, "attributes": {"count": self.count}}
 
 
+@pytest.mark.slow
 def test_callbacks_of_one_class_have_a_state_each(tmp_path):
     trainer = make_trainer(tmp_path, **EACH_TWO)
     for step in (1, 10):
@@ -40,6 +41,7 @@ def test_callbacks_of_one_class_have_a_state_each(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_callbacks_of_one_class_are_restored(tmp_path):
     options = {**EACH_TWO, "restore_callback_states_from_checkpoint": True}
     for checkpoint in (None, str(tmp_path / "checkpoint-4")):
@@ -55,6 +57,7 @@ def test_callbacks_of_one_class_are_restored(tmp_path):
     assert len(stored["Counts"]) == 2
 
 
+@pytest.mark.slow
 def test_the_loss_scale_is_restored(tmp_path):
     """A gradient scaler doubles its scale every few steps without an overflow."""
 
@@ -69,6 +72,7 @@ def test_the_loss_scale_is_restored(tmp_path):
     assert scaled(tmp_path / "again", tmp_path / "truth/checkpoint-3") == truth
 
 
+@pytest.mark.slow
 def test_the_last_complete_checkpoint_may_be_the_resumed_one(tmp_path, monkeypatch, capfd):
     make_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2, lr_scheduler_type="constant").train()
 
@@ -81,6 +85,7 @@ def test_the_last_complete_checkpoint_may_be_the_resumed_one(tmp_path, monkeypat
     assert "checkpoint-4" in (line := capfd.readouterr().err) and "checkpoint-2" in line
 
 
+@pytest.mark.slow
 def test_an_optimizer_state_that_does_not_fit(tmp_path):
     make_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
     checkpoint = tmp_path / "checkpoint-2"

@@ -223,6 +223,7 @@ def test_run_yaml_precedes_checkpoints_json(out, tmp_path, capsys):
 NO_FOLDERS = ["FOLDER/x", "", "null", "7", "[a]", "{a: b}", '"\\0"', "a" * 5000, "!!python/name:os.x ''", "*a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said_folder", [*NO_FOLDERS, "[" * 20_000], ids=range(len(NO_FOLDERS) + 1))
 def test_a_run_yaml_without_a_valid_folder(out, tmp_path, capsys, said_folder):
     (out / "run.yaml").write_text(f"checkpointing:\n  dirpath: {said_folder}\n")
@@ -237,6 +238,7 @@ def test_a_deleted_working_folder(tmp_path, capsys, monkeypatch):
     assert code == 2 and len(lines) == 1 and lines[0].startswith("error: out ")
 
 
+@pytest.mark.slow
 def test_command_line(out):
     """It imports no torch."""
     code = (
