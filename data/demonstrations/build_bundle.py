@@ -58,6 +58,7 @@ def assemble(config: Config, run) -> Bundle:
         [
             *summarize(sources, train, evaluation, dims, [*cameras]),
             *prompt_lines,
+            *(without_instructions(sources) if prompts is not None else ()),
             *shares(config),
             *normalization_line(process, len(encoder.state.shift), len(encoder.action.shift)),
         ],
@@ -273,6 +274,15 @@ def dims_of(encoder: ObservationEncoder, config: Config) -> dict[str, int]:
         "num_words": len(encoder.vocabulary or ()),
         **(encoder.prompts.dims() if encoder.prompts is not None else {}),
     }
+
+
+def without_instructions(sources: list[EpisodeSource]) -> list[str]:
+    """A line for each folder of a mixture without any instruction, which a policy with a language model reads."""
+    return [
+        f"no episode of {source.path} has an instruction; its prompts are dataset.prompt alone"
+        for source in sources
+        if "instruction" not in source.arrays
+    ]
 
 
 def shares(config: Config) -> list[str]:

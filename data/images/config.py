@@ -45,7 +45,6 @@ class Config:
         None,
         "Table of images (.csv, .tsv, .parquet), folder with a subfolder per class, or hub id.",
         on_resume=IMPOSSIBLE,
-        is_path=True,
     )
     root: str | None = key(
         None, "Folder that paths in the tables are relative to; null: the table's own.", is_path=True

@@ -391,6 +391,25 @@ def test_training_never_waits_for_the_tokenizer(tmp_path, tokenizer):
     assert_same(everything(again.train_dataset), before)
 
 
+@pytest.mark.slow
+def test_the_vocabulary_has_the_largest_id_of_a_tokenizer_with_gaps(tmp_path, tokenizer):
+    write_episodes(tmp_path)
+    file = tmp_path / "tokenizer/tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["far"] = 900
+    file.write_text(json.dumps(content))
+    assert built(tmp_path).dims["vocab_size"] == 901 > len(tokenizer) + 1
+
+
+@pytest.mark.slow
+def test_a_folder_without_instructions_in_a_mixture_is_named(tmp_path, tokenizer):
+    write_episodes(tmp_path)
+    write_act_episode(tmp_path / "silent/episode_0.hdf5", 5, (3, 2))
+    paths = [str(tmp_path / name) for name in ("act", "silent")]
+    lines = [line for line in built(tmp_path, path=paths).summary if "has an instruction" in line]
+    assert len(lines) == 1 and paths[1] in lines[0]
+
+
 # ---- bad input ----
 
 
