@@ -62,6 +62,8 @@ class ObservationEncoder:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{place} is damaged: it lacks {error}; restore it from the run, or train again") from None
+        if prompts is None and saved.get("language") is not None:
+            raise ValueError(f"`language` in {place} is damaged; restore it from the run, or train again")
         for signal, normalizer in (("state", state), ("action", action)):
             refuse_change(f"dataset.normalization.{signal}", config.normalization[signal], normalizer.kind)
         vocabulary, steps, past = (saved.get(key, old) for key, old in ADDED.items())

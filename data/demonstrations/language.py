@@ -317,9 +317,9 @@ def saved_prompts(folder: Path, process: Any, statistics: dict[str, Any]) -> Pro
     """The tokenizer beside a model, with the settings in its statistics; None of a model that reads no tokens."""
     try:
         saved = statistics["observation"].get("language")
+        return PromptTokenizer(saved_tokenizer(folder, process.trust_remote_code), **saved) if saved else None
     except (KeyError, TypeError, AttributeError):  # `ObservationEncoder.from_files` says what is damaged
-        saved = None
-    return saved and PromptTokenizer(saved_tokenizer(folder, process.trust_remote_code), **saved)
+        return None
 
 
 def fitted(lengths: np.ndarray, most: int, kind: str) -> tuple[int, str]:

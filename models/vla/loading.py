@@ -25,7 +25,7 @@ from models.auto.network import new_settings
 from models.policy import require_dims
 from models.pretrained import from_files, load_checkpoint, load_model, one_line, saved_config
 from models.vla.action_tokens import read_fast
-from models.vla.backbone import language_model_name
+from models.vla.backbone import PROVED, language_model_name, refusing_others
 from models.vla.config import Config
 from models.vla.network import VLA, VLAConfig
 from storage import safe_read
@@ -46,11 +46,17 @@ def build_policy(config: Config, process: Any) -> VLA:
         of_others = process.model_name_or_path and not (process.is_pretrained or process.load_pretrain)
         path = os.path.expanduser(process.model_name_or_path) if of_others else None
         settings, is_causal_lm = backbone_settings(config, path, process)
-    policy_config = filled_config(config, settings, process, path, None if is_causal_lm else path)
-    check_losses(policy_config)
-    if path is None:
-        return VLA(policy_config)
-    return with_weights(policy_config, settings, path, is_causal_lm, process.cache_dir, process.trust_remote_code)
+    with refusing_others(settings.model_type):
+        policy_config = filled_config(config, settings, process, path, None if is_causal_lm else path)
+        check_losses(policy_config)
+        if path is None:
+            policy = VLA(policy_config)
+        else:
+            remote = process.cache_dir, process.trust_remote_code
+            policy = with_weights(policy_config, settings, path, is_causal_lm, *remote)
+        if settings.model_type not in PROVED:
+            policy.backbone.try_out()
+    return policy
 
 
 def filled_config(

@@ -347,10 +347,17 @@ def test_a_scored_model_keeps_its_tokenizer(tmp_path, tokenizer):
     (saved / "statistics.json").write_text(json.dumps(bundle.files["statistics.json"]))
     write_episodes(tmp_path, instructions=["quite another instruction, longer than those of the training", "lift it"])
     shutil.rmtree(tmp_path / "tokenizer")
-    other = build(config_of(tmp_path), run_of(tmp_path, saved, use_reasoning=True))
+    run = run_of(tmp_path, saved, use_reasoning=True)
+    other = build(config_of(tmp_path), run)
     assert other.dims == bundle.dims
     ids, mask = (everything(other.train_dataset)[name][0] for name in ("prompt_ids", "prompt_mask"))
     assert tokenizer.decode(ids[mask]).startswith("quite another instruction, longer")
+    whole = json.loads((saved / "statistics.json").read_text())
+    for damaged in ({}, [], {**whole["observation"]["language"], "more": 1}):
+        content = {**whole, "observation": {**whole["observation"], "language": damaged}}
+        (saved / "statistics.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="`language` in statistics.json is damaged"):
+            Processor.from_pretrained(saved, config_of(tmp_path), run.process)
 
 
 def test_language_accuracy_counts_tokens_that_carry_loss():

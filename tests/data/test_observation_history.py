@@ -84,7 +84,9 @@ def test_predictions_begin_at_the_current_step(tmp_path, written):
 
 def test_an_observation_that_is_refused_leaves_no_trace(tmp_path, written):
     bundle, run = build_act(tmp_path, **KEYS), run_in(tmp_path / "cache")
-    config, statistics = Config(path=str(tmp_path / "act"), **KEYS), bundle.files["statistics.json"]
+    statistics = bundle.files["statistics.json"]
+    kinds = {"normalization": {"state": "identity", "action": "identity"}}
+    config = Config(path=str(tmp_path / "act"), **KEYS, **kinds)
     encoder = ObservationEncoder.from_files(config, run.process, statistics)
     steps = [{key: values[step] for key, values in written[0].items()} for step in range(3)]
     expected = [encoder.encode(step) for step in steps]

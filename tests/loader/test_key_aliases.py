@@ -182,7 +182,7 @@ def test_null_says_nothing_about_what_is_not_there_yet(read):
 @pytest.mark.parametrize("layout", ["lerobot", "auto"])
 def test_lerobot_is_a_layout_of_demonstrations(read, tmp_path, layout):
     given = "" if layout == "lerobot" else ", layout: auto"
-    run = read(f"task_name: none\nmodel: act\ndataset: {{name: lerobot, path: {tmp_path}{given}}}\n")
+    run = read(f"model: act\ndataset: {{name: lerobot, path: {tmp_path}{given}}}\n")
     assert (run.dataset.name, run.dataset.config.layout) == ("demonstrations", layout)
     assert run.dataset.config.path == str(tmp_path)
 

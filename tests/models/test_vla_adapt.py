@@ -141,6 +141,31 @@ def test_backbones_that_are_no_vision_language_models(tmp_path):
         policy_of(config={"model_type": "vit", **SIGLIP}, num_images=0)
 
 
+CLIP = {"model_type": "clip_vision_model", **SIGLIP, "projection_dim": 32}
+LLAMA = {"model_type": "llama", **TEXT, "vocab_size": 64}
+OTHERS = {
+    "llava_next": {"vision_config": CLIP, "text_config": LLAMA, "image_token_id": 60},
+    "aya_vision": {
+        "vision_config": {**SIGLIP, "model_type": "siglip_vision_model"},
+        "text_config": {**LLAMA, "model_type": "cohere2"},
+    },
+    "fuyu": {"text_config": {**LLAMA, "model_type": "persimmon"}},
+    "gemma3n": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llava", *OTHERS])
+def test_other_families_work_or_are_refused_with_the_list(family):
+    """Before the first step: images need other arguments, or a part is missing."""
+    if family == "llava":
+        net = policy_of(config={"model_type": family, **OTHERS["llava_next"]}, target_tokens=2)
+        assert net(**batch_of(target=3))["loss"].isfinite()
+        return
+    with pytest.raises(ValueError, match=f"of type {family} is not built like .*SmolVLM, Idefics3"):
+        policy_of(config={"model_type": family, **OTHERS[family]}, target_tokens=2)
+
+
 # ---- adapters ----
 
 
