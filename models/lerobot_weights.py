@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -28,10 +30,14 @@ def starts_from_lerobot(process: Any) -> bool:
     return bool(getattr(process, "model_name_or_path", None)) and not (process.is_pretrained or process.load_pretrain)
 
 
+def policy_folder(process: Any) -> Path | None:
+    """The folder of the LeRobot policy at `model_name_or_path`, a folder or a hub id; None if there is none."""
+    return find_policy(process.model_name_or_path, process.cache_dir, huggingface_hub)
+
+
 def opened(process: Any, kind: str) -> Policy:
     """The LeRobot policy at `model_name_or_path`; ValueError if it is none, or of another kind."""
-    shown = process.model_name_or_path
-    folder = find_policy(shown, process.cache_dir)
+    shown, folder = process.model_name_or_path, policy_folder(process)
     if folder is None:
         raise ValueError(
             f"`model_name_or_path: {shown}` is neither the folder nor the hub id of a LeRobot policy (config.json with "

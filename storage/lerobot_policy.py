@@ -13,6 +13,7 @@ import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from storage import safe_read
@@ -57,11 +58,12 @@ class Policy:
         return self.settings["normalization_mapping"].get(feature_type, "IDENTITY")
 
 
-def find_policy(place: str, cache_dir: str | None) -> Path | None:
+def find_policy(place: str, cache_dir: str | None, hub: ModuleType) -> Path | None:
     """The folder of the LeRobot policy at `place`, a folder or a hub id; None if there is none.
 
     Args:
         cache_dir: Where files of the hub are kept; None: where its package keeps them.
+        hub: The package huggingface_hub.
 
     Raises:
         ValueError: the hub has such a policy, but its files cannot be downloaded.
@@ -69,23 +71,21 @@ def find_policy(place: str, cache_dir: str | None) -> Path | None:
     folder = Path(place).expanduser()
     if folder.exists() or not HUB_ID.fullmatch(place):
         return folder if is_policy(folder) else None
-    return downloaded_policy(place, cache_dir)
+    return downloaded_policy(place, cache_dir, hub)
 
 
 @functools.cache
-def downloaded_policy(name: str, cache_dir: str | None) -> Path | None:
+def downloaded_policy(name: str, cache_dir: str | None, hub: ModuleType) -> Path | None:
     """The folder with a policy's files, downloaded if they are not in the cache; None if `name` is no policy's."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-
     options: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": not hub_is_reachable()}
     try:
-        settings = Path(hf_hub_download(name, "config.json", **options))
+        settings = Path(hub.hf_hub_download(name, "config.json", **options))
     except Exception:  # the package has an error for each cause; whoever reads another kind of model there says it
         return None
     if not is_policy(settings.parent):
         return None
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **options))
+        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **options))
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"`model_name_or_path: {name}` cannot be loaded from the hub: {reason}") from None

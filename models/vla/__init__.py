@@ -57,10 +57,9 @@ def build(config: Config, process: Any) -> VLA:
         ValueError: a dim is missing, neither `config` nor a path, nothing found at the path, a backbone of an unknown
             kind, or data with more tokens than the language model knows.
     """
-    from models.lerobot_weights import starts_from_lerobot
-    from storage.lerobot_policy import find_policy
+    from models.lerobot_weights import policy_folder, starts_from_lerobot
 
-    if starts_from_lerobot(process) and find_policy(process.model_name_or_path, process.cache_dir) is not None:
+    if starts_from_lerobot(process) and policy_folder(process) is not None:
         from models.vla import lerobot
 
         return lerobot.build(config, process)

@@ -373,6 +373,15 @@ def test_language_accuracy_counts_tokens_that_carry_loss():
     assert metric.compute() == {"language_accuracy": 0.5}
 
 
+def test_any_text_that_a_policy_writes_is_stored(tmp_path):
+    writer = Processor.writer(None, tmp_path / "out.h5")
+    for text in ("a\0b", "ü\n"):
+        writer.write(SimpleNamespace(name="x"), {"actions": np.zeros((2, 3)), "reasoning": text})
+    writer.close()
+    with h5py.File(tmp_path / "out.h5") as root:
+        assert [text.decode() for text in root["x/reasoning"]] == ["a\ufffdb", "ü\n"]
+
+
 def test_padded_by_hand():
     ids, mask = padded([[1, 2], [3]], 3, 7, left=True)
     assert ids.tolist() == [[7, 1, 2], [7, 7, 3]] and mask.tolist() == [[False, True, True], [False, False, True]]

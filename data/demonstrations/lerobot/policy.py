@@ -23,7 +23,9 @@ def policy_folder(process: Any) -> Path | None:
     """The folder of the LeRobot policy whose weights a run starts from, or None."""
     if process.model_name_or_path is None or process.is_pretrained or process.load_pretrain:
         return None
-    return find_policy(process.model_name_or_path, process.cache_dir)
+    import huggingface_hub
+
+    return find_policy(process.model_name_or_path, process.cache_dir, huggingface_hub)
 
 
 def backbone_of_policy(process: Any) -> str | None:
