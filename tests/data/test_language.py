@@ -235,6 +235,9 @@ def test_the_state_as_text(tmp_path, tokenizer):
         ids = batch["prompt_ids"][index][batch["prompt_mask"][index]]
         assert ids.tolist() == tokenizer(text)["input_ids"]
     assert batch["prompt_mask"].any(0).all(), "as wide as the longest"
+    keys = {"prompt": prompt, "normalization": normalization, "max_prompt_tokens": 200, "n_obs_steps": 3}
+    bundle = built(tmp_path, **keys)
+    assert everything(bundle.train_dataset)["prompt_mask"].sum(1).max() == bundle.processor.prompts.prompt_tokens
 
 
 @pytest.mark.slow
