@@ -5,23 +5,23 @@ Shapes: D hidden dim.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from models.backbone import ImageBackbone
 from models.chunking import ChunkPolicy
-from storage.lerobot_policy import BUFFERS, WEIGHTS, Policy, is_policy, read_policy
+from storage.lerobot_policy import WEIGHTS, Policy, find_policy, read_policy
 
 # What a network computes itself (positions), and old policies' statistics, which `storage.lerobot_policy` reads.
 COMPUTED = ("pos_enc", "pos_grid")
-OF_DATA = (*BUFFERS, "normalize_targets.buffer_")
+OF_DATA = ("normalize_inputs.", "unnormalize_outputs.", "normalize_targets.")
 Pairs = Iterator[tuple[str, str]]
 
 
@@ -30,13 +30,18 @@ def starts_from_lerobot(process: Any) -> bool:
     return bool(getattr(process, "model_name_or_path", None)) and not (process.is_pretrained or process.load_pretrain)
 
 
+def policy_folder(process: Any) -> Path | None:
+    """The folder of the LeRobot policy at `model_name_or_path`, a folder or a hub id; None if there is none."""
+    return find_policy(process.model_name_or_path, process.cache_dir, huggingface_hub)
+
+
 def opened(process: Any, kind: str) -> Policy:
     """The LeRobot policy at `model_name_or_path`; ValueError if it is none, or of another kind."""
-    folder, shown = Path(os.path.expanduser(process.model_name_or_path)), process.model_name_or_path
-    if not is_policy(folder):
+    shown, folder = process.model_name_or_path, policy_folder(process)
+    if folder is None:
         raise ValueError(
-            f"`model_name_or_path: {shown}` is not the folder of a LeRobot policy (config.json with `type`, "
-            f"{WEIGHTS}); for one of our own checkpoints set `is_pretrained` or `load_pretrain`"
+            f"`model_name_or_path: {shown}` is neither the folder nor the hub id of a LeRobot policy (config.json with "
+            f"`type`, {WEIGHTS}); for one of our own checkpoints set `is_pretrained` or `load_pretrain`"
         )
     policy = read_policy(folder)
     if policy.kind != kind:

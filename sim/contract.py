@@ -29,7 +29,7 @@ class Environment(Protocol):
     Attributes:
         task: The task of this episode.
         variants: Number of tasks; seeds that are equal modulo it have the same task.
-        instruction: What the policy shall do, in words; None if there is only one task.
+        instruction: What the policy shall do, in words; None if there are no words for it.
         reward: That of the last step.
         success: Whether the goal was reached at any step since `reset`.
         strict_success: Whether it is reached now as well; meant to be read after the last step.

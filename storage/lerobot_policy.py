@@ -6,20 +6,25 @@ Statistics are in the files of the pre- and postprocessor, in policies of lerobo
 from __future__ import annotations
 
 import array
+import functools
 import json
+import re
 import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from storage import safe_read
+from storage.hub import hub_is_reachable
 
 WEIGHTS = "model.safetensors"
 PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")  # the second decodes actions
 NORMALIZERS = ("normalizer_processor", "unnormalizer_processor")
 # Weights of policies before 0.4: normalize_inputs.buffer_observation_state.mean
 BUFFERS = ("normalize_inputs.buffer_", "unnormalize_outputs.buffer_")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FORMATS = {"F32": "f", "F64": "d"}
 MAX_HEADER = 2**26
 
@@ -51,6 +56,39 @@ class Policy:
     def mode(self, feature_type: str) -> str:
         """How features of a type are normalised: MEAN_STD, MIN_MAX, QUANTILES, IDENTITY …"""
         return self.settings["normalization_mapping"].get(feature_type, "IDENTITY")
+
+
+def find_policy(place: str, cache_dir: str | None, hub: ModuleType) -> Path | None:
+    """The folder of the LeRobot policy at `place`, a folder or a hub id; None if there is none.
+
+    Args:
+        cache_dir: Where files of the hub are kept; None: where its package keeps them.
+        hub: The package huggingface_hub.
+
+    Raises:
+        ValueError: the hub has such a policy, but its files cannot be downloaded.
+    """
+    folder = Path(place).expanduser()
+    if folder.exists() or not HUB_ID.fullmatch(place):
+        return folder if is_policy(folder) else None
+    return downloaded_policy(place, cache_dir, hub)
+
+
+@functools.cache
+def downloaded_policy(name: str, cache_dir: str | None, hub: ModuleType) -> Path | None:
+    """The folder with a policy's files, downloaded if they are not in the cache; None if `name` is no policy's."""
+    options: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": not hub_is_reachable()}
+    try:
+        settings = Path(hub.hf_hub_download(name, "config.json", **options))
+    except Exception:  # the package has an error for each cause; whoever reads another kind of model there says it
+        return None
+    if not is_policy(settings.parent):
+        return None
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **options))
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"`model_name_or_path: {name}` cannot be loaded from the hub: {reason}") from None
 
 
 def is_policy(folder: Path) -> bool:

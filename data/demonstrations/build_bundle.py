@@ -28,6 +28,7 @@ def assemble(config: Config, run) -> Bundle:
     sources = prepare_all(config, process, Path(run.cache_dir) / "demonstrations")
     for other in sources[1:]:
         refuse_mixture(sources[0], other, config)
+    refuse_other_sizes(sources)
     refuse_other_rates(sources)
     cameras = cameras_of(sources, config, process)
     texts = texts_in_batch(sources, process)
@@ -57,6 +58,7 @@ def assemble(config: Config, run) -> Bundle:
         [
             *summarize(sources, train, evaluation, dims, [*cameras]),
             *prompt_lines,
+            *(without_instructions(sources) if prompts is not None else ()),
             *shares(config),
             *normalization_line(process, len(encoder.state.shift), len(encoder.action.shift)),
         ],
@@ -92,11 +94,18 @@ def refuse_mixture(first: EpisodeSource, other: EpisodeSource, config: Config) -
             f"{first.first_file} has {cameras[0]} but {other.first_file} has {cameras[1]}; name in "
             f"dataset.cameras those that all folders have, or set dataset.missing_cameras: mask"
         )
-    if first.fit != other.fit and None not in (first.fit, other.fit):
-        raise ValueError(
-            f"images are {first.fit.height}x{first.fit.width} from {first.first_file} but {other.fit.height}x"
-            f"{other.fit.width} from {other.first_file}; set dataset.image_size, and image_aspect_ratio square or pad"
-        )
+
+
+def refuse_other_sizes(sources: list[EpisodeSource]) -> None:
+    """Raise ValueError, naming both, if two folders have images of other sizes, as far as they have any."""
+    first, *others = [source for source in sources if source.fit is not None] or [None]
+    for other in others:
+        if first.fit != other.fit:
+            raise ValueError(
+                f"images are {first.fit.height}x{first.fit.width} from {first.first_file} but {other.fit.height}x"
+                f"{other.fit.width} from {other.first_file}; set dataset.image_size, and image_aspect_ratio square or "
+                "pad"
+            )
 
 
 def refuse_other_rates(sources: list[EpisodeSource]) -> None:
@@ -265,6 +274,15 @@ def dims_of(encoder: ObservationEncoder, config: Config) -> dict[str, int]:
         "num_words": len(encoder.vocabulary or ()),
         **(encoder.prompts.dims() if encoder.prompts is not None else {}),
     }
+
+
+def without_instructions(sources: list[EpisodeSource]) -> list[str]:
+    """A line for each folder of a mixture without any instruction, which a policy with a language model reads."""
+    return [
+        f"no episode of {source.path} has an instruction; its prompts are dataset.prompt alone"
+        for source in sources
+        if "instruction" not in source.arrays
+    ]
 
 
 def shares(config: Config) -> list[str]:

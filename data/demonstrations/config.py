@@ -146,6 +146,7 @@ class Config:
     )
 
     def __post_init__(self):
+        self.phrasings = {text.strip(): others for text, others in self.phrasings.items()}
         self.normalization = {"state": "zscore", "action": "zscore", **self.normalization}
         paths = self.paths()
         if len({*paths}) < len(paths):
@@ -245,8 +246,9 @@ def folder_problem(path: str, layout: str) -> str | None:
     if not folder.exists():
         if layout == "lerobot" and is_hub_id(path):
             return None
+        hub = ", set dataset.layout: lerobot for a data set of the hub" if is_hub_id(path) else ""
         return (
-            f"dataset.path: {path} does not exist; correct the path, or record the task's episodes with "
+            f"dataset.path: {path} does not exist; correct the path{hub}, or record the task's episodes with "
             f"`python prepare.py --task_name …`"
         )
     if not folder.is_dir():

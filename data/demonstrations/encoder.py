@@ -62,6 +62,8 @@ class ObservationEncoder:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{place} is damaged: it lacks {error}; restore it from the run, or train again") from None
+        if prompts is None and saved.get("language") is not None:
+            raise ValueError(f"`language` in {place} is damaged; restore it from the run, or train again")
         for signal, normalizer in (("state", state), ("action", action)):
             refuse_change(f"dataset.normalization.{signal}", config.normalization[signal], normalizer.kind)
         vocabulary, steps, past = (saved.get(key, old) for key, old in ADDED.items())
@@ -109,20 +111,24 @@ class ObservationEncoder:
                 f"the observation has no {', '.join(f'`{key}`' for key in missing)}, which the model was trained on; "
                 f"it has {', '.join(sorted(observation)) or 'nothing'}; give every entry of a recorded step"
             )
-        inputs = {"state": torch.from_numpy(self.add_state(observation)[None])}
+        # All is checked before anything is remembered: an observation that is refused leaves no trace.
+        state, frames = self.state_of(observation), self.frames_of(observation)
+        texts = {key: text_of(observation, key) for key in self.text_keys}
+        self.states.extend([self.state.encode(state)] * (1 if self.states else self.n_obs_steps))
+        inputs = {"state": torch.from_numpy(np.concatenate(self.states)[None])}
         if self.fit is not None:
-            images, mask = self.add_frames(observation)
+            images, mask = self.add_frames(frames)
             inputs["images"] = torch.from_numpy(images[None])
             if self.masks:
                 inputs["image_mask"] = torch.from_numpy(mask[None])
         if self.vocabulary is not None:
-            inputs["words"] = torch.from_numpy(encode_words(str(observation["instruction"]), self.vocabulary)[None])
+            inputs["words"] = torch.from_numpy(encode_words(texts["instruction"], self.vocabulary)[None])
         if self.prompts is not None:
-            inputs |= self.prompts.live(self.instruction(observation), inputs["state"][0].numpy())
+            inputs |= self.prompts.live(self.instruction(texts), inputs["state"][0].numpy())
         return inputs
 
-    def add_state(self, observation: dict) -> np.ndarray:
-        """Add this step's state to the history and return it, normalised: (S,), oldest first."""
+    def state_of(self, observation: dict) -> np.ndarray:
+        """This step's state (S,) as it was measured; ValueError if it is of the wrong size or not finite."""
         values = [np.asarray(observation[key], dtype=np.float64).reshape(-1) for key in self.state_keys]
         for key, value in zip(self.state_keys, values, strict=True):
             if not np.isfinite(value).all():
@@ -134,15 +140,14 @@ class ObservationEncoder:
                 f"the observation's {' + '.join(self.state_keys)} has {len(state)} dimensions but the "
                 f"model was trained on {len(self.state.shift)}; give the state as it was recorded"
             )
-        self.states.extend([self.state.encode(state)] * (1 if self.states else self.n_obs_steps))
-        return np.concatenate(self.states)
+        return state
 
-    def instruction(self, observation: dict) -> str:
+    def instruction(self, texts: dict[str, str]) -> str:
         """The instruction of an observation, with the previous subtask where the model was trained with it."""
-        if "subtask" in self.text_keys:
-            self.add_subtask(str(observation["subtask"]))
+        if "subtask" in texts:
+            self.add_subtask(texts["subtask"])
         previous = last_other(self.subtasks, self.subtasks[0]) if self.subtasks else None
-        return with_previous(str(observation["instruction"]), previous).strip()
+        return with_previous(texts["instruction"], previous).strip()
 
     def add_subtask(self, subtask: str) -> None:
         """Make it the current subtask; the one before becomes the previous one."""
@@ -159,17 +164,21 @@ class ObservationEncoder:
             (text,) = self.prompts.decode(target_ids)
             self.add_subtask(subtask_in(text))
 
-    def add_frames(self, observation: dict) -> tuple[np.ndarray, np.ndarray]:
+    def frames_of(self, observation: dict) -> dict[str, tuple[np.ndarray, bool]]:
+        """This step's frame (3, h, w) of each camera, and whether it exists; missing ones are black."""
+        black = np.zeros((3, self.fit.height, self.fit.width), np.uint8) if self.fit is not None else None
+        return {
+            key: (self.fit(observation[key]), True) if key in observation else (black, False) for key in self.image_keys
+        }
+
+    def add_frames(self, frames: dict[str, tuple[np.ndarray, bool]]) -> tuple[np.ndarray, np.ndarray]:
         """Add this step's frames to the history and return it: (K, 3, h, w), camera-major, oldest first.
 
         At the beginning of an episode the first frame is repeated. The second array (K,) is false for frames that are
-        missing, which are black.
+        missing.
         """
-        for key in self.image_keys:
-            exists = key in observation
-            frame = self.fit(observation[key]) if exists else np.zeros((3, self.fit.height, self.fit.width), np.uint8)
-            frames = self.frames[key]
-            frames.extend([(frame, exists)] * (1 if frames else self.history))
+        for key, frame in frames.items():
+            self.frames[key].extend([frame] * (1 if self.frames[key] else self.history))
         images, mask = zip(*(entry for key in self.image_keys for entry in self.frames[key]), strict=True)
         return np.stack(images), np.array(mask)
 
@@ -204,6 +213,23 @@ def entries(observation: Mapping[str, object], group: str = "") -> Iterator[tupl
             yield from entries(value, path)
         else:
             yield path, value
+
+
+def text_of(observation: Mapping[str, object], key: str) -> str:
+    """A text of an observation, also as HDF5 and NumPy give it: bytes, or an array with a single text.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    value = np.asarray(observation[key])
+    text = value.item() if value.size == 1 else None
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+    except UnicodeError:
+        text = None
+    if not isinstance(text, str):
+        raise ValueError(f"the observation's {key} is {observation[key]!r}; give one text, in UTF-8")
+    return text
 
 
 def refuse_change(key: str, now: object, trained: object) -> None:

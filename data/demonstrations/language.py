@@ -21,6 +21,7 @@ from data.demonstrations.lerobot.policy import backbone_of_policy
 from data.demonstrations.source import EpisodeSource
 from data.load_tokenizer import load_tokenizer, saved_tokenizer
 from data.statistics import Normalizer
+from data.text.tokenizers import vocabulary_size
 from storage.suggestions import did_you_mean
 
 MARK = re.compile(r"<seg>(.*?)</seg>", re.DOTALL)
@@ -72,8 +73,7 @@ class PromptTokenizer:
 
     def dims(self) -> dict[str, int | None]:
         """Sizes for the model."""
-        tokenizer = self.tokenizer
-        sizes = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+        sizes = {"vocab_size": vocabulary_size(self.tokenizer), "eos_token_id": self.tokenizer.eos_token_id}
         return {**sizes, "target_tokens": self.target_tokens}
 
     @property
@@ -317,9 +317,9 @@ def saved_prompts(folder: Path, process: Any, statistics: dict[str, Any]) -> Pro
     """The tokenizer beside a model, with the settings in its statistics; None of a model that reads no tokens."""
     try:
         saved = statistics["observation"].get("language")
+        return PromptTokenizer(saved_tokenizer(folder, process.trust_remote_code), **saved) if saved else None
     except (KeyError, TypeError, AttributeError):  # `ObservationEncoder.from_files` says what is damaged
-        saved = None
-    return saved and PromptTokenizer(saved_tokenizer(folder, process.trust_remote_code), **saved)
+        return None
 
 
 def fitted(lengths: np.ndarray, most: int, kind: str) -> tuple[int, str]:
@@ -363,36 +363,35 @@ def prompt_lengths(
 def instructions_of(
     source: EpisodeSource, tokenizer: PromptTokenizer, config: Config
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Yield blocks of instructions and the states (block, S) to which they belong."""
-    count = int(source.arrays["offsets"][-1])
+    """Yield blocks of instructions and the states (block, n_obs_steps, S) to which they belong."""
+    vocabulary, offsets = source.details["vocabulary"], source.arrays["offsets"]
+    count, starts = int(offsets[-1]), np.repeat(offsets[:-1], np.diff(offsets))
     codes = [source.arrays.get("instruction", np.zeros(count, np.int32))]
     if tokenizer.use_prev_subtask:
         codes.append(prompted_subtasks(source, tokenizer, config.chunk_size))
     pairs = np.stack(codes, axis=1)  # (N, 1 or 2)
     rows = np.arange(count) if tokenizer.reads_state else np.unique(pairs, axis=0, return_index=True)[1]
-    vocabulary = source.details["vocabulary"]
     for first in range(0, len(rows), BLOCK):
-        block = rows[first : first + BLOCK]
         texts, places = [], []
-        for row in block:
+        for row in rows[first : first + BLOCK]:
             instruction, *subtask = (vocabulary[code] for code in pairs[row])
             for phrasing in (instruction, *config.phrasings.get(instruction.strip(), ())):
                 texts.append(with_previous(phrasing, *subtask or [None]).strip())
                 places.append(row)
-        yield texts, source.arrays["states"][places]
+        observed = np.maximum(np.array(places)[:, None] + np.arange(1 - config.n_obs_steps, 1), starts[places, None])
+        yield texts, source.arrays["states"][observed]
 
 
 def target_lengths(tokenizer: PromptTokenizer, sources: list[EpisodeSource]) -> np.ndarray:
     """Tokens of each different target, with the one that ends it, before anything is cut."""
     texts = {text: source for source in sources for text in texts_of(source, "reasoning")}
-    lengths, has_marks = [], False
+    lengths = []
     for text, source in texts.items():
         try:
             lengths.append(len(tokenizer.target_row(text)[0]))
         except ValueError as error:
             raise ValueError(f"{source.path}: {error}") from None
-        has_marks = has_marks or MARK.search(text) is not None
-    if tokenizer.select_seg_token_mask and not has_marks:
+    if tokenizer.select_seg_token_mask and not any(map(MARK.search, texts)):
         raise ValueError(
             f"select_seg_token_mask is true but no reasoning in {', '.join(source.path for source in sources)} marks a "
             "part as <seg>…</seg>; mark what carries loss, or set select_seg_token_mask: false"

@@ -182,7 +182,9 @@ class Recordings:
         if self.source is not None:
             for name in self.records[0]:
                 values = [record[name] for record in self.records]
-                self.root[f"{self.source.name}/{name}"] = values if name == "reasoning" else np.stack(values)
+                # HDF5 has no text with a character 0, which an untrained policy may write.
+                texts = [text.replace("\0", "\ufffd") for text in values] if name == "reasoning" else None
+                self.root[f"{self.source.name}/{name}"] = np.stack(values) if texts is None else texts
         self.source, self.records = None, []
 
     def close(self) -> None:

@@ -46,12 +46,20 @@ class Config:
         "Table of images (.csv, .tsv, .parquet), folder with a subfolder per class, or hub id.",
         on_resume=IMPOSSIBLE,
     )
-    root: str | None = key(None, "Folder that paths in the tables are relative to; null: the table's own.")
+    root: str | None = key(
+        None, "Folder that paths in the tables are relative to; null: the table's own.", is_path=True
+    )
     eval_path: str | None = key(
-        None, "The same for validation; null: a split of its own, or eval_fraction.", on_resume=EVALUATION
+        None,
+        "The same for validation; null: a split of its own, or eval_fraction.",
+        on_resume=EVALUATION,
+        is_path=True,
     )
     test_path: str | None = key(
-        None, "The same for the test set; null: a split of its own, or none.", on_resume=EVALUATION
+        None,
+        "The same for the test set; null: a split of its own, or none.",
+        on_resume=EVALUATION,
+        is_path=True,
     )
     split_column: str | None = fixed(None, "Column that says train, val or test.")
     eval_fraction: float | None = fixed(
@@ -67,7 +75,7 @@ class Config:
     label_separator: str | None = fixed(
         None, "Separates the labels in label_column; null: one class each.", needs="label_column"
     )
-    dataset_base_dir: str | None = key(None, "LADI's base folder, with folders v1 and v2.")
+    dataset_base_dir: str | None = key(None, "LADI's base folder, with folders v1 and v2.", is_path=True)
     dataset_config_name: str | None = key(None, "LADI's set: v1_damage, v1_infrastructure, v2, v2a, v2_resized …")
     train_split: Literal["train", "all"] = fixed("train", "LADI: all trains on validation too.")
     image_size: int | None = fixed(None, "Pixels of a side; null: the pretrained model's, or 224.", ge=8)

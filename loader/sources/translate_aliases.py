@@ -24,6 +24,7 @@ def translate_aliases(tree: Node, problems: Problems) -> None:
     Aliases that depend on other layers stay: `resolve_combined_aliases` and `resolve_model_sources` replace them.
     """
     _inherit_interval(tree)
+    _lerobot(tree)
     implying = {alias for keys in IMPLYING_KEYS.values() for alias in keys}
     problems.aliases |= tree.value.keys() & (implying - set(SECTION_ALIASES))
     _check_training_mode(tree, problems)
@@ -60,6 +61,15 @@ def _inherit_interval(tree: Node) -> None:
         interval = scheduler.value.get("interval")
         if interval is not None:
             warmup.value.setdefault("interval", interval)
+
+
+def _lerobot(tree: Node) -> None:
+    """Make `dataset.name: lerobot` the layout of demonstrations that it is, unless the layer names another layout."""
+    section = tree.value.get("dataset")
+    name = section.value.get("name") if section is not None and section.is_mapping else None
+    if name is not None and name.value == "lerobot":
+        section.value["name"] = node_of("demonstrations", name.origin)
+        section.value.setdefault("layout", node_of("lerobot", name.origin))
 
 
 def _check_training_mode(tree: Node, problems: Problems) -> None:

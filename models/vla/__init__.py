@@ -51,16 +51,15 @@ PARTS: dict[str, str] = {
 def build(config: Config, process: Any) -> VLA:
     """Build a policy for the data's dims, with the pretrained weights at `process.model_name_or_path`.
 
-    Where `model_name_or_path` is the folder of a SmolVLA that LeRobot saved, its weights and settings are taken.
+    Where `model_name_or_path` is a SmolVLA that LeRobot saved, its weights and settings are taken.
 
     Raises:
         ValueError: a dim is missing, neither `config` nor a path, nothing found at the path, a backbone of an unknown
             kind, or data with more tokens than the language model knows.
     """
-    from models.lerobot_weights import starts_from_lerobot
-    from storage.lerobot_policy import is_policy
+    from models.lerobot_weights import policy_folder, starts_from_lerobot
 
-    if starts_from_lerobot(process) and is_policy(Path(process.model_name_or_path).expanduser()):
+    if starts_from_lerobot(process) and policy_folder(process) is not None:
         from models.vla import lerobot
 
         return lerobot.build(config, process)

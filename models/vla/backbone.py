@@ -1,14 +1,15 @@
 """The seam to vision-language models of transformers: embeddings of images and words, and reading them.
 
-Proved with SmolVLM, Idefics3, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, PaliGemma, Gemma 3 and InternVL. Others work if they have
-the same members; else they are refused.
+Proved with SmolVLM, Idefics3, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, PaliGemma, Gemma 3 and InternVL. Others are tried out
+when a policy is built, and refused if they fail.
 Shapes: B batch, K images, n tokens of an image, L tokens of a prompt, N tokens to read, D width, R axes of positions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from models.vla.context import Context, GrowingCache, attention_mask, joined
 from models.vla.images import patches, preprocess
 
 FAMILIES = "SmolVLM, Idefics3, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, PaliGemma, Gemma 3, InternVL"
+PROVED = ("smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "paligemma", "gemma3", "internvl")
 LANGUAGE_MODELS = ("language_model", "text_model")
 VISION_PARTS = ("vision_model", "vision_tower", "visual", "connector", "multi_modal_projector")
 # Names of a configuration's fields for the tokens around an image.
@@ -243,6 +245,18 @@ class Backbone(nn.Module):
             writes = writes & (token != eos)
         return torch.stack(ids, dim=1), context
 
+    @torch.no_grad()
+    def try_out(self) -> None:
+        """Read a black image and a few tokens; whatever is not as it should be raises an error."""
+        device, policy = next(self.parameters()).device, self.policy
+        images = torch.zeros(1, 1, 3, policy.image_height, policy.image_width, dtype=torch.uint8, device=device)
+        ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+        exists = torch.ones_like(ids, dtype=torch.bool)
+        context = self.read(images if policy.num_images else None, None, ids, exists)
+        context = self.append(context, self.embed(ids), exists)
+        if context.keys[-1].shape[2] != context.mask.shape[1]:
+            raise RuntimeError(f"{context.keys[-1].shape[2]} keys of {context.mask.shape[1]} tokens")
+
     # ---- gradient checkpointing ----
 
     def checkpoint_layers(self, function: Callable[..., Any] | None) -> None:
@@ -255,6 +269,20 @@ class Backbone(nn.Module):
             layer.__dict__.pop("forward", None)
             if function is not None:
                 layer.forward = functools.partial(checkpointed, layer, layer.forward, function)
+
+
+@contextlib.contextmanager
+def refusing_others(model_type: str) -> Iterator[None]:
+    """Make ValueError of what building or reading a backbone of another family than the proved ones raises."""
+    try:
+        yield
+    except Exception as error:  # code of transformers that takes other arguments, or that lacks a part
+        if model_type in PROVED or isinstance(error, ValueError):
+            raise
+        raise ValueError(
+            f"`model: {{name: vla}}`: a backbone of type {model_type} is not built like those that are known: "
+            f"{FAMILIES} ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
 
 
 class LayerCache:

@@ -11,7 +11,7 @@ from models.auto.network import new_settings
 from models.lerobot_weights import Pairs, load_weights, merged, opened, refuse_others
 from models.policy import require_dims
 from models.vla.config import Config
-from models.vla.loading import check_losses, filled_config, stored_settings
+from models.vla.loading import check_losses, filled_config, refuse_tokens, stored_settings
 from models.vla.network import VLA
 from storage.lerobot_policy import Policy
 
@@ -61,6 +61,7 @@ def build(config: Config, process: Any) -> VLA:
         raise ValueError(f"the policy in {policy.folder} normalises pixels by {mode}; only IDENTITY can be loaded")
     settings = backbone_settings(config, policy, process)
     config = merged(config, theirs(policy, config, settings), FREE, policy)
+    refuse_tokens(config, settings.get_text_config())
     filled = filled_config(config, settings, process, str(policy.folder), None)
     check_losses(filled)
     model = VLA(filled)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from models.auto.network import new_settings
 from models.policy import require_dims
 from models.pretrained import from_files, load_checkpoint, load_model, one_line, saved_config
 from models.vla.action_tokens import read_fast
-from models.vla.backbone import language_model_name
+from models.vla.backbone import PROVED, language_model_name, refusing_others
 from models.vla.config import Config
 from models.vla.network import VLA, VLAConfig
+from storage import safe_read
 
-PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
+MAY_BE_MISSING = {"_raise_exceptions_for_missing_entries": False}
 OF_BACKBONE = ("config", "image_size", "image_mean", "image_std")
 USUAL_SIZE = 224  # pixels of a side, for backbones that take any
 
@@ -41,13 +43,20 @@ def build_policy(config: Config, process: Any) -> VLA:
         config = replace(config, **{name: saved.get(name) for name in OF_BACKBONE if getattr(config, name) is None})
         path, is_causal_lm, settings = None, False, saved_settings(config, process)
     else:
-        path = process.model_name_or_path if not (process.is_pretrained or process.load_pretrain) else None
+        of_others = process.model_name_or_path and not (process.is_pretrained or process.load_pretrain)
+        path = os.path.expanduser(process.model_name_or_path) if of_others else None
         settings, is_causal_lm = backbone_settings(config, path, process)
-    policy_config = filled_config(config, settings, process, path, None if is_causal_lm else path)
-    check_losses(policy_config)
-    if path is None:
-        return VLA(policy_config)
-    return with_weights(policy_config, settings, path, is_causal_lm, process.cache_dir, process.trust_remote_code)
+    with refusing_others(settings.model_type):
+        policy_config = filled_config(config, settings, process, path, None if is_causal_lm else path)
+        check_losses(policy_config)
+        if path is None:
+            policy = VLA(policy_config)
+        else:
+            remote = process.cache_dir, process.trust_remote_code
+            policy = with_weights(policy_config, settings, path, is_causal_lm, *remote)
+        if settings.model_type not in PROVED:
+            policy.backbone.try_out()
+    return policy
 
 
 def filled_config(
@@ -161,20 +170,28 @@ def cut_layers(settings: PreTrainedConfig, num_layers: int | None) -> None:
 
 
 def fit_vocabulary(settings: PreTrainedConfig, config: Config, path: str | None) -> None:
-    """Give a new language model the tokenizer's vocabulary; a larger one, given or pretrained, stays.
+    """Give a language model a token for each of the tokenizer's; a larger vocabulary, given or pretrained, stays.
 
     Raises:
-        ValueError: the tokenizer has tokens that the language model does not know.
+        ValueError: the tokenizer has tokens that the described language model does not know.
     """
-    text, needed = settings.get_text_config(), config.vocab_size
-    given = path is not None or "vocab_size" in (config.config or {}).get("text_config", {})
-    if needed is None:
+    text = settings.get_text_config()
+    if config.vocab_size is None:
         raise ValueError("model.vocab_size is missing; the data set's dims must give it")
-    if not given:
-        text.vocab_size = needed
-    elif needed > text.vocab_size:
+    if path is not None:  # `with_weights` adds tokens to those of the weights
+        text.vocab_size = max(config.vocab_size, text.vocab_size)
+    elif "vocab_size" in (config.config or {}).get("text_config", {}):
+        refuse_tokens(config, text)
+    else:
+        text.vocab_size = config.vocab_size
+
+
+def refuse_tokens(config: Config, text: PreTrainedConfig) -> None:
+    """Raise ValueError if the data has tokens that a language model does not know, and that it cannot get."""
+    if config.vocab_size > text.vocab_size:
         raise ValueError(
-            f"the data has {needed} tokens but the language model knows {text.vocab_size}; use its own tokenizer"
+            f"the data has {config.vocab_size} tokens but the language model knows {text.vocab_size}; use its own "
+            "tokenizer"
         )
 
 
@@ -193,12 +210,19 @@ def image_settings(
 
 
 def preprocessor(place: str, cache_dir: str | None) -> dict[str, Any]:
-    """The content of a model's preprocessor_config.json; empty without one."""
-    file = Path(place) / PREPROCESSOR
-    if not Path(place).is_dir():
-        found = cached_file(place, PREPROCESSOR, cache_dir=cache_dir, _raise_exceptions_for_missing_entries=False)
-        file = Path(found or file)
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """What a model's files say of its images; empty if they say nothing. transformers 5 saves it with the processor."""
+    return json_file(place, PROCESSOR, cache_dir).get("image_processor") or json_file(place, PREPROCESSOR, cache_dir)
+
+
+def json_file(place: str, name: str, cache_dir: str | None) -> dict[str, Any]:
+    """The content of a file of the model at `place`, a folder or a hub id; empty without it."""
+    try:
+        file = Path(place, name)
+        if not file.parent.is_dir():
+            file = Path(cached_file(place, name, cache_dir=cache_dir, **MAY_BE_MISSING) or file)
+        return safe_read.read_json(file) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} of `model_name_or_path: {place}` cannot be read ({one_line(error)})") from None
 
 
 def image_side(wanted: int | None, settings: PreTrainedConfig) -> int:
@@ -240,15 +264,19 @@ def with_weights(
     """Build a policy with the pretrained backbone, or language model, at `place`; all else is its `new_weights`."""
     source, _, options = pretrained_source(place)
     options |= {"cache_dir": cache_dir, "dtype": torch.float32}
-    shown = f"`model_name_or_path: {place}`"
+    shown, text = f"`model_name_or_path: {place}`", settings.get_text_config()
+    needed = text.vocab_size
+    text.vocab_size = known = stored_settings(place, cache_dir, trust_remote_code).get_text_config().vocab_size
     if not is_causal_lm:
         kind = AutoModelForImageTextToText
         pretrained, new = _load_quietly(kind, source, shown, trust_remote_code, config=settings, **options)
+        add_tokens(pretrained, needed)
         vlm, prefix = pretrained.base_model, f"{pretrained.base_model_prefix}."
         new = {f"backbone.vlm.{name.removeprefix(prefix)}" for name in new if name.startswith(prefix)}
     else:
-        text = settings.get_text_config()
         pretrained, _ = _load_quietly(AutoModelForCausalLM, source, shown, trust_remote_code, config=text, **options)
+        add_tokens(pretrained, needed)
+        text.vocab_size = needed
         vlm = AutoModel.from_config(settings)
         name = language_model_name(vlm)
         setattr(vlm, name, pretrained.base_model)
@@ -258,8 +286,21 @@ def with_weights(
     if isinstance(head := getattr(policy.backbone, "lm_head", None), nn.Module):
         head.load_state_dict(pretrained.get_output_embeddings().state_dict())
     policy.loaded_from = str(Path(source, options["gguf_file"])) if "gguf_file" in options else place
+    policy.notes = [f"{needed - known} tokens are new to the language model of {place}"] if needed > known else []
     policy.new_weights = {name for name in names if not name.startswith("backbone.") or name in new}
     return policy
+
+
+@torch.no_grad()
+def add_tokens(model: PreTrainedModel, count: int) -> None:
+    """Enlarge a vocabulary to `count` tokens; the new ones are the mean of the others, in and out."""
+    known = model.config.get_text_config().vocab_size
+    if count == known:
+        return
+    model.resize_token_embeddings(count, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer is not None:
+            layer.weight[known:] = layer.weight[:known].mean(dim=0)
 
 
 def _load_quietly(*arguments: Any, **options: Any) -> tuple[PreTrainedModel, set[str]]:

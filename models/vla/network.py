@@ -186,8 +186,10 @@ class VLA(ChunkPolicy):
         """Mean cross entropy of the tokens (B, T) in loss_mask; in evaluation mode also the likeliest tokens (B, T)."""
         start = prefix.mask.shape[1]
         hidden = torch.cat((prefix.last[:, None], taught.hidden[:, start:-1]), dim=1)  # before each token
-        predictions = None if self.training else self.backbone.logits(hidden).argmax(dim=-1)
-        # Logits of the tokens that have a loss alone: a vocabulary is large.
+        # Logits of one sample at a time, or of the tokens that have a loss alone: a vocabulary is large.
+        predictions = (
+            None if self.training else torch.stack([self.backbone.logits(row).argmax(dim=-1) for row in hidden])
+        )
         logits = self.backbone.logits(hidden[loss_mask]).float()
         total = F.cross_entropy(logits, target_ids[loss_mask], reduction="sum")
         return total / loss_mask.sum().clamp(min=1), predictions

@@ -9,7 +9,7 @@ dict keyed by the HDF5 path under which a recording stores it:
     observations/env_state        (O,) float64    free bodies' positions in metres, quaternions w, x, y, z:
                                                   O = 7 cube | 14 peg, then socket | 14 red, then blue cube
     observations/images/<camera>  (height, width, 3) uint8
-    instruction                   of two_cubes: which cube to lift, and with which arm, in words
+    instruction                   in words; of two_cubes: which cube to lift, and with which arm
 
 An action is (14,) float64 joint targets in the order of qpos, one every 0.02 s. Targets beyond ±1 are
 normal: never clip them to the range that gym-aloha declares.

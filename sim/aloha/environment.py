@@ -22,7 +22,7 @@ from gym_aloha.utils import sample_box_pose, sample_insertion_pose
 
 from sim.aloha.config import MAX_REWARD, Config
 from sim.aloha.contacts import FINGERS, contacts
-from sim.aloha.instructions import PHRASINGS, VARIANTS
+from sim.aloha.instructions import ALONE, PHRASINGS, VARIANTS
 from sim.aloha.two_cubes import TwoCubes, sample_cubes, with_blue_cube
 
 SOCKET_WALLS = ("socket-1", "socket-2", "socket-3", "socket-4")
@@ -137,7 +137,7 @@ class Environment:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config, self.task, self.instruction = config, config.task, None
+        self.config, self.task, self.instruction = config, config.task, ALONE.get(config.task)
         self.variants = len(VARIANTS) if config.task == "two_cubes" else 1
         self.instructed: tuple[str, str] | None = None  # the cube's colour and the arm that the instruction names
         self._task = TASKS[config.task]()
@@ -223,8 +223,7 @@ class Environment:
 
     def _observe(self, time_step) -> dict[str, np.ndarray | str]:
         observation = dict(time_step.observation)
-        if self.instruction is not None:
-            observation["instruction"] = self.instruction
+        observation["instruction"] = self.instruction
         for camera in self.config.cameras:
             frame = self._renderer.render(self.physics.data.ptr, camera)
             observation[f"observations/images/{camera}"] = frame

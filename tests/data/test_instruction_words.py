@@ -48,6 +48,11 @@ def test_words_of_a_batch_are_those_of_an_observation(episodes, tmp_path):
     observation = {key: np.zeros(14) for key in encoder.state_keys}
     live = encoder.encode({**observation, "instruction": "lift the cube, slowly"})
     assert live["words"].tolist() == expected[2:]
+    for text in (b"lift the cube, slowly", np.array(b"lift the cube, slowly"), np.array(["lift the cube, slowly"])):
+        assert torch.equal(encoder.encode({**observation, "instruction": text})["words"], live["words"])
+    for wrong in (b"\xff", 3, None, ["lift", "push"]):
+        with pytest.raises(ValueError, match="instruction .* one text"):
+            encoder.encode({**observation, "instruction": wrong})
     with pytest.raises(ValueError, match="`instruction`"):
         encoder.encode(observation)
     _, plain = bundle(episodes, tmp_path / "cache")

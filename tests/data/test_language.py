@@ -235,6 +235,9 @@ def test_the_state_as_text(tmp_path, tokenizer):
         ids = batch["prompt_ids"][index][batch["prompt_mask"][index]]
         assert ids.tolist() == tokenizer(text)["input_ids"]
     assert batch["prompt_mask"].any(0).all(), "as wide as the longest"
+    keys = {"prompt": prompt, "normalization": normalization, "max_prompt_tokens": 200, "n_obs_steps": 3}
+    bundle = built(tmp_path, **keys)
+    assert everything(bundle.train_dataset)["prompt_mask"].sum(1).max() == bundle.processor.prompts.prompt_tokens
 
 
 @pytest.mark.slow
@@ -347,10 +350,17 @@ def test_a_scored_model_keeps_its_tokenizer(tmp_path, tokenizer):
     (saved / "statistics.json").write_text(json.dumps(bundle.files["statistics.json"]))
     write_episodes(tmp_path, instructions=["quite another instruction, longer than those of the training", "lift it"])
     shutil.rmtree(tmp_path / "tokenizer")
-    other = build(config_of(tmp_path), run_of(tmp_path, saved, use_reasoning=True))
+    run = run_of(tmp_path, saved, use_reasoning=True)
+    other = build(config_of(tmp_path), run)
     assert other.dims == bundle.dims
     ids, mask = (everything(other.train_dataset)[name][0] for name in ("prompt_ids", "prompt_mask"))
     assert tokenizer.decode(ids[mask]).startswith("quite another instruction, longer")
+    whole = json.loads((saved / "statistics.json").read_text())
+    for damaged in ({}, [], {**whole["observation"]["language"], "more": 1}):
+        content = {**whole, "observation": {**whole["observation"], "language": damaged}}
+        (saved / "statistics.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="`language` in statistics.json is damaged"):
+            Processor.from_pretrained(saved, config_of(tmp_path), run.process)
 
 
 def test_language_accuracy_counts_tokens_that_carry_loss():
@@ -364,6 +374,15 @@ def test_language_accuracy_counts_tokens_that_carry_loss():
     metric.reset()
     metric.update({"target_ids": ids[:1], "target_loss_mask": loss[:1]}, {"target_predictions": wrong[:1]})
     assert metric.compute() == {"language_accuracy": 0.5}
+
+
+def test_any_text_that_a_policy_writes_is_stored(tmp_path):
+    writer = Processor.writer(None, tmp_path / "out.h5")
+    for text in ("a\0b", "ü\n"):
+        writer.write(SimpleNamespace(name="x"), {"actions": np.zeros((2, 3)), "reasoning": text})
+    writer.close()
+    with h5py.File(tmp_path / "out.h5") as root:
+        assert [text.decode() for text in root["x/reasoning"]] == ["a\ufffdb", "ü\n"]
 
 
 def test_padded_by_hand():
@@ -389,6 +408,25 @@ def test_training_never_waits_for_the_tokenizer(tmp_path, tokenizer):
     again = built(tmp_path, {"use_reasoning": True, "use_prev_subtask": True}, phrasings={"lift it": ["raise it"]})
     again.train_dataset.encoder.prompts.tokenizer = SimpleNamespace(padding_side="right")
     assert_same(everything(again.train_dataset), before)
+
+
+@pytest.mark.slow
+def test_the_vocabulary_has_the_largest_id_of_a_tokenizer_with_gaps(tmp_path, tokenizer):
+    write_episodes(tmp_path)
+    file = tmp_path / "tokenizer/tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["far"] = 900
+    file.write_text(json.dumps(content))
+    assert built(tmp_path).dims["vocab_size"] == 901 > len(tokenizer) + 1
+
+
+@pytest.mark.slow
+def test_a_folder_without_instructions_in_a_mixture_is_named(tmp_path, tokenizer):
+    write_episodes(tmp_path)
+    write_act_episode(tmp_path / "silent/episode_0.hdf5", 5, (3, 2))
+    paths = [str(tmp_path / name) for name in ("act", "silent")]
+    lines = [line for line in built(tmp_path, path=paths).summary if "has an instruction" in line]
+    assert len(lines) == 1 and paths[1] in lines[0]
 
 
 # ---- bad input ----

@@ -79,6 +79,8 @@ def test_folders_of_a_mixture_with_other_cameras(tmp_path, written):
     with pytest.raises(ValueError, match="no folder .* feature `observation.images.lap`"):
         built(tmp_path, ("arm", "robot"), rename={"observation.images.lap": "observation.images.top"})
     assert SIZE != (24, 32)  # frames were resized to one size
+    with pytest.raises(ValueError, match="24x24 from .*arm.* 48x48 from .*robot"):
+        built(tmp_path, ("blind", "arm", "robot"), **keys, image_size=None)
 
 
 def test_an_observation_without_a_camera_is_that_of_its_sample(tmp_path, written):

@@ -80,3 +80,19 @@ def test_predictions_begin_at_the_current_step(tmp_path, written):
     session = processor.session(Model())
     observation = {key: values[0] for key, values in written[0].items()}
     np.testing.assert_array_equal(session.act(observation)["actions"], chunk[0, 2:].double())
+
+
+def test_an_observation_that_is_refused_leaves_no_trace(tmp_path, written):
+    bundle, run = build_act(tmp_path, **KEYS), run_in(tmp_path / "cache")
+    statistics = bundle.files["statistics.json"]
+    kinds = {"normalization": {"state": "identity", "action": "identity"}}
+    config = Config(path=str(tmp_path / "act"), **KEYS, **kinds)
+    encoder = ObservationEncoder.from_files(config, run.process, statistics)
+    steps = [{key: values[step] for key, values in written[0].items()} for step in range(3)]
+    expected = [encoder.encode(step) for step in steps]
+    encoder.reset()
+    for step, inputs in zip(steps, expected, strict=True):
+        with pytest.raises(ValueError, match="a frame is float64"):
+            encoder.encode({**step, "observations/images/top": np.zeros((24, 32, 3))})
+        found = encoder.encode(step)
+        assert all(torch.equal(found[name], value) for name, value in inputs.items())

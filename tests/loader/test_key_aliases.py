@@ -239,6 +239,14 @@ def test_null_says_nothing_about_what_is_not_there_yet(read):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("layout", ["lerobot", "auto"])
+def test_lerobot_is_a_layout_of_demonstrations(read, tmp_path, layout):
+    given = "" if layout == "lerobot" else ", layout: auto"
+    run = read(f"model: act\ndataset: {{name: lerobot, path: {tmp_path}{given}}}\n")
+    assert (run.dataset.name, run.dataset.config.layout) == ("demonstrations", layout)
+    assert run.dataset.config.path == str(tmp_path)
+
+
 def test_builder_groups_and_named_sets(read):
     run = read("optimizer_builder: {optimizer_name: adafactor, lr: null, weight_decay: 0.01}\n")
     assert run.hyper.optim == "adafactor" and run.optimizer["relative_step"] is True

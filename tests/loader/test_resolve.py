@@ -557,6 +557,11 @@ def test_paths_are_absolute_and_other_folders_hide_no_name(tmp_path, monkeypatch
     for template, found in (("chat.jinja", str(tmp_path / "chat.jinja")), ("'{{ messages }}'", "{{ messages }}")):
         run = resolve(settings=["task_name=records", f"dataset.chat_template={template}"])
         assert run.dataset.config.chat_template == found
+    (tmp_path / "labels.csv").write_text("path,a\n")
+    for key in ("eval_path", "test_path", "root", "dataset_base_dir"):
+        for given, found in (("labels.csv", str(tmp_path / "labels.csv")), ("owner/name", "owner/name")):
+            words = [f"dataset.{key}={given}", "dataset.name=images", "model=convnet"]
+            assert getattr(resolve(settings=words).dataset.config, key) == found
 
 
 def test_a_file_name_is_looked_up_in_configs_from_anywhere(tmp_path, monkeypatch, write):

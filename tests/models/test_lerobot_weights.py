@@ -115,7 +115,7 @@ def test_data_of_other_sizes_is_refused(folder, kind, changes, message):
 def test_what_cannot_be_loaded_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="of type act, not diffusion"):
         build("diffusion", folder / "act")
-    with pytest.raises(ValueError, match="not the folder of a LeRobot policy.*is_pretrained"):
+    with pytest.raises(ValueError, match="neither the folder nor .* a LeRobot policy.*is_pretrained"):
         build("act", tmp_path)
     weights = write_policy(tmp_path, "act", STATE, ACTION, ENV, feedforward_activation="gelu")
     with pytest.raises(ValueError, match="feedforward_activation: gelu"):

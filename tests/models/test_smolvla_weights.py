@@ -9,16 +9,18 @@ from safetensors.torch import load_file, save_file
 from smolvla_files import ACTION, CHUNK, LAYERS, PADDED, STATE, TEXT, VISION, velocity_by_hand, write_smolvla
 
 import models.vla
+from data.demonstrations.lerobot.policy import backbone_of_policy
 
 TEXTS = ["push the red cube\n", "lift it\n"]
 PROCESS = {"is_pretrained": False, "load_pretrain": False, "cache_dir": None, "trust_remote_code": False}
 
 
-def build(folder, num_images=2, state=STATE, chunk=CHUNK, vocabulary=270, **keys):
+def build(folder, num_images=2, state=STATE, chunk=CHUNK, vocabulary=270, place=None, **keys):
     dims = {"state_dim": state, "action_dim": ACTION, "chunk_size": chunk, "num_images": num_images}
     dims |= {"image_height": 24, "image_width": 40} if num_images else {"image_height": 0, "image_width": 0}
     words = {"vocab_size": vocabulary, "eos_token_id": 0, "target_tokens": 0}
-    process = SimpleNamespace(**PROCESS, model_name_or_path=str(folder / "policy"), llm_loss_weight=1.0)
+    process = SimpleNamespace(**PROCESS, model_name_or_path=place or str(folder / "policy"), llm_loss_weight=1.0)
+    process.cache_dir = str(folder / "hub")
     return models.vla.build(models.vla.Config(**{**dims, **words, **keys}), process).eval()
 
 
@@ -76,6 +78,33 @@ def test_the_velocity_of_lerobot_s_weights(written, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_policy_on_the_hub(tmp_path, monkeypatch):
+    """From the hub's cache, which has links to files named by their content; also one of lerobot's first versions."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    weights, _ = write_smolvla(tmp_path, TEXTS, cameras="ab")
+    kept = tmp_path / "hub/models--lerobot--tiny"
+    (kept / "blobs").mkdir(parents=True)
+    (kept / "snapshots/1234").mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text("1234")
+    old = {
+        f"{name}.so100-red_buffer_action.mean": torch.zeros(ACTION)
+        for name in ("normalize_targets", "normalize_inputs")
+    }
+    save_file({name: value.contiguous() for name, value in weights.items()} | old, kept / "blobs/b")
+    (tmp_path / "policy/config.json").rename(kept / "blobs/a")
+    for name, blob in (("config.json", "a"), ("model.safetensors", "b")):
+        (kept / "snapshots/1234" / name).symlink_to(f"../../blobs/{blob}")
+    net = build(tmp_path, place="lerobot/tiny")
+    assert net.action_head.action_out_proj.bias.equal(weights["model.action_out_proj.bias"])
+    process = SimpleNamespace(**PROCESS, model_name_or_path="lerobot/tiny")
+    process.cache_dir = str(tmp_path / "hub")
+    assert backbone_of_policy(process) == str(tmp_path / "vlm")
+    with pytest.raises(ValueError, match="lerobot/other.* not in the cache"):
+        build(tmp_path, place="lerobot/other")
+
+
 def test_a_part_of_the_policy_without_images(written):
     """States, chunks and cameras may be others: a policy is trained further on another robot."""
     net = build(written[0], num_images=0, state=7, chunk=CHUNK + 2)

@@ -6,7 +6,7 @@ from fresh_interpreter import python
 from simulated_policies import HOME
 
 from sim.aloha import Config, make, simulator
-from sim.aloha.instructions import PHRASINGS, VARIANTS
+from sim.aloha.instructions import ALONE, PHRASINGS, VARIANTS
 
 
 @pytest.mark.slow
@@ -58,8 +58,8 @@ def test_cameras_are_checked():
 @pytest.mark.parametrize(("task", "poses"), [("transfer_cube", 7), ("insertion", 14), ("two_cubes", 14)])
 def test_an_observation_has_the_documented_arrays(task, poses):
     observation = make(Config(task=task)).reset(5)
-    instruction = observation.pop("instruction", None)
-    assert instruction == ("lift the red cube with the right hand" if task == "two_cubes" else None)
+    instruction = observation.pop("instruction")
+    assert instruction == ALONE.get(task, "lift the red cube with the right hand")
     assert {key: (value.shape, value.dtype.name) for key, value in observation.items()} == {
         "observations/qpos": ((14,), "float64"),
         "observations/qvel": ((14,), "float64"),

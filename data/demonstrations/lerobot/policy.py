@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.statistics import Normalizer, compute
-from storage.lerobot_policy import Policy, is_policy, read_policy
+from storage.lerobot_policy import Policy, find_policy, read_policy
 
 KINDS = {"MEAN_STD": "zscore", "MIN_MAX": "min_max", "QUANTILES": "percentiles", "IDENTITY": "identity"}
 NEEDED = {"zscore": ("mean", "std"), "min_max": ("min", "max"), "percentiles": ("q01", "q99"), "identity": ()}
@@ -23,8 +23,9 @@ def policy_folder(process: Any) -> Path | None:
     """The folder of the LeRobot policy whose weights a run starts from, or None."""
     if process.model_name_or_path is None or process.is_pretrained or process.load_pretrain:
         return None
-    folder = Path(process.model_name_or_path).expanduser()
-    return folder if is_policy(folder) else None
+    import huggingface_hub
+
+    return find_policy(process.model_name_or_path, process.cache_dir, huggingface_hub)
 
 
 def backbone_of_policy(process: Any) -> str | None:
