@@ -107,6 +107,18 @@ def collection(enabled: bool) -> Iterator[None]:
         (gc.enable if before else gc.disable)()
 
 
+@contextmanager
+def frozen_objects() -> Iterator[None]:
+    """Inside, the garbage collection does not look at what is there already."""
+    was_frozen = gc.get_freeze_count() > 0
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not was_frozen:  # else what the caller froze would be looked at again, too
+            gc.unfreeze()
+
+
 def build_bundle(run: RunConfig) -> Any:
     """The run's data, which must be there: an estimate records no demonstrations.
 
@@ -180,10 +192,8 @@ def estimate(run: RunConfig, bundle: Any, processes: int, is_sharded: bool) -> E
             optimizer=optimizer_of(run, adapted, args),
             averages=averages_of(run, adapted) if run.process.using_ema and not is_sharded else None,
         )
-    gc.freeze()  # what is there already need not be looked at again
-    with collection(True):  # a cycle would hold memory
+    with collection(True), frozen_objects():  # a cycle would hold memory
         ledger, optimizer, unknown = attempt(mode, steps)
-    gc.unfreeze()
     if is_sharded:
         largest, at_peak = memory.sharded(ledger, steps, optimizer, processes, half)
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FROZEN: list[bool] = []
+FROZEN = [0]  # modules that were imported when the garbage collector was told to leave out what there is
 LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -31,10 +31,10 @@ def own_keel_home(no_launch_is_left, tmp_path_factory, monkeypatch):
 def imports_are_not_garbage():
     """Each training ends with a garbage collection, which walks all that was ever imported: half a second a time."""
     yield
-    if "transformers.trainer" in sys.modules and not FROZEN:
+    if "transformers.trainer" in sys.modules and len(sys.modules) > 1.05 * FROZEN[0]:
         gc.collect()
         gc.freeze()
-        FROZEN.append(True)  # asking gc itself counts every object
+        FROZEN[0] = len(sys.modules)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import os
 
 import pytest
 import torch
-import yaml
 from demonstration_files import write_act_folder
 from run_results import same
 from small_runs import SmallRuns, weights
@@ -190,9 +189,3 @@ def test_when_to_evaluate(run):
     assert run.log("eval_loss") == {}
     run.new(eval_steps=2)
     assert list(run.log("eval_loss")) == [2, 4]
-
-
-def test_a_flag_takes_precedence_over_yaml(run, tmp_path):
-    assert run("max_steps: 3", out="a").state.global_step == 3
-    assert run("max_steps: 3", out="b", max_steps=2).state.global_step == 2
-    assert yaml.safe_load((tmp_path / "b" / "run.yaml").read_text())["max_steps"] == 2

@@ -19,7 +19,6 @@ from loader.resolve.resolver import read_saved
 
 SMALL = ["model.hidden_dim=16", "model.num_heads=2", "model.feedforward_dim=16", "model.cvae_layers=1"]
 SMALL += ["model.encoder_layers=1", "dataset.chunk_size=5", "model.dropout=0.1"]
-SAVED = {"max_steps": 8, "save_strategy": "steps", "save_steps": 3}
 
 
 @pytest.fixture
@@ -64,18 +63,6 @@ def test_run_yaml_repeats_the_run(command, tmp_path):
     assert same(tmp_path / "out", tmp_path / "again")
     train.main(["--training_config", str(saved), "--output_dir", str(tmp_path / "other"), "--seed", "4"])
     assert not same(tmp_path / "out", tmp_path / "other")
-
-
-@pytest.mark.slow
-def test_a_resumed_run_equals_an_uninterrupted_one(command, tmp_path):
-    """The run stops in the middle of an epoch; auto starts a new run if there is no checkpoint."""
-    words = command(**SAVED, resume_from_checkpoint="auto")
-    whole = train.main(words)
-    subprocess.run(
-        ["rm", "-r", str(tmp_path / "out/checkpoint-6"), str(tmp_path / "out/model.safetensors")], check=True
-    )
-    assert same(train.main(words), whole) and same(tmp_path / "out", whole)
-    assert list(metrics(tmp_path / "out", "loss")) == [2, 4, 6, 8]
 
 
 @pytest.mark.slow

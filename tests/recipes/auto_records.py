@@ -37,7 +37,7 @@ def words(folder, packing=False, model=LLAMA):
     write_records(folder / "train.jsonl", 40, 0)
     write_records(folder / "val.jsonl", 11, 5)
     (folder / "training.yaml").write_text(
-        f"task_name: records\nmodel: {model}\ndataset: {{path: {folder / 'train.jsonl'}, eval_path: "
+        f"task_name: records\nsample_tokens: 0\nmodel: {model}\ndataset: {{path: {folder / 'train.jsonl'}, eval_path: "
         f"{folder / 'val.jsonl'}, tokenizer: {folder / 'tokenizer'}, block_size: 16, "
         f"packing: {str(packing).lower()}}}\n"
     )

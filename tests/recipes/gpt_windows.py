@@ -8,7 +8,7 @@ SIZES = ["--block_size", "16", "--n_layer", "1", "--n_head", "2", "--n_embd", "1
 
 def words(folder):
     write_set(folder / "text", tokens=(1200, 211))
-    return ["--dataset", str(folder / "text"), "--model_config", "gpt", *SIZES]
+    return ["--dataset", str(folder / "text"), "--model_config", "gpt", *SIZES, "--set", "sample_tokens=0"]
 
 
 def inputs(folder):

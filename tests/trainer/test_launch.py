@@ -9,7 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from forked_runs import server
-from several_processes import ROOT, launched, on_cpu
+from several_processes import ROOT, on_cpu
 from text_sets import SMALL, write_set
 from tiny_training import make_trainer
 
@@ -161,17 +161,6 @@ def test_deepspeed_saves_its_own_files(tmp_path, monkeypatch):
     assert {"global_step2/states.pt", "model.safetensors", "scheduler.json"} <= names
     assert not {"optimizer.json", "optimizer.safetensors"} & names
     assert "\n" not in DEEPSPEED_LINE
-
-
-@pytest.mark.slow
-def test_two_processes_without_a_gpu_train_together_on_the_cpu(tmp_path, in_root, monkeypatch):
-    monkeypatch.setenv("KEEL_HOME", str(tmp_path / "home"))
-    write_set(tmp_path / "home" / "datasets" / "a")
-    words = ["--dataset", "a", *SMALL.split(), "--out_dir", str(tmp_path / "out")]
-    done = launched("ddp.yaml", words, ACCELERATE_USE_CPU="false")  # as accelerate launch sets it without a GPU
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("ACCELERATE_USE_CPU=true is set") == 1
-    assert manifest.read(tmp_path / "out")["world_size"] == 2
 
 
 @pytest.mark.slow
