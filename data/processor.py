@@ -9,6 +9,8 @@ this output file (None: standard output), and why.
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
 from data.files import files_below
 from data.strict_json import open_maybe_compressed
+from storage import safe_read
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,28 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
+class CsvWriter:
+    """Writes rows to a CSV file or stream, below a header if there is one."""
+
+    def __init__(self, target: Path | BinaryIO, header: list[str] | None = None):
+        self.is_file = isinstance(target, Path)
+        self.stream = target.open("w+b") if self.is_file else target
+        self.text = io.TextIOWrapper(self.stream, encoding="utf-8", newline="", write_through=True)
+        self.rows = csv.writer(self.text, lineterminator="\n")
+        if header is not None:
+            self.rows.writerow(header)
+
+    def write(self, source: Source, record: Any) -> None:
+        self.rows.writerow(record)
+
+    def close(self) -> None:
+        self.text.flush()
+        if self.is_file:
+            self.text.close()
+        else:
+            self.text.detach()
+
+
 class Session(Protocol):
     """A policy at one robot: what `predict.py --serve` runs for a connection."""
 
@@ -86,6 +111,18 @@ class Session(Protocol):
 
     def act(self, observation: dict[str, Any]) -> dict[str, Any]:
         """Arrays by name for an observation; ValueError if the model cannot read it."""
+
+
+def saved_json(folder: Path, name: str) -> Any:
+    """The content of a file that a run saves beside its model.
+
+    Raises:
+        ValueError: it cannot be read. It is never guessed: without it every prediction would be wrong.
+    """
+    try:
+        return safe_read.read_json(folder / name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / name} cannot be read ({error}); restore it from the run, or train again") from None
 
 
 class Processor:

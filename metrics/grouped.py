@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from metrics.classification import SingleLabelMetric
+from metrics.metric import RowMetric
 
 
 class GroupedClassMetric(SingleLabelMetric):
@@ -19,11 +20,9 @@ class GroupedClassMetric(SingleLabelMetric):
     """
 
     def __init__(self, labels: Sequence[str], groups: Sequence[str]):
-        from metrics.gathered import GatheredRows
-
         super().__init__(labels)
         self.groups, self.directions = list(groups), {**self.directions, "balanced_accuracy": "max"}
-        self.of_groups = GatheredRows(2)  # group, whether the class is right
+        self.of_groups = RowMetric(2)  # group, whether the class is right
 
     def reset(self) -> None:
         super().reset()
@@ -35,7 +34,7 @@ class GroupedClassMetric(SingleLabelMetric):
         super().update(batch, outputs)
         labels = batch["labels"].argmax(1) if batch["labels"].dim() == 2 else batch["labels"]
         right = (outputs["logits"].argmax(1) == labels).float()
-        self.of_groups.add(torch.stack((batch["group"].float(), right), dim=1)[labels >= 0])
+        self.of_groups.gathered.add(torch.stack((batch["group"].float(), right), dim=1)[labels >= 0])
 
     def compute(self, loss: float | None = None) -> dict[str, float]:
         values = super().compute(loss)
@@ -43,7 +42,7 @@ class GroupedClassMetric(SingleLabelMetric):
 
     def per_group(self) -> list[dict[str, Any]]:
         """One row for each group with samples: group, samples, accuracy; after `compute`, which all processes call."""
-        numbers, right = self.of_groups.gather().T
+        numbers, right = self.of_groups.gathered.gather().T
         rows = []
         for number, name in enumerate(self.groups):
             chosen = right[numbers == number]

@@ -14,8 +14,9 @@ import numpy as np
 
 from data.hub import is_hub_id
 from data.images.config import Config
+from data.images.folder import read_folder
 from data.images.labelled import Table
-from data.images.sources import read_table
+from data.images.table import read_csv
 
 EVAL_FRACTION = 0.1
 
@@ -70,6 +71,26 @@ def _read(config: Config, key: str) -> Table:
 
         return read_hub(getattr(config, key), "train", config, None)
     return read_table(path, config, f"dataset.{key}")
+
+
+def read_table(path: Path, config: Config, key: str = "dataset.path") -> Table:
+    """Read a folder, a table or a Parquet file.
+
+    Args:
+        key: The key that names it, for messages.
+
+    Raises:
+        ValueError: the source is missing, or a column or a value is not what it must be; names file and line.
+    """
+    if path.is_dir():
+        return read_folder(path, config, key)
+    if not path.is_file():
+        raise ValueError(f"`{key}: {path}` does not exist; name a table of images, or a folder with one per class")
+    if path.suffix == ".parquet":
+        from data.images.parquet import read_parquet
+
+        return read_parquet(path, config)
+    return read_csv(path, config, key)
 
 
 def draw_splits(tables: dict[str, Table], config: Config, seed: int) -> tuple[dict[str, Table], list[str]]:

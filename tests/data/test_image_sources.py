@@ -14,8 +14,7 @@ from data.images.build_bundle import image_identity, target_array
 from data.images.config import Config
 from data.images.decode import Decoder
 from data.images.labelled import Table
-from data.images.sources import read_table
-from data.images.splits import read_splits, stratified
+from data.images.splits import read_splits, read_table, stratified
 
 KINDS = ("cat", "dog", "newt")
 
