@@ -122,7 +122,8 @@ def saved_json(folder: Path, name: str) -> Any:
     try:
         return safe_read.read_json(folder / name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / name} cannot be read ({error}); restore it from the run, or train again") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{folder / name} cannot be read ({reason}); restore it from the run") from None
 
 
 class Processor:

@@ -9,13 +9,14 @@ from data.bundle import Bundle, collate
 from data.cache import in_gigabytes
 from data.demonstrations.config import Config, clips_actions, has_bins
 from data.demonstrations.dataset import Demonstrations
-from data.demonstrations.encoder import ObservationEncoder, image_history, saved_statistics
+from data.demonstrations.encoder import ObservationEncoder, image_history
 from data.demonstrations.language import prompts_of
 from data.demonstrations.lerobot.policy import normalization_line, pretrained_normalizers
 from data.demonstrations.open_source import prepare_all
 from data.demonstrations.processor import Processor
 from data.demonstrations.source import EpisodeSource, refuse_difference
 from data.demonstrations.words import vocabulary_of
+from data.processor import saved_json
 from data.samplers import MixtureSampler
 from data.statistics import Normalizer
 from metrics.language import LanguageAccuracy
@@ -33,7 +34,10 @@ def assemble(config: Config, run) -> Bundle:
     texts = texts_in_batch(sources, process)
     train, evaluation = split(sources, config)
     trained_in = getattr(run, "trained_in", None)  # a model is scored: as it was trained, whatever this data is like
-    statistics = saved_statistics(trained_in) if trained_in else fit_statistics(sources, train, config, process)
+    if trained_in:
+        statistics = saved_json(trained_in, "statistics.json")
+    else:
+        statistics = fit_statistics(sources, train, config, process)
     prompts, prompt_lines = prompts_of(config, run, sources, statistics)
     encoder = Processor.from_files(config, process, statistics, prompts)
     if not trained_in:
@@ -76,11 +80,8 @@ def refuse_other_tokens(run, normalization: dict) -> None:
     except (OSError, ValueError, KeyError, TypeError):  # the model says what is wrong with the file
         return
     if learnt != normalization:
-        raise ValueError(
-            f"model.action_tokenizer: {place} was learnt from actions normalised by {learnt}, the data has "
-            f"{normalization}; set dataset.normalization and normalization_mask as they were, or learn it again with "
-            "prepare.py"
-        )
+        remedy = "set dataset.normalization and normalization_mask as they were, or learn it again"
+        raise ValueError(f"model.action_tokenizer: {place} is for {learnt}, the data has {normalization}; {remedy}")
 
 
 def refuse_mixture(first: EpisodeSource, other: EpisodeSource, config: Config) -> None:
@@ -88,15 +89,12 @@ def refuse_mixture(first: EpisodeSource, other: EpisodeSource, config: Config) -
     refuse_difference(first.first_file, first.arrays, other.first_file, other.arrays)
     cameras = [", ".join(source.details["cameras"]) or "no camera" for source in (first, other)]
     if cameras[0] != cameras[1] and config.missing_cameras == "error":
-        raise ValueError(
-            f"{first.first_file} has {cameras[0]} but {other.first_file} has {cameras[1]}; name in "
-            f"dataset.cameras those that all folders have, or set dataset.missing_cameras: mask"
-        )
+        differ = f"{first.first_file} has {cameras[0]} but {other.first_file} has {cameras[1]}"
+        raise ValueError(f"{differ}; name the common ones in dataset.cameras, or set dataset.missing_cameras: mask")
     if first.fit != other.fit and None not in (first.fit, other.fit):
-        raise ValueError(
-            f"images are {first.fit.height}x{first.fit.width} from {first.first_file} but {other.fit.height}x"
-            f"{other.fit.width} from {other.first_file}; set dataset.image_size, and image_aspect_ratio square or pad"
-        )
+        sizes = [f"{source.fit.height}x{source.fit.width} from {source.first_file}" for source in (first, other)]
+        remedy = "set dataset.image_size, and image_aspect_ratio square or pad"
+        raise ValueError(f"images are {sizes[0]} but {sizes[1]}; {remedy}")
 
 
 def refuse_other_rates(sources: list[EpisodeSource]) -> None:
@@ -105,10 +103,8 @@ def refuse_other_rates(sources: list[EpisodeSource]) -> None:
     for other in known[1:]:
         first, rates = known[0], [source.details["fps"] for source in (known[0], other)]
         if rates[0] != rates[1]:
-            raise ValueError(
-                f"{first.first_file} has {rates[0]:g} frames per second but {other.first_file} has {rates[1]:g}; "
-                f"actions of one chunk must be equally far apart: mix data sets of one rate"
-            )
+            differ = f"{first.first_file} has {rates[0]:g} frames per second but {other.first_file} has {rates[1]:g}"
+            raise ValueError(f"{differ}; mix data sets of one rate")
 
 
 def refuse_clipped(run, action: Normalizer) -> None:
@@ -118,10 +114,8 @@ def refuse_clipped(run, action: Normalizer) -> None:
     beyond = ~action.mask & ((low < -1) | (high > 1))
     if key is not None and beyond.any():
         dim = int(np.argmax(beyond))
-        raise ValueError(
-            f"dataset.normalization_mask.action is false for dimension {dim}, which is from {low[dim]:g} to "
-            f"{high[dim]:g}, but {key} has actions from -1 to 1; set it to true"
-        )
+        problem = f"is false for dimension {dim}, which is from {low[dim]:g} to {high[dim]:g}"
+        raise ValueError(f"dataset.normalization_mask.action {problem}, but {key} has -1 to 1; set it to true")
 
 
 def cameras_of(sources: list[EpisodeSource], config: Config, process) -> dict[str, str]:
@@ -133,10 +127,8 @@ def cameras_of(sources: list[EpisodeSource], config: Config, process) -> dict[st
     wanted = (config.cameras if process.is_multimodal else None) or sorted(keys)
     for camera in wanted:
         if camera not in keys:
-            raise ValueError(
-                f"dataset.cameras: no episode of {', '.join(source.path for source in sources)} has a camera "
-                f"`{camera}`; there are {', '.join(sorted(keys)) or 'none'}"
-            )
+            places, known = ", ".join(source.path for source in sources), ", ".join(sorted(keys)) or "none"
+            raise ValueError(f"dataset.cameras: no episode of {places} has a camera `{camera}`; there are {known}")
     return {camera: keys[camera] for camera in wanted}
 
 
@@ -150,10 +142,8 @@ def texts_in_batch(sources: list[EpisodeSource], process) -> tuple[str, ...]:
             count = source.details["texts_incomplete"].get(kind, 0)
             if getattr(process, key) and (count or kind not in source.arrays):
                 first = source.details["texts_missing"].get(kind, source.details["names"][0])
-                raise ValueError(
-                    f"{key} is true but {count} of {len(source.lengths())} episodes in {source.path} have a text under "
-                    f"{place}, the first without is {first}; set {key}: false, or use a dataset that has it"
-                )
+                have = f"{count} of {len(source.lengths())} episodes in {source.path} have a text under {place}"
+                raise ValueError(f"{key} is true but {have}, the first without is {first}; set {key}: false")
     instructed = process.use_prev_subtask or any("instruction" in source.arrays for source in sources)
     return ("instruction",) * instructed + ("reasoning",) * process.use_reasoning
 
@@ -168,10 +158,8 @@ def split(sources: list[EpisodeSource], config: Config) -> tuple[list[np.ndarray
         episodes = len(source.lengths())
         count = max(1, round(config.eval_fraction * episodes)) if config.eval_fraction > 0 else 0
         if count >= episodes:
-            raise ValueError(
-                f"dataset.eval_fraction {config.eval_fraction} leaves none of the {episodes} episodes of "
-                f"{source.path} for training; lower it, or record more episodes"
-            )
+            share = f"dataset.eval_fraction {config.eval_fraction}"
+            raise ValueError(f"{share} leaves none of the {episodes} episodes of {source.path} for training; lower it")
         order = np.random.default_rng([config.split_seed, number]).permutation(episodes)
         train.append(np.sort(order[count:]))
         evaluation.append(np.sort(order[:count]))
@@ -228,10 +216,8 @@ def instruction_vocabulary(sources: list[EpisodeSource], train: list[np.ndarray]
             texts |= {source.details["vocabulary"][number] for number in numbers}
     vocabulary = vocabulary_of(texts)
     if not vocabulary:
-        raise ValueError(
-            f"dataset.instruction_words: true, but no episode in {', '.join(source.path for source in sources)} has an "
-            "instruction; set it to false, or record with instructions"
-        )
+        places = ", ".join(source.path for source in sources)
+        raise ValueError(f"dataset.instruction_words: true, but no episode in {places} has one; set it to false")
     return vocabulary
 
 
@@ -307,14 +293,10 @@ def summarize(
             for kind, count in details["texts_incomplete"].items()
         ]
     details = sources[0].details
-    lines.append(
-        f"state {dims['state_dim']} ({', '.join(details['state_keys'])}), actions {dims['chunk_size']} x "
-        f"{dims['action_dim']} ({details['action_key']})"
-    )
+    action = f"{dims['chunk_size']} x {dims['action_dim']} ({details['action_key']})"
+    lines.append(f"state {dims['state_dim']} ({', '.join(details['state_keys'])}), actions {action}")
     if cameras:
         size = in_gigabytes(sum(source.image_bytes() for source in sources))
-        lines.append(
-            f"images {dims['num_images']} x {dims['image_height']} x {dims['image_width']} "
-            f"({', '.join(cameras)}; history {dims['num_images'] // len(cameras)}), {size}"
-        )
+        shape = " x ".join(str(dims[name]) for name in ("num_images", "image_height", "image_width"))
+        lines.append(f"images {shape} ({', '.join(cameras)}; history {dims['num_images'] // len(cameras)}), {size}")
     return lines

@@ -150,29 +150,17 @@ class Config:
         paths = self.paths()
         if len({*paths}) < len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
-            raise ValueError(
-                f"dataset.path names {twice} twice; name it once, and draw it more often with dataset.weights"
-            )
+            raise ValueError(f"dataset.path names {twice} twice; draw it more often with dataset.weights instead")
         if self.weights is not None and len(self.weights) != len(paths):
-            raise ValueError(
-                f"dataset.weights has {len(self.weights)} entries but dataset.path names {len(paths)} "
-                f"folders; give one weight for each folder"
-            )
+            counts = f"{len(self.weights)} entries but dataset.path names {len(paths)} folders"
+            raise ValueError(f"dataset.weights has {counts}; give one weight for each")
         if self.weights is not None and min(self.weights) <= 0:
-            raise ValueError(
-                f"dataset.weights {self.weights} has an entry that is not positive; leave the folder out "
-                f"of dataset.path instead"
-            )
+            raise ValueError(f"dataset.weights {self.weights} must be positive; leave the folder out of dataset.path")
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
-            raise ValueError(
-                f"dataset.image_size {self.image_size} is not [height, width]; give two positive numbers "
-                f"of pixels, such as [240, 320]"
-            )
+            raise ValueError(f"dataset.image_size {self.image_size} is no [height, width] in px, such as [240, 320]")
         if self.past_actions >= self.chunk_size:
-            raise ValueError(
-                f"dataset.past_actions: {self.past_actions} leaves no action of dataset.chunk_size: {self.chunk_size} "
-                "to execute; lower it"
-            )
+            given = f"dataset.past_actions: {self.past_actions}"
+            raise ValueError(f"{given} leaves no action of dataset.chunk_size: {self.chunk_size} to execute; lower it")
         if self.state_keys == []:
             raise ValueError("dataset.state_keys is empty; name at least one HDF5 path, or leave the key out")
         self.check_prompt()
@@ -186,10 +174,8 @@ class Config:
             raise ValueError(f"dataset.prompt `{self.prompt}` lacks {{instruction}}, which tells the policy what to do")
         kind = self.normalization["state"]
         if "state" in names and kind not in ("min_max", "percentiles"):
-            raise ValueError(
-                f"dataset.prompt has {{state}}, whose numbers cover [-1, 1], but dataset.normalization.state is "
-                f"{kind}; set it to min_max or percentiles"
-            )
+            needed = "needs dataset.normalization.state min_max or percentiles, which cover [-1, 1]"
+            raise ValueError(f"dataset.prompt has {{state}}, which {needed}, not {kind}")
 
     def paths(self) -> list[str]:
         return [self.path] if isinstance(self.path, str) else self.path or []
@@ -214,9 +200,8 @@ def has_bins(run) -> bool:
 
 def included(folder: Path, exclude: list[str] | None) -> list[Path]:
     """The episode files of a folder that no pattern of `dataset.exclude` matches."""
-    files = episode_files(folder)
-    excluded = {file for pattern in exclude or () for file in matching(files, folder, pattern)}
-    return [file for file in files if file not in excluded]
+    files = {str(file.relative_to(folder)): file for file in episode_files(folder)}
+    return [file for name, file in files.items() if not any(fnmatch.fnmatchcase(name, p) for p in exclude or ())]
 
 
 def unmatched(config: Config) -> list[str]:
@@ -235,20 +220,13 @@ def episode_names(folder: Path, layout: str) -> list[str]:
     return [str(file.relative_to(folder)) for file in episode_files(folder)]
 
 
-def matching(files: list[Path], folder: Path, pattern: str) -> list[Path]:
-    return [file for file in files if fnmatch.fnmatchcase(str(file.relative_to(folder)), pattern)]
-
-
 def folder_problem(path: str, layout: str) -> str | None:
     """Why a folder cannot be used, or None. It is never created: a mistyped path must not look like an empty folder."""
     folder = Path(path).expanduser()
+    if layout == "lerobot" and is_hub_id(path):
+        return None
     if not folder.exists():
-        if layout == "lerobot" and is_hub_id(path):
-            return None
-        return (
-            f"dataset.path: {path} does not exist; correct the path, or record the task's episodes with "
-            f"`python prepare.py --task_name …`"
-        )
+        return f"dataset.path: {path} does not exist; correct it, or record with `python prepare.py --task_name …`"
     if not folder.is_dir():
         return f"dataset.path: {path} is a file, not a folder of episodes; name its folder"
     try:
@@ -256,10 +234,7 @@ def folder_problem(path: str, layout: str) -> str | None:
     except ValueError as error:
         return f"dataset.path: {error}"
     if not names:
-        return (
-            f"dataset.path: {path} holds no episode (*.hdf5, *.h5) and no LeRobot data set ({lerobot.INFO}); correct "
-            f"the path, or record with prepare.py"
-        )
+        return f"dataset.path: {path} holds no episode (*.hdf5, *.h5) and no {lerobot.INFO} of LeRobot; correct it"
     return None
 
 
@@ -277,8 +252,6 @@ def episode_files(folder: Path) -> list[Path]:
     files = files_below(folder)
     for file in files:
         if not file.exists() and (file.name.endswith(SUFFIXES) or not file.suffix):
-            raise ValueError(
-                f"{file} is a link to {os.path.realpath(file)}, which does not exist; restore its target, or move the "
-                "link out of dataset.path"
-            )
+            target = os.path.realpath(file)
+            raise ValueError(f"{file} is a link to {target}, which does not exist; restore it, or move the link away")
     return sorted((file for file in files if file.name.endswith(SUFFIXES)), key=natural)

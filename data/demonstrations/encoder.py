@@ -6,7 +6,6 @@ Shapes: K images (cameras x history), h and w in training, S state and A action 
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +14,6 @@ from data.demonstrations.images import FrameFit
 from data.demonstrations.language import PromptTokenizer, last_other, subtask_in, with_previous
 from data.demonstrations.words import encode_words
 from data.statistics import Normalizer
-from storage import safe_read
 
 # What a model's statistics.json may lack, and the value that it was then trained with.
 ADDED = {"vocabulary": None, "n_obs_steps": 1, "past_actions": 0}
@@ -52,16 +50,13 @@ class ObservationEncoder:
     @classmethod
     def from_files(cls, config, process, statistics: dict, prompts: PromptTokenizer | None = None) -> Self:
         """Build it from the dataset's Config, the process parameters and the content of `statistics.json`."""
-        place = "statistics.json"
         try:
             saved = statistics["observation"]
             fit = FrameFit(saved["image_aspect_ratio"], saved["image_height"], saved["image_width"])
             state_keys, image_keys, history = (saved[key] for key in ("state_keys", "image_keys", "history"))
-            state, action = (
-                Normalizer.from_dict(statistics[signal], f"`{signal}` in {place}") for signal in ("state", "action")
-            )
+            state, action = (Normalizer.from_dict(statistics[name], f"`{name}`") for name in ("state", "action"))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{place} is damaged: it lacks {error}; restore it from the run, or train again") from None
+            raise ValueError(f"statistics.json is damaged: it lacks {error}; restore it from the run") from None
         for signal, normalizer in (("state", state), ("action", action)):
             refuse_change(f"dataset.normalization.{signal}", config.normalization[signal], normalizer.kind)
         vocabulary, steps, past = (saved.get(key, old) for key, old in ADDED.items())
@@ -105,10 +100,8 @@ class ObservationEncoder:
         observation = dict(entries(observation))
         needed = (*self.state_keys, *(() if self.masks else self.image_keys), *self.text_keys)
         if missing := [key for key in needed if key not in observation]:
-            raise ValueError(
-                f"the observation has no {', '.join(f'`{key}`' for key in missing)}, which the model was trained on; "
-                f"it has {', '.join(sorted(observation)) or 'nothing'}; give every entry of a recorded step"
-            )
+            names, given = ", ".join(f"`{key}`" for key in missing), ", ".join(sorted(observation)) or "nothing"
+            raise ValueError(f"the observation has no {names}, which the model was trained on; it has {given}")
         inputs = {"state": torch.from_numpy(self.add_state(observation)[None])}
         if self.fit is not None:
             images, mask = self.add_frames(observation)
@@ -130,10 +123,8 @@ class ObservationEncoder:
                 raise ValueError(f"the observation's {key} is not finite: dimension {wrong} is {value[wrong]}")
         state = np.concatenate(values)
         if state.shape != self.state.shift.shape:
-            raise ValueError(
-                f"the observation's {' + '.join(self.state_keys)} has {len(state)} dimensions but the "
-                f"model was trained on {len(self.state.shift)}; give the state as it was recorded"
-            )
+            have = f"{' + '.join(self.state_keys)} has {len(state)} dimensions"
+            raise ValueError(f"the observation's {have} but the model was trained on {len(self.state.shift)}")
         self.states.extend([self.state.encode(state)] * (1 if self.states else self.n_obs_steps))
         return np.concatenate(self.states)
 
@@ -180,20 +171,6 @@ class ObservationEncoder:
     def decode_action(self, normalised: np.ndarray) -> np.ndarray:
         """Normalised (…, A) -> raw (…, A) float64."""
         return self.action.decode(normalised)
-
-
-def saved_statistics(folder: Path) -> dict:
-    """The content of `statistics.json` in the folder of a model.
-
-    Raises:
-        ValueError: it cannot be read. It is never guessed: without it every action would be wrong.
-    """
-    path = folder / "statistics.json"
-    try:
-        return safe_read.read_json(path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"{path} cannot be read ({reason}); restore it from the run, or train again") from error
 
 
 def entries(observation: Mapping[str, object], group: str = "") -> Iterator[tuple[str, object]]:

@@ -15,13 +15,12 @@ import numpy as np
 
 from data import processor
 from data.demonstrations.config import SUFFIXES
-from data.demonstrations.encoder import ObservationEncoder, saved_statistics
-from data.demonstrations.hdf5 import dataset_at, place, read, reading
-from data.demonstrations.images import decode
+from data.demonstrations.encoder import ObservationEncoder
+from data.demonstrations.hdf5 import dataset_at, read, reading
 from data.demonstrations.language import PROMPT, saved_prompts
-from data.demonstrations.layouts import is_compressed, read_signal, read_texts
+from data.demonstrations.layouts import decoded, read_signal, read_texts
 from data.demonstrations.lerobot import INFO, read_info
-from data.processor import Item, Source
+from data.processor import Item, Source, saved_json
 
 
 class Processor(ObservationEncoder, processor.Processor):
@@ -40,7 +39,7 @@ class Processor(ObservationEncoder, processor.Processor):
     @classmethod
     def from_pretrained(cls, folder: Path, config: Any, process: Any, flags: None = None) -> Self:
         """See `data.processor`."""
-        statistics = saved_statistics(folder)
+        statistics = saved_json(folder, "statistics.json")
         made = cls.from_files(config, process, statistics, saved_prompts(folder, process, statistics))
         made.config = config
         return made
@@ -86,7 +85,7 @@ class Processor(ObservationEncoder, processor.Processor):
             texts = read_texts(root, steps) if self.text_keys else {}
             for step in range(steps):
                 observation = {key: rows[step] for key, rows in states.items()}
-                observation |= {key: frame_at(frames, step) for key, frames in cameras.items()}
+                observation |= {key: decoded(frames, read(frames, step), step) for key, frames in cameras.items()}
                 observation |= {kind: texts[kind][step] for kind in self.text_keys if kind in texts}
                 yield Item(source, f"{source} step {step}", observation)
 
@@ -193,12 +192,3 @@ class Recordings:
 def named(record: Any) -> dict[str, Any]:
     """What `Processor.decode` returned for an input, by name."""
     return record if isinstance(record, dict) else {"actions": record}
-
-
-def frame_at(frames: h5py.Dataset, step: int) -> np.ndarray:
-    """One frame of a camera, decoded if the recording has compressed frames."""
-    row = read(frames, step)
-    try:
-        return decode(row) if is_compressed(frames) else row
-    except ValueError as error:
-        raise ValueError(f"{place(frames)} step {step}: {error}") from None

@@ -180,10 +180,8 @@ def refuse_difference(first_file: str, first: dict, other_file: str, other: dict
     for signal in ("actions", "states"):
         dims = first[signal].shape[1], other[signal].shape[1]
         if dims[0] != dims[1]:
-            raise ValueError(
-                f"{signal} have {dims[0]} dimensions in {first_file} but {dims[1]} in {other_file}; train on one "
-                f"kind of robot, or name state_keys and action_key that agree"
-            )
+            differ = f"{dims[0]} dimensions in {first_file} but {dims[1]} in {other_file}"
+            raise ValueError(f"{signal} have {differ}; name state_keys and action_key that agree")
 
 
 def common_fit(episodes: list[Episode], cameras: list[str], config: Config, mode: str) -> FrameFit | None:
@@ -199,9 +197,9 @@ def common_fit(episodes: list[Episode], cameras: list[str], config: Config, mode
     first, first_file, first_camera = sizes[0]
     for size, file, camera in sizes:
         if size != first and (mode == "keep" or config.image_size is None):
+            differ = f"{first[0]}x{first[1]} in {first_file} ({first_camera}) but {size[0]}x{size[1]} in {file}"
             raise ValueError(
-                f"frames are {first[0]}x{first[1]} in {first_file} ({first_camera}) but {size[0]}x{size[1]} in "
-                f"{file} ({camera}); set dataset.image_size, and image_aspect_ratio to square or pad"
+                f"frames are {differ} ({camera}); set dataset.image_size, and image_aspect_ratio to square or pad"
             )
     height, width = training_size(mode, config.image_size, first)
     return FrameFit(mode, int(height), int(width))

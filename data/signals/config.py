@@ -158,18 +158,14 @@ class Config:
             raise ValueError("`unit: seconds` needs `window`; set both")
         if self.mixup.mixup_alpha and self.target not in ("class", "values"):
             raise ValueError(
-                f"`mixup` mixes values, which `target: {self.target}` has not; set target: class or values"
+                f"`mixup` is for `target: class` or `values`, not for `target: {self.target}`; leave it out"
             )
         if self.mixup.quantize and self.target != "class":
-            raise ValueError(
-                f"`mixup.quantize` is for `target: class`; inputs of `target: {self.target}` are as it says"
-            )
+            raise ValueError(f"`mixup.quantize` is for `target: class`, not for `target: {self.target}`; leave it out")
         if self.mixup.mixup_alpha and self.target == "class" and self.mixup.num_classes is None:
             raise ValueError("`mixup.num_classes` is missing; MixUp of classes needs their number")
         if self.target == "text" and self.tokenizer not in ("mu_law", "uniform"):
-            raise ValueError(
-                f"`target: text` is written in ids of mu_law or uniform, not of `tokenizer: {self.tokenizer}`"
-            )
+            raise ValueError(f"`target: text` needs ids of mu_law or uniform, not of `tokenizer: {self.tokenizer}`")
 
     def paths(self, name: str = "path") -> list[str]:
         """The entries of `path`, `eval_path` or `test_path`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
 from data import processor
-from data.processor import Item, Source
+from data.processor import Item, Source, saved_json
 from data.tracks import find
 from data.tracks.config import Config
 from data.tracks.crops import FILE, Cutter
@@ -20,7 +20,6 @@ from data.tracks.recording import Frame, Recording
 from data.tracks.tracker import Assigned
 from data.tracks.tracker_settings import TrackerSettings
 from data.tracks.writers import FORMATS, writer_of
-from storage import safe_read
 
 
 class Shown(NamedTuple):
@@ -67,15 +66,11 @@ class Processor(processor.Processor):
     @classmethod
     def from_pretrained(cls, folder: Path, config: Config, process: Any, flags: Any = None) -> Self:
         """See `data.processor`."""
-        try:
-            values = safe_read.read_json(folder / FILE)
-            names = [field.name for field in dataclasses.fields(Cutter)]
-            described = {name: values[name] for name in names}
-            anchors = described["anchors"]
-            described["anchors"] = tuple(anchors) if isinstance(anchors, list) else anchors
-            cutter, channels, images = Cutter(**described), values["channels"], values["images"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}: {FILE} cannot be read ({error}); restore it from the run") from None
+        values = saved_json(folder, FILE)
+        described = {field.name: values[field.name] for field in dataclasses.fields(Cutter)}
+        if isinstance(described["anchors"], list):
+            described["anchors"] = tuple(described["anchors"])
+        cutter, images = Cutter(**described), values["images"]
         flags = flags or PredictFlags()
         settings = with_flags(config.tracker, flags)
         if settings.max_angle_diff is not None and cutter.count < 2:
@@ -83,7 +78,7 @@ class Processor(processor.Processor):
         if flags.video and not images:
             raise ValueError(f"--video {flags.video} has no effect: this model takes coordinates alone; leave it out")
         size = None if config.image_size is None else tuple(config.image_size)
-        return cls(cutter, channels, images, settings, flags.video, size)
+        return cls(cutter, values["channels"], images, settings, flags.video, size)
 
     def count(self, source: Source) -> int:
         return find.read_labels(labels_of(source)).stop
