@@ -356,10 +356,8 @@ def build_loss(run: RunConfig, bundle: Any) -> Any:
         from models.losses import LOSSES_OF
 
         labels, remedy = LOSSES_OF.get(of_data, (f"the problem type {of_data}", "another"))
-        raise ValueError(
-            f"`loss.name: {run.loss.name}`{run.place('loss.name')} does not fit the data, whose samples have {labels}; "
-            f"take {remedy}"
-        )
+        place = f"`loss.name: {run.loss.name}`{run.place('loss.name')}"
+        raise ValueError(f"{place} does not fit the data, whose samples have {labels}; take {remedy}")
     if hasattr(loss, "fit"):
         loss.fit(bundle.statistics | {"problem_type": of_data})
     return loss
@@ -388,11 +386,8 @@ def record_episodes(
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".recording.lock"):  # a second recorder waits, then finds the episodes there
         report = record.record(run.env.config, folder, num_episodes, seed, num_workers, jitter)
-    print(
-        f"recorded {report.recorded} episodes in {report.seconds:.0f} s ({report.kept} in the folder, "
-        f"{report.discarded} failed attempts discarded)",
-        flush=True,
-    )
+    kept = f"{report.kept} in the folder, {report.discarded} failed attempts discarded"
+    print(f"recorded {report.recorded} episodes in {report.seconds:.0f} s ({kept})", flush=True)
     return folder
 
 

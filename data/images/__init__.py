@@ -49,10 +49,8 @@ def with_tables(config: Config, run: Any) -> Config:
     }
     if not all(file.is_file() for file in files.values()):
         place = run.place("dataset.path")
-        raise ValueError(
-            f"`dataset.path: {config.path}`{place} is not made yet: python prepare.py --task_name {run.task} --source "
-            "FOLDER with Fashion-MNIST's idx files, or zalando-datasets/fashion_mnist"
-        )
+        remedy = f"python prepare.py --task_name {run.task} --source SOURCE, {MADE[config.path]}"
+        raise ValueError(f"`dataset.path: {config.path}`{place} is not made yet: {remedy}")
     return dataclasses.replace(config, **{key: str(file) for key, file in files.items()})
 
 

@@ -103,10 +103,8 @@ def draw_splits(tables: dict[str, Table], config: Config, seed: int) -> tuple[di
     if not any(train.labels):
         raise ValueError("no training image has any label: all values are 0")
     if not train.is_multi_label and len(train.names) < 2:
-        raise ValueError(
-            f"`dataset.path: {config.path}`: all training images are of one class, {train.names[0]}; there must be a "
-            "subfolder for each of at least two, or another dataset.label_column"
-        )
+        remedy = "name a folder with a subfolder for each class, or another dataset.label_column"
+        raise ValueError(f"`dataset.path: {config.path}`: all images are of one class, {train.names[0]}; {remedy}")
     fractions = {"test": config.test_fraction if "test" not in tables else 0.0}
     fraction = config.eval_fraction
     fractions["val"] = 0.0 if "val" in tables else EVAL_FRACTION if fraction is None else fraction
@@ -114,10 +112,8 @@ def draw_splits(tables: dict[str, Table], config: Config, seed: int) -> tuple[di
         if share:
             kept, held_out = stratified(tables["train"], share, seed + (name == "test"))
             if not len(kept) or not len(held_out):
-                raise ValueError(
-                    f"a share of {share:g} of {len(tables['train'].images)} images leaves none to train or to hold out;"
-                    " change dataset.eval_fraction or dataset.test_fraction"
-                )
+                count, remedy = len(tables["train"].images), "change dataset.eval_fraction or dataset.test_fraction"
+                raise ValueError(f"a share of {share:g} of {count} images leaves none to train or hold out; {remedy}")
             tables[name], tables["train"] = tables["train"].part(held_out), tables["train"].part(kept)
     for name, table in tables.items():
         _agree(name, table, tables["train"])

@@ -161,9 +161,7 @@ def _labels(
         others = [name for name in columns if name not in taken and name not in names]
         notes = [f"{path.name}: columns that are not of 0 and 1 are left out: {', '.join(others)}"] if others else []
         if not names:
-            raise ValueError(
-                f"{path} has no column of 0 and 1; name the labels' columns (dataset.labels) or dataset.label_column"
-            )
+            raise ValueError(f"{path} has no column of 0 and 1; name columns by dataset.labels or dataset.label_column")
     for name in names:
         column_of(columns, name, (), path, "labels")
     rows = []

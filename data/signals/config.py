@@ -157,9 +157,7 @@ class Config:
         if self.unit == "seconds" and self.window is None:
             raise ValueError("`unit: seconds` needs `window`; set both")
         if self.mixup.mixup_alpha and self.target not in ("class", "values"):
-            raise ValueError(
-                f"`mixup` is for `target: class` or `values`, not for `target: {self.target}`; leave it out"
-            )
+            raise ValueError(f"`mixup` is for classes and values, not for `target: {self.target}`; leave it out")
         if self.mixup.quantize and self.target != "class":
             raise ValueError(f"`mixup.quantize` is for `target: class`, not for `target: {self.target}`; leave it out")
         if self.mixup.mixup_alpha and self.target == "class" and self.mixup.num_classes is None:

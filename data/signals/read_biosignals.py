@@ -129,9 +129,7 @@ class EdfHeader:
                 raise ValueError("no EDF or BDF file: there are no numbers in its header") from None
             if records != -1 and size != (expected := start + records * sum(widths)):
                 remedy = "copy it again, or write -1 as the number of records to read what is there"
-                raise ValueError(
-                    f"its header says {records} records, {expected:,} bytes, but it has {size:,}; {remedy}"
-                )
+                raise ValueError(f"its header says {records} records, {expected:,} bytes, but has {size:,}; {remedy}")
             if not duration > 0:
                 raise ValueError(f"its header says that a record lasts {duration:g} seconds; write its true duration")
             self.gaps: list[tuple[float, float]] = []

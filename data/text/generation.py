@@ -187,10 +187,8 @@ def room_after(model: Any, prompt: list[int], wanted: int) -> int:
     if positions is None or not has_table:
         return wanted
     if len(prompt) >= positions:
-        raise ValueError(
-            f"the prompt has {len(prompt)} tokens but the model has positions for {positions} only, one of them for "
-            "what it writes; shorten the prompt"
-        )
+        room = f"the model has positions for {positions} only, one of them for what it writes"
+        raise ValueError(f"the prompt has {len(prompt)} tokens but {room}; shorten the prompt")
     return min(wanted, positions - len(prompt))
 
 

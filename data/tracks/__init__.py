@@ -34,10 +34,8 @@ def check(config: Config, run: Any) -> list[str]:
     anchors = config.split("train").anchors
     count = anchors if isinstance(anchors, int) else 1 if isinstance(anchors, str) else len(anchors)
     if config.tracker.max_angle_diff is not None and count < 2:
-        problems.append(
-            f"dataset.tracker.max_angle_diff: {config.tracker.max_angle_diff} needs the direction between two anchors; "
-            f"dataset.train_dataset.anchors is {anchors}"
-        )
+        needs = f"needs the direction between two anchors; dataset.train_dataset.anchors is {anchors}"
+        problems.append(f"dataset.tracker.max_angle_diff: {config.tracker.max_angle_diff} {needs}")
     return problems
 
 

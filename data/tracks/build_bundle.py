@@ -176,11 +176,10 @@ def summary(sets: dict[str, Clips]) -> list[str]:
             len(set(video.sequence.identities[part].tolist()) - {UNKNOWN})
             for video, part in zip(videos, instances, strict=True)
         )
-        lines.append(
-            f"{SET_NAMES[name]}: {len(videos)} videos, {sum(map(len, videos)):,} frames, "
-            f"{sum(part.stop - part.start for part in instances):,} instances, {identities:,} identities, "
-            f"{len(data):,} samples"
-        )
+        counts = {"videos": len(videos), "frames": sum(map(len, videos))}
+        counts |= {"instances": sum(part.stop - part.start for part in instances)}
+        counts |= {"identities": identities, "samples": len(data)}
+        lines.append(f"{SET_NAMES[name]}: {', '.join(f'{count:,} {what}' for what, count in counts.items())}")
     return [
         *dict.fromkeys(note for data in sets.values() for video in data.videos() for note in video.sequence.notes),
         *lines,
