@@ -78,7 +78,7 @@ class Normalizer:
                 raise ValueError("values that are not finite")
             return cls.from_statistics(statistics, saved["kind"], saved["mask"], saved["minimum_std"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{place} of the saved statistics is damaged ({error}); restore it from the run") from None
+            raise ValueError(f"{place} in statistics.json is damaged ({error}); restore it from the run") from None
 
 
 def affine(statistics: dict, kind: str, minimum_std: float) -> tuple[np.ndarray, np.ndarray]:

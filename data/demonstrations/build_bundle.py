@@ -9,13 +9,12 @@ from data.bundle import Bundle, collate
 from data.cache import in_gigabytes
 from data.demonstrations.config import Config, clips_actions, has_bins
 from data.demonstrations.dataset import Demonstrations
-from data.demonstrations.encoder import ObservationEncoder, image_history
+from data.demonstrations.encoder import ObservationEncoder, image_history, vocabulary_of
 from data.demonstrations.language import prompts_of
 from data.demonstrations.lerobot.policy import normalization_line, pretrained_normalizers
 from data.demonstrations.open_source import prepare_all
 from data.demonstrations.processor import Processor
 from data.demonstrations.source import EpisodeSource, refuse_difference
-from data.demonstrations.words import vocabulary_of
 from data.processor import saved_json
 from data.samplers import MixtureSampler
 from data.statistics import Normalizer

@@ -7,10 +7,9 @@ history), h and w in training, E episodes.
 import numpy as np
 import torch
 
-from data.demonstrations.encoder import ObservationEncoder
+from data.demonstrations.encoder import ObservationEncoder, encode_words
 from data.demonstrations.language import prompted_subtasks, with_previous
 from data.demonstrations.source import EpisodeSource
-from data.demonstrations.words import encode_words
 
 SPREAD = 2_654_435_761  # of neighbouring rows over 32 bits (Knuth's multiplicative hash)
 

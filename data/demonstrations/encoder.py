@@ -3,8 +3,9 @@
 Shapes: K images (cameras x history), h and w in training, S state and A action dimensions.
 """
 
+import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -12,8 +13,26 @@ import numpy as np
 
 from data.demonstrations.images import FrameFit
 from data.demonstrations.language import PromptTokenizer, last_other, subtask_in, with_previous
-from data.demonstrations.words import encode_words
 from data.statistics import Normalizer
+
+WORD = re.compile(r"[^\W_]+")
+
+
+def words_of(text: str) -> set[str]:
+    """The words of a text in lower case, without punctuation."""
+    return set(WORD.findall(text.lower()))
+
+
+def vocabulary_of(texts: Iterable[str]) -> list[str]:
+    """All words of some texts, sorted."""
+    return sorted(set().union(*map(words_of, texts)))
+
+
+def encode_words(text: str, vocabulary: list[str]) -> np.ndarray:
+    """(V,) float32: 1 for each word of the vocabulary that the text has; other words are left out."""
+    present = words_of(text)
+    return np.array([word in present for word in vocabulary], dtype=np.float32)
+
 
 # What a model's statistics.json may lack, and the value that it was then trained with.
 ADDED = {"vocabulary": None, "n_obs_steps": 1, "past_actions": 0}

@@ -291,7 +291,7 @@ def prompts_of(
         prompts.target_tokens, line = fitted(target_lengths(prompts, sources), prompts.max_target_tokens, "target")
         lines.append(line)
         prompts.feeds_back = prompts.use_prev_subtask and all(map(has_its_subtasks, sources))
-    state = Normalizer.from_dict(statistics["state"], "`state` in statistics.json")
+    state = Normalizer.from_dict(statistics["state"], "`state`")
     lengths = prompt_lengths(prompts, config, sources, state)
     prompts.prompt_tokens, line = fitted(lengths, prompts.max_prompt_tokens, "prompt")
     lines.insert(0, line)

@@ -58,7 +58,7 @@ class Processor(ObservationEncoder, processor.Processor):
         """The episodes of a LeRobot data set, whose `path` is its folder; an HDF5 file is one recording."""
         if source.path is None or source.path.name not in self.LISTS:
             return [source]
-        from data.demonstrations.lerobot.recordings import Observations
+        from data.demonstrations.lerobot.scan import Observations
 
         folder = source.path.parent.parent
         self.lerobot = Observations(folder, self.config, self.state_keys, self.image_keys, self.masks)

@@ -18,10 +18,10 @@ from data.images.checks import refuse_mixed_classes
 from data.images.config import Config
 from data.images.dataset import CachedImages, Collate, DecodedImages
 from data.images.decode import BadImage, Decoder
-from data.images.labelled import Table
 from data.images.preprocessing import FILE, Preprocessing, preprocessing_of
 from data.images.report import Report
 from data.images.splits import read_splits
+from data.images.table import Table
 from data.samplers import EpochSampler, ShuffledSampler, WeightedSampler
 from metrics.classification import MultiLabelMetric, SingleLabelMetric
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from data.hub import load_dataset
 from data.images.config import Config
-from data.images.labelled import Table
-from data.images.table import column_of
+from data.images.table import Table, column_of
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "picture", "pixel_values"), ("label", "labels", "fine_label", "class")
 

@@ -15,8 +15,7 @@ import numpy as np
 from data.hub import is_hub_id
 from data.images.config import Config
 from data.images.folder import read_folder
-from data.images.labelled import Table
-from data.images.table import read_csv
+from data.images.table import Table, read_csv
 
 EVAL_FRACTION = 0.1
 

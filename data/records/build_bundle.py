@@ -17,8 +17,7 @@ from data.cache import file_identity, key_of, open_or_build
 from data.load_tokenizer import load_tokenizer
 from data.records.chat import Encoded, Encoder
 from data.records.config import Config
-from data.records.dataset import Rows, save
-from data.records.packing import fill, first_fit
+from data.records.dataset import Rows, fill, first_fit, save
 from data.records.processor import Processor
 from data.records.source import RecordSource, find, hub_splits, read, split_of_hub
 from data.samplers import ShuffledSampler

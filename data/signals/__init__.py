@@ -12,7 +12,7 @@ from typing import Any
 
 from data.lazy import lazy
 from data.signals.config import Config
-from data.signals.predict_flags import PredictFlags as PredictFlags
+from data.signals.config import PredictFlags as PredictFlags
 
 TOKENIZERS = ("mu_law", "uniform")
 PROCESS_KEYS = frozenset({"cache_dir"})

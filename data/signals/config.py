@@ -169,3 +169,17 @@ class Config:
         """The entries of `path`, `eval_path` or `test_path`."""
         value = getattr(self, name)
         return [] if value is None else [value] if isinstance(value, str) else value
+
+
+@dataclass
+class PredictFlags:
+    """How to forecast."""
+
+    steps: int = key(256, "Signals: time steps to forecast after the end of each recording.", ge=1)
+    samples: int = key(1, "Signals: forecasts of each recording.", ge=1)
+    temperature: float = key(1.0, "Signals: temperature of sampling; 0: always the most probable.", ge=0)
+    top_k: int | None = key(None, "Signals: sample from the k most probable ids. Default: from all.", ge=1)
+    top_p: float | None = key(
+        None, "Signals: sample from the most probable ids that sum to this probability.", gt=0, le=1
+    )
+    seed: int = key(0, "Signals: seed of sampling.", ge=0)

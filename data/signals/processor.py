@@ -17,11 +17,10 @@ import numpy as np
 from data import processor
 from data.processor import CsvWriter, Item, Source, saved_json
 from data.signals.codes import Codes
-from data.signals.config import Config
+from data.signals.config import Config, PredictFlags
 from data.signals.forecast import decoder_of
 from data.signals.forecast_files import WRITERS, Forecast
 from data.signals.mixup import quantizer_of
-from data.signals.predict_flags import PredictFlags
 from data.signals.preparing import KEYS, Prepared, open_array, prepare
 from data.signals.recording import SUFFIXES, TABLES_OF_BIDS
 from data.signals.scaling import Scaling, aligned

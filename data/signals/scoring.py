@@ -12,7 +12,7 @@ import numpy as np
 from data.signals.codes import Codes
 from data.signals.dataset import SignalSet
 from metrics import report as files
-from metrics.grouped import GroupedClassMetric
+from metrics.classification import GroupedClassMetric
 from metrics.language import LanguageMetric
 from metrics.metric import Metric
 from metrics.signal_baselines import Blocks, baseline_bits

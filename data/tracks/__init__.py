@@ -10,7 +10,7 @@ from typing import Any
 
 from data.lazy import lazy
 from data.tracks.config import Config
-from data.tracks.predict_flags import PredictFlags as PredictFlags
+from data.tracks.config import PredictFlags as PredictFlags
 
 PROCESS_KEYS = frozenset({"cache_dir"})
 

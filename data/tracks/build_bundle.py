@@ -12,7 +12,7 @@ import numpy as np
 
 from data.bundle import Bundle
 from data.tracks.augment import Augment
-from data.tracks.clips import Clips, ClipSampler, collate, cut
+from data.tracks.clips import Clips, ClipSampler, Windows, collate, cut
 from data.tracks.config import Config, Split
 from data.tracks.crops import FILE, Cutter
 from data.tracks.find import find_sources
@@ -21,7 +21,6 @@ from data.tracks.recording import Recording
 from data.tracks.report import Report
 from data.tracks.scoring import TrackingMetric
 from data.tracks.sequence import UNKNOWN
-from data.tracks.windows import Windows
 
 SET_NAMES = {"train": "training", "val": "validation", "test": "test"}
 

@@ -10,15 +10,13 @@ from typing import Any, BinaryIO, NamedTuple, Self
 from data import processor
 from data.processor import Item, Source, saved_json
 from data.tracks import find
-from data.tracks.config import Config
+from data.tracks.config import Config, PredictFlags, TrackerSettings, with_flags
 from data.tracks.crops import FILE, Cutter
 from data.tracks.online import OnlineTracker, encoded
 from data.tracks.open_recording import open_recording
-from data.tracks.predict_flags import PredictFlags, with_flags
 from data.tracks.read_masks import TABLES
 from data.tracks.recording import Frame, Recording
 from data.tracks.tracker import Assigned
-from data.tracks.tracker_settings import TrackerSettings
 from data.tracks.writers import FORMATS, writer_of
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from data.tracks.config import TrackerSettings
 from data.tracks.tracker import Assigned, Tracker, centres, principal_angles
-from data.tracks.tracker_settings import TrackerSettings
 from metrics.metric import Metric
 from metrics.tracking import DIRECTIONS, TrackingScores, closeness, iou
 
