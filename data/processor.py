@@ -103,16 +103,6 @@ class CsvWriter:
             self.text.detach()
 
 
-class Session(Protocol):
-    """A policy at one robot: what `predict.py --serve` runs for a connection."""
-
-    def reset(self) -> None:
-        """Forget earlier observations: an episode begins."""
-
-    def act(self, observation: dict[str, Any]) -> dict[str, Any]:
-        """Arrays by name for an observation; ValueError if the model cannot read it."""
-
-
 def saved_json(folder: Path, name: str) -> Any:
     """The content of a file that a run saves beside its model.
 
@@ -201,8 +191,12 @@ class Processor:
         """A writer to a file or folder of the output's name, not there yet, or with TO_STDOUT to a stream."""
         raise NotImplementedError
 
-    def session(self, model: Any) -> Session:
-        """The policy for one connection of `--serve`."""
+    def session(self, model: Any) -> Any:
+        """The policy at one robot, for a connection of `--serve`.
+
+        Its `reset()` forgets earlier observations: an episode begins. `act(observation)` returns arrays by name; it
+        raises ValueError if the model cannot read the observation.
+        """
         raise NotImplementedError
 
     def metadata(self, model: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Build a `Bundle` from folders of episodes: split, statistics, datasets, sampling."""
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -58,9 +59,9 @@ def assemble(config: Config, run) -> Bundle:
         dims,
         {"statistics.json": statistics},
         [
-            *summarize(sources, train, evaluation, dims, [*cameras]),
+            *summarize(zip(sources, train, evaluation, strict=True), dims, [*cameras]),
             *prompt_lines,
-            *shares(config),
+            *([f"samples are drawn with the weights {config.weights} of the folders"] if config.weights else []),
             *normalization_line(process, len(encoder.state.shift), len(encoder.action.shift)),
         ],
         metrics={name: LanguageAccuracy() for name in sets if prompts is not None and prompts.use_reasoning},
@@ -252,45 +253,26 @@ def dims_of(encoder: ObservationEncoder, config: Config) -> dict[str, int]:
     }
 
 
-def shares(config: Config) -> list[str]:
-    """A line with the share of the training samples that each folder of a weighted mixture has."""
-    if config.weights is None:
-        return []
-    total = sum(config.weights)
-    parts = [f"{path} {weight / total:.1%}" for path, weight in zip(config.paths(), config.weights, strict=True)]
-    return [f"samples are drawn from {', '.join(parts)}"]
-
-
 def summarize(
-    sources: list[EpisodeSource],
-    train: list[np.ndarray],
-    evaluation: list[np.ndarray],
-    dims: dict[str, int],
-    cameras: list[str],
+    parts: Iterable[tuple[EpisodeSource, np.ndarray, np.ndarray]], dims: dict[str, int], cameras: list[str]
 ) -> list[str]:
-    """The lines that a run prints about its episodes."""
-    lines = []
-    for source, train_ids, eval_ids in zip(sources, train, evaluation, strict=True):
+    """The lines that a run prints about its sources, each with its episodes for training and for evaluation."""
+    lines, sources = [], []
+    for source, train_ids, eval_ids in parts:
+        sources.append(source)
         lengths, details = source.lengths(), source.details
         lines.append(
             f"{source.path}: {len(lengths)} episodes of {lengths.min()} to {lengths.max()} steps, "
             f"{len(train_ids)} for training ({lengths[train_ids].sum()} steps), {len(eval_ids)} for evaluation"
             + (f", {details['left_out']} mirrored left out" if details["left_out"] else "")
         )
-        lines += [
-            f"camera {camera} is in {count} of {len(lengths)} episodes of {source.path} and is left out; name it in "
-            f"dataset.cameras to require it"
-            for camera, count in details["cameras_left_out"].items()
-        ]
+        of_all, left_out = f"of {len(lengths)} episodes of {source.path}", details["cameras_left_out"].items()
+        remedy = "name it in dataset.cameras to require it"
+        lines += [f"camera {name} is in {count} {of_all} and is left out; {remedy}" for name, count in left_out]
         lacking = {camera: 0 for camera in cameras if camera not in details["cameras"]} | details["cameras_masked"]
-        lines += [
-            f"camera {camera} is in {count} of {len(lengths)} episodes of {source.path} and masked in the others"
-            for camera, count in lacking.items()
-        ]
-        lines += [
-            f"{kind} is in {count} of {len(lengths)} episodes of {source.path} and empty in the others"
-            for kind, count in details["texts_incomplete"].items()
-        ]
+        lines += [f"camera {name} is in {count} {of_all} and masked in the others" for name, count in lacking.items()]
+        texts = details["texts_incomplete"].items()
+        lines += [f"{kind} is in {count} {of_all} and empty in the others" for kind, count in texts]
     details = sources[0].details
     action = f"{dims['chunk_size']} x {dims['action_dim']} ({details['action_key']})"
     lines.append(f"state {dims['state_dim']} ({', '.join(details['state_keys'])}), actions {action}")

@@ -39,10 +39,6 @@ class Episode:
     texts: dict[str, list[str]]  # of "instruction", "reasoning", "subtask" those the file has, T entries each
 
 
-def is_mirrored(root: h5py.File, name: str) -> bool:
-    return "mirror" in name.lower() or any(bool(root.attrs.get(key, False)) for key in MIRRORED_ATTRIBUTES)
-
-
 def resolve_keys(root: h5py.File, config: Config, with_images: bool) -> Keys:
     """The keys of a folder, from its first file and the configuration."""
     layout = config.layout

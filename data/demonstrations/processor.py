@@ -139,7 +139,7 @@ class Processor(ObservationEncoder, processor.Processor):
 
 
 class Session:
-    """The policy at one robot, with an image history of its own; see `data.processor.Session`."""
+    """The policy at one robot, with an image history of its own; see `data.processor.Processor.session`."""
 
     def __init__(self, encoder: Processor, model: Any):
         self.encoder, self.model = encoder, model

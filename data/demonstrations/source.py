@@ -16,7 +16,7 @@ from data.demonstrations.config import Config
 from data.demonstrations.frames import ArrayFrames, FileFrames
 from data.demonstrations.hdf5 import reading
 from data.demonstrations.images import FrameFit, training_size
-from data.demonstrations.layouts import Episode, Keys, is_mirrored, read_episode, resolve_keys
+from data.demonstrations.layouts import MIRRORED_ATTRIBUTES, Episode, Keys, read_episode, resolve_keys
 
 MOST_LINES = 20
 FEW = 3  # files that have the same problem and are each named
@@ -119,7 +119,9 @@ def read_episodes(folder: Path, files: list[Path], config: Config, process) -> t
             break
         try:
             with reading(file) as root:
-                if process.skip_mirrored_data and is_mirrored(root, str(file.relative_to(folder))):
+                name = str(file.relative_to(folder)).lower()
+                is_mirrored = "mirror" in name or any(map(root.attrs.get, MIRRORED_ATTRIBUTES))
+                if process.skip_mirrored_data and is_mirrored:
                     left_out += 1
                     continue
                 keys = resolve_keys(root, config, process.is_multimodal)
@@ -198,7 +200,11 @@ def without_frames(folder: Path, keys: Keys, episodes: list[Episode], config: Co
         "vocabulary": vocabulary,
         "texts": sorted(codes),
         "texts_incomplete": {kind: count for kind, count in text_counts.items() if count < len(episodes)},
-        "texts_missing": first_without(names, episodes),
+        "texts_missing": {  # kind -> the first episode that has none of it
+            kind: next(name for name, episode in zip(names, episodes, strict=True) if kind not in episode.texts)
+            for kind in TEXTS
+            if text_counts[kind] < len(episodes)
+        },
         "cameras": cameras,
         "image_keys": image_keys,
         "cameras_left_out": {camera: count for camera, count in sorted(counts.items()) if camera not in cameras},
@@ -247,16 +253,6 @@ def encode_texts(episodes: list[Episode]) -> tuple[list[str], dict[str, np.ndarr
             lines = [line for episode in episodes for line in episode.texts.get(kind, [""] * len(episode.actions))]
             codes[kind] = np.asarray([numbers.setdefault(line, len(numbers)) for line in lines], np.int32)
     return list(numbers), codes
-
-
-def first_without(names: list[str], episodes: list[Episode]) -> dict[str, str]:
-    """Kind of text -> name of the first episode that has none of it, where one has none."""
-    pairs = list(zip(names, episodes, strict=True))
-    return {
-        kind: next(name for name, episode in pairs if kind not in episode.texts)
-        for kind in TEXTS
-        if not all(kind in episode.texts for episode in episodes)
-    }
 
 
 def write(staging: Path, source: EpisodeSource) -> dict:

@@ -77,8 +77,7 @@ def open_split(
     Raises:
         ValueError: images cannot be read, and `on_bad_image` is `error`.
     """
-    decoder = Decoder(preprocessing.size, preprocessing.channels, preprocessing.resize, preprocessing.resample)
-    labels, skip = target_array(table), config.on_bad_image == "skip"
+    labels, skip, decoder = target_array(table), config.on_bad_image == "skip", preprocessing.decoder
     needed = len(table.images) * preprocessing.channels * preprocessing.size**2
     if needed > config.cache_gb * 1e9:
         # To leave out all bad ones, each has to be decoded; to refuse a data set, opening its files is enough.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.images.config import Config
+from data.images.decode import Decoder
 from storage import safe_read
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -33,6 +34,10 @@ class Preprocessing:
     std: tuple[float, ...]
     resample: int = BILINEAR
     flips_channels: bool = False
+
+    @property
+    def decoder(self) -> Decoder:
+        return Decoder(self.size, self.channels, self.resize, self.resample)
 
     def as_json(self) -> dict[str, Any]:
         """The file's content: transformers' keys, and Keel's own under `keel`."""

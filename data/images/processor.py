@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from data import processor
 from data.images.config import Config
-from data.images.decode import Decoder
 from data.images.preprocessing import FILE, Preprocessing
 from data.images.report import read_thresholds
 from data.images.table import EXTENSIONS, PATH_COLUMNS, column_of, rows_of
@@ -21,6 +21,7 @@ THRESHOLDS = "eval/thresholds.json"  # what eval.py tunes on the validation set
 LISTS = (".csv", ".tsv")  # tables of images
 
 
+@dataclass(eq=False)
 class Processor(processor.Processor):
     """Scores images with the preprocessing saved beside the model.
 
@@ -33,17 +34,11 @@ class Processor(processor.Processor):
     LISTS = LISTS
     TO_STDOUT = True
 
-    def __init__(
-        self,
-        preprocessing: Preprocessing,
-        labels: list[str],
-        is_multi_label: bool,
-        thresholds: list[float],
-        config: Config,
-    ):
-        self.preprocessing, self.labels, self.is_multi_label = preprocessing, labels, is_multi_label
-        self.thresholds, self.config = thresholds, config
-        self.decoder = Decoder(preprocessing.size, preprocessing.channels, preprocessing.resize, preprocessing.resample)
+    preprocessing: Preprocessing
+    labels: list[str]
+    is_multi_label: bool
+    thresholds: list[float]
+    config: Config
 
     @classmethod
     def from_pretrained(cls, folder: Path, config: Config, process: Any, flags: None = None) -> Self:
@@ -90,7 +85,7 @@ class Processor(processor.Processor):
         name, image = raw
         if name is None:
             raise ValueError(image)
-        return name, self.decoder(image)
+        return name, self.preprocessing.decoder(image)
 
     def predict(self, model: Any, inputs: list[tuple[str, Any]]) -> tuple[list[str], Any]:
         """(names, probabilities (B, L) float64)"""

@@ -89,10 +89,8 @@ def _wrong_id(folder: Folder, split: Split) -> str:
         if len(wrong := np.flatnonzero(chunk >= folder.vocab_size))
     )
     byte = split.offset + position * numpy_type(split).itemsize
-    origin, remedy = {
-        "GPT-2": (" (GPT-2's, as there is no meta.json)", "set dataset.vocab_size, or write a meta.json"),
-        "dataset.vocab_size": (" (dataset.vocab_size)", "raise it, or write a meta.json"),
-    }.get(folder.source, ("", "prepare the data set again"))
+    is_described, origin = folder.source.startswith("meta"), f" ({folder.source})"
+    remedy = "prepare the data set again" if is_described else "set dataset.vocab_size, or write a meta.json"
     place = f"{split.path}: token {position:,} (byte {byte:,}) is {value:,}"
     return f"{place}, not an id of the vocabulary of {folder.vocab_size:,}{origin}; {remedy}"
 

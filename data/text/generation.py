@@ -107,7 +107,8 @@ def generate(
     try:
         for (count, _), group in groups.items():
             rows = [prompts[index] for index in group]
-            seeds = [seed_of(config.seed, prompts[index], numbers[index]) for index in group]
+            texts = [repr((config.seed, prompts[index], numbers[index])).encode() for index in group]
+            seeds = [int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1 for text in texts]
             found |= zip(group, _run(model, rows, config, count, seeds, ends, pad), strict=True)
     finally:
         model.train(was_training)
@@ -144,12 +145,6 @@ def _run(
         end = next((place for place, token in enumerate(tokens) if token in ends), None)
         found.append(Continuation(prompt, tokens[:end], end is not None))
     return found
-
-
-def seed_of(seed: int, prompt: list[int], number: int) -> int:
-    """The seed of one sample of a prompt."""
-    digest = hashlib.sha256(repr((seed, prompt, number)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:

@@ -36,6 +36,7 @@ class Tracked(NamedTuple):
     assigned: Assigned
 
 
+@dataclasses.dataclass(eq=False)
 class Processor(processor.Processor):
     """Tracks the detections of label files, frame by frame.
 
@@ -47,19 +48,14 @@ class Processor(processor.Processor):
     WHOLE_FILES = True
     OUTPUTS = tuple(FORMATS)
 
-    def __init__(
-        self,
-        cutter: Cutter,
-        channels: int,
-        images: bool,
-        settings: TrackerSettings,
-        video: str | None = None,
-        image_size: tuple[int, int] | None = None,
-    ):
-        self.cutter, self.channels, self.images, self.image_size = cutter, channels, images, image_size
-        self.settings, self.video = settings, video
-        self.tracker: OnlineTracker | None = None
-        self.video_of: Source | None = None  # the input whose video `--video` is
+    cutter: Cutter
+    channels: int
+    images: bool
+    settings: TrackerSettings
+    video: str | None = None
+    image_size: tuple[int, int] | None = None
+    tracker: OnlineTracker | None = None
+    video_of: Source | None = None  # the input whose video `--video` is
 
     @classmethod
     def from_pretrained(cls, folder: Path, config: Config, process: Any, flags: Any = None) -> Self:
@@ -107,13 +103,12 @@ class Processor(processor.Processor):
         import torch
 
         with torch.no_grad():
-            features = encoded(model, [shown.frame for shown in inputs])
-            return [self._next(model, *pair) for pair in zip(inputs, features, strict=True)]
-
-    def _next(self, model: Any, shown: Shown, features: Any) -> Tracked:
-        if shown.is_first or self.tracker is None:
-            self.tracker = OnlineTracker(model, self.settings)
-        return Tracked(shown.recording, shown.frame, self.tracker.update(shown.frame, features))
+            tracked = []
+            for shown, features in zip(inputs, encoded(model, [shown.frame for shown in inputs]), strict=True):
+                if shown.is_first or self.tracker is None:
+                    self.tracker = OnlineTracker(model, self.settings)
+                tracked.append(Tracked(shown.recording, shown.frame, self.tracker.update(shown.frame, features)))
+            return tracked
 
     def decode(self, outputs: list[Tracked]) -> list[Tracked]:
         return outputs
