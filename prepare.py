@@ -61,8 +61,7 @@ class PrepareArguments(RemembersGiven):
     # Action tokens
     action_tokenizer: str | None = key(
         None,
-        "Action tokens: fast:N or fast:N:SCALE, FAST with N tokens learnt from the task's demonstrations; a higher "
-        "scale than 10 makes actions finer and longer. For model.action_tokenizer.",
+        "Action tokens: fast:N or fast:N:SCALE: FAST with N tokens; more than scale 10 makes actions finer, longer.",
     )
     # A text
     dataset: str | None = key(None, "Text: name of the data set, as train.py --dataset finds it.")

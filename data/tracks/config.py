@@ -24,22 +24,13 @@ class TrackerSettings:
     iou: Literal["mult", "max"] | None = key(
         None, "combine scores with the overlap with the track's last box: s + |iou - s| iou, or the larger"
     )
-    max_center_dist: float | None = key(
-        None, "distance to the track's last place, in px, beyond which the score falls", gt=0
-    )
-    max_angle_diff: float | None = key(
-        None, "change of direction, in degrees, beyond which the score falls (two anchors at least)", gt=0
-    )
+    max_center_dist: float | None = key(None, "px from the track's last place, beyond which the score falls", gt=0)
+    max_angle_diff: float | None = key(None, "change of direction in degrees, beyond which the score falls", gt=0)
     max_tracks: int | None = key(None, "most identities in a video; once they exist, tracks do not end", ge=1)
-    confidence_threshold: float = key(
-        0.0, "flag a frame whose assignment is less certain (1 - normalized entropy)", ge=0, le=1
-    )
+    confidence_threshold: float = key(0.0, "flag frames less certain than this (1 - normalized entropy)", ge=0, le=1)
     motion: bool = key(False, "compare places with where constant velocity takes the track, not with its last place")
     match_distance: float | None = key(
-        None,
-        "scores: a detection is a true instance up to this distance of their centres, in px; null: from an overlap of "
-        "their boxes of .5 (intersection over union)",
-        gt=0,
+        None, "scores: most px between the centres of a detection and its truth; null: an overlap (IoU) of .5", gt=0
     )
 
     def __post_init__(self) -> None:
@@ -83,9 +74,7 @@ class Split:
     padding: int | None = key(None, "Added to each side of that square, in px [0].", ge=0)
     clip_length: int | None = key(None, f"Frames of a clip [{CLIP_LENGTH}].", ge=2)
     chunk: bool | None = key(None, "Cut videos into clips; false: a whole video is one clip [true].")
-    n_chunks: int | float | None = key(
-        None, "Clips drawn once from all: a number, or a share up to 1.0; null: all.", gt=0
-    )
+    n_chunks: int | float | None = key(None, "Clips drawn once from all: a number or a share; null: all.", gt=0)
     anchors: str | list[str] | int | None = key(
         None, "Where crops are centred: a node or centroid, several, or a number of random ones [centroid]."
     )
@@ -95,12 +84,9 @@ class Split:
     dilation_radius_px: int | None = key(None, "Black out crops farther from all nodes; 0: nothing [0].", ge=0)
     mode: Literal["train", "val"] | None = key(
         None,
-        "train: clips for the loss, with new random numbers in each epoch; val: random numbers are drawn once, and "
-        "held-out frames tracked and scored. null: as the section is named.",
+        "train: clips for the loss, drawn anew each epoch; val: tracked and scored. null: as the section.",
     )
-    augmentations: dict[str, Any] | None = key(
-        None, "Class of albumentations, NodeDropout or InstanceDropout -> its arguments."
-    )
+    augmentations: dict[str, Any] | None = key(None, "Class of albumentations, NodeDropout … -> its arguments.")
 
     def __post_init__(self) -> None:
         if isinstance(self.n_chunks, float) and self.n_chunks > 1:
@@ -145,22 +131,14 @@ class Config:
         ge=0,
         unless=("val_dataset.dir.path", "val_dataset.slp_files"),
     )
-    scramble: Literal["none", "rot90"] = course(
-        "none", "rot90: turn each frame, crops and coordinates, by a random multiple of 90°."
-    )
+    scramble: Literal["none", "rot90"] = course("none", "rot90: turn each frame by a random multiple of 90°.")
     images: bool = key(True, "Cut crops from videos; false: coordinates alone, without videos.", on_resume=IMPOSSIBLE)
     channels: Literal[1, 3] = key(3, "Of each crop; gray is repeated to 3.", on_resume=IMPOSSIBLE, needs="images")
     image_size: list[int] | None = course(
-        None,
-        "Height and width in px for labels without a video; null: seqinfo.ini, or the extent of the labels.",
-        unless=("images",),
+        None, "Height and width in px without a video; null: seqinfo.ini, or the labels' extent.", unless=("images",)
     )
     cache_gb: float = key(
-        8.0,
-        "Cut crops once if those of a video take less on disk; 0: each time.",
-        on_resume=HARMLESS,
-        ge=0,
-        needs="images",
+        8.0, "Cut crops once if they take less on disk; 0: each time.", on_resume=HARMLESS, ge=0, needs="images"
     )
     tracker: TrackerSettings = field(
         default_factory=TrackerSettings,
