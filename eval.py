@@ -42,9 +42,7 @@ class EvalArguments(RemembersGiven):
     video_episodes: int = key(1, "How many episodes --video films.", ge=1)
     video_dir: str | None = key(None, "Where the films go. Default: CHECKPOINT/eval/.")
     instruction: Literal["right", "wrong", "held_out"] | None = key(
-        None,
-        "The policy's instruction in a simulator of several tasks; wrong: that of another task; held_out: a phrasing "
-        "that recordings never use.",
+        None, "The policy's instruction: of another task (wrong), or a phrasing that recordings never use (held_out)."
     )
     expert: bool = key(False, "Score the scripted expert too, in the same episodes.")
     split: Literal["validation", "test", "train"] = key(

@@ -133,10 +133,7 @@ def check_flags(asked: Any, run: RunConfig, kind: type[Processor], flags: Any) -
 def processor_class(run: RunConfig) -> type[Processor]:
     kind = getattr(run.dataset.module, "Processor", None)
     if kind is None:
-        raise ConfigError(
-            f"dataset `{run.dataset.name}` has no Processor, so its inputs cannot be read; data/processor.py says what "
-            "one is"
-        )
+        raise ConfigError(f"dataset `{run.dataset.name}` has no Processor to read inputs with; see data/processor.py")
     return kind
 
 

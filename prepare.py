@@ -61,8 +61,7 @@ class PrepareArguments(RemembersGiven):
     # Action tokens
     action_tokenizer: str | None = key(
         None,
-        "Action tokens: fast:N or fast:N:SCALE, FAST with N tokens learnt from the task's demonstrations; a higher "
-        "scale than 10 makes actions finer and longer. For model.action_tokenizer.",
+        "Action tokens: fast:N or fast:N:SCALE: FAST with N tokens; more than scale 10 makes actions finer, longer.",
     )
     # A text
     dataset: str | None = key(None, "Text: name of the data set, as train.py --dataset finds it.")
@@ -88,9 +87,16 @@ class PrepareArguments(RemembersGiven):
     num_workers: int | None = key(None, "Recording or tokenizing processes. Default: one a core.", ge=1)
 
 
-OF_A_RECORDING = ("task_name", "num_episodes", "seed", "jitter", "source", "set")
-OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "split", "newlines", "out", "overwrite")
-OF_A_CONVERSION = ("export", "convert", "fps", "instruction", "vcodec", "crf")
+OF_A_TEXT = ("text", "tokenizer", "val_fraction", "val_text", "text_column", "split", "newlines", "overwrite")
+OF_A_CONVERSION = ("out", "fps", "instruction", "vcodec", "crf")
+# The flag that says what is prepared -> the flags that matter to it.
+FLAGS = {
+    "dataset": (*OF_A_TEXT, "out", "num_workers"),
+    "convert": OF_A_CONVERSION,
+    "export": (*OF_A_CONVERSION, "task_name", "set"),
+    "action_tokenizer": ("out", "task_name", "set"),
+    "task_name": ("num_episodes", "seed", "jitter", "source", "set", "num_workers"),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -128,32 +134,16 @@ def make_data(run: RunConfig, asked: PrepareArguments) -> Path:
 
 
 def refuse_bad_values(asked: PrepareArguments) -> None:
-    """Raise ConfigError for a flag without a value, as of an unset variable of a script, or of the other half: a
-    recording's flags mean nothing for a text."""
+    """Raise ConfigError for a flag without a value, as of an unset variable of a script, or that does not matter."""
     for name in sorted(asked.given):
         value = getattr(asked, name)
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"`--{name}` is empty; give it a value, or leave it out")
-    is_conversion = asked.convert is not None or asked.export is not None
-    has_out = is_conversion or asked.action_tokenizer is not None
-    useless: dict[str, str] = {}
-    if not is_conversion:
-        useless |= dict.fromkeys(OF_A_CONVERSION, "it is for a conversion: --convert DIR, or --export lerobot")
-    if asked.dataset is not None:
-        others = (*OF_A_RECORDING, *OF_A_CONVERSION, "action_tokenizer")
-        useless |= dict.fromkeys(others, "it is not for a text; leave it out, or --dataset")
-    else:
-        of_a_text = [name for name in OF_A_TEXT if not (has_out and name == "out")]
-        useless |= dict.fromkeys(of_a_text, "it is for a text: name its data set with --dataset NAME")
-    if asked.convert is not None:
-        others = ("export", "action_tokenizer", "num_workers", *OF_A_RECORDING)
-        useless |= dict.fromkeys(others, "--convert names the data; leave it out, or --convert")
-    elif has_out:
-        verb, others = ("export", ["action_tokenizer"]) if asked.export is not None else ("action_tokenizer", [])
-        others += ["num_episodes", "seed", "jitter", "source", "num_workers"]
-        useless |= dict.fromkeys(others, f"--{verb} reads the data that is there; record it first, without --{verb}")
-    refuse_useless(asked, useless)
-    if has_out and asked.out is None:
+    what = next((name for name in FLAGS if name in asked.given), "task_name")
+    for name in sorted(asked.given - {what, *FLAGS[what]}):
+        needed = " or ".join(f"--{flag}" for flag, names in FLAGS.items() if name in names) or "no other"
+        refuse_useless(asked, {name: f"it goes with {needed}, not with --{what}; leave one of them out"})
+    if what in ("convert", "export", "action_tokenizer") and asked.out is None:
         raise ConfigError("name what to write: --out DIR of a conversion, --out FILE of action tokens")
 
 
@@ -188,9 +178,7 @@ def train_action_tokenizer(run: RunConfig, asked: PrepareArguments) -> None:
     codec = FastTokens(settings, *chunks.shape[1:])
     error = abs(codec.decode(rows := codec.encode(chunks))[0] - chunks).max()
     shape = f"a chunk of {chunks.shape[1]} x {chunks.shape[2]} has {sum(map(len, rows)) / len(rows):.1f} of them"
-    print(
-        f"{len(codec.numbers)} tokens in {out}: {shape}; normalised actions are off by at most {error:.3g}", flush=True
-    )
+    print(f"{len(codec.numbers)} tokens in {out}: {shape}; actions are off by at most {error:.3g}", flush=True)
 
 
 def convert_folder(source: Path, asked: PrepareArguments, run: RunConfig | None) -> None:
@@ -231,8 +219,7 @@ def prepare_dataset(asked: PrepareArguments) -> None:
     cache_dir = resolve(HyperArguments()).cache_dir
     folder = Path(os.path.expanduser(asked.out)).absolute() if asked.out else cache_dir / "datasets" / name
     if kind != "text" and asked.text is None:
-        of_a_text = [flag for flag in OF_A_TEXT if flag != "out"]
-        refuse_useless(asked, dict.fromkeys(of_a_text, f"{name} is made from something of its own"))
+        refuse_useless(asked, dict.fromkeys(OF_A_TEXT, f"{name} is made from something of its own"))
         component_module("dataset", kind).prepare(name, folder)
         print(f"{name} is in {folder}")
         return
@@ -295,10 +282,8 @@ def with_prepared_data(run: RunConfig) -> RunConfig:
         print(f"no data for {run.task} yet: recording {DEFAULT_EPISODES} episodes into {folder}", flush=True)
         record_episodes(run, DEFAULT_EPISODES, seed=0, jitter=DEFAULT_JITTER)
     elif found.kept < found.wanted:
-        print(
-            f"the recording in {folder} was interrupted at {found.kept} of {found.wanted} episodes: going on",
-            flush=True,
-        )
+        place = f"at {found.kept} of {found.wanted} episodes"
+        print(f"the recording in {folder} was interrupted {place}: going on", flush=True)
         record_episodes(run, found.wanted, found.seed, found.jitter)
     config = dataclasses.replace(config, path=str(folder))
     return dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, config=config))
@@ -356,10 +341,8 @@ def build_loss(run: RunConfig, bundle: Any) -> Any:
         from models.losses import LOSSES_OF
 
         labels, remedy = LOSSES_OF.get(of_data, (f"the problem type {of_data}", "another"))
-        raise ValueError(
-            f"`loss.name: {run.loss.name}`{run.place('loss.name')} does not fit the data, whose samples have {labels}; "
-            f"take {remedy}"
-        )
+        place = f"`loss.name: {run.loss.name}`{run.place('loss.name')}"
+        raise ValueError(f"{place} does not fit the data, whose samples have {labels}; take {remedy}")
     if hasattr(loss, "fit"):
         loss.fit(bundle.statistics | {"problem_type": of_data})
     return loss
@@ -388,11 +371,8 @@ def record_episodes(
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".recording.lock"):  # a second recorder waits, then finds the episodes there
         report = record.record(run.env.config, folder, num_episodes, seed, num_workers, jitter)
-    print(
-        f"recorded {report.recorded} episodes in {report.seconds:.0f} s ({report.kept} in the folder, "
-        f"{report.discarded} failed attempts discarded)",
-        flush=True,
-    )
+    kept = f"{report.kept} in the folder, {report.discarded} failed attempts discarded"
+    print(f"recorded {report.recorded} episodes in {report.seconds:.0f} s ({kept})", flush=True)
     return folder
 
 

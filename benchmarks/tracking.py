@@ -21,9 +21,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data.tracks.config import TrackerSettings
 from data.tracks.online import OnlineTracker, encoded
 from data.tracks.recording import Frame
-from data.tracks.tracker_settings import TrackerSettings
 from models.tracker import build
 from models.tracker.config import Config, EncoderConfig
 

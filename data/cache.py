@@ -52,10 +52,8 @@ def open_or_build(root: Path, key: str, build: Callable[[Path], dict]) -> tuple[
         root.mkdir(parents=True, exist_ok=True)
         lock.touch()
     except OSError as error:
-        raise ValueError(
-            f"cannot keep prepared data in {root}: {error.strerror}; set cache_dir to a folder you may "
-            f"write to, or lazy_preprocess: true to do without a cache"
-        ) from None
+        remedy = "set cache_dir to a folder you may write to, or lazy_preprocess: true"
+        raise ValueError(f"cannot keep prepared data in {root}: {error.strerror}; {remedy}") from None
     # Without working locks (some network file systems) several processes build, and the last one's rename wins.
     with exclusive(lock, message=f"waiting for another process that prepares {folder}") as is_held:
         manifest = read_manifest(folder)
@@ -92,10 +90,9 @@ def read_manifest(folder: Path) -> dict | None:
 def require_disk(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ValueError(
-            f"{what} needs {in_gigabytes(needed)} on disk but {folder} has {in_gigabytes(free)} free; "
-            f"set cache_dir to a larger disk, or lazy_preprocess: true to do without a cache"
-        )
+        needed, free = in_gigabytes(needed), in_gigabytes(free)
+        remedy = "set cache_dir to a larger disk, or lazy_preprocess: true to do without a cache"
+        raise ValueError(f"{what} needs {needed} on disk but {folder} has {free} free; {remedy}")
 
 
 def require_memory(needed: int) -> None:
@@ -103,10 +100,8 @@ def require_memory(needed: int) -> None:
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     free = free_memory()
     if needed * copies > free:
-        raise ValueError(
-            f"preload_data needs {in_gigabytes(needed * copies)} of memory but {in_gigabytes(free)} "
-            f"is free; set preload_data: false"
-        )
+        needed, free = in_gigabytes(needed * copies), in_gigabytes(free)
+        raise ValueError(f"preload_data needs {needed} of memory but {free} is free; set preload_data: false")
 
 
 def free_memory() -> int:

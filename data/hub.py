@@ -27,8 +27,7 @@ def load_dataset(description: str, *arguments: Any, **options: Any) -> Any:
     try:
         return datasets.load_dataset(*arguments, **options)
     except Exception as error:  # no such dataset, no network, no such split: the package has an error for each
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{description} cannot be loaded: {reason}") from error
+        raise ValueError(f"{description} cannot be loaded: {_first_line(error)}") from error
 
 
 def downloaded(name: str, key: str, cache_dir: str | None = None) -> Path:
@@ -45,5 +44,9 @@ def downloaded(name: str, key: str, cache_dir: str | None = None) -> Path:
     try:
         return Path(snapshot_download(name, repo_type="dataset", cache_dir=cache_dir))
     except Exception as error:  # the package has an error for each of: no such data set, no network, no permission
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{key}: {name} is no folder here and cannot be loaded from the hub: {reason}") from error
+        problem = f"is no folder here and cannot be loaded from the hub: {_first_line(error)}"
+        raise ValueError(f"{key}: {name} {problem}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -9,6 +9,8 @@ this output file (None: standard output), and why.
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
 from data.files import files_below
 from data.strict_json import open_maybe_compressed
+from storage import safe_read
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,39 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-class Session(Protocol):
-    """A policy at one robot: what `predict.py --serve` runs for a connection."""
+class CsvWriter:
+    """Writes rows to a CSV file or stream, below a header if there is one."""
 
-    def reset(self) -> None:
-        """Forget earlier observations: an episode begins."""
+    def __init__(self, target: Path | BinaryIO, header: list[str] | None = None):
+        self.is_file = isinstance(target, Path)
+        self.stream = target.open("w+b") if self.is_file else target
+        self.text = io.TextIOWrapper(self.stream, encoding="utf-8", newline="", write_through=True)
+        self.rows = csv.writer(self.text, lineterminator="\n")
+        if header is not None:
+            self.rows.writerow(header)
 
-    def act(self, observation: dict[str, Any]) -> dict[str, Any]:
-        """Arrays by name for an observation; ValueError if the model cannot read it."""
+    def write(self, source: Source, record: Any) -> None:
+        self.rows.writerow(record)
+
+    def close(self) -> None:
+        self.text.flush()
+        if self.is_file:
+            self.text.close()
+        else:
+            self.text.detach()
+
+
+def saved_json(folder: Path, name: str) -> Any:
+    """The content of a file that a run saves beside its model.
+
+    Raises:
+        ValueError: it cannot be read. It is never guessed: without it every prediction would be wrong.
+    """
+    try:
+        return safe_read.read_json(folder / name)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{folder / name} cannot be read ({reason}); restore it from the run") from None
 
 
 class Processor:
@@ -163,8 +191,12 @@ class Processor:
         """A writer to a file or folder of the output's name, not there yet, or with TO_STDOUT to a stream."""
         raise NotImplementedError
 
-    def session(self, model: Any) -> Session:
-        """The policy for one connection of `--serve`."""
+    def session(self, model: Any) -> Any:
+        """The policy at one robot, for a connection of `--serve`.
+
+        Its `reset()` forgets earlier observations: an episode begins. `act(observation)` returns arrays by name; it
+        raises ValueError if the model cannot read the observation.
+        """
         raise NotImplementedError
 
     def metadata(self, model: Any) -> dict[str, Any]:

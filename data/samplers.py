@@ -106,9 +106,8 @@ class LengthGroupedSampler(EpochSampler):
         pools = np.split(shuffled, range(self.POOL * self.step_size, self.samples, self.POOL * self.step_size))
         by_length = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
         steps = np.split(by_length, range(self.step_size, self.samples, self.step_size))
-        incomplete = (
-            [steps.pop()] if len(steps[-1]) < self.step_size else []
-        )  # it stays last, or later steps would shift
+        # An incomplete step stays last, or later steps would shift.
+        incomplete = [steps.pop()] if len(steps[-1]) < self.step_size else []
         return np.concatenate([*(steps[index] for index in generator.permutation(len(steps))), *incomplete])
 
 
@@ -155,21 +154,13 @@ class MixtureSampler(EpochSampler):
         order = np.empty(self.samples, dtype=np.int64)
         for group, lengths in enumerate(self.lengths):
             chosen = np.flatnonzero(groups == group)
-            draw = draw_episodes_first if self.episode_first else draw_steps
-            order[chosen] = self.group_starts[group] + draw(lengths, len(chosen), generator)
+            if self.episode_first:  # the steps within episodes independently
+                episodes = rounds(len(lengths), len(chosen), generator)
+                steps = (np.cumsum(lengths) - lengths)[episodes] + generator.integers(0, lengths[episodes])
+            else:
+                steps = rounds(int(lengths.sum()), len(chosen), generator)
+            order[chosen] = self.group_starts[group] + steps
         return order
-
-
-def draw_steps(lengths: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Return (count,) step indices of one group, in rounds without replacement."""
-    return rounds(int(lengths.sum()), count, generator)
-
-
-def draw_episodes_first(lengths: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Return (count,) step indices of one group: episodes in rounds without replacement, steps independently."""
-    episodes = rounds(len(lengths), count, generator)
-    starts = np.cumsum(lengths) - lengths
-    return starts[episodes] + generator.integers(0, lengths[episodes])
 
 
 def rounds(items: int, count: int, generator: np.random.Generator) -> np.ndarray:

@@ -12,37 +12,26 @@ from typing import Any
 import numpy as np
 
 from metrics import scores as formulas
-from metrics.metric import Metric
+from metrics.metric import RowMetric
 
 TOP = 5
-PER_LABEL = ("precision", "recall", "f1", "average_precision")
 NO_LABEL = "without positives here, and left out of macro and weighted means"
 
 
-class MultiLabelMetric(Metric):
+class MultiLabelMetric(RowMetric):
     """Scores of independent labels: see `metrics.scores.MULTI_LABEL_DIRECTIONS`.
 
     An unknown target (NaN or negative) counts nowhere.
 
     Args:
         labels: Names of the L labels.
-        thresholds: Decision threshold of each label; None: .5.
-        log_labels: `compute` also returns `precision.<label>`, `recall.<label>`, `f1.<label>` and
-            `average_precision.<label>`.
     """
 
-    def __init__(self, labels: Sequence[str], thresholds: Sequence[float] | None = None, log_labels: bool = False):
-        from metrics.gathered import GatheredRows
+    directions = formulas.MULTI_LABEL_DIRECTIONS
 
-        assert thresholds is None or len(thresholds) == len(labels), (thresholds, labels)
-        self.labels, self.thresholds, self.log_labels = list(labels), thresholds, log_labels
-        self.directions = dict(formulas.MULTI_LABEL_DIRECTIONS)
-        if log_labels:
-            self.directions |= {f"{name}.{label}": "max" for label in labels for name in PER_LABEL}
-        self.gathered = GatheredRows(2 * len(labels))
-
-    def reset(self) -> None:
-        self.gathered.reset()
+    def __init__(self, labels: Sequence[str]):
+        super().__init__(2 * len(labels))
+        self.labels = list(labels)
 
     def update(self, batch: Mapping[str, Any], outputs: Any) -> None:
         import torch
@@ -60,16 +49,11 @@ class MultiLabelMetric(Metric):
         return logits.contiguous().sigmoid().numpy(), targets.numpy()
 
     def compute(self, loss: float | None = None) -> dict[str, float]:
-        probabilities, targets = self.predictions()
-        thresholds = [formulas.HALF] * len(self.labels) if self.thresholds is None else self.thresholds
-        values = formulas.multi_label_scores(probabilities, targets, thresholds)
-        if self.log_labels:
-            values |= {f"{name}.{row['label']}": row[name] for row in self.per_label() for name in PER_LABEL}
-        return values
+        return formulas.multi_label_scores(*self.predictions(), [formulas.HALF] * len(self.labels))
 
     def per_label(self) -> list[dict[str, Any]]:
         """One row for each label (`metrics.scores.multi_label_rows`); after `compute`, which all processes call."""
-        return formulas.multi_label_rows(self.labels, *self.predictions(), self.thresholds)
+        return formulas.multi_label_rows(self.labels, *self.predictions())
 
     def notes(self) -> list[str]:
         """Lines for people about the data that was scored; after `compute`, which all processes call."""
@@ -77,7 +61,7 @@ class MultiLabelMetric(Metric):
         return _missing(self.labels, (targets >= formulas.HALF).sum(0))
 
 
-class SingleLabelMetric(Metric):
+class SingleLabelMetric(RowMetric):
     """Scores of exclusive classes: see `metrics.scores.SINGLE_LABEL_DIRECTIONS`.
 
     `top5_accuracy` is computed of more than five classes. Of classes with equal logits the first ranks higher. A sample
@@ -88,17 +72,12 @@ class SingleLabelMetric(Metric):
     """
 
     def __init__(self, labels: Sequence[str]):
-        from metrics.gathered import GatheredRows
-
+        super().__init__(4)  # predicted class, true class, probability of the predicted class, rank
         self.labels = list(labels)
         self.has_top = len(labels) > TOP
         self.directions = dict(formulas.SINGLE_LABEL_DIRECTIONS)
         if not self.has_top:
             del self.directions["top5_accuracy"]
-        self.gathered = GatheredRows(4)  # predicted class, true class, probability of the predicted class, rank
-
-    def reset(self) -> None:
-        self.gathered.reset()
 
     def update(self, batch: Mapping[str, Any], outputs: Any) -> None:
         import torch
@@ -136,8 +115,14 @@ class SingleLabelMetric(Metric):
         return formulas.confusion_matrix(predicted, targets, len(self.labels))
 
     def per_label(self) -> list[dict[str, Any]]:
-        """One row for each class: support, precision, recall, F1; after `compute`, which all processes call."""
-        return formulas.single_label_rows(self.labels, self.confusion_matrix())
+        """One row for each class: support, precision, recall, F1, and how many are predicted as each class.
+
+        After `compute`, which all processes call.
+        """
+        confusion = self.confusion_matrix()
+        rows = formulas.single_label_rows(self.labels, confusion)
+        counts = [{f"as {name}": int(n) for name, n in zip(self.labels, row, strict=True)} for row in confusion]
+        return [row | predicted_as for row, predicted_as in zip(rows, counts, strict=True)]
 
     def notes(self) -> list[str]:
         """Lines for people about the data that was scored; after `compute`, which all processes call."""
@@ -147,3 +132,43 @@ class SingleLabelMetric(Metric):
 def _missing(labels: Sequence[str], support: np.ndarray) -> list[str]:
     names = [label for label, count in zip(labels, support, strict=True) if not count]
     return [f"{len(names)} of {len(labels)} labels {NO_LABEL}: {', '.join(names)}"] if names else []
+
+
+class GroupedClassMetric(SingleLabelMetric):
+    """`SingleLabelMetric` with `balanced_accuracy`, the mean recall of the classes, and a table by group.
+
+    Args:
+        labels: Names of the classes.
+        groups: Names of the groups; `batch["group"]` (B,) numbers them.
+    """
+
+    def __init__(self, labels: Sequence[str], groups: Sequence[str]):
+        super().__init__(labels)
+        self.groups, self.directions = list(groups), {**self.directions, "balanced_accuracy": "max"}
+        self.of_groups = RowMetric(2)  # group, whether the class is right
+
+    def reset(self) -> None:
+        super().reset()
+        self.of_groups.reset()
+
+    def update(self, batch: Mapping[str, Any], outputs: Any) -> None:
+        import torch
+
+        super().update(batch, outputs)
+        labels = batch["labels"].argmax(1) if batch["labels"].dim() == 2 else batch["labels"]
+        right = (outputs["logits"].argmax(1) == labels).float()
+        self.of_groups.gathered.add(torch.stack((batch["group"].float(), right), dim=1)[labels >= 0])
+
+    def compute(self, loss: float | None = None) -> dict[str, float]:
+        values = super().compute(loss)
+        return {**values, "balanced_accuracy": values["macro_recall"]}
+
+    def per_group(self) -> list[dict[str, Any]]:
+        """One row for each group with samples: group, samples, accuracy; after `compute`, which all processes call."""
+        numbers, right = self.of_groups.gathered.gather().T
+        rows = []
+        for number, name in enumerate(self.groups):
+            chosen = right[numbers == number]
+            if len(chosen):
+                rows.append({"group": name, "samples": len(chosen), "accuracy": float(np.mean(chosen))})
+        return rows

@@ -36,6 +36,22 @@ class Metric:
         raise NotImplementedError
 
 
+class RowMetric(Metric):
+    """A `Metric` of rows of numbers (`gathered`), which are collected from batches and gathered over processes.
+
+    Args:
+        columns: Numbers in a row.
+    """
+
+    def __init__(self, columns: int):
+        from metrics.gathered import GatheredRows
+
+        self.gathered = GatheredRows(columns)
+
+    def reset(self) -> None:
+        self.gathered.reset()
+
+
 class TorchMetrics(Metric):
     """A `Metric` made of metrics of torchmetrics.
 

@@ -20,37 +20,27 @@ from storage.atomic import write_json, write_text
 COLORS = 10  # of matplotlib's default cycle
 
 
-def write_scores(folder: Path, scores: Mapping[str, Any]) -> Path:
+def write_scores(folder: Path, scores: Mapping[str, Any]) -> None:
     """`scores.json`: name -> value, null for one that is not defined."""
-    path = folder / "scores.json"
-    write_json(path, _without_nan(scores))
-    return path
+    write_json(folder / "scores.json", _without_nan(scores))
 
 
 def _without_nan(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _without_nan(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_labels(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """`labels.csv`: a header and one row for each label, as `per_label` of a metric returns."""
-    return write_table(folder / "labels.csv", rows)
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A CSV file with a header and the rows, which have the same keys; a value that is not defined is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
     write_text(path, text.getvalue())
-    return path
 
 
-def draw_confusion(folder: Path, labels: Sequence[str], confusion: np.ndarray) -> Path:
+def draw_confusion(folder: Path, labels: Sequence[str], confusion: np.ndarray) -> None:
     """`confusion.png`: the share of each true class (row) that is predicted as each class (column), with counts."""
     from matplotlib.figure import Figure
 
@@ -65,9 +55,7 @@ def draw_confusion(folder: Path, labels: Sequence[str], confusion: np.ndarray) -
     for row, column in zip(*np.nonzero(confusion), strict=True):
         tint = "white" if shares[row, column] > 0.6 else "black"
         axes.text(column, row, confusion[row, column], ha="center", va="center", fontsize="small", color=tint)
-    path = folder / "confusion.png"
-    figure.savefig(path, dpi=110)
-    return path
+    figure.savefig(folder / "confusion.png", dpi=110)
 
 
 def label_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -83,23 +71,17 @@ def _shown(value: Any) -> str:
     return f"{value:.3f}" if value == value else "-"
 
 
-def draw_precision_recall(folder: Path, labels: Sequence[str], scores: np.ndarray, targets: np.ndarray) -> Path | None:
+def draw_precision_recall(folder: Path, labels: Sequence[str], scores: np.ndarray, targets: np.ndarray) -> None:
     """`precision_recall.png`: one curve for each label with positives, with its average precision.
 
     Args:
         scores, targets: (N, L), see `metrics.scores`.
-
-    Returns:
-        The file; None if no label has positives.
     """
     from matplotlib.figure import Figure
 
-    drawn = [index for index in range(len(labels)) if (targets[:, index] >= HALF).any()]
-    if not drawn:
-        return None
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
-    for number, index in enumerate(drawn):
+    for number, index in enumerate(np.flatnonzero((targets >= HALF).any(0))):
         precision, recall, _ = precision_recall_curve(scores[:, index], targets[:, index])
         share = np.mean(targets[known(targets[:, index]), index] >= HALF)
         area = average_precision(scores[:, index], targets[:, index])
@@ -113,7 +95,4 @@ def draw_precision_recall(folder: Path, labels: Sequence[str], scores: np.ndarra
         )
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="Precision and recall per label")
     figure.legend(loc="outside right upper", fontsize="small")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "precision_recall.png"
-    figure.savefig(path, dpi=120)
-    return path
+    figure.savefig(folder / "precision_recall.png", dpi=120)

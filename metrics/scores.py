@@ -153,20 +153,11 @@ def multi_label_scores(scores: np.ndarray, targets: np.ndarray, thresholds: Sequ
     }
 
 
-def multi_label_rows(
-    labels: Sequence[str], scores: np.ndarray, targets: np.ndarray, thresholds: Sequence[float] | None = None
-) -> list[dict[str, str | float]]:
-    """One row for each label, for tables.
-
-    Args:
-        thresholds: Tuned ones; precision, recall and F1 at .5 then stand beside those at the threshold.
-    """
-    chosen = [HALF] * len(labels) if thresholds is None else thresholds
-    counts = label_counts(scores, targets, chosen)
-    columns = {"support": counts[2], "threshold": np.asarray(chosen, np.float64), **precision_recall_f1(*counts)}
-    if thresholds is not None:
-        plain = precision_recall_f1(*label_counts(scores, targets, [HALF] * len(labels)))
-        columns |= {f"{name}_at_0.5": values for name, values in plain.items()}
+def multi_label_rows(labels: Sequence[str], scores: np.ndarray, targets: np.ndarray) -> list[dict[str, str | float]]:
+    """One row for each label at the threshold .5, for tables."""
+    thresholds = np.full(len(labels), HALF)
+    counts = label_counts(scores, targets, thresholds)
+    columns = {"support": counts[2], "threshold": thresholds, **precision_recall_f1(*counts)}
     columns["average_precision"] = [average_precision(scores[:, i], targets[:, i]) for i in range(len(labels))]
     return _rows(labels, columns)
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from metrics.language import exponential
-from metrics.metric import Metric
+from metrics.metric import RowMetric
 
 NO_LABEL = -100
 
 
-class BitsPerSample(Metric):
+class BitsPerSample(RowMetric):
     """Bits and perplexity of the next id: of all channels, and of each as `bits_per_sample.<channel>`.
 
     Args:
@@ -24,16 +24,11 @@ class BitsPerSample(Metric):
     """
 
     def __init__(self, channels: Sequence[str], ids_per_sample: float = 1.0):
-        from metrics.gathered import GatheredRows
-
+        super().__init__(2 * len(channels))  # of each batch: the channels' bits, and their ids
         self.channels, self.ids_per_sample = list(channels), ids_per_sample
         self.directions = dict.fromkeys(["bits_per_sample", "perplexity"], "min")
         if len(channels) > 1:
             self.directions |= {f"bits_per_sample.{name}": "min" for name in channels}
-        self.gathered = GatheredRows(2 * len(channels))  # of each batch: the channels' bits, and their ids
-
-    def reset(self) -> None:
-        self.gathered.reset()
 
     def update(self, batch: Mapping[str, Any], outputs: Any) -> None:
         import torch
@@ -65,7 +60,7 @@ class BitsPerSample(Metric):
         return self.gathered.gather().astype(np.float64).sum(0).reshape(2, -1)
 
 
-class ValueErrors(Metric):
+class ValueErrors(RowMetric):
     """Root of the mean squared error of the next value, in standardised units, beside that of the last value.
 
     `improvement` is the share by which the squared error is less than that of predicting no change.
@@ -74,12 +69,7 @@ class ValueErrors(Metric):
     directions = {"rmse": "min", "improvement": "max"}
 
     def __init__(self) -> None:
-        from metrics.gathered import GatheredRows
-
-        self.gathered = GatheredRows(3)
-
-    def reset(self) -> None:
-        self.gathered.reset()
+        super().__init__(3)
 
     def update(self, batch: Mapping[str, Any], outputs: Any) -> None:
         import torch

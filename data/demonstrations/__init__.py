@@ -45,24 +45,18 @@ def check(config: Config, run) -> list[str]:
     if not problems and (patterns := unmatched(config)):
         problems.append(f"dataset.exclude: no episode matches `{patterns[0]}`; correct it, or leave it out")
     if config.image_size is not None and run.process.image_aspect_ratio == "keep":
-        problems.append(
-            f"dataset.image_size {config.image_size} contradicts image_aspect_ratio: keep, which does "
-            f"not resize; leave image_size out, or use square or pad"
-        )
+        given = f"dataset.image_size {config.image_size}"
+        problems.append(f"{given} contradicts image_aspect_ratio: keep; leave image_size out, or use square or pad")
     if config.rename and not any(is_lerobot(Path(path).expanduser(), config.layout) for path in config.paths()):
         problems.append("dataset.rename names features of LeRobot data sets, but dataset.path has none; leave it out")
     problems += text_problems(config, run)
     kind = config.normalization["action"]
     if kind not in ("min_max", "percentiles") and has_bins(run):
-        problems.append(
-            f"dataset.normalization.action: {kind} leaves actions beyond [-1, 1], which model.action_tokenizer: bins "
-            "covers; set it to percentiles or min_max"
-        )
+        beyond = f"dataset.normalization.action: {kind} leaves actions beyond [-1, 1]"
+        problems.append(f"{beyond}, which model.action_tokenizer: bins covers; set it to percentiles or min_max")
     if kind != "min_max" and clips_actions(run):
-        problems.append(
-            f"dataset.normalization.action: {kind} leaves actions beyond [-1, 1], to which model.clip_sample clips "
-            "them; set it to min_max, or model.clip_sample to false"
-        )
+        beyond = f"dataset.normalization.action: {kind} leaves actions beyond [-1, 1]"
+        problems.append(f"{beyond}, to which model.clip_sample clips; set it to min_max, or model.clip_sample to false")
     return problems
 
 
@@ -70,14 +64,8 @@ def text_problems(config: Config, run) -> list[str]:
     """What is wrong with the keys of texts, for a model that reads them as tokens and for others."""
     if reads_tokens(run):
         known = config.tokenizer or run.process.model_name_or_path
-        return (
-            []
-            if known
-            else [
-                f"no tokenizer is known for model {run.model.name}: set dataset.tokenizer to a folder or hub id, or "
-                "model_name_or_path to a model that has one"
-            ]
-        )
+        remedy = "set dataset.tokenizer to a folder or hub id, or model_name_or_path to a model that has one"
+        return [] if known else [f"no tokenizer is known for model {run.model.name}: {remedy}"]
     defaults = Config()
     return [
         f"dataset.{name} is for policies with a language model, which reads tokens; leave it out"
@@ -91,10 +79,7 @@ def build(config: Config, run):
     from data.demonstrations.build_bundle import assemble
 
     if config.path is None:
-        raise ValueError(
-            "dataset.path is not set; name the folder of episodes, or record the task's with "
-            "`python prepare.py --task_name …`"
-        )
+        raise ValueError("dataset.path is not set; name a folder of episodes, or record with prepare.py --task_name …")
     problems = check(config, run)
     if problems:
         raise ValueError(problems[0])

@@ -1,5 +1,6 @@
 """Build a `Bundle` from folders of episodes: split, statistics, datasets, sampling."""
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -9,13 +10,13 @@ from data.bundle import Bundle, collate
 from data.cache import in_gigabytes
 from data.demonstrations.config import Config, clips_actions, has_bins
 from data.demonstrations.dataset import Demonstrations
-from data.demonstrations.encoder import ObservationEncoder, image_history, saved_statistics
+from data.demonstrations.encoder import ObservationEncoder, image_history, vocabulary_of
 from data.demonstrations.language import prompts_of
 from data.demonstrations.lerobot.policy import normalization_line, pretrained_normalizers
 from data.demonstrations.open_source import prepare_all
 from data.demonstrations.processor import Processor
 from data.demonstrations.source import EpisodeSource, refuse_difference
-from data.demonstrations.words import vocabulary_of
+from data.processor import saved_json
 from data.samplers import MixtureSampler
 from data.statistics import Normalizer
 from metrics.language import LanguageAccuracy
@@ -34,7 +35,10 @@ def assemble(config: Config, run) -> Bundle:
     texts = texts_in_batch(sources, process)
     train, evaluation = split(sources, config)
     trained_in = getattr(run, "trained_in", None)  # a model is scored: as it was trained, whatever this data is like
-    statistics = saved_statistics(trained_in) if trained_in else fit_statistics(sources, train, config, process)
+    if trained_in:
+        statistics = saved_json(trained_in, "statistics.json")
+    else:
+        statistics = fit_statistics(sources, train, config, process)
     prompts, prompt_lines = prompts_of(config, run, sources, statistics)
     encoder = Processor.from_files(config, process, statistics, prompts)
     if not trained_in:
@@ -56,7 +60,7 @@ def assemble(config: Config, run) -> Bundle:
         dims,
         {"statistics.json": statistics},
         [
-            *summarize(sources, train, evaluation, dims, [*cameras]),
+            *summarize(zip(sources, train, evaluation, strict=True), dims, [*cameras]),
             *prompt_lines,
             *(without_instructions(sources) if prompts is not None else ()),
             *shares(config),
@@ -78,11 +82,8 @@ def refuse_other_tokens(run, normalization: dict) -> None:
     except (OSError, ValueError, KeyError, TypeError):  # the model says what is wrong with the file
         return
     if learnt != normalization:
-        raise ValueError(
-            f"model.action_tokenizer: {place} was learnt from actions normalised by {learnt}, the data has "
-            f"{normalization}; set dataset.normalization and normalization_mask as they were, or learn it again with "
-            "prepare.py"
-        )
+        remedy = "set dataset.normalization and normalization_mask as they were, or learn it again"
+        raise ValueError(f"model.action_tokenizer: {place} is for {learnt}, the data has {normalization}; {remedy}")
 
 
 def refuse_mixture(first: EpisodeSource, other: EpisodeSource, config: Config) -> None:
@@ -114,10 +115,8 @@ def refuse_other_rates(sources: list[EpisodeSource]) -> None:
     for other in known[1:]:
         first, rates = known[0], [source.details["fps"] for source in (known[0], other)]
         if rates[0] != rates[1]:
-            raise ValueError(
-                f"{first.first_file} has {rates[0]:g} frames per second but {other.first_file} has {rates[1]:g}; "
-                f"actions of one chunk must be equally far apart: mix data sets of one rate"
-            )
+            differ = f"{first.first_file} has {rates[0]:g} frames per second but {other.first_file} has {rates[1]:g}"
+            raise ValueError(f"{differ}; mix data sets of one rate")
 
 
 def refuse_clipped(run, action: Normalizer) -> None:
@@ -127,10 +126,8 @@ def refuse_clipped(run, action: Normalizer) -> None:
     beyond = ~action.mask & ((low < -1) | (high > 1))
     if key is not None and beyond.any():
         dim = int(np.argmax(beyond))
-        raise ValueError(
-            f"dataset.normalization_mask.action is false for dimension {dim}, which is from {low[dim]:g} to "
-            f"{high[dim]:g}, but {key} has actions from -1 to 1; set it to true"
-        )
+        problem = f"is false for dimension {dim}, which is from {low[dim]:g} to {high[dim]:g}"
+        raise ValueError(f"dataset.normalization_mask.action {problem}, but {key} has -1 to 1; set it to true")
 
 
 def cameras_of(sources: list[EpisodeSource], config: Config, process) -> dict[str, str]:
@@ -142,10 +139,8 @@ def cameras_of(sources: list[EpisodeSource], config: Config, process) -> dict[st
     wanted = (config.cameras if process.is_multimodal else None) or sorted(keys)
     for camera in wanted:
         if camera not in keys:
-            raise ValueError(
-                f"dataset.cameras: no episode of {', '.join(source.path for source in sources)} has a camera "
-                f"`{camera}`; there are {', '.join(sorted(keys)) or 'none'}"
-            )
+            places, known = ", ".join(source.path for source in sources), ", ".join(sorted(keys)) or "none"
+            raise ValueError(f"dataset.cameras: no episode of {places} has a camera `{camera}`; there are {known}")
     return {camera: keys[camera] for camera in wanted}
 
 
@@ -159,10 +154,8 @@ def texts_in_batch(sources: list[EpisodeSource], process) -> tuple[str, ...]:
             count = source.details["texts_incomplete"].get(kind, 0)
             if getattr(process, key) and (count or kind not in source.arrays):
                 first = source.details["texts_missing"].get(kind, source.details["names"][0])
-                raise ValueError(
-                    f"{key} is true but {count} of {len(source.lengths())} episodes in {source.path} have a text under "
-                    f"{place}, the first without is {first}; set {key}: false, or use a dataset that has it"
-                )
+                have = f"{count} of {len(source.lengths())} episodes in {source.path} have a text under {place}"
+                raise ValueError(f"{key} is true but {have}, the first without is {first}; set {key}: false")
     instructed = process.use_prev_subtask or any("instruction" in source.arrays for source in sources)
     return ("instruction",) * instructed + ("reasoning",) * process.use_reasoning
 
@@ -177,10 +170,8 @@ def split(sources: list[EpisodeSource], config: Config) -> tuple[list[np.ndarray
         episodes = len(source.lengths())
         count = max(1, round(config.eval_fraction * episodes)) if config.eval_fraction > 0 else 0
         if count >= episodes:
-            raise ValueError(
-                f"dataset.eval_fraction {config.eval_fraction} leaves none of the {episodes} episodes of "
-                f"{source.path} for training; lower it, or record more episodes"
-            )
+            share = f"dataset.eval_fraction {config.eval_fraction}"
+            raise ValueError(f"{share} leaves none of the {episodes} episodes of {source.path} for training; lower it")
         order = np.random.default_rng([config.split_seed, number]).permutation(episodes)
         train.append(np.sort(order[count:]))
         evaluation.append(np.sort(order[:count]))
@@ -237,10 +228,8 @@ def instruction_vocabulary(sources: list[EpisodeSource], train: list[np.ndarray]
             texts |= {source.details["vocabulary"][number] for number in numbers}
     vocabulary = vocabulary_of(texts)
     if not vocabulary:
-        raise ValueError(
-            f"dataset.instruction_words: true, but no episode in {', '.join(source.path for source in sources)} has an "
-            "instruction; set it to false, or record with instructions"
-        )
+        places = ", ".join(source.path for source in sources)
+        raise ValueError(f"dataset.instruction_words: true, but no episode in {places} has one; set it to false")
     return vocabulary
 
 
@@ -295,44 +284,30 @@ def shares(config: Config) -> list[str]:
 
 
 def summarize(
-    sources: list[EpisodeSource],
-    train: list[np.ndarray],
-    evaluation: list[np.ndarray],
-    dims: dict[str, int],
-    cameras: list[str],
+    parts: Iterable[tuple[EpisodeSource, np.ndarray, np.ndarray]], dims: dict[str, int], cameras: list[str]
 ) -> list[str]:
-    """The lines that a run prints about its episodes."""
-    lines = []
-    for source, train_ids, eval_ids in zip(sources, train, evaluation, strict=True):
+    """The lines that a run prints about its sources, each with its episodes for training and for evaluation."""
+    lines, sources = [], []
+    for source, train_ids, eval_ids in parts:
+        sources.append(source)
         lengths, details = source.lengths(), source.details
         lines.append(
             f"{source.path}: {len(lengths)} episodes of {lengths.min()} to {lengths.max()} steps, "
             f"{len(train_ids)} for training ({lengths[train_ids].sum()} steps), {len(eval_ids)} for evaluation"
             + (f", {details['left_out']} mirrored left out" if details["left_out"] else "")
         )
-        lines += [
-            f"camera {camera} is in {count} of {len(lengths)} episodes of {source.path} and is left out; name it in "
-            f"dataset.cameras to require it"
-            for camera, count in details["cameras_left_out"].items()
-        ]
+        of_all, left_out = f"of {len(lengths)} episodes of {source.path}", details["cameras_left_out"].items()
+        remedy = "name it in dataset.cameras to require it"
+        lines += [f"camera {name} is in {count} {of_all} and is left out; {remedy}" for name, count in left_out]
         lacking = {camera: 0 for camera in cameras if camera not in details["cameras"]} | details["cameras_masked"]
-        lines += [
-            f"camera {camera} is in {count} of {len(lengths)} episodes of {source.path} and masked in the others"
-            for camera, count in lacking.items()
-        ]
-        lines += [
-            f"{kind} is in {count} of {len(lengths)} episodes of {source.path} and empty in the others"
-            for kind, count in details["texts_incomplete"].items()
-        ]
+        lines += [f"camera {name} is in {count} {of_all} and masked in the others" for name, count in lacking.items()]
+        texts = details["texts_incomplete"].items()
+        lines += [f"{kind} is in {count} {of_all} and empty in the others" for kind, count in texts]
     details = sources[0].details
-    lines.append(
-        f"state {dims['state_dim']} ({', '.join(details['state_keys'])}), actions {dims['chunk_size']} x "
-        f"{dims['action_dim']} ({details['action_key']})"
-    )
+    action = f"{dims['chunk_size']} x {dims['action_dim']} ({details['action_key']})"
+    lines.append(f"state {dims['state_dim']} ({', '.join(details['state_keys'])}), actions {action}")
     if cameras:
         size = in_gigabytes(sum(source.image_bytes() for source in sources))
-        lines.append(
-            f"images {dims['num_images']} x {dims['image_height']} x {dims['image_width']} "
-            f"({', '.join(cameras)}; history {dims['num_images'] // len(cameras)}), {size}"
-        )
+        shape = " x ".join(str(dims[name]) for name in ("num_images", "image_height", "image_width"))
+        lines.append(f"images {shape} ({', '.join(cameras)}; history {dims['num_images'] // len(cameras)}), {size}")
     return lines

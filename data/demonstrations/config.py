@@ -24,92 +24,62 @@ class Config:
 
     path: str | list[str] | None = key(
         None,
-        "folder of episode files, searched recursively for *.hdf5 and *.h5, a LeRobot data set (a folder, or with "
-        "layout: lerobot its id on the hub), or a list of these to mix; unset only until the task's data is recorded",
+        "folder of episodes (*.hdf5, *.h5), LeRobot data set (with layout: lerobot a hub id), or a list of these",
         on_resume=HARMLESS,
         is_path=True,
     )
     exclude: list[str] | None = key(
-        None,
-        "episode files that are left out, by their path below the folder or a pattern of it, such as [episode_3.hdf5, "
-        "failed/*]; of a LeRobot data set, episode_3",
+        None, "episodes to leave out, by path or pattern: [episode_3.hdf5, failed/*]; of LeRobot data sets: episode_3"
     )
     weights: list[float] | None = key(
-        None,
-        "how often each folder of `path` is drawn, in any unit; unset draws every step (or, with "
-        "episode_first, every episode) equally often",
+        None, "how often each folder of `path` is drawn; unset: every step (with episode_first, episode) equally often"
     )
     layout: Literal["auto", "act", "il_studio", "lerobot"] = key(
-        "auto",
-        "the files' layout: `act` /action, /observations/qpos, /observations/images; `il_studio` "
-        "/action_joint, /observations/state_joint, /observations/image; `lerobot` a LeRobot data set, v2 or v3; "
-        "`auto` detects it from meta/info.json or the first file",
+        "auto", "the files' layout, `act` and `il_studio` of HDF5; `auto`: by meta/info.json or the first file"
     )
     control: Literal["joint", "ee"] = key(
         "joint", "which actions and states of the IL-Studio layout: joint positions or end-effector poses"
     )
     state_keys: list[str] | None = key(
-        None,
-        "HDF5 paths or LeRobot features concatenated to the state, such as [observations/qpos, "
-        "observations/env_state]; unset: those of the layout",
-        on_resume=IMPOSSIBLE,
+        None, "HDF5 paths or features that make the state, concatenated; unset: the layout's", on_resume=IMPOSSIBLE
     )
-    action_key: str | None = key(
-        None, "HDF5 path or LeRobot feature of the actions; unset: that of the layout", on_resume=IMPOSSIBLE
-    )
+    action_key: str | None = key(None, "HDF5 path or feature of the actions; unset: the layout's", on_resume=IMPOSSIBLE)
     cameras: list[str] | None = key(
         None, "cameras, in the model's order; unset: those that all episodes have; []: none", on_resume=IMPOSSIBLE
     )
     rename: dict[str, str] = key(
-        {},
-        "LeRobot feature -> the name that it has in all other keys and for the policy, such as "
-        "{observation.images.laptop: observation.images.top}",
-        on_resume=IMPOSSIBLE,
+        {}, "LeRobot feature -> its name in all other keys and for the policy", on_resume=IMPOSSIBLE
     )
     timestamp_tolerance_s: float = key(
         1e-4, "most that a frame of a LeRobot data set may be away from its time, in seconds", gt=0
     )
     missing_cameras: Literal["error", "mask"] = key(
         "error",
-        "a camera that some episodes or folders lack: error; mask: a black image there, which the policy ignores "
-        "(image_mask in the batch); cameras: unset then means every camera of any episode",
+        "a camera that some episodes lack: error; mask: a black image, and cameras: unset means all there are",
         on_resume=IMPOSSIBLE,
     )
     image_size: list[int] | None = key(
         None,
-        "[height, width] of images in training, in pixels; unset: a square of the frame's shorter side (of "
-        "its longer side with image_aspect_ratio pad)",
+        "[height, width] in training, in px; unset: a square of the shorter side (of the longer one with pad)",
         on_resume=IMPOSSIBLE,
     )
     chunk_size: int = key(100, "actions per chunk, in control steps", ge=1, on_resume=IMPOSSIBLE)
     n_obs_steps: int = key(
         1,
-        "states in an observation: the current one after those before it, an episode's first repeated; images: as many "
-        "of each camera, or history_images_length if that is more",
+        "states, and images of each camera, in an observation; before an episode its first is repeated",
         ge=1,
         on_resume=IMPOSSIBLE,
     )
     past_actions: int = key(
-        0,
-        "actions of earlier steps at the beginning of a chunk, predicted but not executed; in Diffusion Policy "
-        "n_obs_steps - 1",
-        ge=0,
-        on_resume=IMPOSSIBLE,
+        0, "earlier actions at the beginning of a chunk, predicted but not executed", ge=0, on_resume=IMPOSSIBLE
     )
     eval_fraction: float = key(
         0.0, "share of each folder's episodes for evaluation, at least one episode if it is not 0", ge=0, lt=1
     )
-    split_seed: int = key(
-        0,
-        "seed that chooses the evaluation episodes; not the run's seed, so that runs stay comparable",
-        ge=0,
-    )
+    split_seed: int = key(0, "seed that chooses the evaluation episodes, whatever the run's seed", ge=0)
     max_episodes: int | None = key(None, "use only the first so many episodes of each folder", ge=1)
     instruction_words: bool = key(
-        False,
-        "the words of the instruction are an input of the policy, as the set of those that training has; for policies "
-        "without a language model",
-        on_resume=IMPOSSIBLE,
+        False, "the policy reads the instruction's words, as a set; without a language model", on_resume=IMPOSSIBLE
     )
     tokenizer: str | None = key(
         None,
@@ -119,8 +89,7 @@ class Config:
     )
     prompt: str = key(
         PROMPT,
-        "the text that a policy with a language model reads: {instruction}, and perhaps {state}, the normalised state "
-        "as numbers 0 to 255",
+        "what a language model reads: {instruction}, and perhaps {state}, the normalised state as numbers 0 to 255",
         on_resume=IMPOSSIBLE,
     )
     max_prompt_tokens: int = key(64, "longest prompt; a longer one loses its end", ge=1, on_resume=IMPOSSIBLE)
@@ -128,22 +97,17 @@ class Config:
         128, "longest reasoning, with the token that ends it; a longer one loses its end", ge=2, on_resume=IMPOSSIBLE
     )
     phrasings: dict[str, list[str]] = key(
-        {},
-        "instruction -> other wordings of it: each training step has one of all these, evaluation the instruction "
-        "itself; for policies with a language model",
+        {}, "instruction -> other wordings, of which each training step has one; for policies with a language model"
     )
     samples_per_epoch: int | None = key(None, "samples in an epoch; unset: the number of training steps", ge=1)
     normalization: dict[Literal["state", "action"], NORMALIZATION_KINDS] = key(
         {"state": "zscore", "action": "zscore"},
-        "kind for state and action: zscore; min_max (to [-1, 1]); percentiles (1 % and 99 % to [-1, 1], not "
-        "clipped); identity",
+        "zscore; min_max to [-1, 1]; percentiles (1 % and 99 % to [-1, 1], not clipped); identity",
     )
     normalization_mask: dict[Literal["state", "action"], list[bool]] = key(
         {}, "per dimension of state and action: true normalises, false leaves the value; unset: all true"
     )
-    minimum_std: float = key(
-        0.01, "floor of the standard deviation under zscore, in the signal's unit: keeps idle joints' noise small", gt=0
-    )
+    minimum_std: float = key(0.01, "floor of the standard deviation under zscore, in the signal's unit", gt=0)
 
     def __post_init__(self):
         self.phrasings = {text.strip(): others for text, others in self.phrasings.items()}
@@ -151,29 +115,17 @@ class Config:
         paths = self.paths()
         if len({*paths}) < len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
-            raise ValueError(
-                f"dataset.path names {twice} twice; name it once, and draw it more often with dataset.weights"
-            )
+            raise ValueError(f"dataset.path names {twice} twice; draw it more often with dataset.weights instead")
         if self.weights is not None and len(self.weights) != len(paths):
-            raise ValueError(
-                f"dataset.weights has {len(self.weights)} entries but dataset.path names {len(paths)} "
-                f"folders; give one weight for each folder"
-            )
+            counts = f"{len(self.weights)} entries but dataset.path names {len(paths)} folders"
+            raise ValueError(f"dataset.weights has {counts}; give one weight for each")
         if self.weights is not None and min(self.weights) <= 0:
-            raise ValueError(
-                f"dataset.weights {self.weights} has an entry that is not positive; leave the folder out "
-                f"of dataset.path instead"
-            )
+            raise ValueError(f"dataset.weights {self.weights} must be positive; leave the folder out of dataset.path")
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
-            raise ValueError(
-                f"dataset.image_size {self.image_size} is not [height, width]; give two positive numbers "
-                f"of pixels, such as [240, 320]"
-            )
+            raise ValueError(f"dataset.image_size {self.image_size} is no [height, width] in px, such as [240, 320]")
         if self.past_actions >= self.chunk_size:
-            raise ValueError(
-                f"dataset.past_actions: {self.past_actions} leaves no action of dataset.chunk_size: {self.chunk_size} "
-                "to execute; lower it"
-            )
+            given = f"dataset.past_actions: {self.past_actions}"
+            raise ValueError(f"{given} leaves no action of dataset.chunk_size: {self.chunk_size} to execute; lower it")
         if self.state_keys == []:
             raise ValueError("dataset.state_keys is empty; name at least one HDF5 path, or leave the key out")
         self.check_prompt()
@@ -187,10 +139,8 @@ class Config:
             raise ValueError(f"dataset.prompt `{self.prompt}` lacks {{instruction}}, which tells the policy what to do")
         kind = self.normalization["state"]
         if "state" in names and kind not in ("min_max", "percentiles"):
-            raise ValueError(
-                f"dataset.prompt has {{state}}, whose numbers cover [-1, 1], but dataset.normalization.state is "
-                f"{kind}; set it to min_max or percentiles"
-            )
+            needed = "needs dataset.normalization.state min_max or percentiles, which cover [-1, 1]"
+            raise ValueError(f"dataset.prompt has {{state}}, which {needed}, not {kind}")
 
     def paths(self) -> list[str]:
         return [self.path] if isinstance(self.path, str) else self.path or []
@@ -215,9 +165,8 @@ def has_bins(run) -> bool:
 
 def included(folder: Path, exclude: list[str] | None) -> list[Path]:
     """The episode files of a folder that no pattern of `dataset.exclude` matches."""
-    files = episode_files(folder)
-    excluded = {file for pattern in exclude or () for file in matching(files, folder, pattern)}
-    return [file for file in files if file not in excluded]
+    files = {str(file.relative_to(folder)): file for file in episode_files(folder)}
+    return [file for name, file in files.items() if not any(fnmatch.fnmatchcase(name, p) for p in exclude or ())]
 
 
 def unmatched(config: Config) -> list[str]:
@@ -234,10 +183,6 @@ def episode_names(folder: Path, layout: str) -> list[str]:
     if lerobot.is_lerobot(folder, layout):
         return lerobot.episode_names(folder)
     return [str(file.relative_to(folder)) for file in episode_files(folder)]
-
-
-def matching(files: list[Path], folder: Path, pattern: str) -> list[Path]:
-    return [file for file in files if fnmatch.fnmatchcase(str(file.relative_to(folder)), pattern)]
 
 
 def folder_problem(path: str, layout: str) -> str | None:
@@ -258,10 +203,7 @@ def folder_problem(path: str, layout: str) -> str | None:
     except ValueError as error:
         return f"dataset.path: {error}"
     if not names:
-        return (
-            f"dataset.path: {path} holds no episode (*.hdf5, *.h5) and no LeRobot data set ({lerobot.INFO}); correct "
-            f"the path, or record with prepare.py"
-        )
+        return f"dataset.path: {path} holds no episode (*.hdf5, *.h5) and no {lerobot.INFO} of LeRobot; correct it"
     return None
 
 
@@ -279,8 +221,6 @@ def episode_files(folder: Path) -> list[Path]:
     files = files_below(folder)
     for file in files:
         if not file.exists() and (file.name.endswith(SUFFIXES) or not file.suffix):
-            raise ValueError(
-                f"{file} is a link to {os.path.realpath(file)}, which does not exist; restore its target, or move the "
-                "link out of dataset.path"
-            )
+            target = os.path.realpath(file)
+            raise ValueError(f"{file} is a link to {target}, which does not exist; restore it, or move the link away")
     return sorted((file for file in files if file.name.endswith(SUFFIXES)), key=natural)

@@ -7,10 +7,9 @@ history), h and w in training, E episodes.
 import numpy as np
 import torch
 
-from data.demonstrations.encoder import ObservationEncoder
+from data.demonstrations.encoder import ObservationEncoder, encode_words
 from data.demonstrations.language import prompted_subtasks, with_previous
 from data.demonstrations.source import EpisodeSource
-from data.demonstrations.words import encode_words
 
 SPREAD = 2_654_435_761  # of neighbouring rows over 32 bits (Knuth's multiplicative hash)
 
@@ -39,24 +38,20 @@ class Demonstrations(torch.utils.data.Dataset):
     ):
         self.sources, self.encoder = sources, encoder
         self.texts, self.phrasings = texts, phrasings or {}
-        self.previous = (
-            [  # (N,) code of the previous subtask at each step of a source
-                prompted_subtasks(source, encoder.prompts, chunk_size) for source in sources
-            ]
-            if use_prev_subtask
-            else []
-        )
+        # (N,) code of the previous subtask at each step of a source
+        prompted = sources if use_prev_subtask else []
+        self.previous = [prompted_subtasks(source, encoder.prompts, chunk_size) for source in prompted]
         self.chunk = np.arange(chunk_size) - encoder.past_actions
         self.past = np.arange(1 - encoder.n_obs_steps, 1)  # of the states, to the current step
-        self.views = [[camera_number(source, camera) for camera in cameras] for source in sources]
+        own = [source.details["cameras"] for source in sources]
+        self.views = [[names.index(camera) if camera in names else None for camera in cameras] for names in own]
         present = [present_cameras(source, views) for source, views in zip(sources, self.views, strict=True)]
         self.is_masked = not all(rows.all() for rows in present)
         self.present = np.concatenate([rows[ids] for rows, ids in zip(present, chosen, strict=True)])  # (E, cameras)
         self.source = np.concatenate([np.full(len(ids), s) for s, ids in enumerate(chosen)])  # (E,)
-        self.starts = np.concatenate(
-            [source.arrays["offsets"][ids] for source, ids in zip(sources, chosen, strict=True)]
-        )
-        lengths = [source.lengths()[ids] for source, ids in zip(sources, chosen, strict=True)]
+        pairs = list(zip(sources, chosen, strict=True))
+        self.starts = np.concatenate([source.arrays["offsets"][ids] for source, ids in pairs])
+        lengths = [source.lengths()[ids] for source, ids in pairs]
         self.group_lengths = [group.tolist() for group in lengths]
         self.lengths = np.concatenate(lengths)  # (E,)
         counts = [len(source.lengths()) for source in sources]
@@ -146,12 +141,6 @@ class Demonstrations(torch.utils.data.Dataset):
                 vocabulary = self.sources[source].details["vocabulary"]
                 text = with_previous(text, vocabulary[self.previous[source][row]])
         return text.strip()
-
-
-def camera_number(source: EpisodeSource, camera: str) -> int | None:
-    """The place of a camera among those of a source; None if no episode of it has the camera."""
-    own = source.details["cameras"]
-    return own.index(camera) if camera in own else None
 
 
 def present_cameras(source: EpisodeSource, views: list[int | None]) -> np.ndarray:

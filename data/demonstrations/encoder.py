@@ -3,19 +3,36 @@
 Shapes: K images (cameras x history), h and w in training, S state and A action dimensions.
 """
 
+import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from data.demonstrations.images import FrameFit
 from data.demonstrations.language import PromptTokenizer, last_other, subtask_in, with_previous
-from data.demonstrations.words import encode_words
 from data.statistics import Normalizer
-from storage import safe_read
+
+WORD = re.compile(r"[^\W_]+")
+
+
+def words_of(text: str) -> set[str]:
+    """The words of a text in lower case, without punctuation."""
+    return set(WORD.findall(text.lower()))
+
+
+def vocabulary_of(texts: Iterable[str]) -> list[str]:
+    """All words of some texts, sorted."""
+    return sorted(set().union(*map(words_of, texts)))
+
+
+def encode_words(text: str, vocabulary: list[str]) -> np.ndarray:
+    """(V,) float32: 1 for each word of the vocabulary that the text has; other words are left out."""
+    present = words_of(text)
+    return np.array([word in present for word in vocabulary], dtype=np.float32)
+
 
 # What a model's statistics.json may lack, and the value that it was then trained with.
 ADDED = {"vocabulary": None, "n_obs_steps": 1, "past_actions": 0}
@@ -58,7 +75,7 @@ class ObservationEncoder:
             fit = FrameFit(saved["image_aspect_ratio"], saved["image_height"], saved["image_width"])
             state_keys, image_keys, history = (saved[key] for key in ("state_keys", "image_keys", "history"))
             state, action = (
-                Normalizer.from_dict(statistics[signal], f"`{signal}` in {place}") for signal in ("state", "action")
+                Normalizer.from_dict(statistics[name], f"`{name}` in {place}") for name in ("state", "action")
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{place} is damaged: it lacks {error}; restore it from the run, or train again") from None
@@ -189,20 +206,6 @@ class ObservationEncoder:
     def decode_action(self, normalised: np.ndarray) -> np.ndarray:
         """Normalised (…, A) -> raw (…, A) float64."""
         return self.action.decode(normalised)
-
-
-def saved_statistics(folder: Path) -> dict:
-    """The content of `statistics.json` in the folder of a model.
-
-    Raises:
-        ValueError: it cannot be read. It is never guessed: without it every action would be wrong.
-    """
-    path = folder / "statistics.json"
-    try:
-        return safe_read.read_json(path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"{path} cannot be read ({reason}); restore it from the run, or train again") from error
 
 
 def entries(observation: Mapping[str, object], group: str = "") -> Iterator[tuple[str, object]]:

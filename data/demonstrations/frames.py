@@ -17,9 +17,9 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from data.demonstrations.hdf5 import dataset_at, open_file, place, read, reading
-from data.demonstrations.images import FrameFit, decode
-from data.demonstrations.layouts import is_compressed
+from data.demonstrations.hdf5 import dataset_at, open_file, read, reading
+from data.demonstrations.images import FrameFit
+from data.demonstrations.layouts import decoded
 from storage import worker_pool
 
 BLOCK_FRAMES = 16  # read at once: some 15 MB of 480x640 frames
@@ -96,13 +96,9 @@ class FileFrames:
 def fitted(frames: h5py.Dataset, start: int, end: int, fit: FrameFit) -> np.ndarray:
     """Frames start … end - 1 of a camera, decoded if they are compressed, (F, 3, h, w) uint8."""
     rows = read(frames, slice(start, end))
-    compressed = is_compressed(frames)
     images = np.empty((len(rows), 3, fit.height, fit.width), np.uint8)
     for offset, row in enumerate(rows):
-        try:
-            images[offset] = fit(decode(row) if compressed else row)
-        except ValueError as error:
-            raise ValueError(f"{place(frames)} step {start + offset}: {error}") from None
+        images[offset] = decoded(frames, row, start + offset, fit)
     return images
 
 
@@ -132,10 +128,9 @@ def run_parallel(jobs: list[Callable[[], None]], workers: int, targets: list) ->
     """Run all jobs and yield after each."""
     if isinstance(targets[0], Path):
         yield from worker_pool.run(with_one_thread, jobs, workers)
-        return
-    # Arrays of this process; OpenCV decodes and resizes without Python's lock, HDF5 reads one at a time.
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(call, jobs)
+    else:  # arrays of this process; OpenCV decodes and resizes without Python's lock, HDF5 reads one at a time
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(call, jobs)
 
 
 def with_one_thread() -> Callable[[Callable[[], None]], None]:

@@ -51,10 +51,7 @@ def problem(file: Path, error: Exception) -> str:
     if code:
         return f"{os.strerror(code)}; correct the path, the file's permissions or its disk"
     if "already open for write" in reason:
-        return (
-            "a program that writes it has not closed it; wait for that program or, after a crash, run "
-            "`h5clear -s` on a copy of the file"
-        )
+        return "a program that writes it has not closed it; wait or, after a crash, run `h5clear -s` on a copy of it"
     with file.open("rb") as stream:
         start = stream.read(100)
     if start.startswith(b"version https://git-lfs"):
@@ -120,10 +117,9 @@ def dataset_at(root: h5py.File, key: str) -> h5py.Dataset:
     check_links(root, key)
     keys = []
     root.visititems(lambda name, item: keys.append(text(name)) if isinstance(item, h5py.Dataset) else None)
-    raise ValueError(
-        f"{root.filename} has no dataset `{key}`; it has {', '.join(sorted(keys)) or 'none'}: choose dataset.layout, "
-        f"state_keys, action_key and cameras after these"
-    )
+    known = ", ".join(sorted(keys)) or "none"
+    remedy = "choose dataset.layout, state_keys, action_key and cameras after these"
+    raise ValueError(f"{root.filename} has no dataset `{key}`; it has {known}: {remedy}")
 
 
 def check_links(root: h5py.File, key: str, most: int = 16) -> None:
@@ -153,10 +149,7 @@ def check_sources(dataset: h5py.Dataset) -> None:
     unsupported = [name for name, _, _ in dataset.external or ()]  # raw values outside of HDF5 files
     unsupported += [mapping.file_name for mapping in mappings if "%b" in mapping.file_name + mapping.dset_name]
     if unsupported:
-        raise ValueError(
-            f"{place(dataset)} takes its values from {unsupported[0]} in a way that is not supported; copy them into "
-            f"an ordinary dataset"
-        )
+        raise ValueError(f"{place(dataset)} takes its values from {unsupported[0]}; copy them into an ordinary dataset")
     for mapping in mappings:
         source = find_source(Path(dataset.file.filename), mapping.file_name, "HDF5_VDS_PREFIX")
         check_virtual_source(dataset, mapping, source)
@@ -164,10 +157,8 @@ def check_sources(dataset: h5py.Dataset) -> None:
         return
     covered = sum(mapping.vspace.get_select_npoints() for mapping in mappings)
     if covered < dataset.size:
-        raise ValueError(
-            f"{place(dataset)} is a virtual dataset in which {dataset.size - covered} of {dataset.size} values have "
-            f"no source; write it again with all its sources"
-        )
+        without = f"{dataset.size - covered} of {dataset.size} values have no source"
+        raise ValueError(f"{place(dataset)} is a virtual dataset: {without}; write it again with all its sources")
 
 
 def check_virtual_source(dataset: h5py.Dataset, mapping, source: Path) -> None:

@@ -26,14 +26,10 @@ class FrameFit:
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         frame = np.asarray(frame)
         if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
-            raise ValueError(
-                f"a frame is {frame.dtype} of shape {frame.shape}; expected uint8 of shape (height, width, 3)"
-            )
+            raise ValueError(f"a frame is {frame.dtype} of shape {frame.shape}; expected uint8 (height, width, 3)")
         if self.mode == "keep" and frame.shape[:2] != (self.height, self.width):
-            raise ValueError(
-                f"image_aspect_ratio: keep, but a frame is {frame.shape[0]}x{frame.shape[1]} where "
-                f"others are {self.height}x{self.width}; use square or pad"
-            )
+            sizes = f"{frame.shape[0]}x{frame.shape[1]} where others are {self.height}x{self.width}"
+            raise ValueError(f"image_aspect_ratio: keep, but a frame is {sizes}; use square or pad")
         return self.fit(frame).transpose(2, 0, 1)
 
     def fit(self, frame: np.ndarray) -> np.ndarray:

@@ -153,11 +153,8 @@ class PromptTokenizer:
         text = self.text(instruction, state)
         length = len(self.prompt_rows([text])[0])
         if length > self.max_prompt_tokens:
-            warnings.warn(
-                f"the prompt of `{instruction}` has {length} tokens and is cut to dataset.max_prompt_tokens "
-                f"{self.max_prompt_tokens}",
-                stacklevel=2,
-            )
+            line = f"the prompt of `{instruction}` has {length} tokens and is cut to dataset.max_prompt_tokens"
+            warnings.warn(f"{line} {self.max_prompt_tokens}", stacklevel=2)
         return self([instruction], state[None])
 
     def decode(self, ids: torch.Tensor) -> list[str]:
@@ -256,21 +253,13 @@ def with_previous(instruction: str, subtask: str | None) -> str:
 
 
 def tokenizer_of(config: Config, run: Any) -> Any:
-    """The tokenizer of `dataset.tokenizer` or of the base model; ValueError if there is none, or it has no end."""
+    """The tokenizer of `dataset.tokenizer` or of the base model; ValueError if it has no end."""
     process = run.process
     place = config.tokenizer or backbone_of_policy(process) or process.model_name_or_path
-    if place is None:
-        raise ValueError(
-            f"no tokenizer is known for model {run.model.name}: set dataset.tokenizer to a folder or hub id, or "
-            "model_name_or_path to a model that has one"
-        )
-    cache_dir = Path(run.cache_dir)
-    tokenizer = load_tokenizer(place, cache_dir, process.cache_dir, process.trust_remote_code)
+    tokenizer = load_tokenizer(place, Path(run.cache_dir), process.cache_dir, process.trust_remote_code)
     if process.use_reasoning and tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"use_reasoning: the tokenizer of {place} has no token that ends a text (eos_token); set one in its "
-            "tokenizer_config.json"
-        )
+        remedy = "set one in its tokenizer_config.json"
+        raise ValueError(f"use_reasoning: the tokenizer of {place} has no eos_token, which ends a text; {remedy}")
     if process.select_seg_token_mask and not tokenizer.is_fast:
         raise ValueError(f"select_seg_token_mask: the tokenizer of {place} has no fast version (tokenizer.json)")
     return tokenizer
@@ -290,10 +279,8 @@ def prompts_of(
         return None, []
     instructions = {text for source in sources for text in texts_of(source, "instruction")} - {""}
     if not instructions:
-        raise ValueError(
-            f"no episode in {', '.join(source.path for source in sources)} has an instruction, which the model reads; "
-            "record with instructions, or convert with --instruction"
-        )
+        places = ", ".join(source.path for source in sources)
+        raise ValueError(f"no episode in {places} has an instruction, which the model reads; record with instructions")
     if getattr(run, "trained_in", None) is not None:
         return saved_prompts(run.trained_in, run.process, statistics), []
     refuse_phrasings(config, instructions)
@@ -305,7 +292,7 @@ def prompts_of(
         prompts.target_tokens, line = fitted(target_lengths(prompts, sources), prompts.max_target_tokens, "target")
         lines.append(line)
         prompts.feeds_back = prompts.use_prev_subtask and all(map(has_its_subtasks, sources))
-    state = Normalizer.from_dict(statistics["state"], "`state` in statistics.json")
+    state = Normalizer.from_dict(statistics["state"], "`state`")
     lengths = prompt_lengths(prompts, config, sources, state)
     prompts.prompt_tokens, line = fitted(lengths, prompts.max_prompt_tokens, "prompt")
     lines.insert(0, line)
@@ -327,10 +314,8 @@ def fitted(lengths: np.ndarray, most: int, kind: str) -> tuple[int, str]:
     width, cut = min(int(lengths.max()), most), int((lengths > most).sum())
     line = f"{kind}s have at most {width} tokens"
     if cut:
-        line = (
-            f"{cut} of {len(lengths)} different {kind}s are cut to {most} tokens (the longest has {lengths.max()}); "
-            f"raise dataset.max_{kind}_tokens"
-        )
+        are_cut = f"{cut} of {len(lengths)} {kind}s are cut to {most} tokens (the longest has {lengths.max()})"
+        line = f"{are_cut}; raise dataset.max_{kind}_tokens"
     return width, line
 
 

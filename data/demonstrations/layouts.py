@@ -3,6 +3,7 @@
 Shapes: T steps of one episode, D dimensions of a signal, H and W of a camera's frames as recorded.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import h5py
@@ -38,10 +39,6 @@ class Episode:
     texts: dict[str, list[str]]  # of "instruction", "reasoning", "subtask" those the file has, T entries each
 
 
-def is_mirrored(root: h5py.File, name: str) -> bool:
-    return "mirror" in name.lower() or any(bool(root.attrs.get(key, False)) for key in MIRRORED_ATTRIBUTES)
-
-
 def resolve_keys(root: h5py.File, config: Config, with_images: bool) -> Keys:
     """The keys of a folder, from its first file and the configuration."""
     layout = config.layout
@@ -49,10 +46,8 @@ def resolve_keys(root: h5py.File, config: Config, with_images: bool) -> Keys:
         il_studio = any(key in root for key in ("action_joint", "action_ee", IMAGE_GROUPS["il_studio"]))
         layout = "il_studio" if il_studio else "act"
     if layout == "act" and config.control == "ee" and not (config.action_key and config.state_keys):
-        raise ValueError(
-            f"dataset.control: ee, but {root.filename} is in ACT's layout, which has only joint actions; use "
-            f"control: joint, or name action_key and state_keys"
-        )
+        remedy = "use control: joint, or name action_key and state_keys"
+        raise ValueError(f"dataset.control: ee, but {root.filename} has joint actions alone (ACT); {remedy}")
     action, state = "action", "observations/qpos"
     if layout == "il_studio":
         action, state = f"action_{config.control}", f"observations/state_{config.control}"
@@ -73,20 +68,15 @@ def read_episode(root: h5py.File, keys: Keys, config: Config) -> Episode:
             if camera not in available and config.missing_cameras == "mask":
                 continue
             if camera not in available:
-                raise ValueError(
-                    f"dataset.cameras: no camera `{camera}` in {file}; {keys.images} has "
-                    f"{', '.join(available) or 'none'}; name cameras that the files have, leave dataset.cameras out, "
-                    "or set dataset.missing_cameras: mask"
-                )
+                missing = f"no camera `{camera}` in {file}; {keys.images} has {', '.join(available) or 'none'}"
+                raise ValueError(f"dataset.cameras: {missing}; name these, or set dataset.missing_cameras: mask")
             frames = dataset_at(root, f"{keys.images}/{camera}")
             frame_sizes[camera], lengths[f"{keys.images}/{camera}"] = frame_size(frames), len(frames)
     steps = lengths[keys.action]
     for key, length in lengths.items():
         if length != steps:
-            raise ValueError(
-                f"{file}: {key} has {length} steps but {keys.action} has {steps}; record the episode again, or "
-                f"move the file out of dataset.path"
-            )
+            differ = f"{key} has {length} steps but {keys.action} has {steps}"
+            raise ValueError(f"{file}: {differ}; record the episode again, or exclude the file")
     states = np.concatenate([signals[key] for key in keys.state], axis=1)
     return Episode(file, signals[keys.action], states, frame_sizes, read_texts(root, steps))
 
@@ -95,20 +85,19 @@ def read_signal(root: h5py.File, key: str) -> np.ndarray:
     """(T, D) float64, finite."""
     dataset = dataset_at(root, key)
     if dataset.ndim not in (1, 2) or dataset.dtype.kind not in "fiu" or 0 in dataset.shape:
-        raise ValueError(
-            f"{place(dataset)} holds {dataset.dtype} of shape {dataset.shape}, expected numbers (steps, dimensions); "
-            f"name another key, or move the file out of dataset.path"
-        )
+        held = f"{place(dataset)} holds {dataset.dtype} of shape {dataset.shape}"
+        raise ValueError(f"{held}, expected numbers (steps, dimensions); name another key, or exclude the file")
     values = np.asarray(read(dataset), dtype=np.float64).reshape(len(dataset), -1)
-    finite = np.isfinite(values).all(axis=1)
-    if not finite.all():
-        step = int(np.argmin(finite))
-        value = values[step][~np.isfinite(values[step])][0]
-        raise ValueError(
-            f"{place(dataset)} is {value} at step {step}; record the episode again, or move the file out of "
-            f"dataset.path"
-        )
+    if (wrong := first_not_finite(values)) is not None:
+        step, value = wrong
+        raise ValueError(f"{place(dataset)} is {value} at step {step}; record the episode again, or exclude the file")
     return values
+
+
+def first_not_finite(values: np.ndarray) -> tuple[int, float] | None:
+    """The first step at which one of the values (T, D) is not finite, and that value."""
+    wrong = np.argwhere(~np.isfinite(values))
+    return (int(wrong[0, 0]), values[*wrong[0]]) if len(wrong) else None
 
 
 def is_compressed(frames: h5py.Dataset) -> bool:
@@ -117,18 +106,22 @@ def is_compressed(frames: h5py.Dataset) -> bool:
     return frames.ndim == 2 and frames.dtype == np.uint8 or frames.ndim == 1 and (variable or frames.dtype.kind == "V")
 
 
+def decoded(frames: h5py.Dataset, row: np.ndarray, step: int, fit: Callable = np.asarray) -> np.ndarray:
+    """A frame (H, W, 3) of a camera from its row, decoded if it is compressed, as `fit` makes it."""
+    try:
+        return fit(decode(row) if is_compressed(frames) else row)
+    except ValueError as error:
+        raise ValueError(f"{place(frames)} step {step}: {error}") from None
+
+
 def frame_size(frames: h5py.Dataset) -> tuple[int, int]:
     """(H, W) of a camera's first frame."""
     if is_compressed(frames) and len(frames):
-        try:
-            return decode(read(frames, 0)).shape[:2]
-        except ValueError as error:
-            raise ValueError(f"{place(frames)} step 0: {error}") from None
+        return decoded(frames, read(frames, 0), 0).shape[:2]
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-        raise ValueError(
-            f"{place(frames)} holds {frames.dtype} of shape {frames.shape}, expected uint8 frames (steps, height, "
-            f"width, 3) or JPEG images; convert them, or leave the camera out of dataset.cameras"
-        )
+        held = f"{place(frames)} holds {frames.dtype} of shape {frames.shape}"
+        remedy = "convert them, or leave the camera out of dataset.cameras"
+        raise ValueError(f"{held}, expected uint8 frames (steps, height, width, 3) or JPEG images; {remedy}")
     return frames.shape[1:3]
 
 

@@ -19,12 +19,13 @@ OF_LEROBOT = ["exclude", "rename", "timestamp_tolerance_s"]  # keys that matter 
 
 def prepare_all(config: Config, process: Any, cache_root: Path) -> list[EpisodeSource]:
     """The sources of all folders; in a mixture, `rename` may name features that only some of them have."""
-    folders = {path: located(path, config, process.cache_dir) for path in config.paths()}
+    folders = {path: Path(path).expanduser() for path in config.paths()}
+    for path in filter(hub.is_hub_id, folders if config.layout == "lerobot" else ()):
+        folders[path] = hub.downloaded(path, "dataset.path", process.cache_dir)
     if len(folders) == 1:
         return [prepare(path, folder, config, process, cache_root) for path, folder in folders.items()]
-    features = {
-        path: lerobot.read_info(f)["features"] for path, f in folders.items() if lerobot.is_lerobot(f, config.layout)
-    }
+    of_lerobot = [path for path, folder in folders.items() if lerobot.is_lerobot(folder, config.layout)]
+    features = {path: lerobot.read_info(folders[path])["features"] for path in of_lerobot}
     if unknown := sorted(config.rename.keys() - set().union(*features.values())):
         raise ValueError(f"dataset.rename: no folder of dataset.path has a feature `{unknown[0]}`; correct its name")
     sources = []
@@ -33,13 +34,6 @@ def prepare_all(config: Config, process: Any, cache_root: Path) -> list[EpisodeS
         own = dataclasses.replace(config, rename=rename)
         sources.append(prepare(path, folder, own, process, cache_root))
     return sources
-
-
-def located(path: str, config: Config, cache_dir: str | None) -> Path:
-    """The folder, downloaded if it is a hub's data set."""
-    if config.layout == "lerobot" and hub.is_hub_id(path):
-        return hub.downloaded(path, "dataset.path", cache_dir)
-    return Path(path).expanduser()
 
 
 def prepare(path: str, folder: Path, config: Config, process: Any, cache_root: Path) -> EpisodeSource:

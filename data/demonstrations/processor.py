@@ -15,13 +15,12 @@ import numpy as np
 
 from data import processor
 from data.demonstrations.config import SUFFIXES
-from data.demonstrations.encoder import ObservationEncoder, saved_statistics
-from data.demonstrations.hdf5 import dataset_at, place, read, reading
-from data.demonstrations.images import decode
+from data.demonstrations.encoder import ObservationEncoder
+from data.demonstrations.hdf5 import dataset_at, read, reading
 from data.demonstrations.language import PROMPT, saved_prompts
-from data.demonstrations.layouts import is_compressed, read_signal, read_texts
+from data.demonstrations.layouts import decoded, read_signal, read_texts
 from data.demonstrations.lerobot import INFO, read_info
-from data.processor import Item, Source
+from data.processor import Item, Source, saved_json
 
 
 class Processor(ObservationEncoder, processor.Processor):
@@ -40,7 +39,7 @@ class Processor(ObservationEncoder, processor.Processor):
     @classmethod
     def from_pretrained(cls, folder: Path, config: Any, process: Any, flags: None = None) -> Self:
         """See `data.processor`."""
-        statistics = saved_statistics(folder)
+        statistics = saved_json(folder, "statistics.json")
         made = cls.from_files(config, process, statistics, saved_prompts(folder, process, statistics))
         made.config = config
         return made
@@ -59,7 +58,7 @@ class Processor(ObservationEncoder, processor.Processor):
         """The episodes of a LeRobot data set, whose `path` is its folder; an HDF5 file is one recording."""
         if source.path is None or source.path.name not in self.LISTS:
             return [source]
-        from data.demonstrations.lerobot.recordings import Observations
+        from data.demonstrations.lerobot.scan import Observations
 
         folder = source.path.parent.parent
         self.lerobot = Observations(folder, self.config, self.state_keys, self.image_keys, self.masks)
@@ -86,7 +85,7 @@ class Processor(ObservationEncoder, processor.Processor):
             texts = read_texts(root, steps) if self.text_keys else {}
             for step in range(steps):
                 observation = {key: rows[step] for key, rows in states.items()}
-                observation |= {key: frame_at(frames, step) for key, frames in cameras.items()}
+                observation |= {key: decoded(frames, read(frames, step), step) for key, frames in cameras.items()}
                 observation |= {kind: texts[kind][step] for kind in self.text_keys if kind in texts}
                 yield Item(source, f"{source} step {step}", observation)
 
@@ -140,7 +139,7 @@ class Processor(ObservationEncoder, processor.Processor):
 
 
 class Session:
-    """The policy at one robot, with an image history of its own; see `data.processor.Session`."""
+    """The policy at one robot, with an image history of its own; see `data.processor.Processor.session`."""
 
     def __init__(self, encoder: Processor, model: Any):
         self.encoder, self.model = encoder, model
@@ -195,12 +194,3 @@ class Recordings:
 def named(record: Any) -> dict[str, Any]:
     """What `Processor.decode` returned for an input, by name."""
     return record if isinstance(record, dict) else {"actions": record}
-
-
-def frame_at(frames: h5py.Dataset, step: int) -> np.ndarray:
-    """One frame of a camera, decoded if the recording has compressed frames."""
-    row = read(frames, step)
-    try:
-        return decode(row) if is_compressed(frames) else row
-    except ValueError as error:
-        raise ValueError(f"{place(frames)} step {step}: {error}") from None

@@ -12,12 +12,46 @@ from typing import Any
 import numpy as np
 
 from data import cache
-from data.demonstrations.bad_episodes import BadEpisodes
 from data.demonstrations.config import Config
 from data.demonstrations.frames import ArrayFrames, FileFrames
 from data.demonstrations.hdf5 import reading
 from data.demonstrations.images import FrameFit, training_size
-from data.demonstrations.layouts import Episode, Keys, is_mirrored, read_episode, resolve_keys
+from data.demonstrations.layouts import MIRRORED_ATTRIBUTES, Episode, Keys, read_episode, resolve_keys
+
+MOST_LINES = 20
+FEW = 3  # files that have the same problem and are each named
+
+
+class BadEpisodes(ValueError):
+    """Episode files that cannot be used; `problems` has a line for each, and one with the remedy.
+
+    Args:
+        folder: That all files are in.
+        problems: File -> what is wrong with it, which names the file.
+    """
+
+    def __init__(self, folder: Path, problems: dict[Path, str]):
+        self.files = list(problems)
+        kinds: dict[str, list[str]] = {}
+        for file, line in problems.items():
+            kinds.setdefault(line.replace(str(file), "…"), []).append(line)
+        lines = []
+        for same in kinds.values():
+            if len(same) > FEW:
+                lines.append(f"{same[0]} (and the same in {len(same) - 1} more files)")
+            else:
+                lines += same
+        self.problems = lines[:MOST_LINES]
+        if len(lines) > MOST_LINES:
+            self.problems.append(f"{len(lines) - MOST_LINES} more problems in {folder}")
+        if len(problems) > 1 and len(kinds) > 1:
+            names = ", ".join(str(file.relative_to(folder)) for file in self.files[:MOST_LINES])
+            more = ", …" if len(problems) > MOST_LINES else ""
+            self.problems.append(
+                f"{len(problems)} files cannot be used; dataset.exclude: [{names}{more}] leaves them out"
+            )
+        super().__init__(self.problems[0] if len(problems) == 1 else " | ".join(self.problems))
+
 
 TEXTS = ("instruction", "reasoning", "subtask")
 
@@ -85,7 +119,9 @@ def read_episodes(folder: Path, files: list[Path], config: Config, process) -> t
             break
         try:
             with reading(file) as root:
-                if process.skip_mirrored_data and is_mirrored(root, str(file.relative_to(folder))):
+                name = str(file.relative_to(folder)).lower()
+                is_mirrored = "mirror" in name or any(map(root.attrs.get, MIRRORED_ATTRIBUTES))
+                if process.skip_mirrored_data and is_mirrored:
                     left_out += 1
                     continue
                 keys = resolve_keys(root, config, process.is_multimodal)
@@ -164,7 +200,11 @@ def without_frames(folder: Path, keys: Keys, episodes: list[Episode], config: Co
         "vocabulary": vocabulary,
         "texts": sorted(codes),
         "texts_incomplete": {kind: count for kind, count in text_counts.items() if count < len(episodes)},
-        "texts_missing": first_without(names, episodes),
+        "texts_missing": {  # kind -> the first episode that has none of it
+            kind: next(name for name, episode in zip(names, episodes, strict=True) if kind not in episode.texts)
+            for kind in TEXTS
+            if text_counts[kind] < len(episodes)
+        },
         "cameras": cameras,
         "image_keys": image_keys,
         "cameras_left_out": {camera: count for camera, count in sorted(counts.items()) if camera not in cameras},
@@ -180,10 +220,8 @@ def refuse_difference(first_file: str, first: dict, other_file: str, other: dict
     for signal in ("actions", "states"):
         dims = first[signal].shape[1], other[signal].shape[1]
         if dims[0] != dims[1]:
-            raise ValueError(
-                f"{signal} have {dims[0]} dimensions in {first_file} but {dims[1]} in {other_file}; train on one "
-                f"kind of robot, or name state_keys and action_key that agree"
-            )
+            differ = f"{dims[0]} dimensions in {first_file} but {dims[1]} in {other_file}"
+            raise ValueError(f"{signal} have {differ}; name state_keys and action_key that agree")
 
 
 def common_fit(episodes: list[Episode], cameras: list[str], config: Config, mode: str) -> FrameFit | None:
@@ -199,9 +237,9 @@ def common_fit(episodes: list[Episode], cameras: list[str], config: Config, mode
     first, first_file, first_camera = sizes[0]
     for size, file, camera in sizes:
         if size != first and (mode == "keep" or config.image_size is None):
+            differ = f"{first[0]}x{first[1]} in {first_file} ({first_camera}) but {size[0]}x{size[1]} in {file}"
             raise ValueError(
-                f"frames are {first[0]}x{first[1]} in {first_file} ({first_camera}) but {size[0]}x{size[1]} in "
-                f"{file} ({camera}); set dataset.image_size, and image_aspect_ratio to square or pad"
+                f"frames are {differ} ({camera}); set dataset.image_size, and image_aspect_ratio to square or pad"
             )
     height, width = training_size(mode, config.image_size, first)
     return FrameFit(mode, int(height), int(width))
@@ -215,16 +253,6 @@ def encode_texts(episodes: list[Episode]) -> tuple[list[str], dict[str, np.ndarr
             lines = [line for episode in episodes for line in episode.texts.get(kind, [""] * len(episode.actions))]
             codes[kind] = np.asarray([numbers.setdefault(line, len(numbers)) for line in lines], np.int32)
     return list(numbers), codes
-
-
-def first_without(names: list[str], episodes: list[Episode]) -> dict[str, str]:
-    """Kind of text -> name of the first episode that has none of it, where one has none."""
-    pairs = list(zip(names, episodes, strict=True))
-    return {
-        kind: next(name for name, episode in pairs if kind not in episode.texts)
-        for kind in TEXTS
-        if not all(kind in episode.texts for episode in episodes)
-    }
 
 
 def write(staging: Path, source: EpisodeSource) -> dict:

@@ -7,8 +7,6 @@ is checked quickly.
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +49,8 @@ def with_tables(config: Config, run: Any) -> Config:
     }
     if not all(file.is_file() for file in files.values()):
         place = run.place("dataset.path")
-        raise ValueError(
-            f"`dataset.path: {config.path}`{place} is not made yet: python prepare.py --task_name {run.task} --source "
-            "FOLDER with Fashion-MNIST's idx files, or zalando-datasets/fashion_mnist"
-        )
+        remedy = f"python prepare.py --task_name {run.task} --source SOURCE, {MADE[config.path]}"
+        raise ValueError(f"`dataset.path: {config.path}`{place} is not made yet: {remedy}")
     return dataclasses.replace(config, **{key: str(file) for key, file in files.items()})
 
 
@@ -66,23 +62,16 @@ def make(config: Config, run: Any, source: str | None) -> Path:
     """
     if config.path not in MADE:
         raise ValueError(f"`dataset.path: {config.path}` is not made by prepare.py; it makes {', '.join(MADE)}")
+    from data.cache import open_or_build
     from data.images.fashion import MAKERS
-    from storage.atomic import publish
 
     folder = Path(run.cache_dir) / "datasets" / config.path
     if (folder / "labels_test.csv").is_file():
         return folder
     if source is None:
         raise ValueError(f"--source is missing: {MADE[config.path]}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{config.path}-", dir=folder.parent))
-    try:
-        MAKERS[config.path](staging, Path(source).expanduser())
-        staging.chmod(0o755)
-        publish(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return folder
+    place = Path(source).expanduser()
+    return open_or_build(folder.parent, config.path, lambda staging: MAKERS[config.path](staging, place))[0]
 
 
 def build(config: Config, run: Any) -> Any:

@@ -18,10 +18,10 @@ from data.images.checks import refuse_mixed_classes
 from data.images.config import Config
 from data.images.dataset import CachedImages, Collate, DecodedImages
 from data.images.decode import BadImage, Decoder
-from data.images.labelled import Table
 from data.images.preprocessing import FILE, Preprocessing, preprocessing_of
 from data.images.report import Report
 from data.images.splits import read_splits
+from data.images.table import Table
 from data.samplers import EpochSampler, ShuffledSampler, WeightedSampler
 from metrics.classification import MultiLabelMetric, SingleLabelMetric
 
@@ -42,7 +42,8 @@ def assemble(config: Config, run: Any) -> Bundle:
         sets[split], more = open_split(config, run, table, preprocessing, f"dataset.{split}")
         targets[split] = sets[split].labels
         notes += more
-    metric = MultiLabelMetric if is_multi_label else SingleLabelMetric
+    metric, classes = (MultiLabelMetric, None) if is_multi_label else (SingleLabelMetric, len(names))
+    augment = Augment(config.augmentation, preprocessing.mean, preprocessing.std, classes)
     held_out = {SET_NAMES[split]: sets[split] for split in ("val", "test") if split in sets}
     return Bundle(
         train_dataset=sets["train"],
@@ -50,7 +51,7 @@ def assemble(config: Config, run: Any) -> Bundle:
         test_datasets={name: dataset for name, dataset in held_out.items() if name == "test"},
         collate=Collate(preprocessing.mean, preprocessing.std, preprocessing.flips_channels),
         sampler=sampler_of(config, targets["train"]),
-        train_transform=transform_of(config, preprocessing, None if is_multi_label else len(names)),
+        train_transform=augment if config.augment else None,
         dims={
             "num_labels": len(names),
             "labels": names,
@@ -76,25 +77,22 @@ def open_split(
     Raises:
         ValueError: images cannot be read, and `on_bad_image` is `error`.
     """
-    decoder = Decoder(preprocessing.size, preprocessing.channels, preprocessing.resize, preprocessing.resample)
-    labels = target_array(table)
+    labels, skip, decoder = target_array(table), config.on_bad_image == "skip", preprocessing.decoder
     needed = len(table.images) * preprocessing.channels * preprocessing.size**2
     if needed > config.cache_gb * 1e9:
-        bad = broken(table, decoder, config.on_bad_image == "skip")
+        # To leave out all bad ones, each has to be decoded; to refuse a data set, opening its files is enough.
+        use = decoder if skip else decoder.check
+        bad = bad_images(len(table.images), lambda row: use(table.images[row]), skip)
         kept = [row for row in range(len(table.images)) if row not in bad]
         images = [table.images[row] for row in kept]
         return DecodedImages(images, labels[kept], decoder, os.cpu_count() or 1), skipped_lines(bad, what)
     described = {"version": VERSION, "decoder": vars(decoder), "on_bad_image": config.on_bad_image}
     described["images"] = [image_identity(image) for image in table.images]
-    root = Path(run.cache_dir) / "images"
-    build = functools.partial(
-        decode_all, table=table, decoder=decoder, skip=config.on_bad_image == "skip", needed=needed
-    )
-    folder, manifest = open_or_build(root, key_of(described), build)
+    build = functools.partial(decode_all, table=table, decoder=decoder, skip=skip, needed=needed)
+    folder, manifest = open_or_build(Path(run.cache_dir) / "images", key_of(described), build)
     kept = manifest["kept"]
     names = [str(table.images[row]) for row in kept]
-    bad = dict(manifest["bad"])
-    return CachedImages(str(folder / "images.npy"), labels[kept], names), skipped_lines(bad, what)
+    return CachedImages(str(folder / "images.npy"), labels[kept], names), skipped_lines(dict(manifest["bad"]), what)
 
 
 def decode_all(folder: Path, table: Table, decoder: Decoder, skip: bool, needed: int) -> dict[str, Any]:
@@ -103,49 +101,39 @@ def decode_all(folder: Path, table: Table, decoder: Decoder, skip: bool, needed:
     shape = (len(table.images), decoder.channels, decoder.size, decoder.size)
     array = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
 
-    def decode(row: int) -> tuple[int, str | None]:
-        try:
-            array[row] = decoder(table.images[row])
-        except BadImage as error:
-            return row, str(error)
-        return row, None
+    def decode(row: int) -> None:
+        array[row] = decoder(table.images[row])
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        bad = [(row, reason) for row, reason in pool.map(decode, range(len(table.images))) if reason is not None]
-    refuse_bad(dict(bad), skip, len(table.images))
-    kept = np.setdiff1d(np.arange(len(table.images)), [row for row, _ in bad]).tolist()
+    bad = bad_images(len(table.images), decode, skip)
+    kept = [row for row in range(len(table.images)) if row not in bad]
     if bad:  # close the gaps
         for place, row in enumerate(kept):
             array[place] = array[row]
     array.flush()
-    return {"kept": kept, "bad": bad}
+    return {"kept": kept, "bad": list(bad.items())}
 
 
-def broken(table: Table, decoder: Decoder, skip: bool) -> dict[int, str]:
-    """Row -> reason for images that cannot be decoded; without `skip` those are refused that are missing or no images.
+def bad_images(total: int, use: Callable[[int], Any], skip: bool) -> dict[int, str]:
+    """Row -> reason for images that `use(row)` cannot read, by as many threads as there are cores.
 
-    To leave out all bad ones, each has to be decoded; to refuse a data set, opening its files is enough.
+    Raises:
+        ValueError: there are some and `skip` is false, or all are bad.
     """
 
-    def reason(image: Any) -> str | None:
+    def reason(row: int) -> str | None:
         try:
-            (decoder if skip else decoder.check)(image)
+            use(row)
         except BadImage as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        reasons = enumerate(pool.map(reason, table.images))
-        bad = {row: reason for row, reason in reasons if reason is not None}
-    refuse_bad(bad, skip, len(table.images))
-    return bad
-
-
-def refuse_bad(bad: dict[int, str], skip: bool, total: int) -> None:
+        bad = {row: reason for row, reason in enumerate(pool.map(reason, range(total))) if reason is not None}
     if bad and (not skip or len(bad) == total):
         listed = "; ".join(list(bad.values())[:SHOWN]) + ("; …" if len(bad) > SHOWN else "")
         remedy = "" if skip else "; repair them, or leave them out with dataset.on_bad_image: skip"
         raise ValueError(f"{len(bad)} of {total} images cannot be read: {listed}{remedy}")
+    return bad
 
 
 def skipped_lines(bad: dict[int, str], what: str) -> list[str]:
@@ -198,12 +186,6 @@ def rarity(targets: np.ndarray) -> np.ndarray:
     shares = targets / np.maximum(targets.sum(0), 1)
     largest = shares.max(1)
     return np.where(largest > 0, largest, 1 / len(targets))
-
-
-def transform_of(config: Config, preprocessing: Preprocessing, classes: int | None) -> Augment | None:
-    if not config.augment:
-        return None
-    return Augment(config.augmentation, preprocessing.mean, preprocessing.std, classes)
 
 
 def identity(tables: dict[str, Table], targets: dict[str, np.ndarray], preprocessing: Preprocessing) -> dict[str, Any]:

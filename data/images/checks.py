@@ -44,10 +44,8 @@ def contradictions(config: Config) -> list[str]:
     if config.path is not None and config.dataset_base_dir is not None:
         return [f"`dataset.path: {config.path}` and `dataset.dataset_base_dir` both name the images; keep one"]
     if config.path is None and config.dataset_base_dir is None and config.dataset_config_name is not None:
-        return [
-            f"`dataset.dataset_base_dir` is missing: it is the folder of LADI's {config.dataset_config_name}; "
-            "dataset.path names other images"
-        ]
+        base = f"the folder of LADI's {config.dataset_config_name}"
+        return [f"`dataset.dataset_base_dir` is missing: it is {base}; dataset.path names other images"]
     if config.path is None and config.dataset_base_dir is None:
         return ["`dataset.path` is not set; name a table of images, a folder with a subfolder per class, or a hub id"]
     return []
@@ -89,7 +87,5 @@ def refuse_mixed_classes(config: Config, run: Any, is_multi_label: bool) -> None
     takes_shares = run.loss is not None or getattr(getattr(run.model, "module", None), "TAKES_SOFT_LABELS", False)
     if mixed and not is_multi_label and not takes_shares:
         value = getattr(config.augmentation, mixed)
-        raise ValueError(
-            f"`dataset.augmentation.{mixed}: {value}`: MixUp and CutMix of one class each need loss: "
-            "{name: cross_entropy}"
-        )
+        need = "MixUp and CutMix of one class each need loss: {name: cross_entropy}"
+        raise ValueError(f"`dataset.augmentation.{mixed}: {value}`: {need}")

@@ -42,9 +42,7 @@ class Config:
     """YAML section `dataset` with `name: images`."""
 
     path: str | None = key(
-        None,
-        "Table of images (.csv, .tsv, .parquet), folder with a subfolder per class, or hub id.",
-        on_resume=IMPOSSIBLE,
+        None, "Table (.csv, .tsv, .parquet), folder with a subfolder per class, or hub id.", on_resume=IMPOSSIBLE
     )
     root: str | None = key(
         None, "Folder that paths in the tables are relative to; null: the table's own.", is_path=True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import struct
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,20 +22,17 @@ FREQUENCIES = np.geomspace(0.33, 0.035, len(CLASSES))  # share of the mosaics th
 SEED = 0
 
 
-def make_articles(folder: Path, source: Path) -> None:
+def make_articles(folder: Path, source: Path) -> dict:
     """Write the articles with their classes: 55,000 to train, 5,000 to validate, and the 10,000 of the test set.
 
     Args and errors as `make_mosaics`.
     """
     for split, (images, labels) in read_splits(source, held_out=12).items():
-        names = write_images(folder, split, images)
-        with (folder / f"labels_{split}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["local_path", "article"])
-            writer.writerows([name, CLASSES[kind]] for name, kind in zip(names, labels, strict=True))
+        write_split(folder, split, images, ["article"], ([CLASSES[kind]] for kind in labels))
+    return {}
 
 
-def make_mosaics(folder: Path, source: Path) -> None:
+def make_mosaics(folder: Path, source: Path) -> dict:
     """Write train, val and test mosaics and their tables into `folder`; articles of the test set make the test mosaics.
 
     Args:
@@ -46,6 +44,7 @@ def make_mosaics(folder: Path, source: Path) -> None:
     generator = np.random.default_rng(SEED)
     for split, (images, labels) in read_splits(source, held_out=10).items():
         write_mosaics(folder, split, images, labels, COUNTS[split], generator)
+    return {}
 
 
 MAKERS = {"fashion_mosaics": make_mosaics, "fashion_mnist": make_articles}
@@ -117,22 +116,23 @@ def write_mosaics(
         for place, kind in zip(generator.permutation(4), chosen, strict=False):
             top, left = (place // 2) * SIDE, (place % 2) * SIDE
             mosaics[row, top : top + SIDE, left : left + SIDE] = images[generator.choice(pools[kind])]
-    names = write_images(folder, split, mosaics)
-    with (folder / f"labels_{split}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["local_path", *CLASSES])
-        writer.writerows([name, *map(int, kinds)] for name, kinds in zip(names, present, strict=True))
+    write_split(folder, split, mosaics, CLASSES, (map(int, kinds) for kinds in present))
 
 
-def write_images(folder: Path, split: str, images: np.ndarray) -> list[str]:
-    """(N, H, W) uint8 -> `split/00000.png` …; returns the names."""
+def write_split(
+    folder: Path, split: str, images: np.ndarray, columns: Sequence[str], labels: Iterable[Iterable[object]]
+) -> None:
+    """(N, H, W) uint8 -> `split/00000.png` …, and `labels_<split>.csv` with their names and these columns."""
     from PIL import Image
 
-    (folder / split).mkdir(parents=True, exist_ok=True)
+    (folder / split).mkdir(parents=True)
     names = [f"{split}/{row:05d}.png" for row in range(len(images))]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda row: Image.fromarray(images[row]).save(folder / names[row]), range(len(images))))
-    return names
+    with (folder / f"labels_{split}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["local_path", *columns])
+        writer.writerows([name, *row] for name, row in zip(names, labels, strict=True))
 
 
 def draw_labels(count: int, generator: np.random.Generator) -> np.ndarray:

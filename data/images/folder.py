@@ -6,8 +6,7 @@ from pathlib import Path
 
 from data.files import files_below
 from data.images.config import Config
-from data.images.labelled import Table
-from data.images.table import EXTENSIONS, SPLITS, read_csv
+from data.images.table import EXTENSIONS, SPLITS, Table, read_csv
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 

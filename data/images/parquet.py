@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data.hub import load_dataset
 from data.images.config import Config
-from data.images.labelled import Table
+from data.images.table import Table, column_of
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "picture", "pixel_values"), ("label", "labels", "fine_label", "class")
 
@@ -52,18 +53,7 @@ def read_hub(name: str, split: str, config: Config, cache_dir: str | None) -> Ta
     Raises:
         ValueError: the library `datasets` is missing, or it does not find the data set.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(
-            f"`dataset.path: {name}` is no file here; for a data set of the hub: pip install datasets"
-        ) from None
-    try:
-        dataset = datasets.load_dataset(name, split=split, cache_dir=cache_dir)
-    except Exception as error:  # whatever the hub, its cache or a loader raises
-        raise ValueError(
-            f"`dataset.path: {name}` cannot be loaded from the hub: {' '.join(str(error).split())}"
-        ) from None
+    dataset = load_dataset(f"`dataset.path: {name}` is no file here, and", name, split=split, cache_dir=cache_dir)
     version = [getattr(dataset, "_fingerprint", None)]
     return from_arrow(dataset.data.table, config, f"{name} ({split})", version, dataset.features)
 
@@ -79,8 +69,8 @@ def from_arrow(table: Any, config: Config, name: str, version: list[Any], featur
     Raises:
         ValueError: a column is missing, or a label has no name.
     """
-    images = _first(table.column_names, config.path_column, IMAGE_COLUMNS, name, "path_column")
-    labels = _first(table.column_names, config.label_column, LABEL_COLUMNS, name, "label_column")
+    images = column_of(table.column_names, config.path_column, IMAGE_COLUMNS, name, "path_column")
+    labels = column_of(table.column_names, config.label_column, LABEL_COLUMNS, name, "label_column")
     class_names = _class_names(table, features, labels)
     values = table[labels].to_pylist()
     known = [row for row, value in enumerate(values) if value is not None and not (class_names and value == -1)]
@@ -100,15 +90,6 @@ def _named(value: Any, class_names: list[str] | None, place: str) -> tuple[str, 
             known = f" of 0 to {len(class_names) - 1}" if class_names else ""
             raise ValueError(f"{place} has the label {item}, which is none{known}; correct it")
     return tuple(class_names[item] if class_names else str(item) for item in items)
-
-
-def _first(columns: list[str], wanted: str | None, usual: tuple[str, ...], name: str, key: str) -> str:
-    for column in [wanted] if wanted is not None else usual:
-        if column in columns:
-            return column
-    raise ValueError(
-        f"{name}: no column {wanted or ' or '.join(usual)}; name it as dataset.{key}; there: {', '.join(columns)}"
-    )
 
 
 def _class_names(table: Any, features: Any, column: str) -> list[str] | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.images.config import Config
-from data.images.decode import MODES
+from data.images.decode import Decoder
 from storage import safe_read
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,9 +25,6 @@ class Preprocessing:
         mean, std: Of each channel, in units of full brightness, in the model's order of channels.
         resample: Pillow's number of the interpolation.
         flips_channels: The model wants blue, green, red.
-
-    Raises:
-        ValueError: a value that no image can be made with.
     """
 
     size: int
@@ -39,13 +35,9 @@ class Preprocessing:
     resample: int = BILINEAR
     flips_channels: bool = False
 
-    def __post_init__(self) -> None:
-        is_known = self.channels in MODES and self.resize in ("stretch", "crop", "pad") and self.resample in range(6)
-        if not is_known or not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"no images of {self.channels} channels by {self.resize} to {self.size} pixels")
-        lengths = {len(self.mean), len(self.std)}
-        if lengths != {self.channels} or not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std} are no numbers for {self.channels} channels")
+    @property
+    def decoder(self) -> Decoder:
+        return Decoder(self.size, self.channels, self.resize, self.resample)
 
     def as_json(self) -> dict[str, Any]:
         """The file's content: transformers' keys, and Keel's own under `keel`."""
@@ -96,9 +88,9 @@ def preprocessing_of(config: Config, model: str | None, cache_dir: str | None) -
 def for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Values of a model's channels, for another number of them: their average stands for gray and for alpha."""
     average = (sum(values) / len(values),)
-    return (
-        values if len(values) == channels else average if channels == 1 else (values * 3)[:3] + average * (channels - 3)
-    )
+    if len(values) == channels:
+        return values
+    return average if channels == 1 else (values * 3)[:3] + average * (channels - 3)
 
 
 def _of_model(model: str, cache_dir: str | None) -> dict[str, Any]:

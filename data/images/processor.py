@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from data import processor
 from data.images.config import Config
-from data.images.decode import Decoder
 from data.images.preprocessing import FILE, Preprocessing
 from data.images.report import read_thresholds
-from data.images.table import EXTENSIONS, PATH_COLUMNS, rows_of
-from data.processor import Item, Source
+from data.images.table import EXTENSIONS, PATH_COLUMNS, column_of, rows_of
+from data.processor import CsvWriter, Item, Source, saved_json
 from metrics.scores import HALF
-from storage import safe_read
 
 THRESHOLDS = "eval/thresholds.json"  # what eval.py tunes on the validation set
 LISTS = (".csv", ".tsv")  # tables of images
 
 
+@dataclass(eq=False)
 class Processor(processor.Processor):
     """Scores images with the preprocessing saved beside the model.
 
@@ -35,35 +34,20 @@ class Processor(processor.Processor):
     LISTS = LISTS
     TO_STDOUT = True
 
-    def __init__(
-        self,
-        preprocessing: Preprocessing,
-        labels: list[str],
-        is_multi_label: bool,
-        thresholds: list[float],
-        config: Config,
-    ):
-        self.preprocessing, self.labels, self.is_multi_label = preprocessing, labels, is_multi_label
-        self.thresholds, self.config = thresholds, config
-        self.decoder = Decoder(preprocessing.size, preprocessing.channels, preprocessing.resize, preprocessing.resample)
+    preprocessing: Preprocessing
+    labels: list[str]
+    is_multi_label: bool
+    thresholds: list[float]
+    config: Config
 
     @classmethod
     def from_pretrained(cls, folder: Path, config: Config, process: Any, flags: None = None) -> Self:
         """See `data.processor`."""
-        try:
-            values, data = (safe_read.read_json(folder / name) for name in (FILE, "data.json"))
-            preprocessing = Preprocessing.from_json(values)
-            labels, is_multi_label = data["labels"], data["is_multi_label"]
-            if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
-                raise TypeError("labels are no list of names")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{folder}: {FILE} or data.json cannot be read ({error}); restore it from the run"
-            ) from None
+        preprocessing, data = Preprocessing.from_json(saved_json(folder, FILE)), saved_json(folder, "data.json")
         places = [folder / THRESHOLDS, folder.parent / THRESHOLDS]
-        file = next((place for place in places if place.is_file()), None)
+        file, labels = next((place for place in places if place.is_file()), None), data["labels"]
         thresholds = read_thresholds(file, labels) if file else [HALF] * len(labels)
-        return cls(preprocessing, labels, bool(is_multi_label), thresholds, config)
+        return cls(preprocessing, labels, data["is_multi_label"], thresholds, config)
 
     def count(self, source: Source) -> int:
         if not source.name.lower().endswith(LISTS):
@@ -84,10 +68,7 @@ class Processor(processor.Processor):
             text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
             rows = rows_of(text)
             columns = [name.strip() for name in next(rows, (1, []))[1]]
-            wanted = [self.config.path_column] if self.config.path_column else PATH_COLUMNS
-            column = next((columns.index(name) for name in wanted if name in columns), None)
-            if column is None:
-                raise ValueError(f"no column of paths ({', '.join(wanted)}); its columns: {', '.join(columns)}")
+            column = columns.index(column_of(columns, self.config.path_column, PATH_COLUMNS, source, "path_column"))
             roots = [Path(root).expanduser() for root in (self.config.root, self.config.dataset_base_dir) if root]
             roots.append(Path(source.path or ".").parent)
             for line, row in rows:
@@ -104,15 +85,7 @@ class Processor(processor.Processor):
         name, image = raw
         if name is None:
             raise ValueError(image)
-        return name, self.decoder(image)
-
-    def check(self, model: Any, inputs: tuple[str, Any]) -> None:
-        """See `data.processor`."""
-        counts = {"num_labels": len(self.labels), "num_channels": self.preprocessing.channels}
-        for size, count in counts.items():
-            if (trained := getattr(model.config, size, count)) != count:
-                file = "data.json" if size == "num_labels" else FILE
-                raise ValueError(f"{file} says {size} {count}, and the model has {trained}; restore it from the run")
+        return name, self.preprocessing.decoder(image)
 
     def predict(self, model: Any, inputs: list[tuple[str, Any]]) -> tuple[list[str], Any]:
         """(names, probabilities (B, L) float64)"""
@@ -141,29 +114,6 @@ class Processor(processor.Processor):
             rows.append([name, *(f"{value:.6f}" for value in values), *decisions])
         return rows
 
-    def writer(self, target: Path | BinaryIO) -> Table:
+    def writer(self, target: Path | BinaryIO) -> CsvWriter:
         decisions = [f"decision.{label}" for label in self.labels] if self.is_multi_label else ["decision"]
-        return Table(target, ["file", *(f"probability.{label}" for label in self.labels), *decisions])
-
-
-class Table:
-    """Writes rows to a CSV file or stream, below a header."""
-
-    def __init__(self, target: Path | BinaryIO, header: list[str]):
-        stream = target.open("wb") if isinstance(target, Path) else target
-        self.text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
-        self.rows, self.is_file = csv.writer(self.text, lineterminator="\n"), isinstance(target, Path)
-        self.rows.writerow(header)
-
-    def write(self, source: Source, record: list[Any]) -> None:
-        self.rows.writerow(record)
-
-    def drop(self, source: Source) -> None:
-        raise AssertionError("rows stand for themselves")
-
-    def close(self) -> None:
-        self.text.flush()
-        if self.is_file:
-            self.text.close()
-        else:
-            self.text.detach()
+        return CsvWriter(target, ["file", *(f"probability.{label}" for label in self.labels), *decisions])

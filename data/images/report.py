@@ -38,7 +38,8 @@ class Report:
         folder = folder if split == "validation" else folder / split
         folder.mkdir(parents=True, exist_ok=True)
         rows = metric.per_label()
-        lines = [*metric.notes(), *files.label_table(rows)]
+        shown = [{name: value for name, value in row.items() if not name.startswith("as ")} for row in rows]
+        lines = [*metric.notes(), *files.label_table(shown)]
         if isinstance(metric, MultiLabelMetric):
             probabilities, targets = metric.predictions()
             thresholds = self.thresholds(split, probabilities, targets, folder)
@@ -51,16 +52,11 @@ class Report:
             files.draw_precision_recall(folder, self.labels, probabilities, targets)
             self.draw_wrong_labels(dataset, probabilities, targets, folder)
         else:
-            confusion = metric.confusion_matrix()
-            counts = [
-                {f"as {name}": int(count) for name, count in zip(self.labels, row, strict=True)} for row in confusion
-            ]
-            rows = [row | as_others for row, as_others in zip(rows, counts, strict=True)]
             if len(self.labels) <= MOST_CLASSES:
-                files.draw_confusion(folder, self.labels, confusion)
+                files.draw_confusion(folder, self.labels, metric.confusion_matrix())
             self.draw_wrong_classes(dataset, *metric.predictions(), folder)
         files.write_scores(folder, scores)
-        files.write_labels(folder, rows)
+        files.write_table(folder / "labels.csv", rows)
         return [*lines, f"scores, tables and pictures in {folder}"]
 
     def thresholds(
@@ -123,9 +119,6 @@ def read_thresholds(file: Path, labels: Sequence[str]) -> list[float]:
     """
     try:
         values = safe_read.read_json(file)
-        thresholds = [float(values.get(label, HALF)) for label in labels]
-        if not all(0 <= value <= 1 for value in thresholds):
-            raise ValueError("a threshold is not between 0 and 1")
+        return [float(values.get(label, HALF)) for label in labels]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}); score the validation set again, or delete the file") from None
-    return thresholds

@@ -14,8 +14,8 @@ import numpy as np
 
 from data.hub import is_hub_id
 from data.images.config import Config
-from data.images.labelled import Table
-from data.images.sources import read_table
+from data.images.folder import read_folder
+from data.images.table import Table, read_csv
 
 EVAL_FRACTION = 0.1
 
@@ -72,6 +72,26 @@ def _read(config: Config, key: str) -> Table:
     return read_table(path, config, f"dataset.{key}")
 
 
+def read_table(path: Path, config: Config, key: str = "dataset.path") -> Table:
+    """Read a folder, a table or a Parquet file.
+
+    Args:
+        key: The key that names it, for messages.
+
+    Raises:
+        ValueError: the source is missing, or a column or a value is not what it must be; names file and line.
+    """
+    if path.is_dir():
+        return read_folder(path, config, key)
+    if not path.is_file():
+        raise ValueError(f"`{key}: {path}` does not exist; name a table of images, or a folder with one per class")
+    if path.suffix == ".parquet":
+        from data.images.parquet import read_parquet
+
+        return read_parquet(path, config)
+    return read_csv(path, config, key)
+
+
 def draw_splits(tables: dict[str, Table], config: Config, seed: int) -> tuple[dict[str, Table], list[str]]:
     """Hold images out as the fractions say; check that all splits have labels that training knows."""
     notes = list(tables["train"].notes)
@@ -82,10 +102,8 @@ def draw_splits(tables: dict[str, Table], config: Config, seed: int) -> tuple[di
     if not any(train.labels):
         raise ValueError("no training image has any label: all values are 0")
     if not train.is_multi_label and len(train.names) < 2:
-        raise ValueError(
-            f"`dataset.path: {config.path}`: all training images are of one class, {train.names[0]}; there must be a "
-            "subfolder for each of at least two, or another dataset.label_column"
-        )
+        remedy = "name a folder with a subfolder for each class, or another dataset.label_column"
+        raise ValueError(f"`dataset.path: {config.path}`: all images are of one class, {train.names[0]}; {remedy}")
     fractions = {"test": config.test_fraction if "test" not in tables else 0.0}
     fraction = config.eval_fraction
     fractions["val"] = 0.0 if "val" in tables else EVAL_FRACTION if fraction is None else fraction
@@ -93,10 +111,8 @@ def draw_splits(tables: dict[str, Table], config: Config, seed: int) -> tuple[di
         if share:
             kept, held_out = stratified(tables["train"], share, seed + (name == "test"))
             if not len(kept) or not len(held_out):
-                raise ValueError(
-                    f"a share of {share:g} of {len(tables['train'].images)} images leaves none to train or to hold out;"
-                    " change dataset.eval_fraction or dataset.test_fraction"
-                )
+                count, remedy = len(tables["train"].images), "change dataset.eval_fraction or dataset.test_fraction"
+                raise ValueError(f"a share of {share:g} of {count} images leaves none to train or hold out; {remedy}")
             tables[name], tables["train"] = tables["train"].part(held_out), tables["train"].part(kept)
     for name, table in tables.items():
         _agree(name, table, tables["train"])

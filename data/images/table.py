@@ -8,13 +8,52 @@ import dataclasses
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from data.images.config import Config
-from data.images.labelled import Table
 from data.strict_json import json_lines
+
+
+@dataclass
+class Table:
+    """Images of one source with the labels that each has.
+
+    Attributes:
+        images: Paths, or for Parquet and hub data (file or data set, row).
+        labels: Names of the labels of each image.
+        names: All label names, in the order of the source's columns or sorted; in all splits those of training.
+        is_multi_label: Whether an image may have any number of labels.
+        splits, groups: Of each image, if there is such a column.
+        notes: Lines for people.
+        declared: Whether the source lists its labels (as columns of 0 and 1, as a ClassLabel); else they are those that
+            its images have.
+    """
+
+    images: list[Any]
+    labels: list[tuple[str, ...]]
+    names: list[str]
+    is_multi_label: bool
+    splits: list[str] | None = None
+    groups: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    declared: bool = False
+
+    def part(self, indices: Sequence[int]) -> Table:
+        """The images of some rows."""
+        return Table(
+            [self.images[index] for index in indices],
+            [self.labels[index] for index in indices],
+            self.names,
+            self.is_multi_label,
+            None,
+            None if self.groups is None else [self.groups[index] for index in indices],
+            self.notes,
+            self.declared,
+        )
+
 
 PATH_COLUMNS = ("local_path", "path", "file_path", "filepath", "file_name", "filename", "file", "image_path", "image")
 LABEL_COLUMNS = ("label", "labels")  # one that holds a class, or several labels, if the keys of the data name none
@@ -58,19 +97,22 @@ def read_csv(path: Path, config: Config, key: str, is_metadata: bool = False) ->
             raise ValueError(f"{path}:{line}: {len(values)} values for {len(header)} columns")
     columns = {name: [values[index] for _, values in rows] for index, name in enumerate(header) if name}
     lines = [line for line, _ in rows]
-    path_column = _column(columns, config.path_column, PATH_COLUMNS, path, "path_column")
+    path_column = column_of(columns, config.path_column, PATH_COLUMNS, path, "path_column")
     if config.labels is None and config.label_column is None:
         usual = next((name for name in LABEL_COLUMNS if name in columns), None)
         if is_metadata or not _columns_of_0_and_1(columns, config, path_column):
             config = dataclasses.replace(config, label_column=usual)
     root = Path(config.root).expanduser() if config.root is not None else path.parent
     images = [root / value for value in columns[path_column]]
-    _refuse_doubles(images, path, lines)
+    seen: dict[Path, int] = {}
+    for image, line in zip(images, lines, strict=True):
+        if seen.setdefault(image, line) != line:
+            raise ValueError(f"{path}:{line}: {image} is in line {seen[image]} already; an image has one row")
     labels, names, is_multi_label, notes = _labels(columns, config, path, lines, path_column)
     splits = _splits(columns, config, path, lines)
     groups = None
     if config.group_column is not None:
-        groups = columns[_column(columns, config.group_column, (), path, "group_column")]
+        groups = columns[column_of(columns, config.group_column, (), path, "group_column")]
     return Table(images, labels, names, is_multi_label, splits, groups, notes, declared=config.label_column is None)
 
 
@@ -122,25 +164,15 @@ def _as_text(value: object) -> str:
     return "" if value is None else json.dumps(value) if isinstance(value, (list, dict)) else str(value)
 
 
-def _column(columns: dict[str, list[str]], wanted: str | None, usual: Sequence[str], path: Path, key: str) -> str:
+def column_of(columns: Collection[str], wanted: str | None, usual: Sequence[str], source: object, key: str) -> str:
     """The column that a key names, or the first usual one."""
     for name in [wanted] if wanted is not None else usual:
         if name in columns:
             return name
     known = ", ".join(columns)
     if wanted is not None:
-        raise ValueError(f"`dataset.{key}: {wanted}`: {path} has no such column; its columns: {known}")
-    raise ValueError(
-        f"{path} has no column of paths ({', '.join(usual)}); name it as dataset.{key}; its columns: {known}"
-    )
-
-
-def _refuse_doubles(images: Sequence[Path], path: Path, lines: Sequence[int]) -> None:
-    seen: dict[Path, int] = {}
-    for image, line in zip(images, lines, strict=True):
-        if image in seen:
-            raise ValueError(f"{path}:{line}: {image} is in line {seen[image]} already; an image has one row")
-        seen[image] = line
+        raise ValueError(f"`dataset.{key}: {wanted}`: {source} has no such column; its columns: {known}")
+    raise ValueError(f"{source} has no column {' or '.join(usual)}; name it as dataset.{key}; its columns: {known}")
 
 
 def _labels(
@@ -148,10 +180,14 @@ def _labels(
 ) -> tuple[list[tuple[str, ...]], list[str], bool, list[str]]:
     """(labels of each row, label names, whether an image may have several, lines for people)"""
     if config.label_column is not None:
-        values = columns[_column(columns, config.label_column, (), path, "label_column")]
+        values = columns[column_of(columns, config.label_column, (), path, "label_column")]
         lists = [_as_list(value) for value in values]
         if config.label_separator is None and not any(lists):
-            return _classes(values, config.label_column, path, lines)
+            values = [value.strip() for value in values]
+            if "" in values:
+                place = f"{path}:{lines[values.index('')]}: column {config.label_column!r}"
+                raise ValueError(f"{place} is empty; each image needs its class")
+            return [(value,) for value in values], sorted(set(values)), False, []
         rows = [
             tuple(dict.fromkeys(_split(value, config.label_separator) if labels is None else labels))
             for value, labels in zip(values, lists, strict=True)
@@ -164,11 +200,9 @@ def _labels(
         others = [name for name in columns if name not in taken and name not in names]
         notes = [f"{path.name}: columns that are not of 0 and 1 are left out: {', '.join(others)}"] if others else []
         if not names:
-            raise ValueError(
-                f"{path} has no column of 0 and 1; name the labels' columns (dataset.labels) or dataset.label_column"
-            )
+            raise ValueError(f"{path} has no column of 0 and 1; name columns by dataset.labels or dataset.label_column")
     for name in names:
-        _column(columns, name, (), path, "labels")
+        column_of(columns, name, (), path, "labels")
     rows = []
     for index, line in enumerate(lines):
         found = []
@@ -196,17 +230,6 @@ def _columns_of_0_and_1(columns: dict[str, list[str]], config: Config, path_colu
     return names
 
 
-def _classes(
-    values: Sequence[str], column: str, path: Path, lines: Sequence[int]
-) -> tuple[list[tuple[str, ...]], list[str], bool, list[str]]:
-    """As `_labels`, of a column with a class in each row."""
-    values = [value.strip() for value in values]
-    for value, line in zip(values, lines, strict=True):
-        if not value:
-            raise ValueError(f"{path}:{line}: column {column!r} is empty; each image needs its class")
-    return [(value,) for value in values], sorted(set(values)), False, []
-
-
 def _as_list(value: str) -> list[str] | None:
     """A list as JSON or Python writes it; None for other text."""
     if not value.lstrip().startswith("["):
@@ -226,7 +249,7 @@ def _split(value: str, separator: str | None) -> list[str]:
 def _splits(columns: dict[str, list[str]], config: Config, path: Path, lines: Sequence[int]) -> list[str] | None:
     if config.split_column is None:
         return None
-    values = columns[_column(columns, config.split_column, (), path, "split_column")]
+    values = columns[column_of(columns, config.split_column, (), path, "split_column")]
     for value, line in zip(values, lines, strict=True):
         if value.strip().lower() not in SPLITS:
             raise ValueError(f"{path}:{line}: column {config.split_column!r} is {value!r}; it says train, val or test")

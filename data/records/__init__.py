@@ -50,22 +50,17 @@ def check(config: Config, run) -> list[str]:
             problems.append(str(error))
             continue
         if key == "path" and held_out is not None and config.eval_path is None and config.eval_fraction:
-            problems.append(
-                f"dataset.eval_fraction {config.eval_fraction:g} would hold out more than {path} does in a split of "
-                "its own; leave it out, or set it to 0 to evaluate on nothing"
-            )
+            split = f"would hold out more than {path} does in a split of its own"
+            remedy = "leave it out, or set it to 0 to evaluate on nothing"
+            problems.append(f"dataset.eval_fraction {config.eval_fraction:g} {split}; {remedy}")
     if config.tokenizer is None and run.process.model_name_or_path is None:
         problems.append("no tokenizer is known: set dataset.tokenizer, or model_name_or_path to a model that has one")
     if config.packing and getattr(run.process, "flash_attn", False):
-        problems.append(
-            "dataset.packing: true and flash_attn: flash attention does not keep the records of a row apart in batches "
-            "of several rows; set one of them to false"
-        )
+        apart = "does not keep the records of a row apart; set one of them to false"
+        problems.append(f"dataset.packing: true and flash_attn: flash attention, in batches of several rows, {apart}")
     if config.packing and getattr(run, "trainer", {}).get("use_cache"):
-        problems.append(
-            "dataset.packing: true and use_cache: with a cache, models do not keep the records of a row apart; set one "
-            "of them to false"
-        )
+        apart = "models do not keep the records of a row apart; set one of them to false"
+        problems.append(f"dataset.packing: true and use_cache: with a cache, {apart}")
     return problems
 
 

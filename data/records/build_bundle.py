@@ -17,8 +17,7 @@ from data.cache import file_identity, key_of, open_or_build
 from data.load_tokenizer import load_tokenizer
 from data.records.chat import Encoded, Encoder
 from data.records.config import Config
-from data.records.dataset import Rows, save
-from data.records.packing import fill, first_fit
+from data.records.dataset import Rows, fill, first_fit, save
 from data.records.processor import Processor
 from data.records.source import RecordSource, find, hub_splits, read, split_of_hub
 from data.samplers import ShuffledSampler
@@ -30,10 +29,8 @@ EVAL_FRACTION = 0.1
 NOTES = {
     "truncated": "{:,} records are longer than {size} tokens and lose their end",
     "dropped": "{:,} records have no token to learn (within {size}) and are left out",
-    "open": "in {:,} records the chat template ends an assistant's turn without a special token: the model will not "
-    "learn to stop there",
-    "renamed": "in {:,} records messages of the role `developer` are rendered as `system`, the role that the chat "
-    "template knows",
+    "open": "in {:,} records no special token ends an assistant's turn: the model will not learn to stop there",
+    "renamed": "in {:,} records messages of the role `developer` are rendered as `system`, which the template knows",
 }
 
 
@@ -108,10 +105,8 @@ def tokenizer_of(config: Config, run, cache_dir: Path):
             theirs = tokenizer.get_vocab().items()  # the model has none, which may be why one is configured
         ours = tokenizer.get_vocab().items()
         if not (ours <= theirs or theirs <= ours):  # one of them may have further tokens
-            raise ValueError(
-                f"dataset.tokenizer: {config.tokenizer} has other ids than the tokenizer of {model}, with which the "
-                "weights were trained; leave dataset.tokenizer out"
-            )
+            place, remedy = f"dataset.tokenizer: {config.tokenizer}", "leave dataset.tokenizer out"
+            raise ValueError(f"{place} has other ids than the tokenizer of {model}, of the weights; {remedy}")
     if config.chat_template is not None:
         tokenizer.chat_template = template_of(config.chat_template)
     return tokenizer
@@ -201,10 +196,8 @@ def encode(
         counts["open"] += encoded.is_open
         kept.append((draw(record, seed), encoded._replace(ids=ids, learned=learned)))
     if not kept:
-        raise ValueError(
-            f"{source}: none of {counts['dropped']} records has a token to learn within dataset.block_size "
-            f"{block_size}; raise it, or look at the records"
-        )
+        without = f"none of {counts['dropped']} records has a token to learn"
+        raise ValueError(f"{source}: {without} within dataset.block_size {block_size}; raise it, or see the records")
     return kept, counts
 
 
@@ -222,10 +215,8 @@ def split(chosen: list[tuple[float, Encoded]], fraction: float, source: RecordSo
     limit = max(fraction, np.nextafter(min(number for number, _ in chosen), 2))
     train = [record for number, record in chosen if number >= limit]
     if not train:
-        raise ValueError(
-            f"dataset.eval_fraction {fraction:g} leaves none of the {len(chosen)} records of {source} for training; "
-            "lower it, give validation records as dataset.eval_path, or set it to 0"
-        )
+        problem = f"leaves none of the {len(chosen)} records of {source} for training"
+        raise ValueError(f"dataset.eval_fraction {fraction:g} {problem}; lower it, or give dataset.eval_path")
     return {"train": train, "val": [record for number, record in chosen if number < limit]}
 
 
@@ -235,11 +226,9 @@ def summary(sources: Sources, manifest: dict, config: Config) -> list[str]:
         if split in manifest:
             numbers = manifest[split]
             places = numbers["rows"] * config.block_size
-            lines.append(
-                f"{source}: {numbers['records']:,} records in {numbers['rows']:,} rows of {config.block_size} tokens "
-                f"({numbers['tokens'] / places:.0%} filled), {numbers['learned'] / numbers['tokens']:.0%} of their "
-                f"tokens learned, {use}"
-            )
+            filled, learned = numbers["tokens"] / places, numbers["learned"] / numbers["tokens"]
+            rows = f"{numbers['rows']:,} rows of {config.block_size} tokens ({filled:.0%} filled)"
+            lines.append(f"{source}: {numbers['records']:,} records in {rows}, {learned:.0%} of them learned, {use}")
     for source in filter(None, (train, sources.held_out)):
         if source.left_out:
             names = ", ".join(f"{count:,} {ending}" for ending, count in sorted(source.left_out.items()))

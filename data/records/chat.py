@@ -45,10 +45,8 @@ class Encoder:
 
     def __init__(self, tokenizer, loss_on: str, text_column: str | None):
         if not tokenizer.is_fast:
-            raise ValueError(
-                f"the tokenizer {tokenizer.name_or_path} has no tokenizer.json, without which the characters of a "
-                "token are unknown; convert it with `AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)`"
-            )
+            remedy = "convert it with `AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)`"
+            raise ValueError(f"tokenizer {tokenizer.name_or_path} has no tokenizer.json, which records need; {remedy}")
         self.tokenizer, self.loss_on, self.text_column = tokenizer, loss_on, text_column
         added = tokenizer.added_tokens_decoder.items()
         self.special = {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
@@ -82,9 +80,7 @@ class Encoder:
 
     def _chat(self, chat: Chat, place: str) -> Encoded:
         if not self.tokenizer.chat_template:
-            raise ValueError(
-                f"{place}: messages need a chat template, which the tokenizer lacks; give one as dataset.chat_template"
-            )
+            raise ValueError(f"{place}: the tokenizer has no chat template for messages; set dataset.chat_template")
         roles = [message["role"] for message in chat.messages]
         if self.loss_on == "assistant" and "assistant" not in roles:
             roles = ", ".join(dict.fromkeys(roles))
@@ -179,10 +175,9 @@ class RenderedChat:
                 continue
             turn = self.marked.turn(number, self.special)
             if turn is None:
-                raise ValueError(
-                    f"{self.place}: what the chat template makes of {label} cannot be identified in the chat; give a "
-                    "template with {% generation %} marks as dataset.chat_template, or set dataset.loss_on: all"
-                )
+                problem = f"what the chat template makes of {label} cannot be identified"
+                remedy = "give one with {% generation %} marks as dataset.chat_template, or set dataset.loss_on: all"
+                raise ValueError(f"{self.place}: {problem}; {remedy}")
             inside = (offsets[:, 1] > turn.begin) & (offsets[:, 0] < turn.end) & (offsets[:, 1] > offsets[:, 0])
             yield np.flatnonzero(inside), turn.is_closed
 
@@ -209,10 +204,8 @@ class RenderedChat:
             if part is None and "tool_calls" in message and self._is_unread("tool_calls", number):
                 part = "tool_calls"
             if part is not None:
-                raise ValueError(
-                    f"{self.place}: the chat template leaves out `{part}` of {label} (role `{message['role']}`); give "
-                    "a template that renders it as dataset.chat_template, or remove it"
-                )
+                left_out = f"the chat template leaves out `{part}` of {label} (role `{message['role']}`)"
+                raise ValueError(f"{self.place}: {left_out}; give another as dataset.chat_template, or remove it")
 
     def _unread(self) -> set[str]:
         unread = {key for key in self.chat.inputs if self._is_same(self.chat.messages, without=key)}

@@ -77,10 +77,8 @@ def read_form(record: object, place: str, text_column: str | None) -> tuple[Text
         if "text" in record:
             return Text(_text(record, "text", place, "plain text")), record.keys() - {"text"}
         keys = ", ".join(f"`{key}`" for key in list(record)[:5]) or "none"
-        raise ValueError(
-            f"{place}: has neither `messages` nor `conversations`, `prompt` and `completion`, `instruction` and "
-            f"`output`, or `text` (its keys: {keys}); name the key of its text with dataset.text_column"
-        )
+        forms = "`messages` nor `conversations`, `prompt` and `completion`, `instruction` and `output`, or `text`"
+        raise ValueError(f"{place}: has neither {forms} (its keys: {keys}); name its text with dataset.text_column")
     if chat_key is not None:
         return _chat(record, [(chat_key, record[chat_key], True)], place)
     if isinstance(record.get("prompt"), list):
@@ -221,9 +219,7 @@ def _parts(parts: list, label: str, place: str) -> Iterator[str]:
     for part in parts:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else _a(part)
-            raise ValueError(
-                f"{place}: `content` of {label} has a part of type {kind}; only parts of type text are read"
-            )
+            raise ValueError(f"{place}: `content` of {label} has a part of type {kind}; only type text is read")
         yield part["text"]
 
 

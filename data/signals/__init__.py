@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.signals.config import Config
-from data.signals.predict_flags import PredictFlags as PredictFlags
+from data.signals.config import PredictFlags as PredictFlags
 from storage.config_keys import lazy
 
 TOKENIZERS = ("mu_law", "uniform")

@@ -63,10 +63,8 @@ def align(files: Sequence[Prepared], trained: int, config: Config) -> tuple[Alig
         lacking = [described[key][0] for key in chosen if key not in columns and key not in flat_keys]
         if config.missing == "error" and (further or lacking):
             differs = f"lacks {listed(lacking)}, which others have" if lacking else f"also has {listed(further)}"
-            raise ValueError(
-                f"{file.source} {differs}; set dataset.channels to those all recordings have, or dataset.missing to "
-                "fill or drop"
-            )
+            remedy = "set dataset.channels to those all recordings have, or dataset.missing to fill or drop"
+            raise ValueError(f"{file.source} {differs}; {remedy}")
     names, types = zip(*(described[key] for key in chosen), strict=True)
     aligned = [np.array([columns.get(key, -1) for key in chosen]) for columns in keyed]
     return Alignment(list(names), list(types), aligned), notes
@@ -136,10 +134,8 @@ def flat_channels(file: Prepared, config: Config) -> list[int]:
     """
     flat = file.flat()
     if flat and config.flat == "error":
-        raise ValueError(
-            f"{file.source}: constant in all of it: {listed([file.channels[column] for column in flat])}; set "
-            "dataset.flat to fill or drop, or leave them out of dataset.channels"
-        )
+        names, remedy = listed([file.channels[column] for column in flat]), "set dataset.flat to fill or drop"
+        raise ValueError(f"{file.source}: constant in all of it: {names}; {remedy}, or leave out the channels")
     return flat
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.bundle import Bundle
+from data.processor import saved_json
 from data.samplers import EpochSampler, Numbers, ShuffledSampler
 from data.signals.alignment import Alignment, align, listed
 from data.signals.codes import Codes, encode
@@ -29,7 +30,6 @@ from data.signals.text import load as load_text
 from data.signals.text_files import problem_of, save, settings_of
 from data.signals.tokenizers import TOKENIZERS
 from data.signals.windows import Windows, trials_of
-from storage import safe_read
 
 FILE = "signals.json"
 DEFAULT_WINDOW = 256  # samples
@@ -103,16 +103,9 @@ def assemble(config: Config, run: Any, encoder: Any = None) -> Bundle:
 
 
 def trained_as(run: Any) -> dict[str, Any] | None:
-    """The content of signals.json of the model that is scored on these recordings; None: a new model is trained.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """The content of signals.json of the model that is scored on these recordings; None: a new model is trained."""
     folder = getattr(run, "trained_in", None)
-    try:
-        return None if folder is None else safe_read.read_json(folder / FILE)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: {FILE} cannot be read ({error}); restore it from the run") from None
+    return None if folder is None else saved_json(folder, FILE)
 
 
 def open_all(config: Config, run: Any, earlier: dict[str, Any] | None = None) -> Recordings:
@@ -187,10 +180,8 @@ def next_sets(
         windows = Windows(stretches, length, step if is_random else hop, seed if is_random else None)
         if not len(windows):
             longest = max(stretch.stop - stretch.start for stretch in recordings.splits[name])
-            raise ValueError(
-                f"dataset.window: {length} samples is longer than every recording for {name} ({longest}); lower it"
-                + ("" if name == "train" else f", or raise dataset.datasplitter.{name}_fraction")
-            )
+            remedy = "lower it" if name == "train" else f"lower it, or raise dataset.datasplitter.{name}_fraction"
+            raise ValueError(f"dataset.window: {length} samples is longer than all of {name} ({longest}); {remedy}")
         samples = epoch_of(stretches, length, run) if is_random else None
         sets[name] = kind(signals, stretches, windows, samples, tokenizer, is_scored=name != "train")
     return sets, dims, {}
@@ -277,11 +268,9 @@ def class_sets(
     for name, trials in trials_by_split.items():
         for trial in trials:
             if trial.label not in classes:
-                place = recordings.files[trial.file].parts[trial.part].name
-                raise ValueError(
-                    f"{place} ({name}) has the class {trial.label}; known are {', '.join(classes[:20])}. Name the "
-                    "events to read in dataset.classes, or split otherwise"
-                )
+                place, known = recordings.files[trial.file].parts[trial.part].name, ", ".join(classes[:20])
+                remedy = "name the events to read in dataset.classes, or split otherwise"
+                raise ValueError(f"{place} ({name}) has the class {trial.label}; known are {known}: {remedy}")
     mixed = config.mixup.num_classes
     if config.mixup.mixup_alpha and mixed != len(classes):
         raise ValueError(f"dataset.mixup.num_classes: {mixed}, but there are {len(classes)} classes; set it so")
@@ -305,15 +294,10 @@ def without_labels(name: str, recordings: Recordings, length: int | None) -> str
     stretches = recordings.splits[name]
     labelled = [s.stop - s.start for s in stretches if recordings.files[s.file].parts[s.part].label is not None]
     if labelled:
-        return (
-            f"dataset.window: {length} samples is longer than every labelled recording for {name} ({max(labelled)}); "
-            "lower it, or set it to null for whole ones"
-        )
+        longest = f"longer than every labelled recording for {name} ({max(labelled)})"
+        return f"dataset.window: {length} samples is {longest}; lower it, or set it to null for whole ones"
     needed = "that lasts; set dataset.window" if length is None else f"with {length} samples from its begin on"
-    return (
-        f"dataset.target: class: no labelled window for {name}: no recording has a label, nor an event of "
-        f"dataset.classes {needed}"
-    )
+    return f"dataset.target: class: {name} has no recording with a label, nor an event of dataset.classes {needed}"
 
 
 def natural(name: str) -> tuple[float, str]:

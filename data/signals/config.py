@@ -19,18 +19,10 @@ class DataSplitter:
         None, "time: the end of each recording is held out; the others: whole ones. Null: time; session of trials."
     )
     eval_fraction: float = fixed(
-        0.1,
-        "Share that validates, if `eval` and eval_path name nothing.",
-        ge=0,
-        lt=1,
-        unless=("eval_path", "datasplitter.eval"),
+        0.1, "Share that validates, if nothing is named.", ge=0, lt=1, unless=("eval_path", "datasplitter.eval")
     )
     test_fraction: float = fixed(
-        0.0,
-        "Share that tests, if `test` and test_path name nothing.",
-        ge=0,
-        lt=1,
-        unless=("test_path", "datasplitter.test"),
+        0.0, "Share that tests, if nothing is named.", ge=0, lt=1, unless=("test_path", "datasplitter.test")
     )
     eval: list[str] | None = fixed(None, "Sessions, subjects or data sets that validate.")
     test: list[str] | None = fixed(None, "Sessions, subjects or data sets that test.")
@@ -85,15 +77,11 @@ class Config:
     target: Literal["tokens", "values", "class", "text"] = fixed(
         "tokens", "What is predicted: the next ids, the next values, a class, or the next token of signals as text."
     )
-    window: float | None = fixed(
-        None, "Length of a sample, in `unit`; null: 256 samples; whole trials if classes.", gt=0
-    )
+    window: float | None = fixed(None, "Length of a sample, in `unit`; null: 256 samples, or whole trials.", gt=0)
     overlap: float = key(0.0, "By how much windows side by side overlap, in `unit`.", on_resume=TRAJECTORY, ge=0)
     unit: Literal["samples", "seconds"] = fixed("samples", "Unit of window and overlap, after resampling.")
     sampling: Literal["random", "grid"] = key(
-        "random",
-        "Training windows: start anywhere at random, or lie side by side, each once an epoch; those of classes do.",
-        on_resume=TRAJECTORY,
+        "random", "Training windows: anywhere at random, or side by side, as those of classes.", on_resume=TRAJECTORY
     )
     label_column: str | None = fixed(None, "Column of a table whose runs of equal values are events.")
     classes: list[str] | None = fixed(None, "Class names in their order; null: all of the training split, sorted.")
@@ -113,9 +101,7 @@ class Config:
     highpass: float | None = fixed(None, "Hz; causal Butterworth filter of order 4.", gt=0)
     lowpass: float | None = fixed(None, "Hz; causal Butterworth filter of order 4.", gt=0)
     notch: list[float] | None = fixed(None, "Hz of mains hum and the like to remove; causal, quality 30.")
-    reference: str | list[str] | None = fixed(
-        None, "average, or channels whose mean is subtracted from all; null: none."
-    )
+    reference: str | list[str] | None = fixed(None, "average, or channels whose mean is subtracted; null: none.")
     standardise: Literal["zscore", "robust", "none"] = fixed(
         "zscore", "Per channel by the training split: mean and deviation, median and quartiles, or not."
     )
@@ -135,9 +121,7 @@ class Config:
     use_separator: bool = fixed(True, "Write a separator between the groups of channels.")
     datasplitter: DataSplitter = field(default_factory=DataSplitter, metadata={"help": "Its keys, see DataSplitter."})
     mixup: MixUp = field(default_factory=MixUp, metadata={"help": "Its keys, see MixUp."})
-    num_workers: int | None = key(
-        None, "Processes that prepare recordings; null: one a core.", on_resume=HARMLESS, ge=1
-    )
+    num_workers: int | None = key(None, "Processes that prepare; null: one a core.", on_resume=HARMLESS, ge=1)
 
     def __post_init__(self) -> None:
         for targets, names in ONLY_WITH.items():
@@ -157,21 +141,27 @@ class Config:
         if self.unit == "seconds" and self.window is None:
             raise ValueError("`unit: seconds` needs `window`; set both")
         if self.mixup.mixup_alpha and self.target not in ("class", "values"):
-            raise ValueError(
-                f"`mixup` mixes values, which `target: {self.target}` has not; set target: class or values"
-            )
+            raise ValueError(f"`mixup` is for classes and values, not for `target: {self.target}`; leave it out")
         if self.mixup.quantize and self.target != "class":
-            raise ValueError(
-                f"`mixup.quantize` is for `target: class`; inputs of `target: {self.target}` are as it says"
-            )
+            raise ValueError(f"`mixup.quantize` is for `target: class`, not for `target: {self.target}`; leave it out")
         if self.mixup.mixup_alpha and self.target == "class" and self.mixup.num_classes is None:
             raise ValueError("`mixup.num_classes` is missing; MixUp of classes needs their number")
         if self.target == "text" and self.tokenizer not in ("mu_law", "uniform"):
-            raise ValueError(
-                f"`target: text` is written in ids of mu_law or uniform, not of `tokenizer: {self.tokenizer}`"
-            )
+            raise ValueError(f"`target: text` needs ids of mu_law or uniform, not of `tokenizer: {self.tokenizer}`")
 
     def paths(self, name: str = "path") -> list[str]:
         """The entries of `path`, `eval_path` or `test_path`."""
         value = getattr(self, name)
         return [] if value is None else [value] if isinstance(value, str) else value
+
+
+@dataclass
+class PredictFlags:
+    """How to forecast."""
+
+    steps: int = key(256, "Signals: time steps to forecast after the end of each recording.", ge=1)
+    samples: int = key(1, "Signals: forecasts of each recording.", ge=1)
+    temperature: float = key(1.0, "Signals: temperature of sampling; 0: always the most probable.", ge=0)
+    top_k: int | None = key(None, "Signals: sample from the k most probable ids. Default: from all.", ge=1)
+    top_p: float | None = key(None, "Signals: sample from the most probable ids with this sum.", gt=0, le=1)
+    seed: int = key(0, "Signals: seed of sampling.", ge=0)

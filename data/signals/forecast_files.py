@@ -5,14 +5,12 @@ Shapes: S forecasts, C channels, k steps.
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from data.processor import Source
+from data.processor import CsvWriter, Source
 
 EDF_ERROR = 1e-3  # largest error of a value that EDF's integers may make, as a share of the values' range
 
@@ -27,47 +25,18 @@ class Forecast:
     values: np.ndarray
 
 
-class Table:
-    """A CSV file with a header and rows, written as they come."""
-
-    def __init__(self, target: Path, header: list[str]):
-        self.stream = target.open("w", encoding="utf-8", newline="")
-        self.rows = csv.writer(self.stream, lineterminator="\n")
-        self.rows.writerow(header)
-
-    def drop(self, source: Source) -> None:
-        raise AssertionError("recordings stand for themselves")
-
-    def close(self) -> None:
-        self.stream.close()
-
-
-class Classes(Table):
-    """Windows with the probability of each class, and the most probable one."""
-
-    def __init__(self, target: Path, classes: list[str]):
-        super().__init__(target, ["window", *(f"probability.{name}" for name in classes), "class"])
-
-    def write(self, source: Source, record: list[Any]) -> None:
-        self.rows.writerow(record)
-
-
-class Rows(Table):
+class Rows(CsvWriter):
     """CSV: a row for each recording, forecast and step; a column for each channel."""
 
-    def __init__(self, target: Path):
-        self.target = target
+    has_header = False
 
     def write(self, source: Source, record: Forecast) -> None:
-        if not hasattr(self, "stream"):
-            super().__init__(self.target, ["recording", "sample", "step", *record.channels])
+        if not self.has_header:
+            self.rows.writerow(["recording", "sample", "step", *record.channels])
+            self.has_header = True
         for number, sample in enumerate(record.values):
             for step, values in enumerate(sample.T, 1):
                 self.rows.writerow([record.name, number, step, *(f"{value:.7g}" for value in values)])
-
-    def close(self) -> None:
-        if hasattr(self, "stream"):
-            super().close()
 
 
 class Gathered:
@@ -77,10 +46,7 @@ class Gathered:
         self.target, self.forecasts = target, []
 
     def write(self, source: Source, record: Forecast) -> None:
-        self.forecasts.append((source, record))
-
-    def drop(self, source: Source) -> None:
-        raise AssertionError("recordings stand for themselves")
+        self.forecasts.append(record)
 
     def close(self) -> None:
         if self.forecasts:
@@ -94,8 +60,8 @@ class Arrays(Gathered):
     """NPZ: an array (S, C, k) for each recording, by its name; `channels` and `sampling_rate` beside them."""
 
     def save(self) -> None:
-        first = self.forecasts[0][1]
-        arrays = {record.name: record.values.astype(np.float32) for _, record in self.forecasts}
+        first = self.forecasts[0]
+        arrays = {record.name: record.values.astype(np.float32) for record in self.forecasts}
         more = {} if first.rate is None else {"sampling_rate": np.float64(first.rate)}
         with self.target.open("wb") as stream:
             np.savez_compressed(stream, channels=np.array(first.channels), **more, **arrays)
@@ -114,29 +80,25 @@ class Edf(Gathered):
 
         if len(self.forecasts) > 1:
             raise ValueError("--output: an EDF file holds the forecast of one recording; name a .npz or .csv file")
-        _, record = self.forecasts[0]
+        record = self.forecasts[0]
         if record.rate is None:
             raise ValueError("--output: an EDF file needs a sampling rate, which this recording does not say")
-        steps, signals = record.values.shape[-1], {}
-        width = 16 if len(record.values) == 1 else 11
+        steps, signals, is_single = record.values.shape[-1], {}, len(record.values) == 1
+        width = 16 if is_single else 11
         seconds = float(f"{steps / record.rate:.6f}"[:8])  # a header has 8 characters for it
         for number, sample in enumerate(record.values):
             for channel, values in zip(record.channels, sample.astype(np.float64), strict=True):
-                label = channel[:width] + ("" if len(record.values) == 1 else f" #{number}")
+                label = channel[:width] + ("" if is_single else f" #{number}")
                 try:
                     signals[label] = EdfSignal(values, steps / seconds, label=label)
                     is_exact = np.abs(signals[label].data - values).max() <= EDF_ERROR * np.ptp(values)
                 except (ValueError, ZeroDivisionError):
                     is_exact = False
                 if not is_exact:
-                    raise ValueError(
-                        f"--output: an EDF file cannot hold {channel}: its name is not ASCII, or its values or rate "
-                        "need more than 8 characters; name a .npz or .csv file"
-                    )
+                    problem = "its name is not ASCII, or its values or rate need more than 8 characters"
+                    raise ValueError(f"--output: EDF cannot hold {channel}: {problem}; name a .npz or .csv file")
         if len(signals) < len(record.values) * len(record.channels):
-            raise ValueError(
-                f"--output: the names of two channels begin with the same {width} characters; name a .npz or .csv file"
-            )
+            raise ValueError(f"--output: two channels have the same first {width} letters; name a .npz or .csv file")
         File(list(signals.values()), data_record_duration=seconds).write(self.target)
 
 

@@ -98,10 +98,11 @@ def prepare(files: list[Path], settings: dict[str, Any], cache: Path, workers: i
     Raises:
         ValueError: a file cannot be read or its channels or rates do not fit the settings.
     """
-    keys = [key_of({"version": VERSION, "files": identity(file), **settings}) for file in files]
+    identities = [[file_identity(part, part.name) for part in files_of(file)] for file in files]
+    keys = [key_of({"version": VERSION, "files": identity, **settings}) for identity in identities]
     waiting = [file for file, key in zip(files, keys, strict=True) if read_manifest(cache / key) is None]
     workers = min(workers or os.cpu_count() or 1, len(waiting))
-    if workers < 2 or sum(size_of(file) for file in waiting) <= SMALL:
+    if workers < 2 or sum(part.stat().st_size for file in waiting for part in files_of(file)) <= SMALL:
         workers = 0
     start = partial(preparer, settings, cache)
     return [result for _, result in worker_pool.run(start, zip(files, keys, strict=True), workers)]
@@ -280,11 +281,6 @@ def without(stretches: list[list[int]], removed: list[list[int]]) -> list[list[i
     return pieces
 
 
-def identity(file: Path) -> list[dict[str, Any]]:
-    """What identifies the content of a recording: of its file and of those that belong to it."""
-    return [file_identity(part, part.name) for part in files_of(file)]
-
-
 def files_of(file: Path) -> list[Path]:
     """A recording's files: all of a folder's; those beside a header that have its stem or stand in its text."""
     if file.is_dir():
@@ -292,18 +288,8 @@ def files_of(file: Path) -> list[Path]:
     if not file.exists():
         return []
     if file.suffix.lower() in (".hea", ".vhdr"):
-        text = file.read_text(encoding="latin-1")
-        beside = [file.parent / name for name in sorted(os.listdir(file.parent)) if is_of(name, file, text)]
-        return [part for part in beside if part.is_file()]
+        text, beside = file.read_text(encoding="latin-1"), sorted(file.parent.iterdir())
+        return [part for part in beside if (part.stem == file.stem or part.name in text) and part.is_file()]
     if file.suffix.lower() == ".fif":
         return [part for part in sorted(file.parent.glob("*.fif")) if file.name in (part.name, first_part(part.name))]
     return [file]
-
-
-def is_of(name: str, header: Path, text: str) -> bool:
-    """Whether a file beside a header, whose content is `text`, belongs to it."""
-    return os.path.splitext(name)[0] == header.stem or name in text
-
-
-def size_of(file: Path) -> int:
-    return sum(part.stat().st_size for part in files_of(file))

@@ -15,18 +15,16 @@ from typing import Any, BinaryIO, NamedTuple, Self
 import numpy as np
 
 from data import processor
-from data.processor import Item, Source
+from data.processor import CsvWriter, Item, Source, saved_json
 from data.signals.codes import Codes
-from data.signals.config import Config
+from data.signals.config import Config, PredictFlags
 from data.signals.forecast import decoder_of
-from data.signals.forecast_files import WRITERS, Classes, Forecast
+from data.signals.forecast_files import WRITERS, Forecast
 from data.signals.mixup import quantizer_of
-from data.signals.predict_flags import PredictFlags
 from data.signals.preparing import KEYS, Prepared, open_array, prepare
 from data.signals.recording import SUFFIXES, TABLES_OF_BIDS
 from data.signals.scaling import Scaling, aligned
 from data.signals.tokenizers import TOKENIZERS
-from storage import safe_read
 
 FILE = "signals.json"
 # Target -> flags of predict.py that change nothing: a class is not drawn, and values are not drawn from ids.
@@ -62,11 +60,8 @@ class Processor(processor.Processor):
     @classmethod
     def from_pretrained(cls, folder: Path, config: Config, process: Any, flags: PredictFlags | None = None) -> Self:
         """See `data.processor`."""
-        try:
-            described = safe_read.read_json(folder / FILE)
-            made = cls(described, config, flags or PredictFlags())
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}: {FILE} cannot be read ({error}); restore it from the run") from None
+        described = saved_json(folder, FILE)
+        made = cls(described, config, flags or PredictFlags())
         if described["target"] == "text":
             raise ValueError(f"{folder}: a model of signals as text forecasts no samples; eval.py scores it")
         unused = WITHOUT_EFFECT.get(described["target"], ())
@@ -100,10 +95,7 @@ class Processor(processor.Processor):
                     yield Item(source, place, Raw(place if self.is_class else name, self.scaling(rows).T))
             open_array.cache_clear()  # or the file would stay on disk
         if not is_read:
-            size = (
-                f"{self.config.window:g} {self.config.unit}" if self.is_class and self.config.window else "any length"
-            )
-            raise ValueError(f"has no window of {size} without a gap")
+            raise ValueError(f"has no window without a gap (dataset.window: {self.config.window} {self.config.unit})")
 
     def columns(self, file: Prepared) -> np.ndarray:
         """The columns of the model's channels in a file, by name; -1 where it lacks one that may be filled.
@@ -135,9 +127,8 @@ class Processor(processor.Processor):
     def encode(self, raw: Raw) -> Raw:
         """The window, with missing values filled."""
         missing = np.isnan(raw.values)
-        refused = (
-            missing[~missing.all(1)] if self.described["missing"] == "fill" else missing
-        )  # whole channels may lack
+        # With `missing: fill` whole channels may lack.
+        refused = missing[~missing.all(1)] if self.described["missing"] == "fill" else missing
         if refused.any() and self.config.nan == "error":
             raise ValueError(f"{refused.sum()} values are missing (NaN), which dataset.nan: error refuses")
         return raw._replace(values=np.where(missing, np.float32(self.described["fill_value"]), raw.values))
@@ -196,7 +187,8 @@ class Processor(processor.Processor):
         """A table of classes, or by the ending of the output file one with forecasts."""
         assert isinstance(target, Path)
         if self.is_class:
-            return Classes(target, self.described["classes"])
+            chances = [f"probability.{name}" for name in self.described["classes"]]
+            return CsvWriter(target, ["window", *chances, "class"])
         ending = next((suffix for suffix in reversed(target.suffixes) if suffix in WRITERS), None)
         if ending is None:
             raise ValueError(f"--output: the name must end with {', '.join(WRITERS)}")

@@ -30,10 +30,8 @@ def read(path: Path, label_column: str | None) -> list[Recording]:
             array = np.stack([values_of(row) for row in rows])
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
-        if recordings and len(array) != len(recordings[0].channels):
-            raise ValueError(
-                f"{path}:{number}: {len(array)} dimensions; the first case has {len(recordings[0].channels)}"
-            )
+        if recordings and len(array) != (first := len(recordings[0].channels)):
+            raise ValueError(f"{path}:{number}: {len(array)} dimensions; the first case has {first}")
         recordings.append(of_array(f"{path.name}#{len(recordings)}", array, label=label))
     return recordings
 

@@ -16,11 +16,8 @@ import numpy as np
 from data.signals.recording import Event, Recording, of_array
 
 DATA, NAMES = ("data", "signal", "signals", "x", "X"), ("channels", "ch_names", "channel_names")
-RATES, LABELS, SUBJECTS = (
-    ("sampling_rate", "sample_rate", "sfreq", "fs"),
-    ("labels", "label", "y"),
-    ("subjects", "subject"),
-)
+RATES, LABELS = ("sampling_rate", "sample_rate", "sfreq", "fs"), ("labels", "label", "y")
+SUBJECTS = ("subjects", "subject")
 # What a pickle of arrays and plain containers names; anything else is refused.
 ALLOWED = {
     ("numpy", "ndarray"),
@@ -105,11 +102,8 @@ def read_npz(path: Path, arrays: dict[str, np.ndarray]) -> list[Recording]:
 def runs_of(labels: np.ndarray, rate: float) -> list[Event]:
     """Runs of equal labels (T,) as events."""
     starts = [0, *(np.flatnonzero(labels[1:] != labels[:-1]) + 1).tolist()]
-    ends = [*starts[1:], len(labels)]
-    return [
-        Event(start / rate, (end - start) / rate, text_of(labels[start]))
-        for start, end in zip(starts, ends, strict=True)
-    ]
+    spans = zip(starts, [*starts[1:], len(labels)], strict=True)
+    return [Event(start / rate, (end - start) / rate, text_of(labels[start])) for start, end in spans]
 
 
 def text_of(value: Any) -> str:

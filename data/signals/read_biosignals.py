@@ -127,11 +127,9 @@ class EdfHeader:
                 widths = [int(stream.read(8)) * (3 if path.suffix.lower() == ".bdf" else 2) for _ in range(signals)]
             except ValueError:
                 raise ValueError("no EDF or BDF file: there are no numbers in its header") from None
-            if records != -1 and size != start + records * sum(widths):
-                raise ValueError(
-                    f"its header says {records} records, {start + records * sum(widths):,} bytes, but it has {size:,}; "
-                    "copy it again, or write -1 as the number of records to read what is there"
-                )
+            if records != -1 and size != (expected := start + records * sum(widths)):
+                remedy = "copy it again, or write -1 as the number of records to read what is there"
+                raise ValueError(f"its header says {records} records, {expected:,} bytes, but has {size:,}; {remedy}")
             if not duration > 0:
                 raise ValueError(f"its header says that a record lasts {duration:g} seconds; write its true duration")
             self.gaps: list[tuple[float, float]] = []
@@ -190,9 +188,8 @@ def read_wfdb(path: Path) -> Recording:
 
 def numbered(names: list[str]) -> list[str]:
     """Names of which some are equal with numbers behind those, as MNE does: ECG-0, ECG-1."""
-    return [
-        f"{name}-{names[:place].count(name)}" if names.count(name) > 1 else name for place, name in enumerate(names)
-    ]
+    pairs = enumerate(names)
+    return [f"{name}-{names[:place].count(name)}" if names.count(name) > 1 else name for place, name in pairs]
 
 
 def wfdb_events(stem: str, rate: float) -> list[Event]:
@@ -202,8 +199,6 @@ def wfdb_events(stem: str, rate: float) -> list[Event]:
     for annotator in ANNOTATORS:
         if Path(f"{stem}.{annotator}").is_file():
             marks = wfdb.rdann(stem, annotator)
-            texts = [(symbol + note.rstrip("\0")) for symbol, note in zip(marks.symbol, marks.aux_note, strict=True)]
-            events += [
-                Event(sample / rate, 0.0, text) for sample, text in zip(marks.sample.tolist(), texts, strict=True)
-            ]
+            rows = zip(marks.sample.tolist(), marks.symbol, marks.aux_note, strict=True)
+            events += [Event(sample / rate, 0.0, symbol + note.rstrip("\0")) for sample, symbol, note in rows]
     return events

@@ -153,15 +153,12 @@ class Runs:
             self.rows += 1
 
     def events(self, rate: float | None) -> list[Event]:
-        rate = rate or 1.0
-        return [
-            Event(row / rate, rows / rate, label_name(value)) for row, rows, value in self.runs if value is not None
-        ]
-
-
-def label_name(value: Any) -> str:
-    """`1.0`, as a CSV file's whole numbers are read, is `1`."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        rate, events = rate or 1.0, []
+        for row, rows, value in self.runs:
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)  # as a CSV file's whole numbers are read
+            events += [] if value is None else [Event(row / rate, rows / rate, str(value))]
+        return events
 
 
 class Forward:

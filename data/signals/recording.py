@@ -91,9 +91,7 @@ class Recording:
 
 def of_array(name: str, array: np.ndarray, channels: Sequence[str] | None = None, **more: object) -> Recording:
     """A recording of an array (C, T) in memory; channels without names are ch0, ch1 …"""
-    names = (
-        [f"ch{index}" for index in range(len(array))] if channels is None else [str(channel) for channel in channels]
-    )
+    names = [f"ch{index}" for index in range(len(array))] if channels is None else list(map(str, channels))
     if len(names) != len(array):
         raise ValueError(f"{name}: {len(names)} channel names for an array {array.shape} of (channels, samples)")
     return Recording(name, names, array.shape[1], lambda a, b: np.asarray(array[:, a:b], np.float64), **more)

@@ -12,7 +12,7 @@ import numpy as np
 from data.signals.codes import Codes
 from data.signals.dataset import SignalSet
 from metrics import report as files
-from metrics.grouped import GroupedClassMetric
+from metrics.classification import GroupedClassMetric
 from metrics.language import LanguageMetric
 from metrics.metric import Metric
 from metrics.signal_baselines import Blocks, baseline_bits
@@ -58,7 +58,7 @@ class Report:
         if isinstance(metric, BitsPerSample):
             rows = self.channel_rows(dataset, metric)
             lines = ["bits a sample, beside baselines of the same ids:", *files.label_table(rows)]
-            files.write_labels(folder, rows)
+            files.write_table(folder / "labels.csv", rows)
             scores = {**scores, "baselines": {name: rows[-1][name] for name in list(rows[-1])[2:]}}
         elif isinstance(metric, GroupedClassMetric):
             lines = self.class_tables(metric, folder)
@@ -81,14 +81,9 @@ class Report:
 
     def class_tables(self, metric: GroupedClassMetric, folder: Path) -> list[str]:
         """Write tables of classes, of their confusion and of subjects; returns the first two as lines."""
-        confusion = metric.confusion_matrix()
-        rows = [
-            {**row, **{f"as {label}": int(count) for label, count in zip(metric.labels, counts, strict=True)}}
-            for row, counts in zip(metric.per_label(), confusion, strict=True)
-        ]
-        files.write_labels(folder, rows)
-        files.draw_confusion(folder, metric.labels, confusion)
-        groups = metric.per_group()
+        rows, groups = metric.per_label(), metric.per_group()
+        files.write_table(folder / "labels.csv", rows)
+        files.draw_confusion(folder, metric.labels, metric.confusion_matrix())
         files.write_table(folder / "subjects.csv", groups)
         by_group = files.label_table(groups) if 1 < len(groups) <= MOST_SHOWN else []
         return [*metric.notes(), *files.label_table(rows), *by_group]

@@ -69,14 +69,6 @@ class SignalText:
             samples += [len(self.tokenizer.id_to_token(token)) for token in encoding.ids]
         return np.array(tokens), np.array(channels), np.array(samples)
 
-    def decode(self, tokens: Sequence[int], channels: Sequence[int]) -> list[np.ndarray]:
-        """Tokens and their channels, (L,) each -> the ids of each channel, of any length."""
-        texts = [""] * (max(channels, default=NO_CHANNEL) + 1)
-        for token, channel in zip(tokens, channels, strict=True):
-            if channel != NO_CHANNEL:
-                texts[channel] += self.tokenizer.id_to_token(int(token))
-        return [np.array([ord(character) - FIRST_CHARACTER for character in text], np.int64) for text in texts]
-
 
 def text_of(ids: np.ndarray) -> str:
     return (ids + FIRST_CHARACTER).astype("<u4").tobytes().decode("utf-32-le")

@@ -19,12 +19,10 @@ class MuLaw:
     Args:
         levels: Number of ids.
         max_val: Values beyond it are clipped.
-        mu: None: levels - 1.
     """
 
     levels: int = 256
     max_val: float = 5.0
-    mu: int | None = None
 
     def encode(self, values: Any) -> Any:
         """Values of any shape -> int64 ids, 0 … levels - 1; of a tensor a tensor on its device."""
@@ -32,9 +30,9 @@ class MuLaw:
         library = importlib.import_module("torch") if is_tensor else np  # both have these functions
         scaled = library.clip((values if is_tensor else np.asarray(values)) / self.max_val, -1, 1)
         compressed = library.abs(scaled)
-        compressed *= self._mu
+        compressed *= self.levels - 1
         library.log1p(compressed, out=compressed)
-        compressed /= math.log1p(self._mu)
+        compressed /= math.log1p(self.levels - 1)
         library.copysign(compressed, scaled, out=compressed)
         library.clip(compressed, -self._largest, self._largest, out=compressed)
         compressed *= (self.levels - 1) / 2
@@ -45,16 +43,12 @@ class MuLaw:
         """Ids of any shape -> the values at the middle of their bins, float32."""
         compressed = (np.asarray(ids) + 0.5 - self.levels / 2) / ((self.levels - 1) / 2)
         compressed = np.clip(compressed, -self._largest, self._largest)
-        expanded = np.sign(compressed) * np.expm1(np.abs(compressed) * np.log1p(self._mu)) / self._mu
+        expanded = np.sign(compressed) * np.expm1(np.abs(compressed) * np.log1p(self.levels - 1)) / (self.levels - 1)
         return (expanded * self.max_val).astype(np.float32)
 
     @property
     def _largest(self) -> float:
         return 1 - min(EDGE, 0.5 / self.levels)
-
-    @property
-    def _mu(self) -> int:
-        return self.mu or self.levels - 1
 
     @property
     def vocab_size(self) -> int:

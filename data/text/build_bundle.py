@@ -163,10 +163,8 @@ def summarize(config: Config, folders: list[Folder], names: list[str]) -> list[s
     for name, folder in zip(names, folders, strict=True):
         train, val = folder.splits["train"], folder.splits["val"]
         method = f", {folder.method}" if folder.method else ""
-        lines.append(
-            f"{name}: {train.tokens:,} training and {val.tokens:,} validation tokens, vocabulary {folder.vocab_size:,} "
-            f"({train.dtype}{method}), in {folder.path}"
-        )
+        counts = f"{train.tokens:,} training and {val.tokens:,} validation tokens, vocabulary {folder.vocab_size:,}"
+        lines.append(f"{name}: {counts} ({train.dtype}{method}), in {folder.path}")
         if folder.source == "GPT-2":
             lines.append(f"{name}: no meta.json, taken to be GPT-2's tokens (dataset.vocab_size sets another size)")
         elif folder.tokenizer_file is None and folder.symbols is None:

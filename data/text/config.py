@@ -37,46 +37,27 @@ class Config:
 
     path: str | list[str] = key(
         "shakespeare_char",
-        "data set: a folder, or a name looked for in data/ and $KEEL_HOME/datasets/; a list of them in the "
-        "modes multidataset and multicontext",
+        "data set: a folder, or a name in data/ or $KEEL_HOME/datasets/; a list in multidataset and multicontext",
         on_resume=HARMLESS,
         is_path=TOKEN_FILES,
     )
     mode: Literal["single", "multidataset", "multicontext"] = key(
         "single",
-        "single: one data set; multidataset: each batch is of one of several; multicontext: several "
-        "streams of equal length, such as words and their parts of speech, read at the same offsets",
+        "single: one data set; multidataset: each step on one of several; multicontext: aligned streams, side by side",
         on_resume=IMPOSSIBLE,
     )
     block_size: int = key(256, "tokens of one sample", ge=1)
-    sampling_probs: list[float] | None = key(
-        None, "multidataset: probability of each data set, summing to 1; unset: all equal"
-    )
-    sampling_probs_final: list[float] | None = key(
-        None, "multidataset: the probabilities at the run's end, moved to from the first ones"
-    )
+    sampling_probs: list[float] | None = key(None, "multidataset: probability of each data set; unset: all equal")
+    sampling_probs_final: list[float] | None = key(None, "multidataset: the probabilities at the run's end")
     sampling_transition: Literal["linear", "cosine", "exponential"] | None = key(
-        None,
-        "how probabilities move to the final ones: linear; cosine, slow at both ends; exponential, by "
-        "equal factors, scaled to sum to 1; unset: linear",
+        None, "how probabilities move to the final ones; exponential: by equal factors; unset: linear"
     )
-    interleave: bool = key(
-        False,
-        "multidataset: batches take turns in the proportions sampling_probs instead of being drawn; after "
-        "any number of batches each data set has had its share to within one",
-    )
+    interleave: bool = key(False, "multidataset: data sets take turns in these proportions instead of being drawn")
     separate_embeddings: bool = key(
-        False,
-        "multidataset: one token embedding and output head for each data set, so that their tokenizers may "
-        "differ; false: one for all, which then need the same tokenizer",
-        on_resume=IMPOSSIBLE,
+        False, "multidataset: an embedding and head for each, so that tokenizers may differ", on_resume=IMPOSSIBLE
     )
     vocab_size: int | None = key(
-        None,
-        "number of token ids, for a folder without meta.json or meta.pkl; unset: GPT-2's",
-        ge=1,
-        le=MOST_IDS,
-        on_resume=IMPOSSIBLE,
+        None, "number of ids, for a folder without meta; unset: GPT-2's", ge=1, le=MOST_IDS, on_resume=IMPOSSIBLE
     )
 
     def __post_init__(self) -> None:
@@ -112,51 +93,37 @@ class Config:
             raise ValueError(f"{self.named('path')} names {twice} twice; name each data set once")
         if (self.mode == "single") != (len(paths) == 1):
             needed = "takes one data set" if self.mode == "single" else "needs at least two data sets"
-            raise ValueError(
-                f"{self.named('mode')} {self.mode} {needed} but {self.named('path')} names {', '.join(paths)}; change "
-                "the mode (single, multidataset, multicontext) or the data sets"
-            )
+            names = f"{self.named('path')} names {', '.join(paths)}"
+            raise ValueError(f"{self.named('mode')} {self.mode} {needed} but {names}; change the mode or the data sets")
 
     def _check_mode(self) -> None:
         """No key without effect."""
         for name in MIXTURE_KEYS:
             if getattr(self, name) not in (None, False) and self.mode != "multidataset":
-                raise ValueError(
-                    f"{self.named(name)} has no effect in {self.named('mode')} {self.mode}; leave it out, or set the "
-                    "mode to multidataset"
-                )
+                mode = f"{self.named('mode')} {self.mode}"
+                raise ValueError(f"{self.named(name)} has no effect in {mode}; leave it out, or set multidataset")
         for name, needed in (
             ("sampling_probs_final", "sampling_probs"),
             ("sampling_transition", "sampling_probs_final"),
         ):
             if getattr(self, name) is not None and getattr(self, needed) is None:
-                raise ValueError(
-                    f"{self.named(name)} has no effect without {self.named(needed)}; set it too, or neither"
-                )
+                raise ValueError(f"{self.named(name)} has no effect without {self.named(needed)}; set both, or neither")
         if self.interleave and self.sampling_probs_final is not None:
-            raise ValueError(
-                f"{self.named('interleave')} keeps to fixed proportions, so {self.named('sampling_probs_final')} "
-                "cannot move them; leave one out"
-            )
+            final = self.named("sampling_probs_final")
+            raise ValueError(f"{self.named('interleave')} keeps to fixed proportions, unlike {final}; leave one out")
 
     def _check_probabilities(self, name: str, values: list[float] | None) -> None:
         if values is None:
             return
         if len(values) != len(self.paths()):
-            raise ValueError(
-                f"{self.named(name)} has {len(values)} entries but {self.named('path')} names {len(self.paths())} data "
-                "sets; give one probability for each"
-            )
+            counts = f"{len(values)} entries but {self.named('path')} names {len(self.paths())} data sets"
+            raise ValueError(f"{self.named(name)} has {counts}; give one probability for each")
         if any(not 0 <= value <= 1 for value in values) or abs(math.fsum(values) - 1) > PROBABILITY_TOLERANCE:
-            raise ValueError(
-                f"{self.named(name)} {shown(values)} are no probabilities: each is from 0 to 1, and they sum to 1 (not "
-                f"{math.fsum(values):.7g})"
-            )
+            remedy = f"each is from 0 to 1, and they sum to 1 (not {math.fsum(values):.7g})"
+            raise ValueError(f"{self.named(name)} {shown(values)} are no probabilities: {remedy}")
         if self.sampling_transition == "exponential" and 0 in values:
-            raise ValueError(
-                f"{self.named(name)} {shown(values)} holds a 0, which no factor leads from or to; give a small "
-                f"probability instead, or {self.named('sampling_transition')} linear"
-            )
+            remedy = f"give a small probability instead, or {self.named('sampling_transition')} linear"
+            raise ValueError(f"{self.named(name)} {shown(values)} holds a 0, which has no factor; {remedy}")
 
 
 def shown(values: list[float]) -> str:
@@ -204,8 +171,5 @@ def whole_proportions(values: list[float]) -> list[int]:
     near = all(abs(value - share) <= TOLERANCE for value, share in zip(values, exact, strict=True))
     whole = math.lcm(*(share.denominator for share in exact))
     if not near or sum(exact) != 1 or whole > LONGEST_PATTERN:
-        raise ValueError(
-            f"make no pattern of at most {LONGEST_PATTERN:,} batches, as interleaving needs; round them, to four "
-            "decimals or fewer"
-        )
+        raise ValueError(f"make no pattern of up to {LONGEST_PATTERN:,} batches; round them to four decimals or fewer")
     return [int(share * whole) for share in exact]

@@ -107,7 +107,8 @@ def generate(
     try:
         for (count, _), group in groups.items():
             rows = [prompts[index] for index in group]
-            seeds = [seed_of(config.seed, prompts[index], numbers[index]) for index in group]
+            texts = [repr((config.seed, prompts[index], numbers[index])).encode() for index in group]
+            seeds = [int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1 for text in texts]
             found |= zip(group, _run(model, rows, config, count, seeds, ends, pad), strict=True)
     finally:
         model.train(was_training)
@@ -146,12 +147,6 @@ def _run(
     return found
 
 
-def seed_of(seed: int, prompt: list[int], number: int) -> int:
-    """The seed of one sample of a prompt."""
-    digest = hashlib.sha256(repr((seed, prompt, number)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     """The prompt's token ids; that of the beginning (or end) of a text where it is empty."""
     try:
@@ -187,10 +182,8 @@ def room_after(model: Any, prompt: list[int], wanted: int) -> int:
     if positions is None or not has_table:
         return wanted
     if len(prompt) >= positions:
-        raise ValueError(
-            f"the prompt has {len(prompt)} tokens but the model has positions for {positions} only, one of them for "
-            "what it writes; shorten the prompt"
-        )
+        room = f"the model has positions for {positions} only, one of them for what it writes"
+        raise ValueError(f"the prompt has {len(prompt)} tokens but {room}; shorten the prompt")
     return min(wanted, positions - len(prompt))
 
 

@@ -78,10 +78,9 @@ def at_least_one(share: Share, documents: int) -> Share:
 def refuse_empty_split(kept: int, count: int, share: Share, name: str, unit: str) -> None:
     """Raise ValueError if the share keeps all or none of `count` units for training."""
     if not isinstance(share, str) and not 0 < kept < count:
-        raise ValueError(
-            f"the {'val' if kept else 'train'} split is empty: {name} has {count:,} {unit} and --val_fraction is "
-            f"{float(share):g}; change it, or give --val_text"
-        )
+        split, remedy = "val" if kept else "train", "change it, or give --val_text"
+        given = f"{name} has {count:,} {unit} and --val_fraction is {float(share):g}"
+        raise ValueError(f"the {split} split is empty: {given}; {remedy}")
 
 
 def with_newlines(blocks: Iterable[str], newlines: str) -> Iterator[str]:

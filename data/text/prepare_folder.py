@@ -50,9 +50,7 @@ def staging(folder: Path) -> Iterator[Path]:
                 lock.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ValueError(
-                f"the disk of {work} is full; free some space and run the same command again to continue"
-            ) from error
+            raise ValueError(f"the disk of {work} is full; free some space and run the command again") from error
         raise ValueError(f"{error.filename or work}: {error.strerror or error}") from error
 
 
@@ -70,9 +68,8 @@ def finished(folder: Path) -> dict | None:
         files = record = None
     names = set(os.listdir(folder)) if folder.exists() else set()
     if others := sorted(names - {*(files or ()), *([RECORD] if record else [])}):
-        raise ValueError(
-            f"{folder} holds {others[0]}, which prepare.py did not write there; choose another name or --out"
-        )
+        remedy = "choose another name or --out"
+        raise ValueError(f"{folder} holds {others[0]}, which prepare.py did not write there; {remedy}")
     if record is None:
         return None
     is_whole = all(name in names and (folder / name).stat().st_size == size for name, size in files.items())

@@ -180,9 +180,8 @@ class Preparation:
         for split in SPLITS:
             if not written[split]["tokens"]:
                 text = self.settings.val_text if split == "val" and self.settings.val_text else self.settings.text
-                raise ValueError(
-                    f"the {split} split is empty: {text} gives it no text; change --val_fraction, or give --val_text"
-                )
+                remedy = "change --val_fraction, or give --val_text"
+                raise ValueError(f"the {split} split is empty: {text} gives it no text; {remedy}")
         self._write_meta(vocab_size, dtype)
         self.report(f"{self.name}: {self._done(written):,} bytes of text in {time.monotonic() - began:.1f} s")
 

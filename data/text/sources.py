@@ -78,9 +78,7 @@ def open_source(
     else:
         raise ValueError(f"{text} is neither a file nor a folder")
     if column is not None:
-        raise ValueError(
-            f"--text_column {column} is for JSON lines, tables and datasets of the hub; {text} has no columns"
-        )
+        raise ValueError(f"--text_column {column} is for JSON lines, tables and hub datasets; {text} has no columns")
     return source
 
 

@@ -80,10 +80,8 @@ def check_word(word: str) -> None:
     kind, colon, size = word.partition(":")
     if kind == "bpe":
         if not (size.isascii() and size.isdigit() and len(size) <= MOST_DIGITS and LEAST_BPE <= int(size) <= MOST_BPE):
-            raise ValueError(
-                f"tokenizer `{printable(word)}`: write bpe:N with N tokens, such as bpe:4096; at least {LEAST_BPE} "
-                f"(bytes and an end of text), at most {MOST_BPE}"
-            )
+            limits = f"at least {LEAST_BPE} (bytes and an end of text), at most {MOST_BPE}"
+            raise ValueError(f"tokenizer `{printable(word)}`: write bpe:N with N tokens, such as bpe:4096; {limits}")
     elif word not in ("char", "bytes") and not Path(os.path.expanduser(word)).exists():
         hint = did_you_mean(word, ("char", "bytes", "bpe"))
         if hint or not HUB_ID.fullmatch(word):
@@ -130,10 +128,8 @@ def _char_lookup(symbols: list[str]) -> Encode:
         for block, tokens in zip(blocks, encoded, strict=True):
             if len(tokens) and tokens.min() < 0:
                 unknown = block.decode()[int(tokens.argmin())]
-                raise ValueError(
-                    f"the character {unknown!r} (U+{ord(unknown):04X}) is not among the {len(symbols)} symbols of the "
-                    f"tokenizer"
-                )
+                which = f"the character {unknown!r} (U+{ord(unknown):04X})"
+                raise ValueError(f"{which} is not among the {len(symbols)} symbols of the tokenizer")
         return encoded
 
     return encode

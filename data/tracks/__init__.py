@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from data.tracks.config import Config
-from data.tracks.predict_flags import PredictFlags as PredictFlags
+from data.tracks.config import PredictFlags as PredictFlags
 from storage.config_keys import lazy
 
 PROCESS_KEYS = frozenset({"cache_dir"})
@@ -34,10 +34,8 @@ def check(config: Config, run: Any) -> list[str]:
     anchors = config.split("train").anchors
     count = anchors if isinstance(anchors, int) else 1 if isinstance(anchors, str) else len(anchors)
     if config.tracker.max_angle_diff is not None and count < 2:
-        problems.append(
-            f"dataset.tracker.max_angle_diff: {config.tracker.max_angle_diff} needs the direction between two anchors; "
-            f"dataset.train_dataset.anchors is {anchors}"
-        )
+        needs = f"needs the direction between two anchors; dataset.train_dataset.anchors is {anchors}"
+        problems.append(f"dataset.tracker.max_angle_diff: {config.tracker.max_angle_diff} {needs}")
     return problems
 
 

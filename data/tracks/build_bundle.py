@@ -12,7 +12,7 @@ import numpy as np
 
 from data.bundle import Bundle
 from data.tracks.augment import Augment
-from data.tracks.clips import Clips, ClipSampler, collate, cut
+from data.tracks.clips import Clips, ClipSampler, Windows, collate, cut
 from data.tracks.config import Config, Split
 from data.tracks.crops import FILE, Cutter
 from data.tracks.find import find_sources
@@ -21,7 +21,6 @@ from data.tracks.recording import Recording
 from data.tracks.report import Report
 from data.tracks.scoring import TrackingMetric
 from data.tracks.sequence import UNKNOWN
-from data.tracks.windows import Windows
 
 SET_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
@@ -176,11 +175,10 @@ def summary(sets: dict[str, Clips]) -> list[str]:
             len(set(video.sequence.identities[part].tolist()) - {UNKNOWN})
             for video, part in zip(videos, instances, strict=True)
         )
-        lines.append(
-            f"{SET_NAMES[name]}: {len(videos)} videos, {sum(map(len, videos)):,} frames, "
-            f"{sum(part.stop - part.start for part in instances):,} instances, {identities:,} identities, "
-            f"{len(data):,} samples"
-        )
+        counts = {"videos": len(videos), "frames": sum(map(len, videos))}
+        counts |= {"instances": sum(part.stop - part.start for part in instances)}
+        counts |= {"identities": identities, "samples": len(data)}
+        lines.append(f"{SET_NAMES[name]}: {', '.join(f'{count:,} {what}' for what, count in counts.items())}")
     return [
         *dict.fromkeys(note for data in sets.values() for video in data.videos() for note in video.sequence.notes),
         *lines,

@@ -4,11 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from data.tracks.tracker_settings import TrackerSettings
 from storage.config_keys import EVALUATION, HARMLESS, IMPOSSIBLE, TRAJECTORY, key
+
+
+@dataclass
+class TrackerSettings:
+    """`dataset.tracker`: how detections become tracks, for evaluation and prediction."""
+
+    window_size: int = key(8, "newest detections of a track that a new one is compared with", ge=1)
+    max_gap: int | None = key(
+        None, "frames after which a track that was not seen ends, at least window_size; null: window_size", ge=1
+    )
+    overlap_thresh: float = key(0.01, "a detection continues a track if its score is above this", ge=0)
+    mult_thresh: bool = key(True, "this threshold counts for each detection of the track in the window")
+    iou: Literal["mult", "max"] | None = key(
+        None, "combine scores with the overlap with the track's last box: s + |iou - s| iou, or the larger"
+    )
+    max_center_dist: float | None = key(None, "px from the track's last place, beyond which the score falls", gt=0)
+    max_angle_diff: float | None = key(None, "change of direction in degrees, beyond which the score falls", gt=0)
+    max_tracks: int | None = key(None, "most identities in a video; once they exist, tracks do not end", ge=1)
+    confidence_threshold: float = key(0.0, "flag frames less certain than this (1 - normalized entropy)", ge=0, le=1)
+    motion: bool = key(False, "compare places with where constant velocity takes the track, not with its last place")
+    match_distance: float | None = key(
+        None, "scores: most px between the centres of a detection and its truth; null: an overlap (IoU) of .5", gt=0
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_gap is not None and self.max_gap < self.window_size:
+            raise ValueError(f"max_gap: {self.max_gap} must be at least window_size: {self.window_size}; change one")
+        if self.motion and (self.window_size < 2 or (self.iou is None and self.max_center_dist is None)):
+            raise ValueError("motion: true has an effect only with window_size: 2 or more and iou or max_center_dist")
+
+    @property
+    def context(self) -> int:
+        """Frames before the current one whose detections are compared with."""
+        return self.max_gap or self.window_size
+
 
 course = functools.partial(key, on_resume=TRAJECTORY)  # another value trains on other clips
 CLIP_LENGTH, CROP_SIZE = 32, 128
@@ -39,9 +74,7 @@ class Split:
     padding: int | None = key(None, "Added to each side of that square, in px [0].", ge=0)
     clip_length: int | None = key(None, f"Frames of a clip [{CLIP_LENGTH}].", ge=2)
     chunk: bool | None = key(None, "Cut videos into clips; false: a whole video is one clip [true].")
-    n_chunks: int | float | None = key(
-        None, "Clips drawn once from all: a number, or a share up to 1.0; null: all.", gt=0
-    )
+    n_chunks: int | float | None = key(None, "Clips drawn once from all: a number or a share; null: all.", gt=0)
     anchors: str | list[str] | int | None = key(
         None, "Where crops are centred: a node or centroid, several, or a number of random ones [centroid]."
     )
@@ -51,12 +84,9 @@ class Split:
     dilation_radius_px: int | None = key(None, "Black out crops farther from all nodes; 0: nothing [0].", ge=0)
     mode: Literal["train", "val"] | None = key(
         None,
-        "train: clips for the loss, with new random numbers in each epoch; val: random numbers are drawn once, and "
-        "held-out frames tracked and scored. null: as the section is named.",
+        "train: clips for the loss, drawn anew each epoch; val: tracked and scored. null: as the section.",
     )
-    augmentations: dict[str, Any] | None = key(
-        None, "Class of albumentations, NodeDropout or InstanceDropout -> its arguments."
-    )
+    augmentations: dict[str, Any] | None = key(None, "Class of albumentations, NodeDropout … -> its arguments.")
 
     def __post_init__(self) -> None:
         if isinstance(self.n_chunks, float) and self.n_chunks > 1:
@@ -101,22 +131,14 @@ class Config:
         ge=0,
         unless=("val_dataset.dir.path", "val_dataset.slp_files"),
     )
-    scramble: Literal["none", "rot90"] = course(
-        "none", "rot90: turn each frame, crops and coordinates, by a random multiple of 90°."
-    )
+    scramble: Literal["none", "rot90"] = course("none", "rot90: turn each frame by a random multiple of 90°.")
     images: bool = key(True, "Cut crops from videos; false: coordinates alone, without videos.", on_resume=IMPOSSIBLE)
     channels: Literal[1, 3] = key(3, "Of each crop; gray is repeated to 3.", on_resume=IMPOSSIBLE, needs="images")
     image_size: list[int] | None = course(
-        None,
-        "Height and width in px for labels without a video; null: seqinfo.ini, or the extent of the labels.",
-        unless=("images",),
+        None, "Height and width in px without a video; null: seqinfo.ini, or the labels' extent.", unless=("images",)
     )
     cache_gb: float = key(
-        8.0,
-        "Cut crops once if those of a video take less on disk; 0: each time.",
-        on_resume=HARMLESS,
-        ge=0,
-        needs="images",
+        8.0, "Cut crops once if they take less on disk; 0: each time.", on_resume=HARMLESS, ge=0, needs="images"
     )
     tracker: TrackerSettings = field(
         default_factory=TrackerSettings,
@@ -146,3 +168,45 @@ class Config:
         if values["chunk"] is None:
             values["chunk"] = "train" in (name, values["mode"])
         return Split(**values)
+
+
+OF_SCORES = ("match_distance",)
+HINTS = typing.get_type_hints(TrackerSettings)
+FIELDS = [field for field in dataclasses.fields(TrackerSettings) if field.name not in OF_SCORES]
+
+
+def without_effect(flags: Any, output: str | None) -> dict[str, str]:
+    """See `data.processor`."""
+    shows_unsure_frames = output is None or output.endswith(".slp")
+    return {} if shows_unsure_frames else {"confidence_threshold": "only .slp files name unsure frames"}
+
+
+PredictFlags = dataclasses.make_dataclass(
+    "PredictFlags",
+    [
+        (
+            "video",
+            str | None,
+            key(None, "Tracks: the video of the labels. Default: the one beside them of their name."),
+        ),
+        *(
+            (
+                field.name,
+                HINTS[field.name] | None,
+                key(
+                    None,
+                    f"Tracks: {field.metadata['help']}. Default: as in training.",
+                    **{name: value for name, value in field.metadata.items() if name != "help"},
+                ),
+            )
+            for field in FIELDS
+        ),
+    ],
+    namespace={"__module__": __name__, "without_effect": without_effect},
+)
+
+
+def with_flags(settings: TrackerSettings, flags: Any) -> TrackerSettings:
+    """The settings with the flags that were given in their place."""
+    given = {field.name: getattr(flags, field.name) for field in FIELDS if getattr(flags, field.name) is not None}
+    return dataclasses.replace(settings, **given)

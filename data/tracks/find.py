@@ -105,9 +105,8 @@ def find_sources(split: Split, section: str, needs_videos: bool) -> list[Source]
         raise ValueError(f"{section}.dir.path and {section}.slp_files {problem}")
     count = len(folders or split.slp_files)
     if isinstance(split.crop_size, list) and len(split.crop_size) != count:
-        raise ValueError(
-            f"{section}.crop_size has {len(split.crop_size)} values for {count} folders or files; give one for each"
-        )
+        counts = f"{len(split.crop_size)} values for {count} folders or files"
+        raise ValueError(f"{section}.crop_size has {counts}; give one for each")
     if split.slp_files:
         return listed(split, section, needs_videos)
     sources = []
@@ -139,10 +138,9 @@ def in_folder(folder: Path, directory: Directory, section: str, number: int, nee
     sources = [Source(path, pair(path, directory.vid_suffix, folder), number) for path in labels]
     for source in sources:
         if source.video is None:
-            raise ValueError(
-                f"{source.labels}: {folder} has no video {source.name}{directory.vid_suffix or '.*'}; name its ending "
-                f"by {section}.dir.vid_suffix, or set dataset.images: false for coordinates alone"
-            )
+            missing = f"{folder} has no video {source.name}{directory.vid_suffix or '.*'}"
+            remedy = f"name its ending by {section}.dir.vid_suffix, or set dataset.images: false"
+            raise ValueError(f"{source.labels}: {missing}; {remedy}")
     used = {*labels}.union(*(source.video if isinstance(source.video, tuple) else [source.video] for source in sources))
     endings = endings_of(directory.vid_suffix) if directory.vid_suffix else FILMS  # images may be anything
     for path in visible(folder):

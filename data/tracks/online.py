@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from data.tracks.clips import as_arrays
+from data.tracks.config import TrackerSettings
 from data.tracks.recording import Frame
 from data.tracks.scoring import outline
 from data.tracks.tracker import Assigned, Tracker, principal_angles
-from data.tracks.tracker_settings import TrackerSettings
 
 
 class OnlineTracker:

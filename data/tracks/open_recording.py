@@ -39,17 +39,14 @@ def open_recording(
     sequence = aligned(sequence, video)
     start, stop = sequence.start, sequence.stop
     if start < 0 or len(video) < stop:
-        raise ValueError(
-            f"{video.path}: the video has {len(video)} frames, but {source.labels} has labels of frames {start} to "
-            f"{stop - 1}; cut the labels, or set dataset.images: false"
-        )
+        labelled = f"{source.labels} has labels of frames {start} to {stop - 1}"
+        remedy = "cut the labels, or set dataset.images: false"
+        raise ValueError(f"{video.path}: the video has {len(video)} frames, but {labelled}; {remedy}")
     if sequence.masks and sequence.size != video.size:
         raise ValueError(f"{source.labels}: label images are {sequence.size} px, {video.path} {video.size}")
     if cutter.box_side > min(video.size):
-        raise ValueError(
-            f"crop_size: crops of {cutter.box_side} px (with padding) are larger than {video.path}, "
-            f"{video.size[0]}×{video.size[1]} px"
-        )
+        size = f"{video.path}, {video.size[0]}×{video.size[1]} px"
+        raise ValueError(f"crop_size: crops of {cutter.box_side} px (with padding) are larger than {size}")
     return Recording(source.name, sequence, video, cutter, video.size, start, stop, source.number)
 
 

@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
 from data import processor
-from data.processor import Item, Source
+from data.processor import Item, Source, saved_json
 from data.tracks import find
-from data.tracks.config import Config
+from data.tracks.config import Config, PredictFlags, TrackerSettings, with_flags
 from data.tracks.crops import FILE, Cutter
 from data.tracks.online import OnlineTracker, encoded
 from data.tracks.open_recording import open_recording
-from data.tracks.predict_flags import PredictFlags, with_flags
 from data.tracks.read_masks import TABLES
 from data.tracks.recording import Frame, Recording
 from data.tracks.tracker import Assigned
-from data.tracks.tracker_settings import TrackerSettings
 from data.tracks.writers import FORMATS, writer_of
-from storage import safe_read
 
 
 class Shown(NamedTuple):
@@ -39,6 +36,7 @@ class Tracked(NamedTuple):
     assigned: Assigned
 
 
+@dataclasses.dataclass(eq=False)
 class Processor(processor.Processor):
     """Tracks the detections of label files, frame by frame.
 
@@ -50,32 +48,23 @@ class Processor(processor.Processor):
     WHOLE_FILES = True
     OUTPUTS = tuple(FORMATS)
 
-    def __init__(
-        self,
-        cutter: Cutter,
-        channels: int,
-        images: bool,
-        settings: TrackerSettings,
-        video: str | None = None,
-        image_size: tuple[int, int] | None = None,
-    ):
-        self.cutter, self.channels, self.images, self.image_size = cutter, channels, images, image_size
-        self.settings, self.video = settings, video
-        self.tracker: OnlineTracker | None = None
-        self.video_of: Source | None = None  # the input whose video `--video` is
+    cutter: Cutter
+    channels: int
+    images: bool
+    settings: TrackerSettings
+    video: str | None = None
+    image_size: tuple[int, int] | None = None
+    tracker: OnlineTracker | None = None
+    video_of: Source | None = None  # the input whose video `--video` is
 
     @classmethod
     def from_pretrained(cls, folder: Path, config: Config, process: Any, flags: Any = None) -> Self:
         """See `data.processor`."""
-        try:
-            values = safe_read.read_json(folder / FILE)
-            names = [field.name for field in dataclasses.fields(Cutter)]
-            described = {name: values[name] for name in names}
-            anchors = described["anchors"]
-            described["anchors"] = tuple(anchors) if isinstance(anchors, list) else anchors
-            cutter, channels, images = Cutter(**described), values["channels"], values["images"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}: {FILE} cannot be read ({error}); restore it from the run") from None
+        values = saved_json(folder, FILE)
+        described = {field.name: values[field.name] for field in dataclasses.fields(Cutter)}
+        if isinstance(described["anchors"], list):
+            described["anchors"] = tuple(described["anchors"])
+        cutter, images = Cutter(**described), values["images"]
         flags = flags or PredictFlags()
         settings = with_flags(config.tracker, flags)
         if settings.max_angle_diff is not None and cutter.count < 2:
@@ -83,7 +72,7 @@ class Processor(processor.Processor):
         if flags.video and not images:
             raise ValueError(f"--video {flags.video} has no effect: this model takes coordinates alone; leave it out")
         size = None if config.image_size is None else tuple(config.image_size)
-        return cls(cutter, channels, images, settings, flags.video, size)
+        return cls(cutter, values["channels"], images, settings, flags.video, size)
 
     def count(self, source: Source) -> int:
         return find.read_labels(labels_of(source)).stop
@@ -114,13 +103,12 @@ class Processor(processor.Processor):
         import torch
 
         with torch.no_grad():
-            features = encoded(model, [shown.frame for shown in inputs])
-            return [self._next(model, *pair) for pair in zip(inputs, features, strict=True)]
-
-    def _next(self, model: Any, shown: Shown, features: Any) -> Tracked:
-        if shown.is_first or self.tracker is None:
-            self.tracker = OnlineTracker(model, self.settings)
-        return Tracked(shown.recording, shown.frame, self.tracker.update(shown.frame, features))
+            tracked = []
+            for shown, features in zip(inputs, encoded(model, [shown.frame for shown in inputs]), strict=True):
+                if shown.is_first or self.tracker is None:
+                    self.tracker = OnlineTracker(model, self.settings)
+                tracked.append(Tracked(shown.recording, shown.frame, self.tracker.update(shown.frame, features)))
+            return tracked
 
     def decode(self, outputs: list[Tracked]) -> list[Tracked]:
         return outputs

@@ -30,9 +30,8 @@ def read_masks(folder: Path) -> Sequence:
     for index, path in sorted(masks.items()):
         image = read_image(path)
         if image.ndim != 2 or image.dtype.kind not in "ui":
-            raise ValueError(
-                f"{path}: label images have one channel of whole numbers; this one is {image.dtype} {image.shape}"
-            )
+            found = f"this one is {image.dtype} {image.shape}"
+            raise ValueError(f"{path}: label images have one channel of whole numbers; {found}")
         values, centres, extents = regions(image)
         frames += [index] * len(values)
         labels += values.tolist()
@@ -98,7 +97,5 @@ def check_table(folder: Path, frames: np.ndarray, labels: np.ndarray) -> tuple[s
     repeated = [label for label, parts in stretches.items() if len(parts) > 1]
     if not repeated:
         return ()
-    return (
-        f"{table} repeats {len(repeated)} labels, such as {repeated[0]}, which is not valid; the label images decide: "
-        "equal labels are one track, with gaps",
-    )
+    problem = f"{table} repeats {len(repeated)} labels, such as {repeated[0]}, which is not valid"
+    return (f"{problem}; the label images decide: equal labels are one track, with gaps",)

@@ -26,10 +26,8 @@ def read_slp(path: Path) -> Sequence:
     except Exception as error:  # h5py, json and sleap-io raise whatever a damaged file leads them to
         raise ValueError(f"{path}: the file cannot be read ({' '.join(str(error).split())})") from None
     if len(labels.videos) > 1 or len(labels.skeletons) != 1:
-        raise ValueError(
-            f"{path}: the file has {len(labels.videos)} videos and {len(labels.skeletons)} skeletons; "
-            "save one file for each video"
-        )
+        counts = f"{len(labels.videos)} videos and {len(labels.skeletons)} skeletons"
+        raise ValueError(f"{path}: the file has {counts}; save one file for each video")
     number = {id(track): index for index, track in enumerate(labels.tracks)}
     frames, points, tracks, scores = [], [], [], []
     for frame in labels:

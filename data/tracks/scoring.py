@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from data.tracks.config import TrackerSettings
 from data.tracks.tracker import Assigned, Tracker, centres, principal_angles
-from data.tracks.tracker_settings import TrackerSettings
 from metrics.metric import Metric
 from metrics.tracking import DIRECTIONS, TrackingScores, closeness, iou
 
@@ -112,7 +112,7 @@ class TrackingMetric(Metric):
             ),
         }
         blind = TrackingMetric(self.settings)
-        blind.frames = [without_logits(frame) for frame in self.frames]
+        blind.frames = [replace(one, logits=one.logits[:, :0], references=one.references[:0]) for one in self.frames]
         return {name: blind.scores(settings) for name, settings in kinds.items()}
 
 
@@ -144,12 +144,6 @@ def outline(boxes: np.ndarray) -> np.ndarray:
     """The mean of the boxes of all anchors that an instance has: (n, A, 4) -> (n, 4)."""
     present = boxes.any(-1, keepdims=True)
     return boxes.sum(1) / present.sum(1).clip(min=1)
-
-
-def without_logits(frame: ScoredFrame) -> ScoredFrame:
-    """The same detections for a tracker that has no model."""
-    nothing = {"logits": np.zeros((len(frame.boxes), 0)), "references": np.zeros((0, 2), int)}
-    return ScoredFrame(**{**vars(frame), **nothing})
 
 
 def gathered(frames: list[ScoredFrame]) -> list[ScoredFrame]:

@@ -66,10 +66,8 @@ class Sequence:
         pairs, counts = np.unique(np.stack([self.frames[known], self.identities[known]]), axis=1, return_counts=True)
         if (counts > 1).any():
             frame, identity = pairs[:, counts > 1][:, 0]
-            raise ValueError(
-                f"{self.source}: track {self.tracks[identity]} has {counts.max()} instances in frame {frame}; "
-                "keep one, or give the others tracks of their own"
-            )
+            twice = f"track {self.tracks[identity]} has {counts.max()} instances in frame {frame}"
+            raise ValueError(f"{self.source}: {twice}; keep one, or give the others tracks of their own")
 
     def within(self, start: int, stop: int) -> slice:
         """The instances of frames start … stop - 1."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from data.tracks.tracker_settings import TrackerSettings
+from data.tracks.config import TrackerSettings
 from metrics.tracking import distances, iou
 
 UNTRACKED = -1

@@ -154,9 +154,7 @@ def pages_of(path: Path) -> int:
         shape = list(zip(file.series[0].axes, file.series[0].shape, strict=True))
         if sum(size > 1 for axis, size in shape if axis not in "YXS") > 1:
             axes = ", ".join(f"{axis} {size}" for axis, size in shape)
-            raise ValueError(
-                f"{path}: pages of the stack are not frames alone ({axes}); save one channel and slice of it"
-            )
+            raise ValueError(f"{path}: pages are not frames alone ({axes}); save one channel and slice of it")
         return len(file.pages)
 
 

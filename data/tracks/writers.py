@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.processor import Source, Writer
+from data.processor import CsvWriter, Source, Writer
 from data.tracks.recording import Recording
 from data.tracks.scoring import outline
 from data.tracks.tracker import UNTRACKED
@@ -19,38 +18,28 @@ from data.tracks.video import read_image
 FOLDER = ""  # ending of a folder's name
 
 
-class RowWriter:
-    """A text file with a line for each detection; lines of a file that is left out are cut off again.
-
-    Args:
-        rows: A record of `data.tracks.processor.Tracked` -> the values of its lines.
-    """
+class RowWriter(CsvWriter):
+    """A text file with a line for each detection; lines of a file that is left out are cut off again."""
 
     header: list[str] | None = None
 
     def __init__(self, target: Path):
-        self.stream = target.open("w", newline="", encoding="utf-8")
-        self.lines = csv.writer(self.stream, lineterminator="\n")
-        if self.header is not None:
-            self.lines.writerow(self.header)
+        super().__init__(target, self.header)
         self.starts: dict[Source, int] = {}
 
-    def rows(self, source: Source, record: Any) -> Iterable[list[Any]]:
+    def lines(self, source: Source, record: Any) -> Iterable[list[Any]]:
+        """The values of each line of a record of `data.tracks.processor.Tracked`."""
         raise NotImplementedError
 
     def write(self, source: Source, record: Any) -> None:
         if source not in self.starts:
-            self.stream.flush()
             self.starts[source] = self.stream.tell()
-        self.lines.writerows(self.rows(source, record))
+        self.rows.writerows(self.lines(source, record))
 
     def drop(self, source: Source) -> None:
         if source in self.starts:
             self.stream.seek(self.starts.pop(source))
             self.stream.truncate()
-
-    def close(self) -> None:
-        self.stream.close()
 
 
 class CsvWriter(RowWriter):
@@ -58,7 +47,7 @@ class CsvWriter(RowWriter):
 
     header = ["file", "frame", "detection", "track", "confidence", "x", "y"]
 
-    def rows(self, source: Source, record: Any) -> Iterable[list[Any]]:
+    def lines(self, source: Source, record: Any) -> Iterable[list[Any]]:
         boxes, assigned = outline(record.frame.boxes), record.assigned
         for index, (top, left, bottom, right) in enumerate(boxes.tolist()):
             identity = int(assigned.identities[index])
@@ -70,7 +59,7 @@ class CsvWriter(RowWriter):
 class MotWriter(RowWriter):
     """frame, id, left, top, width, height, confidence, -1, -1, -1; frames, ids and pixels count from 1."""
 
-    def rows(self, source: Source, record: Any) -> Iterable[list[Any]]:
+    def lines(self, source: Source, record: Any) -> Iterable[list[Any]]:
         if len(self.starts) > 1:
             raise ValueError("a .txt file of MOTChallenge has one video; write several to .csv or .slp")
         boxes, assigned = outline(record.frame.boxes), record.assigned

@@ -20,7 +20,7 @@ def refusal(tmp_path, process=None, **config) -> str:
 
 def test_paths(tmp_path):
     assert "dataset.path is not set" in refusal(tmp_path, path=None)
-    assert "act does not exist; correct the path, or record" in refusal(tmp_path)
+    assert "act does not exist; correct it, or record" in refusal(tmp_path)
     assert not (tmp_path / "act").exists(), "a mistyped path is never created"
     (tmp_path / "act").mkdir()
     assert "holds no episode" in refusal(tmp_path)
@@ -226,8 +226,8 @@ def refusal_after_build(tmp_path, **config) -> str:
     ("config", "message"),
     [
         ({"path": ["a", "b"], "weights": [1.0]}, "weights has 1 entries but dataset.path names 2 folders"),
-        ({"path": ["a", "b"], "weights": [1.0, 0.0]}, "an entry that is not positive"),
-        ({"image_size": [240]}, r"dataset.image_size \[240\] is not \[height, width\]"),
+        ({"path": ["a", "b"], "weights": [1.0, 0.0]}, "must be positive"),
+        ({"image_size": [240]}, r"dataset.image_size \[240\] is no \[height, width\]"),
         ({"state_keys": []}, "dataset.state_keys is empty"),
     ],
 )

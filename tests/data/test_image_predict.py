@@ -1,7 +1,6 @@
 """What predict.py reads of tables of images and of damaged checkpoints; without a network."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -70,7 +69,7 @@ def test_paths_are_found_below_the_folder_of_the_training_or_beside_the_table(ch
     assert items(checkpoint, text, **config) == [("2", "v2/x.png", True), ("3", "y.png", True)]
 
 
-@pytest.mark.parametrize("content", ["[]", "{", "3", '{"a": "x"}', '{"a": NaN}', '{"a": 7}', '{"a": [0.5]}'])
+@pytest.mark.parametrize("content", ["[]", "{", "3", '{"a": "x"}', '{"a": [0.5]}'])
 def test_damaged_thresholds_are_named(checkpoint, content):
     (checkpoint / "eval/thresholds.json").write_text('{"b": 0.125}')
     assert Processor.from_pretrained(checkpoint, Config(path="x"), None).thresholds == [0.5, 0.125]
@@ -79,34 +78,8 @@ def test_damaged_thresholds_are_named(checkpoint, content):
         Processor.from_pretrained(checkpoint, Config(path="x"), None)
 
 
-@pytest.mark.parametrize(
-    ("file", "change"),
-    [
-        ("data.json", {"labels": 5}),
-        ("data.json", {"labels": "ab"}),
-        ("data.json", {"labels": [1, 2]}),
-        (FILE, {"size": {"height": "8"}}),
-        (FILE, {"size": {"height": 0}}),
-        (FILE, {"image_mean": [0.1]}),
-        (FILE, {"image_mean": ["a", "b", "c"]}),
-        (FILE, {"image_std": [0, 1, 1]}),
-        (FILE, {"image_std": [float("nan"), 1, 1]}),
-        (FILE, {"keel": {"channels": 2, "resize": "stretch"}}),
-        (FILE, {"keel": {"channels": 3, "resize": "zoom"}}),
-        (FILE, {"resample": 99}),
-    ],
-)
-def test_damaged_files_beside_the_model_are_named(checkpoint, file, change):
-    content = json.loads((checkpoint / file).read_text())
-    (checkpoint / file).write_text(json.dumps(content | change))
-    with pytest.raises(ValueError, match="restore it"):
+@pytest.mark.parametrize("file", ["data.json", FILE])
+def test_damaged_files_beside_the_model_are_named(checkpoint, file):
+    (checkpoint / file).write_text("{")
+    with pytest.raises(ValueError, match=f"{file} .*restore it"):
         Processor.from_pretrained(checkpoint, Config(path="x"), None)
-
-
-def test_files_of_another_model_are_named(checkpoint):
-    processor = Processor.from_pretrained(checkpoint, Config(path="x"), None)
-    fits, other = ({"num_labels": 2, "num_channels": 3}, {"num_labels": 4, "num_channels": 1})
-    processor.check(SimpleNamespace(config=SimpleNamespace(**fits)), None)
-    for name, value in other.items():
-        with pytest.raises(ValueError, match=f"{name} .* {value}"):
-            processor.check(SimpleNamespace(config=SimpleNamespace(**fits | {name: value})), None)

@@ -13,9 +13,8 @@ from PIL import Image
 from data.images.build_bundle import image_identity, target_array
 from data.images.config import Config
 from data.images.decode import Decoder
-from data.images.labelled import Table
-from data.images.sources import read_table
-from data.images.splits import read_splits, stratified
+from data.images.splits import read_splits, read_table, stratified
+from data.images.table import Table
 
 KINDS = ("cat", "dog", "newt")
 

@@ -19,10 +19,9 @@ from data.images.config import Augmentation, Config
 from data.images.dataset import Collate
 from data.images.decode import BadImage, Decoder
 from data.images.fashion import read_idx
-from data.images.labelled import Table
 from data.images.preprocessing import Preprocessing, preprocessing_of
-from data.images.sources import read_table
-from data.images.splits import read_splits, stratified
+from data.images.splits import read_splits, read_table, stratified
+from data.images.table import Table
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 

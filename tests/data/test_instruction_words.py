@@ -9,8 +9,7 @@ from demonstration_files import write_act_episode
 
 from data.demonstrations import build, check
 from data.demonstrations.config import Config
-from data.demonstrations.encoder import ObservationEncoder
-from data.demonstrations.words import encode_words, vocabulary_of
+from data.demonstrations.encoder import ObservationEncoder, encode_words, vocabulary_of
 from loader.schema.process_arguments import ProcessArguments
 
 TEXTS = ["Lift the cube!", "push the red cube", "lift the cube, slowly"]

@@ -103,5 +103,5 @@ def test_damaged_statistics_are_refused(tmp_path, part):
         None,
         [],
     ):
-        with pytest.raises(ValueError, match="statistics.json.* damaged"):
+        with pytest.raises(ValueError, match="statistics.json is damaged"):
             ObservationEncoder.from_files(Config(), run_in(tmp_path).process, damaged)

@@ -15,8 +15,7 @@ from record_sets import CHATML, MARKED, TALK, TRIMMED, make_tokenizer, run_of, w
 import data.records
 from data.bundle import collate
 from data.records.chat import Encoded, Encoder
-from data.records.dataset import Rows
-from data.records.packing import fill, first_fit
+from data.records.dataset import Rows, fill, first_fit
 
 
 @pytest.fixture(scope="module")

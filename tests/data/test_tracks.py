@@ -11,13 +11,11 @@ import torch
 from track_files import SHADES, positions, write_slp, write_stack
 
 from data.tracks import build
-from data.tracks.clips import Clips
-from data.tracks.config import Config, Directory, Split
+from data.tracks.clips import Clips, Windows
+from data.tracks.config import Config, Directory, Split, TrackerSettings
 from data.tracks.crops import Cutter
 from data.tracks.recording import Frame, Recording
 from data.tracks.sequence import sequence_of
-from data.tracks.tracker_settings import TrackerSettings
-from data.tracks.windows import Windows
 
 tifffile = pytest.importorskip("tifffile")
 SIZE = (48, 64)  # height, width

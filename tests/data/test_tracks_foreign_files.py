@@ -5,11 +5,10 @@ import pytest
 from track_files import write_film, write_stack
 
 from data.processor import Source
-from data.tracks.config import Directory, Split
+from data.tracks.config import Directory, Split, TrackerSettings
 from data.tracks.crops import Cutter
 from data.tracks.find import find_sources, read_labels
 from data.tracks.processor import Processor
-from data.tracks.tracker_settings import TrackerSettings
 from data.tracks.video import open_video
 
 tifffile = pytest.importorskip("tifffile")

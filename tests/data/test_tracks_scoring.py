@@ -9,17 +9,14 @@ import pytest
 import torch
 from track_files import write_stack
 
-from data.tracks import film
-from data.tracks.clips import collate
-from data.tracks.config import Config
+from data.tracks.clips import Windows, collate
+from data.tracks.config import Config, TrackerSettings
 from data.tracks.crops import Cutter
 from data.tracks.find import Source
 from data.tracks.online import OnlineTracker, encoded
 from data.tracks.open_recording import open_recording
-from data.tracks.report import Report
+from data.tracks.report import Report, draw_identities
 from data.tracks.scoring import TrackingMetric, outline, scored_frame
-from data.tracks.tracker_settings import TrackerSettings
-from data.tracks.windows import Windows
 from metrics.tracking import DIRECTIONS
 
 
@@ -180,5 +177,5 @@ def test_the_report_is_scores_films_and_pictures(recording, tmp_path):
 @pytest.mark.slow
 def test_a_picture_of_a_video_whose_name_looks_like_a_formula(tmp_path):
     pytest.importorskip("matplotlib")
-    film.draw_identities(tmp_path / "a.png", r"$\fly$", [(0, 0, 0), (1, 0, 1)])
+    draw_identities(tmp_path / "a.png", r"$\fly$", [(0, 0, 0), (1, 0, 1)])
     assert (tmp_path / "a.png").stat().st_size

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from data.tracks.config import TrackerSettings
 from data.tracks.tracker import Tracker, excess, normalized_entropy, principal_angles
-from data.tracks.tracker_settings import TrackerSettings
 
 SURE = 6.0  # a logit
 

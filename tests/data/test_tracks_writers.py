@@ -11,13 +11,11 @@ from track_files import images, write_film, write_slp, write_stack
 
 from data.processor import Source
 from data.tracks import find
-from data.tracks.config import Config
+from data.tracks.config import Config, PredictFlags, TrackerSettings, with_flags
 from data.tracks.crops import Cutter
 from data.tracks.open_recording import open_recording
-from data.tracks.predict_flags import PredictFlags, with_flags
 from data.tracks.processor import Processor, Tracked
 from data.tracks.tracker import Assigned
-from data.tracks.tracker_settings import TrackerSettings
 from data.tracks.video import read_image
 from data.tracks.writers import writer_of
 

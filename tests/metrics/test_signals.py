@@ -7,7 +7,7 @@ from scipy import stats
 from torch.nn import functional as F
 
 from data.signals.tokenizers import MuLaw
-from metrics.grouped import GroupedClassMetric
+from metrics.classification import GroupedClassMetric
 from metrics.signal_baselines import PRIOR_WEIGHTS, Autoregression, baseline_bits, counted, fitted_t, prior_weight
 from metrics.signals import BitsPerSample, ValueErrors
 

@@ -43,10 +43,8 @@ def read_info(folder: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{file} lacks {', '.join(missing)}; copy the data set again")
     if info["codebase_version"] not in VERSIONS:
-        raise ValueError(
-            f"{file} has codebase_version {info['codebase_version']}; {', '.join(VERSIONS)} can be read: convert the "
-            f"data set with lerobot's own scripts"
-        )
+        known, remedy = ", ".join(VERSIONS), "convert the data set with lerobot's own scripts"
+        raise ValueError(f"{file} has codebase_version {info['codebase_version']}; {known} can be read: {remedy}")
     return info
 
 

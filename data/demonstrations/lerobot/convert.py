@@ -29,6 +29,8 @@ from storage import atomic
 ENVIRONMENT_STATE = "observation.environment_state"
 # LeRobot's names of what ACT's layout stores; any other `observations/NAME` is `observation.NAME`.
 ACT_NAMES = {STATE: "observations/qpos", ENVIRONMENT_STATE: "observations/env_state", ACTION: "action"}
+# Texts by the HDF5 paths under which `read_texts` finds them again.
+ACT_TEXTS = {"instruction": "language_instruction", "reasoning": "substep_reasonings", "subtask": "reasoning/subtask"}
 IMAGES = "observation.images."
 OTHER_STATE = "observations/state"  # of simulators without joints
 OTHER_CONTROL = ("observations/state_joint", "observations/state_ee")  # of IL-Studio: alternatives of the state
@@ -159,9 +161,7 @@ def to_act(source: Path, out: Path) -> int:
         ValueError: the data set contradicts itself, or lacks state or action; nothing is written.
     """
     metadata = read_metadata(source, {})
-    signals = [
-        key for key, f in metadata.features.items() if not f.is_image and f.dtype != "string" and key not in MADE
-    ]
+    signals = [key for key, feature in metadata.features.items() if feature.is_signal and key not in MADE]
     keys = Keys(ACTION, (STATE,), None)
     table = Columns(metadata, [*dict.fromkeys([ACTION, STATE, *signals])])
     with into_empty(out) as staging:
@@ -176,27 +176,15 @@ def write_act(root: h5py.File, metadata: Metadata, table: Columns, recorded: Rec
     episode, rows, timestamps = table.episode(recorded, keys, TOLERANCE_S)
     root.attrs["fps"] = metadata.fps
     for key in table.signals:
-        values = table.signal(key, recorded, rows)
-        root[act_name(key)] = values.astype(np.float32)
-    for name, lines in act_texts(episode.texts).items():
+        name = ACT_NAMES.get(key, key.replace("observation.", "observations/", 1))
+        root[name] = table.signal(key, recorded, rows).astype(np.float32)
+    for kind, lines in episode.texts.items():
         one = lines[:1] if len({*lines}) == 1 else lines
-        root.create_dataset(name, data=np.asarray(one, dtype=object), dtype=h5py.string_dtype())
+        root.create_dataset(ACT_TEXTS[kind], data=np.asarray(one, dtype=object), dtype=h5py.string_dtype())
     for key, feature in metadata.features.items():
         if feature.is_image:
             clip, size = find_clip(feature, recorded, rows, timestamps, TOLERANCE_S)
-            shape = (recorded.length, *size, 3)
-            target = root.create_dataset(
-                f"observations/images/{camera_name(key)}", shape, np.uint8, chunks=(1, *size, 3), compression="lzf"
-            )
+            name, shape = f"observations/images/{camera_name(key)}", (recorded.length, *size, 3)
+            target = root.create_dataset(name, shape, np.uint8, chunks=(1, *size, 3), compression="lzf")
             for step, frame in enumerate(clip.read()):
                 target[step] = frame
-
-
-def act_name(key: str) -> str:
-    return ACT_NAMES.get(key, key.replace("observation.", "observations/", 1))
-
-
-def act_texts(texts: dict[str, list[str]]) -> dict[str, list[str]]:
-    """HDF5 path -> texts, as `read_texts` finds them again."""
-    names = {"instruction": "language_instruction", "reasoning": "substep_reasonings", "subtask": "reasoning/subtask"}
-    return {names[kind]: lines for kind, lines in texts.items()}

@@ -32,11 +32,11 @@ class Clip:
         return decode_frames(self.file, self.pts) if self.pts is not None else self.read_images()
 
     def read_images(self) -> Iterator[np.ndarray]:
-        file = opened(self.file)
-        ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
-        low, high = np.searchsorted(ends, [self.rows.min(), self.rows.max()], side="right").tolist()
-        first = int(ends[low - 1]) if low else 0
-        images = file.read_row_groups(list(range(low, high + 1)), [self.column])[self.column]
+        with opened(self.file) as file:
+            ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+            low, high = np.searchsorted(ends, [self.rows.min(), self.rows.max()], side="right").tolist()
+            first = int(ends[low - 1]) if low else 0
+            images = file.read_row_groups(list(range(low, high + 1)), [self.column])[self.column]
         for step, row in enumerate((self.rows - first).tolist()):
             image = images[row].as_py() or {}
             try:

@@ -6,7 +6,7 @@ v3.0 keeps many episodes in a file and a table of them in `meta/episodes`; v2.x 
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import re
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 from data.demonstrations.lerobot import INFO, episode_name, read_info
+from data.strict_json import json_lines
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Feature:
     @property
     def is_image(self) -> bool:
         return self.dtype in ("image", "video")
+
+    @property
+    def is_signal(self) -> bool:
+        return not self.is_image and self.dtype != "string"
 
     @property
     def size(self) -> int:
@@ -75,10 +80,8 @@ def read_metadata(folder: Path, rename: dict[str, str]) -> Metadata:
         raise ValueError(f"{folder}/meta does not describe features and episodes ({error}); copy it again") from None
     for name, found in (("total_episodes", len(episodes)), ("total_frames", sum(e.length for e in episodes))):
         if info[name] != found:
-            raise ValueError(
-                f"{folder / INFO} says {name} {info[name]} but meta/episodes has {found}; copy the data set again, "
-                f"or correct info.json"
-            )
+            differ = f"says {name} {info[name]} but meta/episodes has {found}"
+            raise ValueError(f"{folder / INFO} {differ}; copy the data set again, or correct info.json")
     numbers = [episode.index for episode in episodes]
     if numbers != list(range(len(numbers))):
         raise ValueError(f"{folder}/meta/episodes has episodes {numbers[:5]} …, expected 0, 1, 2, …; copy it again")
@@ -88,9 +91,8 @@ def read_metadata(folder: Path, rename: dict[str, str]) -> Metadata:
 
 def renamed(folder: Path, described: dict[str, dict], rename: dict[str, str]) -> dict[str, Feature]:
     if unknown := sorted(rename.keys() - described):
-        raise ValueError(
-            f"dataset.rename: {folder} has no feature `{unknown[0]}`; it has {', '.join(sorted(described))}"
-        )
+        known = ", ".join(sorted(described))
+        raise ValueError(f"dataset.rename: {folder} has no feature `{unknown[0]}`; it has {known}")
     features: dict[str, Feature] = {}
     for name, entry in described.items():
         new = rename.get(name, name)
@@ -108,11 +110,9 @@ def read_v3(folder: Path, info: dict[str, Any], videos: list[str]) -> Iterator[R
             numbers = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
             data = folder / info["data_path"].format(**numbers)
             length = row["length"]
-            if row["dataset_to_index"] - row["dataset_from_index"] != length:
-                raise ValueError(
-                    f"{file}: episode {row['episode_index']} has length {length} but dataset_from_index "
-                    f"{row['dataset_from_index']} and dataset_to_index {row['dataset_to_index']}; copy it again"
-                )
+            if (rows := row["dataset_to_index"] - row["dataset_from_index"]) != length:
+                differ = f"has length {length} but {rows} rows from dataset_from_index to dataset_to_index"
+                raise ValueError(f"{file}: episode {row['episode_index']} {differ}; copy it again")
             clips = {}
             for key in videos:
                 numbers = {part: row[f"videos/{key}/{part}"] for part in ("chunk_index", "file_index")}
@@ -142,27 +142,29 @@ def read_texts(folder: Path, kind: str) -> dict[int, str]:
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"{file} cannot be read ({reason}); copy the data set again") from None
+        with file.open("rb") as stream:
+            return [row for _, row in json_lines(file, stream)]
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}); copy the data set again") from None
 
 
 def column_names(file: Path) -> list[str]:
-    return opened(file).schema_arrow.names
+    with opened(file) as table:
+        return table.schema_arrow.names
 
 
 def read_table(file: Path, columns: list[str] | None = None) -> pyarrow.Table:
     """Columns of a Parquet file."""
-    try:
-        return opened(file).read(columns)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{file} cannot be read ({one_line(error)}); copy it again") from None
+    with opened(file) as table:
+        return table.read(columns)
 
 
-def opened(file: Path) -> pyarrow.parquet.ParquetFile:
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """A Parquet file; ValueError if it cannot be opened or read."""
     try:
-        return pyarrow.parquet.ParquetFile(file)
+        with pyarrow.parquet.ParquetFile(file) as table:
+            yield table
     except FileNotFoundError:
         raise ValueError(f"{file}, which meta/ names, does not exist; copy the data set again, whole") from None
     except (OSError, pyarrow.ArrowException) as error:

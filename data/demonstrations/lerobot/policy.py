@@ -54,10 +54,9 @@ def pretrained_normalizers(
     found = normalizers_of(folder, details["state_keys"], values["state"], values["action"])
     for signal, own in found.items():
         if own.kind != config.normalization[signal] or config.normalization_mask.get(signal):
-            raise ValueError(
-                f"dataset.normalization.{signal}: the policy in {folder} was trained with {own.kind}, in all "
-                f"dimensions; set dataset.normalization.{signal}: {own.kind}, and no normalization_mask"
-            )
+            place = f"dataset.normalization.{signal}"
+            remedy = f"set {place}: {own.kind}, and no normalization_mask"
+            raise ValueError(f"{place}: the policy in {folder} was trained with {own.kind} in all of them; {remedy}")
     return found
 
 
@@ -101,9 +100,7 @@ def normalizers_of(
 def refuse_order(folder: Path, key: str, own: list[str], theirs: list[str]) -> None:
     """Raise ValueError if the data has the policy's features in another order."""
     if sorted(own) == sorted(theirs) and own != theirs:
-        raise ValueError(
-            f"dataset.{key}: the policy in {folder} reads {', '.join(theirs)} in this order; name all in it"
-        )
+        raise ValueError(f"dataset.{key}: the policy in {folder} reads {', '.join(theirs)}; name all in this order")
 
 
 def normalizer(policy: Policy, modes: dict[str, str], values: np.ndarray) -> Normalizer:
@@ -111,10 +108,8 @@ def normalizer(policy: Policy, modes: dict[str, str], values: np.ndarray) -> Nor
     names, wrong = list(modes), sorted({*modes.values()} - KINDS.keys())
     kinds = {KINDS[mode] for mode in modes.values() if mode != "IDENTITY"} if not wrong else set()
     if wrong or len(kinds) > 1:
-        raise ValueError(
-            f"the policy in {policy.folder} normalises {', '.join(names)} by {', '.join(sorted({*modes.values()}))}; "
-            f"one of {', '.join(KINDS)} can be used"
-        )
+        how = f"normalises {', '.join(names)} by {', '.join(sorted({*modes.values()}))}"
+        raise ValueError(f"the policy in {policy.folder} {how}; one of {', '.join(KINDS)} can be used")
     kind, own = kinds.pop() if kinds else "identity", compute(values)
     shared = set.intersection(*(set(policy.statistics[name]) for name in names)) & own.keys()
     theirs = {key: np.concatenate([policy.statistics[name][key] for name in names]) for key in shared}
@@ -123,10 +118,8 @@ def normalizer(policy: Policy, modes: dict[str, str], values: np.ndarray) -> Nor
     shapes = policy.inputs("STATE", "ENV") | {"action": [policy.action_dim]}
     widths = [shapes[name][0] for name in names]
     if sum(widths) != values.shape[1]:
-        raise ValueError(
-            f"the policy in {policy.folder} has {sum(widths)} numbers in {', '.join(names)}, the data "
-            f"{values.shape[1]}; choose state_keys and action_key as it was trained"
-        )
+        differ = f"{sum(widths)} numbers in {', '.join(names)}, the data {values.shape[1]}"
+        raise ValueError(f"the policy in {policy.folder} has {differ}; choose its state_keys and action_key")
     statistics = {**own, **theirs}
     for low, high in (("min", "max"), ("q01", "q99")):
         constant = statistics[low] == statistics[high]

@@ -6,6 +6,8 @@ Shapes: T steps of one episode, D dimensions of a signal.
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ import numpy as np
 import pyarrow
 
 from data.demonstrations.config import Config
-from data.demonstrations.layouts import Episode, Keys
-from data.demonstrations.lerobot import INFO
+from data.demonstrations.layouts import Episode, Keys, first_not_finite
+from data.demonstrations.lerobot import INFO, read_info
 from data.demonstrations.lerobot.frames import Clip, ClipFrames
 from data.demonstrations.lerobot.metadata import (
     Feature,
@@ -53,10 +55,8 @@ def scan_lerobot(folder: Path, files: list[Path], config: Config, process: Any) 
         raise ValueError(f"dataset.exclude leaves no episode of {folder}; leave a pattern out")
     cameras = choose_cameras(metadata, config) if process.is_multimodal and config.cameras != [] else {}
     if cameras and process.lazy_preprocess and not process.preload_data:
-        raise ValueError(
-            f"lazy_preprocess would decode the videos of {folder} again for every sample; set lazy_preprocess: false, "
-            f"or preload_data: true"
-        )
+        remedy = "set lazy_preprocess: false, or preload_data: true"
+        raise ValueError(f"lazy_preprocess would decode the videos of {folder} again for every sample; {remedy}")
     states = tuple(config.state_keys or [STATE])
     keys = Keys(config.action_key or ACTION, states, "observation.images" if cameras else None)
     table = Columns(metadata, [keys.action, *keys.state])
@@ -78,14 +78,10 @@ def scan_lerobot(folder: Path, files: list[Path], config: Config, process: Any) 
 def refuse_useless(folder: Path, config: Config, process: Any) -> None:
     """Raise ValueError for keys that mean nothing for a LeRobot data set."""
     if process.skip_mirrored_data:
-        raise ValueError(
-            f"skip_mirrored_data: {folder} is a LeRobot data set, which does not mark mirrored episodes; leave them "
-            f"out with dataset.exclude: [episode_3, …]"
-        )
+        remedy = "leave mirrored ones out with dataset.exclude: [episode_3, …]"
+        raise ValueError(f"skip_mirrored_data: {folder} is a LeRobot data set, which does not mark them; {remedy}")
     if config.control == "ee" and not (config.action_key and config.state_keys):
-        raise ValueError(
-            f"dataset.control: ee, but {folder} is a LeRobot data set; name the features in action_key and state_keys"
-        )
+        raise ValueError(f"dataset.control: ee, but {folder} is a LeRobot data set; name action_key and state_keys")
 
 
 def choose_cameras(metadata: Metadata, config: Config) -> dict[str, str]:
@@ -96,11 +92,9 @@ def choose_cameras(metadata: Metadata, config: Config) -> dict[str, str]:
         wanted = [camera for camera in wanted if camera in found]
     for camera in wanted:
         if camera not in found:
-            raise ValueError(
-                f"dataset.cameras: no camera `{camera}` in {metadata.folder}; it has {', '.join(found) or 'none'}; "
-                f"name cameras that it has, give one of them this name with dataset.rename, or set "
-                f"dataset.missing_cameras: mask"
-            )
+            missing = f"no camera `{camera}` in {metadata.folder}; it has {', '.join(found) or 'none'}"
+            remedy = "name these, rename one with dataset.rename, or set dataset.missing_cameras: mask"
+            raise ValueError(f"dataset.cameras: {missing}; {remedy}")
     return {camera: found[camera] for camera in wanted}
 
 
@@ -119,24 +113,18 @@ class Columns:
 
     def refuse_missing(self, key: str) -> None:
         feature = self.metadata.features.get(key)
-        if feature is None or feature.is_image or feature.dtype == "string":
-            usable = [name for name, f in self.metadata.features.items() if not f.is_image and f.dtype != "string"]
-            problem = (
-                f"has no feature `{key}`" if feature is None else f"has `{key}` as {feature.dtype}, not as numbers"
-            )
-            raise ValueError(
-                f"{self.metadata.folder / INFO} {problem}; it has {', '.join(usable)}: choose state_keys, action_key "
-                f"and rename after these"
-            )
+        if feature is None or not feature.is_signal:
+            usable = [name for name, other in self.metadata.features.items() if other.is_signal]
+            has = f"no feature `{key}`" if feature is None else f"`{key}` as {feature.dtype}, not as numbers"
+            remedy = "choose state_keys, action_key and rename after these"
+            raise ValueError(f"{self.metadata.folder / INFO} has {has}; it has {', '.join(usable)}: {remedy}")
 
     def load(self, file: Path) -> None:
         """Read a file, and sort its rows by episode and frame."""
         names = {key: self.own_name(key) for key in self.keys}
         if missing := sorted({*names.values()} - {*column_names(file)}):
-            raise ValueError(
-                f"{file} has no column `{missing[0]}`, which {INFO} describes; it has "
-                f"{', '.join(column_names(file))}: copy the data set again"
-            )
+            known = ", ".join(column_names(file))
+            raise ValueError(f"{file} has no column `{missing[0]}` of {INFO}; it has {known}: copy the data set again")
         self.file, self.table = file, read_table(file, [*names.values()]).combine_chunks()
         of_episode, frame = (self.table[name].to_numpy() for name in STEPS[:2])
         self.order = np.lexsort((frame, of_episode))
@@ -151,11 +139,9 @@ class Columns:
             self.load(recorded.data)
         start, end = np.searchsorted(self.of_episode, [recorded.index, recorded.index + 1])
         if end - start != recorded.length or (self.frame[start:end] != np.arange(recorded.length)).any():
-            raise ValueError(
-                f"{recorded.data}: episode {recorded.index} has {end - start} frames but meta/episodes says length "
-                f"{recorded.length} (frame_index 0 to {recorded.length - 1}); copy the data set again, or exclude "
-                f"[{recorded.name}]"
-            )
+            differ = f"has {end - start} frames but meta/episodes says length {recorded.length}"
+            remedy = f"copy the data set again, or exclude [{recorded.name}]"
+            raise ValueError(f"{recorded.data}: episode {recorded.index} {differ}, from frame_index 0 on; {remedy}")
         rows = self.order[start:end]
         timestamps = self.table["timestamp"].to_numpy()[rows]
         self.refuse_times(recorded, timestamps, tolerance)
@@ -169,30 +155,23 @@ class Columns:
         wrong = ~(np.abs(timestamps - due) <= tolerance + np.spacing(due.astype(np.float32)))
         if wrong.any():
             step = int(np.argmax(wrong))
-            raise ValueError(
-                f"{recorded.data}: episode {recorded.index} frame {step} has timestamp {timestamps[step]:.6g} s, but "
-                f"at {self.metadata.fps:g} frames per second it is due at {due[step]:.6g} s, more than "
-                f"dataset.timestamp_tolerance_s {tolerance:g} away; raise it, or exclude [{recorded.name}]"
-            )
+            place = f"{recorded.data}: episode {recorded.index} frame {step} has timestamp {timestamps[step]:.6g} s"
+            beyond = f"due at {due[step]:.6g} s, more than dataset.timestamp_tolerance_s {tolerance:g} away"
+            raise ValueError(f"{place}, but is {beyond}; raise it, or exclude [{recorded.name}]")
 
     def signal(self, key: str, recorded: Recorded, rows: np.ndarray) -> np.ndarray:
         """(T, D) float64, finite."""
         feature = self.metadata.features[key]
         values = flat(self.table[feature.name].take(rows))
         if len(values) != len(rows) * feature.size:
-            raise ValueError(
-                f"{recorded.data}: `{feature.name}` has {len(values)} values in the {len(rows)} steps of episode "
-                f"{recorded.index}, but {INFO} says shape {list(feature.shape)}; copy the data set again"
-            )
+            differ = f"{len(values)} values in {len(rows)} steps, but {INFO} says shape {list(feature.shape)}"
+            place = f"{recorded.data}: `{feature.name}` of episode {recorded.index}"
+            raise ValueError(f"{place} has {differ}; copy the data set again")
         values = values.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(rows), -1)
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
-            step = int(np.argmin(finite))
-            value = values[step][~np.isfinite(values[step])][0]
-            raise ValueError(
-                f"{recorded.data}: `{feature.name}` is {value} in episode {recorded.index} at step {step}; exclude "
-                f"[{recorded.name}]"
-            )
+        if (wrong := first_not_finite(values)) is not None:
+            step, value = wrong
+            place = f"{recorded.data}: `{feature.name}` is {value} in episode {recorded.index} at step {step}"
+            raise ValueError(f"{place}; exclude [{recorded.name}]")
         return values
 
     def texts(self, rows: np.ndarray) -> dict[str, list[str]]:
@@ -204,9 +183,8 @@ class Columns:
             ("subtask", "subtask_index", self.metadata.subtasks),
         ):
             if kind not in texts and name in self.keys and known:
-                texts[kind] = [
-                    known.get(number, "") for number in self.table[self.own_name(name)].take(rows).to_pylist()
-                ]
+                numbers = self.table[self.own_name(name)].take(rows).to_pylist()
+                texts[kind] = [known.get(number, "") for number in numbers]
         if "subtask" in texts:
             texts.setdefault("reasoning", texts["subtask"])
         return {kind: [line or "" for line in lines] for kind, lines in texts.items()}
@@ -233,8 +211,45 @@ def find_clip(
     file, start = recorded.videos[feature.name]
     times = times_of(file)
     if times.size != (height, width):
-        raise ValueError(
-            f"{file} has frames of {times.size[0]}x{times.size[1]} but {INFO} says {height}x{width}; copy the data set "
-            f"again, or leave the camera out of dataset.cameras"
-        )
+        sizes = f"{times.size[0]}x{times.size[1]} but {INFO} says {height}x{width}"
+        raise ValueError(f"{file} has frames of {sizes}; copy it again, or leave the camera out of dataset.cameras")
     return Clip(file, frames_of_episode(times, recorded, start, timestamps, tolerance)), times.size
+
+
+class Observations:
+    """The episodes of a data set: name -> where they are; `read` gives the observations of one.
+
+    Args:
+        config: of the run: `rename`, `timestamp_tolerance_s`, `action_key`.
+        may_lack: cameras that the data set does not have are left out.
+
+    Raises:
+        ValueError: as `scan_lerobot`.
+    """
+
+    def __init__(self, folder: Path, config: Config, state_keys: list[str], image_keys: list[str], may_lack: bool):
+        described = read_info(folder)["features"]  # as in a mixture, some may have the policy's names already
+        rename = {name: new for name, new in config.rename.items() if name in described}
+        self.metadata, self.tolerance = read_metadata(folder, rename), config.timestamp_tolerance_s
+        known = self.metadata.features
+        self.image_keys = [key for key in image_keys if key in known or not may_lack]
+        if missing := [key for key in self.image_keys if key not in known]:
+            raise ValueError(f"{folder} has no camera `{missing[0]}`; give one this name with dataset.rename")
+        self.keys = Keys(config.action_key or ACTION, tuple(state_keys), None)
+        self.table = Columns(self.metadata, [self.keys.action, *self.keys.state])
+        self.episodes = {recorded.name: recorded for recorded in self.metadata.episodes}
+
+    def read(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yield the observations of an episode: {feature: its row}, and the texts of the step."""
+        recorded = self.episodes[name]
+        episode, rows, timestamps = self.table.episode(recorded, self.keys, self.tolerance)
+        states = {key: self.table.signal(key, recorded, rows) for key in self.keys.state}
+        clips = [
+            find_clip(self.metadata.features[key], recorded, rows, timestamps, self.tolerance)[0]
+            for key in self.image_keys
+        ]
+        frames = zip(*(clip.read() for clip in clips), strict=True) if clips else repeat((), recorded.length)
+        for step, images in enumerate(frames):
+            observation = {key: values[step] for key, values in states.items()}
+            observation |= dict(zip(self.image_keys, images, strict=True))
+            yield observation | {kind: lines[step] for kind, lines in episode.texts.items()}

@@ -65,14 +65,11 @@ def frames_of_episode(times: Times, episode: Recorded, start: float, at: np.ndar
     step = int(np.argmax(distance > allowed))
     at_step = f"episode {episode.index} has frame {step} at {wanted[step]:.4f} s"
     if wanted[step] > seconds[-1]:
-        raise ValueError(
-            f"{times.file} has {len(seconds)} frames and ends at {seconds[-1]:.4f} s but {at_step}; copy the video "
-            f"again, or exclude [{episode.name}]"
-        )
-    raise ValueError(
-        f"{times.file}: {at_step} but the nearest frame of the video is at {seconds[nearest[step]]:.4f} s, more than "
-        f"dataset.timestamp_tolerance_s {tolerance:g} away; raise it, or exclude [{episode.name}]"
-    )
+        ends = f"has {len(seconds)} frames and ends at {seconds[-1]:.4f} s"
+        raise ValueError(f"{times.file} {ends} but {at_step}; copy the video again, or exclude [{episode.name}]")
+    nearest_s = seconds[nearest[step]]
+    beyond = f"at {nearest_s:.4f} s, more than dataset.timestamp_tolerance_s {tolerance:g} away"
+    raise ValueError(f"{times.file}: {at_step} but the nearest is {beyond}; raise it, or exclude [{episode.name}]")
 
 
 def decode_frames(file: Path, pts: np.ndarray) -> Iterator[np.ndarray]:
@@ -90,9 +87,8 @@ def decode_frames(file: Path, pts: np.ndarray) -> Iterator[np.ndarray]:
                 if step == len(wanted):
                     return
         except library().error.FFmpegError as error:
-            raise ValueError(
-                f"{file}: frame {step} of {len(wanted)} cannot be decoded ({one_line(error)}); copy the video again"
-            ) from None
+            problem = f"frame {step} of {len(wanted)} cannot be decoded ({one_line(error)})"
+            raise ValueError(f"{file}: {problem}; copy the video again") from None
     at = wanted[step] * float(stream.time_base)
     raise ValueError(f"{file}: the frame at {at:.4f} s cannot be decoded; copy the video again")
 

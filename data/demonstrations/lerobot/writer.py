@@ -164,10 +164,8 @@ class DatasetWriter:
             raise ValueError(f"episode {index} has `{other}` {features.get(other)}, others {self.features.get(other)}")
         if self.episodes and episode.frames.keys() != self.videos.keys():
             key = min(episode.frames.keys() ^ self.videos.keys())
-            raise ValueError(
-                f"`{key}` is not in all episodes: {'not ' * (key in self.videos)}in episode {index}; write the cameras "
-                "that all have, with --export lerobot --set dataset.cameras=[…]"
-            )
+            where, remedy = "not in" if key in self.videos else "in", "write others, by --set dataset.cameras=[…]"
+            raise ValueError(f"`{key}` is not in all episodes: {where} episode {index}; {remedy}")
         row = {"episode_index": index, "tasks": [*dict.fromkeys(episode.tasks)], "length": length}
         row |= {f"data/{name}": value for name, value in self.write_table(signals, episode.texts).items()}
         row |= {"dataset_from_index": self.frames, "dataset_to_index": self.frames + length}
