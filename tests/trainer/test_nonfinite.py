@@ -111,6 +111,30 @@ def test_a_step_with_a_nan_leaves_no_trace(tmp_path, name):
         assert line.endswith(f"on samples {ids}; 1 in a row, {shown.index(line) + 1} in all")
 
 
+class Labelled(Regression):
+    """The mean over known targets: NaN without any, with a gradient of 0."""
+
+    def forward(self, x, y, **context):
+        known = y.isfinite()
+        prediction = self.head(torch.tanh(self.linear(self.norm(x))))[:, 0]
+        return {"loss": (prediction - y)[known].square().mean()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_on_device", [False, True])
+def test_a_loss_without_a_gradient_is_skipped_too(tmp_path, monkeypatch, is_on_device):
+    monkeypatch.setattr(NonfiniteGuard, "should_not_wait", staticmethod(lambda norm: is_on_device))
+    second = list(steps(Samples(22), epochs=1))[1][0]["index"].tolist()
+    settings = {"num_train_epochs": 1, "logging_steps": 1, "optim": "adamw_torch_fused", "model": Labelled()}
+    trainer, shown = guarded(tmp_path, bad=second, **settings)
+    trainer.train()
+    model, left_out, losses = by_hand(OPTIMIZERS["adamw_torch_fused"], second, model=Labelled(), epochs=1)
+    assert list(left_out) == [2] and len(shown) == 1
+    assert_same_weights(trainer.model, model)
+    logged = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    assert math.isnan(logged.pop(2)) and logged == {step: value for step, (value,) in losses.items()}
+
+
 class Normalized(Regression):
     """Its running statistics have seen every input of a forward."""
 

@@ -1,7 +1,8 @@
 """Skip steps whose loss or gradient is not finite, and report their samples; too many in a row end the run.
 
-The decision depends on the gradient norm alone. A loss that is not finite makes its gradients non-finite (`protect`),
-and under DDP the all-reduced gradients and their norm, so that all processes decide alike without communication.
+Several processes decide by the gradient norm alone. A loss that is not finite makes its gradients non-finite
+(`protect`), and under DDP the all-reduced gradients and their norm, so that all decide alike without communication. One
+process also sees a loss that is not finite but has no gradient, such as the mean over a batch without any label.
 """
 
 from __future__ import annotations
@@ -142,19 +143,21 @@ class NonfiniteGuard:
         is_clipped = norm > self.clip_threshold
         self.clipped = self.clipped + (is_clipped.long() if isinstance(is_clipped, torch.Tensor) else is_clipped)
         batches, self.batches = self.batches, []
+        alone = rank_and_world_size()[1] == 1
+        decisive = sum((batch.loss.sum() * 0 for batch in batches if alone), start=norm)
         inner = getattr(optimizer, "optimizer", optimizer)
         scaled = getattr(optimizer, "scaler", None) is not None
         if not scaled and self.should_not_wait(norm) and skips_by_flag(inner):
-            return self._skip_by_flag(step, inner, norm.detach(), batches)
+            return self._skip_by_flag(step, inner, decisive.detach(), batches)
         self.release(optimizer)  # the host decides, not the flag of an earlier step
-        norm = float(norm)
-        if math.isfinite(norm):
+        if math.isfinite(float(decisive)):
             self.in_a_row = 0
             return False
+        norm = float(norm)
         gathered = self._gathered(batches)
         if scaled and all(math.isfinite(batch["loss"]) for batch in gathered):
             return False  # an overflow of float16, which the scaler skips and adapts to
-        if not scaled:  # the scaler checks the gradients itself
+        if not scaled or math.isfinite(norm):  # else the scaler finds it out by itself
             drop_update(optimizer)
         for total, before in zip(self.sums, self.before, strict=True):
             total.copy_(before)
