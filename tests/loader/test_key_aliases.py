@@ -385,11 +385,11 @@ def test_more_refusals(read, text, message):
             check_run(read(text))
 
 
-@pytest.mark.slow
 def test_one_callback_needs_no_list(read):
     assert read("callbacks: os.Foo\n").callbacks == read("callbacks: [os.Foo]\n").callbacks == ["os.Foo"]
 
 
+@pytest.mark.slow
 def test_looking_at_callbacks_imports_nothing(read):
     import subprocess
     import sys
