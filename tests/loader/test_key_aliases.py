@@ -207,6 +207,7 @@ def test_no_schedule_is_a_constant_rate(read, text):
         ("init_from: [1]", "init_from"),
         ("init_from: gpt2\ngpt2_type: {a: 1}", "gpt2_type"),
         ("decay_lr: [1]", "decay_lr"),
+        ("is_main_process: [1]", "is_main_process"),
         ("lightning: 5", "lightning"),
         ("lightning: {lr_warmup: {steps: 1, interval: [1]}}", "lightning.lr_warmup"),
     ],
