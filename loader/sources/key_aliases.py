@@ -151,7 +151,7 @@ def _builder(section: str, name_key: str) -> Callable[[Node], Assignments]:
 def _is_main_process(node: Node) -> Assignments:
     """Accept a key that no optimizer takes: the launcher decides which process is the main one."""
     if not isinstance(node.value, bool):
-        raise ConfigError(f"has `is_main_process: {node.value}`, which must be true or false")
+        raise ConfigError(f"has `is_main_process: {node.plain()}`, which must be true or false")
     return []
 
 

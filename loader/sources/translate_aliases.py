@@ -79,7 +79,7 @@ def _check_training_mode(tree: Node, problems: Problems) -> None:
         node = tree.value.get(alias)
         if node is not None and mode is not None and mode.value != needed:
             problems.add(
-                f"`{alias}`{node.origin.place} needs `training_mode: {needed}`, not {mode.value}{mode.origin.place}"
+                f"`{alias}`{node.origin.place} needs `training_mode: {needed}`, not {mode.plain()}{mode.origin.place}"
             )
 
 

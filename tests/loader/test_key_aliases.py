@@ -207,6 +207,7 @@ def test_no_schedule_is_a_constant_rate(read, text):
         ("init_from: [1]", "init_from"),
         ("init_from: gpt2\ngpt2_type: {a: 1}", "gpt2_type"),
         ("decay_lr: [1]", "decay_lr"),
+        ("is_main_process: [1]", "is_main_process"),
         ("lightning: 5", "lightning"),
         ("lightning: {lr_warmup: {steps: 1, interval: [1]}}", "lightning.lr_warmup"),
     ],
@@ -393,11 +394,11 @@ def test_more_refusals(read, text, message):
             check_run(read(text))
 
 
-@pytest.mark.slow
 def test_one_callback_needs_no_list(read):
     assert read("callbacks: os.Foo\n").callbacks == read("callbacks: [os.Foo]\n").callbacks == ["os.Foo"]
 
 
+@pytest.mark.slow
 def test_looking_at_callbacks_imports_nothing(read):
     import subprocess
     import sys
