@@ -1,6 +1,7 @@
 """What all tests share: a KEEL_HOME of their own, and the path of the shared folder beside the repository."""
 
 import gc
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FROZEN = [0]  # modules that were imported when the garbage collector was told to leave out what there is
+HOMES = itertools.count()
 LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -22,8 +24,8 @@ def no_launch_is_left():
 
 @pytest.fixture(autouse=True)
 def own_keel_home(no_launch_is_left, tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's prepared data."""
-    monkeypatch.setenv("KEEL_HOME", str(tmp_path_factory.mktemp("keel_home")))
+    """No test reads or writes the user's prepared data. The folder is made by whoever writes into it."""
+    monkeypatch.setenv("KEEL_HOME", str(tmp_path_factory.getbasetemp() / "homes" / str(next(HOMES))))
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
 
 

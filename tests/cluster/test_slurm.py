@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked_runs import server
+from several_processes import launched, on_cpu
 from small_runs import SmallRuns
 
 from trainer.run_differences import differences, last_step
@@ -173,21 +175,31 @@ class Runs:
     def __init__(self, slurm, folder):
         self.slurm, self.folder, self.small = slurm, folder, SmallRuns(folder)
 
-    def submit(self, out, seconds_a_step=0.0, steps=24, **more):
-        text = f"max_steps: {steps}\nsave_strategy: steps\nsave_steps: 10\neval_steps: 8\ncallbacks: [paced.Paced]"
-        where = {"PYTHONPATH": HERE, "KEEL_HOME": self.folder / "home", "ACCELERATE_USE_CPU": "true"}
-        words = self.small.words(text, out)
-        return self.slurm.submit(*words, cwd=self.folder, SECONDS_A_STEP=seconds_a_step, **where, **more)
+    def words(self, out):
+        text = "max_steps: 24\nsave_strategy: steps\nsave_steps: 10\neval_steps: 8\ncallbacks: [cluster.paced.Paced]"
+        return self.small.words(text, out)
+
+    def submit(self, out, **more):
+        where = {"PYTHONPATH": HERE.parent, "KEEL_HOME": self.folder / "home", "ACCELERATE_USE_CPU": "true"}
+        return self.slurm.submit(*self.words(out), cwd=self.folder, SECONDS_A_STEP=1.0, **where, **more)
+
+    def whole(self, processes=1):
+        """The uninterrupted run, without Slurm."""
+        words = self.words("whole")
+        if processes > 1:
+            done = launched("ddp.yaml", words, SECONDS_A_STEP=0)
+        else:
+            done = server()(["train.py", *words], environment=on_cpu(SECONDS_A_STEP=0))
+        assert done.returncode == 0, done.stderr
 
     def reached(self, out, step):
         self.slurm.wait_until(lambda: last_step(self.folder / out) >= step, f"{out} is at step {step}")
 
-    def finished(self, *jobs):
-        """Waits for all of them; what the first one logged."""
-        for job in jobs:
-            record = self.slurm.over(job)
-            assert outcome(record)[:2] == ("COMPLETED", "0:0"), (self.folder / f"log-{job}").read_text()
-        return (self.folder / f"log-{jobs[0]}").read_text()
+    def finished(self, job):
+        """Waits for it; what it logged."""
+        record, log = self.slurm.over(job), (self.folder / f"log-{job}").read_text()
+        assert outcome(record)[:2] == ("COMPLETED", "0:0"), log
+        return log
 
     def same(self, *names):
         """No difference between the first and each other run, bit for bit."""
@@ -203,13 +215,12 @@ def runs(slurm, tmp_path):
 
 
 def test_a_run_that_is_requeued_or_near_its_time_limit_ends_as_if_nothing_had_happened(slurm, runs):
-    whole = runs.submit("whole")
-    requeued, signalled = runs.submit("requeued", 1.0), runs.submit("signalled", 1.0)
+    requeued, signalled = runs.submit("requeued"), runs.submit("signalled")
     runs.reached("requeued", 4)
     slurm.ask("scontrol", "requeue", requeued)  # SIGTERM to all of the job's processes
     runs.reached("signalled", 4)
     slurm.ask("scancel", "--signal=USR1", "--batch", signalled)  # as --signal=B:USR1@120 has it
-    assert "preempted" not in runs.finished(whole)
+    runs.whole()
     for job in (requeued, signalled):
         said = runs.finished(job)
         assert said.count("preempted by SIG") == 1 and said.count("resuming from") == 1
@@ -221,15 +232,14 @@ def test_a_run_on_two_nodes_makes_way_for_an_urgent_job_and_comes_back(slurm, ru
     """Slurm sends SIGTERM to the processes, not to the script, and grants a grace time; a job that ends within it on
     its own account is over."""
     here = {"MASTER_ADDR": "127.0.0.1"}  # the nodes' names are on paper only
-    parts = runs.submit("parts", 1.0, options=["--nodes=2"], **here)
-    whole = runs.submit("whole", options=["--nodelist=keel1"], KEEL_PROCESSES_PER_NODE=2, **here)
+    parts = runs.submit("parts", options=["--nodes=2"], **here)
     runs.reached("parts", 4)
     room = ["--partition=urgent", "--nodes=1", "--nodelist=keel2", "--ntasks=2", "--output=urgent"]
     urgent = slurm.ask("sbatch", "--parsable", *room, "--wrap=true", cwd=runs.folder)
     assert outcome(slurm.over(urgent)) == ("COMPLETED", "0:0", 0)
     said = runs.finished(parts)
     assert "preempted by " in said and f"job {parts} is queued again" in said, said
-    runs.finished(whole)
+    runs.whole(processes=2)
     runs.same("whole", "parts")
     state = json.loads((runs.folder / "parts/checkpoint-24/manifest.json").read_text())
     assert state["world_size"] == 2

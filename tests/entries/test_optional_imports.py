@@ -11,15 +11,16 @@ pytestmark = pytest.mark.slow
 PROGRAM = """
 import sys
 import train
-for more in ([], ["--set", "lora_enable=true", "lora_r=2"]):
-    train.main([*sys.argv[1:], "--output_dir", f"{sys.argv[-1]}{len(more)}", *more])
+*words, folder = sys.argv[1:]
+for name, more in (("plain", []), ("adapted", ["--set", "lora_enable=true", "lora_r=2"])):
+    train.main([*words, "--output_dir", f"{folder}/{name}", *more])
     print("imported:", *sorted({"peft", "bitsandbytes"} & set(sys.modules)))
 """
 
 
 def test_a_plain_run_imports_neither_and_lora_peft_without_a_warning_about_kernels(run):
     words = run.words("save_strategy: no", max_steps=1)
-    command = [sys.executable, "-c", PROGRAM, *words]
+    command = [sys.executable, "-c", PROGRAM, *words, str(run.folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     plain, adapted = (line for line in done.stdout.splitlines() if line.startswith("imported:"))
