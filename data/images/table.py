@@ -43,16 +43,9 @@ class Table:
 
     def part(self, indices: Sequence[int]) -> Table:
         """The images of some rows."""
-        return Table(
-            [self.images[index] for index in indices],
-            [self.labels[index] for index in indices],
-            self.names,
-            self.is_multi_label,
-            None,
-            None if self.groups is None else [self.groups[index] for index in indices],
-            self.notes,
-            self.declared,
-        )
+        images, labels = ([values[index] for index in indices] for values in (self.images, self.labels))
+        groups = None if self.groups is None else [self.groups[index] for index in indices]
+        return dataclasses.replace(self, images=images, labels=labels, splits=None, groups=groups)
 
 
 PATH_COLUMNS = ("local_path", "path", "file_path", "filepath", "file_name", "filename", "file", "image_path", "image")

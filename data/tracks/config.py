@@ -181,14 +181,11 @@ def without_effect(flags: Any, output: str | None) -> dict[str, str]:
     return {} if shows_unsure_frames else {"confidence_threshold": "only .slp files name unsure frames"}
 
 
+VIDEO = key(None, "Tracks: the video of the labels. Default: the one beside them of their name.")
 PredictFlags = dataclasses.make_dataclass(
     "PredictFlags",
     [
-        (
-            "video",
-            str | None,
-            key(None, "Tracks: the video of the labels. Default: the one beside them of their name."),
-        ),
+        ("video", str | None, VIDEO),
         *(
             (
                 field.name,
