@@ -41,30 +41,20 @@ class Augmentation:
 class Config:
     """YAML section `dataset` with `name: images`."""
 
-    path: str | None = key(
-        None, "Table (.csv, .tsv, .parquet), folder with a subfolder per class, or hub id.", on_resume=IMPOSSIBLE
-    )
+    path: str | None = key(None, "Table, folder with a subfolder per class, or hub id.", on_resume=IMPOSSIBLE)
     root: str | None = key(None, "Folder that paths in the tables are relative to; null: the table's own.")
-    eval_path: str | None = key(
-        None, "The same for validation; null: a split of its own, or eval_fraction.", on_resume=EVALUATION
-    )
-    test_path: str | None = key(
-        None, "The same for the test set; null: a split of its own, or none.", on_resume=EVALUATION
-    )
+    eval_path: str | None = key(None, "The same for validation; null: a split, or drawn.", on_resume=EVALUATION)
+    test_path: str | None = key(None, "The same for the test set; null: a split, or none.", on_resume=EVALUATION)
     split_column: str | None = fixed(None, "Column that says train, val or test.")
     eval_fraction: float | None = fixed(
         None, "Share of the training images held out; null: .1 if nothing else is.", ge=0, lt=1, unless=("eval_path",)
     )
-    test_fraction: float = fixed(
-        0.0, "Share of the training images held out as test set.", ge=0, lt=1, unless=("test_path",)
-    )
+    test_fraction: float = fixed(0.0, "Share of the images that tests.", ge=0, lt=1, unless=("test_path",))
     group_column: str | None = fixed(None, "Images of one group stay on one side of a drawn split.")
     path_column: str | None = key(None, "Column of paths; null: local_path, path, file_name, image …")
     labels: list[str] | None = fixed(None, "Label columns; null: all columns of 0 and 1.")
     label_column: str | None = fixed(None, "One column with the class, or with a list of labels.")
-    label_separator: str | None = fixed(
-        None, "Separates the labels in label_column; null: one class each.", needs="label_column"
-    )
+    label_separator: str | None = fixed(None, "Between the labels in label_column.", needs="label_column")
     dataset_base_dir: str | None = key(None, "LADI's base folder, with folders v1 and v2.")
     dataset_config_name: str | None = key(None, "LADI's set: v1_damage, v1_infrastructure, v2, v2a, v2_resized …")
     train_split: Literal["train", "all"] = fixed("train", "LADI: all trains on validation too.")
@@ -73,9 +63,7 @@ class Config:
     resize: Literal["stretch", "crop", "pad"] = fixed("stretch", "How an image that is not square is made so.")
     mean: list[float] | None = fixed(None, "Of each channel, 0 to 1; null: the pretrained model's, or ImageNet's.")
     std: list[float] | None = fixed(None, "As mean.")
-    cache_gb: float = key(
-        32.0, "Decode all images once if they take less on disk; 0: decode each time.", on_resume=HARMLESS, ge=0
-    )
+    cache_gb: float = key(32.0, "Decode images once if they take less; 0: each time.", on_resume=HARMLESS, ge=0)
     on_bad_image: Literal["error", "skip"] = fixed("error", "An image that cannot be read.")
     sampling: Literal["uniform", "weighted"] = key(
         "uniform", "weighted: images with rare labels more often.", on_resume=TRAJECTORY

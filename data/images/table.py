@@ -55,15 +55,8 @@ EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp"
 EXTENSIONS |= {".ppm", ".pgm", ".pbm", ".pnm"}
 DELIMITERS = ",\t;|"
 ONE, ZERO = {"1", "1.0", "true", "True", "TRUE"}, {"0", "0.0", "false", "False", "FALSE"}
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
+SPLITS = {"train": "train", "training": "train", "test": "test"}
+SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 
 
 def read_csv(path: Path, config: Config, key: str, is_metadata: bool = False) -> Table:
