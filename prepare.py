@@ -130,8 +130,9 @@ def refuse_bad_values(asked: PrepareArguments) -> None:
             raise ConfigError(f"`--{name}` is empty; give it a value, or leave it out")
     what = next((name for name in FLAGS if name in asked.given), "task_name")
     for name in sorted(asked.given - {what, *FLAGS[what]}):
-        needed = " or ".join(f"--{flag}" for flag, names in FLAGS.items() if name in names) or "no other"
-        refuse_useless(asked, {name: f"it goes with {needed}, not with --{what}; leave one of them out"})
+        needed = " or ".join(f"--{flag}" for flag, names in FLAGS.items() if name in names)
+        goes_with = f"it goes with {needed}, not with --{what}" if needed else f"--{what} is given"
+        refuse_useless(asked, {name: f"{goes_with}; leave one of them out"})
     if what in ("convert", "export", "action_tokenizer") and asked.out is None:
         raise ConfigError("name what to write: --out DIR of a conversion, --out FILE of action tokens")
 
