@@ -32,12 +32,7 @@ def file_identity(path: Path, name: str) -> dict:
         for block in range(SAMPLED_BLOCKS + 1):
             stream.seek(max(0, status.st_size - BLOCK_BYTES) * block // SAMPLED_BLOCKS)
             digest.update(stream.read(BLOCK_BYTES))
-    return {
-        "name": name,
-        "size": status.st_size,
-        "modified_ns": status.st_mtime_ns,
-        "digest": digest.hexdigest(),
-    }
+    return {"name": name, "size": status.st_size, "modified_ns": status.st_mtime_ns, "digest": digest.hexdigest()}
 
 
 def key_of(description: dict) -> str:

@@ -36,11 +36,8 @@ def load_tokenizer(
         # A folder is given by its full name: otherwise one that lacks files would be looked for on the hub.
         is_folder = os.path.isdir(path)
         is_offline = not is_folder and not hub_is_reachable()
-        options = {
-            "cache_dir": hub_cache,
-            "local_files_only": is_folder or is_offline,
-            "trust_remote_code": trust_remote_code,
-        }
+        options = {"cache_dir": hub_cache, "trust_remote_code": trust_remote_code}
+        options["local_files_only"] = is_folder or is_offline
         if is_folder and (path / "config.json").is_file():
             # transformers looks for the tokenizer's class in the model's configuration too, and warns of those of ours.
             model = safe_read.read_json(path / "config.json")

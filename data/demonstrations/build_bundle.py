@@ -193,12 +193,8 @@ def fit_statistics(sources: list[EpisodeSource], train: list[np.ndarray], config
     statistics |= {signal: normalizer.to_dict() for signal, normalizer in pretrained.items()}
     for signal in values.keys() - statistics.keys():
         try:
-            normalizer = Normalizer.fit(
-                values[signal],
-                config.normalization[signal],
-                config.normalization_mask.get(signal),
-                config.minimum_std,
-            )
+            kind, mask = config.normalization[signal], config.normalization_mask.get(signal)
+            normalizer = Normalizer.fit(values[signal], kind, mask, config.minimum_std)
         except ValueError as error:
             raise ValueError(f"dataset.normalization_mask.{signal}: {error}") from None
         statistics[signal] = normalizer.to_dict()

@@ -37,9 +37,7 @@ class Config:
     layout: Literal["auto", "act", "il_studio", "lerobot"] = key(
         "auto", "the files' layout, `act` and `il_studio` of HDF5; `auto`: by meta/info.json or the first file"
     )
-    control: Literal["joint", "ee"] = key(
-        "joint", "which actions and states of the IL-Studio layout: joint positions or end-effector poses"
-    )
+    control: Literal["joint", "ee"] = key("joint", "IL-Studio layout: joint positions, or end-effector poses")
     state_keys: list[str] | None = key(
         None, "HDF5 paths or features that make the state, concatenated; unset: the layout's", on_resume=IMPOSSIBLE
     )
@@ -48,11 +46,9 @@ class Config:
         None, "cameras, in the model's order; unset: those that all episodes have; []: none", on_resume=IMPOSSIBLE
     )
     rename: dict[str, str] = key(
-        {}, "LeRobot feature -> its name in all other keys and for the policy", on_resume=IMPOSSIBLE
+        {}, "LeRobot feature -> its name in other keys and for the policy", on_resume=IMPOSSIBLE
     )
-    timestamp_tolerance_s: float = key(
-        1e-4, "most that a frame of a LeRobot data set may be away from its time, in seconds", gt=0
-    )
+    timestamp_tolerance_s: float = key(1e-4, "most seconds that a LeRobot frame may be off its time", gt=0)
     missing_cameras: Literal["error", "mask"] = key(
         "error",
         "a camera that some episodes lack: error; mask: a black image, and cameras: unset means all there are",
@@ -73,9 +69,7 @@ class Config:
     past_actions: int = key(
         0, "earlier actions at the beginning of a chunk, predicted but not executed", ge=0, on_resume=IMPOSSIBLE
     )
-    eval_fraction: float = key(
-        0.0, "share of each folder's episodes for evaluation, at least one episode if it is not 0", ge=0, lt=1
-    )
+    eval_fraction: float = key(0.0, "share of each folder's episodes for evaluation, at least one if not 0", ge=0, lt=1)
     split_seed: int = key(0, "seed that chooses the evaluation episodes, whatever the run's seed", ge=0)
     max_episodes: int | None = key(None, "use only the first so many episodes of each folder", ge=1)
     instruction_words: bool = key(
@@ -93,9 +87,7 @@ class Config:
         on_resume=IMPOSSIBLE,
     )
     max_prompt_tokens: int = key(64, "longest prompt; a longer one loses its end", ge=1, on_resume=IMPOSSIBLE)
-    max_target_tokens: int = key(
-        128, "longest reasoning, with the token that ends it; a longer one loses its end", ge=2, on_resume=IMPOSSIBLE
-    )
+    max_target_tokens: int = key(128, "longest reasoning; a longer one loses its end", ge=2, on_resume=IMPOSSIBLE)
     phrasings: dict[str, list[str]] = key(
         {}, "instruction -> other wordings, of which each training step has one; for policies with a language model"
     )
@@ -104,9 +96,7 @@ class Config:
         {"state": "zscore", "action": "zscore"},
         "zscore; min_max to [-1, 1]; percentiles (1 % and 99 % to [-1, 1], not clipped); identity",
     )
-    normalization_mask: dict[Literal["state", "action"], list[bool]] = key(
-        {}, "per dimension of state and action: true normalises, false leaves the value; unset: all true"
-    )
+    normalization_mask: dict[Literal["state", "action"], list[bool]] = key({}, "per dimension: false leaves the value")
     minimum_std: float = key(0.01, "floor of the standard deviation under zscore, in the signal's unit", gt=0)
 
     def __post_init__(self):

@@ -43,16 +43,9 @@ class Table:
 
     def part(self, indices: Sequence[int]) -> Table:
         """The images of some rows."""
-        return Table(
-            [self.images[index] for index in indices],
-            [self.labels[index] for index in indices],
-            self.names,
-            self.is_multi_label,
-            None,
-            None if self.groups is None else [self.groups[index] for index in indices],
-            self.notes,
-            self.declared,
-        )
+        images, labels = ([values[index] for index in indices] for values in (self.images, self.labels))
+        groups = None if self.groups is None else [self.groups[index] for index in indices]
+        return dataclasses.replace(self, images=images, labels=labels, splits=None, groups=groups)
 
 
 PATH_COLUMNS = ("local_path", "path", "file_path", "filepath", "file_name", "filename", "file", "image_path", "image")
@@ -62,15 +55,8 @@ EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp"
 EXTENSIONS |= {".ppm", ".pgm", ".pbm", ".pnm"}
 DELIMITERS = ",\t;|"
 ONE, ZERO = {"1", "1.0", "true", "True", "TRUE"}, {"0", "0.0", "false", "False", "FALSE"}
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
+SPLITS = {"train": "train", "training": "train", "test": "test"}
+SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 
 
 def read_csv(path: Path, config: Config, key: str, is_metadata: bool = False) -> Table:

@@ -66,9 +66,9 @@ def check(config: Config, run) -> list[str]:
 
 def is_to_prepare(path: str, run) -> bool:
     """Return whether `path` names a built-in data set that is not made yet."""
-    from data.records.source import is_found
+    from data.records.source import located
 
-    return path in READY and not is_found(path, Path(run.cache_dir))
+    return path in READY and located(path, Path(run.cache_dir)) is None
 
 
 def prepared(config: Config, run) -> Config:

@@ -52,15 +52,11 @@ def write(folder: Path, root: Path) -> dict:
     lines = {TRAIN_FILE: [], HELD_OUT_FILE: []}
     for source, (module, record) in by_source.items():
         if source in kept:
-            file = HELD_OUT_FILE if is_held_out(module) else TRAIN_FILE
+            file = TRAIN_FILE if int(_digest(module), 16) % HELD_OUT_SHARE else HELD_OUT_FILE
             lines[file].append(json.dumps(record, ensure_ascii=False) + "\n")
     for file, records in lines.items():
         (folder / file).write_text("".join(records), encoding="utf-8")
     return {"instruction": INSTRUCTION}
-
-
-def is_held_out(module: str) -> bool:
-    return int(_digest(module), 16) % HELD_OUT_SHARE == 0
 
 
 def _digest(text: str) -> str:

@@ -21,13 +21,8 @@ from data.strict_json import parsed
 # ShareGPT's names of roles; other names are roles themselves.
 SHAREGPT_ROLES = {
     "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-    "function_response": "tool",
+    **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "function_call"), "assistant"),
+    **dict.fromkeys(("observation", "function_response"), "tool"),
 }
 # What a template gets besides the messages, by the record's key.
 TEMPLATE_INPUTS = ("tools", "documents")

@@ -45,11 +45,6 @@ class RecordSource:
         return f"{os.path.commonpath(self.files)} ({len(self.files)} files)"
 
 
-def is_found(path: str, cache_dir: Path) -> bool:
-    """Return whether a path or name exists on this machine."""
-    return _located(path, cache_dir) is not None
-
-
 def find(path: str, cache_dir: Path, key: str) -> tuple[RecordSource, RecordSource | None]:
     """Return the records that `path` names and, if they are split, the validation records.
 
@@ -60,7 +55,7 @@ def find(path: str, cache_dir: Path, key: str) -> tuple[RecordSource, RecordSour
     Raises:
         ValueError: Nothing is there, or it contains no records.
     """
-    place = _located(path, cache_dir)
+    place = located(path, cache_dir)
     if place is None:
         return _on_hub(path, key)
     if place.is_file():
@@ -88,7 +83,8 @@ def _split_of(file: Path) -> str | None:
     return names[0] if names else ""
 
 
-def _located(path: str, cache_dir: Path) -> Path | None:
+def located(path: str, cache_dir: Path) -> Path | None:
+    """Where a path or name is on this machine, or None."""
     direct = Path(path).expanduser()
     if direct.exists():
         return direct
@@ -118,7 +114,8 @@ def read(source: RecordSource) -> Iterator[tuple[str, object]]:
         ValueError: A file is not JSON or not UTF-8, or has no record.
     """
     if source.hub_id is not None:
-        yield from _read_hub(source)
+        for number, record in enumerate(hub_splits(source.hub_id)[source.split], 1):
+            yield f"{source} record {number}", dict(record)
         return
     for file in source.files:
         count = 0
@@ -156,11 +153,6 @@ def _read_list(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
             begin = separator.end()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}:{line}: not JSON ({reason(error)}); the file is a list of JSON objects") from None
-
-
-def _read_hub(source: RecordSource) -> Iterator[tuple[str, object]]:
-    for number, record in enumerate(hub_splits(source.hub_id)[source.split], 1):
-        yield f"{source} record {number}", dict(record)
 
 
 @functools.cache

@@ -20,11 +20,15 @@ PROCESS_KEYS = frozenset({"cache_dir"})
 
 def check(config: Config, run: Any) -> list[str]:
     """Problems that show without reading recordings, one line each."""
+    from data.signals.text_files import problem_of, settings_of
+
     problems = path_problems(config)
     folder = encoder_path(config)
     if folder is not None and not os.path.isfile(os.path.join(folder, "config.json")):
         problems.append(f"dataset.tokenizer: {folder} is neither mu_law, uniform nor the folder of a trained model")
-    return problems + text_problems(config)
+    if config.target == "text" and (problem := problem_of(config.tokenizer_path, settings_of(config))) is not None:
+        problems.append(problem)
+    return problems
 
 
 def path_problems(config: Config) -> list[str]:
@@ -36,15 +40,6 @@ def path_problems(config: Config) -> list[str]:
         for path in config.paths(name)
         if not os.path.exists(os.path.expanduser(path))
     ]
-
-
-def text_problems(config: Config) -> list[str]:
-    from data.signals.text_files import problem_of, settings_of
-
-    if config.target != "text":
-        return []
-    problem = problem_of(config.tokenizer_path, settings_of(config))
-    return [] if problem is None else [problem]
 
 
 def encoder_path(config: Config) -> str | None:

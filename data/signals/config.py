@@ -29,7 +29,7 @@ class DataSplitter:
     gap_seconds: float = fixed(0.0, "time: seconds left out before each held-out part.", ge=0)
     subject_pattern: str = fixed(r"sub-([A-Za-z0-9]+)", "Regular expression; group 1 of the path is the subject.")
     session_pattern: str = fixed(
-        r"(sub-[A-Za-z0-9]+[_/\\]ses-[A-Za-z0-9]+)", "The same for the session; without a match: the file."
+        r"(sub-[A-Za-z0-9]+[_/\\]ses-[A-Za-z0-9]+)", "The same for the session; else the file."
     )
 
     def __post_init__(self) -> None:
@@ -65,15 +65,9 @@ ONLY_WITH = {
 class Config:
     """YAML section `dataset` with `name: signals`."""
 
-    path: str | list[str] | None = key(
-        None, "Recordings: a file, a folder or a list of them.", on_resume=IMPOSSIBLE, is_path=True
-    )
-    eval_path: str | list[str] | None = key(
-        None, "The same for validation; null: split off.", on_resume=EVALUATION, is_path=True
-    )
-    test_path: str | list[str] | None = key(
-        None, "The same for the test set; null: split off.", on_resume=EVALUATION, is_path=True
-    )
+    path: str | list[str] | None = key(None, "Files, folders, or a list of them.", on_resume=IMPOSSIBLE, is_path=True)
+    eval_path: str | list[str] | None = key(None, "The same for validation.", on_resume=EVALUATION, is_path=True)
+    test_path: str | list[str] | None = key(None, "The same for the test set.", on_resume=EVALUATION, is_path=True)
     target: Literal["tokens", "values", "class", "text"] = fixed(
         "tokens", "What is predicted: the next ids, the next values, a class, or the next token of signals as text."
     )
@@ -88,12 +82,8 @@ class Config:
     # Channels
     channels: list[str] | None = fixed(None, "Names, patterns (EEG*) or types (eeg) of channels to keep; null: all.")
     rename: dict[str, str] | None = fixed(None, "Channels to rename, {old: new}; the other keys use new names.")
-    merge_by: Literal["name", "position"] = fixed(
-        "name", "Which channels of different recordings are the same: equal names, or equal positions and types."
-    )
-    missing: Literal["error", "fill", "drop"] = fixed(
-        "error", "A channel that a recording lacks: refused, filled, or left out of all."
-    )
+    merge_by: Literal["name", "position"] = fixed("name", "What makes channels of different recordings the same.")
+    missing: Literal["error", "fill", "drop"] = fixed("error", "A channel that a recording lacks; drop: from all.")
     fill_value: float = fixed(0.0, "What missing channels and samples are, in standardised units; they are no targets.")
     # Preprocessing
     sampling_rate: float | None = fixed(None, "Hz, of files that do not say.", gt=0)
@@ -102,14 +92,10 @@ class Config:
     lowpass: float | None = fixed(None, "Hz; causal Butterworth filter of order 4.", gt=0)
     notch: list[float] | None = fixed(None, "Hz of mains hum and the like to remove; causal, quality 30.")
     reference: str | list[str] | None = fixed(None, "average, or channels whose mean is subtracted; null: none.")
-    standardise: Literal["zscore", "robust", "none"] = fixed(
-        "zscore", "Per channel by the training split: mean and deviation, median and quartiles, or not."
-    )
+    standardise: Literal["zscore", "robust", "none"] = fixed("zscore", "Per channel; robust: by median and quartiles.")
     clip: float | None = fixed(5.0, "Largest absolute value after standardising; null: none.", gt=0)
     nan: Literal["error", "fill", "drop"] = fixed("error", "NaN: refused, filled, or a gap between windows.")
-    flat: Literal["error", "fill", "drop"] = fixed(
-        "error", "A channel that is constant in a recording: refused, filled, or treated as missing."
-    )
+    flat: Literal["error", "fill", "drop"] = fixed("error", "A channel that is constant in a recording; drop: missing.")
     # Tokens
     tokenizer: str = fixed("mu_law", "mu_law, uniform, or the folder of a trained `rvq` model.", is_path=True)
     levels: int = fixed(256, "Number of ids of mu_law and uniform.", ge=2, le=65536)

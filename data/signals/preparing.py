@@ -134,10 +134,7 @@ def write_file(folder: Path, file: Path, settings: dict[str, Any]) -> dict[str, 
             parts.append(write_recording(stream, rows, recording, plan))
             rows = parts[-1].stop
     return {
-        "channels": first.channels,
-        "types": first.types,
-        "positions": first.positions,
-        "rate": first.rate,
+        **{name: getattr(first, name) for name in ("channels", "types", "positions", "rate")},
         "rows": rows,
         "parts": [asdict(part) for part in parts],
         "notes": [note for recording in recordings for note in recording.notes],

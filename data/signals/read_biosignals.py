@@ -54,7 +54,7 @@ def read_mne(path: Path) -> Recording:
         assert folder is None or Path(folder.name).is_dir()  # it is there as long as this function
         return raw.get_data(start=start, stop=stop, verbose="ERROR")
 
-    rate = float(raw.info["sfreq"])
+    rate, locations = float(raw.info["sfreq"]), [channel["loc"][:3] for channel in raw.info["chs"]]
     onsets = raw.annotations.onset - (raw.first_time if raw.annotations.orig_time is not None else 0)
     events = events_of(onsets, raw.annotations)
     breaks = {round(event.onset * rate) for event in events if BOUNDARY in event.description.upper()}
@@ -70,7 +70,7 @@ def read_mne(path: Path) -> Recording:
         read_block,
         rate=rate,
         types=raw.get_channel_types(),
-        positions=[position_of(channel["loc"][:3]) for channel in raw.info["chs"]],
+        positions=[loc.tolist() if np.isfinite(loc).all() and loc.any() else None for loc in locations],
         events=events,
         breaks=sorted(breaks),
     )
@@ -97,10 +97,6 @@ def with_present_files(path: Path, folder: Path) -> Path:
     header = folder / path.name
     header.write_text(text, encoding="latin-1")
     return header
-
-
-def position_of(location: np.ndarray) -> list[float] | None:
-    return location.tolist() if np.isfinite(location).all() and location.any() else None
 
 
 class EdfHeader:

@@ -77,7 +77,9 @@ class Report:
             {"label": channel, **{name: float(values[number]) for name, values in columns.items()}}
             for number, channel in enumerate(self.channels)
         ]
-        return [*rows, {"label": "mean", **{name: mean_of_known(values) for name, values in columns.items()}}]
+        known = {name: values[~np.isnan(values)] for name, values in columns.items()}
+        means = {name: float(values.mean()) if len(values) else float("nan") for name, values in known.items()}
+        return [*rows, {"label": "mean", **means}]
 
     def class_tables(self, metric: GroupedClassMetric, folder: Path) -> list[str]:
         """Write tables of classes, of their confusion and of subjects; returns the first two as lines."""
@@ -87,11 +89,6 @@ class Report:
         files.write_table(folder / "subjects.csv", groups)
         by_group = files.label_table(groups) if 1 < len(groups) <= MOST_SHOWN else []
         return [*metric.notes(), *files.label_table(rows), *by_group]
-
-
-def mean_of_known(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
 
 
 def ids_of(dataset: SignalSet) -> Blocks:

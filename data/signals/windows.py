@@ -56,13 +56,9 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Stretch):
     """A labelled window: rows `start` to `stop` of a file."""
 
-    file: int
-    part: int
-    start: int
-    stop: int
     label: str
 
 

@@ -90,7 +90,7 @@ def _wrong_id(folder: Folder, split: Split) -> str:
     )
     byte = split.offset + position * numpy_type(split).itemsize
     is_described, origin = folder.source.startswith("meta"), f" ({folder.source})"
-    remedy = "prepare the data set again" if is_described else "set dataset.vocab_size, or write a meta.json"
+    remedy = "prepare the data set again" if is_described else "correct dataset.vocab_size, or write a meta.json"
     place = f"{split.path}: token {position:,} (byte {byte:,}) is {value:,}"
     return f"{place}, not an id of the vocabulary of {folder.vocab_size:,}{origin}; {remedy}"
 

@@ -46,11 +46,6 @@ class Augment:
         pairs = zip(self.augmentations, self.steps, strict=True)
         return [name for name, step in pairs if isinstance(step, Albumentation) and not step.moves_pixels]
 
-    @property
-    def keeps_crops(self) -> bool:
-        """Whether it only leaves instances out, so that crops can come from the cache."""
-        return set(self.augmentations) <= {"InstanceDropout"}
-
     def __call__(self, recording: Recording, seed: Seed, drops: bool = True) -> Iterator[Frame]:
         """The frames of a recording.
 

@@ -96,7 +96,9 @@ def hold_out(recordings: Sequence[Recording], frames: int | float) -> tuple[list
     for recording in recordings:
         stop = recording.stop - (frames if isinstance(frames, int) else round(frames * len(recording)))
         if stop == recording.stop:
-            recording = with_note(recording, f"{len(recording)} frames are too few to hold out a share of {frames}")
+            note = f"{recording.name}: {len(recording)} frames are too few to hold out a share of {frames}"
+            sequence = dataclasses.replace(recording.sequence, notes=(*recording.sequence.notes, note))
+            recording = dataclasses.replace(recording, sequence=sequence)
         else:
             held_out.append(recording.part(stop, recording.stop))
         kept.append(recording.part(recording.start, stop))
@@ -107,17 +109,12 @@ def hold_out(recordings: Sequence[Recording], frames: int | float) -> tuple[list
     return kept, held_out
 
 
-def with_note(recording: Recording, note: str) -> Recording:
-    notes = (*recording.sequence.notes, f"{recording.name}: {note}")
-    return dataclasses.replace(recording, sequence=dataclasses.replace(recording.sequence, notes=notes))
-
-
 def data_set(config: Config, split: Split, name: str, recordings: Sequence[Recording], run: Any) -> Clips:
     """Clips for the loss, or every frame for scores."""
     augment = Augment(split.augmentations) if split.augmentations else None
     prepared = []
     for number, recording in enumerate(recordings):
-        if augment is None or augment.keeps_crops:
+        if set(split.augmentations or ()) <= {"InstanceDropout"}:  # which leaves the crops in the cache as they are
             recording = with_cached_crops(recording, Path(run.cache_dir) / "tracks", config.cache_gb * 1e9)
         options = {"augment": augment, "seed": (run.seed, number), "scramble": config.scramble != "none"}
         prepared.append(dataclasses.replace(recording, **options))

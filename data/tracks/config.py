@@ -16,13 +16,11 @@ class TrackerSettings:
     """`dataset.tracker`: how detections become tracks, for evaluation and prediction."""
 
     window_size: int = key(8, "newest detections of a track that a new one is compared with", ge=1)
-    max_gap: int | None = key(
-        None, "frames after which a track that was not seen ends, at least window_size; null: window_size", ge=1
-    )
+    max_gap: int | None = key(None, "frames after which a lost track ends; null: window_size, which is the least", ge=1)
     overlap_thresh: float = key(0.01, "a detection continues a track if its score is above this", ge=0)
     mult_thresh: bool = key(True, "this threshold counts for each detection of the track in the window")
     iou: Literal["mult", "max"] | None = key(
-        None, "combine scores with the overlap with the track's last box: s + |iou - s| iou, or the larger"
+        None, "add overlap with the track's last box: s + |iou - s| iou, or the max"
     )
     max_center_dist: float | None = key(None, "px from the track's last place, beyond which the score falls", gt=0)
     max_angle_diff: float | None = key(None, "change of direction in degrees, beyond which the score falls", gt=0)
@@ -76,7 +74,7 @@ class Split:
     chunk: bool | None = key(None, "Cut videos into clips; false: a whole video is one clip [true].")
     n_chunks: int | float | None = key(None, "Clips drawn once from all: a number or a share; null: all.", gt=0)
     anchors: str | list[str] | int | None = key(
-        None, "Where crops are centred: a node or centroid, several, or a number of random ones [centroid]."
+        None, "Centre of crops: node, centroid, several, or a number [centroid]."
     )
     handle_missing: Literal["drop", "ignore", "centroid"] | None = key(
         None, "Without its anchor an instance is left out, has a black crop, or is cut at its centroid [centroid]."
@@ -121,9 +119,7 @@ class Config:
         default_factory=Split,
         metadata={"help": "Labels and videos for training; see Split for its keys.", "on_resume": TRAJECTORY},
     )
-    val_dataset: Split | None = key(
-        None, "The same for validation; null: the last frames of each training video.", on_resume=EVALUATION
-    )
+    val_dataset: Split | None = key(None, "For validation; null: the last frames of videos.", on_resume=EVALUATION)
     test_dataset: Split | None = key(None, "The same for the test set; null: none.", on_resume=EVALUATION)
     val_frames: int | float = course(
         0.2,
@@ -181,14 +177,11 @@ def without_effect(flags: Any, output: str | None) -> dict[str, str]:
     return {} if shows_unsure_frames else {"confidence_threshold": "only .slp files name unsure frames"}
 
 
+VIDEO = key(None, "Tracks: the video of the labels. Default: the one beside them of their name.")
 PredictFlags = dataclasses.make_dataclass(
     "PredictFlags",
     [
-        (
-            "video",
-            str | None,
-            key(None, "Tracks: the video of the labels. Default: the one beside them of their name."),
-        ),
+        ("video", str | None, VIDEO),
         *(
             (
                 field.name,

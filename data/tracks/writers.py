@@ -92,16 +92,11 @@ class SlpWriter:
             track = None
             if identity != UNTRACKED:
                 track = tracks.setdefault(identity, sleap_io.Track(f"track_{identity}"))
-            instances.append(
-                sleap_io.PredictedInstance.from_numpy(
-                    frame.points[row],
-                    skeleton=skeleton,
-                    point_scores=np.ones(len(frame.points[row])),
-                    score=float(frame.scores[row]),
-                    track=track,
-                    tracking_score=float(assigned.confidences[row]),
-                )
-            )
+            points = frame.points[row]
+            scores = {"score": float(frame.scores[row]), "tracking_score": float(assigned.confidences[row])}
+            scores["point_scores"] = np.ones(len(points))
+            make = sleap_io.PredictedInstance.from_numpy
+            instances.append(make(points, skeleton=skeleton, track=track, **scores))
         if instances:
             frames.append(sleap_io.LabeledFrame(video=video, frame_idx=frame.index, instances=instances))
 

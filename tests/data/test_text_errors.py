@@ -332,11 +332,11 @@ def test_no_meta_means_gpt2_or_vocab_size(tmp_path):
     assert "no meta.json, taken to be GPT-2's tokens" in bundle.summary[1]
     tokens[77] = 50257
     write_split(folder / "train.bin", tokens)
-    assert "is 50,257, not an id of the vocabulary of 50,257 (GPT-2's" in refusal(tmp_path)
+    assert "is 50,257, not an id of the vocabulary of 50,257 (GPT-2" in refusal(tmp_path)
     assert "set dataset.vocab_size" in refusal(tmp_path)
     bundle = build(Config(str(folder), block_size=16, vocab_size=50300), text_run(tmp_path / "cache"))
     assert bundle.dims["vocab_size"] == 50300 and "vocabulary 50,300" in bundle.summary[0]
-    assert "vocabulary of 50,000 (dataset.vocab_size); raise it" in refusal(tmp_path, vocab_size=50_000)
+    assert "vocabulary of 50,000 (dataset.vocab_size); correct" in refusal(tmp_path, vocab_size=50_000)
     write_text_folder(tmp_path / "a", counting(500, 60))
     assert "dataset.vocab_size 65 has no effect:" in refusal(tmp_path, vocab_size=65)
 

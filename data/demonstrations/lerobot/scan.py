@@ -209,7 +209,7 @@ def find_clip(
     if feature.dtype == "image":
         return Clip(recorded.data, None, feature.name, rows), (height, width)
     file, start = recorded.videos[feature.name]
-    times = times_of(file)
+    times = times_of(file, file.stat().st_mtime_ns if file.exists() else 0)
     if times.size != (height, width):
         sizes = f"{times.size[0]}x{times.size[1]} but {INFO} says {height}x{width}"
         raise ValueError(f"{file} has frames of {sizes}; copy it again, or leave the camera out of dataset.cameras")

@@ -30,13 +30,9 @@ class Times:
         return self.pts * self.unit
 
 
-def times_of(file: Path) -> Times:
-    """The times of a video's frames, read once without decoding them: a file has many episodes."""
-    return read_times(file, file.stat().st_mtime_ns if file.exists() else 0)
-
-
 @functools.lru_cache(maxsize=4096)
-def read_times(file: Path, modified_ns: int) -> Times:
+def times_of(file: Path, modified_ns: int) -> Times:
+    """The times of a video's frames, read once without decoding them: a file has many episodes."""
     with opened_video(file) as container:
         stream = container.streams.video[0]
         if stream.codec_context is None:
