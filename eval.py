@@ -33,17 +33,23 @@ class EvalArguments(RemembersGiven):
 
     checkpoint: str | None = key(None, "A run's output directory, or a checkpoint-N folder in it.")
     episodes: int = key(50, "Episodes, one for each of the seeds seed, seed + 1, …", ge=1)
-    seed: int = key(1000, "First seed of episodes, none of which a recording has; also of samples.", ge=0)
+    seed: int = key(
+        1000, "First seed; recordings draw theirs from elsewhere, so these are unseen. Also of samples.", ge=0
+    )
     num_workers: int | None = key(None, "Simulator processes. Default: one a core.", ge=0)
     device: str | None = key(None, "Where the policy runs: cpu, cuda … Default: an accelerator where there is one.")
     video: bool = key(False, "Write a film and a contact sheet of the first episodes; --video_dir implies it.")
     video_episodes: int = key(1, "How many episodes --video films.", ge=1)
     video_dir: str | None = key(None, "Where the films go. Default: CHECKPOINT/eval/.")
     instruction: Literal["right", "wrong", "held_out"] | None = key(
-        None, "The policy's instruction: of another task (wrong), or a phrasing that recordings never use (held_out)."
+        None,
+        "The policy's instruction in a simulator of several tasks; wrong: that of another task; held_out: a phrasing "
+        "that recordings never use.",
     )
     expert: bool = key(False, "Score the scripted expert too, in the same episodes.")
-    split: Literal["validation", "test", "train"] = key("validation", "The data to score, without a simulator.")
+    split: Literal["validation", "test", "train"] = key(
+        "validation", "The data that is scored, for tasks without a simulator."
+    )
     data: str | None = key(None, "Score other data of the same kind: a path, as --set dataset.path=PATH.")
     set: list[str] = key([], "Override keys of the data, the loss or the environment: --set dataset.eval_fraction=0.5.")
     batch_size: int = key(64, "Held-out samples at a time, for tasks without a simulator.", ge=1)

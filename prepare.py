@@ -49,28 +49,40 @@ class PrepareArguments(RemembersGiven):
     set: list[str] = key([], "Override any key of the task's configuration: --set env.cameras=[top].")
     # A conversion
     export: Literal["lerobot"] | None = key(None, "Conversion: write the task's demonstrations in this format.")
-    convert: str | None = key(None, "Conversion: a folder of HDF5 episodes to LeRobot v3.0, or LeRobot to HDF5.")
+    convert: str | None = key(
+        None, "Conversion: a folder of HDF5 episodes, written as LeRobot v3.0, or a LeRobot data set, written as HDF5."
+    )
     fps: float | None = key(None, "Conversion: control rate of HDF5 episodes that do not say it, in Hz.", gt=0)
     instruction: str | None = key(
-        None, "Conversion: task text of HDF5 episodes without one. Default: the folder's name."
+        None, "Conversion: task text of HDF5 episodes that have none. Default: the name of the task or folder."
     )
     vcodec: Literal["libsvtav1", "libx264"] = key("libsvtav1", "Conversion: encoder of the videos.")
     crf: int = key(30, "Conversion: loss of the videos on the encoder's scale; less is better and larger.", ge=0, le=63)
     # Action tokens
     action_tokenizer: str | None = key(
         None,
-        "Action tokens: fast:N or fast:N:SCALE: FAST with N tokens; more than scale 10 makes actions finer, longer.",
+        "Action tokens: fast:N or fast:N:SCALE, FAST with N tokens learnt from the task's demonstrations; a higher "
+        "scale than 10 makes actions finer and longer. For model.action_tokenizer.",
     )
     # A text
     dataset: str | None = key(None, "Text: name of the data set, as train.py --dataset finds it.")
-    text: str | None = key(None, "Text: file, folder, .jsonl, .parquet, or a hub data set (org/name[:configuration]).")
+    text: str | None = key(
+        None, "Text: a file, a folder of files, .jsonl, .parquet, or a dataset of the hub (org/name[:configuration])."
+    )
     tokenizer: str | None = key(None, "Text: char, bytes, bpe:N (learnt from the text), or a tokenizer's path or id.")
-    val_fraction: float = key(0.1, "Text: share that validates: a file's end, or every 10th document.", gt=0, lt=1)
+    val_fraction: float = key(
+        0.1, "Text: share that validates: a file's end, or every 10th document (0.1).", gt=0, lt=1
+    )
     val_text: str | None = key(None, "Text: a file or folder that validates, in place of a share.")
     text_column: str | None = key(None, "Text: the column of .jsonl, .parquet and hub datasets. Default: text.")
     split: str | None = key(None, "Text: split of a hub dataset. Default: train.")
-    newlines: Literal["keep", "lf"] = key("keep", "Text: keep carriage returns, or make all line ends line feeds.")
-    out: str | None = key(None, "Folder (action tokens: file) to write. Default of a text: $KEEL_HOME/datasets/NAME.")
+    newlines: Literal["keep", "lf"] = key(
+        "keep", "Text: keep carriage returns, or turn every line end into a line feed."
+    )
+    out: str | None = key(
+        None,
+        "Text, conversion: folder to write; action tokens: file. Default of a text: $KEEL_HOME/datasets/NAME.",
+    )
     overwrite: bool = key(False, "Text: prepare again what was prepared from other text or settings.")
     # Both
     num_workers: int | None = key(None, "Recording or tokenizing processes. Default: one a core.", ge=1)

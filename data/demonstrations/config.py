@@ -24,56 +24,92 @@ class Config:
 
     path: str | list[str] | None = key(
         None,
-        "folder of episodes (*.hdf5, *.h5), LeRobot data set (with layout: lerobot a hub id), or a list of these",
+        "folder of episode files, searched recursively for *.hdf5 and *.h5, a LeRobot data set (a folder, or with "
+        "layout: lerobot its id on the hub), or a list of these to mix; unset only until the task's data is recorded",
         on_resume=HARMLESS,
         is_path=True,
     )
     exclude: list[str] | None = key(
-        None, "episodes to leave out, by path or pattern: [episode_3.hdf5, failed/*]; of LeRobot data sets: episode_3"
+        None,
+        "episode files that are left out, by their path below the folder or a pattern of it, such as [episode_3.hdf5, "
+        "failed/*]; of a LeRobot data set, episode_3",
     )
     weights: list[float] | None = key(
-        None, "how often each folder of `path` is drawn; unset: every step (with episode_first, episode) equally often"
+        None,
+        "how often each folder of `path` is drawn, in any unit; unset draws every step (or, with "
+        "episode_first, every episode) equally often",
     )
     layout: Literal["auto", "act", "il_studio", "lerobot"] = key(
-        "auto", "the files' layout, `act` and `il_studio` of HDF5; `auto`: by meta/info.json or the first file"
+        "auto",
+        "the files' layout: `act` /action, /observations/qpos, /observations/images; `il_studio` "
+        "/action_joint, /observations/state_joint, /observations/image; `lerobot` a LeRobot data set, v2 or v3; "
+        "`auto` detects it from meta/info.json or the first file",
     )
-    control: Literal["joint", "ee"] = key("joint", "IL-Studio layout: joint positions, or end-effector poses")
+    control: Literal["joint", "ee"] = key(
+        "joint", "which actions and states of the IL-Studio layout: joint positions or end-effector poses"
+    )
     state_keys: list[str] | None = key(
-        None, "HDF5 paths or features that make the state, concatenated; unset: the layout's", on_resume=IMPOSSIBLE
+        None,
+        "HDF5 paths or LeRobot features concatenated to the state, such as [observations/qpos, "
+        "observations/env_state]; unset: those of the layout",
+        on_resume=IMPOSSIBLE,
     )
-    action_key: str | None = key(None, "HDF5 path or feature of the actions; unset: the layout's", on_resume=IMPOSSIBLE)
+    action_key: str | None = key(
+        None, "HDF5 path or LeRobot feature of the actions; unset: that of the layout", on_resume=IMPOSSIBLE
+    )
     cameras: list[str] | None = key(
         None, "cameras, in the model's order; unset: those that all episodes have; []: none", on_resume=IMPOSSIBLE
     )
     rename: dict[str, str] = key(
-        {}, "LeRobot feature -> its name in other keys and for the policy", on_resume=IMPOSSIBLE
+        {},
+        "LeRobot feature -> the name that it has in all other keys and for the policy, such as "
+        "{observation.images.laptop: observation.images.top}",
+        on_resume=IMPOSSIBLE,
     )
-    timestamp_tolerance_s: float = key(1e-4, "most seconds that a LeRobot frame may be off its time", gt=0)
+    timestamp_tolerance_s: float = key(
+        1e-4, "most that a frame of a LeRobot data set may be away from its time, in seconds", gt=0
+    )
     missing_cameras: Literal["error", "mask"] = key(
         "error",
-        "a camera that some episodes lack: error; mask: a black image, and cameras: unset means all there are",
+        "a camera that some episodes or folders lack: error; mask: a black image there, which the policy ignores "
+        "(image_mask in the batch); cameras: unset then means every camera of any episode",
         on_resume=IMPOSSIBLE,
     )
     image_size: list[int] | None = key(
         None,
-        "[height, width] in training, in px; unset: a square of the shorter side (of the longer one with pad)",
+        "[height, width] of images in training, in pixels; unset: a square of the frame's shorter side (of "
+        "its longer side with image_aspect_ratio pad)",
         on_resume=IMPOSSIBLE,
     )
     chunk_size: int = key(100, "actions per chunk, in control steps", ge=1, on_resume=IMPOSSIBLE)
     n_obs_steps: int = key(
         1,
-        "states, and images of each camera, in an observation; before an episode its first is repeated",
+        "states in an observation: the current one after those before it, an episode's first repeated; images: as many "
+        "of each camera, or history_images_length if that is more",
         ge=1,
         on_resume=IMPOSSIBLE,
     )
     past_actions: int = key(
-        0, "earlier actions at the beginning of a chunk, predicted but not executed", ge=0, on_resume=IMPOSSIBLE
+        0,
+        "actions of earlier steps at the beginning of a chunk, predicted but not executed; in Diffusion Policy "
+        "n_obs_steps - 1",
+        ge=0,
+        on_resume=IMPOSSIBLE,
     )
-    eval_fraction: float = key(0.0, "share of each folder's episodes for evaluation, at least one if not 0", ge=0, lt=1)
-    split_seed: int = key(0, "seed that chooses the evaluation episodes, whatever the run's seed", ge=0)
+    eval_fraction: float = key(
+        0.0, "share of each folder's episodes for evaluation, at least one episode if it is not 0", ge=0, lt=1
+    )
+    split_seed: int = key(
+        0,
+        "seed that chooses the evaluation episodes; not the run's seed, so that runs stay comparable",
+        ge=0,
+    )
     max_episodes: int | None = key(None, "use only the first so many episodes of each folder", ge=1)
     instruction_words: bool = key(
-        False, "the policy reads the instruction's words, as a set; without a language model", on_resume=IMPOSSIBLE
+        False,
+        "the words of the instruction are an input of the policy, as the set of those that training has; for policies "
+        "without a language model",
+        on_resume=IMPOSSIBLE,
     )
     tokenizer: str | None = key(
         None,
@@ -83,21 +119,31 @@ class Config:
     )
     prompt: str = key(
         PROMPT,
-        "what a language model reads: {instruction}, and perhaps {state}, the normalised state as numbers 0 to 255",
+        "the text that a policy with a language model reads: {instruction}, and perhaps {state}, the normalised state "
+        "as numbers 0 to 255",
         on_resume=IMPOSSIBLE,
     )
     max_prompt_tokens: int = key(64, "longest prompt; a longer one loses its end", ge=1, on_resume=IMPOSSIBLE)
-    max_target_tokens: int = key(128, "longest reasoning; a longer one loses its end", ge=2, on_resume=IMPOSSIBLE)
+    max_target_tokens: int = key(
+        128, "longest reasoning, with the token that ends it; a longer one loses its end", ge=2, on_resume=IMPOSSIBLE
+    )
     phrasings: dict[str, list[str]] = key(
-        {}, "instruction -> other wordings, of which each training step has one; for policies with a language model"
+        {},
+        "instruction -> other wordings of it: each training step has one of all these, evaluation the instruction "
+        "itself; for policies with a language model",
     )
     samples_per_epoch: int | None = key(None, "samples in an epoch; unset: the number of training steps", ge=1)
     normalization: dict[Literal["state", "action"], NORMALIZATION_KINDS] = key(
         {"state": "zscore", "action": "zscore"},
-        "zscore; min_max to [-1, 1]; percentiles (1 % and 99 % to [-1, 1], not clipped); identity",
+        "kind for state and action: zscore; min_max (to [-1, 1]); percentiles (1 % and 99 % to [-1, 1], not "
+        "clipped); identity",
     )
-    normalization_mask: dict[Literal["state", "action"], list[bool]] = key({}, "per dimension: false leaves the value")
-    minimum_std: float = key(0.01, "floor of the standard deviation under zscore, in the signal's unit", gt=0)
+    normalization_mask: dict[Literal["state", "action"], list[bool]] = key(
+        {}, "per dimension of state and action: true normalises, false leaves the value; unset: all true"
+    )
+    minimum_std: float = key(
+        0.01, "floor of the standard deviation under zscore, in the signal's unit: keeps idle joints' noise small", gt=0
+    )
 
     def __post_init__(self):
         self.phrasings = {text.strip(): others for text, others in self.phrasings.items()}

@@ -19,17 +19,25 @@ class DataSplitter:
         None, "time: the end of each recording is held out; the others: whole ones. Null: time; session of trials."
     )
     eval_fraction: float = fixed(
-        0.1, "Share that validates, if nothing is named.", ge=0, lt=1, unless=("eval_path", "datasplitter.eval")
+        0.1,
+        "Share that validates, if `eval` and eval_path name nothing.",
+        ge=0,
+        lt=1,
+        unless=("eval_path", "datasplitter.eval"),
     )
     test_fraction: float = fixed(
-        0.0, "Share that tests, if nothing is named.", ge=0, lt=1, unless=("test_path", "datasplitter.test")
+        0.0,
+        "Share that tests, if `test` and test_path name nothing.",
+        ge=0,
+        lt=1,
+        unless=("test_path", "datasplitter.test"),
     )
     eval: list[str] | None = fixed(None, "Sessions, subjects or data sets that validate.")
     test: list[str] | None = fixed(None, "Sessions, subjects or data sets that test.")
     gap_seconds: float = fixed(0.0, "time: seconds left out before each held-out part.", ge=0)
     subject_pattern: str = fixed(r"sub-([A-Za-z0-9]+)", "Regular expression; group 1 of the path is the subject.")
     session_pattern: str = fixed(
-        r"(sub-[A-Za-z0-9]+[_/\\]ses-[A-Za-z0-9]+)", "The same for the session; else the file."
+        r"(sub-[A-Za-z0-9]+[_/\\]ses-[A-Za-z0-9]+)", "The same for the session; without a match: the file."
     )
 
     def __post_init__(self) -> None:
@@ -65,25 +73,39 @@ ONLY_WITH = {
 class Config:
     """YAML section `dataset` with `name: signals`."""
 
-    path: str | list[str] | None = key(None, "Files, folders, or a list of them.", on_resume=IMPOSSIBLE, is_path=True)
-    eval_path: str | list[str] | None = key(None, "The same for validation.", on_resume=EVALUATION, is_path=True)
-    test_path: str | list[str] | None = key(None, "The same for the test set.", on_resume=EVALUATION, is_path=True)
+    path: str | list[str] | None = key(
+        None, "Recordings: a file, a folder or a list of them.", on_resume=IMPOSSIBLE, is_path=True
+    )
+    eval_path: str | list[str] | None = key(
+        None, "The same for validation; null: split off.", on_resume=EVALUATION, is_path=True
+    )
+    test_path: str | list[str] | None = key(
+        None, "The same for the test set; null: split off.", on_resume=EVALUATION, is_path=True
+    )
     target: Literal["tokens", "values", "class", "text"] = fixed(
         "tokens", "What is predicted: the next ids, the next values, a class, or the next token of signals as text."
     )
-    window: float | None = fixed(None, "Length of a sample, in `unit`; null: 256 samples, or whole trials.", gt=0)
+    window: float | None = fixed(
+        None, "Length of a sample, in `unit`; null: 256 samples; whole trials if classes.", gt=0
+    )
     overlap: float = key(0.0, "By how much windows side by side overlap, in `unit`.", on_resume=TRAJECTORY, ge=0)
     unit: Literal["samples", "seconds"] = fixed("samples", "Unit of window and overlap, after resampling.")
     sampling: Literal["random", "grid"] = key(
-        "random", "Training windows: anywhere at random, or side by side, as those of classes.", on_resume=TRAJECTORY
+        "random",
+        "Training windows: start anywhere at random, or lie side by side, each once an epoch; those of classes do.",
+        on_resume=TRAJECTORY,
     )
     label_column: str | None = fixed(None, "Column of a table whose runs of equal values are events.")
     classes: list[str] | None = fixed(None, "Class names in their order; null: all of the training split, sorted.")
     # Channels
     channels: list[str] | None = fixed(None, "Names, patterns (EEG*) or types (eeg) of channels to keep; null: all.")
     rename: dict[str, str] | None = fixed(None, "Channels to rename, {old: new}; the other keys use new names.")
-    merge_by: Literal["name", "position"] = fixed("name", "What makes channels of different recordings the same.")
-    missing: Literal["error", "fill", "drop"] = fixed("error", "A channel that a recording lacks; drop: from all.")
+    merge_by: Literal["name", "position"] = fixed(
+        "name", "Which channels of different recordings are the same: equal names, or equal positions and types."
+    )
+    missing: Literal["error", "fill", "drop"] = fixed(
+        "error", "A channel that a recording lacks: refused, filled, or left out of all."
+    )
     fill_value: float = fixed(0.0, "What missing channels and samples are, in standardised units; they are no targets.")
     # Preprocessing
     sampling_rate: float | None = fixed(None, "Hz, of files that do not say.", gt=0)
@@ -91,11 +113,17 @@ class Config:
     highpass: float | None = fixed(None, "Hz; causal Butterworth filter of order 4.", gt=0)
     lowpass: float | None = fixed(None, "Hz; causal Butterworth filter of order 4.", gt=0)
     notch: list[float] | None = fixed(None, "Hz of mains hum and the like to remove; causal, quality 30.")
-    reference: str | list[str] | None = fixed(None, "average, or channels whose mean is subtracted; null: none.")
-    standardise: Literal["zscore", "robust", "none"] = fixed("zscore", "Per channel; robust: by median and quartiles.")
+    reference: str | list[str] | None = fixed(
+        None, "average, or channels whose mean is subtracted from all; null: none."
+    )
+    standardise: Literal["zscore", "robust", "none"] = fixed(
+        "zscore", "Per channel by the training split: mean and deviation, median and quartiles, or not."
+    )
     clip: float | None = fixed(5.0, "Largest absolute value after standardising; null: none.", gt=0)
     nan: Literal["error", "fill", "drop"] = fixed("error", "NaN: refused, filled, or a gap between windows.")
-    flat: Literal["error", "fill", "drop"] = fixed("error", "A channel that is constant in a recording; drop: missing.")
+    flat: Literal["error", "fill", "drop"] = fixed(
+        "error", "A channel that is constant in a recording: refused, filled, or treated as missing."
+    )
     # Tokens
     tokenizer: str = fixed("mu_law", "mu_law, uniform, or the folder of a trained `rvq` model.", is_path=True)
     levels: int = fixed(256, "Number of ids of mu_law and uniform.", ge=2, le=65536)
@@ -107,7 +135,9 @@ class Config:
     use_separator: bool = fixed(True, "Write a separator between the groups of channels.")
     datasplitter: DataSplitter = field(default_factory=DataSplitter, metadata={"help": "Its keys, see DataSplitter."})
     mixup: MixUp = field(default_factory=MixUp, metadata={"help": "Its keys, see MixUp."})
-    num_workers: int | None = key(None, "Processes that prepare; null: one a core.", on_resume=HARMLESS, ge=1)
+    num_workers: int | None = key(
+        None, "Processes that prepare recordings; null: one a core.", on_resume=HARMLESS, ge=1
+    )
 
     def __post_init__(self) -> None:
         for targets, names in ONLY_WITH.items():
@@ -149,5 +179,7 @@ class PredictFlags:
     samples: int = key(1, "Signals: forecasts of each recording.", ge=1)
     temperature: float = key(1.0, "Signals: temperature of sampling; 0: always the most probable.", ge=0)
     top_k: int | None = key(None, "Signals: sample from the k most probable ids. Default: from all.", ge=1)
-    top_p: float | None = key(None, "Signals: sample from the most probable ids with this sum.", gt=0, le=1)
+    top_p: float | None = key(
+        None, "Signals: sample from the most probable ids that sum to this probability.", gt=0, le=1
+    )
     seed: int = key(0, "Signals: seed of sampling.", ge=0)

@@ -37,27 +37,46 @@ class Config:
 
     path: str | list[str] = key(
         "shakespeare_char",
-        "data set: a folder, or a name in data/ or $KEEL_HOME/datasets/; a list in multidataset and multicontext",
+        "data set: a folder, or a name looked for in data/ and $KEEL_HOME/datasets/; a list of them in the "
+        "modes multidataset and multicontext",
         on_resume=HARMLESS,
         is_path=TOKEN_FILES,
     )
     mode: Literal["single", "multidataset", "multicontext"] = key(
         "single",
-        "single: one data set; multidataset: each step on one of several; multicontext: aligned streams, side by side",
+        "single: one data set; multidataset: each batch is of one of several; multicontext: several "
+        "streams of equal length, such as words and their parts of speech, read at the same offsets",
         on_resume=IMPOSSIBLE,
     )
     block_size: int = key(256, "tokens of one sample", ge=1)
-    sampling_probs: list[float] | None = key(None, "multidataset: probability of each data set; unset: all equal")
-    sampling_probs_final: list[float] | None = key(None, "multidataset: the probabilities at the run's end")
-    sampling_transition: Literal["linear", "cosine", "exponential"] | None = key(
-        None, "how probabilities move to the final ones; exponential: by equal factors; unset: linear"
+    sampling_probs: list[float] | None = key(
+        None, "multidataset: probability of each data set, summing to 1; unset: all equal"
     )
-    interleave: bool = key(False, "multidataset: data sets take turns in these proportions instead of being drawn")
+    sampling_probs_final: list[float] | None = key(
+        None, "multidataset: the probabilities at the run's end, moved to from the first ones"
+    )
+    sampling_transition: Literal["linear", "cosine", "exponential"] | None = key(
+        None,
+        "how probabilities move to the final ones: linear; cosine, slow at both ends; exponential, by "
+        "equal factors, scaled to sum to 1; unset: linear",
+    )
+    interleave: bool = key(
+        False,
+        "multidataset: batches take turns in the proportions sampling_probs instead of being drawn; after "
+        "any number of batches each data set has had its share to within one",
+    )
     separate_embeddings: bool = key(
-        False, "multidataset: an embedding and head for each, so that tokenizers may differ", on_resume=IMPOSSIBLE
+        False,
+        "multidataset: one token embedding and output head for each data set, so that their tokenizers may "
+        "differ; false: one for all, which then need the same tokenizer",
+        on_resume=IMPOSSIBLE,
     )
     vocab_size: int | None = key(
-        None, "number of ids, for a folder without meta; unset: GPT-2's", ge=1, le=MOST_IDS, on_resume=IMPOSSIBLE
+        None,
+        "number of token ids, for a folder without meta.json or meta.pkl; unset: GPT-2's",
+        ge=1,
+        le=MOST_IDS,
+        on_resume=IMPOSSIBLE,
     )
 
     def __post_init__(self) -> None:

@@ -16,19 +16,30 @@ class TrackerSettings:
     """`dataset.tracker`: how detections become tracks, for evaluation and prediction."""
 
     window_size: int = key(8, "newest detections of a track that a new one is compared with", ge=1)
-    max_gap: int | None = key(None, "frames after which a lost track ends; null: window_size, which is the least", ge=1)
+    max_gap: int | None = key(
+        None, "frames after which a track that was not seen ends, at least window_size; null: window_size", ge=1
+    )
     overlap_thresh: float = key(0.01, "a detection continues a track if its score is above this", ge=0)
     mult_thresh: bool = key(True, "this threshold counts for each detection of the track in the window")
     iou: Literal["mult", "max"] | None = key(
-        None, "add overlap with the track's last box: s + |iou - s| iou, or the max"
+        None, "combine scores with the overlap with the track's last box: s + |iou - s| iou, or the larger"
     )
-    max_center_dist: float | None = key(None, "px from the track's last place, beyond which the score falls", gt=0)
-    max_angle_diff: float | None = key(None, "change of direction in degrees, beyond which the score falls", gt=0)
+    max_center_dist: float | None = key(
+        None, "distance to the track's last place, in px, beyond which the score falls", gt=0
+    )
+    max_angle_diff: float | None = key(
+        None, "change of direction, in degrees, beyond which the score falls (two anchors at least)", gt=0
+    )
     max_tracks: int | None = key(None, "most identities in a video; once they exist, tracks do not end", ge=1)
-    confidence_threshold: float = key(0.0, "flag frames less certain than this (1 - normalized entropy)", ge=0, le=1)
+    confidence_threshold: float = key(
+        0.0, "flag a frame whose assignment is less certain (1 - normalized entropy)", ge=0, le=1
+    )
     motion: bool = key(False, "compare places with where constant velocity takes the track, not with its last place")
     match_distance: float | None = key(
-        None, "scores: most px between the centres of a detection and its truth; null: an overlap (IoU) of .5", gt=0
+        None,
+        "scores: a detection is a true instance up to this distance of their centres, in px; null: from an overlap of "
+        "their boxes of .5 (intersection over union)",
+        gt=0,
     )
 
     def __post_init__(self) -> None:
@@ -72,9 +83,11 @@ class Split:
     padding: int | None = key(None, "Added to each side of that square, in px [0].", ge=0)
     clip_length: int | None = key(None, f"Frames of a clip [{CLIP_LENGTH}].", ge=2)
     chunk: bool | None = key(None, "Cut videos into clips; false: a whole video is one clip [true].")
-    n_chunks: int | float | None = key(None, "Clips drawn once from all: a number or a share; null: all.", gt=0)
+    n_chunks: int | float | None = key(
+        None, "Clips drawn once from all: a number, or a share up to 1.0; null: all.", gt=0
+    )
     anchors: str | list[str] | int | None = key(
-        None, "Centre of crops: node, centroid, several, or a number [centroid]."
+        None, "Where crops are centred: a node or centroid, several, or a number of random ones [centroid]."
     )
     handle_missing: Literal["drop", "ignore", "centroid"] | None = key(
         None, "Without its anchor an instance is left out, has a black crop, or is cut at its centroid [centroid]."
@@ -82,9 +95,12 @@ class Split:
     dilation_radius_px: int | None = key(None, "Black out crops farther from all nodes; 0: nothing [0].", ge=0)
     mode: Literal["train", "val"] | None = key(
         None,
-        "train: clips for the loss, drawn anew each epoch; val: tracked and scored. null: as the section.",
+        "train: clips for the loss, with new random numbers in each epoch; val: random numbers are drawn once, and "
+        "held-out frames tracked and scored. null: as the section is named.",
     )
-    augmentations: dict[str, Any] | None = key(None, "Class of albumentations, NodeDropout … -> its arguments.")
+    augmentations: dict[str, Any] | None = key(
+        None, "Class of albumentations, NodeDropout or InstanceDropout -> its arguments."
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.n_chunks, float) and self.n_chunks > 1:
@@ -119,7 +135,9 @@ class Config:
         default_factory=Split,
         metadata={"help": "Labels and videos for training; see Split for its keys.", "on_resume": TRAJECTORY},
     )
-    val_dataset: Split | None = key(None, "For validation; null: the last frames of videos.", on_resume=EVALUATION)
+    val_dataset: Split | None = key(
+        None, "The same for validation; null: the last frames of each training video.", on_resume=EVALUATION
+    )
     test_dataset: Split | None = key(None, "The same for the test set; null: none.", on_resume=EVALUATION)
     val_frames: int | float = course(
         0.2,
@@ -127,14 +145,22 @@ class Config:
         ge=0,
         unless=("val_dataset.dir.path", "val_dataset.slp_files"),
     )
-    scramble: Literal["none", "rot90"] = course("none", "rot90: turn each frame by a random multiple of 90°.")
+    scramble: Literal["none", "rot90"] = course(
+        "none", "rot90: turn each frame, crops and coordinates, by a random multiple of 90°."
+    )
     images: bool = key(True, "Cut crops from videos; false: coordinates alone, without videos.", on_resume=IMPOSSIBLE)
     channels: Literal[1, 3] = key(3, "Of each crop; gray is repeated to 3.", on_resume=IMPOSSIBLE, needs="images")
     image_size: list[int] | None = course(
-        None, "Height and width in px without a video; null: seqinfo.ini, or the labels' extent.", unless=("images",)
+        None,
+        "Height and width in px for labels without a video; null: seqinfo.ini, or the extent of the labels.",
+        unless=("images",),
     )
     cache_gb: float = key(
-        8.0, "Cut crops once if they take less on disk; 0: each time.", on_resume=HARMLESS, ge=0, needs="images"
+        8.0,
+        "Cut crops once if those of a video take less on disk; 0: each time.",
+        on_resume=HARMLESS,
+        ge=0,
+        needs="images",
     )
     tracker: TrackerSettings = field(
         default_factory=TrackerSettings,
