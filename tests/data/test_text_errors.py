@@ -333,7 +333,7 @@ def test_no_meta_means_gpt2_or_vocab_size(tmp_path):
     tokens[77] = 50257
     write_split(folder / "train.bin", tokens)
     assert "is 50,257, not an id of the vocabulary of 50,257 (GPT-2" in refusal(tmp_path)
-    assert "set dataset.vocab_size" in refusal(tmp_path)
+    assert "dataset.vocab_size" in refusal(tmp_path)
     bundle = build(Config(str(folder), block_size=16, vocab_size=50300), text_run(tmp_path / "cache"))
     assert bundle.dims["vocab_size"] == 50300 and "vocabulary 50,300" in bundle.summary[0]
     assert "vocabulary of 50,000 (dataset.vocab_size); correct" in refusal(tmp_path, vocab_size=50_000)
