@@ -121,7 +121,6 @@ def test_jpeg_frames_are_decoded_once(tmp_path, monkeypatch):
     images = everything(build_act(tmp_path, image_size=[24, 32]).train_dataset)["images"]
     difference = np.abs(images[0, 0].numpy().transpose(1, 2, 0) - written[0]["observations/images/top"][0].astype(int))
     assert 0 < difference.mean() < 8
-    monkeypatch.setattr("data.demonstrations.frames.decode", None)
     monkeypatch.setattr("data.demonstrations.layouts.decode", None)
     assert torch.equal(everything(build_act(tmp_path, image_size=[24, 32]).train_dataset)["images"], images)
 
