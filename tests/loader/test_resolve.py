@@ -404,7 +404,7 @@ def test_schema_accepts_what_ships_and_refuses_what_is_wrong(in_root):
     from loader.schema.keys import REPLACED
     from loader.sources.key_aliases import yaml_keys
 
-    assert set(schema["properties"]) == yaml_keys() - set(REPLACED) - {"training_config"} | {"training"}
+    assert set(schema["properties"]) == yaml_keys() - set(REPLACED) - {"training_config"} | {"training", "defaults"}
 
 
 @pytest.mark.slow
