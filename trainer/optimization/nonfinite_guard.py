@@ -93,6 +93,11 @@ class NonfiniteGuard:
         self.before: list[torch.Tensor] = []
         self.waiting: Update | None = None
 
+    @functools.cached_property
+    def is_alone(self) -> bool:
+        """Whether no other process has to decide alike."""
+        return rank_and_world_size()[1] == 1
+
     # ---- in each micro-batch ----
 
     def begin(self, samples: Sequence[Any] | None, *sums: torch.Tensor) -> bool:
@@ -143,8 +148,7 @@ class NonfiniteGuard:
         is_clipped = norm > self.clip_threshold
         self.clipped = self.clipped + (is_clipped.long() if isinstance(is_clipped, torch.Tensor) else is_clipped)
         batches, self.batches = self.batches, []
-        alone = rank_and_world_size()[1] == 1
-        decisive = sum((batch.loss.sum() * 0 for batch in batches if alone), start=norm)
+        decisive = sum((batch.loss.sum() * 0 for batch in batches if self.is_alone), start=norm)
         inner = getattr(optimizer, "optimizer", optimizer)
         scaled = getattr(optimizer, "scaler", None) is not None
         if not scaled and self.should_not_wait(norm) and skips_by_flag(inner):
