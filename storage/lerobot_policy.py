@@ -80,7 +80,7 @@ def downloaded_policy(name: str, cache_dir: str | None, hub: ModuleType) -> Path
     options: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": not hub_is_reachable()}
     try:
         settings = Path(hub.hf_hub_download(name, "config.json", **options))
-    except Exception:  # the package has an error for each cause; whoever reads another kind of model there says it
+    except Exception:  # the package has an error for each cause; the code that reads other kinds of model reports it
         return None
     if not is_policy(settings.parent):
         return None

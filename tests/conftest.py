@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FROZEN = [0]  # modules that were imported when the garbage collector was told to leave out what there is
+FROZEN = [0]  # number of imported modules at the last `gc.freeze`
 HOMES = itertools.count()
 LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -24,7 +24,7 @@ def no_launch_is_left():
 
 @pytest.fixture(autouse=True)
 def own_keel_home(no_launch_is_left, tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's prepared data. The folder is made by whoever writes into it."""
+    """No test reads or writes the user's prepared data. The test that writes into the folder creates it."""
     monkeypatch.setenv("KEEL_HOME", str(tmp_path_factory.getbasetemp() / "homes" / str(next(HOMES))))
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
 

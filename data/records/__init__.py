@@ -56,11 +56,15 @@ def check(config: Config, run) -> list[str]:
     if config.tokenizer is None and run.process.model_name_or_path is None:
         problems.append("no tokenizer is known: set dataset.tokenizer, or model_name_or_path to a model that has one")
     if config.packing and getattr(run.process, "flash_attn", False):
-        apart = "does not keep the records of a row apart; set one of them to false"
-        problems.append(f"dataset.packing: true and flash_attn: flash attention, in batches of several rows, {apart}")
+        problems.append(
+            "dataset.packing: true and flash_attn: flash attention does not keep the records of a row apart in batches "
+            "of several rows; set one of them to false"
+        )
     if config.packing and getattr(run, "trainer", {}).get("use_cache"):
-        apart = "models do not keep the records of a row apart; set one of them to false"
-        problems.append(f"dataset.packing: true and use_cache: with a cache, {apart}")
+        problems.append(
+            "dataset.packing: true and use_cache: with a cache, models do not keep the records of a row apart; set one "
+            "of them to false"
+        )
     return problems
 
 

@@ -55,8 +55,10 @@ def missing(config: Config, path: str, cache_dir: Path) -> str:
     if os.path.isfile(place):
         if Path(path.removesuffix(".gz")).suffix in RECORDS:
             return f"{where}: {path} is a file of records, not a folder of tokens; --task_name records trains on them"
-        command = f"python prepare.py --dataset {Path(path).stem} --text {path} --tokenizer bytes"
-        return f"{where}: {path} is a file, not a folder of tokens; prepare it: {command}"
+        return (
+            f"{where}: {path} is a file, not a folder of tokens; prepare it: python prepare.py --dataset "
+            f"{Path(path).stem} --text {path} --tokenizer bytes"
+        )
     if os.path.isdir(place):
         return f"{where}: the folder {path} has neither train.bin nor val.bin; name the one that prepare.py wrote"
     shelves = (Path("data"), Path(cache_dir) / "datasets")
@@ -75,19 +77,27 @@ def run_problems(config: Config, run) -> list[str]:
         return []
     problems, process, moves = [], run.process, config.sampling_probs_final is not None
     if process.tune_batch_size:
-        remedy = "set --per_device_train_batch_size instead"
-        problems.append(f"tune_batch_size changes a batch's data set ({config.named('mode')} multidataset); {remedy}")
+        problems.append(
+            f"tune_batch_size changes which data set a batch is drawn from ({config.named('mode')} multidataset); set "
+            "--per_device_train_batch_size instead"
+        )
     if not process.shuffle and not config.interleave:
-        draws = f"shuffle: false reads in stored order, but {config.named('mode')} multidataset draws data sets"
-        problems.append(f"{draws}; set {config.named('interleave')} true, or leave shuffle out")
+        problems.append(
+            f"shuffle: false reads the data in stored order, but {config.named('mode')} multidataset draws from which "
+            f"data set; set {config.named('interleave')} true for a fixed order, or leave shuffle out"
+        )
     whole_epochs = isinstance(process.limit_train_batches, float) and process.limit_train_batches == 1
     if not whole_epochs and (moves or config.interleave):
         key = "sampling_probs_final" if moves else "interleave"
-        cut = f"limit_train_batches: {process.limit_train_batches} leaves out the end of each epoch"
-        problems.append(f"{cut}, which {config.named(key)} plans with; set --max_steps instead")
+        problems.append(
+            f"limit_train_batches: {process.limit_train_batches} leaves out the end of each epoch, and with it a part "
+            f"of what {config.named(key)} plans; set --max_steps instead"
+        )
     if moves and run.hyper.max_steps <= 0 and run.hyper.num_train_epochs == -1:
-        final = config.named("sampling_probs_final")
-        problems.append(f"{final} are reached at the run's end, but num_train_epochs: -1 has none; set --max_steps")
+        problems.append(
+            f"{config.named('sampling_probs_final')} are reached at the run's end, but num_train_epochs: -1 has none; "
+            "set --max_steps"
+        )
     return problems
 
 
@@ -102,9 +112,11 @@ def step_problems(config: Config, folders: list, run) -> list[str]:
     if not 0 < windows < step:
         return []
     batch = run.hyper.per_device_train_batch_size
-    taken = f"--per_device_train_batch_size (--batch_size) {batch} makes a step of {step:,} samples over all processes"
-    have = f"the text has {windows:,} windows of {config.block_size} tokens"
-    return [f"{taken}, but {have}; lower it, or use a longer text"]
+    return [
+        f"--per_device_train_batch_size (--batch_size) {batch} makes a step of {step:,} samples, with "
+        f"gradient_accumulation_steps and processes counted, but the text has {windows:,} windows of "
+        f"{config.block_size} tokens; lower it, or use a longer text"
+    ]
 
 
 def prepared(config: Config, run) -> Config:

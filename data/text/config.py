@@ -112,37 +112,51 @@ class Config:
             raise ValueError(f"{self.named('path')} names {twice} twice; name each data set once")
         if (self.mode == "single") != (len(paths) == 1):
             needed = "takes one data set" if self.mode == "single" else "needs at least two data sets"
-            names = f"{self.named('path')} names {', '.join(paths)}"
-            raise ValueError(f"{self.named('mode')} {self.mode} {needed} but {names}; change the mode or the data sets")
+            raise ValueError(
+                f"{self.named('mode')} {self.mode} {needed} but {self.named('path')} names {', '.join(paths)}; change "
+                "the mode (single, multidataset, multicontext) or the data sets"
+            )
 
     def _check_mode(self) -> None:
         """No key without effect."""
         for name in MIXTURE_KEYS:
             if getattr(self, name) not in (None, False) and self.mode != "multidataset":
-                mode = f"{self.named('mode')} {self.mode}"
-                raise ValueError(f"{self.named(name)} has no effect in {mode}; leave it out, or set multidataset")
+                raise ValueError(
+                    f"{self.named(name)} has no effect in {self.named('mode')} {self.mode}; leave it out, or set the "
+                    "mode to multidataset"
+                )
         for name, needed in (
             ("sampling_probs_final", "sampling_probs"),
             ("sampling_transition", "sampling_probs_final"),
         ):
             if getattr(self, name) is not None and getattr(self, needed) is None:
-                raise ValueError(f"{self.named(name)} has no effect without {self.named(needed)}; set both, or neither")
+                raise ValueError(
+                    f"{self.named(name)} has no effect without {self.named(needed)}; set it too, or neither"
+                )
         if self.interleave and self.sampling_probs_final is not None:
-            final = self.named("sampling_probs_final")
-            raise ValueError(f"{self.named('interleave')} keeps to fixed proportions, unlike {final}; leave one out")
+            raise ValueError(
+                f"{self.named('interleave')} keeps to fixed proportions, so {self.named('sampling_probs_final')} "
+                "cannot move them; leave one out"
+            )
 
     def _check_probabilities(self, name: str, values: list[float] | None) -> None:
         if values is None:
             return
         if len(values) != len(self.paths()):
-            counts = f"{len(values)} entries but {self.named('path')} names {len(self.paths())} data sets"
-            raise ValueError(f"{self.named(name)} has {counts}; give one probability for each")
+            raise ValueError(
+                f"{self.named(name)} has {len(values)} entries but {self.named('path')} names {len(self.paths())} data "
+                "sets; give one probability for each"
+            )
         if any(not 0 <= value <= 1 for value in values) or abs(math.fsum(values) - 1) > PROBABILITY_TOLERANCE:
-            remedy = f"each is from 0 to 1, and they sum to 1 (not {math.fsum(values):.7g})"
-            raise ValueError(f"{self.named(name)} {shown(values)} are no probabilities: {remedy}")
+            raise ValueError(
+                f"{self.named(name)} {shown(values)} are no probabilities: each is from 0 to 1, and they sum to 1 (not "
+                f"{math.fsum(values):.7g})"
+            )
         if self.sampling_transition == "exponential" and 0 in values:
-            remedy = f"give a small probability instead, or {self.named('sampling_transition')} linear"
-            raise ValueError(f"{self.named(name)} {shown(values)} holds a 0, which has no factor; {remedy}")
+            raise ValueError(
+                f"{self.named(name)} {shown(values)} holds a 0, which no factor leads from or to; give a small "
+                f"probability instead, or {self.named('sampling_transition')} linear"
+            )
 
 
 def shown(values: list[float]) -> str:
@@ -190,5 +204,8 @@ def whole_proportions(values: list[float]) -> list[int]:
     near = all(abs(value - share) <= TOLERANCE for value, share in zip(values, exact, strict=True))
     whole = math.lcm(*(share.denominator for share in exact))
     if not near or sum(exact) != 1 or whole > LONGEST_PATTERN:
-        raise ValueError(f"make no pattern of up to {LONGEST_PATTERN:,} batches; round them to four decimals or fewer")
+        raise ValueError(
+            f"make no pattern of at most {LONGEST_PATTERN:,} batches, as interleaving needs; round them, to four "
+            "decimals or fewer"
+        )
     return [int(share * whole) for share in exact]

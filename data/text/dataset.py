@@ -89,10 +89,14 @@ def _wrong_id(folder: Folder, split: Split) -> str:
         if len(wrong := np.flatnonzero(chunk >= folder.vocab_size))
     )
     byte = split.offset + position * numpy_type(split).itemsize
-    is_described, origin = folder.source.startswith("meta"), f" ({folder.source})"
-    remedy = "prepare the data set again" if is_described else "correct dataset.vocab_size, or write a meta.json"
-    place = f"{split.path}: token {position:,} (byte {byte:,}) is {value:,}"
-    return f"{place}, not an id of the vocabulary of {folder.vocab_size:,}{origin}; {remedy}"
+    origin, remedy = {
+        "GPT-2": (" (GPT-2's, as there is no meta.json)", "set dataset.vocab_size, or write a meta.json"),
+        "dataset.vocab_size": (" (dataset.vocab_size)", "raise it, or write a meta.json"),
+    }.get(folder.source, ("", "prepare the data set again"))
+    return (
+        f"{split.path}: token {position:,} (byte {byte:,}) is {value:,}, not an id of the vocabulary of "
+        f"{folder.vocab_size:,}{origin}; {remedy}"
+    )
 
 
 def largest_id(split: Split, cache_dir: Path) -> int:
@@ -129,7 +133,9 @@ def _refuse_wider_tokens(split: Split) -> None:
         return
     _, chunk = next(_chunks(split))
     if len(chunk) >= 64 and chunk.any() and not chunk[1::2].any():
-        raise ValueError(f"{split.path}: every second uint16 is 0, so tokens are uint32; say so in a meta.json (dtype)")
+        raise ValueError(
+            f"{split.path}: every second uint16 is 0, so its tokens are uint32; say so in a meta.json (dtype: uint32)"
+        )
 
 
 def batch_of(rows: np.ndarray) -> dict[str, torch.Tensor]:

@@ -92,8 +92,10 @@ def _described_by_json(path: Path) -> Folder:
         split = read_split(path / f"{name}.bin", meta["dtype"], recorded.get("bytes"))
         expected = (meta["dtype"], recorded.get("tokens", split.tokens))
         if (split.dtype, split.tokens) != expected:
-            says = f"{path / 'meta.json'} says {expected[1]:,} {expected[0]}; prepare the data set again"
-            raise ValueError(f"{split.path} holds {split.tokens:,} {split.dtype} tokens but {says}")
+            raise ValueError(
+                f"{split.path} holds {split.tokens:,} {split.dtype} tokens but {path / 'meta.json'} says "
+                f"{expected[1]:,} {expected[0]}; it is cut off or replaced: prepare the data set again"
+            )
         splits[name] = split
     return Folder(path, meta["vocab_size"], "meta.json", splits, meta.get("tokenizer"))
 
@@ -122,8 +124,9 @@ def read_meta(path: Path) -> dict[str, Any]:
     }
     for key, (is_right, value) in expected.items():
         if not is_right:
-            problem = f"{key} is {reprlib.repr(meta.get(key))}; expected {value}"
-            raise ValueError(f"{path}: {problem}: prepare the data set again")
+            raise ValueError(
+                f"{path}: {key} is {reprlib.repr(meta.get(key))}; expected {value}: prepare the data set again"
+            )
     return meta
 
 
@@ -148,8 +151,9 @@ def read_meta_pickle(path: Path) -> tuple[int, list[str] | None]:
         meta = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        remedy = "only plain dicts, lists, texts and numbers are. Write a meta.json instead"
-        raise ValueError(f"{path} is not read: {reason}; {remedy}") from None
+        raise ValueError(
+            f"{path} is not read: {reason}; only plain dicts, lists, texts and numbers are. Write a meta.json instead"
+        ) from None
     size = meta.get("vocab_size") if isinstance(meta, dict) else None
     if not _is_count(size, 1, MOST_IDS):
         raise ValueError(f"{path} has no vocab_size from 1 to {MOST_IDS:,}; write a meta.json instead")
@@ -222,28 +226,31 @@ def _unused_vocabulary(config: Config, folders: list[Folder]) -> list[str]:
     if config.vocab_size is None or not folders or len(described) < len(folders):
         return []
     folder = described[0]
-    says = f"{folder.path / folder.source} says {folder.vocab_size}"
-    return [f"{config.named('vocab_size')} {config.vocab_size} has no effect: {says}; leave it out"]
+    return [
+        f"{config.named('vocab_size')} {config.vocab_size} has no effect: {folder.path / folder.source} says "
+        f"{folder.vocab_size}; leave it out"
+    ]
 
 
 def _too_short(config: Config, folders: list[Folder]) -> list[str]:
     """A window needs the token after its last one too."""
-    splits = [folder.splits[name] for folder in folders for name in SPLITS]
-    needs = f"{config.named('block_size')} {config.block_size} needs {config.block_size + 1} tokens"
     return [
-        f"{needs} but {split.path} holds {split.tokens}; set it to at most {split.tokens - 1}, or use a longer text"
-        for split in splits
-        if split.tokens <= config.block_size
+        f"{config.named('block_size')} {config.block_size} needs {config.block_size + 1} tokens but "
+        f"{folder.splits[name].path} holds {folder.splits[name].tokens}; set it to at most "
+        f"{folder.splits[name].tokens - 1}, or use a longer text"
+        for folder in folders
+        for name in SPLITS
+        if folder.splits[name].tokens <= config.block_size
     ]
 
 
 def _unaligned(config: Config, one: Folder, other: Folder) -> list[str]:
-    needs, remedy = "multicontext reads aligned streams", "prepare them from one text, one token for one"
-    pairs = [(one.splits[name], other.splits[name]) for name in SPLITS]
     return [
-        f"{config.named('mode')} {needs}, but {a.path} and {b.path} hold {a.tokens:,} and {b.tokens:,} tokens; {remedy}"
-        for a, b in pairs
-        if a.tokens != b.tokens
+        f"{config.named('mode')} multicontext reads position-aligned streams, but {one.splits[name].path} and "
+        f"{other.splits[name].path} hold {one.splits[name].tokens:,} and {other.splits[name].tokens:,} tokens; prepare "
+        "them from the same text, one token for one"
+        for name in SPLITS
+        if one.splits[name].tokens != other.splits[name].tokens
     ]
 
 
@@ -260,8 +267,10 @@ def _foreign_tokens(config: Config, one: Folder, other: Folder) -> list[str]:
         return []
     else:
         how = f"have different tokenizers (or no tokenizer.json to compare), though both of {one.vocab_size:,} tokens"
-    remedy = f"prepare both with --tokenizer {one.path}, or set {config.named('separate_embeddings')} true"
-    return [f"{config.named('path')}: {one.path} and {other.path} {how}; {remedy}"]
+    return [
+        f"{config.named('path')}: {one.path} and {other.path} {how}; prepare both with one tokenizer (--tokenizer "
+        f"{one.path}), or set {config.named('separate_embeddings')} true"
+    ]
 
 
 def foreign_to_weights(config: Config, folders: list[Folder], weights: str | None) -> list[str]:
@@ -277,9 +286,11 @@ def foreign_to_weights(config: Config, folders: list[Folder], weights: str | Non
         foreign = [folder for folder in folders if (tokens := vocabulary(folder)) and tokens[0] != theirs[0]]
     except ValueError:
         return []  # a corrupted file is reported where it is needed
-    remedy = f"python prepare.py --dataset NAME --text FILE --tokenizer {weights}"
-    problem = f"has other tokens than the weights at {weights} know; prepare it with theirs: {remedy}"
-    return [f"{config.named('path')}: {folder.path} {problem}" for folder in foreign]
+    return [
+        f"{config.named('path')}: {folder.path} has other tokens than the weights at {weights} know; prepare "
+        f"it with theirs: python prepare.py --dataset NAME --text FILE --tokenizer {weights}"
+        for folder in foreign
+    ]
 
 
 def vocabulary(folder: Folder) -> list | None:

@@ -18,7 +18,6 @@ from loader.schema.alias_flags import ALIAS_FLAGS, AliasFlags, TrackingFlags
 from loader.schema.hyper_arguments import FLAG_GROUPS, CommandArguments, HyperArguments, SweepArguments
 from loader.schema.installed import transformers_folder
 from loader.schema.keys import section_of
-from loader.sources.key_aliases import yaml_keys
 from storage.config_keys import default_of
 from storage.suggestions import nearest
 
@@ -255,6 +254,8 @@ def explain_unknown(words: list[str], options: Collection[str]) -> list[str]:
 
 def _remedy(key: str, value: str, options: Collection[str]) -> str:
     """Where a key belongs, or the flag that is meant; empty if neither is known."""
+    from loader.sources.key_aliases import yaml_keys  # only errors need it, and it imports the reader of YAML
+
     synonym = SYNONYMS.get(key)
     if synonym is not None:
         synonym, equals, meant = synonym.partition("=")

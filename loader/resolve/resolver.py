@@ -111,7 +111,7 @@ def _recipe_of_task(key: str, stack: list[Node], problems: Problems) -> list[Nod
     """Return the layers of a training file that the task's file names, if any.
 
     Args:
-        key: `training`, the recipe if no training file is named, or `defaults`, what a training file leaves out whose
+        key: `training`, the recipe if no training file is named, or `defaults`, the defaults of a training file whose
             keys imply the task.
     """
     task = _task_and_model_layers(stack, [], Problems(), kinds=(("task", "task_name"),))

@@ -161,7 +161,7 @@ def _exists(path: str) -> bool:
 # Keys of a task file alone, which name a training file.
 TASK_KEYS = {
     "training": "The recipe if no training file is named.",
-    "defaults": "The recipe with what a training file leaves out whose keys imply this task.",
+    "defaults": "The defaults of a training file whose keys imply this task.",
 }
 # Kinds of file, and the top-level keys each may hold. A training file may hold any of them.
 FILE_SECTIONS = {"task": ("dataset", "env", "model", "loss", *TASK_KEYS), "model": ("model",)}

@@ -191,7 +191,9 @@ class LoraPlan:
                 "available; pissa and olora begin from the weights alone"
             )
         if first.startswith(RANDOM_PISSA):
-            self.lines.append(f"init_lora_weights: {first}: PEFT alone draws anew; for others export with --merge")
+            self.lines.append(
+                f"init_lora_weights: {first}: PEFT without Keel loads another adapter; for others export with --merge"
+            )
         reads_text = "input_ids" in inspect.signature(self.model.forward).parameters
         if task_type != "FEATURE_EXTRACTION" and not reads_text:
             self.lines.append(f"lora_task_type: {task_type} has no effect: the model reads no input_ids")
@@ -278,7 +280,7 @@ def wrap(model: nn.Module, config: LoraConfig, place: str) -> Adapter:
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             if not str(config.init_lora_weights).startswith(RANDOM_PISSA):
                 return Adapter(model, config)
-            # It also subtracts what it finds from the base weights: a model that is loaded must find the same.
+            # The first adapter is subtracted from the base weights: loading the model must draw the same one.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 return Adapter(model, config)

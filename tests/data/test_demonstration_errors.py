@@ -20,7 +20,7 @@ def refusal(tmp_path, process=None, **config) -> str:
 
 def test_paths(tmp_path):
     assert "dataset.path is not set" in refusal(tmp_path, path=None)
-    assert "act does not exist" in refusal(tmp_path)
+    assert "act does not exist; correct the path, or record" in refusal(tmp_path)
     assert not (tmp_path / "act").exists(), "a mistyped path is never created"
     (tmp_path / "act").mkdir()
     assert "holds no episode" in refusal(tmp_path)

@@ -86,7 +86,7 @@ HALVES = [0.5, 0.5]
                 "sampling_probs_final": HALVES,
                 "sampling_transition": "exponential",
             },
-            "[1, 0] holds a 0, which has no factor",
+            "[1, 0] holds a 0, which no factor leads from or to",
         ),
         (
             {**TWO, "sampling_probs": HALVES, "sampling_probs_final": HALVES, "interleave": True},
@@ -94,7 +94,7 @@ HALVES = [0.5, 0.5]
         ),
         (
             {**TWO, "path": ["a", "b", "c"], "interleave": True, "sampling_probs": [0.12345, 0.23456, 0.64199]},
-            "[0.12345, 0.23456, 0.64199] make no pattern of up to 10,000 batches",
+            "[0.12345, 0.23456, 0.64199] make no pattern of at most 10,000 batches",
         ),
     ],
 )
@@ -130,8 +130,8 @@ def test_settings_of_the_run_that_a_mixture_cannot_have(tmp_path):
     def message(config=None, **run):
         return refusal(tmp_path, run=text_run(tmp_path / "cache", **run), **base, **config or {})
 
-    assert "tune_batch_size changes" in message(tune_batch_size=True)
-    assert "shuffle: false reads in stored order" in message(shuffle=False)
+    assert "tune_batch_size changes which data set" in message(tune_batch_size=True)
+    assert "shuffle: false reads the data in stored order" in message(shuffle=False)
     assert "limit_train_batches: 0.5 leaves out" in message(moving, limit_train_batches=0.5)
     assert "limit_train_batches: 1 leaves out" in message({"interleave": True}, limit_train_batches=1)
     assert "num_train_epochs: -1 has none; set --max_steps" in message(moving, max_steps=-1, num_train_epochs=-1)
@@ -191,7 +191,7 @@ def test_all_problems_are_listed(tmp_path):
         (False, 0, None, "val.bin is empty; prepare"),
         (False, 399, None, "val.bin has 399 bytes, but that is no whole number of uint16 tokens"),
         (False, 398, 70_000, "val.bin has 398 bytes, but that is no whole number of uint32 tokens"),
-        (True, 398, None, "says 200 uint16"),
+        (True, 398, None, "says 200 uint16; it is cut off"),
     ],
 )
 def test_files_that_are_missing_empty_or_cut_off(tmp_path, meta, size, vocab_size, words):
@@ -332,18 +332,18 @@ def test_no_meta_means_gpt2_or_vocab_size(tmp_path):
     assert "no meta.json, taken to be GPT-2's tokens" in bundle.summary[1]
     tokens[77] = 50257
     write_split(folder / "train.bin", tokens)
-    assert "is 50,257, not an id of the vocabulary of 50,257 (GPT-2" in refusal(tmp_path)
-    assert "dataset.vocab_size" in refusal(tmp_path)
+    assert "is 50,257, not an id of the vocabulary of 50,257 (GPT-2's" in refusal(tmp_path)
+    assert "set dataset.vocab_size" in refusal(tmp_path)
     bundle = build(Config(str(folder), block_size=16, vocab_size=50300), text_run(tmp_path / "cache"))
     assert bundle.dims["vocab_size"] == 50300 and "vocabulary 50,300" in bundle.summary[0]
-    assert "vocabulary of 50,000 (dataset.vocab_size); correct" in refusal(tmp_path, vocab_size=50_000)
+    assert "vocabulary of 50,000 (dataset.vocab_size); raise it" in refusal(tmp_path, vocab_size=50_000)
     write_text_folder(tmp_path / "a", counting(500, 60))
     assert "dataset.vocab_size 65 has no effect:" in refusal(tmp_path, vocab_size=65)
 
 
 def test_wide_tokens_without_a_meta_are_noticed(tmp_path):
     write_text_folder(tmp_path / "a", counting(500), dtype="uint32", meta=False)
-    assert "every second uint16 is 0, so tokens are uint32" in refusal(tmp_path)
+    assert "every second uint16 is 0, so its tokens are uint32" in refusal(tmp_path)
 
 
 def test_what_was_looked_at_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
@@ -410,7 +410,7 @@ def test_data_sets_with_one_embedding_need_one_tokenizer(tmp_path):
         return {"path": paths, "mode": "multidataset", "block_size": 16, **config}
 
     larger = refusal(tmp_path, **both({"vocab_size": 4, "symbols": {"x": 0}}))
-    assert "have vocabularies of 3 and 4 tokens; prepare both with --tokenizer" in larger
+    assert "have vocabularies of 3 and 4 tokens; prepare both with one tokenizer (--tokenizer" in larger
     assert "set dataset.separate_embeddings (--multidataset_wte) true" in larger
     other = both({"symbols": {"x": 0, "z": 1, "y": 2}})
     assert "have different tokenizers (or no tokenizer.json to compare), though both of 3 tokens" in refusal(
@@ -445,7 +445,7 @@ def test_contexts_need_equal_lengths(tmp_path):
     config = Config([str(tmp_path / "a"), str(tmp_path / "b")], mode="multicontext", block_size=16)
     problems = check(config, text_run(tmp_path / "cache"))
     assert len(problems) == 2
-    assert "aligned streams" in problems[0] and "hold 500 and 501 tokens" in problems[0]
+    assert "position-aligned streams" in problems[0] and "hold 500 and 501 tokens" in problems[0]
     assert "hold 200 and 199 tokens" in problems[1]
 
 

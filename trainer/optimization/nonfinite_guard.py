@@ -148,6 +148,7 @@ class NonfiniteGuard:
         is_clipped = norm > self.clip_threshold
         self.clipped = self.clipped + (is_clipped.long() if isinstance(is_clipped, torch.Tensor) else is_clipped)
         batches, self.batches = self.batches, []
+        # A loss times 0 is 0, or NaN if the loss is not finite: the sum is finite only if the norm and all losses are.
         decisive = sum((batch.loss.sum() * 0 for batch in batches if self.is_alone), start=norm)
         inner = getattr(optimizer, "optimizer", optimizer)
         scaled = getattr(optimizer, "scaler", None) is not None
